@@ -1,0 +1,133 @@
+from dst_grpc._gen.dst.v1 import component_pb2 as _component_pb2
+from dst_grpc._gen.dst.v1 import context_pb2 as _context_pb2
+from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
+from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ModelDimensions(_message.Message):
+    __slots__ = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "vocab_size", "context_window")
+    N_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    D_MODEL_FIELD_NUMBER: _ClassVar[int]
+    N_HEADS_FIELD_NUMBER: _ClassVar[int]
+    N_KEY_VALUE_HEADS_FIELD_NUMBER: _ClassVar[int]
+    D_HEAD_FIELD_NUMBER: _ClassVar[int]
+    D_MLP_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    context_window: int
+    def __init__(self, n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_key_value_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_window: _Optional[int] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    handle: str
+    family: str
+    dimensions: ModelDimensions
+    element_type: _tensor_pb2.TensorElementType
+    device: str
+    digest: str
+    parameter_bytes: int
+    source: str
+    is_default: bool
+    state: _context_pb2.ContextState
+    autoencoders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LayerCheck(_message.Message):
+    __slots__ = ("layer_index", "l0", "fraction_of_variance_unexplained", "dead_latents")
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    L0_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_OF_VARIANCE_UNEXPLAINED_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    layer_index: int
+    l0: float
+    fraction_of_variance_unexplained: float
+    dead_latents: int
+    def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ...) -> None: ...
+
+class AutoencoderInfo(_message.Message):
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DST_FIELD_NUMBER: _ClassVar[int]
+    NODE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDICES_FIELD_NUMBER: _ClassVar[int]
+    N_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    CAN_BE_SPLICED_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    handle: str
+    model: str
+    dst: _derived_scalar_type_pb2.DerivedScalarType
+    node_type: _component_pb2.NodeType
+    layer_indices: _containers.RepeatedScalarFieldContainer[int]
+    n_latents: int
+    activation: str
+    can_be_spliced: bool
+    parameter_bytes: int
+    digest: str
+    state: _context_pb2.ContextState
+    declared: _containers.RepeatedCompositeFieldContainer[LayerCheck]
+    measured: _containers.RepeatedCompositeFieldContainer[LayerCheck]
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ...) -> None: ...
+
+class DerivedScalarTypeInfo(_message.Message):
+    __slots__ = ("dst", "name", "dimensions", "is_flattened", "node_type", "has_no_layers", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
+    DST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    IS_FLATTENED_FIELD_NUMBER: _ClassVar[int]
+    NODE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    HAS_NO_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_GRAD_FOR_FORWARD_PASS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_DERIVE_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    YIELDS_BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_AUTOENCODER_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    FORMULA_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    dst: _derived_scalar_type_pb2.DerivedScalarType
+    name: str
+    dimensions: _containers.RepeatedScalarFieldContainer[_component_pb2.Dimension]
+    is_flattened: bool
+    node_type: _component_pb2.NodeType
+    has_no_layers: bool
+    requires_grad_for_forward_pass: bool
+    accepts_derive_gradients: bool
+    yields_backward: bool
+    needs_autoencoder: _component_pb2.NodeType
+    needs_fields: _containers.RepeatedScalarFieldContainer[str]
+    formula: str
+    note: str
+    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., name: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_component_pb2.Dimension, str]]] = ..., is_flattened: bool = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., has_no_layers: bool = ..., requires_grad_for_forward_pass: bool = ..., accepts_derive_gradients: bool = ..., yields_backward: bool = ..., needs_autoencoder: _Optional[_Union[_component_pb2.NodeType, str]] = ..., needs_fields: _Optional[_Iterable[str]] = ..., formula: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...

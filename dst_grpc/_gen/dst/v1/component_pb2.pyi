@@ -1,0 +1,171 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Dimension(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DIMENSION_UNSPECIFIED: _ClassVar[Dimension]
+    DIMENSION_SEQUENCE_TOKENS: _ClassVar[Dimension]
+    DIMENSION_ATTENDED_TO_SEQUENCE_TOKENS: _ClassVar[Dimension]
+    DIMENSION_MAX_CONTEXT_LENGTH: _ClassVar[Dimension]
+    DIMENSION_RESIDUAL_STREAM_CHANNELS: _ClassVar[Dimension]
+    DIMENSION_VOCAB_SIZE: _ClassVar[Dimension]
+    DIMENSION_ATTN_HEADS: _ClassVar[Dimension]
+    DIMENSION_QUERY_AND_KEY_CHANNELS: _ClassVar[Dimension]
+    DIMENSION_VALUE_CHANNELS: _ClassVar[Dimension]
+    DIMENSION_MLP_ACTS: _ClassVar[Dimension]
+    DIMENSION_LAYERS: _ClassVar[Dimension]
+    DIMENSION_SINGLETON: _ClassVar[Dimension]
+    DIMENSION_AUTOENCODER_LATENTS: _ClassVar[Dimension]
+    DIMENSION_AUTOENCODER_LATENTS_BY_TOKEN_PAIR: _ClassVar[Dimension]
+
+class PassType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PASS_TYPE_UNSPECIFIED: _ClassVar[PassType]
+    PASS_TYPE_FORWARD: _ClassVar[PassType]
+    PASS_TYPE_BACKWARD: _ClassVar[PassType]
+
+class NodeType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_TYPE_UNSPECIFIED: _ClassVar[NodeType]
+    NODE_TYPE_ATTENTION_HEAD: _ClassVar[NodeType]
+    NODE_TYPE_QK_CHANNEL: _ClassVar[NodeType]
+    NODE_TYPE_V_CHANNEL: _ClassVar[NodeType]
+    NODE_TYPE_MLP_NEURON: _ClassVar[NodeType]
+    NODE_TYPE_AUTOENCODER_LATENT: _ClassVar[NodeType]
+    NODE_TYPE_MLP_AUTOENCODER_LATENT: _ClassVar[NodeType]
+    NODE_TYPE_ATTENTION_AUTOENCODER_LATENT: _ClassVar[NodeType]
+    NODE_TYPE_AUTOENCODER_LATENT_BY_TOKEN_PAIR: _ClassVar[NodeType]
+    NODE_TYPE_LAYER: _ClassVar[NodeType]
+    NODE_TYPE_RESIDUAL_STREAM_CHANNEL: _ClassVar[NodeType]
+    NODE_TYPE_VOCAB_TOKEN: _ClassVar[NodeType]
+
+class AttentionTraceType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTENTION_TRACE_TYPE_UNSPECIFIED: _ClassVar[AttentionTraceType]
+    ATTENTION_TRACE_TYPE_Q: _ClassVar[AttentionTraceType]
+    ATTENTION_TRACE_TYPE_K: _ClassVar[AttentionTraceType]
+    ATTENTION_TRACE_TYPE_QK: _ClassVar[AttentionTraceType]
+    ATTENTION_TRACE_TYPE_V: _ClassVar[AttentionTraceType]
+
+class PreOrPostAct(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRE_OR_POST_ACT_UNSPECIFIED: _ClassVar[PreOrPostAct]
+    PRE_OR_POST_ACT_PRE: _ClassVar[PreOrPostAct]
+    PRE_OR_POST_ACT_POST: _ClassVar[PreOrPostAct]
+
+class InferenceEngineType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INFERENCE_ENGINE_TYPE_UNSPECIFIED: _ClassVar[InferenceEngineType]
+    INFERENCE_ENGINE_TYPE_STANDARD: _ClassVar[InferenceEngineType]
+
+class LossFnName(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOSS_FN_NAME_UNSPECIFIED: _ClassVar[LossFnName]
+    LOSS_FN_NAME_LOGIT_DIFF: _ClassVar[LossFnName]
+    LOSS_FN_NAME_LOGIT_MINUS_MEAN: _ClassVar[LossFnName]
+    LOSS_FN_NAME_PROBS: _ClassVar[LossFnName]
+    LOSS_FN_NAME_ZERO: _ClassVar[LossFnName]
+
+class ActivationLocationType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTIVATION_LOCATION_TYPE_UNSPECIFIED: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_EMBEDDING: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_DELTA_ATTN: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_DELTA_MLP: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_MLP: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_MLP_LAYER_NORM: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN_LAYER_NORM: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_POST_FINAL_LAYER_NORM: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_MLP_INPUT_LAYER_NORM_SCALE: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_INPUT_LAYER_NORM_SCALE: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_RESID_FINAL_LAYER_NORM_SCALE: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_QUERY: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_KEY: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_VALUE: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ATTN_WEIGHTED_SUM_OF_VALUES: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_MLP_PRE_ACT: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_MLP_POST_ACT: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_LOGITS: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_LATENT: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_LATENT: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_LATENT: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_ERROR: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: _ClassVar[ActivationLocationType]
+    ACTIVATION_LOCATION_TYPE_ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: _ClassVar[ActivationLocationType]
+DIMENSION_UNSPECIFIED: Dimension
+DIMENSION_SEQUENCE_TOKENS: Dimension
+DIMENSION_ATTENDED_TO_SEQUENCE_TOKENS: Dimension
+DIMENSION_MAX_CONTEXT_LENGTH: Dimension
+DIMENSION_RESIDUAL_STREAM_CHANNELS: Dimension
+DIMENSION_VOCAB_SIZE: Dimension
+DIMENSION_ATTN_HEADS: Dimension
+DIMENSION_QUERY_AND_KEY_CHANNELS: Dimension
+DIMENSION_VALUE_CHANNELS: Dimension
+DIMENSION_MLP_ACTS: Dimension
+DIMENSION_LAYERS: Dimension
+DIMENSION_SINGLETON: Dimension
+DIMENSION_AUTOENCODER_LATENTS: Dimension
+DIMENSION_AUTOENCODER_LATENTS_BY_TOKEN_PAIR: Dimension
+PASS_TYPE_UNSPECIFIED: PassType
+PASS_TYPE_FORWARD: PassType
+PASS_TYPE_BACKWARD: PassType
+NODE_TYPE_UNSPECIFIED: NodeType
+NODE_TYPE_ATTENTION_HEAD: NodeType
+NODE_TYPE_QK_CHANNEL: NodeType
+NODE_TYPE_V_CHANNEL: NodeType
+NODE_TYPE_MLP_NEURON: NodeType
+NODE_TYPE_AUTOENCODER_LATENT: NodeType
+NODE_TYPE_MLP_AUTOENCODER_LATENT: NodeType
+NODE_TYPE_ATTENTION_AUTOENCODER_LATENT: NodeType
+NODE_TYPE_AUTOENCODER_LATENT_BY_TOKEN_PAIR: NodeType
+NODE_TYPE_LAYER: NodeType
+NODE_TYPE_RESIDUAL_STREAM_CHANNEL: NodeType
+NODE_TYPE_VOCAB_TOKEN: NodeType
+ATTENTION_TRACE_TYPE_UNSPECIFIED: AttentionTraceType
+ATTENTION_TRACE_TYPE_Q: AttentionTraceType
+ATTENTION_TRACE_TYPE_K: AttentionTraceType
+ATTENTION_TRACE_TYPE_QK: AttentionTraceType
+ATTENTION_TRACE_TYPE_V: AttentionTraceType
+PRE_OR_POST_ACT_UNSPECIFIED: PreOrPostAct
+PRE_OR_POST_ACT_PRE: PreOrPostAct
+PRE_OR_POST_ACT_POST: PreOrPostAct
+INFERENCE_ENGINE_TYPE_UNSPECIFIED: InferenceEngineType
+INFERENCE_ENGINE_TYPE_STANDARD: InferenceEngineType
+LOSS_FN_NAME_UNSPECIFIED: LossFnName
+LOSS_FN_NAME_LOGIT_DIFF: LossFnName
+LOSS_FN_NAME_LOGIT_MINUS_MEAN: LossFnName
+LOSS_FN_NAME_PROBS: LossFnName
+LOSS_FN_NAME_ZERO: LossFnName
+ACTIVATION_LOCATION_TYPE_UNSPECIFIED: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_EMBEDDING: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_DELTA_ATTN: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_DELTA_MLP: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_MLP: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_MLP_LAYER_NORM: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_ATTN_LAYER_NORM: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_POST_FINAL_LAYER_NORM: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_MLP_INPUT_LAYER_NORM_SCALE: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_INPUT_LAYER_NORM_SCALE: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_RESID_FINAL_LAYER_NORM_SCALE: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_QUERY: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_KEY: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_VALUE: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_QK_LOGITS: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ATTN_WEIGHTED_SUM_OF_VALUES: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_MLP_PRE_ACT: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_MLP_POST_ACT: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_LOGITS: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_AUTOENCODER_LATENT: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_LATENT: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_ATTENTION_AUTOENCODER_LATENT: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_MLP_AUTOENCODER_ERROR: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: ActivationLocationType
+ACTIVATION_LOCATION_TYPE_ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: ActivationLocationType
