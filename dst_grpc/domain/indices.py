@@ -1,0 +1,202 @@
+"""Indices: which entries of which tensor. Frozen, hashable, free of any model.
+
+In every index `tensor_indices` follows the axes of the tensor it points into; None selects the whole axis, and
+omitted trailing axes are whole too. The reference's `"All"` is our None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import InvalidRequest, Violations
+
+TensorIndices = tuple[int | None, ...]
+"""One entry per axis: a position from 0, or None for the whole axis."""
+
+MAX_INDEX = 2**32 - 1
+"""Largest index that travels (uint32)."""
+
+QKV_LOCATIONS = frozenset(
+    {ActivationLocationType.ATTN_QUERY, ActivationLocationType.ATTN_KEY, ActivationLocationType.ATTN_VALUE}
+)
+
+_REFERENCE_RANK = {
+    NodeType.ATTENTION_HEAD: 3,
+    NodeType.MLP_NEURON: 2,
+    NodeType.AUTOENCODER_LATENT: 2,
+    NodeType.MLP_AUTOENCODER_LATENT: 2,
+    NodeType.ATTENTION_AUTOENCODER_LATENT: 2,
+    NodeType.RESIDUAL_STREAM_CHANNEL: 2,
+}
+
+
+def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:
+    """Note what is wrong with an index's numbers; *rank* None means that the rank is not known."""
+    for i, index in enumerate(indices):
+        if index is not None and not 0 <= index <= MAX_INDEX:
+            problems.add(f"tensor_indices[{i}]", f"must be between 0 and {MAX_INDEX}, not {index}")
+    if layer_index is not None and not 0 <= layer_index <= MAX_INDEX:
+        problems.add("layer_index", f"must be between 0 and {MAX_INDEX}, not {layer_index}")
+    if rank is not None and len(indices) > rank:
+        problems.add("tensor_indices", f"has {len(indices)} entries, but the tensor has only {rank} axes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIndex:
+    """A node, or several: an attention head at (t, u, h), a neuron at (t, n), a latent at (t, j), ..."""
+
+    node_type: NodeType
+    """What kind of node."""
+    tensor_indices: TensorIndices = ()
+    """Position along each axis of the node's reference tensor; None selects all."""
+    layer_index: int | None = None
+    """Layer from 0; None for a node outside any layer."""
+    pass_type: PassType = PassType.FORWARD
+    """Value, or gradient."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        check_indices(problems, self.tensor_indices, self.layer_index, _REFERENCE_RANK.get(self.node_type))
+        problems.raise_if_any()
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes left open, never negative (rule 16); raises InvalidRequest for a type without a tensor."""
+        rank = _REFERENCE_RANK.get(self.node_type)
+        if rank is None:
+            raise InvalidRequest.of("node_type", f"{self.node_type} has no reference tensor to count the axes of")
+        return rank - sum(index is not None for index in self.tensor_indices)
+
+    def to_subnode_index(self, q_k_or_v: ActivationLocationType) -> AttnSubNodeIndex:
+        """This head's query, key or value (rule 13: attention heads only, else InvalidRequest)."""
+        return AttnSubNodeIndex(
+            node_type=self.node_type,
+            tensor_indices=self.tensor_indices,
+            layer_index=self.layer_index,
+            pass_type=self.pass_type,
+            q_k_or_v=q_k_or_v,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttnSubNodeIndex(NodeIndex):
+    """The query, key or value of an attention head."""
+
+    q_k_or_v: ActivationLocationType
+    """ATTN_QUERY, ATTN_KEY or ATTN_VALUE."""
+
+    def __post_init__(self) -> None:
+        """Check rule 11 besides the numbers."""
+        problems = Violations()
+        check_indices(problems, self.tensor_indices, self.layer_index, _REFERENCE_RANK.get(self.node_type))
+        problems.check(
+            self.node_type is NodeType.ATTENTION_HEAD,
+            "node_type",
+            f"only an attention_head has a query, key or value, not {self.node_type}",
+        )
+        problems.check(
+            self.q_k_or_v in QKV_LOCATIONS, "q_k_or_v", f"must be attn.q, attn.k or attn.v, not {self.q_k_or_v}"
+        )
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationIndex:
+    """Entries of a tapped tensor."""
+
+    activation_location_type: ActivationLocationType
+    """Which tap."""
+    tensor_indices: TensorIndices = ()
+    """Position along each axis of the tap; None selects all."""
+    layer_index: int | None = None
+    """Layer from 0; None for a tap outside any layer."""
+    pass_type: PassType = PassType.FORWARD
+    """Value, or gradient."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers and rule 14; raises InvalidRequest."""
+        problems = Violations()
+        rank = len(self.activation_location_type.dimensions)
+        check_indices(problems, self.tensor_indices, self.layer_index, rank)
+        problems.raise_if_any()
+
+    @classmethod
+    def from_node_index(cls, node_index: NodeIndex, location: ActivationLocationType) -> ActivationIndex:
+        """The same entries at *location* (rule 15: the node types must be equal, else InvalidRequest)."""
+        _same_node_type(node_index.node_type, location.node_type, location.value)
+        return cls(
+            activation_location_type=location,
+            tensor_indices=node_index.tensor_indices,
+            layer_index=node_index.layer_index,
+            pass_type=node_index.pass_type,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttnSubActivationIndex(ActivationIndex):
+    """Entries of an attention tap as reached through the query or the key."""
+
+    q_or_k: ActivationLocationType
+    """ATTN_QUERY or ATTN_KEY."""
+
+    def __post_init__(self) -> None:
+        """Check rule 12 besides the numbers."""
+        problems = Violations()
+        location = self.activation_location_type
+        check_indices(problems, self.tensor_indices, self.layer_index, len(location.dimensions))
+        problems.check(
+            location.node_type is NodeType.ATTENTION_HEAD,
+            "activation_location_type",
+            f"only a tap of attention heads is reached through a query or key, not {location}",
+        )
+        problems.check(
+            self.q_or_k in {ActivationLocationType.ATTN_QUERY, ActivationLocationType.ATTN_KEY},
+            "q_or_k",
+            f"must be attn.q or attn.k, not {self.q_or_k}",
+        )
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedScalarIndex:
+    """Entries of a derived scalar."""
+
+    dst: DerivedScalarType
+    """Which derived scalar."""
+    tensor_indices: TensorIndices = ()
+    """Position along each of its axes; None selects all."""
+    layer_index: int | None = None
+    """Layer from 0; None for a type outside any layer."""
+    pass_type: PassType = PassType.FORWARD
+    """Value, or gradient."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers and rule 14; raises InvalidRequest."""
+        problems = Violations()
+        check_indices(problems, self.tensor_indices, self.layer_index, len(FACTS[self.dst].dimensions))
+        problems.raise_if_any()
+
+    @classmethod
+    def from_node_index(cls, node_index: NodeIndex, dst: DerivedScalarType) -> DerivedScalarIndex:
+        """The same entries of *dst* (rule 15: the node types must be equal, else InvalidRequest)."""
+        _same_node_type(node_index.node_type, FACTS[dst].node_type, dst.value)
+        return cls(
+            dst=dst,
+            tensor_indices=node_index.tensor_indices,
+            layer_index=node_index.layer_index,
+            pass_type=node_index.pass_type,
+        )
+
+    def with_pass_type(self, pass_type: PassType) -> DerivedScalarIndex:
+        """The same entries of the other pass."""
+        return replace(self, pass_type=pass_type)
+
+
+def _same_node_type(given: NodeType, wanted: NodeType, name: str) -> None:
+    if given is not wanted:
+        raise InvalidRequest.of("node_type", f"{name} has nodes of type {wanted}, not {given}")

@@ -1,0 +1,124 @@
+"""What a client asks for: one prompt, one origin, and any number of derived scalars of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dst_grpc.domain.components import TensorElementType, TensorEncoding
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.errors import InvalidRequest, Violations
+
+FLOAT_ELEMENT_TYPES = (TensorElementType.FLOAT32, TensorElementType.FLOAT16, TensorElementType.BFLOAT16)
+MAX_REQUEST_ID_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A text, encoded as it is (no begin token is added), or its token ids."""
+
+    text: str | None = None
+    """The text; None if token ids are given."""
+    token_ids: tuple[int, ...] | None = None
+    """The token ids; None if a text is given."""
+
+    def __post_init__(self) -> None:
+        """Check that exactly one form is given and not empty; raises InvalidRequest."""
+        problems = Violations()
+        if (self.text is None) == (self.token_ids is None):
+            problems.add("", "give exactly one of text and token_ids")
+        problems.check(self.text != "", "text", "must not be empty")
+        problems.check(self.token_ids != (), "token_ids", "must not be empty")
+        for i, token in enumerate(self.token_ids or ()):
+            problems.check(0 <= token <= MAX_INDEX, f"token_ids[{i}]", f"must be between 0 and {MAX_INDEX}")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedScalarSpec:
+    """One derived scalar of a request."""
+
+    dst: DerivedScalarType
+    """Which type."""
+    config: DstConfig | None = None
+    """How to compute it; None = the request's shared config."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeriveRequest:
+    """One prompt, one origin, its ablations, and the derived scalars wanted of that run."""
+
+    prompt: Prompt | None
+    """The prompt; None only in a request to resolve, which then plans for a full context window."""
+    derived_scalars: tuple[DerivedScalarSpec, ...] = ()
+    """What to derive; may be empty if only the loss or the traced value is wanted."""
+    request_id: str = ""
+    """The client's own id, carried by every answer; must differ among the requests in flight on one stream."""
+    model: str | None = None
+    """Name or handle of the model; None = the config's, else the server's default."""
+    loss_fn_config: LossFnConfig | None = None
+    """The origin of the backward pass, unless a trace is given; beside a V trace the loss that it reads."""
+    trace_config: TraceConfig | None = None
+    """The origin of the backward pass."""
+    ablation_specs: tuple[AblationSpec, ...] = ()
+    """What to overwrite, in order."""
+    autoencoders: tuple[str, ...] = ()
+    """Names or handles of autoencoders to splice into the run; configs without any of their own use them too."""
+    config: DstConfig = field(default_factory=DstConfig)
+    """Shared config of the derived scalars without one of their own."""
+    element_type: TensorElementType = TensorElementType.FLOAT32
+    """Element type on the wire: float32, float16 or bfloat16."""
+    encoding: TensorEncoding = TensorEncoding.DENSE
+    """Whether latents travel whole or sparse."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        problems.check(
+            len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS,
+            "request_id",
+            f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
+        )
+        named = [("model", self.model)] if self.model is not None else []
+        named += [(f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)]
+        for path, name in named:
+            try:
+                ContextRef.parse(name)
+            except InvalidRequest as error:
+                problems.extend(error, path)
+        if len(set(self.autoencoders)) < len(self.autoencoders):
+            problems.add("autoencoders", "names an autoencoder twice")
+        if self.trace_config is not None:
+            try:
+                self.trace_config.check_can_run()
+            except InvalidRequest as error:
+                problems.extend(error, "trace_config")
+        problems.check(
+            self.element_type in FLOAT_ELEMENT_TYPES,
+            "element_type",
+            f"must be float32, float16 or bfloat16, not {self.element_type}",
+        )
+        problems.raise_if_any()
+
+    @property
+    def has_origin(self) -> bool:
+        """Whether a backward pass can start from this request."""
+        return self.loss_fn_config is not None or self.trace_config is not None
+
+    def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
+        """The config that *spec* is computed with, before resolution."""
+        return spec.config if spec.config is not None else self.config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveRequest:
+    """A request to be checked, completed and costed, and not run."""
+
+    request: DeriveRequest
+    """What would be derived."""
+    load: bool = False
+    """Whether to load the contexts that it needs."""

@@ -1,0 +1,214 @@
+"""What the server says about a request before running it, and about what it can load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dst_grpc.domain.components import NodeType, PassType, TensorElementType
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.results import Axis
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.errors import DstError
+
+
+class ContextState(StrEnum):
+    """Life of a context in the cache."""
+
+    START = "start"
+    LOADING = "loading"
+    AVAILABLE = "available"
+    UNLOADING = "unloading"
+    END = "end"
+
+
+class ContextKind(StrEnum):
+    """What a context holds."""
+
+    MODEL = "model"
+    AUTOENCODER = "autoencoder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDimensions:
+    """Sizes of a model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    d_mlp: int
+    vocab_size: int
+    """Tokens the tokenizer and the embedding know."""
+    context_window: int
+    """Longest prompt, in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCheck:
+    """An autoencoder's figures at one layer: those declared with it, or those measured at load."""
+
+    layer_index: int
+    """Layer."""
+    l0: float
+    """Mean number of latents active at a token."""
+    fraction_of_variance_unexplained: float
+    """Mean squared error over variance; 0 is perfect."""
+    dead_latents: int | None = None
+    """Latents never active on the data of the measurement; None if not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the catalogue says of a model."""
+
+    name: str
+    handle: str
+    """Empty if its files have not been read yet."""
+    family: str
+    dimensions: ModelDimensions
+    element_type: TensorElementType
+    device: str
+    digest: str
+    """SHA-256 of the files; empty if not known yet."""
+    parameter_bytes: int
+    """Bytes that loading it takes."""
+    source: str
+    """Where it comes from, for humans: "embedded", "folder", ..."""
+    is_default: bool
+    """Whether a request without a model gets this one."""
+    state: ContextState
+    """Whether it is loaded."""
+    autoencoders: tuple[str, ...]
+    """Names of the autoencoder sets for this model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderInfo:
+    """What the catalogue says of an autoencoder set."""
+
+    name: str
+    handle: str
+    model: str
+    """Name of the model it belongs to."""
+    dst: DerivedScalarType
+    """What it reads."""
+    node_type: NodeType
+    """Type of its latents."""
+    layer_indices: tuple[int, ...]
+    """Layers it covers."""
+    n_latents: int
+    """Latents at each layer."""
+    activation: str
+    """relu, topk or identity."""
+    can_be_spliced: bool
+    """Whether it can be put into a run, rather than only read recorded taps."""
+    parameter_bytes: int
+    digest: str
+    state: ContextState
+    declared: tuple[LayerCheck, ...] = ()
+    """Figures that came with it."""
+    measured: tuple[LayerCheck, ...] = ()
+    """Figures measured when it was loaded; empty before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapUse:
+    """A tap that a request makes the run record."""
+
+    location: ActivationLocationType
+    pass_type: PassType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarResolution:
+    """What deriving one type will take and give."""
+
+    dst: DerivedScalarType
+    config: DstConfig
+    """The canonical config it will be computed with."""
+    requires_grad: bool
+    """Whether it needs the backward pass."""
+    taps: tuple[TapUse, ...]
+    """What it reads."""
+    pass_types: tuple[PassType, ...]
+    """What it yields."""
+    layer_indices: tuple[int, ...]
+    """Layers of the result; empty for what exists once per model."""
+    axes: tuple[Axis, ...]
+    """Axes of one layer's tensor."""
+    output_bytes: int
+    """Bytes of all its tensors together, dense."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostEstimate:
+    """What a request is expected to cost. Estimates, not promises."""
+
+    sequence_tokens: int
+    """Tokens planned for."""
+    forward_passes: int
+    backward_passes: int
+    floating_point_operations: int
+    """Multiplications and additions of the passes and the derivation."""
+    peak_bytes: int
+    """Device memory beyond the weights."""
+    output_bytes: int
+    """Bytes of tensors to send."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """A request, checked and completed."""
+
+    config: DstConfig
+    """The shared config with every context filled in."""
+    device: str
+    model: ModelInfo
+    autoencoders: tuple[AutoencoderInfo, ...]
+    """Sets in use, at most one per node type."""
+    scalars: tuple[ScalarResolution, ...]
+    """One per derived scalar of the request, in order."""
+    cost: CostEstimate
+    contexts: tuple[ContextStatus, ...] = ()
+    """State of every context that the request needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """A request is well formed."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress:
+    """How far the load of a context is."""
+
+    context: str
+    """Handle, or the name if the handle is not known yet."""
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextStatus:
+    """A context in the cache, as operators see it."""
+
+    handle: str
+    kind: ContextKind
+    state: ContextState
+    bytes_total: int
+    """Bytes it takes, or will take."""
+    bytes_loaded: int
+    """Bytes read so far."""
+    device: str
+    pins: int
+    """Requests using it now."""
+    hits: int
+    """Times it was wanted and there."""
+    last_used_seconds_ago: float
+    error: DstError | None = None
+    """Why it ended, in END; None unless loading failed."""

@@ -1,0 +1,179 @@
+"""What a run answers: a header, tensors, a trailer. Plain values; the tensors are numpy arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
+from dst_grpc.domain.scalar_types import DerivedScalarType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a tensor."""
+
+    dimension: Dimension
+    """What it runs over."""
+    size: int
+    """How many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Everything about a tensor but its elements."""
+
+    tensor_id: int
+    """Number of the tensor within its answer, from 0."""
+    dst: DerivedScalarType
+    """The derived scalar it holds."""
+    pass_type: PassType
+    """Which pass of it."""
+    layer_index: int | None
+    """Which layer of it; None for what exists once per model."""
+    axes: tuple[Axis, ...]
+    """Axes, outermost first."""
+    element_type: TensorElementType = TensorElementType.FLOAT32
+    """Type of the elements (of the values, if sparse)."""
+    encoding: TensorEncoding = TensorEncoding.DENSE
+    """Whether the bytes hold every element or the nonzero ones."""
+    nonzero_count: int | None = None
+    """Number of entries of a sparse tensor; None if dense."""
+    spec_index: int = 0
+    """Position, in the request, of the derived scalar that asked for it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def byte_length(self) -> int:
+        """Bytes on the wire: dense elements, or values followed by uint32 coordinates [nnz, rank]."""
+        if self.nonzero_count is None:
+            return math.prod(self.shape) * self.element_type.byte_width
+        return self.nonzero_count * (self.element_type.byte_width + 4 * len(self.axes))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseTensor:
+    """A tensor with its elements."""
+
+    info: TensorInfo
+    """What it is."""
+    values: np.ndarray[Any, Any]
+    """The elements, in the shape of the axes; for bfloat16 the raw bits as uint16."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseTensor:
+    """A tensor as its nonzero entries, ascending in coordinates, without duplicates."""
+
+    info: TensorInfo
+    """What it is; its axes are those of the full tensor."""
+    values: np.ndarray[Any, Any]
+    """Values [nnz]."""
+    coordinates: np.ndarray[Any, Any]
+    """Positions [nnz, rank], uint32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHeader:
+    """The first thing of an answer: what will follow."""
+
+    model: str
+    """Handle of the model that ran."""
+    token_ids: tuple[int, ...]
+    """The prompt."""
+    token_strings: tuple[str, ...]
+    """Each token decoded alone."""
+    tensors: tuple[TensorInfo, ...]
+    """Every tensor that will follow, in order."""
+    loss: float | None = None
+    """Value of the loss; None if none was given or it is not a number."""
+    activation_value: float | None = None
+    """Value of the traced activation; None without a trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What the numbers depend on."""
+
+    model: str
+    """Handle of the model."""
+    model_digest: str
+    """SHA-256 of its files."""
+    autoencoder_digests: tuple[tuple[str, str], ...] = ()
+    """Handle and SHA-256 of each autoencoder set used."""
+    element_type: TensorElementType = TensorElementType.FLOAT32
+    """Element type of the weights."""
+    device: str = "cpu"
+    """Device of the run."""
+    library_versions: tuple[tuple[str, str], ...] = ()
+    """Name and version of the libraries that computed."""
+    config_digest: str = ""
+    """SHA-256 of the canonical request."""
+    attention: str = "eager"
+    """How attention was computed."""
+    batch_size: int = 1
+    """Prompts in the batch that this one ran in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """What the run cost."""
+
+    forward_passes: int
+    """Forward passes run for this answer; 0 if the recorded taps were still there."""
+    backward_passes: int
+    """Backward passes run for this answer."""
+    queue_seconds: float = 0.0
+    """Waiting for the device."""
+    pass_seconds: float = 0.0
+    """Forward and backward."""
+    derive_seconds: float = 0.0
+    """From taps to derived scalars."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a run says at its end, before its bytes are counted."""
+
+    statistics: RunStatistics
+    """What the run cost."""
+    provenance: Provenance
+    """What the numbers depend on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTrailer:
+    """The last thing of an answer. Without it the answer is truncated."""
+
+    tensor_count: int
+    """Tensors sent."""
+    byte_count: int
+    """Bytes of tensors sent."""
+    checksums: tuple[int, ...]
+    """CRC-32 (IEEE 802.3) of each tensor's bytes, by tensor id."""
+    statistics: RunStatistics
+    """What the run cost."""
+    provenance: Provenance
+    """What the numbers depend on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """A whole answer, reassembled."""
+
+    request_id: str
+    """The request's own id."""
+    header: AnswerHeader
+    """What was announced."""
+    trailer: AnswerTrailer
+    """How it ended."""
+    tensors: tuple[DenseTensor | SparseTensor, ...] = field(default_factory=tuple)
+    """The tensors, by tensor id."""

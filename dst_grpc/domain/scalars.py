@@ -1,0 +1,315 @@
+"""One row of facts per derived scalar type: the table that everything else reads.
+
+The planner, the algebra in `dst_grpc.scalars`, the catalogue and the documentation all derive what they need from
+these rows; no fact about a type stands anywhere else. `scalar_facts` says what the columns mean.
+"""
+
+from __future__ import annotations
+
+from dst_grpc.domain.components import Dimension, NodeType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_facts import Component, Direction, Form, Quantity, ScalarFacts
+from dst_grpc.domain.scalar_types import DerivedScalarType
+
+_T = DerivedScalarType
+_G = NodeType.AUTOENCODER_LATENT
+_M = NodeType.MLP_AUTOENCODER_LATENT
+_A = NodeType.ATTENTION_AUTOENCODER_LATENT
+
+_LETTERS = {
+    "T": Dimension.SEQUENCE_TOKENS,
+    "U": Dimension.ATTENDED_TO_SEQUENCE_TOKENS,
+    "d": Dimension.RESIDUAL_STREAM_CHANNELS,
+    "F": Dimension.MLP_ACTS,
+    "H": Dimension.ATTN_HEADS,
+    "ck": Dimension.QUERY_AND_KEY_CHANNELS,
+    "cv": Dimension.VALUE_CHANNELS,
+    "Z": Dimension.AUTOENCODER_LATENTS,
+    "V": Dimension.VOCAB_SIZE,
+    "1": Dimension.SINGLETON,
+}
+
+_C = Component
+_Q = Quantity
+_L = ActivationLocationType
+_LOSS_OR_TRACE = Direction.FINAL_RESIDUAL_GRAD
+_LOCAL = Direction.FINAL_ACTIVATION_RESIDUAL_GRAD
+_SUBNODE = Direction.SUBNODE_GRAD
+
+
+def _row(
+    type_: DerivedScalarType,
+    axes: str,
+    component: Component,
+    quantity: Quantity,
+    formula: str,
+    *,
+    on: Direction | None = None,
+    form: Form = Form.FULL,
+    tap: ActivationLocationType | None = None,
+    autoencoder: NodeType | None = None,
+    single_layer: bool = False,
+    node: NodeType | None = None,
+) -> ScalarFacts:
+    return ScalarFacts(
+        type=type_,
+        dimensions=tuple(_LETTERS[letter] for letter in axes.split()),
+        component=component,
+        quantity=quantity,
+        direction=on,
+        form=form,
+        tap=tap,
+        autoencoder=autoencoder,
+        formula=formula,
+        once=component in {_C.ONE, _C.VOCABULARY} or (tap is not None and tap.has_no_layers),
+        single_layer=single_layer,
+        node=node,
+    )
+
+
+def _raw(name: str) -> ScalarFacts:
+    tap = ActivationLocationType[name]
+    letters = {dimension: letter for letter, dimension in _LETTERS.items()}
+    axes = " ".join(letters[dimension] for dimension in tap.dimensions)
+    return _row(DerivedScalarType[name], axes, _C.TAP, _Q.ACTIVATION, f"the tap {tap.value}", tap=tap)
+
+
+def _latents(kind: NodeType) -> tuple[ScalarFacts, ...]:
+    """Rows #52-75 of one kind of autoencoder."""
+    prefix = {_G: "", _M: "MLP_", _A: "ATTENTION_"}[kind]
+    online = f"ONLINE_{prefix}AUTOENCODER"
+    write_node = NodeType.RESIDUAL_STREAM_CHANNEL if kind is _G else kind
+    final = "gradient at the residual before the origin"
+    local = "gradient at the residual before the trace, recomputed locally"
+    return (
+        _row(
+            DerivedScalarType[f"{prefix}AUTOENCODER_LATENT"],
+            "T Z",
+            _C.OFFLINE_LATENT,
+            _Q.ACTIVATION,
+            "h[t,j] = phi((x - b_pre) Wenc^T + b_lat), x the recorded input",
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{prefix}AUTOENCODER_WRITE_NORM"],
+            "T Z",
+            _C.OFFLINE_LATENT,
+            _Q.WRITE_NORM,
+            "h[t,j] |D[j]|, h computed offline, D the write into the residual stream",
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_LATENT"],
+            "T Z",
+            _C.LATENT,
+            _Q.ACTIVATION,
+            "h[t,j] of the spliced autoencoder",
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_WRITE"],
+            "T Z d",
+            _C.LATENT,
+            _Q.WRITE,
+            "h[t,j] D[j]",
+            autoencoder=kind,
+            node=write_node,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_WRITE_NORM"],
+            "T Z",
+            _C.LATENT,
+            _Q.WRITE_NORM,
+            "h[t,j] |D[j]|",
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_ACT_TIMES_GRAD"],
+            "T Z",
+            _C.LATENT,
+            _Q.ACT_TIMES_GRAD,
+            "h[t,j] times its gradient",
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_WRITE_TO_FINAL_RESIDUAL_GRAD"],
+            "T Z",
+            _C.LATENT,
+            _Q.PROJECTION,
+            f"h[t,j] D[j] . G[t], G the {final}",
+            on=_LOSS_OR_TRACE,
+            autoencoder=kind,
+            node=kind,
+        ),
+        _row(
+            DerivedScalarType[f"{online}_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD"],
+            "T Z",
+            _C.LATENT,
+            _Q.PROJECTION,
+            f"h[t,j] D[j] . G[t], G the {local}",
+            on=_LOCAL,
+            autoencoder=kind,
+            node=kind,
+        ),
+    )
+
+
+_FINAL = "G the gradient at the residual before the origin"
+_NEAR = "G the gradient at the residual before the trace, recomputed locally"
+_SUB = "G the gradient of the downstream subnode's attribution"
+_READ = "R[t] the gradient of the traced latent at its autoencoder's input"
+
+# fmt: off
+_ROWS: tuple[ScalarFacts, ...] = (
+    *map(_raw, (
+        "LOGITS", "RESID_POST_EMBEDDING", "MLP_PRE_ACT", "MLP_POST_ACT", "RESID_DELTA_MLP", "RESID_POST_MLP",
+        "ATTN_QUERY", "ATTN_KEY", "ATTN_VALUE", "ATTN_QK_LOGITS", "ATTN_QK_PROBS", "ATTN_WEIGHTED_SUM_OF_VALUES",
+        "RESID_DELTA_ATTN", "RESID_POST_ATTN", "RESID_FINAL_LAYER_NORM_SCALE", "ATTN_INPUT_LAYER_NORM_SCALE",
+        "MLP_INPUT_LAYER_NORM_SCALE",
+    )),
+    # Re-indexed, constant, flattened
+    _row(_T.PREVIOUS_LAYER_RESID_POST_MLP, "T d", _C.PREVIOUS_RESIDUAL, _Q.ACTIVATION,
+         "the residual entering the layer: resid.post_mlp of the layer before, or the embedding"),
+    _row(_T.FLATTENED_ATTN_POST_SOFTMAX, "T H", _C.TAP, _Q.ACTIVATION, "lower triangle of A[t,u,h]",
+         form=Form.FLATTENED, tap=_L.ATTN_QK_PROBS),
+    _row(_T.ALWAYS_ONE, "T 1", _C.ONE, _Q.ACTIVATION, "1"),
+    _row(_T.ATTN_WEIGHTED_VALUE, "T U H cv", _C.HEAD_PAIR, _Q.ACTIVATION, "A[t,u,h] v[u,h,c]"),
+    # Norms of residual vectors
+    _row(_T.RESID_POST_EMBEDDING_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|e[t]|", tap=_L.RESID_POST_EMBEDDING),
+    _row(_T.RESID_POST_MLP_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|r[t]|", tap=_L.RESID_POST_MLP),
+    _row(_T.MLP_LAYER_WRITE_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|dm[t]|", tap=_L.RESID_DELTA_MLP),
+    _row(_T.RESID_POST_ATTN_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|m[t]|", tap=_L.RESID_POST_ATTN),
+    _row(_T.ATTN_LAYER_WRITE_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|da[t]|", tap=_L.RESID_DELTA_ATTN),
+    # Writes and write norms of neurons and heads
+    _row(_T.MLP_WRITE, "T F d", _C.NEURON, _Q.WRITE, "a[t,n] Wout[n]"),
+    _row(_T.MLP_WRITE_NORM, "T F", _C.NEURON, _Q.WRITE_NORM, "a[t,n] |Wout[n]|, with the activation's sign"),
+    _row(_T.RESID_DELTA_MLP_FROM_MLP_POST_ACT, "T d", _C.NEURON, _Q.WRITE, "sum_n a[t,n] Wout[n], without the bias",
+         form=Form.SUM_NEURONS),
+    _row(_T.ATTN_WRITE, "T U H d", _C.HEAD_PAIR, _Q.WRITE, "A[t,u,h] v[u,h] WO[h]"),
+    _row(_T.ATTN_WRITE_SUM_HEADS, "T U d", _C.HEAD_PAIR, _Q.WRITE, "sum_h A[t,u,h] v[u,h] WO[h]",
+         form=Form.SUM_HEADS),
+    _row(_T.UNFLATTENED_ATTN_WRITE_NORM, "T U H", _C.HEAD_PAIR, _Q.WRITE_NORM, "A[t,u,h] |v[u,h] WO[h]|"),
+    _row(_T.ATTN_WRITE_NORM, "T H", _C.HEAD_PAIR, _Q.WRITE_NORM, "lower triangle of A[t,u,h] |v[u,h] WO[h]|",
+         form=Form.FLATTENED),
+    _row(_T.ATTN_WRITE_NORM_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.WRITE_NORM, "|o[t,h] WO[h]|"),
+    # Act x grad
+    _row(_T.MLP_ACT_TIMES_GRAD, "T F", _C.NEURON, _Q.ACT_TIMES_GRAD, "a[t,n] times its gradient"),
+    _row(_T.UNFLATTENED_ATTN_ACT_TIMES_GRAD, "T U H", _C.HEAD_PAIR, _Q.ACT_TIMES_GRAD,
+         "A[t,u,h] times its gradient"),
+    _row(_T.ATTN_ACT_TIMES_GRAD, "T H", _C.HEAD_PAIR, _Q.ACT_TIMES_GRAD,
+         "lower triangle of A[t,u,h] times its gradient", form=Form.FLATTENED),
+    _row(_T.ATTN_ACT_TIMES_GRAD_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_PAIR, _Q.ACT_TIMES_GRAD,
+         "sum_u A[t,u,h] times its gradient", form=Form.SUM_KEYS),
+    _row(_T.TOKEN_ATTRIBUTION, "T 1", _C.RESIDUAL, _Q.ACT_TIMES_GRAD, "sum over channels of e[t] times its gradient",
+         form=Form.SUM_CHANNELS, tap=_L.RESID_POST_EMBEDDING),
+    # Projections on the final residual gradient
+    _row(_T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, "T F", _C.NEURON, _Q.PROJECTION, f"a[t,n] Wout[n] . G[t], {_FINAL}",
+         on=_LOSS_OR_TRACE),
+    _row(_T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD, "T U H", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"A[t,u,h] v[u,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE),
+    _row(_T.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
+         f"o[t,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE),
+    _row(_T.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD, "T H", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"lower triangle of A[t,u,h] v[u,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, form=Form.FLATTENED),
+    _row(_T.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"e[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_EMBEDDING),
+    _row(_T.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"r[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_MLP),
+    _row(_T.MLP_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"dm[t] . G[t], bias included, {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_DELTA_MLP),
+    _row(_T.RESID_POST_ATTN_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"m[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_ATTN),
+    _row(_T.ATTN_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"da[t] . G[t], bias included, {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_DELTA_ATTN),
+    # Projections on the final activation residual gradient
+    _row(_T.MLP_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD, "T F", _C.NEURON, _Q.PROJECTION,
+         f"a[t,n] Wout[n] . G[t], {_NEAR}", on=_LOCAL),
+    _row(_T.UNFLATTENED_ATTN_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD, "T U H", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"A[t,u,h] v[u,h] WO[h] . G[t], {_NEAR}", on=_LOCAL),
+    _row(_T.RESID_POST_EMBEDDING_PROJ_TO_FINAL_ACTIVATION_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
+         f"e[t] . G[t], {_NEAR}", on=_LOCAL, tap=_L.RESID_POST_EMBEDDING),
+    # Latents
+    *_latents(_G), *_latents(_M), *_latents(_A),
+    # Reconstruction errors
+    _row(_T.ONLINE_MLP_AUTOENCODER_ERROR, "T F", _C.NEURON_ERROR, _Q.ACTIVATION,
+         "eps[t,n] = a[t,n] less its reconstruction", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+    _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_ACT_TIMES_GRAD, "T F", _C.NEURON_ERROR, _Q.ACT_TIMES_GRAD,
+         "eps[t,n] times its gradient", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+    _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_NORM, "T F", _C.NEURON_ERROR, _Q.WRITE_NORM,
+         "eps[t,n] |Wout[n]|", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+    _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD, "T F", _C.NEURON_ERROR, _Q.PROJECTION,
+         f"eps[t,n] Wout[n] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.ONLINE_MLP_AUTOENCODER_ERROR,
+         autoencoder=_M),
+    _row(_T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, "T d", _C.RESIDUAL_ERROR, _Q.ACTIVATION,
+         "the MLP's write less its reconstruction", tap=_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+    _row(_T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, "T d", _C.RESIDUAL_ERROR, _Q.ACTIVATION,
+         "attention's write less its reconstruction", tap=_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
+         autoencoder=_A),
+    # What one latent reads, and what heads write to it
+    _row(_T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, "T d", _C.RESIDUAL, _Q.DIRECTION, f"R[t], {_READ}",
+         on=Direction.LATENT_READ, autoencoder=_G),
+    _row(_T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT, "T F", _C.NEURON, _Q.DIRECTION, f"R[t], {_READ}",
+         on=Direction.LATENT_READ, autoencoder=_G),
+    _row(_T.ATTN_WRITE_TO_LATENT, "T U H", _C.HEAD_PAIR, _Q.PROJECTION, f"A[t,u,h] v[u,h] WO[h] . R[t], {_READ}",
+         on=Direction.LATENT_READ, autoencoder=_A, single_layer=True),
+    _row(_T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, "T U 1", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"sum_h A[t,u,h] v[u,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, form=Form.SUM_HEADS,
+         autoencoder=_A, single_layer=True),
+    _row(_T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, "T 1", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"lower triangle of sum_h A[t,u,h] v[u,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ,
+         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True),
+    _row(_T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED, "T Z", _C.HEAD_PAIR, _Q.PROJECTION,
+         "lower triangle of sum_h A[t,u,h] v[u,h] WO[h] . Wenc[j] where h[t,j] > 0", on=Direction.ALL_LATENT_READS,
+         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True),
+    _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
+         f"o[t,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, autoencoder=_G, single_layer=True),
+    _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED, "T H Z", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
+         "o[t,h] WO[h] . Wenc[j] where h[t,j] > 0", on=Direction.ALL_LATENT_READS, autoencoder=_A,
+         single_layer=True),
+    # One upstream node to many downstream subnodes
+    _row(_T.SINGLE_NODE_WRITE, "T d", _C.SINGLE_NODE, _Q.WRITE, "w[t]: the node's write at its token, else 0"),
+    _row(_T.SINGLE_NODE_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.SINGLE_NODE, _Q.PROJECTION,
+         f"w[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE),
+    _row(_T.ATTN_QUERY_IN_EDGE_ATTRIBUTION, "T U H", _C.QUERY, _Q.IN_EDGE_ATTRIBUTION,
+         "derivative of A[t,u,h] along the node's write, through the query, times A's gradient"),
+    _row(_T.ATTN_KEY_IN_EDGE_ATTRIBUTION, "T U H", _C.KEY, _Q.IN_EDGE_ATTRIBUTION,
+         "derivative of A[t,u,h] along the node's write, through the key, times A's gradient"),
+    _row(_T.ATTN_VALUE_IN_EDGE_ATTRIBUTION, "T U H", _C.VALUE, _Q.IN_EDGE_ATTRIBUTION,
+         "derivative of A[t,u,h] v[u,h] along the node's write, through the value, on o's gradient"),
+    _row(_T.MLP_IN_EDGE_ATTRIBUTION, "T F", _C.NEURON, _Q.IN_EDGE_ATTRIBUTION,
+         "derivative of a[t,n] along the node's write, times a's gradient"),
+    _row(_T.ONLINE_AUTOENCODER_IN_EDGE_ATTRIBUTION, "T Z", _C.LATENT, _Q.IN_EDGE_ATTRIBUTION,
+         "derivative of h[t,j] along the node's write, times h's gradient", autoencoder=_G),
+    _row(_T.ATTN_QUERY_IN_EDGE_ACTIVATION, "T U H", _C.QUERY, _Q.IN_EDGE_ACTIVATION,
+         "derivative of A[t,u,h] along the node's write, through the query"),
+    _row(_T.ATTN_KEY_IN_EDGE_ACTIVATION, "T U H", _C.KEY, _Q.IN_EDGE_ACTIVATION,
+         "derivative of A[t,u,h] along the node's write, through the key"),
+    _row(_T.MLP_IN_EDGE_ACTIVATION, "T F", _C.NEURON, _Q.IN_EDGE_ACTIVATION,
+         "derivative of a[t,n] along the node's write"),
+    _row(_T.ONLINE_AUTOENCODER_IN_EDGE_ACTIVATION, "T Z", _C.LATENT, _Q.IN_EDGE_ACTIVATION,
+         "derivative of h[t,j] along the node's write", autoencoder=_G),
+    # Many upstream nodes to one downstream subnode
+    _row(_T.GRAD_OF_SINGLE_SUBNODE_ATTRIBUTION, "T d", _C.SINGLE_NODE, _Q.DIRECTION, f"G[t], {_SUB}", on=_SUBNODE),
+    _row(_T.ATTN_OUT_EDGE_ATTRIBUTION, "T U H", _C.HEAD_PAIR, _Q.PROJECTION,
+         f"A[t,u,h] v[u,h] WO[h] . G[t], {_SUB}", on=_SUBNODE),
+    _row(_T.MLP_OUT_EDGE_ATTRIBUTION, "T F", _C.NEURON, _Q.PROJECTION, f"a[t,n] Wout[n] . G[t], {_SUB}",
+         on=_SUBNODE),
+    _row(_T.ONLINE_AUTOENCODER_OUT_EDGE_ATTRIBUTION, "T Z", _C.LATENT, _Q.PROJECTION,
+         f"h[t,j] D[j] . G[t], {_SUB}", on=_SUBNODE, autoencoder=_G),
+    _row(_T.TOKEN_OUT_EDGE_ATTRIBUTION, "T 1", _C.RESIDUAL, _Q.PROJECTION, f"e[t] . G[t], {_SUB}", on=_SUBNODE,
+         tap=_L.RESID_POST_EMBEDDING),
+    # What the vocabulary writes to one node
+    _row(_T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, "T V", _C.VOCABULARY, _Q.ACTIVATION,
+         "pre-activation of the node with the embedding of token v as the residual before its MLP; equal rows"),
+)
+# fmt: on
+
+FACTS: dict[DerivedScalarType, ScalarFacts] = {
+    facts.type: facts for facts in sorted(_ROWS, key=lambda facts: facts.type.number)
+}
+"""The table, in the specification's order."""

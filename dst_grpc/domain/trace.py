@@ -1,0 +1,114 @@
+"""TraceConfig: the single activation that a backward pass starts from instead of a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType, PreOrPostAct
+from dst_grpc.domain.indices import ActivationIndex, NodeIndex
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.errors import InvalidRequest, Violations
+
+_L = ActivationLocationType
+_TRACE_OF_LOCATION = {
+    _L.MLP_PRE_ACT: PreOrPostAct.PRE,
+    _L.ATTN_QK_LOGITS: PreOrPostAct.PRE,
+    _L.MLP_POST_ACT: PreOrPostAct.POST,
+    _L.ATTN_QK_PROBS: PreOrPostAct.POST,
+    _L.ONLINE_AUTOENCODER_LATENT: PreOrPostAct.POST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceConfig:
+    """A node to trace back from, and how."""
+
+    node_index: NodeIndex
+    """The node: a neuron (t, n), a head (t, u, h) or a latent (t, j). (None, j) only names a latent to read."""
+    pre_or_post_act: PreOrPostAct
+    """Start before or after the node's nonlinearity. Ignored when tracing through V."""
+    detach_layer_norm_scale: bool
+    """Whether the layer norm before the node passes no gradient through its scale."""
+    attention_trace_type: AttentionTraceType | None = None
+    """Which inputs of an attention head to go back through; None unless the node is a head."""
+    downstream_trace_config: TraceConfig | None = None
+    """With V: the node whose gradient the head's value is read with; None = the loss."""
+
+    def __post_init__(self) -> None:
+        """Check rules 7 to 9; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        is_head = self.node_index.node_type is NodeType.ATTENTION_HEAD
+        problems.check(
+            is_head or self.attention_trace_type is None,
+            "attention_trace_type",
+            f"must be absent unless the node is an attention_head; it is {self.node_index.node_type}",
+        )
+        downstream = self.downstream_trace_config
+        if downstream is not None:
+            problems.check(
+                self.attention_trace_type is AttentionTraceType.V,
+                "downstream_trace_config",
+                "must be absent unless attention_trace_type is V",
+            )
+            problems.check(
+                downstream.attention_trace_type is not AttentionTraceType.V,
+                "downstream_trace_config.attention_trace_type",
+                "must not be V: V traces do not chain",
+            )
+        problems.raise_if_any()
+
+    @classmethod
+    def from_activation_index(cls, index: ActivationIndex, *, detach_layer_norm_scale: bool = True) -> TraceConfig:
+        """The trace of the node at *index*; raises InvalidRequest for a tap that is no node's activation."""
+        location = index.activation_location_type
+        if location not in _TRACE_OF_LOCATION:
+            known = ", ".join(location.value for location in _TRACE_OF_LOCATION)
+            raise InvalidRequest.of("activation_location_type", f"{location} cannot be traced; these can: {known}")
+        node_type = location.node_type
+        return cls(
+            node_index=NodeIndex(
+                node_type=node_type,
+                tensor_indices=index.tensor_indices,
+                layer_index=index.layer_index,
+                pass_type=index.pass_type,
+            ),
+            pre_or_post_act=_TRACE_OF_LOCATION[location],
+            detach_layer_norm_scale=detach_layer_norm_scale,
+            attention_trace_type=AttentionTraceType.QK if node_type is NodeType.ATTENTION_HEAD else None,
+        )
+
+    @property
+    def pass_type(self) -> PassType:
+        """The pass of the traced node."""
+        return self.node_index.pass_type
+
+    def check_can_run(self) -> None:
+        """Check rule 10, what a backward pass from this trace needs; raises InvalidRequest with all that lacks."""
+        problems = Violations()
+        node = self.node_index
+        if node.layer_index is None:
+            problems.add("node_index.layer_index", "is required: a trace starts at one layer")
+        if node.node_type not in {NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON} and not (
+            node.node_type.is_autoencoder_latent and node.node_type is not NodeType.AUTOENCODER_LATENT_BY_TOKEN_PAIR
+        ):
+            problems.add(
+                "node_index.node_type",
+                f"must be attention_head, mlp_neuron or a type of autoencoder latent, not {node.node_type}",
+            )
+        else:
+            problems.check(
+                node.ndim == 0,
+                "node_index.tensor_indices",
+                f"must name one node; {node.ndim} of its axes are open",
+            )
+        problems.check(
+            node.node_type is not NodeType.ATTENTION_HEAD or self.attention_trace_type is not None,
+            "attention_trace_type",
+            "is required for an attention_head: Q, K, QK or V",
+        )
+        if self.downstream_trace_config is not None:
+            try:
+                self.downstream_trace_config.check_can_run()
+            except InvalidRequest as error:
+                problems.extend(error, "downstream_trace_config")
+        problems.raise_if_any()

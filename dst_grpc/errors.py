@@ -1,0 +1,289 @@
+"""The tree of our errors, and the reason codes they carry.
+
+This module imports nothing of ours and knows nothing of gRPC: `rpc` holds the one table from these classes to
+status codes, and `client` rebuilds the same classes on the other side.
+
+    DstError
+    ├── InvalidRequest       a bad field, an impossible combination, a malformed message
+    ├── NotFound             an unknown model, autoencoder or context
+    ├── PreconditionFailed   the request lacks what a derived scalar type needs
+    ├── Exhausted            a queue, a memory budget or a quota is full
+    ├── Unavailable          draining, or a failure that may pass
+    ├── DataLoss             a checkpoint or an answer is corrupt or not what it claims to be
+    ├── Unauthenticated      no credentials, or bad ones
+    ├── NotAllowed           the caller, or a path, is not permitted
+    ├── DeadlineExceeded     the caller's deadline passed first
+    ├── Cancelled            the caller went away
+    └── Internal             anything else; its text stays in the server's log
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Reason(StrEnum):
+    """Why a call failed, for machines. Mirrors `dst.v1.ErrorReason` member for member."""
+
+    INVALID_FIELD = "INVALID_FIELD"
+    IMPOSSIBLE_COMBINATION = "IMPOSSIBLE_COMBINATION"
+    MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    NOT_ONE_TOKEN = "NOT_ONE_TOKEN"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    AUTOENCODER_NOT_FOUND = "AUTOENCODER_NOT_FOUND"
+    CONTEXT_NOT_FOUND = "CONTEXT_NOT_FOUND"
+    ORIGIN_REQUIRED = "ORIGIN_REQUIRED"
+    AUTOENCODER_REQUIRED = "AUTOENCODER_REQUIRED"
+    FIELD_REQUIRED = "FIELD_REQUIRED"
+    CONTEXT_IN_USE = "CONTEXT_IN_USE"
+    QUEUE_FULL = "QUEUE_FULL"
+    MEMORY_BUDGET_EXCEEDED = "MEMORY_BUDGET_EXCEEDED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    DRAINING = "DRAINING"
+    LOAD_FAILED = "LOAD_FAILED"
+    CHECKPOINT_CORRUPT = "CHECKPOINT_CORRUPT"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    SELF_CHECK_FAILED = "SELF_CHECK_FAILED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    PATH_NOT_ALLOWED = "PATH_NOT_ALLOWED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"
+    ANSWER_TRUNCATED = "ANSWER_TRUNCATED"
+    ANSWER_CORRUPT = "ANSWER_CORRUPT"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One thing wrong with one field."""
+
+    field: str
+    """Path from the message's root, e.g. `config.trace_config.node_index.layer_index`; empty for the whole."""
+    description: str
+    """A full sentence saying what is wrong and, where it can, what would be right."""
+
+    def under(self, prefix: str) -> FieldViolation:
+        """The same violation, seen from the message that holds this one at `prefix`."""
+        return FieldViolation(join_path(prefix, self.field), self.description)
+
+
+def join_path(prefix: str, field: str) -> str:
+    """Join two parts of a field path; a subscript (`[2]`) follows without a dot."""
+    if not prefix or not field:
+        return prefix or field
+    return f"{prefix}{field}" if field.startswith("[") else f"{prefix}.{field}"
+
+
+class DstError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    default_reason: Reason = Reason.INTERNAL
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the error; *metadata* repeats the message's dynamic parts for machines."""
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.metadata: dict[str, str] = dict(metadata or {})
+
+
+class InvalidRequest(DstError):
+    """The request can never succeed as it stands. `violations` lists every bad field."""
+
+    default_reason = Reason.INVALID_FIELD
+
+    def __init__(
+        self,
+        violations: Iterable[FieldViolation],
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the error from one or more violations; the message joins them."""
+        self.violations = tuple(violations)
+        text = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in self.violations)
+        super().__init__(text, reason=reason, metadata=metadata)
+
+    @classmethod
+    def of(cls, field: str, description: str, *, reason: Reason | None = None) -> InvalidRequest:
+        """The error for a single field."""
+        return cls([FieldViolation(field, description)], reason=reason)
+
+    def under(self, prefix: str) -> InvalidRequest:
+        """The same error with every path moved below *prefix*."""
+        return InvalidRequest([v.under(prefix) for v in self.violations], reason=self.reason, metadata=self.metadata)
+
+
+class Violations:
+    """Collects what is wrong with a value, so that all of it is reported at once."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._found: list[FieldViolation] = []
+        self._reasons: set[Reason] = set()
+
+    def add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
+        """Note one violation."""
+        self._found.append(FieldViolation(field, description))
+        self._reasons.add(reason)
+
+    def check(self, condition: bool, field: str, description: str) -> None:
+        """Note a violation unless *condition* holds."""
+        if not condition:
+            self.add(field, description)
+
+    def extend(self, error: InvalidRequest, prefix: str = "") -> None:
+        """Take over what another value found, below *prefix*."""
+        self._found.extend(v.under(prefix) for v in error.violations)
+        self._reasons.add(error.reason)
+
+    @property
+    def count(self) -> int:
+        """How many violations were found."""
+        return len(self._found)
+
+    def raise_if_any(self) -> None:
+        """Raise InvalidRequest with all that was found, or return. A reason that all share is its reason."""
+        if self._found:
+            reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
+            raise InvalidRequest(self._found, reason=reason)
+
+
+class NotFound(DstError):
+    """A name the server does not know. `nearest` holds similar names that exist."""
+
+    default_reason = Reason.MODEL_NOT_FOUND
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        resource_type: str = "",
+        resource_name: str = "",
+        nearest: Iterable[str] = (),
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the error; see `unknown` for the usual way."""
+        super().__init__(message, reason=reason, metadata=metadata)
+        self.resource_type = resource_type
+        self.resource_name = resource_name
+        self.nearest = tuple(nearest)
+
+    @classmethod
+    def unknown(cls, resource_type: str, name: str, known: Iterable[str], *, reason: Reason) -> NotFound:
+        """The error for *name*, which is none of *known*; names the nearest ones."""
+        candidates = sorted(known)
+        nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:3]
+        hint = f"; the nearest are {', '.join(map(repr, nearest))}" if nearest else "; none is registered"
+        return cls(
+            f"unknown {resource_type} {name!r}{hint}",
+            resource_type=resource_type,
+            resource_name=name,
+            nearest=nearest,
+            reason=reason,
+            metadata={"resource_type": resource_type, "resource_name": name},
+        )
+
+
+class PreconditionFailed(DstError):
+    """The request is well formed, but lacks something: an origin, an autoencoder, a field.
+
+    `violations` names the field that would satisfy it and says how.
+    """
+
+    default_reason = Reason.FIELD_REQUIRED
+
+    def __init__(
+        self,
+        violations: Iterable[FieldViolation],
+        *,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the error from what is missing."""
+        self.violations = tuple(violations)
+        text = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in self.violations)
+        super().__init__(text, reason=reason, metadata=metadata)
+
+
+class _Retryable(DstError):
+    """An error after which the same request may succeed later."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the error; *retry_after_seconds* None means that waiting does not help."""
+        super().__init__(message, reason=reason, metadata=metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Exhausted(_Retryable):
+    """A queue, a memory budget or a quota is full; refused before any work."""
+
+    default_reason = Reason.QUEUE_FULL
+
+
+class Unavailable(_Retryable):
+    """The server is draining, or something failed that may pass."""
+
+    default_reason = Reason.DRAINING
+
+
+class DataLoss(DstError):
+    """A checkpoint is corrupt, its digest differs, or it fails its self-check; or an answer arrived damaged."""
+
+    default_reason = Reason.CHECKPOINT_CORRUPT
+
+
+class Unauthenticated(DstError):
+    """No credentials, or bad ones."""
+
+    default_reason = Reason.UNAUTHENTICATED
+
+
+class NotAllowed(DstError):
+    """The caller is known but may not do this, or a path lies outside the allowed roots."""
+
+    default_reason = Reason.PERMISSION_DENIED
+
+
+class DeadlineExceeded(DstError):
+    """The deadline passed; the work was stopped."""
+
+    default_reason = Reason.DEADLINE_EXCEEDED
+
+
+class Cancelled(DstError):
+    """The caller cancelled; the work was stopped."""
+
+    default_reason = Reason.CANCELLED
+
+
+class Internal(DstError):
+    """A fault of ours. `error_id` finds the text in the server's log."""
+
+    def __init__(self, message: str, *, error_id: str = "", metadata: Mapping[str, str] | None = None) -> None:
+        """Make the error with the id that the log carries too."""
+        super().__init__(message, reason=Reason.INTERNAL, metadata=metadata)
+        self.error_id = error_id
