@@ -1,0 +1,1 @@
+"""The model itself: decoder, taps, autoencoders, tokenizer, and reading them from files."""

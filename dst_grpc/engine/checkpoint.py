@@ -1,0 +1,234 @@
+"""Model checkpoints: a folder with `config.json`, safetensors and `tokenizer.json` becomes a `Decoder`.
+
+Opening reads the config and the headers only and finds everything that is unknown, missing or misshapen; loading then
+moves one tensor at a time. What a checkpoint's names mean is the family's table; where checkpoints lie, the registry's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.engine import tokenizer
+from dst_grpc.engine.decoder import Decoder
+from dst_grpc.engine.element_types import is_finite, moved
+from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
+from dst_grpc.engine.families import config_values as config_file
+from dst_grpc.engine.files import FileSet, corrupt, label, read_small
+from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.errors import DataLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from dst_grpc.engine.decoder import DecoderConfig
+    from dst_grpc.engine.safetensors_file import TensorHeader
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MAX_INDEX_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint whose config and headers are sound. Holds no weights."""
+
+    folder: Path
+    """Where it lies."""
+    family: str
+    """Name of its family."""
+    config: DecoderConfig
+    """Its architecture."""
+    files: FileSet
+    """All files that its meaning depends on."""
+    sources: Mapping[str, Source]
+    """Where each of our weights comes from; a tied unembedding has no source."""
+    tensors: Mapping[str, SafetensorsFile]
+    """The file that holds each tensor, by the checkpoint's name."""
+    redundant_unembedding: tuple[str, str] | None
+    """Names of an unembedding and the embedding that it must equal, being tied by the config; None if there is none."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the weights in float32."""
+        return self.bytes_as(torch.float32)
+
+    def bytes_as(self, dtype: torch.dtype) -> int:
+        """Bytes of the weights as *dtype*, a tied one counted once."""
+        shapes = self.config.weight_shapes()
+        return dtype.itemsize * sum(math.prod(shapes[name]) for name in self.sources)
+
+    def digest(self) -> str:
+        """SHA-256 over all files; reads them whole the first time. Raises DataLoss if they changed."""
+        return self.files.digest()
+
+    def load(
+        self, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None] = lambda _: None
+    ) -> Decoder:
+        """Read the weights, one at a time straight to *device*, as *dtype*.
+
+        Args:
+            device: where they go.
+            dtype: what they become.
+            on_progress: told the bytes done after each weight, `bytes_as(dtype)` at last; what it raises ends the load.
+
+        Raises:
+            DataLoss: if a weight is not finite, or a file is corrupt or changed since the checkpoint was opened.
+        """
+        self.files.check_unchanged()
+        self._check_tie()
+        weights: dict[str, torch.Tensor] = {}
+        done = 0
+        for name, source in self.sources.items():
+            tensor = source.convert([self.tensors[key].read(key) for key in source.names], self.config)
+            weights[name] = moved(tensor, device, dtype)
+            self._check_finite(source, weights[name], tensor)
+            done += weights[name].nbytes
+            on_progress(done)
+        weights.setdefault("unembedding", weights["embedding"].t())
+        self.files.check_unchanged()
+        return Decoder(self.config, weights)
+
+    def _check_finite(self, source: Source, loaded: torch.Tensor, read: torch.Tensor) -> None:
+        if is_finite(loaded):
+            return
+        key = source.names[0]
+        path = self.tensors[key].path
+        if is_finite(read):
+            raise corrupt(path, f"tensor {key!r} has values too large for {str(loaded.dtype).removeprefix('torch.')}")
+        raise corrupt(path, f"tensor {key!r} has values that are NaN or infinite")
+
+    def _check_tie(self) -> None:
+        if self.redundant_unembedding is None:
+            return
+        head, embedding = self.redundant_unembedding
+        if not torch.equal(self.tensors[head].read(head), self.tensors[embedding].read(embedding)):
+            path = self.tensors[head].path
+            raise corrupt(path, f"{head!r} differs from {embedding!r}, though config.json ties them")
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"Checkpoint({self.folder.name!r}, {self.family}, {self.parameter_bytes} bytes in float32)"
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config and headers in *folder*, and no weights.
+
+    Raises:
+        DataLoss: naming the file and what is wrong with it: an unsupported value in the config, a corrupt header, or a
+            tensor that is unknown, missing or misshapen.
+    """
+    values = ConfigValues.read(folder)
+    family = family_of(values)
+    config = family.read_config(values)
+    files, tensors = _find_tensors(folder)
+    sources, redundant = _sources(folder, family, values, config, tensors)
+    for name, shape in config.weight_shapes().items():
+        if name in sources:
+            _check_source(sources[name], shape, config, tensors)
+    names = [*files, config_file.FILE_NAME, tokenizer.FILE_NAME]
+    return Checkpoint(
+        folder=folder,
+        family=family.name,
+        config=config,
+        files=FileSet({name: folder / name for name in names}),
+        sources=sources,
+        tensors=tensors,
+        redundant_unembedding=redundant,
+    )
+
+
+def _find_tensors(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
+    """Names of the weight files, and by each tensor's name the file that holds it."""
+    if (folder / _SINGLE).exists():
+        file = SafetensorsFile.open(folder / _SINGLE)
+        return [_SINGLE], dict.fromkeys(file.tensors, file)
+    if (folder / _INDEX).exists():
+        return _find_in_shards(folder)
+    if (folder / "pytorch_model.bin").exists():
+        raise corrupt(
+            folder / "pytorch_model.bin", "is a pickle, which is never loaded here: convert it to model.safetensors"
+        )
+    raise corrupt(folder / _SINGLE, "is missing")
+
+
+def _find_in_shards(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
+    path = folder / _INDEX
+    try:
+        weight_map = json.loads(read_small(path, _MAX_INDEX_BYTES))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise corrupt(path, "is no sound index: it lacks a weight_map of texts") from error
+    for shard in shards:
+        if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise corrupt(path, f"names the shard {shard!r}, which is no safetensors file of this folder")
+    opened = {shard: SafetensorsFile.open(folder / shard) for shard in shards}
+    for shard, file in opened.items():
+        for name in file.tensors:
+            if weight_map.get(name) != shard:
+                raise corrupt(file.path, f"holds {name!r}, which the index does not place there")
+    for name, shard in weight_map.items():
+        if name not in opened[shard].tensors:
+            raise corrupt(path, f"places {name!r} in {shard}, which does not hold it")
+    return [*shards, _INDEX], {name: opened[shard] for name, shard in weight_map.items()}
+
+
+def _sources(
+    folder: Path,
+    family: Family,
+    values: ConfigValues,
+    config: DecoderConfig,
+    tensors: Mapping[str, SafetensorsFile],
+) -> tuple[dict[str, Source], tuple[str, str] | None]:
+    """Where each weight of ours comes from, in loading order; and the tied unembedding, where files hold it as well."""
+    prefix = next(p for p in family.prefixes if not p or any(name.startswith(p) for name in tensors))
+    found = {ours: _prefixed(source, prefix) for ours, source in family.once.items()}
+    for layer in range(config.n_layers):
+        for ours, source in family.per_layer.items():
+            found[f"layers.{layer}.{ours}"] = _prefixed(source, prefix, layer)
+    is_tied, redundant = family.is_tied(values), None
+    if not is_tied:
+        found["unembedding"] = Source((family.unembedding,), lambda read, _config: read[0].t())
+    elif family.unembedding in tensors:
+        redundant = family.unembedding, found["embedding"].names[0]
+    used = {name for source in found.values() for name in source.names} | {family.unembedding}
+    for name in sorted(tensors.keys() - used):
+        if not family.skipped.fullmatch(name.removeprefix(prefix)):
+            raise _about_tensor(tensors[name].path, name, f"is no weight of a {family.name} checkpoint as configured")
+    for name in sorted(used - tensors.keys()):
+        if name != family.unembedding or not is_tied:
+            raise _about_tensor(folder / config_file.FILE_NAME, name, "is needed, but no weight file holds it")
+    return {ours: found[ours] for ours in config.weight_shapes() if ours in found}, redundant
+
+
+def _prefixed(source: Source, prefix: str, layer: int = 0) -> Source:
+    return Source(tuple(prefix + name.replace("{i}", str(layer)) for name in source.names), source.convert)
+
+
+def _check_source(
+    source: Source, shape: tuple[int, ...], config: DecoderConfig, tensors: Mapping[str, SafetensorsFile]
+) -> None:
+    """Convert tensors without memory, of the shapes that the headers promise, and compare."""
+    headers: list[TensorHeader] = []
+    for name in source.names:
+        header = tensors[name].tensors[name]
+        if not header.is_float:
+            raise _about_tensor(tensors[name].path, name, f"has element type {header.element_type}, which is no float")
+        headers.append(header)
+    name, path = source.names[0], tensors[source.names[0]].path
+    shapes = " and ".join(str(list(header.shape)) for header in headers)
+    try:
+        converted = source.convert([torch.empty(h.shape, device="meta") for h in headers], config)
+    except RuntimeError as error:
+        raise _about_tensor(path, name, f"has shape {shapes}, which does not fit config.json") from error
+    if tuple(converted.shape) != shape:
+        raise _about_tensor(path, name, f"has shape {shapes}; config.json needs {list(shape)} of it")
+
+
+def _about_tensor(path: Path, name: str, problem: str) -> DataLoss:
+    return DataLoss(f"{label(path)}: tensor {name!r} {problem}", metadata={"file": label(path), "tensor": name})

@@ -1,0 +1,26 @@
+"""Families of checkpoints, one row each: how a `config.json` and its tensors become a `DecoderConfig` and our weights.
+
+A new family is a module with a row and a table of names; nothing else knows a model's name.
+"""
+
+from __future__ import annotations
+
+from dst_grpc.engine.families import gpt2
+from dst_grpc.engine.families.config_values import ConfigValues
+from dst_grpc.engine.families.family import Family, Source
+
+FAMILIES: tuple[Family, ...] = (gpt2.FAMILY,)
+"""Every family that can be loaded."""
+
+
+def family_of(values: ConfigValues) -> Family:
+    """The family that `config.json` names; raises DataLoss for one that is not supported."""
+    model_type = values.text("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    raise values.refusal("model_type", f"is {model_type!r}, which is not supported; these are: {known}")
+
+
+__all__ = ["FAMILIES", "ConfigValues", "Family", "Source", "family_of"]

@@ -1,0 +1,71 @@
+"""GPT-2: learned positions, pre-norm blocks, weights stored [in, out], with query, key and value blocks side by side.
+
+The layout is ours already: `c_attn.weight` [d, 3d] is q | k | v with head-major columns, so every row is a plain name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.decoder import DecoderConfig
+from dst_grpc.engine.families.family import Family, plain
+
+if TYPE_CHECKING:
+    from dst_grpc.engine.families.config_values import ConfigValues
+
+_MAX_LAYERS = 1000
+
+
+def _read_config(values: ConfigValues) -> DecoderConfig:
+    # gelu_new and gelu_pytorch_tanh are two names of one function.
+    values.require("activation_function", ("gelu_new", "gelu_pytorch_tanh"))
+    values.require("scale_attn_weights", (True,))
+    values.require("scale_attn_by_inverse_layer_idx", (False,))
+    values.require("add_cross_attention", (False,))
+    values.require("quantization_config", (None,))
+    d_model, n_heads = values.size("n_embd"), values.size("n_head")
+    if d_model % n_heads:
+        raise values.refusal("n_head", f"is {n_heads}, which does not divide n_embd, {d_model}")
+    return DecoderConfig(
+        n_layers=values.size("n_layer", at_most=_MAX_LAYERS),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_key_value_heads=n_heads,
+        d_head=d_model // n_heads,
+        d_mlp=values.size("n_inner", default=4 * d_model),
+        vocab_size=values.size("vocab_size"),
+        context_window=values.size("n_positions", "n_ctx"),
+        norm_epsilon=values.positive("layer_norm_epsilon", 1e-5),
+    )
+
+
+FAMILY = Family(
+    name="gpt2",
+    model_types=("gpt2",),
+    read_config=_read_config,
+    prefixes=("transformer.", ""),
+    once={
+        "embedding": plain("wte.weight"),
+        "position_embedding": plain("wpe.weight"),
+        "final_norm.gain": plain("ln_f.weight"),
+        "final_norm.bias": plain("ln_f.bias"),
+    },
+    per_layer={
+        "attn_norm.gain": plain("h.{i}.ln_1.weight"),
+        "attn_norm.bias": plain("h.{i}.ln_1.bias"),
+        "attn.qkv.weight": plain("h.{i}.attn.c_attn.weight"),
+        "attn.qkv.bias": plain("h.{i}.attn.c_attn.bias"),
+        "attn.out.weight": plain("h.{i}.attn.c_proj.weight"),
+        "attn.out.bias": plain("h.{i}.attn.c_proj.bias"),
+        "mlp_norm.gain": plain("h.{i}.ln_2.weight"),
+        "mlp_norm.bias": plain("h.{i}.ln_2.bias"),
+        "mlp.in.weight": plain("h.{i}.mlp.c_fc.weight"),
+        "mlp.in.bias": plain("h.{i}.mlp.c_fc.bias"),
+        "mlp.out.weight": plain("h.{i}.mlp.c_proj.weight"),
+        "mlp.out.bias": plain("h.{i}.mlp.c_proj.bias"),
+    },
+    unembedding="lm_head.weight",
+    is_tied=lambda values: values.flag("tie_word_embeddings", default=True),
+    skipped=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
+)

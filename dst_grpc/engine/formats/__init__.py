@@ -1,0 +1,3 @@
+"""Autoencoder file formats."""
+
+from __future__ import annotations
