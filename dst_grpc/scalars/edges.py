@@ -1,0 +1,135 @@
+"""Edges: how one node's write moves the activations after it, and what moves one activation.
+
+An edge is a derivative of a recomputation (`recompute.activation`) at the recorded residual: along one node's write for
+the edges into many downstream nodes, and with respect to the residual for the direction that the edges out of many
+upstream nodes are projected on (specification, 10.12 and 10.13).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_facts import Component, Quantity
+from dst_grpc.scalars.components import latent_rows, location_of_latents
+from dst_grpc.scalars.reads import NODE_OF_COMPONENT, edge_gradient_tap, latent_location, subnode_component
+from dst_grpc.scalars.recompute import activation, gradient_at, heads
+from dst_grpc.scalars.task import Residual, Task, given, residual_before
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.scalars.evidence import Evidence
+    from dst_grpc.scalars.recompute import Subject
+
+_L = ActivationLocationType
+_THROUGH = {Component.QUERY: AttentionTraceType.Q, Component.KEY: AttentionTraceType.K}
+
+
+def edge_end(
+    subject: Subject,
+    component: Component,
+    node_type: NodeType,
+    layer: int,
+    rho: torch.Tensor,
+    gradient: torch.Tensor | None,
+    *,
+    detach_scale: bool,
+) -> torch.Tensor:
+    """The downstream activations as a function of *rho* [T, d], weighed by their *gradient* if one is given.
+
+    Returns:
+        [T, U, H] for queries, keys and values, [T, F] for neurons, [T, Z] for latents.
+    """
+    if component is Component.VALUE:
+        block = subject.decoder.layers[layer]
+        q, k, v = heads(block, rho, AttentionTraceType.V, detach_scale=detach_scale)
+        probs = block.attn_probs(block.attn_scores(q, k)).detach()
+        return probs * torch.einsum("uhc,thc->tuh", v, given(gradient))
+    through = _THROUGH.get(component, AttentionTraceType.QK)
+    x = activation(subject, node_type, layer, rho, through=through, detach_scale=detach_scale)
+    return x if gradient is None else x * gradient
+
+
+def in_edge(subject: Subject, evidence: Evidence, task: Task, layer: int, write: torch.Tensor) -> torch.Tensor | None:
+    """Derivative of the downstream activations of *layer* along *write* [T, d], or None if the write comes too late."""
+    facts = task.facts
+    node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
+    residual = residual_before(node_type, layer, task.kinds)
+    node = given(task.node)
+    if not residual.is_after(location_of_node(subject, node), node.layer_index):
+        return None
+    rho, gradient, detach_scale = evidence.value(residual.site), None, True
+    if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
+        gradient = evidence.gradients.get((edge_gradient_tap(facts.component, facts.node_type, task.kinds), layer))
+        if gradient is None:
+            return None
+        detach_scale = task.detach_scale
+
+    def end(x: torch.Tensor) -> torch.Tensor:
+        return edge_end(subject, facts.component, node_type, layer, x, gradient, detach_scale=detach_scale)
+
+    return directional_derivative(end, rho, write)
+
+
+def directional_derivative(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, direction: torch.Tensor
+) -> torch.Tensor:
+    """Derivative of *function* at *x* along *direction*; detached parts count as constants."""
+    with torch.enable_grad():
+        attached = x.detach().requires_grad_()
+        value = function(attached)
+        # Twice backward: the gradient is linear in its weights, and its derivative by them is the one along x.
+        weights = torch.zeros_like(value, requires_grad=True)
+        (gradient,) = torch.autograd.grad(value, attached, weights, create_graph=True)
+        (derivative,) = torch.autograd.grad(gradient, weights, direction)
+    return derivative
+
+
+def subnode_gradient(subject: Subject, evidence: Evidence, task: Task) -> tuple[torch.Tensor, Residual]:
+    """Gradient [T, d] of the one downstream subnode's attribution at the residual before it, and that residual."""
+    node = given(task.node)
+    layer, component = given(node.layer_index), subnode_component(node)
+    residual = residual_before(node.node_type, layer, task.kinds)
+    rho = evidence.value(residual.site)
+    weight = evidence.gradients.get((edge_gradient_tap(component, node.node_type, task.kinds), layer))
+    if weight is None:
+        return torch.zeros_like(rho), residual
+
+    def attribution(x: torch.Tensor) -> torch.Tensor:
+        ends = edge_end(subject, component, node.node_type, layer, x, weight, detach_scale=task.detach_scale)
+        return ends[node.tensor_indices]
+
+    return gradient_at(attribution, rho), residual
+
+
+def location_of_node(subject: Subject, node: NodeIndex) -> LocationWithinLayer:
+    """Where a node lies within its layer."""
+    if node.node_type.is_autoencoder_latent:
+        return location_of_latents(subject, node.node_type)
+    return LocationWithinLayer.ATTN if node.node_type is NodeType.ATTENTION_HEAD else LocationWithinLayer.MLP
+
+
+def node_write(subject: Subject, evidence: Evidence, task: Task) -> torch.Tensor:
+    """What one node writes: [T, d], zero except at its own token."""
+    node = given(task.node)
+    layer = given(node.layer_index)
+    block = subject.decoder.layers[layer]
+    if node.node_type is NodeType.ATTENTION_HEAD:
+        t, u, h = node.tensor_indices
+        probs, values = evidence.value((_L.ATTN_QK_PROBS, layer)), evidence.value((_L.ATTN_VALUE, layer))
+        vector = probs[t, u, h] * (values[u, h] @ block.attn_out[h])
+    elif node.node_type is NodeType.MLP_NEURON:
+        t, n = node.tensor_indices
+        vector = evidence.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n]
+    else:
+        t, j = node.tensor_indices
+        latents = evidence.value((latent_location(node.node_type, task.kinds), layer))
+        vector = latents[t, j] * latent_rows(subject, node.node_type, layer).row(given(j))
+    write = torch.zeros(evidence.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
+    write[t] = vector
+    return write

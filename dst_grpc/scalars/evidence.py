@@ -1,0 +1,57 @@
+"""Evidence: what one run recorded of one prompt, as formulas read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.components import Dimension
+from dst_grpc.errors import Internal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dst_grpc.engine.decoder import DecoderConfig
+    from dst_grpc.engine.taps import Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """Values and gradients at the tapped sites, without a batch axis."""
+
+    values: Mapping[Site, torch.Tensor]
+    """Recorded values, cut to the prompt's own length."""
+    gradients: Mapping[Site, torch.Tensor]
+    """Gradients of the origin; a site that the origin does not depend on is absent."""
+    n_tokens: int
+    """T."""
+
+    def value(self, site: Site) -> torch.Tensor:
+        """The value at *site*; raises Internal if the plan did not ask for it."""
+        if site not in self.values:
+            raise Internal(f"the plan recorded no value at {site[0]}, layer {site[1]}")
+        return self.values[site]
+
+    def gradient(self, site: Site, like: torch.Tensor) -> torch.Tensor:
+        """The gradient at *site*, or zeros in the shape of *like* where the origin does not depend on it."""
+        found = self.gradients.get(site)
+        return torch.zeros_like(like) if found is None else found
+
+
+def dimension_sizes(config: DecoderConfig, n_tokens: int) -> dict[Dimension, int]:
+    """Sizes of the axes that a model and a prompt determine."""
+    return {
+        Dimension.SEQUENCE_TOKENS: n_tokens,
+        Dimension.ATTENDED_TO_SEQUENCE_TOKENS: n_tokens,
+        Dimension.MAX_CONTEXT_LENGTH: config.context_window,
+        Dimension.RESIDUAL_STREAM_CHANNELS: config.d_model,
+        Dimension.VOCAB_SIZE: config.vocab_size,
+        Dimension.ATTN_HEADS: config.n_heads,
+        Dimension.QUERY_AND_KEY_CHANNELS: config.d_head,
+        Dimension.VALUE_CHANNELS: config.d_head,
+        Dimension.MLP_ACTS: config.d_mlp,
+        Dimension.LAYERS: config.n_layers,
+        Dimension.SINGLETON: 1,
+    }

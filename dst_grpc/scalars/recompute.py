@@ -1,0 +1,193 @@
+"""Activations as functions of the residual just before them: traces, and the far ends of edges.
+
+One function, `activation`, recomputes a neuron's, head's or latent's activations from a residual; a trace's value is
+one entry of it, an edge its derivative along a write. No taps are offered here: ablations and splices of the node's own
+layer do not reach a recomputation (specification, sections 5 and 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.scalars.task import Kinds, final_residual, given
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder, Layer
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.loss import TokenLoss
+
+
+class AutoencoderSet(Protocol):
+    """The autoencoders of one input, by layer."""
+
+    @property
+    def dst(self) -> DerivedScalarType:
+        """What they read."""
+
+    @property
+    def node_type(self) -> NodeType:
+        """Type of their latents."""
+
+    @property
+    def by_layer(self) -> Mapping[int | None, Autoencoder]:
+        """One per covered layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is explained: a model, with the autoencoders in use."""
+
+    decoder: Decoder
+    """The model."""
+    sets: tuple[AutoencoderSet, ...] = ()
+    """At most one per node type."""
+    kinds: Kinds = field(init=False)
+    """What they read."""
+
+    def __post_init__(self) -> None:
+        """Derive *kinds*."""
+        by_type = {s.node_type: s.dst for s in self.sets}
+        kinds = Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
+        object.__setattr__(self, "kinds", kinds)
+
+    def autoencoder(self, node_type: NodeType, layer: int) -> Autoencoder:
+        """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
+        kind = self.kinds.of(node_type)
+        return next(s for s in self.sets if s.dst is kind).by_layer[layer]
+
+
+def heads(
+    layer: Layer, rho: torch.Tensor, through: AttentionTraceType, *, detach_scale: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys [T, H, c] and values [U, H, c] of the residual *rho* [T, d]; only *through* passes gradient."""
+    q, k, v = layer.qkv(layer.attn_norm(rho, detach_scale=detach_scale))
+    if through in {AttentionTraceType.K, AttentionTraceType.V}:
+        q = q.detach()
+    if through in {AttentionTraceType.Q, AttentionTraceType.V}:
+        k = k.detach()
+    return q, k, v
+
+
+def activation(
+    subject: Subject,
+    node_type: NodeType,
+    layer_index: int,
+    rho: torch.Tensor,
+    *,
+    at: PreOrPostAct = PreOrPostAct.POST,
+    through: AttentionTraceType = AttentionTraceType.QK,
+    detach_scale: bool,
+) -> torch.Tensor:
+    """All activations of a node type at a layer, from the residual *rho* [T, d] before it.
+
+    Returns:
+        Neurons [T, F], attention probabilities (PRE: scores) [T, U, H], or latents (PRE: before phi) [T, Z].
+    """
+    layer = subject.decoder.layers[layer_index]
+    post = at is PreOrPostAct.POST
+    if node_type is NodeType.MLP_NEURON:
+        pre = layer.mlp_pre_act(layer.mlp_norm(rho, detach_scale=detach_scale))
+        return layer.mlp_act(pre) if post else pre
+    if node_type is NodeType.ATTENTION_HEAD:
+        q, k, _ = heads(layer, rho, through, detach_scale=detach_scale)
+        scores = layer.attn_scores(q, k)
+        return layer.attn_probs(scores) if post else scores
+    autoencoder = subject.autoencoder(node_type, layer_index)
+    read = _latent_input(layer, rho, subject.kinds.of(node_type), detach_scale=detach_scale)
+    return autoencoder.encode(read) if post else autoencoder.pre_activation(read)
+
+
+def _latent_input(
+    layer: Layer, rho: torch.Tensor, kind: DerivedScalarType | None, *, detach_scale: bool
+) -> torch.Tensor:
+    """What an autoencoder of *kind* reads, from the residual *rho* [T, d] before it."""
+    if kind is DerivedScalarType.RESID_DELTA_ATTN:
+        q, k, v = layer.qkv(layer.attn_norm(rho, detach_scale=detach_scale))
+        return layer.attn_write(layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v))
+    act = layer.mlp_act(layer.mlp_pre_act(layer.mlp_norm(rho, detach_scale=detach_scale)))
+    return act if kind is DerivedScalarType.MLP_POST_ACT else layer.mlp_write(act)
+
+
+def trace_value(
+    subject: Subject,
+    trace: TraceConfig,
+    rho: torch.Tensor,
+    recorded: Callable[[Site], torch.Tensor],
+    loss: TokenLoss | None,
+) -> torch.Tensor:
+    """The traced scalar as a function of the residual *rho* [T, d] before its node (specification, section 8).
+
+    Args:
+        subject: the model, and the autoencoders of traced latents.
+        trace: which node, and how.
+        rho: the residual before it.
+        recorded: gives the recorded value [T, d] of another residual; only a trace through V asks for one.
+        loss: what a trace through V without downstream node reads.
+    """
+    node = trace.node_index
+    if trace.attention_trace_type is AttentionTraceType.V:
+        return _value_trace(subject, trace, rho, downstream_gradient(subject, trace, recorded, loss))
+    return activation(
+        subject,
+        node.node_type,
+        given(node.layer_index),
+        rho,
+        at=trace.pre_or_post_act,
+        through=trace.attention_trace_type or AttentionTraceType.QK,
+        detach_scale=trace.detach_layer_norm_scale,
+    )[node.tensor_indices]
+
+
+def _value_trace(subject: Subject, trace: TraceConfig, rho: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What a head writes, through its value, along *gradient* [T, d]; its probability and norm scale are constants."""
+    t, u, h = trace.node_index.tensor_indices
+    layer = subject.decoder.layers[given(trace.node_index.layer_index)]
+    q, k, v = heads(layer, rho, AttentionTraceType.V, detach_scale=True)
+    probability = layer.attn_probs(layer.attn_scores(q, k))[t, u, h].detach()
+    return probability * (v[u, h] @ (layer.attn_out[h] @ gradient[t]))
+
+
+def downstream_gradient(
+    subject: Subject, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: TokenLoss | None
+) -> torch.Tensor:
+    """The gradient [T, d] that a trace through V reads its head's value with: a downstream trace's, or the loss's."""
+    downstream = trace.downstream_trace_config
+    residual = final_residual(subject.decoder.config.n_layers, downstream, subject.kinds)
+    if downstream is not None:
+        return local_gradient(subject, downstream, recorded(residual.site), recorded, loss)
+
+    def value(rho: torch.Tensor) -> torch.Tensor:
+        normed = subject.decoder.final_norm(rho, detach_scale=True)
+        return given(loss)(normed[-1] @ subject.decoder.unembedding)
+
+    return gradient_at(value, recorded(residual.site))
+
+
+def local_gradient(
+    subject: Subject,
+    trace: TraceConfig,
+    rho: torch.Tensor,
+    recorded: Callable[[Site], torch.Tensor],
+    loss: TokenLoss | None,
+) -> torch.Tensor:
+    """Gradient [T, d] of a trace's value at the recorded residual *rho* [T, d] before its node."""
+    return gradient_at(lambda attached: trace_value(subject, trace, attached, recorded, loss), rho)
+
+
+def gradient_at(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Gradient of a scalar *function* at *x*, in the shape of *x*; 0 where it does not depend on it."""
+    with torch.enable_grad():
+        attached = x.detach().requires_grad_()
+        value = function(attached)
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(value, attached)[0]
