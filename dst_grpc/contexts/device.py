@@ -1,0 +1,80 @@
+"""Devices: which one to use, and how much of its memory is taken."""
+
+from __future__ import annotations
+
+import gc
+from typing import Protocol
+
+import torch
+
+from dst_grpc.domain.handles import is_device
+from dst_grpc.errors import InvalidRequest
+
+
+def pick_device(wanted: str) -> str:
+    """The device that *wanted* means: itself, or for "auto" the best there is.
+
+    Raises:
+        InvalidRequest: (field `device`) if it is no device, or not one of this machine.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if not is_device(wanted):
+        raise InvalidRequest.of("device", f"{wanted!r} is not a device: auto, cpu, cuda, cuda:N, mps or mps:N")
+    kind, _, number = wanted.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(has_mps)}[kind]
+    if int(number or 0) >= there:
+        raise InvalidRequest.of("device", f"this machine has {there} {kind} devices, so no {wanted!r}")
+    return f"cuda:{number or 0}" if kind == "cuda" else kind
+
+
+class DeviceMemory(Protocol):
+    """The memory that the contexts of one device share."""
+
+    def used_bytes(self, counted_bytes: int) -> int:
+        """Bytes in use, of which the cache's books know *counted_bytes*."""
+        ...
+
+    def reclaim(self) -> None:
+        """Let go of what dropped contexts occupied; may block, so it is called off the event loop."""
+        ...
+
+
+class CountedMemory:
+    """Memory that nobody measures for us, the CPU's: the books are right if every tensor is in them."""
+
+    def used_bytes(self, counted_bytes: int) -> int:
+        """What the books say."""
+        return counted_bytes
+
+    def reclaim(self) -> None:
+        """Break reference cycles that hold on to tensors."""
+        gc.collect()
+
+
+class CudaMemory:
+    """A GPU's memory as torch's allocator measures it.
+
+    Only a GPU can show two things: that `memory_allocated` falls by a model's bytes once the model is dropped, and that
+    other processes see the blocks after `empty_cache`. The tests run with a stand-in.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Measure *device*, such as cuda:0."""
+        self._device = torch.device(device)
+
+    def used_bytes(self, counted_bytes: int) -> int:
+        """The larger of books and measurement: what is reserved is not allocated yet, activations are in no books."""
+        return max(counted_bytes, torch.cuda.memory_allocated(self._device))
+
+    def reclaim(self) -> None:
+        """Break cycles, wait for kernels that still read the tensors, and return cached blocks to the driver."""
+        gc.collect()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+
+
+def memory_of(device: str) -> DeviceMemory:
+    """The memory of *device*."""
+    return CudaMemory(device) if device.startswith("cuda") else CountedMemory()

@@ -1,0 +1,205 @@
+"""Entries: everything known of a model or an autoencoder set before it is loaded. Holds no weights."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.resolution import (
+    AutoencoderInfo,
+    ContextKind,
+    ContextState,
+    LayerCheck,
+    ModelDimensions,
+    ModelInfo,
+)
+from dst_grpc.engine.element_types import TORCH_TYPES
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.tokenizer import FILE_NAME, Tokenizer
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.components import TensorElementType
+    from dst_grpc.domain.scalar_types import DerivedScalarType
+    from dst_grpc.engine.checkpoint import Checkpoint
+    from dst_grpc.engine.files import FileSet
+    from dst_grpc.engine.formats.native import AutoencoderHeader
+
+EAGER_DIGEST_BYTES = 1 << 26
+"""Files up to this size are digested when they are registered, larger ones when they are first loaded."""
+REVISION_CHARACTERS = 12
+"""How much of a digest is a revision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Entry:
+    """What models and autoencoder sets have in common."""
+
+    name: str
+    """Registered name."""
+    element_type: TensorElementType
+    """What its weights are loaded as."""
+    device: str
+    """Where they are loaded."""
+    files: FileSet
+    """The files that it consists of."""
+
+    @property
+    def kind(self) -> ContextKind:
+        """What it is."""
+        raise NotImplementedError
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes that loading it takes."""
+        raise NotImplementedError
+
+    @property
+    def handle(self) -> str:
+        """Its handle; the empty string while its digest is not known."""
+        digest = self.files.known_digest
+        return self.handle_of(digest) if digest else ""
+
+    def handle_of(self, digest: str) -> str:
+        """Its handle, given its *digest*."""
+        revision = digest[:REVISION_CHARACTERS]
+        ref = ContextRef(name=self.name, revision=revision, element_type=self.element_type, device=self.device)
+        return str(ref)
+
+    def answers_to(self, ref: ContextRef) -> bool:
+        """Whether *ref* means this entry, as far as is known: a revision is checked once the digest is known."""
+        if ref.name != self.name:
+            return False
+        if not ref.is_handle:
+            return True
+        digest = self.files.known_digest
+        same_revision = not digest or ref.revision == digest[:REVISION_CHARACTERS]
+        return same_revision and ref.element_type is self.element_type and ref.device == self.device
+
+    def digest_if_small(self) -> None:
+        """Learn the digest now if that is quick; raises DataLoss if the files changed."""
+        if self.files.total_bytes <= EAGER_DIGEST_BYTES:
+            self.files.digest()
+
+
+class _LazyTokenizer:
+    """Reads a tokenizer when it is first wanted, on whatever thread that is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+
+    def get(self, checkpoint: Checkpoint) -> Tokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                tokenizer = Tokenizer.from_folder(checkpoint.folder)
+                known = checkpoint.config.vocab_size
+                if tokenizer.vocab_size > known:
+                    problem = f"has {tokenizer.vocab_size} tokens, but the model embeds only {known}"
+                    raise corrupt(checkpoint.folder / FILE_NAME, problem)
+                self._tokenizer = tokenizer
+            return self._tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelEntry(Entry):
+    """A model that can be loaded."""
+
+    source: str
+    """Where it comes from, for humans."""
+    checkpoint: Checkpoint
+    """Its config and headers."""
+    _tokenizer: _LazyTokenizer = field(default_factory=_LazyTokenizer, repr=False)
+
+    @property
+    def kind(self) -> ContextKind:
+        """A model."""
+        return ContextKind.MODEL
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of its weights in its element type."""
+        return self.checkpoint.bytes_as(TORCH_TYPES[self.element_type])
+
+    @property
+    def dimensions(self) -> ModelDimensions:
+        """Its sizes."""
+        c = self.checkpoint.config
+        return ModelDimensions(
+            n_layers=c.n_layers,
+            d_model=c.d_model,
+            n_heads=c.n_heads,
+            n_key_value_heads=c.n_key_value_heads,
+            d_head=c.d_head,
+            d_mlp=c.d_mlp,
+            vocab_size=c.vocab_size,
+            context_window=c.context_window,
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, read once; raises DataLoss if it is unreadable or knows more tokens than the model."""
+        return self._tokenizer.get(self.checkpoint)
+
+    def info(self, *, is_default: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
+        """What the catalogue says while it is not loaded."""
+        return ModelInfo(
+            name=self.name,
+            handle=self.handle,
+            family=self.checkpoint.family,
+            dimensions=self.dimensions,
+            element_type=self.element_type,
+            device=self.device,
+            digest=self.files.known_digest,
+            parameter_bytes=self.parameter_bytes,
+            source=self.source,
+            is_default=is_default,
+            state=ContextState.START,
+            autoencoders=autoencoders,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AutoencoderEntry(Entry):
+    """An autoencoder set that can be loaded."""
+
+    model: ModelEntry
+    """The model that it belongs to."""
+    dst: DerivedScalarType
+    """What it reads."""
+    headers: tuple[tuple[int | None, AutoencoderHeader], ...]
+    """Its autoencoders by layer, in order; all have equally many latents."""
+    declared: tuple[LayerCheck, ...] = ()
+    """The figures that came with it."""
+    is_anonymous: bool = False
+    """Whether a client named its files rather than the operator."""
+
+    @property
+    def kind(self) -> ContextKind:
+        """An autoencoder set."""
+        return ContextKind.AUTOENCODER
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all its weights in its element type."""
+        return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
+
+    def info(self) -> AutoencoderInfo:
+        """What the catalogue says while it is not loaded."""
+        activations = sorted({header.activation.value.lower() for _, header in self.headers})
+        return AutoencoderInfo(
+            name=self.name,
+            handle=self.handle,
+            model=self.model.name,
+            dst=self.dst,
+            node_type=node_type_of(self.dst),
+            layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
+            n_latents=self.headers[0][1].n_latents,
+            activation=", ".join(activations),
+            can_be_spliced=self.dst in SPLICEABLE,
+            parameter_bytes=self.parameter_bytes,
+            digest=self.files.known_digest,
+            state=ContextState.START,
+            declared=self.declared,
+        )

@@ -1,0 +1,44 @@
+"""Lease: what a caller of the cache holds while it works with contexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.model import ModelContext
+
+
+class Lease:
+    """Contexts that stay loaded while the lease is open. Nothing of it may be kept afterwards."""
+
+    __slots__ = ("_autoencoders", "_model")
+
+    def __init__(self, model: ModelContext, autoencoders: Mapping[str, AutoencoderContext]) -> None:
+        """Made by `ContextCache.lease`."""
+        self._model: ModelContext | None = model
+        self._autoencoders = dict(autoencoders)
+
+    @property
+    def model(self) -> ModelContext:
+        """The model; raises RuntimeError once the lease is over."""
+        if self._model is None:
+            raise RuntimeError("this lease is over")
+        return self._model
+
+    @property
+    def autoencoders(self) -> Mapping[str, AutoencoderContext]:
+        """The autoencoder sets, by the name or handle that they were asked for with; empty once the lease is over."""
+        return self._autoencoders
+
+    def end(self) -> None:
+        """Let go of everything, so that a variable that still names the lease keeps no memory from being freed."""
+        self._model = None
+        self._autoencoders.clear()
+
+    def __repr__(self) -> str:
+        """Handles."""
+        handles = [] if self._model is None else [self._model.handle]
+        return f"Lease({', '.join([*handles, *(one.handle for one in self._autoencoders.values())])})"

@@ -1,0 +1,158 @@
+"""From an outcome to the parts of an answer: a header, tensors one at a time, a summary.
+
+Tensors are derived when they are pulled, layer by layer, so that an answer never holds more than the recorded taps and
+the tensor under way. Only sparse ones are made before the header, which has to know their number of entries.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc import __version__
+from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
+from dst_grpc.domain.results import (
+    AnswerHeader,
+    DenseTensor,
+    Provenance,
+    RunSummary,
+    SparseTensor,
+    TensorInfo,
+)
+from dst_grpc.scalars.derive import Derivation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
+
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.pipeline.plan import PlannedScalar
+    from dst_grpc.pipeline.run import Outcome
+
+_TORCH_TYPES = {
+    TensorElementType.FLOAT32: torch.float32,
+    TensorElementType.FLOAT16: torch.float16,
+    TensorElementType.BFLOAT16: torch.bfloat16,
+}
+
+Part = DenseTensor | SparseTensor
+
+
+class AnswerBuilder:
+    """One outcome on its way out. Everything here runs on the device's thread."""
+
+    def __init__(self, outcome: Outcome, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
+        """Prepare; sparse tensors are derived now."""
+        self._outcome, self._model, self._sets = outcome, model, sets
+        self._plan = outcome.plan
+        self._derive_seconds = 0.0
+        self._sparse: dict[int, list[SparseTensor]] = {}
+        self._infos: list[TensorInfo] = []
+        for scalar in self._plan.scalars:
+            self._announce(scalar)
+
+    def header(self) -> AnswerHeader:
+        """What will follow."""
+        return AnswerHeader(
+            model=self._model.handle,
+            token_ids=self._plan.token_ids,
+            token_strings=self._plan.token_strings,
+            tensors=tuple(self._infos),
+            loss=self._outcome.loss,
+            activation_value=self._outcome.activation_value,
+        )
+
+    def tensors(self) -> Iterator[Part]:
+        """Every tensor, in the header's order."""
+        infos = iter(self._infos)
+        for scalar in self._plan.scalars:
+            if scalar.spec_index in self._sparse:
+                ready = self._sparse.pop(scalar.spec_index)
+                for _ in ready:
+                    next(infos)
+                yield from ready
+                continue
+            for _, _, tensor in self._derived(scalar):
+                info = next(infos)
+                yield DenseTensor(info, to_numpy(tensor, info.element_type))
+
+    def summary(self) -> RunSummary:
+        """What the run cost and what its numbers depend on."""
+        attention = "eager" if any(site[0].value.startswith("attn.qk") for site in self._plan.values) else "sdpa"
+        return RunSummary(
+            statistics=replace(self._outcome.statistics, derive_seconds=self._derive_seconds),
+            provenance=Provenance(
+                model=self._model.handle,
+                model_digest=self._model.digest,
+                autoencoder_digests=tuple((s.handle, s.digest) for s in self._sets.values()),
+                element_type=self._model.element_type,
+                device=self._model.device,
+                library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
+                config_digest=self._plan.digest,
+                attention=attention,
+                batch_size=self._outcome.batch_size,
+            ),
+        )
+
+    def _derived(self, scalar: PlannedScalar) -> Iterator[tuple[int | None, PassType, torch.Tensor]]:
+        derivation: Derivation = self._outcome.derivation(scalar)
+        for layer in scalar.task.layers:
+            started = time.perf_counter()
+            found = derivation.at(layer)
+            self._derive_seconds += time.perf_counter() - started
+            for pass_type, tensor in found.items():
+                yield layer, pass_type, tensor
+
+    def _announce(self, scalar: PlannedScalar) -> None:
+        element_type = self._plan.request.element_type
+
+        def info(layer: int | None, pass_type: PassType) -> TensorInfo:
+            return TensorInfo(
+                tensor_id=len(self._infos),
+                dst=scalar.task.facts.type,
+                pass_type=pass_type,
+                layer_index=layer,
+                axes=scalar.axes,
+                element_type=element_type,
+                spec_index=scalar.spec_index,
+            )
+
+        is_latent = scalar.task.facts.dimensions[-1] is Dimension.AUTOENCODER_LATENTS
+        if self._plan.request.encoding is TensorEncoding.DENSE or not is_latent:
+            for layer in scalar.task.layers:
+                for pass_type in scalar.task.passes:
+                    self._infos.append(info(layer, pass_type))
+            return
+        ready = self._sparse.setdefault(scalar.spec_index, [])
+        for layer, pass_type, tensor in self._derived(scalar):
+            ready.append(to_sparse(info(layer, pass_type), tensor))
+            self._infos.append(ready[-1].info)
+
+
+def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:
+    """The nonzero entries of *tensor*, ascending in coordinates."""
+    tensor = tensor.to(_TORCH_TYPES[info.element_type])
+    coordinates = tensor.nonzero()
+    values = tensor[tuple(coordinates.t())]
+    sparse = replace(info, encoding=TensorEncoding.SPARSE_LATENTS, nonzero_count=len(values))
+    return SparseTensor(sparse, to_numpy(values, info.element_type), coordinates.cpu().numpy().astype("<u4"))
+
+
+def to_numpy(
+    tensor: torch.Tensor, element_type: TensorElementType
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """*tensor* on the host, row-major, in its element type on the wire; bfloat16 as its bits."""
+    tensor = tensor.detach().to(_TORCH_TYPES[element_type]).contiguous()
+    if tensor.device.type == "cuda":
+        # Through pinned memory the copy runs at the bus's speed; only a GPU can show it.
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).synchronize()
+        tensor = host
+    tensor = tensor.cpu()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()

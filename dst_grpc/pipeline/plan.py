@@ -1,0 +1,397 @@
+"""Planning: from a request to what a run has to record and every task to derive from it. Pure; touches no weights.
+
+All rules that need the model are checked here, before anything is loaded onto a device: names, ranks, index ranges,
+layers, what each type needs. Every bad field is reported at once; what is missing is reported only if nothing is bad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
+from dst_grpc.domain.results import Axis
+from dst_grpc.engine.taps import LATENT_LOCATION
+from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations
+from dst_grpc.pipeline.checks import check_ablation, check_trace_indices
+from dst_grpc.pipeline.cost import Sizes, estimate_cost
+from dst_grpc.pipeline.tasks import TaskBuilder, Wants
+from dst_grpc.scalars.loss import TokenLoss
+from dst_grpc.scalars.reads import INPUT_LOCATION
+from dst_grpc.scalars.task import Kinds, Task, residual_of_trace, residuals_of_trace_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+    from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.engine.taps import Ablation, Site
+    from dst_grpc.engine.tokenizer import Tokenizer
+
+_L = ActivationLocationType
+_GENERIC_LATENT = _L.ONLINE_AUTOENCODER_LATENT
+_AFTER_LAYERS = frozenset({_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE})
+
+
+class Catalogue(Protocol):
+    """What can be loaded, known without loading it."""
+
+    def model(self, ref: str) -> ModelInfo:
+        """The model of a name or handle; raises NotFound."""
+
+    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
+        """The autoencoder set of a name or handle, for a model; raises NotFound."""
+
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
+        """The autoencoder set at given paths; raises NotAllowed outside the allowed roots."""
+
+    def tokenizer(self, ref: str) -> Tokenizer:
+        """The tokenizer of a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedScalar:
+    """One derived scalar of the request, ready to be computed."""
+
+    spec_index: int
+    """Its position in the request."""
+    task: Task
+    """What it is about."""
+    config: DstConfig
+    """The canonical config."""
+    sets: tuple[AutoencoderInfo, ...]
+    """The autoencoders that its config names."""
+    axes: tuple[Axis, ...]
+    """Axes of one layer's tensor."""
+    reads: frozenset[tuple[PassType, Site]]
+    """Taps that it reads."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all its tensors, dense float32."""
+        count = len(self.task.layers) * len(self.task.passes)
+        for axis in self.axes:
+            count *= axis.size
+        return 4 * count
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether it reads a gradient of the origin."""
+        return any(pass_type is PassType.BACKWARD for pass_type, _ in self.reads)
+
+    def resolution(self) -> ScalarResolution:
+        """What is said of it to the client."""
+        taps = sorted({(site[0].value, pass_type.value) for pass_type, site in self.reads})
+        return ScalarResolution(
+            dst=self.task.facts.type,
+            config=self.config,
+            requires_grad=self.requires_grad,
+            taps=tuple(TapUse(location=_L(tap), pass_type=PassType(pass_type)) for tap, pass_type in taps),
+            pass_types=self.task.passes,
+            layer_indices=tuple(layer for layer in self.task.layers if layer is not None),
+            axes=self.axes,
+            output_bytes=self.output_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A request, checked and completed: everything that a run needs but weights."""
+
+    request: DeriveRequest
+    model: ModelInfo
+    token_ids: tuple[int, ...]
+    """The prompt; empty if the request had none."""
+    token_strings: tuple[str, ...]
+    loss: TokenLoss | None
+    spliced: tuple[AutoencoderInfo, ...]
+    """Autoencoders in the graph."""
+    autoencoders: tuple[AutoencoderInfo, ...]
+    """Every autoencoder in use, spliced or not, without repetition."""
+    ablations: tuple[Ablation, ...]
+    """With generic latents renamed; row 0."""
+    scalars: tuple[PlannedScalar, ...]
+    values: frozenset[Site]
+    """Sites whose value to record."""
+    gradients: frozenset[Site]
+    """Sites whose gradient to record."""
+    stop_after_layer: int | None
+    """Last layer that has to run; None if logits are needed."""
+    config: DstConfig
+    """The canonical shared config."""
+    cost: CostEstimate
+
+    @property
+    def origin_sets(self) -> tuple[AutoencoderInfo, ...]:
+        """The autoencoders that a traced latent belongs to."""
+        return self.spliced or self.autoencoders
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that determines the answer's numbers."""
+        request = replace(self.request, request_id="", model=self.model.handle)
+        handles = tuple(info.handle for info in self.autoencoders)
+        return hashlib.sha256(repr((request, handles)).encode()).hexdigest()
+
+
+def make_plan(request: DeriveRequest, catalogue: Catalogue) -> Plan:
+    """Plan *request*.
+
+    Raises:
+        InvalidRequest: listing every field that the model or another field rules out.
+        NotFound: for an unknown model or autoencoder.
+        PreconditionFailed: if a type needs an origin, autoencoder or field that the request lacks.
+    """
+    return _Planner(request, catalogue).plan()
+
+
+def splice_site(info: AutoencoderInfo, layer: int) -> Site:
+    """The tap that an autoencoder of *info* reads at *layer*."""
+    return INPUT_LOCATION[info.dst], layer
+
+
+class _Planner:
+    """The state of one planning: what was found, and what is wrong."""
+
+    def __init__(self, request: DeriveRequest, catalogue: Catalogue) -> None:
+        self._request, self._catalogue = request, catalogue
+        self._problems, self._missing = Violations(), Wants()
+        self._model = catalogue.model(self._model_ref())
+        self._sizes = Sizes(self._model.dimensions, self._model.dimensions.context_window)
+
+    def _model_ref(self) -> str:
+        request, config = self._request, self._request.config
+        return request.model or config.model_context or config.model_name or ""
+
+    def plan(self) -> Plan:
+        request, problems = self._request, self._problems
+        tokenizer = self._catalogue.tokenizer(self._model.name)
+        tokens = self._tokens(tokenizer)
+        if tokens:
+            self._sizes = Sizes(self._model.dimensions, len(tokens))
+        loss = self._loss(tokenizer)
+        spliced = self._spliced()
+        shared_sets = self._sets(request.config, "config", spliced)
+        kinds = kinds_of(spliced or shared_sets)
+        self._check_origin(kinds, spliced or shared_sets)
+        ablations = self._ablations(spliced)
+        scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
+        problems.raise_if_any()
+        self._missing.raise_if_any()
+        planned = tuple(scalar for scalar in scalars if scalar is not None)
+        return self._assembled(tokens, tokenizer, loss, spliced, shared_sets, ablations, planned)
+
+    def _assembled(
+        self,
+        tokens: tuple[int, ...],
+        tokenizer: Tokenizer,
+        loss: TokenLoss | None,
+        spliced: tuple[AutoencoderInfo, ...],
+        shared_sets: tuple[AutoencoderInfo, ...],
+        ablations: tuple[Ablation, ...],
+        scalars: tuple[PlannedScalar, ...],
+    ) -> Plan:
+        request = self._request
+        reads = frozenset().union(*(scalar.reads for scalar in scalars))
+        values = {site for pass_type, site in reads if pass_type is PassType.FORWARD}
+        gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
+        values |= gradients  # The zeros of a missing gradient take the value's shape.
+        if request.trace_config is not None:
+            origin_kinds = kinds_of(spliced or shared_sets)
+            rho = residual_of_trace(request.trace_config, origin_kinds).site
+            values.add(rho)
+            values |= set(residuals_of_trace_value(request.trace_config, self._sizes.n_layers, origin_kinds))
+            if gradients:
+                gradients.add(rho)
+        needs_logits = loss is not None or any(location in _AFTER_LAYERS for location, _ in values)
+        last = max((layer for _, layer in values if layer is not None), default=-1)
+        everything = {info.handle or info.name: info for info in (*spliced, *shared_sets)}
+        for scalar in scalars:
+            everything |= {info.handle or info.name: info for info in scalar.sets}
+        return Plan(
+            request=request,
+            model=self._model,
+            token_ids=tokens,
+            token_strings=tuple(tokenizer.token_strings(tokens)),
+            loss=loss,
+            spliced=spliced,
+            autoencoders=tuple(everything.values()),
+            ablations=ablations,
+            scalars=scalars,
+            values=frozenset(values),
+            gradients=frozenset(gradients),
+            stop_after_layer=None if needs_logits else last,
+            config=self._canonical(request.config, shared_sets, request.trace_config),
+            cost=estimate_cost(self._sizes, values, gradients, scalars, needs_logits=needs_logits),
+        )
+
+    # The run
+
+    def _tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        prompt = self._request.prompt
+        if prompt is None:
+            return ()
+        if prompt.text is not None:
+            tokens = tuple(tokenizer.encode(prompt.text))
+        else:
+            tokens = prompt.token_ids or ()
+            vocabulary = self._model.dimensions.vocab_size
+            for i, token in enumerate(tokens):
+                if token >= vocabulary:
+                    field = f"prompt.token_ids.token_ids[{i}]"
+                    self._problems.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
+        window = self._model.dimensions.context_window
+        if len(tokens) > window:
+            message = f"has {len(tokens)} tokens, but the context window of {self._model.name!r} holds {window}"
+            self._problems.add("prompt", message, Reason.PROMPT_TOO_LONG)
+        return tokens
+
+    def _loss(self, tokenizer: Tokenizer) -> TokenLoss | None:
+        given = self._request.loss_fn_config
+        if given is None:
+            return None
+        ids: dict[str, list[int]] = {}
+        vocabulary = self._model.dimensions.vocab_size
+        for side in ("target", "distractor"):
+            ids[side] = []
+            for i, text in enumerate(getattr(given, f"{side}_tokens")):
+                try:
+                    ids[side].append(tokenizer.single_token(text, f"loss_fn_config.{side}_tokens[{i}]"))
+                except InvalidRequest as error:
+                    self._problems.extend(error)
+            for i, token in enumerate(getattr(given, f"{side}_token_ids")):
+                field = f"loss_fn_config.{side}_token_ids[{i}]"
+                self._problems.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
+                ids[side].append(token)
+        return TokenLoss(given.name, tuple(ids["target"]), tuple(ids["distractor"]))
+
+    def _spliced(self) -> tuple[AutoencoderInfo, ...]:
+        found = [self._catalogue.autoencoder(ref, self._model.name) for ref in self._request.autoencoders]
+        for i, info in enumerate(found):
+            self._problems.check(
+                info.can_be_spliced,
+                f"autoencoders[{i}]",
+                f"{info.name} reads {info.dst} and can only be read offline: name it in config instead",
+            )
+        self._check_node_types(found, "autoencoders")
+        return tuple(found)
+
+    def _check_node_types(self, sets: Sequence[AutoencoderInfo], field: str) -> None:
+        """Rule 18: at most one autoencoder per node type."""
+        seen: dict[NodeType, str] = {}
+        for i, info in enumerate(sets):
+            if info.node_type in seen:
+                other = seen[info.node_type]
+                self._problems.add(f"{field}[{i}]", f"{info.name} and {other} both have latents of {info.node_type}")
+            seen[info.node_type] = info.name
+
+    def _check_origin(self, kinds: Kinds, sets: tuple[AutoencoderInfo, ...]) -> None:
+        trace = self._request.trace_config
+        if trace is None:
+            return
+        check_trace_indices(self._problems, trace, "trace_config", self._sizes, sets)
+        self._missing.check_trace(trace, kinds, "trace_config", has_loss=self._request.loss_fn_config is not None)
+
+    def _ablations(self, spliced: tuple[AutoencoderInfo, ...]) -> tuple[Ablation, ...]:
+        renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else _GENERIC_LATENT
+        return tuple(
+            check_ablation(self._problems, spec, f"ablation_specs[{i}]", self._sizes, spliced, generic=renamed)
+            for i, spec in enumerate(self._request.ablation_specs)
+        )
+
+    # The derived scalars
+
+    def _sets(self, config: DstConfig, path: str, spliced: tuple[AutoencoderInfo, ...]) -> tuple[AutoencoderInfo, ...]:
+        """The autoencoders that *config* names, in the reference's precedence; the spliced ones if it names none."""
+        name = self._model.name
+        given = config.autoencoder_config
+        by_path = None if given is None else self._catalogue.autoencoder_by_config(given, name)
+        if config.autoencoder_context is not None:
+            info = self._catalogue.autoencoder(config.autoencoder_context, name)
+            if by_path is not None and (by_path.dst, by_path.layer_indices) != (info.dst, info.layer_indices):
+                self._problems.add(f"{path}.autoencoder_config", f"differs from {info.name}, the autoencoder_context")
+            return (info,)
+        if config.multi_autoencoder_context is not None:
+            sets = [self._catalogue.autoencoder(ref, name) for ref in config.multi_autoencoder_context]
+            self._check_node_types(sets, f"{path}.multi_autoencoder_context.autoencoder_contexts")
+            return tuple(sets)
+        return (by_path,) if by_path is not None else spliced
+
+    def _scalar(self, index: int, loss: TokenLoss | None, spliced: tuple[AutoencoderInfo, ...]) -> PlannedScalar | None:
+        request = self._request
+        spec = request.derived_scalars[index]
+        config = request.config_of(spec)
+        path = "config" if spec.config is None else f"derived_scalars[{index}].config"
+        self._check_model_agrees(config, path)
+        sets = self._sets(config, path, spliced)
+        builder = TaskBuilder(
+            request=request,
+            spec=spec,
+            config=config,
+            path=path,
+            spec_path=f"derived_scalars[{index}]",
+            sizes=self._sizes,
+            sets=sets,
+            spliced=spliced,
+            loss=loss,
+            problems=self._problems,
+            missing=self._missing,
+        )
+        built = builder.build()
+        if built is None:
+            return None
+        task, reads = built
+        return PlannedScalar(
+            spec_index=index,
+            task=task,
+            config=self._canonical(config, sets, task.trace, layers=task.layers),
+            sets=sets,
+            axes=self._sizes.axes(task, sets),
+            reads=reads,
+        )
+
+    def _check_model_agrees(self, config: DstConfig, path: str) -> None:
+        for field in ("model_context", "model_name"):
+            ref = getattr(config, field)
+            if ref is None:
+                continue
+            try:
+                other = self._catalogue.model(ref).name
+            except NotFound as error:
+                self._problems.add(f"{path}.{field}", error.message)
+                continue
+            if other != self._model.name:
+                self._problems.add(f"{path}.{field}", f"is {other!r}, but the request's model is {self._model.name!r}")
+
+    def _canonical(
+        self,
+        config: DstConfig,
+        sets: tuple[AutoencoderInfo, ...],
+        trace: TraceConfig | None,
+        *,
+        layers: tuple[int | None, ...] | None = None,
+    ) -> DstConfig:
+        """*config* with every context and default filled in."""
+        covered = tuple(layer for layer in layers or () if layer is not None)
+        return replace(
+            config,
+            model_name=self._model.name,
+            model_context=self._model.handle or self._model.name,
+            autoencoder_context=None,
+            autoencoder_config=None,
+            multi_autoencoder_context=tuple(info.handle or info.name for info in sets) or None,
+            trace_config=trace,
+            layer_indices=config.layer_indices if layers is None else (covered or None),
+            device_for_raw_activations=self._model.device,
+        )
+
+
+def kinds_of(sets: Sequence[AutoencoderInfo]) -> Kinds:
+    """What autoencoders read, by the type of their latents."""
+    by_type = {info.node_type: info.dst for info in sets}
+    return Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))

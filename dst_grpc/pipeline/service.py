@@ -1,0 +1,174 @@
+"""The pipeline as the services see it: requests in, plain values out, one at a time and only when pulled.
+
+Nothing is worked on ahead of the reader: a tensor is derived when the one before it was taken, so a slow reader holds
+neither the device nor more than its own recorded taps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
+from dst_grpc.errors import InvalidRequest
+from dst_grpc.pipeline.admission import Admission, Limits
+from dst_grpc.pipeline.answer import AnswerBuilder, Part
+from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.run import run
+from dst_grpc.pipeline.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.lease import Lease
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+
+_PULL_BYTES = 1 << 20
+"""Tensors are brought from the device's thread in helpings of at least this size, or a small answer at once."""
+_PLANS_KEPT = 256
+
+
+class Pipeline:
+    """Plans, runs and derives. Lives on the event loop; torch runs on the worker's thread."""
+
+    def __init__(self, registry: Registry, cache: ContextCache, limits: Limits | None = None) -> None:
+        """Work on what *registry* knows and *cache* holds."""
+        self._registry, self._cache = registry, cache
+        self._admission = Admission(limits or Limits())
+        self._workers: dict[str, Worker] = {}
+        self._plans: OrderedDict[DeriveRequest, Plan] = OrderedDict()
+
+    async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
+        """Check, complete and cost a request; with `load`, also load what it needs.
+
+        Raises:
+            DstError: what `make_plan` and `ContextCache.lease` raise.
+        """
+        yield Validated(request_id=request.request.request_id)
+        plan = self._plan(request.request)
+        if not request.load:
+            yield self._resolution(plan)
+            return
+        async with AsyncExitStack() as stack:
+            async with aclosing(self._loading(plan, stack)) as stages:
+                async for progress in stages:
+                    yield progress
+            # Loading told the digests, and so the handles: plan again with them.
+            self._plans.clear()
+            yield self._resolution(self._plan(request.request))
+
+    async def derive(
+        self, request: DeriveRequest
+    ) -> AsyncGenerator[AnswerHeader | DenseTensor | SparseTensor | RunSummary, None]:
+        """Run a request: its header, its tensors in the header's order, its summary.
+
+        Raises:
+            DstError: what `make_plan`, `ContextCache.lease` and `Admission.admitted` raise, before the header.
+        """
+        if request.prompt is None:
+            raise InvalidRequest.of("prompt", "is required")
+        plan = self._plan(request)
+        names = [info.name for info in plan.autoencoders]
+        queued = time.perf_counter()
+        async with (
+            self._admission.admitted(plan.cost.peak_bytes),
+            self._cache.lease(plan.model.name, names) as lease,
+        ):
+            worker = self._worker(lease.model.device)
+            answer, helping, rest = await worker.submit(lambda: _begin(plan, lease, queued))
+            yield answer.header()
+            while helping:
+                for tensor in helping:
+                    yield tensor
+                helping = await worker.submit(lambda: _helping(rest)) if rest is not None else []
+            yield answer.summary()
+
+    async def close(self) -> None:
+        """Refuse what waits and stop the workers."""
+        self._admission.close()
+        for worker in self._workers.values():
+            await worker.close()
+
+    def _plan(self, request: DeriveRequest) -> Plan:
+        key = replace(request, request_id="")
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = make_plan(key, self._registry)
+            if len(self._plans) > _PLANS_KEPT:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return plan
+
+    def _worker(self, device: str) -> Worker:
+        if device not in self._workers:
+            self._workers[device] = Worker(device)
+        return self._workers[device]
+
+    def _resolution(self, plan: Plan) -> Resolution:
+        sets = plan.autoencoders
+        return Resolution(
+            config=plan.config,
+            device=plan.model.device,
+            model=self._cache.describe(plan.model),
+            autoencoders=tuple(self._cache.describe(info) for info in sets),
+            scalars=tuple(scalar.resolution() for scalar in plan.scalars),
+            cost=plan.cost,
+            contexts=tuple(map(self._cache.status, (plan.model.name, *(info.name for info in sets)))),
+        )
+
+    async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
+        """Lease what *plan* needs on *stack*, telling meanwhile of the newest progress of each context."""
+        newest: dict[str, LoadProgress] = {}
+        news = asyncio.Event()
+
+        def note(progress: LoadProgress) -> None:
+            newest[progress.context] = progress
+            news.set()
+
+        names = [info.name for info in plan.autoencoders]
+        lease = self._cache.lease(plan.model.name, names, on_progress=note)
+        leased = asyncio.create_task(stack.enter_async_context(lease))
+        leased.add_done_callback(lambda _: news.set())
+        try:
+            while not (leased.done() and not newest):
+                await news.wait()
+                news.clear()
+                while newest:
+                    yield newest.pop(next(iter(newest)))
+            await leased
+        finally:
+            leased.cancel()
+
+
+def _begin(plan: Plan, lease: Lease, queued: float) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
+    """Run *plan* and take the first helping; on the device's thread."""
+    started = time.perf_counter()
+    sets: dict[str, AutoencoderContext] = {context.name: context for context in lease.autoencoders.values()}
+    (outcome,) = run([plan], lease.model.decoder, sets)
+    statistics = replace(outcome.statistics, queue_seconds=started - queued)
+    answer = AnswerBuilder(replace(outcome, statistics=statistics), lease.model, sets)
+    tensors = answer.tensors()
+    helping = _helping(tensors)
+    following = next(tensors, None)
+    return answer, helping, None if following is None else chain([following], tensors)
+
+
+def _helping(tensors: Iterator[Part]) -> list[Part]:
+    """The next tensors, about `_PULL_BYTES` of them; empty at the end."""
+    taken: list[Part] = []
+    size = 0
+    for tensor in tensors:
+        taken.append(tensor)
+        size += tensor.info.byte_length
+        if size >= _PULL_BYTES:
+            break
+    return taken

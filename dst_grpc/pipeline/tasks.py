@@ -1,0 +1,374 @@
+"""Building one task: the rules of a derived scalar type against its config, the run and the autoencoders.
+
+What is wrong and what is missing are collected by the planner over all tasks; nothing here raises for one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType
+from dst_grpc.domain.indices import AttnSubNodeIndex
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_facts import Backward, Component, Direction, ScalarFacts
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
+from dst_grpc.pipeline.checks import check_layer, check_node, check_trace_indices
+from dst_grpc.scalars.reads import INPUT_LOCATION, Read, reads
+from dst_grpc.scalars.task import Kinds, Task
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.config import DstConfig
+    from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
+    from dst_grpc.domain.resolution import AutoencoderInfo
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.cost import Sizes
+    from dst_grpc.scalars.loss import TokenLoss
+
+_L = ActivationLocationType
+_T = DerivedScalarType
+_SPLICED_COMPONENTS = frozenset({Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR})
+_WORDS = {
+    NodeType.AUTOENCODER_LATENT: "exactly one autoencoder",
+    NodeType.MLP_AUTOENCODER_LATENT: "an autoencoder of the MLPs",
+    NodeType.ATTENTION_AUTOENCODER_LATENT: "an autoencoder of attention",
+}
+_ATTENTION_READERS = (_T.RESID_DELTA_ATTN,)
+_KINDS_READ = {
+    _T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
+    _T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT: (_T.MLP_POST_ACT,),
+    _T.ATTN_WRITE_TO_LATENT: _ATTENTION_READERS,
+    _T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: _ATTENTION_READERS,
+    _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: _ATTENTION_READERS,
+    _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED: _ATTENTION_READERS,
+    _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
+    _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED: _ATTENTION_READERS,
+    _T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: (_T.RESID_DELTA_MLP,),
+    _T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: _ATTENTION_READERS,
+}
+"""Inputs that the autoencoder of a type may read, where its node type alone does not say."""
+
+_FAKE_GRAD_LOCATIONS = (_L.MLP_POST_ACT, _L.ONLINE_MLP_AUTOENCODER_LATENT, _L.ONLINE_AUTOENCODER_LATENT)
+
+
+class Wants:
+    """What the request lacks: collected over all its parts, raised together."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._found: list[FieldViolation] = []
+        self._reasons: list[Reason] = []
+
+    def add(self, field: str, description: str, reason: Reason = Reason.FIELD_REQUIRED) -> None:
+        """Note one thing that is missing."""
+        self._found.append(FieldViolation(field, description))
+        self._reasons.append(reason)
+
+    def check_trace(self, trace: TraceConfig, kinds: Kinds, path: str, *, has_loss: bool) -> None:
+        """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
+        node_type = trace.node_index.node_type
+        if node_type.is_autoencoder_latent and kinds.of(node_type) is None:
+            self.add(
+                f"{path}.node_index.node_type",
+                f"a trace from {node_type} needs {_WORDS[node_type]}: name it in autoencoders",
+                Reason.AUTOENCODER_REQUIRED,
+            )
+        if trace.downstream_trace_config is not None:
+            self.check_trace(trace.downstream_trace_config, kinds, f"{path}.downstream_trace_config", has_loss=has_loss)
+        elif trace.attention_trace_type is AttentionTraceType.V and not has_loss:
+            self.add(
+                "loss_fn_config",
+                "a trace through V reads the gradient of a loss: give loss_fn_config or a downstream_trace_config",
+                Reason.ORIGIN_REQUIRED,
+            )
+
+    @property
+    def count(self) -> int:
+        """How many things were found."""
+        return len(self._found)
+
+    def raise_if_any(self) -> None:
+        """Raise PreconditionFailed with all that was found, or return."""
+        if self._found:
+            raise PreconditionFailed(self._found, reason=self._reasons[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskBuilder:
+    """One derived scalar of a request, on its way to a task."""
+
+    request: DeriveRequest
+    spec: DerivedScalarSpec
+    config: DstConfig
+    path: str
+    """Where its config stands in the request."""
+    spec_path: str
+    """Where it stands itself."""
+    sizes: Sizes
+    sets: tuple[AutoencoderInfo, ...]
+    """The autoencoders that its config names."""
+    spliced: tuple[AutoencoderInfo, ...]
+    """Those in the graph."""
+    loss: TokenLoss | None
+    problems: Violations
+    missing: Wants
+
+    @property
+    def _facts(self) -> ScalarFacts:
+        return FACTS[self.spec.dst]
+
+    @property
+    def _name(self) -> str:
+        return self.spec.dst.value
+
+    @property
+    def _kinds(self) -> Kinds:
+        by_type = {info.node_type: info.dst for info in self.sets}
+        return Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
+
+    @property
+    def _trace(self) -> TraceConfig | None:
+        """The trace that the type is about: its config's, else the request's."""
+        return self.config.trace_config or self.request.trace_config
+
+    def build(self) -> tuple[Task, frozenset[Read]] | None:
+        """The task and what it reads, or None if anything is wrong or missing."""
+        before = self.problems.count, self.missing.count
+        passes = self._passes()
+        self._check_autoencoder()
+        self._check_trace()
+        self._check_node()
+        self._check_fake_grad()
+        layers = self._layers()
+        if (self.problems.count, self.missing.count) != before:
+            return None
+        task = Task(
+            facts=self._facts,
+            layers=layers,
+            passes=passes,
+            n_layers=self.sizes.n_layers,
+            trace=self._trace,
+            loss=self.loss,
+            node=self.config.node_index_for_attribution,
+            detach_scale=self.config.detach_layer_norm_scale_for_attribution,
+            fake_grad=self.config.activation_index_for_fake_grad,
+            kinds=self._kinds,
+        )
+        found = frozenset(reads(task))
+        self._check_origin(found)
+        return task, found
+
+    def _passes(self) -> tuple[PassType, ...]:
+        """Rule 27 and 33: which passes the type yields."""
+        if not self.config.derive_gradients:
+            return (PassType.FORWARD,)
+        if self._facts.backward is Backward.REFUSED:
+            self.problems.add(f"{self.path}.derive_gradients", f"must be false: {self._name} has no gradient")
+        if self._facts.backward in {Backward.GRADIENT, Backward.RATIO}:
+            return (PassType.FORWARD, PassType.BACKWARD)
+        return (PassType.FORWARD,)
+
+    # Autoencoders
+
+    def _own_set(self) -> AutoencoderInfo | None:
+        """The autoencoder that the type itself is about."""
+        wanted = self._facts.autoencoder
+        kind = self._kinds.of(wanted) if wanted is not None else None
+        return next((info for info in self.sets if info.dst is kind), None) if kind is not None else None
+
+    def _check_autoencoder(self) -> None:
+        wanted, info = self._facts.autoencoder, self._own_set()
+        if wanted is None:
+            return
+        if info is None:
+            generic = wanted is NodeType.AUTOENCODER_LATENT and len(self.sets) > 1
+            has = f"has {', '.join(sorted(i.name for i in self.sets))}" if self.sets else "has none"
+            hint = "; use the MLP_ or ATTENTION_ type instead" if generic else ""
+            description = f"{self._name} needs {_WORDS[wanted]}, and the request {has}{hint}"
+            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            return
+        allowed = _KINDS_READ.get(self.spec.dst)
+        if self._facts.component is Component.NEURON_ERROR:
+            allowed = (_T.MLP_POST_ACT,)
+        if allowed is not None and info.dst not in allowed:
+            names = " or ".join(kind.value for kind in allowed)
+            description = f"{self._name} needs an autoencoder that reads {names}, not {info.dst} ({info.name})"
+            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+        if self._facts.direction is Direction.ALL_LATENT_READS and info.activation != "ReLU":
+            self.problems.add(
+                "autoencoders", f"{self._name} needs a ReLU autoencoder; {info.name} is {info.activation}"
+            )
+        if self._facts.component in _SPLICED_COMPONENTS:
+            self._check_is_spliced(info)
+
+    def _check_is_spliced(self, info: AutoencoderInfo) -> None:
+        if info.name not in {spliced.name for spliced in self.spliced}:
+            description = f"{self._name} reads latents in the run: name {info.name!r} in autoencoders"
+            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+
+    # The trace
+
+    def _check_trace(self) -> None:
+        facts, trace, own = self._facts, self._trace, self.config.trace_config
+        path = f"{self.path}.trace_config" if own is not None else "trace_config"
+        if facts.needs_trace and trace is None:
+            self.missing.add(path if own else f"{self.path}.trace_config", f"{self._name} needs a traced node")
+        if own is not None and own != self.request.trace_config and self._reads_origin():
+            description = f"differs from the request's origin, whose gradients {self._name} reads"
+            self.problems.add(path, description, Reason.IMPOSSIBLE_COMBINATION)
+        if trace is None:
+            return
+        if own is not None:
+            check_trace_indices(self.problems, own, path, self.sizes, self.sets)
+        if facts.direction is Direction.LATENT_READ:
+            self._check_latent_read(trace, path)
+        elif facts.direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
+            try:
+                trace.check_can_run()
+            except InvalidRequest as error:
+                self.problems.extend(error, path)
+                return
+        if facts.direction in {Direction.FINAL_ACTIVATION_RESIDUAL_GRAD, Direction.FINAL_RESIDUAL_GRAD}:
+            self.missing.check_trace(trace, self._kinds, path, has_loss=self.loss is not None)
+
+    def _reads_origin(self) -> bool:
+        return self._facts.requires_grad_for_forward_pass or (
+            self.config.derive_gradients and self._facts.backward in {Backward.GRADIENT, Backward.RATIO}
+        )
+
+    def _check_latent_read(self, trace: TraceConfig, path: str) -> None:
+        """Rules 34 and 35."""
+        node = trace.node_index
+        self.problems.check(
+            node.node_type.is_autoencoder_latent,
+            f"{path}.node_index.node_type",
+            f"{self._name} reads a latent, not a node of {node.node_type}",
+        )
+        indices = node.tensor_indices
+        self.problems.check(
+            len(indices) == 2 and indices[0] is None and indices[1] is not None,
+            f"{path}.node_index.tensor_indices",
+            f"{self._name} needs all tokens and one latent",
+        )
+        if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
+            given = list(self.config.layer_indices or ())
+            description = f"must be the traced layer {node.layer_index}, not {given}"
+            self.problems.add(f"{self.path}.layer_indices", description)
+
+    # The one node of an edge
+
+    def _check_node(self) -> None:
+        """Rule 37."""
+        if not self._facts.needs_attribution_node:
+            return
+        node, path = self.config.node_index_for_attribution, f"{self.path}.node_index_for_attribution"
+        if node is None:
+            self.missing.add(path, f"{self._name} needs the one node of the edges")
+            return
+        check_node(self.problems, node, path, self.sizes, self.sets)
+        self.problems.check(node.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be forward")
+        self.problems.check(node.layer_index is not None, f"{path}.layer_index", "is required")
+        known = node.node_type in {NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON} or node.node_type in _WORDS
+        if not known:
+            names = "attention_head, mlp_neuron or a type of autoencoder latent"
+            self.problems.add(f"{path}.node_type", f"must be {names}, not {node.node_type}")
+            return
+        self.problems.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
+        self._check_subnode(node, path)
+        if node.node_type in _WORDS:
+            self._check_node_autoencoder(node, path)
+
+    def _check_subnode(self, node: NodeIndex, path: str) -> None:
+        if self._facts.direction is not Direction.SUBNODE_GRAD:
+            return
+        is_head = node.node_type is NodeType.ATTENTION_HEAD
+        if is_head and not isinstance(node, AttnSubNodeIndex):
+            self.missing.add(f"{path}.q_k_or_v", f"{self._name} needs the query, key or value of a head")
+
+    def _check_node_autoencoder(self, node: NodeIndex, path: str) -> None:
+        kind = self._kinds.of(node.node_type)
+        if kind is None or kind not in INPUT_LOCATION:
+            description = f"{self._name} needs {_WORDS[node.node_type]} for this node"
+            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            return
+        info = next(info for info in self.sets if info.dst is kind)
+        self._check_is_spliced(info)
+        if node.layer_index is not None and node.layer_index not in info.layer_indices:
+            self.problems.add(f"{path}.layer_index", f"{info.name} does not cover layer {node.layer_index}")
+
+    # Reads of the vocabulary
+
+    def _check_fake_grad(self) -> None:
+        """Rule 36."""
+        if not self._facts.needs_fake_grad_index:
+            return
+        index, path = self.config.activation_index_for_fake_grad, f"{self.path}.activation_index_for_fake_grad"
+        if index is None:
+            self.missing.add(path, f"{self._name} needs the node that reads")
+            return
+        location = index.activation_location_type
+        self.problems.check(
+            location in _FAKE_GRAD_LOCATIONS,
+            f"{path}.activation_location_type",
+            f"must be one of {', '.join(known.value for known in _FAKE_GRAD_LOCATIONS)}, not {location}",
+        )
+        self.problems.check(index.layer_index is not None, f"{path}.layer_index", "is required")
+        check_layer(self.problems, index.layer_index, f"{path}.layer_index", self.sizes.n_layers)
+        entry = index.tensor_indices[1] if len(index.tensor_indices) > 1 else None
+        if entry is None:
+            self.problems.add(f"{path}.tensor_indices", "must name the neuron or latent in its second place")
+            return
+        if location is _L.MLP_POST_ACT:
+            width = self.sizes.model.d_mlp
+        elif self._kinds.mlp is None:
+            description = f"{self._name} of a latent needs {_WORDS[NodeType.MLP_AUTOENCODER_LATENT]}"
+            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            return
+        else:
+            width = next(info.n_latents for info in self.sets if info.dst is self._kinds.mlp)
+        self.problems.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")
+
+    # Layers and origin
+
+    def _layers(self) -> tuple[int | None, ...]:
+        """Keys of the result (specification, 9.1), restricted to the config's layers."""
+        facts, wanted, path = self._facts, self.config.layer_indices or (), f"{self.path}.layer_indices"
+        for i, layer in enumerate(wanted):
+            check_layer(self.problems, layer, f"{path}.layer_indices[{i}]", self.sizes.n_layers)
+        if facts.single_layer:
+            return self._single_layer(wanted, path)
+        if facts.once:
+            return (None,)
+        node = self.config.node_index_for_attribution
+        one_layer = facts.component is Component.SINGLE_NODE
+        if one_layer and node is not None:
+            covered: tuple[int, ...] = (node.layer_index or 0,)
+        else:
+            info = self._own_set()
+            covered = info.layer_indices if info is not None else tuple(range(self.sizes.n_layers))
+        uncovered = [layer for layer in wanted if layer not in covered and layer < self.sizes.n_layers]
+        if uncovered and not one_layer:
+            self.problems.add(path, f"{self._name}: no autoencoder is configured for layers {uncovered}")
+        return tuple(layer for layer in covered if not wanted or layer in wanted)
+
+    def _single_layer(self, wanted: tuple[int, ...], path: str) -> tuple[int | None, ...]:
+        """Rule 34."""
+        if len(wanted) != 1:
+            self.missing.add(path, f"{self._name} needs exactly one layer, not {len(wanted) or 'every one'}")
+        info = self._own_set()
+        if info is not None and wanted and wanted[0] not in info.layer_indices:
+            self.problems.add(path, f"{info.name} does not cover layer {wanted[0]}")
+        return wanted
+
+    def _check_origin(self, found: frozenset[Read]) -> None:
+        """Rule 29."""
+        if any(pass_type is PassType.BACKWARD for pass_type, _ in found) and not self.request.has_origin:
+            self.missing.add(
+                "loss_fn_config",
+                f"{self._name} reads gradients, and the request has no origin: give loss_fn_config or trace_config",
+                Reason.ORIGIN_REQUIRED,
+            )
