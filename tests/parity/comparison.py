@@ -1,0 +1,91 @@
+"""Comparing one row of a case with our answer: equal to the reference, or different on purpose by a stated rule."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from tests.parity.cases import Case, Key, Row, difference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Tensors = dict[Key, np.ndarray[Any, Any]]
+_F, _B = PassType.FORWARD, PassType.BACKWARD
+_DIFFERENCES = tomllib.loads((Path(__file__).parent / "differences.toml").read_text())["difference"]
+
+
+def rule_of(case: Case, row: Row) -> str | None:
+    """The rule by which our answer to *row* differs from the stored one on purpose; None if it must be equal."""
+    if row.spec.config is None or not row.spec.config.derive_gradients:
+        return None
+    for entry in _DIFFERENCES:
+        applies = entry["when"] == "derive_gradients" or case.request.trace_config is not None
+        if entry["dst"] == row.spec.dst and applies:
+            return str(entry["rule"])
+    return None
+
+
+def compare(case: Case, row: Row, found: Tensors, loss: float | None, activation_value: float | None) -> list[str]:
+    """Everything that is not as it should be, in words."""
+    problems = [
+        f"{name} is {ours} instead of {stored}"
+        for name, stored, ours in (("loss", row.loss, loss), ("traced value", row.activation_value, activation_value))
+        if not _same_scalar(stored, ours)
+    ]
+    expected = expected_tensors(case, row)
+    if expected.keys() != found.keys():
+        problems.append(f"keys differ: {sorted(map(str, expected.keys() ^ found.keys()))}")
+    for key in expected.keys() & found.keys():
+        problem = difference(expected[key], found[key])
+        if problem is not None:
+            problems.append(f"{key[0]} of layer {key[1]}: {problem}")
+    return problems
+
+
+def expected_tensors(case: Case, row: Row) -> Tensors:
+    """What *row* must be: as stored, or by the rule of its difference, from other rows of the same case."""
+    rule, stored = rule_of(case, row), dict(row.expected)
+    if rule is None:
+        return stored
+    if rule == "no_backward":
+        return {key: tensor for key, tensor in stored.items() if key[0] is _F}
+    if rule == "forward_is_the_residual":
+        after = _row(case, DerivedScalarType.RESID_POST_MLP).expected
+        embedding = _row(case, DerivedScalarType.RESID_POST_EMBEDDING).expected[_F, None]
+        return stored | {(_F, layer): after[_F, layer - 1] if layer else embedding for _, layer in _layered(stored)}
+    if rule == "backward_is_zeros_of_full_shape":
+        for (pass_type, layer), tensor in row.expected.items():
+            if pass_type is _B:
+                assert tensor.shape == (), "the reference stored a gradient after all"
+                assert tensor == 0
+                stored[_B, layer] = np.zeros_like(row.expected[_F, layer])
+        return stored
+    name, _, source = rule.partition(":")
+    assert name == "backward_is_flattened_from", f"unknown rule {rule!r}"
+    unflattened = _row(case, DerivedScalarType(source)).expected
+    return stored | {(_B, layer): _lower_triangle(unflattened[_B, layer]) for _, layer in _layered(stored)}
+
+
+def _layered(tensors: Mapping[Key, Any]) -> list[tuple[PassType, int]]:
+    return [(pass_type, layer) for pass_type, layer in tensors if layer is not None]
+
+
+def _row(case: Case, dst: DerivedScalarType) -> Row:
+    return next(row for row in case.rows if row.spec.dst is dst)
+
+
+def _lower_triangle(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x[np.tril_indices(x.shape[0])]
+
+
+def _same_scalar(stored: float | None, ours: float | None) -> bool:
+    if stored is None or ours is None:
+        return stored is None and ours is None
+    return math.isclose(stored, ours, rel_tol=1e-4, abs_tol=1e-6)

@@ -1,0 +1,47 @@
+"""Counts rows over all cases, and says at the end how many equal the reference's."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dst_grpc.contexts.registry import Registry
+from tests.parity.cases import GOLDEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOTAL_ROWS = 1319
+_counts: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """The reference's model and autoencoders, laid out as an operator would."""
+    folder = tmp_path_factory.mktemp("golden")
+    shutil.copytree(GOLDEN / "model", folder, dirs_exist_ok=True)
+    shutil.copytree(GOLDEN / "autoencoders", folder / "autoencoders")
+    return Registry.build(models={"golden": folder}, device="cpu", include_embedded=False)
+
+
+@pytest.fixture
+def count_row() -> Callable[[str, str], None]:
+    """Count one row of one way of running (in process, over the wire): equal, on purpose, or different."""
+
+    def count(way: str, verdict: str) -> None:
+        _counts[f"{way}/{verdict}"] += 1
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line per way of running."""
+    for way in sorted({key.split("/")[0] for key in _counts}):
+        equal, purpose, bad = (_counts[f"{way}/{verdict}"] for verdict in ("equal", "on purpose", "different"))
+        terminalreporter.write_line(
+            f"parity {way}: {equal} rows equal the reference, {purpose} differ on purpose, {bad} are wrong,"
+            f" {equal + purpose + bad} of {TOTAL_ROWS} were run"
+        )

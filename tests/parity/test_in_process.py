@@ -1,0 +1,68 @@
+"""Every stored row of the reference, derived in process: one plan and one run per case, all its rows together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.run import run
+from tests.parity.cases import CASES, load_case
+from tests.parity.comparison import Tensors, compare, rule_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.scalars.recompute import AutoencoderSet
+
+
+@pytest.fixture(scope="module")
+def model(registry: Registry) -> ModelContext:
+    """The reference's model."""
+    return FileLoader().load_model(registry.model_entry("golden"), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def sets(registry: Registry, model: ModelContext) -> dict[str, AutoencoderSet]:
+    """Its autoencoders, which are random and reconstruct nothing."""
+    loader = FileLoader(allow_failed_checks=True)
+    entries = [registry.autoencoder_entry(info.name, "golden") for info in registry.autoencoders()]
+    return {entry.name: loader.load_autoencoders(entry, model, lambda _: None) for entry in entries}
+
+
+def test_every_row_is_there() -> None:
+    """The stored cases hold 1,319 rows, of all 106 types."""
+    rows = [row for name in CASES for row in load_case(name, "golden").rows]
+    assert len(rows) == 1319
+    assert len({row.spec.dst for row in rows}) == 106
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(
+    name: str,
+    registry: Registry,
+    model: ModelContext,
+    sets: dict[str, AutoencoderSet],
+    count_row: Callable[[str, str], None],
+) -> None:
+    """Every row of the case equals the reference's, or differs by the one rule stated for it; one pass each way."""
+    case = load_case(name, "golden")
+    (outcome,) = run([make_plan(case.request, registry)], model.decoder, sets)
+    assert outcome.statistics.forward_passes == 1
+    assert outcome.statistics.backward_passes <= 1
+    problems = []
+    for row, scalar in zip(case.rows, outcome.plan.scalars, strict=True):
+        derivation = outcome.derivation(scalar)
+        found: Tensors = {
+            (pass_type, layer): tensor.numpy()
+            for layer in scalar.task.layers
+            for pass_type, tensor in derivation.at(layer).items()
+        }
+        wrong = compare(case, row, found, outcome.loss, outcome.activation_value)
+        problems += [f"{row.spec.dst}: {problem}" for problem in wrong]
+        count_row("in process", "different" if wrong else "on purpose" if rule_of(case, row) else "equal")
+    assert not problems
