@@ -221,6 +221,12 @@ class PreconditionFailed(DstError):
         text = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in self.violations)
         super().__init__(text, reason=reason, metadata=metadata)
 
+    def under(self, prefix: str) -> PreconditionFailed:
+        """The same error with every path moved below *prefix*."""
+        return PreconditionFailed(
+            [v.under(prefix) for v in self.violations], reason=self.reason, metadata=self.metadata
+        )
+
 
 class _Retryable(DstError):
     """An error after which the same request may succeed later."""

@@ -13,6 +13,7 @@ from dst_grpc.domain.handles import ContextRef, is_device
 from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex, NodeIndex
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations
 
@@ -43,6 +44,7 @@ class AutoencoderConfig:
                 f"must be between 0 and {MAX_INDEX}, not {layer}",
             )
             problems.check(bool(path), f"{field}[{i}].path", "must not be empty")
+            check_text(problems, f"{field}[{i}].path", path)
         problems.raise_if_any()
         # Order carries no meaning, so one order stands for all: equal configs compare and digest equal.
         pairs = sorted(self.autoencoder_path_by_layer_index, key=lambda pair: -1 if pair[0] is None else pair[0])

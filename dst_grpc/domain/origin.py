@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex
+from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
+
+MAX_FLOAT32 = 3.4028234663852886e38
+"""Largest finite float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,9 @@ class LossFnConfig:
                 "distractor_tokens",
                 f"must be absent for {self.name}",
             )
+        for field in ("target_tokens", "distractor_tokens"):
+            for i, text in enumerate(getattr(self, field)):
+                check_text(problems, f"{field}[{i}]", text)
         for field in ("target_token_ids", "distractor_token_ids"):
             for i, token in enumerate(getattr(self, field)):
                 problems.check(0 <= token <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}")
@@ -58,7 +64,7 @@ class AblationSpec:
     index: ActivationIndex
     """The entries. `layer_index` None at a tap with layers means every layer."""
     value: float
-    """What to put there; finite."""
+    """What to put there; finite, and rounded to float32 when it is used."""
 
     def __post_init__(self) -> None:
         """Check rule 28; raises InvalidRequest with all that is wrong."""
@@ -78,5 +84,8 @@ class AblationSpec:
         problems.check(
             location.facts.is_tapped, "index.activation_location_type", f"{location} is not a tap of the model"
         )
-        problems.check(math.isfinite(self.value), "value", f"must be finite, not {self.value}")
+        # Comparison is false for NaN.
+        problems.check(
+            abs(self.value) <= MAX_FLOAT32, "value", f"must be finite and within float32's range, not {self.value}"
+        )
         problems.raise_if_any()

@@ -10,6 +10,7 @@ from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.origin import AblationSpec, LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations
 
@@ -32,6 +33,7 @@ class Prompt:
         if (self.text is None) == (self.token_ids is None):
             problems.add("", "give exactly one of text and token_ids")
         problems.check(self.text != "", "text", "must not be empty")
+        check_text(problems, "text", self.text or "")
         problems.check(self.token_ids != (), "token_ids", "must not be empty")
         for i, token in enumerate(self.token_ids or ()):
             problems.check(0 <= token <= MAX_INDEX, f"token_ids[{i}]", f"must be between 0 and {MAX_INDEX}")
@@ -83,6 +85,7 @@ class DeriveRequest:
             "request_id",
             f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
         )
+        check_text(problems, "request_id", self.request_id)
         named = [("model", self.model)] if self.model is not None else []
         named += [(f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)]
         for path, name in named:

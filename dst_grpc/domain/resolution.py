@@ -102,7 +102,7 @@ class AutoencoderInfo:
     n_latents: int
     """Latents at each layer."""
     activation: str
-    """relu, topk or identity."""
+    """ReLU, TopK or Identity; several, joined by a slash, if the layers differ."""
     can_be_spliced: bool
     """Whether it can be put into a run, rather than only read recorded taps."""
     parameter_bytes: int

@@ -66,7 +66,7 @@ class DenseTensor:
     info: TensorInfo
     """What it is."""
     values: np.ndarray[Any, Any]
-    """The elements, in the shape of the axes; for bfloat16 the raw bits as uint16."""
+    """The elements, in the shape of the axes. A server holds bfloat16 as its bits in uint16, a client as float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

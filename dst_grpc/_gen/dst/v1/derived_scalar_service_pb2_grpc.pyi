@@ -6,8 +6,8 @@ changed.
 
 Every error status carries one google.rpc.ErrorInfo (see ErrorReason) and:
 INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad field by its
-path, e.g. `config.trace_config.node_index.layer_index`, the path relative to
-the DeriveRequest; NOT_FOUND a ResourceInfo; FAILED_PRECONDITION a
+path in the request message, e.g. `config.trace_config.node_index.layer_index`
+in a DeriveRequest and `request.config...` in a ResolveRequest; NOT_FOUND a ResourceInfo; FAILED_PRECONDITION a
 PreconditionFailure naming the field that would satisfy it; RESOURCE_EXHAUSTED
 and UNAVAILABLE a RetryInfo where waiting helps. Headers are sent only after
 admission, so that clients may retry UNAVAILABLE.

@@ -1,0 +1,197 @@
+"""catalog.proto: models, autoencoder sets and derived scalar types. Clients read what servers write, so reading raises
+DataLoss; see `_reader.read_answer`."""
+
+from __future__ import annotations
+
+from dst_grpc._gen.dst.v1 import catalog_pb2 as pb
+from dst_grpc.domain.components import NodeType, TensorElementType
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelDimensions, ModelInfo
+from dst_grpc.domain.scalar_facts import Backward, ScalarFacts
+from dst_grpc.domain.scalar_notes import NOTES
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.wire._reader import Reader, read_answer
+from dst_grpc.wire.enums import CONTEXT_STATE, DERIVED_SCALAR_TYPE, DIMENSION, NODE_TYPE, TENSOR_ELEMENT_TYPE
+
+_ANY_DIMENSIONS = ModelDimensions(
+    n_layers=0, d_model=0, n_heads=0, n_key_value_heads=0, d_head=0, d_mlp=0, vocab_size=0, context_window=0
+)
+ANY_MODEL = ModelInfo(
+    name="",
+    handle="",
+    family="",
+    dimensions=_ANY_DIMENSIONS,
+    element_type=TensorElementType.FLOAT32,
+    device="",
+    digest="",
+    parameter_bytes=0,
+    source="",
+    is_default=False,
+    state=ContextState.START,
+    autoencoders=(),
+)
+"""Stands in for a model that cannot be read."""
+
+
+def model_dimensions_to_wire(dimensions: ModelDimensions) -> pb.ModelDimensions:
+    """The message of a model's sizes."""
+    return pb.ModelDimensions(
+        n_layers=dimensions.n_layers,
+        d_model=dimensions.d_model,
+        n_heads=dimensions.n_heads,
+        n_key_value_heads=dimensions.n_key_value_heads,
+        d_head=dimensions.d_head,
+        d_mlp=dimensions.d_mlp,
+        vocab_size=dimensions.vocab_size,
+        context_window=dimensions.context_window,
+    )
+
+
+def model_dimensions_from_wire(message: pb.ModelDimensions) -> ModelDimensions:
+    """A model's sizes. Every message is valid."""
+    return ModelDimensions(
+        n_layers=message.n_layers,
+        d_model=message.d_model,
+        n_heads=message.n_heads,
+        n_key_value_heads=message.n_key_value_heads,
+        d_head=message.d_head,
+        d_mlp=message.d_mlp,
+        vocab_size=message.vocab_size,
+        context_window=message.context_window,
+    )
+
+
+def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
+    """The message of a model."""
+    return pb.ModelInfo(
+        name=info.name,
+        handle=info.handle,
+        family=info.family,
+        dimensions=model_dimensions_to_wire(info.dimensions),
+        element_type=TENSOR_ELEMENT_TYPE.to_wire(info.element_type),
+        device=info.device,
+        digest=info.digest,
+        parameter_bytes=info.parameter_bytes,
+        source=info.source,
+        is_default=info.is_default,
+        state=CONTEXT_STATE.to_wire(info.state),
+        autoencoders=info.autoencoders,
+    )
+
+
+def model_info_from_wire(message: pb.ModelInfo) -> ModelInfo:
+    """The model. Raises DataLoss."""
+    return read_answer(read_model_info, message)
+
+
+def read_model_info(message: pb.ModelInfo) -> ModelInfo:
+    """The model, for messages that hold one. Raises InvalidRequest, which `read_answer` turns into DataLoss."""
+    reader = Reader(message)
+    dimensions = reader.required_child("dimensions", model_dimensions_from_wire, _ANY_DIMENSIONS)
+    element_type = reader.required_enum("element_type", TENSOR_ELEMENT_TYPE, TensorElementType.FLOAT32)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    return reader.finish(
+        lambda: ModelInfo(
+            name=message.name,
+            handle=message.handle,
+            family=message.family,
+            dimensions=dimensions,
+            element_type=element_type,
+            device=message.device,
+            digest=message.digest,
+            parameter_bytes=message.parameter_bytes,
+            source=message.source,
+            is_default=message.is_default,
+            state=state,
+            autoencoders=tuple(message.autoencoders),
+        )
+    )
+
+
+def layer_check_to_wire(check: LayerCheck) -> pb.LayerCheck:
+    """The message of an autoencoder's figures at one layer."""
+    return pb.LayerCheck(
+        layer_index=check.layer_index,
+        l0=check.l0,
+        fraction_of_variance_unexplained=check.fraction_of_variance_unexplained,
+        dead_latents=check.dead_latents,
+    )
+
+
+def layer_check_from_wire(message: pb.LayerCheck) -> LayerCheck:
+    """An autoencoder's figures at one layer. Every message is valid."""
+    return LayerCheck(
+        layer_index=message.layer_index,
+        l0=message.l0,
+        fraction_of_variance_unexplained=message.fraction_of_variance_unexplained,
+        dead_latents=message.dead_latents if message.HasField("dead_latents") else None,
+    )
+
+
+def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
+    """The message of an autoencoder set."""
+    return pb.AutoencoderInfo(
+        name=info.name,
+        handle=info.handle,
+        model=info.model,
+        dst=DERIVED_SCALAR_TYPE.to_wire(info.dst),
+        node_type=NODE_TYPE.to_wire(info.node_type),
+        layer_indices=info.layer_indices,
+        n_latents=info.n_latents,
+        activation=info.activation,
+        can_be_spliced=info.can_be_spliced,
+        parameter_bytes=info.parameter_bytes,
+        digest=info.digest,
+        state=CONTEXT_STATE.to_wire(info.state),
+        declared=map(layer_check_to_wire, info.declared),
+        measured=map(layer_check_to_wire, info.measured),
+    )
+
+
+def autoencoder_info_from_wire(message: pb.AutoencoderInfo) -> AutoencoderInfo:
+    """The autoencoder set. Raises DataLoss."""
+    return read_answer(read_autoencoder_info, message)
+
+
+def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
+    """The autoencoder set, for messages that hold one. Raises InvalidRequest, as `read_model_info` does."""
+    reader = Reader(message)
+    dst = reader.required_enum("dst", DERIVED_SCALAR_TYPE, DerivedScalarType.LOGITS)
+    node_type = reader.required_enum("node_type", NODE_TYPE, NodeType.AUTOENCODER_LATENT)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    return reader.finish(
+        lambda: AutoencoderInfo(
+            name=message.name,
+            handle=message.handle,
+            model=message.model,
+            dst=dst,
+            node_type=node_type,
+            layer_indices=tuple(message.layer_indices),
+            n_latents=message.n_latents,
+            activation=message.activation,
+            can_be_spliced=message.can_be_spliced,
+            parameter_bytes=message.parameter_bytes,
+            digest=message.digest,
+            state=state,
+            declared=tuple(map(layer_check_from_wire, message.declared)),
+            measured=tuple(map(layer_check_from_wire, message.measured)),
+        )
+    )
+
+
+def scalar_type_info_to_wire(facts: ScalarFacts) -> pb.DerivedScalarTypeInfo:
+    """The message of a row of facts. There is no way back: clients have the same table, and may print the message."""
+    return pb.DerivedScalarTypeInfo(
+        dst=DERIVED_SCALAR_TYPE.to_wire(facts.type),
+        name=facts.type.value,
+        dimensions=map(DIMENSION.to_wire, facts.dimensions),
+        is_flattened=facts.is_flattened,
+        node_type=NODE_TYPE.to_wire(facts.node_type),
+        has_no_layers=facts.once,
+        requires_grad_for_forward_pass=facts.requires_grad_for_forward_pass,
+        accepts_derive_gradients=facts.backward is not Backward.REFUSED,
+        yields_backward=facts.backward in {Backward.GRADIENT, Backward.RATIO},
+        needs_autoencoder=None if facts.autoencoder is None else NODE_TYPE.to_wire(facts.autoencoder),
+        needs_fields=facts.required_config_fields,
+        formula=facts.formula,
+        note=NOTES.get(facts.type, ""),
+    )

@@ -1,0 +1,52 @@
+"""context.proto: the state of what the server has loaded. Reading raises DataLoss; see `_reader.read_answer`."""
+
+from __future__ import annotations
+
+from dst_grpc._gen.dst.v1 import context_pb2 as pb
+from dst_grpc.domain.resolution import ContextKind, ContextState, ContextStatus
+from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
+from dst_grpc.wire._reader import Reader, read_answer
+from dst_grpc.wire.enums import CONTEXT_KIND, CONTEXT_STATE
+from dst_grpc.wire.errors import error_from_status, error_to_status
+
+
+def context_status_to_wire(status: ContextStatus) -> pb.ContextStatus:
+    """The message of a context's state; its idle time to the nearest nanosecond."""
+    return pb.ContextStatus(
+        handle=status.handle,
+        kind=CONTEXT_KIND.to_wire(status.kind),
+        state=CONTEXT_STATE.to_wire(status.state),
+        bytes_total=status.bytes_total,
+        bytes_loaded=status.bytes_loaded,
+        device=status.device,
+        pins=status.pins,
+        hits=status.hits,
+        idle_time=duration_to_wire(status.last_used_seconds_ago),
+        error=None if status.error is None else error_to_status(status.error),
+    )
+
+
+def context_status_from_wire(message: pb.ContextStatus) -> ContextStatus:
+    """The context's state; its error, if any, is equal in content but another object. Raises DataLoss."""
+    return read_answer(read_context_status, message)
+
+
+def read_context_status(message: pb.ContextStatus) -> ContextStatus:
+    """The context's state, for messages that hold one. Raises InvalidRequest, which `read_answer` makes DataLoss."""
+    reader = Reader(message)
+    kind = reader.required_enum("kind", CONTEXT_KIND, ContextKind.MODEL)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    return reader.finish(
+        lambda: ContextStatus(
+            handle=message.handle,
+            kind=kind,
+            state=state,
+            bytes_total=message.bytes_total,
+            bytes_loaded=message.bytes_loaded,
+            device=message.device,
+            pins=message.pins,
+            hits=message.hits,
+            last_used_seconds_ago=seconds_from_wire(message.idle_time),
+            error=error_from_status(message.error) if message.HasField("error") else None,
+        )
+    )

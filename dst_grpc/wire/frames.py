@@ -1,0 +1,282 @@
+"""Answers as streams of frames: cut by the server, put together again by the client. Pure; no sockets, no threads.
+
+The frames of one request are a header, the chunks of each tensor in the header's order, and a trailer. A failed item of
+a stream ends with an error instead. Checksums are CRC-32; an answer without a trailer is truncated.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+from dst_grpc.domain.results import (
+    Answer,
+    AnswerHeader,
+    AnswerTrailer,
+    DenseTensor,
+    RunSummary,
+    SparseTensor,
+    TensorInfo,
+)
+from dst_grpc.errors import DataLoss, Internal, Reason
+from dst_grpc.wire.errors import error_from_status
+from dst_grpc.wire.results import header_from_wire, header_to_wire, trailer_from_wire, trailer_to_wire
+from dst_grpc.wire.tensors import Array, tensor_buffers, tensor_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+CHUNK_BYTES = 1 << 20
+"""Most bytes of a chunk: what the wire promises, and where loopback throughput levels off."""
+MAX_ANSWER_BYTES = 8 << 30
+"""Most bytes of tensors that an Assembler allocates unless told otherwise."""
+
+Tensor = DenseTensor | SparseTensor
+Part = AnswerHeader | Tensor | RunSummary
+T = TypeVar("T")
+Response = TypeVar("Response", pb.DeriveResponse, pb.DeriveStreamResponse)
+
+
+class FrameCutter:
+    """Cuts the parts of one answer into frames, counting and checksumming."""
+
+    def __init__(self, request_id: str, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Start the answer to *request_id*, in chunks of at most *chunk_bytes*."""
+        self._request_id = request_id
+        self._chunk_bytes = chunk_bytes
+        self._expected: tuple[TensorInfo, ...] | None = None
+        self._checksums: list[int] = []
+        self._byte_count = 0
+        self._is_finished = False
+
+    def cut(self, part: Part) -> Iterator[pb.Frame]:
+        """The frames of the next part of the answer; see `cut_into` for the rules."""
+
+        def new() -> tuple[pb.Frame, pb.Frame]:
+            frame = pb.Frame()
+            return frame, frame
+
+        return self._cut(part, new)
+
+    def cut_into(self, response: type[Response], part: Part) -> Iterator[Response]:
+        """The next part's frames, each made inside a message of an RPC, which saves one copy of its bytes.
+
+        The parts are a header, its tensors in its order, and a summary. Each part's frames must be drawn to their end
+        before the next part is cut.
+
+        Raises:
+            Internal: while the frames are drawn, if a part is out of order or not what the header announced.
+        """
+
+        def new() -> tuple[Response, pb.Frame]:
+            message = response()
+            return message, message.frame
+
+        return self._cut(part, new)
+
+    def _cut(self, part: Part, new: Callable[[], tuple[T, pb.Frame]]) -> Iterator[T]:
+        if self._is_finished:
+            raise Internal("the answer was finished already")
+        if isinstance(part, (DenseTensor, SparseTensor)):
+            yield from self._chunks(part, new)
+            return
+        message, frame = new()
+        frame.request_id = self._request_id
+        if isinstance(part, AnswerHeader):
+            self._begin(part, frame)
+        else:
+            self._finish(part, frame)
+        yield message
+
+    def _begin(self, header: AnswerHeader, frame: pb.Frame) -> None:
+        if self._expected is not None:
+            raise Internal("the answer has a header already")
+        self._expected = header.tensors
+        frame.header.CopyFrom(header_to_wire(header))
+
+    def _chunks(self, tensor: Tensor, new: Callable[[], tuple[T, pb.Frame]]) -> Iterator[T]:
+        info = tensor.info
+        position = len(self._checksums)
+        expected = self._expected or ()
+        if position >= len(expected) or expected[position] != info:
+            raise Internal(f"tensor {info.tensor_id} ({info.dst}) is not what the header announces next")
+        checksum = offset = 0
+        for buffer in tensor_buffers(tensor):
+            for start in range(0, len(buffer), self._chunk_bytes):
+                # The runtime takes bytes only, so this copy and the one into the message are as few as can be.
+                data = bytes(buffer[start : start + self._chunk_bytes])
+                checksum = zlib.crc32(data, checksum)
+                message, frame = new()
+                frame.request_id = self._request_id
+                chunk = frame.chunk
+                chunk.tensor_id = info.tensor_id
+                chunk.offset = offset
+                chunk.data = data
+                offset += len(data)
+                yield message
+        self._checksums.append(checksum)
+        self._byte_count += offset
+
+    def _finish(self, summary: RunSummary, frame: pb.Frame) -> None:
+        if self._expected is None or len(self._checksums) < len(self._expected):
+            raise Internal("the answer ends before all its tensors were cut")
+        self._is_finished = True
+        trailer = AnswerTrailer(
+            tensor_count=len(self._checksums),
+            byte_count=self._byte_count,
+            checksums=tuple(self._checksums),
+            statistics=summary.statistics,
+            provenance=summary.provenance,
+        )
+        frame.trailer.CopyFrom(trailer_to_wire(trailer))
+
+
+class Assembler:
+    """Rebuilds the answer to one request from its frames.
+
+    Tensors are handed out as soon as they are whole; whether their bytes are those that were sent is known with the
+    trailer. float32 and float16 arrive as such, bfloat16 widened to float32. Each tensor is allocated once, and only
+    after its announced length was found to be that of its axes.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_ANSWER_BYTES, keep_tensors: bool = True) -> None:
+        """Start empty; *keep_tensors* False hands tensors out without keeping them for `finish`."""
+        self._max_bytes = max_bytes
+        self._keep_tensors = keep_tensors
+        self._request_id: str | None = None
+        self._tensors: list[Tensor] = []
+        self._checksums: list[int] = []
+        self._byte_count = 0
+        self._data: Array = np.empty(0, np.uint8)
+        self._filled = 0
+        self._checksum = 0
+        self.header: AnswerHeader | None = None
+        """The header, once it arrived."""
+        self.trailer: AnswerTrailer | None = None
+        """The trailer, once it arrived."""
+
+    def add(self, frame: pb.Frame) -> tuple[Tensor, ...]:
+        """Take the next frame; answers the tensors that it completes, empty ones included.
+
+        Raises:
+            DataLoss: with reason ANSWER_CORRUPT, if the frame does not fit what came before, the header announces
+                more than may be allocated, or counts or checksums are wrong.
+            DstError: the server's own, if the frame holds the error that ended the item.
+        """
+        if self._request_id not in {None, frame.request_id}:
+            raise _corrupt(f"a frame of request {frame.request_id!r} came among those of {self._request_id!r}")
+        self._request_id = frame.request_id
+        kind = frame.WhichOneof("frame")
+        if kind is None:
+            return ()  # a kind that a later version added
+        if self.trailer is not None:
+            raise _corrupt(f"a {kind} came after the trailer")
+        if kind == "item_result":
+            raise error_from_status(frame.item_result.error)
+        if kind == "header":
+            return self._begin(frame.header)
+        if self.header is None:
+            raise _corrupt(f"a {kind} came before the header")
+        if kind == "chunk":
+            return self._take(self.header, frame.chunk)
+        self._check_trailer(self.header, trailer_from_wire(frame.trailer))
+        return ()
+
+    def tensors(self, frames: Iterable[pb.Frame]) -> Iterator[Tensor]:
+        """Take all of *frames* and yield each tensor as soon as it is whole; raises as `add` and `finish` do."""
+        for frame in frames:
+            yield from self.add(frame)
+        self._finished()
+
+    def finish(self) -> Answer:
+        """The whole answer. Raises DataLoss with reason ANSWER_TRUNCATED if there was no trailer."""
+        header, trailer = self._finished()
+        return Answer(request_id=self._request_id or "", header=header, trailer=trailer, tensors=tuple(self._tensors))
+
+    def _finished(self) -> tuple[AnswerHeader, AnswerTrailer]:
+        if self.header is None or self.trailer is None:
+            count = len(self._checksums)
+            raise DataLoss(
+                f"the answer is truncated: it ended after {count} tensors, without a trailer",
+                reason=Reason.ANSWER_TRUNCATED,
+            )
+        return self.header, self.trailer
+
+    def _begin(self, message: pb.Header) -> tuple[Tensor, ...]:
+        if self.header is not None:
+            raise _corrupt("a second header came")
+        header = header_from_wire(message)
+        total = sum(info.byte_length for info in header.tensors)
+        if total > self._max_bytes:
+            raise _corrupt(f"the header announces {total} bytes, more than the {self._max_bytes} that are allowed")
+        self.header = header
+        return self._next_tensors(header)
+
+    def _next_tensors(self, header: AnswerHeader) -> tuple[Tensor, ...]:
+        """Hand out the tensors that are empty, up to the next one that has bytes, and allocate that."""
+        done: list[Tensor] = []
+        while len(self._checksums) < len(header.tensors):
+            info = header.tensors[len(self._checksums)]
+            self._data = np.empty(info.byte_length, np.uint8)
+            self._filled = self._checksum = 0
+            if info.byte_length:
+                break
+            done.append(self._complete(info))
+        return tuple(done)
+
+    def _take(self, header: AnswerHeader, chunk: pb.TensorChunk) -> tuple[Tensor, ...]:
+        position = len(self._checksums)
+        if position >= len(header.tensors) or chunk.tensor_id != position:
+            awaited = f"tensor {position}" if position < len(header.tensors) else "the trailer"
+            raise _corrupt(f"a chunk of tensor {chunk.tensor_id} came where {awaited} was due")
+        if chunk.offset != self._filled:
+            raise _corrupt(f"a chunk of tensor {position} begins at byte {chunk.offset}, not at {self._filled}")
+        data = chunk.data  # each reading makes a copy
+        info = header.tensors[position]
+        end = self._filled + len(data)
+        if not data or end > info.byte_length:
+            raise _corrupt(f"a chunk of {len(data)} bytes at {self._filled} of tensor {position} ({info.byte_length})")
+        self._data[self._filled : end] = np.frombuffer(data, np.uint8)
+        self._checksum = zlib.crc32(data, self._checksum)
+        self._filled = end
+        if end < info.byte_length:
+            return ()
+        return (self._complete(info), *self._next_tensors(header))
+
+    def _complete(self, info: TensorInfo) -> Tensor:
+        tensor = tensor_of(info, self._data)
+        self._checksums.append(self._checksum)
+        self._byte_count += info.byte_length
+        if self._keep_tensors:
+            self._tensors.append(tensor)
+        return tensor
+
+    def _check_trailer(self, header: AnswerHeader, trailer: AnswerTrailer) -> None:
+        count = len(self._checksums)
+        if count < len(header.tensors):
+            raise _corrupt(f"the trailer came after {count} of {len(header.tensors)} tensors")
+        if (trailer.tensor_count, trailer.byte_count) != (count, self._byte_count):
+            raise _corrupt(
+                f"{count} tensors of {self._byte_count} bytes came, but the trailer counts "
+                f"{trailer.tensor_count} of {trailer.byte_count}"
+            )
+        if trailer.checksums != tuple(self._checksums):
+            pairs = zip(self._checksums, trailer.checksums, strict=False)
+            bad = [str(i) for i, (ours, theirs) in enumerate(pairs) if ours != theirs]
+            raise _corrupt(f"the checksums of tensors {', '.join(bad) or 'are too few or too many'} differ")
+        self.trailer = trailer
+
+
+def assemble(frames: Iterable[pb.Frame], *, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+    """The answer that *frames* make up; raises as Assembler does."""
+    assembler = Assembler(max_bytes=max_bytes)
+    for frame in frames:
+        assembler.add(frame)
+    return assembler.finish()
+
+
+def _corrupt(what: str) -> DataLoss:
+    return DataLoss(f"the answer is corrupt: {what}", reason=Reason.ANSWER_CORRUPT)

@@ -1,0 +1,28 @@
+"""From bytes to messages, with our own error for bytes that are none. What the message says is not looked at."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from dst_grpc.errors import InvalidRequest, Reason
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(message_type: type[M], data: bytes) -> M:
+    """Parse *data* as a message of *message_type*.
+
+    Raises:
+        InvalidRequest: with reason MALFORMED_MESSAGE, if the bytes are no such message or nest too deeply.
+    """
+    try:
+        return message_type.FromString(data)
+    except (DecodeError, RecursionError):
+        name = message_type.DESCRIPTOR.full_name
+        raise InvalidRequest.of(
+            "",
+            f"the {len(data)} bytes are no {name}, or it nests deeper than 100 messages",
+            reason=Reason.MALFORMED_MESSAGE,
+        ) from None

@@ -1,0 +1,118 @@
+"""tensor.proto: axes, and the bytes of tensors. Who sends which bytes when is the business of `frames`.
+
+Bytes are little-endian and row-major on every host. Sparse tensors are their values followed by their coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dst_grpc._gen.dst.v1 import tensor_pb2 as pb
+from dst_grpc.domain.components import Dimension, TensorElementType
+from dst_grpc.domain.results import Axis, DenseTensor, SparseTensor, TensorInfo
+from dst_grpc.errors import DataLoss, Internal, Reason
+from dst_grpc.wire._reader import Reader
+from dst_grpc.wire.enums import DIMENSION
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+_STORED_AS: dict[TensorElementType, np.dtype[Any]] = {
+    TensorElementType.FLOAT32: np.dtype("<f4"),
+    TensorElementType.FLOAT16: np.dtype("<f2"),
+    TensorElementType.BFLOAT16: np.dtype("<u2"),
+    TensorElementType.INT32: np.dtype("<i4"),
+    TensorElementType.UINT32: np.dtype("<u4"),
+    TensorElementType.INT64: np.dtype("<i8"),
+    TensorElementType.BOOL: np.dtype("?"),
+}
+_COORDINATES = np.dtype("<u4")
+
+
+def axis_to_wire(axis: Axis) -> pb.Axis:
+    """The message of an axis."""
+    return pb.Axis(dimension=DIMENSION.to_wire(axis.dimension), size=axis.size)
+
+
+def axis_from_wire(message: pb.Axis) -> Axis:
+    """The axis. Raises InvalidRequest."""
+    reader = Reader(message)
+    dimension = reader.required_enum("dimension", DIMENSION, Dimension.SINGLETON)
+    return reader.finish(lambda: Axis(dimension, message.size))
+
+
+def tensor_buffers(tensor: DenseTensor | SparseTensor) -> tuple[memoryview, ...]:
+    """The tensor's bytes, in order, as views of its own memory wherever that is laid out as the wire wants it.
+
+    Raises:
+        Internal: if the values are not of the type and shape that the tensor's info announces.
+    """
+    info = tensor.info
+    stored = _STORED_AS[info.element_type]
+    if isinstance(tensor, DenseTensor):
+        return (_view(tensor.values, stored, info.shape, info),)
+    count = info.nonzero_count
+    if count is None:
+        raise Internal(f"tensor {info.tensor_id} is sparse, but its info has no nonzero_count")
+    return (
+        _view(tensor.values, stored, (count,), info),
+        _view(tensor.coordinates, _COORDINATES, (count, len(info.axes)), info),
+    )
+
+
+def _view(values: Array, stored: np.dtype[Any], shape: tuple[int, ...], info: TensorInfo) -> memoryview:
+    if values.shape != shape or values.dtype.newbyteorder("<") != stored:
+        raise Internal(
+            f"tensor {info.tensor_id} ({info.dst}) is {values.dtype}{list(values.shape)}, "
+            f"but was announced as {stored}{list(shape)}"
+        )
+    flat = np.ascontiguousarray(values, dtype=stored).reshape(-1)
+    return flat.view(np.uint8).data
+
+
+def tensor_of(info: TensorInfo, data: Array) -> DenseTensor | SparseTensor:
+    """The tensor whose bytes are *data* [byte_length], uint8, as a view of them.
+
+    float32 and float16 keep their type; bfloat16, which numpy lacks, is widened to float32, exactly.
+
+    Raises:
+        DataLoss: if the coordinates of a sparse tensor lie outside it or do not ascend.
+    """
+    stored = _STORED_AS[info.element_type]
+    if info.nonzero_count is None:
+        return DenseTensor(info, _widened(data.view(stored), info.element_type).reshape(info.shape))
+    split = info.nonzero_count * stored.itemsize
+    values = _widened(data[:split].view(stored), info.element_type)
+    # Values of two bytes may leave the coordinates at a half word; only then are they copied.
+    aligned = np.require(data[split:].view(_COORDINATES), requirements="A")
+    coordinates = aligned.reshape(info.nonzero_count, len(info.axes))
+    _check_coordinates(info, coordinates)
+    return SparseTensor(info, values, coordinates)
+
+
+def _widened(values: Array, element_type: TensorElementType) -> Array:
+    if element_type is not TensorElementType.BFLOAT16:
+        return values
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _check_coordinates(info: TensorInfo, coordinates: Array) -> None:
+    if not coordinates.size:
+        return
+    if (coordinates.max(axis=0) >= info.shape).any():
+        raise _damaged(info, "has coordinates outside its axes")
+    # One number per entry, in the order of the coordinates; the shape's product was checked to fit.
+    places = np.ravel_multi_index(tuple(coordinates.T.astype(np.int64)), info.shape)
+    if (np.diff(places) <= 0).any():
+        raise _damaged(info, "has coordinates that do not ascend")
+
+
+def _damaged(info: TensorInfo, what: str) -> DataLoss:
+    return DataLoss(f"tensor {info.tensor_id} ({info.dst}) {what}", reason=Reason.ANSWER_CORRUPT)
+
+
+def element_count(info: TensorInfo) -> int:
+    """Elements of the full tensor."""
+    return math.prod(info.shape)
