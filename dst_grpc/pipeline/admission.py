@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.errors import Exhausted, Reason, Unavailable
+from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,6 +26,8 @@ class Limits:
     """Requests that may wait; one more is refused."""
     max_run_bytes: int | None = None
     """Estimated device memory of all requests that run, weights apart; None = 4 GiB."""
+    store_bytes: int = DEFAULT_STORE_BYTES
+    """Bytes of recordings kept for further questions about the same run; 0 keeps none."""
     max_prompts_in_flight_per_stream: int = 16
     """Requests of one stream that are worked on at once; reading pauses beyond."""
 

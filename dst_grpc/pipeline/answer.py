@@ -63,8 +63,8 @@ class AnswerBuilder:
             token_ids=self._plan.token_ids,
             token_strings=self._plan.token_strings,
             tensors=tuple(self._infos),
-            loss=self._outcome.loss,
-            activation_value=self._outcome.activation_value,
+            loss=self._outcome.recording.loss,
+            activation_value=self._outcome.recording.activation_value,
         )
 
     def tensors(self) -> Iterator[Part]:

@@ -24,7 +24,7 @@ from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.task import Kinds, Task, residual_of_trace, residuals_of_trace_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from dst_grpc.domain.config import AutoencoderConfig, DstConfig
     from dst_grpc.domain.requests import DeriveRequest
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.tokenizer import Tokenizer
 
 _L = ActivationLocationType
+MAX_TENSORS = 20_000
+"""Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
 _GENERIC_LATENT = _L.ONLINE_AUTOENCODER_LATENT
 _AFTER_LAYERS = frozenset({_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE})
 
@@ -132,6 +134,13 @@ class Plan:
         return self.spliced or self.autoencoders
 
     @property
+    def run_key(self) -> Hashable:
+        """Everything that determines what a run records, whatever is then derived from it."""
+        sets = tuple(info.handle or info.name for info in (*self.spliced, *self.origin_sets))
+        model = self.model.handle or self.model.name
+        return model, self.token_ids, self.loss, self.request.trace_config, self.ablations, sets
+
+    @property
     def digest(self) -> str:
         """SHA-256 of everything that determines the answer's numbers."""
         request = replace(self.request, request_id="", model=self.model.handle)
@@ -181,6 +190,7 @@ class _Planner:
         self._check_origin(kinds, spliced or shared_sets)
         ablations = self._ablations(spliced)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
+        self._check_tensor_count(scalars)
         problems.raise_if_any()
         self._missing.raise_if_any()
         planned = tuple(scalar for scalar in scalars if scalar is not None)
@@ -354,6 +364,12 @@ class _Planner:
             axes=self._sizes.axes(task, sets),
             reads=reads,
         )
+
+    def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
+        """An answer's header names every tensor, and must fit into one message."""
+        count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
+        if count > MAX_TENSORS:
+            self._problems.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
 
     def _check_model_agrees(self, config: DstConfig, path: str) -> None:
         for field in ("model_context", "model_name"):

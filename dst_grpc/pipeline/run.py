@@ -17,6 +17,7 @@ from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.taps import Taps
 from dst_grpc.pipeline.plan import Plan, splice_site
+from dst_grpc.pipeline.store import Recording
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.recompute import AutoencoderSet, Subject, trace_value
@@ -40,18 +41,16 @@ class Outcome:
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
     """Autoencoders by name."""
-    evidence: Evidence
-    loss: float | None
-    """None if the plan has no loss, or if it is not a number."""
-    activation_value: float | None
-    """None if the plan has no trace."""
+    recording: Recording
+    """What its pass recorded."""
     statistics: RunStatistics
     batch_size: int
+    """Prompts that ran together."""
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
         subject = Subject(self.decoder, tuple(self.sets[info.name] for info in scalar.sets))
-        return Derivation(subject, self.evidence, scalar.task)
+        return Derivation(subject, self.recording.evidence, scalar.task)
 
 
 def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> list[Outcome]:
@@ -85,9 +84,9 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
             plan=plan,
             decoder=decoder,
             sets=sets,
-            evidence=_evidence(row, plan, taps, gradients),
-            loss=origin.loss,
-            activation_value=origin.activation_value,
+            recording=Recording(
+                _evidence(row, plan, taps, gradients), plan.gradients, origin.loss, origin.activation_value
+            ),
             statistics=statistics,
             batch_size=len(plans),
         )

@@ -15,12 +15,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunStatistics, RunSummary, SparseTensor
+from dst_grpc.errors import InvalidRequest, PreconditionFailed
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.plan import Plan, make_plan
-from dst_grpc.pipeline.run import run
+from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ class Pipeline:
     def __init__(self, registry: Registry, cache: ContextCache, limits: Limits | None = None) -> None:
         """Work on what *registry* knows and *cache* holds."""
         self._registry, self._cache = registry, cache
-        self._admission = Admission(limits or Limits())
+        limits = limits or Limits()
+        self._admission = Admission(limits)
         self._workers: dict[str, Worker] = {}
+        self._store = RecordingStore(limits.store_bytes)
         self._plans: OrderedDict[DeriveRequest, Plan] = OrderedDict()
 
     async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
@@ -54,7 +57,10 @@ class Pipeline:
             DstError: what `make_plan` and `ContextCache.lease` raise.
         """
         yield Validated(request_id=request.request.request_id)
-        plan = self._plan(request.request)
+        try:
+            plan = self._plan(request.request)
+        except (InvalidRequest, PreconditionFailed) as error:
+            raise error.under("request") from None
         if not request.load:
             yield self._resolution(plan)
             return
@@ -84,7 +90,7 @@ class Pipeline:
             self._cache.lease(plan.model.name, names) as lease,
         ):
             worker = self._worker(lease.model.device)
-            answer, helping, rest = await worker.submit(lambda: _begin(plan, lease, queued))
+            answer, helping, rest = await worker.submit(lambda: _begin(plan, lease, self._store, queued))
             yield answer.header()
             while helping:
                 for tensor in helping:
@@ -149,13 +155,20 @@ class Pipeline:
             leased.cancel()
 
 
-def _begin(plan: Plan, lease: Lease, queued: float) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
-    """Run *plan* and take the first helping; on the device's thread."""
+def _begin(
+    plan: Plan, lease: Lease, store: RecordingStore, queued: float
+) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
+    """Run *plan*, unless its run is still recorded, and take the first helping; on the device's thread."""
     started = time.perf_counter()
     sets: dict[str, AutoencoderContext] = {context.name: context for context in lease.autoencoders.values()}
-    (outcome,) = run([plan], lease.model.decoder, sets)
-    statistics = replace(outcome.statistics, queue_seconds=started - queued)
-    answer = AnswerBuilder(replace(outcome, statistics=statistics), lease.model, sets)
+    recording, statistics = store.find(plan), RunStatistics(forward_passes=0, backward_passes=0)
+    if recording is None:
+        (outcome,) = run([store.widened(plan)], lease.model.decoder, sets)
+        recording, statistics = outcome.recording, outcome.statistics
+        store.keep(plan, recording)
+    statistics = replace(statistics, queue_seconds=started - queued)
+    outcome = Outcome(plan, lease.model.decoder, sets, recording, statistics, batch_size=1)
+    answer = AnswerBuilder(outcome, lease.model, sets)
     tensors = answer.tensors()
     helping = _helping(tensors)
     following = next(tensors, None)

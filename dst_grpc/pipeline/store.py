@@ -1,0 +1,156 @@
+"""The store of recent recordings: another question about the same run costs no new pass.
+
+A recording is kept under everything that determines it: model, prompt, origin, ablations, autoencoders in the graph. To
+make the next question likely to find what it needs, a run that will be kept records sideways: every tap of the layers
+that it passes through anyway, which costs memory but next to no time. The least recently used go when the budget is
+spent. Lives on its device's thread.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION
+from dst_grpc.pipeline.cost import Sizes, estimate_cost
+from dst_grpc.scalars.evidence import Evidence
+from dst_grpc.scalars.reads import INPUT_LOCATION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.plan import Plan
+
+_L = ActivationLocationType
+_PER_LAYER = (
+    _L.ATTN_QUERY,
+    _L.ATTN_KEY,
+    _L.ATTN_VALUE,
+    _L.ATTN_QK_LOGITS,
+    _L.ATTN_QK_PROBS,
+    _L.ATTN_WEIGHTED_SUM_OF_VALUES,
+    _L.RESID_DELTA_ATTN,
+    _L.RESID_POST_ATTN,
+    _L.MLP_PRE_ACT,
+    _L.MLP_POST_ACT,
+    _L.RESID_DELTA_MLP,
+    _L.RESID_POST_MLP,
+)
+"""Taps that exist in a pass whether or not anybody asks. Norm scales and logits would cost time; they are not here."""
+
+DEFAULT_STORE_BYTES = 256 << 20
+_LARGEST_SHARE = 4
+"""A recording wider than this part of the budget would push out too much, so it is kept as narrow as it was asked."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """What one pass recorded of one prompt."""
+
+    evidence: Evidence
+    """Values and gradients at the taps."""
+    gradient_sites: frozenset[Site]
+    """Where gradients were asked for; the evidence lacks those that the origin does not depend on."""
+    loss: float | None
+    """None if there was none, or if it is not a number."""
+    activation_value: float | None
+    """None if there was no trace."""
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether *plan* needs no new pass."""
+        return plan.values <= self.evidence.values.keys() and plan.gradients <= self.gradient_sites
+
+    def merged(self, older: Recording) -> Recording:
+        """This recording with what only *older*, of the same run, holds."""
+        evidence = Evidence(
+            {**older.evidence.values, **self.evidence.values},
+            {**older.evidence.gradients, **self.evidence.gradients},
+            self.evidence.n_tokens,
+        )
+        return replace(self, evidence=evidence, gradient_sites=self.gradient_sites | older.gradient_sites)
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes that it keeps alive; tensors that share memory count once."""
+        tensors = [*self.evidence.values.values(), *self.evidence.gradients.values()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+class RecordingStore:
+    """Recent recordings, the most recently used last."""
+
+    def __init__(self, budget_bytes: int = DEFAULT_STORE_BYTES) -> None:
+        """Start empty; a budget of 0 keeps nothing."""
+        self._budget_bytes = budget_bytes
+        self._kept: OrderedDict[Hashable, tuple[Recording, int]] = OrderedDict()
+        self.byte_count = 0
+        """Bytes kept now."""
+
+    def widened(self, plan: Plan) -> Plan:
+        """*plan*, recording sideways if the store can afford to keep that."""
+        if not self._budget_bytes:
+            return plan
+        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values)))
+        gradients = plan.gradients
+        if gradients:
+            gradients |= frozenset(_sideways(plan, _first_layer(gradients)))
+        sizes = Sizes(plan.model.dimensions, len(plan.token_ids))
+        cost = estimate_cost(
+            sizes, values | gradients, gradients, plan.scalars, needs_logits=plan.stop_after_layer is None
+        )
+        if cost.peak_bytes * _LARGEST_SHARE > self._budget_bytes:
+            return plan
+        return replace(plan, values=values | gradients, gradients=gradients, cost=cost)
+
+    def find(self, plan: Plan) -> Recording | None:
+        """The recording of the same run, if it covers *plan*."""
+        kept = self._kept.get(plan.run_key)
+        if kept is None or not kept[0].covers(plan):
+            return None
+        self._kept.move_to_end(plan.run_key)
+        return kept[0]
+
+    def keep(self, plan: Plan, recording: Recording) -> None:
+        """Keep *recording* of *plan*'s run, and let go of the least recently used beyond the budget."""
+        older, size = self._kept.pop(plan.run_key, (None, 0))
+        self.byte_count -= size
+        if older is not None:
+            recording = recording.merged(older)
+        size = recording.byte_count
+        if size > self._budget_bytes:
+            return
+        self._kept[plan.run_key] = (recording, size)
+        self.byte_count += size
+        while self.byte_count > self._budget_bytes:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self.byte_count -= freed
+
+
+def _first_layer(sites: frozenset[Site]) -> int:
+    """The shallowest layer among *sites*; -1 for the embedding."""
+    layers = [-1 if layer is None else layer for location, layer in sites if layer is not None or _is_first(location)]
+    return min(layers, default=0)
+
+
+def _is_first(location: ActivationLocationType) -> bool:
+    return location is _L.RESID_POST_EMBEDDING
+
+
+def _sideways(plan: Plan, first: int) -> Iterator[Site]:
+    """Every cheap tap of the layers from *first* to the last that runs."""
+    if first < 0:
+        yield _L.RESID_POST_EMBEDDING, None
+    n_layers = plan.model.dimensions.n_layers
+    last = n_layers - 1 if plan.stop_after_layer is None else plan.stop_after_layer
+    for layer in range(max(first, 0), last + 1):
+        for location in _PER_LAYER:
+            yield location, layer
+    for info in plan.spliced:
+        for layer in info.layer_indices:
+            if max(first, 0) <= layer <= last:
+                yield LATENT_LOCATION[INPUT_LOCATION[info.dst]], layer
+                yield ERROR_LOCATION[INPUT_LOCATION[info.dst]], layer
