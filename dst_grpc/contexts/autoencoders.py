@@ -91,7 +91,7 @@ class AutoencoderContext:
     @property
     def parts(self) -> tuple[object, ...]:
         """What else must be gone before its memory is."""
-        return ()
+        return tuple(self.by_layer.values())
 
     def __repr__(self) -> str:
         """Handle and size."""

@@ -8,6 +8,7 @@ contexts there are is the registry's to say, and how one is read the loader's.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from dst_grpc.contexts.device import memory_of
-from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.contexts.entries import AutoencoderEntry, Entry
 from dst_grpc.contexts.failures import closing, copied, does_not_fit, still_held, translated, without_frames
 from dst_grpc.contexts.lease import Lease
 from dst_grpc.contexts.loading import FileLoader
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _MAX_PARALLEL_LOADS = 4
 _RELEASE_SECONDS = 30.0
+_CLOSE_SECONDS = 1.0
 _Info = TypeVar("_Info", ModelInfo, AutoencoderInfo)
 
 
@@ -207,12 +209,19 @@ class ContextCache:
             self._watchers.discard(mailbox)
 
     async def close(self) -> None:
-        """Stop loads, unload everything and end every watch. Whoever still holds a lease keeps what it holds."""
+        """Stop loads, unload what is idle and end every watch. Whoever still holds a lease keeps what it holds."""
         self._is_closing = True
         loads = [slot.load for slot in self._slots.values() if slot.load is not None]
         await asyncio.gather(*loads)
-        leaving = [slot for slot in self._slots.values() if slot.is_idle or slot.unload is not None]
-        await asyncio.gather(*map(self._release, leaving), return_exceptions=True)
+        for slot in [slot for slot in self._slots.values() if slot.is_idle]:
+            self._begin_unload(slot)
+        unloads = [slot.unload for slot in self._slots.values() if slot.unload is not None]
+        if unloads:
+            # Whoever keeps a context beyond its lease is not waited for: there will be no other use for the memory.
+            _, stuck = await asyncio.wait(unloads, timeout=_CLOSE_SECONDS)
+            for unload in stuck:
+                unload.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
         for mailbox in self._watchers:
             mailbox.close()
         self._threads.shutdown(wait=False)
@@ -290,15 +299,16 @@ class ContextCache:
                 raise closing()
             loop.call_soon_threadsafe(self._note_progress, slot, done)
 
+        # Through a box: futures that cross threads form cycles, and would keep their result until a collection.
+        box: list[Context] = []
         if isinstance(entry, AutoencoderEntry):
             async with self._pinned(entry.model) as model:
                 await self._make_room(slot)
-                load = self._loader.load_autoencoders
-                return await loop.run_in_executor(self._threads, load, entry, cast("ModelContext", model), on_progress)
-        await self._make_room(slot)
-        return await loop.run_in_executor(
-            self._threads, self._loader.load_model, cast("ModelEntry", entry), on_progress
-        )
+                await self._in_thread(_fill, box, self._loader.load_autoencoders, entry, model, on_progress)
+        else:
+            await self._make_room(slot)
+            await self._in_thread(_fill, box, self._loader.load_model, entry, on_progress)
+        return box.pop()
 
     def _note_progress(self, slot: Slot, done: int) -> None:
         slot.bytes_loaded = done
@@ -331,14 +341,17 @@ class ContextCache:
 
     async def _release(self, slot: Slot) -> None:
         """Unload *slot*, or wait for the unload that is under way."""
-        if slot.unload is None:
-            slot.unload = asyncio.create_task(self._unload(slot))
-            self._enter(slot, ContextState.UNLOADING)
+        unload = slot.unload or self._begin_unload(slot)
         try:
             async with asyncio.timeout(self._release_seconds):
-                await asyncio.shield(slot.unload)
+                await asyncio.shield(unload)
         except TimeoutError:
             raise still_held(slot.entry, self._release_seconds) from None
+
+    def _begin_unload(self, slot: Slot) -> asyncio.Task[None]:
+        slot.unload = asyncio.create_task(self._unload(slot))
+        self._enter(slot, ContextState.UNLOADING)
+        return slot.unload
 
     async def _unload(self, slot: Slot) -> None:
         """Drop the context and see its memory freed; until then it counts."""
@@ -346,16 +359,26 @@ class ContextCache:
         if context is not None:
             gone = when_gone((context, *context.parts))
             del context
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._memory.reclaim)
-            except RuntimeError:
-                # A device in trouble must not leave the slot unloading for ever; the next load will say what is wrong.
-                _log.exception("memory not reclaimed context=%s", slot.entry.name)
+            await asyncio.sleep(0)  # usually that was the last reference, and the loop hears of it now
+            if not gone.done():
+                # A cycle may hold on, such as that of an exception with its frames. Costly, so only then.
+                await self._in_thread(gc.collect)
             await gone
+            await self._reclaim(slot)
         slot.counted_bytes = slot.bytes_loaded = 0
         slot.unload = None
         self._slots.pop(slot.entry.name, None)
         self._enter(slot, ContextState.END)
+
+    async def _reclaim(self, slot: Slot) -> None:
+        try:
+            await self._in_thread(self._memory.reclaim)
+        except RuntimeError:
+            # A device in trouble must not leave the slot unloading for ever; the next load will say what is wrong.
+            _log.exception("memory not reclaimed context=%s", slot.entry.name)
+
+    async def _in_thread(self, work: Callable[..., object], *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def _enter(self, slot: Slot, state: ContextState) -> None:
         slot.state = state
@@ -366,3 +389,8 @@ class ContextCache:
     def __repr__(self) -> str:
         """What it holds, by name."""
         return f"ContextCache({', '.join(f'{name} {slot.state}' for name, slot in sorted(self._slots.items()))})"
+
+
+def _fill(box: list[Context], load: Callable[..., Context], *arguments: object) -> None:
+    """Put what *load* returns into *box*. No closure, whose variables would outlive a cleared frame."""
+    box.append(load(*arguments))

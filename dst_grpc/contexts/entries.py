@@ -187,7 +187,7 @@ class AutoencoderEntry(Entry):
 
     def info(self) -> AutoencoderInfo:
         """What the catalogue says while it is not loaded."""
-        activations = sorted({header.activation.value.lower() for _, header in self.headers})
+        activations = sorted({header.activation.value for _, header in self.headers})
         return AutoencoderInfo(
             name=self.name,
             handle=self.handle,
@@ -196,7 +196,7 @@ class AutoencoderEntry(Entry):
             node_type=node_type_of(self.dst),
             layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
             n_latents=self.headers[0][1].n_latents,
-            activation=", ".join(activations),
+            activation="/".join(activations),
             can_be_spliced=self.dst in SPLICEABLE,
             parameter_bytes=self.parameter_bytes,
             digest=self.files.known_digest,

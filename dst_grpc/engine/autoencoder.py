@@ -21,7 +21,7 @@ class Activation(StrEnum):
     IDENTITY = "Identity"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
 class Autoencoder:
     """The autoencoder of one layer. Weights are frozen."""
 

@@ -91,12 +91,12 @@ class Norm:
         return self.apply(x, self.scale(x).detach())
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
-        """The divisor [..., 1]: root of variance plus epsilon, in float32."""
-        return (x.float().var(dim=-1, keepdim=True, correction=0) + self.epsilon).sqrt()
+        """The divisor [..., 1]: root of variance plus epsilon, in float32 at least."""
+        return (_wide(x).var(dim=-1, keepdim=True, correction=0) + self.epsilon).sqrt()
 
     def apply(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Normalise *x* [..., d] by a given *scale* [..., 1]."""
-        centred = x.float() - x.float().mean(dim=-1, keepdim=True)
+        centred = _wide(x) - _wide(x).mean(dim=-1, keepdim=True)
         return ((centred / scale) * self.gain + self.bias).to(x.dtype)
 
 
@@ -122,7 +122,7 @@ class Layer:
     def attn_out_triangle(self) -> torch.Tensor:
         """R [H, c, c] with WO[h] = (Q R)^T, Q orthonormal: |v WO[h]| = |R v|, without going through d channels."""
         with torch.no_grad():
-            return torch.linalg.qr(self.attn_out.float().transpose(1, 2), mode="r").R.to(self._out_weight.dtype)
+            return torch.linalg.qr(_wide(self.attn_out).transpose(1, 2), mode="r").R.to(self._out_weight.dtype)
 
     @cached_property
     def mlp_out_norms(self) -> torch.Tensor:
@@ -146,8 +146,8 @@ class Layer:
         return scores.masked_fill(future, -math.inf).movedim(-3, -1)
 
     def attn_probs(self, scores: torch.Tensor) -> torch.Tensor:
-        """Attention probabilities [..., T, U, H], in float32 and cast back."""
-        return scores.softmax(dim=-2, dtype=torch.float32).to(scores.dtype)
+        """Attention probabilities [..., T, U, H], in float32 at least and cast back."""
+        return scores.softmax(dim=-2, dtype=_wide_type(scores)).to(scores.dtype)
 
     def attn_mix(self, probs: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Values [..., U, H, c] weighted by *probs* [..., T, U, H] and summed over u: [..., T, H, c]."""
@@ -279,6 +279,15 @@ class Decoder:
         """Sizes only."""
         c = self.config
         return f"Decoder({c.n_layers} layers, width {c.d_model}, vocabulary {c.vocab_size}, {self.device})"
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(_wide_type(x))
+
+
+def _wide_type(x: torch.Tensor) -> torch.dtype:
+    """float32, or the type of *x* if that is wider: derivatives are checked numerically on float64 models."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

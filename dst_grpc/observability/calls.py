@@ -1,0 +1,69 @@
+"""The one protocol by which logs, metrics and guards follow calls, whatever shape the call has.
+
+`rpc` adapts it once to the four shapes of gRPC; observers never touch streams, requests or responses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class CallInfo:
+    """One call while it lasts. The counts grow until it ends."""
+
+    method: str
+    """Full name, e.g. `/dst.v1.DerivedScalarService/Derive`."""
+    is_known: bool = True
+    """Whether the server has the method."""
+    peer: str = ""
+    """Address of the caller as gRPC prints it."""
+    metadata: Sequence[tuple[str, str | bytes]] = ()
+    """What the caller sent beside the request; keys are lower case."""
+    started_at: float = field(default_factory=time.perf_counter)
+    """Reading of the performance counter, in seconds, when the call came in."""
+    received_bytes: int = 0
+    """Bytes of request messages so far."""
+    sent_bytes: int = 0
+    """Bytes of response messages so far."""
+    received_messages: int = 0
+    """Request messages so far."""
+    sent_messages: int = 0
+    """Response messages so far."""
+
+    def header(self, key: str) -> str | None:
+        """The text that the caller sent under *key*; None without it."""
+        for name, value in self.metadata:
+            if name == key:
+                return value if isinstance(value, str) else value.decode("utf-8", "replace")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOutcome:
+    """How a call ended."""
+
+    code: str
+    """Name of the status code, e.g. `OK` or `INVALID_ARGUMENT`."""
+    seconds: float
+    """How long it took."""
+    reason: str = ""
+    """Reason of the error; empty without one."""
+    error_id: str = ""
+    """What finds a fault's text in the log; empty unless the code is INTERNAL."""
+
+
+class CallObserver(Protocol):
+    """Follows calls from their start to their end."""
+
+    def on_start(self, call: CallInfo) -> object:
+        """Take notice of a call before anything of it is read; what is returned comes back to `on_end`.
+
+        Raising one of our errors refuses the call. `on_end` is called for every observer whose `on_start` returned.
+        """
+
+    def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
+        """Take notice of the end; *token* is what `on_start` returned."""

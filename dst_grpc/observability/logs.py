@@ -1,0 +1,103 @@
+"""Structured logs: an event's name and its fields, as `key=value` or as JSON, one line each.
+
+Modules log with the standard library: `_log.info("context loaded", extra={"context": handle})`. Here is only how such
+a record is written, and the observer that writes one line per call. Nothing is configured on import.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TextIO
+
+from dst_grpc.observability.calls import CallInfo, CallOutcome
+
+LOGGER_NAME = "dst_grpc"
+_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_log = logging.getLogger(__name__)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """What the caller passed as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _plain(value: object) -> str:
+    """A value as it stands after `key=`; quoted only where a reader could not tell its end."""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
+
+
+class KeyValueFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000+00:00 INFO dst_grpc.rpc.server listening address=127.0.0.1:50051`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line; a traceback follows on lines of its own."""
+        parts = [_timestamp(record), record.levelname, record.name, record.getMessage()]
+        parts += [f"{key}={_plain(value)}" for key, value in _fields(record).items()]
+        line = " ".join(parts)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line, with the event's fields beside `time`, `level`, `logger` and `event`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        line: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: TextIO | None = None) -> None:
+    """Write this package's records to *stream* (standard error), as `text` or `json`, from *level* on.
+
+    gRPC's own records go the same way, so that nothing of the server's is written in another form.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
+    for name, threshold in ((LOGGER_NAME, level), ("grpc", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(threshold)
+        logger.propagate = False
+
+
+class LogCalls:
+    """One line per call at INFO."""
+
+    def on_start(self, call: CallInfo) -> None:
+        """Nothing is written at the start."""
+
+    def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
+        """Write the line."""
+        del token
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        fields: dict[str, object] = {
+            "method": call.method,
+            "code": outcome.code,
+            "millis": outcome.seconds * 1000,
+            "received_bytes": call.received_bytes,
+            "sent_bytes": call.sent_bytes,
+            "peer": call.peer,
+        }
+        if outcome.reason:
+            fields["reason"] = outcome.reason
+        if outcome.error_id:
+            fields["error_id"] = outcome.error_id
+        _log.info("call", extra=fields)

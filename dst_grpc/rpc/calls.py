@@ -1,0 +1,211 @@
+"""What surrounds every call: parsing, observers, error mapping, writing. Once, for all four shapes and all services.
+
+A service registers here by its descriptor, so that a method without implementation is found at start. Its methods take
+(request or iterator of requests, context): coroutines for a single response; asynchronous generators, or coroutines
+that call `context.write`, for a stream. A response that is `bytes` already is sent as it is.
+
+gRPC sees only bytes: parsing inside our own layer makes a corrupt message INVALID_ARGUMENT where gRPC would answer
+UNKNOWN with the exception's text, and it is what lets calls be counted in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Final, TypeAlias, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from dst_grpc.errors import Internal, InvalidRequest, Reason
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
+from dst_grpc.rpc.errors import abort, as_dst_error, code_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
+_Behaviour = Callable[[Any, Any], Any]
+
+
+class ObservedContext:
+    """The context that a method gets: gRPC's own, but its messages are counted, parsed and serialised here."""
+
+    def __init__(self, context: Context, info: CallInfo, request_type: type[Message]) -> None:
+        """Wrap *context* for one call."""
+        self.inner: Final = context
+        self._request_type = request_type
+        self.info: Final = info
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever is not defined here is gRPC's."""
+        return getattr(self.inner, name)
+
+    async def write(self, message: Message | bytes) -> None:
+        """Send one response; returns when gRPC took it, which is later the slower the client reads."""
+        await self.inner.write(self.serialise(message))
+
+    def serialise(self, message: Message | bytes) -> bytes:
+        """The bytes of a response, counted."""
+        data = message if isinstance(message, bytes) else message.SerializeToString()
+        self.info.sent_messages += 1
+        self.info.sent_bytes += len(data)
+        return data
+
+    def parse(self, data: bytes) -> Message:
+        """The request in *data*, counted; raises InvalidRequest if it is none."""
+        self.info.received_messages += 1
+        self.info.received_bytes += len(data)
+        try:
+            return self._request_type.FromString(data)
+        except DecodeError:
+            name = self._request_type.DESCRIPTOR.full_name
+            raise InvalidRequest.of(
+                "",
+                f"the {len(data)} bytes sent are no {name}: corrupt, nested too deeply, or text that is not UTF-8",
+                reason=Reason.MALFORMED_MESSAGE,
+            ) from None
+
+    async def parse_all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        """The requests of a stream, one by one as they are asked for."""
+        async for data in messages:
+            yield self.parse(data)
+
+
+_Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
+
+
+class MethodTable(grpc.GenericRpcHandler):
+    """Every method of the server, by full name."""
+
+    def __init__(self, observers: Sequence[CallObserver]) -> None:
+        """Start empty; every call is shown to *observers*, in order at its start and in reverse at its end."""
+        self._observers = tuple(observers)
+        self._handlers: dict[str, _Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        """What gRPC asks at each call."""
+        return self._handlers.get(handler_call_details.method) or self._unknown(handler_call_details.method)
+
+    def add(self, service: ServiceDescriptor, implementation: object, *, name: str | None = None) -> None:
+        """Register every method of *service*, under another *name* if given; AttributeError for a missing one."""
+        for method in service.methods:
+            full_name = f"/{name or service.full_name}/{method.name}"
+            self._handlers[full_name] = self._handler(full_name, method, getattr(implementation, method.name))
+
+    @property
+    def methods(self) -> list[str]:
+        """Full names of all methods, sorted."""
+        return sorted(self._handlers)
+
+    def _handler(self, full_name: str, method: MethodDescriptor, behaviour: _Behaviour) -> _Handler:
+        """Adapt one method to gRPC."""
+        request_type = GetMessageClass(method.input_type)
+        work = _work_of(behaviour, method)
+
+        async def observed(data: Any, context: Context) -> bytes | None:
+            info = CallInfo(method=full_name, peer=context.peer(), metadata=_metadata(context))
+            wrapped = ObservedContext(context, info, request_type)
+            return await self._observe(work, data, wrapped)
+
+        make_handler: Callable[..., _Handler] = getattr(
+            grpc,
+            f"{'stream' if method.client_streaming else 'unary'}_"
+            f"{'stream' if method.server_streaming else 'unary'}_rpc_method_handler",
+        )
+        return make_handler(observed)
+
+    def _unknown(self, full_name: str) -> _Handler:
+        """The handler of a method that there is not: it takes any shape, and observers see the call."""
+
+        async def refuse(_data: object, context: ObservedContext) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {full_name!r}")
+
+        async def observed(data: object, context: Context) -> None:
+            info = CallInfo(method=full_name, is_known=False, peer=context.peer(), metadata=_metadata(context))
+            await self._observe(refuse, data, ObservedContext(context, info, Empty))
+
+        return grpc.stream_stream_rpc_method_handler(observed)
+
+    async def _observe(self, work: _Work, data: object, context: ObservedContext) -> bytes | None:
+        """Run a call between its observers. Error mapping is innermost: observers see the code that was sent."""
+        started: list[tuple[CallObserver, object]] = []
+        code, error = "OK", None
+        try:
+            try:
+                for observer in self._observers:
+                    started.append((observer, observer.on_start(context.info)))  # noqa: PERF401  a refusal keeps those before
+                return await work(data, context)
+            except grpc.aio.AbortError:
+                code = context.code().name
+                raise
+            except grpc.aio.BaseError:
+                # The connection went away beneath a read or a write; whoever could be told is gone.
+                code = "CANCELLED"
+                raise
+            except asyncio.CancelledError as stop:
+                if _is_cancelled():
+                    code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+                    raise
+                # Nobody cancelled the call: a task inside it did. Passed on, it would leave the client waiting.
+                error = as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=context.info.method)
+            except Exception as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
+                error = as_dst_error(failure, method=context.info.method)
+            code = code_of(error).name
+            await abort(context.inner, error)
+        finally:
+            outcome = CallOutcome(
+                code=code,
+                seconds=time.perf_counter() - context.info.started_at,
+                reason=error.reason if error else "",
+                error_id=error.error_id if isinstance(error, Internal) else "",
+            )
+            for observer, token in reversed(started):
+                observer.on_end(token, context.info, outcome)
+
+
+def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:
+    """What the caller sent beside the request; the stubs promise another type than the server's context returns."""
+    return cast("Sequence[tuple[str, str | bytes]]", context.invocation_metadata() or ())
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was asked to stop, by gRPC for a client that left or a deadline that passed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
+    """*behaviour* as one coroutine over bytes, whatever its shape."""
+    if not method.server_streaming:
+
+        async def single(data: Any, context: ObservedContext) -> bytes:
+            return context.serialise(await behaviour(_request(data, context), context))
+
+        return single
+
+    if inspect.iscoroutinefunction(behaviour):
+
+        async def written(data: Any, context: ObservedContext) -> None:
+            await behaviour(_request(data, context), context)
+
+        return written
+
+    async def streamed(data: Any, context: ObservedContext) -> None:
+        # gRPC would leave a generator that it stops reading to the garbage collector; closing it here is what ends
+        # the work behind it at once.
+        async with aclosing(behaviour(_request(data, context), context)) as messages:
+            async for message in messages:
+                await context.write(message)
+
+    return streamed
+
+
+def _request(data: Any, context: ObservedContext) -> Message | AsyncIterator[Message]:
+    """The request, or the iterator of requests, behind what gRPC handed over."""
+    return context.parse(data) if isinstance(data, bytes) else context.parse_all(data)

@@ -1,0 +1,55 @@
+"""ContextService: the cache, for operators."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
+from dst_grpc.rpc.draining import DrainSignal, until_drained
+from dst_grpc.rpc.pagination import page_of
+from dst_grpc.rpc.ports import CachePort
+from dst_grpc.wire.contexts import context_status_to_wire
+
+
+class ContextService:
+    """Loads, unloads and watches contexts."""
+
+    def __init__(self, cache: CachePort, drain: DrainSignal) -> None:
+        """Serve *cache*; watches end when the server drains."""
+        self._cache = cache
+        self._drain = drain
+
+    async def LoadContext(
+        self, request: pb.LoadContextRequest, _context: object
+    ) -> AsyncGenerator[pb.LoadContextResponse, None]:
+        """Load a context and tell how far it is."""
+        async with aclosing(self._cache.load(request.context)) as statuses:
+            async for status in statuses:
+                yield pb.LoadContextResponse(status=context_status_to_wire(status))
+
+    async def UnloadContext(self, request: pb.UnloadContextRequest, _context: object) -> pb.UnloadContextResponse:
+        """Unload a context."""
+        status = await self._cache.unload(request.context)
+        return pb.UnloadContextResponse(status=context_status_to_wire(status))
+
+    async def ListContexts(self, request: pb.ListContextsRequest, _context: object) -> pb.ListContextsResponse:
+        """List the contexts."""
+        page, token = page_of(
+            self._cache.statuses(),
+            key=lambda status: status.handle,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            scope="contexts",
+        )
+        return pb.ListContextsResponse(
+            contexts=[context_status_to_wire(status) for status in page], next_page_token=token
+        )
+
+    async def WatchContexts(
+        self, _request: pb.WatchContextsRequest, _context: object
+    ) -> AsyncGenerator[pb.WatchContextsResponse, None]:
+        """Tell of every context, and of its changes, until the client leaves."""
+        async with aclosing(self._cache.watch()) as statuses:
+            async for status in until_drained(statuses, self._drain):
+                yield pb.WatchContextsResponse(status=context_status_to_wire(status))

@@ -1,0 +1,149 @@
+"""DerivedScalarService: forwards requests to the pipeline and cuts its answers into frames. No logic of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.resolution import LoadProgress, Validated
+from dst_grpc.errors import DstError
+from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
+from dst_grpc.rpc.ports import PipelinePort, Stage
+from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.frames import FrameCutter
+from dst_grpc.wire.requests import (
+    derive_request_from_wire,
+    derive_stream_request_from_wire,
+    resolve_request_from_wire,
+    resolve_stream_request_from_wire,
+)
+from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+
+_SERVICE = "/dst.v1.DerivedScalarService"
+
+
+class _Writer(Protocol):
+    """What a stream is answered through."""
+
+    @property
+    def write(self) -> Callable[[bytes], Awaitable[None]]:
+        """Sends one response; waits while the client does not read."""
+
+
+class DerivedScalarService:
+    """Resolves and derives."""
+
+    def __init__(self, pipeline: PipelinePort, limits: StreamLimits, drain: DrainSignal) -> None:
+        """Serve *pipeline*, holding each stream to *limits*."""
+        self._pipeline = pipeline
+        self._limits = limits
+        self._drain = drain
+
+    async def Resolve(
+        self, request: resolution_pb2.ResolveRequest, _context: object
+    ) -> AsyncGenerator[resolution_pb2.ResolveResponse, None]:
+        """Check, complete and cost one request."""
+        async with aclosing(self._pipeline.resolve(resolve_request_from_wire(request))) as stages:
+            async for stage in stages:
+                yield _resolve_response(stage)
+
+    async def Derive(self, request: inference_pb2.DeriveRequest, _context: object) -> AsyncGenerator[bytes, None]:
+        """Run one prompt."""
+        async with aclosing(derived_frames(self._pipeline, derive_request_from_wire(request))) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def ResolveStream(
+        self, requests: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: _Writer
+    ) -> None:
+        """Resolve for many requests."""
+        await Multiplexer(ResolveItems(self._pipeline), self._limits, self._drain).run(requests, context.write)
+
+    async def DeriveStream(self, requests: AsyncIterator[inference_pb2.DeriveStreamRequest], context: _Writer) -> None:
+        """Derive for many requests."""
+        await Multiplexer(DeriveItems(self._pipeline), self._limits, self._drain).run(requests, context.write)
+
+
+async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> AsyncGenerator[bytes, None]:
+    """The answer to *request*, one serialised DeriveResponse after the other, no further than they are taken.
+
+    A DeriveStreamResponse is the same on the wire, so both RPCs send these bytes.
+    """
+    cutter = FrameCutter(request.request_id)
+    async with aclosing(pipeline.derive(request)) as parts:
+        async for part in parts:
+            for response in cutter.cut_into(inference_pb2.DeriveResponse, part):
+                yield response.SerializeToString()
+
+
+class DeriveItems:
+    """The items of DeriveStream."""
+
+    method = f"{_SERVICE}/DeriveStream"
+
+    def __init__(self, pipeline: PipelinePort) -> None:
+        """Run items on *pipeline*."""
+        self._pipeline = pipeline
+
+    def request_id(self, message: inference_pb2.DeriveStreamRequest) -> str:
+        """The id of the request within."""
+        return message.request.request_id
+
+    async def run(self, message: inference_pb2.DeriveStreamRequest) -> AsyncGenerator[bytes, None]:
+        """Derive one request."""
+        async with aclosing(derived_frames(self._pipeline, derive_stream_request_from_wire(message))) as frames:
+            async for frame in frames:
+                yield frame
+
+    def failed(self, request_id: str, error: DstError) -> bytes:
+        """The item's last frame."""
+        result = inference_pb2.ItemResult(error=error_to_status(error))
+        frame = inference_pb2.Frame(request_id=request_id, item_result=result)
+        return inference_pb2.DeriveStreamResponse(frame=frame).SerializeToString()
+
+
+class ResolveItems:
+    """The items of ResolveStream."""
+
+    method = f"{_SERVICE}/ResolveStream"
+
+    def __init__(self, pipeline: PipelinePort) -> None:
+        """Run items on *pipeline*."""
+        self._pipeline = pipeline
+
+    def request_id(self, message: resolution_pb2.ResolveStreamRequest) -> str:
+        """The id of the request within."""
+        return message.request.request.request_id
+
+    async def run(self, message: resolution_pb2.ResolveStreamRequest) -> AsyncGenerator[bytes, None]:
+        """Resolve one request."""
+        request_id = self.request_id(message)
+        async with aclosing(self._pipeline.resolve(resolve_stream_request_from_wire(message))) as stages:
+            async for stage in stages:
+                yield _resolve_stream_response(request_id, stage).SerializeToString()
+
+    def failed(self, request_id: str, error: DstError) -> bytes:
+        """The item's last answer."""
+        answer = resolution_pb2.ResolveStreamResponse(request_id=request_id, error=error_to_status(error))
+        return answer.SerializeToString()
+
+
+def _resolve_response(stage: Stage) -> resolution_pb2.ResolveResponse:
+    if isinstance(stage, Validated):
+        return resolution_pb2.ResolveResponse(validated=validated_to_wire(stage))
+    if isinstance(stage, LoadProgress):
+        return resolution_pb2.ResolveResponse(loading=load_progress_to_wire(stage))
+    return resolution_pb2.ResolveResponse(resolved=resolution_to_wire(stage))
+
+
+def _resolve_stream_response(request_id: str, stage: Stage) -> resolution_pb2.ResolveStreamResponse:
+    answer = resolution_pb2.ResolveStreamResponse(request_id=request_id)
+    plain = _resolve_response(stage)
+    kind = plain.WhichOneof("stage")
+    if kind is not None:
+        getattr(answer, kind).CopyFrom(getattr(plain, kind))
+    return answer

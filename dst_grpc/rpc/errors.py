@@ -1,0 +1,60 @@
+"""How a failure leaves the server: as the status of a call, or as the status inside one item of a stream.
+
+Which error has which code and details is decided in `wire.errors`; here is only the last step, and the rule that text
+which was not written for callers stays in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from typing import Any, Never
+
+import grpc
+import grpc.aio
+from grpc_status import rpc_status
+
+from dst_grpc.errors import DstError, Exhausted, Internal, Unavailable
+from dst_grpc.wire import errors as wire_errors
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_NEVER_RETRY = "-1"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_log = logging.getLogger(__name__)
+
+
+def as_dst_error(error: BaseException, *, method: str, request_id: str = "") -> DstError:
+    """*error* itself if it is one of ours; otherwise log it and return what a stranger may know of it."""
+    if isinstance(error, DstError):
+        return error
+    error_id = secrets.token_hex(8)
+    fields = {"error_id": error_id, "method": method} | ({"request_id": request_id} if request_id else {})
+    _log.error("internal error", exc_info=error, extra=fields)
+    return Internal(f"internal error {error_id}", error_id=error_id, metadata={"error_id": error_id})
+
+
+def code_of(error: DstError) -> grpc.StatusCode:
+    """The status code of *error*."""
+    return _CODES[wire_errors.code_of(error)]
+
+
+def pushback(error: DstError) -> str | None:
+    """When gRPC's own retries may try again, in milliseconds; "-1" for never, None if the error has no say in it."""
+    if not isinstance(error, Exhausted | Unavailable):
+        return None
+    if error.retry_after_seconds is None:
+        return _NEVER_RETRY
+    return str(math.ceil(error.retry_after_seconds * 1000))
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DstError) -> Never:
+    """End the call with the error's status, details and pushback. Raises grpc.aio.AbortError."""
+    status = rpc_status.to_status(wire_errors.error_to_status(error))
+    trailing = tuple(status.trailing_metadata or ())
+    delay = pushback(error)
+    if delay is not None:
+        trailing += ((PUSHBACK_KEY, delay),)
+    await context.abort(status.code, status.details, trailing)

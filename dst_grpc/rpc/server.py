@@ -1,0 +1,336 @@
+"""The composition root: from settings to a server, and its life from the first byte to the exit.
+
+The only module that knows all the parts. Everything else gets what it needs through its constructor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from prometheus_client import CollectorRegistry
+
+from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
+from dst_grpc.errors import DstError
+from dst_grpc.observability.calls import CallObserver
+from dst_grpc.observability.logs import LogCalls, configure_logging
+from dst_grpc.observability.metrics import CallMetrics, MetricsServer
+from dst_grpc.rpc import health, reflection
+from dst_grpc.rpc.admission import Admission, BearerTokens
+from dst_grpc.rpc.calls import MethodTable
+from dst_grpc.rpc.catalog_service import CatalogService
+from dst_grpc.rpc.context_service import ContextService
+from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
+from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.multiplex import StreamLimits
+from dst_grpc.rpc.ports import CachePort, PipelinePort, RegistryPort
+from dst_grpc.rpc.settings import Settings
+
+_PING_INTERVAL_MILLIS = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The server cannot start: a port is taken, a file cannot be used, a context cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What is behind the services. They live as long as the server, which closes them."""
+
+    pipeline: PipelinePort
+    """Runs requests."""
+    registry: RegistryPort
+    """What may be loaded."""
+    cache: CachePort
+    """What is loaded."""
+
+
+def build_parts(settings: Settings) -> Parts:
+    """Wire the real parts. Loads no weights.
+
+    Raises:
+        StartupError: A model's or autoencoder's folder cannot be used, or the device is not there.
+    """
+    # Imported here, because they bring torch: whoever serves fakes does without.
+    from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.loading import FileLoader
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.pipeline import Limits, Pipeline
+
+    try:
+        registry = Registry.build(
+            models=settings.models,
+            autoencoder_roots=settings.autoencoder_roots,
+            device=settings.device,
+            default_model=settings.default_model,
+        )
+    except DstError as error:
+        raise StartupError(error.message) from error
+    loader = FileLoader(allow_failed_checks=settings.allow_failed_checks)
+    cache = ContextCache(registry, budget_bytes=settings.budget_bytes, loader=loader)
+    limits = Limits(
+        max_queued_requests=settings.max_queued_requests,
+        max_run_bytes=settings.max_run_bytes,
+        store_bytes=settings.store_bytes,
+        max_prompts_in_flight_per_stream=settings.max_prompts_in_flight_per_stream,
+    )
+    return Parts(pipeline=Pipeline(registry, cache, limits), registry=registry, cache=cache)
+
+
+class Server:
+    """Serves *parts* as *settings* say. Runs on the event loop it is started on.
+
+    `start`, then either `stop`, or `run_until` with an event; the parts are closed with it.
+    """
+
+    def __init__(self, settings: Settings, parts: Parts) -> None:
+        """Put everything together; nothing listens yet."""
+        self._settings = settings
+        self._parts = parts
+        self._drain = DrainSignal()
+        self._admission = Admission(self._drain, settings.max_concurrent_calls)
+        self._closing = AsyncExitStack()
+        self._address = ""
+        self._metrics_port: int | None = None
+
+    def __repr__(self) -> str:
+        """Where it listens, and whether it is stopping."""
+        return f"Server({self._address or 'not started'}{', draining' if self._drain.given else ''})"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as HOST:PORT."""
+        return self._address
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Where its metrics are; None without them."""
+        return self._metrics_port
+
+    async def start(self) -> None:
+        """Listen, load what is to be preloaded, and report to be serving.
+
+        Raises:
+            StartupError: It cannot; nothing is left running.
+        """
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._parts.cache.close)
+            stack.push_async_callback(self._parts.pipeline.close)
+            observers = self._observers(stack)
+            services = self._services()
+            models = await asyncio.to_thread(self._parts.registry.models)
+            self._health = health.Health(
+                (service.full_name for service, _ in services), (model.name for model in models), self._drain
+            )
+            self._grpc = self._grpc_server(self._methods(observers, services))
+            self._address = self._bind()
+            await self._grpc.start()
+            stack.push_async_callback(self._grpc.stop, None)
+            following = asyncio.create_task(self._health.follow(self._parts.cache))
+            stack.push_async_callback(_cancel, following)
+            for reference in self._settings.preload:
+                await self._preload(reference)
+            self._health.set_serving()
+            self._closing = stack.pop_all()
+
+    async def drain(self) -> None:
+        """Refuse new work and finish what is in flight, within the grace period; then stop.
+
+        Health says NOT_SERVING first, for as long as the settings say, so that balancers turn away before connections
+        close. Streams end once their items in flight are answered, watches at once.
+        """
+        if self._drain.given:
+            return
+        _log.info("draining", extra={"grace_seconds": self._settings.grace_seconds})
+        self._drain.give()
+        self._health.set_draining()
+        if self._settings.drain_notice_seconds:
+            await asyncio.sleep(self._settings.drain_notice_seconds)
+        await self._grpc.stop(self._settings.grace_seconds)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End every call at once and close everything."""
+        self._drain.give()
+        await self._closing.aclose()
+        _log.info("stopped")
+
+    def _observers(self, stack: AsyncExitStack) -> list[CallObserver]:
+        """Those who watch calls, and those who may refuse them; the former see the refusals of the latter."""
+        observers: list[CallObserver] = [LogCalls()]
+        settings = self._settings
+        if settings.metrics_port is not None:
+            registry = CollectorRegistry()
+            observers.append(CallMetrics(registry))
+            try:
+                metrics = MetricsServer(registry, settings.host, settings.metrics_port)
+            except OSError as error:
+                raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
+            stack.push_async_callback(asyncio.to_thread, metrics.close)
+            self._metrics_port = metrics.port
+        observers.append(self._admission)
+        if settings.auth_token_file is not None:
+            try:
+                observers.append(BearerTokens.from_file(settings.auth_token_file))
+            except (OSError, ValueError) as error:
+                raise StartupError(f"auth_token_file {settings.auth_token_file}: {error}") from None
+            if not settings.has_tls:
+                _log.warning("bearer tokens travel unencrypted without TLS")
+        return observers
+
+    def _services(self) -> list[tuple[ServiceDescriptor, object]]:
+        """Our services, with what implements them."""
+        limits = StreamLimits(
+            max_items_in_flight=self._settings.max_prompts_in_flight_per_stream,
+            outbox_bytes=self._settings.max_stream_buffer_bytes,
+        )
+        parts = self._parts
+        derived_scalars = DerivedScalarService(parts.pipeline, limits, self._drain)
+        return [
+            (_only_service(derived_scalar_service_pb2), derived_scalars),
+            (_only_service(catalog_service_pb2), CatalogService(parts.registry, parts.cache)),
+            (_only_service(context_service_pb2), ContextService(parts.cache, self._drain)),
+        ]
+
+    def _methods(
+        self, observers: Sequence[CallObserver], services: Sequence[tuple[ServiceDescriptor, object]]
+    ) -> MethodTable:
+        """All methods: ours, health, reflection."""
+        methods = MethodTable(observers)
+        for descriptor, implementation in services:
+            methods.add(descriptor, implementation)
+        methods.add(health.SERVICE, self._health)
+        if self._settings.reflection:
+            names = [*(descriptor.full_name for descriptor, _ in services), health.SERVICE.full_name]
+            servicer = reflection.Reflection(names, self._drain)
+            methods.add(reflection.SERVICE_V1ALPHA, servicer)
+            # Its requests are parsed as v1alpha's, which is the same on the wire.
+            methods.add(reflection.SERVICE_V1ALPHA, servicer, name=reflection.service_v1().full_name)
+        return methods
+
+    def _grpc_server(self, methods: MethodTable) -> grpc.aio.Server:
+        return grpc.aio.server(
+            handlers=(methods,),
+            options=(
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes),
+                # Long runs send nothing for a while; clients may ping meanwhile to see that the server is there.
+                ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                # A second server on the port must fail, not silently take half of the connections.
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+
+    def _bind(self) -> str:
+        """Take the port; answers the address."""
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        wanted = f"{host}:{self._settings.port}"
+        credentials = self._credentials()
+        try:
+            if credentials is None:
+                port = self._grpc.add_insecure_port(wanted)
+            else:
+                port = self._grpc.add_secure_port(wanted, credentials)
+        except RuntimeError as error:
+            cause = "is the port in use?" if credentials is None else "is the port in use, or a certificate unusable?"
+            raise StartupError(f"cannot listen on {wanted}: {cause} ({error})") from None
+        return f"{host}:{port}"
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        """Certificates for TLS, or None."""
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        try:
+            pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
+            client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+        except OSError as error:
+            raise StartupError(f"cannot read {error.filename}: {error.strerror}") from None
+        return grpc.ssl_server_credentials(
+            [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
+        )
+
+    async def _preload(self, reference: str) -> None:
+        try:
+            async with aclosing(self._parts.cache.load(reference)) as statuses:
+                async for status in statuses:
+                    _log.debug("preloading", extra={"context": status.handle, "state": status.state.value})
+        except DstError as error:
+            raise StartupError(f"preload of {reference!r} failed: {error.message}") from error
+        _log.info("preloaded", extra={"context": reference})
+
+
+def _only_service(module: Any) -> ServiceDescriptor:
+    """The service that a generated module describes."""
+    (service,) = module.DESCRIPTOR.services_by_name.values()
+    return cast("ServiceDescriptor", service)
+
+
+async def _cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    """Cancel *task* and wait until it is over; what it died of before is logged."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a background task failed", exc_info=error)
+
+
+@asynccontextmanager
+async def running_server(settings: Settings, parts: Parts | None = None) -> AsyncGenerator[Server, None]:
+    """A server that serves within the block, on the real parts unless others are given; then it stops at once."""
+    server = Server(settings, parts or build_parts(settings))
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once.
+
+    *on_ready* is called with the address once the server serves.
+
+    Raises:
+        StartupError: The server cannot start.
+    """
+    configure_logging(log_format=settings.log_format, level=settings.log_level)
+    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=on_ready))
+
+
+async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Start *server*, and serve until a signal; see `serve`."""
+    signals: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number.name)
+    if not await _unless_signalled(server.start(), signals):
+        return
+    _log.info("listening on %s", server.address)
+    if on_ready is not None:
+        on_ready(server.address)
+    _log.info("signal", extra={"signal": await signals.get()})
+    if not await _unless_signalled(server.drain(), signals):
+        await server.stop()
+
+
+async def _unless_signalled(work: Coroutine[Any, Any, None], signals: asyncio.Queue[str]) -> bool:
+    """Run *work* to its end and answer True; or, at a signal, cancel it and answer False."""
+    running, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
+    await asyncio.wait([running, signalled], return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        await _cancel(running)
+        return False
+    await _cancel(signalled)
+    await running
+    return True

@@ -1,0 +1,282 @@
+"""Settings of the server: one frozen value, from flags over environment over a TOML file over defaults.
+
+Every setting has one name: `grace_seconds` in the file, DST_GRACE_SECONDS in the environment, `--grace-seconds` as a
+flag. Whatever is wrong is reported together, before anything starts. Nothing is opened here but the settings file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from dst_grpc.domain.handles import ContextRef, is_device
+from dst_grpc.errors import InvalidRequest
+
+FILE_VARIABLE = "DST_CONFIG"
+_PREFIX = "DST_"
+_MIB = 1 << 20
+_PATHS = frozenset({"models", "autoencoder_roots", "tls_certificate", "tls_key", "tls_client_ca", "auth_token_file"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the settings."""
+
+    field: str
+    """Name of the setting, with the key or position within it; empty for the settings as a whole."""
+    value: str
+    """What was given, as text."""
+    description: str
+    """What is wrong."""
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.field} = {self.value}: {self.description}" if self.field else self.description
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. `problems` lists everything that is wrong."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Make the error; its text has a line for each problem."""
+        self.problems = tuple(problems)
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{count} with the settings:", *(f"  {problem}" for problem in problems)]))
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
+def _existing_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("there is no such folder")
+    return path
+
+
+def _device(text: str) -> str:
+    if text != "auto" and not is_device(text):
+        raise ValueError("is not a device: auto, cpu, cuda, cuda:N, mps or mps:N")
+    return text
+
+
+def _name(text: str) -> str:
+    try:
+        reference = ContextRef.parse(text)
+    except InvalidRequest as error:
+        raise ValueError(error.violations[0].description) from None
+    if reference.is_handle:
+        raise ValueError("must be a name without @, not a handle")
+    return text
+
+
+def _split(value: Any) -> Any:
+    """A list given as text, in the environment or a flag: `a,b`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_pairs(value: Any) -> Any:
+    """A table given as text, or as a list of texts: `name=folder,name=folder`."""
+    parts = _split(value)
+    if not isinstance(parts, list | tuple):
+        return parts
+    pairs = [str(part).partition("=") for part in parts]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError("must be written as name=folder, several with commas between them")
+    return {name.strip(): folder.strip() for name, _, folder in pairs}
+
+
+def _reference(text: str) -> str:
+    try:
+        ContextRef.parse(text)
+    except InvalidRequest as error:
+        raise ValueError(error.violations[0].description) from None
+    return text
+
+
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
+ModelName = Annotated[str, AfterValidator(_name)]
+Reference = Annotated[str, AfterValidator(_reference)]
+PortNumber = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """How the server runs. Make it with `load_settings`; every field has a default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        enable_decoding=False,  # lists and tables in the environment are text that a person can type, not JSON
+    )
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address to listen on."""
+    port: PortNumber = 50051
+    """Port to listen on; 0 lets the system choose."""
+
+    models: Annotated[dict[ModelName, ExistingFolder], BeforeValidator(_split_pairs)] = {}
+    """Folders of models, by the name that clients use."""
+    default_model: str | None = None
+    """Model of requests that name none; None = the embedded one."""
+    autoencoder_roots: Annotated[tuple[ExistingFolder, ...], BeforeValidator(_split)] = ()
+    """Folders below which clients may name autoencoders by path."""
+    preload: Annotated[tuple[Reference, ...], BeforeValidator(_split)] = ()
+    """Models and autoencoder sets to load before the server calls itself ready."""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """Device of the models: auto, cpu, cuda:N or mps:N."""
+    budget_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Bytes that loaded models and autoencoders may take together; None = no bound."""
+
+    allow_failed_checks: bool = False
+    """Whether to serve autoencoders that do not reconstruct what they claim to read; clients see their figures."""
+
+    max_queued_requests: Annotated[int, Field(ge=1)] = 64
+    """Requests that may wait before more are refused."""
+    max_run_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Device memory, weights apart, that the requests which run may take together; None = 4 GiB."""
+    store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
+    """Bytes of recordings kept, so that another question about a run needs no pass; 0 = none."""
+    max_prompts_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
+    """Items of one stream that run at once; reading pauses beyond."""
+    max_stream_buffer_bytes: Annotated[int, Field(ge=1)] = 4 * _MIB
+    """Bytes of answers that wait for a client which does not read, per stream."""
+    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * _MIB
+    """Largest request message."""
+    max_concurrent_calls: Annotated[int, Field(ge=1)] | None = None
+    """Calls in progress before more are refused; None = no bound."""
+
+    reflection: bool = True
+    """Whether tools may ask for the services and their messages."""
+    tls_certificate: ExistingFile | None = None
+    """Certificate chain in PEM; None = no TLS."""
+    tls_key: ExistingFile | None = None
+    """Private key in PEM."""
+    tls_client_ca: ExistingFile | None = None
+    """Certificates in PEM that clients' certificates must come from; None = clients need none."""
+    auth_token_file: ExistingFile | None = None
+    """Bearer tokens, one per line, of which clients must send one; None = clients need none."""
+
+    grace_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """How long calls in progress may go on once the server stops."""
+    drain_notice_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long the server says NOT_SERVING, and refuses new work, before it closes connections."""
+
+    metrics_port: PortNumber | None = None
+    """Port of Prometheus metrics over HTTP, on the same host; 0 lets the system choose, None = no metrics."""
+    log_format: Literal["text", "json"] = "text"
+    """How log lines are written."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """From which level on."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """What no field can tell alone."""
+        problems = []
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            problems.append("tls_certificate and tls_key must be given together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            problems.append("tls_client_ca needs tls_certificate and tls_key")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.tls_certificate is not None
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Settings:
+    """Read the settings from *flags*, the environment, and a TOML *file* (None = the one DST_CONFIG names, if any).
+
+    Flags that are None count as not given. Paths in the file are relative to the file's folder.
+
+    Raises:
+        SettingsError: Something is wrong with them; it lists everything.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if file is None and FILE_VARIABLE in os.environ:
+        file = Path(os.environ[FILE_VARIABLE])
+    content = _read(file) if file is not None else {}
+
+    class FromEverywhere(Settings):
+        """The settings with the file among their sources, which pydantic-settings wants to know by class."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            """Flags, environment, file."""
+            del dotenv_settings, file_secret_settings
+            return init_settings, env_settings, InitSettingsSource(settings_cls, content)
+
+    try:
+        return FromEverywhere(**given)
+    except ValidationError as error:
+        raise SettingsError([_problem(dict(detail), given, file) for detail in error.errors()]) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of the settings file, its relative paths made independent of the working folder."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([Problem("config", str(file), f"cannot be read: {error}")]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([Problem("config", str(file), f"is no TOML: {error}")]) from None
+    for name in _PATHS & content.keys():
+        content[name] = _below(file.parent, content[name])
+    return content
+
+
+def _below(folder: Path, value: Any) -> Any:
+    """*value*, a path or a list or table of paths, with relative ones below *folder*; anything else as it is."""
+    if isinstance(value, str):
+        return str(folder / value)
+    if isinstance(value, list):
+        return [_below(folder, item) for item in value]
+    if isinstance(value, dict):
+        return {key: _below(folder, item) for key, item in value.items()}
+    return value
+
+
+def _problem(detail: dict[str, Any], flags: Mapping[str, Any], file: Path | None) -> Problem:
+    """One of pydantic's errors, as an operator should read it."""
+    path = [str(part) for part in detail["loc"] if part != "[key]"]
+    text = str(detail["msg"]).removeprefix("Value error, ")
+    if not path:
+        return Problem("", "", text)
+    name = path[0]
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        text = "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if name in flags:
+        source = f"--{name.replace('_', '-')}"
+    elif _PREFIX + name.upper() in os.environ:
+        source = _PREFIX + name.upper()
+    else:
+        source = str(file)
+    return Problem(".".join(path), repr(detail["input"]), f"{text[:1].lower()}{text[1:]} (from {source})")

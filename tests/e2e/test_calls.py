@@ -1,0 +1,268 @@
+"""Calls over a real socket, against fakes: shapes, errors, malformed bytes, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, inference_pb2, resolution_pb2, trace_pb2
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.errors import (
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    DstError,
+    Exhausted,
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    PreconditionFailed,
+    Reason,
+    Unauthenticated,
+    Unavailable,
+)
+from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.wire.frames import assemble
+from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged, status_of
+from tests.rpc_fakes import Script, answer, context_status, failing, failing_after_header, tensor
+
+
+def derive_request(request_id: str = "") -> inference_pb2.DeriveRequest:
+    return inference_pb2.DeriveRequest(request_id=request_id, prompt=inference_pb2.Prompt(text="ab"))
+
+
+async def test_derive_streams_the_frames_of_an_answer(rig: Rig) -> None:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        for part in answer([tensor(0, np.arange(700_000)), tensor(1, [])]):
+            yield part
+
+    rig.parts.pipeline.scripts["big"] = script
+    call = rig.scalars.Derive(derive_request("big"), timeout=CALL_SECONDS)
+    frames = [response.frame async for response in call]
+    whole = assemble(frames)
+    assert whole.request_id == "big"
+    np.testing.assert_array_equal(whole.tensors[0].values, np.arange(700_000, dtype=np.float32))
+    assert max(len(frame.chunk.data) for frame in frames) <= 1 << 20
+
+
+async def test_resolve_answers_in_stages(rig: Rig) -> None:
+    request = resolution_pb2.ResolveRequest(request=derive_request("r"))
+    stages = [response async for response in rig.scalars.Resolve(request, timeout=CALL_SECONDS)]
+    assert [stage.WhichOneof("stage") for stage in stages] == ["validated", "resolved"]
+    assert stages[0].validated.request_id == "r"
+    assert stages[1].resolved.model.name == "tiny"
+
+
+ERRORS: list[tuple[DstError, grpc.StatusCode]] = [
+    (InvalidRequest.of("config.layer_indices[2]", "must be below 2"), grpc.StatusCode.INVALID_ARGUMENT),
+    (
+        NotFound.unknown("model", "tini", ["tiny"], reason=Reason.MODEL_NOT_FOUND),
+        grpc.StatusCode.NOT_FOUND,
+    ),
+    (
+        PreconditionFailed([FieldViolation("loss_fn_config", "is needed")], reason=Reason.ORIGIN_REQUIRED),
+        grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    (Exhausted("the queue is full", retry_after_seconds=0.25), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (
+        Exhausted("too big", reason=Reason.MEMORY_BUDGET_EXCEEDED, metadata={"bytes": "9"}),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ),
+    (
+        Unavailable("not now", reason=Reason.LOAD_FAILED, retry_after_seconds=2.0),
+        grpc.StatusCode.UNAVAILABLE,
+    ),
+    (DataLoss("corrupt", metadata={"file": "model"}), grpc.StatusCode.DATA_LOSS),
+    (Unauthenticated("who?"), grpc.StatusCode.UNAUTHENTICATED),
+    (NotAllowed("outside", reason=Reason.PATH_NOT_ALLOWED), grpc.StatusCode.PERMISSION_DENIED),
+    (DeadlineExceeded("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Cancelled("gone"), grpc.StatusCode.CANCELLED),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: getattr(value, "message", None))
+@pytest.mark.parametrize("script", [failing, failing_after_header])
+async def test_an_error_travels_whole(
+    rig: Rig, error: DstError, code: grpc.StatusCode, script: Callable[[DstError], Script]
+) -> None:
+    rig.parts.pipeline.scripts["x"] = script(error)
+    call = rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [response async for response in call]
+    assert caught.value.code() is code
+    rebuilt = error_of(caught.value)
+    assert type(rebuilt) is type(error)
+    assert (rebuilt.message, rebuilt.reason, rebuilt.metadata) == (error.message, error.reason, error.metadata)
+
+
+@pytest.mark.parametrize(
+    ("error", "pushback"),
+    [
+        (Exhausted("full", retry_after_seconds=0.25), "250"),
+        (Exhausted("too big"), "-1"),
+        (Unavailable("stopping", retry_after_seconds=1.0), "1000"),
+        (DataLoss("corrupt"), None),
+    ],
+)
+async def test_retryable_errors_tell_grpcs_own_retries_when(rig: Rig, error: DstError, pushback: str | None) -> None:
+    rig.parts.pipeline.scripts["x"] = failing(error)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)]
+    trailing = dict(caught.value.trailing_metadata() or ())
+    assert trailing.get("grpc-retry-pushback-ms") == pushback
+
+
+async def test_a_fault_of_ours_is_internal_and_its_text_stays_here(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = failing(ValueError("secret path"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)]
+    error = error_of(caught.value)
+    assert isinstance(error, Internal)
+    assert error.error_id
+    assert "secret" not in str(status_of(caught.value))
+
+
+async def test_a_cancellation_from_within_does_not_leave_the_client_waiting(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = failing(asyncio.CancelledError("a task of ours died"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)]
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_no_header_is_sent_before_the_first_part_so_that_clients_may_retry() -> None:
+    policy = (
+        '{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.01s",'
+        ' "maxBackoff": "0.01s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE"]}}]}'
+    )
+    async with rigged() as rig:
+        attempts = 0
+
+        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+            nonlocal attempts
+            attempts += 1
+            if attempts < 3:
+                raise Unavailable("not yet", retry_after_seconds=0.01)
+            for part in answer():
+                yield part
+
+        rig.parts.pipeline.scripts["x"] = script
+        options = (("grpc.service_config", policy),)
+        async with grpc.aio.insecure_channel(rig.server.address, options=options) as channel:
+            retrying = rig._replace(channel=channel).scalars
+            frames = [r async for r in retrying.Derive(derive_request("x"), timeout=CALL_SECONDS)]
+        assert attempts == 3
+        assert frames
+
+
+async def test_the_worst_details_still_fit_the_metadata(rig: Rig) -> None:
+    text = "ä" * 200
+    violations = [FieldViolation(f"config.{text}[{i}]", text) for i in range(500)]
+    rig.parts.pipeline.scripts["x"] = failing(InvalidRequest(violations))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)]
+    error = error_of(caught.value)
+    assert isinstance(error, InvalidRequest)
+    assert "more" in error.violations[-1].description
+
+
+def _raw(channel: grpc.aio.Channel, method: str, kind: str) -> Any:
+    """A method that sends and receives bytes."""
+    return getattr(channel, kind)(method, request_serializer=None, response_deserializer=None)
+
+
+MALFORMED = [b"\xff\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe"]
+
+
+@pytest.mark.parametrize("data", MALFORMED, ids=["tag", "truncated", "utf8"])
+async def test_malformed_bytes_are_the_callers_fault(rig: Rig, data: bytes) -> None:
+    call = _raw(rig.channel, "/dst.v1.DerivedScalarService/Derive", "unary_stream")(data, timeout=CALL_SECONDS)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in call]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
+    unary = _raw(rig.channel, "/dst.v1.CatalogService/Tokenize", "unary_unary")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await unary(data, timeout=CALL_SECONDS)
+    assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
+
+
+async def test_malformed_bytes_on_a_stream_end_it(rig: Rig) -> None:
+    async def requests() -> AsyncGenerator[bytes, None]:
+        yield b"\xff\xff"
+
+    stream = _raw(rig.channel, "/dst.v1.DerivedScalarService/DeriveStream", "stream_stream")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in stream(requests(), timeout=CALL_SECONDS)]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
+
+
+def nested_trace(depth: int) -> bytes:
+    """A DeriveRequest whose trace is nested *depth* levels deep, written by hand because no library would."""
+    number = inference_pb2.DeriveRequest.TRACE_CONFIG_FIELD_NUMBER
+    inner = trace_pb2.TraceConfig.DOWNSTREAM_TRACE_CONFIG_FIELD_NUMBER
+    data = b""
+    for field in [*([inner] * depth), number]:
+        length, prefix = len(data), bytearray([field << 3 | 2])
+        while length > 0x7F:
+            prefix.append(length & 0x7F | 0x80)
+            length >>= 7
+        prefix.append(length)
+        data = bytes(prefix) + data
+    return data
+
+
+async def test_a_message_nested_too_deeply_is_malformed(rig: Rig) -> None:
+    call = _raw(rig.channel, "/dst.v1.DerivedScalarService/Derive", "unary_stream")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in call(nested_trace(150), timeout=CALL_SECONDS)]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
+
+
+async def test_a_message_of_five_megabytes_is_refused_by_grpc(rig: Rig) -> None:
+    request = derive_request()
+    request.prompt.text = "a" * 5_000_000
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [r async for r in rig.scalars.Derive(request, timeout=CALL_SECONDS)]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert rig.parts.pipeline.started == []
+
+
+async def test_a_larger_message_passes_where_the_operator_allows_it() -> None:
+    async with rigged(max_message_bytes=8 << 20) as rig:
+        request = catalog_service_pb2.TokenizeRequest(text="a" * 5_000_000)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:  # the answer is what is too large for this client
+            await rig.catalog.Tokenize(request, timeout=CALL_SECONDS)
+        assert "CLIENT" in (caught.value.details() or "")
+
+
+async def test_an_unknown_method_is_unimplemented(rig: Rig) -> None:
+    for kind in ("unary_unary", "unary_stream"):
+        call = _raw(rig.channel, "/dst.v1.DerivedScalarService/Explode", kind)(b"", timeout=CALL_SECONDS)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = await call if kind == "unary_unary" else [r async for r in call]
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "Explode" in (caught.value.details() or "")
+
+
+async def test_more_calls_than_allowed_are_refused_with_details() -> None:
+    async with rigged(max_concurrent_calls=1) as rig:
+        watch = rig.contexts.WatchContexts(context_service_pb2.WatchContextsRequest(), timeout=CALL_SECONDS)
+        rig.parts.cache.tell(context_status())
+        await watch.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.catalog.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS)
+        error = error_of(caught.value)
+        assert isinstance(error, Exhausted)
+        assert error.reason is Reason.QUEUE_FULL
+        assert error.retry_after_seconds
+        watch.cancel()

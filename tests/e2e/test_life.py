@@ -1,0 +1,373 @@
+"""A server's life over a real socket: start, health, reflection, guards, TLS, metrics, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha import reflection_pb2
+
+from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, inference_pb2
+from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.resolution import ContextState
+from dst_grpc.errors import DataLoss, Reason, Unauthenticated, Unavailable
+from dst_grpc.rpc.health import SERVICE as HEALTH
+from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.rpc.server import StartupError
+from tests.e2e.conftest import CALL_SECONDS, READY, Rig, error_of, rigged
+from tests.rpc_fakes import FakeParts, answer, context_status
+
+SERVICES = ("dst.v1.CatalogService", "dst.v1.ContextService", "dst.v1.DerivedScalarService")
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def item(request_id: str) -> inference_pb2.DeriveStreamRequest:
+    request = inference_pb2.DeriveRequest(request_id=request_id, prompt=inference_pb2.Prompt(text="ab"))
+    return inference_pb2.DeriveStreamRequest(request=request)
+
+
+def list_models(rig: Rig, **options: Any) -> Any:
+    return rig.catalog.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS, **options)
+
+
+def health_check(rig: Rig, service: str = "") -> Any:
+    stub: Any = HealthStub(rig.channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=CALL_SECONDS)
+
+
+async def test_health_knows_the_server_its_services_and_its_models(rig: Rig) -> None:
+    for service in ("", *SERVICES):
+        assert (await health_check(rig, service)).status == SERVING
+    assert (await health_check(rig, "model/tiny")).status == NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_check(rig, "model/none")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_lists_everything(rig: Rig) -> None:
+    response_type = GetMessageClass(HEALTH.methods_by_name["List"].output_type)
+    method: Any = rig.channel.unary_unary("/grpc.health.v1.Health/List")
+    raw = await method(b"", timeout=CALL_SECONDS)
+    statuses: Any = response_type.FromString(raw).statuses  # type: ignore[attr-defined]  # a class made at run time
+    assert {name: status.status for name, status in statuses.items()} == {
+        **dict.fromkeys(("", *SERVICES), SERVING),
+        "model/tiny": NOT_SERVING,
+    }
+
+
+async def test_health_watch_follows_the_cache_and_the_drain(rig: Rig) -> None:
+    stub: Any = HealthStub(rig.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
+    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="model/later"), timeout=CALL_SECONDS)
+    assert (await watch.read()).status == NOT_SERVING
+    assert (await unknown.read()).status == SERVICE_UNKNOWN
+    rig.parts.cache.tell(context_status())
+    assert (await watch.read()).status == SERVING
+    rig.parts.cache.tell(context_status(state=ContextState.UNLOADING))
+    assert (await watch.read()).status == NOT_SERVING
+    whole = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+    assert (await whole.read()).status == SERVING
+    draining = asyncio.create_task(rig.server.drain())
+    assert (await whole.read()).status == NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await whole.read()
+    assert error_of(caught.value).reason is Reason.DRAINING
+    await draining
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_and_describes_the_services(rig: Rig, version: str) -> None:
+    method: Any = rig.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    names = {*SERVICES, HEALTH.full_name, *(f"grpc.reflection.{v}.ServerReflection" for v in ("v1", "v1alpha"))}
+    requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
+    requests += [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in sorted(names)]
+    responses = [response async for response in method(iter(requests), timeout=CALL_SECONDS)]
+    assert {service.name for service in responses[0].list_services_response.service} == names
+    assert all(response.file_descriptor_response.file_descriptor_proto for response in responses[1:])
+
+
+async def test_reflection_can_be_switched_off() -> None:
+    async with rigged(reflection=False) as rig:
+        # As a unary call: a client of grpc.aio that is still writing when the status comes may report INTERNAL instead.
+        method: Any = rig.channel.unary_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [r async for r in method(b"", timeout=CALL_SECONDS)]
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_port_in_use_is_an_error(rig: Rig) -> None:
+    port = int(rig.server.address.rpartition(":")[2])
+    parts = FakeParts()
+    with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}"):
+        async with rigged(parts, port=port):
+            pytest.fail("it must not start")
+    assert parts.pipeline.is_closed
+    assert parts.cache.is_closed
+
+
+async def test_a_preload_that_fails_is_an_error() -> None:
+    parts = FakeParts()
+    parts.cache.load_error = DataLoss("the file is cut short")
+    with pytest.raises(StartupError, match=r"tiny.*cut short"):
+        async with rigged(parts, preload=("tiny",)):
+            pytest.fail("it must not start")
+    assert parts.cache.is_closed
+
+
+async def test_what_is_preloaded_serves_from_the_start() -> None:
+    async with rigged(preload=("tiny",)) as rig:
+        assert (await rig.catalog.GetModel(catalog_service_pb2.GetModelRequest(), timeout=CALL_SECONDS)).model.state
+        stub: Any = HealthStub(rig.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
+        while (await watch.read()).status != SERVING:
+            pass
+
+
+async def test_stopping_closes_the_parts() -> None:
+    async with rigged() as rig:
+        pass
+    assert rig.parts.pipeline.is_closed
+    assert rig.parts.cache.is_closed
+
+
+async def test_bearer_tokens_guard_everything_but_health(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("# the team\nfirst\n\nsecond\n", encoding="utf-8")
+    async with rigged(auth_token_file=file) as rig:
+        assert (await health_check(rig)).status == SERVING
+        await list_models(rig, metadata=(("authorization", "Bearer second"),))
+        for value in (None, "Bearer third", "Basic first", "Bearer "):
+            metadata = (("authorization", value),) if value is not None else ()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await list_models(rig, metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert isinstance(error_of(caught.value), Unauthenticated)
+
+
+async def test_an_empty_token_file_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("# nobody\n", encoding="utf-8")
+    with pytest.raises(StartupError, match="holds no token"):
+        async with rigged(auth_token_file=file):
+            pytest.fail("it must not start")
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    try:
+        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return certificate, key
+
+
+async def test_tls_and_mutual_tls(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    pem = certificate.read_bytes()
+    async with rigged(tls_certificate=certificate, tls_key=key, tls_client_ca=certificate) as rig:
+        with_certificate = grpc.ssl_channel_credentials(pem, key.read_bytes(), pem)
+        async with grpc.aio.secure_channel(rig.server.address, with_certificate) as channel:
+            await list_models(rig._replace(channel=channel))
+        async with grpc.aio.secure_channel(rig.server.address, grpc.ssl_channel_credentials(pem)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await list_models(rig._replace(channel=channel))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_unusable_certificate_is_an_error(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    certificate.write_text("no certificate", encoding="utf-8")
+    with pytest.raises(StartupError, match="certificate unusable"):
+        async with rigged(tls_certificate=certificate, tls_key=key):
+            pytest.fail("it must not start")
+
+
+async def test_metrics_count_calls_by_method_and_code() -> None:
+    async with rigged(metrics_port=0) as rig:
+        await list_models(rig)
+        unknown: Any = rig.channel.unary_unary("/made.up/Method")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await unknown(b"", timeout=CALL_SECONDS)
+        url = f"http://127.0.0.1:{rig.server.metrics_port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+        assert 'grpc_server_call_started_total{grpc_method="dst.v1.CatalogService/ListModels"} 1.0' in text
+        method = 'grpc_method="dst.v1.CatalogService/ListModels",grpc_status="OK"'
+        assert f"grpc_server_call_duration_seconds_count{{{method}}} 1.0" in text
+        assert 'grpc_method="other",grpc_status="UNIMPLEMENTED"' in text
+        assert "made.up" not in text
+
+
+async def test_a_taken_metrics_port_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f"metrics_port {port}"):
+            async with rigged(metrics_port=port):
+                pytest.fail("it must not start")
+
+
+async def test_draining_finishes_items_in_flight_and_refuses_new_ones() -> None:
+    async with rigged() as rig:
+        gate = asyncio.Event()
+
+        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+            parts = answer()
+            yield parts[0]
+            await gate.wait()
+            yield parts[1]
+
+        rig.parts.pipeline.scripts["x"] = script
+        call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+        await call.write(item("x"))
+        assert (await call.read()).frame.WhichOneof("frame") == "header"
+        stub: Any = HealthStub(rig.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == SERVING
+        draining = asyncio.create_task(rig.server.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        gate.set()
+        assert (await call.read()).frame.WhichOneof("frame") == "trailer"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        error = error_of(caught.value)
+        assert isinstance(error, Unavailable)
+        assert error.reason is Reason.DRAINING
+        assert error.retry_after_seconds
+        await draining
+
+
+async def test_a_stream_that_was_answered_whole_ends_well_while_draining() -> None:
+    async with rigged() as rig:
+        gate = asyncio.Event()
+
+        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+            await gate.wait()
+            for part in answer():
+                yield part
+
+        rig.parts.pipeline.scripts["x"] = script
+        call = rig.scalars.DeriveStream(iter([item("x")]), timeout=CALL_SECONDS)
+        while rig.parts.pipeline.started != ["x"]:
+            await list_models(rig)
+        stub: Any = HealthStub(rig.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == SERVING
+        draining = asyncio.create_task(rig.server.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        gate.set()
+        assert len([response async for response in call]) == 2
+        await draining
+
+
+async def test_new_calls_are_told_to_go_elsewhere_during_the_notice() -> None:
+    async with rigged(drain_notice_seconds=600) as rig:
+        draining = asyncio.create_task(rig.server.drain())
+        stub: Any = HealthStub(rig.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await list_models(rig)
+        assert error_of(caught.value).reason is Reason.DRAINING
+        assert dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "1000"
+        draining.cancel()
+
+
+async def test_watches_do_not_hold_up_a_drain() -> None:
+    async with rigged(grace_seconds=600) as rig:
+        watch = rig.contexts.WatchContexts(context_service_pb2.WatchContextsRequest())
+        rig.parts.cache.tell(context_status())
+        await watch.read()
+        await asyncio.wait_for(rig.server.drain(), CALL_SECONDS)
+
+
+async def test_work_beyond_the_grace_period_is_cut_off() -> None:
+    async with rigged(grace_seconds=0) as rig:
+        never = asyncio.Event()
+
+        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+            yield answer()[0]
+            await never.wait()
+
+        rig.parts.pipeline.scripts["x"] = script
+        call = rig.scalars.Derive(item("x").request)
+        await call.read()
+        await asyncio.wait_for(rig.server.drain(), CALL_SECONDS)
+        assert rig.parts.pipeline.ended.get_nowait() == "x"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+
+
+PROGRAM = """
+import asyncio, sys
+from dst_grpc.rpc import server, settings
+from dst_grpc.observability.logs import configure_logging
+from tests.rpc_fakes import FakeParts, answer
+
+async def script(request):
+    parts = answer()
+    yield parts[0]
+    await asyncio.to_thread(sys.stdin.readline)
+    yield parts[1]
+
+fakes = FakeParts()
+fakes.pipeline.scripts["x"] = script
+configure_logging()
+asyncio.run(server.run(server.Server(settings.Settings(port=0, grace_seconds=30), fakes.parts)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_and_exits_with_zero(number: signal.Signals) -> None:
+    pipe = asyncio.subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", PROGRAM, env=environment, stdin=pipe, stderr=pipe
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    try:
+        found = None
+        while found is None:
+            line = (await process.stderr.readline()).decode()
+            assert line, "the server did not start"
+            found = READY.search(line)
+        async with grpc.aio.insecure_channel(found[1]) as channel:
+            stub: Any = DerivedScalarServiceStub(channel)
+            call = stub.Derive(item("x").request, timeout=CALL_SECONDS)
+            await call.read()
+            process.send_signal(number)
+            while b"draining" not in await process.stderr.readline():
+                pass
+            process.stdin.write(b"go on\n")
+            assert (await call.read()).frame.WhichOneof("frame") == "trailer"
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+        _, rest = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, rest
+    assert b"Traceback" not in rest

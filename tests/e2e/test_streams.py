@@ -1,0 +1,240 @@
+"""Long calls over a real socket: many items on one stream, cancellation, deadlines, slow readers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.wire.errors import error_from_status
+from dst_grpc.wire.frames import assemble
+from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+from tests.rpc_fakes import Script, answer, failing, failing_after_header, tensor
+
+MIB = 1 << 20
+
+
+def item(request_id: str, text: str = "ab") -> inference_pb2.DeriveStreamRequest:
+    prompt = inference_pb2.Prompt(text=text) if text else None
+    return inference_pb2.DeriveStreamRequest(request=inference_pb2.DeriveRequest(request_id=request_id, prompt=prompt))
+
+
+def resolve_item(request_id: str, text: str = "ab") -> resolution_pb2.ResolveStreamRequest:
+    return resolution_pb2.ResolveStreamRequest(
+        request=resolution_pb2.ResolveRequest(request=item(request_id, text).request)
+    )
+
+
+def until(event: asyncio.Event, tensors: int = 0) -> Script:
+    """A script that waits for *event* before its answer."""
+
+    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        await event.wait()
+        for part in answer([tensor(i, [float(i)]) for i in range(tensors)]):
+            yield part
+
+    return script
+
+
+def endless(produced: Counter[str], mib: int = 1) -> Script:
+    """A script that yields tensors without end, as far as they are taken."""
+
+    async def script(request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        block = np.zeros(mib * MIB // 4, np.float32)
+        parts = answer([tensor(i, block) for i in range(2000)])
+        for part in parts:
+            produced[request.request_id] += 1
+            yield part
+
+    return script
+
+
+async def collected(call: Any) -> dict[str, list[inference_pb2.Frame]]:
+    """The frames of a DeriveStream, by request."""
+    frames: dict[str, list[inference_pb2.Frame]] = defaultdict(list)
+    while (response := await call.read()) is not grpc.aio.EOF:
+        frames[response.frame.request_id].append(response.frame)
+    return frames
+
+
+async def test_every_item_gets_its_whole_answer_in_order(rig: Rig) -> None:
+    async def script(request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        for part in answer([tensor(i, np.full(300_000, float(request.request_id))) for i in range(3)]):
+            yield part
+
+    ids = [str(i) for i in range(40)]
+    rig.parts.pipeline.scripts.update(dict.fromkeys(ids, script))
+    frames = await collected(rig.scalars.DeriveStream(iter(map(item, ids)), timeout=CALL_SECONDS))
+    assert sorted(frames) == sorted(ids)
+    for request_id in ids:
+        whole = assemble(frames[request_id])
+        assert [float(t.values[0]) for t in whole.tensors] == [float(request_id)] * 3
+
+
+async def test_at_most_so_many_items_run_at_once() -> None:
+    async with rigged(max_prompts_in_flight_per_stream=3) as rig:
+        gate = asyncio.Event()
+        ids = [str(i) for i in range(10)]
+        rig.parts.pipeline.scripts.update(dict.fromkeys(ids, until(gate)))
+        call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+        for request_id in ids:
+            await call.write(item(request_id))
+        await call.done_writing()
+        gate.set()
+        frames = await collected(call)
+        assert sorted(frames) == ids
+        assert rig.parts.pipeline.most_running <= 3
+
+
+async def test_answers_overtake_one_another(rig: Rig) -> None:
+    gate = asyncio.Event()
+    rig.parts.pipeline.scripts["slow"] = until(gate)
+    call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+    await call.write(item("slow"))
+    await call.write(item("fast"))
+    kinds = [(await call.read()).frame for _ in range(3)]
+    assert {frame.request_id for frame in kinds} == {"fast"}
+    gate.set()
+    await call.done_writing()
+    assert sorted(await collected(call)) == ["slow"]
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_an_items_error_is_its_own(rig: Rig) -> None:
+    scripts = rig.parts.pipeline.scripts
+    scripts["unknown"] = failing(NotFound.unknown("model", "x", ["tiny"], reason=Reason.MODEL_NOT_FOUND))
+    scripts["late"] = failing_after_header(InvalidRequest.of("prompt", "is bad"))
+    scripts["fault"] = failing(ValueError("secret"))
+    scripts["inner"] = failing(asyncio.CancelledError())
+    ids = ["unknown", "late", "fault", "inner", "fine"]
+    requests = [*map(item, ids), item("empty", text=""), inference_pb2.DeriveStreamRequest()]
+    frames = await collected(rig.scalars.DeriveStream(iter(requests), timeout=CALL_SECONDS))
+    assert [frame.WhichOneof("frame") for frame in frames["late"]] == ["header", "item_result"]
+    assert frames["fine"][-1].WhichOneof("frame") == "trailer"
+    codes = {request_id: items[-1].item_result.error.code for request_id, items in frames.items()}
+    assert codes == {"unknown": 5, "late": 3, "fault": 13, "inner": 13, "fine": 0, "empty": 3, "": 3}
+    assert "secret" not in str(frames["fault"])
+
+
+async def test_an_id_in_flight_may_not_be_used_again_until_it_is_answered(rig: Rig) -> None:
+    gate = asyncio.Event()
+    rig.parts.pipeline.scripts["x"] = until(gate)
+    call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+    await call.write(item("x"))
+    await call.write(item("x"))
+    refused = (await call.read()).frame
+    error = error_from_status(refused.item_result.error)
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == ["request_id"]
+    gate.set()
+    assert [(await call.read()).frame.WhichOneof("frame") for _ in range(2)] == ["header", "trailer"]
+    await call.write(item("x"))
+    await call.done_writing()
+    assert len((await collected(call))["x"]) == 2
+
+
+async def test_resolve_stream_answers_by_id_and_keeps_errors_apart(rig: Rig) -> None:
+    call = rig.scalars.ResolveStream(
+        iter([resolve_item("a"), resolution_pb2.ResolveStreamRequest(), resolve_item("b")]), timeout=CALL_SECONDS
+    )
+    stages = defaultdict(list)
+    async for response in call:
+        stages[response.request_id].append(response.WhichOneof("stage"))
+    assert stages == {"a": ["validated", "resolved"], "b": ["validated", "resolved"], "": ["error"]}
+
+
+async def test_cancelling_stops_the_producer(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = endless(Counter())
+    request = item("x").request
+    call = rig.scalars.Derive(request, timeout=CALL_SECONDS)
+    await call.read()
+    call.cancel()
+    assert await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) == "x"
+
+
+async def test_a_client_that_vanishes_stops_every_item(rig: Rig) -> None:
+    ids = [f"x{i}" for i in range(5)]
+    rig.parts.pipeline.scripts.update(dict.fromkeys(ids, endless(Counter())))
+    async with grpc.aio.insecure_channel(rig.server.address) as channel:
+        call = rig._replace(channel=channel).scalars.DeriveStream(timeout=CALL_SECONDS)
+        for request_id in ids:
+            await call.write(item(request_id))
+        await call.read()
+    ended = {await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) for _ in ids}
+    assert ended == set(ids)
+    assert not rig.parts.pipeline.running
+
+
+async def test_a_deadline_stops_the_producer(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = until(asyncio.Event())
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rig.scalars.Derive(item("x").request, timeout=0.2).read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) == "x"
+
+
+@pytest.mark.parametrize("shape", ["Derive", "DeriveStream"])
+async def test_a_reader_that_stops_stops_production(shape: str) -> None:
+    """What waits for it is bounded: gRPC's own windows, of a few MiB, and our outbox."""
+    async with rigged(max_stream_buffer_bytes=4 * MIB) as rig:
+        produced: Counter[str] = Counter()
+        ids = ["x", "y", "z"] if shape == "DeriveStream" else ["x"]
+        rig.parts.pipeline.scripts.update(dict.fromkeys(ids, endless(produced)))
+        if shape == "Derive":
+            call = rig.scalars.Derive(item("x").request, timeout=CALL_SECONDS)
+        else:
+            call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+            for request_id in ids:
+                await call.write(item(request_id))
+        await call.read()
+        unary: Any = rig.channel.unary_unary("/dst.v1.CatalogService/ListModels")
+        before = -1
+        while produced.total() > before:  # until production stands still while the server has nothing else to do
+            before = produced.total()
+            for _ in range(20):
+                await unary(b"", timeout=CALL_SECONDS)
+        assert produced.total() <= 24
+        call.cancel()
+        for _ in ids:
+            await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS)
+
+
+async def test_closing_the_requests_ends_an_idle_stream_cleanly(rig: Rig) -> None:
+    call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+    await call.done_writing()
+    assert await collected(call) == {}
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_stream_reads_on_after_a_pause(rig: Rig) -> None:
+    call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+    for request_id in ("a", "b"):
+        await call.write(item(request_id))
+        frames = [(await call.read()).frame for _ in range(3)]
+        assert [frame.WhichOneof("frame") for frame in frames] == ["header", "chunk", "trailer"]
+    await call.done_writing()
+    assert await collected(call) == {}
+
+
+async def test_hundreds_of_idle_streams_hold_no_threads(rig: Rig) -> None:
+    before = threading.active_count()
+    calls = [rig.scalars.DeriveStream(timeout=CALL_SECONDS) for _ in range(300)]
+    for i, call in enumerate(calls):
+        await call.write(item(str(i)))
+        await call.read()
+    assert threading.active_count() <= before + 2
+    for call in calls:
+        await call.done_writing()
+        assert await collected(call)
+        assert await call.code() is grpc.StatusCode.OK

@@ -1,0 +1,323 @@
+"""Parts to put behind a server whose own behaviour is under test: no model, no torch, every step in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+from dst_grpc.domain.resolution import (
+    AutoencoderInfo,
+    ContextKind,
+    ContextState,
+    ContextStatus,
+    CostEstimate,
+    ModelDimensions,
+    ModelInfo,
+    Resolution,
+    Validated,
+)
+from dst_grpc.domain.results import (
+    AnswerHeader,
+    Axis,
+    DenseTensor,
+    Provenance,
+    RunStatistics,
+    RunSummary,
+    TensorInfo,
+)
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
+from dst_grpc.rpc.server import Parts
+
+Script = Callable[[DeriveRequest], AsyncGenerator[AnswerPart, None]]
+MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
+DIMENSIONS = ModelDimensions(
+    n_layers=2, d_model=8, n_heads=2, n_key_value_heads=2, d_head=4, d_mlp=16, vocab_size=100, context_window=32
+)
+
+
+def model_info(name: str = "tiny") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        handle=f"{name}@0123456789ab:float32:cpu",
+        family="gpt2",
+        dimensions=DIMENSIONS,
+        element_type=TensorElementType.FLOAT32,
+        device="cpu",
+        digest="0" * 64,
+        parameter_bytes=1000,
+        source="test",
+        is_default=name == "tiny",
+        state=ContextState.START,
+        autoencoders=(f"{name}/mlp",),
+    )
+
+
+def autoencoder_info(name: str, model: str) -> AutoencoderInfo:
+    return AutoencoderInfo(
+        name=name,
+        handle=f"{name}@0123456789ab:float32:cpu",
+        model=model,
+        dst=DerivedScalarType.MLP_POST_ACT,
+        node_type=NodeType.MLP_AUTOENCODER_LATENT,
+        layer_indices=(0, 1),
+        n_latents=32,
+        activation="ReLU",
+        can_be_spliced=True,
+        parameter_bytes=500,
+        digest="1" * 64,
+        state=ContextState.START,
+    )
+
+
+def context_status(
+    handle: str = MODEL_HANDLE,
+    state: ContextState = ContextState.AVAILABLE,
+    kind: ContextKind = ContextKind.MODEL,
+) -> ContextStatus:
+    return ContextStatus(
+        handle=handle,
+        kind=kind,
+        state=state,
+        bytes_total=1000,
+        bytes_loaded=1000 if state is ContextState.AVAILABLE else 0,
+        device="cpu",
+        pins=0,
+        hits=0,
+        last_used_seconds_ago=0.0,
+    )
+
+
+def tensor(tensor_id: int, values: Sequence[float] | np.ndarray) -> DenseTensor:
+    array = np.asarray(values, np.float32)
+    info = TensorInfo(
+        tensor_id=tensor_id,
+        dst=DerivedScalarType.MLP_POST_ACT,
+        pass_type=PassType.FORWARD,
+        layer_index=0,
+        axes=(Axis(Dimension.MLP_ACTS, len(array)),),
+    )
+    return DenseTensor(info, array)
+
+
+def answer(tensors: Iterable[DenseTensor] = ()) -> list[AnswerPart]:
+    """The parts of a whole answer."""
+    whole = list(tensors)
+    header = AnswerHeader(
+        model=MODEL_HANDLE, token_ids=(1, 2), token_strings=("a", "b"), tensors=tuple(t.info for t in whole)
+    )
+    return [header, *whole, SUMMARY]
+
+
+SUMMARY = RunSummary(
+    statistics=RunStatistics(forward_passes=1, backward_passes=0),
+    provenance=Provenance(model=MODEL_HANDLE, model_digest="0" * 64),
+)
+
+
+def resolution() -> Resolution:
+    return Resolution(
+        config=DstConfig(),
+        device="cpu",
+        model=model_info(),
+        autoencoders=(),
+        scalars=(),
+        cost=CostEstimate(
+            sequence_tokens=2,
+            forward_passes=1,
+            backward_passes=0,
+            floating_point_operations=10,
+            peak_bytes=100,
+            output_bytes=12,
+        ),
+    )
+
+
+class FakePipeline:
+    """Runs the script that a test gave for a request's id, or answers a small tensor."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+        self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
+        self.running: set[str] = set()
+        self.most_running = 0
+        self.started: list[str] = []
+        self.ended: asyncio.Queue[str] = asyncio.Queue()
+        self.is_closed = False
+
+    async def derive(self, request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        self._enter(request.request_id)
+        try:
+            script = self.scripts.get(request.request_id)
+            if script is None:
+                for part in answer([tensor(0, [1.0, 2.0, 3.0])]):
+                    yield part
+                return
+            stream = script(request)
+            try:
+                async for part in stream:
+                    yield part
+            finally:
+                await stream.aclose()
+        finally:
+            self._leave(request.request_id)
+
+    async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Stage, None]:
+        request_id = request.request.request_id
+        self._enter(request_id)
+        try:
+            script = self.resolve_scripts.get(request_id)
+            if script is None:
+                yield Validated(request_id=request_id)
+                yield resolution()
+                return
+            async for stage in script(request):
+                yield stage
+        finally:
+            self._leave(request_id)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def _enter(self, request_id: str) -> None:
+        self.started.append(request_id)
+        self.running.add(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+
+    def _leave(self, request_id: str) -> None:
+        self.running.discard(request_id)
+        self.ended.put_nowait(request_id)
+
+
+def failing(error: BaseException) -> Script:
+    """A script that fails before its header."""
+
+    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        nothing: list[AnswerPart] = []
+        for part in nothing:
+            yield part
+        raise error
+
+    return script
+
+
+def failing_after_header(error: BaseException) -> Script:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        yield answer([tensor(0, [1.0])])[0]
+        raise error
+
+    return script
+
+
+class FakeTokenizer:
+    """One token per character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        for i, token in enumerate(ids):
+            if token >= 1000:
+                raise InvalidRequest.of(f"token_ids[{i}]", "must be below 1000")
+        return "".join(map(chr, ids))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        return [chr(token) for token in ids]
+
+
+class FakeRegistry:
+    """Models `tiny` and `model-000` and so on, each with one set of autoencoders."""
+
+    def __init__(self, n_models: int = 1) -> None:
+        names = ["tiny", *(f"model-{i:03d}" for i in range(n_models - 1))]
+        self._models = {name: model_info(name) for name in sorted(names)}
+
+    def models(self) -> list[ModelInfo]:
+        return list(self._models.values())
+
+    def model(self, ref: str) -> ModelInfo:
+        name = (ref or "tiny").partition("@")[0]
+        if name not in self._models:
+            raise NotFound.unknown("model", name, self._models, reason=Reason.MODEL_NOT_FOUND)
+        return self._models[name]
+
+    def autoencoders(self, model: str | None = None) -> list[AutoencoderInfo]:
+        models = self.models() if model is None else [self.model(model)]
+        return [autoencoder_info(f"{info.name}/mlp", info.name) for info in models]
+
+    def tokenizer(self, ref: str) -> FakeTokenizer:
+        self.model(ref)
+        return FakeTokenizer()
+
+
+class FakeCache:
+    """Loads at once, and tells its watchers."""
+
+    def __init__(self) -> None:
+        self.contexts: dict[str, ContextStatus] = {}
+        self.watchers: set[asyncio.Queue[ContextStatus]] = set()
+        self.load_error: Exception | None = None
+        self.is_closed = False
+
+    def tell(self, status: ContextStatus) -> None:
+        self.contexts[status.handle] = status
+        for watcher in self.watchers:
+            watcher.put_nowait(status)
+
+    async def load(self, ref: str) -> AsyncGenerator[ContextStatus, None]:
+        if self.load_error is not None:
+            raise self.load_error
+        handle = f"{ref}@0123456789ab:float32:cpu"
+        for state in (ContextState.LOADING, ContextState.AVAILABLE):
+            status = context_status(handle, state)
+            self.tell(status)
+            yield status
+
+    async def unload(self, ref: str) -> ContextStatus:
+        for handle, status in self.contexts.items():
+            if ref in {handle, handle.partition("@")[0]}:
+                ended = replace(status, state=ContextState.END)
+                self.tell(ended)
+                return ended
+        raise NotFound.unknown("context", ref, self.contexts, reason=Reason.CONTEXT_NOT_FOUND)
+
+    def statuses(self) -> list[ContextStatus]:
+        return [self.contexts[handle] for handle in sorted(self.contexts)]
+
+    def describe(self, info: InfoT) -> InfoT:
+        status = self.contexts.get(info.handle)
+        return info if status is None else replace(info, state=status.state)
+
+    async def watch(self) -> AsyncGenerator[ContextStatus, None]:
+        changes: asyncio.Queue[ContextStatus] = asyncio.Queue()
+        self.watchers.add(changes)
+        try:
+            for status in self.statuses():
+                yield status
+            while True:
+                yield await changes.get()
+        finally:
+            self.watchers.discard(changes)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeParts:
+    """The three together, typed as what they are."""
+
+    def __init__(self, n_models: int = 1) -> None:
+        self.pipeline = FakePipeline()
+        self.registry = FakeRegistry(n_models)
+        self.cache = FakeCache()
+
+    @property
+    def parts(self) -> Parts:
+        return Parts(pipeline=self.pipeline, registry=self.registry, cache=self.cache)

@@ -1,0 +1,253 @@
+"""Taps: what happens at a site, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+
+from dst_grpc.domain.components import Dimension, PassType
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.decoder import Decoder
+from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation, Site, Taps
+from tests import models
+
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+KINDS = {L.MLP_POST_ACT: T.MLP_POST_ACT, L.RESID_DELTA_MLP: T.RESID_DELTA_MLP, L.RESID_DELTA_ATTN: T.RESID_DELTA_ATTN}
+FORWARD, BACKWARD = PassType.FORWARD, PassType.BACKWARD
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    return models.decoder()
+
+
+def ablation(location: L, layer: int | None, indices: tuple[int | None, ...], value: float, **kwargs: Any) -> Ablation:
+    given = {"row": 0, "pass_type": FORWARD, **kwargs}
+    return Ablation(location=location, layer=layer, indices=indices, value=value, **given)
+
+
+def run(decoder: Decoder, **kwargs: Any) -> tuple[torch.Tensor, Taps]:
+    taps = Taps(**kwargs)
+    logits = decoder.forward(TOKENS, taps)
+    assert logits is not None
+    return logits, taps
+
+
+def gradients(decoder: Decoder, origin_token: int = 2, **kwargs: Any) -> dict[Site, torch.Tensor]:
+    """Gradients of one logit of each prompt, where *kwargs* want them."""
+    logits, taps = run(decoder, **kwargs)
+    return taps.gradients(logits[:, -1, origin_token].sum())
+
+
+def test_the_recorded_value_is_the_ablated_one(decoder: Decoder) -> None:
+    site: Site = (L.MLP_POST_ACT, 1)
+    logits, taps = run(decoder, values=[site], ablations=[ablation(*site, (2, 7), 4.5)])
+    plain_logits, plain = run(decoder, values=[site])
+    assert taps.values[site][0, 2, 7] == 4.5
+    changed = taps.values[site] != plain.values[site]
+    assert changed.sum() == 1
+    assert not torch.equal(logits[0], plain_logits[0])
+
+
+def test_ablations_apply_in_their_order(decoder: Decoder) -> None:
+    site: Site = (L.RESID_POST_MLP, 0)
+    both = [ablation(*site, (None, 3), 1.0), ablation(*site, (2, 3), 2.0)]
+    _, taps = run(decoder, values=[site], ablations=both)
+    assert taps.values[site][0, :, 3].tolist() == [1, 1, 2, 1, 1, 1]
+    _, taps = run(decoder, values=[site], ablations=both[::-1])
+    assert taps.values[site][0, :, 3].tolist() == [1] * 6
+
+
+def test_an_ablation_stays_in_its_own_row(decoder: Decoder) -> None:
+    site: Site = (L.RESID_POST_MLP, 1)
+    logits, taps = run(decoder, values=[site], ablations=[ablation(*site, (None, None), 0.0, row=1)])
+    plain_logits, plain = run(decoder, values=[site])
+    assert torch.equal(taps.values[site][0], plain.values[site][0])
+    torch.testing.assert_close(logits[0], plain_logits[0])
+    assert (taps.values[site][1] == 0).all()
+
+
+def test_layer_none_is_every_layer(decoder: Decoder) -> None:
+    sites: list[Site] = [(L.ATTN_VALUE, layer) for layer in range(3)]
+    _, taps = run(decoder, values=sites, ablations=[ablation(L.ATTN_VALUE, None, (1, 2, 0), 3.0)])
+    assert [float(taps.values[site][0, 1, 2, 0]) for site in sites] == [3.0] * 3
+
+
+def test_overwritten_entries_pass_nothing_upstream(decoder: Decoder) -> None:
+    site: Site = (L.RESID_POST_MLP, 1)
+    cut = [ablation(*site, (None, None), 1.0)]
+    found = gradients(decoder, gradients=[(L.RESID_POST_MLP, 0), site], ablations=cut)
+    assert (found[L.RESID_POST_MLP, 0][0] == 0).all()
+    assert (found[site][0] != 0).any(), "the gradient at the ablated value itself is recorded"
+    assert (found[L.RESID_POST_MLP, 0][1] != 0).any()
+
+
+def test_a_gradient_is_recorded_as_it_arrives_before_its_backward_ablation(decoder: Decoder) -> None:
+    """Q13: the ablation shows upstream, not at its own tap."""
+    site, upstream = (L.RESID_POST_MLP, 1), (L.RESID_POST_MLP, 0)
+    changed = gradients(
+        decoder, gradients=[site, upstream], ablations=[ablation(*site, (None, None), 0.0, pass_type=BACKWARD)]
+    )
+    plain = gradients(decoder, gradients=[site, upstream])
+    torch.testing.assert_close(changed[site], plain[site])
+    assert (changed[upstream][0] == 0).all()
+    torch.testing.assert_close(changed[upstream][1], plain[upstream][1])
+
+
+def test_backward_ablations_change_no_value(decoder: Decoder) -> None:
+    everywhere = [ablation(L.RESID_POST_ATTN, None, (None, None), 7.0, pass_type=BACKWARD)]
+    logits, _ = run(decoder, gradients=[(L.RESID_POST_EMBEDDING, None)], ablations=everywhere)
+    assert torch.equal(logits.detach(), run(decoder)[0])
+
+
+def test_a_backward_ablation_seeds_an_exact_gradient(decoder: Decoder) -> None:
+    """Fake gradients: a loss of zero, and 1 at one neuron, give that neuron's derivative."""
+    seed = ablation(L.MLP_PRE_ACT, 1, (3, 7), 1.0, pass_type=BACKWARD)
+    site: Site = (L.RESID_POST_ATTN, 1)
+    logits, taps = run(decoder, gradients=[site, (L.MLP_PRE_ACT, 1)], ablations=[seed])
+    found = taps.gradients(0.0 * logits.sum())[site]
+    layer = decoder.layers[1]
+    x = taps.attached[site].detach()[0].requires_grad_()
+    (expected,) = torch.autograd.grad(layer.mlp_pre_act(layer.mlp_norm(x))[3, 7], x)
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_freezing_the_final_norm_makes_the_gradient_scale_free(decoder: Decoder) -> None:
+    site: Site = (L.RESID_POST_MLP, 2)
+    freeze = [
+        ablation(L.RESID_FINAL_LAYER_NORM_SCALE, None, (None, None), 0.0, row=row, pass_type=BACKWARD)
+        for row in range(2)
+    ]
+    found = gradients(decoder, gradients=[site], ablations=freeze)[site]
+    _, taps = run(decoder, values=[site])
+    x = taps.values[site].requires_grad_()
+    logits = decoder.final_norm(x, detach_scale=True) @ decoder.unembedding
+    (expected,) = torch.autograd.grad(logits[:, -1, 2].sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def numeric(decoder: Decoder, site: Site, entry: tuple[int, ...], value: float, step: float) -> float:
+    """Derivative of the logit by one entry of a tap, by overwriting the entry on either side of its value."""
+    up, down = (run(decoder, ablations=[ablation(*site, entry, value + side * step)])[0][0, -1, 2] for side in (1, -1))
+    return float(up - down) / (2 * step)
+
+
+LOCATIONS = [location for location in L if location.facts.is_tapped and "online" not in location.value]
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_gradient_is_the_derivative_by_the_tap_s_value(location: L, seed: int) -> None:
+    decoder = models.decoder(seed)
+    layers = [None] if location.has_no_layers else range(3)
+    sites: list[Site] = [(location, layer) for layer in layers]
+    logits, taps = run(decoder, values=sites, gradients=sites)
+    found = taps.gradients(logits[0, -1, 2])
+    generator = torch.Generator().manual_seed(seed)
+    for site in sites:
+        x = taps.values[site][0]
+        token = 5 if location in {L.LOGITS, L.RESID_FINAL_LAYER_NORM_SCALE} else 4
+        rest = tuple(int(torch.randint(size, (), generator=generator)) for size in x.shape[1:])
+        if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in location.dimensions[1:]:
+            rest = (2, rest[1])  # a masked score is not moved by anything
+        entry = (token, *rest)
+        expected = numeric(decoder, site, entry, float(x[entry]), 1e-5)
+        assert float(found[site][0][entry]) == pytest.approx(expected, rel=1e-5, abs=1e-8), site
+
+
+# Autoencoders in the graph
+
+
+def spliced(location: L, *, layers: Iterable[int] = (0, 1, 2), **kwargs: Any) -> dict[Site, Autoencoder]:
+    by_layer = models.autoencoders(KINDS[location], 4, **kwargs).by_layer
+    return {(location, layer): by_layer[layer] for layer in layers}
+
+
+@pytest.mark.parametrize("location", KINDS)
+@pytest.mark.parametrize("activation", Activation)
+def test_without_ablations_a_splice_changes_nothing_but_rounding(
+    decoder: Decoder, location: L, activation: Activation
+) -> None:
+    logits, _ = run(decoder, splices=spliced(location, activation=activation))
+    torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("location", KINDS)
+def test_reconstruction_and_error_are_the_input(decoder: Decoder, location: L) -> None:
+    splices = spliced(location, layers=[1])
+    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    _, taps = run(decoder, values=[(location, 1), latents, error], splices=splices)
+    autoencoder, x = splices[location, 1], taps.values[location, 1]
+    torch.testing.assert_close(taps.values[latents], autoencoder.encode(x))
+    torch.testing.assert_close(taps.values[error] + autoencoder.decode(taps.values[latents]), x)
+
+
+@pytest.mark.parametrize("location", KINDS)
+def test_gradients_of_latents_and_error_follow_from_that_of_the_output(decoder: Decoder, location: L) -> None:
+    """At latents g Wdec, at the error g, at the input g again, as the two reconstructions cancel."""
+    site, splices = (location, 1), spliced(location, layers=[1])
+    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    found = gradients(decoder, gradients=[site, latents, error], splices=splices)
+    g = gradients(decoder, gradients=[site])[site]
+    torch.testing.assert_close(found[latents], g @ splices[site].decoder)
+    torch.testing.assert_close(found[error], g)
+    torch.testing.assert_close(found[site], g)
+
+
+@pytest.mark.parametrize("location", KINDS)
+def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, location: L) -> None:
+    site, splices = (location, 1), spliced(location, layers=[1])
+    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    _, plain = run(decoder, values=[site, latents, error], splices=splices)
+    latent = int(plain.values[latents][0, 4].argmax())
+    cut = [ablation(*latents, (4, latent), 0.0)]
+    logits, taps = run(decoder, values=[site, latents, error], splices=splices, ablations=cut)
+    torch.testing.assert_close(taps.values[error], plain.values[error])
+    assert taps.values[latents][0, 4, latent] == 0
+    moved = plain.values[site].clone()
+    moved[0, 4] -= plain.values[latents][0, 4, latent] * splices[site].decoder[:, latent]
+    expected, _ = run(decoder, ablations=[ablation(*site, (4, i), float(value)) for i, value in enumerate(moved[0, 4])])
+    torch.testing.assert_close(logits, expected)
+
+
+def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder) -> None:
+    site, splices = (L.RESID_DELTA_MLP, 2), spliced(L.RESID_DELTA_MLP, layers=[2])
+    cut = [ablation(ERROR_LOCATION[site[0]], 2, (None, None), 0.0)]
+    following: Site = (L.RESID_POST_MLP, 2)
+    _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, ablations=cut)
+    expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(splices[site].encode(taps.values[site]))
+    torch.testing.assert_close(taps.values[following][0], expected[0])
+
+
+def test_each_layer_has_an_autoencoder_of_its_own(decoder: Decoder) -> None:
+    splices = spliced(L.MLP_POST_ACT)
+    sites: list[Site] = [(L.ONLINE_MLP_AUTOENCODER_LATENT, layer) for layer in range(3)]
+    inputs: list[Site] = [(L.MLP_POST_ACT, layer) for layer in range(3)]
+    _, taps = run(decoder, values=sites + inputs, splices=splices)
+    for layer in range(3):
+        expected = splices[L.MLP_POST_ACT, layer].encode(taps.values[L.MLP_POST_ACT, layer])
+        torch.testing.assert_close(taps.values[L.ONLINE_MLP_AUTOENCODER_LATENT, layer], expected)
+
+
+def test_two_autoencoders_may_be_in_the_graph_at_once(decoder: Decoder) -> None:
+    both = spliced(L.RESID_DELTA_ATTN) | spliced(L.MLP_POST_ACT)
+    logits, _ = run(decoder, splices=both)
+    torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
+
+
+def test_no_gradient_is_found_where_the_origin_does_not_depend_on_the_tap(decoder: Decoder) -> None:
+    sites: list[Site] = [(L.RESID_POST_MLP, 0), (L.RESID_POST_MLP, 2)]
+    _, taps = run(decoder, gradients=sites)
+    assert taps.gradients(taps.attached[sites[0]].sum()).keys() == {sites[0]}
+    assert taps.gradients(torch.tensor(1.0)) == {}
+
+
+def test_the_last_layer_with_a_recorded_site_is_known() -> None:
+    sites: list[Site] = [(L.LOGITS, None), (L.ATTN_KEY, 2), (L.ATTN_KEY, 0)]
+    assert Taps(values=sites).last_layer == 2
+    assert Taps(values=sites[:1]).last_layer == -1

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unauthenticated, Unavailable
+from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.rpc.admission import Admission, BearerTokens
+from dst_grpc.rpc.calls import MethodTable, ObservedContext
+from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.errors import as_dst_error, pushback
+from dst_grpc.rpc.health import SERVICE
+
+OUTCOME = CallOutcome(code="OK", seconds=0.0)
+
+
+def call(method: str = "/dst.v1.CatalogService/ListModels", **metadata: str) -> CallInfo:
+    return CallInfo(method=method, metadata=tuple(metadata.items()))
+
+
+def test_a_service_without_one_of_its_methods_is_found_at_start() -> None:
+    class Lacking:
+        async def Check(self, _request: object, _context: object) -> object: ...
+
+    with pytest.raises(AttributeError, match="List"):
+        MethodTable([]).add(SERVICE, Lacking())
+
+
+def test_a_context_counts_what_passes() -> None:
+    info = call()
+    context = ObservedContext(None, info, health_pb2.HealthCheckRequest)  # type: ignore[arg-type]  # nothing is sent
+    data = health_pb2.HealthCheckRequest(service="abc").SerializeToString()
+    assert context.parse(data) == health_pb2.HealthCheckRequest(service="abc")
+    assert context.serialise(health_pb2.HealthCheckResponse(status=1)) == b"\x08\x01"
+    assert context.serialise(b"as it is") == b"as it is"
+    assert (info.received_bytes, info.received_messages, info.sent_bytes, info.sent_messages) == (len(data), 1, 10, 2)
+
+
+def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
+    context = ObservedContext(None, call(), health_pb2.HealthCheckRequest)  # type: ignore[arg-type]  # nothing is sent
+    with pytest.raises(InvalidRequest, match=r"grpc\.health\.v1\.HealthCheckRequest") as caught:
+        context.parse(b"\xff")
+    assert caught.value.reason is Reason.MALFORMED_MESSAGE
+
+
+def test_admission_bounds_the_calls_in_flight() -> None:
+    admission = Admission(DrainSignal(), 1)
+    token = admission.on_start(call())
+    with pytest.raises(Exhausted) as caught:
+        admission.on_start(call())
+    assert caught.value.metadata == {"max_concurrent_calls": "1"}
+    health = call("/grpc.health.v1.Health/Check")
+    admission.on_end(admission.on_start(health), health, OUTCOME)
+    admission.on_end(token, call(), OUTCOME)
+    admission.on_start(call())
+
+
+def test_admission_refuses_new_work_while_draining() -> None:
+    drain = DrainSignal()
+    drain.give()
+    admission = Admission(drain, None)
+    with pytest.raises(Unavailable):
+        admission.on_start(call())
+    admission.on_start(call("/grpc.health.v1.Health/Watch"))
+
+
+def test_a_known_token_passes() -> None:
+    tokens = BearerTokens(["one", "two"])
+    tokens.on_start(call(authorization="Bearer two"))
+    tokens.on_start(call(authorization="bearer one"))
+    tokens.on_start(call("/grpc.health.v1.Health/Check"))
+    for wrong in ("Bearer three", "Basic one", "one", ""):
+        with pytest.raises(Unauthenticated):
+            tokens.on_start(call(authorization=wrong))
+    with pytest.raises(Unauthenticated):
+        tokens.on_start(call())
+    assert "one" not in repr(tokens)
+
+
+def test_foreign_errors_become_internal_and_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    error = as_dst_error(ValueError("secret"), method="/a/B", request_id="r")
+    assert error.reason is Reason.INTERNAL
+    assert "secret" not in str(error)
+    (record,) = caplog.records
+    assert vars(record)["error_id"] == error.metadata["error_id"]
+    assert "secret" in caplog.text
+    assert as_dst_error(error, method="/a/B") is error
+
+
+def test_pushback_is_in_whole_milliseconds() -> None:
+    assert pushback(Unavailable("", retry_after_seconds=0.0001)) == "1"
+    assert pushback(Exhausted("")) == "-1"
+    assert pushback(InvalidRequest.of("", "")) is None
+
+
+def test_the_drain_signal_is_given_once_to_whoever_listens() -> None:
+    drain = DrainSignal()
+    heard: list[str] = []
+    with drain.calling(lambda: heard.append("first")):
+        with drain.calling(lambda: heard.append("gone")):
+            pass
+        drain.give()
+        drain.give()
+        assert heard == ["first"]
+        with drain.calling(lambda: heard.append("late")):
+            assert heard == ["first", "late"]

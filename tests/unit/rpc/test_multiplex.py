@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import pytest
+
+from dst_grpc.errors import DstError, InvalidRequest, Reason, Unavailable
+from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.multiplex import Multiplexer, Outbox, StreamLimits
+
+SECONDS = 10.0
+
+
+class Items:
+    """Items that are their own ids; each yields its id with a number, as often as the test says."""
+
+    method = "/test/Stream"
+
+    def __init__(self, frames: int = 3, frame_bytes: int = 1) -> None:
+        self.frames = frames
+        self.padding = b"." * (frame_bytes - 1)
+        self.gates: dict[str, asyncio.Event] = {}
+        self.running: set[str] = set()
+        self.most_running = 0
+        self.produced = 0
+        self.closed: list[str] = []
+
+    def request_id(self, request: str) -> str:
+        return request
+
+    async def run(self, request: str) -> AsyncGenerator[bytes, None]:
+        self.running.add(request)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            if request in self.gates:
+                await self.gates[request].wait()
+            if request.startswith("bad"):
+                raise InvalidRequest.of("request", "is bad")
+            for i in range(self.frames):
+                self.produced += 1
+                yield f"{request}:{i}".encode() + self.padding
+        finally:
+            self.running.discard(request)
+            self.closed.append(request)
+
+    def failed(self, request_id: str, error: DstError) -> bytes:
+        return f"{request_id}!{error.reason}".encode()
+
+
+async def given(*requests: str) -> AsyncGenerator[str, None]:
+    for request in requests:
+        yield request
+
+
+async def run(items: Items, requests: AsyncIterator[str], **limits: int) -> list[str]:
+    """Everything that a client who reads at once gets."""
+    written: list[str] = []
+
+    async def write(frame: bytes) -> None:
+        written.append(frame.decode())
+
+    multiplexer = Multiplexer(items, StreamLimits(**limits), DrainSignal())
+    await asyncio.wait_for(multiplexer.run(requests, write), SECONDS)
+    return written
+
+
+async def test_frames_of_an_item_keep_their_order() -> None:
+    written = await run(Items(), given("a", "b", "c"))
+    assert sorted(written) == [f"{name}:{i}" for name in "abc" for i in range(3)]
+    for name in "abc":
+        assert [frame for frame in written if frame.startswith(name)] == [f"{name}:{i}" for i in range(3)]
+
+
+async def test_reading_pauses_while_enough_items_run() -> None:
+    items = Items()
+    items.gates = {name: asyncio.Event() for name in "abcdef"}
+    read: list[str] = []
+
+    async def requests() -> AsyncGenerator[str, None]:
+        for name in items.gates:
+            read.append(name)
+            yield name
+
+    running = asyncio.create_task(run(items, requests(), max_items_in_flight=2))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert read == ["a", "b"]
+    items.gates["b"].set()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert read == ["a", "b", "c"]
+    for gate in items.gates.values():
+        gate.set()
+    assert len(await running) == 18
+    assert items.most_running == 2
+
+
+async def test_a_failed_item_ends_with_its_error_and_the_others_go_on() -> None:
+    written = await run(Items(frames=1), given("a", "bad", "b"))
+    assert sorted(written) == ["a:0", "b:0", "bad!INVALID_FIELD"]
+
+
+async def test_an_id_in_flight_is_refused() -> None:
+    items = Items(frames=1)
+    items.gates["a"] = asyncio.Event()
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        yield "a"
+        items.gates["a"].set()
+
+    assert await run(items, requests()) == ["a!INVALID_FIELD", "a:0"]
+
+
+async def test_a_writer_that_waits_stops_production_at_the_bound() -> None:
+    items = Items(frames=1000, frame_bytes=1000)
+    writing = asyncio.Event()
+    first = asyncio.Event()
+
+    async def write(_frame: bytes) -> None:
+        first.set()
+        await writing.wait()
+
+    limits = StreamLimits(max_items_in_flight=4, outbox_bytes=10_000)
+    running = asyncio.create_task(Multiplexer(items, limits, DrainSignal()).run(given(*"abcd"), write))
+    await first.wait()
+    before = -1
+    while items.produced > before:
+        before = items.produced
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert items.produced <= 10 + 4 + 1  # in the outbox, in the hands of each item, in the writer's
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert sorted(items.closed) == list("abcd")
+
+
+async def test_cancelling_closes_every_item_before_it_returns() -> None:
+    items = Items()
+    items.gates = {name: asyncio.Event() for name in "abc"}
+    more = asyncio.Event()
+
+    async def requests() -> AsyncGenerator[str, None]:
+        for name in "abc":
+            yield name
+        more.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(run(items, requests()))
+    await more.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not items.running
+
+
+async def test_an_error_of_the_requests_ends_the_stream() -> None:
+    items = Items()
+    items.gates["a"] = asyncio.Event()
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        raise InvalidRequest.of("", "no message", reason=Reason.MALFORMED_MESSAGE)
+
+    with pytest.raises(InvalidRequest, match="no message"):
+        await run(items, requests())
+    assert items.closed in ([], ["a"])  # the item may not even have begun
+    assert not items.running
+
+
+async def test_an_error_of_the_writer_ends_the_stream() -> None:
+    items = Items()
+
+    async def write(_frame: bytes) -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await Multiplexer(items, StreamLimits(), DrainSignal()).run(given("a"), write)
+    assert not items.running
+
+
+async def test_draining_finishes_what_is_in_flight_and_says_so() -> None:
+    items, drain = Items(frames=1), DrainSignal()
+    items.gates["a"] = asyncio.Event()
+    written: list[bytes] = []
+
+    async def write(frame: bytes) -> None:
+        written.append(frame)
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        drain.give()
+        asyncio.get_running_loop().call_soon(items.gates["a"].set)
+        await asyncio.Event().wait()
+
+    with pytest.raises(Unavailable) as caught:
+        await asyncio.wait_for(Multiplexer(items, StreamLimits(), drain).run(requests(), write), SECONDS)
+    assert caught.value.reason is Reason.DRAINING
+    assert written == [b"a:0"]
+
+
+async def test_a_stream_that_opens_while_draining_reads_nothing() -> None:
+    items, drain = Items(), DrainSignal()
+    drain.give()
+
+    async def write(_frame: bytes) -> None:
+        pytest.fail("there is nothing to write")
+
+    with pytest.raises(Unavailable):
+        await Multiplexer(items, StreamLimits(), drain).run(given("a"), write)
+
+
+async def test_one_frame_may_exceed_the_outbox() -> None:
+    outbox = Outbox(10)
+    await outbox.put(b"." * 100)
+    outbox.close()
+    assert [len(frame) async for frame in outbox] == [100]
