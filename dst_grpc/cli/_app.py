@@ -1,0 +1,43 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dst_grpc import __version__
+from dst_grpc.cli._catalog import models, tokenize, types
+from dst_grpc.cli._contexts import contexts, load, unload
+from dst_grpc.cli._derive import derive
+from dst_grpc.cli._resolve import resolve
+from dst_grpc.cli._serve import make_serve
+
+app = typer.Typer(
+    name="dst-grpc",
+    help="The inside of a language model over gRPC: serve it, or ask a server about it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dst-grpc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("serve")(make_serve())
+for command in (derive, resolve, models, types, tokenize, contexts, load, unload):
+    app.command()(command)

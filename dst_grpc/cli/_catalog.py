@@ -1,0 +1,135 @@
+"""`dst-grpc models`, `types`, `tokenize`: what can be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from dst_grpc.cli._console import (
+    JsonOption,
+    ModelOption,
+    ServerOption,
+    TimeoutOption,
+    connect,
+    console,
+    errors_reported,
+    print_json,
+)
+from dst_grpc.cli._tables import human_bytes, human_ranges, print_rows
+from dst_grpc.client import DEFAULT_TARGET, DerivedScalarTypeInfo, Dimension, ModelInfo
+
+_LETTERS = {
+    Dimension.SEQUENCE_TOKENS: "T",
+    Dimension.ATTENDED_TO_SEQUENCE_TOKENS: "U",
+    Dimension.RESIDUAL_STREAM_CHANNELS: "d",
+    Dimension.MLP_ACTS: "F",
+    Dimension.ATTN_HEADS: "H",
+    Dimension.QUERY_AND_KEY_CHANNELS: "c",
+    Dimension.VALUE_CHANNELS: "c",
+    Dimension.AUTOENCODER_LATENTS: "Z",
+    Dimension.VOCAB_SIZE: "V",
+    Dimension.SINGLETON: "1",
+}
+_LEGEND = (
+    "axes: T token, U attended-to token, P token pair, d residual channel, F neuron, H head, c channel of a head, "
+    "Z latent, V vocabulary"
+)
+
+
+def models(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
+    """List the models that the server can load, with their autoencoders."""
+    with errors_reported(as_json=as_json), connect(server) as client:
+        found = client.models(timeout=timeout)
+        sets = client.autoencoders(timeout=timeout)
+    if as_json:
+        print_json(
+            {
+                "models": [dataclasses.asdict(info) for info in found],
+                "autoencoders": [dataclasses.asdict(info) for info in sets],
+            }
+        )
+        return
+    out = console()
+    names = ("model", "state", "family", "layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
+    print_rows(out, names, map(_model_row, found))
+    if sets:
+        rows = [
+            (
+                info.name,
+                info.state.value,
+                info.dst.value,
+                human_ranges(info.layer_indices),
+                str(info.n_latents),
+                info.activation,
+            )
+            for info in sets
+        ]
+        out.print()
+        print_rows(out, ("autoencoder", "state", "reads", "layers", "latents", "activation"), rows)
+
+
+def _model_row(info: ModelInfo) -> tuple[str, ...]:
+    sizes = info.dimensions
+    numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
+    name = f"{info.name} (default)" if info.is_default else info.name
+    return (name, info.state.value, info.family, *map(str, numbers), human_bytes(info.parameter_bytes))
+
+
+def types(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD]...", help="Only types whose names hold all the words.")
+    ] = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the derived scalar types: their axes, what they need, what they are."""
+    with errors_reported(as_json=as_json), connect(server) as client:
+        found = client.derived_scalar_types(timeout=timeout)
+    found = [info for info in found if all(word.lower() in info.dst for word in words or ())]
+    if as_json:
+        print_json([dataclasses.asdict(info) for info in found])
+        return
+    if not found:
+        console(stderr=True).print(f"no name holds {' and '.join(words or ())}", markup=False)
+        raise typer.Exit(1)
+    out = console()
+    rows = [(info.dst.value, _axes(info), ", ".join(_needs(info)), info.formula) for info in found]
+    print_rows(out, ("type", "axes", "needs", "formula"), rows, fold="formula")
+    out.print()
+    out.print(_LEGEND)
+
+
+def _axes(info: DerivedScalarTypeInfo) -> str:
+    letters = [_LETTERS.get(dimension, dimension.value) for dimension in info.dimensions]
+    if info.is_flattened:
+        letters[0] = "P"
+    return " ".join(letters)
+
+
+def _needs(info: DerivedScalarTypeInfo) -> list[str]:
+    needs = ["a loss or trace"] if info.requires_grad_for_forward_pass else []
+    if info.needs_autoencoder is not None:
+        kind = {"mlp_autoencoder_latent": "an MLP ", "attention_autoencoder_latent": "an attention "}
+        needs.append(f"{kind.get(info.needs_autoencoder.value, 'one ')}autoencoder")
+    return needs + list(info.needs_fields)
+
+
+def tokenize(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, taken as it is.")],
+    model: ModelOption = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a text as the model's tokens."""
+    with errors_reported(as_json=as_json), connect(server) as client:
+        tokens = client.tokenize(text, model=model or "", timeout=timeout)
+    if as_json:
+        print_json({"token_ids": list(tokens.ids), "tokens": list(tokens.strings)})
+        return
+    numbered = enumerate(zip(tokens.ids, tokens.strings, strict=True))
+    rows = [(str(position), str(token_id), repr(string)) for position, (token_id, string) in numbered]
+    print_rows(console(), ("position", "id", "token"), rows)

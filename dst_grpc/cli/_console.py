@@ -1,0 +1,107 @@
+"""What every command shares: where to print, how errors look, which server to ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
+
+from dst_grpc.client import DEFAULT_TARGET, Client, Tls
+from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed
+
+PIPE_WIDTH = 200
+"""Columns where there is no terminal: enough that nothing a program reads is cut."""
+
+ServerOption = Annotated[
+    str,
+    typer.Option("--server", envvar="DST_SERVER", metavar="HOST:PORT", help="Server to ask.", show_envvar=True),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Name or handle of the model; default: the server's own.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+TimeoutOption = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal, made anew for each use so that a redirected stream is seen."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Print *value* as JSON, indented, with text as it is."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True))
+
+
+def connect(server: str) -> Client:
+    """A client of *server*; DST_CLIENT_TOKEN and DST_CLIENT_CA, if set, say how to be let in.
+
+    Raises:
+        InvalidRequest: If one of them cannot be used.
+    """
+    authority = os.environ.get("DST_CLIENT_CA")
+    tls = Tls(root_certificates=Path(authority)) if authority else False
+    return Client(server or DEFAULT_TARGET, tls=tls, token=os.environ.get("DST_CLIENT_TOKEN"))
+
+
+@contextmanager
+def errors_reported(*, as_json: bool = False) -> Iterator[None]:
+    """Print one of our errors as a person, or a program, can read it, and exit with 1."""
+    try:
+        yield
+    except DstError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": error_facts(error)}, ensure_ascii=False), err=True)
+        else:
+            print_error(error)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def print_error(error: DstError) -> None:
+    """Print an error: its sentence, each bad field on a line of its own, what to try."""
+    out = console(stderr=True)
+    violations = error.violations if isinstance(error, InvalidRequest | PreconditionFailed) else ()
+    sentence = error.message
+    if isinstance(error, InvalidRequest):
+        sentence = "the request is not valid:"
+    elif isinstance(error, PreconditionFailed):
+        sentence = "the request lacks something:"
+    out.print(Text.assemble(("error:", "bold red"), f" {sentence}"))
+    for violation in violations:
+        field = f"[bold]{escape(violation.field)}[/bold]: " if violation.field else ""
+        out.print(Padding(f"{field}{escape(violation.description)}", (0, 0, 0, 2), expand=False))
+    if isinstance(error, NotFound):
+        unnamed = [name for name in error.nearest if name not in error.message]
+        if unnamed:
+            out.print(f"  the nearest are {escape(', '.join(unnamed))}")
+    retry: float | None = getattr(error, "retry_after_seconds", None)
+    if retry is not None:
+        out.print(f"  try again in {retry:g} s")
+    error_id: str = getattr(error, "error_id", "")
+    if error_id:
+        out.print(f"  the server's log tells more under the id {escape(error_id)}")
+
+
+def error_facts(error: DstError) -> dict[str, Any]:
+    """An error for programs."""
+    facts: dict[str, Any] = {"kind": type(error).__name__, "reason": error.reason.value, "message": error.message}
+    if isinstance(error, InvalidRequest | PreconditionFailed):
+        facts["violations"] = [{"field": v.field, "description": v.description} for v in error.violations]
+    if isinstance(error, NotFound):
+        facts["nearest"] = list(error.nearest)
+    retry: float | None = getattr(error, "retry_after_seconds", None)
+    return facts if retry is None else facts | {"retry_after_seconds": retry}

@@ -1,0 +1,177 @@
+"""`dst-grpc derive`: one prompt, the largest entries of each derived scalar."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dst_grpc.cli import _arguments as arguments
+from dst_grpc.cli._console import (
+    JsonOption,
+    ModelOption,
+    ServerOption,
+    TimeoutOption,
+    connect,
+    console,
+    errors_reported,
+    print_json,
+)
+from dst_grpc.cli._progress import progress_bar, show_load, show_transfer
+from dst_grpc.cli._render import entry_facts, node_name, place
+from dst_grpc.cli._tables import human_count, human_value, print_rows
+from dst_grpc.client import (
+    DEFAULT_TARGET,
+    Answer,
+    Client,
+    DerivedScalar,
+    DerivedScalarType,
+    Entry,
+    NodeType,
+    PassType,
+    ResolveRequest,
+    TopBy,
+)
+
+
+def derive(
+    prompt: arguments.PromptArgument,
+    *,
+    types: arguments.TypeOption = None,
+    target: arguments.TargetOption = None,
+    distractor: arguments.DistractorOption = None,
+    loss: arguments.LossOption = None,
+    trace: arguments.TraceOption = None,
+    ablate: arguments.AblateOption = None,
+    autoencoder: arguments.AutoencoderOption = None,
+    layer: arguments.LayerOption = None,
+    gradients: arguments.GradientsOption = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="Entries to show of each type.")] = 10,
+    by: Annotated[TopBy, typer.Option("--by", help="What makes an entry large.")] = TopBy.MAGNITUDE,
+    at: Annotated[
+        int | None, typer.Option("--at", metavar="TOKEN", help="Only nodes at this token; -1 is the last.")
+    ] = None,
+    model: ModelOption = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Derive scalars of a prompt and show the largest.
+
+    Without --type: the direct effects of neurons and heads if there is a target, else the logits.
+
+    Example: dst-grpc derive "John gave a drink to" --target " Mary" --distractor " John" --top 5
+    """
+    with errors_reported(as_json=as_json):
+        request = arguments.request_of(
+            prompt,
+            types=types,
+            target=target,
+            distractor=distractor,
+            loss=loss,
+            trace=trace,
+            ablate=ablate,
+            autoencoder=autoencoder,
+            layer=layer,
+            gradients=gradients,
+            model=model,
+        )
+        with connect(server) as client:
+            with progress_bar() as progress:
+                if not progress.disable:
+                    # Loading is the long part the first time; `derive` would do it without saying how far it is.
+                    task = progress.add_task("loading", total=None)
+                    client.resolve_request(
+                        ResolveRequest(request=request, load=True),
+                        on_progress=lambda load: show_load(progress, task, load),
+                        timeout=timeout,
+                    )
+                    progress.remove_task(task)
+                task = progress.add_task("deriving", total=None)
+                answer = client.derive_request(
+                    request, on_progress=lambda done: show_transfer(progress, task, done), timeout=timeout
+                )
+            chosen = [(s, _top(s, answer, top, by, at)) for scalar in answer for s in _passes(scalar)]
+            names = _vocabulary(client, [entry for _, entries in chosen for entry in entries], answer.model)
+        if as_json:
+            print_json(_answer_facts(answer, chosen, names))
+        else:
+            _print_answer(console(), answer, chosen, names)
+
+
+def _passes(scalar: DerivedScalar) -> list[DerivedScalar]:
+    return [part for part in (scalar, scalar.backward) if part]
+
+
+def _top(scalar: DerivedScalar, answer: Answer, count: int, by: TopBy, at: int | None) -> list[Entry]:
+    if at is None and scalar.dst is DerivedScalarType.LOGITS and scalar.pass_type is PassType.FORWARD:
+        # Of logits a person wants the model's guess: the largest of the last token, not of any token, nor the smallest.
+        at, by = -1, TopBy.VALUE
+    if at is not None and at < 0:
+        at += len(answer.tokens)
+    return scalar.top(count, by=by, at=at)
+
+
+def _vocabulary(client: Client, entries: list[Entry], model: str) -> dict[int, str]:
+    """The text of every vocabulary token among the entries."""
+    ids = {entry.node for entry in entries if entry.node_type is NodeType.VOCAB_TOKEN and entry.node is not None}
+    return {token: client.detokenize([token], model=model) for token in sorted(ids)}
+
+
+def _node(entry: Entry, names: dict[int, str]) -> str:
+    if entry.node_type is NodeType.VOCAB_TOKEN and entry.node in names:
+        return repr(names[entry.node])
+    return node_name(entry)
+
+
+def _print_answer(
+    out: Console, answer: Answer, chosen: list[tuple[DerivedScalar, list[Entry]]], names: dict[int, str]
+) -> None:
+    facts = [human_count(len(answer.tokens), "token"), answer.model]
+    facts += [f"loss {human_value(answer.loss)}"] if answer.loss is not None else []
+    if answer.activation_value is not None:
+        facts.append(f"traced activation {human_value(answer.activation_value)}")
+    out.print(", ".join(facts), markup=False)
+    for scalar, entries in chosen:
+        backward = ", gradients" if scalar.pass_type is PassType.BACKWARD else ""
+        out.print()
+        out.print(f"{scalar.dst}{backward}", style="bold cyan", overflow="fold")
+        rows = [
+            (
+                "" if entry.layer_index is None else str(entry.layer_index),
+                human_value(entry.value),
+                _node(entry, names),
+                place(entry, answer.tokens),
+            )
+            for entry in entries
+        ]
+        print_rows(out, ("layer", "value", "node", "tokens"), rows, fold="tokens")
+
+
+def _answer_facts(
+    answer: Answer, chosen: list[tuple[DerivedScalar, list[Entry]]], names: dict[int, str]
+) -> dict[str, Any]:
+    def facts(entry: Entry) -> dict[str, object]:
+        found = entry_facts(entry, answer.tokens)
+        return found | {"vocabulary_token": names[entry.node]} if entry.node in names else found
+
+    return {
+        "request_id": answer.request_id,
+        "model": answer.model,
+        "token_ids": list(answer.token_ids),
+        "tokens": list(answer.tokens),
+        "loss": answer.loss,
+        "activation_value": answer.activation_value,
+        "derived_scalars": [
+            {
+                "dst": scalar.dst.value,
+                "pass_type": scalar.pass_type.value,
+                "layers": list(scalar),
+                "top": [facts(entry) for entry in entries],
+            }
+            for scalar, entries in chosen
+        ],
+        "statistics": dataclasses.asdict(answer.statistics),
+    }

@@ -1,0 +1,27 @@
+"""Progress of what takes a while, shown on stderr while it lasts."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from dst_grpc.cli._console import console
+from dst_grpc.client import LoadProgress, TransferProgress
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr that leaves nothing behind; none where stderr is no terminal."""
+    out = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    return Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+
+
+def show_load(progress: Progress, task: TaskID, load: LoadProgress) -> None:
+    """Show how far a load is."""
+    description = f"loading {escape(load.context)}"
+    progress.update(task, description=description, completed=load.bytes_done, total=load.bytes_total)
+
+
+def show_transfer(progress: Progress, task: TaskID, done: TransferProgress) -> None:
+    """Show how much of an answer has arrived."""
+    progress.update(task, completed=done.bytes_done, total=done.bytes_total)

@@ -1,0 +1,55 @@
+"""Names of things for people: which node an entry is, and where it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dst_grpc.client import Dimension, Entry, NodeType
+
+_NODES = {
+    NodeType.ATTENTION_HEAD: "head",
+    NodeType.QK_CHANNEL: "channel",
+    NodeType.V_CHANNEL: "channel",
+    NodeType.MLP_NEURON: "neuron",
+    NodeType.RESIDUAL_STREAM_CHANNEL: "channel",
+    NodeType.VOCAB_TOKEN: "token",
+}
+
+
+def node_name(entry: Entry) -> str:
+    """What the entry is about, without its layer and token: "head 1", "neuron 33", "latent 7"; empty if one thing."""
+    if entry.node is None:
+        return ""
+    kind = "latent" if entry.node_type.is_autoencoder_latent else _NODES.get(entry.node_type, str(entry.node_type))
+    if Dimension.ATTN_HEADS in entry.dimensions[:-1]:
+        head = entry.indices[entry.dimensions.index(Dimension.ATTN_HEADS)]
+        return f"head {head} {kind} {entry.node}"
+    return f"{kind} {entry.node}"
+
+
+def place(entry: Entry, tokens: Sequence[str]) -> str:
+    """Where the entry is: "' to' (13)", or, where attention reads, "' to' (13) <- ' Mary' (1)"."""
+    parts = [
+        f"{tokens[at]!r} ({at})" for at in (entry.token, entry.attended_token) if at is not None and at < len(tokens)
+    ]
+    return " <- ".join(parts)
+
+
+def entry_facts(entry: Entry, tokens: Sequence[str]) -> dict[str, object]:
+    """An entry for programs."""
+
+    def text(at: int | None) -> str | None:
+        return tokens[at] if at is not None and at < len(tokens) else None
+
+    return {
+        "layer_index": entry.layer_index,
+        "pass_type": entry.pass_type.value,
+        "indices": list(entry.indices),
+        "node_type": entry.node_type.value,
+        "node": entry.node,
+        "token": entry.token,
+        "token_string": text(entry.token),
+        "attended_token": entry.attended_token,
+        "attended_token_string": text(entry.attended_token),
+        "value": entry.value,
+    }

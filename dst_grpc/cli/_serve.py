@@ -1,0 +1,120 @@
+"""`dst-grpc serve`: every setting of the server is a flag.
+
+The flags are made from the settings' own fields, so that the two cannot differ; values are checked by the settings
+alone, which report everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from dst_grpc.cli._console import console
+
+_ALIASES = {"models": ("--model", "NAME=FOLDER"), "autoencoder_roots": ("--autoencoder-root", "FOLDER")}
+"""Settings that hold several values: the flag for one of them, which may be repeated."""
+
+_METAVARS = {
+    "host": "ADDRESS",
+    "model": "NAME",
+    "device": "DEVICE",
+    "bytes": "BYTES",
+    "seconds": "SECONDS",
+    "certificate": "FILE",
+    "key": "FILE",
+    "ca": "FILE",
+    "file": "FILE",
+    "format": "text|json",
+    "level": "LEVEL",
+}
+"""What stands for a value in the help, by the last word of the setting's name; a number where nothing is said."""
+
+
+def make_serve() -> Callable[..., None]:
+    """The command. The server's packages are imported here, so that the client's commands start without them."""
+    from dst_grpc.rpc.settings import Settings
+
+    docs = attribute_docstrings(Settings)
+    config = Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings. [env var: DST_CONFIG]")
+    ]
+    parameters = [_parameter("config", config)]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default()
+        help_text = f"{docs.get(name, '')} [env var: DST_{name.upper()}]"
+        if default not in (None, {}, ()) and default is not True:
+            help_text += f" [default: {default}]"
+        parameters.append(_parameter(name, _annotation(name, default, help_text)))
+
+    def serve(**flags: Any) -> None:
+        """Start a server; without any flag, one with the embedded model on 127.0.0.1:50051."""
+        _serve(flags.pop("config"), flags)
+
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
+    serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return serve
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _annotation(name: str, default: Any, help_text: str) -> Any:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text)]
+    if isinstance(default, dict | tuple):
+        short, metavar = _ALIASES.get(name, (flag, "NAME"))
+        names = dict.fromkeys((short, flag))
+        return Annotated[list[str] | None, typer.Option(*names, metavar=metavar, help=help_text)]
+    return Annotated[
+        str | None, typer.Option(flag, metavar=_METAVARS.get(name.rpartition("_")[2], "N"), help=help_text)
+    ]
+
+
+def _serve(config: Path | None, flags: dict[str, Any]) -> None:
+    from dst_grpc.rpc.server import StartupError, serve
+    from dst_grpc.rpc.settings import SettingsError, load_settings
+
+    # An option that may be repeated is an empty list, not None, if it is not given at all.
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    try:
+        serve(load_settings(given, file=config), on_ready=_say_ready)
+    except SettingsError as error:
+        _fail(error, code=2)
+    except StartupError as error:
+        _fail(error, code=1)
+
+
+def _say_ready(address: str) -> None:
+    # The one line on stdout: who started the server waits for it, and reads the port that was chosen. Logs are on
+    # stderr.
+    typer.echo(f"dst-grpc is ready at {address}")
+    sys.stdout.flush()
+
+
+def _fail(error: Exception, *, code: int) -> None:
+    console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"))
+    raise typer.Exit(code) from None
+
+
+def attribute_docstrings(cls: type) -> dict[str, str]:
+    """The strings that stand below the fields of a class, by field; their line breaks become spaces."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    docs = {}
+    for field, below in pairwise(body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            docs[field.target.id] = " ".join(below.value.value.split())
+    return docs

@@ -1,0 +1,93 @@
+"""The Python client: arrays out, our errors raised, no torch needed.
+
+    from dst_grpc.client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.derive(
+            "When Mary and John went to the store, John gave a drink to",
+            ["mlp_write_to_final_residual_grad"],
+            target=" Mary",
+            distractor=" John",
+        )
+        print(answer.loss, answer["mlp_write_to_final_residual_grad"].top(3))
+
+`AsyncClient` has the same methods for asyncio. What requests are made of is re-exported here; errors are in
+`dst_grpc.errors`.
+"""
+
+from __future__ import annotations
+
+from dst_grpc.client._answer import Answer
+from dst_grpc.client._catalog import ServingStatus, Tokens
+from dst_grpc.client._channel import DEFAULT_TARGET, Tls
+from dst_grpc.client._clients import AsyncClient, Client
+from dst_grpc.client._collectors import TransferProgress
+from dst_grpc.client._requests import RequestArguments, make_request
+from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
+from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
+from dst_grpc.domain.components import (
+    AttentionTraceType,
+    Dimension,
+    LossFnName,
+    NodeType,
+    PassType,
+    PreOrPostAct,
+    TensorElementType,
+    TensorEncoding,
+)
+from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextStatus, LoadProgress, ModelInfo, Resolution
+from dst_grpc.domain.results import Axis
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.trace import TraceConfig
+
+__all__ = [
+    "DEFAULT_TARGET",
+    "AblationSpec",
+    "ActivationIndex",
+    "ActivationLocationType",
+    "Answer",
+    "AsyncClient",
+    "AttentionTraceType",
+    "AttnSubNodeIndex",
+    "AutoencoderConfig",
+    "AutoencoderInfo",
+    "Axis",
+    "Client",
+    "ContextState",
+    "ContextStatus",
+    "DeriveRequest",
+    "DerivedScalar",
+    "DerivedScalarSpec",
+    "DerivedScalarTensor",
+    "DerivedScalarType",
+    "DerivedScalarTypeInfo",
+    "Dimension",
+    "DstConfig",
+    "Entry",
+    "LoadProgress",
+    "LossFnConfig",
+    "LossFnName",
+    "ModelInfo",
+    "NodeIndex",
+    "NodeType",
+    "PassType",
+    "PreOrPostAct",
+    "Prompt",
+    "RequestArguments",
+    "Resolution",
+    "ResolveRequest",
+    "ServingStatus",
+    "TensorElementType",
+    "TensorEncoding",
+    "Tls",
+    "Tokens",
+    "TopBy",
+    "TraceConfig",
+    "TransferProgress",
+    "make_request",
+]

@@ -1,0 +1,93 @@
+"""What every call shares: the channel, the metadata, the deadline, the translation of errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import cached_property
+from typing import Protocol, Self, TypeVar
+
+import grpc.aio
+
+from dst_grpc.client._channel import Connection
+from dst_grpc.client._errors import our_errors
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class _Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
+PageT = TypeVar("PageT", bound=_Page)
+
+
+class Calls:
+    """Owner of a channel. It is opened at the first call, on the event loop of that call, and belongs to that loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """Where the server is."""
+        return self._connection.target
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        return self._connection.open()
+
+    async def close(self) -> None:
+        """Cancel what is still running and close the connection. Closing twice is harmless."""
+        self._closed = True
+        channel: grpc.aio.Channel | None = self.__dict__.pop("_channel", None)
+        # The stubs hold the channel too.
+        for name in [name for name in self.__dict__ if name.endswith("_stub")]:
+            del self.__dict__[name]
+        if channel is not None:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _unary(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None = None,
+    ) -> ResponseT:
+        with our_errors(self.target, timeout):
+            return await method(request, timeout=timeout, metadata=self._connection.call_metadata)
+
+    async def _responses(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ResponseT]:
+        """The messages of a server stream; closing the iterator cancels the call."""
+        call = method(request, timeout=timeout, metadata=self._connection.call_metadata)
+        try:
+            with our_errors(self.target, timeout):
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()
+
+
+async def pages(page: Callable[[str], Awaitable[PageT]]) -> AsyncGenerator[PageT]:
+    """Every page of a list; *page* fetches the one that a token stands for."""
+    token = ""
+    while True:
+        response = await page(token)
+        yield response
+        token = response.next_page_token
+        if not token:
+            return

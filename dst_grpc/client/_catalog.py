@@ -1,0 +1,145 @@
+"""Asking what there is: models, autoencoders, derived scalar types, tokens; and whether the server serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
+
+# The health messages have one field each, of the same number and wire type as the well-known wrappers. The package
+# that holds their own classes is not part of the bare install.
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
+from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from dst_grpc.client._calls import Calls, pages
+from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
+from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
+from dst_grpc.wire.catalog import autoencoder_info_from_wire, model_info_from_wire
+
+if TYPE_CHECKING:
+    # Only the stubs' own types know it.
+    from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceAsyncStub
+
+
+class ServingStatus(StrEnum):
+    """What a server says of its own health."""
+
+    UNKNOWN = "unknown"
+    SERVING = "serving"
+    NOT_SERVING = "not_serving"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as tokens."""
+
+    ids: tuple[int, ...]
+    """Token ids."""
+    strings: tuple[str, ...]
+    """Each token decoded alone; bytes that are no text of their own become U+FFFD."""
+
+
+class CatalogCalls(Calls):
+    """CatalogService, and the standard health service."""
+
+    @cached_property
+    def _catalog_stub(self) -> CatalogServiceAsyncStub:
+        return CatalogServiceStub(self._channel)
+
+    async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """List the models that the server can load, by name.
+
+        Raises:
+            DstError: If the call fails.
+        """
+        listed = pages(
+            lambda token: self._unary(self._catalog_stub.ListModels, pb.ListModelsRequest(page_token=token), timeout)
+        )
+        return [model_info_from_wire(model) async for page in listed for model in page.models]
+
+    async def model(self, name: str = "", *, timeout: float | None = None) -> ModelInfo:
+        """Describe one model, the default one unless *name* says otherwise.
+
+        Raises:
+            NotFound: If there is no model of that name; it lists the nearest.
+        """
+        response = await self._unary(self._catalog_stub.GetModel, pb.GetModelRequest(name=name), timeout)
+        return model_info_from_wire(response.model)
+
+    async def autoencoders(self, model: str = "", *, timeout: float | None = None) -> list[AutoencoderInfo]:
+        """List the autoencoder sets that the server can load, by name; those of *model* only if it is given.
+
+        Raises:
+            NotFound: If there is no model of that name; it lists the nearest.
+        """
+        listed = pages(
+            lambda token: self._unary(
+                self._catalog_stub.ListAutoencoders,
+                pb.ListAutoencodersRequest(model=model, page_token=token),
+                timeout,
+            )
+        )
+        return [autoencoder_info_from_wire(info) async for page in listed for info in page.autoencoders]
+
+    async def derived_scalar_types(self, *, timeout: float | None = None) -> list[DerivedScalarTypeInfo]:
+        """List the derived scalar types that the server knows, by number; those newer than this client are left out.
+
+        Raises:
+            DstError: If the call fails.
+        """
+        listed = pages(
+            lambda token: self._unary(
+                self._catalog_stub.ListDerivedScalarTypes,
+                pb.ListDerivedScalarTypesRequest(page_token=token),
+                timeout,
+            )
+        )
+        types = [DerivedScalarTypeInfo.from_wire(info) async for page in listed for info in page.types]
+        return [info for info in types if info is not None]
+
+    async def tokenize(self, text: str, *, model: str = "", timeout: float | None = None) -> Tokens:
+        """Encode a text as it is: no begin token is added.
+
+        Raises:
+            NotFound: If there is no model of that name.
+        """
+        request = pb.TokenizeRequest(model=model, text=text)
+        response = await self._unary(self._catalog_stub.Tokenize, request, timeout)
+        return Tokens(tuple(response.token_ids), tuple(response.token_strings))
+
+    async def detokenize(
+        self, token_ids: Iterable[SupportsIndex], *, model: str = "", timeout: float | None = None
+    ) -> str:
+        """Decode tokens to text.
+
+        Raises:
+            InvalidRequest: If an id lies outside the vocabulary.
+            NotFound: If there is no model of that name.
+        """
+        request = pb.DetokenizeRequest(model=model, token_ids=[index(token) for token in token_ids])
+        return (await self._unary(self._catalog_stub.Detokenize, request, timeout)).text
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
+        """Ask the standard health service.
+
+        Args:
+            service: Full name of a gRPC service, or a model as the server documents it; empty = the whole server.
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            DstError: If the server does not answer, or knows no such service.
+        """
+        check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=StringValue.SerializeToString,
+            response_deserializer=Int32Value.FromString,
+        )
+        response = await self._unary(check, StringValue(value=service), timeout)
+        return _HEALTH.get(response.value, ServingStatus.UNKNOWN)
+
+
+_HEALTH = {1: ServingStatus.SERVING, 2: ServingStatus.NOT_SERVING}

@@ -1,0 +1,125 @@
+"""The connection: what a client is told about a server, as a value, and the channel that follows from it.
+
+Nothing here knows an RPC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+
+from dst_grpc import __version__
+from dst_grpc.errors import Violations
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""Where `dst-grpc serve` listens unless told otherwise."""
+
+# Every RPC is idempotent and the server sends no headers before it has admitted a call, so a call that failed as
+# UNAVAILABLE did no work and may be sent again.
+SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """How to trust a server, and how to prove who the client is."""
+
+    root_certificates: Path | None = None
+    """PEM file of the authorities to trust; None = those that gRPC trusts by default."""
+    certificate: Path | None = None
+    """PEM file of the client's own certificate chain, for mutual TLS; None = none."""
+    private_key: Path | None = None
+    """PEM file of the key to `certificate`."""
+    server_name: str | None = None
+    """Name that the server's certificate must carry; None = the host that is dialled."""
+
+    def __post_init__(self) -> None:
+        """Refuse half a client certificate; raises InvalidRequest."""
+        problems = Violations()
+        if self.certificate is not None and self.private_key is None:
+            problems.add("tls.private_key", "is required beside certificate")
+        if self.private_key is not None and self.certificate is None:
+            problems.add("tls.certificate", "is required beside private_key")
+        for name in ("root_certificates", "certificate", "private_key"):
+            path: Path | None = getattr(self, name)
+            problems.check(path is None or path.is_file(), f"tls.{name}", f"there is no file {path}")
+        problems.raise_if_any()
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files."""
+
+        def read(path: Path | None) -> bytes | None:
+            return None if path is None else path.read_bytes()
+
+        return grpc.ssl_channel_credentials(
+            root_certificates=read(self.root_certificates),
+            private_key=read(self.private_key),
+            certificate_chain=read(self.certificate),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Where the server is and how to talk to it."""
+
+    target: str = DEFAULT_TARGET
+    """`HOST:PORT`, or any other target that gRPC knows (`unix:///run/dst.sock`, `dns:///name:port`)."""
+    tls: Tls | None = None
+    """None = plain text."""
+    token: str | None = field(default=None, repr=False)
+    """Bearer token, sent with every call; give it over TLS or to this machine only."""
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Further metadata, sent with every call."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can be no target and no token; raises InvalidRequest."""
+        problems = Violations()
+        problems.check(bool(self.target), "target", "must not be empty; give HOST:PORT")
+        for scheme in ("http://", "https://", "grpc://"):
+            problems.check(
+                not self.target.startswith(scheme),
+                "target",
+                f"give HOST:PORT without {scheme}; TLS is an argument of its own",
+            )
+        # The value is a secret, so the sentence does not repeat it.
+        problems.check(
+            self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token),
+            "token",
+            "must be printable ASCII without spaces",
+        )
+        problems.raise_if_any()
+
+    @property
+    def call_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        pairs = tuple((key.lower(), value) for key, value in self.metadata.items())
+        return pairs if self.token is None else (*pairs, ("authorization", f"Bearer {self.token}"))
+
+    def open(self) -> grpc.aio.Channel:
+        """Make the channel, on the running event loop. It connects at the first call."""
+        options: list[tuple[str, str | int]] = [
+            ("grpc.primary_user_agent", f"dst-grpc-python/{__version__}"),
+            ("grpc.enable_retries", 1),
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+        ]
+        if self.tls is None:
+            return grpc.aio.insecure_channel(self.target, options=options)
+        if self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return grpc.aio.secure_channel(self.target, self.tls.credentials(), options=options)

@@ -1,0 +1,60 @@
+"""What makes one request's answer of its messages, alone or among those of others on a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc.client._answer import Answer
+from dst_grpc.domain.resolution import LoadProgress, Resolution
+from dst_grpc.wire.errors import error_from_status
+from dst_grpc.wire.frames import Assembler
+from dst_grpc.wire.resolution import load_progress_from_wire, resolution_from_wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferProgress:
+    """How much of an answer has arrived."""
+
+    bytes_done: int
+    """Bytes of whole tensors so far."""
+    bytes_total: int
+    """Bytes of all tensors."""
+
+
+class AnswerCollector:
+    """Frames to an Answer."""
+
+    def __init__(self, on_progress: Callable[[TransferProgress], None] | None = None) -> None:
+        self._assembler = Assembler()
+        self._on_progress = on_progress
+        self._bytes_done = 0
+
+    def add(self, message: inference_pb2.DeriveResponse | inference_pb2.DeriveStreamResponse) -> Answer | None:
+        """Take the next frame; see Collector."""
+        whole = self._assembler.add(message.frame)
+        self._bytes_done += sum(tensor.info.byte_length for tensor in whole)
+        header = self._assembler.header
+        if self._on_progress is not None and header is not None:
+            total = sum(info.byte_length for info in header.tensors)
+            self._on_progress(TransferProgress(bytes_done=self._bytes_done, bytes_total=total))
+        return None if self._assembler.trailer is None else Answer(self._assembler.finish())
+
+
+class ResolutionCollector:
+    """Stages to a Resolution."""
+
+    def __init__(self, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
+        self._on_progress = on_progress
+
+    def add(self, message: resolution_pb2.ResolveResponse | resolution_pb2.ResolveStreamResponse) -> Resolution | None:
+        """Take the next stage; see Collector."""
+        match message.WhichOneof("stage"):
+            case "loading" if self._on_progress is not None:
+                self._on_progress(load_progress_from_wire(message.loading))
+            case "resolved":
+                return resolution_from_wire(message.resolved)
+            case "error" if isinstance(message, resolution_pb2.ResolveStreamResponse):
+                raise error_from_status(message.error)
+        return None

@@ -1,0 +1,97 @@
+"""The server's cache of loaded models and autoencoders, for operators."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
+from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
+from dst_grpc.client._calls import Calls, pages
+from dst_grpc.domain.resolution import ContextStatus
+from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.wire.contexts import context_status_from_wire
+
+if TYPE_CHECKING:
+    # Only the stubs' own types know it.
+    from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceAsyncStub
+
+
+class ContextCalls(Calls):
+    """ContextService."""
+
+    @cached_property
+    def _contexts_stub(self) -> ContextServiceAsyncStub:
+        return ContextServiceStub(self._channel)
+
+    async def load_context(
+        self,
+        context: str,
+        *,
+        on_progress: Callable[[ContextStatus], None] | None = None,
+        timeout: float | None = None,
+    ) -> ContextStatus:
+        """Load a model or an autoencoder set and wait until it is available.
+
+        Args:
+            context: Its name or handle.
+            on_progress: Told how far the load is; of a sync client, on another thread.
+            timeout: Seconds; None = no limit. A load that others wait for goes on without this call.
+
+        Returns:
+            Its status once loaded.
+
+        Raises:
+            NotFound: If there is no context of that name.
+            Exhausted: If it does not fit beside what is in use.
+            DataLoss: If its files are corrupt.
+        """
+        last: ContextStatus | None = None
+        method, request = self._contexts_stub.LoadContext, pb.LoadContextRequest(context=context)
+        async with aclosing(self._responses(method, request, timeout)) as responses:
+            async for response in responses:
+                last = context_status_from_wire(response.status)
+                if last.error is not None:
+                    raise last.error
+                if on_progress is not None:
+                    on_progress(last)
+        if last is None:
+            raise DataLoss("the answer is truncated: the load ended without a status", reason=Reason.ANSWER_TRUNCATED)
+        return last
+
+    async def unload_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
+        """Unload a context; the answer comes once its memory is free.
+
+        Raises:
+            NotFound: If it is not loaded.
+            PreconditionFailed: If requests use it.
+        """
+        request = pb.UnloadContextRequest(context=context)
+        response = await self._unary(self._contexts_stub.UnloadContext, request, timeout)
+        return context_status_from_wire(response.status)
+
+    async def contexts(self, *, timeout: float | None = None) -> list[ContextStatus]:
+        """List the contexts in the cache, by handle.
+
+        Raises:
+            DstError: If the call fails.
+        """
+        listed = pages(
+            lambda token: self._unary(
+                self._contexts_stub.ListContexts, pb.ListContextsRequest(page_token=token), timeout
+            )
+        )
+        return [context_status_from_wire(status) async for page in listed for status in page.contexts]
+
+    async def watch_contexts(self, *, timeout: float | None = None) -> AsyncGenerator[ContextStatus]:
+        """Watch the cache: every context now, then each that changes its state, until the iterator is closed.
+
+        Raises:
+            DstError: If the server goes away.
+        """
+        method, request = self._contexts_stub.WatchContexts, pb.WatchContextsRequest()
+        async with aclosing(self._responses(method, request, timeout)) as responses:
+            async for response in responses:
+                yield context_status_from_wire(response.status)

@@ -1,0 +1,78 @@
+"""From a failed call to our errors: rebuilt from the status details, or told from the bare code.
+
+A server of ours always sends details. What comes without them comes from gRPC itself or from a proxy, whose texts are
+for its own developers: those become a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Internal, Unavailable
+from dst_grpc.wire.errors import error_from_status
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+@contextmanager
+def our_errors(target: str, timeout: float | None = None) -> Iterator[None]:
+    """Raise what fails inside as one of our errors; *target* and *timeout* are for its sentence.
+
+    Raises:
+        DstError: If a call fails; the gRPC error is its cause.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of_call(error, target, timeout) from error
+
+
+def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | None = None) -> DstError:
+    """Our error for a failed call."""
+    status = _status_details(error)
+    if status is not None:
+        return error_from_status(status)
+    details = error.details() or "no details"
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(_why_unavailable(details, target), metadata={"target": target})
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            within = "in time" if timeout is None else f"within {timeout:g} seconds"
+            return DeadlineExceeded(f"{target} did not answer {within}")
+        case grpc.StatusCode.CANCELLED:
+            return Cancelled(f"the call to {target} was cancelled")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return Internal(f"{target} does not know this call; it is older than this client, or no dst-grpc server")
+        case code:
+            return error_from_status(Status(code=code.value[0], message=details))
+
+
+def _status_details(error: grpc.aio.AioRpcError) -> Status | None:
+    """The rich status that our server sends along, if there is one that agrees with the call's code."""
+    for key, value in error.trailing_metadata() or ():
+        if key != DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        try:
+            status = Status.FromString(value)
+        except DecodeError:
+            return None
+        # A proxy may replace the code and leave the details; the code then is the truth.
+        return status if status.code == error.code().value[0] else None
+    return None
+
+
+def _why_unavailable(details: str, target: str) -> str:
+    text = details.lower()
+    if "dns" in text or "name resolution" in text:
+        return f"the name in {target!r} cannot be resolved"
+    if "handshake" in text or "certificate" in text or "ssl" in text:
+        return f"no TLS connection to {target}: {details}"
+    if "failed to connect" in text or "connection refused" in text or "no such file" in text:
+        return f"no server answers at {target}; start one with `dst-grpc serve`"
+    return f"the connection to {target} broke: {details}"

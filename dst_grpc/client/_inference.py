@@ -1,0 +1,229 @@
+"""Deriving and resolving: the calls that are about prompts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import aclosing
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar, Unpack
+
+from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
+from dst_grpc.client._answer import Answer
+from dst_grpc.client._calls import Calls
+from dst_grpc.client._collectors import AnswerCollector, ResolutionCollector, TransferProgress
+from dst_grpc.client._requests import PromptLike, RequestArguments, TypeLike, make_request
+from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, Collector, Exchange
+from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+from dst_grpc.domain.resolution import LoadProgress, Resolution
+from dst_grpc.errors import DataLoss, DstError, Reason
+from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
+
+if TYPE_CHECKING:
+    # Only the stubs' own types know it.
+    from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceAsyncStub
+
+AnswerT = TypeVar("AnswerT")
+ResponseT = TypeVar("ResponseT")
+
+
+class InferenceCalls(Calls):
+    """DerivedScalarService."""
+
+    @cached_property
+    def _inference_stub(self) -> DerivedScalarServiceAsyncStub:
+        return DerivedScalarServiceStub(self._channel)
+
+    async def derive(
+        self,
+        prompt: PromptLike,
+        types: TypeLike | Iterable[TypeLike] = (),
+        *,
+        on_progress: Callable[[TransferProgress], None] | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[RequestArguments],
+    ) -> Answer:
+        """Run one prompt and derive scalars of it.
+
+        Args:
+            prompt: A text, token ids, or a Prompt.
+            types: What to derive: names, members of DerivedScalarType, or a DerivedScalarSpec with its own config.
+            on_progress: Told how much of the answer has arrived; of a sync client, on another thread.
+            timeout: Seconds after which the server stops working and the call fails; None = never.
+            **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss* or *trace*: where
+                the backward pass starts. *ablations*, *autoencoders*: what changes the run. *config*: how to derive.
+                *model*, *element_type*, *encoding*, *request_id*. See RequestArguments.
+
+        Returns:
+            The answer: `answer["mlp_act_times_grad"][2]` is layer 2 of that derived scalar.
+
+        Raises:
+            InvalidRequest: If a field is bad; it lists every one.
+            NotFound: If a name is unknown; it lists the nearest.
+            PreconditionFailed: If a type needs an origin, an autoencoder or a field that is not given.
+            DstError: Whatever else a call can fail with; see dst_grpc.errors.
+        """
+        request = make_request(prompt, types, **arguments)
+        return await self.derive_request(request, on_progress=on_progress, timeout=timeout)
+
+    async def derive_request(
+        self,
+        request: DeriveRequest,
+        *,
+        on_progress: Callable[[TransferProgress], None] | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Run one request; see `derive`.
+
+        Raises:
+            DstError: If it fails, or if the answer is truncated or damaged.
+        """
+        responses = self._responses(self._inference_stub.Derive, derive_request_to_wire(request), timeout)
+        return await _last(responses, AnswerCollector(on_progress))
+
+    async def derive_stream(
+        self,
+        requests: Iterable[DeriveRequest] | AsyncIterable[DeriveRequest],
+        *,
+        timeout: float | None = None,
+        max_in_flight: int = DEFAULT_IN_FLIGHT,
+    ) -> AsyncGenerator[tuple[str, Answer | DstError]]:
+        """Run many requests on one stream, batched together by the server.
+
+        The next request is taken only when fewer than *max_in_flight* are unanswered, and an answer counts as such
+        until the next one is asked for: neither side ever holds more than that many.
+
+        Args:
+            requests: The requests. One without an id is known by its position: "0", "1", ...
+            timeout: Seconds for the whole stream; None = no limit.
+            max_in_flight: Most requests sent and not yet answered.
+
+        Yields:
+            A request's id with its answer, or with the error that it failed with, in the order in which they come.
+
+        Raises:
+            DstError: If the stream itself fails.
+        """
+        exchange = Exchange(
+            method=self._inference_stub.DeriveStream,
+            id_of_item=_id_of_derive,
+            to_request=_derive_stream_request,
+            id_of_response=_id_of_frame,
+            collector=AnswerCollector,
+        )
+        answers = exchange.run(requests, self._connection, timeout=timeout, max_in_flight=max_in_flight)
+        async with aclosing(answers):
+            async for pair in answers:
+                yield pair
+
+    async def resolve(
+        self,
+        prompt: PromptLike | None = None,
+        types: TypeLike | Iterable[TypeLike] = (),
+        *,
+        load: bool = False,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+        timeout: float | None = None,
+        **arguments: Unpack[RequestArguments],
+    ) -> Resolution:
+        """Check, complete and cost a request without running it.
+
+        Args:
+            prompt: As in `derive`; None plans for a prompt that fills the context window.
+            types: As in `derive`.
+            load: Whether to load the model and autoencoders that it needs. If not, no weights are touched.
+            on_progress: Told how far a load is; of a sync client, on another thread.
+            timeout: As in `derive`.
+            **arguments: As in `derive`.
+
+        Returns:
+            The canonical configs, the axes and sizes of every result, the passes, and the estimated cost.
+
+        Raises:
+            DstError: What `derive` would raise for the same arguments before running them.
+        """
+        request = ResolveRequest(request=make_request(prompt, types, **arguments), load=load)
+        return await self.resolve_request(request, on_progress=on_progress, timeout=timeout)
+
+    async def resolve_request(
+        self,
+        request: ResolveRequest,
+        *,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+        timeout: float | None = None,
+    ) -> Resolution:
+        """Check, complete and cost one request; see `resolve`.
+
+        Raises:
+            DstError: If it fails, or if the answer is truncated.
+        """
+        responses = self._responses(self._inference_stub.Resolve, resolve_request_to_wire(request), timeout)
+        return await _last(responses, ResolutionCollector(on_progress))
+
+    async def resolve_stream(
+        self,
+        requests: Iterable[ResolveRequest] | AsyncIterable[ResolveRequest],
+        *,
+        timeout: float | None = None,
+        max_in_flight: int = DEFAULT_IN_FLIGHT,
+    ) -> AsyncGenerator[tuple[str, Resolution | DstError]]:
+        """Resolve many requests on one stream; the arguments, the ids and the errors are those of `derive_stream`.
+
+        Yields:
+            A request's id with its resolution, or with the error that it failed with, in the order in which they come.
+
+        Raises:
+            DstError: If the stream itself fails.
+        """
+        exchange = Exchange(
+            method=self._inference_stub.ResolveStream,
+            id_of_item=_id_of_resolve,
+            to_request=_resolve_stream_request,
+            id_of_response=_id_of_stage,
+            collector=ResolutionCollector,
+        )
+        answers = exchange.run(requests, self._connection, timeout=timeout, max_in_flight=max_in_flight)
+        async with aclosing(answers):
+            async for pair in answers:
+                yield pair
+
+
+async def _last(responses: AsyncGenerator[ResponseT], collector: Collector[ResponseT, AnswerT]) -> AnswerT:
+    """The answer that the messages of one call make up."""
+    answer: AnswerT | None = None
+    async with aclosing(responses):
+        # To the very end: the status that follows the last message counts, and leaving earlier would cancel the call.
+        async for response in responses:
+            added = collector.add(response)
+            answer = answer if added is None else added
+    if answer is None:
+        raise DataLoss("the answer is truncated: it ended before it was complete", reason=Reason.ANSWER_TRUNCATED)
+    return answer
+
+
+def _id_of_derive(request: DeriveRequest) -> str:
+    return request.request_id
+
+
+def _id_of_resolve(request: ResolveRequest) -> str:
+    return request.request.request_id
+
+
+def _id_of_frame(response: inference_pb2.DeriveStreamResponse) -> str:
+    return response.frame.request_id
+
+
+def _id_of_stage(response: resolution_pb2.ResolveStreamResponse) -> str:
+    return response.request_id
+
+
+def _derive_stream_request(request: DeriveRequest, request_id: str) -> inference_pb2.DeriveStreamRequest:
+    message = derive_request_to_wire(request)
+    message.request_id = request_id
+    return inference_pb2.DeriveStreamRequest(request=message)
+
+
+def _resolve_stream_request(request: ResolveRequest, request_id: str) -> resolution_pb2.ResolveStreamRequest:
+    message = resolve_request_to_wire(request)
+    message.request.request_id = request_id
+    return resolution_pb2.ResolveStreamRequest(request=message)

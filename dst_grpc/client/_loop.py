@@ -1,0 +1,149 @@
+"""An event loop in a thread of its own, and the turning of async methods into blocking ones.
+
+The sync client is the async client seen through this module; nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+AsyncT = TypeVar("AsyncT")
+AsyncT_co = TypeVar("AsyncT_co", covariant=True)
+
+_END = object()
+
+
+class BackgroundLoop:
+    """Runs coroutines for threads that have no event loop, or have one that must not be used."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dst-grpc-client", daemon=True)
+        self._thread.start()
+        # Runs when `close` is called, when nobody refers to this object any more, or when the interpreter ends: a
+        # thread that then still waited for the loop would wait forever.
+        self._close = weakref.finalize(self, _shut_down, self._loop, self._thread)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._loop.is_closed()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run *coroutine* and wait for it; interrupting the wait cancels it.
+
+        Raises:
+            RuntimeError: If the loop is closed.
+        """
+        if self.is_closed:
+            coroutine.close()
+            raise RuntimeError("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
+        """Yield what *source* yields, asking for one item at a time; closing the iterator closes the source."""
+        pulling: list[asyncio.Task[Any]] = []
+        try:
+            while (item := self.run(_next(source, pulling))) is not _END:
+                yield item  # type: ignore[misc]  # mypy does not see that only _END is no T
+        finally:
+            self._finish(source, pulling)
+
+    def _finish(self, source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -> None:
+        if self.is_closed:
+            return
+        closing = _finish(source, pulling)
+        if threading.current_thread() is self._thread:
+            # The garbage collector dropped the iterator here: waiting for this very thread would never end.
+            self._loop.create_task(closing)
+        else:
+            self.run(closing)
+
+    def close(self) -> None:
+        """Cancel what still runs and end the thread. Closing twice is harmless."""
+        self._close()
+
+
+def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if threading.current_thread() is thread:
+        # The garbage collector came by on this very thread, which cannot wait for itself.
+        loop.stop()
+        return
+    asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+async def from_thread(items: Iterable[T]) -> AsyncGenerator[T]:
+    """The items of an iterable that may block, taken one at a time on another thread than the loop's."""
+    iterator = iter(items)
+    while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
+        yield item  # type: ignore[misc]  # as above
+
+
+async def _next(source: AsyncIterator[T], pulling: list[asyncio.Task[Any]]) -> T | object:
+    task = asyncio.current_task()
+    pulling[:] = [] if task is None else [task]
+    return await anext(source, _END)
+
+
+async def _finish(source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -> None:
+    if pulling:
+        # An interrupted wait leaves its task to be cancelled; a generator that still runs cannot be closed.
+        await asyncio.wait(pulling)
+    await source.aclose()
+
+
+async def _cancel_others() -> None:
+    loop = asyncio.get_running_loop()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+
+
+class Blocking(Generic[AsyncT_co]):
+    """Holds an async object and the loop that it lives on."""
+
+    def __init__(self, client: AsyncT_co, loop: BackgroundLoop) -> None:
+        self._client = client
+        self._loop = loop
+
+
+def blocking(
+    method: Callable[Concatenate[AsyncT, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Blocking[AsyncT], P], T]:
+    """The blocking form of an async method, with its signature and its docstring."""
+
+    def call(self: Blocking[AsyncT], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._loop.run(method(self._client, *args, **kwargs))
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+def blocking_iterator(
+    method: Callable[Concatenate[AsyncT, P], AsyncGenerator[T]],
+) -> Callable[Concatenate[Blocking[AsyncT], P], Generator[T]]:
+    """The blocking form of an async generator method, with its signature and its docstring."""
+
+    def call(self: Blocking[AsyncT], /, *args: P.args, **kwargs: P.kwargs) -> Generator[T]:
+        return self._loop.iterate(method(self._client, *args, **kwargs))
+
+    functools.update_wrapper(call, method)
+    return call

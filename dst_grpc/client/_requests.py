@@ -1,0 +1,158 @@
+"""From the arguments of a friendly call to a request of the domain."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+from operator import index
+from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
+
+from dst_grpc.domain.components import LossFnName, TensorElementType, TensorEncoding
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.errors import InvalidRequest, Violations
+
+PromptLike: TypeAlias = str | Iterable[SupportsIndex] | Prompt
+"""A text, token ids, or a Prompt."""
+TypeLike: TypeAlias = str | DerivedScalarType | DerivedScalarSpec
+"""A derived scalar by name, by member, or with a config of its own."""
+TokensLike: TypeAlias = str | SupportsIndex | Iterable[str | SupportsIndex]
+"""One token or several, each as its text (mind the leading space) or its id."""
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class RequestArguments(TypedDict, total=False):
+    """The keyword arguments that `derive` and `resolve` share."""
+
+    target: TokensLike | None
+    """Tokens to raise."""
+    distractor: TokensLike | None
+    """Tokens to lower."""
+    loss: LossFnConfig | LossFnName | str | None
+    """A whole loss; or its name, for the target and distractor given."""
+    trace: TraceConfig | None
+    """A node to start the backward pass from, instead of a loss."""
+    ablations: Iterable[AblationSpec]
+    """What to overwrite, in order."""
+    autoencoders: str | Iterable[str]
+    """Names or handles of autoencoders to splice into the run."""
+    config: DstConfig | None
+    """How to compute the derived scalars without a config of their own."""
+    model: str | None
+    """Name or handle of the model; None = the server's default."""
+    element_type: TensorElementType | str
+    """Type of the numbers on the wire: float32, float16 or bfloat16."""
+    encoding: TensorEncoding | str
+    """Whether latents travel dense or sparse (`sparse_latents`)."""
+    request_id: str
+    """Your own id, carried by the answer."""
+
+
+def make_request(
+    prompt: PromptLike | None,
+    types: TypeLike | Iterable[TypeLike],
+    *,
+    target: TokensLike | None = None,
+    distractor: TokensLike | None = None,
+    loss: LossFnConfig | LossFnName | str | None = None,
+    trace: TraceConfig | None = None,
+    ablations: Iterable[AblationSpec] = (),
+    autoencoders: str | Iterable[str] = (),
+    config: DstConfig | None = None,
+    model: str | None = None,
+    element_type: TensorElementType | str = TensorElementType.FLOAT32,
+    encoding: TensorEncoding | str = TensorEncoding.DENSE,
+    request_id: str = "",
+) -> DeriveRequest:
+    """The request that the arguments describe; see RequestArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
+    """
+    return DeriveRequest(
+        prompt=_prompt(prompt),
+        derived_scalars=_specs(types),
+        request_id=request_id,
+        model=model,
+        loss_fn_config=_loss(loss, target, distractor),
+        trace_config=trace,
+        ablation_specs=tuple(ablations),
+        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        config=config if config is not None else DstConfig(),
+        element_type=member(TensorElementType, element_type, "element_type"),
+        encoding=member(TensorEncoding, encoding, "encoding"),
+    )
+
+
+def member(enum: type[E], name: E | str, field: str) -> E:
+    """The member of *enum* that is called *name*, in either case.
+
+    Raises:
+        InvalidRequest: If there is none; the nearest are named.
+    """
+    try:
+        return enum(name.lower())
+    except ValueError:
+        known = [m.value for m in enum]
+        nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else f"known are {', '.join(known[:8])}"
+        raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
+
+
+def _prompt(prompt: PromptLike | None) -> Prompt | None:
+    if prompt is None or isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(text=prompt)
+    return Prompt(token_ids=tuple(index(token) for token in prompt))
+
+
+def _specs(types: TypeLike | Iterable[TypeLike]) -> tuple[DerivedScalarSpec, ...]:
+    listed = (types,) if isinstance(types, str | DerivedScalarSpec) else tuple(types)
+    problems = Violations()
+    specs = []
+    for i, wanted in enumerate(listed):
+        if isinstance(wanted, DerivedScalarSpec):
+            specs.append(wanted)
+            continue
+        try:
+            specs.append(DerivedScalarSpec(dst=member(DerivedScalarType, wanted, f"derived_scalars[{i}].dst")))
+        except InvalidRequest as error:
+            problems.extend(error)
+    problems.raise_if_any()
+    return tuple(specs)
+
+
+def _loss(
+    loss: LossFnConfig | LossFnName | str | None, target: TokensLike | None, distractor: TokensLike | None
+) -> LossFnConfig | None:
+    if isinstance(loss, LossFnConfig):
+        if target is not None or distractor is not None:
+            raise InvalidRequest.of("loss_fn_config", "give either a whole LossFnConfig or target and distractor")
+        return loss
+    if loss is None and target is None and distractor is None:
+        return None
+    targets, distractors = _tokens(target), _tokens(distractor)
+    try:
+        return LossFnConfig(
+            name=member(LossFnName, loss or LossFnName.LOGIT_DIFF, "name"),
+            target_tokens=tuple(t for t in targets if isinstance(t, str)),
+            target_token_ids=tuple(t for t in targets if isinstance(t, int)),
+            distractor_tokens=tuple(t for t in distractors if isinstance(t, str)),
+            distractor_token_ids=tuple(t for t in distractors if isinstance(t, int)),
+        )
+    except InvalidRequest as error:
+        raise error.under("loss_fn_config") from None
+
+
+def _tokens(tokens: TokensLike | None) -> tuple[str | int, ...]:
+    if tokens is None:
+        return ()
+    listed = tokens if isinstance(tokens, Iterable) and not isinstance(tokens, str) else (tokens,)
+    # `index` makes ids of numpy's integers too, and refuses 0.5.
+    return tuple(token if isinstance(token, str) else index(token) for token in listed)

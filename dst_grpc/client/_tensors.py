@@ -1,0 +1,275 @@
+"""Derived scalars as arrays: one tensor, the tensors of one derived scalar by layer, and the largest entries of them.
+
+Plain values over numpy, with the names of the axes kept beside the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dst_grpc.domain.components import Dimension, NodeType, PassType
+from dst_grpc.domain.results import Axis, DenseTensor, SparseTensor
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class TopBy(StrEnum):
+    """What makes an entry large."""
+
+    MAGNITUDE = "magnitude"
+    """Distance from zero: a strong negative effect counts like a strong positive one."""
+    VALUE = "value"
+    """The value itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entry:
+    """One entry of a derived scalar."""
+
+    dst: DerivedScalarType
+    """Of which derived scalar."""
+    pass_type: PassType
+    """Of which pass."""
+    layer_index: int | None
+    """Of which layer; None for what exists once per model."""
+    indices: tuple[int, ...]
+    """Position along each axis."""
+    dimensions: tuple[Dimension, ...]
+    """What each axis runs over."""
+    value: float
+    """The number."""
+
+    @property
+    def token(self) -> int | None:
+        """Position of the token where the node is: of the query, for attention. None if no axis runs over tokens."""
+        if Dimension.SEQUENCE_TOKENS not in self.dimensions:
+            return None
+        position = self.indices[self.dimensions.index(Dimension.SEQUENCE_TOKENS)]
+        return token_pair(position)[0] if FACTS[self.dst].is_flattened else position
+
+    @property
+    def attended_token(self) -> int | None:
+        """Position of the token that attention reads. None for what is no pair of tokens."""
+        if FACTS[self.dst].is_flattened:
+            return token_pair(self.indices[0])[1]
+        if Dimension.ATTENDED_TO_SEQUENCE_TOKENS not in self.dimensions:
+            return None
+        return self.indices[self.dimensions.index(Dimension.ATTENDED_TO_SEQUENCE_TOKENS)]
+
+    @property
+    def node(self) -> int | None:
+        """Number of the neuron, head, latent, ... None where the last axis is a single thing."""
+        if not self.dimensions or self.dimensions[-1] in _NO_NODE:
+            return None
+        return self.indices[-1]
+
+    @property
+    def node_type(self) -> NodeType:
+        """What `node` is the number of."""
+        return FACTS[self.dst].node_type
+
+    def __repr__(self) -> str:
+        parts = [f"{self.value:+.4g}"]
+        parts += [f"layer {self.layer_index}"] if self.layer_index is not None else []
+        parts += [f"{self.node_type} {self.node}"] if self.node is not None else []
+        tokens = [str(token) for token in (self.token, self.attended_token) if token is not None]
+        parts += [f"token {' <- '.join(tokens)}"] if tokens else []
+        return f"<{', '.join(parts)}>"
+
+
+_NO_NODE = {Dimension.SINGLETON, Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS}
+
+
+def token_pair(position: int) -> tuple[int, int]:
+    """The (query, key) tokens at *position* of a flattened axis: (0,0), (1,0), (1,1), (2,0), ..."""
+    query = (math.isqrt(8 * position + 1) - 1) // 2
+    return query, position - query * (query + 1) // 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DerivedScalarTensor:
+    """One tensor of an answer. `numpy.asarray` gives the whole of it, and so does indexing, sparse or not."""
+
+    dst: DerivedScalarType
+    """The derived scalar it holds."""
+    pass_type: PassType
+    """Which pass of it."""
+    layer_index: int | None
+    """Which layer of it; None for what exists once per model."""
+    axes: tuple[Axis, ...]
+    """What each axis of the whole tensor runs over, and how long it is."""
+    values: Array = field(repr=False)
+    """The elements, shaped like `axes`; of a sparse tensor its nonzero entries alone [nnz]."""
+    coordinates: Array | None = field(default=None, repr=False)
+    """Of a sparse tensor where its entries are [nnz, axes], ascending; None if dense."""
+    spec_index: int = 0
+    """Position, in the request, of the derived scalar that asked for it."""
+
+    @classmethod
+    def from_domain(cls, tensor: DenseTensor | SparseTensor) -> DerivedScalarTensor:
+        """The tensor as the wire hands it out: float32 or float16, bfloat16 widened."""
+        return cls(
+            dst=tensor.info.dst,
+            pass_type=tensor.info.pass_type,
+            layer_index=tensor.info.layer_index,
+            axes=tensor.info.axes,
+            values=tensor.values,
+            coordinates=tensor.coordinates if isinstance(tensor, SparseTensor) else None,
+            spec_index=tensor.info.spec_index,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """What the axes run over."""
+        return tuple(axis.dimension for axis in self.axes)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it arrived as its nonzero entries."""
+        return self.coordinates is not None
+
+    def to_dense(self) -> DerivedScalarTensor:
+        """The same tensor with every element in `values`; itself if it is dense."""
+        if self.coordinates is None:
+            return self
+        whole = np.zeros(self.shape, dtype=self.values.dtype)
+        whole[tuple(self.coordinates.T)] = self.values
+        return DerivedScalarTensor(
+            dst=self.dst,
+            pass_type=self.pass_type,
+            layer_index=self.layer_index,
+            axes=self.axes,
+            values=whole,
+            spec_index=self.spec_index,
+        )
+
+    def top(self, count: int = 10, *, by: TopBy = TopBy.MAGNITUDE, at: int | None = None) -> list[Entry]:
+        """The largest entries, largest first; NaN never counts as large.
+
+        Args:
+            count: How many at most.
+            by: Whether strongly negative entries count as large.
+            at: Only nodes at this token (of a pair: the query's); None = at all of them.
+        """
+        flat = self.values.ravel()
+        return [
+            Entry(
+                dst=self.dst,
+                pass_type=self.pass_type,
+                layer_index=self.layer_index,
+                indices=self._position(element),
+                dimensions=self.dimensions,
+                value=float(flat[element]),
+            )
+            for element in _largest(flat, count, by, self._elements_at(at))
+        ]
+
+    def _position(self, element: int) -> tuple[int, ...]:
+        """Position along each axis of the element that is number *element* of the values."""
+        where = np.unravel_index(element, self.shape) if self.coordinates is None else self.coordinates[element]
+        return tuple(int(i) for i in where)
+
+    def _elements_at(self, token: int | None) -> Array:
+        """Which of the values belong to *token*; the first axis runs over tokens, or over pairs of them."""
+        if token is None:
+            return np.arange(self.values.size)
+        pairs = FACTS[self.dst].is_flattened
+        start, stop = (token * (token + 1) // 2, (token + 1) * (token + 2) // 2) if pairs else (token, token + 1)
+        if self.coordinates is not None:
+            return np.flatnonzero((self.coordinates[:, 0] >= start) & (self.coordinates[:, 0] < stop))
+        row = self.values[:1].size
+        return np.arange(start * row, min(stop * row, self.values.size))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = self.to_dense().values
+        return np.array(whole, dtype=dtype, copy=copy)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.to_dense().values[key]
+
+    def __len__(self) -> int:
+        if not self.axes:
+            raise TypeError("a tensor without axes has no length")
+        return self.axes[0].size
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{axis.dimension}: {axis.size}" for axis in self.axes)
+        layer = "" if self.layer_index is None else f" layer {self.layer_index}"
+        backward = " backward" if self.pass_type is PassType.BACKWARD else ""
+        sparse = f", {len(self.values)} nonzero" if self.is_sparse else ""
+        return f"<{self.dst}{layer}{backward} [{axes}] {self.values.dtype}{sparse}>"
+
+
+class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
+    """All tensors of one derived scalar and one pass, by layer; the key is None for what exists once per model."""
+
+    def __init__(
+        self, dst: DerivedScalarType, tensors: Iterable[DerivedScalarTensor], pass_type: PassType = PassType.FORWARD
+    ) -> None:
+        everything = tuple(tensors)
+        self.dst = dst
+        self.pass_type = pass_type
+        self._all = everything
+        self._by_layer = {t.layer_index: t for t in everything if t.pass_type is pass_type}
+
+    def __getitem__(self, layer_index: int | None) -> DerivedScalarTensor:
+        try:
+            return self._by_layer[layer_index]
+        except KeyError:
+            known = ", ".join(map(str, self._by_layer)) or "none"
+            raise KeyError(f"{self.dst} {self.pass_type} has no layer {layer_index}; it has {known}") from None
+
+    def __iter__(self) -> Iterator[int | None]:
+        return iter(self._by_layer)
+
+    def __len__(self) -> int:
+        return len(self._by_layer)
+
+    @property
+    def backward(self) -> DerivedScalar:
+        """The gradients, if `derive_gradients` asked for them; otherwise empty."""
+        return DerivedScalar(self.dst, self._all, PassType.BACKWARD)
+
+    def stack(self) -> Array:
+        """All layers in one array, the layer as its first axis; what exists once per model is one layer.
+
+        Raises:
+            ValueError: If there is no tensor.
+        """
+        return np.stack([np.asarray(tensor) for tensor in self.values()])
+
+    def top(self, count: int = 10, *, by: TopBy = TopBy.MAGNITUDE, at: int | None = None) -> list[Entry]:
+        """The largest entries of all layers, largest first; see `DerivedScalarTensor.top`."""
+        entries = [entry for tensor in self.values() for entry in tensor.top(count, by=by, at=at)]
+        return sorted(entries, key=lambda e: abs(e.value) if by is TopBy.MAGNITUDE else e.value, reverse=True)[:count]
+
+    def __repr__(self) -> str:
+        backward = " backward" if self.pass_type is PassType.BACKWARD else ""
+        layers = f"{len(self)} layers" if None not in self._by_layer else "one per model"
+        shapes = {tensor.shape for tensor in self.values()}
+        shape = f" of {list(shapes.pop())}" if len(shapes) == 1 else ""
+        return f"<{self.dst}{backward}: {layers}{shape}>"
+
+
+def _largest(flat: Array, count: int, by: TopBy, among: Array) -> list[int]:
+    """The *count* largest entries of those *among* which to look, by their positions, largest first."""
+    keys = np.abs(flat[among]) if by is TopBy.MAGNITUDE else flat[among]
+    is_number = ~np.isnan(keys)
+    keys, among = keys[is_number], among[is_number]
+    if 0 < count < len(keys):
+        chosen = np.argpartition(-keys, count - 1)[:count]
+        keys, among = keys[chosen], among[chosen]
+    return [int(i) for i in among[np.argsort(-keys, kind="stable")]][: max(count, 0)]

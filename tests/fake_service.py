@@ -1,0 +1,490 @@
+"""A server that speaks dst.v1 over a real socket and does what a test says, right or wrong; no model, no torch.
+
+For whoever is on the other side: the Python client and the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from dst_grpc._gen.dst.v1 import (
+    catalog_service_pb2,
+    context_service_pb2,
+    inference_pb2,
+    resolution_pb2,
+)
+from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import (
+    CatalogServiceServicer,
+    add_CatalogServiceServicer_to_server,
+)
+from dst_grpc._gen.dst.v1.context_service_pb2_grpc import (
+    ContextServiceServicer,
+    add_ContextServiceServicer_to_server,
+)
+from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
+    DerivedScalarServiceServicer,
+    add_DerivedScalarServiceServicer_to_server,
+)
+from dst_grpc.client._loop import BackgroundLoop
+from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.resolution import (
+    AutoencoderInfo,
+    ContextKind,
+    ContextState,
+    ContextStatus,
+    CostEstimate,
+    LoadProgress,
+    ModelDimensions,
+    ModelInfo,
+    Resolution,
+    ScalarResolution,
+    TapUse,
+    Validated,
+)
+from dst_grpc.domain.results import (
+    AnswerHeader,
+    Axis,
+    DenseTensor,
+    Provenance,
+    RunStatistics,
+    RunSummary,
+    SparseTensor,
+    TensorInfo,
+)
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import DstError, NotFound, Reason
+from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
+from dst_grpc.wire.contexts import context_status_to_wire
+from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.frames import FrameCutter
+from dst_grpc.wire.requests import derive_request_from_wire, resolve_request_from_wire
+from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+
+HANDLE = "tiny@0123456789ab:float32:cpu"
+N_LAYERS = 2
+SIZES = {
+    Dimension.ATTN_HEADS: 2,
+    Dimension.MLP_ACTS: 5,
+    Dimension.RESIDUAL_STREAM_CHANNELS: 4,
+    Dimension.VOCAB_SIZE: 7,
+    Dimension.AUTOENCODER_LATENTS: 6,
+    Dimension.SINGLETON: 1,
+    Dimension.QUERY_AND_KEY_CHANNELS: 3,
+    Dimension.VALUE_CHANNELS: 3,
+}
+Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.Frame]]
+SUMMARY = RunSummary(
+    statistics=RunStatistics(forward_passes=1, backward_passes=1, queue_seconds=0.25),
+    provenance=Provenance(model=HANDLE, model_digest="0" * 64),
+)
+
+
+def tokens_of(request: DeriveRequest) -> tuple[str, ...]:
+    """One token per word, the space belonging to the word after it."""
+    if request.prompt is None or request.prompt.text is None:
+        return ("?",) * len(request.prompt.token_ids or () if request.prompt else ())
+    words = request.prompt.text.split(" ")
+    return (words[0], *(f" {word}" for word in words[1:]))
+
+
+def tensors_of(request: DeriveRequest) -> list[DenseTensor | SparseTensor]:
+    """For each derived scalar a tensor per layer, whose elements count -2, -1, 0, ... in row-major order."""
+    tensors: list[DenseTensor | SparseTensor] = []
+    for spec_index, spec in enumerate(request.derived_scalars):
+        facts, config = FACTS[spec.dst], request.config_of(spec)
+        layers: Iterable[int | None] = (None,) if facts.once else (config.layer_indices or range(N_LAYERS))
+        passes = [PassType.FORWARD, PassType.BACKWARD] if config.derive_gradients else [PassType.FORWARD]
+        for pass_type in passes:
+            for layer in layers:
+                info = TensorInfo(
+                    tensor_id=len(tensors),
+                    dst=spec.dst,
+                    pass_type=pass_type,
+                    layer_index=layer,
+                    axes=_axes(spec.dst, len(tokens_of(request))),
+                    element_type=request.element_type,
+                    spec_index=spec_index,
+                )
+                tensors.append(_filled(info, request.encoding))
+    return tensors
+
+
+def _axes(dst: DerivedScalarType, n_tokens: int) -> tuple[Axis, ...]:
+    axes = [Axis(dimension, SIZES.get(dimension, n_tokens)) for dimension in FACTS[dst].dimensions]
+    if FACTS[dst].is_flattened:
+        axes[0] = Axis(axes[0].dimension, n_tokens * (n_tokens + 1) // 2)
+    return tuple(axes)
+
+
+def _filled(info: TensorInfo, encoding: TensorEncoding) -> DenseTensor | SparseTensor:
+    whole = np.arange(np.prod(info.shape), dtype=np.float32).reshape(info.shape) - 2
+    if encoding is TensorEncoding.SPARSE_LATENTS and info.axes[-1].dimension is Dimension.AUTOENCODER_LATENTS:
+        where = np.argwhere(whole).astype(np.uint32)
+        sparse = TensorInfo(
+            tensor_id=info.tensor_id,
+            dst=info.dst,
+            pass_type=info.pass_type,
+            layer_index=info.layer_index,
+            axes=info.axes,
+            encoding=encoding,
+            nonzero_count=len(where),
+            spec_index=info.spec_index,
+        )
+        return SparseTensor(sparse, whole[tuple(where.T)], where)
+    if info.element_type is TensorElementType.FLOAT16:
+        return DenseTensor(info, whole.astype(np.float16))
+    if info.element_type is TensorElementType.BFLOAT16:
+        return DenseTensor(info, (whole.view(np.uint32) >> 16).astype(np.uint16))
+    return DenseTensor(info, whole)
+
+
+def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[inference_pb2.Frame]:
+    """The whole answer, in small chunks."""
+    tokens, tensors = tokens_of(request), tensors_of(request)
+    cutter = FrameCutter(request.request_id, chunk_bytes=chunk_bytes)
+    header = AnswerHeader(
+        model=HANDLE,
+        token_ids=tuple(range(len(tokens))),
+        token_strings=tokens,
+        tensors=tuple(tensor.info for tensor in tensors),
+        loss=1.5 if request.loss_fn_config else None,
+        activation_value=0.5 if request.trace_config else None,
+    )
+    for part in (header, *tensors, SUMMARY):
+        yield from cutter.cut(part)
+
+
+def model_info(name: str = "tiny") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        handle=HANDLE,
+        family="gpt2",
+        dimensions=ModelDimensions(
+            n_layers=N_LAYERS,
+            d_model=4,
+            n_heads=2,
+            n_key_value_heads=2,
+            d_head=3,
+            d_mlp=5,
+            vocab_size=7,
+            context_window=32,
+        ),
+        element_type=TensorElementType.FLOAT32,
+        device="cpu",
+        digest="0" * 64,
+        parameter_bytes=123456,
+        source="test",
+        is_default=name == "tiny",
+        state=ContextState.AVAILABLE,
+        autoencoders=("tiny/mlp_post_act",),
+    )
+
+
+AUTOENCODER = AutoencoderInfo(
+    name="tiny/mlp_post_act",
+    handle="",
+    model="tiny",
+    dst=DerivedScalarType.MLP_POST_ACT,
+    node_type=NodeType.MLP_AUTOENCODER_LATENT,
+    layer_indices=(0, 1),
+    n_latents=6,
+    activation="TopK",
+    can_be_spliced=True,
+    parameter_bytes=500,
+    digest="1" * 64,
+    state=ContextState.START,
+)
+
+
+def context_status(state: ContextState, bytes_loaded: int = 1000, error: DstError | None = None) -> ContextStatus:
+    return ContextStatus(
+        handle=HANDLE,
+        kind=ContextKind.MODEL,
+        state=state,
+        bytes_total=1000,
+        bytes_loaded=bytes_loaded,
+        device="cpu",
+        pins=0,
+        hits=3,
+        last_used_seconds_ago=2.0,
+        error=error,
+    )
+
+
+def resolution_of(request: DeriveRequest) -> Resolution:
+    n_tokens = len(tokens_of(request)) or 32
+    return Resolution(
+        config=DstConfig(model_context=HANDLE),
+        device="cpu",
+        model=model_info(),
+        autoencoders=(),
+        scalars=tuple(
+            ScalarResolution(
+                dst=spec.dst,
+                config=DstConfig(),
+                requires_grad=FACTS[spec.dst].requires_grad_for_forward_pass,
+                taps=(TapUse(location=ActivationLocationType.MLP_POST_ACT, pass_type=PassType.FORWARD),),
+                pass_types=(PassType.FORWARD,),
+                layer_indices=() if FACTS[spec.dst].once else tuple(range(N_LAYERS)),
+                axes=_axes(spec.dst, n_tokens),
+                output_bytes=2048,
+            )
+            for spec in request.derived_scalars
+        ),
+        cost=CostEstimate(
+            sequence_tokens=n_tokens,
+            forward_passes=1,
+            backward_passes=1,
+            floating_point_operations=1000,
+            peak_bytes=4096,
+            output_bytes=2048,
+        ),
+        contexts=(context_status(ContextState.AVAILABLE),),
+    )
+
+
+class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextServiceServicer):
+    """Answers everything well, except where a test put an error or a script."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.error: DstError | None = None
+        """What every call fails with, details included."""
+        self.bare: tuple[grpc.StatusCode, str] | None = None
+        """What every call fails with, as a proxy would: a code and no details."""
+        self.failures_left: int | None = None
+        """How many calls fail; None = all."""
+        self.scripts: dict[str, Script] = {}
+        """What to do instead of answering, by prompt text."""
+        self.metadata: dict[str, Any] = {}
+        """Of the last call."""
+        self.calls = 0
+        self.page_size = 1
+        self.started = threading.Event()
+        """Set by the first call; the test is on another thread."""
+        self.cancelled = threading.Event()
+        """Set once a call was cancelled."""
+        self.in_flight = self.most_in_flight = 0
+
+    async def _enter(self, context: Any) -> None:
+        self.calls += 1
+        self.started.set()
+        self.metadata = dict(context.invocation_metadata())
+        if self.failures_left == 0:
+            return
+        if self.failures_left is not None:
+            self.failures_left -= 1
+        if self.bare is not None:
+            await context.abort(*self.bare)
+        if self.error is not None:
+            await self._abort(context, self.error)
+
+    async def _abort(self, context: Any, error: DstError) -> None:
+        status = error_to_status(error)
+        code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+        context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+        await context.abort(code, status.message)
+
+    def _page(self, items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
+        start = int(token or 0)
+        stop = start + self.page_size
+        return items[start:stop], str(stop) if stop < len(items) else ""
+
+    async def _frames(self, request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+        script = self.scripts.get(request.prompt.text or "" if request.prompt else "")
+        if script is not None:
+            async for frame in script(request):
+                yield frame
+            return
+        for frame in frames_of(request):
+            yield frame
+
+    async def Derive(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.DeriveResponse]:
+        try:
+            await self._enter(context)
+            async for frame in self._frames(derive_request_from_wire(request)):
+                if frame.WhichOneof("frame") == "item_result":
+                    code = next(c for c in grpc.StatusCode if c.value[0] == frame.item_result.error.code)
+                    details = frame.item_result.error.SerializeToString()
+                    context.set_trailing_metadata([("grpc-status-details-bin", details)])
+                    await context.abort(code, frame.item_result.error.message)
+                yield inference_pb2.DeriveResponse(frame=frame)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def DeriveStream(
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[inference_pb2.DeriveStreamResponse]:
+        """Answers overtake one another: each is held back until the client says no more, or waits for an answer."""
+        try:
+            await self._enter(context)
+            out: asyncio.Queue[inference_pb2.Frame | None] = asyncio.Queue()
+
+            async def answer(request: DeriveRequest) -> None:
+                async for frame in self._frames(request):
+                    out.put_nowait(frame)
+                self.in_flight -= 1
+
+            async def read() -> None:
+                async with asyncio.TaskGroup() as group:
+                    async for message in request_iterator:
+                        self.in_flight += 1
+                        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+                        group.create_task(answer(derive_request_from_wire(message.request)))
+                out.put_nowait(None)
+
+            reading = asyncio.create_task(read())
+            try:
+                while (frame := await out.get()) is not None:
+                    yield inference_pb2.DeriveStreamResponse(frame=frame)
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
+        await self._enter(context)
+        wanted = resolve_request_from_wire(request)
+        request_id = wanted.request.request_id
+        yield resolution_pb2.ResolveResponse(validated=validated_to_wire(Validated(request_id=request_id)))
+        if wanted.load:
+            for done in (0, 500, 1000):
+                progress = LoadProgress(context="tiny", bytes_done=done, bytes_total=1000)
+                yield resolution_pb2.ResolveResponse(loading=load_progress_to_wire(progress))
+        if "truncated" in self.scripts:
+            return
+        yield resolution_pb2.ResolveResponse(resolved=resolution_to_wire(resolution_of(wanted.request)))
+
+    async def ResolveStream(
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[resolution_pb2.ResolveStreamResponse]:
+        await self._enter(context)
+        async for message in request_iterator:
+            wanted = resolve_request_from_wire(message.request).request
+            response = resolution_pb2.ResolveStreamResponse(request_id=wanted.request_id)
+            if wanted.model == "missing":
+                error = NotFound.unknown("model", "missing", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
+                response.error.CopyFrom(error_to_status(error))
+            else:
+                response.resolved.CopyFrom(resolution_to_wire(resolution_of(wanted)))
+            yield response
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        models, token = self._page([model_info(name) for name in ("other", "tiny", "zebra")], request.page_token)
+        return catalog_service_pb2.ListModelsResponse(models=map(model_info_to_wire, models), next_page_token=token)
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        if request.name not in {"", "tiny"}:
+            error = NotFound.unknown("model", request.name, ["tiny"], reason=Reason.MODEL_NOT_FOUND)
+            await self._abort(context, error)
+        return catalog_service_pb2.GetModelResponse(model=model_info_to_wire(model_info()))
+
+    async def ListAutoencoders(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        return catalog_service_pb2.ListAutoencodersResponse(autoencoders=[autoencoder_info_to_wire(AUTOENCODER)])
+
+    async def ListDerivedScalarTypes(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        self.page_size = 60
+        facts, token = self._page(list(FACTS.values()), request.page_token)
+        types = [scalar_type_info_to_wire(row) for row in facts]
+        if not token:
+            types[-1].dst = 9999  # type: ignore[assignment]  # a type of a server newer than this client
+        return catalog_service_pb2.ListDerivedScalarTypesResponse(types=types, next_page_token=token)
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        words = request.text.split(" ")
+        return catalog_service_pb2.TokenizeResponse(token_ids=range(len(words)), token_strings=words)
+
+    async def Detokenize(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        return catalog_service_pb2.DetokenizeResponse(text="".join(f" w{token}" for token in request.token_ids))
+
+    async def LoadContext(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._enter(context)
+        for done in (0, 500):
+            status = context_status(ContextState.LOADING, done)
+            yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+        status = context_status(ContextState.AVAILABLE)
+        yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+
+    async def UnloadContext(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        status = context_status_to_wire(context_status(ContextState.END, 0))
+        return context_service_pb2.UnloadContextResponse(status=status)
+
+    async def ListContexts(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        status = context_status_to_wire(context_status(ContextState.AVAILABLE))
+        return context_service_pb2.ListContextsResponse(contexts=[status])
+
+    async def WatchContexts(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._enter(context)
+        status = context_status(ContextState.AVAILABLE)
+        yield context_service_pb2.WatchContextsResponse(status=context_status_to_wire(status))
+        try:
+            await asyncio.Event().wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def check_health(self, request: StringValue, context: Any) -> Int32Value:
+        await self._enter(context)
+        if request.value not in {"", "dst.v1.CatalogService"}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return Int32Value(value=2 if request.value else 1)
+
+
+@contextmanager
+def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeService]:
+    """A fake service listening on a port of its own, on an event loop of its own."""
+    loop = BackgroundLoop()
+    service = FakeService()
+
+    async def start() -> grpc.aio.Server:
+        server = grpc.aio.server()
+        add_DerivedScalarServiceServicer_to_server(service, server)
+        add_CatalogServiceServicer_to_server(service, server)
+        add_ContextServiceServicer_to_server(service, server)
+        check = grpc.unary_unary_rpc_method_handler(
+            service.check_health, StringValue.FromString, Int32Value.SerializeToString
+        )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),)
+        )
+        if credentials is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+        service.target = f"127.0.0.1:{port}"
+        await server.start()
+        return server
+
+    async def make() -> grpc.aio.Server:
+        return await start()
+
+    server = loop.run(make())
+    try:
+        yield service
+    finally:
+        loop.run(server.stop(None))
+        loop.close()

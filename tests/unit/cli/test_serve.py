@@ -1,0 +1,78 @@
+"""`dst-grpc serve`: every setting is a flag, and what is wrong is told in lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dst_grpc.cli._app import app
+from dst_grpc.cli._serve import attribute_docstrings
+from dst_grpc.client import Client
+from dst_grpc.rpc.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_every_setting_is_a_documented_flag() -> None:
+    help_text = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"}).stdout.split())
+    docs = attribute_docstrings(Settings)
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in help_text
+        assert docs[name] in help_text
+        assert f"DST_{name.upper()}" in help_text
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('port = 99999\ndevice = "gpu"\nprot = 1\n')
+    result = CliRunner().invoke(app, ["serve", "--config", str(file), "--model", "x"])
+    assert result.exit_code == 2
+    for part in ("error: 4 problems", "port = 99999", "device = 'gpu'", "did you mean port?", "name=folder"):
+        assert part in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = _serve("--port", str(port))
+    assert result.returncode == 1
+    assert f"error: cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_it_says_when_it_is_ready_and_stops_when_told() -> None:
+    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--no-reflection"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("dst-grpc is ready at 127.0.0.1:")
+        with Client(line.split()[-1]) as client:
+            assert client.health() == "serving"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_it_says_how_to_install_it(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from dst_grpc.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'dst-grpc[server]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dst_grpc.cli", "serve", *arguments]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90, env=environment)
