@@ -1,0 +1,135 @@
+// Frames -> tensors. Each tensor's memory is allocated once, from the header, and nothing is believed unchecked:
+// order, offsets, lengths and checksums.
+
+import { crc32 } from "node:zlib";
+
+import type { Frame, Header, TensorChunk, TensorInfo, Trailer } from "../gen/dst/v1/inference_pb.js";
+import { TensorEncoding, TensorElementType } from "../gen/dst/v1/tensor_pb.js";
+import { byteWidth, floats, uint32s } from "./elements.js";
+import { Tensor } from "./tensor.js";
+
+/** A whole answer. */
+export interface Answer {
+  header: Header;
+  tensors: Tensor[];
+  trailer: Trailer;
+}
+
+/** The frames are not those of one whole, undamaged answer. */
+export class DamagedAnswer extends Error {
+  override readonly name = "DamagedAnswer";
+}
+
+/** Puts the answer of one request together. */
+export async function assemble(frames: AsyncIterable<Frame> | Iterable<Frame>): Promise<Answer> {
+  const assembler = new Assembler();
+  for await (const frame of frames) assembler.add(frame);
+  return assembler.finish();
+}
+
+/** The frames of one request go in, in order; its answer comes out. */
+export class Assembler {
+  #header: Header | undefined;
+  #trailer: Trailer | undefined;
+  #buffers: Uint8Array[] = [];
+  #checksums: number[] = [];
+  /** The tensor being filled, and how far it is. */
+  #current = 0;
+  #filled = 0;
+
+  add(message: Frame): void {
+    const { frame } = message;
+    // Kinds of frames that this client does not know have no case, and are ignored.
+    if (frame.case === undefined) return;
+    check(!this.#trailer, `a ${frame.case} after the trailer`);
+    check((frame.case === "header") !== Boolean(this.#header), "the header must come first, and once");
+    switch (frame.case) {
+      case "header":
+        this.#begin(frame.value);
+        break;
+      case "chunk":
+        this.#fill(frame.value);
+        break;
+      case "trailer":
+        this.#end(frame.value);
+        break;
+      case "itemResult":
+        throw new DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
+    }
+  }
+
+  finish(): Answer {
+    const header = this.#header;
+    const trailer = this.#trailer;
+    check(header && trailer, "truncated: it ended without a trailer");
+    const tensors = header.tensors.map((info, id) => decode(info, this.#buffers[id]!, this.#checksums[id]!));
+    return { header, tensors, trailer };
+  }
+
+  #begin(header: Header): void {
+    header.tensors.forEach((info, id) => check(info.tensorId === id, `tensor ${id} is numbered ${info.tensorId}`));
+    this.#header = header;
+    this.#buffers = header.tensors.map((info) => new Uint8Array(byteLength(info)));
+    this.#checksums = header.tensors.map(() => 0);
+    this.#skipFull();
+  }
+
+  #fill({ tensorId, offset, data }: TensorChunk): void {
+    const buffer = this.#buffers[tensorId];
+    check(buffer && tensorId === this.#current, `a chunk of tensor ${tensorId} in place of ${this.#current}`);
+    const at = `tensor ${tensorId} at ${offset}`;
+    check(Number(offset) === this.#filled, `${at}: expected offset ${this.#filled}`);
+    check(this.#filled + data.length <= buffer.length, `${at}: ${data.length} bytes exceed ${buffer.length}`);
+    buffer.set(data, this.#filled);
+    this.#filled += data.length;
+    this.#checksums[tensorId] = crc32(data, this.#checksums[tensorId]);
+    this.#skipFull();
+  }
+
+  /** Moves on to the next tensor that still lacks bytes; an empty tensor has no chunks. */
+  #skipFull(): void {
+    while (this.#filled === this.#buffers[this.#current]?.length) {
+      this.#current += 1;
+      this.#filled = 0;
+    }
+  }
+
+  #end(trailer: Trailer): void {
+    const count = this.#buffers.length;
+    check(this.#current === count, `truncated: the trailer came before the end of tensor ${this.#current}`);
+    check(trailer.tensorCount === count, `the trailer counts ${trailer.tensorCount} tensors, not ${count}`);
+    check(trailer.checksums.length === count, `${trailer.checksums.length} checksums for ${count} tensors`);
+    const bytes = this.#buffers.reduce((sum, buffer) => sum + buffer.length, 0);
+    check(Number(trailer.byteCount) === bytes, `the trailer counts ${trailer.byteCount} bytes, not ${bytes}`);
+    trailer.checksums.forEach((checksum, id) =>
+      check(checksum === this.#checksums[id], `tensor ${id}: the checksum differs`),
+    );
+    this.#trailer = trailer;
+  }
+}
+
+/** Bytes of a tensor, as announced; they must be what its sizes come to. */
+function byteLength(info: TensorInfo): number {
+  const width = byteWidth(info.elementType);
+  const sizes = info.axes.map((axis) => Number(axis.size));
+  const expected =
+    info.encoding === TensorEncoding.SPARSE_LATENTS
+      ? Number(info.nonzeroCount ?? NaN) * (width + sizes.length * byteWidth(TensorElementType.UINT32))
+      : sizes.reduce((product, size) => product * size, width);
+  const announced = Number(info.byteLength);
+  check(announced === expected, `tensor ${info.tensorId}: ${announced} bytes announced, its sizes make ${expected}`);
+  return announced;
+}
+
+function decode(info: TensorInfo, bytes: Uint8Array, checksum: number): Tensor {
+  if (info.encoding !== TensorEncoding.SPARSE_LATENTS) {
+    return new Tensor(info, floats(bytes, info.elementType), undefined, checksum);
+  }
+  const split = Number(info.nonzeroCount) * byteWidth(info.elementType);
+  const values = floats(bytes.subarray(0, split), info.elementType);
+  return new Tensor(info, values, uint32s(bytes.subarray(split)), checksum);
+}
+
+function check(holds: unknown, problem: string): asserts holds {
+  if (!holds) throw new DamagedAnswer(problem);
+}

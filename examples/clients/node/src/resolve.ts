@@ -1,0 +1,65 @@
+// Asking what a request would cost before it is run.
+
+import { Dimension } from "../gen/dst/v1/component_pb.js";
+import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
+import type { Resolved } from "../gen/dst/v1/resolution_pb.js";
+import { type ErrorReport, fromStatus } from "./errors.js";
+import type { DeriveRequestInit } from "./requests.js";
+import type { Server } from "./server.js";
+
+/** Resolves one request and loads what it needs, reporting progress on the way. */
+export async function resolve({ scalars }: Server, request: DeriveRequestInit, log: (line: string) => void) {
+  const stages: string[] = [];
+  let resolved: Resolved | undefined;
+  for await (const { stage } of scalars.resolve({ request, load: true })) {
+    switch (stage.case) {
+      case "validated":
+        stages.push("VALIDATED");
+        break;
+      case "loading": {
+        const { context, bytesDone, bytesTotal } = stage.value;
+        log(`loading ${context}: ${bytesDone} of ${bytesTotal} bytes`);
+        if (stages.at(-1) !== "LOADING") stages.push("LOADING");
+        break;
+      }
+      case "resolved":
+        stages.push("RESOLVED");
+        resolved = stage.value;
+        break;
+    }
+  }
+  if (!resolved) throw new Error("Resolve ended without an answer");
+  return { stages, ...summary(resolved) };
+}
+
+/** Resolves many requests on one stream. A bad one fails alone, and the answers may overtake one another. */
+export async function resolveMany({ scalars }: Server, requests: DeriveRequestInit[]) {
+  async function* messages() {
+    for (const request of requests) {
+      yield { message: { case: "request" as const, value: { request } } };
+    }
+  }
+  const answers: Record<string, ReturnType<typeof summary> | { error: ErrorReport }> = {};
+  for await (const { requestId, stage } of scalars.resolveStream(messages())) {
+    if (stage.case === "resolved") answers[requestId] = summary(stage.value);
+    if (stage.case === "error") answers[requestId] = { error: fromStatus(stage.value) };
+  }
+  return answers;
+}
+
+function summary(resolved: Resolved) {
+  return {
+    device: resolved.device,
+    model: resolved.model?.name,
+    autoencoders: resolved.autoencoders.map((autoencoder) => autoencoder.name),
+    forward_passes: resolved.cost?.forwardPasses,
+    backward_passes: resolved.cost?.backwardPasses,
+    output_bytes: Number(resolved.cost?.outputBytes),
+    scalars: resolved.scalars.map((scalar) => ({
+      dst: DerivedScalarType[scalar.dst],
+      requires_grad: scalar.requiresGrad,
+      layer_indices: scalar.layerIndices,
+      axes: scalar.axes.map(({ dimension, size }) => [Dimension[dimension], Number(size)]),
+    })),
+  };
+}
