@@ -1,7 +1,7 @@
 """The pipeline as the services see it: requests in, plain values out, one at a time and only when pulled.
 
-Nothing is worked on ahead of the reader: a tensor is derived when the one before it was taken, so a slow reader holds
-neither the device nor more than its own recorded taps.
+Work runs at most one helping of tensors (about 1 MiB) ahead of the reader, so a slow one holds neither the device nor
+more than its own recorded taps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,11 @@ class Pipeline:
         Raises:
             DstError: what `make_plan` and `ContextCache.lease` raise.
         """
-        yield Validated(request_id=request.request.request_id)
         try:
             plan = self._plan(request.request)
         except (InvalidRequest, PreconditionFailed) as error:
             raise error.under("request") from None
+        yield Validated(request_id=request.request.request_id)
         if not request.load:
             yield self._resolution(plan)
             return
@@ -92,10 +93,10 @@ class Pipeline:
             worker = self._worker(lease.model.device)
             answer, helping, rest = await worker.submit(lambda: _begin(plan, lease, self._store, queued))
             yield answer.header()
-            while helping:
-                for tensor in helping:
-                    yield tensor
-                helping = await worker.submit(lambda: _helping(rest)) if rest is not None else []
+            async with aclosing(_pulled(worker, helping, rest)) as helpings:
+                async for ready in helpings:
+                    for tensor in ready:
+                        yield tensor
             yield answer.summary()
 
     async def close(self) -> None:
@@ -153,6 +154,20 @@ class Pipeline:
             await leased
         finally:
             leased.cancel()
+
+
+async def _pulled(worker: Worker, helping: list[Part], rest: Iterator[Part] | None) -> AsyncGenerator[list[Part], None]:
+    """Helpings of tensors: the next is derived while the reader has the one before, and no further."""
+    while rest is not None:
+        following = asyncio.ensure_future(worker.submit(partial(_helping, rest)))
+        try:
+            yield helping
+            helping = await following
+        finally:
+            following.cancel()
+        if not helping:
+            return
+    yield helping
 
 
 def _begin(

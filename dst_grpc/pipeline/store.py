@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION
-from dst_grpc.pipeline.cost import Sizes, estimate_cost
+from dst_grpc.pipeline.cost import Sizes
 from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.reads import INPUT_LOCATION
 
@@ -41,8 +41,17 @@ _PER_LAYER = (
     _L.RESID_POST_MLP,
 )
 """Taps that exist in a pass whether or not anybody asks. Norm scales and logits would cost time; they are not here."""
+_GRADIENTS_PER_LAYER = (
+    _L.ATTN_QK_PROBS,
+    _L.ATTN_WEIGHTED_SUM_OF_VALUES,
+    _L.RESID_POST_ATTN,
+    _L.MLP_POST_ACT,
+    _L.RESID_POST_MLP,
+)
+"""Gradients that anything but a raw gradient reads. A backward pass frees the others as it goes; keeping them too would
+triple its memory."""
 
-DEFAULT_STORE_BYTES = 256 << 20
+DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_SHARE = 4
 """A recording wider than this part of the budget would push out too much, so it is kept as narrow as it was asked."""
 
@@ -94,17 +103,17 @@ class RecordingStore:
         """*plan*, recording sideways if the store can afford to keep that."""
         if not self._budget_bytes:
             return plan
-        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values)))
+        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values), _PER_LAYER))
         gradients = plan.gradients
         if gradients:
-            gradients |= frozenset(_sideways(plan, _first_layer(gradients)))
+            gradients |= frozenset(_sideways(plan, _first_layer(gradients), _GRADIENTS_PER_LAYER))
+            values |= gradients
         sizes = Sizes(plan.model.dimensions, len(plan.token_ids))
-        cost = estimate_cost(
-            sizes, values | gradients, gradients, plan.scalars, needs_logits=plan.stop_after_layer is None
-        )
-        if cost.peak_bytes * _LARGEST_SHARE > self._budget_bytes:
+        latents = max((info.n_latents for info in plan.spliced), default=0)
+        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in (*values, *gradients))
+        if recorded_bytes * _LARGEST_SHARE > self._budget_bytes:
             return plan
-        return replace(plan, values=values | gradients, gradients=gradients, cost=cost)
+        return replace(plan, values=values, gradients=gradients)
 
     def find(self, plan: Plan) -> Recording | None:
         """The recording of the same run, if it covers *plan*."""
@@ -140,14 +149,14 @@ def _is_first(location: ActivationLocationType) -> bool:
     return location is _L.RESID_POST_EMBEDDING
 
 
-def _sideways(plan: Plan, first: int) -> Iterator[Site]:
+def _sideways(plan: Plan, first: int, per_layer: tuple[ActivationLocationType, ...]) -> Iterator[Site]:
     """Every cheap tap of the layers from *first* to the last that runs."""
     if first < 0:
         yield _L.RESID_POST_EMBEDDING, None
     n_layers = plan.model.dimensions.n_layers
     last = n_layers - 1 if plan.stop_after_layer is None else plan.stop_after_layer
     for layer in range(max(first, 0), last + 1):
-        for location in _PER_LAYER:
+        for location in per_layer:
             yield location, layer
     for info in plan.spliced:
         for layer in info.layer_indices:

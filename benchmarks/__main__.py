@@ -1,0 +1,20 @@
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving]`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import deriving, serving
+
+REPORTS = {"deriving": deriving.report, "serving": serving.report}
+
+
+def main(names: list[str]) -> None:
+    """Print the reports of *names*, or of all."""
+    for name in names or REPORTS:
+        for line in REPORTS[name]():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

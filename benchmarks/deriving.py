@@ -1,0 +1,120 @@
+"""Deriving, beside the bare forward and backward pass of the same decoder to the activations."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks import subjects
+from benchmarks.measure import medians, peak_bytes
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.taps import Taps
+from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.store import RecordingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dst_grpc.pipeline.plan import Plan
+
+ROUNDS = 3
+_MIB = 1 << 20
+
+
+def bare(plan: Plan) -> object:
+    """Forward, and backward to the embedding, with nothing recorded in between."""
+    decoder = subjects.gpt2_small()
+    tokens = torch.tensor([plan.token_ids])
+    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
+    logits = decoder.forward(tokens, taps, logits_at=torch.tensor([tokens.shape[1] - 1]))
+    assert logits is not None
+    assert plan.loss is not None
+    return taps.gradients(plan.loss(logits[0, 0]))
+
+
+def bare_all_logits(plan: Plan) -> object:
+    """The same with the logits of every token, which a request for LOGITS needs."""
+    decoder = subjects.gpt2_small()
+    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
+    logits = decoder.forward(torch.tensor([plan.token_ids]), taps)
+    assert logits is not None
+    assert plan.loss is not None
+    return taps.gradients(plan.loss(logits[0, -1]))
+
+
+def derive(outcome: Outcome) -> None:
+    """Derive everything of the plan, letting go of each tensor as a stream would."""
+    for scalar in outcome.plan.scalars:
+        derivation = outcome.derivation(scalar)
+        for layer in scalar.task.layers:
+            derivation.at(layer)
+
+
+def ours(plan: Plan) -> None:
+    """Run a plan and derive all of it, recording sideways as the server does."""
+    (outcome,) = run([RecordingStore().widened(plan)], subjects.gpt2_small(), {})
+    derive(outcome)
+
+
+def from_store(outcome: Outcome) -> None:
+    """Derive a second question from what the first recorded."""
+    derive(outcome)
+
+
+def ratios() -> Iterator[str]:
+    """Time and memory over the bare pass."""
+    for name, types, reference in (
+        ("neurons and heads: act x grad, write norm, direct effect", subjects.NEURONS_AND_HEADS, bare),
+        ("the debugging request's groups", subjects.DEBUGGING_REQUEST, bare_all_logits),
+    ):
+        yield f"{name}, GPT-2-small shape, over the bare forward + backward"
+        for n_tokens in (16, 64):
+            plan = subjects.plan(n_tokens, types)
+            found = medians({"bare": partial(reference, plan), "ours": partial(ours, plan)}, ROUNDS)
+            memory = {"bare": peak_bytes(partial(reference, plan)), "ours": peak_bytes(partial(ours, plan))}
+            yield (
+                f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"
+                f" ({found['ours'] * 1e3:.0f} ms / {found['bare'] * 1e3:.0f} ms),"
+                f" peak memory x {memory['ours'] / memory['bare']:.2f}"
+                f" ({memory['ours'] / _MIB:.0f} MiB / {memory['bare'] / _MIB:.0f} MiB)"
+            )
+
+
+def second_question() -> Iterator[str]:
+    """A second question about the same run, over the first."""
+    yield "a second question about the same run, over the first"
+    for n_tokens in (16, 64):
+        first = subjects.plan(n_tokens, subjects.NEURONS_AND_HEADS)
+        second = subjects.plan(
+            n_tokens,
+            (DerivedScalarType.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD, DerivedScalarType.ATTN_WRITE_NORM),
+        )
+        store = RecordingStore()
+        (outcome,) = run([store.widened(first)], subjects.gpt2_small(), {})
+        store.keep(first, outcome.recording)
+        recording = store.find(second)
+        assert recording is not None
+        again = Outcome(second, subjects.gpt2_small(), {}, recording, outcome.statistics, batch_size=1)
+        found = medians({"first": partial(ours, first), "second": partial(from_store, again)}, ROUNDS)
+        yield f"  {n_tokens:3} tokens: x {found['second'] / found['first']:.3f} ({found['second'] * 1e3:.1f} ms)"
+
+
+def large_output() -> Iterator[str]:
+    """Peak memory of ATTN_WRITE, which is far larger than anything recorded."""
+    plan = subjects.plan(64, (DerivedScalarType.ATTN_WRITE,))
+    (outcome,) = run([plan], subjects.gpt2_small(), {})
+    (scalar,) = plan.scalars
+    layer_bytes = scalar.output_bytes // len(scalar.task.layers)
+    extra = peak_bytes(partial(derive, outcome))
+    yield "ATTN_WRITE of 64 tokens, all layers, layer by layer"
+    yield f"  peak extra memory: {extra / layer_bytes:.2f} layers' worth ({layer_bytes / _MIB:.0f} MiB a layer)"
+
+
+def report() -> Iterator[str]:
+    """All of it."""
+    yield from ratios()
+    yield from second_question()
+    yield from large_output()

@@ -1,0 +1,237 @@
+"""Serving over loopback, beside the same plan in process, a raw byte stream, and a bare unary echo."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import torch
+from safetensors.torch import save_file
+
+from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
+from dst_grpc.client import AsyncClient
+from dst_grpc.contexts.registry import Registry
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.run import run
+from dst_grpc.rpc.server import running_server
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.wire.frames import CHUNK_BYTES
+from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+_PROMPT = "When Mary and John went to the store, John gave a drink to"
+_SMALL = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD)
+_LARGE_BYTES = 64 << 20
+_ECHO, _BYTES = "/bench.Bench/Echo", "/bench.Bench/Bytes"
+_ROUNDS = 9
+_CALLS = 200
+
+
+def small_request() -> DeriveRequest:
+    """A small question to the embedded model."""
+    return DeriveRequest(
+        prompt=Prompt(text=_PROMPT),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_tokens=(" Mary",), distractor_tokens=(" John",)),
+        derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in _SMALL),
+    )
+
+
+def large_request() -> DeriveRequest:
+    """A 64 MiB answer of the wide model: the neurons of 1,024 tokens."""
+    return DeriveRequest(
+        model="wide",
+        prompt=Prompt(token_ids=tuple(i % 256 for i in range(1024))),
+        derived_scalars=(DerivedScalarSpec(dst=DerivedScalarType.MLP_POST_ACT),),
+    )
+
+
+def write_wide_model(folder: Path) -> None:
+    """A model with small weights and large activations, in Hugging Face's layout."""
+    n_layers, d, f, window = 4, 32, 4096, 1024
+    config = {"model_type": "gpt2", "n_layer": n_layers, "n_head": 2, "n_embd": d, "n_inner": f, "vocab_size": 257}
+    config |= {"n_positions": window, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"wte.weight": (257, d), "wpe.weight": (window, d), "ln_f.weight": (d,), "ln_f.bias": (d,)}
+    for layer in range(n_layers):
+        block = {"ln_1.weight": (d,), "ln_1.bias": (d,), "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,)}
+        block |= {"attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,), "ln_2.weight": (d,), "ln_2.bias": (d,)}
+        block |= {
+            "mlp.c_fc.weight": (d, f),
+            "mlp.c_fc.bias": (f,),
+            "mlp.c_proj.weight": (f, d),
+            "mlp.c_proj.bias": (d,),
+        }
+        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    generator = torch.Generator().manual_seed(0)
+    save_file({k: torch.randn(s, generator=generator) * 0.1 for k, s in shapes.items()}, folder / "model.safetensors")
+    vocabulary = {chr(256 + i): i for i in range(256)} | {"<|endoftext|>": 256}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+
+
+async def _echo(request: bytes, _: object) -> bytes:
+    return request
+
+
+async def _bytes(request: bytes, _: object) -> AsyncIterator[bytes]:
+    chunk = bytes(CHUNK_BYTES)
+    for _ in range(int(request) // CHUNK_BYTES):
+        yield chunk
+
+
+async def _serve(wide: str, ready: Connection) -> None:
+    """Our server, and a bare one on the same event loop; until the pipe closes."""
+    bare = grpc.aio.server()
+    handlers = {
+        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
+        "Bytes": grpc.unary_stream_rpc_method_handler(_bytes),
+    }
+    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
+    port = bare.add_insecure_port("127.0.0.1:0")
+    await bare.start()
+    settings = Settings(port=0, models={"wide": Path(wide)}, default_model="embedded", log_level="WARNING")
+    async with running_server(settings) as server:
+        ready.send((server.address, f"127.0.0.1:{port}"))
+        await asyncio.to_thread(ready.poll, None)
+    await bare.stop(None)
+
+
+def _serve_in_process(wide: str, ready: Connection) -> None:
+    asyncio.run(_serve(wide, ready))
+
+
+@contextmanager
+def _servers() -> Iterator[tuple[str, str]]:
+    """Addresses of our server and of the bare one, in a process of their own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        write_wide_model(Path(folder))
+        process = context.Process(target=_serve_in_process, args=(folder, theirs))
+        process.start()
+        try:
+            yield ours.recv()
+        finally:
+            ours.send("stop")
+            process.join(30)
+
+
+async def _seconds(call: Callable[[], Awaitable[object]]) -> float:
+    started = time.perf_counter()
+    await call()
+    return time.perf_counter() - started
+
+
+async def _medians(calls: dict[str, Callable[[], Awaitable[object]]], rounds: int) -> dict[str, float]:
+    for call in calls.values():
+        await call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(await _seconds(call))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+async def _drain(stream: Any) -> int:
+    size = 0
+    async for message in stream:
+        size += len(message) if isinstance(message, bytes) else len(message.frame.chunk.data)
+    return size
+
+
+def _in_process() -> Callable[[], Awaitable[object]]:
+    """The small question without a server: plan, run, derive."""
+    from dst_grpc.contexts.loading import FileLoader
+
+    registry = Registry.build(models={}, device="cpu")
+    decoder = FileLoader().load_model(registry.model_entry("embedded"), lambda _: None).decoder
+
+    async def call() -> None:
+        (outcome,) = run([make_plan(small_request(), registry)], decoder, {})
+        for scalar in outcome.plan.scalars:
+            derivation = outcome.derivation(scalar)
+            for layer in scalar.task.layers:
+                for tensor in derivation.at(layer).values():
+                    tensor.numpy()
+
+    return call
+
+
+async def _report(address: str, bare_address: str) -> list[str]:
+    lines = []
+    async with (
+        grpc.aio.insecure_channel(bare_address) as bare,
+        grpc.aio.insecure_channel(address) as channel,
+        AsyncClient(address) as client,
+    ):
+        stub: Any = DerivedScalarServiceStub(channel)
+        echo, stream = bare.unary_unary(_ECHO), bare.unary_stream(_BYTES)
+        small, large = derive_request_to_wire(small_request()), derive_request_to_wire(large_request())
+        found = await _medians(
+            {"in process": _in_process(), "over loopback": lambda: client.derive_request(small_request())}, 50
+        )
+        added = (found["over loopback"] - found["in process"]) * 1e3
+        lines.append(
+            f"Derive, small answer: {found['over loopback'] * 1e3:.2f} ms over loopback,"
+            f" {found['in process'] * 1e3:.2f} ms in process: p50 + {added:.2f} ms"
+        )
+        size = await _drain(stub.Derive(large))
+        found = await _medians(
+            {
+                "ours": lambda: _drain(stub.Derive(large)),
+                "raw": lambda: _drain(stream(str(_LARGE_BYTES).encode())),
+                "client": lambda: client.derive_request(large_request()),
+            },
+            _ROUNDS,
+        )
+        rates = {name: size / 1e6 / seconds for name, seconds in found.items()}
+        lines.append(
+            f"Derive, {size >> 20} MiB answer: {rates['ours']:.0f} MB/s, {rates['ours'] / rates['raw']:.0%} of a raw"
+            f" byte stream with the same chunks ({rates['raw']:.0f} MB/s); into numpy {rates['client']:.0f} MB/s"
+        )
+        resolve = resolve_request_to_wire(ResolveRequest(request=small_request()))
+        payload = small.SerializeToString()
+        for in_flight in (1, 8):
+
+            async def burst(call: Callable[[], Awaitable[object]], in_flight: int = in_flight) -> None:
+                async def caller() -> None:
+                    for _ in range(_CALLS // in_flight):
+                        await call()
+
+                await asyncio.gather(*(caller() for _ in range(in_flight)))
+
+            async def resolved() -> None:
+                async for _ in stub.Resolve(resolve):
+                    pass
+
+            found = await _medians(
+                {"resolve": lambda: burst(resolved), "echo": lambda: burst(lambda: echo(payload))}, _ROUNDS
+            )
+            rates = {name: _CALLS / seconds for name, seconds in found.items()}
+            lines.append(
+                f"Resolve, warm, {in_flight} in flight: {rates['resolve']:.0f} calls/s,"
+                f" {rates['resolve'] / rates['echo']:.0%} of a bare unary echo ({rates['echo']:.0f} calls/s)"
+            )
+    return lines
+
+
+def report() -> Iterator[str]:
+    """All of it."""
+    with _servers() as (address, bare_address):
+        yield from asyncio.run(_report(address, bare_address))

@@ -1,0 +1,143 @@
+"""What is measured: a random model in the shape of GPT-2 small, a catalogue of it, and the requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from dst_grpc.domain.components import LossFnName, TensorElementType
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.resolution import ContextState, ModelDimensions, ModelInfo
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.pipeline.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.domain.config import AutoencoderConfig
+    from dst_grpc.domain.resolution import AutoencoderInfo
+    from dst_grpc.engine.tokenizer import Tokenizer
+
+_T = DerivedScalarType
+
+NEURONS_AND_HEADS = (
+    _T.MLP_ACT_TIMES_GRAD,
+    _T.MLP_WRITE_NORM,
+    _T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD,
+    _T.UNFLATTENED_ATTN_ACT_TIMES_GRAD,
+    _T.UNFLATTENED_ATTN_WRITE_NORM,
+    _T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
+)
+"""Act x grad, write norm and direct effect of every neuron and head."""
+
+DEBUGGING_REQUEST = (
+    *NEURONS_AND_HEADS,
+    _T.RESID_POST_EMBEDDING_NORM,
+    _T.TOKEN_ATTRIBUTION,
+    _T.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD,
+    _T.ALWAYS_ONE,
+    _T.MLP_POST_ACT,
+    _T.ATTN_QK_PROBS,
+    _T.LOGITS,
+)
+"""Everything that the debugging request derives (four groups, and the logits)."""
+
+GPT2_SMALL = DecoderConfig(
+    n_layers=12,
+    d_model=768,
+    n_heads=12,
+    n_key_value_heads=12,
+    d_head=64,
+    d_mlp=3072,
+    vocab_size=50257,
+    context_window=1024,
+)
+
+
+@cache
+def gpt2_small() -> Decoder:
+    """A decoder in the shape of GPT-2 small with seeded random weights."""
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    for name, shape in GPT2_SMALL.weight_shapes().items():
+        if name == "unembedding":
+            weights[name] = weights["embedding"].t()
+        else:
+            weights[name] = torch.randn(shape, generator=generator) * 0.02 + (1.0 if name.endswith("gain") else 0.0)
+    return Decoder(GPT2_SMALL, weights)
+
+
+class _IdsOnly:
+    """Stands where a tokenizer would: the benchmarks' prompts are ids."""
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Ids as text."""
+        return [str(token) for token in ids]
+
+
+@dataclass(frozen=True)
+class OneModel:
+    """A catalogue of one model without autoencoders."""
+
+    config: DecoderConfig
+
+    def model(self, _ref: str) -> ModelInfo:
+        """The model."""
+        c = self.config
+        dimensions = ModelDimensions(
+            n_layers=c.n_layers,
+            d_model=c.d_model,
+            n_heads=c.n_heads,
+            n_key_value_heads=c.n_key_value_heads,
+            d_head=c.d_head,
+            d_mlp=c.d_mlp,
+            vocab_size=c.vocab_size,
+            context_window=c.context_window,
+        )
+        return ModelInfo(
+            name="random",
+            handle="random@0:float32:cpu",
+            family="gpt2",
+            dimensions=dimensions,
+            element_type=TensorElementType.FLOAT32,
+            device="cpu",
+            digest="0",
+            parameter_bytes=0,
+            source="benchmark",
+            is_default=True,
+            state=ContextState.AVAILABLE,
+            autoencoders=(),
+        )
+
+    def autoencoder(self, ref: str, _model: str) -> AutoencoderInfo:
+        """There are none."""
+        raise KeyError(ref)
+
+    def autoencoder_by_config(self, config: AutoencoderConfig, _model: str) -> AutoencoderInfo:
+        """There are none."""
+        raise KeyError(config)
+
+    def tokenizer(self, _ref: str) -> Tokenizer:
+        """Ids only."""
+        return cast("Tokenizer", _IdsOnly())
+
+
+def request(n_tokens: int, types: Sequence[DerivedScalarType]) -> DeriveRequest:
+    """Ask for *types* of a random prompt, with a logit difference as the origin."""
+    generator = torch.Generator().manual_seed(n_tokens)
+    ids = torch.randint(0, GPT2_SMALL.vocab_size, (n_tokens,), generator=generator).tolist()
+    return DeriveRequest(
+        prompt=Prompt(token_ids=tuple(ids)),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5,), distractor_token_ids=(7,)),
+        derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in types),
+    )
+
+
+def plan(n_tokens: int, types: Sequence[DerivedScalarType]) -> Plan:
+    """The plan of `request`."""
+    return make_plan(request(n_tokens, types), OneModel(GPT2_SMALL))
