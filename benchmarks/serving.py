@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +41,17 @@ _PROMPT = "When Mary and John went to the store, John gave a drink to"
 _SMALL = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD)
 _LARGE_BYTES = 64 << 20
 _ECHO, _BYTES = "/bench.Bench/Echo", "/bench.Bench/Bytes"
+_BUFFER = memoryview(bytearray(range(256)) * (_LARGE_BYTES // 256))
+"""What the raw stream sends: as many bytes of real memory as our answer has."""
 _ROUNDS = 9
 _CALLS = 200
 
 
-def small_request() -> DeriveRequest:
-    """A small question to the embedded model."""
+def small_request(target: int = 0) -> DeriveRequest:
+    """A small question to the embedded model; each *target* makes a run of its own, which no recording answers."""
     return DeriveRequest(
         prompt=Prompt(text=_PROMPT),
-        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_tokens=(" Mary",), distractor_tokens=(" John",)),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(target,), distractor_token_ids=(7,)),
         derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in _SMALL),
     )
 
@@ -89,16 +93,15 @@ async def _echo(request: bytes, _: object) -> bytes:
     return request
 
 
-async def _bytes(request: bytes, _: object) -> AsyncIterator[bytes]:
-    chunk = bytes(CHUNK_BYTES)
-    for _ in range(int(request) // CHUNK_BYTES):
-        yield chunk
+async def _bytes(_request: bytes, _: object) -> AsyncIterator[bytes]:
+    for start in range(0, _LARGE_BYTES, CHUNK_BYTES):
+        yield bytes(_BUFFER[start : start + CHUNK_BYTES])
 
 
 async def _serve(wide: str, ready: Connection) -> None:
     """Our server, and a bare one on the same event loop; until the pipe closes."""
     bare = grpc.aio.server()
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Bytes": grpc.unary_stream_rpc_method_handler(_bytes),
     }
@@ -155,15 +158,20 @@ async def _drain(stream: Any) -> int:
     return size
 
 
+async def _derive(client: AsyncClient, targets: Iterator[int]) -> None:
+    await client.derive_request(small_request(next(targets)))
+
+
 def _in_process() -> Callable[[], Awaitable[object]]:
     """The small question without a server: plan, run, derive."""
     from dst_grpc.contexts.loading import FileLoader
 
     registry = Registry.build(models={}, device="cpu")
+    targets = itertools.count()
     decoder = FileLoader().load_model(registry.model_entry("embedded"), lambda _: None).decoder
 
     async def call() -> None:
-        (outcome,) = run([make_plan(small_request(), registry)], decoder, {})
+        (outcome,) = run([make_plan(small_request(next(targets)), registry)], decoder, {})
         for scalar in outcome.plan.scalars:
             derivation = outcome.derivation(scalar)
             for layer in scalar.task.layers:
@@ -181,11 +189,12 @@ async def _report(address: str, bare_address: str) -> list[str]:
         AsyncClient(address) as client,
     ):
         stub: Any = DerivedScalarServiceStub(channel)
-        echo, stream = bare.unary_unary(_ECHO), bare.unary_stream(_BYTES)
+        echo: Any = bare.unary_unary(_ECHO)
+        stream: Any = bare.unary_stream(_BYTES)
         small, large = derive_request_to_wire(small_request()), derive_request_to_wire(large_request())
-        found = await _medians(
-            {"in process": _in_process(), "over loopback": lambda: client.derive_request(small_request())}, 50
-        )
+        targets = itertools.count()
+        over_loopback = partial(_derive, client, targets)
+        found = await _medians({"in process": _in_process(), "over loopback": over_loopback}, 50)
         added = (found["over loopback"] - found["in process"]) * 1e3
         lines.append(
             f"Derive, small answer: {found['over loopback'] * 1e3:.2f} ms over loopback,"
@@ -195,7 +204,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
         found = await _medians(
             {
                 "ours": lambda: _drain(stub.Derive(large)),
-                "raw": lambda: _drain(stream(str(_LARGE_BYTES).encode())),
+                "raw": lambda: _drain(stream(b"")),
                 "client": lambda: client.derive_request(large_request()),
             },
             _ROUNDS,

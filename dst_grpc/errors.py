@@ -158,10 +158,10 @@ class Violations:
         return len(self._found)
 
     def raise_if_any(self) -> None:
-        """Raise InvalidRequest with all that was found, or return. A reason that all share is its reason."""
+        """Raise InvalidRequest with all that was found, each once, or return. A reason that all share is its reason."""
         if self._found:
             reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
-            raise InvalidRequest(self._found, reason=reason)
+            raise InvalidRequest(dict.fromkeys(self._found), reason=reason)
 
 
 class NotFound(DstError):

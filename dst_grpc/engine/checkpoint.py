@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,7 @@ _INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 1 << 26
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint whose config and headers are sound. Holds no weights."""
 
@@ -60,8 +61,13 @@ class Checkpoint:
 
     def bytes_as(self, dtype: torch.dtype) -> int:
         """Bytes of the weights as *dtype*, a tied one counted once."""
+        return dtype.itemsize * self.parameter_count
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Weights, a tied one counted once."""
         shapes = self.config.weight_shapes()
-        return dtype.itemsize * sum(math.prod(shapes[name]) for name in self.sources)
+        return sum(math.prod(shapes[name]) for name in self.sources)
 
     def digest(self) -> str:
         """SHA-256 over all files; reads them whole the first time. Raises DataLoss if they changed."""

@@ -61,6 +61,8 @@ class Ablation:
     """What to put there."""
     pass_type: PassType
     """Overwrite the value, or the gradient that flows on."""
+    n_tokens: int | None = None
+    """Length of the prompt in a padded batch: what is selected whole ends there. None = no padding."""
 
     def is_at(self, site: Site) -> bool:
         """Whether it applies at *site*."""
@@ -68,7 +70,10 @@ class Ablation:
 
     def apply(self, x: torch.Tensor) -> None:
         """Overwrite the entries of *x* [b, ...] in place."""
-        selection = tuple(slice(None) if index is None else index for index in self.indices)
+        selection = tuple(
+            index if index is not None else slice(self.n_tokens if axis.is_sequence_token_dimension else None)
+            for index, axis in zip(self.indices, self.location.dimensions, strict=True)
+        )
         x[(self.row, *selection)] = self.value
 
 

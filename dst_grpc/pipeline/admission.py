@@ -83,21 +83,24 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-            else:  # Admitted and cancelled at once: give the bytes back.
+            if not turn.cancelled():  # Admitted and cancelled at once: give the bytes back.
                 self._used_bytes -= estimated_bytes
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
             self._wake()
             raise
 
     def _wake(self) -> None:
         while self._waiting and self._used_bytes + self._waiting[0][0] <= self._max_bytes:
             estimated_bytes, turn = self._waiting.popleft()
-            self._used_bytes += estimated_bytes
-            turn.set_result(None)
+            if not turn.done():  # A caller that is gone has not taken itself off the queue yet.
+                self._used_bytes += estimated_bytes
+                turn.set_result(None)
 
     def close(self) -> None:
         """Refuse everyone from now on, and those who wait."""
         self._is_closed = True
         while self._waiting:
-            self._waiting.popleft()[1].set_exception(Unavailable("the server is stopping", reason=Reason.DRAINING))
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(Unavailable("the server is stopping", reason=Reason.DRAINING))

@@ -14,6 +14,7 @@ import torch
 
 from dst_grpc import __version__
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import (
     AnswerHeader,
     DenseTensor,
@@ -39,6 +40,8 @@ _TORCH_TYPES = {
     TensorElementType.FLOAT16: torch.float16,
     TensorElementType.BFLOAT16: torch.bfloat16,
 }
+
+_ATTENTION_MATRICES = {ActivationLocationType.ATTN_QK_LOGITS, ActivationLocationType.ATTN_QK_PROBS}
 
 Part = DenseTensor | SparseTensor
 
@@ -83,7 +86,8 @@ class AnswerBuilder:
 
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
-        attention = "eager" if any(site[0].value.startswith("attn.qk") for site in self._plan.values) else "sdpa"
+        touched = {location for location, _ in self._plan.values} | {a.location for a in self._plan.ablations}
+        attention = "eager" if touched & _ATTENTION_MATRICES else "sdpa"
         return RunSummary(
             statistics=replace(self._outcome.statistics, derive_seconds=self._derive_seconds),
             provenance=Provenance(

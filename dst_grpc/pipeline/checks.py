@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.components import Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation
-from dst_grpc.pipeline.cost import Sizes, n_latents
+from dst_grpc.pipeline.cost import Sizes, set_of
 from dst_grpc.scalars.reads import INPUT_LOCATION
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def check_layer(problems: Violations, layer: int | None, path: str, n_layers: in
         problems.add(path, f"must be below the number of layers {n_layers}, not {layer}")
 
 
+def check_covered(problems: Violations, info: AutoencoderInfo, layer: int | None, path: str) -> None:
+    """Note a layer that an autoencoder set has none for."""
+    if layer is not None and layer not in info.layer_indices:
+        problems.add(path, f"{info.name} does not cover layer {layer}")
+
+
 def check_positions(
     problems: Violations, indices: TensorIndices, sizes: Sequence[tuple[Dimension, int]], path: str
 ) -> None:
@@ -49,7 +55,11 @@ def check_positions(
 def check_node(problems: Violations, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderInfo]) -> None:
     """Note what of a node does not exist in the model, prompt or autoencoder."""
     check_layer(problems, node.layer_index, f"{path}.layer_index", sizes.n_layers)
-    latents = n_latents(sets, node.node_type) if node.node_type.is_autoencoder_latent and sets else 2**32
+    latents = 2**32
+    if node.node_type.is_autoencoder_latent and sets:
+        info = set_of(sets, node.node_type)
+        check_covered(problems, info, node.layer_index, f"{path}.layer_index")
+        latents = info.n_latents
     axes = [(dimension, sizes.of(dimension, latents)) for dimension in _AXES_OF_NODE.get(node.node_type, ())]
     check_positions(problems, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
@@ -96,8 +106,8 @@ def check_ablation(
             f"{path}.index.activation_location_type",
             f"{location} exists only while an autoencoder that has it is named in autoencoders",
         )
-    if owner is not None and index.layer_index is not None and index.layer_index not in owner.layer_indices:
-        problems.add(f"{path}.index.layer_index", f"{owner.name} does not cover layer {index.layer_index}")
+    if owner is not None:
+        check_covered(problems, owner, index.layer_index, f"{path}.index.layer_index")
     latents = owner.n_latents if owner is not None else 2**32
     axes = [(dimension, sizes.of(dimension, latents)) for dimension in location.dimensions]
     check_positions(problems, index.tensor_indices, axes, f"{path}.index.tensor_indices")

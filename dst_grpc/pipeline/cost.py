@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.resolution import AutoencoderInfo, CostEstimate, ModelDimensions
 from dst_grpc.domain.results import Axis
+from dst_grpc.domain.scalar_facts import Component
+from dst_grpc.scalars.reads import reads_head_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,10 +58,13 @@ class Sizes:
     def axes(self, task: Task, sets: Sequence[AutoencoderInfo]) -> tuple[Axis, ...]:
         """Axes, with sizes, of one layer's tensor of *task*."""
         facts = task.facts
-        latents = n_latents(sets, facts.autoencoder) if facts.autoencoder else 0
+        latents = set_of(sets, facts.autoencoder).n_latents if facts.autoencoder else 0
         axes = [Axis(dimension, self.of(dimension, latents)) for dimension in facts.dimensions]
+        pairs = self.n_tokens * (self.n_tokens + 1) // 2
         if facts.is_flattened:
-            axes[0] = Axis(axes[0].dimension, self.n_tokens * (self.n_tokens + 1) // 2)
+            axes[0] = Axis(axes[0].dimension, pairs)
+        elif facts.component is Component.OFFLINE_LATENT and reads_head_pairs(task.kinds.of(facts.node_type)):
+            axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
         return tuple(axes)
 
     def site_bytes(self, site: Site, latents: int) -> int:
@@ -67,10 +72,9 @@ class Sizes:
         return _BYTES * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
 
 
-def n_latents(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> int:
-    """Latents of the set whose node type is *node_type*; for a generic latent those of the only set."""
-    exact = [info.n_latents for info in sets if info.node_type is node_type]
-    return exact[0] if exact else next((info.n_latents for info in sets), 0)
+def set_of(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> AutoencoderInfo:
+    """The set whose latents are *node_type*; for a generic latent the only, or first, of *sets*, which has some."""
+    return next((info for info in sets if info.node_type is node_type), sets[0])
 
 
 def parameters_of_blocks(model: ModelDimensions) -> int:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
 from dst_grpc.domain.results import Axis
 from dst_grpc.engine.taps import LATENT_LOCATION
-from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations
+from dst_grpc.errors import InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.checks import check_ablation, check_trace_indices
 from dst_grpc.pipeline.cost import Sizes, estimate_cost
+from dst_grpc.pipeline.lookup import Catalogue, Lookup
 from dst_grpc.pipeline.tasks import TaskBuilder, Wants
 from dst_grpc.scalars.loss import TokenLoss
 from dst_grpc.scalars.reads import INPUT_LOCATION
@@ -26,7 +28,7 @@ from dst_grpc.scalars.task import Kinds, Task, residual_of_trace, residuals_of_t
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+    from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
@@ -38,22 +40,6 @@ MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
 _GENERIC_LATENT = _L.ONLINE_AUTOENCODER_LATENT
 _AFTER_LAYERS = frozenset({_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE})
-
-
-class Catalogue(Protocol):
-    """What can be loaded, known without loading it."""
-
-    def model(self, ref: str) -> ModelInfo:
-        """The model of a name or handle; raises NotFound."""
-
-    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
-        """The autoencoder set of a name or handle, for a model; raises NotFound."""
-
-    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
-        """The autoencoder set at given paths; raises NotAllowed outside the allowed roots."""
-
-    def tokenizer(self, ref: str) -> Tokenizer:
-        """The tokenizer of a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +87,7 @@ class PlannedScalar:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A request, checked and completed: everything that a run needs but weights."""
 
@@ -113,6 +99,8 @@ class Plan:
     loss: TokenLoss | None
     spliced: tuple[AutoencoderInfo, ...]
     """Autoencoders in the graph."""
+    origin_sets: tuple[AutoencoderInfo, ...]
+    """The autoencoders that a traced latent belongs to: those in the graph, else those of the shared config."""
     autoencoders: tuple[AutoencoderInfo, ...]
     """Every autoencoder in use, spliced or not, without repetition."""
     ablations: tuple[Ablation, ...]
@@ -128,10 +116,10 @@ class Plan:
     """The canonical shared config."""
     cost: CostEstimate
 
-    @property
-    def origin_sets(self) -> tuple[AutoencoderInfo, ...]:
-        """The autoencoders that a traced latent belongs to."""
-        return self.spliced or self.autoencoders
+    @cached_property
+    def resolutions(self) -> tuple[ScalarResolution, ...]:
+        """What is said of its derived scalars to the client, in order."""
+        return tuple(scalar.resolution() for scalar in self.scalars)
 
     @property
     def run_key(self) -> Hashable:
@@ -171,6 +159,7 @@ class _Planner:
         self._request, self._catalogue = request, catalogue
         self._problems, self._missing = Violations(), Wants()
         self._model = catalogue.model(self._model_ref())
+        self._lookup = Lookup(catalogue, self._model, self._problems)
         self._sizes = Sizes(self._model.dimensions, self._model.dimensions.context_window)
 
     def _model_ref(self) -> str:
@@ -185,7 +174,8 @@ class _Planner:
             self._sizes = Sizes(self._model.dimensions, len(tokens))
         loss = self._loss(tokenizer)
         spliced = self._spliced()
-        shared_sets = self._sets(request.config, "config", spliced)
+        self._lookup.check_model(request.config, "config")
+        shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         kinds = kinds_of(spliced or shared_sets)
         self._check_origin(kinds, spliced or shared_sets)
         ablations = self._ablations(spliced)
@@ -230,6 +220,7 @@ class _Planner:
             token_strings=tuple(tokenizer.token_strings(tokens)),
             loss=loss,
             spliced=spliced,
+            origin_sets=spliced or shared_sets,
             autoencoders=tuple(everything.values()),
             ablations=ablations,
             scalars=scalars,
@@ -248,9 +239,11 @@ class _Planner:
             return ()
         if prompt.text is not None:
             tokens = tuple(tokenizer.encode(prompt.text))
+            self._problems.check(bool(tokens), "prompt.text", "holds no token")
         else:
             tokens = prompt.token_ids or ()
-            vocabulary = self._model.dimensions.vocab_size
+            # An embedding may be padded with rows that are no token's.
+            vocabulary = min(self._model.dimensions.vocab_size, tokenizer.vocab_size)
             for i, token in enumerate(tokens):
                 if token >= vocabulary:
                     field = f"prompt.token_ids.token_ids[{i}]"
@@ -281,24 +274,14 @@ class _Planner:
         return TokenLoss(given.name, tuple(ids["target"]), tuple(ids["distractor"]))
 
     def _spliced(self) -> tuple[AutoencoderInfo, ...]:
-        found = [self._catalogue.autoencoder(ref, self._model.name) for ref in self._request.autoencoders]
-        for i, info in enumerate(found):
+        found = self._lookup.sets(self._request.autoencoders, "autoencoders")
+        for path, info in found.items():
             self._problems.check(
                 info.can_be_spliced,
-                f"autoencoders[{i}]",
+                path,
                 f"{info.name} reads {info.dst} and can only be read offline: name it in config instead",
             )
-        self._check_node_types(found, "autoencoders")
-        return tuple(found)
-
-    def _check_node_types(self, sets: Sequence[AutoencoderInfo], field: str) -> None:
-        """Rule 18: at most one autoencoder per node type."""
-        seen: dict[NodeType, str] = {}
-        for i, info in enumerate(sets):
-            if info.node_type in seen:
-                other = seen[info.node_type]
-                self._problems.add(f"{field}[{i}]", f"{info.name} and {other} both have latents of {info.node_type}")
-            seen[info.node_type] = info.name
+        return tuple(info for info in found.values() if info.can_be_spliced)
 
     def _check_origin(self, kinds: Kinds, sets: tuple[AutoencoderInfo, ...]) -> None:
         trace = self._request.trace_config
@@ -316,29 +299,14 @@ class _Planner:
 
     # The derived scalars
 
-    def _sets(self, config: DstConfig, path: str, spliced: tuple[AutoencoderInfo, ...]) -> tuple[AutoencoderInfo, ...]:
-        """The autoencoders that *config* names, in the reference's precedence; the spliced ones if it names none."""
-        name = self._model.name
-        given = config.autoencoder_config
-        by_path = None if given is None else self._catalogue.autoencoder_by_config(given, name)
-        if config.autoencoder_context is not None:
-            info = self._catalogue.autoencoder(config.autoencoder_context, name)
-            if by_path is not None and (by_path.dst, by_path.layer_indices) != (info.dst, info.layer_indices):
-                self._problems.add(f"{path}.autoencoder_config", f"differs from {info.name}, the autoencoder_context")
-            return (info,)
-        if config.multi_autoencoder_context is not None:
-            sets = [self._catalogue.autoencoder(ref, name) for ref in config.multi_autoencoder_context]
-            self._check_node_types(sets, f"{path}.multi_autoencoder_context.autoencoder_contexts")
-            return tuple(sets)
-        return (by_path,) if by_path is not None else spliced
-
     def _scalar(self, index: int, loss: TokenLoss | None, spliced: tuple[AutoencoderInfo, ...]) -> PlannedScalar | None:
         request = self._request
         spec = request.derived_scalars[index]
         config = request.config_of(spec)
         path = "config" if spec.config is None else f"derived_scalars[{index}].config"
-        self._check_model_agrees(config, path)
-        sets = self._sets(config, path, spliced)
+        if spec.config is not None:
+            self._lookup.check_model(config, path)
+        sets = self._lookup.sets_of(config, path, spliced)
         builder = TaskBuilder(
             request=request,
             spec=spec,
@@ -370,19 +338,6 @@ class _Planner:
         count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._problems.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
-
-    def _check_model_agrees(self, config: DstConfig, path: str) -> None:
-        for field in ("model_context", "model_name"):
-            ref = getattr(config, field)
-            if ref is None:
-                continue
-            try:
-                other = self._catalogue.model(ref).name
-            except NotFound as error:
-                self._problems.add(f"{path}.{field}", error.message)
-                continue
-            if other != self._model.name:
-                self._problems.add(f"{path}.{field}", f"is {other!r}, but the request's model is {self._model.name!r}")
 
     def _canonical(
         self,

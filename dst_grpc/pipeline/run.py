@@ -104,7 +104,11 @@ def _taps(plans: Sequence[Plan], sets: Mapping[str, AutoencoderSet]) -> Taps:
     return Taps(
         values=frozenset().union(*(plan.values for plan in plans)),
         gradients=frozenset().union(*(plan.gradients for plan in plans)),
-        ablations=[replace(ablation, row=row) for row, plan in enumerate(plans) for ablation in plan.ablations],
+        ablations=[
+            replace(ablation, row=row, n_tokens=len(plan.token_ids))
+            for row, plan in enumerate(plans)
+            for ablation in plan.ablations
+        ],
         splices=splices,
     )
 

@@ -7,7 +7,6 @@ more than its own recorded taps.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
@@ -16,12 +15,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunStatistics, RunSummary, SparseTensor
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
 from dst_grpc.errors import InvalidRequest, PreconditionFailed
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
+from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.plan import Plan, make_plan
-from dst_grpc.pipeline.run import Outcome, run
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.lease import Lease
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+    from dst_grpc.pipeline.run import Outcome
 
 _PULL_BYTES = 1 << 20
 """Tensors are brought from the device's thread in helpings of at least this size, or a small answer at once."""
@@ -47,8 +47,8 @@ class Pipeline:
         self._registry, self._cache = registry, cache
         limits = limits or Limits()
         self._admission = Admission(limits)
-        self._workers: dict[str, Worker] = {}
-        self._store = RecordingStore(limits.store_bytes)
+        self._devices: dict[str, tuple[Worker, Batcher]] = {}
+        self._store_bytes = limits.store_bytes
         self._plans: OrderedDict[DeriveRequest, Plan] = OrderedDict()
 
     async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
@@ -85,13 +85,14 @@ class Pipeline:
             raise InvalidRequest.of("prompt", "is required")
         plan = self._plan(request)
         names = [info.name for info in plan.autoencoders]
-        queued = time.perf_counter()
         async with (
             self._admission.admitted(plan.cost.peak_bytes),
             self._cache.lease(plan.model.name, names) as lease,
         ):
-            worker = self._worker(lease.model.device)
-            answer, helping, rest = await worker.submit(lambda: _begin(plan, lease, self._store, queued))
+            worker, batcher = self._device(lease.model.device)
+            sets = {context.name: context for context in lease.autoencoders.values()}
+            outcome = await batcher.run(plan, lease.model.decoder, sets)
+            answer, helping, rest = await worker.submit(partial(_begin, outcome, lease, sets))
             yield answer.header()
             async with aclosing(_pulled(worker, helping, rest)) as helpings:
                 async for ready in helpings:
@@ -102,7 +103,7 @@ class Pipeline:
     async def close(self) -> None:
         """Refuse what waits and stop the workers."""
         self._admission.close()
-        for worker in self._workers.values():
+        for worker, _ in self._devices.values():
             await worker.close()
 
     def _plan(self, request: DeriveRequest) -> Plan:
@@ -115,10 +116,11 @@ class Pipeline:
         self._plans.move_to_end(key)
         return plan
 
-    def _worker(self, device: str) -> Worker:
-        if device not in self._workers:
-            self._workers[device] = Worker(device)
-        return self._workers[device]
+    def _device(self, device: str) -> tuple[Worker, Batcher]:
+        if device not in self._devices:
+            worker = Worker(device)
+            self._devices[device] = worker, Batcher(worker, RecordingStore(self._store_bytes))
+        return self._devices[device]
 
     def _resolution(self, plan: Plan) -> Resolution:
         sets = plan.autoencoders
@@ -127,7 +129,7 @@ class Pipeline:
             device=plan.model.device,
             model=self._cache.describe(plan.model),
             autoencoders=tuple(self._cache.describe(info) for info in sets),
-            scalars=tuple(scalar.resolution() for scalar in plan.scalars),
+            scalars=plan.resolutions,
             cost=plan.cost,
             contexts=tuple(map(self._cache.status, (plan.model.name, *(info.name for info in sets)))),
         )
@@ -171,18 +173,9 @@ async def _pulled(worker: Worker, helping: list[Part], rest: Iterator[Part] | No
 
 
 def _begin(
-    plan: Plan, lease: Lease, store: RecordingStore, queued: float
+    outcome: Outcome, lease: Lease, sets: dict[str, AutoencoderContext]
 ) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
-    """Run *plan*, unless its run is still recorded, and take the first helping; on the device's thread."""
-    started = time.perf_counter()
-    sets: dict[str, AutoencoderContext] = {context.name: context for context in lease.autoencoders.values()}
-    recording, statistics = store.find(plan), RunStatistics(forward_passes=0, backward_passes=0)
-    if recording is None:
-        (outcome,) = run([store.widened(plan)], lease.model.decoder, sets)
-        recording, statistics = outcome.recording, outcome.statistics
-        store.keep(plan, recording)
-    statistics = replace(statistics, queue_seconds=started - queued)
-    outcome = Outcome(plan, lease.model.decoder, sets, recording, statistics, batch_size=1)
+    """Start the answer and take the first helping; on the device's thread."""
     answer = AnswerBuilder(outcome, lease.model, sets)
     tensors = answer.tensors()
     helping = _helping(tensors)

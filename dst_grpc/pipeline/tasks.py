@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType
+from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Backward, Component, Direction, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
-from dst_grpc.pipeline.checks import check_layer, check_node, check_trace_indices
+from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
 from dst_grpc.scalars.reads import INPUT_LOCATION, Read, reads
 from dst_grpc.scalars.task import Kinds, Task
 
@@ -37,6 +37,7 @@ _WORDS = {
     NodeType.MLP_AUTOENCODER_LATENT: "an autoencoder of the MLPs",
     NodeType.ATTENTION_AUTOENCODER_LATENT: "an autoencoder of attention",
 }
+_LATENT_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
 _ATTENTION_READERS = (_T.RESID_DELTA_ATTN,)
 _KINDS_READ = {
     _T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
@@ -71,10 +72,10 @@ class Wants:
     def check_trace(self, trace: TraceConfig, kinds: Kinds, path: str, *, has_loss: bool) -> None:
         """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
         node_type = trace.node_index.node_type
-        if node_type.is_autoencoder_latent and kinds.of(node_type) is None:
+        if node_type.is_autoencoder_latent and kinds.of(node_type) not in INPUT_LOCATION:
             self.add(
                 f"{path}.node_index.node_type",
-                f"a trace from {node_type} needs {_WORDS[node_type]}: name it in autoencoders",
+                f"a trace from {node_type} needs {_WORDS[node_type]} that can be spliced: name it in autoencoders",
                 Reason.AUTOENCODER_REQUIRED,
             )
         if trace.downstream_trace_config is not None:
@@ -92,9 +93,9 @@ class Wants:
         return len(self._found)
 
     def raise_if_any(self) -> None:
-        """Raise PreconditionFailed with all that was found, or return."""
+        """Raise PreconditionFailed with all that was found, each once, or return."""
         if self._found:
-            raise PreconditionFailed(self._found, reason=self._reasons[0])
+            raise PreconditionFailed(dict.fromkeys(self._found), reason=self._reasons[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,11 @@ class TaskBuilder:
             f"{path}.node_index.tensor_indices",
             f"{self._name} needs all tokens and one latent",
         )
+        info = self._own_set()
+        if info is not None:
+            # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
+            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in _LATENT_AXES]
+            check_positions(self.problems, indices, axes, f"{path}.node_index.tensor_indices")
         if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
             given = list(self.config.layer_indices or ())
             description = f"must be the traced layer {node.layer_index}, not {given}"
@@ -280,7 +286,7 @@ class TaskBuilder:
         self.problems.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
         self._check_subnode(node, path)
         if node.node_type in _WORDS:
-            self._check_node_autoencoder(node, path)
+            self._check_node_autoencoder(node)
 
     def _check_subnode(self, node: NodeIndex, path: str) -> None:
         if self._facts.direction is not Direction.SUBNODE_GRAD:
@@ -289,16 +295,13 @@ class TaskBuilder:
         if is_head and not isinstance(node, AttnSubNodeIndex):
             self.missing.add(f"{path}.q_k_or_v", f"{self._name} needs the query, key or value of a head")
 
-    def _check_node_autoencoder(self, node: NodeIndex, path: str) -> None:
+    def _check_node_autoencoder(self, node: NodeIndex) -> None:
         kind = self._kinds.of(node.node_type)
         if kind is None or kind not in INPUT_LOCATION:
             description = f"{self._name} needs {_WORDS[node.node_type]} for this node"
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        info = next(info for info in self.sets if info.dst is kind)
-        self._check_is_spliced(info)
-        if node.layer_index is not None and node.layer_index not in info.layer_indices:
-            self.problems.add(f"{path}.layer_index", f"{info.name} does not cover layer {node.layer_index}")
+        self._check_is_spliced(next(info for info in self.sets if info.dst is kind))
 
     # Reads of the vocabulary
 
@@ -329,7 +332,9 @@ class TaskBuilder:
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
         else:
-            width = next(info.n_latents for info in self.sets if info.dst is self._kinds.mlp)
+            info = next(info for info in self.sets if info.dst is self._kinds.mlp)
+            check_covered(self.problems, info, index.layer_index, f"{path}.layer_index")
+            width = info.n_latents
         self.problems.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")
 
     # Layers and origin

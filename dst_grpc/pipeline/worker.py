@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.errors import Exhausted, Reason, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,22 +22,51 @@ class Worker:
     def __init__(self, device: str) -> None:
         """Start the thread of *device*."""
         self._device = device
+        self._is_closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
 
     async def submit(self, job: Callable[[], T]) -> T:
-        """Run *job* and give its result; raises Exhausted (OUT_OF_MEMORY) if the device cannot hold it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, job)
+        """Run *job* and give its result.
+
+        Raises:
+            Exhausted: (OUT_OF_MEMORY) if the device cannot hold it.
+            Unavailable: (DRAINING) if the worker is closed before the job runs.
+        """
+        self._check_open()
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_closed and task is not None and not task.cancelling():
+                raise _stopping() from None  # it is the job that was dropped, not its caller who went away
+            raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _stopping()
 
     def _guarded(self, job: Callable[[], T]) -> T:
         try:
             return job()
         except torch.OutOfMemoryError as error:
-            if self._device.startswith("cuda"):
-                torch.cuda.empty_cache()
-            message = f"{self._device} ran out of memory; ask for fewer derived scalars, layers or tokens"
-            raise Exhausted(message, reason=Reason.OUT_OF_MEMORY) from error
+            raise self.translated(error) from error
+
+    def translated(self, error: Exception) -> Exception:
+        """*error*, or what the caller is told in its place."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            return error
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        message = f"{self._device} ran out of memory; ask for fewer derived scalars, layers or tokens"
+        return Exhausted(message, reason=Reason.OUT_OF_MEMORY)
 
     async def close(self) -> None:
         """Let the running job end and drop the others."""
+        self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the server is stopping", reason=Reason.DRAINING)

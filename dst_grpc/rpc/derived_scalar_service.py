@@ -76,8 +76,8 @@ async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> Asyn
     cutter = FrameCutter(request.request_id)
     async with aclosing(pipeline.derive(request)) as parts:
         async for part in parts:
-            for response in cutter.cut_into(inference_pb2.DeriveResponse, part):
-                yield response.SerializeToString()
+            for response in cutter.cut_serialised(part):
+                yield response
 
 
 class DeriveItems:

@@ -17,8 +17,8 @@ from dst_grpc.domain.components import LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.reads import component_taps, offline_inputs
-from dst_grpc.scalars.task import given
+from dst_grpc.scalars.reads import component_taps, offline_inputs, reads_head_pairs
+from dst_grpc.scalars.task import given, location_of_latents
 
 if TYPE_CHECKING:
     from dst_grpc.engine.autoencoder import Autoencoder
@@ -226,6 +226,11 @@ class HeadPairs(Writer):
         """[T, U, H, d]."""
         return self.probs.unsqueeze(-1) * self._value_writes()
 
+    def write_of_pairs(self) -> torch.Tensor:
+        """[P, H, d], without making the upper triangle."""
+        t, u = torch.tril_indices(*self.probs.shape[:2], device=self.probs.device)
+        return self.probs[t, u].unsqueeze(-1) * self._value_writes()[u]
+
     def summed_write(self) -> torch.Tensor:
         """[T, U, d]."""
         return torch.einsum("tuh,uhd->tud", self.probs, self._value_writes())
@@ -289,19 +294,15 @@ def latent_rows(subject: Subject, node_type: NodeType, layer: int) -> LatentRows
     return LatentRows(subject.autoencoder(node_type, layer), neurons)
 
 
-def location_of_latents(subject: Subject, node_type: NodeType) -> LocationWithinLayer:
-    """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
-    attention = subject.kinds.of(node_type) in {DerivedScalarType.RESID_DELTA_ATTN, DerivedScalarType.ATTN_WRITE}
-    return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
-
-
 def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int) -> torch.Tensor:
-    """Latents [T, Z] computed from recorded taps (specification, 7.3)."""
-    kind = subject.kinds.of(node_type)
+    """Latents [T, Z], or [P H, Z] of heads' writes, computed from recorded taps (specification, 7.3)."""
+    kind, block = subject.kinds.of(node_type), subject.decoder.layers[layer]
     taps = [evidence.value((tap, layer)) for tap in offline_inputs(kind)]
     read = taps[0]
-    if kind in {DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
-        read = read @ subject.decoder.layers[layer].mlp_out
+    if reads_head_pairs(kind):
+        read = HeadPairs(taps[0], None, taps[1], block).write_of_pairs().flatten(0, 1)
+    elif kind in {DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
+        read = read @ block.mlp_out
     return subject.autoencoder(node_type, layer).encode(read)
 
 
@@ -328,7 +329,7 @@ def writer(
         x = evidence.value((taps[0], layer))
         return Scaled(x, gradient(x, taps[0]), NeuronRows(block), LocationWithinLayer.MLP)
     node_type = facts.autoencoder or facts.node_type
-    rows, location = latent_rows(subject, node_type, given(layer)), location_of_latents(subject, node_type)
+    rows, location = latent_rows(subject, node_type, given(layer)), location_of_latents(node_type, subject.kinds)
     if facts.component is Component.OFFLINE_LATENT:
         return Scaled(offline_latents(subject, evidence, node_type, given(layer)), None, rows, location)
     x = evidence.value((taps[0], layer))

@@ -13,11 +13,11 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Backward, Component, Direction, Form, Quantity
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.scalars.components import Writer, offline_latents, writer
-from dst_grpc.scalars.edges import in_edge, location_of_node, node_write, subnode_gradient
+from dst_grpc.scalars.edges import in_edge, node_write, subnode_gradient
 from dst_grpc.scalars.evidence import Evidence, dimension_sizes
 from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.recompute import Subject, gradient_at, local_gradient
-from dst_grpc.scalars.task import Residual, Task, final_residual, given, residual_entering
+from dst_grpc.scalars.task import Residual, Task, final_residual, given, location_of_node, residual_entering
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import LocationWithinLayer
@@ -167,7 +167,7 @@ class Derivation:
         if self.task.facts.quantity is Quantity.WRITE:
             return write
         direction, residual = self._direction
-        precedes = residual.is_after(location_of_node(self.subject, given(self.task.node)), layer)
+        precedes = residual.is_after(location_of_node(given(self.task.node), self.task.kinds), layer)
         projected = (write * direction).sum(dim=-1, keepdim=True)
         return projected if precedes else torch.zeros_like(projected)
 

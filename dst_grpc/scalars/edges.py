@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType
+from dst_grpc.domain.components import AttentionTraceType, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Quantity
-from dst_grpc.scalars.components import latent_rows, location_of_latents
+from dst_grpc.scalars.components import latent_rows
 from dst_grpc.scalars.reads import NODE_OF_COMPONENT, edge_gradient_tap, latent_location, subnode_component
 from dst_grpc.scalars.recompute import activation, gradient_at, heads
-from dst_grpc.scalars.task import Residual, Task, given, residual_before
+from dst_grpc.scalars.task import Residual, Task, given, location_of_node, residual_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.scalars.evidence import Evidence
     from dst_grpc.scalars.recompute import Subject
 
@@ -61,7 +60,7 @@ def in_edge(subject: Subject, evidence: Evidence, task: Task, layer: int, write:
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
     residual = residual_before(node_type, layer, task.kinds)
     node = given(task.node)
-    if not residual.is_after(location_of_node(subject, node), node.layer_index):
+    if not residual.is_after(location_of_node(node, task.kinds), node.layer_index):
         return None
     rho, gradient, detach_scale = evidence.value(residual.site), None, True
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
@@ -105,13 +104,6 @@ def subnode_gradient(subject: Subject, evidence: Evidence, task: Task) -> tuple[
         return ends[node.tensor_indices]
 
     return gradient_at(attribution, rho), residual
-
-
-def location_of_node(subject: Subject, node: NodeIndex) -> LocationWithinLayer:
-    """Where a node lies within its layer."""
-    if node.node_type.is_autoencoder_latent:
-        return location_of_latents(subject, node.node_type)
-    return LocationWithinLayer.ATTN if node.node_type is NodeType.ATTENTION_HEAD else LocationWithinLayer.MLP
 
 
 def node_write(subject: Subject, evidence: Evidence, task: Task) -> torch.Tensor:

@@ -18,6 +18,7 @@ from dst_grpc.scalars.task import (
     Task,
     final_residual,
     given,
+    location_of_node,
     residual_before,
     residual_entering,
     residuals_of_trace_value,
@@ -71,11 +72,16 @@ def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType
     return LATENT_LOCATION[INPUT_LOCATION[given(kinds.of(node_type))]]
 
 
+def reads_head_pairs(kind: DerivedScalarType | None) -> bool:
+    """Whether an autoencoder of *kind* reads the writes of single heads, a row for each pair of tokens and head."""
+    return kind is DerivedScalarType.ATTN_WRITE
+
+
 def offline_inputs(kind: DerivedScalarType | None) -> tuple[ActivationLocationType, ...]:
     """The taps that offline latents are computed from; RESID_DELTA_MLP is rebuilt without its bias (Q5)."""
     if kind is DerivedScalarType.RESID_DELTA_ATTN:
         return (_L.RESID_DELTA_ATTN,)
-    if kind is DerivedScalarType.ATTN_WRITE:
+    if reads_head_pairs(kind):
         return _TAPS_OF_COMPONENT[Component.HEAD_PAIR]
     return (_L.MLP_POST_ACT,)
 
@@ -126,10 +132,16 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
 
 
 def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
-    """The residual before the downstream component and, for attributions, the component's gradient."""
-    facts = task.facts
+    """The residual before the downstream component and, for attributions, the component's gradient.
+
+    Nothing where the upstream node comes too late for the layer: a gradient there would make the backward pass longer.
+    """
+    facts, node = task.facts, given(task.node)
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
-    yield _FORWARD, residual_before(node_type, layer, task.kinds).site
+    residual = residual_before(node_type, layer, task.kinds)
+    if not residual.is_after(location_of_node(node, task.kinds), node.layer_index):
+        return
+    yield _FORWARD, residual.site
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
         yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.kinds), layer)
 

@@ -120,6 +120,19 @@ def residual_before(node_type: NodeType, layer: int, kinds: Kinds) -> Residual:
     return residual_before_mlp(layer) if of_mlp else residual_entering(layer)
 
 
+def location_of_latents(node_type: NodeType, kinds: Kinds) -> LocationWithinLayer:
+    """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
+    attention = kinds.of(node_type) in {DerivedScalarType.RESID_DELTA_ATTN, DerivedScalarType.ATTN_WRITE}
+    return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
+
+
+def location_of_node(node: NodeIndex, kinds: Kinds) -> LocationWithinLayer:
+    """Where a node lies within its layer."""
+    if node.node_type.is_autoencoder_latent:
+        return location_of_latents(node.node_type, kinds)
+    return LocationWithinLayer.ATTN if node.node_type is NodeType.ATTENTION_HEAD else LocationWithinLayer.MLP
+
+
 def residual_of_trace(trace: TraceConfig, kinds: Kinds) -> Residual:
     """What a traced node is computed from; for V that of the upstream head (specification, 8.1)."""
     return residual_before(trace.node_index.node_type, given(trace.node_index.layer_index), kinds)

@@ -7,7 +7,7 @@ a stream ends with an error instead. Checksums are CRC-32; an answer without a t
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from dst_grpc.wire.results import header_from_wire, header_to_wire, trailer_from
 from dst_grpc.wire.tensors import Array, tensor_buffers, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 CHUNK_BYTES = 1 << 20
 """Most bytes of a chunk: what the wire promises, and where loopback throughput levels off."""
@@ -36,8 +36,12 @@ MAX_ANSWER_BYTES = 8 << 30
 
 Tensor = DenseTensor | SparseTensor
 Part = AnswerHeader | Tensor | RunSummary
-T = TypeVar("T")
-Response = TypeVar("Response", pb.DeriveResponse, pb.DeriveStreamResponse)
+
+
+class _Chunk(NamedTuple):
+    tensor_id: int
+    offset: int
+    data: memoryview
 
 
 class FrameCutter:
@@ -53,16 +57,7 @@ class FrameCutter:
         self._is_finished = False
 
     def cut(self, part: Part) -> Iterator[pb.Frame]:
-        """The frames of the next part of the answer; see `cut_into` for the rules."""
-
-        def new() -> tuple[pb.Frame, pb.Frame]:
-            frame = pb.Frame()
-            return frame, frame
-
-        return self._cut(part, new)
-
-    def cut_into(self, response: type[Response], part: Part) -> Iterator[Response]:
-        """The next part's frames, each made inside a message of an RPC, which saves one copy of its bytes.
+        """The frames of the next part of the answer.
 
         The parts are a header, its tensors in its order, and a summary. Each part's frames must be drawn to their end
         before the next part is cut.
@@ -70,34 +65,41 @@ class FrameCutter:
         Raises:
             Internal: while the frames are drawn, if a part is out of order or not what the header announced.
         """
+        for piece in self._cut(part):
+            if isinstance(piece, _Chunk):
+                chunk = pb.TensorChunk(tensor_id=piece.tensor_id, offset=piece.offset, data=bytes(piece.data))
+                yield pb.Frame(request_id=self._request_id, chunk=chunk)
+            else:
+                yield piece
 
-        def new() -> tuple[Response, pb.Frame]:
-            message = response()
-            return message, message.frame
+    def cut_serialised(self, part: Part) -> Iterator[bytes]:
+        """The same frames, each as the bytes of a DeriveResponse, which are those of a DeriveStreamResponse too.
 
-        return self._cut(part, new)
+        A chunk is written by hand around its data: the message classes would copy it three times more.
+        """
+        for piece in self._cut(part):
+            if isinstance(piece, _Chunk):
+                yield _serialised(self._request_id, piece)
+            else:
+                yield pb.DeriveResponse(frame=piece).SerializeToString()
 
-    def _cut(self, part: Part, new: Callable[[], tuple[T, pb.Frame]]) -> Iterator[T]:
+    def _cut(self, part: Part) -> Iterator[pb.Frame | _Chunk]:
         if self._is_finished:
             raise Internal("the answer was finished already")
         if isinstance(part, (DenseTensor, SparseTensor)):
-            yield from self._chunks(part, new)
-            return
-        message, frame = new()
-        frame.request_id = self._request_id
-        if isinstance(part, AnswerHeader):
-            self._begin(part, frame)
+            yield from self._chunks(part)
+        elif isinstance(part, AnswerHeader):
+            yield self._begin(part)
         else:
-            self._finish(part, frame)
-        yield message
+            yield self._finish(part)
 
-    def _begin(self, header: AnswerHeader, frame: pb.Frame) -> None:
+    def _begin(self, header: AnswerHeader) -> pb.Frame:
         if self._expected is not None:
             raise Internal("the answer has a header already")
         self._expected = header.tensors
-        frame.header.CopyFrom(header_to_wire(header))
+        return pb.Frame(request_id=self._request_id, header=header_to_wire(header))
 
-    def _chunks(self, tensor: Tensor, new: Callable[[], tuple[T, pb.Frame]]) -> Iterator[T]:
+    def _chunks(self, tensor: Tensor) -> Iterator[_Chunk]:
         info = tensor.info
         position = len(self._checksums)
         expected = self._expected or ()
@@ -106,21 +108,14 @@ class FrameCutter:
         checksum = offset = 0
         for buffer in tensor_buffers(tensor):
             for start in range(0, len(buffer), self._chunk_bytes):
-                # The runtime takes bytes only, so this copy and the one into the message are as few as can be.
-                data = bytes(buffer[start : start + self._chunk_bytes])
+                data = buffer[start : start + self._chunk_bytes]
                 checksum = zlib.crc32(data, checksum)
-                message, frame = new()
-                frame.request_id = self._request_id
-                chunk = frame.chunk
-                chunk.tensor_id = info.tensor_id
-                chunk.offset = offset
-                chunk.data = data
+                yield _Chunk(info.tensor_id, offset, data)
                 offset += len(data)
-                yield message
         self._checksums.append(checksum)
         self._byte_count += offset
 
-    def _finish(self, summary: RunSummary, frame: pb.Frame) -> None:
+    def _finish(self, summary: RunSummary) -> pb.Frame:
         if self._expected is None or len(self._checksums) < len(self._expected):
             raise Internal("the answer ends before all its tensors were cut")
         self._is_finished = True
@@ -131,7 +126,7 @@ class FrameCutter:
             statistics=summary.statistics,
             provenance=summary.provenance,
         )
-        frame.trailer.CopyFrom(trailer_to_wire(trailer))
+        return pb.Frame(request_id=self._request_id, trailer=trailer_to_wire(trailer))
 
 
 class Assembler:
@@ -276,6 +271,35 @@ def assemble(frames: Iterable[pb.Frame], *, max_bytes: int = MAX_ANSWER_BYTES) -
     for frame in frames:
         assembler.add(frame)
     return assembler.finish()
+
+
+# Tags of length-delimited fields (number << 3 | 2) and of varints (number << 3); a test holds them against the classes.
+_RESPONSE_FRAME, _FRAME_REQUEST_ID, _FRAME_CHUNK, _CHUNK_DATA = b"\x0a", b"\x0a", b"\x1a", b"\x1a"
+_CHUNK_TENSOR_ID, _CHUNK_OFFSET = b"\x08", b"\x10"
+
+
+def _serialised(request_id: str, chunk: _Chunk) -> bytes:
+    """A DeriveResponse { frame { request_id, chunk } }, with a single copy of the chunk's data."""
+    text = request_id.encode()
+    inner = b"".join(
+        (
+            _CHUNK_TENSOR_ID + _varint(chunk.tensor_id) if chunk.tensor_id else b"",
+            _CHUNK_OFFSET + _varint(chunk.offset) if chunk.offset else b"",
+            _CHUNK_DATA + _varint(len(chunk.data)),
+        )
+    )
+    outer = (_FRAME_REQUEST_ID + _varint(len(text)) + text if text else b"") + _FRAME_CHUNK
+    outer += _varint(len(inner) + len(chunk.data)) + inner
+    return b"".join((_RESPONSE_FRAME, _varint(len(outer) + len(chunk.data)), outer, chunk.data))
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
 
 
 def _corrupt(what: str) -> DataLoss:

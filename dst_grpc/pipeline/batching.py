@@ -1,0 +1,133 @@
+"""Batching: plans that wait for the same device run together, right-padded, under a budget of tokens.
+
+Nothing waits in order to be batched: while one batch runs, others gather. A plan whose recording is still kept runs
+nothing. If a batch fails, each of its plans is run again alone, so that a poisoned one fails by itself. Lives on the
+event loop; runs on the worker's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.results import RunStatistics
+from dst_grpc.errors import DstError
+from dst_grpc.pipeline.run import Outcome, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.store import RecordingStore
+    from dst_grpc.pipeline.worker import Worker
+    from dst_grpc.scalars.recompute import AutoencoderSet
+
+MAX_BATCH_TOKENS = 2048
+"""Tokens of a batch, pads included, unless a single prompt is longer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    plan: Plan
+    decoder: Decoder
+    sets: Mapping[str, AutoencoderSet]
+    outcome: asyncio.Future[Outcome]
+    since: float
+
+    @property
+    def group(self) -> tuple[int, tuple[str, ...]]:
+        """What must be equal within a batch: the model, and the autoencoders in its graph."""
+        return id(self.decoder), tuple(info.name for info in self.plan.spliced)
+
+
+class Batcher:
+    """Runs plans on one device, as many at a time as wait and fit."""
+
+    def __init__(self, worker: Worker, store: RecordingStore, max_batch_tokens: int = MAX_BATCH_TOKENS) -> None:
+        """Run on *worker*; keep and look for recordings in *store*, which only its thread touches."""
+        self._worker, self._store, self._max_tokens = worker, store, max_batch_tokens
+        self._waiting: deque[_Waiting] = deque()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def run(self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> Outcome:
+        """The outcome of *plan*; a caller that is cancelled before its batch forms is left out of it.
+
+        Args:
+            plan: what to run.
+            decoder: the model.
+            sets: the autoencoders that the plan uses, by name.
+        """
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(plan, decoder, sets, outcome, time.perf_counter()))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run_all())
+        return await outcome
+
+    async def _run_all(self) -> None:
+        while batch := self._next_batch():
+            results: Sequence[Outcome | Exception]
+            try:
+                results = await self._worker.submit(partial(self._run, batch))
+            except DstError as error:  # the worker is closed
+                results = [error] * len(batch)
+            for waiting, result in zip(batch, results, strict=True):
+                if waiting.outcome.done():
+                    continue
+                if isinstance(result, Exception):
+                    waiting.outcome.set_exception(result)
+                else:
+                    waiting.outcome.set_result(result)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The plan that has waited longest, with all later ones of its group that fit beside it."""
+        batch: list[_Waiting] = []
+        left: deque[_Waiting] = deque()
+        longest = 0
+        for waiting in self._waiting:
+            if waiting.outcome.done():
+                continue
+            longer = max(longest, len(waiting.plan.token_ids))
+            fits = not batch or (batch[0].group == waiting.group and longer * (len(batch) + 1) <= self._max_tokens)
+            (batch if fits else left).append(waiting)
+            longest = longer if fits else longest
+        self._waiting = left
+        return batch
+
+    def _run(self, batch: Sequence[_Waiting]) -> list[Outcome | Exception]:
+        """On the worker's thread: what is not recorded runs as one batch, or, if that fails, one by one."""
+        started = time.perf_counter()
+        results: dict[int, Outcome | Exception] = {}
+        for i, waiting in enumerate(batch):
+            recording = self._store.find(waiting.plan)
+            if recording is not None:
+                nothing = RunStatistics(forward_passes=0, backward_passes=0)
+                results[i] = Outcome(waiting.plan, waiting.decoder, waiting.sets, recording, nothing, batch_size=1)
+        new = [i for i in range(len(batch)) if i not in results]
+        results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
+        return [self._timed(results[i], started - waiting.since) for i, waiting in enumerate(batch)]
+
+    def _run_new(self, batch: Sequence[_Waiting]) -> Sequence[Outcome | Exception]:
+        if not batch:
+            return []
+        sets = {name: found for waiting in batch for name, found in waiting.sets.items()}
+        plans = [self._store.widened(waiting.plan) for waiting in batch]
+        try:
+            outcomes = run(plans, batch[0].decoder, sets)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
+            if len(batch) == 1:
+                return [self._worker.translated(error)]
+            return [result for waiting in batch for result in self._run_new([waiting])]
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            self._store.keep(waiting.plan, outcome.recording)
+        return [replace(outcome, plan=waiting.plan) for waiting, outcome in zip(batch, outcomes, strict=True)]
+
+    @staticmethod
+    def _timed(result: Outcome | Exception, queue_seconds: float) -> Outcome | Exception:
+        if isinstance(result, Exception):
+            return result
+        return replace(result, statistics=replace(result.statistics, queue_seconds=queue_seconds))

@@ -1,0 +1,272 @@
+"""Tiny random models without files: decoders, autoencoder sets, a tokenizer, and a catalogue that knows them.
+
+Every width differs from every other, so that axes mixed up anywhere show as shapes that do not fit. Models are float64
+unless told otherwise: on those a wrong formula and a rounding error cannot be confused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import models as tokenizer_models
+from tokenizers import pre_tokenizers
+
+from dst_grpc.contexts import AutoencoderContext, ModelContext
+from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
+from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
+from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelDimensions, ModelInfo
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.engine.tokenizer import Tokenizer
+from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.run import Outcome, run
+
+CONFIG = DecoderConfig(
+    n_layers=3,
+    d_model=8,
+    n_heads=5,
+    n_key_value_heads=5,
+    d_head=2,
+    d_mlp=13,
+    vocab_size=19,
+    context_window=12,
+)
+TOKENS = (3, 1, 4, 1, 5, 9)
+"""The usual prompt."""
+LATENTS = {
+    DerivedScalarType.MLP_POST_ACT: 15,
+    DerivedScalarType.RESID_DELTA_MLP: 11,
+    DerivedScalarType.RESID_DELTA_ATTN: 9,
+    DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT: 17,
+    DerivedScalarType.ATTN_WRITE: 14,
+}
+"""Latents of an autoencoder, by what it reads."""
+LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(2, 7, 7), distractor_token_ids=(11,))
+
+Key = tuple[DerivedScalarType, PassType, int | None]
+
+
+def decoder(seed: int = 0, config: DecoderConfig = CONFIG, *, dtype: torch.dtype = torch.float64) -> Decoder:
+    """A model whose weights are random, biases and gains too."""
+    return Decoder(config, weights(seed, config, dtype=dtype))
+
+
+def weights(
+    seed: int = 0, config: DecoderConfig = CONFIG, *, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
+    """The weights of `decoder`."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, shape in config.weight_shapes().items():
+        centre = 1.0 if name.endswith("gain") else 0.0
+        found[name] = (centre + torch.randn(shape, generator=generator, dtype=torch.float64) * 0.6).to(dtype)
+    return found
+
+
+def autoencoder(
+    n_inputs: int,
+    n_latents: int,
+    seed: int = 0,
+    *,
+    activation: Activation = Activation.RELU,
+    dtype: torch.dtype = torch.float64,
+) -> Autoencoder:
+    """Random weights; a TopK keeps 4 latents."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.7).to(dtype)
+
+    return Autoencoder(
+        pre_bias=normal(n_inputs),
+        encoder=normal(n_latents, n_inputs),
+        latent_bias=normal(n_latents),
+        decoder=normal(n_inputs, n_latents),
+        activation=activation,
+        k=4 if activation is Activation.TOPK else None,
+    )
+
+
+def autoencoders(
+    dst: DerivedScalarType,
+    seed: int = 0,
+    *,
+    config: DecoderConfig = CONFIG,
+    layers: Sequence[int] = (0, 1, 2),
+    activation: Activation = Activation.RELU,
+    dtype: torch.dtype = torch.float64,
+    name: str = "",
+) -> AutoencoderContext:
+    """A loaded set that reads *dst*, with weights of its own at every layer."""
+    of_neurons = dst is DerivedScalarType.MLP_POST_ACT
+    n_inputs = config.d_mlp if of_neurons else config.d_model
+    by_layer: dict[int | None, Autoencoder] = {
+        layer: autoencoder(n_inputs, LATENTS[dst], 100 * seed + layer, activation=activation, dtype=dtype)
+        for layer in layers
+    }
+    return AutoencoderContext(
+        handle="",
+        name=name or f"tiny/{dst.value}",
+        model="tiny",
+        dst=dst,
+        node_type=node_type_of(dst),
+        by_layer=by_layer,
+        digest="0",
+        device="cpu",
+        parameter_bytes=sum(one.parameter_bytes for one in by_layer.values()),
+        measured=(),
+    )
+
+
+def tokenizer(vocab_size: int = CONFIG.vocab_size) -> Tokenizer:
+    """Words are the letters from "a"; the last token stands for every other word."""
+    words = {chr(ord("a") + i): i for i in range(vocab_size - 1)} | {"?": vocab_size - 1}
+    library = LibraryTokenizer(tokenizer_models.WordLevel(words, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(library)
+
+
+class FakeCatalogue:
+    """Knows one model, "tiny", another of the same sizes, "other", and the given sets."""
+
+    def __init__(self, config: DecoderConfig, sets: Mapping[str, AutoencoderContext]) -> None:
+        self._config, self._sets = config, sets
+        self._tokenizer = tokenizer(config.vocab_size)
+
+    def model(self, ref: str) -> ModelInfo:
+        """As `Catalogue` says."""
+        name = ref.partition("@")[0] or "tiny"
+        if name not in {"tiny", "other"}:
+            raise NotFound.unknown("model", ref, ["tiny", "other"], reason=Reason.MODEL_NOT_FOUND)
+        c = self._config
+        return ModelInfo(
+            name=name,
+            handle=f"{name}@1:float32:cpu",
+            family="gpt2",
+            dimensions=ModelDimensions(
+                n_layers=c.n_layers,
+                d_model=c.d_model,
+                n_heads=c.n_heads,
+                n_key_value_heads=c.n_key_value_heads,
+                d_head=c.d_head,
+                d_mlp=c.d_mlp,
+                vocab_size=c.vocab_size,
+                context_window=c.context_window,
+            ),
+            element_type=TensorElementType.FLOAT32,
+            device="cpu",
+            digest="1",
+            parameter_bytes=0,
+            source="nowhere",
+            is_default=name == "tiny",
+            state=ContextState.AVAILABLE,
+            autoencoders=tuple(self._sets),
+        )
+
+    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
+        """As `Catalogue` says."""
+        if ref not in self._sets:
+            raise NotFound.unknown("autoencoder", ref, self._sets, reason=Reason.AUTOENCODER_NOT_FOUND)
+        context = self._sets[ref]
+        if model != context.model:
+            problem = f"{ref!r} belongs to the model {context.model!r}, not to {model!r}"
+            raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)
+        activations = sorted({one.activation.value for one in context.by_layer.values()})
+        return AutoencoderInfo(
+            name=context.name,
+            handle=context.handle,
+            model=model,
+            dst=context.dst,
+            node_type=context.node_type,
+            layer_indices=tuple(layer for layer in context.by_layer if layer is not None),
+            n_latents=next(iter(context.by_layer.values())).n_latents,
+            activation="/".join(activations),
+            can_be_spliced=context.dst in SPLICEABLE,
+            parameter_bytes=context.parameter_bytes,
+            digest=context.digest,
+            state=ContextState.AVAILABLE,
+        )
+
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
+        """As `Catalogue` says: a path is the name of a set."""
+        return self.autoencoder(config.autoencoder_path_by_layer_index[0][1], model)
+
+    def tokenizer(self, ref: str) -> Tokenizer:
+        """As `Catalogue` says."""
+        del ref
+        return self._tokenizer
+
+
+@dataclass(frozen=True)
+class World:
+    """A model with autoencoder sets by name, and the catalogue that knows them."""
+
+    decoder: Decoder
+    sets: Mapping[str, AutoencoderContext] = field(default_factory=dict)
+
+    @property
+    def catalogue(self) -> FakeCatalogue:
+        """What can be loaded."""
+        return FakeCatalogue(self.decoder.config, self.sets)
+
+    @property
+    def context(self) -> ModelContext:
+        """The model as a loaded context."""
+        return ModelContext(
+            handle="tiny@1:float32:cpu",
+            name="tiny",
+            decoder=self.decoder,
+            tokenizer=tokenizer(self.decoder.config.vocab_size),
+            digest="1",
+            device="cpu",
+            element_type=TensorElementType.FLOAT32,
+            parameter_bytes=self.decoder.parameter_bytes,
+        )
+
+    def outcomes(self, *requests: DeriveRequest) -> list[Outcome]:
+        """Plan *requests* and run them as one batch."""
+        return run([make_plan(one, self.catalogue) for one in requests], self.decoder, self.sets)
+
+    def derive(self, request: DeriveRequest) -> dict[Key, torch.Tensor]:
+        """Every tensor of *request*, run alone."""
+        (outcome,) = self.outcomes(request)
+        return tensors(outcome)
+
+    def one(self, dst: DerivedScalarType, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Any]:
+        """The FORWARD tensors, by layer, of *dst* alone, with *config* as its own; *fields* of the request."""
+        spec = DerivedScalarSpec(dst=dst, config=config)
+        found = self.derive(request(derived_scalars=(spec,), **fields))
+        return {layer: tensor for (_, pass_type, layer), tensor in found.items() if pass_type is PassType.FORWARD}
+
+
+def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
+    """A random model, with an autoencoder set of each of *kinds*; *fields* of `autoencoders`."""
+    dtype = fields.get("dtype", torch.float64)
+    sets = [autoencoders(kind, seed + 1, **fields) for kind in kinds]
+    return World(decoder(seed, dtype=dtype), {one.name: one for one in sets})
+
+
+def tensors(outcome: Outcome) -> dict[Key, torch.Tensor]:
+    """Every tensor of *outcome*, by type, pass and layer."""
+    return {
+        (scalar.task.facts.type, pass_type, layer): tensor
+        for scalar in outcome.plan.scalars
+        for layer in scalar.task.layers
+        for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
+    }
+
+
+def request(*types: DerivedScalarType, tokens: Sequence[int] = TOKENS, **fields: Any) -> DeriveRequest:
+    """A request for *types* with the shared config; *fields* as of `DeriveRequest`."""
+    specs = tuple(DerivedScalarSpec(dst=dst) for dst in types)
+    prompt = Prompt(token_ids=tuple(tokens))
+    return DeriveRequest(**{"prompt": prompt, "model": "tiny", "derived_scalars": specs, **fields})

@@ -1,0 +1,117 @@
+"""Plans that wait together run together; one that fails fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.errors import Unavailable
+from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.pipeline.worker import Worker
+from tests import models
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.pipeline.lookup import Catalogue
+    from dst_grpc.pipeline.run import Outcome
+
+
+def plan_of(catalogue: Catalogue, tokens: Sequence[int], target: int = 1) -> Plan:
+    request = DeriveRequest(
+        prompt=Prompt(token_ids=tuple(tokens)),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(target,)),
+        derived_scalars=(DerivedScalarSpec(dst=DerivedScalarType.MLP_ACT_TIMES_GRAD),),
+    )
+    return make_plan(request, catalogue)
+
+
+@pytest.fixture(scope="module")
+def subject() -> models.World:
+    return models.world()
+
+
+@pytest.fixture
+def decoder(subject: models.World) -> Decoder:
+    return subject.decoder
+
+
+@pytest.fixture
+def catalogue(subject: models.World) -> Catalogue:
+    return subject.catalogue
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    worker = Worker("cpu")
+    yield worker
+    await worker.close()
+
+
+async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[Outcome | BaseException]:
+    """Run *plans*, all of which wait before the first batch forms."""
+    running = [asyncio.create_task(batcher.run(plan, decoder, {})) for plan in plans]
+    return await asyncio.gather(*running, return_exceptions=True)
+
+
+def batch_sizes(results: Sequence[Outcome | BaseException]) -> list[int]:
+    return [result.batch_size for result in results if not isinstance(result, BaseException)]
+
+
+async def test_plans_that_wait_together_run_together(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """Prompts of different lengths are one batch."""
+    plans = [plan_of(catalogue, [1, 2, 3, 4][:length]) for length in (4, 3, 2, 4)]
+    assert batch_sizes(await together(Batcher(worker, RecordingStore(0)), decoder, plans)) == [4, 4, 4, 4]
+
+
+async def test_a_batch_keeps_to_its_tokens(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """Pads count: three prompts as long as the longest would be more than the budget."""
+    plans = [plan_of(catalogue, [1, 2, 3, 4][:length]) for length in (4, 4, 2)]
+    assert batch_sizes(await together(Batcher(worker, RecordingStore(0), 8), decoder, plans)) == [2, 2, 1]
+
+
+async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """The second question about a run is answered from the store."""
+    batcher = Batcher(worker, RecordingStore())
+    first = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})
+    second = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})
+    assert (first.statistics.forward_passes, first.statistics.backward_passes) == (1, 1)
+    assert (second.statistics.forward_passes, second.statistics.backward_passes) == (0, 0)
+
+
+async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """Its batch mates are run again without it."""
+    good, poisoned = plan_of(catalogue, [1, 2]), plan_of(catalogue, [1, 2, 3])
+    object.__setattr__(poisoned, "token_ids", (1, 2, 10**6))  # no embedding has that row
+    results = await together(Batcher(worker, RecordingStore(0)), decoder, (good, poisoned, good))
+    assert isinstance(results[1], IndexError)
+    assert batch_sizes(results) == [1, 1]
+
+
+async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """A caller who goes away before the batch forms costs nothing, and the others go on."""
+    batcher = Batcher(worker, RecordingStore(0))
+    running = [asyncio.create_task(batcher.run(plan_of(catalogue, [1, 2]), decoder, {})) for _ in range(2)]
+    running[0].cancel()
+    outcome = await running[1]
+    assert outcome.batch_size == 1
+    with pytest.raises(asyncio.CancelledError):
+        await running[0]
+
+
+async def test_a_closed_worker_refuses(decoder: Decoder, catalogue: Catalogue) -> None:
+    """Once the worker is closed, whoever waits is told that the server is stopping."""
+    worker = Worker("cpu")
+    batcher = Batcher(worker, RecordingStore(0))
+    await worker.close()
+    with pytest.raises(Unavailable):
+        await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})

@@ -1,0 +1,282 @@
+"""Running plans: what a batch gives each prompt is what it gets alone, and one pass each way serves everything."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dst_grpc.domain.components import LossFnName, PassType
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
+from dst_grpc.domain.scalar_facts import Backward, Direction
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.run import Outcome
+from tests import models, traces
+
+WORLD = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6)
+SETS = tuple(WORLD.sets)
+GRADIENTS = DstConfig(derive_gradients=True)
+ABSENT = {L.ONLINE_AUTOENCODER_LATENT, L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR}
+"""Taps that need other autoencoders than WORLD's two."""
+ABLATABLE = [location for location in L if location.facts.is_tapped and location not in ABSENT]
+
+
+def ablation(chance: random.Random, n_tokens: int) -> AblationSpec:
+    """Any tap, some axes whole, forward or backward."""
+    location = chance.choice(ABLATABLE)
+    sizes = {"sequence_tokens": n_tokens, "attended_to_sequence_tokens": n_tokens, "attn_heads": 5, "singleton": 1}
+    indices = tuple(
+        None if chance.random() < 0.5 else chance.randrange(min(sizes.get(axis.value, 2), 8))
+        for axis in location.dimensions
+    )
+    index = ActivationIndex(
+        activation_location_type=location,
+        tensor_indices=indices,
+        layer_index=None if location.has_no_layers else chance.choice([None, 0, 1, 2]),
+        pass_type=chance.choice(list(PassType)),
+    )
+    return AblationSpec(index=index, value=chance.uniform(-1, 1))
+
+
+def anything(chance: random.Random) -> DeriveRequest:
+    """A prompt of any length with any origin, ablations and types."""
+    tokens = tuple(chance.randrange(19) for _ in range(chance.randrange(1, 13)))
+    t = len(tokens) - 1
+    node = chance.choice(
+        [
+            traces.trace(traces.NEURON, chance.randrange(3), t, 7),
+            traces.trace(traces.HEAD, chance.randrange(3), t, chance.randrange(t + 1), 3, through=traces.QK),
+            traces.trace(traces.HEAD, 1, t, chance.randrange(t + 1), 2, through=traces.V),
+            traces.trace(traces.MLP_LATENT, chance.randrange(3), t, 6, post=False),
+            None,
+        ]
+    )
+    tokens_of_loss = tuple(chance.randrange(19) for _ in range(2))
+    loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=tokens_of_loss, distractor_token_ids=(3,))
+    types = [
+        *(facts.type for facts in FACTS.values() if facts.is_raw),
+        T.MLP_ACT_TIMES_GRAD,
+        T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
+        T.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
+        T.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+        T.ATTN_WRITE_NORM,
+    ]
+    specs = [
+        DerivedScalarSpec(dst=dst, config=GRADIENTS if FACTS[dst].is_raw and chance.random() < 0.7 else None)
+        for dst in chance.sample(types, 5)
+    ]
+    return models.request(
+        tokens=tokens,
+        derived_scalars=tuple(specs),
+        trace_config=node,
+        loss_fn_config=loss,
+        autoencoders=SETS,
+        ablation_specs=tuple(ablation(chance, len(tokens)) for _ in range(chance.randrange(4))),
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(seed: int) -> None:
+    """Losses, traces, ablations, lengths and types differ; numbers are equal up to rounding of float64."""
+    chance = random.Random(seed)
+    requests = [anything(chance) for _ in range(4)]
+    for request, together in zip(requests, WORLD.outcomes(*requests), strict=True):
+        (alone,) = WORLD.outcomes(request)
+        assert together.batch_size == 4
+        for name in ("loss", "activation_value"):
+            one, other = getattr(together.recording, name), getattr(alone.recording, name)
+            assert one == (None if other is None else pytest.approx(other, rel=1e-9, abs=1e-9))
+        expected = models.tensors(alone)
+        found = models.tensors(together)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-7, atol=1e-8, equal_nan=True, msg=str(key))
+
+
+def test_a_prompt_without_origin_may_be_in_a_batch_with_others() -> None:
+    with_loss = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
+    without = models.request(T.MLP_POST_ACT, tokens=(3, 1))
+    first, second = WORLD.outcomes(with_loss, without)
+    assert (first.recording.loss is None, second.recording.loss is None) == (False, True)
+    assert models.tensors(second)[T.MLP_POST_ACT, PassType.FORWARD, 0].shape == (2, 13)
+    assert second.recording.evidence.gradients == {}
+
+
+def spec_of(dst: T) -> DerivedScalarSpec:
+    facts = FACTS[dst]
+    config = DstConfig(derive_gradients=facts.backward in {Backward.GRADIENT, Backward.RATIO})
+    if facts.single_layer:
+        config = replace(config, layer_indices=(1,))
+    if facts.direction is Direction.LATENT_READ:
+        config = replace(config, trace_config=traces.trace(traces.LATENT, 1, None, 3))
+    if facts.needs_attribution_node:
+        node = traces.node(traces.HEAD, 1, 4, 2, 3).to_subnode_index(L.ATTN_QUERY)
+        config = replace(config, node_index_for_attribution=node)
+    if facts.needs_fake_grad_index:
+        index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(None, 2))
+        config = replace(config, activation_index_for_fake_grad=index)
+    return DerivedScalarSpec(dst=dst, config=config)
+
+
+@pytest.mark.parametrize("origin", [None, traces.trace(traces.NEURON, 2, 4, 7)], ids=traces.name)
+def test_one_pass_each_way_serves_every_type_that_can_go_together(origin: Any) -> None:
+    attention_only = {T.RESID_DELTA_ATTN}
+    world = models.world(*attention_only, seed=6)
+    refused = {
+        facts.type
+        for facts in FACTS.values()
+        if (facts.needs_trace and origin is None and facts.direction is not Direction.LATENT_READ)
+        or "MLP_AUTOENCODER" in facts.type.name
+        or facts.type is T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT
+    }
+    specs = tuple(spec_of(dst) for dst in FACTS if dst not in refused)
+    assert len(specs) > 80
+    request = models.request(
+        derived_scalars=specs, autoencoders=tuple(world.sets), **traces.fields_of(origin, models.LOSS)
+    )
+    (outcome,) = world.outcomes(request)
+    statistics = outcome.statistics
+    assert (statistics.forward_passes, statistics.backward_passes) == (1, 1)
+    assert (outcome.plan.cost.forward_passes, outcome.plan.cost.backward_passes) == (1, 1)
+    assert {dst for dst, _, _ in models.tensors(outcome)} == {spec.dst for spec in specs}
+
+
+@pytest.mark.parametrize(
+    ("dst", "config", "fields", "backward"),
+    [
+        (T.MLP_POST_ACT, None, {}, 0),
+        (T.MLP_POST_ACT, None, {"loss_fn_config": models.LOSS}, 0),
+        (T.MLP_POST_ACT, GRADIENTS, {"loss_fn_config": models.LOSS}, 1),
+        (T.MLP_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD, None, {"trace_config": traces.PLAIN_TRACES[0]}, 0),
+        (T.MLP_ACT_TIMES_GRAD, None, {"trace_config": traces.PLAIN_TRACES[0]}, 1),
+    ],
+)
+def test_a_backward_pass_runs_only_for_who_reads_gradients(
+    dst: T, config: DstConfig | None, fields: dict[str, Any], backward: int
+) -> None:
+    (outcome,) = WORLD.outcomes(models.request(derived_scalars=(DerivedScalarSpec(dst=dst, config=config),), **fields))
+    assert outcome.statistics.backward_passes == outcome.plan.cost.backward_passes == backward
+
+
+@pytest.mark.parametrize(
+    ("fields", "stop"),
+    [
+        ({}, -1),
+        ({"types": (T.RESID_POST_EMBEDDING,)}, -1),
+        ({"types": (T.MLP_POST_ACT,), "config": DstConfig(layer_indices=(1,))}, 1),
+        ({"types": (T.LOGITS,)}, None),
+        ({"types": (T.RESID_FINAL_LAYER_NORM_SCALE,)}, None),
+        ({"loss_fn_config": models.LOSS}, None),
+        ({"trace_config": traces.trace(traces.NEURON, 1, 4, 7)}, 1),
+        ({"trace_config": traces.trace(traces.HEAD, 1, 4, 2, 3, through=traces.QK)}, 0),
+        ({"trace_config": traces.V_TRACES[0]}, 2),
+    ],
+)
+def test_a_run_stops_after_the_last_layer_that_is_needed(fields: dict[str, Any], stop: int | None) -> None:
+    types = fields.get("types", ())
+    rest = {name: value for name, value in fields.items() if name != "types"}
+    plan = make_plan(models.request(*types, **rest), WORLD.catalogue)
+    assert plan.stop_after_layer == stop
+
+
+def test_a_trace_beats_a_loss_which_is_still_reported() -> None:
+    origin = traces.trace(traces.NEURON, 1, 4, 7)
+    both = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin, loss_fn_config=models.LOSS)
+    trace = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin)
+    found, expected = WORLD.outcomes(both)[0], WORLD.outcomes(trace)[0]
+    assert found.recording.loss is not None
+    assert found.recording.activation_value == expected.recording.activation_value
+    for key, tensor in models.tensors(expected).items():
+        assert torch.equal(models.tensors(found)[key], tensor)
+
+
+def test_a_loss_that_is_no_number_is_not_reported() -> None:
+    index = ActivationIndex(activation_location_type=L.RESID_POST_MLP, layer_index=2, tensor_indices=(None, 0))
+    enormous = AblationSpec(index=index, value=3e38)
+    decoder = models.decoder(dtype=torch.float32)
+    (outcome,) = models.World(decoder).outcomes(models.request(loss_fn_config=models.LOSS, ablation_specs=(enormous,)))
+    assert outcome.recording.loss is None
+
+
+def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_names_itself() -> None:
+    """Without autoencoders in the graph, a generic latent is looked up in the shared config's only set."""
+    mlp, attention = SETS
+    origin = traces.trace(traces.LATENT, 2, 4, 6, post=False)
+    specs = (
+        DerivedScalarSpec(dst=T.ATTENTION_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=attention)),
+        DerivedScalarSpec(dst=T.RESID_POST_MLP),
+    )
+    config = DstConfig(autoencoder_context=mlp)
+    (found,) = WORLD.outcomes(models.request(derived_scalars=specs, config=config, trace_config=origin))
+    (expected,) = WORLD.outcomes(models.request(config=config, trace_config=origin))
+    assert found.recording.activation_value == expected.recording.activation_value
+
+
+def outcome_of(**fields: Any) -> Outcome:
+    (found,) = WORLD.outcomes(models.request(**fields))
+    return found
+
+
+def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
+    plain = outcome_of().plan
+    same = outcome_of(request_id="another").plan
+    assert (same.digest, same.run_key) == (plain.digest, plain.run_key)
+    for fields in (
+        {"tokens": (1, 2)},
+        {"loss_fn_config": models.LOSS},
+        {"trace_config": traces.PLAIN_TRACES[0]},
+        {"autoencoders": SETS[:1]},
+        {"ablation_specs": (ablation(random.Random(1), 1),)},
+    ):
+        other = outcome_of(**fields).plan
+        assert other.digest != plain.digest
+        assert other.run_key != plain.run_key
+    derived = make_plan(models.request(T.MLP_WRITE), WORLD.catalogue)
+    assert (derived.digest != plain.digest, derived.run_key == plain.run_key) == (True, True)
+
+
+# Cost
+
+
+def cost(*types: T, n_tokens: int = 6, **fields: Any) -> Any:
+    return make_plan(models.request(*types, tokens=(1,) * n_tokens, **fields), WORLD.catalogue).cost
+
+
+@pytest.mark.parametrize("field", ["floating_point_operations", "peak_bytes", "output_bytes"])
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"types": (T.MLP_POST_ACT,), "n_tokens": 3}, {"types": (T.MLP_POST_ACT,), "n_tokens": 4}),
+        ({"types": (T.ATTN_WRITE,), "n_tokens": 3}, {"types": (T.ATTN_WRITE,), "n_tokens": 12}),
+        ({"types": (T.MLP_POST_ACT,)}, {"types": (T.MLP_POST_ACT, T.ATTN_QK_PROBS)}),
+        (
+            {"types": (T.MLP_POST_ACT,), "config": DstConfig(layer_indices=(1,))},
+            {"types": (T.MLP_POST_ACT,), "config": DstConfig(layer_indices=(0, 1))},
+        ),
+        (
+            {"types": (T.MLP_POST_ACT,), "loss_fn_config": models.LOSS},
+            {"types": (T.MLP_POST_ACT,), "loss_fn_config": models.LOSS, "config": GRADIENTS},
+        ),
+        (
+            {"types": (T.ONLINE_MLP_AUTOENCODER_LATENT,), "autoencoders": SETS},
+            {"types": (T.ONLINE_MLP_AUTOENCODER_WRITE,), "autoencoders": SETS},
+        ),
+    ],
+)
+def test_more_work_never_costs_less(field: str, less: dict[str, Any], more: dict[str, Any]) -> None:
+    costs = [cost(*case["types"], **{k: v for k, v in case.items() if k != "types"}) for case in (less, more)]
+    assert getattr(costs[0], field) < getattr(costs[1], field)
+
+
+def test_output_bytes_are_those_of_the_tensors() -> None:
+    (outcome,) = WORLD.outcomes(models.request(T.ATTN_WRITE, T.MLP_POST_ACT, T.ATTN_WRITE_NORM, T.LOGITS))
+    assert outcome.plan.cost.output_bytes == 4 * sum(one.numel() for one in models.tensors(outcome).values())

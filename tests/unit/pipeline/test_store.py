@@ -1,0 +1,115 @@
+"""Recordings are kept under what determines them, widened while that is cheap, and let go by age and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.run import run
+from dst_grpc.pipeline.store import Recording, RecordingStore
+from tests import models
+
+LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(1,))
+
+
+@pytest.fixture(scope="module")
+def world() -> models.World:
+    return models.world(T.MLP_POST_ACT)
+
+
+def plan_of(world: models.World, *types: T, **fields: Any) -> Plan:
+    return make_plan(models.request(*types, **{"loss_fn_config": LOSS, **fields}), world.catalogue)
+
+
+def recorded(world: models.World, plan: Plan) -> Recording:
+    (outcome,) = run([plan], world.decoder, world.sets)
+    return outcome.recording
+
+
+def test_the_same_run_is_found_whatever_is_derived_from_it(world: models.World) -> None:
+    """A widened recording answers other types of the same prompt, origin and ablations."""
+    store = RecordingStore()
+    first = plan_of(world, T.MLP_ACT_TIMES_GRAD)
+    store.keep(first, recorded(world, store.widened(first)))
+    for other in (T.ATTN_WRITE_NORM, T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD, T.RESID_POST_MLP_NORM):
+        assert store.find(plan_of(world, other)) is not None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tokens": (1, 2)},
+        {"loss_fn_config": LossFnConfig(name=LossFnName.PROBS, target_token_ids=(1,))},
+        {"loss_fn_config": None},
+        {"autoencoders": ("tiny/mlp_post_act",)},
+    ],
+)
+def test_another_run_is_not_found(world: models.World, other: dict[str, object]) -> None:
+    """Another prompt, origin or splice is another run."""
+    store = RecordingStore()
+    first = plan_of(world, T.MLP_POST_ACT)
+    store.keep(first, recorded(world, store.widened(first)))
+    assert store.find(plan_of(world, T.MLP_POST_ACT)) is not None
+    assert store.find(plan_of(world, T.MLP_POST_ACT, **other)) is None
+
+
+def test_what_was_not_recorded_is_not_found(world: models.World) -> None:
+    """A narrow recording does not answer for taps that it lacks; once both are recorded, both are answered."""
+    store = RecordingStore()
+    narrow, other = plan_of(world, T.MLP_ACT_TIMES_GRAD), plan_of(world, T.ATTN_QUERY)
+    store.keep(narrow, recorded(world, narrow))
+    assert store.find(other) is None
+    store.keep(other, recorded(world, other))
+    assert store.find(other) is not None
+    assert store.find(narrow) is not None
+
+
+def test_widening_goes_sideways_only(world: models.World) -> None:
+    """No layer is run, and none differentiated, that would not be anyway; logits and norm scales are left alone."""
+    config = DstConfig(layer_indices=(1,))
+    plan = plan_of(world, T.MLP_ACT_TIMES_GRAD, config=config)
+    wide = RecordingStore().widened(plan)
+    assert wide.stop_after_layer == plan.stop_after_layer
+    assert min(layer for _, layer in wide.gradients if layer is not None) == 1
+    assert (L.RESID_POST_EMBEDDING, None) not in wide.gradients
+    assert not {L.LOGITS, L.ATTN_INPUT_LAYER_NORM_SCALE} & {location for location, _ in wide.values}
+    forward_only = plan_of(world, T.MLP_POST_ACT, loss_fn_config=None, config=DstConfig(layer_indices=(0,)))
+    assert RecordingStore().widened(forward_only).stop_after_layer == 0
+    assert not RecordingStore().widened(forward_only).gradients
+
+
+def test_what_does_not_fit_is_not_widened(world: models.World) -> None:
+    """A plan whose wide recording would fill the store stays as narrow as it was asked."""
+    plan = plan_of(world, T.MLP_ACT_TIMES_GRAD)
+    assert RecordingStore(1000).widened(plan) is plan
+    assert RecordingStore(0).widened(plan) is plan
+
+
+def test_the_least_recently_used_goes_first(world: models.World) -> None:
+    """Within the budget everything stays; beyond it the oldest goes, and bytes are counted."""
+    plans = [plan_of(world, T.MLP_POST_ACT, tokens=(1, 2, token)) for token in (3, 4, 5)]
+    recordings = [recorded(world, plan) for plan in plans]
+    size = recordings[0].byte_count
+    store = RecordingStore(2 * size)
+    store.keep(plans[0], recordings[0])
+    store.keep(plans[1], recordings[1])
+    assert store.find(plans[0]) is not None
+    store.keep(plans[2], recordings[2])
+    assert [store.find(plan) is not None for plan in plans] == [True, False, True]
+    assert store.byte_count == 2 * size
+
+
+def test_an_empty_store_keeps_nothing(world: models.World) -> None:
+    """A budget of 0 turns the store off."""
+    plan = plan_of(world, T.MLP_POST_ACT)
+    store = RecordingStore(0)
+    store.keep(plan, recorded(world, plan))
+    assert store.find(plan) is None
+    assert store.byte_count == 0

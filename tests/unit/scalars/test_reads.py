@@ -1,0 +1,132 @@
+"""What a type announces to read is what it reads: no tap is recorded in vain, and none is missed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
+from dst_grpc.domain.scalar_facts import Backward, Direction, ScalarFacts
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.engine.taps import Site
+from dst_grpc.pipeline.run import Outcome
+from dst_grpc.scalars.derive import Derivation
+from dst_grpc.scalars.evidence import Evidence
+from dst_grpc.scalars.recompute import Subject
+from tests import models, traces
+
+
+class Watched(dict[Site, torch.Tensor]):
+    """Notes what is read of it."""
+
+    def __init__(self, given: dict[Site, torch.Tensor]) -> None:
+        super().__init__(given)
+        self.read: set[Site] = set()
+
+    def __getitem__(self, site: Site) -> torch.Tensor:
+        self.read.add(site)
+        return super().__getitem__(site)
+
+    def get(self, site: Site, default: torch.Tensor | None = None) -> torch.Tensor | None:  # type: ignore[override]  # no overloads
+        if site in self:
+            self.read.add(site)
+        return super().get(site, default)
+
+
+def kind_for(facts: ScalarFacts) -> T:
+    """An autoencoder that the type works with."""
+    if facts.autoencoder is NodeType.ATTENTION_AUTOENCODER_LATENT or facts.single_layer:
+        return T.RESID_DELTA_ATTN
+    if facts.type is T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR or (
+        facts.type is T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT
+    ):
+        return T.RESID_DELTA_MLP
+    return T.MLP_POST_ACT
+
+
+def requests_for(facts: ScalarFacts, world: models.World) -> list[DeriveRequest]:
+    """Requests for the type: with a loss, with traces, with each node at the end of an edge."""
+    origins: list[TraceConfig | None] = [None]
+    if facts.direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
+        origins = [traces.PLAIN_TRACES[2], traces.PLAIN_TRACES[-1], traces.V_TRACES[0], traces.V_OF_LOSS]
+    elif facts.direction is Direction.FINAL_RESIDUAL_GRAD:
+        origins = [None, traces.PLAIN_TRACES[2], traces.V_OF_LOSS]
+    found = []
+    for origin in origins:
+        fields = traces.fields_of(origin, models.LOSS)
+        for config in configs_for(facts):
+            spec = DerivedScalarSpec(dst=facts.type, config=config)
+            found.append(models.request(derived_scalars=(spec,), autoencoders=tuple(world.sets), **fields))
+    return found
+
+
+def configs_for(facts: ScalarFacts) -> list[DstConfig]:
+    config = DstConfig(derive_gradients=facts.backward in {Backward.GRADIENT, Backward.RATIO})
+    if facts.single_layer:
+        config = replace(config, layer_indices=(1,))
+    if facts.direction is Direction.LATENT_READ:
+        config = replace(config, trace_config=traces.trace(traces.LATENT, 1, None, 3))
+    if facts.needs_fake_grad_index:
+        index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(None, 2))
+        config = replace(config, activation_index_for_fake_grad=index)
+    if not facts.needs_attribution_node:
+        return [config]
+    head = traces.node(traces.HEAD, 1, 4, 2, 3)
+    nodes = [head.to_subnode_index(part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
+    others = [traces.node(traces.NEURON, 1, 4, 7), traces.node(traces.LATENT, 1, 4, 6)]
+    return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
+
+
+def derive(outcome: Outcome, evidence: Evidence) -> list[torch.Tensor]:
+    (scalar,) = outcome.plan.scalars
+    subject = Subject(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
+    derivation = Derivation(subject, evidence, scalar.task)
+    return [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
+
+
+@pytest.mark.parametrize("dst", FACTS)
+def test_what_is_announced_is_what_is_read(dst: T) -> None:
+    facts = FACTS[dst]
+    world = models.world(kind_for(facts), seed=5)
+    for request in requests_for(facts, world):
+        (outcome,) = world.outcomes(request)
+        (scalar,) = outcome.plan.scalars
+        announced = {pass_type: {site for one, site in scalar.reads if one is pass_type} for pass_type in PassType}
+        recorded = outcome.recording.evidence
+        values = Watched({site: recorded.values[site] for site in announced[PassType.FORWARD]})
+        gradients = Watched(
+            {site: recorded.gradients[site] for site in announced[PassType.BACKWARD] if site in recorded.gradients}
+        )
+        found = derive(outcome, Evidence(values, gradients, recorded.n_tokens))
+        everything = derive(outcome, recorded)
+        assert all(torch.equal(one, other) for one, other in zip(found, everything, strict=True))
+        assert values.read == announced[PassType.FORWARD]
+        assert gradients.read == gradients.keys()
+
+
+@pytest.mark.parametrize("dst", FACTS)
+def test_the_axes_announced_are_those_of_the_tensors(dst: T) -> None:
+    facts = FACTS[dst]
+    world = models.world(kind_for(facts), seed=5)
+    for request in requests_for(facts, world):
+        (outcome,) = world.outcomes(request)
+        (scalar,) = outcome.plan.scalars
+        tensors = models.tensors(outcome)
+        assert {tuple(tensor.shape) for tensor in tensors.values()} == {tuple(axis.size for axis in scalar.axes)}
+        assert len(tensors) == len(scalar.task.layers) * len(scalar.task.passes)
+        assert scalar.output_bytes == 4 * sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_a_value_that_nobody_announced_is_an_error_of_ours() -> None:
+    world = models.world()
+    (outcome,) = world.outcomes(models.request(T.MLP_WRITE_NORM))
+    with pytest.raises(Exception, match=r"recorded no value at mlp\.post_act, layer 0"):
+        derive(outcome, Evidence({}, {}, 6))
