@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.pipeline.plan import Plan
 
-ROUNDS = 3
+ROUNDS = 15
 _MIB = 1 << 20
 
 

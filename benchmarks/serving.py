@@ -31,6 +31,7 @@ from dst_grpc.pipeline.plan import make_plan
 from dst_grpc.pipeline.run import run
 from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
+from dst_grpc.wire.chunks import Chunk, parsed
 from dst_grpc.wire.frames import CHUNK_BYTES
 from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
 
@@ -41,6 +42,7 @@ _PROMPT = "When Mary and John went to the store, John gave a drink to"
 _SMALL = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD)
 _LARGE_BYTES = 64 << 20
 _ECHO, _BYTES = "/bench.Bench/Echo", "/bench.Bench/Bytes"
+_DERIVE = "/dst.v1.DerivedScalarService/Derive"
 _BUFFER = memoryview(bytearray(range(256)) * (_LARGE_BYTES // 256))
 """What the raw stream sends: as many bytes of real memory as our answer has."""
 _ROUNDS = 9
@@ -154,7 +156,7 @@ async def _medians(calls: dict[str, Callable[[], Awaitable[object]]], rounds: in
 async def _drain(stream: Any) -> int:
     size = 0
     async for message in stream:
-        size += len(message) if isinstance(message, bytes) else len(message.frame.chunk.data)
+        size += len(message.data) if isinstance(message, Chunk) else len(message) if isinstance(message, bytes) else 0
     return size
 
 
@@ -200,10 +202,12 @@ async def _report(address: str, bare_address: str) -> list[str]:
             f"Derive, small answer: {found['over loopback'] * 1e3:.2f} ms over loopback,"
             f" {found['in process'] * 1e3:.2f} ms in process: p50 + {added:.2f} ms"
         )
-        size = await _drain(stub.Derive(large))
+        derive: Any = channel.unary_stream(_DERIVE, response_deserializer=parsed)
+        payload = large.SerializeToString()
+        size = await _drain(derive(payload))
         found = await _medians(
             {
-                "ours": lambda: _drain(stub.Derive(large)),
+                "ours": lambda: _drain(derive(payload)),
                 "raw": lambda: _drain(stream(b"")),
                 "client": lambda: client.derive_request(large_request()),
             },
@@ -215,7 +219,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
             f" byte stream with the same chunks ({rates['raw']:.0f} MB/s); into numpy {rates['client']:.0f} MB/s"
         )
         resolve = resolve_request_to_wire(ResolveRequest(request=small_request()))
-        payload = small.SerializeToString()
+        request = small.SerializeToString()
         for in_flight in (1, 8):
 
             async def burst(call: Callable[[], Awaitable[object]], in_flight: int = in_flight) -> None:
@@ -230,7 +234,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
                     pass
 
             found = await _medians(
-                {"resolve": lambda: burst(resolved), "echo": lambda: burst(lambda: echo(payload))}, _ROUNDS
+                {"resolve": lambda: burst(resolved), "echo": lambda: burst(lambda: echo(request))}, _ROUNDS
             )
             rates = {name: _CALLS / seconds for name, seconds in found.items()}
             lines.append(

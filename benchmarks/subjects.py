@@ -75,6 +75,8 @@ def gpt2_small() -> Decoder:
 class _IdsOnly:
     """Stands where a tokenizer would: the benchmarks' prompts are ids."""
 
+    vocab_size = GPT2_SMALL.vocab_size
+
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Ids as text."""
         return [str(token) for token in ids]

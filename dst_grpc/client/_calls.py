@@ -45,8 +45,8 @@ class Calls:
         """Cancel what is still running and close the connection. Closing twice is harmless."""
         self._closed = True
         channel: grpc.aio.Channel | None = self.__dict__.pop("_channel", None)
-        # The stubs hold the channel too.
-        for name in [name for name in self.__dict__ if name.endswith("_stub")]:
+        # The stubs and methods made of it hold the channel too.
+        for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
             del self.__dict__[name]
         if channel is not None:
             await channel.close()

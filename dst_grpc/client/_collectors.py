@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc.client._answer import Answer
 from dst_grpc.domain.resolution import LoadProgress, Resolution
+from dst_grpc.wire.chunks import Chunk
 from dst_grpc.wire.errors import error_from_status
 from dst_grpc.wire.frames import Assembler
 from dst_grpc.wire.resolution import load_progress_from_wire, resolution_from_wire
@@ -31,9 +32,9 @@ class AnswerCollector:
         self._on_progress = on_progress
         self._bytes_done = 0
 
-    def add(self, message: inference_pb2.DeriveResponse | inference_pb2.DeriveStreamResponse) -> Answer | None:
+    def add(self, frame: inference_pb2.Frame | Chunk) -> Answer | None:
         """Take the next frame; see Collector."""
-        whole = self._assembler.add(message.frame)
+        whole = self._assembler.add(frame)
         self._bytes_done += sum(tensor.info.byte_length for tensor in whole)
         header = self._assembler.header
         if self._on_progress is not None and header is not None:

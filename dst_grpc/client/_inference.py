@@ -7,6 +7,9 @@ from contextlib import aclosing
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
+import grpc.aio
+
+from dst_grpc._gen.dst.v1 import derived_scalar_service_pb2 as inference_service
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.client._answer import Answer
@@ -17,11 +20,14 @@ from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, Collector, Exchange
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import LoadProgress, Resolution
 from dst_grpc.errors import DataLoss, DstError, Reason
+from dst_grpc.wire.chunks import Chunk, parsed
 from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
     from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceAsyncStub
+
+_SERVICE = inference_service.DESCRIPTOR.services_by_name["DerivedScalarService"].full_name
 
 AnswerT = TypeVar("AnswerT")
 ResponseT = TypeVar("ResponseT")
@@ -33,6 +39,26 @@ class InferenceCalls(Calls):
     @cached_property
     def _inference_stub(self) -> DerivedScalarServiceAsyncStub:
         return DerivedScalarServiceStub(self._channel)
+
+    # The two that carry tensors bring their own reading of the responses, which makes no copies of chunks.
+
+    @cached_property
+    def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, inference_pb2.Frame | Chunk]:
+        return self._channel.unary_stream(
+            f"/{_SERVICE}/Derive",
+            request_serializer=inference_pb2.DeriveRequest.SerializeToString,
+            response_deserializer=parsed,
+        )
+
+    @cached_property
+    def _derive_stream(
+        self,
+    ) -> grpc.aio.StreamStreamMultiCallable[inference_pb2.DeriveStreamRequest, inference_pb2.Frame | Chunk]:
+        return self._channel.stream_stream(
+            f"/{_SERVICE}/DeriveStream",
+            request_serializer=inference_pb2.DeriveStreamRequest.SerializeToString,
+            response_deserializer=parsed,
+        )
 
     async def derive(
         self,
@@ -78,7 +104,7 @@ class InferenceCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged.
         """
-        responses = self._responses(self._inference_stub.Derive, derive_request_to_wire(request), timeout)
+        responses = self._responses(self._derive, derive_request_to_wire(request), timeout)
         return await _last(responses, AnswerCollector(on_progress))
 
     async def derive_stream(
@@ -105,7 +131,7 @@ class InferenceCalls(Calls):
             DstError: If the stream itself fails.
         """
         exchange = Exchange(
-            method=self._inference_stub.DeriveStream,
+            method=self._derive_stream,
             id_of_item=_id_of_derive,
             to_request=_derive_stream_request,
             id_of_response=_id_of_frame,
@@ -209,8 +235,8 @@ def _id_of_resolve(request: ResolveRequest) -> str:
     return request.request.request_id
 
 
-def _id_of_frame(response: inference_pb2.DeriveStreamResponse) -> str:
-    return response.frame.request_id
+def _id_of_frame(frame: inference_pb2.Frame | Chunk) -> str:
+    return frame.request_id
 
 
 def _id_of_stage(response: resolution_pb2.ResolveStreamResponse) -> str:

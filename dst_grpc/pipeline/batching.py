@@ -12,20 +12,22 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.errors import DstError
 from dst_grpc.pipeline.run import Outcome, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.store import RecordingStore
     from dst_grpc.pipeline.worker import Worker
     from dst_grpc.scalars.recompute import AutoencoderSet
+
+T = TypeVar("T")
 
 MAX_BATCH_TOKENS = 2048
 """Tokens of a batch, pads included, unless a single prompt is longer."""
@@ -36,7 +38,8 @@ class _Waiting:
     plan: Plan
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
-    outcome: asyncio.Future[Outcome]
+    then: Callable[[Outcome], Any]
+    result: asyncio.Future[Any]
     since: float
 
     @property
@@ -54,34 +57,40 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._pump: asyncio.Task[None] | None = None
 
-    async def run(self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> Outcome:
-        """The outcome of *plan*; a caller that is cancelled before its batch forms is left out of it.
+    async def run(
+        self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[Outcome], T]
+    ) -> T:
+        """Run *plan*; a caller that is cancelled before its batch forms is left out of it.
 
         Args:
             plan: what to run.
             decoder: the model.
             sets: the autoencoders that the plan uses, by name.
+            then: what to make of the outcome, on the worker's thread, before it comes back from there.
+
+        Returns:
+            What *then* gave.
         """
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(plan, decoder, sets, outcome, time.perf_counter()))
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(plan, decoder, sets, then, result, time.perf_counter()))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run_all())
-        return await outcome
+        return await result
 
     async def _run_all(self) -> None:
         while batch := self._next_batch():
-            results: Sequence[Outcome | Exception]
+            results: Sequence[object]
             try:
                 results = await self._worker.submit(partial(self._run, batch))
             except DstError as error:  # the worker is closed
                 results = [error] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
-                if waiting.outcome.done():
+                if waiting.result.done():
                     continue
                 if isinstance(result, Exception):
-                    waiting.outcome.set_exception(result)
+                    waiting.result.set_exception(result)
                 else:
-                    waiting.outcome.set_result(result)
+                    waiting.result.set_result(result)
 
     def _next_batch(self) -> list[_Waiting]:
         """The plan that has waited longest, with all later ones of its group that fit beside it."""
@@ -89,7 +98,7 @@ class Batcher:
         left: deque[_Waiting] = deque()
         longest = 0
         for waiting in self._waiting:
-            if waiting.outcome.done():
+            if waiting.result.done():
                 continue
             longer = max(longest, len(waiting.plan.token_ids))
             fits = not batch or (batch[0].group == waiting.group and longer * (len(batch) + 1) <= self._max_tokens)
@@ -98,7 +107,7 @@ class Batcher:
         self._waiting = left
         return batch
 
-    def _run(self, batch: Sequence[_Waiting]) -> list[Outcome | Exception]:
+    def _run(self, batch: Sequence[_Waiting]) -> list[object]:
         """On the worker's thread: what is not recorded runs as one batch, or, if that fails, one by one."""
         started = time.perf_counter()
         results: dict[int, Outcome | Exception] = {}
@@ -109,7 +118,7 @@ class Batcher:
                 results[i] = Outcome(waiting.plan, waiting.decoder, waiting.sets, recording, nothing, batch_size=1)
         new = [i for i in range(len(batch)) if i not in results]
         results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
-        return [self._timed(results[i], started - waiting.since) for i, waiting in enumerate(batch)]
+        return [self._finished(waiting, results[i], started) for i, waiting in enumerate(batch)]
 
     def _run_new(self, batch: Sequence[_Waiting]) -> Sequence[Outcome | Exception]:
         if not batch:
@@ -126,8 +135,12 @@ class Batcher:
             self._store.keep(waiting.plan, outcome.recording)
         return [replace(outcome, plan=waiting.plan) for waiting, outcome in zip(batch, outcomes, strict=True)]
 
-    @staticmethod
-    def _timed(result: Outcome | Exception, queue_seconds: float) -> Outcome | Exception:
+    def _finished(self, waiting: _Waiting, result: Outcome | Exception, started: float) -> object:
+        """What the caller gets: what it makes of its outcome, or its error."""
         if isinstance(result, Exception):
             return result
-        return replace(result, statistics=replace(result.statistics, queue_seconds=queue_seconds))
+        statistics = replace(result.statistics, queue_seconds=started - waiting.since)
+        try:
+            return waiting.then(replace(result, statistics=statistics))
+        except Exception as error:  # noqa: BLE001  likewise
+            return self._worker.translated(error)

@@ -23,10 +23,10 @@ from dst_grpc.pipeline.lookup import Catalogue, Lookup
 from dst_grpc.pipeline.tasks import TaskBuilder, Wants
 from dst_grpc.scalars.loss import TokenLoss
 from dst_grpc.scalars.reads import INPUT_LOCATION
-from dst_grpc.scalars.task import Kinds, Task, residual_of_trace, residuals_of_trace_value
+from dst_grpc.scalars.task import Kinds, Residual, Task, residual_of_trace, residuals_of_trace_value
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
@@ -178,7 +178,7 @@ class _Planner:
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         kinds = kinds_of(spliced or shared_sets)
         self._check_origin(kinds, spliced or shared_sets)
-        ablations = self._ablations(spliced)
+        ablations = self._ablations(spliced, kinds)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         problems.raise_if_any()
@@ -290,12 +290,33 @@ class _Planner:
         check_trace_indices(self._problems, trace, "trace_config", self._sizes, sets)
         self._missing.check_trace(trace, kinds, "trace_config", has_loss=self._request.loss_fn_config is not None)
 
-    def _ablations(self, spliced: tuple[AutoencoderInfo, ...]) -> tuple[Ablation, ...]:
+    def _ablations(self, spliced: tuple[AutoencoderInfo, ...], kinds: Kinds) -> tuple[Ablation, ...]:
         renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else _GENERIC_LATENT
-        return tuple(
+        found = [
             check_ablation(self._problems, spec, f"ablation_specs[{i}]", self._sizes, spliced, generic=renamed)
             for i, spec in enumerate(self._request.ablation_specs)
-        )
+        ]
+        trace = self._request.trace_config
+        if trace is None:
+            return tuple(found)
+        rho = residual_of_trace(trace, kinds)
+        return tuple(reached for ablation in found for reached in self._reached(ablation, rho))
+
+    def _reached(self, ablation: Ablation, rho: Residual) -> Iterator[Ablation]:
+        """*ablation*, or of a backward one what the origin's gradient meets on its way from *rho*.
+
+        The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
+        """
+        location, layer = ablation.location, ablation.layer
+        if ablation.pass_type is PassType.FORWARD:
+            yield ablation
+        elif layer is not None or location.has_no_layers:
+            if rho.depends_on((location, layer)):
+                yield ablation
+        else:
+            for each in range(self._sizes.n_layers):
+                if rho.depends_on((location, each)):
+                    yield replace(ablation, layer=each)
 
     # The derived scalars
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
-from dst_grpc.errors import InvalidRequest, PreconditionFailed
+from dst_grpc.errors import DstError, InvalidRequest, PreconditionFailed
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.batching import Batcher
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
-    from dst_grpc.contexts.lease import Lease
+    from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.pipeline.run import Outcome
@@ -91,8 +91,8 @@ class Pipeline:
         ):
             worker, batcher = self._device(lease.model.device)
             sets = {context.name: context for context in lease.autoencoders.values()}
-            outcome = await batcher.run(plan, lease.model.decoder, sets)
-            answer, helping, rest = await worker.submit(partial(_begin, outcome, lease, sets))
+            begin = partial(_begin, model=lease.model, sets=sets)
+            answer, helping, rest = await batcher.run(plan, lease.model.decoder, sets, begin)
             yield answer.header()
             async with aclosing(_pulled(worker, helping, rest)) as helpings:
                 async for ready in helpings:
@@ -156,6 +156,8 @@ class Pipeline:
             await leased
         finally:
             leased.cancel()
+            with suppress(asyncio.CancelledError, DstError):
+                await leased  # so that whoever stops listening holds no pin any more
 
 
 async def _pulled(worker: Worker, helping: list[Part], rest: Iterator[Part] | None) -> AsyncGenerator[list[Part], None]:
@@ -173,10 +175,10 @@ async def _pulled(worker: Worker, helping: list[Part], rest: Iterator[Part] | No
 
 
 def _begin(
-    outcome: Outcome, lease: Lease, sets: dict[str, AutoencoderContext]
+    outcome: Outcome, *, model: ModelContext, sets: dict[str, AutoencoderContext]
 ) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
     """Start the answer and take the first helping; on the device's thread."""
-    answer = AnswerBuilder(outcome, lease.model, sets)
+    answer = AnswerBuilder(outcome, model, sets)
     tensors = answer.tensors()
     helping = _helping(tensors)
     following = next(tensors, None)

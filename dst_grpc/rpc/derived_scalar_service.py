@@ -13,6 +13,7 @@ from dst_grpc.errors import DstError
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
 from dst_grpc.rpc.ports import PipelinePort, Stage
+from dst_grpc.wire.chunks import serialised
 from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.frames import FrameCutter
 from dst_grpc.wire.requests import (
@@ -76,8 +77,8 @@ async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> Asyn
     cutter = FrameCutter(request.request_id)
     async with aclosing(pipeline.derive(request)) as parts:
         async for part in parts:
-            for response in cutter.cut_serialised(part):
-                yield response
+            for piece in cutter.pieces(part):
+                yield serialised(piece)
 
 
 class DeriveItems:

@@ -73,6 +73,7 @@ def build_parts(settings: Settings) -> Parts:
             autoencoder_roots=settings.autoencoder_roots,
             device=settings.device,
             default_model=settings.default_model,
+            omit_dead_latents=settings.omit_dead_latents,
         )
     except DstError as error:
         raise StartupError(error.message) from error

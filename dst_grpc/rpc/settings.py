@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     budget_bytes: Annotated[int, Field(gt=0)] | None = None
     """Bytes that loaded models and autoencoders may take together; None = no bound."""
 
+    omit_dead_latents: bool = False
+    """Whether to load autoencoders without dead latents, those that their files say are active less than once in 10^8
+    tokens: equally many at each layer of a set. The others move up, in order; handles of such sets say -live."""
     allow_failed_checks: bool = False
     """Whether to serve autoencoders that do not reconstruct what they claim to read; clients see their figures."""
 

@@ -28,7 +28,19 @@ _MLP_KINDS = frozenset(
         DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT,
     }
 )
-
+_AFTER_ATTENTION = frozenset(
+    {
+        _L.MLP_INPUT_LAYER_NORM_SCALE,
+        _L.MLP_PRE_ACT,
+        _L.MLP_POST_ACT,
+        _L.RESID_DELTA_MLP,
+        _L.RESID_POST_MLP,
+        _L.ONLINE_MLP_AUTOENCODER_LATENT,
+        _L.ONLINE_MLP_AUTOENCODER_ERROR,
+        _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
+    }
+)
+"""Taps of a layer that the residual before its MLP does not depend on."""
 
 T = TypeVar("T")
 
@@ -101,6 +113,14 @@ class Residual:
         if layer is None or layer < self.layer:
             return True
         return layer == self.layer and location is not None and location < self.location
+
+    def depends_on(self, site: Site) -> bool:
+        """Whether what is tapped at *site* goes into this residual."""
+        location, layer = site
+        if layer is None:
+            return location is _L.RESID_POST_EMBEDDING
+        of_this_layer = self.location is LocationWithinLayer.RESID_POST_ATTN and location not in _AFTER_ATTENTION
+        return layer < self.layer or (layer == self.layer and of_this_layer)
 
 
 def residual_entering(layer: int) -> Residual:

@@ -7,7 +7,7 @@ a stream ends with an error instead. Checksums are CRC-32; an answer without a t
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dst_grpc.domain.results import (
     TensorInfo,
 )
 from dst_grpc.errors import DataLoss, Internal, Reason
+from dst_grpc.wire.chunks import Chunk
 from dst_grpc.wire.errors import error_from_status
 from dst_grpc.wire.results import header_from_wire, header_to_wire, trailer_from_wire, trailer_to_wire
 from dst_grpc.wire.tensors import Array, tensor_buffers, tensor_of
@@ -38,12 +39,6 @@ Tensor = DenseTensor | SparseTensor
 Part = AnswerHeader | Tensor | RunSummary
 
 
-class _Chunk(NamedTuple):
-    tensor_id: int
-    offset: int
-    data: memoryview
-
-
 class FrameCutter:
     """Cuts the parts of one answer into frames, counting and checksumming."""
 
@@ -57,7 +52,12 @@ class FrameCutter:
         self._is_finished = False
 
     def cut(self, part: Part) -> Iterator[pb.Frame]:
-        """The frames of the next part of the answer.
+        """The frames of the next part of the answer, as messages; see `pieces`."""
+        for piece in self.pieces(part):
+            yield piece.to_frame() if isinstance(piece, Chunk) else piece
+
+    def pieces(self, part: Part) -> Iterator[pb.Frame | Chunk]:
+        """The frames of the next part of the answer, chunks as views of their tensor.
 
         The parts are a header, its tensors in its order, and a summary. Each part's frames must be drawn to their end
         before the next part is cut.
@@ -65,25 +65,6 @@ class FrameCutter:
         Raises:
             Internal: while the frames are drawn, if a part is out of order or not what the header announced.
         """
-        for piece in self._cut(part):
-            if isinstance(piece, _Chunk):
-                chunk = pb.TensorChunk(tensor_id=piece.tensor_id, offset=piece.offset, data=bytes(piece.data))
-                yield pb.Frame(request_id=self._request_id, chunk=chunk)
-            else:
-                yield piece
-
-    def cut_serialised(self, part: Part) -> Iterator[bytes]:
-        """The same frames, each as the bytes of a DeriveResponse, which are those of a DeriveStreamResponse too.
-
-        A chunk is written by hand around its data: the message classes would copy it three times more.
-        """
-        for piece in self._cut(part):
-            if isinstance(piece, _Chunk):
-                yield _serialised(self._request_id, piece)
-            else:
-                yield pb.DeriveResponse(frame=piece).SerializeToString()
-
-    def _cut(self, part: Part) -> Iterator[pb.Frame | _Chunk]:
         if self._is_finished:
             raise Internal("the answer was finished already")
         if isinstance(part, (DenseTensor, SparseTensor)):
@@ -99,7 +80,7 @@ class FrameCutter:
         self._expected = header.tensors
         return pb.Frame(request_id=self._request_id, header=header_to_wire(header))
 
-    def _chunks(self, tensor: Tensor) -> Iterator[_Chunk]:
+    def _chunks(self, tensor: Tensor) -> Iterator[Chunk]:
         info = tensor.info
         position = len(self._checksums)
         expected = self._expected or ()
@@ -110,7 +91,7 @@ class FrameCutter:
             for start in range(0, len(buffer), self._chunk_bytes):
                 data = buffer[start : start + self._chunk_bytes]
                 checksum = zlib.crc32(data, checksum)
-                yield _Chunk(info.tensor_id, offset, data)
+                yield Chunk(self._request_id, info.tensor_id, offset, data)
                 offset += len(data)
         self._checksums.append(checksum)
         self._byte_count += offset
@@ -153,7 +134,7 @@ class Assembler:
         self.trailer: AnswerTrailer | None = None
         """The trailer, once it arrived."""
 
-    def add(self, frame: pb.Frame) -> tuple[Tensor, ...]:
+    def add(self, frame: pb.Frame | Chunk) -> tuple[Tensor, ...]:
         """Take the next frame; answers the tensors that it completes, empty ones included.
 
         Raises:
@@ -164,21 +145,26 @@ class Assembler:
         if self._request_id not in {None, frame.request_id}:
             raise _corrupt(f"a frame of request {frame.request_id!r} came among those of {self._request_id!r}")
         self._request_id = frame.request_id
-        kind = frame.WhichOneof("frame")
+        kind = "chunk" if isinstance(frame, Chunk) else frame.WhichOneof("frame")
         if kind is None:
             return ()  # a kind that a later version added
         if self.trailer is not None:
             raise _corrupt(f"a {kind} came after the trailer")
+        if isinstance(frame, Chunk):
+            return self._take(self._begun(kind), frame)
         if kind == "item_result":
             raise error_from_status(frame.item_result.error)
         if kind == "header":
             return self._begin(frame.header)
+        if kind == "chunk":
+            return self._take(self._begun(kind), frame.chunk)
+        self._check_trailer(self._begun(kind), trailer_from_wire(frame.trailer))
+        return ()
+
+    def _begun(self, kind: str) -> AnswerHeader:
         if self.header is None:
             raise _corrupt(f"a {kind} came before the header")
-        if kind == "chunk":
-            return self._take(self.header, frame.chunk)
-        self._check_trailer(self.header, trailer_from_wire(frame.trailer))
-        return ()
+        return self.header
 
     def tensors(self, frames: Iterable[pb.Frame]) -> Iterator[Tensor]:
         """Take all of *frames* and yield each tensor as soon as it is whole; raises as `add` and `finish` do."""
@@ -222,14 +208,14 @@ class Assembler:
             done.append(self._complete(info))
         return tuple(done)
 
-    def _take(self, header: AnswerHeader, chunk: pb.TensorChunk) -> tuple[Tensor, ...]:
+    def _take(self, header: AnswerHeader, chunk: pb.TensorChunk | Chunk) -> tuple[Tensor, ...]:
         position = len(self._checksums)
         if position >= len(header.tensors) or chunk.tensor_id != position:
             awaited = f"tensor {position}" if position < len(header.tensors) else "the trailer"
             raise _corrupt(f"a chunk of tensor {chunk.tensor_id} came where {awaited} was due")
         if chunk.offset != self._filled:
             raise _corrupt(f"a chunk of tensor {position} begins at byte {chunk.offset}, not at {self._filled}")
-        data = chunk.data  # each reading makes a copy
+        data = chunk.data  # of a message, each reading makes a copy
         info = header.tensors[position]
         end = self._filled + len(data)
         if not data or end > info.byte_length:
@@ -271,35 +257,6 @@ def assemble(frames: Iterable[pb.Frame], *, max_bytes: int = MAX_ANSWER_BYTES) -
     for frame in frames:
         assembler.add(frame)
     return assembler.finish()
-
-
-# Tags of length-delimited fields (number << 3 | 2) and of varints (number << 3); a test holds them against the classes.
-_RESPONSE_FRAME, _FRAME_REQUEST_ID, _FRAME_CHUNK, _CHUNK_DATA = b"\x0a", b"\x0a", b"\x1a", b"\x1a"
-_CHUNK_TENSOR_ID, _CHUNK_OFFSET = b"\x08", b"\x10"
-
-
-def _serialised(request_id: str, chunk: _Chunk) -> bytes:
-    """A DeriveResponse { frame { request_id, chunk } }, with a single copy of the chunk's data."""
-    text = request_id.encode()
-    inner = b"".join(
-        (
-            _CHUNK_TENSOR_ID + _varint(chunk.tensor_id) if chunk.tensor_id else b"",
-            _CHUNK_OFFSET + _varint(chunk.offset) if chunk.offset else b"",
-            _CHUNK_DATA + _varint(len(chunk.data)),
-        )
-    )
-    outer = (_FRAME_REQUEST_ID + _varint(len(text)) + text if text else b"") + _FRAME_CHUNK
-    outer += _varint(len(inner) + len(chunk.data)) + inner
-    return b"".join((_RESPONSE_FRAME, _varint(len(outer) + len(chunk.data)), outer, chunk.data))
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
 
 
 def _corrupt(what: str) -> DataLoss:

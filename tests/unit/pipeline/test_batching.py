@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,9 +58,13 @@ async def worker() -> AsyncIterator[Worker]:
     await worker.close()
 
 
+def as_it_is(outcome: Outcome) -> Outcome:
+    return outcome
+
+
 async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[Outcome | BaseException]:
     """Run *plans*, all of which wait before the first batch forms."""
-    running = [asyncio.create_task(batcher.run(plan, decoder, {})) for plan in plans]
+    running = [asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in plans]
     return await asyncio.gather(*running, return_exceptions=True)
 
 
@@ -82,8 +87,8 @@ async def test_a_batch_keeps_to_its_tokens(worker: Worker, decoder: Decoder, cat
 async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
     """The second question about a run is answered from the store."""
     batcher = Batcher(worker, RecordingStore())
-    first = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})
-    second = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})
+    first = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
+    second = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
     assert (first.statistics.forward_passes, first.statistics.backward_passes) == (1, 1)
     assert (second.statistics.forward_passes, second.statistics.backward_passes) == (0, 0)
 
@@ -100,7 +105,7 @@ async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, cat
 async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
     """A caller who goes away before the batch forms costs nothing, and the others go on."""
     batcher = Batcher(worker, RecordingStore(0))
-    running = [asyncio.create_task(batcher.run(plan_of(catalogue, [1, 2]), decoder, {})) for _ in range(2)]
+    running = [asyncio.create_task(batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
     running[0].cancel()
     outcome = await running[1]
     assert outcome.batch_size == 1
@@ -114,4 +119,27 @@ async def test_a_closed_worker_refuses(decoder: Decoder, catalogue: Catalogue) -
     batcher = Batcher(worker, RecordingStore(0))
     await worker.close()
     with pytest.raises(Unavailable):
-        await batcher.run(plan_of(catalogue, [1, 2]), decoder, {})
+        await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
+
+
+async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
+    worker: Worker, decoder: Decoder, catalogue: Catalogue
+) -> None:
+    """The caller's own step runs there too, and its failure is the caller's alone."""
+    threads: list[str] = []
+
+    def note(outcome: Outcome) -> int:
+        threads.append(threading.current_thread().name)
+        return outcome.batch_size
+
+    def fail(_: Outcome) -> int:
+        raise ValueError("mine")
+
+    batcher = Batcher(worker, RecordingStore(0))
+    plan = plan_of(catalogue, [1, 2])
+    results = await asyncio.gather(
+        batcher.run(plan, decoder, {}, note), batcher.run(plan, decoder, {}, fail), return_exceptions=True
+    )
+    assert results[0] == 2
+    assert isinstance(results[1], ValueError)
+    assert threads[0].startswith("dst-cpu")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss, Exhausted, Internal, Reason
+from dst_grpc.wire import chunks
 from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.frames import CHUNK_BYTES, Assembler, FrameCutter, assemble
 from tests import strategies
@@ -126,11 +128,29 @@ def test_frames_serialised_by_hand_are_those_of_the_classes(
     by_class = FrameCutter(request_id, chunk_bytes=chunk_bytes)
     for part in parts:
         expected = [pb.DeriveResponse(frame=frame) for frame in by_class.cut(part)]
-        serialised = list(by_hand.cut_serialised(part))
-        assert [pb.DeriveResponse.FromString(data) for data in serialised] == expected
-        assert [pb.DeriveStreamResponse.FromString(data).frame for data in serialised] == [r.frame for r in expected]
+        written = [chunks.serialised(piece) for piece in by_hand.pieces(part)]
+        assert [pb.DeriveResponse.FromString(data) for data in written] == expected
+        assert [pb.DeriveStreamResponse.FromString(data).frame for data in written] == [r.frame for r in expected]
         if isinstance(part, DenseTensor):  # a map in the trailer may be written in any order
-            assert serialised == [response.SerializeToString(deterministic=True) for response in expected]
+            assert written == [response.SerializeToString(deterministic=True) for response in expected]
+        read = [chunks.parsed(data) for data in written]
+        assert all(isinstance(piece, chunks.Chunk) for piece in read) == (isinstance(part, DenseTensor) or not read)
+        assert [p.to_frame() if isinstance(p, chunks.Chunk) else p for p in read] == [r.frame for r in expected]
+
+
+@given(st.binary(max_size=60), st.data())
+def test_reading_by_hand_never_differs_from_the_classes(noise: bytes, data: st.DataObject) -> None:
+    whole = chunks.serialised(chunks.Chunk("id", 3, 300, memoryview(b"x" * 200)))
+    cut = data.draw(st.integers(0, len(whole)))
+    for damaged in (noise, whole[:cut] + noise + whole[cut:], whole[:cut], whole + noise):
+        try:
+            expected = pb.DeriveResponse.FromString(damaged).frame
+        except DecodeError:
+            with pytest.raises(DecodeError):
+                chunks.parsed(damaged)
+            continue
+        found = chunks.parsed(damaged)
+        assert (found.to_frame() if isinstance(found, chunks.Chunk) else found) == expected
 
 
 def test_values_in_another_order_in_memory_travel_row_by_row() -> None:

@@ -1,0 +1,259 @@
+"""The pipeline on a real registry and cache: what it yields in which order, and that it lets go of everything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dst_grpc.contexts import ContextCache, Registry
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, Validated
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.errors import Exhausted, InvalidRequest, PreconditionFailed, Reason, Unavailable
+from dst_grpc.pipeline.admission import Limits
+from dst_grpc.pipeline.service import Pipeline
+from tests import checkpoints, models
+
+SETS = ("tiny/mlp_post_act", "tiny/resid_delta_attn")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = checkpoints.write_model(tmp_path_factory.mktemp("models") / "tiny")
+    checkpoints.write_autoencoders(found / "autoencoders")
+    return found
+
+
+@pytest.fixture
+def registry(folder: Path) -> Registry:
+    return Registry.build(models={"tiny": folder}, device="cpu", include_embedded=False)
+
+
+@pytest.fixture
+async def cache(registry: Registry) -> AsyncIterator[ContextCache]:
+    cache = ContextCache(registry)
+    yield cache
+    await cache.close()
+
+
+@pytest.fixture
+async def pipeline(registry: Registry, cache: ContextCache) -> AsyncIterator[Pipeline]:
+    pipeline = Pipeline(registry, cache)
+    yield pipeline
+    await pipeline.close()
+
+
+def request(*types: T, tokens: tuple[int, ...] = models.TOKENS, **fields: Any) -> DeriveRequest:
+    return models.request(*types, tokens=tokens, **fields)
+
+
+def large() -> DeriveRequest:
+    """An answer of several helpings."""
+    return request(*[T.ATTN_WRITE] * 150, tokens=tuple(range(16)))
+
+
+async def everything(parts: AsyncGenerator[Any, None]) -> list[Any]:
+    async with aclosing(parts):
+        return [part async for part in parts]
+
+
+def assert_idle(pipeline: Pipeline, cache: ContextCache) -> None:
+    assert pipeline._admission._used_bytes == 0
+    assert all(status.pins == 0 for status in cache.statuses())
+
+
+async def test_an_answer_is_a_header_its_tensors_and_a_summary(pipeline: Pipeline, cache: ContextCache) -> None:
+    header, *tensors, summary = await everything(
+        pipeline.derive(
+            request(
+                T.MLP_ACT_TIMES_GRAD, T.ONLINE_MLP_AUTOENCODER_LATENT, autoencoders=SETS, loss_fn_config=models.LOSS
+            )
+        )
+    )
+    assert isinstance(header, AnswerHeader)
+    assert isinstance(summary, RunSummary)
+    assert [part.info for part in tensors] == list(header.tensors)
+    assert header.model.startswith("tiny@")
+    assert len(summary.provenance.autoencoder_digests) == 2
+    assert_idle(pipeline, cache)
+
+
+async def test_an_answer_of_several_helpings_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
+    header, *tensors, _ = await everything(pipeline.derive(large()))
+    assert sum(info.byte_length for info in header.tensors) > 3 << 20
+    assert [part.info for part in tensors] == list(header.tensors)
+    first = {layer: tensors[layer].values for layer in range(2)}
+    assert all(np.array_equal(part.values, first[part.info.layer_index]) for part in tensors)
+    assert_idle(pipeline, cache)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 60])
+async def test_closing_early_stops_the_work_and_frees_the_lease(
+    pipeline: Pipeline, cache: ContextCache, taken: int
+) -> None:
+    async with aclosing(pipeline.derive(large())) as parts:
+        seen = [await anext(parts) for _ in range(taken)]
+        assert cache.status("tiny").pins == 1
+    assert isinstance(seen[0], AnswerHeader)
+    assert_idle(pipeline, cache)
+    await cache.unload("tiny")
+    assert cache.status("tiny").state is ContextState.START
+    assert len(await everything(pipeline.derive(request(T.MLP_POST_ACT)))) == 4
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 50])
+async def test_cancelling_a_caller_frees_what_it_held(pipeline: Pipeline, cache: ContextCache, turns: int) -> None:
+    """Wherever it is: before it is admitted, while contexts load, while it waits for the device."""
+    caller = asyncio.create_task(everything(pipeline.derive(large())))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert_idle(pipeline, cache)
+
+
+async def test_a_second_question_about_a_run_costs_no_pass(pipeline: Pipeline) -> None:
+    summaries = []
+    for types in ((T.MLP_ACT_TIMES_GRAD,), (T.ATTN_WRITE_NORM,)):
+        *_, summary = await everything(pipeline.derive(request(*types, loss_fn_config=models.LOSS)))
+        summaries.append((summary.statistics.forward_passes, summary.statistics.backward_passes))
+    assert summaries == [(1, 1), (0, 0)]
+
+
+async def test_many_at_once_get_what_each_gets_alone(pipeline: Pipeline, registry: Registry) -> None:
+    requests = [
+        request(
+            T.RESID_POST_MLP,
+            tokens=tuple(range(n, 2 * n)),
+            config=DstConfig(derive_gradients=True),
+            loss_fn_config=models.LOSS,
+        )
+        for n in range(1, 9)
+    ]
+    together = await asyncio.gather(*(everything(pipeline.derive(one)) for one in requests))
+    for one, (header, *tensors, _) in zip(requests, together, strict=True):
+        alone = Pipeline(registry, pipeline._cache, Limits(store_bytes=0))
+        expected_header, *expected, _ = await everything(alone.derive(one))
+        await alone.close()
+        assert header.loss == pytest.approx(expected_header.loss, rel=1e-4, abs=1e-5)
+        for found, wanted in zip(tensors, expected, strict=True):
+            assert isinstance(found, DenseTensor)
+            np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (request(T.MLP_WRITE, config=DstConfig(layer_indices=(2,))), InvalidRequest),
+        (request(T.MLP_ACT_TIMES_GRAD), PreconditionFailed),
+        (DeriveRequest(prompt=None, model="tiny"), InvalidRequest),
+    ],
+    ids=["layer", "origin", "prompt"],
+)
+async def test_what_is_wrong_is_said_before_anything_is_loaded(
+    pipeline: Pipeline, cache: ContextCache, bad: DeriveRequest, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        await everything(pipeline.derive(bad))
+    assert cache.statuses() == []
+
+
+async def test_over_budget_is_refused_before_anything_is_loaded(registry: Registry, cache: ContextCache) -> None:
+    pipeline = Pipeline(registry, cache, Limits(max_run_bytes=100))
+    with pytest.raises(Exhausted) as caught:
+        await everything(pipeline.derive(request(T.MLP_POST_ACT)))
+    assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
+    assert cache.statuses() == []
+    await pipeline.close()
+
+
+async def test_a_closed_pipeline_is_unavailable(pipeline: Pipeline) -> None:
+    await everything(pipeline.derive(request(T.MLP_POST_ACT)))
+    await pipeline.close()
+    with pytest.raises(Unavailable):
+        await everything(pipeline.derive(request(T.MLP_POST_ACT)))
+
+
+# Resolve
+
+
+async def test_resolving_touches_no_weights(pipeline: Pipeline, cache: ContextCache) -> None:
+    given = request(T.MLP_AUTOENCODER_LATENT, autoencoders=SETS, request_id="mine")
+    validated, resolution = await everything(pipeline.resolve(ResolveRequest(request=given)))
+    assert validated == Validated(request_id="mine")
+    assert isinstance(resolution, Resolution)
+    assert [context.state for context in resolution.contexts] == [ContextState.START] * 3
+    assert cache.statuses() == []
+    (scalar,) = resolution.scalars
+    assert scalar.layer_indices == (0, 1)
+    assert [axis.size for axis in scalar.axes] == [6, checkpoints.LATENTS]
+    assert {tap.location.value for tap in scalar.taps} == {"mlp.post_act"}
+
+
+async def test_resolving_with_load_tells_of_the_progress_and_then_of_what_is_there(
+    pipeline: Pipeline, cache: ContextCache
+) -> None:
+    given = ResolveRequest(request=request(T.MLP_AUTOENCODER_LATENT, autoencoders=SETS), load=True)
+    first, *progress, resolution = await everything(pipeline.resolve(given))
+    assert isinstance(first, Validated)
+    assert isinstance(resolution, Resolution)
+    assert progress
+    assert all(isinstance(one, LoadProgress) for one in progress)
+    for context in {one.context for one in progress}:
+        done = [one.bytes_done for one in progress if one.context == context]
+        assert done == sorted(done)
+    assert [context.state for context in resolution.contexts] == [ContextState.AVAILABLE] * 3
+    assert resolution.model.state is ContextState.AVAILABLE
+    assert all(info.measured for info in resolution.autoencoders)
+    assert_idle(pipeline, cache)
+
+
+async def test_resolving_with_load_what_is_loaded_has_no_progress_to_tell(pipeline: Pipeline) -> None:
+    given = ResolveRequest(request=request(T.MLP_POST_ACT), load=True)
+    await everything(pipeline.resolve(given))
+    assert [type(part) for part in await everything(pipeline.resolve(given))] == [Validated, Resolution]
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+async def test_one_who_stops_resolving_holds_nothing(pipeline: Pipeline, cache: ContextCache, taken: int) -> None:
+    given = ResolveRequest(request=request(T.MLP_AUTOENCODER_LATENT, autoencoders=SETS), load=True)
+    async with aclosing(pipeline.resolve(given)) as parts:
+        for _ in range(taken):
+            await anext(parts)
+    assert_idle(pipeline, cache)
+
+
+async def test_bad_fields_of_a_request_to_resolve_are_named_from_its_root(pipeline: Pipeline) -> None:
+    given = ResolveRequest(request=request(T.MLP_WRITE, config=DstConfig(layer_indices=(2,))))
+    with pytest.raises(InvalidRequest) as caught:
+        await everything(pipeline.resolve(given))
+    assert caught.value.violations[0].field == "request.config.layer_indices.layer_indices[0]"
+
+
+async def test_a_request_to_resolve_needs_no_prompt(pipeline: Pipeline) -> None:
+    given = DeriveRequest(prompt=None, model="tiny", derived_scalars=(DerivedScalarSpec(dst=T.LOGITS),))
+    _, resolution = await everything(pipeline.resolve(ResolveRequest(request=given)))
+    assert resolution.cost.sequence_tokens == checkpoints.CONFIG["n_positions"]
+
+
+async def test_a_text_is_encoded_as_it_is(pipeline: Pipeline) -> None:
+    header, *_ = await everything(pipeline.derive(DeriveRequest(prompt=Prompt(text="gave Mary the key"), model="tiny")))
+    assert "".join(header.token_strings) == "gave Mary the key"
+
+
+async def test_the_canonical_config_asks_the_same_question(pipeline: Pipeline) -> None:
+    given = request(T.MLP_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=SETS[0]))
+    _, resolution = await everything(pipeline.resolve(ResolveRequest(request=given)))
+    again = request(T.MLP_AUTOENCODER_LATENT, config=resolution.scalars[0].config)
+    first, second = [await everything(pipeline.derive(one)) for one in (given, again)]
+    for one, other in zip(first[1:-1], second[1:-1], strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
