@@ -59,9 +59,7 @@ def test_the_blocker_blocks(package: str) -> None:
     assert f"blocked: {package}" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "package", ["dst_grpc.client", "dst_grpc.wire", "dst_grpc.domain", "dst_grpc.errors"]
-)
+@pytest.mark.parametrize("package", ["dst_grpc.client", "dst_grpc.wire", "dst_grpc.domain", "dst_grpc.errors"])
 def test_a_bare_install_is_enough(package: str) -> None:
     """Every module below the package imports, not just its `__init__`."""
     done = run_blocked(

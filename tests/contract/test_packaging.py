@@ -47,11 +47,7 @@ def _names(wheel: zipfile.Path) -> set[str]:
 
 @pytest.fixture(name="metadata", scope="module")
 def _metadata(wheel: zipfile.Path) -> Message:
-    (text,) = (
-        entry.joinpath("METADATA").read_text()
-        for entry in wheel.iterdir()
-        if entry.name.endswith(".dist-info")
-    )
+    (text,) = (entry.joinpath("METADATA").read_text() for entry in wheel.iterdir() if entry.name.endswith(".dist-info"))
     return email.message_from_string(text)
 
 
@@ -87,9 +83,7 @@ def test_nothing_else_is_in_the_wheel(names: set[str]) -> None:
 
 def test_the_command_is_an_entry_point(wheel: zipfile.Path) -> None:
     parser = configparser.ConfigParser()
-    parser.read_string(
-        (wheel / f"dst_grpc-{dst_grpc.__version__}.dist-info" / "entry_points.txt").read_text()
-    )
+    parser.read_string((wheel / f"dst_grpc-{dst_grpc.__version__}.dist-info" / "entry_points.txt").read_text())
     assert parser["console_scripts"]["dst-grpc"] == "dst_grpc.cli:main"
 
 

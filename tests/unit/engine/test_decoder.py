@@ -44,9 +44,7 @@ def reference(shape: dict[str, Any], seed: int) -> tuple[Any, Decoder]:
     """A random GPT-2 of transformers, and ours with its weights."""
     torch.manual_seed(seed)
     make: Any = transformers.GPT2Config  # its signature is made at run time
-    config = make(
-        **shape, activation_function="gelu_new", attn_implementation="eager", initializer_range=0.4
-    )
+    config = make(**shape, activation_function="gelu_new", attn_implementation="eager", initializer_range=0.4)
     theirs: Any = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in theirs.parameters():  # biases and gains start as 0 and 1, which hide mistakes

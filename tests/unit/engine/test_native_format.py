@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dst_grpc.engine.autoencoder import Activation
-from dst_grpc.engine.formats.native import load_autoencoder, read_header
+from dst_grpc.engine.formats.native import load_autoencoder, read_frequencies, read_header
 from dst_grpc.errors import DataLoss
 from tests import checkpoints
 from tests.checkpoints import LATENTS, WIDTH
@@ -176,3 +176,96 @@ def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         with pytest.raises(DataLoss, match="is not a regular file"):
             read_header(tmp_path / name)
+
+
+def frequencies(*dead: int) -> torch.Tensor:
+    """Of latents that live, but for those that are *dead*."""
+    found = torch.linspace(0.9, 0.1, LATENTS)
+    found[list(dead)] = 0
+    return found
+
+
+def without_latents(*dropped: int) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """The weights of the other latents, and which those are."""
+    state = checkpoints.state_dict()
+    kept = [latent for latent in range(LATENTS) if latent not in dropped]
+    for name in ("encoder.weight", "latent_bias"):
+        state[name] = state[name][kept]
+    state["decoder.weight"] = state["decoder.weight"][:, kept]
+    return state, kept
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_latents_of_lowest_frequency_are_left_out_and_the_others_kept_in_order(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"0.{suffix}"
+    state = changed(latents_activation_frequency=frequencies(1, 4, 8))
+    state["latents_activation_frequency"][4] = 1e-9
+    checkpoints.write_autoencoder(path, state) if suffix == "safetensors" else checkpoints.write_state_dict(path, state)
+    for n, dropped in ((1, {1}), (2, {1, 8}), (3, {1, 4, 8}), (4, {1, 4, 8, 9})):
+        seen: list[int] = []
+        cut = load_autoencoder(path, "cpu", torch.float32, seen.append, n_dropped=n)
+        expected, _ = without_latents(*dropped)
+        for found, name in (
+            (cut.pre_bias, "pre_bias"),
+            (cut.encoder, "encoder.weight"),
+            (cut.latent_bias, "latent_bias"),
+            (cut.decoder, "decoder.weight"),
+        ):
+            assert torch.equal(found, expected[name])
+            assert found.is_contiguous()
+        header = read_header(path).without(n)
+        assert (header.n_latents, header.n_dropped) == (LATENTS - n, n)
+        assert seen[-1] == cut.parameter_bytes == header.bytes_as(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"activation": "ReLU"},
+        {"activation": "TopK", "activation_state_dict": '{"k": 3, "postact_fn": "ReLU"}'},
+        {"activation": "TopK", "activation_state_dict": '{"k": 2, "postact_fn": "Identity"}'},
+    ],
+    ids=["ReLU", "TopK, ReLU", "TopK, Identity"],
+)
+def test_without_its_dead_latents_an_autoencoder_says_the_same(tmp_path: Path, metadata: dict[str, str]) -> None:
+    dead = (0, 3, 4, 9)
+    state = changed(latents_activation_frequency=frequencies(*dead))
+    state["latent_bias"][list(dead)] = -1e3
+    path = checkpoints.write_autoencoder(tmp_path / "0.safetensors", state, metadata)
+    full = load_autoencoder(path, "cpu", torch.float32)
+    cut = load_autoencoder(path, "cpu", torch.float32, n_dropped=len(dead))
+    assert (cut.activation, cut.k, cut.postact) == (full.activation, full.k, full.postact)
+    x = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1))
+    _, live = without_latents(*dead)
+    assert not full.encode(x)[:, list(dead)].any()
+    torch.testing.assert_close(cut.encode(x), full.encode(x)[:, live])
+    torch.testing.assert_close(cut.decode(cut.encode(x)), full.decode(full.encode(x)))
+
+
+def test_frequencies_are_read_if_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    given = frequencies(2)
+    checkpoints.write_autoencoder(path, changed(latents_activation_frequency=given.double()))
+    read = read_frequencies(path)
+    assert read is not None
+    torch.testing.assert_close(read, given)
+    checkpoints.write_autoencoder(path, changed(latents_activation_frequency=None))
+    assert read_frequencies(path) is None
+    with pytest.raises(DataLoss, match="lacks 'latents_activation_frequency'"):
+        load_autoencoder(path, "cpu", torch.float32, n_dropped=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (torch.ones(3), r"has shape \[3\], but there are 10 latents"),
+        (torch.full((LATENTS,), torch.nan), "negative, NaN or infinite"),
+        (torch.full((LATENTS,), -0.1), "negative, NaN or infinite"),
+    ],
+)
+def test_frequencies_that_are_none_are_named(tmp_path: Path, given: torch.Tensor, problem: str) -> None:
+    path = tmp_path / "0.safetensors"
+    checkpoints.write_autoencoder(path, changed(latents_activation_frequency=given))
+    read_header(path)  # nobody asks for them here
+    with pytest.raises(DataLoss, match=problem):
+        read_frequencies(path)

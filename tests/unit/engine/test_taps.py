@@ -72,6 +72,16 @@ def test_an_ablation_stays_in_its_own_row(decoder: Decoder) -> None:
     assert (taps.values[site][1] == 0).all()
 
 
+def test_an_axis_of_tokens_ends_where_the_prompt_ends(decoder: Decoder) -> None:
+    """Or a prompt would see the pads behind it, where its probabilities are overwritten whole."""
+    site: Site = (L.ATTN_QK_PROBS, 1)
+    _, taps = run(decoder, values=[site], ablations=[ablation(*site, (None, None, 2), 7.0, n_tokens=4)])
+    overwritten = taps.values[site][0, :, :, 2] == 7.0
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[:4, :4] = True
+    assert torch.equal(overwritten, expected)
+
+
 def test_layer_none_is_every_layer(decoder: Decoder) -> None:
     sites: list[Site] = [(L.ATTN_VALUE, layer) for layer in range(3)]
     _, taps = run(decoder, values=sites, ablations=[ablation(L.ATTN_VALUE, None, (1, 2, 0), 3.0)])

@@ -86,6 +86,29 @@ def test_offline_latents_read_a_write_without_bias() -> None:
         close(found[layer], plain.encode(world.sets[name].by_layer[layer], x))
 
 
+@pytest.mark.parametrize("prefix", ["", "ATTENTION_"])
+def test_offline_latents_of_heads_writes_have_a_row_for_each_pair_and_head(prefix: str) -> None:
+    world = models.world(T.ATTN_WRITE)
+    (name,) = world.sets
+    reference = plain.Plain(models.CONFIG, models.weights())
+    taps = reference.run(models.TOKENS)
+    config = DstConfig(autoencoder_context=name)
+    given = models.request(T[f"{prefix}AUTOENCODER_LATENT"], T[f"{prefix}AUTOENCODER_WRITE_NORM"], config=config)
+    (outcome,) = world.outcomes(given)
+    rows = len(PAIRS) * models.CONFIG.n_heads
+    assert {scalar.axes[0].size for scalar in outcome.plan.scalars} == {rows}
+    found = models.tensors(outcome)
+    for layer in range(N_LAYERS):
+        a, v = taps[L.ATTN_QK_PROBS, layer], taps[L.ATTN_VALUE, layer]
+        writes = torch.einsum("tuh,uhc,hcd->tuhd", a, v, reference.wo(layer))
+        autoencoder = world.sets[name].by_layer[layer]
+        h = plain.encode(autoencoder, torch.cat([writes[t, u] for t, u in PAIRS]))
+        assert h.shape == (rows, autoencoder.n_latents)
+        close(found[T[f"{prefix}AUTOENCODER_LATENT"], PassType.FORWARD, layer], h)
+        norms = h * autoencoder.decoder.norm(dim=0)
+        close(found[T[f"{prefix}AUTOENCODER_WRITE_NORM"], PassType.FORWARD, layer], norms)
+
+
 @pytest.mark.parametrize("generic", [True, False])
 def test_online_latents_write_their_rows_of_d(case: Case, generic: bool) -> None:
     prefix = f"ONLINE_{'' if generic else PREFIX[case.kind]}AUTOENCODER_"
