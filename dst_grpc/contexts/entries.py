@@ -31,6 +31,7 @@ EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested when they are registered, larger ones when they are first loaded."""
 REVISION_CHARACTERS = 12
 """How much of a digest is a revision."""
+_LIVE = "-live"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,9 +65,18 @@ class Entry:
 
     def handle_of(self, digest: str) -> str:
         """Its handle, given its *digest*."""
-        revision = digest[:REVISION_CHARACTERS]
+        revision = self.revision_of(digest)
         ref = ContextRef(name=self.name, revision=revision, element_type=self.element_type, device=self.device)
         return str(ref)
+
+    def revision_of(self, digest: str) -> str:
+        """What its handle says of its content, given its *digest*."""
+        return digest[:REVISION_CHARACTERS] + self.variant
+
+    @property
+    def variant(self) -> str:
+        """End of its revision, to tell it from another entry of the same files; empty if they are loaded whole."""
+        return ""
 
     def answers_to(self, ref: ContextRef) -> bool:
         """Whether *ref* means this entry, as far as is known: a revision is checked once the digest is known."""
@@ -75,7 +85,7 @@ class Entry:
         if not ref.is_handle:
             return True
         digest = self.files.known_digest
-        same_revision = not digest or ref.revision == digest[:REVISION_CHARACTERS]
+        same_revision = not digest or ref.revision == self.revision_of(digest)
         return same_revision and ref.element_type is self.element_type and ref.device == self.device
 
     def digest_if_small(self) -> None:
@@ -184,6 +194,11 @@ class AutoencoderEntry(Entry):
     def parameter_bytes(self) -> int:
         """Bytes of all its weights in its element type."""
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
+
+    @property
+    def variant(self) -> str:
+        """Whether latents are left out. A set that has none to lose is the full set, and keeps its handle."""
+        return _LIVE if any(header.n_dropped for _, header in self.headers) else ""
 
     def info(self) -> AutoencoderInfo:
         """What the catalogue says while it is not loaded."""

@@ -80,6 +80,7 @@ class FileLoader:
                 entry.device,
                 TORCH_TYPES[entry.element_type],
                 lambda part, before=before: on_progress(before + part),  # type: ignore[misc]  # mypy sees no default
+                n_dropped=header.n_dropped,
             )
             by_layer[layer] = autoencoder
             done += autoencoder.parameter_bytes

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc import embedded
+from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
 from dst_grpc.contexts.discovery import set_of_config, sets_beside
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
@@ -45,10 +46,13 @@ class Registry:
         *,
         roots: AllowedRoots,
         default_model: str,
+        omit_dead_latents: bool = False,
     ) -> None:
         """Use `build`, unless the entries are at hand already."""
+        self._omit_dead_latents = omit_dead_latents
+        offered = [self._offered(entry) for entry in autoencoders]
         self._models = {entry.name: entry for entry in sorted(models, key=lambda entry: entry.name)}
-        self._autoencoders = {entry.name: entry for entry in sorted(autoencoders, key=lambda entry: entry.name)}
+        self._autoencoders = {entry.name: entry for entry in sorted(offered, key=lambda entry: entry.name)}
         self._anonymous: OrderedDict[str, AutoencoderEntry] = OrderedDict()
         self._lock = threading.Lock()
         self._roots = roots
@@ -64,6 +68,7 @@ class Registry:
         element_type: TensorElementType = TensorElementType.FLOAT32,
         include_embedded: bool = True,
         default_model: str | None = None,
+        omit_dead_latents: bool = False,
     ) -> Registry:
         """Read the headers of all models and of the autoencoders beside them.
 
@@ -74,6 +79,7 @@ class Registry:
             element_type: what weights are loaded as.
             include_embedded: whether to offer the model that ships with the package.
             default_model: name of the model for requests without one; None = the embedded one, else the first by name.
+            omit_dead_latents: whether autoencoders are loaded without their dead latents.
 
         Raises:
             InvalidRequest: if a setting is wrong; names it.
@@ -90,7 +96,13 @@ class Registry:
             entries.append(_open(name, folder, source, element_type, picked))
             sets += sets_beside(entries[-1], beside)
         default = default_model or (EMBEDDED if EMBEDDED in folders else min(folders))
-        return cls(entries, sets, roots=AllowedRoots(autoencoder_roots), default_model=default)
+        return cls(
+            entries,
+            sets,
+            roots=AllowedRoots(autoencoder_roots),
+            default_model=default,
+            omit_dead_latents=omit_dead_latents,
+        )
 
     def models(self) -> list[ModelInfo]:
         """Every model, by name; none of them as loaded, which only the cache can tell."""
@@ -123,7 +135,7 @@ class Registry:
             InvalidRequest: if layers or files do not fit the model.
             DataLoss: for a corrupt file.
         """
-        entry = set_of_config(config, self.model_entry(model), self._roots)
+        entry = self._offered(set_of_config(config, self.model_entry(model), self._roots))
         with self._lock:
             entry = self._anonymous.setdefault(entry.name, entry)
             self._anonymous.move_to_end(entry.name)
@@ -152,6 +164,9 @@ class Registry:
         """A model or an autoencoder set of a name or handle; raises NotFound (CONTEXT_NOT_FOUND)."""
         entries: dict[str, Entry] = {**self._models, **self._sets()}
         return _find(ref, entries, "context", Reason.CONTEXT_NOT_FOUND)
+
+    def _offered(self, entry: AutoencoderEntry) -> AutoencoderEntry:
+        return without_dead_latents(entry) if self._omit_dead_latents else entry
 
     def _sets(self) -> dict[str, AutoencoderEntry]:
         with self._lock:

@@ -1,8 +1,8 @@
 """Autoencoder files in the two native formats: the embedded safetensors, and the research code's `.pt` state dicts.
 
-Both hold `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight` and statistics, which are not read. What else
-they say (activation, k) stands in the header's metadata or in entries of the state dict. A `.pt` file is read with
-`weights_only` alone: no pickle of somebody's runs here.
+Both hold `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight` and statistics, of which only the frequencies
+of latents are ever read. What else they say (activation, k) stands in the header's metadata or in entries of the state
+dict. A `.pt` file is read with `weights_only` alone: no pickle of somebody's runs here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,8 @@ SUFFIXES = (".safetensors", ".pt")
 
 _PRE_BIAS, _ENCODER, _LATENT_BIAS, _DECODER = "pre_bias", "encoder.weight", "latent_bias", "decoder.weight"
 _KEYS = (_PRE_BIAS, _ENCODER, _LATENT_BIAS, _DECODER)
+_LATENT_AXIS = {_ENCODER: 0, _LATENT_BIAS: 0, _DECODER: 1}
+_FREQUENCIES = "latents_activation_frequency"
 _MAX_STRUCTURE_BYTES = 1 << 20
 _ADVICE = "convert it to safetensors, or save a plain state dict of tensors, texts and numbers with torch.save"
 
@@ -42,7 +44,7 @@ class AutoencoderHeader:
     n_inputs: int
     """Width of what it reads."""
     n_latents: int
-    """Latents."""
+    """Latents that loading it gives."""
     activation: Activation
     """Its nonlinearity."""
     k: int | None
@@ -53,6 +55,12 @@ class AutoencoderHeader:
     """Value of the derived scalar type that it reads; None if the file does not say."""
     layer_index: int | None
     """Layer that it belongs to; None if the file does not say."""
+    n_dropped: int = 0
+    """Latents of the file that loading it leaves out."""
+
+    def without(self, n_dropped: int) -> AutoencoderHeader:
+        """This header if loading leaves out *n_dropped* more latents."""
+        return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)
 
     def bytes_as(self, dtype: torch.dtype) -> int:
         """Bytes of the weights as *dtype*."""
@@ -68,8 +76,22 @@ def read_header(path: Path) -> AutoencoderHeader:
     return _open(path).header
 
 
+def read_frequencies(path: Path) -> torch.Tensor | None:
+    """How often each latent of the autoencoder at *path* is active, as float32 [Z]; None if the file does not say.
+
+    Raises:
+        DataLoss: as `read_header`, or if these are no frequencies.
+    """
+    return _frequencies(_open(path))
+
+
 def load_autoencoder(
-    path: Path, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None] = lambda _: None
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    n_dropped: int = 0,
 ) -> Autoencoder:
     """Read the autoencoder at *path* to *device* as *dtype*, one tensor at a time.
 
@@ -78,16 +100,18 @@ def load_autoencoder(
         device: where the weights go.
         dtype: what they become.
         on_progress: told the bytes done after each tensor; what it raises ends the load.
+        n_dropped: how many latents to leave out, those that are active least often.
 
     Raises:
-        DataLoss: as `read_header`, or if a weight is not finite.
+        DataLoss: as `read_header`, or if a weight is not finite, or without the frequencies that tell what to drop.
     """
     opened = _open(path)
     header = opened.header
+    kept = _kept_latents(opened, n_dropped) if n_dropped else None
     tensors: dict[str, torch.Tensor] = {}
     done = 0
     for name in _KEYS:
-        tensors[name] = moved(opened.read(name), device, dtype)
+        tensors[name] = moved(_selected(opened.read(name), name, kept), device, dtype)
         if not is_finite(tensors[name]):
             raise corrupt(path, f"tensor {name!r} has values that are NaN or infinite as {dtype}")
         done += tensors[name].nbytes
@@ -106,7 +130,35 @@ def load_autoencoder(
 @dataclass(frozen=True, slots=True)
 class _Opened:
     header: AutoencoderHeader
+    shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], torch.Tensor]
+
+
+def _frequencies(opened: _Opened) -> torch.Tensor | None:
+    shape = opened.shapes.get(_FREQUENCIES)
+    if shape is None:
+        return None
+    path, n_latents = opened.header.path, opened.header.n_latents
+    if shape != (n_latents,):
+        raise corrupt(path, f"{_FREQUENCIES!r} has shape {list(shape)}, but there are {n_latents} latents")
+    frequencies = moved(opened.read(_FREQUENCIES), "cpu", torch.float32)
+    if not is_finite(frequencies) or (frequencies < 0).any():
+        raise corrupt(path, f"{_FREQUENCIES!r} has values that are negative, NaN or infinite")
+    return frequencies
+
+
+def _kept_latents(opened: _Opened, n_dropped: int) -> torch.Tensor:
+    """Indices, in order, of all latents but the *n_dropped* of lowest frequency; of equal ones the first go."""
+    frequencies = _frequencies(opened)
+    if frequencies is None:
+        raise corrupt(opened.header.path, f"lacks {_FREQUENCIES!r}, so nothing tells which latents are dead")
+    return frequencies.argsort(stable=True)[n_dropped:].sort().values
+
+
+def _selected(tensor: torch.Tensor, name: str, kept: torch.Tensor | None) -> torch.Tensor:
+    """The weight *name* of the latents *kept* alone; None = of all."""
+    axis = _LATENT_AXIS.get(name)
+    return tensor if kept is None or axis is None else tensor.index_select(axis, kept)
 
 
 def _open(path: Path) -> _Opened:
@@ -126,7 +178,7 @@ def _open_safetensors(path: Path) -> _Opened:
         state = json.loads(file.metadata.get("activation_state_dict", "{}"))
     except (ValueError, RecursionError) as error:
         raise corrupt(path, f"its metadata's activation_state_dict is no sound JSON: {error}") from error
-    return _Opened(_header(path, floats, file.metadata, state), file.read)
+    return _Opened(_header(path, floats, file.metadata, state), floats, file.read)
 
 
 def _open_state_dict(path: Path) -> _Opened:
@@ -141,10 +193,9 @@ def _open_state_dict(path: Path) -> _Opened:
         # A stride of 0 lets a few bytes pose as any number of elements.
         if tensor.nbytes > size:
             raise corrupt(path, f"tensor {name!r} claims {tensor.nbytes} bytes in a file of {size}")
-    header = _header(
-        path, {name: tuple(t.shape) for name, t in tensors.items()}, entries, entries.get("activation_state_dict", {})
-    )
-    return _Opened(header, tensors.__getitem__)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    header = _header(path, shapes, entries, entries.get("activation_state_dict", {}))
+    return _Opened(header, shapes, tensors.__getitem__)
 
 
 def _load_state_dict(path: Path) -> dict[str, Any]:
@@ -233,4 +284,4 @@ def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int) else None
 
 
-__all__ = ["SUFFIXES", "AutoencoderHeader", "load_autoencoder", "read_header"]
+__all__ = ["SUFFIXES", "AutoencoderHeader", "load_autoencoder", "read_frequencies", "read_header"]

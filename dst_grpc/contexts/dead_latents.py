@@ -1,0 +1,43 @@
+"""Leaving out dead latents: how many of a set's latents loading it may do without.
+
+Deviates from the reference on purpose, which cuts off the last latents, dead or not, and forgets pre-bias and
+activation. Which latents of a file go is the format's to say; all that is decided here is their number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.native import read_frequencies
+
+if TYPE_CHECKING:
+    from dst_grpc.contexts.entries import AutoencoderEntry
+    from dst_grpc.engine.formats.native import AutoencoderHeader
+
+_DEAD_BELOW = 1e-8
+
+
+def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
+    """*entry* with dead latents left out, at every layer as many as the layer that can spare the fewest.
+
+    Reads the statistics of its files, and no weights.
+
+    Raises:
+        DataLoss: if the frequencies of a layer are all 0, or are no frequencies.
+    """
+    n = min([_n_spare(header) for _, header in entry.headers])
+    if not n:
+        return entry
+    return replace(entry, headers=tuple((layer, header.without(n)) for layer, header in entry.headers))
+
+
+def _n_spare(header: AutoencoderHeader) -> int:
+    """Dead latents that an autoencoder may lose: k of them all stay with TopK, so that k need not change, else one."""
+    frequencies = read_frequencies(header.path)
+    if frequencies is None:
+        return 0
+    if not frequencies.any():
+        raise corrupt(header.path, "says that no latent is ever active, so nothing tells which ones are dead")
+    return min(int((frequencies < _DEAD_BELOW).sum()), header.n_latents - (header.k or 1))
