@@ -132,7 +132,7 @@ class Batcher:
                 return [self._worker.translated(error)]
             return [result for waiting in batch for result in self._run_new([waiting])]
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            self._store.keep(waiting.plan, outcome.recording)
+            self._store.keep(waiting.plan, outcome.recording, batch_size=len(batch))
         return [replace(outcome, plan=waiting.plan) for waiting, outcome in zip(batch, outcomes, strict=True)]
 
     def _finished(self, waiting: _Waiting, result: Outcome | Exception, started: float) -> object:

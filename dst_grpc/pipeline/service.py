@@ -69,8 +69,9 @@ class Pipeline:
             async with aclosing(self._loading(plan, stack)) as stages:
                 async for progress in stages:
                     yield progress
-            # Loading told the digests, and so the handles: plan again with them.
-            self._plans.clear()
+            if not (plan.model.handle and all(info.handle for info in plan.autoencoders)):
+                # Loading told the digests, and so the handles: plan again with them.
+                self._plans.pop(replace(request.request, request_id=""), None)
             yield self._resolution(self._plan(request.request))
 
     async def derive(

@@ -73,6 +73,15 @@ class Recording:
         """Whether *plan* needs no new pass."""
         return plan.values <= self.evidence.values.keys() and plan.gradients <= self.gradient_sites
 
+    def alone(self) -> Recording:
+        """A copy that keeps nothing else of its batch alive."""
+        evidence = Evidence(
+            {site: x.clone() for site, x in self.evidence.values.items()},
+            {site: x.clone() for site, x in self.evidence.gradients.items()},
+            self.evidence.n_tokens,
+        )
+        return replace(self, evidence=evidence)
+
     def merged(self, older: Recording) -> Recording:
         """This recording with what only *older*, of the same run, holds."""
         evidence = Evidence(
@@ -123,8 +132,12 @@ class RecordingStore:
         self._kept.move_to_end(plan.run_key)
         return kept[0]
 
-    def keep(self, plan: Plan, recording: Recording) -> None:
-        """Keep *recording* of *plan*'s run, and let go of the least recently used beyond the budget."""
+    def keep(self, plan: Plan, recording: Recording, *, batch_size: int = 1) -> None:
+        """Keep *recording* of *plan*'s run in a batch, and let go of the least recently used beyond the budget."""
+        if not self._budget_bytes:
+            return
+        if batch_size > 1:
+            recording = recording.alone()
         older, size = self._kept.pop(plan.run_key, (None, 0))
         self.byte_count -= size
         if older is not None:

@@ -113,3 +113,14 @@ def test_an_empty_store_keeps_nothing(world: models.World) -> None:
     store.keep(plan, recorded(world, plan))
     assert store.find(plan) is None
     assert store.byte_count == 0
+
+
+def test_a_recording_of_a_batch_keeps_its_own_part_alone(world: models.World) -> None:
+    """What is kept of a batch counts, and keeps alive, its own prompt's bytes and no other's."""
+    plans = [plan_of(world, T.MLP_POST_ACT, tokens=(1, 2, token)) for token in (3, 4, 5)]
+    alone = recorded(world, plans[0])
+    outcomes = run(plans, world.decoder, world.sets)
+    assert outcomes[0].recording.byte_count == 3 * alone.byte_count
+    store = RecordingStore()
+    store.keep(plans[0], outcomes[0].recording, batch_size=3)
+    assert store.byte_count == alone.byte_count
