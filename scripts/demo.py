@@ -23,6 +23,7 @@ from dst_grpc.client import (
     Answer,
     Client,
     Entry,
+    PassType,
     TopBy,
 )
 from dst_grpc.errors import DstError
@@ -33,6 +34,15 @@ TARGET, DISTRACTOR = " Mary", " John"
 HEADS = "unflattened_attn_write_to_final_residual_grad"
 NEURONS = "mlp_write_to_final_residual_grad"
 TOKENS = "token_attribution"
+FROZEN_NORM = AblationSpec(
+    index=ActivationIndex(
+        activation_location_type=ActivationLocationType.RESID_FINAL_LAYER_NORM_SCALE,
+        tensor_indices=(None, None),
+        pass_type=PassType.BACKWARD,
+    ),
+    value=0.0,
+)
+"""Takes the final norm's scale for a constant: the logits are then a sum, and direct effects are its terms."""
 READY = "is ready at "
 STOP_SECONDS = 30.0
 SMALLEST_SHARE = 0.005
@@ -57,7 +67,8 @@ def server() -> Iterator[str]:
 
 def explain(client: Client, out: Console) -> None:
     """Ask and print: the guess, who made it, and what becomes of it without the foremost head."""
-    answer = client.derive(PROMPT, ["logits", HEADS, NEURONS, TOKENS], target=TARGET, distractor=DISTRACTOR)
+    types = ["logits", HEADS, NEURONS, TOKENS]
+    answer = client.derive(PROMPT, types, target=TARGET, distractor=DISTRACTOR, ablations=[FROZEN_NORM])
     last = len(answer.tokens) - 1
     out.print(Text.assemble("\nThe prompt:  ", (f"{PROMPT} ...", "bold")))
     show_guess(client, answer, out, "The model goes on with:")

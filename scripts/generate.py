@@ -73,9 +73,7 @@ def generate(protos: Path) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         _compile(protos, sources, out)
-        files = {
-            path.relative_to(out).as_posix(): path.read_text(encoding="utf-8") for path in out.rglob("*.py*")
-        }
+        files = {path.relative_to(out).as_posix(): path.read_text(encoding="utf-8") for path in out.rglob("*.py*")}
     for name in [name for name in files if name.endswith("_pb2_grpc.py")]:
         if not _CLASS.search(files[name]):
             del files[name], files[f"{name}i"]
@@ -132,9 +130,7 @@ def _compile(protos: Path, sources: list[str], out: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description="Generate dst_grpc/_gen from protos/dst.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 if anything is stale"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if anything is stale")
     parser.add_argument("--protos", type=Path, default=PROTOS, help="the folder with dst/ and third_party/")
     parser.add_argument("--out", type=Path, default=GENERATED, help="the folder of the generated package")
     options = parser.parse_args(arguments)
