@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
     Counted from every allocation that torch reports: resident memory would show what the allocator keeps for itself.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler tells standard error of its start and end
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     results = profiler.profiler.kineto_results
