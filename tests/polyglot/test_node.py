@@ -237,7 +237,11 @@ def test_a_bad_item_of_a_stream_fails_alone(report: Json) -> None:
     assert answers.keys() == {"direct-effects", "layer-out-of-range", "latents"}
     assert "scalars" in answers["direct-effects"]
     assert "scalars" in answers["latents"]
-    assert answers["layer-out-of-range"]["error"] == report["errors"]["layer_out_of_range"]
+    found, alone = answers["layer-out-of-range"]["error"], report["errors"]["layer_out_of_range"]
+    assert (found["code"], found["reason"]) == (alone["code"], alone["reason"])
+    # A path begins at the message that was sent: a ResolveRequest holds the DeriveRequest.
+    below = [{**violation, "field": f"request.{violation['field']}"} for violation in alone["violations"]]
+    assert found["violations"] == below
 
 
 @pytest.mark.parametrize("name", ["direct_effects", "float16", "bfloat16", "latents"])
