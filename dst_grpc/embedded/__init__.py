@@ -1,0 +1,18 @@
+"""Where the embedded default lies: the small model and its autoencoders that ship inside the package. It holds paths
+only; loading is the engine's job, and `MODEL_CARD.md` beside this file says how everything here was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).parent
+"""The folder with the model, the autoencoders and the model card."""
+
+MODEL_FOLDER: Final = FOLDER / "model"
+"""`config.json`, `model.safetensors` and `tokenizer.json`, in the layout of a Hugging Face GPT-2 checkpoint."""
+
+AUTOENCODERS_FOLDER: Final = FOLDER / "autoencoders"
+"""One folder per kind (`mlp_post_act`, `resid_delta_mlp`, `resid_delta_attn`), one safetensors file per layer."""
+
+__all__ = ["AUTOENCODERS_FOLDER", "FOLDER", "MODEL_FOLDER"]
