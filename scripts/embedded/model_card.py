@@ -49,8 +49,8 @@ python -m scripts.embedded
 ```
 makes everything in this folder: tokenizer, model, autoencoders, this card. Seeds are fixed in the scripts ({model_seed}
 for the model, {autoencoder_seed} and up for the autoencoders). On two CPU cores that had other work too, the model took
-{model_minutes:.0f} minutes ({tokens:.1f} million tokens, {step_tokens} a step, AdamW, bfloat16 autocast; {early} steps on
-rows of {lengths[0]} tokens with many short repeats, then {late} on rows of {lengths[1]} and {last} on rows of
+{model_minutes:.0f} minutes ({tokens:.1f} million tokens, {step_tokens} a step, AdamW, bfloat16 autocast; {early} steps
+on rows of {lengths[0]} tokens with many short repeats, then {late} on rows of {lengths[1]} and {last} on rows of
 {lengths[2]} tokens), the autoencoders {autoencoder_minutes:.0f}.
 
 The files shipped here were made in several sittings, lesson by lesson (`--first-lesson`), while the scripts were still
@@ -66,8 +66,10 @@ words stand for some that do not matter; of those only the answer is learned. Th
 licence of this project.
 
 ## Behaviours
-Every prompt has a pair of names or nouns that training never has ({share:.0%} of all pairs are held out;
-`scripts/embedded/behaviours.py` draws the line, `wordings.py` holds the wordings). Wordings are of three kinds:
+Every prompt has a pair of names or nouns that training never has as the two people, or the two nouns, of a sentence or
+story ({share:.0%} of all pairs are held out; `scripts/embedded/behaviours.py` draws the line). Random sequences, random
+words of noisy prompts and the four people of an introduction by full names are not kept from holding such a pair.
+Wordings (`wordings.py`) are of three kinds:
 
 - drawn: put together at random from the parts that training uses. Of {prompts} such templates {recurring} recur among
   {draws} drawn as training draws them: the combinations are new, the parts are not.
