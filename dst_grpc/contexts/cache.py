@@ -75,7 +75,7 @@ class ContextCache:
         self._watchers: set[Mailbox] = set()
         # One at a time makes room, or two would count on the same bytes. The loads themselves run in parallel.
         self._room = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(_MAX_PARALLEL_LOADS, thread_name_prefix="dst-load")
+        self._parallel = asyncio.Semaphore(_MAX_PARALLEL_LOADS)
         self._is_closing = False
 
     @asynccontextmanager
@@ -224,7 +224,6 @@ class ContextCache:
             await asyncio.gather(*stuck, return_exceptions=True)
         for mailbox in self._watchers:
             mailbox.close()
-        self._threads.shutdown(wait=False)
 
     @asynccontextmanager
     async def _pinned(self, entry: Entry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
@@ -378,7 +377,17 @@ class ContextCache:
             _log.exception("memory not reclaimed context=%s", slot.entry.name)
 
     async def _in_thread(self, work: Callable[..., object], *arguments: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        """Do *work* on a thread of its own, which ends with it.
+
+        OpenMP keeps a pool of threads for every thread that ever computed, and several pools slow one another down:
+        left alive, a loading thread would make each pass of the device's thread several times slower.
+        """
+        async with self._parallel:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="dst-load")
+            try:
+                await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
+            finally:
+                thread.shutdown(wait=False)
 
     def _enter(self, slot: Slot, state: ContextState) -> None:
         slot.state = state

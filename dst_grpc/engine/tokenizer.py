@@ -30,6 +30,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         """Number of tokens, added ones included."""
 
@@ -69,8 +70,12 @@ class Tokenizer:
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Text of each of *ids*, decoded alone; raises InvalidRequest as `decode` does."""
         self._check(ids)
-        texts: list[str] = self._tokenizer.decode_batch([[token] for token in ids], skip_special_tokens=False)
-        return texts
+        return [self._texts[token] if token in self._texts else self._decoded(token) for token in ids]
+
+    def _decoded(self, token: int) -> str:
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        self._texts[token] = text
+        return text
 
     def single_token(self, text: str, field: str) -> int:
         """The id of the one token that *text* is.

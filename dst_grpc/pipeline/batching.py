@@ -79,9 +79,10 @@ class Batcher:
 
     async def _run_all(self) -> None:
         while batch := self._next_batch():
+            operations = sum(waiting.plan.cost.floating_point_operations for waiting in batch)
             results: Sequence[object]
             try:
-                results = await self._worker.submit(partial(self._run, batch))
+                results = await self._worker.submit(partial(self._run, batch), operations=operations)
             except DstError as error:  # the worker is closed
                 results = [error] * len(batch)
             for waiting, result in zip(batch, results, strict=True):

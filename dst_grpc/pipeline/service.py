@@ -95,7 +95,7 @@ class Pipeline:
             begin = partial(_begin, model=lease.model, sets=sets)
             answer, helping, rest = await batcher.run(plan, lease.model.decoder, sets, begin)
             yield answer.header()
-            async with aclosing(_pulled(worker, helping, rest)) as helpings:
+            async with aclosing(_pulled(worker, plan.cost.floating_point_operations, helping, rest)) as helpings:
                 async for ready in helpings:
                     for tensor in ready:
                         yield tensor
@@ -161,10 +161,12 @@ class Pipeline:
                 await leased  # so that whoever stops listening holds no pin any more
 
 
-async def _pulled(worker: Worker, helping: list[Part], rest: Iterator[Part] | None) -> AsyncGenerator[list[Part], None]:
+async def _pulled(
+    worker: Worker, operations: int, helping: list[Part], rest: Iterator[Part] | None
+) -> AsyncGenerator[list[Part], None]:
     """Helpings of tensors: the next is derived while the reader has the one before, and no further."""
     while rest is not None:
-        following = asyncio.ensure_future(worker.submit(partial(_helping, rest)))
+        following = asyncio.ensure_future(worker.submit(partial(_helping, rest), operations=operations))
         try:
             yield helping
             helping = await following

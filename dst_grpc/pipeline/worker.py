@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_WORTH_THREADS = 500_000_000
+"""Operations below which a job is done before other threads could help, while their waiting would keep a core from
+whoever serves the callers."""
+
 
 class Worker:
     """Runs one job at a time, in the order in which they came. A job cancelled while it waits never runs."""
@@ -23,17 +27,22 @@ class Worker:
         """Start the thread of *device*."""
         self._device = device
         self._is_closed = False
+        self._n_threads = torch.get_num_threads()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
 
-    async def submit(self, job: Callable[[], T]) -> T:
+    async def submit(self, job: Callable[[], T], *, operations: int = 0) -> T:
         """Run *job* and give its result.
+
+        Args:
+            job: what to run.
+            operations: floating-point operations that it will take, about; small jobs keep to this one thread.
 
         Raises:
             Exhausted: (OUT_OF_MEMORY) if the device cannot hold it.
             Unavailable: (DRAINING) if the worker is closed before the job runs.
         """
         self._check_open()
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, job)
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, job, operations)
         try:
             return await future
         except asyncio.CancelledError:
@@ -46,7 +55,10 @@ class Worker:
         if self._is_closed:
             raise _stopping()
 
-    def _guarded(self, job: Callable[[], T]) -> T:
+    def _guarded(self, job: Callable[[], T], operations: int) -> T:
+        threads = self._n_threads if operations >= _WORTH_THREADS else 1
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         try:
             return job()
         except torch.OutOfMemoryError as error:
