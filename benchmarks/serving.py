@@ -156,7 +156,10 @@ async def _medians(calls: dict[str, Callable[[], Awaitable[object]]], rounds: in
 async def _drain(stream: Any) -> int:
     size = 0
     async for message in stream:
-        size += len(message.data) if isinstance(message, Chunk) else len(message) if isinstance(message, bytes) else 0
+        if isinstance(message, bytes):
+            size += len(message)
+        else:
+            size += sum(len(frame.data) for frame in message if isinstance(frame, Chunk))
     return size
 
 

@@ -321,7 +321,7 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
                     details = frame.item_result.error.SerializeToString()
                     context.set_trailing_metadata([("grpc-status-details-bin", details)])
                     await context.abort(code, frame.item_result.error.message)
-                yield inference_pb2.DeriveResponse(frame=frame)
+                yield inference_pb2.DeriveResponse(frames=[frame])
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
@@ -350,7 +350,7 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
             reading = asyncio.create_task(read())
             try:
                 while (frame := await out.get()) is not None:
-                    yield inference_pb2.DeriveStreamResponse(frame=frame)
+                    yield inference_pb2.DeriveStreamResponse(frames=[frame])
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)

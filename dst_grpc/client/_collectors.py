@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
@@ -32,10 +32,10 @@ class AnswerCollector:
         self._on_progress = on_progress
         self._bytes_done = 0
 
-    def add(self, frame: inference_pb2.Frame | Chunk) -> Answer | None:
-        """Take the next frame; see Collector."""
-        whole = self._assembler.add(frame)
-        self._bytes_done += sum(tensor.info.byte_length for tensor in whole)
+    def add(self, frames: Sequence[inference_pb2.Frame | Chunk]) -> Answer | None:
+        """Take the next frames; see Collector."""
+        for frame in frames:
+            self._bytes_done += sum(tensor.info.byte_length for tensor in self._assembler.add(frame))
         header = self._assembler.header
         if self._on_progress is not None and header is not None:
             total = sum(info.byte_length for info in header.tensors)

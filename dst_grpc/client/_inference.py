@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar, Unpack
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SERVICE = inference_service.DESCRIPTOR.services_by_name["DerivedScalarService"].full_name
 
+_Frames = Sequence[inference_pb2.Frame | Chunk]
 AnswerT = TypeVar("AnswerT")
 ResponseT = TypeVar("ResponseT")
 
@@ -43,7 +44,7 @@ class InferenceCalls(Calls):
     # The two that carry tensors bring their own reading of the responses, which makes no copies of chunks.
 
     @cached_property
-    def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, inference_pb2.Frame | Chunk]:
+    def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, _Frames]:
         return self._channel.unary_stream(
             f"/{_SERVICE}/Derive",
             request_serializer=inference_pb2.DeriveRequest.SerializeToString,
@@ -53,7 +54,7 @@ class InferenceCalls(Calls):
     @cached_property
     def _derive_stream(
         self,
-    ) -> grpc.aio.StreamStreamMultiCallable[inference_pb2.DeriveStreamRequest, inference_pb2.Frame | Chunk]:
+    ) -> grpc.aio.StreamStreamMultiCallable[inference_pb2.DeriveStreamRequest, _Frames]:
         return self._channel.stream_stream(
             f"/{_SERVICE}/DeriveStream",
             request_serializer=inference_pb2.DeriveStreamRequest.SerializeToString,
@@ -134,7 +135,7 @@ class InferenceCalls(Calls):
             method=self._derive_stream,
             id_of_item=_id_of_derive,
             to_request=_derive_stream_request,
-            id_of_response=_id_of_frame,
+            id_of_response=_id_of_frames,
             collector=AnswerCollector,
         )
         answers = exchange.run(requests, self._connection, timeout=timeout, max_in_flight=max_in_flight)
@@ -235,8 +236,8 @@ def _id_of_resolve(request: ResolveRequest) -> str:
     return request.request.request_id
 
 
-def _id_of_frame(frame: inference_pb2.Frame | Chunk) -> str:
-    return frame.request_id
+def _id_of_frames(frames: _Frames) -> str:
+    return frames[0].request_id if frames else ""
 
 
 def _id_of_stage(response: resolution_pb2.ResolveStreamResponse) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from itertools import chain
 from typing import Protocol
 
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import LoadProgress, Validated
+from dst_grpc.domain.results import DenseTensor, SparseTensor
 from dst_grpc.errors import DstError
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
-from dst_grpc.rpc.ports import PipelinePort, Stage
+from dst_grpc.rpc.ports import AnswerPart, PipelinePort, Stage
 from dst_grpc.wire.chunks import serialised
 from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.frames import FrameCutter
+from dst_grpc.wire.frames import CHUNK_BYTES, FrameCutter
 from dst_grpc.wire.requests import (
     derive_request_from_wire,
     derive_stream_request_from_wire,
@@ -75,10 +78,48 @@ async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> Asyn
     A DeriveStreamResponse is the same on the wire, so both RPCs send these bytes.
     """
     cutter = FrameCutter(request.request_id)
-    async with aclosing(pipeline.derive(request)) as parts:
-        async for part in parts:
-            for piece in cutter.pieces(part):
-                yield serialised(piece)
+    async with aclosing(pipeline.derive(request)) as parts, aclosing(ready_together(parts)) as batches:
+        async for batch in batches:
+            message: list[bytes] = []
+            size = 0
+            for piece in chain.from_iterable(map(cutter.pieces, batch)):
+                frame = serialised(piece)
+                if message and size + len(frame) > CHUNK_BYTES:
+                    yield b"".join(message)
+                    message, size = [], 0
+                message.append(frame)
+                size += len(frame)
+            if message:
+                yield b"".join(message)
+
+
+async def ready_together(parts: AsyncGenerator[AnswerPart, None]) -> AsyncGenerator[list[AnswerPart], None]:
+    """What *parts* gives without waiting, together, up to about `CHUNK_BYTES`; what is ready never waits for more."""
+    batch: list[AnswerPart] = []
+    size = 0
+    step: asyncio.Task[AnswerPart | None] | None = None
+    try:
+        while True:
+            step = asyncio.create_task(_next(parts))
+            await asyncio.sleep(0)  # a step that need not wait is done now
+            if batch and (size >= CHUNK_BYTES or not step.done() or step.exception()):
+                yield batch
+                batch, size = [], 0
+            part = await step
+            if part is None:
+                break
+            batch.append(part)
+            size += part.info.byte_length if isinstance(part, (DenseTensor, SparseTensor)) else 0
+        if batch:
+            yield batch
+    finally:
+        if step is not None and not step.done():
+            step.cancel()
+            await asyncio.gather(step, return_exceptions=True)
+
+
+async def _next(parts: AsyncGenerator[AnswerPart, None]) -> AnswerPart | None:
+    return await anext(parts, None)
 
 
 class DeriveItems:
@@ -104,7 +145,7 @@ class DeriveItems:
         """The item's last frame."""
         result = inference_pb2.ItemResult(error=error_to_status(error))
         frame = inference_pb2.Frame(request_id=request_id, item_result=result)
-        return inference_pb2.DeriveStreamResponse(frame=frame).SerializeToString()
+        return inference_pb2.DeriveStreamResponse(frames=[frame]).SerializeToString()
 
 
 class ResolveItems:

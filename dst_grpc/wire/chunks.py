@@ -8,9 +8,12 @@ each other.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Tags of length-delimited fields (number << 3 | 2) and of varints (number << 3).
 _RESPONSE_FRAME, _FRAME_REQUEST_ID, _FRAME_CHUNK, _CHUNK_DATA = 0x0A, 0x0A, 0x1A, 0x1A
@@ -38,9 +41,12 @@ class Chunk(NamedTuple):
 
 
 def serialised(frame: pb.Frame | Chunk) -> bytes:
-    """The bytes of a DeriveResponse, which are those of a DeriveStreamResponse too, that holds *frame*."""
+    """The bytes of a DeriveResponse, which are those of a DeriveStreamResponse too, that holds *frame*.
+
+    Several such, one after the other, are the bytes of a response that holds several frames.
+    """
     if isinstance(frame, pb.Frame):
-        return pb.DeriveResponse(frame=frame).SerializeToString()
+        return pb.DeriveResponse(frames=[frame]).SerializeToString()
     text, size = frame.request_id.encode(), len(frame.data)
     inner = bytearray()
     if frame.tensor_id:
@@ -55,13 +61,13 @@ def serialised(frame: pb.Frame | Chunk) -> bytes:
     return b"".join((_field(_RESPONSE_FRAME, len(outer) + size), outer, frame.data))
 
 
-def parsed(data: bytes) -> pb.Frame | Chunk:
-    """The frame in the bytes of a DeriveResponse or DeriveStreamResponse; raises DecodeError if they are neither."""
+def parsed(data: bytes) -> Sequence[pb.Frame | Chunk]:
+    """The frames in the bytes of a DeriveResponse or DeriveStreamResponse; raises DecodeError if they are neither."""
     try:
         chunk = _chunk_in(data)
     except (IndexError, UnicodeDecodeError):
         chunk = None
-    return pb.DeriveResponse.FromString(data).frame if chunk is None else chunk
+    return pb.DeriveResponse.FromString(data).frames if chunk is None else (chunk,)
 
 
 def _chunk_in(data: bytes) -> Chunk | None:

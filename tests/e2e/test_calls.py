@@ -46,7 +46,7 @@ async def test_derive_streams_the_frames_of_an_answer(rig: Rig) -> None:
 
     rig.parts.pipeline.scripts["big"] = script
     call = rig.scalars.Derive(derive_request("big"), timeout=CALL_SECONDS)
-    frames = [response.frame async for response in call]
+    frames = [frame async for response in call for frame in response.frames]
     whole = assemble(frames)
     assert whole.request_id == "big"
     np.testing.assert_array_equal(whole.tensors[0].values, np.arange(700_000, dtype=np.float32))

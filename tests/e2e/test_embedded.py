@@ -50,7 +50,8 @@ def request(*types: int, loss: bool = False, text: str = SENTENCE, **fields: Any
 
 async def derive(channel: grpc.aio.Channel, message: inference_pb2.DeriveRequest) -> Answer:
     stub: Any = DerivedScalarServiceStub(channel)
-    return assemble([response.frame async for response in stub.Derive(message, timeout=CALL_SECONDS)])
+    responses = stub.Derive(message, timeout=CALL_SECONDS)
+    return assemble([frame async for response in responses for frame in response.frames])
 
 
 async def refusal(channel: grpc.aio.Channel, message: inference_pb2.DeriveRequest) -> tuple[grpc.StatusCode, DstError]:
@@ -159,7 +160,8 @@ async def test_a_stream_of_mixed_prompts_answers_each_and_keeps_errors_apart(emb
     items = iter([inference_pb2.DeriveStreamRequest(request=message) for message in messages])
     frames: dict[str, list[inference_pb2.Frame]] = {}
     async for response in stub.DeriveStream(items, timeout=CALL_SECONDS):
-        frames.setdefault(response.frame.request_id, []).append(response.frame)
+        for frame in response.frames:
+            frames.setdefault(frame.request_id, []).append(frame)
     error = error_from_status(frames.pop("bad")[-1].item_result.error)
     assert fields_of(error) == ["derived_scalars[0].dst"]
     for request_id, text in texts.items():

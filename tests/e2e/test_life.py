@@ -241,14 +241,14 @@ async def test_draining_finishes_items_in_flight_and_refuses_new_ones() -> None:
         rig.parts.pipeline.scripts["x"] = script
         call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
         await call.write(item("x"))
-        assert (await call.read()).frame.WhichOneof("frame") == "header"
+        assert (await call.read()).frames[-1].WhichOneof("frame") == "header"
         stub: Any = HealthStub(rig.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
         assert (await watch.read()).status == SERVING
         draining = asyncio.create_task(rig.server.drain())
         assert (await watch.read()).status == NOT_SERVING
         gate.set()
-        assert (await call.read()).frame.WhichOneof("frame") == "trailer"
+        assert (await call.read()).frames[-1].WhichOneof("frame") == "trailer"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         error = error_of(caught.value)
@@ -277,7 +277,8 @@ async def test_a_stream_that_was_answered_whole_ends_well_while_draining() -> No
         draining = asyncio.create_task(rig.server.drain())
         assert (await watch.read()).status == NOT_SERVING
         gate.set()
-        assert len([response async for response in call]) == 2
+        frames = [frame async for response in call for frame in response.frames]
+        assert [frame.WhichOneof("frame") for frame in frames] == ["header", "trailer"]
         await draining
 
 
@@ -361,7 +362,7 @@ async def test_a_signal_drains_and_exits_with_zero(number: signal.Signals) -> No
             while b"draining" not in await process.stderr.readline():
                 pass
             process.stdin.write(b"go on\n")
-            assert (await call.read()).frame.WhichOneof("frame") == "trailer"
+            assert (await call.read()).frames[-1].WhichOneof("frame") == "trailer"
             assert await call.read() is grpc.aio.EOF
             assert await call.code() is grpc.StatusCode.OK
         _, rest = await process.communicate()

@@ -134,7 +134,7 @@ def bad_requests() -> dict[str, inference_pb2.DeriveRequest]:
 def receive(
     scalars: derived_scalar_service_pb2_grpc.DerivedScalarServiceStub, request: inference_pb2.DeriveRequest
 ) -> Received:
-    frames = [response.frame for response in scalars.Derive(request, timeout=60)]
+    frames = [frame for response in scalars.Derive(request, timeout=60) for frame in response.frames]
     header, trailer = frames[0].header, frames[-1].trailer
     pieces: list[list[bytes]] = [[] for _ in header.tensors]
     for frame in frames[1:-1]:

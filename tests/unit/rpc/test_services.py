@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+
 import pytest
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
 from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_END, CONTEXT_STATE_LOADING
+from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, NotFound
 from dst_grpc.rpc.catalog_service import CatalogService
@@ -15,7 +19,8 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
-from tests.rpc_fakes import FakeCache, FakePipeline, FakeRegistry, context_status
+from dst_grpc.rpc.ports import AnswerPart
+from tests.rpc_fakes import FakeCache, FakePipeline, FakeRegistry, answer, context_status
 
 
 @pytest.fixture
@@ -107,7 +112,12 @@ async def test_resolve_and_derive_name_fields_alike() -> None:
 
 
 async def test_closing_an_answer_stops_the_work() -> None:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        yield answer()[0]
+        await asyncio.Event().wait()
+
     pipeline = FakePipeline()
+    pipeline.scripts["x"] = script
     service = DerivedScalarService(pipeline, StreamLimits(), DrainSignal())
     request = inference_pb2.DeriveRequest(request_id="x", prompt=inference_pb2.Prompt(text="a"))
     frames = service.Derive(request, None)

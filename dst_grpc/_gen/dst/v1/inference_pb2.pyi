@@ -198,10 +198,10 @@ class Frame(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., item_result: _Optional[_Union[ItemResult, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
 
 class DeriveResponse(_message.Message):
-    __slots__ = ("frame",)
-    FRAME_FIELD_NUMBER: _ClassVar[int]
-    frame: Frame
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
 
 class DeriveStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -210,7 +210,7 @@ class DeriveStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[DeriveRequest, _Mapping]] = ...) -> None: ...
 
 class DeriveStreamResponse(_message.Message):
-    __slots__ = ("frame",)
-    FRAME_FIELD_NUMBER: _ClassVar[int]
-    frame: Frame
-    def __init__(self, frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...

@@ -17,7 +17,7 @@ export async function derive({ scalars }: Server, request: DeriveRequestInit): P
   const call = new AbortController();
   async function* frames(): AsyncIterable<Frame> {
     try {
-      for await (const { frame } of scalars.derive(request, { signal: call.signal })) if (frame) yield frame;
+      for await (const { frames } of scalars.derive(request, { signal: call.signal })) yield* frames;
     } finally {
       // Whoever stops reading early stops the server's work too.
       call.abort();
