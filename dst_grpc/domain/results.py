@@ -67,8 +67,6 @@ class DenseTensor:
     """What it is."""
     values: np.ndarray[Any, Any]
     """The elements, in the shape of the axes. A server holds bfloat16 as its bits in uint16, a client as float32."""
-    checksum: int | None = None
-    """CRC-32 of its bytes on the wire, where it is known already; None has it computed when they are cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +79,6 @@ class SparseTensor:
     """Values [nnz]."""
     coordinates: np.ndarray[Any, Any]
     """Positions [nnz, rank], uint32."""
-    checksum: int | None = None
-    """CRC-32 of its bytes on the wire, where it is known already; None has it computed when they are cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

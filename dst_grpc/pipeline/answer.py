@@ -6,11 +6,9 @@ the tensor under way. Only sparse ones are made before the header, which has to 
 
 from __future__ import annotations
 
-import sys
 import time
-import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -84,8 +82,7 @@ class AnswerBuilder:
                 continue
             for _, _, tensor in self._derived(scalar):
                 info = next(infos)
-                values = to_numpy(tensor, info.element_type)
-                yield DenseTensor(info, values, checksum_of(values))
+                yield DenseTensor(info, to_numpy(tensor, info.element_type))
 
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
@@ -147,19 +144,7 @@ def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:
     coordinates = tensor.nonzero()
     values = tensor[tuple(coordinates.t())]
     sparse = replace(info, encoding=TensorEncoding.SPARSE_LATENTS, nonzero_count=len(values))
-    host = to_numpy(values, info.element_type)
-    positions = coordinates.contiguous().cpu().numpy().astype("<u4")
-    return SparseTensor(sparse, host, positions, checksum_of(host, positions))
-
-
-def checksum_of(*arrays: np.ndarray[Any, Any]) -> int | None:
-    """CRC-32 of *arrays* as they will travel: here, because the event loop has other bytes to send meanwhile."""
-    if sys.byteorder != "little":
-        return None
-    checksum = 0
-    for array in arrays:
-        checksum = zlib.crc32(array.data, checksum)
-    return checksum
+    return SparseTensor(sparse, to_numpy(values, info.element_type), coordinates.cpu().numpy().astype("<u4"))
 
 
 def to_numpy(

@@ -90,11 +90,10 @@ class FrameCutter:
         for buffer in tensor_buffers(tensor):
             for start in range(0, len(buffer), self._chunk_bytes):
                 data = buffer[start : start + self._chunk_bytes]
-                if tensor.checksum is None:
-                    checksum = zlib.crc32(data, checksum)
+                checksum = zlib.crc32(data, checksum)
                 yield Chunk(self._request_id, info.tensor_id, offset, data)
                 offset += len(data)
-        self._checksums.append(checksum if tensor.checksum is None else tensor.checksum)
+        self._checksums.append(checksum)
         self._byte_count += offset
 
     def _finish(self, summary: RunSummary) -> pb.Frame:
