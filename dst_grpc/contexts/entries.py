@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ _LIVE = "-live"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
+class Entry(ABC):
     """What models and autoencoder sets have in common."""
 
     name: str
@@ -48,14 +49,14 @@ class Entry:
     """The files that it consists of."""
 
     @property
+    @abstractmethod
     def kind(self) -> ContextKind:
         """What it is."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def parameter_bytes(self) -> int:
         """Bytes that loading it takes."""
-        raise NotImplementedError
 
     @property
     def handle(self) -> str:

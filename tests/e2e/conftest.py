@@ -86,7 +86,6 @@ def embedded_address() -> Iterator[str]:
     if given := os.environ.get("DST_TEST_ADDRESS"):
         yield given
         return
-    pytest.importorskip("torch")
     code = "from dst_grpc.rpc import server, settings; server.serve(settings.Settings(port=0))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncGenerator
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import trustme
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -172,23 +172,22 @@ async def test_an_empty_token_file_is_an_error(tmp_path: Path) -> None:
             pytest.fail("it must not start")
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    try:
-        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    return certificate, key
+def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """A certificate for 127.0.0.1, its key, and the certificate of who signed it."""
+    certificate, key, signer = folder / "certificate.pem", folder / "key.pem", folder / "signer.pem"
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
+    authority.cert_pem.write_to_path(str(signer))
+    return certificate, key, signer
 
 
 async def test_tls_and_mutual_tls(tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path)
-    pem = certificate.read_bytes()
-    async with rigged(tls_certificate=certificate, tls_key=key, tls_client_ca=certificate) as rig:
-        with_certificate = grpc.ssl_channel_credentials(pem, key.read_bytes(), pem)
+    certificate, key, signer = make_certificate(tmp_path)
+    pem = signer.read_bytes()
+    async with rigged(tls_certificate=certificate, tls_key=key, tls_client_ca=signer) as rig:
+        with_certificate = grpc.ssl_channel_credentials(pem, key.read_bytes(), certificate.read_bytes())
         async with grpc.aio.secure_channel(rig.server.address, with_certificate) as channel:
             await list_models(rig._replace(channel=channel))
         async with grpc.aio.secure_channel(rig.server.address, grpc.ssl_channel_credentials(pem)) as channel:
@@ -198,7 +197,7 @@ async def test_tls_and_mutual_tls(tmp_path: Path) -> None:
 
 
 async def test_an_unusable_certificate_is_an_error(tmp_path: Path) -> None:
-    certificate, key = make_certificate(tmp_path)
+    certificate, key, _ = make_certificate(tmp_path)
     certificate.write_text("no certificate", encoding="utf-8")
     with pytest.raises(StartupError, match="certificate unusable"):
         async with rigged(tls_certificate=certificate, tls_key=key):
