@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from dst_grpc.engine.checkpoint import open_checkpoint
@@ -31,9 +32,8 @@ def test_the_config_becomes_dimensions(folder: Path) -> None:
 
 
 def test_logits_equal_those_of_the_reference_implementation(folder: Path) -> None:
-    import transformers
-
-    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**checkpoints.CONFIG)).eval()
+    model: Any = transformers.GPT2LMHeadModel
+    reference = model(transformers.GPT2Config(**checkpoints.CONFIG)).eval()
     reference.load_state_dict(checkpoints.weights(), strict=False)
     decoder = open_checkpoint(folder).load("cpu", torch.float32)
     tokens = torch.tensor([[0, 5, 299, 17, 3, 3, 250]])
