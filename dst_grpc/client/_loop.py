@@ -102,7 +102,9 @@ async def _next(source: AsyncIterator[T], pulling: list[asyncio.Task[Any]]) -> T
 
 async def _finish(source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -> None:
     if pulling:
-        # An interrupted wait leaves its task to be cancelled; a generator that still runs cannot be closed.
+        # An interrupt may come before the wait that would cancel the task; a generator that runs cannot be closed.
+        for task in pulling:
+            task.cancel()
         await asyncio.wait(pulling)
     await source.aclose()
 
