@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import PassType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
 from dst_grpc.domain.results import Axis
@@ -176,7 +176,7 @@ class _Planner:
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
-        kinds = kinds_of(spliced or shared_sets)
+        kinds = Kinds.of_sets(spliced or shared_sets)
         self._check_origin(kinds, spliced or shared_sets)
         ablations = self._ablations(spliced, kinds)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
@@ -202,7 +202,7 @@ class _Planner:
         gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
         if request.trace_config is not None:
-            origin_kinds = kinds_of(spliced or shared_sets)
+            origin_kinds = Kinds.of_sets(spliced or shared_sets)
             rho = residual_of_trace(request.trace_config, origin_kinds).site
             values.add(rho)
             values |= set(residuals_of_trace_value(request.trace_config, self._sizes.n_layers, origin_kinds))
@@ -381,9 +381,3 @@ class _Planner:
             layer_indices=config.layer_indices if layers is None else (covered or None),
             device_for_raw_activations=self._model.device,
         )
-
-
-def kinds_of(sets: Sequence[AutoencoderInfo]) -> Kinds:
-    """What autoencoders read, by the type of their latents."""
-    by_type = {info.node_type: info.dst for info in sets}
-    return Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))

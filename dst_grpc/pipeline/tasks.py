@@ -128,8 +128,7 @@ class TaskBuilder:
 
     @property
     def _kinds(self) -> Kinds:
-        by_type = {info.node_type: info.dst for info in self.sets}
-        return Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
+        return Kinds.of_sets(self.sets)
 
     @property
     def _trace(self) -> TraceConfig | None:

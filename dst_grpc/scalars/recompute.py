@@ -14,7 +14,7 @@ import torch
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.task import Kinds, final_residual, given
+from dst_grpc.scalars.task import AutoencoderKind, Kinds, final_residual, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,16 +26,8 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.loss import TokenLoss
 
 
-class AutoencoderSet(Protocol):
+class AutoencoderSet(AutoencoderKind, Protocol):
     """The autoencoders of one input, by layer."""
-
-    @property
-    def dst(self) -> DerivedScalarType:
-        """What they read."""
-
-    @property
-    def node_type(self) -> NodeType:
-        """Type of their latents."""
 
     @property
     def by_layer(self) -> Mapping[int | None, Autoencoder]:
@@ -55,9 +47,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         """Derive *kinds*."""
-        by_type = {s.node_type: s.dst for s in self.sets}
-        kinds = Kinds(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
-        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "kinds", Kinds.of_sets(self.sets))
 
     def autoencoder(self, node_type: NodeType, layer: int) -> Autoencoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""

@@ -6,7 +6,7 @@ Built by the planner, read by `reads` (which taps?) and by `derive` (what value?
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType, PassType
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
@@ -18,6 +18,8 @@ from dst_grpc.errors import Internal
 from dst_grpc.scalars.loss import TokenLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dst_grpc.engine.taps import Site
 
 _L = ActivationLocationType
@@ -52,6 +54,18 @@ def given(value: T | None) -> T:
     return value
 
 
+class AutoencoderKind(Protocol):
+    """What tells one set of autoencoders from another: a catalogue's row, or the loaded set."""
+
+    @property
+    def dst(self) -> DerivedScalarType:
+        """What they read."""
+
+    @property
+    def node_type(self) -> NodeType:
+        """Type of their latents."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kinds:
     """What the autoencoders of a config read, by the type of their latents."""
@@ -60,6 +74,12 @@ class Kinds:
     """Input of the autoencoder of the MLPs; None if there is none."""
     attention: DerivedScalarType | None = None
     """Input of the autoencoder of attention; None if there is none."""
+
+    @classmethod
+    def of_sets(cls, sets: Iterable[AutoencoderKind]) -> Kinds:
+        """What *sets* read, at most one of them per node type."""
+        by_type = {one.node_type: one.dst for one in sets}
+        return cls(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
 
     def of(self, node_type: NodeType) -> DerivedScalarType | None:
         """Input of the autoencoder whose latents are *node_type*; for a generic latent that of the only one."""
