@@ -23,7 +23,7 @@ from dst_grpc.domain.origin import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelDimensions, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Activation, Autoencoder, Normalization
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
@@ -48,6 +48,11 @@ LATENTS = {
     DerivedScalarType.RESID_DELTA_ATTN: 9,
     DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT: 17,
     DerivedScalarType.ATTN_WRITE: 14,
+    DerivedScalarType.RESID_POST_ATTN: 16,
+    DerivedScalarType.RESID_POST_MLP: 18,
+    DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES: 12,
+    DerivedScalarType.RESID_POST_EMBEDDING: 21,
+    DerivedScalarType.MLP_PRE_ACT: 7,
 }
 """Latents of an autoencoder, by what it reads."""
 LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(2, 7, 7), distractor_token_ids=(11,))
@@ -78,9 +83,10 @@ def autoencoder(
     seed: int = 0,
     *,
     activation: Activation = Activation.RELU,
+    normalization: Normalization = Normalization.NONE,
     dtype: torch.dtype = torch.float64,
 ) -> Autoencoder:
-    """Random weights; a TopK keeps 4 latents."""
+    """Random weights; a TopK keeps 4 latents, a JumpReLU has thresholds of both signs."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -93,6 +99,8 @@ def autoencoder(
         decoder=normal(n_inputs, n_latents),
         activation=activation,
         k=4 if activation is Activation.TOPK else None,
+        threshold=normal(n_latents) if activation is Activation.JUMPRELU else None,
+        normalization=normalization,
     )
 
 
@@ -101,17 +109,21 @@ def autoencoders(
     seed: int = 0,
     *,
     config: DecoderConfig = CONFIG,
-    layers: Sequence[int] = (0, 1, 2),
+    layers: Sequence[int | None] = (0, 1, 2),
     activation: Activation = Activation.RELU,
+    normalization: Normalization = Normalization.NONE,
     dtype: torch.dtype = torch.float64,
     name: str = "",
 ) -> AutoencoderContext:
     """A loaded set that reads *dst*, with weights of its own at every layer."""
-    of_neurons = dst is DerivedScalarType.MLP_POST_ACT
-    n_inputs = config.d_mlp if of_neurons else config.d_model
+    n_inputs = {
+        DerivedScalarType.MLP_POST_ACT: config.d_mlp,
+        DerivedScalarType.MLP_PRE_ACT: config.d_mlp,
+        DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES: config.n_heads * config.d_head,
+    }.get(dst, config.d_model)
+    how: dict[str, Any] = {"activation": activation, "normalization": normalization, "dtype": dtype}
     by_layer: dict[int | None, Autoencoder] = {
-        layer: autoencoder(n_inputs, LATENTS[dst], 100 * seed + layer, activation=activation, dtype=dtype)
-        for layer in layers
+        layer: autoencoder(n_inputs, LATENTS[dst], 100 * seed + (layer or 0), **how) for layer in layers
     }
     return AutoencoderContext(
         handle="",
@@ -194,6 +206,7 @@ class FakeCatalogue:
             parameter_bytes=context.parameter_bytes,
             digest=context.digest,
             state=ContextState.AVAILABLE,
+            normalization="/".join(sorted({one.normalization.value for one in context.by_layer.values()})),
         )
 
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:

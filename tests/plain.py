@@ -16,7 +16,7 @@ from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAc
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Activation, Autoencoder, Normalization
 from dst_grpc.engine.decoder import DecoderConfig
 from dst_grpc.engine.taps import Site
 
@@ -27,6 +27,8 @@ LATENT = {
     T.MLP_POST_ACT: L.ONLINE_MLP_AUTOENCODER_LATENT,
     T.RESID_DELTA_MLP: L.ONLINE_MLP_AUTOENCODER_LATENT,
     T.RESID_DELTA_ATTN: L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    T.RESID_POST_ATTN: L.ONLINE_AUTOENCODER_LATENT,
+    T.RESID_POST_MLP: L.ONLINE_AUTOENCODER_LATENT,
 }
 ERROR = {
     T.MLP_POST_ACT: L.ONLINE_MLP_AUTOENCODER_ERROR,
@@ -44,13 +46,32 @@ def phi(autoencoder: Autoencoder, pre: Tensor) -> Tensor:
         return pre
     if autoencoder.activation is Activation.RELU:
         return torch.where(pre > 0, pre, 0.0)
+    if autoencoder.threshold is not None:
+        return torch.where((pre > 0) & (pre > autoencoder.threshold), pre, 0.0)
     kept = torch.zeros_like(pre, dtype=torch.bool)
     for row, mask in zip(pre, kept, strict=True):
         mask[sorted(range(len(row)), key=lambda j: -float(row[j].detach()))[: autoencoder.k or 0]] = True
     return torch.where(kept & ((pre > 0) | (autoencoder.postact is Activation.IDENTITY)), pre, 0.0)
 
 
+def mean_and_scale(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What an input is centred by and what its reconstruction is multiplied by, [..., 1]."""
+    mean, one = x.mean(-1, keepdim=True), torch.ones_like(x[..., :1])
+    if autoencoder.normalization is Normalization.LAYER_NORM:
+        return mean, (((x - mean) ** 2).sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
+    if autoencoder.normalization is Normalization.CONSTANT_NORM:
+        return 0 * one, (x**2).mean(-1, keepdim=True).sqrt()
+    return mean * (autoencoder.normalization is Normalization.CENTRED), one
+
+
+def decode(autoencoder: Autoencoder, h: Tensor, x: Tensor) -> Tensor:
+    mean, scale = mean_and_scale(autoencoder, x)
+    return scale * (h @ autoencoder.decoder.T + autoencoder.pre_bias) + mean
+
+
 def pre(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+    mean, scale = mean_and_scale(autoencoder, x)
+    x = (x - mean) / (scale + 1e-5 * (autoencoder.normalization is Normalization.LAYER_NORM))
     return (x - autoencoder.pre_bias) @ autoencoder.encoder.T + autoencoder.latent_bias
 
 
@@ -120,8 +141,10 @@ class Plain:
             one = by_layer[layer]
             h = encode(one, x)
             tapped = tap(LATENT[kind], layer, h)
-            error = tap(ERROR[kind], layer, x - (h @ one.decoder.T + one.pre_bias))
-            return tapped @ one.decoder.T + one.pre_bias + error
+            error = x - decode(one, h, x)
+            if kind in ERROR:
+                error = tap(ERROR[kind], layer, error)
+            return decode(one, tapped, x) + error
 
         x = self.weights["embedding"][list(tokens)] + self.weights["position_embedding"][: len(tokens)]
         x = tap(L.RESID_POST_EMBEDDING, None, x)

@@ -395,8 +395,10 @@ layer_checks = st.builds(
     LayerCheck,
     layer_index=uint32,
     l0=doubles,
-    fraction_of_variance_unexplained=doubles,
+    fraction_of_variance_unexplained=optional(doubles),
     dead_latents=optional(uint32),
+    orientation=optional(doubles),
+    reading=texts,
 )
 autoencoder_infos = st.builds(
     AutoencoderInfo,
@@ -414,6 +416,11 @@ autoencoder_infos = st.builds(
     state=st.sampled_from(ContextState),
     declared=tuples(layer_checks),
     measured=tuples(layer_checks),
+    format=texts,
+    output=optional(scalar_types),
+    normalization=texts,
+    input_norm=texts,
+    folded=tuples(texts),
 )
 context_statuses = st.builds(
     ContextStatus,

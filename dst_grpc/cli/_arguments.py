@@ -45,6 +45,10 @@ AutoencoderOption = Annotated[
     list[str] | None,
     typer.Option("--autoencoder", metavar="NAME", help="Autoencoder to splice into the run; may be repeated."),
 ]
+ReadOption = Annotated[
+    list[str] | None,
+    typer.Option("--read", metavar="NAME", help="Autoencoder to read after the run instead; may be repeated."),
+]
 LayerOption = Annotated[
     list[int] | None, typer.Option("--layer", metavar="N", help="Only this layer; may be repeated. Default: all.")
 ]
@@ -64,6 +68,7 @@ def request_of(
     trace: str | None,
     ablate: list[str] | None,
     autoencoder: list[str] | None,
+    read: list[str] | None,
     layer: list[int] | None,
     gradients: bool,
     model: str | None,
@@ -83,6 +88,10 @@ def request_of(
         trace=None if trace is None else parse_trace(trace),
         ablations=[parse_ablation(text) for text in ablate or ()],
         autoencoders=autoencoder or (),
-        config=DstConfig(derive_gradients=gradients, layer_indices=tuple(layer) if layer else None),
+        config=DstConfig(
+            derive_gradients=gradients,
+            layer_indices=tuple(layer) if layer else None,
+            multi_autoencoder_context=tuple(read) if read else None,
+        ),
         model=model,
     )

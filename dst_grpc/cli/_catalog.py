@@ -17,8 +17,8 @@ from dst_grpc.cli._console import (
     errors_reported,
     print_json,
 )
-from dst_grpc.cli._tables import human_bytes, human_ranges, print_rows
-from dst_grpc.client import DEFAULT_TARGET, DerivedScalarTypeInfo, Dimension, ModelInfo
+from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
+from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, Dimension, ModelInfo
 
 _LETTERS = {
     Dimension.SEQUENCE_TOKENS: "T",
@@ -59,15 +59,25 @@ def models(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
             (
                 info.name,
                 info.state.value,
-                info.dst.value,
+                _reads(info),
                 human_ranges(info.layer_indices),
                 str(info.n_latents),
                 info.activation,
+                info.format,
+                human_check(info),
             )
             for info in sets
         ]
+        columns = ("autoencoder", "state", "reads", "layers", "latents", "activation", "format", "self-check")
         out.print()
-        print_rows(out, ("autoencoder", "state", "reads", "layers", "latents", "activation"), rows)
+        print_rows(out, columns, rows)
+
+
+def _reads(info: AutoencoderInfo) -> str:
+    """What a set reads, with all that is done to it first, and for transcoders what it predicts."""
+    done = [word for word in (info.input_norm, info.normalization) if word not in {"", "none"}]
+    reads = f"{info.dst} ({', '.join(done)})" if done else info.dst.value
+    return reads if info.output is None else f"{reads} -> {info.output}"
 
 
 def _model_row(info: ModelInfo) -> tuple[str, ...]:

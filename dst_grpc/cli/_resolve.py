@@ -22,7 +22,7 @@ from dst_grpc.cli._console import (
     print_json,
 )
 from dst_grpc.cli._progress import progress_bar, show_load
-from dst_grpc.cli._tables import human_bytes, human_ranges, print_rows
+from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
 from dst_grpc.client import DEFAULT_TARGET, Resolution, ResolveRequest
 
 
@@ -36,6 +36,7 @@ def resolve(
     trace: arguments.TraceOption = None,
     ablate: arguments.AblateOption = None,
     autoencoder: arguments.AutoencoderOption = None,
+    read: arguments.ReadOption = None,
     layer: arguments.LayerOption = None,
     gradients: arguments.GradientsOption = False,
     load: Annotated[bool, typer.Option("--load", help="Load the model and autoencoders that it needs.")] = False,
@@ -55,6 +56,7 @@ def resolve(
             trace=trace,
             ablate=ablate,
             autoencoder=autoencoder,
+            read=read,
             layer=layer,
             gradients=gradients,
             model=model,
@@ -88,7 +90,9 @@ def _print(out: Console, resolution: Resolution) -> None:
     out.print()
     cost = resolution.cost
     facts = [("model", resolution.model.handle or resolution.model.name)]
-    facts += [("autoencoder", info.handle or info.name) for info in resolution.autoencoders]
+    for info in resolution.autoencoders:
+        facts.append(("autoencoder", info.handle or info.name))
+        facts.append(("self-check", human_check(info)))
     facts += [
         ("tokens", str(cost.sequence_tokens)),
         ("passes", f"{cost.forward_passes} forward, {cost.backward_passes} backward"),

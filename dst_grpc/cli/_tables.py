@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dst_grpc.client import AutoencoderInfo, ContextState
+
 NUMBERS = {"layer", "value", "size", "position", "id", "hits", "pins", "idle", "memory", "weights", "latents"}
 """Columns that are set flush right."""
 
@@ -82,3 +84,30 @@ def human_ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append((number, number))
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def human_check(info: AutoencoderInfo) -> str:
+    """The self-check of an autoencoder set: its figures over all layers, with the declared ones in brackets."""
+    if not info.measured:
+        return "not loaded" if info.state is not ContextState.AVAILABLE else "none"
+    facts = [_figure("L0", [c.l0 for c in info.measured], [c.l0 for c in info.declared], ".1f")]
+    unexplained, promised = (
+        [c.fraction_of_variance_unexplained for c in checks if c.fraction_of_variance_unexplained is not None]
+        for checks in (info.measured, info.declared)
+    )
+    facts.append(_figure("unexplained", unexplained, promised, ".2f"))
+    facts.append(_figure("cosine", [c.orientation for c in info.measured if c.orientation is not None], [], ".2f"))
+    facts += dict.fromkeys(c.reading for c in info.measured if c.reading)
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _figure(name: str, measured: Sequence[float], declared: Sequence[float], form: str) -> str:
+    """One figure, from its lowest to its highest; empty if it was not measured."""
+    found, promised = _span(measured, form), _span(declared, form)
+    if not found:
+        return ""
+    return f"{name} {found} ({promised})" if promised else f"{name} {found}"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    return " to ".join(dict.fromkeys([format(min(values), form), format(max(values), form)])) if values else ""

@@ -27,7 +27,9 @@ _NODE_TYPES = {
     _T.RESID_DELTA_ATTN: NodeType.ATTENTION_AUTOENCODER_LATENT,
     _T.ATTN_WRITE: NodeType.ATTENTION_AUTOENCODER_LATENT,
 }
-SPLICEABLE = frozenset({_T.MLP_POST_ACT, _T.RESID_DELTA_MLP, _T.RESID_DELTA_ATTN})
+SPLICEABLE = frozenset(
+    {_T.MLP_POST_ACT, _T.RESID_DELTA_MLP, _T.RESID_DELTA_ATTN, _T.RESID_POST_ATTN, _T.RESID_POST_MLP}
+)
 """Kinds that can be put into a run; the others only read recorded taps."""
 
 _SIZE_FIELDS = {
@@ -86,7 +88,12 @@ class AutoencoderContext:
     parameter_bytes: int
     """Bytes of its weights."""
     measured: tuple[LayerCheck, ...]
-    """Its figures on the prompts of the self-check; empty for a kind that cannot be spliced."""
+    """Its figures on the prompts of the self-check; empty for a kind that is no recorded tap."""
+
+    @property
+    def has_write_scale(self) -> bool:
+        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        return any(autoencoder.has_write_scale for autoencoder in self.by_layer.values())
 
     @property
     def parts(self) -> tuple[object, ...]:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.native import read_frequencies
+from dst_grpc.engine.formats.detect import read_frequencies
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
-    from dst_grpc.engine.formats.native import AutoencoderHeader
+    from dst_grpc.engine.formats.header import AutoencoderHeader
 
 _DEAD_BELOW = 1e-8
 

@@ -22,11 +22,13 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.tokenizer import FILE_NAME, Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from dst_grpc.domain.components import TensorElementType
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.checkpoint import Checkpoint
     from dst_grpc.engine.files import FileSet
-    from dst_grpc.engine.formats.native import AutoencoderHeader
+    from dst_grpc.engine.formats.header import AutoencoderHeader
 
 EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested when they are registered, larger ones when they are first loaded."""
@@ -197,13 +199,19 @@ class AutoencoderEntry(Entry):
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
 
     @property
+    def can_be_spliced(self) -> bool:
+        """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
+        return self.dst in SPLICEABLE and all(header.output is None for _, header in self.headers)
+
+    @property
     def variant(self) -> str:
         """Whether latents are left out. A set that has none to lose is the full set, and keeps its handle."""
         return _LIVE if any(header.n_dropped for _, header in self.headers) else ""
 
     def info(self) -> AutoencoderInfo:
         """What the catalogue says while it is not loaded."""
-        activations = sorted({header.activation.value for _, header in self.headers})
+        headers = [header for _, header in self.headers]
+        readings = [reading for header in headers for reading in header.readings]
         return AutoencoderInfo(
             name=self.name,
             handle=self.handle,
@@ -212,10 +220,20 @@ class AutoencoderEntry(Entry):
             node_type=node_type_of(self.dst),
             layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
             n_latents=self.headers[0][1].n_latents,
-            activation="/".join(activations),
-            can_be_spliced=self.dst in SPLICEABLE,
+            activation=_joined(header.activation for header in headers),
+            can_be_spliced=self.can_be_spliced,
             parameter_bytes=self.parameter_bytes,
             digest=self.files.known_digest,
             state=ContextState.START,
             declared=self.declared,
+            format=_joined(header.format for header in headers),
+            output=next((header.output for header in headers if header.output is not None), None),
+            normalization=_joined(reading.normalization for reading in readings),
+            input_norm=_joined(reading.input_norm for reading in readings),
+            folded=tuple(dict.fromkeys(text for header in headers for text in header.folded)),
         )
+
+
+def _joined(words: Iterable[str]) -> str:
+    """Different words in alphabetical order, with slashes between them."""
+    return "/".join(sorted({str(word) for word in words}))

@@ -5,26 +5,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from dst_grpc.contexts import self_check
-from dst_grpc.contexts.autoencoders import SPLICEABLE, AutoencoderContext, node_type_of
+from dst_grpc.contexts.autoencoders import AutoencoderContext, node_type_of
 from dst_grpc.contexts.model import ModelContext
-from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.engine.autoencoder_input import autoencoder_input
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.engine.formats.native import load_autoencoder
+from dst_grpc.engine.formats.detect import load_readings
 from dst_grpc.engine.taps import Taps
+from dst_grpc.errors import Internal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
+    from dst_grpc.domain.locations import ActivationLocationType
     from dst_grpc.domain.resolution import LayerCheck
+    from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
 
     OnProgress = Callable[[int], None]
 
@@ -71,21 +77,28 @@ class FileLoader:
     ) -> AutoencoderContext:
         """Read the set; raises DataLoss if its files are corrupt or changed, or it fails its self-check."""
         digest = entry.files.digest()
+        samples = _Samples.recorded(entry, model)
+        declared = {check.layer_index: check for check in entry.declared}
         by_layer: dict[int | None, Autoencoder] = {}
+        measured: list[LayerCheck] = []
         done = 0
         for layer, header in entry.headers:
             before = done
-            autoencoder = load_autoencoder(
+            candidates = load_readings(
                 header.path,
                 entry.device,
                 TORCH_TYPES[entry.element_type],
                 lambda part, before=before: on_progress(before + part),  # type: ignore[misc]  # mypy sees no default
                 n_dropped=header.n_dropped,
             )
+            autoencoder = next(iter(candidates.values()))
+            if samples is not None:
+                number, sample_of = layer or 0, partial(samples.of, layer, header.output)
+                autoencoder, check = self_check.choose(number, candidates, sample_of, declared.get(number))
+                measured.append(check)
             by_layer[layer] = autoencoder
             done += autoencoder.parameter_bytes
         entry.files.check_unchanged()
-        measured = _measure(entry, model, by_layer)
         if not self._allow_failed_checks:
             self_check.compare(entry.name, measured, entry.declared)
         return AutoencoderContext(
@@ -98,30 +111,51 @@ class FileLoader:
             digest=digest,
             device=entry.device,
             parameter_bytes=done,
-            measured=measured,
+            measured=tuple(measured),
         )
 
 
-def _measure(
-    entry: AutoencoderEntry, model: ModelContext, by_layer: Mapping[int | None, Autoencoder]
-) -> tuple[LayerCheck, ...]:
-    tap = FACTS[entry.dst].tap
-    if entry.dst not in SPLICEABLE or tap is None:
-        return ()
-    layers = {layer: autoencoder for layer, autoencoder in by_layer.items() if layer is not None}
-    window = model.decoder.config.context_window
-    prompts = [model.tokenizer.encode(sentence)[:window] for sentence in self_check.SENTENCES]
-    return self_check.measure(recorder(model.decoder, tap, tuple(layers)), layers, prompts)
+class _Samples:
+    """What the autoencoders of a set are measured on, recorded once for all its layers."""
+
+    def __init__(
+        self, decoder: Decoder, tap: ActivationLocationType, prompts: Sequence[dict[Site, torch.Tensor]]
+    ) -> None:
+        self._decoder, self._tap, self._prompts = decoder, tap, prompts
+
+    @classmethod
+    def recorded(cls, entry: AutoencoderEntry, model: ModelContext) -> _Samples | None:
+        """Run the self-check's sentences; None for a set that reads no tap, but what is made of several."""
+        facts = FACTS[entry.dst]
+        if facts.tap is None or Dimension.ATTENDED_TO_SEQUENCE_TOKENS in facts.dimensions:
+            return None
+        sites: list[Site] = [(facts.tap, layer) for layer, _ in entry.headers]
+        sites += [(_tap_of(header.output), layer) for layer, header in entry.headers if header.output is not None]
+        window = model.decoder.config.context_window
+        begin = model.tokenizer.begin_tokens()
+        prompts = [[*begin, *model.tokenizer.encode(sentence)][:window] for sentence in self_check.SENTENCES]
+        return cls(model.decoder, facts.tap, [record(model.decoder, sites, prompt) for prompt in prompts])
+
+    def of(self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder) -> self_check.Sample:
+        """What *autoencoder* of *layer* reads, and what it should put out: *output*, or, if that is None, the same."""
+        block = None if layer is None else self._decoder.layers[layer]
+        samples = []
+        for values in self._prompts:
+            x = autoencoder_input(autoencoder, values[self._tap, layer], block)
+            samples.append(self_check.Sample(x, None if output is None else values[_tap_of(output), layer]))
+        return self_check.collect(samples)
 
 
-def recorder(
-    decoder: Decoder, location: ActivationLocationType, layers: tuple[int, ...]
-) -> Callable[[list[int]], dict[int, torch.Tensor]]:
-    """A function from token ids to the tap at *location*, by layer [T, n]; a write has its bias in it."""
+def _tap_of(dst: DerivedScalarType) -> ActivationLocationType:
+    tap = FACTS[dst].tap
+    if tap is None:
+        raise Internal(f"{dst} is no tap, so that nothing can be compared with it")
+    return tap
 
-    def record(tokens: list[int]) -> dict[int, torch.Tensor]:
-        taps = Taps(values=[(location, layer) for layer in layers])
-        decoder.forward(torch.tensor([tokens], device=decoder.device), taps, stop_after_layer=max(layers))
-        return {layer: taps.values[location, layer][0] for layer in layers}
 
-    return record
+def record(decoder: Decoder, sites: Sequence[Site], tokens: list[int]) -> dict[Site, torch.Tensor]:
+    """The taps at *sites* when the model reads *tokens*, [T, ...]; a write has its bias in it."""
+    taps = Taps(values=sites)
+    last = max((layer for _, layer in sites if layer is not None), default=-1)
+    decoder.forward(torch.tensor([tokens], device=decoder.device), taps, stop_after_layer=last)
+    return {site: taps.values[site][0] for site in sites}

@@ -1,12 +1,15 @@
-"""The self-check of an autoencoder set: L0 and fraction of variance unexplained on a few fixed sentences.
+"""The self-check of an autoencoder set: what it does to a few fixed sentences, and whether it faces the right way.
 
 An autoencoder that is read the wrong way round, at the wrong place or into the wrong model still yields numbers, and
-nothing about them looks wrong. Its figures do. Takes the activations from a function, so that it knows no decoder.
+nothing about them looks wrong. Its figures do: L0, the fraction of variance unexplained, and the mean cosine between
+what a latent reads and what it writes. Where a file can be understood in several ways, the figures choose. Takes the
+activations from a function, so that it knows no decoder.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.engine.autoencoder import Autoencoder
-
-    Record = Callable[[list[int]], Mapping[int, torch.Tensor]]
+    from dst_grpc.engine.formats.header import Reading
 
 SENTENCES = (
     "When Mary and John went to the store, John gave a drink to Mary.",
@@ -36,49 +38,91 @@ SENTENCES = (
 # The declared figures come from other text than these sentences, and a few sentences are a small sample. A wrong
 # place or orientation explains nothing, or lights up latents by the hundred; it does not hide in these margins.
 _FVU_MARGIN = 0.5
+_MAX_FVU = 1.0
 _L0_FACTOR = 5.0
+_COSINES_AT_ONCE = 4096
 
 
-def measure(
-    record: Record, by_layer: Mapping[int, Autoencoder], prompts: Sequence[list[int]]
-) -> tuple[LayerCheck, ...]:
-    """Figures of each autoencoder on *prompts*.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an autoencoder is measured on."""
 
-    Args:
-        record: from token ids to what the autoencoders read, by layer [T, n_in].
-        by_layer: the autoencoders.
-        prompts: token ids of each prompt.
+    x: torch.Tensor
+    """What it reads, [tokens, n_in]."""
+    target: torch.Tensor | None = None
+    """What a transcoder should put out, [tokens, n_out]; None for what reconstructs its input."""
 
-    Returns:
-        One check per layer, by layer. `dead_latents` is None: a few sentences cannot tell.
+
+def collect(prompts: Sequence[Sample]) -> Sample:
+    """The tokens of all *prompts* but the first of each, unless that is the only one.
+
+    The first token's activations are of another magnitude in most models, and many autoencoders never saw them in
+    training: alone they would decide every figure.
     """
-    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in by_layer}
-    for prompt in prompts:
-        inputs = record(prompt)
-        for layer, parts in seen.items():
-            parts.append(inputs[layer])
-    return tuple(_figures(layer, by_layer[layer], torch.cat(seen[layer])) for layer in sorted(by_layer))
+    targets = [_counted(sample.target) for sample in prompts if sample.target is not None]
+    return Sample(torch.cat([_counted(sample.x) for sample in prompts]), torch.cat(targets) if targets else None)
+
+
+def _counted(x: torch.Tensor) -> torch.Tensor:
+    return x[1:] if len(x) > 1 else x
 
 
 @torch.no_grad()
-def _figures(layer: int, autoencoder: Autoencoder, x: torch.Tensor) -> LayerCheck:
-    """Figures on inputs *x* [tokens, n_in]."""
+def measure(layer: int, autoencoder: Autoencoder, sample: Sample, *, reading: str = "") -> LayerCheck:
+    """Figures on *sample* of the *autoencoder* of *layer*. `dead_latents` is None: a few sentences cannot tell."""
+    x, target = sample.x, sample.x if sample.target is None else sample.target
     latents = autoencoder.encode(x)
-    error = (autoencoder.decode(latents) - x).float().square().sum().item()
-    variance = (x.float() - x.float().mean(dim=0)).square().sum().item()
+    error = (autoencoder.decode(latents, x) - target).float().square().sum().item()
+    variance = (target.float() - target.float().mean(dim=0)).square().sum().item()
     unexplained = error / variance if variance else math.inf if error else 0.0
-    l0 = (latents != 0).float().sum(dim=1).mean().item()
-    return LayerCheck(layer_index=layer, l0=l0, fraction_of_variance_unexplained=unexplained)
+    return LayerCheck(
+        layer_index=layer,
+        l0=(latents != 0).float().sum(dim=1).mean().item(),
+        fraction_of_variance_unexplained=unexplained,
+        orientation=orientation(autoencoder) if sample.target is None else None,
+        reading=reading,
+    )
+
+
+@torch.no_grad()
+def orientation(autoencoder: Autoencoder) -> float:
+    """Mean, over latents, of the cosine between what a latent reads and what it writes."""
+    total = 0.0
+    # In slices: a copy of a large encoder would be a second one.
+    for rows, columns in zip(
+        autoencoder.encoder.split(_COSINES_AT_ONCE), autoencoder.decoder.split(_COSINES_AT_ONCE, dim=1), strict=True
+    ):
+        total += torch.nn.functional.cosine_similarity(rows.float(), columns.t().float(), dim=1).sum().item()
+    return total / autoencoder.n_latents
+
+
+def choose(
+    layer: int,
+    candidates: Mapping[Reading, Autoencoder],
+    sample_of: Callable[[Autoencoder], Sample],
+    declared: LayerCheck | None,
+) -> tuple[Autoencoder, LayerCheck]:
+    """The one of *candidates* that leaves the least unexplained among those that pass, and its figures.
+
+    If none passes it is the first: figures that are all wrong choose nothing.
+    """
+    measured = [
+        (autoencoder, measure(layer, autoencoder, sample_of(autoencoder), reading=reading.name))
+        for reading, autoencoder in candidates.items()
+    ]
+    passed = [pair for pair in measured if not _problem(pair[1], declared)]
+    return min(passed, key=lambda pair: pair[1].fraction_of_variance_unexplained or 0.0, default=measured[0])
 
 
 def compare(name: str, measured: Sequence[LayerCheck], declared: Sequence[LayerCheck]) -> None:
-    """Raise DataLoss (SELF_CHECK_FAILED) if a figure *measured* of set *name* is no number, or far from *declared*."""
+    """Raise DataLoss (SELF_CHECK_FAILED) if a figure *measured* of the set makes no sense or is not as *declared*."""
     promised = {check.layer_index: check for check in declared}
     for check in measured:
         problem = _problem(check, promised.get(check.layer_index))
         if problem:
+            understood = f" (understood as: {check.reading})" if check.reading else ""
             raise DataLoss(
-                f"{name}: the autoencoder of layer {check.layer_index} fails its self-check: {problem}",
+                f"{name}: the autoencoder of layer {check.layer_index} fails its self-check{understood}: {problem}",
                 reason=Reason.SELF_CHECK_FAILED,
                 metadata={"autoencoder": name, "layer_index": str(check.layer_index)},
             )
@@ -86,13 +130,18 @@ def compare(name: str, measured: Sequence[LayerCheck], declared: Sequence[LayerC
 
 def _problem(measured: LayerCheck, declared: LayerCheck | None) -> str:
     fvu, l0 = measured.fraction_of_variance_unexplained, measured.l0
-    if not math.isfinite(fvu):
+    if fvu is None or not math.isfinite(fvu):
         return f"its fraction of variance unexplained is {fvu}"
-    if declared is None:
-        return ""
-    if fvu > declared.fraction_of_variance_unexplained + _FVU_MARGIN:
-        promised = declared.fraction_of_variance_unexplained
+    if measured.orientation is not None and measured.orientation <= 0:
+        return (
+            f"what its latents read and write have a mean cosine of {measured.orientation:.3f}: "
+            "a weight may be transposed, or belong to another autoencoder"
+        )
+    promised = None if declared is None else declared.fraction_of_variance_unexplained
+    if promised is None and fvu > _MAX_FVU:
+        return f"it leaves {fvu:.3f} of the variance unexplained: more than the mean alone would"
+    if promised is not None and fvu > promised + _FVU_MARGIN:
         return f"it leaves {fvu:.3f} of the variance unexplained, where {promised:.3f} is declared"
-    if not declared.l0 / _L0_FACTOR <= l0 <= declared.l0 * _L0_FACTOR:
+    if declared is not None and not declared.l0 / _L0_FACTOR <= l0 <= declared.l0 * _L0_FACTOR:
         return f"{l0:.1f} latents are active at a token, where {declared.l0:.1f} are declared"
     return ""

@@ -51,13 +51,17 @@ class LayerCheck:
     """An autoencoder's figures at one layer: those declared with it, or those measured at load."""
 
     layer_index: int
-    """Layer."""
+    """Layer; 0 for the autoencoder of what exists once per model."""
     l0: float
     """Mean number of latents active at a token."""
-    fraction_of_variance_unexplained: float
-    """Mean squared error over variance; 0 is perfect."""
+    fraction_of_variance_unexplained: float | None
+    """Mean squared error over variance; 0 is perfect. None if it is not declared."""
     dead_latents: int | None = None
     """Latents never active on the data of the measurement; None if not counted."""
+    orientation: float | None = None
+    """Mean cosine between what a latent reads and what it writes; None for a transcoder, and if it was not measured."""
+    reading: str = ""
+    """How the file was understood, where it left that open; chosen by these figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,7 @@ class AutoencoderInfo:
     n_latents: int
     """Latents at each layer."""
     activation: str
-    """ReLU, TopK or Identity; several, joined by a slash, if the layers differ."""
+    """ReLU, TopK, JumpReLU or Identity; several, joined by a slash, if the layers differ."""
     can_be_spliced: bool
     """Whether it can be put into a run, rather than only read recorded taps."""
     parameter_bytes: int
@@ -112,6 +116,21 @@ class AutoencoderInfo:
     """Figures that came with it."""
     measured: tuple[LayerCheck, ...] = ()
     """Figures measured when it was loaded; empty before."""
+    format: str = ""
+    """File format; several, joined by a slash, if the layers differ."""
+    output: DerivedScalarType | None = None
+    """For transcoders, what they predict; None if they reconstruct what they read."""
+    normalization: str = "none"
+    """What is done to each input vector: none, centred, layer_norm or constant_norm; several are joined by a slash."""
+    input_norm: str = "none"
+    """What the model does to `dst` before it is read: none, mlp_norm or mlp_norm_without_gain; several, as above."""
+    folded: tuple[str, ...] = ()
+    """What loading folds into the weights, exactly."""
+
+    @property
+    def has_write_scale(self) -> bool:
+        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        return not {"layer_norm", "constant_norm"}.isdisjoint(self.normalization.split("/"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

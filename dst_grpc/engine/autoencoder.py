@@ -1,6 +1,11 @@
 """Sparse autoencoders: the arithmetic, on immutable weights, without any per-call state.
 
-pre(x) = (x - b_pre) Wenc^T + b_lat        h = phi(pre(x))        dec(h) = h Wdec^T + b_pre
+    n(x) = (x - mean) / scale                          what is encoded: x itself unless `normalization` says more
+    pre(x) = (n(x) - b_pre) Wenc^T + b_lat             h = phi(pre(x))
+    dec(h, x) = scale (h Wdec^T + b_dec) + mean        plus x Wskip^T, for the transcoders that have one
+
+b_dec is b_pre unless the autoencoder has one of its own. What normalisation takes from an input is computed from that
+input whenever it is needed and kept nowhere, so that any number of calls may use one autoencoder at once.
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ import torch
 
 from dst_grpc.errors import DataLoss
 
+_LAYER_NORM_EPSILON = 1e-5
+
 
 class Activation(StrEnum):
     """The nonlinearity phi; values are the file format's names."""
@@ -19,11 +26,36 @@ class Activation(StrEnum):
     RELU = "ReLU"
     TOPK = "TopK"
     IDENTITY = "Identity"
+    JUMPRELU = "JumpReLU"
+
+
+class Normalization(StrEnum):
+    """What is done to each input vector before it is encoded, and undone after it is decoded."""
+
+    NONE = "none"
+    """Nothing."""
+    CENTRED = "centred"
+    """Its mean over channels is taken off."""
+    LAYER_NORM = "layer_norm"
+    """The same, and it is divided by its standard deviation (of a sample: n - 1) plus 1e-5."""
+    CONSTANT_NORM = "constant_norm"
+    """It is scaled to a length of root n."""
+
+
+class InputNorm(StrEnum):
+    """What of the model stands between the recorded tap and what is read."""
+
+    NONE = "none"
+    """Nothing."""
+    MLP = "mlp_norm"
+    """The norm before the layer's MLP."""
+    MLP_WITHOUT_GAIN = "mlp_norm_without_gain"
+    """The same without its gain and bias."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
 class Autoencoder:
-    """The autoencoder of one layer. Weights are frozen."""
+    """The autoencoder, or transcoder, of one layer. Weights are frozen."""
 
     pre_bias: torch.Tensor
     """b_pre [n_in]."""
@@ -32,24 +64,46 @@ class Autoencoder:
     latent_bias: torch.Tensor
     """b_lat [Z]."""
     decoder: torch.Tensor
-    """Wdec [n_in, Z]; column j is what latent j writes."""
+    """Wdec [n_out, Z]; column j is what latent j writes, at a scale of 1."""
+    decoder_bias: torch.Tensor | None = None
+    """b_dec [n_out]; None if it is b_pre."""
+    threshold: torch.Tensor | None = None
+    """With JumpReLU: theta [Z], above which a latent is active."""
+    skip: torch.Tensor | None = None
+    """Wskip [n_out, n_in]; None if what is decoded does not depend on the input but through the latents."""
     activation: Activation = Activation.RELU
     """phi."""
     k: int | None = None
     """With TopK: how many latents are kept at a token."""
     postact: Activation = Activation.RELU
     """With TopK: applied to the kept values."""
+    normalization: Normalization = Normalization.NONE
+    """n."""
+    input_norm: InputNorm = InputNorm.NONE
+    """What the model does to the tap before it is read; whoever takes x from a tap must do it too."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit; raises DataLoss naming the one that does not."""
         latents, inputs = self.encoder.shape
-        wanted = {"pre_bias": (inputs,), "latent_bias": (latents,), "decoder": (inputs, latents)}
+        outputs = inputs if self.decoder_bias is None else len(self.decoder_bias)
+        wanted = {
+            "pre_bias": (inputs,),
+            "latent_bias": (latents,),
+            "decoder": (outputs, latents),
+            "threshold": (latents,),
+            "skip": (outputs, inputs),
+        }
         for name, shape in wanted.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
+            part = getattr(self, name)
+            if part is not None and tuple(part.shape) != shape:
+                found = tuple(part.shape)
                 raise DataLoss(f"autoencoder weight {name} has shape {found}, but encoder [Z, n_in] needs {shape}")
         if self.activation is Activation.TOPK and not 0 < (self.k or 0) <= latents:
             raise DataLoss(f"a TopK autoencoder of {latents} latents needs 0 < k <= {latents}, not {self.k}")
+        if (self.threshold is None) is (self.activation is Activation.JUMPRELU):
+            raise DataLoss(
+                f"a {self.activation} autoencoder {'needs a' if self.threshold is None else 'has no'} threshold"
+            )
 
     @property
     def n_latents(self) -> int:
@@ -69,14 +123,32 @@ class Autoencoder:
     @property
     def parameter_bytes(self) -> int:
         """Bytes of the weights."""
-        return sum(t.nbytes for t in (self.pre_bias, self.encoder, self.latent_bias, self.decoder))
+        parts = (self.pre_bias, self.encoder, self.latent_bias, self.decoder)
+        others = (self.decoder_bias, self.threshold, self.skip)
+        return sum(part.nbytes for part in (*parts, *others) if part is not None)
+
+    @property
+    def has_write_scale(self) -> bool:
+        """Whether `write_scale` is other than 1."""
+        return self.normalization in {Normalization.LAYER_NORM, Normalization.CONSTANT_NORM}
+
+    def write_scale(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What the columns of Wdec are multiplied by at inputs *x* [..., n_in]: [..., 1]; None if that is 1."""
+        return self._mean_and_scale(x)[1]
 
     def pre_activation(self, x: torch.Tensor) -> torch.Tensor:
         """pre(x) [..., Z] of inputs *x* [..., n_in]."""
+        mean, scale = self._mean_and_scale(x)
+        if mean is not None:
+            x = x - mean
+        if scale is not None:
+            x = x / (scale + _LAYER_NORM_EPSILON if mean is not None else scale)
         return torch.nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
 
     def activate(self, pre: torch.Tensor) -> torch.Tensor:
         """Phi of pre-activations [..., Z]."""
+        if self.threshold is not None:
+            return torch.relu(pre) * (pre > self.threshold)
         if self.activation is not Activation.TOPK:
             return _pointwise(self.activation, pre)
         kept, where = pre.topk(self.k or 0, dim=-1)
@@ -86,9 +158,28 @@ class Autoencoder:
         """Latents [..., Z] of inputs *x* [..., n_in]."""
         return self.activate(self.pre_activation(x))
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Reconstruction [..., n_in] from *latents* [..., Z]."""
-        return torch.nn.functional.linear(latents, self.decoder, self.pre_bias)
+    def decode(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruction [..., n_out] from *latents* [..., Z] of the inputs *x* [..., n_in]."""
+        bias = self.pre_bias if self.decoder_bias is None else self.decoder_bias
+        decoded = torch.nn.functional.linear(latents, self.decoder, bias)
+        if self.skip is not None:
+            decoded = decoded + torch.nn.functional.linear(x, self.skip)
+        mean, scale = self._mean_and_scale(x)
+        if scale is not None:
+            decoded = decoded * scale
+        return decoded if mean is None else decoded + mean
+
+    def _mean_and_scale(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Mean and scale of each input vector [..., 1]; None where there is nothing to take off or to divide by."""
+        match self.normalization:
+            case Normalization.NONE:
+                return None, None
+            case Normalization.CENTRED:
+                return x.mean(dim=-1, keepdim=True), None
+            case Normalization.LAYER_NORM:
+                return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True, correction=1)
+            case Normalization.CONSTANT_NORM:
+                return None, torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.n_inputs**-0.5
 
     def __repr__(self) -> str:
         """Sizes only."""

@@ -94,6 +94,10 @@ class Norm:
         """The divisor [..., 1]: root of variance plus epsilon, in float32 at least."""
         return (_wide(x).var(dim=-1, keepdim=True, correction=0) + self.epsilon).sqrt()
 
+    def without_gain(self, x: torch.Tensor) -> torch.Tensor:
+        """*x* [..., d] centred and divided by its scale, before gain and bias."""
+        return ((_wide(x) - _wide(x).mean(dim=-1, keepdim=True)) / self.scale(x)).to(x.dtype)
+
     def apply(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Normalise *x* [..., d] by a given *scale* [..., 1]."""
         centred = _wide(x) - _wide(x).mean(dim=-1, keepdim=True)

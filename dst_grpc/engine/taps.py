@@ -32,6 +32,8 @@ LATENT_LOCATION = {
     _L.MLP_POST_ACT: _L.ONLINE_MLP_AUTOENCODER_LATENT,
     _L.RESID_DELTA_MLP: _L.ONLINE_MLP_AUTOENCODER_LATENT,
     _L.RESID_DELTA_ATTN: _L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    _L.RESID_POST_ATTN: _L.ONLINE_AUTOENCODER_LATENT,
+    _L.RESID_POST_MLP: _L.ONLINE_AUTOENCODER_LATENT,
 }
 """Where the latents of an autoencoder that reads a location are tapped."""
 
@@ -40,7 +42,7 @@ ERROR_LOCATION = {
     _L.RESID_DELTA_MLP: _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
     _L.RESID_DELTA_ATTN: _L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
 }
-"""Where its reconstruction error is tapped."""
+"""Where its reconstruction error is tapped; that of one which reads the residual stream itself is not."""
 
 _AFTER_ALL_LAYERS = 2**31
 
@@ -162,8 +164,10 @@ class Taps:
         latents = autoencoder.encode(x)
         # The error reads the untapped latents, so the tapped ones must be a tensor of their own in the graph.
         tapped = self.visit(LATENT_LOCATION[location], layer, latents.view_as(latents))
-        error = self.visit(ERROR_LOCATION[location], layer, x - autoencoder.decode(latents))
-        return autoencoder.decode(tapped) + error
+        error = x - autoencoder.decode(latents, x)
+        if location in ERROR_LOCATION:
+            error = self.visit(ERROR_LOCATION[location], layer, error)
+        return autoencoder.decode(tapped, x) + error
 
     def gradients(self, origin: torch.Tensor) -> dict[Site, torch.Tensor]:
         """Gradient of the scalar *origin* at every attached site that it depends on, [b, ...]."""

@@ -57,6 +57,13 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def begin_tokens(self) -> list[int]:
+        """What the file's post-processor would put before a text: the begin token of models trained with one."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        mask: list[int] = encoding.special_tokens_mask
+        ids: list[int] = encoding.ids
+        return ids[: mask.index(0)] if 0 in mask else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of *ids*, special tokens written out; bytes that are no valid text become U+FFFD.
 

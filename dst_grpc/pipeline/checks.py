@@ -85,22 +85,22 @@ def check_ablation(
     sizes: Sizes,
     spliced: Sequence[AutoencoderInfo],
     *,
-    generic: ActivationLocationType,
+    generic: ActivationLocationType | None,
 ) -> Ablation:
-    """Note what of an ablation does not exist in the graph; *generic* is what generic latents stand for there."""
+    """Note what of an ablation does not exist in the graph; *generic*: what generic latents are."""
     index = spec.index
     location = index.activation_location_type
     if location is _L.ONLINE_AUTOENCODER_LATENT:
-        location = generic
+        location = generic or location
         problems.check(
-            generic is not _L.ONLINE_AUTOENCODER_LATENT,
+            generic is not None,
             f"{path}.index.activation_location_type",
             f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}",
         )
     check_layer(problems, index.layer_index, f"{path}.index.layer_index", sizes.n_layers)
     of_splice = {*LATENT_LOCATION.values(), *ERROR_LOCATION.values()}
     owner = next((info for info in spliced if location in _taps_of_splice(info)), None)
-    if location in of_splice:
+    if location in of_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
         problems.check(
             owner is not None,
             f"{path}.index.activation_location_type",
@@ -125,4 +125,4 @@ def _taps_of_splice(info: AutoencoderInfo) -> set[ActivationLocationType]:
     if info.dst not in INPUT_LOCATION:
         return set()
     site = INPUT_LOCATION[info.dst]
-    return {LATENT_LOCATION[site], ERROR_LOCATION[site]}
+    return {LATENT_LOCATION[site], *([ERROR_LOCATION[site]] if site in ERROR_LOCATION else [])}

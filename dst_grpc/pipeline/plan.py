@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _L = ActivationLocationType
 MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
-_GENERIC_LATENT = _L.ONLINE_AUTOENCODER_LATENT
 _AFTER_LAYERS = frozenset({_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE})
 
 
@@ -291,7 +290,7 @@ class _Planner:
         self._missing.check_trace(trace, kinds, "trace_config", has_loss=self._request.loss_fn_config is not None)
 
     def _ablations(self, spliced: tuple[AutoencoderInfo, ...], kinds: Kinds) -> tuple[Ablation, ...]:
-        renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else _GENERIC_LATENT
+        renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else None
         found = [
             check_ablation(self._problems, spec, f"ablation_specs[{i}]", self._sizes, spliced, generic=renamed)
             for i, spec in enumerate(self._request.ablation_specs)

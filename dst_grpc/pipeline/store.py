@@ -174,5 +174,7 @@ def _sideways(plan: Plan, first: int, per_layer: tuple[ActivationLocationType, .
     for info in plan.spliced:
         for layer in info.layer_indices:
             if max(first, 0) <= layer <= last:
-                yield LATENT_LOCATION[INPUT_LOCATION[info.dst]], layer
-                yield ERROR_LOCATION[INPUT_LOCATION[info.dst]], layer
+                location = INPUT_LOCATION[info.dst]
+                yield LATENT_LOCATION[location], layer
+                if location in ERROR_LOCATION:
+                    yield ERROR_LOCATION[location], layer

@@ -16,7 +16,8 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
-from dst_grpc.scalars.reads import INPUT_LOCATION, Read, reads
+from dst_grpc.scalars.components import writes_to_residual
+from dst_grpc.scalars.reads import TRACED_KINDS, Read, reads
 from dst_grpc.scalars.task import Kinds, Task
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ _WORDS = {
 }
 _LATENT_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
 _ATTENTION_READERS = (_T.RESID_DELTA_ATTN,)
+_RESIDUAL_READERS = (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP, _T.RESID_POST_ATTN, _T.RESID_POST_MLP)
 _KINDS_READ = {
-    _T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
+    _T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: _RESIDUAL_READERS,
     _T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT: (_T.MLP_POST_ACT,),
     _T.ATTN_WRITE_TO_LATENT: _ATTENTION_READERS,
     _T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: _ATTENTION_READERS,
@@ -48,6 +50,8 @@ _KINDS_READ = {
     _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED: _ATTENTION_READERS,
     _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
     _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED: _ATTENTION_READERS,
+    _T.ONLINE_AUTOENCODER_IN_EDGE_ATTRIBUTION: TRACED_KINDS,
+    _T.ONLINE_AUTOENCODER_IN_EDGE_ACTIVATION: TRACED_KINDS,
     _T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: (_T.RESID_DELTA_MLP,),
     _T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: _ATTENTION_READERS,
 }
@@ -72,10 +76,11 @@ class Wants:
     def check_trace(self, trace: TraceConfig, kinds: Kinds, path: str, *, has_loss: bool) -> None:
         """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
         node_type = trace.node_index.node_type
-        if node_type.is_autoencoder_latent and kinds.of(node_type) not in INPUT_LOCATION:
+        if node_type.is_autoencoder_latent and kinds.of(node_type) not in TRACED_KINDS:
+            reads = " or ".join(kind.value for kind in TRACED_KINDS)
             self.add(
                 f"{path}.node_index.node_type",
-                f"a trace from {node_type} needs {_WORDS[node_type]} that can be spliced: name it in autoencoders",
+                f"a trace from {node_type} needs {_WORDS[node_type]} that reads {reads}: name it in autoencoders",
                 Reason.AUTOENCODER_REQUIRED,
             )
         if trace.downstream_trace_config is not None:
@@ -198,12 +203,22 @@ class TaskBuilder:
             names = " or ".join(kind.value for kind in allowed)
             description = f"{self._name} needs an autoencoder that reads {names}, not {info.dst} ({info.name})"
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
-        if self._facts.direction is Direction.ALL_LATENT_READS and info.activation != "ReLU":
-            self.problems.add(
-                "autoencoders", f"{self._name} needs a ReLU autoencoder; {info.name} is {info.activation}"
-            )
+        if self._facts.is_of_writes and not writes_to_residual(info.dst):
+            description = f"{self._name}: what {info.name} reads, {info.dst}, is not written to the residual stream"
+            self.problems.add("autoencoders", description, Reason.IMPOSSIBLE_COMBINATION)
+        if self._facts.direction is Direction.ALL_LATENT_READS:
+            self._check_reads_are_rows(info)
         if self._facts.component in _SPLICED_COMPONENTS:
             self._check_is_spliced(info)
+
+    def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
+        """Only then is what an active latent reads its row of the encoder."""
+        plain = (info.activation, info.normalization) == ("ReLU", "none")
+        if not plain:
+            has = f"{info.activation}, with the normalization {info.normalization}"
+            self.problems.add(
+                "autoencoders", f"{self._name} needs a ReLU autoencoder of raw inputs; {info.name} is {has}"
+            )
 
     def _check_is_spliced(self, info: AutoencoderInfo) -> None:
         if info.name not in {spliced.name for spliced in self.spliced}:
@@ -296,8 +311,9 @@ class TaskBuilder:
 
     def _check_node_autoencoder(self, node: NodeIndex) -> None:
         kind = self._kinds.of(node.node_type)
-        if kind is None or kind not in INPUT_LOCATION:
-            description = f"{self._name} needs {_WORDS[node.node_type]} for this node"
+        if kind is None or kind not in TRACED_KINDS:
+            reads = " or ".join(each.value for each in TRACED_KINDS)
+            description = f"{self._name} needs {_WORDS[node.node_type]} that reads {reads} for this node"
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
         self._check_is_spliced(next(info for info in self.sets if info.dst is kind))
@@ -353,6 +369,11 @@ class TaskBuilder:
             covered: tuple[int, ...] = (node.layer_index or 0,)
         else:
             info = self._own_set()
+            if info is not None and FACTS[info.dst].once:
+                self.problems.check(
+                    not wanted, path, f"must be empty: {info.name} reads {info.dst}, which has no layers"
+                )
+                return (None,)
             covered = info.layer_indices if info is not None else tuple(range(self.sizes.n_layers))
         uncovered = [layer for layer in wanted if layer not in covered and layer < self.sizes.n_layers]
         if uncovered and not one_layer:

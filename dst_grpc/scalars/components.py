@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import LocationWithinLayer, NodeType
+from dst_grpc.domain.components import Dimension, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.reads import component_taps, offline_inputs, reads_head_pairs
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.engine.autoencoder_input import autoencoder_input
+from dst_grpc.scalars.reads import (
+    INPUT_LOCATION,
+    WRITES_OF_NEURONS,
+    component_taps,
+    latent_location,
+    offline_inputs,
+    reads_head_pairs,
+)
 from dst_grpc.scalars.task import given, location_of_latents
 
 if TYPE_CHECKING:
@@ -130,11 +139,30 @@ class NeuronRows(Rows):
 
 
 @dataclass(frozen=True)
+class HeadChannelRows(Rows):
+    """WO, a row for each channel of each head."""
+
+    layer: Layer
+
+    def matrix(self) -> torch.Tensor:
+        """[H c, d]."""
+        return self.layer.attn_out.flatten(0, 1)
+
+    def norms(self) -> torch.Tensor:
+        """[H c]."""
+        return _lengths(self.matrix())
+
+    def project(self, direction: torch.Tensor) -> torch.Tensor:
+        """[T, H c]."""
+        return direction @ self.matrix().t()
+
+
+@dataclass(frozen=True)
 class LatentRows(Rows):
-    """D (specification, 7.4): the decoder, and for an autoencoder of neurons Wout after it."""
+    """D (specification, 7.4): the decoder, and for an autoencoder of neurons or heads' values Wout or WO after it."""
 
     autoencoder: Autoencoder
-    neurons: NeuronRows | None
+    neurons: Rows | None
 
     def matrix(self) -> torch.Tensor:
         """D [Z, d]."""
@@ -165,6 +193,13 @@ class Scaled(Writer):
     gradient: torch.Tensor | None
     rows: Rows
     location: LocationWithinLayer | None
+    write_scale: torch.Tensor | None = None
+    """[T, 1]: what their writes are multiplied by besides; None = nothing."""
+
+    @property
+    def _written(self) -> torch.Tensor:
+        """Coefficients of the rows, [T, K]."""
+        return self.coefficients if self.write_scale is None else self.coefficients * self.write_scale
 
     def activation(self) -> torch.Tensor:
         """[T, K]."""
@@ -176,21 +211,21 @@ class Scaled(Writer):
 
     def write(self) -> torch.Tensor:
         """[T, K, d]."""
-        return self.coefficients.unsqueeze(-1) * self.rows.matrix()
+        return self._written.unsqueeze(-1) * self.rows.matrix()
 
     def summed_write(self) -> torch.Tensor:
         """[T, d]."""
-        return self.coefficients @ self.rows.matrix()
+        return self._written @ self.rows.matrix()
 
     def write_norm(self) -> torch.Tensor:
         """[T, K], signed."""
-        return self.coefficients * self.rows.norms()
+        return self._written * self.rows.norms()
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, K]. Tokens whose direction is 0, such as all but the last under a loss, cost nothing."""
         used = direction.any(dim=-1).nonzero().squeeze(-1)
         result = torch.zeros_like(self.coefficients)
-        result[used] = self.coefficients[used] * self.rows.project(direction[used])
+        result[used] = self._written[used] * self.rows.project(direction[used])
         return result
 
 
@@ -287,23 +322,49 @@ def _lengths(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def latent_rows(subject: Subject, node_type: NodeType, layer: int) -> LatentRows:
+_ROWS_BEHIND = {
+    DerivedScalarType.MLP_POST_ACT: NeuronRows,
+    DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES: HeadChannelRows,
+}
+"""What an autoencoder's output passes on its way into the residual stream, where that is not what it reads."""
+
+
+def writes_to_residual(kind: DerivedScalarType) -> bool:
+    """Whether what an autoencoder of *kind* puts out ends up in the residual stream as it is, or by way of a matrix."""
+    return kind in _ROWS_BEHIND or FACTS[kind].dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
+
+
+def latent_rows(subject: Subject, node_type: NodeType, layer: int | None) -> LatentRows:
     """D of the autoencoder of *layer* whose latents are *node_type*."""
-    of_neurons = subject.kinds.of(node_type) is DerivedScalarType.MLP_POST_ACT
-    neurons = NeuronRows(subject.decoder.layers[layer]) if of_neurons else None
-    return LatentRows(subject.autoencoder(node_type, layer), neurons)
+    behind = _ROWS_BEHIND.get(given(subject.kinds.of(node_type)))
+    rows = None if behind is None else behind(subject.decoder.layers[given(layer)])
+    return LatentRows(subject.autoencoder(node_type, layer), rows)
 
 
-def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int) -> torch.Tensor:
+def latent_write_scale(
+    subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None
+) -> torch.Tensor | None:
+    """At what scale the latents of a spliced autoencoder write at each token, [T, 1]; None if at none."""
+    autoencoder = subject.autoencoder(node_type, layer)
+    if not autoencoder.has_write_scale:
+        return None
+    return autoencoder.write_scale(evidence.value((INPUT_LOCATION[given(subject.kinds.of(node_type))], layer)))
+
+
+def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
     """Latents [T, Z], or [P H, Z] of heads' writes, computed from recorded taps (specification, 7.3)."""
-    kind, block = subject.kinds.of(node_type), subject.decoder.layers[layer]
+    return subject.autoencoder(node_type, layer).encode(_offline_input(subject, evidence, node_type, layer))
+
+
+def _offline_input(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
+    """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
+    kind, block = subject.kinds.of(node_type), None if layer is None else subject.decoder.layers[layer]
     taps = [evidence.value((tap, layer)) for tap in offline_inputs(kind)]
-    read = taps[0]
     if reads_head_pairs(kind):
-        read = HeadPairs(taps[0], None, taps[1], block).write_of_pairs().flatten(0, 1)
-    elif kind in {DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
-        read = read @ block.mlp_out
-    return subject.autoencoder(node_type, layer).encode(read)
+        return HeadPairs(taps[0], None, taps[1], given(block)).write_of_pairs().flatten(0, 1)
+    if kind in WRITES_OF_NEURONS:
+        return taps[0] @ given(block).mlp_out
+    return autoencoder_input(subject.autoencoder(node_type, layer), taps[0], block)
 
 
 def writer(
@@ -319,18 +380,30 @@ def writer(
     if facts.component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
         x = evidence.value((taps[0], layer))
         return ResidualVector(x, gradient(x, taps[0]), taps[0].location_within_layer)
+    if facts.component in {Component.LATENT, Component.OFFLINE_LATENT}:
+        return _latents(subject, evidence, facts, layer, with_gradient=with_gradient)
     block = subject.decoder.layers[given(layer)]
     if facts.component is Component.HEAD_AT_TOKEN:
         return HeadsAtToken(evidence.value((taps[0], layer)), block)
     if facts.component is Component.HEAD_PAIR:
         probs = evidence.value((taps[0], layer))
         return HeadPairs(probs, gradient(probs, taps[0]), evidence.values.get((taps[1], layer)), block)
-    if facts.component in {Component.NEURON, Component.NEURON_ERROR}:
-        x = evidence.value((taps[0], layer))
-        return Scaled(x, gradient(x, taps[0]), NeuronRows(block), LocationWithinLayer.MLP)
-    node_type = facts.autoencoder or facts.node_type
-    rows, location = latent_rows(subject, node_type, given(layer)), location_of_latents(node_type, subject.kinds)
-    if facts.component is Component.OFFLINE_LATENT:
-        return Scaled(offline_latents(subject, evidence, node_type, given(layer)), None, rows, location)
     x = evidence.value((taps[0], layer))
-    return Scaled(x, gradient(x, taps[0]), rows, location)
+    return Scaled(x, gradient(x, taps[0]), NeuronRows(block), LocationWithinLayer.MLP)
+
+
+def _latents(
+    subject: Subject, evidence: Evidence, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
+) -> Scaled:
+    """The latents of an autoencoder, spliced or read offline."""
+    node_type = facts.autoencoder or facts.node_type
+    rows, location = latent_rows(subject, node_type, layer), location_of_latents(node_type, subject.kinds)
+    if facts.component is Component.OFFLINE_LATENT:
+        autoencoder = subject.autoencoder(node_type, layer)
+        read = _offline_input(subject, evidence, node_type, layer)
+        return Scaled(autoencoder.encode(read), None, rows, location, autoencoder.write_scale(read))
+    site: Site = (latent_location(node_type, subject.kinds), layer)
+    x = evidence.value(site)
+    gradient = evidence.gradient(site, x) if with_gradient else None
+    scale = latent_write_scale(subject, evidence, node_type, layer) if facts.is_of_writes else None
+    return Scaled(x, gradient, rows, location, scale)

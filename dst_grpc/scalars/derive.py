@@ -12,6 +12,7 @@ from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Backward, Component, Direction, Form, Quantity
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder_input import autoencoder_input
 from dst_grpc.scalars.components import Writer, offline_latents, writer
 from dst_grpc.scalars.edges import in_edge, node_write, subnode_gradient
 from dst_grpc.scalars.evidence import Evidence, dimension_sizes
@@ -144,7 +145,12 @@ class Derivation:
         node_type = given(self.task.facts.autoencoder)
         autoencoder = self.subject.autoencoder(node_type, layer)
         tap = INPUT_LOCATION[given(self.subject.kinds.of(node_type))]
-        return gradient_at(lambda x: autoencoder.encode(x)[:, latent].sum(), self._value((tap, layer)))
+        block = self.subject.decoder.layers[layer]
+
+        def activation(x: torch.Tensor) -> torch.Tensor:
+            return autoencoder.encode(autoencoder_input(autoencoder, x, block))[:, latent].sum()
+
+        return gradient_at(activation, self._value((tap, layer)))
 
     def _projected_on_all_reads(self, parts: Writer, layer: int) -> torch.Tensor:
         """Projections on every latent's read, where the latent is active: [T, U, Z], or [T, H, Z] at a token."""

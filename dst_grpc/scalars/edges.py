@@ -14,7 +14,7 @@ import torch
 from dst_grpc.domain.components import AttentionTraceType, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Quantity
-from dst_grpc.scalars.components import latent_rows
+from dst_grpc.scalars.components import latent_rows, latent_write_scale
 from dst_grpc.scalars.reads import NODE_OF_COMPONENT, edge_gradient_tap, latent_location, subnode_component
 from dst_grpc.scalars.recompute import activation, gradient_at, heads
 from dst_grpc.scalars.task import Residual, Task, given, location_of_node, residual_before
@@ -122,6 +122,8 @@ def node_write(subject: Subject, evidence: Evidence, task: Task) -> torch.Tensor
         t, j = node.tensor_indices
         latents = evidence.value((latent_location(node.node_type, task.kinds), layer))
         vector = latents[t, j] * latent_rows(subject, node.node_type, layer).row(given(j))
+        scale = latent_write_scale(subject, evidence, node.node_type, layer)
+        vector = vector if scale is None else vector * scale[t]
     write = torch.zeros(evidence.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
     write[t] = vector
     return write

@@ -12,6 +12,7 @@ from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Direction, Quantity, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.taps import LATENT_LOCATION
 from dst_grpc.scalars.task import (
     Kinds,
@@ -63,8 +64,17 @@ INPUT_LOCATION = {
     DerivedScalarType.MLP_POST_ACT: _L.MLP_POST_ACT,
     DerivedScalarType.RESID_DELTA_MLP: _L.RESID_DELTA_MLP,
     DerivedScalarType.RESID_DELTA_ATTN: _L.RESID_DELTA_ATTN,
+    DerivedScalarType.RESID_POST_ATTN: _L.RESID_POST_ATTN,
+    DerivedScalarType.RESID_POST_MLP: _L.RESID_POST_MLP,
 }
 """The tap that a spliced autoencoder reads."""
+
+TRACED_KINDS = (DerivedScalarType.MLP_POST_ACT, DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_ATTN)
+"""Inputs of autoencoders whose latents can be traced and be ends of edges: what a part of the model writes."""
+
+
+WRITES_OF_NEURONS = frozenset({DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT})
+"""Inputs that are rebuilt from neurons where latents are computed offline."""
 
 
 def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
@@ -79,11 +89,11 @@ def reads_head_pairs(kind: DerivedScalarType | None) -> bool:
 
 def offline_inputs(kind: DerivedScalarType | None) -> tuple[ActivationLocationType, ...]:
     """The taps that offline latents are computed from; RESID_DELTA_MLP is rebuilt without its bias (Q5)."""
-    if kind is DerivedScalarType.RESID_DELTA_ATTN:
-        return (_L.RESID_DELTA_ATTN,)
     if reads_head_pairs(kind):
         return _TAPS_OF_COMPONENT[Component.HEAD_PAIR]
-    return (_L.MLP_POST_ACT,)
+    if kind in WRITES_OF_NEURONS:
+        return (_L.MLP_POST_ACT,)
+    return (given(FACTS[given(kind)].tap),)
 
 
 def component_taps(component: Component, facts: ScalarFacts, kinds: Kinds) -> tuple[ActivationLocationType, ...]:
@@ -127,8 +137,17 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
         return
     for tap in taps:
         yield _FORWARD, (tap, layer)
+    if facts.component is Component.LATENT and facts.is_of_writes:
+        yield from _reads_of_write_scale(facts.autoencoder or facts.node_type, layer, task.kinds)
     if _BACKWARD in task.passes:
         yield _BACKWARD, (taps[0], layer)
+
+
+def _reads_of_write_scale(node_type: NodeType, layer: int | None, kinds: Kinds) -> Iterator[Read]:
+    """The input of a spliced autoencoder, which tells at what scale its latents write, if they do at one."""
+    kind = given(kinds.of(node_type))
+    if kind in kinds.scaled:
+        yield _FORWARD, (INPUT_LOCATION[kind], layer)
 
 
 def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
@@ -194,6 +213,8 @@ def _reads_of_node(task: Task) -> Iterator[Read]:
     )
     for tap in taps:
         yield _FORWARD, (tap, node.layer_index)
+    if component is Component.LATENT:
+        yield from _reads_of_write_scale(node.node_type, node.layer_index, task.kinds)
 
 
 def subnode_component(node: NodeIndex) -> Component:

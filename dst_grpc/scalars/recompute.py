@@ -49,7 +49,7 @@ class Subject:
         """Derive *kinds*."""
         object.__setattr__(self, "kinds", Kinds.of_sets(self.sets))
 
-    def autoencoder(self, node_type: NodeType, layer: int) -> Autoencoder:
+    def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
         kind = self.kinds.of(node_type)
         return next(s for s in self.sets if s.dst is kind).by_layer[layer]

@@ -37,12 +37,23 @@ _AFTER_ATTENTION = frozenset(
         _L.MLP_POST_ACT,
         _L.RESID_DELTA_MLP,
         _L.RESID_POST_MLP,
+        _L.ONLINE_AUTOENCODER_LATENT,
         _L.ONLINE_MLP_AUTOENCODER_LATENT,
         _L.ONLINE_MLP_AUTOENCODER_ERROR,
         _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
     }
 )
-"""Taps of a layer that the residual before its MLP does not depend on."""
+"""Taps of a layer that the residual before its MLP, as it is recorded, does not depend on."""
+_ATTENTION_KINDS = frozenset(
+    {
+        DerivedScalarType.RESID_DELTA_ATTN,
+        DerivedScalarType.ATTN_WRITE,
+        DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES,
+        DerivedScalarType.RESID_POST_ATTN,
+    }
+)
+"""Inputs whose autoencoders' latents lie with attention. Those of a residual lie with the last thing that goes into it:
+they are its parts, and come before all that reads it."""
 
 T = TypeVar("T")
 
@@ -65,6 +76,10 @@ class AutoencoderKind(Protocol):
     def node_type(self) -> NodeType:
         """Type of their latents."""
 
+    @property
+    def has_write_scale(self) -> bool:
+        """Whether what a latent writes depends on its token's input, besides on the latent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
@@ -74,12 +89,22 @@ class Kinds:
     """Input of the autoencoder of the MLPs; None if there is none."""
     attention: DerivedScalarType | None = None
     """Input of the autoencoder of attention; None if there is none."""
+    other: DerivedScalarType | None = None
+    """Input of an autoencoder of neither: of the residual stream, of the heads' values; None if there is none."""
+    scaled: frozenset[DerivedScalarType] = frozenset()
+    """Those of the inputs whose autoencoders write at a scale of each token's own."""
 
     @classmethod
     def of_sets(cls, sets: Iterable[AutoencoderKind]) -> Kinds:
         """What *sets* read, at most one of them per node type."""
-        by_type = {one.node_type: one.dst for one in sets}
-        return cls(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
+        given = tuple(sets)
+        by_type = {one.node_type: one.dst for one in given}
+        return cls(
+            by_type.get(NodeType.MLP_AUTOENCODER_LATENT),
+            by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT),
+            by_type.get(NodeType.AUTOENCODER_LATENT),
+            frozenset(one.dst for one in given if one.has_write_scale),
+        )
 
     def of(self, node_type: NodeType) -> DerivedScalarType | None:
         """Input of the autoencoder whose latents are *node_type*; for a generic latent that of the only one."""
@@ -87,7 +112,7 @@ class Kinds:
             return self.mlp
         if node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
             return self.attention
-        given = [kind for kind in (self.mlp, self.attention) if kind is not None]
+        given = [kind for kind in (self.mlp, self.attention, self.other) if kind is not None]
         return given[0] if len(given) == 1 else None
 
 
@@ -162,7 +187,7 @@ def residual_before(node_type: NodeType, layer: int, kinds: Kinds) -> Residual:
 
 def location_of_latents(node_type: NodeType, kinds: Kinds) -> LocationWithinLayer:
     """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
-    attention = kinds.of(node_type) in {DerivedScalarType.RESID_DELTA_ATTN, DerivedScalarType.ATTN_WRITE}
+    attention = kinds.of(node_type) in _ATTENTION_KINDS
     return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
 
 

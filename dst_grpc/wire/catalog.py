@@ -3,6 +3,8 @@ DataLoss; see `_reader.read_answer`."""
 
 from __future__ import annotations
 
+import math
+
 from dst_grpc._gen.dst.v1 import catalog_pb2 as pb
 from dst_grpc.domain.components import NodeType, TensorElementType
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelDimensions, ModelInfo
@@ -109,21 +111,27 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
 
 def layer_check_to_wire(check: LayerCheck) -> pb.LayerCheck:
     """The message of an autoencoder's figures at one layer."""
+    unexplained = check.fraction_of_variance_unexplained
     return pb.LayerCheck(
         layer_index=check.layer_index,
         l0=check.l0,
-        fraction_of_variance_unexplained=check.fraction_of_variance_unexplained,
+        fraction_of_variance_unexplained=math.nan if unexplained is None else unexplained,
         dead_latents=check.dead_latents,
+        orientation=check.orientation,
+        reading=check.reading,
     )
 
 
 def layer_check_from_wire(message: pb.LayerCheck) -> LayerCheck:
     """An autoencoder's figures at one layer. Every message is valid."""
+    unexplained = message.fraction_of_variance_unexplained
     return LayerCheck(
         layer_index=message.layer_index,
         l0=message.l0,
-        fraction_of_variance_unexplained=message.fraction_of_variance_unexplained,
+        fraction_of_variance_unexplained=None if math.isnan(unexplained) else unexplained,
         dead_latents=message.dead_latents if message.HasField("dead_latents") else None,
+        orientation=message.orientation if message.HasField("orientation") else None,
+        reading=message.reading,
     )
 
 
@@ -144,6 +152,11 @@ def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
         state=CONTEXT_STATE.to_wire(info.state),
         declared=map(layer_check_to_wire, info.declared),
         measured=map(layer_check_to_wire, info.measured),
+        format=info.format,
+        output=None if info.output is None else DERIVED_SCALAR_TYPE.to_wire(info.output),
+        normalization=info.normalization,
+        input_norm=info.input_norm,
+        folded=info.folded,
     )
 
 
@@ -157,6 +170,7 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
     reader = Reader(message)
     dst = reader.required_enum("dst", DERIVED_SCALAR_TYPE, DerivedScalarType.LOGITS)
     node_type = reader.required_enum("node_type", NODE_TYPE, NodeType.AUTOENCODER_LATENT)
+    output = reader.enum("output", DERIVED_SCALAR_TYPE, None)
     state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
     return reader.finish(
         lambda: AutoencoderInfo(
@@ -174,6 +188,11 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
             state=state,
             declared=tuple(map(layer_check_from_wire, message.declared)),
             measured=tuple(map(layer_check_from_wire, message.measured)),
+            format=message.format,
+            output=output,
+            normalization=message.normalization,
+            input_norm=message.input_norm,
+            folded=tuple(message.folded),
         )
     )
 

@@ -31,9 +31,9 @@ class ConfigValues:
     """What it holds."""
 
     @classmethod
-    def read(cls, folder: Path) -> ConfigValues:
-        """Read `config.json` in *folder*; raises DataLoss if it is missing or no JSON object."""
-        path = folder / FILE_NAME
+    def read(cls, folder: Path, name: str = FILE_NAME) -> ConfigValues:
+        """Read the file *name* in *folder*; raises DataLoss if it is missing or no JSON object."""
+        path = folder / name
         try:
             values = json.loads(read_small(path))
         except (ValueError, RecursionError) as error:

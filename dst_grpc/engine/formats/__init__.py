@@ -1,3 +1,1 @@
-"""Autoencoder file formats."""
-
-from __future__ import annotations
+"""Autoencoder file formats: a module for each says what its files hold; `detect` finds the right one."""

@@ -25,7 +25,18 @@ def test_the_version(run: Run) -> None:
 
 
 def test_help_lists_every_command(run: Run) -> None:
-    for command in ("serve", "derive", "resolve", "models", "types", "tokenize", "contexts", "load", "unload"):
+    for command in (
+        "serve",
+        "derive",
+        "resolve",
+        "models",
+        "types",
+        "tokenize",
+        "contexts",
+        "load",
+        "unload",
+        "convert",
+    ):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0
 

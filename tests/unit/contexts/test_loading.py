@@ -11,7 +11,7 @@ import torch
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.device import CountedMemory, memory_of, pick_device
 from dst_grpc.contexts.entries import ModelEntry
-from dst_grpc.contexts.loading import FileLoader, recorder
+from dst_grpc.contexts.loading import FileLoader, record
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.contexts.self_check import SENTENCES
 from dst_grpc.domain.components import TensorElementType
@@ -23,6 +23,8 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import DataLoss, NotFound, Reason
 from tests import checkpoints
 
+UNCHECKED = FileLoader(allow_failed_checks=True)
+"""Random autoencoders explain nothing, which is no matter for most of what is tested here."""
 SETS = ("a/mlp_post_act", "a/resid_delta_mlp", "a/resid_delta_attn")
 
 
@@ -40,7 +42,7 @@ def build(folder: Path, element_type: TensorElementType = TensorElementType.FLOA
 @pytest.mark.parametrize("element_type", [TensorElementType.FLOAT32, TensorElementType.BFLOAT16])
 async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, element_type: TensorElementType) -> None:
     registry = build(folder, element_type)
-    cache = ContextCache(registry)
+    cache = ContextCache(registry, loader=UNCHECKED)
     async with cache.lease("", SETS) as lease:
         model = lease.model
         info = registry.model("a")
@@ -62,17 +64,15 @@ async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, elemen
 
 
 async def test_the_set_of_mlp_writes_is_measured_with_the_bias_in_the_write(folder: Path) -> None:
-    cache = ContextCache(build(folder))
+    cache = ContextCache(build(folder), loader=UNCHECKED)
     async with cache.lease("a", ["a/resid_delta_mlp"]) as lease:
         decoder, context = lease.model.decoder, lease.autoencoders["a/resid_delta_mlp"]
-        tokens = [lease.model.tokenizer.encode(sentence)[:16] for sentence in SENTENCES]
-        neurons = recorder(decoder, ActivationLocationType.MLP_POST_ACT, (0, 1))
-        x = (
-            torch.cat([neurons(prompt)[1] for prompt in tokens]) @ decoder.layers[1].mlp_out
-            + decoder.layers[1].mlp_bias
-        )
+        site = (ActivationLocationType.MLP_POST_ACT, 1)
+        prompts = [lease.model.tokenizer.encode(sentence)[:16] for sentence in SENTENCES]
+        neurons = torch.cat([record(decoder, [site], prompt)[site][1:] for prompt in prompts])
+        x = neurons @ decoder.layers[1].mlp_out + decoder.layers[1].mlp_bias
         autoencoder = context.by_layer[1]
-        error = (autoencoder.decode(autoencoder.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()
+        error = (autoencoder.decode(autoencoder.encode(x), x) - x).square().sum() / (x - x.mean(0)).square().sum()
         assert context.measured[1].fraction_of_variance_unexplained == pytest.approx(error.item(), rel=1e-4)
     await cache.close()
 
@@ -91,7 +91,7 @@ async def test_a_set_that_is_not_what_it_claims_is_not_served_unless_allowed(fol
     assert caught.value.reason is Reason.SELF_CHECK_FAILED
     assert cache.status("a").state is ContextState.AVAILABLE
     await cache.close()
-    allowed = ContextCache(build(folder), loader=FileLoader(allow_failed_checks=True))
+    allowed = ContextCache(build(folder), loader=UNCHECKED)
     async with allowed.lease("a", ["a/resid_delta_mlp"]) as lease:
         assert lease.autoencoders["a/resid_delta_mlp"].measured
     await allowed.close()

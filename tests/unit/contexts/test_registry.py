@@ -245,7 +245,7 @@ def test_what_a_config_gets_wrong_is_named_by_field(rooted: Registry, tmp_path: 
         "autoencoder_path_by_layer_index[0].path": "reads 8 inputs, but mlp_post_act of 'm' has 12",
         "autoencoder_path_by_layer_index[2].layer_index": "layer 7 does not exist: 'm' has 2 layers",
         "autoencoder_path_by_layer_index[2].path": "reads 8 inputs, but mlp_post_act of 'm' has 12",
-        "autoencoder_path_by_layer_index[1].path": "must end in .safetensors or .pt",
+        "autoencoder_path_by_layer_index[1].path": "must end in .safetensors, .pt, .npz",
     }
     for dst, layers, problem in (
         (T.ALWAYS_ONE, (0,), "dst: always_one cannot be read"),

@@ -65,7 +65,7 @@ def test_topk_keeps_the_largest_pre_activations_and_passes_those_through_its_own
 def test_the_decoder_adds_the_pre_bias(relu: Autoencoder, x: torch.Tensor) -> None:
     latents = relu.encode(x)
     expected = latents.numpy() @ relu.decoder.numpy().T + relu.pre_bias.numpy()
-    np.testing.assert_allclose(relu.decode(latents), expected, rtol=1e-12)
+    np.testing.assert_allclose(relu.decode(latents, x), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("postact", [Activation.RELU, Activation.IDENTITY])
@@ -83,7 +83,7 @@ def test_any_leading_axes_are_kept(relu: Autoencoder) -> None:
     x = torch.randn(2, 3, N_INPUTS, dtype=torch.float64)
     assert topk.encode(x).shape == (2, 3, LATENTS)
     torch.testing.assert_close(topk.encode(x)[1], topk.encode(x[1]))
-    assert topk.decode(topk.encode(x)).shape == x.shape
+    assert topk.decode(topk.encode(x), x).shape == x.shape
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_reconstruction_and_error_are_the_input(decoder: Decoder, location: L) -
     _, taps = run(decoder, values=[(location, 1), latents, error], splices=splices)
     autoencoder, x = splices[location, 1], taps.values[location, 1]
     torch.testing.assert_close(taps.values[latents], autoencoder.encode(x))
-    torch.testing.assert_close(taps.values[error] + autoencoder.decode(taps.values[latents]), x)
+    torch.testing.assert_close(taps.values[error] + autoencoder.decode(taps.values[latents], x), x)
 
 
 @pytest.mark.parametrize("location", KINDS)
@@ -230,7 +230,9 @@ def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder) -> None:
     cut = [ablation(ERROR_LOCATION[site[0]], 2, (None, None), 0.0)]
     following: Site = (L.RESID_POST_MLP, 2)
     _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, ablations=cut)
-    expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(splices[site].encode(taps.values[site]))
+    expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(
+        splices[site].encode(taps.values[site]), taps.values[site]
+    )
     torch.testing.assert_close(taps.values[following][0], expected[0])
 
 

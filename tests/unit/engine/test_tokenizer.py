@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
@@ -27,6 +29,18 @@ def test_no_begin_token_is_added_and_a_written_one_is_recognised(tokenizer: Toke
     begin = tokenizer.single_token("<|endoftext|>", "token")
     assert tokenizer.encode("a")[0] != begin
     assert tokenizer.encode("<|endoftext|>a")[0] == begin
+
+
+def test_the_begin_token_is_what_the_post_processor_would_put_there(tokenizer: Tokenizer) -> None:
+    assert tokenizer.begin_tokens() == []
+    library = LibraryTokenizer.from_str(checkpoints.tokenizer_json())
+    begin = library.token_to_id("<|endoftext|>")
+    library.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", begin)]
+    )
+    with_begin = Tokenizer(library)
+    assert with_begin.begin_tokens() == [begin]
+    assert with_begin.encode("Mary") == tokenizer.encode("Mary")
 
 
 def test_token_strings_are_decoded_alone(tokenizer: Tokenizer) -> None:

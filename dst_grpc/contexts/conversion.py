@@ -1,0 +1,83 @@
+"""Converting pickled files to safetensors: offline, at an operator's word, in a process of its own.
+
+The process is a script that imports nothing of ours (`unpickle_process`): it has limits on memory, time and the size
+of what it writes, is given no environment, and rebuilds tensors and plain containers only. What it writes is checked
+here like any file of a stranger before it gets its name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dst_grpc.contexts import unpickle_process
+from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SCRIPT = Path(unpickle_process.__file__)
+_MAX_MESSAGE = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written."""
+
+    n_tensors: int
+    """Tensors."""
+    byte_count: int
+    """Bytes of the file."""
+    texts: Mapping[str, str]
+    """What else stood in the file: texts as they are, numbers and containers as JSON."""
+
+
+def convert_pickle(source: Path, target: Path, *, timeout_seconds: float = 600.0) -> Converted:
+    """Write the tensors and plain values of *source*, a file of torch.save, to *target*, a safetensors file.
+
+    Raises:
+        InvalidRequest: if *target* is named wrongly, exists, or lies in no folder.
+        DataLoss: if *source* is corrupt, holds anything but tensors and plain values (all of it is named), or needs
+            more time or memory than is allowed.
+    """
+    if target.suffix != ".safetensors":
+        raise InvalidRequest.of("OUT", "must end in .safetensors")
+    if target.exists():
+        raise InvalidRequest.of("OUT", f"{target} exists already")
+    if not target.parent.is_dir():
+        raise InvalidRequest.of("OUT", f"there is no folder {target.parent}")
+    size = regular_file_status(source).st_size
+    # Beside its target, so that it can be renamed; in a folder of its own, so that nothing is overwritten.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
+        written = Path(folder) / "converted.safetensors"
+        _run(source, written, size, timeout_seconds)
+        file = SafetensorsFile.open(written)
+        converted = Converted(
+            n_tensors=len(file.tensors), byte_count=written.stat().st_size, texts=dict(sorted(file.metadata.items()))
+        )
+        # A hard link rather than a rename, which would replace what has come to lie there meanwhile.
+        try:
+            target.hardlink_to(written)
+        except FileExistsError:
+            raise InvalidRequest.of("OUT", f"{target} exists already") from None
+    return converted
+
+
+def _run(source: Path, written: Path, size: int, timeout_seconds: float) -> None:
+    """Run the process; raises DataLoss with what it says if it does not succeed."""
+    command = [sys.executable, "-I", str(_SCRIPT), str(source.resolve()), str(written), str(size), str(timeout_seconds)]
+    try:
+        process = subprocess.run(  # noqa: S603  our own script, with paths as arguments and no shell
+            command, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise corrupt(source, f"could not be read within {timeout_seconds:g} seconds") from error
+    if process.returncode:
+        said = process.stdout.decode(errors="replace")[:_MAX_MESSAGE].strip()
+        raise corrupt(source, said or f"ended the process that read it (exit code {process.returncode})")

@@ -1,0 +1,168 @@
+"""dictionary_learning: a folder with `ae.pt` (a state dict of tensors) and `config.json`.
+
+    AutoEncoder                             relu((x - b) W^T + c)
+    AutoEncoderNew                          relu(x W^T + c): nothing is taken off
+    GatedAutoEncoder                        gated, folded into a JumpReLU
+    JumpReluAutoEncoder                     relu(h) where h > theta; nothing is taken off
+    AutoEncoderTopK                         the k largest of relu(h) at each token
+    BatchTopKSAE, MatryoshkaBatchTopKSAE    outside training, relu(h) where h > theta, one theta for all latents
+
+Decoders are left as they are: what the library divides by their norms when it loads an AutoEncoder, it multiplies back
+into the encoder. A norm by which inputs were divided in training is folded in when they are saved.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder import Activation
+from dst_grpc.engine.families.config_values import ConfigValues
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.format import Format, describe
+from dst_grpc.engine.formats.header import Place
+from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.weights import Opened, Part, Role, fold_gate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dst_grpc.engine.formats.sources import TensorSource
+
+_NAME = "dictionary_learning"
+WEIGHTS_NAMES = ("ae.pt", "ae.safetensors")
+_CONFIG_NAME = "config.json"
+_LINEAR = {
+    Role.ENCODER: Part("encoder.weight"),
+    Role.LATENT_BIAS: Part("encoder.bias"),
+    Role.DECODER: Part("decoder.weight"),
+}
+_MATRICES = {
+    Role.ENCODER: Part("W_enc", is_swapped=True),
+    Role.LATENT_BIAS: Part("b_enc"),
+    Role.DECODER: Part("W_dec", is_swapped=True),
+}
+_ONE_THRESHOLD = {Role.ONE_THRESHOLD: Part("threshold")}
+_CLASSES: dict[str, tuple[Activation, dict[Role, Part]]] = {
+    "AutoEncoder": (Activation.RELU, _LINEAR | {Role.PRE_BIAS: Part("bias")}),
+    "AutoEncoderNew": (Activation.RELU, _LINEAR | {Role.DECODER_BIAS: Part("decoder.bias")}),
+    "GatedAutoEncoder": (
+        Activation.JUMPRELU,
+        {
+            Role.ENCODER: Part("encoder.weight"),
+            Role.DECODER: Part("decoder.weight"),
+            Role.PRE_BIAS: Part("decoder_bias"),
+            Role.LATENT_BIAS: Part("mag_bias"),
+            Role.GATE_BIAS: Part("gate_bias"),
+            Role.LOG_MAGNITUDE: Part("r_mag"),
+        },
+    ),
+    "JumpReluAutoEncoder": (
+        Activation.JUMPRELU,
+        _MATRICES | {Role.DECODER_BIAS: Part("b_dec"), Role.THRESHOLD: Part("threshold")},
+    ),
+    "AutoEncoderTopK": (Activation.TOPK, _LINEAR | {Role.PRE_BIAS: Part("b_dec")}),
+    "BatchTopKSAE": (Activation.JUMPRELU, _LINEAR | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
+    "MatryoshkaBatchTopKSAE": (Activation.JUMPRELU, _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
+}
+_SUBMODULE = re.compile(r"(resid_post|resid|mlp_out|mlp|attn_out|attn|attention)(?:_layer)?[._]?\d*")
+_SUBMODULE_TAPS = {
+    "resid": DerivedScalarType.RESID_POST_MLP,
+    "resid_post": DerivedScalarType.RESID_POST_MLP,
+    "mlp": DerivedScalarType.RESID_DELTA_MLP,
+    "mlp_out": DerivedScalarType.RESID_DELTA_MLP,
+    "attn": DerivedScalarType.RESID_DELTA_ATTN,
+    "attn_out": DerivedScalarType.RESID_DELTA_ATTN,
+    "attention": DerivedScalarType.RESID_DELTA_ATTN,
+}
+
+
+def _open(path: Path) -> Opened:
+    config, source = _trainer(path), open_tensors(path)
+    name = config.text("dict_class")
+    if name not in _CLASSES:
+        known = ", ".join(_CLASSES)
+        raise config.refusal("dict_class", f"is {name!r}, which is not supported; these are: {known}")
+    activation, parts = _CLASSES[name]
+    parts = _with_input_bias(config, parts)
+    k = _k(config, source, activation)
+    if Role.ONE_THRESHOLD in parts and "threshold" not in source.shapes:
+        raise corrupt(
+            path, "lacks the float tensor 'threshold', without which a batch's top k is no function of a token"
+        )
+    header = describe(
+        source,
+        parts,
+        format_name=_NAME,
+        activation=activation,
+        place=_place(config),
+        k=k,
+        says={"n": config.values.get("activation_dim"), "Z": config.values.get("dict_size")},
+        declared_l0=_declared_l0(config),
+        folded=["its gate is folded into a threshold"] if Role.GATE_BIAS in parts else [],
+        other_files=[path.parent / _CONFIG_NAME],
+    )
+    if Role.ONE_THRESHOLD in parts and source.read("threshold").item() < 0:
+        raise corrupt(path, "'threshold' is negative: it was never set, so that nothing tells which latents are active")
+    return Opened(
+        header=header,
+        source=source,
+        parts=parts,
+        fold=fold_gate if Role.GATE_BIAS in parts else lambda _: None,
+    )
+
+
+FORMAT = Format(
+    name=_NAME,
+    claims=lambda path: path.name in WEIGHTS_NAMES and (path.parent / _CONFIG_NAME).is_file(),
+    open=_open,
+)
+
+
+def _trainer(path: Path) -> ConfigValues:
+    config = ConfigValues.read(path.parent)
+    trainer = config.values.get("trainer")
+    if not isinstance(trainer, dict):
+        raise config.refusal("trainer", "is missing: this is no config of dictionary_learning")
+    return ConfigValues(config.path, trainer)
+
+
+def _with_input_bias(config: ConfigValues, parts: Mapping[Role, Part]) -> dict[Role, Part]:
+    """*parts*, with the bias also taken off the input if the config of one that usually does not says so."""
+    found = dict(parts)
+    if Role.THRESHOLD in found and config.flag("apply_b_dec_to_input", default=False):
+        found[Role.PRE_BIAS] = found.pop(Role.DECODER_BIAS)
+    return found
+
+
+def _k(config: ConfigValues, source: TensorSource, activation: Activation) -> int | None:
+    if activation is not Activation.TOPK:
+        return None
+    k, stored = config.size("k"), source.facts.get("k")
+    if stored is not None and int(stored) != k:
+        raise config.refusal("k", f"is {k}, but the weights say {int(stored)}")
+    return k
+
+
+def _declared_l0(config: ConfigValues) -> float | None:
+    for key in ("target_l0", "k"):
+        value: Any = config.values.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def _place(config: ConfigValues) -> Place | None:
+    layer, name = config.values.get("layer"), config.values.get("submodule_name")
+    if type(layer) is not int or layer < 0:
+        raise config.refusal("layer", f"must be a layer, not {layer!r}")
+    if name is None:
+        return Place(dst=DerivedScalarType.RESID_POST_MLP, layer_index=layer)
+    if not isinstance(name, str):
+        raise config.refusal("submodule_name", f"must be a text, not {name!r}")
+    if found := _SUBMODULE.fullmatch(name):
+        return Place(dst=_SUBMODULE_TAPS[found[1]], layer_index=layer)
+    return place_of(name, lambda problem: config.refusal("submodule_name", problem))

@@ -1,0 +1,95 @@
+"""What a format is: a name, the files that are in it, and how such a file is opened; and what formats share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.autoencoder import Activation, InputNorm, Normalization
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.header import AutoencoderHeader, Place, Reading
+from dst_grpc.engine.formats.weights import Opened, Role, sizes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from dst_grpc.engine.formats.sources import TensorSource
+    from dst_grpc.engine.formats.weights import Part
+
+_LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-])|(?:^|-)L(\d+)[RMA](?=$|-)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One way in which autoencoders are published."""
+
+    name: str
+    """What the catalogue calls it."""
+    claims: Callable[[Path], bool]
+    """Whether a file of weights is in this format, as far as its name and its neighbours tell."""
+    open: Callable[[Path], Opened]
+    """Opens such a file; raises DataLoss if it is not what it should be."""
+
+
+def describe(
+    source: TensorSource,
+    parts: Mapping[Role, Part],
+    *,
+    format_name: str,
+    activation: Activation,
+    place: Place | None,
+    k: int | None = None,
+    normalizations: Iterable[Normalization] = (Normalization.NONE,),
+    says: Mapping[str, int | None] | None = None,
+    declared_l0: float | None = None,
+    folded: Iterable[str] = (),
+    other_files: Iterable[Path] = (),
+) -> AutoencoderHeader:
+    """The header of a file whose *parts* are checked against each other and against what its config *says*."""
+    n_latents, n_inputs, n_outputs = sizes_of(source, parts, says=says)
+    if activation is Activation.TOPK and (type(k) is not int or not 0 < k <= n_latents):
+        raise corrupt(source.path, f"TopK needs k between 1 and {n_latents}, not {k!r}")
+    return AutoencoderHeader(
+        path=source.path,
+        format=format_name,
+        n_inputs=n_inputs,
+        n_latents=n_latents,
+        n_outputs=n_outputs,
+        activation=activation,
+        k=k if activation is Activation.TOPK else None,
+        dst=None if place is None else place.dst.value,
+        layer_index=None if place is None else place.layer_index,
+        output=None if place is None else place.output,
+        readings=readings_of(place, tuple(normalizations)),
+        has_own_decoder_bias=Role.DECODER_BIAS in parts,
+        has_skip=Role.SKIP in parts,
+        declared_l0=declared_l0 if declared_l0 is not None else k,
+        folded=tuple(folded),
+        other_files=tuple(other_files),
+    )
+
+
+def readings_of(place: Place | None, normalizations: tuple[Normalization, ...]) -> tuple[Reading, ...]:
+    """Every way to understand a file that leaves open which of *normalizations* it means, or what stands before it."""
+    input_norms = (InputNorm.NONE,) if place is None else place.input_norms
+    found = [(Reading(normalization=one, input_norm=norm), one, norm) for one in normalizations for norm in input_norms]
+    if len(found) == 1:
+        return (found[0][0],)
+    named = []
+    for reading, one, norm in found:
+        words = [f"normalization {one}"] if len(normalizations) > 1 else []
+        words += [f"input {norm}"] if len(input_norms) > 1 else []
+        named.append(replace(reading, name=", ".join(words)))
+    return tuple(named)
+
+
+def layer_in_path(path: Path) -> int | None:
+    """The layer that a file's name or the folders above it, nearest first, name; None if none does."""
+    if path.stem.isdecimal():
+        return int(path.stem)
+    for name in (path.stem, *(folder.name for folder in list(path.parents)[:4])):
+        if found := _LAYER_IN_NAME.search(name):
+            return int(found[1] or found[2])
+    return None

@@ -1,0 +1,118 @@
+"""Gemma Scope: JumpReLU autoencoders and transcoders, of the first release (`params.npz`) and the second.
+
+Nothing is taken off the input, and nothing normalised. The first release has no config: layer and L0 stand in the path
+(`layer_12/width_16k/average_l0_82/params.npz`), what is read in the repository's name, if that is among the folders
+(`gemma-scope-2b-pt-res`). The second has `config.json` beside `params.safetensors`; its skip connection is stored the
+other way round than everybody else's: x is multiplied by it as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder import Activation, InputNorm
+from dst_grpc.engine.families.config_values import ConfigValues
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.format import Format, describe, layer_in_path
+from dst_grpc.engine.formats.header import Place
+from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.weights import Opened, Part, Role
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_T = DerivedScalarType
+FIRST_NAME, SECOND_NAME = "params.npz", "params.safetensors"
+_CONFIG_NAME = "config.json"
+_L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
+_REPOSITORY = re.compile(r"(?:gemma-scope-.+-)?(res|mlp|att|transcoders)(?:-all)?")
+_SECOND_KIND = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
+_KINDS: dict[str, tuple[DerivedScalarType, InputNorm, DerivedScalarType | None]] = {
+    "res": (_T.RESID_POST_MLP, InputNorm.NONE, None),
+    "mlp": (_T.RESID_DELTA_MLP, InputNorm.NONE, None),
+    "att": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
+    "transcoders": (_T.RESID_POST_ATTN, InputNorm.MLP_WITHOUT_GAIN, _T.RESID_DELTA_MLP),
+    "resid_post": (_T.RESID_POST_MLP, InputNorm.NONE, None),
+    "mlp_out": (_T.RESID_DELTA_MLP, InputNorm.NONE, None),
+    "attn_out": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
+    "transcoder": (_T.RESID_POST_ATTN, InputNorm.MLP, _T.RESID_DELTA_MLP),
+}
+
+
+def _open_first(path: Path) -> Opened:
+    source = open_tensors(path)
+    parts = {
+        Role.ENCODER: Part(_spelled("W_enc", source.shapes), is_swapped=True),
+        Role.DECODER: Part(_spelled("W_dec", source.shapes), is_swapped=True),
+        Role.LATENT_BIAS: Part("b_enc"),
+        Role.DECODER_BIAS: Part("b_dec"),
+        Role.THRESHOLD: Part("threshold"),
+    }
+    l0 = _L0.search(path.parent.name)
+    header = describe(
+        source,
+        parts,
+        format_name="gemma_scope",
+        activation=Activation.JUMPRELU,
+        place=_place_in_path(path, _REPOSITORY),
+        declared_l0=float(l0[1]) if l0 else None,
+    )
+    return Opened(header=header, source=source, parts=parts)
+
+
+def _open_second(path: Path) -> Opened:
+    source = open_tensors(path)
+    parts = {
+        Role.ENCODER: Part(_spelled("w_enc", source.shapes), is_swapped=True),
+        Role.DECODER: Part(_spelled("w_dec", source.shapes), is_swapped=True),
+        Role.LATENT_BIAS: Part("b_enc"),
+        Role.DECODER_BIAS: Part("b_dec"),
+        Role.THRESHOLD: Part("threshold"),
+    }
+    has_config = (path.parent / _CONFIG_NAME).is_file()
+    config = ConfigValues.read(path.parent) if has_config else ConfigValues(path, {})
+    config.require("architecture", ("jump_relu",))
+    if "affine_skip_connection" in source.shapes:
+        parts[Role.SKIP] = Part("affine_skip_connection", is_swapped=True)
+    elif config.flag("affine_connection", default=False):
+        raise corrupt(path, "lacks 'affine_skip_connection', although its config has affine_connection")
+    place = _place_in_path(path, _SECOND_KIND)
+    if "hf_hook_point_in" in config.values:
+        output = config.text("hf_hook_point_out") if config.values.get("type") == "transcoder" else None
+        place = place_of(
+            config.text("hf_hook_point_in"), lambda problem: config.refusal("hf_hook_point_in", problem), output=output
+        )
+    header = describe(
+        source,
+        parts,
+        format_name="gemma_scope_2",
+        activation=Activation.JUMPRELU,
+        place=place,
+        says={"Z": config.values.get("width")},
+        declared_l0=config.positive("l0", default=1.0) if config.values.get("l0") is not None else None,
+        other_files=[path.parent / _CONFIG_NAME] if has_config else [],
+    )
+    return Opened(header=header, source=source, parts=parts)
+
+
+FIRST = Format(name="gemma_scope", claims=lambda path: path.name == FIRST_NAME, open=_open_first)
+SECOND = Format(name="gemma_scope_2", claims=lambda path: path.name == SECOND_NAME, open=_open_second)
+
+
+def _spelled(key: str, known: object) -> str:
+    """*key* as the file spells it: some write the W in lower case."""
+    others = (key, key[0].swapcase() + key[1:])
+    return next((name for name in others if name in known), key)  # type: ignore[operator]
+
+
+def _place_in_path(path: Path, pattern: re.Pattern[str]) -> Place | None:
+    """What a folder above the file says that it reads; None if none does, or no layer is named."""
+    layer = layer_in_path(path.parent)
+    kinds = [found[1] for folder in list(path.parents)[:5] if (found := pattern.fullmatch(folder.name))]
+    if layer is None or not kinds:
+        return None
+    dst, input_norm, output = _KINDS[kinds[0]]
+    return Place(dst=dst, layer_index=layer, input_norms=(input_norm,), output=output)

@@ -1,0 +1,106 @@
+"""What an autoencoder file says without its weights, in words that all formats share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder import Activation, Autoencoder, InputNorm, Normalization
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in a model an autoencoder reads, and what it reconstructs."""
+
+    dst: DerivedScalarType
+    """The recorded tap that it reads."""
+    layer_index: int | None
+    """Layer of the tap; None for what exists once per model."""
+    input_norms: tuple[InputNorm, ...] = (InputNorm.NONE,)
+    """What the model does to the tap first: the candidates, if the name of the place leaves that open."""
+    output: DerivedScalarType | None = None
+    """For a transcoder, the tap that it predicts; None for what reconstructs its input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One way to understand a file. Where a file leaves something open there are several, and measuring decides."""
+
+    name: str = ""
+    """What tells it from the others, for humans; empty if it is the only one."""
+    normalization: Normalization = Normalization.NONE
+    """What is done to each input vector."""
+    input_norm: InputNorm = InputNorm.NONE
+    """What the model does to the tap before it is read."""
+    threshold_scale: float = 1.0
+    """What the file's thresholds are multiplied by."""
+
+    def of(self, autoencoder: Autoencoder) -> Autoencoder:
+        """*autoencoder*, read that way; shares its large weights."""
+        threshold = autoencoder.threshold
+        if threshold is not None and self.threshold_scale != 1.0:
+            threshold = threshold * self.threshold_scale
+        return replace(autoencoder, normalization=self.normalization, input_norm=self.input_norm, threshold=threshold)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoencoderHeader:
+    """What an autoencoder file says without its weights."""
+
+    path: Path
+    """Where the weights lie."""
+    format: str
+    """Name of the format that it is in."""
+    n_inputs: int
+    """Width of what it reads."""
+    n_latents: int
+    """Latents that loading it gives."""
+    n_outputs: int
+    """Width of what it reconstructs."""
+    activation: Activation
+    """Its nonlinearity."""
+    k: int | None = None
+    """With TopK: latents kept at a token."""
+    postact: Activation = Activation.RELU
+    """With TopK: applied to what is kept."""
+    dst: str | None = None
+    """Value of the derived scalar type that it reads; None if the file does not say."""
+    layer_index: int | None = None
+    """Layer that it belongs to; None if the file does not say, or it belongs to none."""
+    output: DerivedScalarType | None = None
+    """For a transcoder, what it predicts."""
+    readings: tuple[Reading, ...] = (Reading(),)
+    """How it can be understood, the likeliest first."""
+    has_own_decoder_bias: bool = False
+    """Whether what is added at the end differs from what is taken off at the start."""
+    has_skip: bool = False
+    """Whether its output depends on its input directly."""
+    declared_l0: float | None = None
+    """Latents that are said to be active at a token; None if the file does not say."""
+    folded: tuple[str, ...] = ()
+    """What loading folds into the weights, exactly, so that the numbers stay."""
+    other_files: tuple[Path, ...] = ()
+    """Files besides the weights that it consists of."""
+    n_dropped: int = 0
+    """Latents of the file that loading it leaves out."""
+
+    def without(self, n_dropped: int) -> AutoencoderHeader:
+        """This header if loading leaves out *n_dropped* more latents."""
+        return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)
+
+    def bytes_as(self, dtype: torch.dtype) -> int:
+        """Bytes of the weights as *dtype*."""
+        elements = self.n_inputs + self.n_latents + (self.n_inputs + self.n_outputs) * self.n_latents
+        if self.has_own_decoder_bias:
+            elements += self.n_outputs
+        if self.activation is Activation.JUMPRELU:
+            elements += self.n_latents
+        if self.has_skip:
+            elements += self.n_inputs * self.n_outputs
+        return dtype.itemsize * elements

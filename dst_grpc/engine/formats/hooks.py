@@ -1,0 +1,106 @@
+"""The names that formats give to places of a model, and the derived scalars that are recorded there.
+
+Two vocabularies: TransformerLens hooks (`blocks.7.hook_resid_pre`) and modules of Hugging Face models
+(`model.layers.7.mlp`, meaning its output unless the name says otherwise). A place that is no tap of ours is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.autoencoder import InputNorm
+from dst_grpc.engine.formats.header import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dst_grpc.errors import DataLoss
+
+_T = DerivedScalarType
+_NORMED = (InputNorm.MLP,)
+_LENS = re.compile(r"blocks\.(\d+)\.(.+)")
+_LENS_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
+    "hook_resid_mid": (_T.RESID_POST_ATTN, (InputNorm.NONE,)),
+    "hook_resid_post": (_T.RESID_POST_MLP, (InputNorm.NONE,)),
+    "hook_attn_out": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
+    "hook_mlp_out": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
+    "attn.hook_z": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
+    "mlp.hook_post": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
+    "hook_mlp_in": (_T.RESID_POST_ATTN, (InputNorm.NONE,)),
+    "mlp.hook_in": (_T.RESID_POST_ATTN, _NORMED),
+    # With its gain where the library keeps that in a layer norm, without it where it is folded into the weights that
+    # follow, and for the norms that have no mean.
+    "ln2.hook_normalized": (_T.RESID_POST_ATTN, (InputNorm.MLP_WITHOUT_GAIN, InputNorm.MLP)),
+}
+_MODULE = re.compile(r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
+_MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
+    "": (_T.RESID_POST_MLP, (InputNorm.NONE,)),
+    "mlp": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
+    "post_feedforward_layernorm": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
+    "self_attn": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
+    "attn": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
+    "attention": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
+    "self_attn.o_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
+    "attn.c_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
+    "attention.dense.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
+    "mlp.input": (_T.RESID_POST_ATTN, _NORMED),
+    "pre_feedforward_layernorm": (_T.RESID_POST_ATTN, _NORMED),
+    "mlp.act": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
+    "mlp.c_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
+    "mlp.down_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
+}
+
+RESIDUAL_WIDE = frozenset(
+    {
+        _T.RESID_POST_EMBEDDING,
+        _T.RESID_POST_MLP,
+        _T.RESID_POST_ATTN,
+        _T.RESID_DELTA_ATTN,
+        _T.RESID_DELTA_MLP,
+    }
+)
+"""What consists of channels of the residual stream, which a model with centred writing weights centres."""
+
+
+def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | None = None) -> Place:
+    """The place called *name*, and for a transcoder the one called *output* that it predicts.
+
+    Args:
+        name: a TransformerLens hook or a Hugging Face module.
+        refused: makes the error from what is wrong.
+        output: where a transcoder writes; None for what reconstructs its input.
+
+    Raises:
+        DataLoss: if a name is of no place that is recorded, or the two do not belong together.
+    """
+    place = _tap_of(name, refused)
+    if output is None or output == name:
+        if place.input_norms != (InputNorm.NONE,):
+            raise refused(f"reads {name!r}: only a transcoder may read there, and this is none")
+        return place
+    target = _tap_of(output, refused)
+    if (place.dst, target.dst, place.layer_index) != (_T.RESID_POST_ATTN, _T.RESID_DELTA_MLP, target.layer_index):
+        raise refused(f"reads {name!r} and predicts {output!r}: only transcoders of an MLP are supported")
+    return Place(dst=place.dst, layer_index=place.layer_index, input_norms=place.input_norms, output=_T.RESID_DELTA_MLP)
+
+
+def _tap_of(name: str, refused: Callable[[str], DataLoss]) -> Place:
+    if found := _LENS.fullmatch(name):
+        layer, rest = int(found[1]), found[2]
+        if rest == "hook_resid_pre":
+            # The residual that enters a layer is the one that leaves the layer before.
+            if layer:
+                return Place(dst=_T.RESID_POST_MLP, layer_index=layer - 1)
+            return Place(dst=_T.RESID_POST_EMBEDDING, layer_index=None)
+        taps = _LENS_TAPS
+    elif found := _MODULE.fullmatch(name):
+        layer, rest = int(found[1]), (found[2] or "").removesuffix("output").removesuffix(".")
+        taps = _MODULE_TAPS
+    else:
+        raise refused(f"{name!r} is no place of a layer that is recorded")
+    if rest not in taps:
+        raise refused(f"{name!r} is not recorded; these are: {', '.join(key or 'the layer itself' for key in taps)}")
+    dst, input_norms = taps[rest]
+    return Place(dst=dst, layer_index=layer, input_norms=input_norms)

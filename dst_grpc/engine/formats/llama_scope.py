@@ -1,0 +1,77 @@
+"""Llama Scope: a folder with `hyperparams.json` and `checkpoints/final.safetensors`.
+
+JumpReLU with one threshold for all latents; nothing is taken off. Inputs are multiplied by s = sqrt(d) over their
+average norm in training, which is folded. Whether the published threshold is meant before or after that scaling is
+told differently by the code that reads these files, so both readings are loaded and the self-check decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.autoencoder import Activation
+from dst_grpc.engine.families.config_values import ConfigValues
+from dst_grpc.engine.formats.format import Format, describe
+from dst_grpc.engine.formats.header import Reading
+from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.weights import Opened, Part, Role, fold_input_scale
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NAME = "llama_scope"
+WEIGHTS_NAME = "final.safetensors"
+_CONFIG_NAME = "hyperparams.json"
+_NORMS = "dataset_average_activation_norm"
+
+
+def _open(path: Path) -> Opened:
+    folder = path.parent.parent
+    config, source = ConfigValues.read(folder, _CONFIG_NAME), open_tensors(path)
+    config.require("norm_activation", ("dataset-wise",))
+    config.require("act_fn", ("jumprelu",))
+    parts = {
+        Role.ENCODER: Part("encoder.weight"),
+        Role.LATENT_BIAS: Part("encoder.bias"),
+        Role.DECODER: Part("decoder.weight"),
+        Role.DECODER_BIAS: Part("decoder.bias"),
+    }
+    name = config.text("hook_point_in")
+    if config.values.get("hook_point_out", name) != name:
+        raise config.refusal("hook_point_out", "differs from hook_point_in: transcoders of this kind are not supported")
+    norms = config.values.get(_NORMS)
+    if not isinstance(norms, dict):
+        raise config.refusal(_NORMS, "is missing: nothing says how inputs are scaled")
+    d_model = config.size("d_model")
+    scale = d_model**0.5 / ConfigValues(config.path, norms).positive("in", default=0.0)
+    header = describe(
+        source,
+        parts,
+        format_name=_NAME,
+        activation=Activation.JUMPRELU,
+        place=place_of(name, lambda problem: config.refusal("hook_point_in", problem)),
+        says={"n": d_model, "Z": config.values.get("d_sae")},
+        declared_l0=float(config.size("top_k")) if config.values.get("top_k") is not None else None,
+        folded=[f"its input's scale {scale:.6g} is folded"],
+        other_files=[folder / _CONFIG_NAME],
+    )
+    readings = (
+        Reading(name="threshold as published"),
+        Reading(name="threshold times the scale", threshold_scale=scale),
+    )
+    return Opened(
+        header=replace(header, readings=readings),
+        source=source,
+        parts=parts,
+        fold=fold_input_scale(scale),
+        threshold=config.positive("jump_relu_threshold", default=0.0),
+    )
+
+
+FORMAT = Format(
+    name=_NAME,
+    claims=lambda path: path.name == WEIGHTS_NAME and (path.parent.parent / _CONFIG_NAME).is_file(),
+    open=_open,
+)

@@ -1,0 +1,257 @@
+"""SAELens: a folder with `cfg.json`, `sae_weights.safetensors` and perhaps `sparsity.safetensors`.
+
+    standard                    relu(x W + b)
+    gated                       (x W + b_gate > 0) relu(x W e^r + b_mag), folded into the next
+    jumprelu                    relu(h) where h > theta; batch top-k autoencoders are saved as these
+    topk                        the k largest of h; if rescaled, as if the decoder's rows had length 1 (folded)
+    ..._transcoder              the same from one place to another; `W_skip` adds x W_skip^T
+
+b_dec is taken off the input unless `apply_b_dec_to_input` is false; transcoders never do. Keys of versions before 6.0
+are understood. What is refused: architectures and normalisations that are no function of one token's vector alone, and
+a normalisation by a factor that the files do not hold (SAELens itself only warns, and goes on without it).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dst_grpc.engine.autoencoder import Activation, Normalization
+from dst_grpc.engine.element_types import moved
+from dst_grpc.engine.families.config_values import ConfigValues
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.format import Format, describe
+from dst_grpc.engine.formats.hooks import RESIDUAL_WIDE, place_of
+from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.weights import (
+    Opened,
+    Part,
+    Role,
+    Weights,
+    fold_decoder_norms,
+    fold_gate,
+    fold_input_scale,
+    fold_output_scale,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dst_grpc.engine.formats.header import Place
+    from dst_grpc.engine.formats.sources import TensorSource
+
+_NAME = "saelens"
+WEIGHTS_NAME = "sae_weights.safetensors"
+CONFIG_NAME = "cfg.json"
+_SPARSITY_NAME = "sparsity.safetensors"
+_SCALER_NAME = "activation_scaler.json"
+_FACTOR = "norm_scaling_factor"
+_RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+_ARCHITECTURES = {
+    "standard": Activation.RELU,
+    "gated": Activation.JUMPRELU,
+    "jumprelu": Activation.JUMPRELU,
+    "topk": Activation.TOPK,
+    "transcoder": Activation.RELU,
+    "skip_transcoder": Activation.RELU,
+    "jumprelu_transcoder": Activation.JUMPRELU,
+    "jumprelu_skip_transcoder": Activation.JUMPRELU,
+}
+_NORMALIZATIONS = {
+    "none": Normalization.NONE,
+    "layer_norm": Normalization.LAYER_NORM,
+    "constant_norm_rescale": Normalization.CONSTANT_NORM,
+}
+_BY_FACTOR = ("expected_average_only_in", "constant_scalar_rescale")
+
+
+class _Config:
+    """The values of a `cfg.json`, under their present names and wherever its version puts them."""
+
+    def __init__(self, folder: Path) -> None:
+        config = ConfigValues.read(folder, CONFIG_NAME)
+        values = {_RENAMED.get(key, key): value for key, value in config.values.items()}
+        metadata = values.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise config.refusal("metadata", "must be an object")
+        self.is_old = "metadata" not in values
+        self.values = ConfigValues(config.path, {**metadata, **values})
+
+    def get(self, key: str) -> Any:
+        return self.values.values.get(key)
+
+
+def _open(path: Path) -> Opened:
+    config, source = _Config(path.parent), open_tensors(path)
+    architecture, activation, k = _architecture(config)
+    is_transcoder = architecture.endswith("transcoder")
+    place = _place(config, is_transcoder=is_transcoder)
+    parts = _parts(config, source, architecture, is_transcoder=is_transcoder)
+    normalizations, scale = _normalizations(config, place, is_transcoder=is_transcoder)
+    folds: list[tuple[str, Callable[[Weights], None]]] = []
+    if architecture == "gated":
+        folds.append(("its gate is folded into a threshold", fold_gate))
+    if scale is not None:
+        folds.append((f"its input's scale {scale:.6g} is folded", fold_input_scale(scale)))
+    if config.values.flag("rescale_acts_by_decoder_norm", default=False):
+        folds.append(("its decoder's norms are folded", fold_decoder_norms))
+    if Role.OUTPUT_SCALE in parts:
+        folds.append(("its finetuned scales are folded into the decoder", fold_output_scale))
+
+    def fold(weights: Weights) -> None:
+        for _, one in folds:
+            one(weights)
+
+    sparsity = path.parent / _SPARSITY_NAME
+    header = describe(
+        source,
+        parts,
+        format_name=_NAME,
+        activation=activation,
+        place=place,
+        k=k,
+        normalizations=normalizations,
+        says={key: config.get(name) for key, name in {"n": "d_in", "Z": "d_sae", "m": "d_out"}.items()},
+        folded=[name for name, _ in folds],
+        other_files=[path.parent / CONFIG_NAME, *([sparsity] if sparsity.is_file() else [])],
+    )
+    return Opened(
+        header=header,
+        source=source,
+        parts=parts,
+        fold=fold,
+        frequencies=lambda: _frequencies(sparsity, header.n_latents),
+    )
+
+
+FORMAT = Format(
+    name=_NAME,
+    claims=lambda path: path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file(),
+    open=_open,
+)
+
+
+def _architecture(config: _Config) -> tuple[str, Activation, int | None]:
+    values = config.values
+    architecture = config.get("architecture") or "standard"
+    activation_fn, arguments = config.get("activation_fn") or "relu", config.get("activation_fn_kwargs") or {}
+    k = config.get("k")
+    if architecture == "standard" and activation_fn == "topk":
+        architecture, k = "topk", arguments.get("k") if isinstance(arguments, dict) else None
+    elif activation_fn not in {"relu", "topk"}:
+        raise values.refusal("activation_fn", f"is {activation_fn!r}, which is not supported: it must be relu or topk")
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise values.refusal("architecture", f"is {architecture!r}, which is not supported; these are: {known}")
+    activation = _ARCHITECTURES[architecture]
+    if activation is not Activation.TOPK:
+        return architecture, activation, None
+    if type(k) is not int:
+        raise values.refusal("k", f"must be a number of latents, not {k!r}")
+    return architecture, activation, k
+
+
+def _place(config: _Config, *, is_transcoder: bool) -> Place | None:
+    values = config.values
+    name = config.get("hook_name") or config.get("hf_hook_name")
+    if config.get("hook_head_index") is not None:
+        raise values.refusal("hook_head_index", "is set: autoencoders of a single head are not supported")
+    if not isinstance(name, str):
+        raise values.refusal("hook_name", "is missing: nothing says where it reads")
+    output = None
+    if is_transcoder:
+        output = config.get("hook_name_out") or config.get("hf_hook_name_out")
+        if not isinstance(output, str):
+            raise values.refusal("hook_name_out", "is missing: nothing says what the transcoder predicts")
+    place = place_of(name, lambda problem: values.refusal("hook_name", problem), output=output)
+    reshaped = config.get("reshape_activations") or "none"
+    if reshaped not in {"none", "hook_z"}:
+        raise values.refusal("reshape_activations", f"is {reshaped!r}, which is not supported: none or hook_z")
+    return place
+
+
+def _parts(config: _Config, source: TensorSource, architecture: str, *, is_transcoder: bool) -> dict[Role, Part]:
+    parts = {Role.ENCODER: Part("W_enc", is_swapped=True), Role.DECODER: Part("W_dec", is_swapped=True)}
+    if architecture == "gated":
+        parts[Role.LATENT_BIAS] = Part("b_mag")
+        parts[Role.GATE_BIAS] = Part("b_gate")
+        parts[Role.LOG_MAGNITUDE] = Part("r_mag")
+    else:
+        parts[Role.LATENT_BIAS] = Part("b_enc")
+    if architecture.startswith("jumprelu"):
+        parts[Role.THRESHOLD] = Part("threshold")
+    subtracts = not is_transcoder and config.values.flag("apply_b_dec_to_input", default=True)
+    parts[Role.PRE_BIAS if subtracts else Role.DECODER_BIAS] = Part("b_dec")
+    if "skip" in architecture:
+        parts[Role.SKIP] = Part("W_skip")
+    for key in ("scaling_factor", "finetuning_scaling_factor"):
+        if key in source.shapes and not _is_one(source, key):
+            parts[Role.OUTPUT_SCALE] = Part(key)
+    return parts
+
+
+def _is_one(source: TensorSource, key: str) -> bool:
+    factors = source.read(key)
+    return torch.allclose(factors, torch.ones_like(factors))
+
+
+def _normalizations(
+    config: _Config, place: Place | None, *, is_transcoder: bool
+) -> tuple[tuple[Normalization, ...], float | None]:
+    """What may be done to each input vector, and the factor to fold if there is one."""
+    said = config.get("normalize_activations")
+    if isinstance(said, bool):
+        said = _BY_FACTOR[0] if said else "none"
+    name = said or "none"
+    if name in _BY_FACTOR:
+        if is_transcoder:
+            raise config.values.refusal("normalize_activations", f"is {name!r}, which no transcoder can be folded by")
+        return (Normalization.NONE,), _factor(config, name)
+    if name not in _NORMALIZATIONS or (is_transcoder and name != "none"):
+        known = ", ".join([*_NORMALIZATIONS, *_BY_FACTOR])
+        raise config.values.refusal("normalize_activations", f"is {name!r}, which is not supported; these are: {known}")
+    normalization = _NORMALIZATIONS[name]
+    if normalization is not Normalization.NONE or place is None or place.dst not in RESIDUAL_WIDE or is_transcoder:
+        return (normalization,), None
+    arguments = config.get("model_from_pretrained_kwargs")
+    if isinstance(arguments, dict) and "center_writing_weights" in arguments:
+        return (Normalization.CENTRED if arguments["center_writing_weights"] else Normalization.NONE,), None
+    # Before version 3 models were loaded with centred weights, and nothing says so.
+    if config.is_old and not arguments:
+        return (Normalization.NONE, Normalization.CENTRED), None
+    return (Normalization.NONE,), None
+
+
+def _factor(config: _Config, name: str) -> float:
+    """The factor that inputs are multiplied by, wherever it stands."""
+    path = config.values.path
+    scaler = path.parent / _SCALER_NAME
+    if _FACTOR in config.values.values:
+        return config.values.positive(_FACTOR, default=0.0)
+    if scaler.is_file():
+        return ConfigValues.read(path.parent, _SCALER_NAME).positive("scaling_factor", default=0.0)
+    raise config.values.refusal(
+        "normalize_activations",
+        f"is {name!r}, which needs the factor that inputs are multiplied by, and it is nowhere: "
+        f"write it under {_FACTOR!r} into this file",
+    )
+
+
+def _frequencies(path: Path, n_latents: int) -> torch.Tensor | None:
+    """Frequencies of latents from their decimal logarithms."""
+    if not path.is_file():
+        return None
+    source = open_tensors(path)
+    if source.shapes.get("sparsity") != (n_latents,):
+        raise corrupt(path, f"lacks the float tensor 'sparsity' of {n_latents} latents")
+    logarithms = moved(source.read("sparsity"), "cpu", torch.float32)
+    # An infinitely negative logarithm is a latent that is never active.
+    if logarithms.isnan().any() or (logarithms > 1e-3).any():
+        raise corrupt(path, "'sparsity' has values that are no logarithms of frequencies")
+    return 10.0**logarithms

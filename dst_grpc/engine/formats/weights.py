@@ -1,0 +1,244 @@
+"""From the tensors of a file to an `Autoencoder`: one way for all formats, which only say what is where.
+
+A format lists the parts that it stores (`Part`: under which key, and which way round) and, where it stores something
+else than the engine computes with, folds it into the weights. Shapes are checked when the file is opened, values when
+it is loaded; no two large weights are ever in memory twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.element_types import is_finite
+from dst_grpc.engine.files import corrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.sources import TensorSource
+
+
+class Role(Enum):
+    """What a stored tensor is; the value names its axes: Z latents, n inputs, m outputs."""
+
+    ENCODER = "Zn", "encoder"
+    LATENT_BIAS = "Z", "latent bias"
+    DECODER = "mZ", "decoder"
+    PRE_BIAS = "n", "bias taken off at the start"
+    DECODER_BIAS = "m", "bias added at the end"
+    THRESHOLD = "Z", "threshold"
+    ONE_THRESHOLD = "", "threshold of all latents"
+    SKIP = "mn", "skip connection"
+    GATE_BIAS = "Z", "bias of the gate"
+    LOG_MAGNITUDE = "Z", "logarithm of the magnitude's scale"
+    OUTPUT_SCALE = "Z", "scale of what is decoded"
+
+    @property
+    def axes(self) -> str:
+        """Letters of its axes."""
+        return self.value[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a format stores something."""
+
+    key: str
+    """Name of the tensor."""
+    is_swapped: bool = False
+    """Whether a matrix is stored with its two axes the other way round than its role names them."""
+
+
+Weights = dict[Role, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A file that was found sound, ready to be loaded."""
+
+    header: AutoencoderHeader
+    """What it says."""
+    source: TensorSource
+    """Its tensors."""
+    parts: Mapping[Role, Part]
+    """What they are."""
+    fold: Callable[[Weights], None] = lambda _: None
+    """Turns what the format stores into what the engine computes with, in place; vectors are float32."""
+    threshold: float | None = None
+    """The threshold of all latents, for a format that keeps it outside its tensors."""
+    frequencies: Callable[[], torch.Tensor | None] = lambda: None
+    """Reads how often each latent is active, float32 [Z]; None if the format does not say."""
+
+    def kept_latents(self, n_dropped: int) -> torch.Tensor:
+        """Indices, in order, of all latents but the *n_dropped* of lowest frequency; of equal ones the first go."""
+        frequencies = self.frequencies()
+        if frequencies is None:
+            raise corrupt(self.source.path, "has no frequencies of its latents, so nothing tells which ones are dead")
+        return frequencies.argsort(stable=True)[n_dropped:].sort().values
+
+
+def sizes_of(
+    source: TensorSource, parts: Mapping[Role, Part], *, says: Mapping[str, int | None] | None = None
+) -> tuple[int, int, int]:
+    """Latents, inputs and outputs, as the encoder and the decoder's outputs have them.
+
+    Args:
+        source: the tensors.
+        parts: what they are; the encoder gives latents and inputs, a decoder of another width the outputs.
+        says: what a config claims, by axis letter; None = nothing.
+
+    Raises:
+        DataLoss: if a part is missing or does not fit the encoder; names the key.
+    """
+    for part in parts.values():
+        if part.key not in source.shapes:
+            raise corrupt(source.path, f"lacks the float tensor {part.key!r}")
+    encoder, decoder = parts[Role.ENCODER], parts[Role.DECODER]
+    for part in (encoder, decoder):
+        if len(source.shapes[part.key]) != 2:
+            raise corrupt(source.path, f"{part.key!r} must have two axes, not shape {list(source.shapes[part.key])}")
+    n_latents, n_inputs = _in_order(source.shapes[encoder.key], encoder)
+    # Only a bias of its own can tell a transcoder's width from a decoder that is transposed.
+    own_bias = Role.DECODER_BIAS in parts and len(source.shapes[parts[Role.DECODER_BIAS].key]) == 1
+    n_outputs = source.shapes[parts[Role.DECODER_BIAS].key][0] if own_bias else n_inputs
+    sizes = {"Z": n_latents, "n": n_inputs, "m": n_outputs}
+    for role, part in parts.items():
+        wanted = tuple(sizes[axis] for axis in role.axes)
+        found = _in_order(source.shapes[part.key], part)
+        if found == wanted or (role is Role.ONE_THRESHOLD and found == (1,)):
+            continue
+        shape = list(source.shapes[part.key])
+        problem = f"{part.key!r} has shape {shape}, but {encoder.key!r} {list(source.shapes[encoder.key])}"
+        raise corrupt(source.path, f"{problem} needs {list(_in_order(wanted, part))}: is a weight transposed?")
+    for axis, size in (says or {}).items():
+        if size is not None and size != sizes[axis]:
+            what = {"Z": "latents", "n": "inputs", "m": "outputs"}[axis]
+            raise corrupt(source.path, f"has {sizes[axis]} {what}, but its config says {size}: is a weight transposed?")
+    return n_latents, n_inputs, n_outputs
+
+
+def _in_order(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    return shape[::-1] if part.is_swapped else shape
+
+
+def load(
+    opened: Opened,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_progress: Callable[[int], None],
+    *,
+    n_dropped: int,
+) -> Autoencoder:
+    """Read the weights to *device* as *dtype*, one tensor at a time; raises DataLoss if one is not finite."""
+    header, source = opened.header, opened.source
+    kept = opened.kept_latents(n_dropped) if n_dropped else None
+    weights: Weights = {}
+    done = 0
+    for role, part in opened.parts.items():
+        stored = _selected(source.read(part.key), role, part, kept)
+        is_matrix = len(role.axes) == 2
+        loaded = _moved(stored, device, dtype if is_matrix else torch.promote_types(dtype, torch.float32))
+        if not is_finite(loaded):
+            raise corrupt(source.path, f"tensor {part.key!r} has values that are NaN or infinite as {dtype}")
+        weights[role] = loaded.t() if part.is_swapped else loaded
+        if is_matrix:
+            done += loaded.nbytes
+            on_progress(done)
+    n_latents = header.n_latents if kept is None else len(kept)
+    _complete(weights, opened, n_latents)
+    for role, weight in weights.items():
+        if not is_finite(weight):
+            raise corrupt(source.path, f"the {role.value[1]} is NaN or infinite once {', '.join(header.folded)}")
+        weights[role] = weight.to(dtype)
+    autoencoder = Autoencoder(
+        pre_bias=weights[Role.PRE_BIAS],
+        encoder=weights[Role.ENCODER],
+        latent_bias=weights[Role.LATENT_BIAS],
+        decoder=weights[Role.DECODER],
+        decoder_bias=weights.get(Role.DECODER_BIAS),
+        threshold=weights.get(Role.THRESHOLD),
+        skip=weights.get(Role.SKIP),
+        activation=header.activation,
+        k=header.k,
+        postact=header.postact,
+    )
+    on_progress(autoencoder.parameter_bytes)
+    return autoencoder
+
+
+def _complete(weights: Weights, opened: Opened, n_latents: int) -> None:
+    """Fold, and make what the format leaves out because it is the same everywhere."""
+    vector = weights[Role.LATENT_BIAS if Role.LATENT_BIAS in weights else Role.GATE_BIAS]
+    one = weights.pop(Role.ONE_THRESHOLD, None)
+    if one is not None:
+        weights[Role.THRESHOLD] = one.reshape(1).repeat(n_latents)
+    if opened.threshold is not None:
+        weights[Role.THRESHOLD] = vector.new_full((n_latents,), opened.threshold)
+    opened.fold(weights)
+    if Role.PRE_BIAS not in weights:
+        weights[Role.PRE_BIAS] = vector.new_zeros(opened.header.n_inputs)
+    if opened.header.activation is not Activation.JUMPRELU:
+        weights.pop(Role.THRESHOLD, None)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous copy of *tensor* on *device* as *dtype*, which shares nothing with the file it was mapped from."""
+    return tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _selected(tensor: torch.Tensor, role: Role, part: Part, kept: torch.Tensor | None) -> torch.Tensor:
+    """The stored part of the latents *kept* alone; None = of all."""
+    if kept is None or "Z" not in role.axes:
+        return tensor
+    axis = role.axes.index("Z")
+    return tensor.index_select(1 - axis if part.is_swapped else axis, kept)
+
+
+# Folds
+
+
+def fold_gate(weights: Weights) -> None:
+    """A gated autoencoder as a JumpReLU one, exactly.
+
+    Its gate opens where x W + b_gate > 0 and lets through the magnitude m = s x W + b_mag, s = exp(r) > 0. As x W is
+    (m - b_mag) / s, the gate is open where m > b_mag - s b_gate. LATENT_BIAS is b_mag.
+    """
+    scale = weights.pop(Role.LOG_MAGNITUDE).exp()
+    weights[Role.ENCODER] *= scale.to(weights[Role.ENCODER].dtype).unsqueeze(1)
+    weights[Role.THRESHOLD] = weights[Role.LATENT_BIAS] - scale * weights.pop(Role.GATE_BIAS)
+
+
+def fold_input_scale(scale: float) -> Callable[[Weights], None]:
+    """What is encoded is *scale* times the input, and what is decoded is divided by it."""
+
+    def fold(weights: Weights) -> None:
+        weights[Role.ENCODER] *= scale
+        weights[Role.DECODER] /= scale
+        for role in (Role.PRE_BIAS, Role.DECODER_BIAS):
+            if role in weights:
+                weights[role] /= scale
+
+    return fold
+
+
+def fold_decoder_norms(weights: Weights) -> None:
+    """Latents are what they would be if every column of the decoder had length 1."""
+    # In slices: the square of a large decoder would be a second one.
+    norms = torch.cat([torch.linalg.vector_norm(part.float(), dim=0) for part in weights[Role.DECODER].split(4096, 1)])
+    norms = norms.clamp_min(1e-8)
+    weights[Role.ENCODER] *= norms.to(weights[Role.ENCODER].dtype).unsqueeze(1)
+    weights[Role.LATENT_BIAS] *= norms
+    weights[Role.DECODER] /= norms.to(weights[Role.DECODER].dtype)
+    if Role.THRESHOLD in weights:
+        weights[Role.THRESHOLD] *= norms
+
+
+def fold_output_scale(weights: Weights) -> None:
+    """Latents are multiplied, each by its own factor, before they are decoded."""
+    weights[Role.DECODER] *= weights.pop(Role.OUTPUT_SCALE).to(weights[Role.DECODER].dtype)

@@ -1,0 +1,115 @@
+"""Npz archives: numpy arrays in a zip file, read one at a time and never unpickled.
+
+The header of every array is checked against its place in the archive before anything is allocated, so that a
+truncated or forged file is an error that names it. Compressed members are refused: weights do not compress, and what
+does may be a few kilobytes that unpack to any size. Not here: what the arrays mean.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dst_grpc.engine.files import corrupt, regular_file_status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_SUFFIX = ".npy"
+_MAX_MEMBERS = 1000
+_BLOCK_BYTES = 1 << 24
+_MAX_ELEMENT_BYTES = 8
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NpzFile:
+    """An npz archive whose structure is sound."""
+
+    path: Path
+    """Where it lies."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Its arrays of floats, by name."""
+
+    @classmethod
+    def open(cls, path: Path) -> NpzFile:
+        """Read and check the headers, and no weights.
+
+        Raises:
+            DataLoss: if the file is missing, truncated, compressed, or holds what is no plain array.
+        """
+        size = regular_file_status(path).st_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                if len(members) > _MAX_MEMBERS:
+                    raise corrupt(path, f"has {len(members)} members; at most {_MAX_MEMBERS} are expected")
+                if sum(member.file_size for member in members) > size:
+                    raise corrupt(path, f"claims to unpack to more than its {size} bytes; store it uncompressed")
+                for member in members:
+                    shape = _checked_shape(path, archive, member)
+                    if shape is not None:
+                        shapes[member.filename.removesuffix(_SUFFIX)] = shape
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise corrupt(path, f"is truncated, or no npz archive: {error}") from error
+        return cls(path=path, shapes=shapes)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The array *name*, streamed into memory of its own.
+
+        Raises:
+            DataLoss: if the file has changed, or ends early.
+        """
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(name + _SUFFIX) as file:
+                shape, dtype, is_column_major = _array_header(self.path, name, file)
+                array = np.empty(shape[::-1] if is_column_major else shape, dtype)
+                left = array.reshape(-1).view(np.uint8).data
+                while left:
+                    block = file.read(min(len(left), _BLOCK_BYTES))
+                    if not block:
+                        raise corrupt(self.path, f"array {name!r} ends {len(left)} bytes early")
+                    left[: len(block)] = block
+                    left = left[len(block) :]
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+            raise corrupt(self.path, f"array {name!r} cannot be read: {error}") from error
+        return torch.from_numpy(array.T if is_column_major else array)
+
+
+def _checked_shape(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...] | None:
+    """Shape of a member; None if it holds no floats."""
+    name = member.filename
+    if not name.endswith(_SUFFIX):
+        raise corrupt(path, f"holds {name!r}, which is no array")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise corrupt(path, f"array {name!r} is compressed: store it with numpy.savez")
+    with archive.open(member) as file:
+        shape, dtype, _ = _array_header(path, name, file)
+        wanted = math.prod(shape) * dtype.itemsize
+        if member.file_size - file.tell() != wanted:
+            problem = f"array {name!r} of shape {list(shape)} needs {wanted} bytes and has"
+            raise corrupt(path, f"{problem} {member.file_size - file.tell()}")
+    return shape if dtype.kind == "f" else None
+
+
+def _array_header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic], bool]:
+    """Shape, element type and whether the columns lie one behind the other; *file* is left where the data begins."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise corrupt(path, f"array {name!r} is in version {version} of the npy format, which is not supported")
+    shape, is_column_major, dtype = _HEADERS[version](file)
+    if dtype.hasobject:
+        raise corrupt(path, f"array {name!r} holds pickled objects, which are never read")
+    if dtype.kind not in "fiub" or dtype.itemsize > _MAX_ELEMENT_BYTES or not dtype.isnative:
+        raise corrupt(path, f"array {name!r} has the unsupported element type {dtype}")
+    return shape, dtype, is_column_major

@@ -1,0 +1,81 @@
+"""What commands say of autoencoder sets, and the conversion of their files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dst_grpc.cli._catalog import _reads
+from dst_grpc.cli._tables import human_check
+from dst_grpc.client import AutoencoderInfo, ContextState, DerivedScalarType, NodeType
+from dst_grpc.domain.resolution import LayerCheck
+from tests import checkpoints
+from tests.unit.cli.conftest import Run
+
+INFO = AutoencoderInfo(
+    name="m/a",
+    handle="",
+    model="m",
+    dst=DerivedScalarType.RESID_POST_ATTN,
+    node_type=NodeType.AUTOENCODER_LATENT,
+    layer_indices=(0, 1),
+    n_latents=8,
+    activation="TopK",
+    can_be_spliced=False,
+    parameter_bytes=0,
+    digest="",
+    state=ContextState.AVAILABLE,
+)
+
+
+def check(layer: int, l0: float, fvu: float | None, orientation: float | None = None, reading: str = "") -> LayerCheck:
+    return LayerCheck(
+        layer_index=layer, l0=l0, fraction_of_variance_unexplained=fvu, orientation=orientation, reading=reading
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "none"),
+        ({"state": ContextState.START}, "not loaded"),
+        (
+            {"measured": (check(0, 12, 0.25, 0.5), check(1, 30, 0.5, 0.625)), "declared": (check(0, 20, None),)},
+            "L0 12.0 to 30.0 (20.0), unexplained 0.25 to 0.50, cosine 0.50 to 0.62",
+        ),
+        (
+            {"measured": (check(0, 12, 0.25, None, "this way"),), "declared": (check(0, 12, 0.2),)},
+            "L0 12.0 (12.0), unexplained 0.25 (0.20), this way",
+        ),
+    ],
+)
+def test_a_self_check_in_one_line(changes: dict[str, object], expected: str) -> None:
+    assert human_check(replace(INFO, **changes)) == expected  # type: ignore[arg-type]
+
+
+def test_what_a_set_reads_in_one_line() -> None:
+    assert _reads(INFO) == "resid_post_attn"
+    transcoder = replace(INFO, output=DerivedScalarType.RESID_DELTA_MLP, input_norm="mlp_norm")
+    assert _reads(transcoder) == "resid_post_attn (mlp_norm) -> resid_delta_mlp"
+    assert _reads(replace(INFO, normalization="layer_norm")) == "resid_post_attn (layer_norm)"
+
+
+def test_models_shows_formats_and_checks(run: Run) -> None:
+    shown = run("models").stdout
+    assert "self-check" in shown
+    assert "format" in shown
+
+
+def test_convert(run: Run, tmp_path: Path) -> None:
+    source = checkpoints.write_state_dict(tmp_path / "0.pt", {"activation": "ReLU"})
+    target = tmp_path / "0.safetensors"
+    result = run("convert", str(source), str(target))
+    assert result.exit_code == 0
+    assert "5 tensors" in result.stdout
+    assert "1 text (activation)" in result.stdout
+    assert target.is_file()
+    again = run("convert", str(source), str(target))
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
