@@ -13,7 +13,7 @@ REAL := .venv/real.stamp
 .PHONY: help setup demo real-model test protos lint parity e2e bench check node real mesh docs
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(DEV) ## install everything that development needs into .venv
 
