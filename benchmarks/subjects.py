@@ -11,7 +11,7 @@ import torch
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.origin import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import ContextState, ModelDimensions, ModelInfo
+from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.pipeline.plan import Plan, make_plan
@@ -90,22 +90,11 @@ class OneModel:
 
     def model(self, _ref: str) -> ModelInfo:
         """The model."""
-        c = self.config
-        dimensions = ModelDimensions(
-            n_layers=c.n_layers,
-            d_model=c.d_model,
-            n_heads=c.n_heads,
-            n_key_value_heads=c.n_key_value_heads,
-            d_head=c.d_head,
-            d_mlp=c.d_mlp,
-            vocab_size=c.vocab_size,
-            context_window=c.context_window,
-        )
         return ModelInfo(
             name="random",
             handle="random@0:float32:cpu",
             family="gpt2",
-            dimensions=dimensions,
+            dimensions=self.config.dimensions,
             element_type=TensorElementType.FLOAT32,
             device="cpu",
             digest="0",
