@@ -43,7 +43,7 @@ e2e: $(DEV) ## run the tests over real sockets
 real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
 	$(BIN)/python -m pytest tests/real
 
-bench: $(DEV) ## measure speed and memory
+bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
 
 # Where there is no Node, or one too old for the client, the one on PyPI serves.

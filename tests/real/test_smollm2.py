@@ -22,7 +22,7 @@ PROMPTS = {
     "The capital of France is": " Paris",
     "When Mary and John went to the store, John gave a drink to": " Mary",
     "The opposite of hot is": " cold",
-    "Monday, Tuesday, Wednesday,": " Thursday",
+    "One, two, three, four,": " five",
 }
 
 
