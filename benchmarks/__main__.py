@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [smollm2]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from benchmarks import deriving, serving
 
-REPORTS = {"deriving": deriving.report, "serving": serving.report}
+REPORTS = {"deriving": deriving.report, "serving": serving.report, "smollm2": deriving.report_of_smollm2}
 
 
 def main(names: list[str]) -> None:

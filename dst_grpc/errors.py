@@ -60,6 +60,7 @@ class Reason(StrEnum):
     INTERNAL = "INTERNAL"
     ANSWER_TRUNCATED = "ANSWER_TRUNCATED"
     ANSWER_CORRUPT = "ANSWER_CORRUPT"
+    UNSUPPORTED_BY_MODEL = "UNSUPPORTED_BY_MODEL"
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ def _layer_of(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEnt
         raise corrupt(path, f"says that it belongs to layer {layer}")
     if layer is None and (header.dst is None or header.format == "native"):
         layer = named
-    problem = _layer_problem(layer, dst, model) or _width_problem(header, dst, model)
+    problem = _layer_problem(layer, dst, model) or _misfit(header, dst, model)
     if problem:
         raise corrupt(path, problem)
     return layer
@@ -226,7 +226,22 @@ def _layer_problem(layer: int | None, dst: DerivedScalarType, model: ModelEntry)
     return "" if layer < n_layers else f"layer {layer} does not exist: {model.name!r} has {n_layers} layers"
 
 
-def _width_problem(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
+def _architecture_problem(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
+    architecture, tap = model.checkpoint.config.architecture, FACTS[dst].tap
+    reason = None if tap is None else architecture.why_without(tap)
+    # A transcoder reads what the MLP does, which every model has, whatever it is called.
+    if reason is not None and header.output is None:
+        return f"reads {dst}, which {model.name!r} does not have: {reason}"
+    if header.is_before_post_norm and architecture.has_post_norms:
+        part = header.output or dst
+        return f"is of {part} before {model.name!r} norms it, and only what comes out of that norm is recorded"
+    return ""
+
+
+def _misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
+    problem = _architecture_problem(header, dst, model)
+    if problem:
+        return problem
     width = input_width(dst, model.dimensions)
     if width is None:
         return f"{dst} cannot be read by an autoencoder"
@@ -290,7 +305,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
             problems.add(f"{_FIELD}[{i}].path", f"must end in {', '.join(SUFFIXES)}")
             continue
         header = read_header(path)
-        problem = _disagreement(header, config.dst, layer) or _width_problem(header, config.dst, model)
+        problem = _disagreement(header, config.dst, layer) or _misfit(header, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].path", problem)
         headers.append((layer, header))
     if len({header.n_latents for _, header in headers}) > 1:

@@ -15,17 +15,15 @@ from dst_grpc.contexts.autoencoders import AutoencoderContext, node_type_of
 from dst_grpc.contexts.model import ModelContext
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.engine.autoencoder_input import autoencoder_input
+from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
 from dst_grpc.engine.element_types import TORCH_TYPES
 from dst_grpc.engine.formats.detect import load_readings
 from dst_grpc.engine.taps import Taps
-from dst_grpc.errors import Internal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
-    from dst_grpc.domain.locations import ActivationLocationType
     from dst_grpc.domain.resolution import LayerCheck
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.autoencoder import Autoencoder
@@ -118,10 +116,8 @@ class FileLoader:
 class _Samples:
     """What the autoencoders of a set are measured on, recorded once for all its layers."""
 
-    def __init__(
-        self, decoder: Decoder, tap: ActivationLocationType, prompts: Sequence[dict[Site, torch.Tensor]]
-    ) -> None:
-        self._decoder, self._tap, self._prompts = decoder, tap, prompts
+    def __init__(self, decoder: Decoder, dst: DerivedScalarType, prompts: Sequence[dict[Site, torch.Tensor]]) -> None:
+        self._decoder, self._dst, self._prompts = decoder, dst, prompts
 
     @classmethod
     def recorded(cls, entry: AutoencoderEntry, model: ModelContext) -> _Samples | None:
@@ -129,28 +125,29 @@ class _Samples:
         facts = FACTS[entry.dst]
         if facts.tap is None or Dimension.ATTENDED_TO_SEQUENCE_TOKENS in facts.dimensions:
             return None
-        sites: list[Site] = [(facts.tap, layer) for layer, _ in entry.headers]
-        sites += [(_tap_of(header.output), layer) for layer, header in entry.headers if header.output is not None]
+        architecture = model.decoder.config.architecture
+        sites = [input_site(entry.dst, layer, architecture) for layer, _ in entry.headers]
+        sites += [
+            input_site(header.output, layer, architecture)
+            for layer, header in entry.headers
+            if header.output is not None
+        ]
         window = model.decoder.config.context_window
         begin = model.tokenizer.begin_tokens()
         prompts = [[*begin, *model.tokenizer.encode(sentence)][:window] for sentence in self_check.SENTENCES]
-        return cls(model.decoder, facts.tap, [record(model.decoder, sites, prompt) for prompt in prompts])
+        return cls(model.decoder, entry.dst, [record(model.decoder, sites, prompt) for prompt in prompts])
 
     def of(self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder) -> self_check.Sample:
         """What *autoencoder* of *layer* reads, and what it should put out: *output*, or, if that is None, the same."""
         block = None if layer is None else self._decoder.layers[layer]
+        architecture = self._decoder.config.architecture
+        read = input_site(self._dst, layer, architecture)
+        predicted = None if output is None else input_site(output, layer, architecture)
         samples = []
         for values in self._prompts:
-            x = autoencoder_input(autoencoder, values[self._tap, layer], block)
-            samples.append(self_check.Sample(x, None if output is None else values[_tap_of(output), layer]))
+            x = autoencoder_input(autoencoder, values[read], block)
+            samples.append(self_check.Sample(x, None if predicted is None else values[predicted]))
         return self_check.collect(samples)
-
-
-def _tap_of(dst: DerivedScalarType) -> ActivationLocationType:
-    tap = FACTS[dst].tap
-    if tap is None:
-        raise Internal(f"{dst} is no tap, so that nothing can be compared with it")
-    return tap
 
 
 def record(decoder: Decoder, sites: Sequence[Site], tokens: list[int]) -> dict[Site, torch.Tensor]:

@@ -1,16 +1,37 @@
-"""From a recorded tap to what an autoencoder reads of it: in one place, for the self-check and for offline latents."""
+"""Where an autoencoder reads, and what it reads there: in one place, for the self-check and for offline latents."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder import Autoencoder, InputNorm
+from dst_grpc.engine.taps import Site, site_entering
 from dst_grpc.errors import Internal
 
 if TYPE_CHECKING:
     import torch
 
-    from dst_grpc.engine.decoder import Layer
+    from dst_grpc.domain.architecture import Architecture
+    from dst_grpc.engine.layer import Layer
+
+
+def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architecture) -> Site:
+    """The tap that autoencoders of *dst* read at *layer*; None where the derived scalar exists once per model.
+
+    RESID_POST_ATTN stands for what the MLP reads, and transcoders of an MLP are called that in every model: in parallel
+    layers it is the residual that enters the layer.
+
+    Raises:
+        Internal: if *dst* is no tap.
+    """
+    tap = FACTS[dst].tap
+    if tap is None:
+        raise Internal(f"{dst} is no tap: nothing records it")
+    if dst is DerivedScalarType.RESID_POST_ATTN and architecture.is_parallel and layer is not None:
+        return site_entering(layer)
+    return tap, layer
 
 
 def autoencoder_input(autoencoder: Autoencoder, tap: torch.Tensor, block: Layer | None) -> torch.Tensor:

@@ -47,6 +47,11 @@ ERROR_LOCATION = {
 _AFTER_ALL_LAYERS = 2**31
 
 
+def site_entering(layer: int) -> Site:
+    """Where the residual that enters *layer* is tapped."""
+    return (_L.RESID_POST_MLP, layer - 1) if layer else (_L.RESID_POST_EMBEDDING, None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
     """Entries of one prompt's tap to overwrite."""

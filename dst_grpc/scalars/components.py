@@ -3,6 +3,10 @@
 A component of one layer knows its activation, the gradient of it, and three linear things about its write into the
 residual stream: the vectors themselves, their norms, and their projection on a direction. The last two never make the
 vectors. Biases belong to no component.
+
+Where a layer norms what it adds to the residual, the write of each component passes that norm too, its scale a
+constant as recorded, so that the writes of all heads or neurons still add up. Writes being linear, the norm's gain is
+in the rows (`unit_write`), and its scale in the coefficients (`write_factor`).
 """
 
 from __future__ import annotations
@@ -13,30 +17,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import Dimension, LocationWithinLayer, NodeType
-from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.scalar_facts import Component, ScalarFacts
-from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import autoencoder_input
+from dst_grpc.engine.layer import unit_read, unit_write
 from dst_grpc.scalars.reads import (
     INPUT_LOCATION,
-    WRITES_OF_NEURONS,
-    component_taps,
-    latent_location,
+    LATENTS,
+    component_sites,
+    offline_component,
     offline_inputs,
-    reads_head_pairs,
+    output_scale,
 )
-from dst_grpc.scalars.task import given, location_of_latents
+from dst_grpc.scalars.rows import NeuronRows, Rows, latent_rows
+from dst_grpc.scalars.topology import given
 
 if TYPE_CHECKING:
-    from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.decoder import Layer
-    from dst_grpc.engine.taps import Site
+    from dst_grpc.domain.components import NodeType
+    from dst_grpc.engine.layer import Layer
     from dst_grpc.scalars.evidence import Evidence
     from dst_grpc.scalars.recompute import Subject
-
-_L = ActivationLocationType
 
 
 class Writer(ABC):
@@ -103,87 +103,6 @@ class ResidualVector(Writer):
         return (self.x * direction).sum(dim=-1, keepdim=True)
 
 
-class Rows(ABC):
-    """The write vectors, at coefficient 1, of K things: a matrix [K, d] that need not exist."""
-
-    @abstractmethod
-    def matrix(self) -> torch.Tensor:
-        """The rows [K, d]."""
-
-    @abstractmethod
-    def norms(self) -> torch.Tensor:
-        """Their lengths [K]."""
-
-    @abstractmethod
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """*direction* [T, d] on each row: [T, K]."""
-
-
-@dataclass(frozen=True)
-class NeuronRows(Rows):
-    """Wout."""
-
-    layer: Layer
-
-    def matrix(self) -> torch.Tensor:
-        """Wout [F, d]."""
-        return self.layer.mlp_out
-
-    def norms(self) -> torch.Tensor:
-        """[F]."""
-        return self.layer.mlp_out_norms
-
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """[T, F]."""
-        return direction @ self.layer.mlp_out.t()
-
-
-@dataclass(frozen=True)
-class HeadChannelRows(Rows):
-    """WO, a row for each channel of each head."""
-
-    layer: Layer
-
-    def matrix(self) -> torch.Tensor:
-        """[H c, d]."""
-        return self.layer.attn_out.flatten(0, 1)
-
-    def norms(self) -> torch.Tensor:
-        """[H c]."""
-        return _lengths(self.matrix())
-
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """[T, H c]."""
-        return direction @ self.matrix().t()
-
-
-@dataclass(frozen=True)
-class LatentRows(Rows):
-    """D (specification, 7.4): the decoder, and for an autoencoder of neurons or heads' values Wout or WO after it."""
-
-    autoencoder: Autoencoder
-    neurons: Rows | None
-
-    def matrix(self) -> torch.Tensor:
-        """D [Z, d]."""
-        decoder = self.autoencoder.decoder.t()
-        return decoder if self.neurons is None else decoder @ self.neurons.matrix()
-
-    def row(self, latent: int) -> torch.Tensor:
-        """D[j], [d]."""
-        vector = self.autoencoder.decoder[:, latent]
-        return vector if self.neurons is None else vector @ self.neurons.matrix()
-
-    def norms(self) -> torch.Tensor:
-        """[Z]."""
-        return torch.linalg.vector_norm(self.matrix(), dim=1)
-
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """[T, Z], through the neurons rather than through D."""
-        inputs = direction if self.neurons is None else self.neurons.project(direction)
-        return inputs @ self.autoencoder.decoder
-
-
 @dataclass(frozen=True)
 class Scaled(Writer):
     """K things with a scalar coefficient each: neurons, latents, reconstruction errors of neurons."""
@@ -193,13 +112,6 @@ class Scaled(Writer):
     gradient: torch.Tensor | None
     rows: Rows
     location: LocationWithinLayer | None
-    write_scale: torch.Tensor | None = None
-    """[T, 1]: what their writes are multiplied by besides; None = nothing."""
-
-    @property
-    def _written(self) -> torch.Tensor:
-        """Coefficients of the rows, [T, K]."""
-        return self.coefficients if self.write_scale is None else self.coefficients * self.write_scale
 
     def activation(self) -> torch.Tensor:
         """[T, K]."""
@@ -211,21 +123,21 @@ class Scaled(Writer):
 
     def write(self) -> torch.Tensor:
         """[T, K, d]."""
-        return self._written.unsqueeze(-1) * self.rows.matrix()
+        return self.coefficients.unsqueeze(-1) * self.rows.matrix()
 
     def summed_write(self) -> torch.Tensor:
         """[T, d]."""
-        return self._written @ self.rows.matrix()
+        return self.rows.combined(self.coefficients)
 
     def write_norm(self) -> torch.Tensor:
         """[T, K], signed."""
-        return self._written * self.rows.norms()
+        return self.coefficients * self.rows.norms()
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, K]. Tokens whose direction is 0, such as all but the last under a loss, cost nothing."""
         used = direction.any(dim=-1).nonzero().squeeze(-1)
         result = torch.zeros_like(self.coefficients)
-        result[used] = self._written[used] * self.rows.project(direction[used])
+        result[used] = self.coefficients[used] * self.rows.project(direction[used])
         return result
 
 
@@ -255,7 +167,8 @@ class HeadPairs(Writer):
 
     def _value_writes(self) -> torch.Tensor:
         """v[u,h] WO[h], [U, H, d]."""
-        return torch.einsum("uhc,hcd->uhd", given(self.values), self.layer.attn_out)
+        raw = torch.einsum("uhc,hcd->uhd", given(self.values), self.layer.attn_out)
+        return unit_write(raw, self.layer.attn_post_norm)
 
     def write(self) -> torch.Tensor:
         """[T, U, H, d]."""
@@ -281,7 +194,8 @@ class HeadPairs(Writer):
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, U, H]: the direction is brought to each head's channels before it meets the values."""
         used = direction.any(dim=-1).nonzero().squeeze(-1)
-        per_head = torch.einsum("td,hcd->thc", direction[used], self.layer.attn_out)
+        direction = unit_read(direction[used], self.layer.attn_post_norm)
+        per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         result = torch.zeros_like(self.probs)
         result[used] = self.probs[used] * torch.einsum("thc,uhc->tuh", per_head, given(self.values))
         return result
@@ -306,7 +220,8 @@ class HeadsAtToken(Writer):
 
     def write(self) -> torch.Tensor:
         """[T, H, d]."""
-        return torch.einsum("thc,hcd->thd", self.mixed, self.layer.attn_out)
+        raw = torch.einsum("thc,hcd->thd", self.mixed, self.layer.attn_out)
+        return unit_write(raw, self.layer.attn_post_norm)
 
     def write_norm(self) -> torch.Tensor:
         """[T, H]."""
@@ -314,41 +229,13 @@ class HeadsAtToken(Writer):
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, H]."""
+        direction = unit_read(direction, self.layer.attn_post_norm)
         per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         return (self.mixed * per_head).sum(dim=-1)
 
 
 def _lengths(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
-
-
-_ROWS_BEHIND = {
-    DerivedScalarType.MLP_POST_ACT: NeuronRows,
-    DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES: HeadChannelRows,
-}
-"""What an autoencoder's output passes on its way into the residual stream, where that is not what it reads."""
-
-
-def writes_to_residual(kind: DerivedScalarType) -> bool:
-    """Whether what an autoencoder of *kind* puts out ends up in the residual stream as it is, or by way of a matrix."""
-    return kind in _ROWS_BEHIND or FACTS[kind].dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
-
-
-def latent_rows(subject: Subject, node_type: NodeType, layer: int | None) -> LatentRows:
-    """D of the autoencoder of *layer* whose latents are *node_type*."""
-    behind = _ROWS_BEHIND.get(given(subject.kinds.of(node_type)))
-    rows = None if behind is None else behind(subject.decoder.layers[given(layer)])
-    return LatentRows(subject.autoencoder(node_type, layer), rows)
-
-
-def latent_write_scale(
-    subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None
-) -> torch.Tensor | None:
-    """At what scale the latents of a spliced autoencoder write at each token, [T, 1]; None if at none."""
-    autoencoder = subject.autoencoder(node_type, layer)
-    if not autoencoder.has_write_scale:
-        return None
-    return autoencoder.write_scale(evidence.value((INPUT_LOCATION[given(subject.kinds.of(node_type))], layer)))
 
 
 def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
@@ -359,51 +246,69 @@ def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, l
 def _offline_input(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
     """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
     kind, block = subject.kinds.of(node_type), None if layer is None else subject.decoder.layers[layer]
-    taps = [evidence.value((tap, layer)) for tap in offline_inputs(kind)]
-    if reads_head_pairs(kind):
-        return HeadPairs(taps[0], None, taps[1], given(block)).write_of_pairs().flatten(0, 1)
-    if kind in WRITES_OF_NEURONS:
-        return taps[0] @ given(block).mlp_out
-    return autoencoder_input(subject.autoencoder(node_type, layer), taps[0], block)
+    component, sites = offline_component(kind), offline_inputs(kind, subject.topology, layer)
+    read = evidence.value(sites[0])
+    if component is None:
+        return autoencoder_input(subject.autoencoder(node_type, layer), read, block)
+    read = times(read, write_factor(subject, evidence, component, node_type, layer))
+    if component is Component.HEAD_PAIR:
+        return HeadPairs(read, None, evidence.value(sites[1]), given(block)).write_of_pairs().flatten(0, 1)
+    return NeuronRows(given(block)).combined(read)
+
+
+def write_factor(
+    subject: Subject,
+    evidence: Evidence,
+    component: Component,
+    node_type: NodeType,
+    layer: int | None,
+    read: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """What a component's coefficients are multiplied by where it writes, token by token: [T, 1]; None if by nothing.
+
+    The inverse of the recorded scale of the norm that its write passes and, for latents of an autoencoder that scales
+    its inputs, the scale of each of them. *node_type* is the latents'; *read* what they are computed from, if offline.
+    """
+    kind = subject.kinds.of(node_type)
+    tap = output_scale(component, kind, subject.topology.architecture)
+    factor = None if tap is None else evidence.value((tap, layer)).reciprocal()
+    if component not in LATENTS or not subject.autoencoder(node_type, layer).has_write_scale:
+        return factor
+    if read is None:
+        read = evidence.value((INPUT_LOCATION[given(kind)], layer))
+    scale = subject.autoencoder(node_type, layer).write_scale(read)
+    return scale if factor is None or scale is None else factor * scale
+
+
+def times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    """*x* [T, ...] times *factor* [T, 1], token by token; unchanged without one."""
+    return x if factor is None else (x * factor.reshape(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
 
 
 def writer(
     subject: Subject, evidence: Evidence, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
 ) -> Writer:
     """The component of *facts* at *layer*, reading from *evidence* only what its quantities need."""
-    taps = component_taps(facts.component, facts, subject.kinds)
-
-    def gradient(value: torch.Tensor, tap: ActivationLocationType) -> torch.Tensor | None:
-        site: Site = (tap, layer)
-        return evidence.gradient(site, value) if with_gradient else None
-
-    if facts.component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
-        x = evidence.value((taps[0], layer))
-        return ResidualVector(x, gradient(x, taps[0]), taps[0].location_within_layer)
-    if facts.component in {Component.LATENT, Component.OFFLINE_LATENT}:
-        return _latents(subject, evidence, facts, layer, with_gradient=with_gradient)
-    block = subject.decoder.layers[given(layer)]
-    if facts.component is Component.HEAD_AT_TOKEN:
-        return HeadsAtToken(evidence.value((taps[0], layer)), block)
-    if facts.component is Component.HEAD_PAIR:
-        probs = evidence.value((taps[0], layer))
-        return HeadPairs(probs, gradient(probs, taps[0]), evidence.values.get((taps[1], layer)), block)
-    x = evidence.value((taps[0], layer))
-    return Scaled(x, gradient(x, taps[0]), NeuronRows(block), LocationWithinLayer.MLP)
-
-
-def _latents(
-    subject: Subject, evidence: Evidence, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
-) -> Scaled:
-    """The latents of an autoencoder, spliced or read offline."""
-    node_type = facts.autoencoder or facts.node_type
-    rows, location = latent_rows(subject, node_type, layer), location_of_latents(node_type, subject.kinds)
-    if facts.component is Component.OFFLINE_LATENT:
-        autoencoder = subject.autoencoder(node_type, layer)
+    node_type, component = facts.autoencoder or facts.node_type, facts.component
+    sites = component_sites(component, facts, subject.topology, layer)
+    factor = read = None
+    if component is Component.OFFLINE_LATENT:
         read = _offline_input(subject, evidence, node_type, layer)
-        return Scaled(autoencoder.encode(read), None, rows, location, autoencoder.write_scale(read))
-    site: Site = (latent_location(node_type, subject.kinds), layer)
-    x = evidence.value(site)
-    gradient = evidence.gradient(site, x) if with_gradient else None
-    scale = latent_write_scale(subject, evidence, node_type, layer) if facts.is_of_writes else None
-    return Scaled(x, gradient, rows, location, scale)
+    if facts.is_of_writes:
+        factor = write_factor(subject, evidence, component, node_type, layer, read)
+
+    recorded = evidence.value(sites[0]) if read is None else subject.autoencoder(node_type, layer).encode(read)
+    x, gradient = times(recorded, factor), None
+    if with_gradient:
+        gradient = times(evidence.gradient(sites[0], x), None if factor is None else factor.reciprocal())
+    if component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
+        return ResidualVector(x, gradient, sites[0][0].location_within_layer)
+    if component in LATENTS:
+        location = subject.topology.location_of_latents(node_type)
+        return Scaled(x, gradient, latent_rows(subject, node_type, layer), location)
+    block = subject.decoder.layers[given(layer)]
+    if component is Component.HEAD_AT_TOKEN:
+        return HeadsAtToken(x, block)
+    if component is Component.HEAD_PAIR:
+        return HeadPairs(x, gradient, evidence.values.get(sites[1]), block)
+    return Scaled(x, gradient, NeuronRows(block), LocationWithinLayer.MLP)

@@ -7,31 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import Dimension, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Direction, Quantity, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.engine.autoencoder_input import input_site
 from dst_grpc.engine.taps import LATENT_LOCATION
-from dst_grpc.scalars.task import (
-    Kinds,
-    Task,
-    final_residual,
-    given,
-    location_of_node,
-    residual_before,
-    residual_entering,
-    residuals_of_trace_value,
-)
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Kinds, Topology, given, residual_entering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dst_grpc.domain.architecture import Architecture
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
 
 _L = ActivationLocationType
+_T = DerivedScalarType
 _FORWARD, _BACKWARD = PassType.FORWARD, PassType.BACKWARD
 
 Read = tuple[PassType, "Site"]
@@ -60,21 +55,23 @@ NODE_OF_COMPONENT = {
 }
 """What is recomputed at the far end of an edge; latents follow their autoencoder."""
 
+LATENTS = frozenset({Component.LATENT, Component.OFFLINE_LATENT})
+"""Components of an autoencoder, spliced in or read offline."""
+
 INPUT_LOCATION = {
-    DerivedScalarType.MLP_POST_ACT: _L.MLP_POST_ACT,
-    DerivedScalarType.RESID_DELTA_MLP: _L.RESID_DELTA_MLP,
-    DerivedScalarType.RESID_DELTA_ATTN: _L.RESID_DELTA_ATTN,
-    DerivedScalarType.RESID_POST_ATTN: _L.RESID_POST_ATTN,
-    DerivedScalarType.RESID_POST_MLP: _L.RESID_POST_MLP,
+    _T.MLP_POST_ACT: _L.MLP_POST_ACT,
+    _T.RESID_DELTA_MLP: _L.RESID_DELTA_MLP,
+    _T.RESID_DELTA_ATTN: _L.RESID_DELTA_ATTN,
+    _T.RESID_POST_ATTN: _L.RESID_POST_ATTN,
+    _T.RESID_POST_MLP: _L.RESID_POST_MLP,
 }
 """The tap that a spliced autoencoder reads."""
 
-TRACED_KINDS = (DerivedScalarType.MLP_POST_ACT, DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_ATTN)
+TRACED_KINDS = (_T.MLP_POST_ACT, _T.RESID_DELTA_MLP, _T.RESID_DELTA_ATTN)
 """Inputs of autoencoders whose latents can be traced and be ends of edges: what a part of the model writes."""
 
-
-WRITES_OF_NEURONS = frozenset({DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT})
-"""Inputs that are rebuilt from neurons where latents are computed offline."""
+WRITTEN_AS = {_T.MLP_POST_ACT: Component.NEURON, _T.ATTN_WEIGHTED_SUM_OF_VALUES: Component.HEAD_AT_TOKEN}
+"""The component that an autoencoder's output stands for, and writes as, if that is no vector of the residual stream."""
 
 
 def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
@@ -82,29 +79,88 @@ def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType
     return LATENT_LOCATION[INPUT_LOCATION[given(kinds.of(node_type))]]
 
 
+def writes_to_residual(kind: DerivedScalarType) -> bool:
+    """Whether what an autoencoder of *kind* puts out ends up in the residual stream as it is, or by way of a matrix."""
+    return kind in WRITTEN_AS or FACTS[kind].dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
+
+
 def reads_head_pairs(kind: DerivedScalarType | None) -> bool:
     """Whether an autoencoder of *kind* reads the writes of single heads, a row for each pair of tokens and head."""
-    return kind is DerivedScalarType.ATTN_WRITE
+    return kind is _T.ATTN_WRITE
 
 
-def offline_inputs(kind: DerivedScalarType | None) -> tuple[ActivationLocationType, ...]:
-    """The taps that offline latents are computed from; RESID_DELTA_MLP is rebuilt without its bias (Q5)."""
+def offline_component(kind: DerivedScalarType | None) -> Component | None:
+    """The component whose writes an autoencoder of *kind* reads offline; None if it reads a tap as it is.
+
+    RESID_DELTA_MLP is rebuilt from its neurons, without the bias (Q5).
+    """
     if reads_head_pairs(kind):
-        return _TAPS_OF_COMPONENT[Component.HEAD_PAIR]
-    if kind in WRITES_OF_NEURONS:
-        return (_L.MLP_POST_ACT,)
-    return (given(FACTS[given(kind)].tap),)
+        return Component.HEAD_PAIR
+    of_neurons = kind in {_T.RESID_DELTA_MLP, _T.RESID_DELTA_MLP_FROM_MLP_POST_ACT}
+    return Component.NEURON if of_neurons else None
 
 
-def component_taps(component: Component, facts: ScalarFacts, kinds: Kinds) -> tuple[ActivationLocationType, ...]:
-    """The taps that hold a component's activation."""
-    if facts.tap is not None:
-        return (facts.tap,)
-    if component is Component.LATENT:
-        return (latent_location(facts.autoencoder or facts.node_type, kinds),)
+def offline_inputs(kind: DerivedScalarType | None, topology: Topology, layer: int | None) -> tuple[Site, ...]:
+    """The taps at *layer* that offline latents are computed from."""
+    component = offline_component(kind)
+    if component is not None:
+        return _write_sites(component, kind, topology, layer)
+    return (input_site(given(kind), layer, topology.architecture),)
+
+
+def output_scale(
+    component: Component, kind: DerivedScalarType | None, architecture: Architecture
+) -> ActivationLocationType | None:
+    """The scale of the norm that a component's write passes on its way to the residual; None if it passes none.
+
+    Args:
+        component: what writes.
+        kind: for latents, what their autoencoder reads. Those that read RESID_DELTA_ATTN or RESID_DELTA_MLP stand
+            behind the norm: they read, and write, what is added to the residual.
+        architecture: the model's.
+    """
+    if not architecture.has_post_norms:
+        return None
+    if component in LATENTS:
+        component = WRITTEN_AS.get(given(kind), component)
+    if component in {Component.HEAD_PAIR, Component.HEAD_AT_TOKEN}:
+        return _L.ATTN_OUTPUT_LAYER_NORM_SCALE
+    return _L.MLP_OUTPUT_LAYER_NORM_SCALE if component in {Component.NEURON, Component.NEURON_ERROR} else None
+
+
+def _scale_sites(
+    component: Component, kind: DerivedScalarType | None, topology: Topology, layer: int | None
+) -> Iterator[Site]:
+    """What tells at which scale a component writes: the norm that its write passes, a spliced autoencoder's input."""
+    scale = output_scale(component, kind, topology.architecture)
+    if scale is not None:
+        yield scale, layer
+    if component is Component.LATENT and kind in topology.kinds.scaled:
+        yield INPUT_LOCATION[given(kind)], layer
+
+
+def _write_sites(
+    component: Component, kind: DerivedScalarType | None, topology: Topology, layer: int | None
+) -> tuple[Site, ...]:
+    """The taps that a component's writes are made of: its activation's, and those that scale them."""
+    is_latent = component is Component.LATENT
+    taps = (LATENT_LOCATION[INPUT_LOCATION[given(kind)]],) if is_latent else _TAPS_OF_COMPONENT[component]
+    return (*((tap, layer) for tap in taps), *_scale_sites(component, kind, topology, layer))
+
+
+def component_sites(
+    component: Component, facts: ScalarFacts, topology: Topology, layer: int | None
+) -> tuple[Site, ...]:
+    """The taps at *layer* that hold a component's activation, or that it is computed from."""
+    node_type = facts.autoencoder or facts.node_type
     if component is Component.OFFLINE_LATENT:
-        return offline_inputs(kinds.of(facts.autoencoder or facts.node_type))
-    return _TAPS_OF_COMPONENT.get(component, ())
+        return offline_inputs(topology.kinds.of(node_type), topology, layer)
+    taps = _TAPS_OF_COMPONENT.get(component, ())
+    if facts.tap is not None:
+        taps = (facts.tap,)
+    elif component is Component.LATENT:
+        taps = (latent_location(node_type, topology.kinds),)
+    return tuple((tap, layer) for tap in taps)
 
 
 def reads(task: Task) -> Iterator[Read]:
@@ -130,24 +186,18 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
         return
     if facts.quantity is Quantity.DIRECTION:
         return
-    taps = component_taps(facts.component, facts, task.kinds)
+    sites = component_sites(facts.component, facts, task.topology, layer)
     if facts.quantity is Quantity.ACT_TIMES_GRAD:
-        yield _FORWARD, (taps[0], layer)
-        yield _BACKWARD, (taps[0], layer)
+        yield _FORWARD, sites[0]
+        yield _BACKWARD, sites[0]
         return
-    for tap in taps:
-        yield _FORWARD, (tap, layer)
-    if facts.component is Component.LATENT and facts.is_of_writes:
-        yield from _reads_of_write_scale(facts.autoencoder or facts.node_type, layer, task.kinds)
+    if facts.is_of_writes:
+        kind = task.topology.kinds.of(facts.autoencoder or facts.node_type)
+        sites = (*sites, *_scale_sites(facts.component, kind, task.topology, layer))
+    for site in sites:
+        yield _FORWARD, site
     if _BACKWARD in task.passes:
-        yield _BACKWARD, (taps[0], layer)
-
-
-def _reads_of_write_scale(node_type: NodeType, layer: int | None, kinds: Kinds) -> Iterator[Read]:
-    """The input of a spliced autoencoder, which tells at what scale its latents write, if they do at one."""
-    kind = given(kinds.of(node_type))
-    if kind in kinds.scaled:
-        yield _FORWARD, (INPUT_LOCATION[kind], layer)
+        yield _BACKWARD, sites[0]
 
 
 def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
@@ -157,12 +207,12 @@ def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
     """
     facts, node = task.facts, given(task.node)
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
-    residual = residual_before(node_type, layer, task.kinds)
-    if not residual.is_after(location_of_node(node, task.kinds), node.layer_index):
+    residual = task.topology.residual_before(node_type, layer)
+    if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
         return
     yield _FORWARD, residual.site
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.kinds), layer)
+        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.topology.kinds), layer)
 
 
 def edge_gradient_tap(component: Component, node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
@@ -179,42 +229,36 @@ def edge_gradient_tap(component: Component, node_type: NodeType, kinds: Kinds) -
 
 def _reads_of_direction(task: Task, direction: Direction) -> Iterator[Read]:
     if direction is Direction.FINAL_RESIDUAL_GRAD:
-        yield _BACKWARD, final_residual(task.n_layers, task.trace, task.kinds).site
+        yield _BACKWARD, task.topology.final_residual(task.trace).site
     elif direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
-        yield _FORWARD, final_residual(task.n_layers, task.trace, task.kinds).site
-        for site in residuals_of_trace_value(given(task.trace), task.n_layers, task.kinds):
+        yield _FORWARD, task.topology.final_residual(task.trace).site
+        for site in task.topology.residuals_of_trace_value(given(task.trace)):
             yield _FORWARD, site
     elif direction is Direction.SUBNODE_GRAD:
         node = given(task.node)
-        yield _FORWARD, residual_before(node.node_type, given(node.layer_index), task.kinds).site
-        yield _BACKWARD, (edge_gradient_tap(subnode_component(node), node.node_type, task.kinds), node.layer_index)
+        weight = edge_gradient_tap(subnode_component(node), node.node_type, task.topology.kinds)
+        yield _FORWARD, task.topology.residual_before(node.node_type, given(node.layer_index)).site
+        yield _BACKWARD, (weight, node.layer_index)
     else:
-        for tap in _latent_read_inputs(task, direction):
-            for layer in task.layers:
-                yield _FORWARD, (tap, layer)
+        for layer in task.layers:
+            for site in _latent_read_inputs(task, direction, layer):
+                yield _FORWARD, site
 
 
-def _latent_read_inputs(task: Task, direction: Direction) -> tuple[ActivationLocationType, ...]:
+def _latent_read_inputs(task: Task, direction: Direction, layer: int | None) -> tuple[Site, ...]:
     """The true input of the autoencoder that is read, or, for all its latents, the offline one."""
-    kind = task.kinds.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
+    kind = task.topology.kinds.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
     if direction is Direction.ALL_LATENT_READS:
-        return offline_inputs(kind)
-    return (INPUT_LOCATION[given(kind)],)
+        return offline_inputs(kind, task.topology, layer)
+    return (input_site(given(kind), layer, task.topology.architecture),)
 
 
 def _reads_of_node(task: Task) -> Iterator[Read]:
     """What the write of the one upstream node is made of."""
     node = given(task.node)
-    component = COMPONENT_OF_NODE[node.node_type]
-    taps = (
-        (latent_location(node.node_type, task.kinds),)
-        if component is Component.LATENT
-        else _TAPS_OF_COMPONENT[component]
-    )
-    for tap in taps:
-        yield _FORWARD, (tap, node.layer_index)
-    if component is Component.LATENT:
-        yield from _reads_of_write_scale(node.node_type, node.layer_index, task.kinds)
+    kind = task.topology.kinds.of(node.node_type)
+    for site in _write_sites(COMPONENT_OF_NODE[node.node_type], kind, task.topology, node.layer_index):
+        yield _FORWARD, site
 
 
 def subnode_component(node: NodeIndex) -> Component:

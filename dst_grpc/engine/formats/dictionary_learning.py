@@ -164,5 +164,7 @@ def _place(config: ConfigValues) -> Place | None:
     if not isinstance(name, str):
         raise config.refusal("submodule_name", f"must be a text, not {name!r}")
     if found := _SUBMODULE.fullmatch(name):
-        return Place(dst=_SUBMODULE_TAPS[found[1]], layer_index=layer)
+        dst = _SUBMODULE_TAPS[found[1]]
+        is_part = dst is not DerivedScalarType.RESID_POST_MLP
+        return Place(dst=dst, layer_index=layer, is_before_post_norm=is_part)
     return place_of(name, lambda problem: config.refusal("submodule_name", problem))

@@ -62,6 +62,7 @@ def describe(
         dst=None if place is None else place.dst.value,
         layer_index=None if place is None else place.layer_index,
         output=None if place is None else place.output,
+        is_before_post_norm=place is not None and place.is_before_post_norm,
         readings=readings_of(place, tuple(normalizations)),
         has_own_decoder_bias=Role.DECODER_BIAS in parts,
         has_skip=Role.SKIP in parts,

@@ -92,7 +92,7 @@ def _open_second(path: Path) -> Opened:
         activation=Activation.JUMPRELU,
         place=place,
         says={"Z": config.values.get("width")},
-        declared_l0=config.positive("l0", default=1.0) if config.values.get("l0") is not None else None,
+        declared_l0=config.positive_or_none("l0"),
         other_files=[path.parent / _CONFIG_NAME] if has_config else [],
     )
     return Opened(header=header, source=source, parts=parts)

@@ -26,6 +26,8 @@ class Place:
     """What the model does to the tap first: the candidates, if the name of the place leaves that open."""
     output: DerivedScalarType | None = None
     """For a transcoder, the tap that it predicts; None for what reconstructs its input."""
+    is_before_post_norm: bool = False
+    """Whether it is what attention or MLP puts out before a norm on it, in models that have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,8 @@ class AutoencoderHeader:
     """Layer that it belongs to; None if the file does not say, or it belongs to none."""
     output: DerivedScalarType | None = None
     """For a transcoder, what it predicts."""
+    is_before_post_norm: bool = False
+    """Whether it reads, or predicts, what attention or MLP puts out before a norm on it, in models that have one."""
     readings: tuple[Reading, ...] = (Reading(),)
     """How it can be understood, the likeliest first."""
     has_own_decoder_bias: bool = False

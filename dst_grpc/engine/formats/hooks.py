@@ -7,6 +7,7 @@ Two vocabularies: TransformerLens hooks (`blocks.7.hook_resid_pre`) and modules 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -51,6 +52,8 @@ _MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
     "mlp.c_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
     "mlp.down_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
 }
+_WHOLE_PARTS = frozenset({"mlp", "self_attn", "attn", "attention"})
+"""Modules that are all of a part but a norm on its output, which some models put into a module of its own."""
 
 RESIDUAL_WIDE = frozenset(
     {
@@ -83,7 +86,7 @@ def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | Non
     target = _tap_of(output, refused)
     if (place.dst, target.dst, place.layer_index) != (_T.RESID_POST_ATTN, _T.RESID_DELTA_MLP, target.layer_index):
         raise refused(f"reads {name!r} and predicts {output!r}: only transcoders of an MLP are supported")
-    return Place(dst=place.dst, layer_index=place.layer_index, input_norms=place.input_norms, output=_T.RESID_DELTA_MLP)
+    return replace(place, output=_T.RESID_DELTA_MLP, is_before_post_norm=target.is_before_post_norm)
 
 
 def _tap_of(name: str, refused: Callable[[str], DataLoss]) -> Place:
@@ -103,4 +106,5 @@ def _tap_of(name: str, refused: Callable[[str], DataLoss]) -> Place:
     if rest not in taps:
         raise refused(f"{name!r} is not recorded; these are: {', '.join(key or 'the layer itself' for key in taps)}")
     dst, input_norms = taps[rest]
-    return Place(dst=dst, layer_index=layer, input_norms=input_norms)
+    is_before_post_norm = taps is _MODULE_TAPS and rest in _WHOLE_PARTS
+    return Place(dst=dst, layer_index=layer, input_norms=input_norms, is_before_post_norm=is_before_post_norm)

@@ -41,11 +41,11 @@ def _open(path: Path) -> Opened:
     name = config.text("hook_point_in")
     if config.values.get("hook_point_out", name) != name:
         raise config.refusal("hook_point_out", "differs from hook_point_in: transcoders of this kind are not supported")
-    norms = config.values.get(_NORMS)
-    if not isinstance(norms, dict):
+    norms = config.nested(_NORMS)
+    if norms is None:
         raise config.refusal(_NORMS, "is missing: nothing says how inputs are scaled")
     d_model = config.size("d_model")
-    scale = d_model**0.5 / ConfigValues(config.path, norms).positive("in", default=0.0)
+    scale = d_model**0.5 / norms.positive("in")
     header = describe(
         source,
         parts,
@@ -66,7 +66,7 @@ def _open(path: Path) -> Opened:
         source=source,
         parts=parts,
         fold=fold_input_scale(scale),
-        threshold=config.positive("jump_relu_threshold", default=0.0),
+        threshold=config.positive("jump_relu_threshold"),
     )
 
 

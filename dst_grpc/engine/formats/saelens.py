@@ -233,9 +233,9 @@ def _factor(config: _Config, name: str) -> float:
     path = config.values.path
     scaler = path.parent / _SCALER_NAME
     if _FACTOR in config.values.values:
-        return config.values.positive(_FACTOR, default=0.0)
+        return config.values.positive(_FACTOR)
     if scaler.is_file():
-        return ConfigValues.read(path.parent, _SCALER_NAME).positive("scaling_factor", default=0.0)
+        return ConfigValues.read(path.parent, _SCALER_NAME).positive("scaling_factor")
     raise config.values.refusal(
         "normalize_activations",
         f"is {name!r}, which needs the factor that inputs are multiplied by, and it is nowhere: "

@@ -70,7 +70,7 @@ async def test_the_set_of_mlp_writes_is_measured_with_the_bias_in_the_write(fold
         site = (ActivationLocationType.MLP_POST_ACT, 1)
         prompts = [lease.model.tokenizer.encode(sentence)[:16] for sentence in SENTENCES]
         neurons = torch.cat([record(decoder, [site], prompt)[site][1:] for prompt in prompts])
-        x = neurons @ decoder.layers[1].mlp_out + decoder.layers[1].mlp_bias
+        x = decoder.layers[1].mlp_project(neurons)
         autoencoder = context.by_layer[1]
         error = (autoencoder.decode(autoencoder.encode(x), x) - x).square().sum() / (x - x.mean(0)).square().sum()
         assert context.measured[1].fraction_of_variance_unexplained == pytest.approx(error.item(), rel=1e-4)

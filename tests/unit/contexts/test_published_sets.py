@@ -25,7 +25,7 @@ from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import InputNorm, Normalization
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
-from tests import checkpoints
+from tests import checkpoints, families
 from tests.checkpoints import WIDTH
 
 LATENTS = 2 * WIDTH
@@ -287,6 +287,80 @@ def test_what_loading_folds_is_told(folder: Path) -> None:
     info = build(folder).autoencoder("m/set", "m")
     assert (info.dst, info.folded) == (T.RESID_POST_ATTN, ("its gate is folded into a threshold",))
     assert (info.can_be_spliced, info.activation) == (True, "JumpReLU")
+
+
+# Other families
+
+
+def other_family(folder: Path, name: str) -> Path:
+    return families.save(families.make(name, vocab_size=300, hidden_size=WIDTH, num_attention_heads=2), folder)
+
+
+def write_sparsify(folder: Path, module: str, tensors: dict[str, torch.Tensor], **config: Any) -> None:
+    place = folder / "autoencoders" / "set" / module
+    place.mkdir(parents=True)
+    save_file(tensors | {"encoder.weight": PAIRS, "encoder.bias": torch.zeros(LATENTS)}, place / "sae.safetensors")
+    sizes = {"d_in": WIDTH, "num_latents": LATENTS, "k": 4}
+    (place / "cfg.json").write_text(json.dumps(sizes | config))
+
+
+def test_a_transcoder_of_a_parallel_layer_reads_what_enters_the_layer(tmp_path: Path) -> None:
+    folder = other_family(tmp_path / "m", "gpt_neox")
+    loader = FileLoader()
+    model = loader.load_model(build(folder).model_entry("m"), lambda _: None)
+    sites: list[Any] = [(L.RESID_POST_MLP, 0), (L.RESID_DELTA_MLP, 1)]
+    window = model.decoder.config.context_window
+    prompts = [model.tokenizer.encode(sentence)[:window] for sentence in SENTENCES]
+    runs = [record(model.decoder, sites, prompt) for prompt in prompts]
+    residual, target = (torch.cat([run[site][1:] for run in runs]) for site in sites)
+    with_ones = torch.cat([model.decoder.layers[1].mlp_norm(residual), torch.ones(len(residual), 1)], dim=1)
+    solution = torch.linalg.lstsq(with_ones, target).solution
+    tensors = {
+        "W_dec": torch.zeros(LATENTS, WIDTH),
+        "b_dec": solution[-1].contiguous(),
+        "W_skip": solution[:-1].T.contiguous(),
+    }
+    write_sparsify(folder, "layers.1.mlp", tensors, transcode=True, skip_connection=True)
+    registry = build(folder)
+    info = registry.autoencoder("m/set", "m")
+    assert (info.dst, info.output, info.can_be_spliced) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
+    (check,) = loaded(registry, "m/set").measured
+    left = (target - with_ones @ solution).square().sum() / (target - target.mean(0)).square().sum()
+    assert check.fraction_of_variance_unexplained == pytest.approx(left.item(), rel=1e-3)
+
+
+def test_a_residual_that_a_model_lacks_cannot_be_read(tmp_path: Path) -> None:
+    folder = other_family(tmp_path / "m", "gpt_neox")
+    problem = "reads resid_post_attn, which 'm' does not have: attention and MLP of its layers"
+    checkpoints.write_state_dict(tmp_path / "files" / "1.pt")
+    registry = build(folder, autoencoder_roots=[tmp_path / "files"])
+    with pytest.raises(InvalidRequest, match=problem):
+        by_path(registry, T.RESID_POST_ATTN, 1, tmp_path / "files" / "1.pt")
+    write_sae(folder / "autoencoders" / "set" / "1", "blocks.1.hook_resid_mid")
+    with pytest.raises(DataLoss, match=problem):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    ("module", "part"), [("layers.1.mlp", "resid_delta_mlp"), ("layers.1.self_attn", "resid_delta_attn")]
+)
+def test_what_a_part_puts_out_before_the_norm_on_it_cannot_be_read(tmp_path: Path, module: str, part: str) -> None:
+    """The same module's output is what is added to the residual in models without such a norm."""
+    tensors = {"W_dec": PAIRS.clone(), "b_dec": torch.zeros(WIDTH)}
+    plain, normed = (other_family(tmp_path / name, name) for name in ("llama", "gemma2"))
+    for folder in (plain, normed):
+        write_sparsify(folder, module, tensors)
+    assert build(plain).autoencoder("m/set", "m").dst == part
+    with pytest.raises(DataLoss, match=f"is of {part} before 'm' norms it"):
+        build(normed)
+
+
+def test_hooks_of_writes_come_after_the_norm_on_them(tmp_path: Path) -> None:
+    folder = other_family(tmp_path / "m", "gemma2")
+    write_sae(folder / "autoencoders" / "set" / "1", "blocks.1.hook_mlp_out")
+    context = loaded(build(folder), "m/set")
+    assert context.dst is T.RESID_DELTA_MLP
+    assert context.measured[0].fraction_of_variance_unexplained == pytest.approx(0, abs=1e-9)
 
 
 # By path

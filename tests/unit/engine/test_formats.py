@@ -674,7 +674,7 @@ def test_llama_scope_is_read_in_both_ways(tmp_path: Path) -> None:
     for changes, problem in (
         ({"norm_activation": "token-wise"}, "norm_activation is 'token-wise'"),
         ({"dataset_average_activation_norm": None}, "dataset_average_activation_norm is missing"),
-        ({"dataset_average_activation_norm": {}}, "in must be a positive number"),
+        ({"dataset_average_activation_norm": {}}, "dataset_average_activation_norm.in is missing"),
         ({"hook_point_out": "blocks.15.hook_mlp_out"}, "hook_point_out differs"),
         ({"jump_relu_threshold": None}, "jump_relu_threshold must be a positive number"),
     ):

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from dst_grpc.domain.architecture import NormKind
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import Autoencoder, InputNorm, Normalization
+from dst_grpc.engine.decoder_config import DecoderConfig
+from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, PreconditionFailed
 from tests import models, plain, traces
 
@@ -31,7 +34,8 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def reference(world: models.World, *, is_spliced: bool = False) -> plain.Plain:
     sets = {one.dst: one.by_layer for one in world.sets.values()}
-    return plain.Plain(models.CONFIG, models.weights(2), sets, is_spliced=is_spliced)
+    config = world.decoder.config
+    return plain.Plain(config, models.weights(2, config), sets, is_spliced=is_spliced)
 
 
 def offline(world: models.World, dst: T, **fields: Any) -> dict[int | None, torch.Tensor]:
@@ -54,20 +58,21 @@ def test_offline_latents_of_the_residual_stream(kind: T, normalization: Normaliz
         close(norms[layer], h * scale * one.decoder.norm(dim=0))
 
 
-def test_offline_latents_of_the_heads_values_write_through_wo() -> None:
-    kind = T.ATTN_WEIGHTED_SUM_OF_VALUES
-    world = models.world(kind, seed=2)
+@pytest.mark.parametrize("architecture", models.GPT2_AND_OTHERS)
+def test_offline_latents_of_the_heads_values_write_through_wo(architecture: str) -> None:
+    kind, config = T.ATTN_WEIGHTED_SUM_OF_VALUES, models.GPT2_AND_OTHERS[architecture]
+    world = models.world(kind, seed=2, config=config)
     model = reference(world)
     taps = model.run(models.TOKENS)
     latents, norms = offline(world, T.AUTOENCODER_LATENT), offline(world, T.AUTOENCODER_WRITE_NORM)
     for layer in range(N_LAYERS):
         one, mixed = world.sets[f"tiny/{kind}"].by_layer[layer], taps[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer]
-        side_by_side = torch.cat([mixed[:, head] for head in range(models.CONFIG.n_heads)], dim=1)
+        side_by_side = torch.cat([mixed[:, head] for head in range(config.n_heads)], dim=1)
         h = plain.encode(one, side_by_side)
-        by_head = one.decoder.T.reshape(one.n_latents, models.CONFIG.n_heads, models.CONFIG.d_head)
-        writes = torch.einsum("zhc,hcd->zd", by_head, model.wo(layer))
+        by_head = one.decoder.T.reshape(one.n_latents, config.n_heads, config.d_head)
+        rows = torch.einsum("zhc,hcd->zd", by_head, model.wo(layer)).expand(len(h), -1, -1)
         close(latents[layer], h)
-        close(norms[layer], h * writes.norm(dim=1))
+        close(norms[layer], h * model.written(layer, "attn", rows, taps).norm(dim=-1))
 
 
 def test_an_autoencoder_of_the_embedding_has_no_layers() -> None:
@@ -93,22 +98,25 @@ def test_what_is_not_written_to_the_residual_stream_has_latents_but_no_write() -
         offline(world, T.AUTOENCODER_WRITE_NORM)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "parallel", "llama", "gemma"])
 @pytest.mark.parametrize("norm", [InputNorm.MLP, InputNorm.MLP_WITHOUT_GAIN])
-def test_transcoders_read_what_the_mlp_reads(norm: InputNorm) -> None:
-    world = transcoders(norm)
+def test_transcoders_read_what_the_mlp_reads(norm: InputNorm, architecture: str) -> None:
+    config_of_model = models.GPT2_AND_OTHERS[architecture]
+    world = transcoders(norm, config_of_model)
     model = reference(world)
     taps = model.run(models.TOKENS)
     latents, norms = offline(world, T.AUTOENCODER_LATENT), offline(world, T.AUTOENCODER_WRITE_NORM)
     config = DstConfig(autoencoder_context="tiny/transcoders", trace_config=traces.trace(traces.LATENT, 1, None, 6))
     reads = world.one(T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, config)
     for layer in range(N_LAYERS):
-        x = taps[L.RESID_POST_ATTN, layer]
+        x = taps[L.RESID_POST_ATTN, layer] if not config_of_model.is_parallel else taps[entering(layer)]
         one = world.sets["tiny/transcoders"].by_layer[layer]
 
         def read(x: torch.Tensor, layer: int = layer) -> torch.Tensor:
             if norm is InputNorm.MLP:
                 return model.norm(x, model.scale(x), f"layers.{layer}.mlp_norm")
-            return (x - x.mean(-1, keepdim=True)) / model.scale(x)
+            is_centred = config_of_model.norm is NormKind.LAYER_NORM
+            return (x - x.mean(-1, keepdim=True) * is_centred) / model.scale(x)
 
         h = plain.encode(one, read(x))
         close(latents[layer], h)
@@ -121,9 +129,14 @@ def sixth(one: Autoencoder, read: Callable[[torch.Tensor], torch.Tensor], x: tor
     return plain.encode(one, read(x))[:, 6].sum()
 
 
-def transcoders(norm: InputNorm) -> models.World:
+def entering(layer: int) -> Site:
+    """The residual that enters a layer."""
+    return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
+
+
+def transcoders(norm: InputNorm, config: DecoderConfig) -> models.World:
     """A world whose autoencoders of RESID_POST_ATTN are transcoders of the MLP."""
-    world = models.world(T.RESID_POST_ATTN, seed=2)
+    world = models.world(T.RESID_POST_ATTN, seed=2, config=config)
     (context,) = world.sets.values()
     by_layer = {layer: replace(one, input_norm=norm) for layer, one in context.by_layer.items()}
     return replace(world, sets={"tiny/transcoders": replace(context, name="tiny/transcoders", by_layer=by_layer)})
@@ -241,6 +254,30 @@ def test_one_node_writes_at_its_token_s_scale() -> None:
     expected = torch.zeros_like(found)
     expected[token] = taps[L.ONLINE_MLP_AUTOENCODER_LATENT, 1][token, latent] * scale[token] * one.decoder[:, latent]
     close(found, expected)
+
+
+@pytest.mark.parametrize("normalization", Normalization)
+@pytest.mark.parametrize("architecture", ["post norm", "post layer norm", "gemma"])
+def test_latents_of_neurons_write_at_their_token_s_scale_through_the_norm_on_the_write(
+    architecture: str, normalization: Normalization
+) -> None:
+    config = models.GPT2_AND_OTHERS[architecture]
+    world = models.world(T.MLP_POST_ACT, seed=2, config=config, normalization=normalization)
+    model = reference(world, is_spliced=True)
+    fields: dict[str, Any] = {"autoencoders": tuple(world.sets)}
+    taps = model.run(models.TOKENS)
+    one, h = world.sets["tiny/mlp_post_act"].by_layer[1], taps[L.ONLINE_MLP_AUTOENCODER_LATENT, 1]
+    _, scale = plain.mean_and_scale(one, taps[L.MLP_POST_ACT, 1])
+    rows = torch.einsum("tz,nz,nd->tzd", h * scale, one.decoder, model.wout(1))
+    writes = model.written(1, "mlp", rows, taps)
+    close(world.one(T.ONLINE_AUTOENCODER_WRITE, **fields)[1], writes)
+    close(world.one(T.ONLINE_AUTOENCODER_WRITE_NORM, **fields)[1], writes.norm(dim=-1))
+    close(offline(world, T.AUTOENCODER_WRITE_NORM)[1], writes.norm(dim=-1))
+    token, latent = (h > 0).nonzero()[2].tolist()
+    node = DstConfig(node_index_for_attribution=traces.trace(traces.LATENT, 1, token, latent).node_index)
+    expected = torch.zeros_like(writes[:, 0])
+    expected[token] = writes[token, latent]
+    close(world.one(T.SINGLE_NODE_WRITE, node, **fields)[1], expected)
 
 
 # What they cannot do is refused
