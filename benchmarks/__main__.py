@@ -1,12 +1,12 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [contexts]`."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import deriving, serving
+from benchmarks import contexts, deriving, serving
 
-REPORTS = {"deriving": deriving.report, "serving": serving.report}
+REPORTS = {"deriving": deriving.report, "serving": serving.report, "contexts": contexts.report}
 
 
 def main(names: list[str]) -> None:

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     INTERNAL = "INTERNAL"
     ANSWER_TRUNCATED = "ANSWER_TRUNCATED"
     ANSWER_CORRUPT = "ANSWER_CORRUPT"
+    CONTEXT_PINNED = "CONTEXT_PINNED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from dst_grpc.domain.resolution import (
     LoadProgress,
     ModelDimensions,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ScalarResolution,
     TapUse,
@@ -390,6 +391,7 @@ model_infos = st.builds(
     is_default=st.booleans(),
     state=st.sampled_from(ContextState),
     autoencoders=tuples(texts),
+    revision=texts,
 )
 layer_checks = st.builds(
     LayerCheck,
@@ -414,7 +416,10 @@ autoencoder_infos = st.builds(
     state=st.sampled_from(ContextState),
     declared=tuples(layer_checks),
     measured=tuples(layer_checks),
+    source=texts,
+    revision=texts,
 )
+registry_changes = st.builds(RegistryChange, added=tuples(texts), removed=tuples(texts), changed=tuples(texts))
 context_statuses = st.builds(
     ContextStatus,
     handle=texts,
@@ -427,6 +432,7 @@ context_statuses = st.builds(
     hits=uint64,
     last_used_seconds_ago=seconds,
     error=st.none(),
+    is_pinned=st.booleans(),
 )
 validateds = st.builds(Validated, request_id=texts)
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)

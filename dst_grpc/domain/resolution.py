@@ -76,13 +76,15 @@ class ModelInfo:
     parameter_bytes: int
     """Bytes that loading it takes."""
     source: str
-    """Where it comes from, for humans: "embedded", "folder", ..."""
+    """Where it comes from, for humans: "embedded", "folder", "hub:org/name"."""
     is_default: bool
     """Whether a request without a model gets this one."""
     state: ContextState
     """Whether it is loaded."""
     autoencoders: tuple[str, ...]
     """Names of the autoencoder sets for this model."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,10 @@ class AutoencoderInfo:
     """Figures that came with it."""
     measured: tuple[LayerCheck, ...] = ()
     """Figures measured when it was loaded; empty before."""
+    source: str = ""
+    """Where it comes from, for humans; empty if the server does not say."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,3 +218,17 @@ class ContextStatus:
     last_used_seconds_ago: float
     error: DstError | None = None
     """Why it ended, in END; None unless loading failed."""
+    is_pinned: bool = False
+    """Whether an operator pinned it, so that it stays loaded while nobody uses it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryChange:
+    """What a reload of the registry changed: names of models and autoencoder sets, each in order."""
+
+    added: tuple[str, ...] = ()
+    """Those that there were not before."""
+    removed: tuple[str, ...] = ()
+    """Those that there are no more."""
+    changed: tuple[str, ...] = ()
+    """Those whose files, source or ways of loading are others than before."""

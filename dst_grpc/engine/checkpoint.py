@@ -90,15 +90,21 @@ class Checkpoint:
         self._check_tie()
         weights: dict[str, torch.Tensor] = {}
         done = 0
-        for name, source in self.sources.items():
+        for name, source in self._largest_first():
             tensor = source.convert([self.tensors[key].read(key) for key in source.names], self.config)
-            weights[name] = moved(tensor, device, dtype)
+            # The unembedding may lie either way round, as a tied one does: to turn it would take its size again.
+            weights[name] = moved(tensor, device, dtype, keep_layout=name == "unembedding")
             self._check_finite(source, weights[name], tensor)
             done += weights[name].nbytes
             on_progress(done)
         weights.setdefault("unembedding", weights["embedding"].t())
         self.files.check_unchanged()
         return Decoder(self.config, weights)
+
+    def _largest_first(self) -> list[tuple[str, Source]]:
+        """Sources, those of large weights first: a copy made in passing then never adds to nearly all the weights."""
+        shapes = self.config.weight_shapes()
+        return sorted(self.sources.items(), key=lambda item: -math.prod(shapes[item[0]]))
 
     def _check_finite(self, source: Source, loaded: torch.Tensor, read: torch.Tensor) -> None:
         if is_finite(loaded):
@@ -113,9 +119,9 @@ class Checkpoint:
         if self.redundant_unembedding is None:
             return
         head, embedding = self.redundant_unembedding
-        if not torch.equal(self.tensors[head].read(head), self.tensors[embedding].read(embedding)):
-            path = self.tensors[head].path
-            raise corrupt(path, f"{head!r} differs from {embedding!r}, though config.json ties them")
+        files = self.tensors[head], self.tensors[embedding]
+        if not _are_equal((files[0], head), (files[1], embedding)):
+            raise corrupt(files[0].path, f"{head!r} differs from {embedding!r}, though config.json ties them")
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -234,6 +240,16 @@ def _check_source(
         raise _about_tensor(path, name, f"has shape {shapes}, which does not fit config.json") from error
     if tuple(converted.shape) != shape:
         raise _about_tensor(path, name, f"has shape {shapes}; config.json needs {list(shape)} of it")
+
+
+def _are_equal(one: tuple[SafetensorsFile, str], other: tuple[SafetensorsFile, str]) -> bool:
+    """Whether two tensors have the same shape and values; neither is ever in memory as a whole."""
+    (file, name), (other_file, other_name) = one, other
+    header, other_header = file.tensors[name], other_file.tensors[other_name]
+    if (header.shape, header.element_type) != (other_header.shape, other_header.element_type):
+        return False
+    blocks = zip(file.blocks(name), other_file.blocks(other_name), strict=True)
+    return all(torch.equal(a, b) for a, b in blocks)
 
 
 def _about_tensor(path: Path, name: str, problem: str) -> DataLoss:

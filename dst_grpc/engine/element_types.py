@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 
 import torch
@@ -16,9 +17,16 @@ TORCH_TYPES = {
 """The types that weights may be loaded as."""
 
 
-def moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous copy of *tensor* as *dtype* on *device*, which shares nothing with the file it was mapped from."""
-    return tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+def moved(
+    tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype, *, keep_layout: bool = False
+) -> torch.Tensor:
+    """*tensor* as *dtype* on *device*, contiguous unless *keep_layout*, in memory that holds nothing else.
+
+    A tensor that is all this already is returned as it is: a copy would double the memory that loading it takes.
+    """
+    layout = torch.preserve_format if keep_layout else torch.contiguous_format
+    found = tensor.detach().to(device=device, dtype=dtype, memory_format=layout)
+    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone(memory_format=layout)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -27,3 +35,12 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether *error* says that memory ran out: Python's, a device's, or the CPU's, for which torch has no class."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)

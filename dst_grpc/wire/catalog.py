@@ -75,6 +75,7 @@ def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
         is_default=info.is_default,
         state=CONTEXT_STATE.to_wire(info.state),
         autoencoders=info.autoencoders,
+        revision=info.revision,
     )
 
 
@@ -103,6 +104,7 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
             is_default=message.is_default,
             state=state,
             autoencoders=tuple(message.autoencoders),
+            revision=message.revision,
         )
     )
 
@@ -144,6 +146,8 @@ def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
         state=CONTEXT_STATE.to_wire(info.state),
         declared=map(layer_check_to_wire, info.declared),
         measured=map(layer_check_to_wire, info.measured),
+        source=info.source,
+        revision=info.revision,
     )
 
 
@@ -174,6 +178,8 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
             state=state,
             declared=tuple(map(layer_check_from_wire, message.declared)),
             measured=tuple(map(layer_check_from_wire, message.measured)),
+            source=message.source,
+            revision=message.revision,
         )
     )
 

@@ -25,7 +25,7 @@ def test_the_version(run: Run) -> None:
 
 
 def test_help_lists_every_command(run: Run) -> None:
-    for command in ("serve", "derive", "resolve", "models", "types", "tokenize", "contexts", "load", "unload"):
+    for command in ("serve", "derive", "resolve", "models", "types", "tokenize", "contexts", "load", "unpin", "unload"):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0
 
@@ -107,6 +107,10 @@ def test_tokenize(run: Run) -> None:
 def test_the_cache(run: Run) -> None:
     assert HANDLE in run("contexts").stdout
     assert "available" in run("load", "tiny").stdout
+    assert "pinned" not in run("load", "tiny").stdout
+    assert "pinned" in run("load", "tiny", "--pin").stdout
+    assert json.loads(run("load", "tiny", "--pin", "--json").stdout)[0]["is_pinned"] is True
+    assert "available" in run("unpin", "tiny").stdout
     assert "end" in run("unload", "tiny").stdout
     (status,) = json.loads(run("contexts", "--json").stdout)
     assert status["error"] is None
