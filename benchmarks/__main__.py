@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [contexts]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [contexts] [smollm2]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import sys
 
 from benchmarks import contexts, deriving, serving
 
-REPORTS = {"deriving": deriving.report, "serving": serving.report, "contexts": contexts.report}
+REPORTS = {
+    "deriving": deriving.report,
+    "serving": serving.report,
+    "contexts": contexts.report,
+    "smollm2": deriving.report_of_smollm2,
+}
 
 
 def main(names: list[str]) -> None:

@@ -36,6 +36,14 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
     add_DerivedScalarServiceServicer_to_server,
 )
 from dst_grpc.client._loop import BackgroundLoop
+from dst_grpc.domain.architecture import (
+    ActivationFunction,
+    Architecture,
+    ModelDimensions,
+    NormKind,
+    PositionKind,
+    unsupported_types,
+)
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -47,7 +55,6 @@ from dst_grpc.domain.resolution import (
     ContextStatus,
     CostEstimate,
     LoadProgress,
-    ModelDimensions,
     ModelInfo,
     RegistryChange,
     Resolution,
@@ -169,7 +176,24 @@ def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[infe
         yield from cutter.cut(part)
 
 
+ZEBRA = Architecture(
+    norm=NormKind.RMS_NORM,
+    positions=PositionKind.ROTARY,
+    layers_without_positions=(1,),
+    activation=ActivationFunction.SILU,
+    is_gated=True,
+    is_parallel=True,
+    has_post_norms=True,
+    has_qk_norm=True,
+    attn_softcap=50.0,
+    final_softcap=30.0,
+    sliding_windows=(4, None),
+)
+"""As far from GPT-2 as can be; its keys and values are shared, too."""
+
+
 def model_info(name: str = "tiny") -> ModelInfo:
+    architecture = ZEBRA if name == "zebra" else Architecture()
     return ModelInfo(
         name=name,
         handle=HANDLE,
@@ -178,7 +202,7 @@ def model_info(name: str = "tiny") -> ModelInfo:
             n_layers=N_LAYERS,
             d_model=4,
             n_heads=2,
-            n_key_value_heads=2,
+            n_key_value_heads=1 if name == "zebra" else 2,
             d_head=3,
             d_mlp=5,
             vocab_size=7,
@@ -192,6 +216,8 @@ def model_info(name: str = "tiny") -> ModelInfo:
         is_default=name == "tiny",
         state=ContextState.AVAILABLE,
         autoencoders=("tiny/mlp_post_act",),
+        architecture=architecture,
+        unsupported=unsupported_types(architecture),
     )
 
 

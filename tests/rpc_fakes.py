@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
@@ -17,7 +18,6 @@ from dst_grpc.domain.resolution import (
     ContextState,
     ContextStatus,
     CostEstimate,
-    ModelDimensions,
     ModelInfo,
     RegistryChange,
     Resolution,

@@ -10,6 +10,14 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from dst_grpc import errors
+from dst_grpc.domain.architecture import (
+    ActivationFunction,
+    Architecture,
+    ModelDimensions,
+    NormKind,
+    PositionKind,
+    UnsupportedType,
+)
 from dst_grpc.domain.components import (
     AttentionTraceType,
     Dimension,
@@ -40,7 +48,6 @@ from dst_grpc.domain.resolution import (
     CostEstimate,
     LayerCheck,
     LoadProgress,
-    ModelDimensions,
     ModelInfo,
     RegistryChange,
     Resolution,
@@ -377,6 +384,21 @@ def answers(draw: st.DrawFn) -> tuple[AnswerHeader, tuple[DenseTensor | SparseTe
 
 
 model_dimensions = st.builds(ModelDimensions, **dict.fromkeys(ModelDimensions.__dataclass_fields__, uint32))
+architectures = st.builds(
+    Architecture,
+    norm=st.sampled_from(NormKind),
+    positions=st.sampled_from(PositionKind),
+    layers_without_positions=tuples(uint32),
+    activation=st.sampled_from(ActivationFunction),
+    is_gated=st.booleans(),
+    is_parallel=st.booleans(),
+    has_post_norms=st.booleans(),
+    has_qk_norm=st.booleans(),
+    attn_softcap=optional(doubles),
+    final_softcap=optional(doubles),
+    sliding_windows=tuples(optional(st.integers(1, 2**32 - 1))),
+)
+unsupported_types = st.builds(UnsupportedType, dst=scalar_types, reason=texts)
 model_infos = st.builds(
     ModelInfo,
     name=texts,
@@ -391,6 +413,8 @@ model_infos = st.builds(
     is_default=st.booleans(),
     state=st.sampled_from(ContextState),
     autoencoders=tuples(texts),
+    architecture=architectures,
+    unsupported=tuples(unsupported_types),
     revision=texts,
 )
 layer_checks = st.builds(

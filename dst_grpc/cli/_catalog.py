@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,9 @@ _LEGEND = (
 
 
 def models(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say how each model is built, and which types it rules out.")
+    ] = False,
     registry: Annotated[
         Path | None,
         typer.Option("--registry", metavar="FILE", help="Show what this file names, and what was pulled; no server."),
@@ -71,6 +75,9 @@ def models(
     sizes = ("layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
     names = ("model", "state", "family", *sizes, "source", "digest")
     print_rows(out, names, map(_model_row, found))
+    if verbose:
+        out.print()
+        print_rows(out, ("model", "architecture", "without"), map(_architecture_row, found), fold="architecture")
     if sets:
         rows = [
             (
@@ -99,6 +106,37 @@ def _model_row(info: ModelInfo) -> tuple[str, ...]:
 
 def _source(info: ModelInfo | AutoencoderInfo) -> str:
     return f"{info.source}@{info.revision[:_DIGEST_CHARACTERS]}" if info.revision else info.source
+
+
+def _architecture_row(info: ModelInfo) -> tuple[str, ...]:
+    without = ", ".join(unsupported.dst.value for unsupported in info.unsupported)
+    return info.name, ", ".join(_traits(info)), without
+
+
+def _traits(info: ModelInfo) -> Iterator[str]:
+    """How a model is built, in a few words each."""
+    one, sizes = info.architecture, info.dimensions
+    yield one.norm.value.replace("_", " ")
+    yield f"{one.positions.value} positions"
+    if one.layers_without_positions:
+        yield f"none in layers {human_ranges(one.layers_without_positions)}"
+    yield f"{'gated ' if one.is_gated else ''}{one.activation.value.replace('_', ' ')}"
+    if sizes.n_key_value_heads != sizes.n_heads:
+        yield f"{sizes.n_key_value_heads} key-value heads"
+    if one.is_parallel:
+        yield "MLP beside attention"
+    if one.has_qk_norm:
+        yield "normed queries and keys"
+    if one.has_post_norms:
+        yield "normed writes"
+    if one.attn_softcap is not None:
+        yield f"scores capped at {one.attn_softcap:g}"
+    if one.final_softcap is not None:
+        yield f"logits capped at {one.final_softcap:g}"
+    windows = sorted({window for window in one.sliding_windows if window is not None})
+    for window in windows:
+        layers = human_ranges(layer for layer, own in enumerate(one.sliding_windows) if own == window)
+        yield f"window of {window} tokens in layers {layers}"
 
 
 def types(

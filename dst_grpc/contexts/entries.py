@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
+from dst_grpc.domain.architecture import ModelDimensions, unsupported_types
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextKind,
     ContextState,
     LayerCheck,
-    ModelDimensions,
     ModelInfo,
 )
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.tokenizer import FILE_NAME, Tokenizer
+from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import DataLoss, NotFound, Reason
 
 if TYPE_CHECKING:
@@ -162,12 +161,7 @@ class _LazyTokenizer:
     def get(self, checkpoint: Checkpoint) -> Tokenizer:
         with self._lock:
             if self._tokenizer is None:
-                tokenizer = Tokenizer.from_folder(checkpoint.folder)
-                known = checkpoint.config.vocab_size
-                if tokenizer.vocab_size > known:
-                    problem = f"has {tokenizer.vocab_size} tokens, but the model embeds only {known}"
-                    raise corrupt(checkpoint.folder / FILE_NAME, problem)
-                self._tokenizer = tokenizer
+                self._tokenizer = Tokenizer.from_folder(checkpoint.folder, checkpoint.config.vocab_size)
             return self._tokenizer
 
 
@@ -192,17 +186,7 @@ class ModelEntry(Entry):
     @property
     def dimensions(self) -> ModelDimensions:
         """Its sizes."""
-        c = self.checkpoint.config
-        return ModelDimensions(
-            n_layers=c.n_layers,
-            d_model=c.d_model,
-            n_heads=c.n_heads,
-            n_key_value_heads=c.n_key_value_heads,
-            d_head=c.d_head,
-            d_mlp=c.d_mlp,
-            vocab_size=c.vocab_size,
-            context_window=c.context_window,
-        )
+        return self.checkpoint.config.dimensions
 
     @property
     def has_tokenizer(self) -> bool:
@@ -215,6 +199,7 @@ class ModelEntry(Entry):
 
     def info(self, *, is_default: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
         """What the catalogue says while it is not loaded."""
+        architecture = self.checkpoint.config.architecture
         return ModelInfo(
             name=self.name,
             handle=self.handle,
@@ -229,6 +214,8 @@ class ModelEntry(Entry):
             is_default=is_default,
             state=ContextState.START,
             autoencoders=autoencoders,
+            architecture=architecture,
+            unsupported=unsupported_types(architecture),
         )
 
 

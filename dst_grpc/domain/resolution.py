@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from dst_grpc.domain.architecture import Architecture, ModelDimensions, UnsupportedType
 from dst_grpc.domain.components import NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -28,22 +29,6 @@ class ContextKind(StrEnum):
 
     MODEL = "model"
     AUTOENCODER = "autoencoder"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDimensions:
-    """Sizes of a model."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_key_value_heads: int
-    d_head: int
-    d_mlp: int
-    vocab_size: int
-    """Tokens the tokenizer and the embedding know."""
-    context_window: int
-    """Longest prompt, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +68,10 @@ class ModelInfo:
     """Whether it is loaded."""
     autoencoders: tuple[str, ...]
     """Names of the autoencoder sets for this model."""
+    architecture: Architecture = field(default_factory=Architecture)
+    """How its parts hang together."""
+    unsupported: tuple[UnsupportedType, ...] = ()
+    """The derived scalar types that have no meaning in it."""
     revision: str = ""
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 

@@ -87,7 +87,8 @@ class AnswerBuilder:
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
         touched = {location for location, _ in self._plan.values} | {a.location for a in self._plan.ablations}
-        attention = "eager" if touched & _ATTENTION_MATRICES else "sdpa"
+        has_matrices = touched & _ATTENTION_MATRICES or self._plan.model.architecture.attn_softcap is not None
+        attention = "eager" if has_matrices else "sdpa"
         return RunSummary(
             statistics=replace(self._outcome.statistics, derive_seconds=self._derive_seconds),
             provenance=Provenance(

@@ -39,6 +39,8 @@ CASES = {
     "provenance": (strategies.provenances, results),
     "trailer": (strategies.answer_trailers, results),
     "model_dimensions": (strategies.model_dimensions, catalog),
+    "architecture": (strategies.architectures, catalog),
+    "unsupported_type": (strategies.unsupported_types, catalog),
     "model_info": (strategies.model_infos, catalog),
     "layer_check": (strategies.layer_checks, catalog),
     "autoencoder_info": (strategies.autoencoder_infos, catalog),
