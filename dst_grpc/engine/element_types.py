@@ -17,16 +17,13 @@ TORCH_TYPES = {
 """The types that weights may be loaded as."""
 
 
-def moved(
-    tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype, *, keep_layout: bool = False
-) -> torch.Tensor:
-    """*tensor* as *dtype* on *device*, contiguous unless *keep_layout*, in memory that holds nothing else.
+def moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+    """*tensor* as *dtype* on *device*, contiguous, in memory that holds nothing else.
 
     A tensor that is all this already is returned as it is: a copy would double the memory that loading it takes.
     """
-    layout = torch.preserve_format if keep_layout else torch.contiguous_format
-    found = tensor.detach().to(device=device, dtype=dtype, memory_format=layout)
-    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone(memory_format=layout)
+    found = tensor.detach().to(device=device, dtype=dtype).contiguous()
+    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
