@@ -1,12 +1,17 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [smollm2]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [contexts] [smollm2]`."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import deriving, serving
+from benchmarks import contexts, deriving, serving
 
-REPORTS = {"deriving": deriving.report, "serving": serving.report, "smollm2": deriving.report_of_smollm2}
+REPORTS = {
+    "deriving": deriving.report,
+    "serving": serving.report,
+    "contexts": contexts.report,
+    "smollm2": deriving.report_of_smollm2,
+}
 
 
 def main(names: list[str]) -> None:

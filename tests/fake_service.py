@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -55,6 +56,7 @@ from dst_grpc.domain.resolution import (
     CostEstimate,
     LoadProgress,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ScalarResolution,
     TapUse,
@@ -74,7 +76,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import DstError, NotFound, Reason
 from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
-from dst_grpc.wire.contexts import context_status_to_wire
+from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
 from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.frames import FrameCutter
 from dst_grpc.wire.requests import derive_request_from_wire, resolve_request_from_wire
@@ -450,8 +452,13 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         for done in (0, 500):
             status = context_status(ContextState.LOADING, done)
             yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
-        status = context_status(ContextState.AVAILABLE)
+        status = replace(context_status(ContextState.AVAILABLE), is_pinned=request.pin)
         yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+
+    async def UnpinContext(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        status = context_status_to_wire(context_status(ContextState.AVAILABLE))
+        return context_service_pb2.UnpinContextResponse(status=status)
 
     async def UnloadContext(self, request: Any, context: Any) -> Any:
         await self._enter(context)
@@ -462,6 +469,10 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         await self._enter(context)
         status = context_status_to_wire(context_status(ContextState.AVAILABLE))
         return context_service_pb2.ListContextsResponse(contexts=[status])
+
+    async def ReloadRegistry(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        return registry_change_to_wire(RegistryChange(added=("new",), removed=("old", "old/mlp"), changed=("tiny",)))
 
     async def WatchContexts(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)

@@ -49,6 +49,7 @@ from dst_grpc.domain.resolution import (
     LayerCheck,
     LoadProgress,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ScalarResolution,
     TapUse,
@@ -414,6 +415,7 @@ model_infos = st.builds(
     autoencoders=tuples(texts),
     architecture=architectures,
     unsupported=tuples(unsupported_types),
+    revision=texts,
 )
 layer_checks = st.builds(
     LayerCheck,
@@ -445,7 +447,10 @@ autoencoder_infos = st.builds(
     normalization=texts,
     input_norm=texts,
     folded=tuples(texts),
+    source=texts,
+    revision=texts,
 )
+registry_changes = st.builds(RegistryChange, added=tuples(texts), removed=tuples(texts), changed=tuples(texts))
 context_statuses = st.builds(
     ContextStatus,
     handle=texts,
@@ -458,6 +463,7 @@ context_statuses = st.builds(
     hits=uint64,
     last_used_seconds_ago=seconds,
     error=st.none(),
+    is_pinned=st.booleans(),
 )
 validateds = st.builds(Validated, request_id=texts)
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)

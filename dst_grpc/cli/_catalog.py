@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from dst_grpc.cli._console import (
     errors_reported,
     print_json,
 )
+from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
 from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, Dimension, ModelInfo
 
@@ -33,6 +35,8 @@ _LETTERS = {
     Dimension.VOCAB_SIZE: "V",
     Dimension.SINGLETON: "1",
 }
+_DIGEST_CHARACTERS = 12
+"""How much of a digest, or of a commit, is shown to people."""
 _LEGEND = (
     "axes: T token, U attended-to token, P token pair, d residual channel, F neuron, H head, c channel of a head, "
     "Z latent, V vocabulary"
@@ -43,11 +47,19 @@ def models(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say how each model is built, and which types it rules out.")
     ] = False,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", metavar="FILE", help="Show what this file names, and what was pulled; no server."),
+    ] = None,
+    hub_cache: HubCacheOption = None,
     server: ServerOption = DEFAULT_TARGET,
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the models that the server can load, with their autoencoders."""
+    """List the models that the server can load, with their autoencoders; or those of a registry file."""
+    if registry is not None:
+        show_registry(registry, hub_cache, as_json=as_json)
+        return
     with errors_reported(as_json=as_json), connect(server) as client:
         found = client.models(timeout=timeout)
         sets = client.autoencoders(timeout=timeout)
@@ -60,7 +72,8 @@ def models(
         )
         return
     out = console()
-    names = ("model", "state", "family", "layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
+    sizes = ("layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
+    names = ("model", "state", "family", *sizes, "source", "digest")
     print_rows(out, names, map(_model_row, found))
     if verbose:
         out.print()
@@ -76,12 +89,14 @@ def models(
                 info.activation,
                 info.format,
                 human_check(info),
+                _source(info),
+                info.digest[:_DIGEST_CHARACTERS],
             )
             for info in sets
         ]
         columns = ("autoencoder", "state", "reads", "layers", "latents", "activation", "format", "self-check")
         out.print()
-        print_rows(out, columns, rows)
+        print_rows(out, (*columns, "source", "digest"), rows)
 
 
 def _reads(info: AutoencoderInfo) -> str:
@@ -95,7 +110,12 @@ def _model_row(info: ModelInfo) -> tuple[str, ...]:
     sizes = info.dimensions
     numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
     name = f"{info.name} (default)" if info.is_default else info.name
-    return (name, info.state.value, info.family, *map(str, numbers), human_bytes(info.parameter_bytes))
+    sizes_shown = (*map(str, numbers), human_bytes(info.parameter_bytes))
+    return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:_DIGEST_CHARACTERS])
+
+
+def _source(info: ModelInfo | AutoencoderInfo) -> str:
+    return f"{info.source}@{info.revision[:_DIGEST_CHARACTERS]}" if info.revision else info.source
 
 
 def _architecture_row(info: ModelInfo) -> tuple[str, ...]:

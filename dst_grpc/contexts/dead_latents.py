@@ -35,7 +35,7 @@ def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
 
 def _n_spare(header: AutoencoderHeader) -> int:
     """Dead latents that an autoencoder may lose: k of them all stay with TopK, so that k need not change, else one."""
-    frequencies = read_frequencies(header.path)
+    frequencies = read_frequencies(header.path, header.identity)
     if frequencies is None:
         return 0
     if not frequencies.any():

@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.contexts.autoencoders import input_width
-from dst_grpc.contexts.entries import AutoencoderEntry
+from dst_grpc.contexts.entries import AutoencoderEntry, Registered
+from dst_grpc.contexts.fit import agree, disagreement, layer_problem, misfit
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.scalars import FACTS
-from dst_grpc.engine.files import FileSet, corrupt, read_small
-from dst_grpc.engine.formats.detect import SUFFIXES, has_own_name, read_header
+from dst_grpc.engine.files import FileSet, changed, corrupt, label, read_small
+from dst_grpc.engine.formats.detect import SUFFIXES, files_beside, has_own_name, read_header
 from dst_grpc.engine.formats.format import layer_in_path
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason, Violations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.contexts.paths import AllowedRoots
     from dst_grpc.domain.config import AutoencoderConfig
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.header import AutoencoderHeader
 
 _T = DerivedScalarType
@@ -41,8 +42,6 @@ _MAX_DEPTH = 6
 _LAYER_FOLDERS = frozenset({"autoencoders"})
 _NOT_WEIGHTS = frozenset({"sparsity.safetensors"})
 _VERSIONED = re.compile(r"(.+?)(_v\d.*)?")
-_READ_ALIKE = ({_T.RESID_DELTA_MLP, _T.RESID_DELTA_MLP_FROM_MLP_POST_ACT},)
-"""Derived scalars that one autoencoder may be read from, whichever of them its file names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,29 +61,44 @@ class FoundSet:
     files: FileSet
     """The files that it consists of."""
 
-    def entry(self, name: str, model: ModelEntry) -> AutoencoderEntry:
-        """The set as something that can be loaded, called *name*."""
-        entry = AutoencoderEntry(
+    def entry(self, name: str, model: ModelEntry, registered: Registered | None = None) -> AutoencoderEntry:
+        """The set as something that can be loaded, called *name*, with what the operator says of it."""
+        return AutoencoderEntry(
             name=name,
             element_type=model.element_type,
             device=model.device,
             files=self.files,
+            registered=registered or Registered(),
             model=model,
             dst=self.dst,
             headers=self.headers,
             declared=self.declared,
         )
-        entry.digest_if_small()
-        return entry
 
 
-def open_set(folder: Path, model: ModelEntry, *, dst: DerivedScalarType | None = None) -> FoundSet:
+def open_set(
+    folder: Path,
+    model: ModelEntry,
+    *,
+    dst: DerivedScalarType | None = None,
+    layers: Collection[int] | None = None,
+    files: Mapping[int, Path] | None = None,
+    names: Collection[str] | None = None,
+) -> FoundSet:
     """The one autoencoder set of *model* in *folder*; with *dst*, that of its sets which reads it.
+
+    Args:
+        folder: where it lies.
+        model: the model that it is for.
+        dst: what it reads; None = as its files say. Files that do not say are taken to read it.
+        layers: the layers to take, of those that are there; None = all.
+        files: its weights below *folder*, by the layer that their names say; None = whatever lies there.
+        names: the files below *folder* that are its own, by name; None = all.
 
     Raises:
         DataLoss: if a file is corrupt, does not fit the model, or the folder holds several sets, or none.
     """
-    found = open_sets(folder, model)
+    found = open_sets(folder, model, dst=dst, layers=layers, files=files, names=names)
     chosen = [one for one in found if dst in {None, one.dst}]
     if len(chosen) == 1:
         return chosen[0]
@@ -94,24 +108,41 @@ def open_set(folder: Path, model: ModelEntry, *, dst: DerivedScalarType | None =
     )
 
 
-def open_sets(folder: Path, model: ModelEntry) -> tuple[FoundSet, ...]:
+def open_sets(
+    folder: Path,
+    model: ModelEntry,
+    *,
+    dst: DerivedScalarType | None = None,
+    layers: Collection[int] | None = None,
+    files: Mapping[int, Path] | None = None,
+    names: Collection[str] | None = None,
+) -> tuple[FoundSet, ...]:
     """Every autoencoder set of *model* in *folder*, one for each derived scalar that its files read.
+
+    The arguments are those of `open_set`.
 
     Raises:
         DataLoss: if a file is corrupt, does not fit the model, or there is none.
     """
-    config = _read_config(folder / _CONFIG)
+    config = _read_config(folder / _CONFIG) if names is None or _CONFIG in names else {}
     by_dst: dict[DerivedScalarType, dict[int | None, AutoencoderHeader]] = {}
-    for path in _weights_below(folder):
+    weights: Iterable[tuple[int | None, Path]] = files.items() if files is not None else _weights_below(folder, names)
+    has_weights = False
+    for number, path in weights:
+        has_weights = True
+        if layers is not None and number is not None and number not in layers:
+            continue
         header = read_header(path)
-        dst = _dst_of(folder, config, header)
-        layer = _layer_of(header, dst, model)
-        other = by_dst.setdefault(dst, {}).setdefault(layer, header)
+        reads = _dst_of(folder, config, header, dst)
+        layer = _layer_of(header, reads, model, None if files is None else number)
+        if layers is not None and layer not in layers:
+            continue
+        other = by_dst.setdefault(reads, {}).setdefault(layer, header)
         if other is not header:
             raise corrupt(path, f"is the second autoencoder of its layer, beside {_below(other.path, folder)}")
     if not by_dst:
-        raise corrupt(folder, "holds no autoencoders")
-    return tuple(_found_set(folder, config, dst, by_layer) for dst, by_layer in sorted(by_dst.items()))
+        raise corrupt(folder, "holds no autoencoder of these layers" if has_weights else "holds no autoencoders")
+    return tuple(_found_set(folder, config, reads, by_layer) for reads, by_layer in sorted(by_dst.items()))
 
 
 def _found_set(
@@ -121,6 +152,9 @@ def _found_set(
         raise corrupt(folder, "holds autoencoders that differ in their number of latents")
     headers = tuple(sorted(by_layer.items(), key=lambda item: -1 if item[0] is None else item[0]))
     files = {_below(path, folder): path for _, header in headers for path in (header.path, *header.other_files)}
+    identities = {_below(header.path, folder): header.identity for _, header in headers}
+    layers = {layer or 0 for layer in by_layer}
+    declared = tuple(check for check in _declared(folder / _CONFIG, config) if check.layer_index in layers)
     if config:
         files[_CONFIG] = folder / _CONFIG
     return FoundSet(
@@ -128,13 +162,15 @@ def _found_set(
         format="/".join(sorted({header.format for _, header in headers})),
         dst=dst,
         headers=headers,
-        declared=_declared(folder / _CONFIG, config) or declared_by(headers),
-        files=FileSet(files),
+        declared=declared or declared_by(headers),
+        files=FileSet(files, identities),
     )
 
 
-def sets_beside(model: ModelEntry, folder: Path) -> list[AutoencoderEntry]:
-    """The autoencoder sets in *folder*, in folders of their own.
+def sets_beside(
+    model: ModelEntry, folder: Path, *, besides: Collection[str] = (), registered: Registered | None = None
+) -> list[AutoencoderEntry]:
+    """The autoencoder sets in *folder*, in folders of their own that are not among *besides*.
 
     They are named MODEL/FOLDER, or MODEL/FOLDER-DST where one folder holds sets that read different derived scalars.
 
@@ -143,27 +179,38 @@ def sets_beside(model: ModelEntry, folder: Path) -> list[AutoencoderEntry]:
     """
     if not folder.is_dir():
         return []
+    kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     entries = []
-    for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for one in (kind for kind in kinds if kind.name not in besides):
         found = open_sets(one, model)
         for each in found:
             name = one.name if len(found) == 1 else f"{one.name}-{each.dst}"
-            entries.append(each.entry(f"{model.name}/{name}", model))
+            entry = each.entry(f"{model.name}/{name}", model, registered)
+            entry.digest_if_small()
+            entries.append(entry)
     return entries
 
 
-def _weights_below(folder: Path) -> Iterator[Path]:
-    """The files of weights below *folder*, in order; raises DataLoss for one of *folder* itself that is named oddly."""
-    for place, folders, names in os.walk(folder):
+def _weights_below(folder: Path, names: Collection[str] | None) -> Iterator[tuple[int | None, Path]]:
+    """The files of weights below *folder*, in order, with the layer that their own name is, if it is a number.
+
+    Raises:
+        DataLoss: for one of *folder* itself that is named oddly.
+    """
+    for place, folders, found in os.walk(folder):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
-        for name in sorted(names):
+        for name in sorted(found):
             path = here / name
             if path.suffix not in SUFFIXES or name.startswith(".") or name in _NOT_WEIGHTS:
                 continue
-            if has_own_name(path) or (path.stem.isdecimal() and (not depth or here.name in _LAYER_FOLDERS)):
-                yield path
+            if names is not None and path.relative_to(folder).as_posix() not in names:
+                continue
+            if has_own_name(path):
+                yield None, path
+            elif path.stem.isdecimal() and (not depth or here.name in _LAYER_FOLDERS):
+                yield int(path.stem), path
             elif not depth:
                 raise corrupt(path, "is named after no layer: LAYER.safetensors or LAYER.pt is expected")
 
@@ -172,15 +219,24 @@ def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else f"../{path.name}"
 
 
-def _layer_of(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> int | None:
-    """The layer of a set's file: as the file says, else as its path does; raises DataLoss if it does not fit."""
+def _layer_of(
+    header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry, number: int | None = None
+) -> int | None:
+    """The layer of a set's file: as the file says, else *number*, else as its path does.
+
+    Where a file says it by the name of a hook, that may be another number than the layer's: what enters layer 1 is what
+    leaves layer 0.
+
+    Raises:
+        DataLoss: if it does not fit, or is a native file that says otherwise.
+    """
     path, layer = header.path, header.layer_index
-    named = layer_in_path(path)
-    if path.stem.isdecimal() and layer not in {None, named}:
+    named = layer_in_path(path) if number is None else number
+    if header.format == "native" and layer not in {None, named} and (number is not None or path.stem.isdecimal()):
         raise corrupt(path, f"says that it belongs to layer {layer}")
     if layer is None and (header.dst is None or header.format == "native"):
         layer = named
-    problem = _layer_problem(layer, dst, model) or _misfit(header, dst, model)
+    problem = layer_problem(layer, dst, model) or misfit(header, dst, model)
     if problem:
         raise corrupt(path, problem)
     return layer
@@ -198,60 +254,26 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _dst_of(folder: Path, config: dict[str, Any], header: AutoencoderHeader) -> DerivedScalarType:
-    """What a set's file reads: as the set's config says, else the file, else the name of the set's folder."""
+def _dst_of(
+    folder: Path, config: dict[str, Any], header: AutoencoderHeader, dst: DerivedScalarType | None
+) -> DerivedScalarType:
+    """What a set's file reads: as the set's config says, else the file, else *dst*, else the name of the folder.
+
+    Where a file names a derived scalar that is as good as *dst*, it is *dst*.
+    """
     said = {name for name in (config.get("dst"), header.dst) if isinstance(name, str)}
-    named = {name for name in said if not _agree(said, name)}
+    named = {name for name in said if not agree(said, name)}
     if named:
         raise corrupt(folder, f"its files disagree on what they read: {', '.join(sorted(said))}")
     versioned = _VERSIONED.fullmatch(folder.name)
-    name = config.get("dst") or header.dst or (versioned[1] if versioned else folder.name)
+    name = config.get("dst") or header.dst
+    if dst is not None and (name is None or (isinstance(name, str) and agree({name, dst.value}, dst.value))):
+        return dst
+    name = name or (versioned[1] if versioned else folder.name)
     try:
         return DerivedScalarType(name)
     except ValueError:
         raise corrupt(folder, f"{name!r} is no derived scalar type that its autoencoders could read") from None
-
-
-def _agree(names: set[str], name: str) -> bool:
-    """Whether *name* goes with all *names*."""
-    return names == {name} or any(names <= alike for alike in _READ_ALIKE)
-
-
-def _layer_problem(layer: int | None, dst: DerivedScalarType, model: ModelEntry) -> str:
-    if FACTS[dst].once:
-        return "" if layer is None else f"must be absent: {dst} exists once per model"
-    n_layers = model.dimensions.n_layers
-    if layer is None:
-        return f"is required: {dst} exists at every layer, and nothing names one"
-    return "" if layer < n_layers else f"layer {layer} does not exist: {model.name!r} has {n_layers} layers"
-
-
-def _architecture_problem(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
-    architecture, tap = model.checkpoint.config.architecture, FACTS[dst].tap
-    reason = None if tap is None else architecture.why_without(tap)
-    # A transcoder reads what the MLP does, which every model has, whatever it is called.
-    if reason is not None and header.output is None:
-        return f"reads {dst}, which {model.name!r} does not have: {reason}"
-    if header.is_before_post_norm and architecture.has_post_norms:
-        part = header.output or dst
-        return f"is of {part} before {model.name!r} norms it, and only what comes out of that norm is recorded"
-    return ""
-
-
-def _misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
-    problem = _architecture_problem(header, dst, model)
-    if problem:
-        return problem
-    width = input_width(dst, model.dimensions)
-    if width is None:
-        return f"{dst} cannot be read by an autoencoder"
-    if header.n_inputs != width:
-        return f"reads {header.n_inputs} inputs, but {dst} of {model.name!r} has {width}"
-    output = header.output or dst
-    width = input_width(output, model.dimensions)
-    if header.n_outputs != width:
-        return f"puts out {header.n_outputs} channels, but {output} of {model.name!r} has {width}"
-    return ""
 
 
 def _declared(path: Path, config: dict[str, Any]) -> tuple[LayerCheck, ...]:
@@ -297,43 +319,48 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
         raise InvalidRequest.of("dst", f"{config.dst} cannot be read by an autoencoder")
     problems = Violations()
     headers: list[tuple[int | None, AutoencoderHeader]] = []
+    identities: dict[Path, Identity] = {}
     for i, (layer, text) in enumerate(config.autoencoder_path_by_layer_index):
-        problem = _layer_problem(layer, config.dst, model)
+        problem = layer_problem(layer, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].layer_index", problem)
-        path = roots.regular_file(text)
+        path, identity = roots.regular_file(text)
         if path.suffix not in SUFFIXES:
             problems.add(f"{_FIELD}[{i}].path", f"must end in {', '.join(SUFFIXES)}")
             continue
-        header = read_header(path)
-        problem = _disagreement(header, config.dst, layer) or _misfit(header, config.dst, model)
+        identities |= {path: identity} | _allowed_beside(path, roots)
+        header = read_header(path, identity)
+        for late in set(header.other_files) - identities.keys():
+            raise changed(late)  # it came to lie there once the others were allowed
+        problem = disagreement(header, config.dst, layer) or misfit(header, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].path", problem)
         headers.append((layer, header))
     if len({header.n_latents for _, header in headers}) > 1:
         problems.add(_FIELD, "the autoencoders must have equally many latents")
     problems.raise_if_any()
-    files = FileSet(
-        {f"{layer}/{path.name}": path for layer, header in headers for path in (header.path, *header.other_files)}
-    )
-    identity = f"{model.name}\0{config.dst}\0{files.identity()}"
-    entry = AutoencoderEntry(
-        name=f"path/{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+    paths = {f"{layer}/{path.name}": path for layer, header in headers for path in (header.path, *header.other_files)}
+    files = FileSet(paths, {name: identities[path] for name, path in paths.items()})
+    facts = f"{model.name}\0{config.dst}\0{files.identity()}"
+    return AutoencoderEntry(
+        name=f"path/{hashlib.sha256(facts.encode()).hexdigest()[:12]}",
         element_type=model.element_type,
         device=model.device,
         files=files,
         model=model,
         dst=config.dst,
+        registered=Registered(source="path"),
         headers=tuple(headers),
         declared=declared_by(tuple(headers)),
         is_anonymous=True,
     )
-    entry.digest_if_small()
-    return entry
 
 
-def _disagreement(header: AutoencoderHeader, dst: DerivedScalarType, layer: int | None) -> str:
-    """What of the place that a client names differs from the one that the file itself names."""
-    if header.dst is not None and not _agree({header.dst, dst.value}, dst.value):
-        return f"says that it reads {header.dst}, not {dst}"
-    if header.layer_index not in {None, layer}:
-        return f"says that it belongs to layer {header.layer_index}"
-    return ""
+def _allowed_beside(path: Path, roots: AllowedRoots) -> dict[Path, Identity]:
+    """Which files those are that opening *path* reads besides it; raises NotAllowed unless a client may name them."""
+    found = {}
+    for beside in files_beside(path):
+        try:
+            found[beside] = roots.regular_file(str(beside)).identity
+        except (NotAllowed, NotFound):
+            problem = f"{label(beside)} belongs to a file that is named, and lies outside what the operator allows"
+            raise NotAllowed(problem, reason=Reason.PATH_NOT_ALLOWED, metadata={"path": label(beside)}) from None
+    return found

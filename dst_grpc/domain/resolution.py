@@ -65,7 +65,7 @@ class ModelInfo:
     parameter_bytes: int
     """Bytes that loading it takes."""
     source: str
-    """Where it comes from, for humans: "embedded", "folder", ..."""
+    """Where it comes from, for humans: "embedded", "folder", "hub:org/name"."""
     is_default: bool
     """Whether a request without a model gets this one."""
     state: ContextState
@@ -76,6 +76,8 @@ class ModelInfo:
     """How its parts hang together."""
     unsupported: tuple[UnsupportedType, ...] = ()
     """The derived scalar types that have no meaning in it."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,10 @@ class AutoencoderInfo:
     """What the model does to `dst` before it is read: none, mlp_norm or mlp_norm_without_gain; several, as above."""
     folded: tuple[str, ...] = ()
     """What loading folds into the weights, exactly."""
+    source: str = ""
+    """Where it comes from, for humans; empty if the server does not say."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
     @property
     def has_write_scale(self) -> bool:
@@ -220,3 +226,17 @@ class ContextStatus:
     last_used_seconds_ago: float
     error: DstError | None = None
     """Why it ended, in END; None unless loading failed."""
+    is_pinned: bool = False
+    """Whether an operator pinned it, so that it stays loaded while nobody uses it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryChange:
+    """What a reload of the registry changed: names of models and autoencoder sets, each in order."""
+
+    added: tuple[str, ...] = ()
+    """Those that there were not before."""
+    removed: tuple[str, ...] = ()
+    """Those that there are no more."""
+    changed: tuple[str, ...] = ()
+    """Those whose files, source or ways of loading are others than before."""

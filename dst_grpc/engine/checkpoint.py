@@ -91,13 +91,18 @@ class Checkpoint:
         weights: dict[str, torch.Tensor] = {}
         done = 0
         shapes = self.config.weight_shapes()
-        for name, source in self.sources.items():
+        for name, source in self._largest_first():
             weights[name] = self._weight(source, shapes[name], torch.device(device), dtype)
             done += weights[name].nbytes
             on_progress(done)
         weights.setdefault("unembedding", weights["embedding"].t())
         self.files.check_unchanged()
         return Decoder(self.config, weights)
+
+    def _largest_first(self) -> list[tuple[str, Source]]:
+        """Sources, those of large weights first: a copy made in passing then never adds to nearly all the weights."""
+        shapes = self.config.weight_shapes()
+        return sorted(self.sources.items(), key=lambda item: -math.prod(shapes[item[0]]))
 
     def _weight(self, source: Source, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """One of our weights, of *shape*, filled where it will stay: temporaries would leave holes in the memory."""
@@ -109,13 +114,12 @@ class Checkpoint:
 
     def _read_into(self, part: torch.Tensor, source: Source, key: str) -> None:
         """Fill *part* with the checkpoint's tensor *key*, and let go of the file."""
-        read = self.tensors[key].read(key)
         place = part if source.in_file_order is None else source.in_file_order(part, self.config)
-        place.copy_(read.view(place.shape))
+        self.tensors[key].fill(key, place)
         if is_finite(part):
             return
         path = self.tensors[key].path
-        if is_finite(read):
+        if all(map(is_finite, self.tensors[key].blocks(key))):
             raise corrupt(path, f"tensor {key!r} has values too large for {str(part.dtype).removeprefix('torch.')}")
         raise corrupt(path, f"tensor {key!r} has values that are NaN or infinite")
 
@@ -123,9 +127,9 @@ class Checkpoint:
         if self.redundant_unembedding is None:
             return
         head, embedding = self.redundant_unembedding
-        if not torch.equal(self.tensors[head].read(head), self.tensors[embedding].read(embedding)):
-            path = self.tensors[head].path
-            raise corrupt(path, f"{head!r} differs from {embedding!r}, though config.json ties them")
+        files = self.tensors[head], self.tensors[embedding]
+        if not _are_equal((files[0], head), (files[1], embedding)):
+            raise corrupt(files[0].path, f"{head!r} differs from {embedding!r}, though config.json ties them")
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -241,6 +245,16 @@ def _check_source(
             wanted.reverse()
         if list(header.shape) != wanted:
             raise _about_tensor(path, name, f"has shape {list(header.shape)}; config.json needs {wanted} of it")
+
+
+def _are_equal(one: tuple[SafetensorsFile, str], other: tuple[SafetensorsFile, str]) -> bool:
+    """Whether two tensors have the same shape and values; neither is ever in memory as a whole."""
+    (file, name), (other_file, other_name) = one, other
+    header, other_header = file.tensors[name], other_file.tensors[other_name]
+    if (header.shape, header.element_type) != (other_header.shape, other_header.element_type):
+        return False
+    blocks = zip(file.blocks(name), other_file.blocks(other_name), strict=True)
+    return all(torch.equal(a, b) for a, b in blocks)
 
 
 def _about_tensor(path: Path, name: str, problem: str) -> DataLoss:

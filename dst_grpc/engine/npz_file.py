@@ -15,7 +15,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import torch
 
-from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.archives import MAX_READ_BYTES, opened_archive
+from dst_grpc.engine.files import Identity, corrupt, opened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".npy"
 _MAX_MEMBERS = 1000
-_BLOCK_BYTES = 1 << 24
 _MAX_ELEMENT_BYTES = 8
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -37,20 +37,27 @@ class NpzFile:
 
     path: Path
     """Where it lies."""
+    identity: Identity
+    """Which file it is: no other is read in its place."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its arrays of floats, by name."""
 
     @classmethod
-    def open(cls, path: Path) -> NpzFile:
+    def open(cls, path: Path, identity: Identity | None = None) -> NpzFile:
         """Read and check the headers, and no weights.
 
+        Args:
+            path: where it lies.
+            identity: of the one file that will do; None = any.
+
         Raises:
-            DataLoss: if the file is missing, truncated, compressed, or holds what is no plain array.
+            DataLoss: if the file is missing, truncated, compressed, or holds what is no plain array;
+                (DIGEST_MISMATCH) if it is another file.
         """
-        size = regular_file_status(path).st_size
         shapes: dict[str, tuple[int, ...]] = {}
         try:
-            with zipfile.ZipFile(path) as archive:
+            with opened(path, identity) as file, opened_archive(file) as archive:
+                found, size = file.identity, file.identity.size_bytes
                 members = archive.infolist()
                 if len(members) > _MAX_MEMBERS:
                     raise corrupt(path, f"has {len(members)} members; at most {_MAX_MEMBERS} are expected")
@@ -62,21 +69,25 @@ class NpzFile:
                         shapes[member.filename.removesuffix(_SUFFIX)] = shape
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
             raise corrupt(path, f"is truncated, or no npz archive: {error}") from error
-        return cls(path=path, shapes=shapes)
+        return cls(path=path, identity=found, shapes=shapes)
 
     def read(self, name: str) -> torch.Tensor:
         """The array *name*, streamed into memory of its own.
 
         Raises:
-            DataLoss: if the file has changed, or ends early.
+            DataLoss: (DIGEST_MISMATCH) if the file is no longer the one whose headers were read; if it ends early.
         """
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(name + _SUFFIX) as file:
+            with (
+                opened(self.path, self.identity) as whole,
+                opened_archive(whole) as archive,
+                archive.open(name + _SUFFIX) as file,
+            ):
                 shape, dtype, is_column_major = _array_header(self.path, name, file)
                 array = np.empty(shape[::-1] if is_column_major else shape, dtype)
                 left = array.reshape(-1).view(np.uint8).data
                 while left:
-                    block = file.read(min(len(left), _BLOCK_BYTES))
+                    block = file.read(min(len(left), MAX_READ_BYTES))
                     if not block:
                         raise corrupt(self.path, f"array {name!r} ends {len(left)} bytes early")
                     left[: len(block)] = block

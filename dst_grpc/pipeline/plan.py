@@ -152,19 +152,26 @@ def splice_site(info: AutoencoderInfo, layer: int) -> Site:
     return INPUT_LOCATION[info.dst], layer
 
 
+def model_ref(request: DeriveRequest) -> str:
+    """Name or handle of the model that *request* is for; empty for the default."""
+    return request.model or request.config.model_context or request.config.model_name or ""
+
+
+def names_files(request: DeriveRequest) -> bool:
+    """Whether *request* names autoencoders by path: to plan it, their files are read."""
+    configs = (request.config, *(spec.config for spec in request.derived_scalars))
+    return any(config is not None and config.autoencoder_config is not None for config in configs)
+
+
 class _Planner:
     """The state of one planning: what was found, and what is wrong."""
 
     def __init__(self, request: DeriveRequest, catalogue: Catalogue) -> None:
         self._request, self._catalogue = request, catalogue
         self._problems, self._missing = Violations(), Wants()
-        self._model = catalogue.model(self._model_ref())
+        self._model = catalogue.model(model_ref(request))
         self._lookup = Lookup(catalogue, self._model, self._problems)
         self._sizes = self._sizes_of(self._model.dimensions.context_window)
-
-    def _model_ref(self) -> str:
-        request, config = self._request, self._request.config
-        return request.model or config.model_context or config.model_name or ""
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
         return Sizes(self._model.dimensions, n_tokens, self._model.architecture)

@@ -16,7 +16,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
-from dst_grpc.scalars.reads import TRACED_KINDS, Read, reads, writes_to_residual
+from dst_grpc.scalars.reads import KINDS_READ, TRACED_KINDS, Read, reads, writes_to_residual
 from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import Kinds, Topology
 
@@ -39,24 +39,6 @@ _WORDS = {
     NodeType.ATTENTION_AUTOENCODER_LATENT: "an autoencoder of attention",
 }
 _LATENT_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
-_ATTENTION_READERS = (_T.RESID_DELTA_ATTN,)
-_RESIDUAL_READERS = (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP, _T.RESID_POST_ATTN, _T.RESID_POST_MLP)
-_KINDS_READ = {
-    _T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: _RESIDUAL_READERS,
-    _T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT: (_T.MLP_POST_ACT,),
-    _T.ATTN_WRITE_TO_LATENT: _ATTENTION_READERS,
-    _T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: _ATTENTION_READERS,
-    _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: _ATTENTION_READERS,
-    _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED: _ATTENTION_READERS,
-    _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN: (_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP),
-    _T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED: _ATTENTION_READERS,
-    _T.ONLINE_AUTOENCODER_IN_EDGE_ATTRIBUTION: TRACED_KINDS,
-    _T.ONLINE_AUTOENCODER_IN_EDGE_ACTIVATION: TRACED_KINDS,
-    _T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: (_T.RESID_DELTA_MLP,),
-    _T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: _ATTENTION_READERS,
-}
-"""Inputs that the autoencoder of a type may read, where its node type alone does not say."""
-
 _FAKE_GRAD_LOCATIONS = (_L.MLP_POST_ACT, _L.ONLINE_MLP_AUTOENCODER_LATENT, _L.ONLINE_AUTOENCODER_LATENT)
 
 
@@ -204,7 +186,7 @@ class TaskBuilder:
             description = f"{self._name} needs {_WORDS[wanted]}, and the request {has}{hint}"
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        allowed = _KINDS_READ.get(self.spec.dst)
+        allowed = KINDS_READ.get(self.spec.dst)
         if self._facts.component is Component.NEURON_ERROR:
             allowed = (_T.MLP_POST_ACT,)
         if allowed is not None and info.dst not in allowed:

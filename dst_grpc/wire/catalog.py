@@ -156,6 +156,7 @@ def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
         autoencoders=info.autoencoders,
         architecture=architecture_to_wire(info.architecture),
         unsupported=map(unsupported_type_to_wire, info.unsupported),
+        revision=info.revision,
     )
 
 
@@ -188,6 +189,7 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
             autoencoders=tuple(message.autoencoders),
             architecture=architecture,
             unsupported=unsupported,
+            revision=message.revision,
         )
     )
 
@@ -240,6 +242,8 @@ def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
         normalization=info.normalization,
         input_norm=info.input_norm,
         folded=info.folded,
+        source=info.source,
+        revision=info.revision,
     )
 
 
@@ -276,6 +280,8 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
             normalization=message.normalization,
             input_norm=message.input_norm,
             folded=tuple(message.folded),
+            source=message.source,
+            revision=message.revision,
         )
     )
 

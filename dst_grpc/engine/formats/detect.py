@@ -6,6 +6,8 @@ checked when it is opened.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
@@ -14,11 +16,11 @@ from dst_grpc.engine.formats.weights import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import torch
 
     from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
     from dst_grpc.engine.formats.weights import Opened
 
@@ -41,15 +43,20 @@ def _nothing(_: int) -> None:
     """Take no interest in progress."""
 
 
-def open_file(path: Path) -> Opened:
+def open_file(path: Path, identity: Identity | None = None) -> Opened:
     """The autoencoder whose weights lie at *path*, checked as far as that can be done without reading them.
 
+    Args:
+        path: the weights.
+        identity: of the one file that will do; None = any.
+
     Raises:
-        DataLoss: if the file is corrupt, lacks a key, has misshapen ones, or does what is not supported.
+        DataLoss: if the file is corrupt, lacks a key, has misshapen ones, or does what is not supported;
+            (DIGEST_MISMATCH) if it is another file.
     """
     for one in FORMATS:
         if one.claims(path):
-            return one.open(path)
+            return one.open(path, identity)
     raise corrupt(path, f"is in none of the known formats: {', '.join(one.name for one in FORMATS)}")
 
 
@@ -58,18 +65,24 @@ def has_own_name(path: Path) -> bool:
     return any(one.claims(path) for one in FORMATS if one is not native.FORMAT)
 
 
-def read_header(path: Path) -> AutoencoderHeader:
-    """Sizes, activation and origin of the autoencoder at *path*, without reading its weights; raises DataLoss."""
-    return open_file(path).header
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """The files beside the weights at *path* that opening them reads, as far as they are there."""
+    names = next((one.beside for one in FORMATS if one.claims(path)), ())
+    return tuple(found for name in names if (found := Path(os.path.normpath(path.parent / name))).exists())
 
 
-def read_frequencies(path: Path) -> torch.Tensor | None:
+def read_header(path: Path, identity: Identity | None = None) -> AutoencoderHeader:
+    """Sizes, activation and origin of the autoencoder at *path*, without reading its weights; raises as `open_file`."""
+    return open_file(path, identity).header
+
+
+def read_frequencies(path: Path, identity: Identity | None = None) -> torch.Tensor | None:
     """How often each latent of the autoencoder at *path* is active, as float32 [Z]; None if the file does not say.
 
     Raises:
         DataLoss: as `open_file`, or if these are no frequencies.
     """
-    return open_file(path).frequencies()
+    return open_file(path, identity).frequencies()
 
 
 def load_readings(
@@ -78,6 +91,7 @@ def load_readings(
     dtype: torch.dtype,
     on_progress: Callable[[int], None] = _nothing,
     *,
+    identity: Identity | None = None,
     n_dropped: int = 0,
 ) -> dict[Reading, Autoencoder]:
     """Read the autoencoder at *path* to *device* as *dtype*, understood in every way that its file leaves open.
@@ -87,6 +101,7 @@ def load_readings(
         device: where the weights go.
         dtype: what they become.
         on_progress: told the bytes done after each tensor; what it raises ends the load.
+        identity: of the one file that will do; None = any.
         n_dropped: how many latents to leave out, those that are active least often.
 
     Returns:
@@ -95,7 +110,7 @@ def load_readings(
     Raises:
         DataLoss: as `open_file`, or if a weight is not finite, or without the frequencies that tell what to drop.
     """
-    opened = open_file(path)
+    opened = open_file(path, identity)
     autoencoder = load(opened, device, dtype, on_progress, n_dropped=n_dropped)
     return {reading: reading.of(autoencoder) for reading in opened.header.readings}
 
@@ -106,7 +121,9 @@ def load_autoencoder(
     dtype: torch.dtype,
     on_progress: Callable[[int], None] = _nothing,
     *,
+    identity: Identity | None = None,
     n_dropped: int = 0,
 ) -> Autoencoder:
     """As `load_readings`, in the likeliest reading alone."""
-    return next(iter(load_readings(path, device, dtype, on_progress, n_dropped=n_dropped).values()))
+    readings = load_readings(path, device, dtype, on_progress, identity=identity, n_dropped=n_dropped)
+    return next(iter(readings.values()))

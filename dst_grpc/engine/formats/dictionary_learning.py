@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.sources import TensorSource
 
 _NAME = "dictionary_learning"
@@ -80,8 +81,8 @@ _SUBMODULE_TAPS = {
 }
 
 
-def _open(path: Path) -> Opened:
-    config, source = _trainer(path), open_tensors(path)
+def _open(path: Path, identity: Identity | None = None) -> Opened:
+    config, source = _trainer(path), open_tensors(path, identity)
     name = config.text("dict_class")
     if name not in _CLASSES:
         known = ", ".join(_CLASSES)
@@ -119,6 +120,7 @@ FORMAT = Format(
     name=_NAME,
     claims=lambda path: path.name in WEIGHTS_NAMES and (path.parent / _CONFIG_NAME).is_file(),
     open=_open,
+    beside=(_CONFIG_NAME,),
 )
 
 

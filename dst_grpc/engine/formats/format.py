@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.sources import TensorSource
     from dst_grpc.engine.formats.weights import Part
 
@@ -29,8 +30,10 @@ class Format:
     """What the catalogue calls it."""
     claims: Callable[[Path], bool]
     """Whether a file of weights is in this format, as far as its name and its neighbours tell."""
-    open: Callable[[Path], Opened]
-    """Opens such a file; raises DataLoss if it is not what it should be."""
+    open: Callable[[Path, Identity | None], Opened]
+    """Opens such a file, if it has that identity (None = any); raises DataLoss if it is not as it should be."""
+    beside: tuple[str, ...] = ()
+    """Files that it may consist of besides the weights, relative to their folder."""
 
 
 def describe(
@@ -53,6 +56,7 @@ def describe(
         raise corrupt(source.path, f"TopK needs k between 1 and {n_latents}, not {k!r}")
     return AutoencoderHeader(
         path=source.path,
+        identity=source.identity,
         format=format_name,
         n_inputs=n_inputs,
         n_latents=n_latents,

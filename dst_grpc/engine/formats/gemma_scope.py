@@ -24,11 +24,13 @@ from dst_grpc.engine.formats.weights import Opened, Part, Role
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
+
 _T = DerivedScalarType
 FIRST_NAME, SECOND_NAME = "params.npz", "params.safetensors"
 _CONFIG_NAME = "config.json"
 _L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
-_REPOSITORY = re.compile(r"(?:gemma-scope-.+-)?(res|mlp|att|transcoders)(?:-all)?")
+_REPOSITORY = re.compile(r"(?:.*--)?(?:gemma-scope-.+-)?(res|mlp|att|transcoders)(?:-all)?")
 _SECOND_KIND = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
 _KINDS: dict[str, tuple[DerivedScalarType, InputNorm, DerivedScalarType | None]] = {
     "res": (_T.RESID_POST_MLP, InputNorm.NONE, None),
@@ -42,8 +44,8 @@ _KINDS: dict[str, tuple[DerivedScalarType, InputNorm, DerivedScalarType | None]]
 }
 
 
-def _open_first(path: Path) -> Opened:
-    source = open_tensors(path)
+def _open_first(path: Path, identity: Identity | None = None) -> Opened:
+    source = open_tensors(path, identity)
     parts = {
         Role.ENCODER: Part(_spelled("W_enc", source.shapes), is_swapped=True),
         Role.DECODER: Part(_spelled("W_dec", source.shapes), is_swapped=True),
@@ -63,8 +65,8 @@ def _open_first(path: Path) -> Opened:
     return Opened(header=header, source=source, parts=parts)
 
 
-def _open_second(path: Path) -> Opened:
-    source = open_tensors(path)
+def _open_second(path: Path, identity: Identity | None = None) -> Opened:
+    source = open_tensors(path, identity)
     parts = {
         Role.ENCODER: Part(_spelled("w_enc", source.shapes), is_swapped=True),
         Role.DECODER: Part(_spelled("w_dec", source.shapes), is_swapped=True),
@@ -99,7 +101,12 @@ def _open_second(path: Path) -> Opened:
 
 
 FIRST = Format(name="gemma_scope", claims=lambda path: path.name == FIRST_NAME, open=_open_first)
-SECOND = Format(name="gemma_scope_2", claims=lambda path: path.name == SECOND_NAME, open=_open_second)
+SECOND = Format(
+    name="gemma_scope_2",
+    claims=lambda path: path.name == SECOND_NAME,
+    open=_open_second,
+    beside=(_CONFIG_NAME,),
+)
 
 
 def _spelled(key: str, known: object) -> str:

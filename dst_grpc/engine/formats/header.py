@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dst_grpc.engine.files import Identity
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -57,6 +59,8 @@ class AutoencoderHeader:
 
     path: Path
     """Where the weights lie."""
+    identity: Identity
+    """Which file they are: no other is loaded in its place."""
     format: str
     """Name of the format that it is in."""
     n_inputs: int

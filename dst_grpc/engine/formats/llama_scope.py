@@ -21,15 +21,17 @@ from dst_grpc.engine.formats.weights import Opened, Part, Role, fold_input_scale
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
+
 _NAME = "llama_scope"
 WEIGHTS_NAME = "final.safetensors"
 _CONFIG_NAME = "hyperparams.json"
 _NORMS = "dataset_average_activation_norm"
 
 
-def _open(path: Path) -> Opened:
+def _open(path: Path, identity: Identity | None = None) -> Opened:
     folder = path.parent.parent
-    config, source = ConfigValues.read(folder, _CONFIG_NAME), open_tensors(path)
+    config, source = ConfigValues.read(folder, _CONFIG_NAME), open_tensors(path, identity)
     config.require("norm_activation", ("dataset-wise",))
     config.require("act_fn", ("jumprelu",))
     parts = {
@@ -74,4 +76,5 @@ FORMAT = Format(
     name=_NAME,
     claims=lambda path: path.name == WEIGHTS_NAME and (path.parent.parent / _CONFIG_NAME).is_file(),
     open=_open,
+    beside=(f"../{_CONFIG_NAME}",),
 )

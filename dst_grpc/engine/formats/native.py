@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.sources import TensorSource
 
 _NAME = "native"
@@ -43,8 +44,8 @@ _FREQUENCIES = "latents_activation_frequency"
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
 
-def _open(path: Path) -> Opened:
-    source = open_tensors(path)
+def _open(path: Path, identity: Identity | None = None) -> Opened:
+    source = open_tensors(path, identity)
     facts = source.facts
     state = facts.get("activation_state_dict", {})
     if path.suffix == ".safetensors":

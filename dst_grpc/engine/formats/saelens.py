@@ -13,6 +13,7 @@ a normalisation by a factor that the files do not hold (SAELens itself only warn
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +38,8 @@ from dst_grpc.engine.formats.weights import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
     from dst_grpc.engine.formats.header import Place
     from dst_grpc.engine.formats.sources import TensorSource
 
@@ -87,8 +88,8 @@ class _Config:
         return self.values.values.get(key)
 
 
-def _open(path: Path) -> Opened:
-    config, source = _Config(path.parent), open_tensors(path)
+def _open(path: Path, identity: Identity | None = None) -> Opened:
+    config, source = _Config(path.parent), open_tensors(path, identity)
     architecture, activation, k = _architecture(config)
     is_transcoder = architecture.endswith("transcoder")
     place = _place(config, is_transcoder=is_transcoder)
@@ -108,7 +109,7 @@ def _open(path: Path) -> Opened:
         for _, one in folds:
             one(weights)
 
-    sparsity = path.parent / _SPARSITY_NAME
+    others = [path.parent / name for name in (_SPARSITY_NAME, _SCALER_NAME)]
     header = describe(
         source,
         parts,
@@ -119,14 +120,14 @@ def _open(path: Path) -> Opened:
         normalizations=normalizations,
         says={key: config.get(name) for key, name in {"n": "d_in", "Z": "d_sae", "m": "d_out"}.items()},
         folded=[name for name, _ in folds],
-        other_files=[path.parent / CONFIG_NAME, *([sparsity] if sparsity.is_file() else [])],
+        other_files=[path.parent / CONFIG_NAME, *filter(Path.is_file, others)],
     )
     return Opened(
         header=header,
         source=source,
         parts=parts,
         fold=fold,
-        frequencies=lambda: _frequencies(sparsity, header.n_latents),
+        frequencies=lambda: _frequencies(others[0], header.n_latents),
     )
 
 
@@ -134,6 +135,7 @@ FORMAT = Format(
     name=_NAME,
     claims=lambda path: path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file(),
     open=_open,
+    beside=(CONFIG_NAME, _SPARSITY_NAME, _SCALER_NAME),
 )
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import pickle
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.archives import opened_archive
+from dst_grpc.engine.files import Identity, OpenFile, corrupt, opened
 from dst_grpc.engine.npz_file import NpzFile
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 _MAX_STRUCTURE_BYTES = 1 << 20
+_DESCRIPTORS = Path("/dev/fd")
 _ADVICE = "convert it to safetensors (dst-grpc convert), or save a plain state dict of tensors, texts and numbers"
 
 
@@ -31,60 +33,80 @@ class TensorSource:
 
     path: Path
     """Where it lies."""
+    identity: Identity
+    """Which file it is: no other is read in its place."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its float tensors."""
     read: Callable[[str], torch.Tensor]
-    """Reads one of them, perhaps still mapped from the file: copy it, and let go of it before reading the next."""
+    """Reads one of them into memory of its own; raises DataLoss (DIGEST_MISMATCH) if the file is another by then."""
     facts: Mapping[str, Any]
     """What else stands in it: metadata, or entries that are no float tensors."""
 
 
-def open_tensors(path: Path) -> TensorSource:
+def open_tensors(path: Path, identity: Identity | None = None) -> TensorSource:
     """The tensors at *path*, of the kind that its ending tells.
 
+    Args:
+        path: where they lie.
+        identity: of the one file that will do; None = any.
+
     Raises:
-        DataLoss: if it is truncated, forged, no such file, or one that only running its pickle could read.
+        DataLoss: if it is truncated, forged, no such file, or one that only running its pickle could read;
+            (DIGEST_MISMATCH) if it is another file.
     """
     match path.suffix:
         case ".safetensors":
-            file = SafetensorsFile.open(path)
+            file = SafetensorsFile.open(path, identity)
             shapes = {name: tensor.shape for name, tensor in file.tensors.items() if tensor.is_float}
-            return TensorSource(path=path, shapes=shapes, read=file.read, facts=file.metadata)
+            return TensorSource(path=path, identity=file.identity, shapes=shapes, read=file.read, facts=file.metadata)
         case ".npz":
-            archive = NpzFile.open(path)
-            return TensorSource(path=path, shapes=archive.shapes, read=archive.read, facts={})
+            archive = NpzFile.open(path, identity)
+            return TensorSource(
+                path=path, identity=archive.identity, shapes=archive.shapes, read=archive.read, facts={}
+            )
         case _:
-            return _state_dict(path)
+            with opened(path, identity) as state_dict:
+                return _state_dict(state_dict)
 
 
-def _state_dict(path: Path) -> TensorSource:
-    entries = _load_state_dict(path)
+def _state_dict(file: OpenFile) -> TensorSource:
+    path, identity = file.path, file.identity
+    entries = _load_state_dict(file)
     tensors = {
         name: entry
         for name, entry in entries.items()
         if isinstance(entry, torch.Tensor) and entry.is_floating_point() and entry.layout is torch.strided
     }
-    size = path.stat().st_size
+    size = identity.size_bytes
     for name, tensor in tensors.items():
         # A stride of 0 lets a few bytes pose as any number of elements.
         if tensor.nbytes > size:
             raise corrupt(path, f"tensor {name!r} claims {tensor.nbytes} bytes in a file of {size}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     facts = {name: entry for name, entry in entries.items() if name not in tensors}
-    return TensorSource(path=path, shapes=shapes, read=tensors.__getitem__, facts=facts)
+
+    def read(name: str) -> torch.Tensor:
+        # Written over by somebody, the mapping would show it: checked once the values are ours.
+        copy = tensors[name].detach().clone()
+        with opened(path, identity):
+            return copy
+
+    return TensorSource(path=path, identity=identity, shapes=shapes, read=read, facts=facts)
 
 
-def _load_state_dict(path: Path) -> dict[str, Any]:
-    """The state dict at *path*, its tensors mapped rather than read."""
-    regular_file_status(path)
+def _load_state_dict(file: OpenFile) -> dict[str, Any]:
+    """The state dict in *file*, its tensors mapped rather than read."""
+    path = file.path
+    # By its descriptor where that has a path, so that what is mapped is what was opened.
+    same = _DESCRIPTORS / str(file.descriptor) if _DESCRIPTORS.is_dir() else path
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_archive(file) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise corrupt(path, "is compressed, which torch.save never does")
                 if entry.filename.endswith("data.pkl") and entry.file_size > _MAX_STRUCTURE_BYTES:
                     raise corrupt(path, f"describes its tensors in {entry.file_size} bytes, far too many")
-        entries = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        entries = torch.load(same, map_location="cpu", mmap=True, weights_only=True)
     except zipfile.BadZipFile as error:
         raise corrupt(path, f"is truncated, or was not made by torch.save since version 1.6: {_ADVICE}") from error
     except pickle.UnpicklingError as error:

@@ -19,6 +19,7 @@ from dst_grpc.engine.formats.weights import Opened, Part, Role
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dst_grpc.engine.files import Identity
     from dst_grpc.errors import DataLoss
 
 _NAME = "sparsify"
@@ -26,8 +27,8 @@ WEIGHTS_NAME = "sae.safetensors"
 _CONFIG_NAME = "cfg.json"
 
 
-def _open(path: Path) -> Opened:
-    config, source = ConfigValues.read(path.parent, _CONFIG_NAME), open_tensors(path)
+def _open(path: Path, identity: Identity | None = None) -> Opened:
+    config, source = ConfigValues.read(path.parent, _CONFIG_NAME), open_tensors(path, identity)
     config.require("activation", ("topk",))
     config.require("signed", (False,))
     is_transcoder = config.flag("transcode", default=False)
@@ -68,4 +69,5 @@ FORMAT = Format(
     name=_NAME,
     claims=lambda path: path.name == WEIGHTS_NAME and (path.parent / _CONFIG_NAME).is_file(),
     open=_open,
+    beside=(_CONFIG_NAME,),
 )

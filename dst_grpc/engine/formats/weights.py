@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.engine.autoencoder import Activation, Autoencoder
-from dst_grpc.engine.element_types import is_finite
+from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.files import corrupt
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def load(
     for role, part in opened.parts.items():
         stored = _selected(source.read(part.key), role, part, kept)
         is_matrix = len(role.axes) == 2
-        loaded = _moved(stored, device, dtype if is_matrix else torch.promote_types(dtype, torch.float32))
+        loaded = moved(stored, device, dtype if is_matrix else torch.promote_types(dtype, torch.float32))
         if not is_finite(loaded):
             raise corrupt(source.path, f"tensor {part.key!r} has values that are NaN or infinite as {dtype}")
         weights[role] = loaded.t() if part.is_swapped else loaded
@@ -185,11 +185,6 @@ def _complete(weights: Weights, opened: Opened, n_latents: int) -> None:
         weights[Role.PRE_BIAS] = vector.new_zeros(opened.header.n_inputs)
     if opened.header.activation is not Activation.JUMPRELU:
         weights.pop(Role.THRESHOLD, None)
-
-
-def _moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous copy of *tensor* on *device* as *dtype*, which shares nothing with the file it was mapped from."""
-    return tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _selected(tensor: torch.Tensor, role: Role, part: Part, kept: torch.Tensor | None) -> torch.Tensor:

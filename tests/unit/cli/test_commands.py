@@ -34,7 +34,10 @@ def test_help_lists_every_command(run: Run) -> None:
         "tokenize",
         "contexts",
         "load",
+        "unpin",
         "unload",
+        "reload",
+        "pull",
         "convert",
     ):
         assert command in run("--help").stdout
@@ -137,6 +140,10 @@ def test_tokenize(run: Run) -> None:
 def test_the_cache(run: Run) -> None:
     assert HANDLE in run("contexts").stdout
     assert "available" in run("load", "tiny").stdout
+    assert "pinned" not in run("load", "tiny").stdout
+    assert "pinned" in run("load", "tiny", "--pin").stdout
+    assert json.loads(run("load", "tiny", "--pin", "--json").stdout)[0]["is_pinned"] is True
+    assert "available" in run("unpin", "tiny").stdout
     assert "end" in run("unload", "tiny").stdout
     (status,) = json.loads(run("contexts", "--json").stdout)
     assert status["error"] is None

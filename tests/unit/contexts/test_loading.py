@@ -144,7 +144,6 @@ async def test_a_large_model_gets_its_handle_when_it_is_loaded(folder: Path) -> 
         element_type=TensorElementType.FLOAT32,
         device="cpu",
         files=checkpoint.files,
-        source="folder",
         checkpoint=checkpoint,
     )
     registry = Registry([entry], [], roots=AllowedRoots([]), default_model="a")

@@ -24,7 +24,8 @@ from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import InputNorm, Normalization
-from dst_grpc.errors import DataLoss, InvalidRequest, Reason
+from dst_grpc.errors import DataLoss, InvalidRequest, NotAllowed, Reason
+from dst_grpc.sources import AutoencoderSpec, FolderSource, ModelSpec
 from tests import checkpoints, families
 from tests.checkpoints import WIDTH
 
@@ -385,3 +386,72 @@ def test_a_path_to_weights_takes_their_config_along(folder: Path, tmp_path: Path
     ):
         with pytest.raises(InvalidRequest, match=problem):
             by_path(registry, dst, layer, path)
+
+
+def registered(folder: Path, source: Path, **facts: Any) -> Registry:
+    one = AutoencoderSpec(name="s", source=FolderSource(folder=source), **facts)
+    spec = ModelSpec(name="m", source=FolderSource(folder=folder), autoencoders=(one,))
+    return Registry.build(specs=[spec], device="cpu", include_embedded=False)
+
+
+@pytest.mark.parametrize("dst", [None, T.RESID_POST_MLP])
+def test_a_pattern_opens_what_is_published(folder: Path, tmp_path: Path, dst: T | None) -> None:
+    """The repository's name is a folder above what was pulled; where it is not, the operator says what is read."""
+    source = tmp_path / ("google--gemma-scope-2b-pt-res/0123abc" if dst is None else "downloads")
+    write_gemma(source, WIDTH, 0)
+    path = write_gemma(source, WIDTH, 1)
+    write_gemma(source, 99, 1)
+    registry = registered(folder, source, pattern="layer_{layer}/*/average_l0_8/params.npz", dst=dst)
+    info = registry.autoencoder("m/s", "m")
+    assert (info.dst, info.layer_indices, info.format) == (T.RESID_POST_MLP, (0, 1), "gemma_scope")
+    assert [check.l0 for check in loaded(registry, "m/s").measured] == [WIDTH, WIDTH]
+    path.rename(path.parent / "old.npz")
+    np.savez(path, **{name: array + 0 for name, array in np.load(path.parent / "old.npz").items()})
+    with pytest.raises(DataLoss, match="changed since") as caught:
+        loaded(registry, "m/s")
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_file_s_hook_says_more_of_its_layer_than_its_name(folder: Path, tmp_path: Path) -> None:
+    for hook in ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"):
+        write_sae(tmp_path / "jb" / hook, hook)
+    pattern = "blocks.{layer}.hook_resid_pre/sae_weights.safetensors"
+    with pytest.raises(DataLoss, match="holds 2 sets that could be meant"):
+        registered(folder, tmp_path / "jb", pattern=pattern)
+    registry = registered(folder, tmp_path / "jb", pattern=pattern, dst=T.RESID_POST_MLP)
+    assert registry.autoencoder("m/s", "m").layer_indices == (0,)
+    with pytest.raises(DataLoss, match="holds 0 sets that read mlp_post_act; its read resid_post_embedding"):
+        registered(folder, tmp_path / "jb", pattern=pattern, dst=T.MLP_POST_ACT)
+
+
+def test_the_operator_may_let_one_set_fail_its_self_check(folder: Path, tmp_path: Path) -> None:
+    write_gemma(tmp_path / "gemma-scope-2b-pt-res", 141, 1)
+    for allowed in (False, True):
+        registry = registered(folder, tmp_path / "gemma-scope-2b-pt-res", allow_failed_checks=allowed)
+        if allowed:
+            assert [check.l0 for check in loaded(registry, "m/s").measured] == [WIDTH]
+            continue
+        with pytest.raises(DataLoss, match="fails its self-check"):
+            loaded(registry, "m/s")
+
+
+def test_what_lies_beside_a_client_s_file_is_held_to_the_same_policy(folder: Path, tmp_path: Path) -> None:
+    """A config that leads out of the allowed folders is not read, and one that is changed is another set."""
+    root = tmp_path / "root"
+    path = write_sae(root / "s", "blocks.0.hook_resid_post")
+    registry = build(folder, autoencoder_roots=[root])
+    name = by_path(registry, T.RESID_POST_MLP, 0, Path("s/sae_weights.safetensors")).name
+    assert name == by_path(registry, T.RESID_POST_MLP, 0, path).name
+    assert [check.l0 for check in loaded(registry, name).measured] == [WIDTH]
+    config = path.with_name("cfg.json")
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(DataLoss, match=r"cfg\.json: changed since") as changed:
+        loaded(registry, name)
+    assert changed.value.reason is Reason.DIGEST_MISMATCH
+    assert by_path(registry, T.RESID_POST_MLP, 0, path).name != name
+    config.rename(tmp_path / "secret.json")
+    config.symlink_to(tmp_path / "secret.json")
+    with pytest.raises(NotAllowed, match=r"s/cfg\.json belongs to a file that is named, and lies outside") as refused:
+        by_path(registry, T.RESID_POST_MLP, 0, path)
+    assert refused.value.reason is Reason.PATH_NOT_ALLOWED
+    assert str(tmp_path) not in refused.value.message

@@ -292,6 +292,6 @@ def test_a_file_that_changed_since_it_was_opened_is_not_loaded(folder: Path) -> 
     checkpoint = open_checkpoint(folder)
     checkpoints.write_model(folder, tensors=checkpoints.weights(seed=1), dtype=torch.float16)
     for call in (checkpoint.digest, lambda: checkpoint.load("cpu", torch.float32)):
-        with pytest.raises(DataLoss, match=r"tiny/.*: changed since it was registered") as caught:
+        with pytest.raises(DataLoss, match=r"tiny/.*: changed since it was checked") as caught:
             call()
         assert caught.value.reason is Reason.DIGEST_MISMATCH

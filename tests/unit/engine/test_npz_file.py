@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from dst_grpc.engine.npz_file import NpzFile
-from dst_grpc.errors import DataLoss
+from dst_grpc.errors import DataLoss, Reason
 
 
 def npy(array: object, **header: object) -> bytes:
@@ -110,3 +111,30 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         file.read("a")
     with pytest.raises(DataLoss, match="array 'b' cannot be read"):
         file.read("b")
+
+
+def test_an_archive_with_a_long_list_of_members_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as target:
+        for i in range(20_000):
+            target.writestr(f"{i:010}.npy", b"")
+    with pytest.raises(DataLoss, match="list of members is too long"):
+        NpzFile.open(tmp_path / "x.npz")
+
+
+def test_no_other_archive_is_read_than_the_one_that_was_opened(tmp_path: Path) -> None:
+    path, new = tmp_path / "x.npz", tmp_path / "new.npz"
+    for one in (path, new):
+        np.savez(one, a=np.ones(3, np.float32))
+    file = NpzFile.open(path)
+    assert NpzFile.open(path, file.identity).read("a").sum() == 3
+    new.replace(path)
+    for read in (lambda: file.read("a"), lambda: NpzFile.open(path, file.identity)):
+        with pytest.raises(DataLoss, match="changed since") as caught:
+            read()
+        assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(DataLoss, match="is not a regular file"):
+        NpzFile.open(tmp_path / "x.npz")

@@ -45,6 +45,7 @@ CASES = {
     "layer_check": (strategies.layer_checks, catalog),
     "autoencoder_info": (strategies.autoencoder_infos, catalog),
     "context_status": (strategies.context_statuses, contexts),
+    "registry_change": (strategies.registry_changes, contexts),
     "validated": (strategies.validateds, resolution),
     "load_progress": (strategies.load_progresses, resolution),
     "scalar_resolution": (strategies.scalar_resolutions, resolution),

@@ -97,7 +97,7 @@ class UnsupportedType(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders", "architecture", "unsupported")
+    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders", "architecture", "unsupported", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class ModelInfo(_message.Message):
     AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     UNSUPPORTED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     family: str
@@ -126,7 +127,8 @@ class ModelInfo(_message.Message):
     autoencoders: _containers.RepeatedScalarFieldContainer[str]
     architecture: Architecture
     unsupported: _containers.RepeatedCompositeFieldContainer[UnsupportedType]
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ...) -> None: ...
+    revision: str
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class LayerCheck(_message.Message):
     __slots__ = ("layer_index", "l0", "fraction_of_variance_unexplained", "dead_latents", "orientation", "reading")
@@ -145,7 +147,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ..., orientation: _Optional[float] = ..., reading: _Optional[str] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured", "format", "output", "normalization", "input_norm", "folded")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured", "format", "output", "normalization", "input_norm", "folded", "source", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,8 @@ class AutoencoderInfo(_message.Message):
     NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
     INPUT_NORM_FIELD_NUMBER: _ClassVar[int]
     FOLDED_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     model: str
@@ -184,7 +188,9 @@ class AutoencoderInfo(_message.Message):
     normalization: str
     input_norm: str
     folded: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., format: _Optional[str] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalization: _Optional[str] = ..., input_norm: _Optional[str] = ..., folded: _Optional[_Iterable[str]] = ...) -> None: ...
+    source: str
+    revision: str
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., format: _Optional[str] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalization: _Optional[str] = ..., input_norm: _Optional[str] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
     __slots__ = ("dst", "name", "dimensions", "is_flattened", "node_type", "has_no_layers", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")

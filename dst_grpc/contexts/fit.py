@@ -1,0 +1,73 @@
+"""Whether an autoencoder fits where it is put: its model, the derived scalar that it reads, its layer.
+
+What does not fit is told in words that name both sides; whoever asks knows the file or the field to put before them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dst_grpc.contexts.autoencoders import input_width
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+
+if TYPE_CHECKING:
+    from dst_grpc.contexts.entries import ModelEntry
+    from dst_grpc.engine.formats.header import AutoencoderHeader
+
+_T = DerivedScalarType
+_READ_ALIKE = ({_T.RESID_DELTA_MLP, _T.RESID_DELTA_MLP_FROM_MLP_POST_ACT},)
+"""Derived scalars that one autoencoder may be read from, whichever of them its file names."""
+
+
+def agree(names: set[str], name: str) -> bool:
+    """Whether *name* goes with all *names*."""
+    return names == {name} or any(names <= alike for alike in _READ_ALIKE)
+
+
+def layer_problem(layer: int | None, dst: DerivedScalarType, model: ModelEntry) -> str:
+    """Why no autoencoder of *dst* can be of *layer* in *model*; empty if one can."""
+    if FACTS[dst].once:
+        return "" if layer is None else f"must be absent: {dst} exists once per model"
+    n_layers = model.dimensions.n_layers
+    if layer is None:
+        return f"is required: {dst} exists at every layer, and nothing names one"
+    return "" if layer < n_layers else f"layer {layer} does not exist: {model.name!r} has {n_layers} layers"
+
+
+def _architecture_problem(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
+    architecture, tap = model.checkpoint.config.architecture, FACTS[dst].tap
+    reason = None if tap is None else architecture.why_without(tap)
+    # A transcoder reads what the MLP does, which every model has, whatever it is called.
+    if reason is not None and header.output is None:
+        return f"reads {dst}, which {model.name!r} does not have: {reason}"
+    if header.is_before_post_norm and architecture.has_post_norms:
+        part = header.output or dst
+        return f"is of {part} before {model.name!r} norms it, and only what comes out of that norm is recorded"
+    return ""
+
+
+def misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
+    """Why the autoencoder of *header* cannot read *dst* of *model*; empty if it can."""
+    problem = _architecture_problem(header, dst, model)
+    if problem:
+        return problem
+    width = input_width(dst, model.dimensions)
+    if width is None:
+        return f"{dst} cannot be read by an autoencoder"
+    if header.n_inputs != width:
+        return f"reads {header.n_inputs} inputs, but {dst} of {model.name!r} has {width}"
+    output = header.output or dst
+    width = input_width(output, model.dimensions)
+    if header.n_outputs != width:
+        return f"puts out {header.n_outputs} channels, but {output} of {model.name!r} has {width}"
+    return ""
+
+
+def disagreement(header: AutoencoderHeader, dst: DerivedScalarType, layer: int | None) -> str:
+    """What of the place that a client names differs from the one that the file itself names."""
+    if header.dst is not None and not agree({header.dst, dst.value}, dst.value):
+        return f"says that it reads {header.dst}, not {dst}"
+    if header.layer_index not in {None, layer}:
+        return f"says that it belongs to layer {header.layer_index}"
+    return ""
