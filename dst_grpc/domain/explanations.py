@@ -29,7 +29,7 @@ class ExplainPart(StrEnum):
     """Tokens that, at the query, would raise a head's score for its pair of tokens."""
     INPUT_TOKENS_THAT_UPVOTE_ATTN_K = "input_tokens_that_upvote_attn_k"
     """Tokens that, at the key, would raise a head's score for its pair of tokens."""
-    TOKEN_PAIRS = "token_pairs"  # noqa: S105  no secret
+    TOKEN_PAIRS = "token_pairs"
     """Tokens that a latent of attention gets its activation from."""
     TOP_LOGITS = "top_logits"
     """The largest and smallest output logits at the traced node's token, else at the last."""
