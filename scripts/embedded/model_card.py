@@ -53,10 +53,8 @@ for the model, {autoencoder_seed} and up for the autoencoders). On two CPU cores
 on rows of {lengths[0]} tokens with many short repeats, then {late} on rows of {lengths[1]} and {last} on rows of
 {lengths[2]} tokens), the autoencoders {autoencoder_minutes:.0f}.
 
-The files shipped here were made in several sittings, lesson by lesson (`--first-lesson`), while the scripts were still
-being written: the last two lessons were added after the first three had run, and the tokenizer counted words in an
-earlier draft of the text. A run of the whole makes a model of the same kind, not these very bytes, and its figures have
-to be measured anew.
+The files shipped here are the output of one such run. Another processor or another version of torch rounds otherwise,
+and so makes a model of the same kind rather than these very bytes.
 
 The full text, by tokens: about 70 % made-up sentences and stories from the templates and word lists in
 `scripts/embedded`, 15 % random token sequences that repeat themselves (only the repeats are learned from), and 15 %

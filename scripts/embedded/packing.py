@@ -189,7 +189,10 @@ def _documents(
 
 
 def pack(documents: Iterator[Document], count: int, separator: int, length: int = BLOCK_LENGTH) -> Blocks:
-    """`count` rows filled with documents and separators; the document that does not fit whole is cut."""
+    """`count` rows filled with documents and separators; the document that does not fit whole is cut.
+
+    The end of a document counts only where all of it does: a prompt with its answer is no document that ends there.
+    """
     all_ids = np.full((count, length), separator, dtype=np.int64)
     all_scored = np.zeros((count, length), dtype=np.bool_)
     for row in range(count):
@@ -197,7 +200,7 @@ def pack(documents: Iterator[Document], count: int, separator: int, length: int 
         while filled < length:
             document = next(documents)
             ids = [*document.ids, separator][: length - filled]
-            scored = [*document.scored, True][: length - filled]
+            scored = [*document.scored, all(document.scored)][: length - filled]
             all_ids[row, filled : filled + len(ids)] = ids
             all_scored[row, filled : filled + len(ids)] = scored
             filled += len(ids)
