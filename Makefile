@@ -9,7 +9,7 @@ SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test protos lint parity e2e bench check node
+.PHONY: help setup demo test protos lint parity e2e bench check node browser guide
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
@@ -17,10 +17,10 @@ help: ## list the targets
 setup: $(DEV) ## install everything that development needs into .venv
 
 demo: $(SERVER) ## start a server, explain a prompt, stop
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m scripts.demo
 
-test: $(DEV) ## run the test suite (Python only; the other languages are in `node`)
-	$(BIN)/python -m pytest --ignore=tests/polyglot
+test: $(DEV) ## run the test suite (Python only; see also `node` and `browser`)
+	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/browser
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py
@@ -45,7 +45,13 @@ node: $(DEV) ## run the TypeScript client's own tests, then compare it with Pyth
 	$(MAKE) -C examples/clients/node test
 	$(BIN)/python -m pytest tests/polyglot
 
-check: lint test node ## everything that CI runs
+browser: $(DEV) ## look at the pages of `explain --html` in a Chromium (Debian: chromium-headless-shell)
+	$(BIN)/python -m pytest tests/browser
+
+guide: $(DEV) ## renew the outputs in README.md and docs/
+	$(BIN)/python -m scripts.guide --write
+
+check: lint test node browser ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

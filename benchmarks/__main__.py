@@ -1,12 +1,12 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [explain] [serving]`."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import deriving, serving
+from benchmarks import deriving, explain, serving
 
-REPORTS = {"deriving": deriving.report, "serving": serving.report}
+REPORTS = {"deriving": deriving.report, "explain": explain.report, "serving": serving.report}
 
 
 def main(names: list[str]) -> None:

@@ -161,6 +161,10 @@ class Layer:
         """Neurons before the nonlinearity, [..., F]."""
         return _linear(normed, self._in_weight, self._in_bias)
 
+    def neuron_pre_act(self, normed: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """One neuron of each row before the nonlinearity, [n], of normed residuals [n, d] and *neurons* [n]."""
+        return (normed * self._in_weight[:, neurons].t()).sum(dim=-1) + self._in_bias[neurons]
+
     def mlp_act(self, pre: torch.Tensor) -> torch.Tensor:
         """Neurons after it: gelu in its tanh form."""
         return functional.gelu(pre, approximate="tanh")

@@ -146,6 +146,11 @@ class LatentRows(Rows):
         vector = self.autoencoder.decoder[:, latent]
         return vector if self.neurons is None else vector @ self.neurons.matrix()
 
+    def rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """D of some *latents* [n], [n, d]."""
+        vectors = self.autoencoder.decoder[:, latents].t()
+        return vectors if self.neurons is None else vectors @ self.neurons.matrix()
+
     def norms(self) -> torch.Tensor:
         """[Z]."""
         return torch.linalg.vector_norm(self.matrix(), dim=1)

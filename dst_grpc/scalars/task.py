@@ -189,4 +189,6 @@ def residuals_of_trace_value(trace: TraceConfig, n_layers: int, kinds: Kinds) ->
     """Recorded residuals, besides its own, that the value of *trace* depends on: V reads a downstream gradient."""
     if trace.attention_trace_type is not AttentionTraceType.V:
         return ()
-    return (final_residual(n_layers, trace.downstream_trace_config, kinds).site,)
+    downstream = trace.downstream_trace_config
+    further = () if downstream is None else residuals_of_trace_value(downstream, n_layers, kinds)
+    return (final_residual(n_layers, downstream, kinds).site, *further)
