@@ -52,7 +52,7 @@ def model() -> ModelContext:
         handle="random@0:float32:cpu",
         name="random",
         decoder=subjects.gpt2_small(),
-        tokenizer=cast("Tokenizer", subjects.IdsOnly()),
+        tokenizer=cast("Tokenizer", subjects.IdsOnly(subjects.GPT2_SMALL.vocab_size)),
         digest="0",
         device="cpu",
         element_type=TensorElementType.FLOAT32,
@@ -73,7 +73,7 @@ def ratios() -> Iterator[str]:
         yield f"Explain, default groups, k = 15, {name}, GPT-2-small shape, over the bare forward + backward"
         for n_tokens in (16, 64):
             asked = question(n_tokens, parts=parts)
-            reference, ours = partial(bare, asked.plans[0]), partial(explain, asked)
+            reference, ours = partial(bare, subjects.gpt2_small(), asked.plans[0]), partial(explain, asked)
             two = partial(explain, question(n_tokens, n_runs=2, parts=parts))
             found = medians({"bare": reference, "ours": ours, "two": two}, ROUNDS)
             memory = {"bare": peak_bytes(reference), "ours": peak_bytes(ours)}

@@ -12,9 +12,9 @@ STOP_SECONDS = 30.0
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """Run `dst-grpc serve` on a free port; yields HOST:PORT once it says that it is ready, and stops it afterwards."""
-    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--log-level", "WARNING"]
+def server(*arguments: str) -> Iterator[str]:
+    """Run `dst-grpc serve` with *arguments* on a free port; yields HOST:PORT once ready, and stops it afterwards."""
+    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--log-level", "WARNING", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -20,8 +21,8 @@ from dst_grpc.domain.resolution import (
     ContextState,
     ContextStatus,
     CostEstimate,
-    ModelDimensions,
     ModelInfo,
+    RegistryChange,
     Resolution,
     Validated,
 )
@@ -272,6 +273,8 @@ class FakeTokenizer:
 class FakeRegistry:
     """Models `tiny` and `model-000` and so on, each with one set of autoencoders."""
 
+    preload: tuple[str, ...] = ()
+
     def __init__(self, n_models: int = 1) -> None:
         names = ["tiny", *(f"model-{i:03d}" for i in range(n_models - 1))]
         self._models = {name: model_info(name) for name in sorted(names)}
@@ -297,25 +300,38 @@ class FakeRegistry:
 class FakeCache:
     """Loads at once, and tells its watchers."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: FakeRegistry | None = None) -> None:
+        self.registry = registry or FakeRegistry()
         self.contexts: dict[str, ContextStatus] = {}
         self.watchers: set[asyncio.Queue[ContextStatus]] = set()
         self.load_error: Exception | None = None
         self.is_closed = False
+
+    def adopt(self, registry: FakeRegistry) -> RegistryChange:
+        before, now = ({model.name for model in one.models()} for one in (self.registry, registry))
+        self.registry = registry
+        return RegistryChange(added=tuple(sorted(now - before)), removed=tuple(sorted(before - now)))
 
     def tell(self, status: ContextStatus) -> None:
         self.contexts[status.handle] = status
         for watcher in self.watchers:
             watcher.put_nowait(status)
 
-    async def load(self, ref: str) -> AsyncGenerator[ContextStatus, None]:
+    async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         if self.load_error is not None:
             raise self.load_error
         handle = f"{ref}@0123456789ab:float32:cpu"
         for state in (ContextState.LOADING, ContextState.AVAILABLE):
-            status = context_status(handle, state)
+            status = replace(context_status(handle, state), is_pinned=pin and state is ContextState.AVAILABLE)
             self.tell(status)
             yield status
+
+    def unpin(self, ref: str) -> ContextStatus:
+        for handle, status in self.contexts.items():
+            if ref in {handle, handle.partition("@")[0]}:
+                self.tell(replace(status, is_pinned=False))
+                return self.contexts[handle]
+        raise NotFound.unknown("context", ref, self.contexts, reason=Reason.CONTEXT_NOT_FOUND)
 
     async def unload(self, ref: str) -> ContextStatus:
         for handle, status in self.contexts.items():
@@ -327,6 +343,10 @@ class FakeCache:
 
     def statuses(self) -> list[ContextStatus]:
         return [self.contexts[handle] for handle in sorted(self.contexts)]
+
+    def status(self, ref: str) -> ContextStatus:
+        handle = self.registry.model(ref).handle
+        return self.contexts.get(handle, context_status(handle, ContextState.START))
 
     def describe(self, info: InfoT) -> InfoT:
         status = self.contexts.get(info.handle)
@@ -348,13 +368,19 @@ class FakeCache:
 
 
 class FakeParts:
-    """The three together, typed as what they are."""
+    """All together, typed as what they are. A reload takes the registry that a test puts in `next_registry`."""
 
     def __init__(self, n_models: int = 1) -> None:
         self.pipeline = FakePipeline()
         self.registry = FakeRegistry(n_models)
-        self.cache = FakeCache()
+        self.next_registry: FakeRegistry | Exception = self.registry
+        self.cache = FakeCache(self.registry)
+
+    def build_registry(self) -> FakeRegistry:
+        if isinstance(self.next_registry, Exception):
+            raise self.next_registry
+        return self.next_registry
 
     @property
     def parts(self) -> Parts:
-        return Parts(pipeline=self.pipeline, registry=self.registry, cache=self.cache)
+        return Parts(pipeline=self.pipeline, cache=self.cache, build_registry=self.build_registry)

@@ -12,6 +12,14 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from dst_grpc import errors
+from dst_grpc.domain.architecture import (
+    ActivationFunction,
+    Architecture,
+    ModelDimensions,
+    NormKind,
+    PositionKind,
+    UnsupportedType,
+)
 from dst_grpc.domain.components import (
     AttentionTraceType,
     ComponentTypeForAttention,
@@ -71,8 +79,8 @@ from dst_grpc.domain.resolution import (
     CostEstimate,
     LayerCheck,
     LoadProgress,
-    ModelDimensions,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ScalarResolution,
     TapUse,
@@ -407,6 +415,21 @@ def answers(draw: st.DrawFn) -> tuple[AnswerHeader, tuple[DenseTensor | SparseTe
 
 
 model_dimensions = st.builds(ModelDimensions, **dict.fromkeys(ModelDimensions.__dataclass_fields__, uint32))
+architectures = st.builds(
+    Architecture,
+    norm=st.sampled_from(NormKind),
+    positions=st.sampled_from(PositionKind),
+    layers_without_positions=tuples(uint32),
+    activation=st.sampled_from(ActivationFunction),
+    is_gated=st.booleans(),
+    is_parallel=st.booleans(),
+    has_post_norms=st.booleans(),
+    has_qk_norm=st.booleans(),
+    attn_softcap=optional(doubles),
+    final_softcap=optional(doubles),
+    sliding_windows=tuples(optional(st.integers(1, 2**32 - 1))),
+)
+unsupported_types = st.builds(UnsupportedType, dst=scalar_types, reason=texts)
 model_infos = st.builds(
     ModelInfo,
     name=texts,
@@ -421,6 +444,9 @@ model_infos = st.builds(
     is_default=st.booleans(),
     state=st.sampled_from(ContextState),
     autoencoders=tuples(texts),
+    architecture=architectures,
+    unsupported=tuples(unsupported_types),
+    revision=texts,
 )
 layer_checks = st.builds(
     LayerCheck,
@@ -445,7 +471,10 @@ autoencoder_infos = st.builds(
     state=st.sampled_from(ContextState),
     declared=tuples(layer_checks),
     measured=tuples(layer_checks),
+    source=texts,
+    revision=texts,
 )
+registry_changes = st.builds(RegistryChange, added=tuples(texts), removed=tuples(texts), changed=tuples(texts))
 context_statuses = st.builds(
     ContextStatus,
     handle=texts,
@@ -458,6 +487,7 @@ context_statuses = st.builds(
     hits=uint64,
     last_used_seconds_ago=seconds,
     error=st.none(),
+    is_pinned=st.booleans(),
 )
 validateds = st.builds(Validated, request_id=texts)
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)

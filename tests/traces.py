@@ -10,6 +10,7 @@ from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAc
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.engine.decoder_config import DecoderConfig
 
 NEURON, HEAD = NodeType.MLP_NEURON, NodeType.ATTENTION_HEAD
 LATENT = NodeType.AUTOENCODER_LATENT
@@ -39,6 +40,18 @@ def trace(
         attention_trace_type=through,
         downstream_trace_config=downstream,
     )
+
+
+def is_seen(config: DecoderConfig, origin: TraceConfig | None) -> bool:
+    """Whether every head of *origin* sees the token that it is traced at: sliding windows hide some."""
+    if origin is None:
+        return True
+    if origin.node_index.node_type is HEAD and config.sliding_windows:
+        t, u, _ = (index or 0 for index in origin.node_index.tensor_indices)
+        window = config.sliding_windows[origin.node_index.layer_index or 0]
+        if window is not None and u <= t - window:
+            return False
+    return is_seen(config, origin.downstream_trace_config)
 
 
 def name(origin: TraceConfig | None) -> str:

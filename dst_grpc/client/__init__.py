@@ -78,7 +78,15 @@ from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origin import AblationSpec, LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
-from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextStatus, LoadProgress, ModelInfo, Resolution
+from dst_grpc.domain.resolution import (
+    AutoencoderInfo,
+    ContextState,
+    ContextStatus,
+    LoadProgress,
+    ModelInfo,
+    RegistryChange,
+    Resolution,
+)
 from dst_grpc.domain.results import Axis
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
@@ -132,6 +140,7 @@ __all__ = [
     "PassType",
     "PreOrPostAct",
     "Prompt",
+    "RegistryChange",
     "RequestArguments",
     "Resolution",
     "ResolveRequest",

@@ -97,8 +97,10 @@ class Client(Blocking[AsyncClient]):
     detokenize = blocking(AsyncClient.detokenize)
     health = blocking(AsyncClient.health)
     load_context = blocking(AsyncClient.load_context)
+    unpin_context = blocking(AsyncClient.unpin_context)
     unload_context = blocking(AsyncClient.unload_context)
     contexts = blocking(AsyncClient.contexts)
+    reload_registry = blocking(AsyncClient.reload_registry)
     watch_contexts = blocking_iterator(AsyncClient.watch_contexts)
 
     def derive_stream(

@@ -31,7 +31,7 @@ class TraceConfig:
     pre_or_post_act: PreOrPostAct
     """Start before or after the node's nonlinearity. Ignored when tracing through V."""
     detach_layer_norm_scale: bool
-    """Whether the layer norm before the node passes no gradient through its scale."""
+    """Whether the layer norm before the node, and one on a write that it reads, have scales that pass no gradient."""
     attention_trace_type: AttentionTraceType | None = None
     """Which inputs of an attention head to go back through; None unless the node is a head."""
     downstream_trace_config: TraceConfig | None = None

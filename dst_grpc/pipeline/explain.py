@@ -297,7 +297,7 @@ class Explainer:
         if logits_are_changed(outcome.plan):
             return evidence.value((_L.LOGITS, None))[token, : self._n_tokens]
         last = evidence.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
-        return (decoder.final_norm(last) @ decoder.unembedding)[: self._n_tokens]
+        return decoder.unembed(decoder.final_norm(last))[: self._n_tokens]
 
     # Tokens
 
@@ -336,8 +336,7 @@ class Explainer:
         vectors = [self._vectors(part, i, start, stop) for i in range(len(self._outcomes))]
         decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
         directions = torch.cat([one.directions for one in vectors])
-        if is_output:
-            directions = directions * decoder.final_norm.gain
+        directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
         vocabulary = decoder.unembedding if is_output else decoder.embedding.t()
         found = extreme_tokens(
             directions, vocabulary[:, : self._n_tokens], self._question.scored_token_count, centred=is_output

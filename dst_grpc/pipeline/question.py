@@ -22,8 +22,8 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.taps import LATENT_LOCATION
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason, Violations
 from dst_grpc.scalars.reads import INPUT_LOCATION
-from dst_grpc.scalars.task import Kinds
 from dst_grpc.scalars.token_scoring import CHUNK_TOKENS, sites_of_attended_tokens, sites_of_vectors
+from dst_grpc.scalars.topology import Kinds, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -387,7 +387,8 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if parts & frozenset(SCORED_PARTS):
-        yield from sites_of_vectors(node_types, range(n_layers), Kinds.of_sets(plan.spliced))
+        topology = Topology(n_layers, plan.model.architecture, Kinds.of_sets(plan.spliced))
+        yield from sites_of_vectors(node_types, range(n_layers), topology)
         for info in plan.spliced:
             if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:
                 for layer in info.layer_indices:
@@ -395,6 +396,6 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     if _P.TOKEN_PAIRS in parts:
         for info in plan.spliced:
             if info.dst is DerivedScalarType.RESID_DELTA_ATTN:
-                yield from sites_of_attended_tokens(info.layer_indices)
+                yield from sites_of_attended_tokens(info.layer_indices, plan.model.architecture)
     if _P.TOP_LOGITS in parts:
         yield (_L.LOGITS, None) if logits_are_changed(plan) else (_L.RESID_POST_MLP, n_layers - 1)

@@ -21,7 +21,6 @@ from dst_grpc.pipeline.store import Recording
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.recompute import AutoencoderSet, Subject, trace_value
-from dst_grpc.scalars.task import residual_of_trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,7 +152,7 @@ def _origin(
         def recorded(site: Site) -> torch.Tensor:
             return taps.values[site][row, : len(plan.token_ids)]
 
-        site = residual_of_trace(trace, subject.kinds).site
+        site = subject.topology.residual_of_trace(trace).site
         rho = taps.attached.get(site, taps.values[site])[row, : len(plan.token_ids)]
         value = trace_value(subject, trace, rho, recorded, plan.loss)
     reported = None if loss is None else loss.item()

@@ -13,20 +13,24 @@ import torch
 
 from dst_grpc.domain.components import NodeType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.scalar_facts import Component
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.components import HeadPairs, latent_rows
+from dst_grpc.engine.layer import unit_write
+from dst_grpc.scalars.components import HeadPairs, latent_rows, over_scale, recorded_scale
 from dst_grpc.scalars.extremes import extremes
-from dst_grpc.scalars.reads import INPUT_LOCATION, latent_location
+from dst_grpc.scalars.reads import COMPONENT_OF_NODE, INPUT_LOCATION, latent_location, output_scale
 from dst_grpc.scalars.recompute import activation
-from dst_grpc.scalars.task import Kinds, residual_before, residual_entering
+from dst_grpc.scalars.topology import residual_entering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dst_grpc.domain.architecture import Architecture
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.evidence import Evidence
     from dst_grpc.scalars.recompute import Subject
+    from dst_grpc.scalars.topology import Kinds, Topology
 
 _L = ActivationLocationType
 CHUNK_TOKENS = 4096
@@ -92,7 +96,7 @@ def extreme_tokens(vectors: torch.Tensor, vocabulary: torch.Tensor, count: int, 
     return TokenExtremes(*ends)
 
 
-def sites_of_vectors(node_types: frozenset[NodeType], layers: Sequence[int], kinds: Kinds) -> Iterator[Site]:
+def sites_of_vectors(node_types: frozenset[NodeType], layers: Sequence[int], topology: Topology) -> Iterator[Site]:
     """Taps that what nodes of these types write, and what they read, is made of, at *layers*."""
     if NodeType.LAYER in node_types:
         yield _L.RESID_POST_EMBEDDING, None
@@ -104,7 +108,12 @@ def sites_of_vectors(node_types: frozenset[NodeType], layers: Sequence[int], kin
                 yield tap, layer
         for node_type in node_types:
             if node_type in _READERS or node_type is NodeType.ATTENTION_HEAD:
-                yield residual_before(node_type, layer, kinds).site
+                yield topology.residual_before(node_type, layer).site
+            if node_type in COMPONENT_OF_NODE:
+                kind = topology.kinds.of(node_type)
+                scale = output_scale(COMPONENT_OF_NODE[node_type], kind, topology.architecture)
+                if scale is not None:
+                    yield scale, layer
 
 
 _Grouped = dict[tuple[NodeType, "int | None"], tuple[list[int], list[tuple[int, ...]]]]
@@ -143,6 +152,10 @@ def writes(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> 
         if found is None:
             continue
         of_each, which, of_layer = found
+        if layer is not None:
+            kind = subject.kinds.of(node_type)
+            scale = recorded_scale(subject, evidence, COMPONENT_OF_NODE[node_type], kind, layer)
+            of_each = over_scale(of_each, None if scale is None else scale[indices[0]])
         places += where
         coefficients.append(of_each)
         rows.append(which + n_directions)
@@ -167,12 +180,14 @@ def _writes_of(
     block = subject.decoder.layers[layer]
     if node_type is NodeType.MLP_NEURON:
         neurons, which = indices[1].unique(return_inverse=True)
-        return evidence.value((_L.MLP_POST_ACT, layer))[tuple(indices)], which, block.mlp_out[neurons]
+        directions = unit_write(block.mlp_out[neurons], block.mlp_post_norm)
+        return evidence.value((_L.MLP_POST_ACT, layer))[tuple(indices)], which, directions
     if node_type is NodeType.ATTENTION_HEAD and len(indices) == 3:
         probs, values = evidence.value((_L.ATTN_QK_PROBS, layer)), evidence.value((_L.ATTN_VALUE, layer))
         sources, which = indices[1:].unique(dim=1, return_inverse=True)
         u, h = sources
-        return probs[tuple(indices)], which, torch.einsum("nc,ncd->nd", values[u, h], block.attn_out[h])
+        directions = unit_write(torch.einsum("nc,ncd->nd", values[u, h], block.attn_out[h]), block.attn_post_norm)
+        return probs[tuple(indices)], which, directions
     if node_type.is_autoencoder_latent and subject.kinds.of(node_type) in INPUT_LOCATION:
         latents, which = indices[1].unique(return_inverse=True)
         found = evidence.value((latent_location(node_type, subject.kinds), layer))
@@ -194,7 +209,7 @@ def mlp_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) 
         if layer is None or not _reads_mlp_input(node_type, subject.kinds):
             continue
         tokens, which = torch.tensor(entries, device=subject.decoder.device).t()
-        rho = evidence.value(residual_before(node_type, layer, subject.kinds).site)[tokens]
+        rho = evidence.value(subject.topology.residual_before(node_type, layer).site)[tokens]
         with torch.enable_grad():
             # Rows are tokens of their own here: an MLP reads one token at a time.
             rho = rho.requires_grad_()
@@ -238,9 +253,8 @@ def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]
         keys, queries = evidence.value((_L.ATTN_KEY, layer))[u], evidence.value((_L.ATTN_QUERY, layer))[t]
         n = len(h)
         with torch.enable_grad():
-            # Rows are tokens torn from their places, which queries and keys of these models do not depend on.
             rho = rho.requires_grad_()
-            q, k, _ = block.qkv(block.attn_norm(rho, detach_scale=True))
+            q, k, _ = block.qkv(block.attn_norm(rho, detach_scale=True), torch.cat((t, u)))
             raised = torch.cat((q[:n], queries)).unsqueeze(1)
             held = torch.cat((keys, k[n:])).unsqueeze(1)
             scores = block.attn_scores(raised, held)[torch.arange(2 * n, device=h.device), 0, 0, h.repeat(2)]
@@ -293,6 +307,8 @@ def attended_tokens(
         active = autoencoder.encode(delta[t]).gather(1, latents.unsqueeze(1)).squeeze(1) > 0
         pairs = HeadPairs(probs[t], None, values, subject.decoder.layers[layer])
         attributions = pairs.project(autoencoder.encoder[latents]).sum(dim=2)
+        scale = recorded_scale(subject, evidence, Component.HEAD_PAIR, None, layer)
+        attributions = over_scale(attributions, None if scale is None else scale[t])
         for place, token, is_active, of_node in zip(where, t.tolist(), active.tolist(), attributions, strict=True):
             if is_active:
                 best = of_node[: token + 1].topk(min(count, token + 1))
@@ -300,8 +316,10 @@ def attended_tokens(
     return sorted(found)
 
 
-def sites_of_attended_tokens(layers: Sequence[int]) -> Iterator[Site]:
+def sites_of_attended_tokens(layers: Sequence[int], architecture: Architecture) -> Iterator[Site]:
     """Taps that `attended_tokens` reads."""
+    scale = output_scale(Component.HEAD_PAIR, None, architecture)
+    taps = (_L.RESID_DELTA_ATTN, _L.ATTN_QK_PROBS, _L.ATTN_VALUE)
     for layer in layers:
-        for tap in (_L.RESID_DELTA_ATTN, _L.ATTN_QK_PROBS, _L.ATTN_VALUE):
+        for tap in taps if scale is None else (*taps, scale):
             yield tap, layer

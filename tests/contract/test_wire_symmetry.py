@@ -22,7 +22,18 @@ from dst_grpc._gen.dst.v1 import (
     tensor_pb2,
     trace_pb2,
 )
-from dst_grpc.domain import config, explain, explanations, indices, origin, requests, resolution, results, trace
+from dst_grpc.domain import (
+    architecture,
+    config,
+    explain,
+    explanations,
+    indices,
+    origin,
+    requests,
+    resolution,
+    results,
+    trace,
+)
 
 PAIRS: list[tuple[Any, Any]] = [
     (indices.AttnSubNodeIndex, index_pb2.NodeIndex),
@@ -43,7 +54,9 @@ PAIRS: list[tuple[Any, Any]] = [
     (results.RunStatistics, inference_pb2.RunStatistics),
     (results.Provenance, inference_pb2.Provenance),
     (results.AnswerTrailer, inference_pb2.Trailer),
-    (resolution.ModelDimensions, catalog_pb2.ModelDimensions),
+    (architecture.Architecture, catalog_pb2.Architecture),
+    (architecture.UnsupportedType, catalog_pb2.UnsupportedType),
+    (architecture.ModelDimensions, catalog_pb2.ModelDimensions),
     (resolution.ModelInfo, catalog_pb2.ModelInfo),
     (resolution.LayerCheck, catalog_pb2.LayerCheck),
     (resolution.AutoencoderInfo, catalog_pb2.AutoencoderInfo),

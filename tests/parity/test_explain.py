@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def parts(registry: Registry) -> Parts:
     """The server's parts on the reference's model, whose random autoencoders reconstruct nothing."""
     cache = ContextCache(registry, loader=FileLoader(allow_failed_checks=True))
-    return Parts(registry=registry, cache=cache, pipeline=Pipeline(registry, cache))
+    return Parts(pipeline=Pipeline(cache), cache=cache, build_registry=lambda: registry)
 
 
 def _itself(part: ExplanationPart) -> ExplanationPart:

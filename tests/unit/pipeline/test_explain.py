@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.contexts import ContextCache, Registry
+from dst_grpc.contexts import ContextCache
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart as P
@@ -105,6 +105,7 @@ def test_a_direct_effect_is_complete() -> None:
     assert completeness is not None
     assert completeness.target == found.header.loss
     decoder = WORLD.decoder
+    assert decoder.final_norm.bias is not None
     centred = decoder.final_norm.bias @ decoder.unembedding
     constant = traces.loss(centred).item()
     outcome = WORLD.outcomes(
@@ -115,8 +116,12 @@ def test_a_direct_effect_is_complete() -> None:
         )
     )[0]
     gradient = outcome.recording.evidence.gradients[L.RESID_POST_MLP, 2]
-    biases = sum((layer.attn_bias + layer.mlp_bias) @ gradient[-1] for layer in decoder.layers)
-    assert completeness.total + float(biases) + constant == pytest.approx(found.header.loss, rel=1e-9)
+    biases = 0.0
+    for layer in decoder.layers:
+        assert layer.attn_bias is not None
+        assert layer.mlp_bias is not None
+        biases += float((layer.attn_bias + layer.mlp_bias) @ gradient[-1])
+    assert completeness.total + biases + constant == pytest.approx(found.header.loss, rel=1e-9)
 
 
 def test_nothing_that_is_listed_can_be_seen_only_once() -> None:
@@ -221,9 +226,9 @@ async def test_the_first_run_that_fails_ends_the_answer_and_lets_go(pipeline: Pi
     assert await everything(pipeline, ask(run()))
 
 
-async def test_too_much_is_refused_before_any_work(registry: Registry, cache: ContextCache) -> None:
+async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
     small, large = ask(run(*SHORT)), ask(run(*SHORT), run())
-    tight = Pipeline(registry, cache, Limits(max_run_bytes=700_000))
+    tight = Pipeline(cache, Limits(max_run_bytes=700_000))
     assert await everything(tight, small)
     with pytest.raises(Exhausted) as caught:
         await everything(tight, large)

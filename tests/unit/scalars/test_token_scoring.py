@@ -24,7 +24,7 @@ from dst_grpc.pipeline.run import run
 from dst_grpc.scalars.edges import node_write
 from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.recompute import Subject, activation
-from dst_grpc.scalars.task import Task, residual_before
+from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.token_scoring import extreme_tokens
 from tests import explaining, models, traces
 
@@ -92,9 +92,7 @@ def test_output_tokens_are_scored_by_what_a_node_writes(case: int) -> None:
         if node.node_type is NodeType.LAYER:
             write = evidence.value((L.RESID_POST_EMBEDDING, None))[t]
         else:
-            task = Task(
-                facts=FACTS[T.SINGLE_NODE_WRITE], layers=(), passes=(), n_layers=3, node=node, kinds=subject.kinds
-            )
+            task = Task(facts=FACTS[T.SINGLE_NODE_WRITE], layers=(), passes=(), topology=subject.topology, node=node)
             write = node_write(subject, evidence, task)[t]
         scores = (write * decoder.final_norm.gain) @ decoder.unembedding
         assert_scores(tokens, scores - scores.mean())
@@ -111,7 +109,7 @@ def test_input_tokens_of_mlps_are_scored_by_what_a_node_reads(case: int) -> None
     for node, tokens in nodes.items():
         assert node.layer_index is not None
         t = node.tensor_indices[0]
-        rho = evidence.value(residual_before(node.node_type, node.layer_index, subject.kinds).site)
+        rho = evidence.value(subject.topology.residual_before(node.node_type, node.layer_index).site)
         leaf = rho.clone().requires_grad_()
         value = activation(subject, node.node_type, node.layer_index, leaf, at=PreOrPostAct.PRE, detach_scale=True)[
             node.tensor_indices

@@ -64,6 +64,8 @@ ANSWER_READERS = {
     results.header_from_wire: inference_pb2.Header,
     results.trailer_from_wire: inference_pb2.Trailer,
     results.provenance_from_wire: inference_pb2.Provenance,
+    catalog.architecture_from_wire: catalog_pb2.Architecture,
+    catalog.unsupported_type_from_wire: catalog_pb2.UnsupportedType,
     catalog.model_info_from_wire: catalog_pb2.ModelInfo,
     catalog.autoencoder_info_from_wire: catalog_pb2.AutoencoderInfo,
     contexts.context_status_from_wire: context_pb2.ContextStatus,

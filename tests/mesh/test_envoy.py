@@ -1,0 +1,190 @@
+"""The Envoy of `examples/mesh` in front of two servers: balancing, retries, authorisation, gRPC-Web, JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+import yaml
+
+from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog
+from dst_grpc._gen.dst.v1 import inference_pb2 as inference
+from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from dst_grpc._gen.dst.v1.context_service_pb2 import ListContextsRequest
+from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
+from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
+from tests.mesh.conftest import MESH, OPERATOR, Backend, wait_until
+
+SECONDS = 60.0
+CALLS, THREADS = 400, 8
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running Envoy."""
+
+    address: str
+    admin: str
+    root: bytes
+
+    def channel(self, operator: trustme.LeafCert | None = None) -> grpc.Channel:
+        """A channel through it, with the certificate of an *operator* or without any."""
+        key = operator.private_key_pem.bytes() if operator else None
+        chain = operator.cert_chain_pems[0].bytes() if operator else None
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.root, key, chain))
+
+    def statistic(self, name: str) -> int:
+        """One of its counters or gauges."""
+        with urllib.request.urlopen(f"http://{self.admin}/stats?filter=^{name}$&format=json") as answer:
+            stats: list[dict[str, Any]] = json.load(answer)["stats"]
+        return int(next((stat["value"] for stat in stats if stat.get("name") == name), 0))
+
+    def fetch(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        """Status and body of a plain HTTPS request."""
+        context = ssl.create_default_context(cadata=self.root.decode())
+        request = urllib.request.Request(f"https://{self.address}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=SECONDS) as answer:  # noqa: S310  https above
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+
+@pytest.fixture
+def envoy(backends: list[Backend], build_folder: Path, authority: trustme.CA, tmp_path: Path) -> Iterator[Proxy]:
+    program = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
+    if program is None:
+        pytest.fail("Envoy is not installed: run `make mesh`")
+    config = yaml.safe_load((MESH / "envoy.yaml").read_text(encoding="utf-8"))
+    config["admin"]["address"]["socket_address"]["port_value"] = 0
+    resources = config["static_resources"]
+    resources["listeners"][0]["address"]["socket_address"]["port_value"] = 0
+    endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    for endpoint, backend in zip(endpoints, backends, strict=True):
+        endpoint["endpoint"]["address"]["socket_address"]["port_value"] = backend.port
+    (tmp_path / "envoy.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    log, admin_file = tmp_path / "envoy.log", tmp_path / "admin"
+    command = [program, "-c", str(tmp_path / "envoy.yaml"), "--admin-address-path", str(admin_file)]
+    command += ["--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "1"]
+    with log.open("wb") as errors, subprocess.Popen(command, cwd=build_folder, stdout=errors, stderr=errors) as process:
+        try:
+            wait_until(lambda: admin_file.exists() and bool(admin_file.read_text(encoding="utf-8")), process, log)
+            admin = admin_file.read_text(encoding="utf-8")
+            proxy = Proxy("", admin, authority.cert_pem.bytes())
+            wait_until(lambda: proxy.statistic("cluster.dst.membership_healthy") == len(backends), process, log)
+            with urllib.request.urlopen(f"http://{admin}/listeners?format=json") as answer:
+                port = json.load(answer)["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
+            yield Proxy(f"127.0.0.1:{port}", admin, authority.cert_pem.bytes())
+        finally:
+            process.terminate()
+
+
+def question(prompt: str = PROMPT) -> inference.DeriveRequest:
+    return inference.DeriveRequest(
+        prompt=inference.Prompt(text=prompt),
+        derived_scalars=[inference.DerivedScalarSpec(dst="DERIVED_SCALAR_TYPE_LOGITS")],
+    )
+
+
+def derived(channel: grpc.Channel) -> int:
+    """Tensor bytes of a whole answer, from header to trailer; one that breaks off after it began is asked for again."""
+    frames: list[inference.Frame] = []
+    try:
+        for part in DerivedScalarServiceStub(channel).Derive(question(), timeout=SECONDS):
+            frames += part.frames
+    except grpc.RpcError as error:
+        # A connection that breaks after the headers is INTERNAL; before them, it is Envoy's to try again.
+        if not frames and error.code() is not grpc.StatusCode.INTERNAL:
+            raise
+        return derived(channel)
+    assert frames[-1].HasField("trailer")
+    return int(frames[-1].trailer.byte_count)
+
+
+def tokenized(channel: grpc.Channel) -> int:
+    """Number of the prompt's tokens."""
+    request = catalog.TokenizeRequest(text=PROMPT)
+    return len(CatalogServiceStub(channel).Tokenize(request, timeout=SECONDS).token_ids)
+
+
+@pytest.mark.parametrize("call", [tokenized, derived])
+def test_a_server_that_dies_under_load_costs_no_call(
+    call: Callable[[grpc.Channel], int], envoy: Proxy, backends: list[Backend]
+) -> None:
+    with envoy.channel() as channel, ThreadPoolExecutor(THREADS) as threads:
+        expected = call(channel)
+        calls = [threads.submit(call, channel) for _ in range(CALLS)]
+        calls[CALLS // 4].result()
+        assert not calls[-1].done()
+        backends[0].kill()
+        assert {each.result() for each in calls} == {expected}
+    assert envoy.statistic("cluster.dst.upstream_rq_retry_overflow") == 0
+    assert envoy.statistic("cluster.dst.upstream_rq_retry_success") > 0
+
+
+def test_streams_go_through_as_they_are(envoy: Proxy) -> None:
+    with envoy.channel() as channel:
+        stub = DerivedScalarServiceStub(channel)
+        requests = [inference.DeriveStreamRequest(request=question("a" * n)) for n in (1, 5)]
+        for i, request in enumerate(requests):
+            request.request.request_id = str(i)
+        bad = inference.DeriveStreamRequest(request=inference.DeriveRequest(request_id="bad"))
+        ends = {
+            frame.request_id: frame.WhichOneof("frame")
+            for part in stub.DeriveStream(iter([*requests, bad]), timeout=SECONDS)
+            for frame in part.frames
+        }
+        assert ends == {"0": "trailer", "1": "trailer", "bad": "item_result"}
+
+
+def test_only_operators_reach_what_is_in_memory(envoy: Proxy, authority: trustme.CA) -> None:
+    with envoy.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        ContextServiceStub(channel).ListContexts(ListContextsRequest(), timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    with envoy.channel(authority.issue_cert("somebody.example")) as channel, pytest.raises(grpc.RpcError) as caught:
+        ContextServiceStub(channel).ListContexts(ListContextsRequest(), timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    with envoy.channel(authority.issue_cert(OPERATOR)) as channel:
+        ContextServiceStub(channel).ListContexts(ListContextsRequest(), timeout=SECONDS)
+
+
+def test_json_is_transcoded(envoy: Proxy) -> None:
+    headers = {"content-type": "application/json"}
+    status, body = envoy.fetch("/dst.v1.CatalogService/Tokenize", json.dumps({"text": "ab"}).encode(), **headers)
+    assert (status, json.loads(body)["tokenStrings"]) == (200, ["ab"])
+    status, body = envoy.fetch("/dst.v1.DerivedScalarService/Derive", b'{"prompt": {}}', **headers)
+    assert status == 400
+    assert "prompt" in body.decode()
+
+
+def test_grpc_web_is_understood(envoy: Proxy) -> None:
+    message = catalog.TokenizeRequest(text="ab").SerializeToString()
+    frame = b"\0" + struct.pack(">I", len(message)) + message
+    headers = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
+    status, body = envoy.fetch("/dst.v1.CatalogService/Tokenize", frame, **headers)
+    length = struct.unpack(">I", body[1:5])[0]
+    assert status == 200
+    assert catalog.TokenizeResponse.FromString(body[5 : 5 + length]).token_strings == ["ab"]
+    assert b"grpc-status:0" in body[5 + length :]
+
+
+def test_the_page_is_served(envoy: Proxy) -> None:
+    status, body = envoy.fetch("/")
+    assert status == 200
+    assert b"Why that word?" in body
