@@ -35,12 +35,13 @@ TABLES = (ExplainPart.NODE_TABLE, ExplainPart.COMPONENT_SUMS, ExplainPart.TOP_LO
 
 
 def question(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] = ()) -> Question:
-    """The default groups of random prompts, each with its own logit difference; k = 15."""
+    """The default groups of random prompts, each different; k = 15."""
     runs = []
     for i in range(n_runs):
-        prompt = subjects.request(n_tokens, ()).prompt
-        loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5 + i,), distractor_token_ids=(9,))
-        runs.append(ExplainRun(prompt=cast("Prompt", prompt), loss_fn_config=loss))
+        prompt = cast("Prompt", subjects.request(n_tokens, ()).prompt)
+        ids = tuple((token + i) % subjects.GPT2_SMALL.vocab_size for token in prompt.token_ids or ())
+        loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5,), distractor_token_ids=(9,))
+        runs.append(ExplainRun(prompt=Prompt(token_ids=ids), loss_fn_config=loss))
     catalogue = subjects.OneModel(subjects.GPT2_SMALL)
     request = ExplainRequest(runs=tuple(runs), parts=parts)
     return explain_question(request, partial(make_plan, catalogue=catalogue))

@@ -147,6 +147,7 @@ def provenance_of(
     """
     touched = {location for plan in plans for location, _ in plan.values}
     touched |= {ablation.location for plan in plans for ablation in plan.ablations}
+    is_capped = any(plan.model.architecture.attn_softcap is not None for plan in plans)
     return Provenance(
         model=model.handle,
         model_digest=model.digest,
@@ -155,7 +156,7 @@ def provenance_of(
         device=model.device,
         library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
         config_digest=digest,
-        attention="eager" if touched & _ATTENTION_MATRICES else "sdpa",
+        attention="eager" if is_capped or touched & _ATTENTION_MATRICES else "sdpa",
         batch_size=batch_size,
     )
 

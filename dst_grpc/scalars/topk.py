@@ -17,6 +17,7 @@ import torch
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.explanations import MAX_TOKENS_OF_PAIR_SUMS
 from dst_grpc.domain.nodes import is_of_token_pairs, node_at
+from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.scalars.extremes import extremes
 
@@ -84,21 +85,24 @@ class Entries:
         sums = None
         for layer in self._layers:
             x = self._tensor(layer)
-            summed = self._summed(x)
+            hidden = x.isneginf() if self.facts.type is DerivedScalarType.ATTN_QK_LOGITS else None
+            summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
             sums = summed if sums is None else sums + summed
             rows = _rows(self.facts, x, token)
             layout = _Layout(self.facts, layer, token or 0, rows.shape[1:])
             for largest in found:
-                values, positions = extremes(rows.reshape(1, -1), k, largest=largest)
+                # Scores of keys that are not seen are no scores: they rank last at either end, and are left out.
+                ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
+                values, positions = extremes(ranked.reshape(1, -1), k, largest=largest)
                 pairs = zip(values[0].tolist(), positions[0].tolist(), strict=True)
-                found[largest] += [(value, position, layout) for value, position in pairs]
+                found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
         self._sum = sums
         if not math.isfinite(self.total):
             message = f"{self.facts.type} has values that are not finite: what is ablated is set to something too large"
             raise InvalidRequest.of("runs", message, reason=Reason.IMPOSSIBLE_COMBINATION)
-        for largest, ranked in found.items():
-            ranked.sort(key=lambda entry: entry[0], reverse=largest)
-            self._best[largest] = [(value, layout.node(position)) for value, position, layout in ranked[:k]]
+        for largest, best in found.items():
+            best.sort(key=lambda entry: entry[0], reverse=largest)
+            self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
 
     def best(self, k: int, *, largest: bool) -> Ranked:
         """The *k* best nodes at one end, of those that `scan` found."""
