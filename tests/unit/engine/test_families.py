@@ -236,8 +236,8 @@ def test_loading_takes_no_more_memory_than_the_weights_and_a_little(
 ) -> None:
     checkpoint = saved(name, tmp_path)
     loaded: list[Decoder] = []
-    # A file is mapped whole while one tensor is read, which torch counts as if it were memory.
-    mapped = (tmp_path / "model.safetensors").stat().st_size
-    peak = peak_bytes(lambda: loaded.append(checkpoint.load("cpu", dtype))) - mapped
+    # Tensors pass through a block of a few MiB, which holds any of these whole.
+    block = max(header.n_bytes for file in checkpoint.tensors.values() for header in file.tensors.values())
+    peak = peak_bytes(lambda: loaded.append(checkpoint.load("cpu", dtype)))
     assert loaded[0].parameter_bytes == checkpoint.bytes_as(dtype)
-    assert 0.5 * checkpoint.bytes_as(dtype) < peak <= 1.2 * checkpoint.bytes_as(dtype)
+    assert checkpoint.bytes_as(dtype) <= peak <= 1.05 * checkpoint.bytes_as(dtype) + block
