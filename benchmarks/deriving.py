@@ -16,17 +16,17 @@ from dst_grpc.pipeline.run import Outcome, run
 from dst_grpc.pipeline.store import RecordingStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.plan import Plan
 
 ROUNDS = 15
 _MIB = 1 << 20
 
 
-def bare(plan: Plan) -> object:
+def bare(decoder: Decoder, plan: Plan) -> object:
     """Forward, and backward to the embedding, with nothing recorded in between."""
-    decoder = subjects.gpt2_small()
     tokens = torch.tensor([plan.token_ids])
     taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
     logits = decoder.forward(tokens, taps, logits_at=torch.tensor([tokens.shape[1] - 1]))
@@ -35,9 +35,8 @@ def bare(plan: Plan) -> object:
     return taps.gradients(plan.loss(logits[0, 0]))
 
 
-def bare_all_logits(plan: Plan) -> object:
+def bare_all_logits(decoder: Decoder, plan: Plan) -> object:
     """The same with the logits of every token, which a request for LOGITS needs."""
-    decoder = subjects.gpt2_small()
     taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
     logits = decoder.forward(torch.tensor([plan.token_ids]), taps)
     assert logits is not None
@@ -53,9 +52,9 @@ def derive(outcome: Outcome) -> None:
             derivation.at(layer)
 
 
-def ours(plan: Plan) -> None:
+def ours(decoder: Decoder, plan: Plan) -> None:
     """Run a plan and derive all of it, recording sideways as the server does."""
-    (outcome,) = run([RecordingStore().widened(plan)], subjects.gpt2_small(), {})
+    (outcome,) = run([RecordingStore().widened(plan)], decoder, {})
     derive(outcome)
 
 
@@ -64,17 +63,21 @@ def from_store(outcome: Outcome) -> None:
     derive(outcome)
 
 
-def ratios() -> Iterator[str]:
+def ratios(decoder: Decoder, name_of_model: str) -> Iterator[str]:
     """Time and memory over the bare pass."""
     for name, types, reference in (
         ("neurons and heads: act x grad, write norm, direct effect", subjects.NEURONS_AND_HEADS, bare),
         ("the debugging request's groups", subjects.DEBUGGING_REQUEST, bare_all_logits),
     ):
-        yield f"{name}, GPT-2-small shape, over the bare forward + backward"
+        yield f"{name}, {name_of_model}, over the bare forward + backward"
         for n_tokens in (16, 64):
-            plan = subjects.plan(n_tokens, types)
-            found = medians({"bare": partial(reference, plan), "ours": partial(ours, plan)}, ROUNDS)
-            memory = {"bare": peak_bytes(partial(reference, plan)), "ours": peak_bytes(partial(ours, plan))}
+            plan = subjects.plan(n_tokens, types, decoder.config)
+            passes: dict[str, Callable[[], object]] = {
+                "bare": partial(reference, decoder, plan),
+                "ours": partial(ours, decoder, plan),
+            }
+            found = medians(passes, ROUNDS)
+            memory = {which: peak_bytes(one) for which, one in passes.items()}
             yield (
                 f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"
                 f" ({found['ours'] * 1e3:.0f} ms / {found['bare'] * 1e3:.0f} ms),"
@@ -83,29 +86,30 @@ def ratios() -> Iterator[str]:
             )
 
 
-def second_question() -> Iterator[str]:
+def second_question(decoder: Decoder) -> Iterator[str]:
     """A second question about the same run, over the first."""
     yield "a second question about the same run, over the first"
     for n_tokens in (16, 64):
-        first = subjects.plan(n_tokens, subjects.NEURONS_AND_HEADS)
+        first = subjects.plan(n_tokens, subjects.NEURONS_AND_HEADS, decoder.config)
         second = subjects.plan(
             n_tokens,
             (DerivedScalarType.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD, DerivedScalarType.ATTN_WRITE_NORM),
+            decoder.config,
         )
         store = RecordingStore()
-        (outcome,) = run([store.widened(first)], subjects.gpt2_small(), {})
+        (outcome,) = run([store.widened(first)], decoder, {})
         store.keep(first, outcome.recording)
         recording = store.find(second)
         assert recording is not None
-        again = Outcome(second, subjects.gpt2_small(), {}, recording, outcome.statistics, batch_size=1)
-        found = medians({"first": partial(ours, first), "second": partial(from_store, again)}, ROUNDS)
+        again = Outcome(second, decoder, {}, recording, outcome.statistics, batch_size=1)
+        found = medians({"first": partial(ours, decoder, first), "second": partial(from_store, again)}, ROUNDS)
         yield f"  {n_tokens:3} tokens: x {found['second'] / found['first']:.3f} ({found['second'] * 1e3:.1f} ms)"
 
 
-def large_output() -> Iterator[str]:
+def large_output(decoder: Decoder) -> Iterator[str]:
     """Peak memory of ATTN_WRITE, which is far larger than anything recorded."""
-    plan = subjects.plan(64, (DerivedScalarType.ATTN_WRITE,))
-    (outcome,) = run([plan], subjects.gpt2_small(), {})
+    plan = subjects.plan(64, (DerivedScalarType.ATTN_WRITE,), decoder.config)
+    (outcome,) = run([plan], decoder, {})
     (scalar,) = plan.scalars
     layer_bytes = scalar.output_bytes // len(scalar.task.layers)
     extra = peak_bytes(partial(derive, outcome))
@@ -114,7 +118,16 @@ def large_output() -> Iterator[str]:
 
 
 def report() -> Iterator[str]:
-    """All of it."""
-    yield from ratios()
-    yield from second_question()
-    yield from large_output()
+    """All of it, in the shape of GPT-2 small."""
+    yield from _report(subjects.gpt2_small(), "GPT-2-small shape")
+
+
+def report_of_smollm2() -> Iterator[str]:
+    """The same of a real model, grouped heads and gated neurons included."""
+    yield from _report(subjects.smollm2(), "SmolLM2-135M")
+
+
+def _report(decoder: Decoder, name: str) -> Iterator[str]:
+    yield from ratios(decoder, name)
+    yield from second_question(decoder)
+    yield from large_output(decoder)

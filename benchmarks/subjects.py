@@ -1,4 +1,4 @@
-"""What is measured: a random model in the shape of GPT-2 small, a catalogue of it, and the requests."""
+"""What is measured: a random model in the shape of GPT-2 small, or a real one, a catalogue of it, and the requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.origin import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import ContextState, ModelDimensions, ModelInfo
+from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.pipeline.plan import Plan, make_plan
+from scripts.real_model.__main__ import ready_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,10 +74,17 @@ def gpt2_small() -> Decoder:
     return Decoder(GPT2_SMALL, weights)
 
 
-class _IdsOnly:
+@cache
+def smollm2() -> Decoder:
+    """SmolLM2-135M-Instruct, which `make real-model` unpacks."""
+    return open_checkpoint(ready_folder()).load("cpu", torch.float32)
+
+
+@dataclass(frozen=True)
+class IdsOnly:
     """Stands where a tokenizer would: the benchmarks' prompts are ids."""
 
-    vocab_size = GPT2_SMALL.vocab_size
+    vocab_size: int
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Ids as text."""
@@ -90,22 +99,12 @@ class OneModel:
 
     def model(self, _ref: str) -> ModelInfo:
         """The model."""
-        c = self.config
-        dimensions = ModelDimensions(
-            n_layers=c.n_layers,
-            d_model=c.d_model,
-            n_heads=c.n_heads,
-            n_key_value_heads=c.n_key_value_heads,
-            d_head=c.d_head,
-            d_mlp=c.d_mlp,
-            vocab_size=c.vocab_size,
-            context_window=c.context_window,
-        )
         return ModelInfo(
             name="random",
             handle="random@0:float32:cpu",
             family="gpt2",
-            dimensions=dimensions,
+            dimensions=self.config.dimensions,
+            architecture=self.config.architecture,
             element_type=TensorElementType.FLOAT32,
             device="cpu",
             digest="0",
@@ -126,13 +125,13 @@ class OneModel:
 
     def tokenizer(self, _ref: str) -> Tokenizer:
         """Ids only."""
-        return cast("Tokenizer", _IdsOnly())
+        return cast("Tokenizer", IdsOnly(self.config.vocab_size))
 
 
-def request(n_tokens: int, types: Sequence[DerivedScalarType]) -> DeriveRequest:
+def request(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> DeriveRequest:
     """Ask for *types* of a random prompt, with a logit difference as the origin."""
     generator = torch.Generator().manual_seed(n_tokens)
-    ids = torch.randint(0, GPT2_SMALL.vocab_size, (n_tokens,), generator=generator).tolist()
+    ids = torch.randint(0, config.vocab_size, (n_tokens,), generator=generator).tolist()
     return DeriveRequest(
         prompt=Prompt(token_ids=tuple(ids)),
         loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5,), distractor_token_ids=(7,)),
@@ -140,6 +139,6 @@ def request(n_tokens: int, types: Sequence[DerivedScalarType]) -> DeriveRequest:
     )
 
 
-def plan(n_tokens: int, types: Sequence[DerivedScalarType]) -> Plan:
+def plan(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> Plan:
     """The plan of `request`."""
-    return make_plan(request(n_tokens, types), OneModel(GPT2_SMALL))
+    return make_plan(request(n_tokens, types, config), OneModel(config))

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
     context_service_pb2,
+    explain_pb2,
     inference_pb2,
     resolution_pb2,
 )
@@ -35,8 +37,17 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
     add_DerivedScalarServiceServicer_to_server,
 )
 from dst_grpc.client._loop import BackgroundLoop
+from dst_grpc.domain.architecture import (
+    ActivationFunction,
+    Architecture,
+    ModelDimensions,
+    NormKind,
+    PositionKind,
+    unsupported_types,
+)
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import (
@@ -46,8 +57,8 @@ from dst_grpc.domain.resolution import (
     ContextStatus,
     CostEstimate,
     LoadProgress,
-    ModelDimensions,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ScalarResolution,
     TapUse,
@@ -67,11 +78,14 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import DstError, NotFound, Reason
 from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
-from dst_grpc.wire.contexts import context_status_to_wire
+from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
 from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
+from dst_grpc.wire.explanations import explain_response_to_wire, top_k_response_to_wire
 from dst_grpc.wire.frames import FrameCutter
 from dst_grpc.wire.requests import derive_request_from_wire, resolve_request_from_wire
 from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+from tests.explanations import parts_of, top_k_parts_of
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
 N_LAYERS = 2
@@ -167,7 +181,24 @@ def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[infe
         yield from cutter.cut(part)
 
 
+ZEBRA = Architecture(
+    norm=NormKind.RMS_NORM,
+    positions=PositionKind.ROTARY,
+    layers_without_positions=(1,),
+    activation=ActivationFunction.SILU,
+    is_gated=True,
+    is_parallel=True,
+    has_post_norms=True,
+    has_qk_norm=True,
+    attn_softcap=50.0,
+    final_softcap=30.0,
+    sliding_windows=(4, None),
+)
+"""As far from GPT-2 as can be; its keys and values are shared, too."""
+
+
 def model_info(name: str = "tiny") -> ModelInfo:
+    architecture = ZEBRA if name == "zebra" else Architecture()
     return ModelInfo(
         name=name,
         handle=HANDLE,
@@ -176,7 +207,7 @@ def model_info(name: str = "tiny") -> ModelInfo:
             n_layers=N_LAYERS,
             d_model=4,
             n_heads=2,
-            n_key_value_heads=2,
+            n_key_value_heads=1 if name == "zebra" else 2,
             d_head=3,
             d_mlp=5,
             vocab_size=7,
@@ -190,6 +221,8 @@ def model_info(name: str = "tiny") -> ModelInfo:
         is_default=name == "tiny",
         state=ContextState.AVAILABLE,
         autoencoders=("tiny/mlp_post_act",),
+        architecture=architecture,
+        unsupported=unsupported_types(architecture),
     )
 
 
@@ -267,6 +300,8 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         """What every call fails with, as a proxy would: a code and no details."""
         self.failures_left: int | None = None
         """How many calls fail; None = all."""
+        self.explained: ExplainRequest | None = None
+        """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
         self.metadata: dict[str, Any] = {}
@@ -358,6 +393,17 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
             self.cancelled.set()
             raise
 
+    async def Explain(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.ExplainResponse]:
+        await self._enter(context)
+        self.explained = explain_request_from_wire(request)
+        for part in parts_of(self.explained):
+            yield explain_response_to_wire(part)
+
+    async def TopK(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.TopKResponse]:
+        await self._enter(context)
+        for part in top_k_parts_of(top_k_request_from_wire(request)):
+            yield top_k_response_to_wire(part)
+
     async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
         await self._enter(context)
         wanted = resolve_request_from_wire(request)
@@ -424,8 +470,13 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         for done in (0, 500):
             status = context_status(ContextState.LOADING, done)
             yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
-        status = context_status(ContextState.AVAILABLE)
+        status = replace(context_status(ContextState.AVAILABLE), is_pinned=request.pin)
         yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+
+    async def UnpinContext(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        status = context_status_to_wire(context_status(ContextState.AVAILABLE))
+        return context_service_pb2.UnpinContextResponse(status=status)
 
     async def UnloadContext(self, request: Any, context: Any) -> Any:
         await self._enter(context)
@@ -436,6 +487,10 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         await self._enter(context)
         status = context_status_to_wire(context_status(ContextState.AVAILABLE))
         return context_service_pb2.ListContextsResponse(contexts=[status])
+
+    async def ReloadRegistry(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        return registry_change_to_wire(RegistryChange(added=("new",), removed=("old", "old/mlp"), changed=("tiny",)))
 
     async def WatchContexts(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)

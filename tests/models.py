@@ -7,7 +7,7 @@ unless told otherwise: on those a wrong formula and a rounding error cannot be c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,18 @@ from tokenizers import pre_tokenizers
 
 from dst_grpc.contexts import AutoencoderContext, ModelContext
 from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
+from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origin import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelDimensions, ModelInfo
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.autoencoder import Activation, Autoencoder
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.engine.decoder_config import Rotary
+from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
 from dst_grpc.pipeline.plan import make_plan
@@ -40,6 +44,57 @@ CONFIG = DecoderConfig(
     vocab_size=19,
     context_window=12,
 )
+
+_SLOW = Rotary(frequencies=(0.9, 0.013))
+_FAST = Rotary(frequencies=(1.7, 0.4, 0.09), scale=1.2)
+ARCHITECTURES = {
+    "gated": replace(CONFIG, is_gated=True, activation=ActivationFunction.SILU, has_mlp_bias=False),
+    "grouped": replace(CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, has_qkv_bias=False),
+    "rotary": replace(CONFIG, d_head=7, rotary=(_SLOW, None, _FAST), has_attn_out_bias=False, query_scale=0.3),
+    "rms norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_epsilon=1e-3),
+    "qk norm": replace(CONFIG, norm=NormKind.RMS_NORM, d_head=6, has_qk_norm=True, rotary=(_SLOW, _SLOW, _FAST)),
+    "post norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_gain_offset=1.0, has_post_norms=True),
+    "post layer norm": replace(CONFIG, has_post_norms=True),
+    "parallel": replace(CONFIG, d_head=7, is_parallel=True, activation=ActivationFunction.GELU, rotary=(_FAST,) * 3),
+    "softcap": replace(CONFIG, attn_softcap=0.9, final_softcap=2.5, embedding_scale=8**0.5),
+    "sliding": replace(CONFIG, sliding_windows=(2, None, 4), activation=ActivationFunction.RELU),
+    "llama": replace(
+        CONFIG,
+        norm=NormKind.RMS_NORM,
+        n_heads=6,
+        n_key_value_heads=3,
+        d_head=4,
+        rotary=(_SLOW,) * 3,
+        has_qkv_bias=False,
+        has_attn_out_bias=False,
+        has_mlp_bias=False,
+        activation=ActivationFunction.SILU,
+        is_gated=True,
+    ),
+    "gemma": replace(
+        CONFIG,
+        norm=NormKind.RMS_NORM,
+        norm_gain_offset=1.0,
+        n_heads=6,
+        n_key_value_heads=2,
+        d_head=4,
+        rotary=(_SLOW, Rotary(frequencies=(0.8, 0.05)), _SLOW),
+        query_scale=0.4,
+        attn_softcap=1.5,
+        final_softcap=3.0,
+        sliding_windows=(3, None, 2),
+        has_qkv_bias=False,
+        has_attn_out_bias=False,
+        has_mlp_bias=False,
+        has_qk_norm=True,
+        has_post_norms=True,
+        is_gated=True,
+        embedding_scale=8**0.5,
+    ),
+}
+"""Every way to depart from GPT-2, alone and as whole families combine them."""
+GPT2_AND_OTHERS = {"gpt2": CONFIG, **ARCHITECTURES}
+"""Every architecture by name."""
 TOKENS = (3, 1, 4, 1, 5, 9)
 """The usual prompt."""
 LATENTS = {
@@ -67,8 +122,18 @@ def weights(
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, shape in config.weight_shapes().items():
-        centre = 1.0 if name.endswith("gain") else 0.0
+        centre = 1.0 - config.norm_gain_offset if name.endswith("gain") else 0.0
         found[name] = (centre + torch.randn(shape, generator=generator, dtype=torch.float64) * 0.6).to(dtype)
+    return found
+
+
+def sites(config: DecoderConfig = CONFIG) -> list[Site]:
+    """Every tap of a model without autoencoders."""
+    found: list[Site] = []
+    for location in ActivationLocationType:
+        is_online = "online" in location.value
+        if location.facts.is_tapped and not is_online and config.architecture.why_without(location) is None:
+            found += [(location, i) for i in ([None] if location.has_no_layers else range(config.n_layers))]
     return found
 
 
@@ -152,16 +217,7 @@ class FakeCatalogue:
             name=name,
             handle=f"{name}@1:float32:cpu",
             family="gpt2",
-            dimensions=ModelDimensions(
-                n_layers=c.n_layers,
-                d_model=c.d_model,
-                n_heads=c.n_heads,
-                n_key_value_heads=c.n_key_value_heads,
-                d_head=c.d_head,
-                d_mlp=c.d_mlp,
-                vocab_size=c.vocab_size,
-                context_window=c.context_window,
-            ),
+            dimensions=c.dimensions,
             element_type=TensorElementType.FLOAT32,
             device="cpu",
             digest="1",
@@ -170,6 +226,8 @@ class FakeCatalogue:
             is_default=name == "tiny",
             state=ContextState.AVAILABLE,
             autoencoders=tuple(self._sets),
+            architecture=c.architecture,
+            unsupported=unsupported_types(c.architecture),
         )
 
     def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
@@ -214,6 +272,11 @@ class World:
     sets: Mapping[str, AutoencoderContext] = field(default_factory=dict)
 
     @property
+    def unsupported(self) -> frozenset[DerivedScalarType]:
+        """Types that have no meaning in the model."""
+        return frozenset(one.dst for one in unsupported_types(self.decoder.config.architecture))
+
+    @property
     def catalogue(self) -> FakeCatalogue:
         """What can be loaded."""
         return FakeCatalogue(self.decoder.config, self.sets)
@@ -250,9 +313,9 @@ class World:
 
 def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
     """A random model, with an autoencoder set of each of *kinds*; *fields* of `autoencoders`."""
-    dtype = fields.get("dtype", torch.float64)
+    dtype, config = fields.get("dtype", torch.float64), fields.get("config", CONFIG)
     sets = [autoencoders(kind, seed + 1, **fields) for kind in kinds]
-    return World(decoder(seed, dtype=dtype), {one.name: one for one in sets})
+    return World(decoder(seed, config, dtype=dtype), {one.name: one for one in sets})
 
 
 def tensors(outcome: Outcome) -> dict[Key, torch.Tensor]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dst_grpc.domain.architecture import ActivationFunction, NormKind
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.autoencoder import Activation, Autoencoder
-from dst_grpc.engine.decoder import DecoderConfig
+from dst_grpc.engine.decoder_config import DecoderConfig, Rotary
 from dst_grpc.engine.taps import Site
 
 Tensor = torch.Tensor
@@ -37,6 +38,28 @@ ERROR = {
 
 def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+NONLINEARITIES: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
+    ActivationFunction.GELU_TANH: gelu,
+    ActivationFunction.GELU: lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+    ActivationFunction.SILU: lambda x: x / (1 + torch.exp(-x)),
+    ActivationFunction.RELU: lambda x: torch.where(x > 0, x, 0.0),
+}
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def rotated(x: Tensor, rotary: Rotary | None) -> Tensor:
+    """*x* [T, H, c], as complex numbers turned by t times their frequency."""
+    if rotary is None:
+        return x
+    n = len(rotary.frequencies)
+    angles = torch.outer(torch.arange(len(x), dtype=x.dtype), torch.tensor(rotary.frequencies, dtype=x.dtype))
+    turned = torch.complex(x[..., :n], x[..., n : 2 * n]) * torch.exp(1j * angles).unsqueeze(1) * rotary.scale
+    return torch.cat([turned.real, turned.imag, x[..., 2 * n :]], dim=-1)
 
 
 def phi(autoencoder: Autoencoder, pre: Tensor) -> Tensor:
@@ -71,23 +94,49 @@ class Plain:
     def of(self, layer: int, name: str) -> Tensor:
         return self.weights[f"layers.{layer}.{name}"]
 
+    def bias(self, layer: int, name: str) -> Tensor:
+        """A bias [d] of what a layer writes, zeros if the model has none."""
+        return self.weights.get(f"layers.{layer}.{name}", torch.zeros(self.config.d_model, dtype=torch.float64))
+
     def scale(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return ((centred**2).mean(-1, keepdim=True) + self.config.norm_epsilon).sqrt()
+        if self.config.norm is NormKind.LAYER_NORM:
+            x = x - x.mean(-1, keepdim=True)
+        return ((x**2).mean(-1, keepdim=True) + self.config.norm_epsilon).sqrt()
 
     def norm(self, x: Tensor, scale: Tensor, name: str) -> Tensor:
-        return (x - x.mean(-1, keepdim=True)) / scale * self.weights[f"{name}.gain"] + self.weights[f"{name}.bias"]
+        return self.linear_norm(x, scale, name) + self.weights.get(f"{name}.bias", 0.0)
+
+    def linear_norm(self, x: Tensor, scale: Tensor, name: str) -> Tensor:
+        """All of a norm but its bias."""
+        if self.config.norm is NormKind.LAYER_NORM:
+            x = x - x.mean(-1, keepdim=True)
+        return x / scale * (self.weights[f"{name}.gain"] + self.config.norm_gain_offset)
+
+    def linear(self, layer: int, name: str, x: Tensor) -> Tensor:
+        product = x @ self.of(layer, f"{name}.weight")
+        return product + self.weights.get(f"layers.{layer}.{name}.bias", 0.0)
 
     def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, c = self.config.n_heads, self.config.d_head
-        flat = normed @ self.of(layer, "attn.qkv.weight") + self.of(layer, "attn.qkv.bias")
-        q, k, v = (part.reshape(-1, h, c) for part in torch.split(flat, h * c, dim=-1))
-        return q * c**-0.25, k * c**-0.25, v
+        one = self.config
+        shared = one.n_key_value_heads * one.d_head
+        parts = torch.split(self.linear(layer, "attn.qkv", normed), [one.n_heads * one.d_head, shared, shared], dim=-1)
+        q, k, v = (part.reshape(len(normed), -1, one.d_head) for part in parts)
+        if one.has_qk_norm:
+            q = self.norm(q, self.scale(q), f"layers.{layer}.attn.query_norm")
+            k = self.norm(k, self.scale(k), f"layers.{layer}.attn.key_norm")
+        q, k = (rotated(x, one.rotary[layer] if one.rotary else None) for x in (q, k))
+        owner = [h * one.n_key_value_heads // one.n_heads for h in range(one.n_heads)]
+        root = (one.d_head**-0.5 if one.query_scale is None else one.query_scale) ** 0.5
+        return q * root, k[:, owner] * root, v[:, owner]
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        s = torch.einsum("thc,uhc->tuh", q, k)
-        t, u = torch.meshgrid(torch.arange(len(q)), torch.arange(len(k)), indexing="ij")
-        return torch.where((u > t).unsqueeze(-1), -math.inf, s)
+    def sees(self, layer: int, t: int, u: int) -> bool:
+        window = self.config.sliding_windows[layer] if self.config.sliding_windows else None
+        return u <= t and (window is None or u > t - window)
+
+    def scores(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        s = capped(torch.einsum("thc,uhc->tuh", q, k), self.config.attn_softcap)
+        seen = torch.tensor([[self.sees(layer, t, u) for u in range(len(k))] for t in range(len(q))])
+        return torch.where(seen.unsqueeze(-1), s, -math.inf)
 
     def wo(self, layer: int) -> Tensor:
         return self.of(layer, "attn.out.weight").reshape(self.config.n_heads, self.config.d_head, -1)
@@ -95,17 +144,49 @@ class Plain:
     def wout(self, layer: int) -> Tensor:
         return self.of(layer, "mlp.out.weight")
 
-    def delta_attn(self, layer: int, mixed: Tensor) -> Tensor:
-        return torch.einsum("thc,hcd->td", mixed, self.wo(layer)) + self.of(layer, "attn.out.bias")
+    def written(self, layer: int, part: str, raw: Tensor, taps: Taps) -> Tensor:
+        """What a *part*'s raw vectors [T, ..., d] add to the residual, with its post-norm's scale as in *taps*."""
+        if not self.config.has_post_norms:
+            return raw
+        tap = {"attn": L.ATTN_OUTPUT_LAYER_NORM_SCALE, "mlp": L.MLP_OUTPUT_LAYER_NORM_SCALE}[part]
+        scale = taps[tap, layer].detach().reshape(-1, *(1,) * (raw.dim() - 1))
+        return self.linear_norm(raw, scale, f"layers.{layer}.{part}_post_norm")
+
+    def raw_attn(self, layer: int, mixed: Tensor) -> Tensor:
+        return torch.einsum("thc,hcd->td", mixed, self.wo(layer)) + self.bias(layer, "attn.out.bias")
+
+    def biases(self, layer: int, part: str, taps: Taps) -> Tensor:
+        """What of a *part*'s addition to the residual no component writes, [T, d]."""
+        n_tokens = len(taps[L.RESID_POST_EMBEDDING, None])
+        raw = self.bias(layer, f"{part}.out.bias").expand(n_tokens, -1)
+        return self.written(layer, part, raw, taps) + self.bias(layer, f"{part}_post_norm.bias")
+
+    def post_norm(self, layer: int, part: str, raw: Tensor, *, detach: bool) -> Tensor:
+        name = f"layers.{layer}.{part}_post_norm"
+        return self.normed(raw, name, detach=detach) if self.config.has_post_norms else raw
+
+    def delta_attn(self, layer: int, mixed: Tensor, *, detach: bool = False) -> Tensor:
+        return self.post_norm(layer, "attn", self.raw_attn(layer, mixed), detach=detach)
 
     def pre_act(self, layer: int, normed: Tensor) -> Tensor:
-        return normed @ self.of(layer, "mlp.in.weight") + self.of(layer, "mlp.in.bias")
+        return self.linear(layer, "mlp.in", normed)
 
-    def delta_mlp(self, layer: int, act: Tensor) -> Tensor:
-        return act @ self.wout(layer) + self.of(layer, "mlp.out.bias")
+    def act(self, layer: int, normed: Tensor, pre_act: Tensor) -> Tensor:
+        act = NONLINEARITIES[self.config.activation](pre_act)
+        return act * self.linear(layer, "mlp.up", normed) if self.config.is_gated else act
+
+    def raw_mlp(self, layer: int, act: Tensor) -> Tensor:
+        return act @ self.wout(layer) + self.bias(layer, "mlp.out.bias")
+
+    def delta_mlp(self, layer: int, act: Tensor, *, detach: bool = False) -> Tensor:
+        return self.post_norm(layer, "mlp", self.raw_mlp(layer, act), detach=detach)
 
     def logits(self, x: Tensor, scale: Tensor) -> Tensor:
-        return self.norm(x, scale, "final_norm") @ self.weights["unembedding"]
+        return capped(self.norm(x, scale, "final_norm") @ self.weights["unembedding"], self.config.final_softcap)
+
+    def embedded(self, tokens: Sequence[int]) -> Tensor:
+        """Without positions."""
+        return self.weights["embedding"][list(tokens)] * self.config.embedding_scale
 
     def run(self, tokens: Sequence[int], edit: Callable[[Site, Tensor], Tensor] = lambda _, x: x) -> dict[Site, Tensor]:
         """Every tap, attached."""
@@ -123,18 +204,36 @@ class Plain:
             error = tap(ERROR[kind], layer, x - (h @ one.decoder.T + one.pre_bias))
             return tapped @ one.decoder.T + one.pre_bias + error
 
-        x = self.weights["embedding"][list(tokens)] + self.weights["position_embedding"][: len(tokens)]
-        x = tap(L.RESID_POST_EMBEDDING, None, x)
-        for i in range(self.config.n_layers):
+        def post_normed(layer: int, part: str, tapped: L, raw: Tensor) -> Tensor:
+            if not self.config.has_post_norms:
+                return raw
+            return self.norm(raw, tap(tapped, layer, self.scale(raw)), f"layers.{layer}.{part}_post_norm")
+
+        def attn(i: int, x: Tensor) -> Tensor:
             normed = self.norm(x, tap(L.ATTN_INPUT_LAYER_NORM_SCALE, i, self.scale(x)), f"layers.{i}.attn_norm")
             q, k, v = self.qkv(i, normed)
             q, k, v = tap(L.ATTN_QUERY, i, q), tap(L.ATTN_KEY, i, k), tap(L.ATTN_VALUE, i, v)
-            a = tap(L.ATTN_QK_PROBS, i, tap(L.ATTN_QK_LOGITS, i, self.scores(q, k)).softmax(dim=1))
+            a = tap(L.ATTN_QK_PROBS, i, tap(L.ATTN_QK_LOGITS, i, self.scores(i, q, k)).softmax(dim=1))
             o = tap(L.ATTN_WEIGHTED_SUM_OF_VALUES, i, torch.einsum("tuh,uhc->thc", a, v))
-            x = tap(L.RESID_POST_ATTN, i, x + tap(L.RESID_DELTA_ATTN, i, self.delta_attn(i, o)))
+            written = post_normed(i, "attn", L.ATTN_OUTPUT_LAYER_NORM_SCALE, self.raw_attn(i, o))
+            return tap(L.RESID_DELTA_ATTN, i, written)
+
+        def mlp(i: int, x: Tensor) -> Tensor:
             normed = self.norm(x, tap(L.MLP_INPUT_LAYER_NORM_SCALE, i, self.scale(x)), f"layers.{i}.mlp_norm")
-            act = tap(L.MLP_POST_ACT, i, gelu(tap(L.MLP_PRE_ACT, i, self.pre_act(i, normed))))
-            x = tap(L.RESID_POST_MLP, i, x + tap(L.RESID_DELTA_MLP, i, self.delta_mlp(i, act)))
+            act = tap(L.MLP_POST_ACT, i, self.act(i, normed, tap(L.MLP_PRE_ACT, i, self.pre_act(i, normed))))
+            written = post_normed(i, "mlp", L.MLP_OUTPUT_LAYER_NORM_SCALE, self.raw_mlp(i, act))
+            return tap(L.RESID_DELTA_MLP, i, written)
+
+        positions: Tensor | float = 0.0
+        if self.config.rotary is None:
+            positions = self.weights["position_embedding"][: len(tokens)]
+        x = tap(L.RESID_POST_EMBEDDING, None, self.embedded(tokens) + positions)
+        for i in range(self.config.n_layers):
+            before = x
+            x = x + attn(i, x)
+            if not self.config.is_parallel:
+                before = x = tap(L.RESID_POST_ATTN, i, x)
+            x = tap(L.RESID_POST_MLP, i, x + mlp(i, before))
         tap(L.LOGITS, None, self.logits(x, tap(L.RESID_FINAL_LAYER_NORM_SCALE, None, self.scale(x))))
         return found
 
@@ -145,7 +244,9 @@ class Plain:
     def rho_site(self, trace: TraceConfig) -> Site:
         node, layer = trace.node_index, trace.node_index.layer_index
         assert layer is not None
-        if node.node_type is NodeType.MLP_NEURON or self._kind(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}:
+        of_mlp = node.node_type is NodeType.MLP_NEURON
+        of_mlp = of_mlp or self._kind(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}
+        if of_mlp and not self.config.is_parallel:
             return L.RESID_POST_ATTN, layer
         return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
@@ -169,15 +270,17 @@ class Plain:
             q, k, v = self.qkv(i, self.normed(rho, f"layers.{i}.attn_norm", detach=detach))
             q = q.detach() if through is AttentionTraceType.K else q
             k = k.detach() if through is AttentionTraceType.Q else k
-            s = self.scores(q, k)
+            s = self.scores(i, q, k)
             if kind is None:
                 return s.softmax(dim=1) if post else s
-            x = self.delta_attn(i, torch.einsum("tuh,uhc->thc", s.softmax(dim=1), v))
+            x = self.delta_attn(i, torch.einsum("tuh,uhc->thc", s.softmax(dim=1), v), detach=detach)
         else:
-            z = self.pre_act(i, self.normed(rho, f"layers.{i}.mlp_norm", detach=detach))
+            normed = self.normed(rho, f"layers.{i}.mlp_norm", detach=detach)
+            z = self.pre_act(i, normed)
             if kind is None:
-                return gelu(z) if post else z
-            x = gelu(z) if kind is T.MLP_POST_ACT else self.delta_mlp(i, gelu(z))
+                return self.act(i, normed, z) if post else z
+            x = self.act(i, normed, z)
+            x = x if kind is T.MLP_POST_ACT else self.delta_mlp(i, x, detach=detach)
         one = self.sets[kind][i]
         return encode(one, x) if post else pre(one, x)
 
@@ -188,8 +291,13 @@ class Plain:
         if trace.attention_trace_type is AttentionTraceType.V:
             t, u, h = node.tensor_indices
             q, k, v = self.qkv(i, self.normed(rho, f"layers.{i}.attn_norm", detach=True))
-            a = self.scores(q, k).softmax(dim=1)[t, u, h].detach()
-            return a * (v[u, h] @ self.wo(i)[h] * self.downstream(trace, taps, loss)[t]).sum()
+            a = self.scores(i, q, k).softmax(dim=1).detach()
+            raw = v[u, h] @ self.wo(i)[h]
+            if self.config.has_post_norms:
+                mixed = torch.einsum("tuh,uhc->thc", a, v.detach())
+                scale = self.scale(self.raw_attn(i, mixed))[t]
+                raw = self.linear_norm(raw, scale, f"layers.{i}.attn_post_norm")
+            return a[t, u, h] * (raw * self.downstream(trace, taps, loss)[t]).sum()
         return self.activations(
             node.node_type,
             i,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
 
+from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunHeader
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -17,8 +21,8 @@ from dst_grpc.domain.resolution import (
     ContextState,
     ContextStatus,
     CostEstimate,
-    ModelDimensions,
     ModelInfo,
+    RegistryChange,
     Resolution,
     Validated,
 )
@@ -140,10 +144,25 @@ def resolution() -> Resolution:
     )
 
 
+ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[ExplanationPart | RunSummary, None]]
+
+
+def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:
+    """The parts of a whole answer about runs: of each a header and an empty table."""
+    header = RunHeader(model=MODEL_HANDLE, token_ids=(1, 2), token_strings=("a", "b"), loss=1.5)
+    table = NodeTable(nodes=(), groups=())
+    parts: list[ExplanationPart | RunSummary] = []
+    for i in range(n_runs):
+        parts.append(ExplanationPart(kind=PartKind.HEADER, value=header, run_index=i))
+        parts.append(ExplanationPart(kind=PartKind.NODE_TABLE, value=table, run_index=i))
+    return [*parts, SUMMARY]
+
+
 class FakePipeline:
-    """Runs the script that a test gave for a request's id, or answers a small tensor."""
+    """Runs the script that a test gave for a request's id, or answers a small tensor, or an empty table."""
 
     def __init__(self) -> None:
+        self.explain_scripts: dict[str, ExplainScript] = {}
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
         self.running: set[str] = set()
@@ -182,6 +201,25 @@ class FakePipeline:
                 yield stage
         finally:
             self._leave(request_id)
+
+    async def explain(
+        self, request: ExplainRequest | TopKRequest
+    ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        self._enter(request.request_id)
+        try:
+            script = self.explain_scripts.get(request.request_id)
+            if script is None:
+                for part in explained(len(request.runs)):
+                    yield part
+                return
+            async with aclosing(script(request)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._leave(request.request_id)
+
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        return self.explain(request)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -235,6 +273,8 @@ class FakeTokenizer:
 class FakeRegistry:
     """Models `tiny` and `model-000` and so on, each with one set of autoencoders."""
 
+    preload: tuple[str, ...] = ()
+
     def __init__(self, n_models: int = 1) -> None:
         names = ["tiny", *(f"model-{i:03d}" for i in range(n_models - 1))]
         self._models = {name: model_info(name) for name in sorted(names)}
@@ -260,25 +300,38 @@ class FakeRegistry:
 class FakeCache:
     """Loads at once, and tells its watchers."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: FakeRegistry | None = None) -> None:
+        self.registry = registry or FakeRegistry()
         self.contexts: dict[str, ContextStatus] = {}
         self.watchers: set[asyncio.Queue[ContextStatus]] = set()
         self.load_error: Exception | None = None
         self.is_closed = False
+
+    def adopt(self, registry: FakeRegistry) -> RegistryChange:
+        before, now = ({model.name for model in one.models()} for one in (self.registry, registry))
+        self.registry = registry
+        return RegistryChange(added=tuple(sorted(now - before)), removed=tuple(sorted(before - now)))
 
     def tell(self, status: ContextStatus) -> None:
         self.contexts[status.handle] = status
         for watcher in self.watchers:
             watcher.put_nowait(status)
 
-    async def load(self, ref: str) -> AsyncGenerator[ContextStatus, None]:
+    async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         if self.load_error is not None:
             raise self.load_error
         handle = f"{ref}@0123456789ab:float32:cpu"
         for state in (ContextState.LOADING, ContextState.AVAILABLE):
-            status = context_status(handle, state)
+            status = replace(context_status(handle, state), is_pinned=pin and state is ContextState.AVAILABLE)
             self.tell(status)
             yield status
+
+    def unpin(self, ref: str) -> ContextStatus:
+        for handle, status in self.contexts.items():
+            if ref in {handle, handle.partition("@")[0]}:
+                self.tell(replace(status, is_pinned=False))
+                return self.contexts[handle]
+        raise NotFound.unknown("context", ref, self.contexts, reason=Reason.CONTEXT_NOT_FOUND)
 
     async def unload(self, ref: str) -> ContextStatus:
         for handle, status in self.contexts.items():
@@ -290,6 +343,10 @@ class FakeCache:
 
     def statuses(self) -> list[ContextStatus]:
         return [self.contexts[handle] for handle in sorted(self.contexts)]
+
+    def status(self, ref: str) -> ContextStatus:
+        handle = self.registry.model(ref).handle
+        return self.contexts.get(handle, context_status(handle, ContextState.START))
 
     def describe(self, info: InfoT) -> InfoT:
         status = self.contexts.get(info.handle)
@@ -311,13 +368,19 @@ class FakeCache:
 
 
 class FakeParts:
-    """The three together, typed as what they are."""
+    """All together, typed as what they are. A reload takes the registry that a test puts in `next_registry`."""
 
     def __init__(self, n_models: int = 1) -> None:
         self.pipeline = FakePipeline()
         self.registry = FakeRegistry(n_models)
-        self.cache = FakeCache()
+        self.next_registry: FakeRegistry | Exception = self.registry
+        self.cache = FakeCache(self.registry)
+
+    def build_registry(self) -> FakeRegistry:
+        if isinstance(self.next_registry, Exception):
+            raise self.next_registry
+        return self.next_registry
 
     @property
     def parts(self) -> Parts:
-        return Parts(pipeline=self.pipeline, registry=self.registry, cache=self.cache)
+        return Parts(pipeline=self.pipeline, cache=self.cache, build_registry=self.build_registry)

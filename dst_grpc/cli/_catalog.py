@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +19,9 @@ from dst_grpc.cli._console import (
     errors_reported,
     print_json,
 )
+from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_ranges, print_rows
-from dst_grpc.client import DEFAULT_TARGET, DerivedScalarTypeInfo, Dimension, ModelInfo
+from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, Dimension, ModelInfo
 
 _LETTERS = {
     Dimension.SEQUENCE_TOKENS: "T",
@@ -32,14 +35,31 @@ _LETTERS = {
     Dimension.VOCAB_SIZE: "V",
     Dimension.SINGLETON: "1",
 }
+_DIGEST_CHARACTERS = 12
+"""How much of a digest, or of a commit, is shown to people."""
 _LEGEND = (
     "axes: T token, U attended-to token, P token pair, d residual channel, F neuron, H head, c channel of a head, "
     "Z latent, V vocabulary"
 )
 
 
-def models(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
-    """List the models that the server can load, with their autoencoders."""
+def models(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say how each model is built, and which types it rules out.")
+    ] = False,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", metavar="FILE", help="Show what this file names, and what was pulled; no server."),
+    ] = None,
+    hub_cache: HubCacheOption = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the models that the server can load, with their autoencoders; or those of a registry file."""
+    if registry is not None:
+        show_registry(registry, hub_cache, as_json=as_json)
+        return
     with errors_reported(as_json=as_json), connect(server) as client:
         found = client.models(timeout=timeout)
         sets = client.autoencoders(timeout=timeout)
@@ -52,8 +72,12 @@ def models(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
         )
         return
     out = console()
-    names = ("model", "state", "family", "layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
+    sizes = ("layers", "width", "heads", "neurons", "vocabulary", "context", "weights")
+    names = ("model", "state", "family", *sizes, "source", "digest")
     print_rows(out, names, map(_model_row, found))
+    if verbose:
+        out.print()
+        print_rows(out, ("model", "architecture", "without"), map(_architecture_row, found), fold="architecture")
     if sets:
         rows = [
             (
@@ -63,18 +87,56 @@ def models(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
                 human_ranges(info.layer_indices),
                 str(info.n_latents),
                 info.activation,
+                _source(info),
+                info.digest[:_DIGEST_CHARACTERS],
             )
             for info in sets
         ]
         out.print()
-        print_rows(out, ("autoencoder", "state", "reads", "layers", "latents", "activation"), rows)
+        print_rows(out, ("autoencoder", "state", "reads", "layers", "latents", "activation", "source", "digest"), rows)
 
 
 def _model_row(info: ModelInfo) -> tuple[str, ...]:
     sizes = info.dimensions
     numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
     name = f"{info.name} (default)" if info.is_default else info.name
-    return (name, info.state.value, info.family, *map(str, numbers), human_bytes(info.parameter_bytes))
+    sizes_shown = (*map(str, numbers), human_bytes(info.parameter_bytes))
+    return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:_DIGEST_CHARACTERS])
+
+
+def _source(info: ModelInfo | AutoencoderInfo) -> str:
+    return f"{info.source}@{info.revision[:_DIGEST_CHARACTERS]}" if info.revision else info.source
+
+
+def _architecture_row(info: ModelInfo) -> tuple[str, ...]:
+    without = ", ".join(unsupported.dst.value for unsupported in info.unsupported)
+    return info.name, ", ".join(_traits(info)), without
+
+
+def _traits(info: ModelInfo) -> Iterator[str]:
+    """How a model is built, in a few words each."""
+    one, sizes = info.architecture, info.dimensions
+    yield one.norm.value.replace("_", " ")
+    yield f"{one.positions.value} positions"
+    if one.layers_without_positions:
+        yield f"none in layers {human_ranges(one.layers_without_positions)}"
+    yield f"{'gated ' if one.is_gated else ''}{one.activation.value.replace('_', ' ')}"
+    if sizes.n_key_value_heads != sizes.n_heads:
+        yield f"{sizes.n_key_value_heads} key-value heads"
+    if one.is_parallel:
+        yield "MLP beside attention"
+    if one.has_qk_norm:
+        yield "normed queries and keys"
+    if one.has_post_norms:
+        yield "normed writes"
+    if one.attn_softcap is not None:
+        yield f"scores capped at {one.attn_softcap:g}"
+    if one.final_softcap is not None:
+        yield f"logits capped at {one.final_softcap:g}"
+    windows = sorted({window for window in one.sliding_windows if window is not None})
+    for window in windows:
+        layers = human_ranges(layer for layer, own in enumerate(one.sliding_windows) if own == window)
+        yield f"window of {window} tokens in layers {layers}"
 
 
 def types(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -69,6 +69,13 @@ def errors_reported(*, as_json: bool = False) -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def fail(problem: str, *, code: int) -> NoReturn:
+    """Print what is wrong, and exit with *code*."""
+    # Not folded: there may be a command in it, to be copied.
+    console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {problem}"), soft_wrap=True)
+    raise typer.Exit(code)
 
 
 def print_error(error: DstError) -> None:

@@ -1,4 +1,4 @@
-"""`dst-grpc contexts`, `load`, `unload`: what the server holds in memory."""
+"""`dst-grpc contexts`, `load`, `unpin`, `unload`: what the server holds in memory."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def contexts(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = Non
 
 def load(
     context: ContextArgument,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it loaded until it is unpinned, used or not.")] = False,
     server: ServerOption = DEFAULT_TARGET,
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
@@ -49,8 +50,19 @@ def load(
                 )
                 show_load(bar, task, done)
 
-            status = client.load_context(context, on_progress=show, timeout=timeout)
+            status = client.load_context(context, pin=pin, on_progress=show, timeout=timeout)
         _show([status], as_json)
+
+
+def unpin(
+    context: ContextArgument,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a pinned model or autoencoder set go when its time comes."""
+    with errors_reported(as_json=as_json), connect(server) as client:
+        _show([client.unpin_context(context, timeout=timeout)], as_json)
 
 
 def unload(
@@ -77,13 +89,13 @@ def _show(statuses: list[ContextStatus], as_json: bool) -> None:
             status.state.value,
             status.device,
             human_bytes(status.bytes_total),
-            str(status.pins),
+            f"{status.pins} + pinned" if status.is_pinned else str(status.pins),
             str(status.hits),
             f"{status.last_used_seconds_ago:.0f} s",
         )
         for status in statuses
     ]
-    print_rows(console(), ("context", "state", "device", "memory", "pins", "hits", "idle"), rows)
+    print_rows(console(), ("context", "state", "device", "memory", "in use", "hits", "idle"), rows)
 
 
 def _facts(status: ContextStatus) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
-from dst_grpc.cli._console import console
+from dst_grpc.cli._console import fail
 
 _ALIASES = {"models": ("--model", "NAME=FOLDER"), "autoencoder_roots": ("--autoencoder-root", "FOLDER")}
 """Settings that hold several values: the flag for one of them, which may be repeated."""
@@ -33,6 +32,9 @@ _METAVARS = {
     "key": "FILE",
     "ca": "FILE",
     "file": "FILE",
+    "registry": "FILE",
+    "cache": "FOLDER",
+    "endpoint": "URL",
     "format": "text|json",
     "level": "LEVEL",
 }
@@ -90,9 +92,9 @@ def _serve(config: Path | None, flags: dict[str, Any]) -> None:
     try:
         serve(load_settings(given, file=config), on_ready=_say_ready)
     except SettingsError as error:
-        _fail(error, code=2)
+        fail(str(error), code=2)
     except StartupError as error:
-        _fail(error, code=1)
+        fail(str(error), code=1)
 
 
 def _say_ready(address: str) -> None:
@@ -100,11 +102,6 @@ def _say_ready(address: str) -> None:
     # stderr.
     typer.echo(f"dst-grpc is ready at {address}")
     sys.stdout.flush()
-
-
-def _fail(error: Exception, *, code: int) -> None:
-    console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"))
-    raise typer.Exit(code) from None
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
 from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
 from dst_grpc.client._calls import Calls, pages
-from dst_grpc.domain.resolution import ContextStatus
+from dst_grpc.domain.resolution import ContextStatus, RegistryChange
 from dst_grpc.errors import DataLoss, Reason
-from dst_grpc.wire.contexts import context_status_from_wire
+from dst_grpc.wire.contexts import context_status_from_wire, registry_change_from_wire
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
@@ -30,6 +30,7 @@ class ContextCalls(Calls):
         self,
         context: str,
         *,
+        pin: bool = False,
         on_progress: Callable[[ContextStatus], None] | None = None,
         timeout: float | None = None,
     ) -> ContextStatus:
@@ -37,6 +38,7 @@ class ContextCalls(Calls):
 
         Args:
             context: Its name or handle.
+            pin: Whether it stays loaded until it is unpinned, used or not.
             on_progress: Told how far the load is; of a sync client, on another thread.
             timeout: Seconds; None = no limit. A load that others wait for goes on without this call.
 
@@ -49,7 +51,7 @@ class ContextCalls(Calls):
             DataLoss: If its files are corrupt.
         """
         last: ContextStatus | None = None
-        method, request = self._contexts_stub.LoadContext, pb.LoadContextRequest(context=context)
+        method, request = self._contexts_stub.LoadContext, pb.LoadContextRequest(context=context, pin=pin)
         async with aclosing(self._responses(method, request, timeout)) as responses:
             async for response in responses:
                 last = context_status_from_wire(response.status)
@@ -61,12 +63,22 @@ class ContextCalls(Calls):
             raise DataLoss("the answer is truncated: the load ended without a status", reason=Reason.ANSWER_TRUNCATED)
         return last
 
+    async def unpin_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
+        """Let a pinned context go when its time comes; it stays loaded until then.
+
+        Raises:
+            NotFound: If it is not loaded.
+        """
+        request = pb.UnpinContextRequest(context=context)
+        response = await self._unary(self._contexts_stub.UnpinContext, request, timeout)
+        return context_status_from_wire(response.status)
+
     async def unload_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
         """Unload a context; the answer comes once its memory is free.
 
         Raises:
             NotFound: If it is not loaded.
-            PreconditionFailed: If requests use it.
+            PreconditionFailed: If requests use it, or it is pinned.
         """
         request = pb.UnloadContextRequest(context=context)
         response = await self._unary(self._contexts_stub.UnloadContext, request, timeout)
@@ -84,6 +96,19 @@ class ContextCalls(Calls):
             )
         )
         return [context_status_from_wire(status) async for page in listed for status in page.contexts]
+
+    async def reload_registry(self, *, timeout: float | None = None) -> RegistryChange:
+        """Have the server read its registry again and serve that, all of it or, if anything is wrong, the old one.
+
+        Returns:
+            The names of what was added, removed and changed.
+
+        Raises:
+            InvalidRequest: If the registry is wrong; lists everything, by its path in the file.
+            DataLoss: If a file is corrupt, or has another digest than is registered.
+        """
+        response = await self._unary(self._contexts_stub.ReloadRegistry, pb.ReloadRegistryRequest(), timeout)
+        return registry_change_from_wire(response)
 
     async def watch_contexts(self, *, timeout: float | None = None) -> AsyncGenerator[ContextStatus]:
         """Watch the cache: every context now, then each that changes its state, until the iterator is closed.

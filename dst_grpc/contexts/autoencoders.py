@@ -16,7 +16,8 @@ from dst_grpc.domain.scalars import FACTS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dst_grpc.domain.resolution import LayerCheck, ModelDimensions
+    from dst_grpc.domain.architecture import ModelDimensions
+    from dst_grpc.domain.resolution import LayerCheck
     from dst_grpc.engine.autoencoder import Autoencoder
 
 _T = DerivedScalarType

@@ -8,25 +8,28 @@ contexts there are is the registry's to say, and how one is read the loader's.
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from dst_grpc.contexts.budget import Budget
 from dst_grpc.contexts.device import memory_of
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry
-from dst_grpc.contexts.failures import closing, copied, does_not_fit, still_held, translated, without_frames
+from dst_grpc.contexts.expiry import Expiry
+from dst_grpc.contexts.failures import closing, copied, is_in_use, is_pinned, not_loaded
 from dst_grpc.contexts.lease import Lease
+from dst_grpc.contexts.lives import Lives
 from dst_grpc.contexts.loading import FileLoader
-from dst_grpc.contexts.slots import Mailbox, Slot, when_gone
+from dst_grpc.contexts.slots import Slot
+from dst_grpc.contexts.threads import Threads
+from dst_grpc.contexts.watches import Mailbox, Watches
+from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextStatus, LoadProgress, ModelInfo
-from dst_grpc.errors import DstError, FieldViolation, NotFound, PreconditionFailed, Reason
+from dst_grpc.errors import DstError, NotFound, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.device import DeviceMemory
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.contexts.slots import Context, OnLoadProgress
+    from dst_grpc.domain.resolution import RegistryChange
 
-_log = logging.getLogger(__name__)
 _MAX_PARALLEL_LOADS = 4
 _RELEASE_SECONDS = 30.0
 _CLOSE_SECONDS = 1.0
@@ -50,33 +53,53 @@ class ContextCache:
         registry: Registry,
         *,
         budget_bytes: int | None = None,
+        ttl_seconds: float | None = None,
         loader: Loader | None = None,
-        memory: DeviceMemory | None = None,
+        memory: Callable[[str], DeviceMemory] = memory_of,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         release_seconds: float = _RELEASE_SECONDS,
     ) -> None:
         """Start empty.
 
         Args:
             registry: what may be loaded.
-            budget_bytes: bytes that loaded contexts may take together; None = no limit.
+            budget_bytes: bytes that loaded contexts may take together on a device; None = no limit.
+            ttl_seconds: how long a context may be idle before it is unloaded; None = for ever.
             loader: reads what is not loaded; None = from files.
-            memory: of the device that contexts live on; None = that of the default model's.
+            memory: of a device.
             clock: seconds, from any beginning.
+            sleep: waits for a number of seconds.
             release_seconds: how long to wait for the memory of an unloaded context that somebody still holds.
         """
         self._registry = registry
-        self._budget_bytes = budget_bytes
         self._loader = loader or FileLoader()
-        self._memory = memory or memory_of(registry.model("").device)
         self._clock = clock
-        self._release_seconds = release_seconds
-        self._slots: dict[str, Slot] = {}
-        self._watchers: set[Mailbox] = set()
-        # One at a time makes room, or two would count on the same bytes. The loads themselves run in parallel.
-        self._room = asyncio.Lock()
-        self._parallel = asyncio.Semaphore(_MAX_PARALLEL_LOADS)
+        self._slots: dict[Entry, Slot] = {}
+        self._watches = Watches()
+        self._threads = Threads("dst-load", at_once=_MAX_PARALLEL_LOADS)
+        self._budget = Budget(self._slots, memory, budget_bytes)
+        self._lives = Lives(
+            self._slots, self._budget, self._threads, self._watches, clock=clock, release_seconds=release_seconds
+        )
+        self._expiry = Expiry(ttl_seconds, self._may_go, self._lives.begin_unload, clock=clock, sleep=sleep)
         self._is_closing = False
+
+    @property
+    def registry(self) -> Registry:
+        """What may be loaded now."""
+        return self._registry
+
+    def adopt(self, registry: Registry) -> RegistryChange:
+        """From now on, load what *registry* says; what it does not hold goes as soon as nobody uses it."""
+        previous, self._registry = self._registry, registry
+        for slot in list(self._slots.values()):
+            if not registry.holds(slot.entry):
+                slot.is_replaced, slot.is_kept = True, False
+                self._look_at(slot)
+                if slot.state is ContextState.END:
+                    self._slots.pop(slot.entry, None)
+        return registry.change_from(previous)
 
     @asynccontextmanager
     async def lease(
@@ -84,6 +107,7 @@ class ContextCache:
         model: str,
         autoencoders: Sequence[str] = (),
         *,
+        registry: Registry | None = None,
         on_progress: OnLoadProgress | None = None,
     ) -> AsyncIterator[Lease]:
         """Hold a model and its autoencoder sets, loading what is not loaded yet.
@@ -91,24 +115,28 @@ class ContextCache:
         Args:
             model: name or handle; "" means the default.
             autoencoders: names or handles.
+            registry: whose names they are, of those that this cache had; None = the one that it has now.
             on_progress: told of the progress of loads that this waits for.
 
         Raises:
             NotFound: if one is unknown, or a handle is of another revision than the files.
             InvalidRequest: if a set belongs to another model.
-            Exhausted: (MEMORY_BUDGET_EXCEEDED) if one does not fit beside what is pinned; (OUT_OF_MEMORY).
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if they do not fit beside what is pinned, known before anything is
+                loaded unless it is pinned meanwhile; (OUT_OF_MEMORY).
             DataLoss: if files are corrupt, have changed, or fail their self-check.
             Unavailable: if a load failed for a reason that may pass, or the cache is closing.
         """
         async with AsyncExitStack() as pins:
-            owner = self._registry.model_entry(model)
-            entries = {ref: self._registry.autoencoder_entry(ref, owner.name) for ref in autoencoders}
+            names = registry or self._registry
+            owner = names.model_entry(model)
+            entries = {ref: names.autoencoder_entry(ref, owner.name) for ref in autoencoders}
+            self._budget.check([owner, *entries.values()])
             context = await pins.enter_async_context(self._pinned(owner, on_progress))
-            self._registry.model_entry(model)  # again: now the digest, and with it the revision, is known
+            names.model_entry(model)  # again: now the digest, and with it the revision, is known
             sets: dict[str, AutoencoderContext] = {}
             for ref, entry in entries.items():
                 loaded = await pins.enter_async_context(self._pinned(entry, on_progress))
-                self._registry.autoencoder_entry(ref, owner.name)
+                names.autoencoder_entry(ref, owner.name)
                 sets[ref] = cast("AutoencoderContext", loaded)
             lease = Lease(cast("ModelContext", context), sets)
             try:
@@ -116,19 +144,26 @@ class ContextCache:
             finally:
                 lease.end()
 
-    async def load(self, ref: str) -> AsyncGenerator[ContextStatus, None]:
-        """Load a context and yield its status as it changes, AVAILABLE last; raises as `lease` does."""
+    async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
+        """Load a context and yield its status as it changes, AVAILABLE last; raises as `lease` does.
+
+        With *pin*, it stays loaded until `unpin`, whether anybody uses it or not.
+        """
         entry = self._registry.entry(ref)
         mailbox = Mailbox()
 
         def note(_progress: LoadProgress) -> None:
-            mailbox.put(entry.name, self._slots[entry.name].status(self._clock()))
+            mailbox.put(entry, self._slots[entry].status(self._clock()))
 
         async def wait() -> ContextStatus:
             try:
+                self._budget.check([entry.model, entry] if isinstance(entry, AutoencoderEntry) else [entry])
                 async with self._pinned(entry, note):
-                    self._registry.entry(ref)
-                    status = self._slots[entry.name].status(self._clock())
+                    entry.check_answers_to(ref, "context", Reason.CONTEXT_NOT_FOUND)  # now that its digest is known
+                    slot = self._slots[entry]
+                    if pin:
+                        self._keep(slot, kept=True)
+                    status = slot.status(self._clock())
                     return replace(status, pins=status.pins - 1)  # but for this pin, which is about to go
             finally:
                 mailbox.close()
@@ -144,28 +179,28 @@ class ContextCache:
             with suppress(asyncio.CancelledError, DstError):
                 await waiter
 
+    def unpin(self, ref: str) -> ContextStatus:
+        """Let a context that was loaded with `pin` go when its time comes; raises NotFound if it is not loaded."""
+        slot = self._loaded(ref)
+        if slot.is_kept:
+            self._keep(slot, kept=False)
+            self._look_at(slot)
+        return slot.status(self._clock())
+
     async def unload(self, ref: str) -> ContextStatus:
         """Unload a context and answer once its memory is free.
 
         Raises:
             NotFound: (CONTEXT_NOT_FOUND) if it is unknown or not loaded.
-            PreconditionFailed: (CONTEXT_IN_USE) if somebody uses it or waits for it.
+            PreconditionFailed: (CONTEXT_IN_USE) if somebody uses it or waits for it; (CONTEXT_PINNED).
             Unavailable: if something outside the cache holds on to its memory.
         """
-        entry = self._registry.entry(ref)
-        slot = self._slots.get(entry.name)
-        if slot is None or slot.state is ContextState.END:
-            raise NotFound(
-                f"{ref!r} is not loaded",
-                resource_type="context",
-                resource_name=ref,
-                reason=Reason.CONTEXT_NOT_FOUND,
-                metadata={"resource_type": "context", "resource_name": ref},
-            )
+        slot = self._loaded(ref)
         if slot.pins or slot.state is ContextState.LOADING:
-            problem = f"{entry.name!r} is in use by {slot.pins} requests; try again when they are done"
-            raise PreconditionFailed([FieldViolation("context", problem)], reason=Reason.CONTEXT_IN_USE)
-        await self._release(slot)
+            raise is_in_use(slot.entry, slot.pins)
+        if slot.is_kept:
+            raise is_pinned(slot.entry)
+        await self._lives.release(slot)
         return slot.status(self._clock())
 
     def statuses(self) -> list[ContextStatus]:
@@ -177,11 +212,14 @@ class ContextCache:
         """One context, in START if it is not in the cache; raises NotFound if it is unknown."""
         entry = self._registry.entry(ref)
         now = self._clock()
-        return self._slots.get(entry.name, Slot(entry=entry, last_used=now)).status(now)
+        return self._slots.get(entry, Slot(entry=entry, last_used=now)).status(now)
 
     def describe(self, info: _Info) -> _Info:
         """What the registry says of a context, brought up to date: its state, and what only loading it could tell."""
-        slot = self._slots.get(info.name)
+        try:
+            slot = self._slots.get(self._registry.entry(info.name))
+        except NotFound:  # the registry changed since
+            return info
         if slot is None:
             return info
         context = slot.context
@@ -194,27 +232,20 @@ class ContextCache:
 
     async def watch(self) -> AsyncGenerator[ContextStatus, None]:
         """Every context now, then each that changes its state; a slow watcher gets the newest state of each."""
-        mailbox = Mailbox()
         now = self._clock()
-        for slot in sorted(self._slots.values(), key=lambda slot: slot.entry.name):
-            mailbox.put(slot.entry.name, slot.status(now))
-        if self._is_closing:
-            mailbox.close()
-        self._watchers.add(mailbox)
-        try:
-            async with aclosing(mailbox.take()) as statuses:
-                async for status in statuses:
-                    yield status
-        finally:
-            self._watchers.discard(mailbox)
+        slots = sorted(self._slots.values(), key=lambda slot: slot.entry.name)
+        async with aclosing(self._watches.watch((slot.entry, slot.status(now)) for slot in slots)) as statuses:
+            async for status in statuses:
+                yield status
 
     async def close(self) -> None:
         """Stop loads, unload what is idle and end every watch. Whoever still holds a lease keeps what it holds."""
         self._is_closing = True
+        await self._expiry.close()
         loads = [slot.load for slot in self._slots.values() if slot.load is not None]
         await asyncio.gather(*loads)
         for slot in [slot for slot in self._slots.values() if slot.is_idle]:
-            self._begin_unload(slot)
+            self._lives.begin_unload(slot)
         unloads = [slot.unload for slot in self._slots.values() if slot.unload is not None]
         if unloads:
             # Whoever keeps a context beyond its lease is not waited for: there will be no other use for the memory.
@@ -222,8 +253,33 @@ class ContextCache:
             for unload in stuck:
                 unload.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
-        for mailbox in self._watchers:
-            mailbox.close()
+        self._watches.close()
+
+    def _loaded(self, ref: str) -> Slot:
+        """The slot of what is loaded, or on its way in or out; also of a handle that the registry knows no more."""
+        try:
+            slot = self._slots.get(self._registry.entry(ref))
+        except NotFound:
+            parsed = ContextRef.parse(ref)
+            replaced = [slot for slot in self._slots.values() if parsed.is_handle and slot.entry.answers_to(parsed)]
+            slot = replaced[0] if replaced else None
+        if slot is None or slot.state is ContextState.END:
+            raise not_loaded(ref)
+        return slot
+
+    def _may_go(self) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.may_go]
+
+    def _keep(self, slot: Slot, *, kept: bool) -> None:
+        slot.is_kept = kept
+        self._watches.tell(slot.entry, slot.status(self._clock()))
+
+    def _look_at(self, slot: Slot) -> None:
+        """See whether *slot* has to go now, or some time."""
+        if slot.is_replaced and slot.is_idle:
+            self._lives.begin_unload(slot)
+        elif slot.may_go:
+            self._expiry.look()
 
     @asynccontextmanager
     async def _pinned(self, entry: Entry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
@@ -236,16 +292,21 @@ class ContextCache:
         finally:
             slot.pins -= 1
             slot.last_used = self._clock()
+            if not slot.pins:
+                self._look_at(slot)
 
     async def _slot(self, entry: Entry) -> Slot:
         """The slot of *entry*, once it is not being unloaded; nothing may be awaited between this and pinning it."""
         while True:
-            slot = self._slots.get(entry.name)
+            slot = self._slots.get(entry)
             if slot is None:
-                slot = self._slots[entry.name] = Slot(entry=entry, last_used=self._clock())
+                is_replaced = not self._registry.holds(entry)
+                slot = Slot(entry=entry, last_used=self._clock(), is_replaced=is_replaced)
+                slot.is_kept = entry.registered.is_pinned and not is_replaced
+                self._slots[entry] = slot
             if slot.unload is None:
                 return slot
-            await self._release(slot)
+            await self._lives.release(slot)
 
     async def _context(self, slot: Slot, on_progress: OnLoadProgress | None) -> Context:
         """The context of a pinned *slot*: there, or awaited from the load that is under way, or from one begun now."""
@@ -253,41 +314,23 @@ class ContextCache:
         if slot.context is not None:
             slot.hits += 1
             return slot.context
-        if slot.load is None:
-            slot.error = None
-            slot.load = asyncio.create_task(self._load(slot))
-            self._enter(slot, ContextState.LOADING)
+        load = slot.load
+        if load is None:
+            load = self._lives.begin_load(slot, self._read)
+            # Those who wait may all be gone by the time it is there.
+            load.add_done_callback(lambda _: self._look_at(slot))
         if on_progress is not None:
             slot.listeners.add(on_progress)
             on_progress(slot.progress())
         try:
             # Shielded: one who stops waiting must not stop the load for the others.
-            outcome = await asyncio.shield(slot.load)
+            outcome = await asyncio.shield(load)
         finally:
             if on_progress is not None:
                 slot.listeners.discard(on_progress)
         if isinstance(outcome, DstError):
             raise copied(outcome)
         return outcome
-
-    async def _load(self, slot: Slot) -> Context | DstError:
-        """Load what *slot* is for; a failure is returned, not raised, as there may be nobody left to hear it."""
-        try:
-            context = await self._read(slot)
-        except Exception as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
-            failure = translated(slot.entry, error)
-            _log.warning("load failed context=%s reason=%s", slot.entry.name, failure.reason, exc_info=error)
-            slot.load, slot.error = None, without_frames(failure)
-            slot.bytes_loaded = slot.counted_bytes = 0
-            self._enter(slot, ContextState.END)
-            if isinstance(slot.entry, AutoencoderEntry) and slot.entry.is_anonymous:
-                self._slots.pop(slot.entry.name, None)
-            return failure
-        slot.load, slot.context = None, context
-        slot.bytes_loaded = slot.counted_bytes = context.parameter_bytes
-        slot.last_used = self._clock()
-        self._enter(slot, ContextState.AVAILABLE)
-        return context
 
     async def _read(self, slot: Slot) -> Context:
         entry = slot.entry
@@ -302,11 +345,11 @@ class ContextCache:
         box: list[Context] = []
         if isinstance(entry, AutoencoderEntry):
             async with self._pinned(entry.model) as model:
-                await self._make_room(slot)
-                await self._in_thread(_fill, box, self._loader.load_autoencoders, entry, model, on_progress)
+                await self._lives.make_room(slot)
+                await self._threads.run(_fill, box, self._loader.load_autoencoders, entry, model, on_progress)
         else:
-            await self._make_room(slot)
-            await self._in_thread(_fill, box, self._loader.load_model, entry, on_progress)
+            await self._lives.make_room(slot)
+            await self._threads.run(_fill, box, self._loader.load_model, entry, on_progress)
         return box.pop()
 
     def _note_progress(self, slot: Slot, done: int) -> None:
@@ -314,90 +357,9 @@ class ContextCache:
         for listener in tuple(slot.listeners):
             listener(slot.progress())
 
-    async def _make_room(self, slot: Slot) -> None:
-        """Put the bytes of *slot* on its account, unloading what is idle, longest unused first, until they fit.
-
-        Raises:
-            Exhausted: (MEMORY_BUDGET_EXCEEDED) if they cannot fit; nothing is unloaded in vain.
-        """
-        needed = slot.entry.parameter_bytes
-        async with self._room:
-            while (excess := self._excess(needed)) > 0:
-                leaving = [other for other in self._slots.values() if other.unload is not None]
-                idle = [other for other in self._slots.values() if other.is_idle]
-                idle.sort(key=lambda other: other.last_used)
-                if sum(other.counted_bytes for other in leaving + idle) < excess:
-                    raise does_not_fit(slot.entry, self._budget_bytes or 0, excess)
-                await self._release((leaving + idle)[0])
-            slot.counted_bytes = needed
-
-    def _excess(self, needed: int) -> int:
-        """Bytes that are over the budget once *needed* more are taken."""
-        if self._budget_bytes is None:
-            return 0
-        counted = sum(slot.counted_bytes for slot in self._slots.values())
-        return self._memory.used_bytes(counted) + needed - self._budget_bytes
-
-    async def _release(self, slot: Slot) -> None:
-        """Unload *slot*, or wait for the unload that is under way."""
-        unload = slot.unload or self._begin_unload(slot)
-        try:
-            async with asyncio.timeout(self._release_seconds):
-                await asyncio.shield(unload)
-        except TimeoutError:
-            raise still_held(slot.entry, self._release_seconds) from None
-
-    def _begin_unload(self, slot: Slot) -> asyncio.Task[None]:
-        slot.unload = asyncio.create_task(self._unload(slot))
-        self._enter(slot, ContextState.UNLOADING)
-        return slot.unload
-
-    async def _unload(self, slot: Slot) -> None:
-        """Drop the context and see its memory freed; until then it counts."""
-        context, slot.context = slot.context, None
-        if context is not None:
-            gone = when_gone((context, *context.parts))
-            del context
-            await asyncio.sleep(0)  # usually that was the last reference, and the loop hears of it now
-            if not gone.done():
-                # A cycle may hold on, such as that of an exception with its frames. Costly, so only then.
-                await self._in_thread(gc.collect)
-            await gone
-            await self._reclaim(slot)
-        slot.counted_bytes = slot.bytes_loaded = 0
-        slot.unload = None
-        self._slots.pop(slot.entry.name, None)
-        self._enter(slot, ContextState.END)
-
-    async def _reclaim(self, slot: Slot) -> None:
-        try:
-            await self._in_thread(self._memory.reclaim)
-        except RuntimeError:
-            # A device in trouble must not leave the slot unloading for ever; the next load will say what is wrong.
-            _log.exception("memory not reclaimed context=%s", slot.entry.name)
-
-    async def _in_thread(self, work: Callable[..., object], *arguments: object) -> None:
-        """Do *work* on a thread of its own, which ends with it.
-
-        OpenMP keeps a pool of threads for every thread that ever computed, and several pools slow one another down:
-        left alive, a loading thread would make each pass of the device's thread several times slower.
-        """
-        async with self._parallel:
-            thread = ThreadPoolExecutor(1, thread_name_prefix="dst-load")
-            try:
-                await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
-            finally:
-                thread.shutdown(wait=False)
-
-    def _enter(self, slot: Slot, state: ContextState) -> None:
-        slot.state = state
-        _log.info("context=%s state=%s bytes=%d", slot.entry.name, state, slot.entry.parameter_bytes)
-        for mailbox in self._watchers:
-            mailbox.put(slot.entry.name, slot.status(self._clock()))
-
     def __repr__(self) -> str:
         """What it holds, by name."""
-        return f"ContextCache({', '.join(f'{name} {slot.state}' for name, slot in sorted(self._slots.items()))})"
+        return f"ContextCache({', '.join(sorted(f'{slot.entry.name} {slot.state}' for slot in self._slots.values()))})"
 
 
 def _fill(box: list[Context], load: Callable[..., Context], *arguments: object) -> None:

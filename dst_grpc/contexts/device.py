@@ -57,6 +57,22 @@ class CountedMemory:
         trim(0)
 
 
+class CudaAllocator(Protocol):
+    """What is asked of `torch.cuda`."""
+
+    def memory_allocated(self, device: torch.device) -> int:
+        """Bytes of all tensors on *device*."""
+        ...
+
+    def synchronize(self, device: torch.device) -> None:
+        """Wait until *device* has done what it was told to."""
+        ...
+
+    def empty_cache(self) -> None:
+        """Return cached blocks to the driver."""
+        ...
+
+
 class CudaMemory:
     """A GPU's memory as torch's allocator measures it.
 
@@ -64,18 +80,19 @@ class CudaMemory:
     other processes see the blocks after `empty_cache`. The tests run with a stand-in.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, allocator: CudaAllocator = torch.cuda) -> None:
         """Measure *device*, such as cuda:0."""
         self._device = torch.device(device)
+        self._allocator = allocator
 
     def used_bytes(self, counted_bytes: int) -> int:
         """The larger of books and measurement: what is reserved is not allocated yet, activations are in no books."""
-        return max(counted_bytes, torch.cuda.memory_allocated(self._device))
+        return max(counted_bytes, self._allocator.memory_allocated(self._device))
 
     def reclaim(self) -> None:
         """Wait for kernels that still read the tensors, and return cached blocks to the driver."""
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
+        self._allocator.synchronize(self._device)
+        self._allocator.empty_cache()
 
 
 def memory_of(device: str) -> DeviceMemory:

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.contexts.autoencoders import input_width
-from dst_grpc.contexts.entries import AutoencoderEntry
+from dst_grpc.contexts.entries import AutoencoderEntry, Registered
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -20,6 +20,7 @@ from dst_grpc.engine.formats.native import SUFFIXES, read_header
 from dst_grpc.errors import InvalidRequest, Violations
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from dst_grpc.contexts.entries import ModelEntry
@@ -31,8 +32,10 @@ _CONFIG = "config.json"
 _FIELD = "autoencoder_path_by_layer_index"
 
 
-def sets_beside(model: ModelEntry, folder: Path) -> list[AutoencoderEntry]:
-    """The autoencoder sets in *folder*, one per folder of its own, named MODEL/KIND.
+def sets_beside(
+    model: ModelEntry, folder: Path, *, besides: Collection[str] = (), registered: Registered | None = None
+) -> list[AutoencoderEntry]:
+    """The autoencoder sets in *folder*, one per folder of its own that is not among *besides*, named MODEL/KIND.
 
     Raises:
         DataLoss: if a file is corrupt, or does not fit the model.
@@ -40,10 +43,34 @@ def sets_beside(model: ModelEntry, folder: Path) -> list[AutoencoderEntry]:
     if not folder.is_dir():
         return []
     kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [_set_in(model, kind) for kind in kinds]
+    found = [set_in(model, kind, registered=registered) for kind in kinds if kind.name not in besides]
+    for entry in found:
+        entry.digest_if_small()
+    return found
 
 
-def _set_in(model: ModelEntry, folder: Path) -> AutoencoderEntry:
+def set_in(
+    model: ModelEntry,
+    folder: Path,
+    *,
+    name: str = "",
+    dst: DerivedScalarType | None = None,
+    layers: Collection[int] | None = None,
+    registered: Registered | None = None,
+) -> AutoencoderEntry:
+    """The autoencoder set that *folder* is, with a file per layer.
+
+    Args:
+        model: the model that it is for.
+        folder: where it is.
+        name: its name; empty = MODEL/FOLDER.
+        dst: what it reads; None = as its files say.
+        layers: the layers to take, of those that are there; None = all.
+        registered: what the operator says of it.
+
+    Raises:
+        DataLoss: if a file is corrupt, or does not fit the model; or if there is none.
+    """
     by_layer: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix not in SUFFIXES:
@@ -52,30 +79,44 @@ def _set_in(model: ModelEntry, folder: Path) -> AutoencoderEntry:
             raise corrupt(path, "is named after no layer: LAYER.safetensors or LAYER.pt is expected")
         if by_layer.setdefault(int(path.stem), path) != path:
             raise corrupt(path, "is the second autoencoder of its layer")
-    if not by_layer:
-        raise corrupt(folder, "holds no autoencoders")
+    taken = {layer: path for layer, path in by_layer.items() if layers is None or layer in layers}
+    if not taken:
+        raise corrupt(folder, "holds no autoencoders" if not by_layer else "holds no autoencoder of these layers")
+    name = name or f"{model.name}/{folder.name}"
+    return set_of_layers(model, folder, taken, name=name, dst=dst, registered=registered)
+
+
+def set_of_layers(
+    model: ModelEntry,
+    folder: Path,
+    by_layer: Mapping[int, Path],
+    *,
+    name: str,
+    dst: DerivedScalarType | None = None,
+    registered: Registered | None = None,
+) -> AutoencoderEntry:
+    """The autoencoder set of the files *by_layer*, which lie below *folder*; the rest is as in `set_in`."""
     config = _read_config(folder / _CONFIG)
     headers = {layer: read_header(path) for layer, path in sorted(by_layer.items())}
-    dst = _dst_of(folder, config, headers)
+    dst = _dst_of(folder, config, headers, dst)
     for layer, header in headers.items():
         _check_in_folder(header, layer, dst, model)
     if len({header.n_latents for header in headers.values()}) > 1:
         raise corrupt(folder, "holds autoencoders that differ in their number of latents")
-    files = {path.name: path for path in by_layer.values()}
+    files = {path.relative_to(folder).as_posix(): path for path in by_layer.values()}
     if config:
         files[_CONFIG] = folder / _CONFIG
-    entry = AutoencoderEntry(
-        name=f"{model.name}/{folder.name}",
+    return AutoencoderEntry(
+        name=name,
         element_type=model.element_type,
         device=model.device,
         files=FileSet(files),
+        registered=registered or Registered(),
         model=model,
         dst=dst,
         headers=tuple(headers.items()),
-        declared=_declared(folder / _CONFIG, config),
+        declared=tuple(check for check in _declared(folder / _CONFIG, config) if check.layer_index in headers),
     )
-    entry.digest_if_small()
-    return entry
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -90,9 +131,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _dst_of(folder: Path, config: dict[str, Any], headers: dict[int, AutoencoderHeader]) -> DerivedScalarType:
-    """What the set reads: as its config says, else its files, else its folder's name."""
-    said = {header.dst for header in headers.values() if header.dst}
+def _dst_of(
+    folder: Path, config: dict[str, Any], headers: dict[int, AutoencoderHeader], dst: DerivedScalarType | None
+) -> DerivedScalarType:
+    """What the set reads: as the operator says, its config, or its files, which must agree; else its folder's name."""
+    said = {dst.value} if dst is not None else set()
+    said |= {header.dst for header in headers.values() if header.dst}
     said |= {config["dst"]} if isinstance(config.get("dst"), str) else set()
     if len(said) > 1:
         raise corrupt(folder, f"its files disagree on what they read: {', '.join(sorted(said))}")
@@ -165,28 +209,30 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
     for i, (layer, text) in enumerate(config.autoencoder_path_by_layer_index):
         problem = _layer_problem(layer, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].layer_index", problem)
-        path = roots.regular_file(text)
+        path, identity = roots.regular_file(text)
         if path.suffix not in SUFFIXES:
             problems.add(f"{_FIELD}[{i}].path", f"must end in {' or '.join(SUFFIXES)}")
             continue
-        header = read_header(path)
+        header = read_header(path, identity)
         problem = _width_problem(header, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].path", problem)
         headers.append((layer, header))
     if len({header.n_latents for _, header in headers}) > 1:
         problems.add(_FIELD, "the autoencoders must have equally many latents")
     problems.raise_if_any()
-    files = FileSet({str(layer): header.path for layer, header in headers})
-    identity = f"{model.name}\0{config.dst}\0{files.identity()}"
-    entry = AutoencoderEntry(
-        name=f"path/{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+    files = FileSet(
+        {str(layer): header.path for layer, header in headers},
+        {str(layer): header.identity for layer, header in headers},
+    )
+    facts = f"{model.name}\0{config.dst}\0{files.identity()}"
+    return AutoencoderEntry(
+        name=f"path/{hashlib.sha256(facts.encode()).hexdigest()[:12]}",
         element_type=model.element_type,
         device=model.device,
         files=files,
         model=model,
         dst=config.dst,
+        registered=Registered(source="path"),
         headers=tuple(headers),
         is_anonymous=True,
     )
-    entry.digest_if_small()
-    return entry

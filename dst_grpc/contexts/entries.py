@@ -8,20 +8,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
+from dst_grpc.domain.architecture import ModelDimensions, unsupported_types
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextKind,
     ContextState,
     LayerCheck,
-    ModelDimensions,
     ModelInfo,
 )
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.tokenizer import FILE_NAME, Tokenizer
+from dst_grpc.engine.tokenizer import Tokenizer
+from dst_grpc.errors import DataLoss, NotFound, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dst_grpc.domain.components import TensorElementType
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.checkpoint import Checkpoint
@@ -35,9 +37,27 @@ REVISION_CHARACTERS = 12
 _LIVE = "-live"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What the operator says of a model or an autoencoder set beyond its files."""
+
+    source: str = "folder"
+    """Where it comes from, for humans."""
+    revision: str = ""
+    """Commit that it was pulled at; empty unless it is from the hub."""
+    digest: str = ""
+    """SHA-256 that all its files must have together; empty = any."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 that single files must have, by name."""
+    is_pinned: bool = False
+    """Whether it stays loaded when others need room."""
+    allows_failed_checks: bool = False
+    """Whether it may be served whatever its self-check says."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry(ABC):
-    """What models and autoencoder sets have in common."""
+    """What models and autoencoder sets have in common. The cache tells entries apart by identity."""
 
     name: str
     """Registered name."""
@@ -47,6 +67,8 @@ class Entry(ABC):
     """Where they are loaded."""
     files: FileSet
     """The files that it consists of."""
+    registered: Registered = Registered()
+    """What the operator says of it."""
 
     @property
     @abstractmethod
@@ -79,6 +101,11 @@ class Entry(ABC):
         """End of its revision, to tell it from another entry of the same files; empty if they are loaded whole."""
         return ""
 
+    def check_answers_to(self, ref: str, resource_type: str, reason: Reason) -> None:
+        """Raise NotFound, of *resource_type* and for *reason*, unless the name or handle *ref* means this entry."""
+        if not self.answers_to(ContextRef.parse(ref)):
+            raise NotFound.unknown(resource_type, ref, [self.handle or self.name], reason=reason)
+
     def answers_to(self, ref: ContextRef) -> bool:
         """Whether *ref* means this entry, as far as is known: a revision is checked once the digest is known."""
         if ref.name != self.name:
@@ -89,10 +116,35 @@ class Entry(ABC):
         same_revision = not digest or ref.revision == self.revision_of(digest)
         return same_revision and ref.element_type is self.element_type and ref.device == self.device
 
+    def digest(self) -> str:
+        """The digest of its files, once it is known to be the registered one; reads them, the first time.
+
+        Raises:
+            DataLoss: (DIGEST_MISMATCH) if the files changed, or have another digest than the operator registered.
+        """
+        for name, expected in self.registered.digests.items():
+            found = self.files.digest_of(name)
+            if found != expected:
+                raise self._mismatch(name, f"its SHA-256 is {found}, but {expected} is registered")
+        digest = self.files.digest()
+        if self.registered.digest not in {"", digest}:
+            names = ", ".join(self.files.names)
+            raise self._mismatch(names, f"their digest is {digest}, but {self.registered.digest} is registered")
+        return digest
+
+    def _mismatch(self, files: str, problem: str) -> DataLoss:
+        message = f"{self.name}: {files}: {problem}"
+        return DataLoss(message, reason=Reason.DIGEST_MISMATCH, metadata={"context": self.name, "file": files})
+
     def digest_if_small(self) -> None:
-        """Learn the digest now if that is quick; raises DataLoss if the files changed."""
+        """Learn the digest now if that is quick; raises as `digest` does."""
         if self.files.total_bytes <= EAGER_DIGEST_BYTES:
-            self.files.digest()
+            self.digest()
+
+    @property
+    def load_facts(self) -> tuple[object, ...]:
+        """What is equal for two entries that stand for the same files, unchanged, and are loaded in the same way."""
+        return self.kind, self.name, self.element_type, self.device, self.files.identity(), self.registered
 
 
 class _LazyTokenizer:
@@ -102,15 +154,14 @@ class _LazyTokenizer:
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
 
+    @property
+    def is_read(self) -> bool:
+        return self._tokenizer is not None
+
     def get(self, checkpoint: Checkpoint) -> Tokenizer:
         with self._lock:
             if self._tokenizer is None:
-                tokenizer = Tokenizer.from_folder(checkpoint.folder)
-                known = checkpoint.config.vocab_size
-                if tokenizer.vocab_size > known:
-                    problem = f"has {tokenizer.vocab_size} tokens, but the model embeds only {known}"
-                    raise corrupt(checkpoint.folder / FILE_NAME, problem)
-                self._tokenizer = tokenizer
+                self._tokenizer = Tokenizer.from_folder(checkpoint.folder, checkpoint.config.vocab_size)
             return self._tokenizer
 
 
@@ -118,8 +169,6 @@ class _LazyTokenizer:
 class ModelEntry(Entry):
     """A model that can be loaded."""
 
-    source: str
-    """Where it comes from, for humans."""
     checkpoint: Checkpoint
     """Its config and headers."""
     _tokenizer: _LazyTokenizer = field(default_factory=_LazyTokenizer, repr=False)
@@ -137,17 +186,12 @@ class ModelEntry(Entry):
     @property
     def dimensions(self) -> ModelDimensions:
         """Its sizes."""
-        c = self.checkpoint.config
-        return ModelDimensions(
-            n_layers=c.n_layers,
-            d_model=c.d_model,
-            n_heads=c.n_heads,
-            n_key_value_heads=c.n_key_value_heads,
-            d_head=c.d_head,
-            d_mlp=c.d_mlp,
-            vocab_size=c.vocab_size,
-            context_window=c.context_window,
-        )
+        return self.checkpoint.config.dimensions
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its tokenizer is at hand, so that asking for it does not block."""
+        return self._tokenizer.is_read
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, read once; raises DataLoss if it is unreadable or knows more tokens than the model."""
@@ -155,6 +199,7 @@ class ModelEntry(Entry):
 
     def info(self, *, is_default: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
         """What the catalogue says while it is not loaded."""
+        architecture = self.checkpoint.config.architecture
         return ModelInfo(
             name=self.name,
             handle=self.handle,
@@ -164,10 +209,13 @@ class ModelEntry(Entry):
             device=self.device,
             digest=self.files.known_digest,
             parameter_bytes=self.parameter_bytes,
-            source=self.source,
+            source=self.registered.source,
+            revision=self.registered.revision,
             is_default=is_default,
             state=ContextState.START,
             autoencoders=autoencoders,
+            architecture=architecture,
+            unsupported=unsupported_types(architecture),
         )
 
 
@@ -197,6 +245,13 @@ class AutoencoderEntry(Entry):
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
 
     @property
+    def load_facts(self) -> tuple[object, ...]:
+        """As for every entry; the model counts too, as one that changed has its sets checked against it anew."""
+        dropped = tuple(header.n_dropped for _, header in self.headers)
+        # The short form of super() would mean the class before dataclass gave it slots.
+        return (*super(AutoencoderEntry, self).load_facts, id(self.model), self.dst, dropped)
+
+    @property
     def variant(self) -> str:
         """Whether latents are left out. A set that has none to lose is the full set, and keeps its handle."""
         return _LIVE if any(header.n_dropped for _, header in self.headers) else ""
@@ -218,4 +273,6 @@ class AutoencoderEntry(Entry):
             digest=self.files.known_digest,
             state=ContextState.START,
             declared=self.declared,
+            source=self.registered.source,
+            revision=self.registered.revision,
         )

@@ -5,11 +5,20 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-import torch
-
-from dst_grpc.errors import DstError, Exhausted, Reason, Unavailable
+from dst_grpc.engine.element_types import is_out_of_memory
+from dst_grpc.errors import (
+    DstError,
+    Exhausted,
+    FieldViolation,
+    NotFound,
+    PreconditionFailed,
+    Reason,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dst_grpc.contexts.entries import Entry
 
 _RETRY_SECONDS = 1.0
@@ -29,17 +38,40 @@ def still_held(entry: Entry, waited_seconds: float) -> Unavailable:
     )
 
 
-def does_not_fit(entry: Entry, budget_bytes: int, excess_bytes: int) -> Exhausted:
-    """Even with everything idle unloaded, *entry* would be over the budget."""
-    needed = entry.parameter_bytes
-    used = budget_bytes + excess_bytes - needed
-    numbers = f"{needed} bytes beside {used} in use, of a budget of {budget_bytes}"
+def does_not_fit(entries: Sequence[Entry], needed_bytes: int, budget_bytes: int, excess_bytes: int) -> Exhausted:
+    """Even with everything idle unloaded, *entries*, of *needed_bytes* together, would be over the budget."""
+    used = budget_bytes + excess_bytes - needed_bytes
+    names = " and ".join(repr(entry.name) for entry in entries)
+    numbers = f"{needed_bytes} bytes needed beside {used} in use, of a budget of {budget_bytes}"
     return Exhausted(
-        f"{entry.name!r} does not fit into memory: it needs {numbers}",
+        f"no room for {names} on {entries[0].device}: {numbers}",
         reason=Reason.MEMORY_BUDGET_EXCEEDED,
         # Waiting helps only if it would fit alone.
-        retry_after_seconds=_RETRY_SECONDS if needed <= budget_bytes else None,
-        metadata={"needed_bytes": str(needed), "used_bytes": str(used), "budget_bytes": str(budget_bytes)},
+        retry_after_seconds=_RETRY_SECONDS if needed_bytes <= budget_bytes else None,
+        metadata={"needed_bytes": str(needed_bytes), "used_bytes": str(used), "budget_bytes": str(budget_bytes)},
+    )
+
+
+def is_pinned(entry: Entry) -> PreconditionFailed:
+    """An operator pinned *entry*, so it is not unloaded."""
+    problem = f"{entry.name!r} is pinned; unpin it first"
+    return PreconditionFailed([FieldViolation("context", problem)], reason=Reason.CONTEXT_PINNED)
+
+
+def is_in_use(entry: Entry, pins: int) -> PreconditionFailed:
+    """Requests use *entry*, so it is not unloaded."""
+    problem = f"{entry.name!r} is in use by {pins} requests; try again when they are done"
+    return PreconditionFailed([FieldViolation("context", problem)], reason=Reason.CONTEXT_IN_USE)
+
+
+def not_loaded(ref: str) -> NotFound:
+    """There is nothing of *ref* in the cache."""
+    return NotFound(
+        f"{ref!r} is not loaded",
+        resource_type="context",
+        resource_name=ref,
+        reason=Reason.CONTEXT_NOT_FOUND,
+        metadata={"resource_type": "context", "resource_name": ref},
     )
 
 
@@ -48,11 +80,12 @@ def translated(entry: Entry, error: Exception) -> DstError:
     if isinstance(error, DstError):
         return error
     failure: DstError
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         failure = Exhausted(
-            f"the device ran out of memory while {entry.name!r} was loaded",
+            f"{entry.device} ran out of memory while {entry.name!r}, of {entry.parameter_bytes} bytes, was loaded",
             reason=Reason.OUT_OF_MEMORY,
             retry_after_seconds=_RETRY_SECONDS,
+            metadata={"needed_bytes": str(entry.parameter_bytes)},
         )
     else:
         failure = Unavailable(

@@ -1,18 +1,43 @@
 """Which paths of a client are honoured: regular files below the operator's roots, after symlinks are resolved.
 
-A path outside is refused in the same words whether or not it exists, so that nobody can explore the server's disk.
+A path outside is refused in the same words whether or not it exists, so that nobody can explore the server's disk. What
+is allowed is a file, not a path: whoever opens the path later asks for the file that was checked, by its identity.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from dst_grpc.engine.files import Identity
 from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_MAX_PATH_BYTES = 4096
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link that leads round in a circle",
+}
+
+
+class AllowedFile(NamedTuple):
+    """A file that a client may name."""
+
+    path: Path
+    """Where it lies, free of links."""
+    identity: Identity
+    """Which file it is."""
 
 
 class AllowedRoots:
@@ -25,26 +50,32 @@ class AllowedRoots:
                 raise InvalidRequest.of(f"autoencoder_roots[{i}]", f"{str(root)!r} is not a folder")
         self._roots = tuple(root.resolve(strict=True) for root in roots)
 
-    def regular_file(self, text: str) -> Path:
-        """The file that a client means by *text*, resolved; a relative path is looked up below each root in turn.
+    def regular_file(self, text: str) -> AllowedFile:
+        """The file that a client means by *text*; a relative path is looked up below each root in turn.
+
+        Nothing is opened but folders.
 
         Raises:
-            NotAllowed: (PATH_NOT_ALLOWED) if it lies outside every root, or is a folder, a FIFO or a device.
+            NotAllowed: (PATH_NOT_ALLOWED) if it lies outside every root, or is a folder, a FIFO, a socket or a device,
+                or no path at all.
             NotFound: if it would be allowed, but is not there.
         """
         if not self._roots:
             raise _refused(text, "paths are not allowed on this server: name a registered autoencoder instead")
+        problem = _no_path(text)
+        if problem:
+            raise _refused(text, problem)
         inside = self._inside(text)
         if not inside:
             raise _refused(text, f"{text!r} lies outside the folders that the operator allows")
-        for path in inside:
-            try:
-                mode = path.stat().st_mode
-            except OSError:
+        for root, path in inside:
+            status = _status_below(text, root, path)
+            if status is None:
                 continue
-            if not stat.S_ISREG(mode):
-                raise _refused(text, f"{text!r} is not a regular file")
-            return path
+            if not stat.S_ISREG(status.st_mode):
+                kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+                raise _refused(text, f"{text!r} is not a regular file but {kind}")
+            return AllowedFile(path, Identity.of(status))
         raise NotFound(
             f"there is no file {text!r}",
             resource_type="autoencoder",
@@ -53,14 +84,57 @@ class AllowedRoots:
             metadata={"resource_type": "autoencoder", "resource_name": text},
         )
 
-    def _inside(self, text: str) -> list[Path]:
-        """Where *text* may lead to below the roots."""
-        try:
-            candidates = [(root / text).resolve() for root in self._roots]
-        except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links
-            return []
-        unique = dict.fromkeys(candidates)
-        return [path for path in unique if any(path.is_relative_to(root) for root in self._roots)]
+    def _inside(self, text: str) -> list[tuple[Path, Path]]:
+        """Where *text* may lead to, below which root; none twice."""
+        found: dict[Path, Path] = {}
+        for start in self._roots:
+            path = _resolved(start / text)
+            root = next((root for root in self._roots if path.is_relative_to(root)), None)
+            if root is not None:
+                found.setdefault(path, root)
+        return [(root, path) for path, root in found.items()]
+
+
+def _no_path(text: str) -> str:
+    """Why *text* can be no path of a file; empty if it can."""
+    if not text:
+        return "a path must not be empty"
+    if "\0" in text:
+        return f"{text[:_MAX_PATH_BYTES]!r} is no path: it holds a NUL character"
+    if len(os.fsencode(text)) > _MAX_PATH_BYTES:
+        return f"a path of {len(os.fsencode(text))} bytes is too long: at most {_MAX_PATH_BYTES} are allowed"
+    if _URL.match(text):
+        return f"{text!r} is a URL: only files of the server are read, by their paths"
+    return ""
+
+
+def _resolved(path: Path) -> Path:
+    """*path* with its links followed; one that cannot be followed stays, for `_status_below` to stumble over."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # Python before 3.13 raises for links that lead round in a circle
+        return Path(os.path.normpath(path))
+
+
+def _status_below(text: str, root: Path, path: Path) -> os.stat_result | None:
+    """Status of what lies at *path*, following no link between *root* and it; None if there is nothing.
+
+    Folder by folder, each looked up in the one before: what a link is put in the place of meanwhile is not followed.
+    """
+    *folders, name = path.relative_to(root).parts or (".",)
+    descriptors = []
+    try:
+        descriptors.append(os.open(root, _FOLDER_FLAGS))
+        for folder in folders:
+            descriptors.append(os.open(folder, _FOLDER_FLAGS, dir_fd=descriptors[-1]))
+        return os.stat(name, dir_fd=descriptors[-1], follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):  # the latter for a link too, where a folder is wanted
+        return None
+    except OSError as error:
+        raise _refused(text, f"{text!r} cannot be opened: {error.strerror}") from None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _refused(text: str, problem: str) -> NotAllowed:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from dst_grpc import embedded
 from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
-from dst_grpc.contexts.discovery import set_of_config, sets_beside
+from dst_grpc.contexts.discovery import set_of_config
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.contexts.opening import Opener
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.handles import ContextRef
-from dst_grpc.engine.checkpoint import open_checkpoint
+from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.engine.element_types import TORCH_TYPES
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations
+from dst_grpc.sources import EmbeddedSource, FolderSource, HubCache, ModelSpec, default_folder
+from dst_grpc.sources.specs import field_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from dst_grpc.domain.config import AutoencoderConfig
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
@@ -37,7 +40,7 @@ _E = TypeVar("_E", bound=Entry)
 
 
 class Registry:
-    """What may be loaded. Fixed once built, but for the sets that clients name by path."""
+    """What may be loaded: a snapshot, but for the sets that clients name by path. A reload makes another one."""
 
     def __init__(
         self,
@@ -46,62 +49,108 @@ class Registry:
         *,
         roots: AllowedRoots,
         default_model: str,
+        preload: Iterable[str] = (),
         omit_dead_latents: bool = False,
     ) -> None:
         """Use `build`, unless the entries are at hand already."""
         self._omit_dead_latents = omit_dead_latents
-        offered = [self._offered(entry) for entry in autoencoders]
         self._models = {entry.name: entry for entry in sorted(models, key=lambda entry: entry.name)}
-        self._autoencoders = {entry.name: entry for entry in sorted(offered, key=lambda entry: entry.name)}
+        self._autoencoders = {entry.name: entry for entry in sorted(autoencoders, key=lambda entry: entry.name)}
         self._anonymous: OrderedDict[str, AutoencoderEntry] = OrderedDict()
         self._lock = threading.Lock()
         self._roots = roots
         self.default_model = default_model
+        self.preload = tuple(preload)
 
     @classmethod
     def build(
         cls,
         *,
-        models: Mapping[str, Path],
+        models: Mapping[str, Path] = MappingProxyType({}),
+        specs: Sequence[ModelSpec] = (),
+        hub: HubCache | None = None,
+        pull_command: str = "dst-grpc pull",
         autoencoder_roots: Sequence[Path] = (),
         device: str = "auto",
         element_type: TensorElementType = TensorElementType.FLOAT32,
         include_embedded: bool = True,
         default_model: str | None = None,
         omit_dead_latents: bool = False,
+        previous: Registry | None = None,
     ) -> Registry:
         """Read the headers of all models and of the autoencoders beside them.
 
         Args:
-            models: folder of each model, by name.
+            models: folder of each model that is nothing but a folder, by name.
+            specs: models of a registry file.
+            hub: what was pulled; None = in the folder that the platform has for caches.
+            pull_command: how to pull a model, but for its name, for messages.
             autoencoder_roots: folders below which clients may name autoencoder files.
-            device: auto, cpu, cuda, cuda:N or mps.
-            element_type: what weights are loaded as.
-            include_embedded: whether to offer the model that ships with the package.
-            default_model: name of the model for requests without one; None = the embedded one, else the first by name.
+            device: auto, cpu, cuda, cuda:N or mps; of models that do not say.
+            element_type: what weights are loaded as, of models that do not say.
+            include_embedded: whether to offer the model that ships with the package, under its own name.
+            default_model: name of the model for requests without one; None = the one that *specs* say, else the
+                embedded one, else the first by name.
             omit_dead_latents: whether autoencoders are loaded without their dead latents.
+            previous: another registry, whose entries are taken over where they stand for the same files, unchanged, and
+                are loaded in the same way; and with them the sets that clients named by path.
 
         Raises:
-            InvalidRequest: if a setting is wrong; names it.
-            DataLoss: if a checkpoint is corrupt or not supported; names the file.
+            InvalidRequest: if a setting is wrong, or something is not where it should be; lists everything.
+            DataLoss: if a checkpoint is corrupt or not supported, or has another digest; names the file.
         """
-        folders = {name: (folder, "folder", folder / "autoencoders") for name, folder in models.items()}
-        if include_embedded:
-            folders.setdefault(EMBEDDED, (embedded.MODEL_FOLDER, EMBEDDED, embedded.AUTOENCODERS_FOLDER))
-        _check_settings(models, folders.keys(), element_type, default_model, include_embedded=include_embedded)
-        picked = pick_device(device)
+        folders = [ModelSpec(name=name, source=FolderSource(folder=folder)) for name, folder in models.items()]
+        shipped = [ModelSpec(name=EMBEDDED, source=EmbeddedSource())] if include_embedded else []
+        wanted = [*folders, *specs, *shipped]
+        _check_settings(models, specs, element_type, default_model, include_embedded=include_embedded)
+        opener = Opener(
+            device=pick_device(device),
+            element_type=element_type,
+            hub=hub or HubCache(default_folder()),
+            pull_command=pull_command,
+        )
+        known = {} if previous is None else previous.registered()
         entries: list[ModelEntry] = []
         sets: list[AutoencoderEntry] = []
-        for name, (folder, source, beside) in folders.items():
-            entries.append(_open(name, folder, source, element_type, picked))
-            sets += sets_beside(entries[-1], beside)
-        default = default_model or (EMBEDDED if EMBEDDED in folders else min(folders))
-        return cls(
+        for located in opener.located(wanted):
+            entries.append(_kept(opener.model(located), known))
+            found = opener.autoencoders(located, entries[-1])
+            sets += [_kept(_offered(one, omit_dead_latents), known) for one in found]
+        registry = cls(
             entries,
             sets,
             roots=AllowedRoots(autoencoder_roots),
-            default_model=default,
+            default_model=default_model or _default(wanted),
+            preload=_preloaded(specs),
             omit_dead_latents=omit_dead_latents,
+        )
+        if previous is not None:
+            registry._adopt_anonymous(previous)
+        return registry
+
+    def _adopt_anonymous(self, previous: Registry) -> None:
+        with previous._lock:
+            known = list(previous._anonymous.values())
+        self._anonymous.update((entry.name, entry) for entry in known if self.holds(entry.model))
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether *entry* is one of this registry's, and not merely of the same name."""
+        with self._lock:
+            return entry in {
+                self._models.get(entry.name), self._autoencoders.get(entry.name), self._anonymous.get(entry.name)
+            }  # fmt: skip
+
+    def registered(self) -> dict[str, Entry]:
+        """The entry of every model and set by name, but for the sets that clients named by path."""
+        return {**self._models, **self._autoencoders}
+
+    def change_from(self, previous: Registry) -> RegistryChange:
+        """What is another here than in *previous*, sets that clients named by path left out."""
+        before, now = previous.registered(), self.registered()
+        return RegistryChange(
+            added=tuple(sorted(now.keys() - before.keys())),
+            removed=tuple(sorted(before.keys() - now.keys())),
+            changed=tuple(sorted(name for name in now.keys() & before.keys() if now[name] is not before[name])),
         )
 
     def models(self) -> list[ModelInfo]:
@@ -135,12 +184,13 @@ class Registry:
             InvalidRequest: if layers or files do not fit the model.
             DataLoss: for a corrupt file.
         """
-        entry = self._offered(set_of_config(config, self.model_entry(model), self._roots))
+        entry = _offered(set_of_config(config, self.model_entry(model), self._roots), self._omit_dead_latents)
         with self._lock:
             entry = self._anonymous.setdefault(entry.name, entry)
             self._anonymous.move_to_end(entry.name)
             if len(self._anonymous) > _MAX_ANONYMOUS:
                 self._anonymous.popitem(last=False)
+        entry.digest_if_small()  # once for the same files, however often they are asked for
         return entry.info()
 
     def tokenizer(self, ref: str) -> Tokenizer:
@@ -165,9 +215,6 @@ class Registry:
         entries: dict[str, Entry] = {**self._models, **self._sets()}
         return _find(ref, entries, "context", Reason.CONTEXT_NOT_FOUND)
 
-    def _offered(self, entry: AutoencoderEntry) -> AutoencoderEntry:
-        return without_dead_latents(entry) if self._omit_dead_latents else entry
-
     def _sets(self) -> dict[str, AutoencoderEntry]:
         with self._lock:
             return {**self._autoencoders, **self._anonymous}
@@ -182,32 +229,42 @@ class Registry:
 
 
 def _find(ref: str, entries: Mapping[str, _E], resource_type: str, reason: Reason) -> _E:
-    parsed = ContextRef.parse(ref)
-    entry = entries.get(parsed.name)
+    entry = entries.get(ContextRef.parse(ref).name)
     if entry is None:
         raise NotFound.unknown(resource_type, ref, entries, reason=reason)
-    if not entry.answers_to(parsed):
-        raise NotFound.unknown(resource_type, ref, [entry.handle or entry.name], reason=reason)
+    entry.check_answers_to(ref, resource_type, reason)
     return entry
 
 
-def _open(name: str, folder: Path, source: str, element_type: TensorElementType, device: str) -> ModelEntry:
-    checkpoint = open_checkpoint(folder)
-    entry = ModelEntry(
-        name=name,
-        element_type=element_type,
-        device=device,
-        files=checkpoint.files,
-        source=source,
-        checkpoint=checkpoint,
-    )
-    entry.digest_if_small()
-    return entry
+def _offered(entry: AutoencoderEntry, omit_dead_latents: bool) -> AutoencoderEntry:
+    return without_dead_latents(entry) if omit_dead_latents else entry
+
+
+def _kept(entry: _E, known: Mapping[str, Entry]) -> _E:
+    """The entry of *known* that *entry* is the same as, so that what it learnt is not learnt again; else itself."""
+    before = known.get(entry.name)
+    return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
+
+
+def _default(specs: Sequence[ModelSpec]) -> str:
+    """The model of requests that name none, where no setting says."""
+    said = [spec.name for spec in specs if spec.is_default]
+    shipped = [spec.name for spec in specs if isinstance(spec.source, EmbeddedSource)]
+    return (said or shipped or [min(spec.name for spec in specs)])[0]
+
+
+def _preloaded(specs: Iterable[ModelSpec]) -> Iterator[str]:
+    for spec in specs:
+        if spec.preload:
+            yield spec.name
+        for one in spec.autoencoders:
+            if one.preload:
+                yield f"{spec.name}/{one.name}"
 
 
 def _check_settings(
     models: Iterable[str],
-    names: Iterable[str],
+    specs: Iterable[ModelSpec],
     element_type: TensorElementType,
     default_model: str | None,
     *,
@@ -215,7 +272,7 @@ def _check_settings(
 ) -> None:
     """Names must be names, and tell everything apart: models share theirs with the sets beside them."""
     problems = Violations()
-    known = sorted(names)
+    given = set(models)
     for name in models:
         try:
             plain = not ContextRef.parse(name).is_handle
@@ -226,6 +283,11 @@ def _check_settings(
         problems.check("/" not in name, f"models[{name}]", "must not hold a slash: that is for autoencoder sets")
         if include_embedded:
             problems.check(name != EMBEDDED, f"models[{name}]", "is the name of the model that ships with the package")
+    for spec in specs:
+        problems.check(spec.name not in given, field_of(spec.name), "is the name of a model in the settings too")
+        if include_embedded:
+            problems.check(spec.name != EMBEDDED, field_of(spec.name), "is the name of the model that ships")
+    known = sorted({*given, *(spec.name for spec in specs), *([EMBEDDED] if include_embedded else [])})
     problems.check(bool(known), "models", "must name a model, as the embedded one is left out")
     if default_model is not None:
         problems.check(default_model in known, "default_model", f"{default_model!r} is none of {', '.join(known)}")

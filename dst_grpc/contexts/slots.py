@@ -1,17 +1,15 @@
-"""Slots: the cache's record of one context, and the small parts that its life is made of. No policy stands here."""
+"""Slots: the cache's record of one context. No policy stands here."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import ContextState, ContextStatus, LoadProgress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    import asyncio
+    from collections.abc import Callable
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.entries import Entry
@@ -47,6 +45,10 @@ class Slot:
     """The unload that everybody waits for; None unless UNLOADING."""
     pins: int = 0
     """Those who use it or wait for it."""
+    is_kept: bool = False
+    """Whether an operator pinned it: it stays, used or not."""
+    is_replaced: bool = False
+    """Whether the registry offers it no more: it goes once nobody uses it."""
     hits: int = 0
     """Times it was wanted and there."""
     bytes_loaded: int = 0
@@ -57,8 +59,13 @@ class Slot:
     """Who wants to be told of its load's progress."""
 
     @property
+    def may_go(self) -> bool:
+        """Whether it may be unloaded to make room, or because its time is up."""
+        return self.is_idle and not self.is_kept
+
+    @property
     def is_idle(self) -> bool:
-        """Whether it may be unloaded."""
+        """Whether it is loaded and nobody uses it."""
         return self.state is ContextState.AVAILABLE and not self.pins
 
     def progress(self) -> LoadProgress:
@@ -79,60 +86,8 @@ class Slot:
             bytes_loaded=self.bytes_loaded,
             device=self.entry.device,
             pins=self.pins,
+            is_pinned=self.is_kept,
             hits=self.hits,
             last_used_seconds_ago=max(0.0, now - self.last_used),
             error=self.error,
         )
-
-
-class Mailbox:
-    """What a watcher has not seen yet: the newest status of each context, however slow the watcher is."""
-
-    def __init__(self) -> None:
-        """Start empty and open."""
-        self._newest: dict[str, ContextStatus] = {}
-        self._changed = asyncio.Event()
-        self._closed = False
-
-    def put(self, name: str, status: ContextStatus) -> None:
-        """Leave the newest status of the context *name*."""
-        self._newest.pop(name, None)
-        self._newest[name] = status
-        self._changed.set()
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        self._closed = True
-        self._changed.set()
-
-    async def take(self) -> AsyncGenerator[ContextStatus, None]:
-        """What is there and what comes, until it is closed."""
-        while True:
-            while self._newest:
-                yield self._newest.pop(next(iter(self._newest)))
-            if self._closed:
-                return
-            self._changed.clear()
-            await self._changed.wait()
-
-
-def when_gone(objects: tuple[object, ...]) -> asyncio.Future[None]:
-    """A future that is done once the last of *objects* has been freed. Keeps none of them alive."""
-    loop = asyncio.get_running_loop()
-    gone = loop.create_future()
-    left = len(objects)
-
-    def one_less() -> None:
-        nonlocal left
-        left -= 1
-        if not left and not gone.done():
-            gone.set_result(None)
-
-    def on_any_thread() -> None:
-        # Objects that outlive the loop have nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(one_less)
-
-    for one in objects:
-        weakref.finalize(one, on_any_thread).atexit = False
-    return gone

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+MAX_TOKENS_OF_PAIR_SUMS = 1000
+"""Longest prompt whose pairs of tokens are summed apart: [T, U] must fit into a message of 4 MiB."""
+
+
 class ExplainPart(StrEnum):
     """Parts of an explanation."""
 
@@ -58,7 +62,7 @@ class ScalarSum:
     dst: DerivedScalarType
     """Which type."""
     values: np.ndarray[Any, Any]
-    """[T], or [T, U] for pairs of tokens; float32."""
+    """[T], or [T, U] for pairs of tokens of a prompt of at most `MAX_TOKENS_OF_PAIR_SUMS`; float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +89,6 @@ class GroupValues:
     """Positions, among the nodes, of the group's own choice of the largest in this run, descending by value."""
     bottom: tuple[int, ...]
     """Likewise of the smallest, descending by value."""
-    sums: tuple[ScalarSum, ...] = ()
-    """Sums of the group's types, in the group's order; empty unless wanted."""
     completeness: Completeness | None = None
     """What the listed nodes account for."""
 
@@ -176,6 +178,41 @@ class RunsTrailer:
     """What the numbers depend on."""
 
 
+class PartKind(StrEnum):
+    """What a message of an answer holds."""
+
+    HEADER = "header"
+    """A RunHeader, the first of its run."""
+    NODE_TABLE = "node_table"
+    """The NodeTable of the groups."""
+    COMPONENT_SUMS = "component_sums"
+    """A NodeTable of neurons and heads with k = 1."""
+    SCALAR_SUM = "scalar_sum"
+    """A ScalarSum, one for each type of the tables."""
+    SCORED_TOKENS = "scored_tokens"
+    """ScoredTokens; those of many nodes come in several messages."""
+    TOKEN_PAIRS = "token_pairs"
+    """TokenPairs; those of many nodes come in several messages."""
+    TOP_LOGITS = "top_logits"
+    """A NodeTable with the one group "logits"."""
+    TRAILER = "trailer"
+    """A RunsTrailer, the last of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExplanationPart:
+    """One message of an answer of Explain or TopK, as it comes."""
+
+    kind: PartKind
+    """What it holds."""
+    value: RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer
+    """What is in it."""
+    run_index: int = 0
+    """Which run, by its position in the request; 0 in the trailer."""
+    request_id: str = ""
+    """The request's own id."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunExplanation:
     """Everything said of one run; a part that was not wanted, or makes no sense for the request, is None or absent."""
@@ -186,12 +223,25 @@ class RunExplanation:
     """The nodes that the groups chose."""
     component_sums: NodeTable | None = None
     """The same groups for neurons and heads, with k = 1."""
+    sums: tuple[ScalarSum, ...] = ()
+    """Sums of the types of both tables, each type once."""
     scored_tokens: tuple[ScoredTokens, ...] = ()
     """Scored tokens, one for each way to score."""
     token_pairs: TokenPairs | None = None
     """Token pairs."""
     top_logits: NodeTable | None = None
     """Output logits, as the one group "logits"."""
+
+    def sum_of(self, dst: DerivedScalarType) -> np.ndarray[Any, Any]:
+        """The sum [T] or [T, U] of a whole derived scalar; raises KeyError with the types that there are."""
+        for found in self.sums:
+            if found.dst is dst:
+                return found.values
+        raise KeyError(f"no sum of {dst}; there are {', '.join(found.dst.value for found in self.sums)}")
+
+    def tokens_of(self, part: ExplainPart) -> ScoredTokens | None:
+        """The tokens scored in one way; None if they were not asked for."""
+        return next((scored for scored in self.scored_tokens if scored.part is part), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

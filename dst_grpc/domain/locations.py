@@ -64,6 +64,8 @@ class ActivationLocationType(StrEnum):
     ONLINE_MLP_AUTOENCODER_ERROR = "online_mlp_autoencoder_error"
     ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR = "online_residual_mlp_autoencoder_error"
     ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR = "online_residual_attention_autoencoder_error"
+    ATTN_OUTPUT_LAYER_NORM_SCALE = "attn.output_layer_norm.scale"
+    MLP_OUTPUT_LAYER_NORM_SCALE = "mlp.output_layer_norm.scale"
 
     @property
     def facts(self) -> LocationFacts:
@@ -141,6 +143,8 @@ LOCATION_FACTS: dict[ActivationLocationType, LocationFacts] = {
     _A.ONLINE_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _F), _MLP),
     _A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _D)),
     _A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: LocationFacts((_T, _D)),
+    _A.ATTN_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
+    _A.MLP_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
 }
 
 

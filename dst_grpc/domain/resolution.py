@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from dst_grpc.domain.architecture import Architecture, ModelDimensions, UnsupportedType
 from dst_grpc.domain.components import NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -28,22 +29,6 @@ class ContextKind(StrEnum):
 
     MODEL = "model"
     AUTOENCODER = "autoencoder"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDimensions:
-    """Sizes of a model."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_key_value_heads: int
-    d_head: int
-    d_mlp: int
-    vocab_size: int
-    """Tokens the tokenizer and the embedding know."""
-    context_window: int
-    """Longest prompt, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +61,19 @@ class ModelInfo:
     parameter_bytes: int
     """Bytes that loading it takes."""
     source: str
-    """Where it comes from, for humans: "embedded", "folder", ..."""
+    """Where it comes from, for humans: "embedded", "folder", "hub:org/name"."""
     is_default: bool
     """Whether a request without a model gets this one."""
     state: ContextState
     """Whether it is loaded."""
     autoencoders: tuple[str, ...]
     """Names of the autoencoder sets for this model."""
+    architecture: Architecture = field(default_factory=Architecture)
+    """How its parts hang together."""
+    unsupported: tuple[UnsupportedType, ...] = ()
+    """The derived scalar types that have no meaning in it."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +103,10 @@ class AutoencoderInfo:
     """Figures that came with it."""
     measured: tuple[LayerCheck, ...] = ()
     """Figures measured when it was loaded; empty before."""
+    source: str = ""
+    """Where it comes from, for humans; empty if the server does not say."""
+    revision: str = ""
+    """Commit of the repository that it was pulled from; empty unless it is from the hub."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,3 +207,17 @@ class ContextStatus:
     last_used_seconds_ago: float
     error: DstError | None = None
     """Why it ended, in END; None unless loading failed."""
+    is_pinned: bool = False
+    """Whether an operator pinned it, so that it stays loaded while nobody uses it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryChange:
+    """What a reload of the registry changed: names of models and autoencoder sets, each in order."""
+
+    added: tuple[str, ...] = ()
+    """Those that there were not before."""
+    removed: tuple[str, ...] = ()
+    """Those that there are no more."""
+    changed: tuple[str, ...] = ()
+    """Those whose files, source or ways of loading are others than before."""

@@ -151,6 +151,11 @@ class ScalarFacts:
         return self.form in {Form.FLATTENED, Form.FLATTENED_SUM_HEADS}
 
     @property
+    def is_of_writes(self) -> bool:
+        """Whether the value is made of write vectors, rather than of activations."""
+        return self.quantity in {Quantity.WRITE, Quantity.WRITE_NORM, Quantity.PROJECTION}
+
+    @property
     def requires_grad_for_forward_pass(self) -> bool:
         """Whether even the FORWARD value needs the backward pass of an origin."""
         return self.quantity in {Quantity.ACT_TIMES_GRAD, Quantity.IN_EDGE_ATTRIBUTION} or self.direction in {

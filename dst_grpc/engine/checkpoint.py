@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ import torch
 
 from dst_grpc.engine import tokenizer
 from dst_grpc.engine.decoder import Decoder
-from dst_grpc.engine.element_types import is_finite, moved
+from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
 from dst_grpc.engine.families import config_values as config_file
+from dst_grpc.engine.families.family import transposed
 from dst_grpc.engine.files import FileSet, corrupt, label, read_small
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dst_grpc.engine.decoder import DecoderConfig
-    from dst_grpc.engine.safetensors_file import TensorHeader
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -90,32 +90,46 @@ class Checkpoint:
         self._check_tie()
         weights: dict[str, torch.Tensor] = {}
         done = 0
-        for name, source in self.sources.items():
-            tensor = source.convert([self.tensors[key].read(key) for key in source.names], self.config)
-            weights[name] = moved(tensor, device, dtype)
-            self._check_finite(source, weights[name], tensor)
+        shapes = self.config.weight_shapes()
+        for name, source in self._largest_first():
+            weights[name] = self._weight(source, shapes[name], torch.device(device), dtype)
             done += weights[name].nbytes
             on_progress(done)
         weights.setdefault("unembedding", weights["embedding"].t())
         self.files.check_unchanged()
         return Decoder(self.config, weights)
 
-    def _check_finite(self, source: Source, loaded: torch.Tensor, read: torch.Tensor) -> None:
-        if is_finite(loaded):
+    def _largest_first(self) -> list[tuple[str, Source]]:
+        """Sources, those of large weights first: a copy made in passing then never adds to nearly all the weights."""
+        shapes = self.config.weight_shapes()
+        return sorted(self.sources.items(), key=lambda item: -math.prod(shapes[item[0]]))
+
+    def _weight(self, source: Source, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """One of our weights, of *shape*, filled where it will stay: temporaries would leave holes in the memory."""
+        stored = torch.empty(shape[::-1] if source.is_transposed else shape, device=device, dtype=dtype)
+        widths = stored.shape[:1] if source.widths is None else source.widths(self.config)
+        for key, part in zip(source.names, torch.split(stored, list(widths)), strict=True):
+            self._read_into(part, source, key)
+        return stored.t() if source.is_transposed else stored
+
+    def _read_into(self, part: torch.Tensor, source: Source, key: str) -> None:
+        """Fill *part* with the checkpoint's tensor *key*, and let go of the file."""
+        place = part if source.in_file_order is None else source.in_file_order(part, self.config)
+        self.tensors[key].fill(key, place)
+        if is_finite(part):
             return
-        key = source.names[0]
         path = self.tensors[key].path
-        if is_finite(read):
-            raise corrupt(path, f"tensor {key!r} has values too large for {str(loaded.dtype).removeprefix('torch.')}")
+        if all(map(is_finite, self.tensors[key].blocks(key))):
+            raise corrupt(path, f"tensor {key!r} has values too large for {str(part.dtype).removeprefix('torch.')}")
         raise corrupt(path, f"tensor {key!r} has values that are NaN or infinite")
 
     def _check_tie(self) -> None:
         if self.redundant_unembedding is None:
             return
         head, embedding = self.redundant_unembedding
-        if not torch.equal(self.tensors[head].read(head), self.tensors[embedding].read(embedding)):
-            path = self.tensors[head].path
-            raise corrupt(path, f"{head!r} differs from {embedding!r}, though config.json ties them")
+        files = self.tensors[head], self.tensors[embedding]
+        if not _are_equal((files[0], head), (files[1], embedding)):
+            raise corrupt(files[0].path, f"{head!r} differs from {embedding!r}, though config.json ties them")
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -192,48 +206,55 @@ def _sources(
     tensors: Mapping[str, SafetensorsFile],
 ) -> tuple[dict[str, Source], tuple[str, str] | None]:
     """Where each weight of ours comes from, in loading order; and the tied unembedding, where files hold it as well."""
-    prefix = next(p for p in family.prefixes if not p or any(name.startswith(p) for name in tensors))
+    prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), family.prefixes[0])
     found = {ours: _prefixed(source, prefix) for ours, source in family.once.items()}
     for layer in range(config.n_layers):
         for ours, source in family.per_layer.items():
             found[f"layers.{layer}.{ours}"] = _prefixed(source, prefix, layer)
+    head = next((name for name in family.unembeddings if name in tensors), family.unembeddings[0])
     is_tied, redundant = family.is_tied(values), None
     if not is_tied:
-        found["unembedding"] = Source((family.unembedding,), lambda read, _config: read[0].t())
-    elif family.unembedding in tensors:
-        redundant = family.unembedding, found["embedding"].names[0]
-    used = {name for source in found.values() for name in source.names} | {family.unembedding}
+        found["unembedding"] = transposed(head)
+    elif head in tensors:
+        redundant = head, found["embedding"].names[0]
+    found = {ours: found[ours] for ours in config.weight_shapes() if ours in found}
+    used = {name for source in found.values() for name in source.names} | {head}
     for name in sorted(tensors.keys() - used):
         if not family.skipped.fullmatch(name.removeprefix(prefix)):
             raise _about_tensor(tensors[name].path, name, f"is no weight of a {family.name} checkpoint as configured")
     for name in sorted(used - tensors.keys()):
-        if name != family.unembedding or not is_tied:
+        if name != head or not is_tied:
             raise _about_tensor(folder / config_file.FILE_NAME, name, "is needed, but no weight file holds it")
-    return {ours: found[ours] for ours in config.weight_shapes() if ours in found}, redundant
+    return found, redundant
 
 
 def _prefixed(source: Source, prefix: str, layer: int = 0) -> Source:
-    return Source(tuple(prefix + name.replace("{i}", str(layer)) for name in source.names), source.convert)
+    return replace(source, names=tuple(prefix + name.replace("{i}", str(layer)) for name in source.names))
 
 
 def _check_source(
     source: Source, shape: tuple[int, ...], config: DecoderConfig, tensors: Mapping[str, SafetensorsFile]
 ) -> None:
-    """Convert tensors without memory, of the shapes that the headers promise, and compare."""
-    headers: list[TensorHeader] = []
-    for name in source.names:
-        header = tensors[name].tensors[name]
+    """Compare what the headers promise with the *shape* of our weight."""
+    widths = shape[-1:] if source.widths is None else source.widths(config)
+    for name, width in zip(source.names, widths, strict=True):
+        header, path, wanted = tensors[name].tensors[name], tensors[name].path, [*shape[:-1], width]
         if not header.is_float:
-            raise _about_tensor(tensors[name].path, name, f"has element type {header.element_type}, which is no float")
-        headers.append(header)
-    name, path = source.names[0], tensors[source.names[0]].path
-    shapes = " and ".join(str(list(header.shape)) for header in headers)
-    try:
-        converted = source.convert([torch.empty(h.shape, device="meta") for h in headers], config)
-    except RuntimeError as error:
-        raise _about_tensor(path, name, f"has shape {shapes}, which does not fit config.json") from error
-    if tuple(converted.shape) != shape:
-        raise _about_tensor(path, name, f"has shape {shapes}; config.json needs {list(shape)} of it")
+            raise _about_tensor(path, name, f"has element type {header.element_type}, which is no float")
+        if source.is_transposed:
+            wanted.reverse()
+        if list(header.shape) != wanted:
+            raise _about_tensor(path, name, f"has shape {list(header.shape)}; config.json needs {wanted} of it")
+
+
+def _are_equal(one: tuple[SafetensorsFile, str], other: tuple[SafetensorsFile, str]) -> bool:
+    """Whether two tensors have the same shape and values; neither is ever in memory as a whole."""
+    (file, name), (other_file, other_name) = one, other
+    header, other_header = file.tensors[name], other_file.tensors[other_name]
+    if (header.shape, header.element_type) != (other_header.shape, other_header.element_type):
+        return False
+    blocks = zip(file.blocks(name), other_file.blocks(other_name), strict=True)
+    return all(torch.equal(a, b) for a, b in blocks)
 
 
 def _about_tensor(path: Path, name: str, problem: str) -> DataLoss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 
 import torch
@@ -17,8 +18,12 @@ TORCH_TYPES = {
 
 
 def moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous copy of *tensor* as *dtype* on *device*, which shares nothing with the file it was mapped from."""
-    return tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+    """*tensor* as *dtype* on *device*, contiguous, in memory that holds nothing else.
+
+    A tensor that is all this already is returned as it is: a copy would double the memory that loading it takes.
+    """
+    found = tensor.detach().to(device=device, dtype=dtype).contiguous()
+    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -27,3 +32,12 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether *error* says that memory ran out: Python's, a device's, or the CPU's, for which torch has no class."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)

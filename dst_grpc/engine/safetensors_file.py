@@ -1,7 +1,8 @@
-"""Safetensors files: a header read by hand and not trusted, and tensors mapped one at a time.
+"""Safetensors files: a header read by hand and not trusted, and tensors read one at a time.
 
-The header is checked against the size of the file before the library maps it, so that a truncated or forged file is
-an error that names the file rather than a crash or an allocation. Not here: what the tensors mean.
+The header is checked against the size of the file, so that a truncated or forged file is an error that names the file
+rather than a crash or an allocation. Values are read rather than mapped: pages of a mapping count as the process's
+memory, and a file that somebody cuts short under a mapping kills the process. Not here: what the tensors mean.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 
-from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.files import Identity, corrupt, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    import torch
+    from dst_grpc.engine.files import OpenFile
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_MAX_HEADER_BYTES = 1 << 24
+"""Enough for 100,000 tensors; a parsed header takes several times its length."""
+_MAX_AXES = 64
+_BLOCK_BYTES = 1 << 22
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OTHER_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_ELEMENT_BYTES = _FLOAT_BYTES | _OTHER_BYTES
+_ELEMENT_BYTES = {name: dtype.itemsize for name, dtype in _FLOATS.items()} | _OTHER_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +40,15 @@ class TensorHeader:
     """Sizes of its axes."""
     element_type: str
     """As the format spells it: F32, BF16, ..."""
+    begin: int
+    """Byte of the file at which its values begin."""
+    n_bytes: int
+    """Bytes of its values."""
 
     @property
     def is_float(self) -> bool:
         """Whether it can be a weight."""
-        return self.element_type in _FLOAT_BYTES
+        return self.element_type in _FLOATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,67 +57,97 @@ class SafetensorsFile:
 
     path: Path
     """Where it lies."""
+    identity: Identity
+    """Which file it is: no other is read in its place."""
     tensors: Mapping[str, TensorHeader]
     """What it holds, by name."""
     metadata: Mapping[str, str]
     """Texts that came with it."""
 
     @classmethod
-    def open(cls, path: Path) -> SafetensorsFile:
+    def open(cls, path: Path, identity: Identity | None = None) -> SafetensorsFile:
         """Read and check the header, and no weights.
 
+        Args:
+            path: where it lies.
+            identity: of the one file that will do; None = any.
+
         Raises:
-            DataLoss: if the file is missing, truncated, too long for its header, or its header is no sound header.
+            DataLoss: if the file is missing, truncated, too long for its header, or its header is no sound header;
+                (DIGEST_MISMATCH) if it is another file.
         """
-        size = regular_file_status(path).st_size
-        header, data_bytes = _read_header(path, size)
+        with opened(path, identity) as file:
+            header, data_begin = _read_header(file)
+            size = file.identity.size_bytes
+            found = file.identity
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise corrupt(path, "its metadata are not texts")
-        tensors: dict[str, TensorHeader] = {}
-        spans: list[tuple[int, int, str]] = []
-        for name, entry in header.items():
-            tensors[name], span = _tensor_header(path, name, entry)
-            spans.append((*span, name))
-        _check_spans(path, spans, data_bytes)
-        return cls(path=path, tensors=tensors, metadata=metadata)
+        tensors = {name: _tensor_header(path, name, entry, data_begin) for name, entry in header.items()}
+        _check_spans(path, tensors, data_begin, size)
+        return cls(path=path, identity=found, tensors=tensors, metadata=metadata)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor *name*, still mapped from the file: copy it, and let go of it before reading the next.
+        """The float tensor *name*, in memory of its own.
 
         Raises:
-            DataLoss: if the file has changed so that the library refuses it.
+            DataLoss: (DIGEST_MISMATCH) if the file is no longer the one whose header was read.
         """
-        # Mapped anew each time: a mapping that stays open would keep every page read so far in memory.
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
-                return tensor
-        except (SafetensorError, OSError) as error:
-            raise corrupt(self.path, f"tensor {name!r} cannot be read: {error}") from error
+        header = self.tensors[name]
+        with opened(self.path, self.identity) as file:
+            return _values(file, header, 0, header.n_bytes).reshape(header.shape)
+
+    def fill(self, name: str, place: torch.Tensor) -> None:
+        """Write the float tensor *name* into *place*, a few MiB at a time; no more of it is ever in memory twice.
+
+        Args:
+            name: of a tensor with as many elements as *place*.
+            place: of any element type, device and strides; its elements in order are those of the file in order.
+
+        Raises:
+            DataLoss: as `read` does.
+        """
+        rows = place if place.ndim else place.view(1)
+        n_at_once = max(1, _BLOCK_BYTES * len(rows) // max(1, self.tensors[name].n_bytes))
+        row_bytes = self.tensors[name].n_bytes // max(1, len(rows))
+        with opened(self.path, self.identity) as file:
+            for begin in range(0, len(rows), n_at_once):
+                part = rows[begin : begin + n_at_once]
+                values = _values(file, self.tensors[name], begin * row_bytes, len(part) * row_bytes)
+                part.copy_(values.view(part.shape))
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The values of the float tensor *name* in order [n], a few MiB at a time; raises DataLoss as `read` does."""
+        header = self.tensors[name]
+        with opened(self.path, self.identity) as file:
+            for begin in range(0, header.n_bytes, _BLOCK_BYTES):
+                yield _values(file, header, begin, min(_BLOCK_BYTES, header.n_bytes - begin))
 
 
-def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """The header, and the number of bytes behind it."""
+def _values(file: OpenFile, header: TensorHeader, begin: int, n_bytes: int) -> torch.Tensor:
+    """Values [n] of a tensor, *n_bytes* of them from its byte *begin* on."""
+    raw = torch.empty(n_bytes, dtype=torch.uint8)
+    file.read_into(header.begin + begin, raw.numpy().data)
+    return raw.view(_FLOATS[header.element_type])
+
+
+def _read_header(file: OpenFile) -> tuple[dict[str, Any], int]:
+    """The header, and the byte at which the values begin."""
+    path, size = file.path, file.identity.size_bytes
     if size < _LENGTH_BYTES:
         raise corrupt(path, f"is truncated: {size} bytes are no safetensors file")
+    length = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise corrupt(path, f"claims a header of {length} bytes; at most {_MAX_HEADER_BYTES} are allowed")
+    if length > size - _LENGTH_BYTES:
+        raise corrupt(path, f"is truncated: its header of {length} bytes is longer than the file")
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if length > _MAX_HEADER_BYTES:
-                raise corrupt(path, f"claims a header of {length} bytes; at most {_MAX_HEADER_BYTES} are allowed")
-            if length > size - _LENGTH_BYTES:
-                raise corrupt(path, f"is truncated: its header of {length} bytes is longer than the file")
-            raw = file.read(length)
-    except OSError as error:
-        raise corrupt(path, f"cannot be read: {error.strerror}") from error
-    try:
-        header = json.loads(raw, object_pairs_hook=_unique)
+        header = json.loads(file.read(_LENGTH_BYTES, length), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise corrupt(path, f"its header is no sound JSON: {error}") from error
     if not isinstance(header, dict):
         raise corrupt(path, "its header is no JSON object")
-    return header, size - _LENGTH_BYTES - length
+    return header, _LENGTH_BYTES + length
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,8 +157,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor_header(path: Path, name: str, entry: Any) -> tuple[TensorHeader, tuple[int, int]]:
-    """One entry of the header, and where its bytes begin and end."""
+def _tensor_header(path: Path, name: str, entry: Any, data_begin: int) -> TensorHeader:
+    """One entry of the header."""
     match entry:
         case {"dtype": str(element_type), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
@@ -128,22 +166,23 @@ def _tensor_header(path: Path, name: str, entry: Any) -> tuple[TensorHeader, tup
             raise corrupt(path, f"the header's entry of {name!r} lacks dtype, shape or data_offsets")
     if element_type not in _ELEMENT_BYTES:
         raise corrupt(path, f"tensor {name!r} has the unsupported element type {element_type!r}")
-    if not all(type(axis) is int and axis >= 0 for axis in shape):
+    if len(shape) > _MAX_AXES or not all(type(axis) is int and 0 <= axis < 1 << 63 for axis in shape):
         raise corrupt(path, f"tensor {name!r} has no sound shape: {shape}")
     wanted = math.prod(shape) * _ELEMENT_BYTES[element_type]
     if end - begin != wanted:
         raise corrupt(path, f"tensor {name!r} of shape {shape} needs {wanted} bytes and has {end - begin}")
-    return TensorHeader(shape=tuple(shape), element_type=element_type), (begin, end)
+    return TensorHeader(shape=tuple(shape), element_type=element_type, begin=data_begin + begin, n_bytes=wanted)
 
 
-def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
-    """The tensors must lie one behind the other and fill the file."""
-    position = 0
-    for begin, end, name in sorted(spans):
+def _check_spans(path: Path, tensors: Mapping[str, TensorHeader], data_begin: int, size: int) -> None:
+    """The tensors must lie one behind the other and fill the file of *size* bytes."""
+    position = data_begin
+    for begin, n_bytes, name in sorted((header.begin, header.n_bytes, name) for name, header in tensors.items()):
         if begin != position:
-            raise corrupt(path, f"tensor {name!r} begins at byte {begin}, not at {position}: a gap or an overlap")
-        if end > data_bytes:
-            raise corrupt(path, f"is truncated: tensor {name!r} ends {end - data_bytes} bytes behind the file's end")
-        position = end
-    if position < data_bytes:
-        raise corrupt(path, f"has {data_bytes - position} bytes behind its last tensor")
+            where = f"begins at byte {begin - data_begin}, not at {position - data_begin}"
+            raise corrupt(path, f"tensor {name!r} {where}: a gap or an overlap")
+        position = begin + n_bytes
+        if position > size:
+            raise corrupt(path, f"is truncated: tensor {name!r} ends {position - size} bytes behind the file's end")
+    if position < size:
+        raise corrupt(path, f"has {size - position} bytes behind its last tensor")

@@ -1,7 +1,8 @@
 """Tokenizer: text to token ids and back, from a `tokenizer.json`.
 
-Text is encoded as it is: no begin token, no truncation, no padding, whatever the file's post-processor says. Not here:
-what a prompt may be, or how long.
+Text is encoded as it is: no begin token, no truncation, no padding, whatever the file's post-processor says. A token's
+text is what it adds to the text before it, so it keeps the space that some decoders take from the front of a text. Not
+here: what a prompt may be, or how long.
 """
 
 from __future__ import annotations
@@ -20,41 +21,61 @@ if TYPE_CHECKING:
 FILE_NAME = "tokenizer.json"
 _MAX_FILE_BYTES = 1 << 28
 _SHOWN_TOKENS = 8
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How the pieces of SentencePiece vocabularies write a space; byte-level ones never hold it."""
 
 
 class Tokenizer:
     """A vocabulary and how text falls into it. Immutable; calls may run on any thread."""
 
-    def __init__(self, tokenizer: _Tokenizer) -> None:
-        """Wrap the library's *tokenizer*, which must not be changed afterwards."""
+    def __init__(self, tokenizer: _Tokenizer, n_embedded: int | None = None) -> None:
+        """Wrap the library's *tokenizer*, which must not be changed afterwards.
+
+        Of its tokens only those below *n_embedded* count, if that is given: vocabularies are shared between models,
+        some of which have no embedding for tokens that were added for others, such as that of an image.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        """Number of tokens, added ones included."""
+        n_ids = _n_ids(tokenizer, with_added_tokens=True)
+        self.vocab_size: int = n_ids if n_embedded is None else min(n_ids, n_embedded)
+        """One more than the last token's id, added ones included."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json` in *folder*; raises DataLoss if it is missing or unreadable."""
+    def from_folder(cls, folder: Path, n_embedded: int | None = None) -> Tokenizer:
+        """Read `tokenizer.json` in *folder*.
+
+        Raises:
+            DataLoss: if it is missing or unreadable, or has tokens, other than added ones, from *n_embedded* on.
+        """
         path = folder / FILE_NAME
         raw = read_small(path, _MAX_FILE_BYTES)
         try:
-            return cls(_Tokenizer.from_buffer(raw))
+            tokenizer = _Tokenizer.from_buffer(raw)
         except Exception as error:  # the library raises bare Exception
             raise corrupt(path, f"is no tokenizer: {error}") from error
+        n_ids = _n_ids(tokenizer, with_added_tokens=False)
+        if n_embedded is not None and n_ids > n_embedded:
+            raise corrupt(path, f"has {n_ids} tokens, but the model embeds only {n_embedded}")
+        return cls(tokenizer, n_embedded)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*; special tokens written out, such as `<|endoftext|>`, are recognised.
 
         Raises:
-            InvalidRequest: if *text* holds half a surrogate pair, which no byte sequence stands for.
+            InvalidRequest: if *text* holds half a surrogate pair, which no byte sequence stands for, or a token that
+                the model does not embed.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest.of("text", f"is not valid Unicode at character {error.start}") from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        for token in ids:
+            if token >= self.vocab_size:
+                problem = f"holds {self._tokenizer.id_to_token(token)!r}, which this model has no embedding for"
+                raise InvalidRequest.of("text", problem)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -74,19 +95,33 @@ class Tokenizer:
 
     def _decoded(self, token: int) -> str:
         text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        piece = self._tokenizer.id_to_token(token) or ""
+        n_spaces = len(piece) - len(piece.lstrip(_SPACE))
+        if n_spaces:
+            text = " " * n_spaces + text.lstrip(" ")
         self._texts[token] = text
         return text
 
     def single_token(self, text: str, field: str) -> int:
-        """The id of the one token that *text* is.
+        """The id of the one token whose text is *text*, or that *text* encodes to.
 
         Raises:
             InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do.
         """
+        token = self._one(text)
+        if token is None:
+            raise InvalidRequest.of(field, self._why_not_one(text, self.encode(text)), reason=Reason.NOT_ONE_TOKEN)
+        return token
+
+    def _one(self, text: str) -> int | None:
         ids = self.encode(text)
-        if len(ids) == 1:
+        if len(ids) == 1 and self.token_strings(ids) == [text]:
             return ids[0]
-        raise InvalidRequest.of(field, self._why_not_one(text, ids), reason=Reason.NOT_ONE_TOKEN)
+        # Some tokenizers put a space before every text, so that encoding never yields a token without one.
+        token: int | None = self._tokenizer.token_to_id(text.replace(" ", _SPACE))
+        if token is not None and token < self.vocab_size and self.token_strings([token]) == [text]:
+            return token
+        return ids[0] if len(ids) == 1 else None
 
     def _why_not_one(self, text: str, ids: list[int]) -> str:
         if not ids:
@@ -95,7 +130,7 @@ class Tokenizer:
         rest = ", ..." if len(ids) > _SHOWN_TOKENS else ""
         other = text[1:] if text.startswith(" ") else f" {text}"
         hint = ""
-        if other and len(self.encode(other)) == 1:
+        if other and self._one(other) is not None:
             space = "without" if text.startswith(" ") else "with"
             hint = f"; {other!r}, {space} the leading space, is one token"
         return f"{text!r} must be one token, but splits into {len(ids)}: {shown}{rest}{hint}"
@@ -104,7 +139,7 @@ class Tokenizer:
         problems = Violations()
         for i, token in enumerate(ids):
             problems.check(
-                0 <= token < self.vocab_size,
+                0 <= token < self.vocab_size and self._tokenizer.id_to_token(token) is not None,
                 f"token_ids[{i}]",
                 f"must be a token of this model, between 0 and {self.vocab_size - 1}, not {token}",
             )
@@ -113,3 +148,8 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Size only."""
         return f"Tokenizer({self.vocab_size} tokens)"
+
+
+def _n_ids(tokenizer: _Tokenizer, *, with_added_tokens: bool) -> int:
+    """One more than the last id; ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=with_added_tokens).values(), default=-1)

@@ -97,14 +97,22 @@ class Batcher:
         """The plan that has waited longest, with all later ones of its group that fit beside it."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
+        sets: dict[str, AutoencoderSet] = {}
         longest = 0
         for waiting in self._waiting:
             if waiting.result.done():
                 continue
             longer = max(longest, len(waiting.plan.token_ids))
-            fits = not batch or (batch[0].group == waiting.group and longer * (len(batch) + 1) <= self._max_tokens)
+            fits = not batch or (
+                batch[0].group == waiting.group
+                and longer * (len(batch) + 1) <= self._max_tokens
+                # A reload of the registry may have given a name to another set meanwhile.
+                and all(sets.get(name, one) is one for name, one in waiting.sets.items())
+            )
             (batch if fits else left).append(waiting)
-            longest = longer if fits else longest
+            if fits:
+                longest = longer
+                sets |= waiting.sets
         self._waiting = left
         return batch
 

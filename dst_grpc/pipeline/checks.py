@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.components import Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation
+from dst_grpc.errors import Reason
 from dst_grpc.pipeline.cost import Sizes, set_of
 from dst_grpc.scalars.reads import INPUT_LOCATION
 
@@ -64,8 +65,18 @@ def check_node(problems: Violations, node: NodeIndex, path: str, sizes: Sizes, s
     check_positions(problems, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
         t, u = (*node.tensor_indices, None, None)[:2]
-        if t is not None and u is not None and u > t:
-            problems.add(f"{path}.tensor_indices[1]", f"must not lie after the query token {t}: attention is causal")
+        if t is not None and u is not None:
+            _check_is_seen(problems, t, u, node.layer_index, f"{path}.tensor_indices[1]", sizes)
+
+
+def _check_is_seen(problems: Violations, t: int, u: int, layer: int | None, path: str, sizes: Sizes) -> None:
+    """Note a key token *u* that the query token *t* does not see."""
+    if u > t:
+        problems.add(path, f"must not lie after the query token {t}: attention is causal")
+    window = sizes.architecture.window(layer) if layer is not None and layer < sizes.n_layers else None
+    if window is not None and t - u >= window:
+        description = f"must lie within {window} tokens of the query token {t}: layer {layer} sees no further"
+        problems.add(path, description)
 
 
 def check_trace_indices(
@@ -97,6 +108,10 @@ def check_ablation(
             f"{path}.index.activation_location_type",
             f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}",
         )
+    reason = sizes.architecture.why_without(location)
+    if reason is not None:
+        description = f"{location} does not exist in the model: {reason}"
+        problems.add(f"{path}.index.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
     check_layer(problems, index.layer_index, f"{path}.index.layer_index", sizes.n_layers)
     of_splice = {*LATENT_LOCATION.values(), *ERROR_LOCATION.values()}
     owner = next((info for info in spliced if location in _taps_of_splice(info)), None)

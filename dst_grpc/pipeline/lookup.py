@@ -38,6 +38,8 @@ class Lookup:
     def __init__(self, catalogue: Catalogue, model: ModelInfo, problems: Violations) -> None:
         """*model* is the request's; *problems* takes what is wrong."""
         self._catalogue, self._model, self._problems = catalogue, model, problems
+        # The same files are read once for a request, however many of its types read latents of them.
+        self._by_path: dict[AutoencoderConfig, AutoencoderInfo] = {}
 
     def sets(self, refs: Sequence[str], path: str) -> dict[str, AutoencoderInfo]:
         """The sets of *refs*, by their path in the request; without those of another model.
@@ -73,10 +75,11 @@ class Lookup:
         return (by_path,) if by_path is not None else spliced
 
     def _set_by_path(self, config: DstConfig, path: str) -> AutoencoderInfo | None:
-        if config.autoencoder_config is None:
-            return None
+        wanted = config.autoencoder_config
+        if wanted is None or wanted in self._by_path:
+            return None if wanted is None else self._by_path[wanted]
         try:
-            return self._catalogue.autoencoder_by_config(config.autoencoder_config, self._model.name)
+            return self._by_path.setdefault(wanted, self._catalogue.autoencoder_by_config(wanted, self._model.name))
         except InvalidRequest as error:
             self._problems.extend(error, f"{path}.autoencoder_config")
             return None

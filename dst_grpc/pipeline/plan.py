@@ -23,10 +23,11 @@ from dst_grpc.pipeline.lookup import Catalogue, Lookup
 from dst_grpc.pipeline.tasks import TaskBuilder, Wants
 from dst_grpc.scalars.loss import TokenLoss
 from dst_grpc.scalars.reads import INPUT_LOCATION
-from dst_grpc.scalars.task import Kinds, Residual, Task, residual_of_trace, residuals_of_trace_value
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Kinds, Residual, Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
@@ -121,6 +122,22 @@ class Plan:
         """What is said of its derived scalars to the client, in order."""
         return tuple(scalar.resolution() for scalar in self.scalars)
 
+    def also_recording(self, sites: Iterable[Site]) -> Plan:
+        """This plan with the values at *sites* recorded too."""
+        new = frozenset(sites) - self.values
+        if not new:
+            return self
+        sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
+        latents = max((info.n_latents for info in self.spliced), default=0)
+        stop = self.stop_after_layer
+        if stop is not None:
+            needs_logits = any(location in _AFTER_LAYERS for location, _ in new)
+            deepest = max((layer for _, layer in new if layer is not None), default=stop)
+            stop = None if needs_logits else max(stop, deepest)
+        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
+        cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
+        return replace(self, values=self.values | new, stop_after_layer=stop, cost=cost)
+
     @property
     def run_key(self) -> Hashable:
         """Everything that determines what a run records, whatever is then derived from it."""
@@ -152,33 +169,45 @@ def splice_site(info: AutoencoderInfo, layer: int) -> Site:
     return INPUT_LOCATION[info.dst], layer
 
 
+def model_ref(request: DeriveRequest) -> str:
+    """Name or handle of the model that *request* is for; empty for the default."""
+    return request.model or request.config.model_context or request.config.model_name or ""
+
+
+def names_files(request: DeriveRequest) -> bool:
+    """Whether *request* names autoencoders by path: to plan it, their files are read."""
+    configs = (request.config, *(spec.config for spec in request.derived_scalars))
+    return any(config is not None and config.autoencoder_config is not None for config in configs)
+
+
 class _Planner:
     """The state of one planning: what was found, and what is wrong."""
 
     def __init__(self, request: DeriveRequest, catalogue: Catalogue) -> None:
         self._request, self._catalogue = request, catalogue
         self._problems, self._missing = Violations(), Wants()
-        self._model = catalogue.model(self._model_ref())
+        self._model = catalogue.model(model_ref(request))
         self._lookup = Lookup(catalogue, self._model, self._problems)
-        self._sizes = Sizes(self._model.dimensions, self._model.dimensions.context_window)
+        self._sizes = self._sizes_of(self._model.dimensions.context_window)
 
-    def _model_ref(self) -> str:
-        request, config = self._request, self._request.config
-        return request.model or config.model_context or config.model_name or ""
+    def _sizes_of(self, n_tokens: int) -> Sizes:
+        return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
+
+    def _topology(self, sets: Sequence[AutoencoderInfo]) -> Topology:
+        return Topology(self._sizes.n_layers, self._model.architecture, Kinds.of_sets(sets))
 
     def plan(self) -> Plan:
         request, problems = self._request, self._problems
         tokenizer = self._catalogue.tokenizer(self._model.name)
         tokens = self._tokens(tokenizer)
         if tokens:
-            self._sizes = Sizes(self._model.dimensions, len(tokens))
+            self._sizes = self._sizes_of(len(tokens))
         loss = self._loss(tokenizer)
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
-        kinds = Kinds.of_sets(spliced or shared_sets)
-        self._check_origin(kinds, spliced or shared_sets)
-        ablations = self._ablations(spliced, kinds)
+        self._check_origin(spliced or shared_sets)
+        ablations = self._ablations(spliced, self._topology(spliced or shared_sets))
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         problems.raise_if_any()
@@ -202,10 +231,10 @@ class _Planner:
         gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
         if request.trace_config is not None:
-            origin_kinds = Kinds.of_sets(spliced or shared_sets)
-            rho = residual_of_trace(request.trace_config, origin_kinds).site
+            topology = self._topology(spliced or shared_sets)
+            rho = topology.residual_of_trace(request.trace_config).site
             values.add(rho)
-            values |= set(residuals_of_trace_value(request.trace_config, self._sizes.n_layers, origin_kinds))
+            values |= set(topology.residuals_of_trace_value(request.trace_config))
             if gradients:
                 gradients.add(rho)
         needs_logits = loss is not None or any(location in _AFTER_LAYERS for location, _ in values)
@@ -283,14 +312,15 @@ class _Planner:
             )
         return tuple(info for info in found.values() if info.can_be_spliced)
 
-    def _check_origin(self, kinds: Kinds, sets: tuple[AutoencoderInfo, ...]) -> None:
+    def _check_origin(self, sets: tuple[AutoencoderInfo, ...]) -> None:
         trace = self._request.trace_config
         if trace is None:
             return
         check_trace_indices(self._problems, trace, "trace_config", self._sizes, sets)
-        self._missing.check_trace(trace, kinds, "trace_config", has_loss=self._request.loss_fn_config is not None)
+        has_loss = self._request.loss_fn_config is not None
+        self._missing.check_trace(trace, Kinds.of_sets(sets), "trace_config", has_loss=has_loss)
 
-    def _ablations(self, spliced: tuple[AutoencoderInfo, ...], kinds: Kinds) -> tuple[Ablation, ...]:
+    def _ablations(self, spliced: tuple[AutoencoderInfo, ...], topology: Topology) -> tuple[Ablation, ...]:
         renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else _GENERIC_LATENT
         found = [
             check_ablation(self._problems, spec, f"ablation_specs[{i}]", self._sizes, spliced, generic=renamed)
@@ -299,7 +329,7 @@ class _Planner:
         trace = self._request.trace_config
         if trace is None:
             return tuple(found)
-        rho = residual_of_trace(trace, kinds)
+        rho = topology.residual_of_trace(trace)
         return tuple(reached for ablation in found for reached in self._reached(ablation, rho))
 
     def _reached(self, ablation: Ablation, rho: Residual) -> Iterator[Ablation]:
@@ -334,6 +364,7 @@ class _Planner:
             config=config,
             path=path,
             spec_path=f"derived_scalars[{index}]",
+            model=self._model,
             sizes=self._sizes,
             sets=sets,
             spliced=spliced,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,6 @@ from dst_grpc.pipeline.store import Recording
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.recompute import AutoencoderSet, Subject, trace_value
-from dst_grpc.scalars.task import residual_of_trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +45,8 @@ class Outcome:
     statistics: RunStatistics
     batch_size: int
     """Prompts that ran together."""
+    batch: object = field(default_factory=object)
+    """The same object for all that ran together."""
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
@@ -61,7 +62,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
         decoder: the model.
         sets: the autoencoders that the plans use, by name.
     """
-    started = time.perf_counter()
+    started, batch = time.perf_counter(), object()
     taps = _taps(plans, sets)
     tokens, last = _padded(plans, decoder)
     stops = [plan.stop_after_layer for plan in plans]
@@ -89,6 +90,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
             ),
             statistics=statistics,
             batch_size=len(plans),
+            batch=batch,
         )
         for row, (plan, origin) in enumerate(zip(plans, origins, strict=True))
     ]
@@ -150,7 +152,7 @@ def _origin(
         def recorded(site: Site) -> torch.Tensor:
             return taps.values[site][row, : len(plan.token_ids)]
 
-        site = residual_of_trace(trace, subject.kinds).site
+        site = subject.topology.residual_of_trace(trace).site
         rho = taps.attached.get(site, taps.values[site])[row, : len(plan.token_ids)]
         value = trace_value(subject, trace, rho, recorded, plan.loss)
     reported = None if loss is None else loss.item()

@@ -12,44 +12,53 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
-from dst_grpc.errors import DstError, InvalidRequest, PreconditionFailed
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.batching import Batcher
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.explain import Explainer
+from dst_grpc.pipeline.plan import Plan, make_plan, model_ref, names_files
+from dst_grpc.pipeline.question import Question, explain_question, top_k_question
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+    from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.pipeline.run import Outcome
 
 _PULL_BYTES = 1 << 20
 """Tensors are brought from the device's thread in helpings of at least this size, or a small answer at once."""
 _PLANS_KEPT = 256
+_PLANS_AT_ONCE = 4
+"""Plans for which files are read, each on a thread; others read nothing."""
 
 
 class Pipeline:
     """Plans, runs and derives. Lives on the event loop; torch runs on the worker's thread."""
 
-    def __init__(self, registry: Registry, cache: ContextCache, limits: Limits | None = None) -> None:
-        """Work on what *registry* knows and *cache* holds."""
-        self._registry, self._cache = registry, cache
+    def __init__(self, cache: ContextCache, limits: Limits | None = None) -> None:
+        """Work on what *cache* holds, and what its registry says could be loaded."""
+        self._cache = cache
+        self._planned_with = cache.registry
         limits = limits or Limits()
         self._admission = Admission(limits)
         self._devices: dict[str, tuple[Worker, Batcher]] = {}
         self._store_bytes = limits.store_bytes
         self._plans: OrderedDict[DeriveRequest, Plan] = OrderedDict()
+        self._planning = Threads("dst-plan", at_once=_PLANS_AT_ONCE)
 
     async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
         """Check, complete and cost a request; with `load`, also load what it needs.
@@ -57,8 +66,9 @@ class Pipeline:
         Raises:
             DstError: what `make_plan` and `ContextCache.lease` raise.
         """
+        registry = self._cache.registry
         try:
-            plan = self._plan(request.request)
+            plan = await self._plan(request.request, registry)
         except (InvalidRequest, PreconditionFailed) as error:
             raise error.under("request") from None
         yield Validated(request_id=request.request.request_id)
@@ -66,13 +76,10 @@ class Pipeline:
             yield self._resolution(plan)
             return
         async with AsyncExitStack() as stack:
-            async with aclosing(self._loading(plan, stack)) as stages:
+            async with aclosing(self._loading(plan, registry, stack)) as stages:
                 async for progress in stages:
                     yield progress
-            if not (plan.model.handle and all(info.handle for info in plan.autoencoders)):
-                # Loading told the digests, and so the handles: plan again with them.
-                self._plans.pop(replace(request.request, request_id=""), None)
-            yield self._resolution(self._plan(request.request))
+            yield self._resolution(await self._with_handles(plan, request.request, registry))
 
     async def derive(
         self, request: DeriveRequest
@@ -84,12 +91,14 @@ class Pipeline:
         """
         if request.prompt is None:
             raise InvalidRequest.of("prompt", "is required")
-        plan = self._plan(request)
+        registry = self._cache.registry
+        plan = await self._plan(request, registry)
         names = [info.name for info in plan.autoencoders]
         async with (
             self._admission.admitted(plan.cost.peak_bytes),
-            self._cache.lease(plan.model.name, names) as lease,
+            self._cache.lease(plan.model.name, names, registry=registry) as lease,
         ):
+            plan = await self._with_handles(plan, request, registry)
             worker, batcher = self._device(lease.model.device)
             sets = {context.name: context for context in lease.autoencoders.values()}
             begin = partial(_begin, model=lease.model, sets=sets)
@@ -101,21 +110,91 @@ class Pipeline:
                         yield tensor
             yield answer.summary()
 
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Run a request's runs as one batch: of each a header and a table, of all a summary.
+
+        Raises:
+            DstError: what `top_k_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+        """
+        return self._answered(partial(top_k_question, request))
+
+    def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `explain_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+        """
+        return self._answered(partial(explain_question, request))
+
+    async def _answered(
+        self, make_question: Callable[[Callable[[DeriveRequest], Plan]], Question]
+    ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        registry = self._cache.registry
+        plan_with = partial(make_plan, catalogue=registry)
+        question = await self._planning.run(make_question, plan_with)
+        first = question.plans[0]
+        names = list(dict.fromkeys(info.name for plan in question.plans for info in plan.autoencoders))
+        async with (
+            self._admission.admitted(question.peak_bytes),
+            self._cache.lease(first.model.name, names, registry=registry) as lease,
+        ):
+            if not all(map(_has_handles, question.plans)):  # as in `_with_handles`
+                question = await self._planning.run(make_question, plan_with)
+            worker, batcher = self._device(lease.model.device)
+            sets = {context.name: context for context in lease.autoencoders.values()}
+            # All wait before the first batch is formed, so that they run together.
+            runs = [batcher.run(plan, lease.model.decoder, sets, _itself) for plan in question.plans]
+            outcomes = await _all_or_first_error(runs)
+            explainer = Explainer(question, outcomes, lease.model, sets)
+            steps = explainer.steps()
+            while parts := await worker.submit(
+                partial(_next_parts, steps), operations=question.floating_point_operations
+            ):
+                for part in parts:
+                    yield part
+            yield explainer.summary()
+
     async def close(self) -> None:
         """Refuse what waits and stop the workers."""
         self._admission.close()
         for worker, _ in self._devices.values():
             await worker.close()
 
-    def _plan(self, request: DeriveRequest) -> Plan:
+    async def _plan(self, request: DeriveRequest, registry: Registry) -> Plan:
+        """The plan of *request* with what *registry* knows; the one that a request begins with is kept to its end."""
         key = replace(request, request_id="")
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = make_plan(key, self._registry)
+        if registry is self._cache.registry and registry is not self._planned_with:
+            self._plans.clear()
+            self._planned_with = registry
+        plan = self._plans.get(key) if registry is self._planned_with else None
+        if plan is not None:
+            self._plans.move_to_end(key)
+            return plan
+        if names_files(key):
+            # Not kept: the files may be others by the next time.
+            return await self._planning.run(make_plan, key, registry)
+        if registry.model_entry(model_ref(key)).has_tokenizer:
+            plan = make_plan(key, registry)  # reads nothing, and costs less than a thread
+        else:
+            plan = await self._planning.run(make_plan, key, registry)
+        if registry is self._planned_with:
+            self._plans[key] = plan
             if len(self._plans) > _PLANS_KEPT:
                 self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
         return plan
+
+    async def _with_handles(self, plan: Plan, request: DeriveRequest, registry: Registry) -> Plan:
+        """*plan* of a request whose contexts are loaded by now: that told the digests, and so the handles.
+
+        What is recorded is kept under handles: names may come to mean something else.
+        """
+        if _has_handles(plan):
+            return plan
+        self._plans.pop(replace(request, request_id=""), None)
+        again = await self._plan(request, registry)
+        if [info.name for info in again.autoencoders] != [info.name for info in plan.autoencoders]:
+            raise DataLoss("files of an autoencoder changed while it was loaded", reason=Reason.DIGEST_MISMATCH)
+        return again
 
     def _device(self, device: str) -> tuple[Worker, Batcher]:
         if device not in self._devices:
@@ -135,7 +214,9 @@ class Pipeline:
             contexts=tuple(map(self._cache.status, (plan.model.name, *(info.name for info in sets)))),
         )
 
-    async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
+    async def _loading(
+        self, plan: Plan, registry: Registry, stack: AsyncExitStack
+    ) -> AsyncGenerator[LoadProgress, None]:
         """Lease what *plan* needs on *stack*, telling meanwhile of the newest progress of each context."""
         newest: dict[str, LoadProgress] = {}
         news = asyncio.Event()
@@ -145,7 +226,7 @@ class Pipeline:
             news.set()
 
         names = [info.name for info in plan.autoencoders]
-        lease = self._cache.lease(plan.model.name, names, on_progress=note)
+        lease = self._cache.lease(plan.model.name, names, registry=registry, on_progress=note)
         leased = asyncio.create_task(stack.enter_async_context(lease))
         leased.add_done_callback(lambda _: news.set())
         try:
@@ -159,6 +240,31 @@ class Pipeline:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that whoever stops listening holds no pin any more
+
+
+def _itself(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+async def _all_or_first_error(runs: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+    """The outcomes of all *runs*; raises the error of the first that failed, when all have ended."""
+    found = await asyncio.gather(*runs, return_exceptions=True)
+    outcomes = []
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _next_parts(steps: Iterator[list[ExplanationPart]]) -> list[ExplanationPart]:
+    """The parts of the next step that has any; empty at the end."""
+    return next((parts for parts in steps if parts), [])
+
+
+def _has_handles(plan: Plan) -> bool:
+    """Whether all contexts of *plan* are named by what is in their files."""
+    return bool(plan.model.handle) and all(info.handle for info in plan.autoencoders)
 
 
 async def _pulled(

@@ -33,14 +33,17 @@ _PER_LAYER = (
     _L.ATTN_QK_LOGITS,
     _L.ATTN_QK_PROBS,
     _L.ATTN_WEIGHTED_SUM_OF_VALUES,
+    _L.ATTN_OUTPUT_LAYER_NORM_SCALE,
     _L.RESID_DELTA_ATTN,
     _L.RESID_POST_ATTN,
     _L.MLP_PRE_ACT,
     _L.MLP_POST_ACT,
+    _L.MLP_OUTPUT_LAYER_NORM_SCALE,
     _L.RESID_DELTA_MLP,
     _L.RESID_POST_MLP,
 )
-"""Taps that exist in a pass whether or not anybody asks. Norm scales and logits would cost time; they are not here."""
+"""Taps that exist in a pass whether or not anybody asks, as far as the model has them. The scales of norms before
+attention and MLP, and logits, would cost time; they are not here. Those of norms after them every write needs."""
 _GRADIENTS_PER_LAYER = (
     _L.ATTN_QK_PROBS,
     _L.ATTN_WEIGHTED_SUM_OF_VALUES,
@@ -48,8 +51,8 @@ _GRADIENTS_PER_LAYER = (
     _L.MLP_POST_ACT,
     _L.RESID_POST_MLP,
 )
-"""Gradients that anything but a raw gradient reads. A backward pass frees the others as it goes; keeping them too would
-triple its memory."""
+"""Gradients that anything but a raw gradient reads, where the model has the tap. A backward pass frees the others as it
+goes; keeping them too would triple its memory."""
 
 DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_SHARE = 4
@@ -117,7 +120,7 @@ class RecordingStore:
         if gradients:
             gradients |= frozenset(_sideways(plan, _first_layer(gradients), _GRADIENTS_PER_LAYER))
             values |= gradients
-        sizes = Sizes(plan.model.dimensions, len(plan.token_ids))
+        sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
         latents = max((info.n_latents for info in plan.spliced), default=0)
         recorded_bytes = sum(sizes.site_bytes(site, latents) for site in (*values, *gradients))
         if recorded_bytes * _LARGEST_SHARE > self._budget_bytes:
@@ -168,8 +171,10 @@ def _sideways(plan: Plan, first: int, per_layer: tuple[ActivationLocationType, .
         yield _L.RESID_POST_EMBEDDING, None
     n_layers = plan.model.dimensions.n_layers
     last = n_layers - 1 if plan.stop_after_layer is None else plan.stop_after_layer
+    architecture = plan.model.architecture
+    locations = [location for location in per_layer if architecture.why_without(location) is None]
     for layer in range(max(first, 0), last + 1):
-        for location in per_layer:
+        for location in locations:
             yield location, layer
     for info in plan.spliced:
         for layer in info.layer_indices:

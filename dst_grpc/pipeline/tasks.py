@@ -17,13 +17,14 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
 from dst_grpc.scalars.reads import INPUT_LOCATION, Read, reads
-from dst_grpc.scalars.task import Kinds, Task
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Kinds, Topology
 
 if TYPE_CHECKING:
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
-    from dst_grpc.domain.resolution import AutoencoderInfo
+    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.cost import Sizes
@@ -109,6 +110,7 @@ class TaskBuilder:
     """Where its config stands in the request."""
     spec_path: str
     """Where it stands itself."""
+    model: ModelInfo
     sizes: Sizes
     sets: tuple[AutoencoderInfo, ...]
     """The autoencoders that its config names."""
@@ -139,6 +141,7 @@ class TaskBuilder:
         """The task and what it reads, or None if anything is wrong or missing."""
         before = self.problems.count, self.missing.count
         passes = self._passes()
+        self._check_model()
         self._check_autoencoder()
         self._check_trace()
         self._check_node()
@@ -150,13 +153,12 @@ class TaskBuilder:
             facts=self._facts,
             layers=layers,
             passes=passes,
-            n_layers=self.sizes.n_layers,
+            topology=Topology(self.sizes.n_layers, self.model.architecture, self._kinds),
             trace=self._trace,
             loss=self.loss,
             node=self.config.node_index_for_attribution,
             detach_scale=self.config.detach_layer_norm_scale_for_attribution,
             fake_grad=self.config.activation_index_for_fake_grad,
-            kinds=self._kinds,
         )
         found = frozenset(reads(task))
         self._check_origin(found)
@@ -171,6 +173,13 @@ class TaskBuilder:
         if self._facts.backward in {Backward.GRADIENT, Backward.RATIO}:
             return (PassType.FORWARD, PassType.BACKWARD)
         return (PassType.FORWARD,)
+
+    def _check_model(self) -> None:
+        """What the model's architecture rules out."""
+        for unsupported in self.model.unsupported:
+            if unsupported.dst is self.spec.dst:
+                description = f"{self._name} has no meaning in {self.model.name!r}: {unsupported.reason}"
+                self.problems.add(f"{self.spec_path}.dst", description, Reason.UNSUPPORTED_BY_MODEL)
 
     # Autoencoders
 

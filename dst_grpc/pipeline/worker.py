@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from dst_grpc.engine.element_types import is_out_of_memory
 from dst_grpc.errors import Exhausted, Reason, Unavailable
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class Worker:
             torch.set_num_threads(threads)
         try:
             return job()
-        except torch.OutOfMemoryError as error:
-            raise self.translated(error) from error
+        except Exception as error:
+            told = self.translated(error)
+            if told is error:
+                raise
+            raise told from error
 
     def translated(self, error: Exception) -> Exception:
         """*error*, or what the caller is told in its place."""
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             return error
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()

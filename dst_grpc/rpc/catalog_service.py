@@ -11,7 +11,7 @@ from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
 from dst_grpc.domain.scalar_facts import ScalarFacts
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.rpc.pagination import page_of
-from dst_grpc.rpc.ports import CachePort, RegistryPort
+from dst_grpc.rpc.ports import CachePort
 from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
 
 T = TypeVar("T")
@@ -20,14 +20,13 @@ T = TypeVar("T")
 class CatalogService:
     """Lists models, autoencoders and derived scalar types, and tokenizes."""
 
-    def __init__(self, registry: RegistryPort, cache: CachePort) -> None:
-        """Read *registry*; *cache* knows which of it is loaded."""
-        self._registry = registry
+    def __init__(self, cache: CachePort) -> None:
+        """Read the registry of *cache*, which knows what of it is loaded."""
         self._cache = cache
 
     async def ListModels(self, request: pb.ListModelsRequest, _context: object) -> pb.ListModelsResponse:
         """List the models."""
-        models = await _aside(self._registry.models)
+        models = await _aside(self._cache.registry.models)
         page, token = page_of(
             models, key=_name, page_size=request.page_size, page_token=request.page_token, scope="models"
         )
@@ -37,8 +36,9 @@ class CatalogService:
 
     async def GetModel(self, request: pb.GetModelRequest, _context: object) -> pb.GetModelResponse:
         """Get one model and its autoencoder sets."""
-        model = await _aside(lambda: self._registry.model(request.name))
-        sets = await _aside(lambda: self._registry.autoencoders(model.name))
+        registry = self._cache.registry
+        model = await _aside(lambda: registry.model(request.name))
+        sets = await _aside(lambda: registry.autoencoders(model.name))
         return pb.GetModelResponse(
             model=model_info_to_wire(self._cache.describe(model)),
             autoencoders=[autoencoder_info_to_wire(info) for info in map(self._cache.describe, sets)],
@@ -48,7 +48,8 @@ class CatalogService:
         self, request: pb.ListAutoencodersRequest, _context: object
     ) -> pb.ListAutoencodersResponse:
         """List the autoencoder sets, of one model if it is named."""
-        sets = await _aside(lambda: self._registry.autoencoders(request.model or None))
+        registry = self._cache.registry
+        sets = await _aside(lambda: registry.autoencoders(request.model or None))
         page, token = page_of(
             sets,
             key=_name,
@@ -78,9 +79,10 @@ class CatalogService:
 
     async def Tokenize(self, request: pb.TokenizeRequest, _context: object) -> pb.TokenizeResponse:
         """Encode a text."""
+        registry = self._cache.registry
 
         def tokenize() -> tuple[list[int], list[str]]:
-            tokenizer = self._registry.tokenizer(request.model)
+            tokenizer = registry.tokenizer(request.model)
             token_ids = tokenizer.encode(request.text)
             return token_ids, tokenizer.token_strings(token_ids)
 
@@ -89,7 +91,8 @@ class CatalogService:
 
     async def Detokenize(self, request: pb.DetokenizeRequest, _context: object) -> pb.DetokenizeResponse:
         """Decode tokens."""
-        text = await _aside(lambda: self._registry.tokenizer(request.model).decode(list(request.token_ids)))
+        registry = self._cache.registry
+        text = await _aside(lambda: registry.tokenizer(request.model).decode(list(request.token_ids)))
         return pb.DetokenizeResponse(text=text)
 
 

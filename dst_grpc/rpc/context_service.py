@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
+from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.rpc.draining import DrainSignal, until_drained
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import CachePort
-from dst_grpc.wire.contexts import context_status_to_wire
+from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
 
 
 class ContextService:
     """Loads, unloads and watches contexts."""
 
-    def __init__(self, cache: CachePort, drain: DrainSignal) -> None:
-        """Serve *cache*; watches end when the server drains."""
+    def __init__(self, cache: CachePort, drain: DrainSignal, reload: Callable[[], Awaitable[RegistryChange]]) -> None:
+        """Serve *cache*, whose registry *reload* replaces; watches end when the server drains."""
         self._cache = cache
+        self._reload = reload
         self._drain = drain
 
     async def LoadContext(
         self, request: pb.LoadContextRequest, _context: object
     ) -> AsyncGenerator[pb.LoadContextResponse, None]:
         """Load a context and tell how far it is."""
-        async with aclosing(self._cache.load(request.context)) as statuses:
+        async with aclosing(self._cache.load(request.context, pin=request.pin)) as statuses:
             async for status in statuses:
                 yield pb.LoadContextResponse(status=context_status_to_wire(status))
+
+    async def UnpinContext(self, request: pb.UnpinContextRequest, _context: object) -> pb.UnpinContextResponse:
+        """Unpin a context."""
+        return pb.UnpinContextResponse(status=context_status_to_wire(self._cache.unpin(request.context)))
 
     async def UnloadContext(self, request: pb.UnloadContextRequest, _context: object) -> pb.UnloadContextResponse:
         """Unload a context."""
@@ -53,3 +59,7 @@ class ContextService:
         async with aclosing(self._cache.watch()) as statuses:
             async for status in until_drained(statuses, self._drain):
                 yield pb.WatchContextsResponse(status=context_status_to_wire(status))
+
+    async def ReloadRegistry(self, _request: pb.ReloadRegistryRequest, _context: object) -> pb.ReloadRegistryResponse:
+        """Read the registry again, and serve it."""
+        return registry_change_to_wire(await self._reload())

@@ -85,14 +85,29 @@ class Health:
             else:
                 await changed.wait()
 
+    def set_models(self, models: Iterable[str], cache: CachePort) -> None:
+        """Know *models*, and no others any more, each with the status that *cache* says."""
+        known = {model_service(model): model for model in models}
+        gone = self._statuses.keys() - known.keys() - {*self._services}
+        for name in gone:
+            del self._statuses[name]
+        for name, model in known.items():
+            self._statuses.setdefault(name, Response.NOT_SERVING)
+            self._look_at(model, cache)
+        self._tell()
+
     async def follow(self, cache: CachePort) -> None:
         """Keep the status of models at what *cache* holds, until cancelled."""
         async with aclosing(cache.watch()) as statuses:
             async for status in statuses:
-                if status.kind is ContextKind.MODEL:
-                    is_loaded = status.state is ContextState.AVAILABLE
-                    name = model_service(ContextRef.parse(status.handle).name)
-                    self.set(name, Response.SERVING if is_loaded else Response.NOT_SERVING)
+                model = ContextRef.parse(status.handle).name
+                if status.kind is ContextKind.MODEL and model_service(model) in self._statuses:
+                    self._look_at(model, cache)
+
+    def _look_at(self, model: str, cache: CachePort) -> None:
+        # Not what a watch told: after a reload, that may be of another model that had the name before.
+        is_loaded = cache.status(model).state is ContextState.AVAILABLE
+        self.set(model_service(model), Response.SERVING if is_loaded else Response.NOT_SERVING)
 
 
 def model_service(model: str) -> str:

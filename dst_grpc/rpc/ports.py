@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextStatus,
     LoadProgress,
     ModelInfo,
+    RegistryChange,
     Resolution,
     Validated,
 )
@@ -30,6 +33,12 @@ class PipelinePort(Protocol):
     def derive(self, request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
         """Run a request."""
 
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Choose nodes of a request's runs."""
+
+    def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Explain a request's runs."""
+
     async def close(self) -> None:
         """Stop the workers."""
 
@@ -48,7 +57,10 @@ class TokenizerPort(Protocol):
 
 
 class RegistryPort(Protocol):
-    """Knows what may be loaded."""
+    """Knows what may be loaded. A snapshot: a reload makes another one."""
+
+    preload: tuple[str, ...]
+    """What is to be loaded before the server calls itself ready."""
 
     def models(self) -> list[ModelInfo]:
         """Every model, by name."""
@@ -66,14 +78,28 @@ class RegistryPort(Protocol):
 class CachePort(Protocol):
     """Holds what is loaded. Touched on the event loop only."""
 
-    def load(self, ref: str) -> AsyncGenerator[ContextStatus, None]:
-        """Load a context; yields its status until it is available."""
+    @property
+    def registry(self) -> RegistryPort:
+        """What may be loaded now."""
+
+    # Whoever builds the registry knows which class it is; a cache takes those of its own kind.
+    def adopt(self, registry: Any) -> RegistryChange:
+        """Serve another registry from now on; what that has no more goes once nobody uses it."""
+
+    def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
+        """Load a context, and pin it; yields its status until it is available."""
+
+    def unpin(self, ref: str) -> ContextStatus:
+        """Let a context go when its time comes."""
 
     async def unload(self, ref: str) -> ContextStatus:
         """Unload a context."""
 
     def statuses(self) -> list[ContextStatus]:
         """Every context, by handle."""
+
+    def status(self, ref: str) -> ContextStatus:
+        """One context of the registry, loaded or not; raises NotFound."""
 
     def describe(self, info: InfoT) -> InfoT:
         """What the registry says of a context, with its state and what only loading it could tell."""

@@ -19,7 +19,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
-from dst_grpc.errors import DstError
+from dst_grpc.domain.resolution import ContextState, RegistryChange
+from dst_grpc.errors import DstError, FieldViolation, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer
@@ -32,6 +33,7 @@ from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.ports import CachePort, PipelinePort, RegistryPort
+from dst_grpc.rpc.reloading import Reloader
 from dst_grpc.rpc.settings import Settings
 
 _PING_INTERVAL_MILLIS = 10_000
@@ -49,43 +51,50 @@ class Parts:
 
     pipeline: PipelinePort
     """Runs requests."""
-    registry: RegistryPort
-    """What may be loaded."""
     cache: CachePort
-    """What is loaded."""
+    """What is loaded, and the registry of what may be."""
+    build_registry: Callable[[], RegistryPort]
+    """Builds the registry anew, from what it was built from; runs on a thread."""
 
 
 def build_parts(settings: Settings) -> Parts:
     """Wire the real parts. Loads no weights.
 
     Raises:
-        StartupError: A model's or autoencoder's folder cannot be used, or the device is not there.
+        StartupError: The registry is wrong, a model's or autoencoder's folder cannot be used, or the device is not
+            there.
     """
     # Imported here, because they bring torch: whoever serves fakes does without.
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.loading import FileLoader
-    from dst_grpc.contexts.registry import Registry
     from dst_grpc.pipeline import Limits, Pipeline
+    from dst_grpc.rpc.registering import build_registry
 
     try:
-        registry = Registry.build(
-            models=settings.models,
-            autoencoder_roots=settings.autoencoder_roots,
-            device=settings.device,
-            default_model=settings.default_model,
-            omit_dead_latents=settings.omit_dead_latents,
-        )
+        registry = build_registry(settings)
+    except InvalidRequest as error:
+        raise StartupError("\n  ".join(["the models cannot be served:", *map(_line, error.violations)])) from error
     except DstError as error:
         raise StartupError(error.message) from error
     loader = FileLoader(allow_failed_checks=settings.allow_failed_checks)
-    cache = ContextCache(registry, budget_bytes=settings.budget_bytes, loader=loader)
+    cache = ContextCache(
+        registry, budget_bytes=settings.budget_bytes, ttl_seconds=settings.context_ttl_seconds, loader=loader
+    )
     limits = Limits(
         max_queued_requests=settings.max_queued_requests,
         max_run_bytes=settings.max_run_bytes,
         store_bytes=settings.store_bytes,
         max_prompts_in_flight_per_stream=settings.max_prompts_in_flight_per_stream,
     )
-    return Parts(pipeline=Pipeline(registry, cache, limits), registry=registry, cache=cache)
+    return Parts(
+        pipeline=Pipeline(cache, limits),
+        cache=cache,
+        build_registry=lambda: build_registry(settings, previous=cache.registry),
+    )
+
+
+def _line(violation: FieldViolation) -> str:
+    return f"{violation.field}: {violation.description}" if violation.field else violation.description
 
 
 class Server:
@@ -129,20 +138,30 @@ class Server:
             stack.push_async_callback(self._parts.pipeline.close)
             observers = self._observers(stack)
             services = self._services()
-            models = await asyncio.to_thread(self._parts.registry.models)
+            registry = self._parts.cache.registry
+            models = await asyncio.to_thread(registry.models)
             self._health = health.Health(
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
+            self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health)
+            stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
             self._address = self._bind()
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
             stack.push_async_callback(_cancel, following)
-            for reference in self._settings.preload:
-                await self._preload(reference)
+            await self._preload_all((*self._settings.pin, *self._settings.preload, *registry.preload))
             self._health.set_serving()
             self._closing = stack.pop_all()
+
+    async def reload(self) -> RegistryChange:
+        """Read the registry again and serve it, or go on with the old one; raises what `Reloader.reload` does."""
+        return await self._reloader.reload()
+
+    async def reload_if_sound(self) -> None:
+        """As `reload`, but an error is only logged."""
+        await self._reloader.reload_if_sound()
 
     async def drain(self) -> None:
         """Refuse new work and finish what is in flight, within the grace period; then stop.
@@ -199,8 +218,8 @@ class Server:
         derived_scalars = DerivedScalarService(parts.pipeline, limits, self._drain)
         return [
             (_only_service(derived_scalar_service_pb2), derived_scalars),
-            (_only_service(catalog_service_pb2), CatalogService(parts.registry, parts.cache)),
-            (_only_service(context_service_pb2), ContextService(parts.cache, self._drain)),
+            (_only_service(catalog_service_pb2), CatalogService(parts.cache)),
+            (_only_service(context_service_pb2), ContextService(parts.cache, self._drain, self.reload)),
         ]
 
     def _methods(
@@ -262,14 +281,31 @@ class Server:
             [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
         )
 
-    async def _preload(self, reference: str) -> None:
-        try:
-            async with aclosing(self._parts.cache.load(reference)) as statuses:
-                async for status in statuses:
-                    _log.debug("preloading", extra={"context": status.handle, "state": status.state.value})
-        except DstError as error:
-            raise StartupError(f"preload of {reference!r} failed: {error.message}") from error
-        _log.info("preloaded", extra={"context": reference})
+    async def _preload_all(self, references: Sequence[str]) -> None:
+        """Load everything, in order; it must be there together."""
+        wanted = list(dict.fromkeys(references))
+        for number, reference in enumerate(wanted, start=1):
+            try:
+                await self._preload(reference, f"{number} of {len(wanted)}")
+            except DstError as error:
+                raise StartupError(f"preload of {reference!r} failed: {error.message}") from error
+        status = self._parts.cache.status
+        gone = [repr(reference) for reference in wanted if status(reference).state is not ContextState.AVAILABLE]
+        if gone:
+            names = ", ".join(gone)
+            raise StartupError(f"budget_bytes is too small for all that is preloaded: {names} had to go again")
+
+    async def _preload(self, reference: str, number: str) -> None:
+        """Load a context, telling the log how far it is at every tenth of the way."""
+        told = 0
+        async with aclosing(self._parts.cache.load(reference, pin=reference in self._settings.pin)) as statuses:
+            async for status in statuses:
+                tenths = 10 * status.bytes_loaded // (status.bytes_total or 1)
+                if tenths > told:
+                    told = tenths
+                    fields = {"context": status.handle, "percent": 10 * tenths, "bytes": status.bytes_total}
+                    _log.info("preloading %s", number, extra=fields)
+        _log.info("preloaded %s", number, extra={"context": reference})
 
 
 def _only_service(module: Any) -> ServiceDescriptor:
@@ -298,7 +334,7 @@ async def running_server(settings: Settings, parts: Parts | None = None) -> Asyn
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once.
+    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads the registry.
 
     *on_ready* is called with the address once the server serves.
 
@@ -317,6 +353,15 @@ async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) 
         loop.add_signal_handler(number, signals.put_nowait, number.name)
     if not await _unless_signalled(server.start(), signals):
         return
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(server.reload_if_sound())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        loop.add_signal_handler(signal.SIGHUP, reload)
     _log.info("listening on %s", server.address)
     if on_ready is not None:
         on_ready(server.address)

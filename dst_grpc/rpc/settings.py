@@ -28,7 +28,18 @@ from dst_grpc.errors import InvalidRequest
 FILE_VARIABLE = "DST_CONFIG"
 _PREFIX = "DST_"
 _MIB = 1 << 20
-_PATHS = frozenset({"models", "autoencoder_roots", "tls_certificate", "tls_key", "tls_client_ca", "auth_token_file"})
+_PATHS = frozenset(
+    {
+        "models",
+        "registry",
+        "hub_cache",
+        "autoencoder_roots",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "auth_token_file",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +143,28 @@ class Settings(BaseSettings):
     port: PortNumber = 50051
     """Port to listen on; 0 lets the system choose."""
 
+    registry: ExistingFile | None = None
+    """TOML file that names models and autoencoder sets. The embedded model is then served only if it is named there."""
+    hub_cache: Path | None = None
+    """Folder of what `dst-grpc pull` fetched; None = in the one that the platform has for caches."""
+    hub_endpoint: str | None = None
+    """Server that `dst-grpc pull` fetches from; None = HF_ENDPOINT, else huggingface.co."""
     models: Annotated[dict[ModelName, ExistingFolder], BeforeValidator(_split_pairs)] = {}
     """Folders of models, by the name that clients use."""
     default_model: str | None = None
-    """Model of requests that name none; None = the embedded one."""
+    """Model of requests that name none; None = the registry's, else the embedded one, else the first by name."""
     autoencoder_roots: Annotated[tuple[ExistingFolder, ...], BeforeValidator(_split)] = ()
     """Folders below which clients may name autoencoders by path."""
     preload: Annotated[tuple[Reference, ...], BeforeValidator(_split)] = ()
     """Models and autoencoder sets to load before the server calls itself ready."""
+    pin: Annotated[tuple[Reference, ...], BeforeValidator(_split)] = ()
+    """Models and autoencoder sets to load before that too, and never to unload unless an operator unpins them."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Device of the models: auto, cpu, cuda:N or mps:N."""
     budget_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Bytes that loaded models and autoencoders may take together; None = no bound."""
+    """Bytes that loaded models and autoencoders may take together on a device; None = no bound."""
+    context_ttl_seconds: Annotated[float, Field(gt=0)] | None = None
+    """How long a model or an autoencoder set may be loaded without being used; None = for ever."""
 
     omit_dead_latents: bool = False
     """Whether to load autoencoders without dead latents, those that their files say are active less than once in 10^8

@@ -3,6 +3,10 @@
 A component of one layer knows its activation, the gradient of it, and three linear things about its write into the
 residual stream: the vectors themselves, their norms, and their projection on a direction. The last two never make the
 vectors. Biases belong to no component.
+
+Where a layer norms what it adds to the residual, the write of each component passes that norm too, its scale a
+constant as recorded, so that the writes of all heads or neurons still add up. Writes being linear, they take the norm's
+gain from `unit_write`, and the scale as a divisor of the coefficients.
 """
 
 from __future__ import annotations
@@ -14,20 +18,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.components import LocationWithinLayer, NodeType
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.reads import component_taps, offline_inputs, reads_head_pairs
-from dst_grpc.scalars.task import given, location_of_latents
+from dst_grpc.engine.layer import unit_read, unit_write
+from dst_grpc.scalars.reads import component_taps, offline_component, offline_inputs, output_scale
+from dst_grpc.scalars.topology import given
 
 if TYPE_CHECKING:
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.decoder import Layer
-    from dst_grpc.engine.taps import Site
+    from dst_grpc.engine.layer import Layer
     from dst_grpc.scalars.evidence import Evidence
     from dst_grpc.scalars.recompute import Subject
-
-_L = ActivationLocationType
 
 
 class Writer(ABC):
@@ -102,6 +103,10 @@ class Rows(ABC):
         """The rows [K, d]."""
 
     @abstractmethod
+    def combined(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """What *coefficients* [..., K] make of the rows together, [..., d]."""
+
+    @abstractmethod
     def norms(self) -> torch.Tensor:
         """Their lengths [K]."""
 
@@ -118,7 +123,11 @@ class NeuronRows(Rows):
 
     def matrix(self) -> torch.Tensor:
         """Wout [F, d]."""
-        return self.layer.mlp_out
+        return unit_write(self.layer.mlp_out, self.layer.mlp_post_norm)
+
+    def combined(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """[..., d]."""
+        return unit_write(coefficients @ self.layer.mlp_out, self.layer.mlp_post_norm)
 
     def norms(self) -> torch.Tensor:
         """[F]."""
@@ -126,7 +135,7 @@ class NeuronRows(Rows):
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, F]."""
-        return direction @ self.layer.mlp_out.t()
+        return unit_read(direction, self.layer.mlp_post_norm) @ self.layer.mlp_out.t()
 
 
 @dataclass(frozen=True)
@@ -139,12 +148,22 @@ class LatentRows(Rows):
     def matrix(self) -> torch.Tensor:
         """D [Z, d]."""
         decoder = self.autoencoder.decoder.t()
-        return decoder if self.neurons is None else decoder @ self.neurons.matrix()
+        return decoder if self.neurons is None else self.neurons.combined(decoder)
+
+    def combined(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """[..., d]."""
+        inputs = coefficients @ self.autoencoder.decoder.t()
+        return inputs if self.neurons is None else self.neurons.combined(inputs)
 
     def row(self, latent: int) -> torch.Tensor:
         """D[j], [d]."""
         vector = self.autoencoder.decoder[:, latent]
-        return vector if self.neurons is None else vector @ self.neurons.matrix()
+        return vector if self.neurons is None else self.neurons.combined(vector)
+
+    def rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """D of some *latents* [n], [n, d]."""
+        vectors = self.autoencoder.decoder[:, latents].t()
+        return vectors if self.neurons is None else self.neurons.combined(vectors)
 
     def norms(self) -> torch.Tensor:
         """[Z]."""
@@ -180,7 +199,7 @@ class Scaled(Writer):
 
     def summed_write(self) -> torch.Tensor:
         """[T, d]."""
-        return self.coefficients @ self.rows.matrix()
+        return self.rows.combined(self.coefficients)
 
     def write_norm(self) -> torch.Tensor:
         """[T, K], signed."""
@@ -220,7 +239,8 @@ class HeadPairs(Writer):
 
     def _value_writes(self) -> torch.Tensor:
         """v[u,h] WO[h], [U, H, d]."""
-        return torch.einsum("uhc,hcd->uhd", given(self.values), self.layer.attn_out)
+        raw = torch.einsum("uhc,hcd->uhd", given(self.values), self.layer.attn_out)
+        return unit_write(raw, self.layer.attn_post_norm)
 
     def write(self) -> torch.Tensor:
         """[T, U, H, d]."""
@@ -246,7 +266,8 @@ class HeadPairs(Writer):
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, U, H]: the direction is brought to each head's channels before it meets the values."""
         used = direction.any(dim=-1).nonzero().squeeze(-1)
-        per_head = torch.einsum("td,hcd->thc", direction[used], self.layer.attn_out)
+        direction = unit_read(direction[used], self.layer.attn_post_norm)
+        per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         result = torch.zeros_like(self.probs)
         result[used] = self.probs[used] * torch.einsum("thc,uhc->tuh", per_head, given(self.values))
         return result
@@ -271,7 +292,8 @@ class HeadsAtToken(Writer):
 
     def write(self) -> torch.Tensor:
         """[T, H, d]."""
-        return torch.einsum("thc,hcd->thd", self.mixed, self.layer.attn_out)
+        raw = torch.einsum("thc,hcd->thd", self.mixed, self.layer.attn_out)
+        return unit_write(raw, self.layer.attn_post_norm)
 
     def write_norm(self) -> torch.Tensor:
         """[T, H]."""
@@ -279,6 +301,7 @@ class HeadsAtToken(Writer):
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, H]."""
+        direction = unit_read(direction, self.layer.attn_post_norm)
         per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         return (self.mixed * per_head).sum(dim=-1)
 
@@ -297,40 +320,73 @@ def latent_rows(subject: Subject, node_type: NodeType, layer: int) -> LatentRows
 def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int) -> torch.Tensor:
     """Latents [T, Z], or [P H, Z] of heads' writes, computed from recorded taps (specification, 7.3)."""
     kind, block = subject.kinds.of(node_type), subject.decoder.layers[layer]
-    taps = [evidence.value((tap, layer)) for tap in offline_inputs(kind)]
-    read = taps[0]
-    if reads_head_pairs(kind):
-        read = HeadPairs(taps[0], None, taps[1], block).write_of_pairs().flatten(0, 1)
-    elif kind in {DerivedScalarType.RESID_DELTA_MLP, DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
-        read = read @ block.mlp_out
+    component = offline_component(kind)
+    taps = offline_inputs(kind, subject.topology.architecture)
+    read = evidence.value((taps[0], layer))
+    if component is not None:
+        read = over_scale(read, recorded_scale(subject, evidence, component, kind, layer))
+    if component is Component.HEAD_PAIR:
+        read = HeadPairs(read, None, evidence.value((taps[1], layer)), block).write_of_pairs().flatten(0, 1)
+    elif component is Component.NEURON:
+        read = NeuronRows(block).combined(read)
     return subject.autoencoder(node_type, layer).encode(read)
+
+
+def recorded_scale(
+    subject: Subject, evidence: Evidence, component: Component, kind: DerivedScalarType | None, layer: int
+) -> torch.Tensor | None:
+    """Divisor [T, 1] of the norm that a component's write passes, as recorded; None if it passes none.
+
+    *kind* is what the autoencoder of a latent reads.
+    """
+    tap = output_scale(component, kind, subject.topology.architecture)
+    return None if tap is None else evidence.value((tap, layer))
+
+
+def over_scale(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """*x* [T, ...] over *scale* [T, 1], token by token; unchanged without one."""
+    return x if scale is None else (x / _aligned(scale, x)).to(x.dtype)
+
+
+def _aligned(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return scale.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def writer(
     subject: Subject, evidence: Evidence, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
 ) -> Writer:
     """The component of *facts* at *layer*, reading from *evidence* only what its quantities need."""
-    taps = component_taps(facts.component, facts, subject.kinds)
+    node_type = facts.autoencoder or facts.node_type
+    taps = component_taps(facts.component, facts, subject.topology)
+    scale = None
+    if facts.is_of_writes and layer is not None:
+        scale = recorded_scale(subject, evidence, facts.component, subject.kinds.of(node_type), layer)
 
-    def gradient(value: torch.Tensor, tap: ActivationLocationType) -> torch.Tensor | None:
-        site: Site = (tap, layer)
-        return evidence.gradient(site, value) if with_gradient else None
+    def coefficient() -> torch.Tensor:
+        return over_scale(evidence.value((taps[0], layer)), scale)
+
+    def gradient(of: torch.Tensor) -> torch.Tensor | None:
+        """Gradient of the coefficient, in the shape *of* it."""
+        if not with_gradient:
+            return None
+        found = evidence.gradient((taps[0], layer), of)
+        return found if scale is None else (found * _aligned(scale, found)).to(found.dtype)
 
     if facts.component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
-        x = evidence.value((taps[0], layer))
-        return ResidualVector(x, gradient(x, taps[0]), taps[0].location_within_layer)
+        x = coefficient()
+        return ResidualVector(x, gradient(x), taps[0].location_within_layer)
     block = subject.decoder.layers[given(layer)]
     if facts.component is Component.HEAD_AT_TOKEN:
-        return HeadsAtToken(evidence.value((taps[0], layer)), block)
+        return HeadsAtToken(coefficient(), block)
     if facts.component is Component.HEAD_PAIR:
-        probs = evidence.value((taps[0], layer))
-        return HeadPairs(probs, gradient(probs, taps[0]), evidence.values.get((taps[1], layer)), block)
+        x = coefficient()
+        return HeadPairs(x, gradient(x), evidence.values.get((taps[1], layer)), block)
     if facts.component in {Component.NEURON, Component.NEURON_ERROR}:
-        x = evidence.value((taps[0], layer))
-        return Scaled(x, gradient(x, taps[0]), NeuronRows(block), LocationWithinLayer.MLP)
-    node_type = facts.autoencoder or facts.node_type
-    rows, location = latent_rows(subject, node_type, given(layer)), location_of_latents(node_type, subject.kinds)
+        x = coefficient()
+        return Scaled(x, gradient(x), NeuronRows(block), LocationWithinLayer.MLP)
+    rows, location = latent_rows(subject, node_type, given(layer)), subject.topology.location_of_latents(node_type)
     if facts.component is Component.OFFLINE_LATENT:
-        return Scaled(offline_latents(subject, evidence, node_type, given(layer)), None, rows, location)
-    x = evidence.value((taps[0], layer))
-    return Scaled(x, gradient(x, taps[0]), rows, location)
+        latents = offline_latents(subject, evidence, node_type, given(layer))
+        return Scaled(over_scale(latents, scale), None, rows, location)
+    x = coefficient()
+    return Scaled(x, gradient(x), rows, location)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import Dimension, NodeType, PassType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Backward, Component, Direction, Form, Quantity
-from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.scalars.components import Writer, offline_latents, writer
 from dst_grpc.scalars.edges import in_edge, node_write, subnode_gradient
-from dst_grpc.scalars.evidence import Evidence, dimension_sizes
+from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.reads import INPUT_LOCATION
-from dst_grpc.scalars.recompute import Subject, gradient_at, local_gradient
-from dst_grpc.scalars.task import Residual, Task, final_residual, given, location_of_node, residual_entering
+from dst_grpc.scalars.recompute import Subject, activation, gradient_at, local_gradient
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Residual, given, residual_entering
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import LocationWithinLayer
@@ -98,14 +98,14 @@ class Derivation:
 
     def _zeros(self, layer: int | None) -> torch.Tensor:
         """Zeros in the declared axes."""
-        sizes = dimension_sizes(self.subject.decoder.config, self.evidence.n_tokens)
+        facts, decoder = self.task.facts, self.subject.decoder
+        of_latents = Dimension.AUTOENCODER_LATENTS in facts.dimensions
+        latents = self.subject.autoencoder(given(facts.autoencoder), given(layer)).n_latents if of_latents else 0
+        dimensions = decoder.config.dimensions
         shape = [
-            self.subject.autoencoder(given(self.task.facts.autoencoder), given(layer)).n_latents
-            if axis.is_parameterized_dimension
-            else sizes[axis]
-            for axis in self.task.facts.dimensions
+            dimensions.size_of(axis, n_tokens=self.evidence.n_tokens, n_latents=latents) for axis in facts.dimensions
         ]
-        return torch.zeros(shape, dtype=self.subject.decoder.dtype, device=self.subject.decoder.device)
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
 
     # Directions
 
@@ -115,7 +115,7 @@ class Derivation:
         task, evidence = self.task, self.evidence
         if task.facts.direction is Direction.SUBNODE_GRAD:
             return subnode_gradient(self.subject, evidence, task)
-        residual = final_residual(task.n_layers, task.trace, task.kinds)
+        residual = task.topology.final_residual(task.trace)
         if task.facts.direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
             rho = self._value(residual.site)
             return local_gradient(self.subject, given(task.trace), rho, evidence.value, task.loss), residual
@@ -167,7 +167,7 @@ class Derivation:
         if self.task.facts.quantity is Quantity.WRITE:
             return write
         direction, residual = self._direction
-        precedes = residual.is_after(location_of_node(given(self.task.node), self.task.kinds), layer)
+        precedes = residual.is_after(self.task.topology.location_of_node(given(self.task.node)), layer)
         projected = (write * direction).sum(dim=-1, keepdim=True)
         return projected if precedes else torch.zeros_like(projected)
 
@@ -179,18 +179,15 @@ class Derivation:
 
     def _vocabulary(self, _: int | None) -> torch.Tensor:
         """Pre-activation of one node for each token's embedding as the residual before its MLP: [T, V], equal rows."""
-        index = given(self.task.fake_grad)
+        index, decoder = given(self.task.fake_grad), self.subject.decoder
         layer, entry = given(index.layer_index), given(index.tensor_indices[1])
-        block = self.subject.decoder.layers[layer]
+        is_neuron = index.activation_location_type is _L.MLP_POST_ACT
+        node_type = NodeType.MLP_NEURON if is_neuron else NodeType.MLP_AUTOENCODER_LATENT
         chunks = []
-        for embeddings in torch.split(self.subject.decoder.embedding, _VOCABULARY_CHUNK):
-            neurons = block.mlp_pre_act(block.mlp_norm(embeddings))
-            if index.activation_location_type is not _L.MLP_POST_ACT:
-                node_type = NodeType.MLP_AUTOENCODER_LATENT
-                act = block.mlp_act(neurons)
-                read = act if self.subject.kinds.mlp is DerivedScalarType.MLP_POST_ACT else block.mlp_write(act)
-                neurons = self.subject.autoencoder(node_type, layer).pre_activation(read)
-            chunks.append(neurons[:, entry])
+        for tokens in torch.split(torch.arange(decoder.config.vocab_size, device=decoder.device), _VOCABULARY_CHUNK):
+            embedded = decoder.embed(tokens)
+            pre = activation(self.subject, node_type, layer, embedded, at=PreOrPostAct.PRE, detach_scale=False)
+            chunks.append(pre[:, entry])
         return torch.cat(chunks).expand(self.evidence.n_tokens, -1)
 
 

@@ -14,10 +14,18 @@ import torch
 from dst_grpc.domain.components import AttentionTraceType, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Quantity
-from dst_grpc.scalars.components import latent_rows
-from dst_grpc.scalars.reads import NODE_OF_COMPONENT, edge_gradient_tap, latent_location, subnode_component
+from dst_grpc.engine.layer import unit_write
+from dst_grpc.scalars.components import latent_rows, recorded_scale
+from dst_grpc.scalars.reads import (
+    COMPONENT_OF_NODE,
+    NODE_OF_COMPONENT,
+    edge_gradient_tap,
+    latent_location,
+    subnode_component,
+)
 from dst_grpc.scalars.recompute import activation, gradient_at, heads
-from dst_grpc.scalars.task import Residual, Task, given, location_of_node, residual_before
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Residual, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,13 +66,14 @@ def in_edge(subject: Subject, evidence: Evidence, task: Task, layer: int, write:
     """Derivative of the downstream activations of *layer* along *write* [T, d], or None if the write comes too late."""
     facts = task.facts
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
-    residual = residual_before(node_type, layer, task.kinds)
+    residual = task.topology.residual_before(node_type, layer)
     node = given(task.node)
-    if not residual.is_after(location_of_node(node, task.kinds), node.layer_index):
+    if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
         return None
     rho, gradient, detach_scale = evidence.value(residual.site), None, True
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        gradient = evidence.gradients.get((edge_gradient_tap(facts.component, facts.node_type, task.kinds), layer))
+        weight = edge_gradient_tap(facts.component, facts.node_type, task.topology.kinds)
+        gradient = evidence.gradients.get((weight, layer))
         if gradient is None:
             return None
         detach_scale = task.detach_scale
@@ -93,9 +102,9 @@ def subnode_gradient(subject: Subject, evidence: Evidence, task: Task) -> tuple[
     """Gradient [T, d] of the one downstream subnode's attribution at the residual before it, and that residual."""
     node = given(task.node)
     layer, component = given(node.layer_index), subnode_component(node)
-    residual = residual_before(node.node_type, layer, task.kinds)
+    residual = task.topology.residual_before(node.node_type, layer)
     rho = evidence.value(residual.site)
-    weight = evidence.gradients.get((edge_gradient_tap(component, node.node_type, task.kinds), layer))
+    weight = evidence.gradients.get((edge_gradient_tap(component, node.node_type, task.topology.kinds), layer))
     if weight is None:
         return torch.zeros_like(rho), residual
 
@@ -110,18 +119,20 @@ def node_write(subject: Subject, evidence: Evidence, task: Task) -> torch.Tensor
     """What one node writes: [T, d], zero except at its own token."""
     node = given(task.node)
     layer = given(node.layer_index)
-    block = subject.decoder.layers[layer]
+    block, t = subject.decoder.layers[layer], given(node.tensor_indices[0])
     if node.node_type is NodeType.ATTENTION_HEAD:
-        t, u, h = node.tensor_indices
+        _, u, h = node.tensor_indices
         probs, values = evidence.value((_L.ATTN_QK_PROBS, layer)), evidence.value((_L.ATTN_VALUE, layer))
-        vector = probs[t, u, h] * (values[u, h] @ block.attn_out[h])
+        vector = unit_write(probs[t, u, h] * (values[u, h] @ block.attn_out[h]), block.attn_post_norm)
     elif node.node_type is NodeType.MLP_NEURON:
-        t, n = node.tensor_indices
-        vector = evidence.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n]
+        n = node.tensor_indices[1]
+        vector = unit_write(evidence.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n], block.mlp_post_norm)
     else:
-        t, j = node.tensor_indices
-        latents = evidence.value((latent_location(node.node_type, task.kinds), layer))
-        vector = latents[t, j] * latent_rows(subject, node.node_type, layer).row(given(j))
+        j = given(node.tensor_indices[1])
+        latents = evidence.value((latent_location(node.node_type, task.topology.kinds), layer))
+        vector = latents[t, j] * latent_rows(subject, node.node_type, layer).row(j)
+    component, kind = COMPONENT_OF_NODE[node.node_type], task.topology.kinds.of(node.node_type)
+    scale = recorded_scale(subject, evidence, component, kind, layer)
     write = torch.zeros(evidence.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
-    write[t] = vector
+    write[t] = vector if scale is None else vector / scale[t]
     return write

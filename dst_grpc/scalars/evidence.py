@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import Dimension
 from dst_grpc.errors import Internal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dst_grpc.engine.decoder import DecoderConfig
     from dst_grpc.engine.taps import Site
 
 
@@ -38,20 +36,3 @@ class Evidence:
         """The gradient at *site*, or zeros in the shape of *like* where the origin does not depend on it."""
         found = self.gradients.get(site)
         return torch.zeros_like(like) if found is None else found
-
-
-def dimension_sizes(config: DecoderConfig, n_tokens: int) -> dict[Dimension, int]:
-    """Sizes of the axes that a model and a prompt determine."""
-    return {
-        Dimension.SEQUENCE_TOKENS: n_tokens,
-        Dimension.ATTENDED_TO_SEQUENCE_TOKENS: n_tokens,
-        Dimension.MAX_CONTEXT_LENGTH: config.context_window,
-        Dimension.RESIDUAL_STREAM_CHANNELS: config.d_model,
-        Dimension.VOCAB_SIZE: config.vocab_size,
-        Dimension.ATTN_HEADS: config.n_heads,
-        Dimension.QUERY_AND_KEY_CHANNELS: config.d_head,
-        Dimension.VALUE_CHANNELS: config.d_head,
-        Dimension.MLP_ACTS: config.d_mlp,
-        Dimension.LAYERS: config.n_layers,
-        Dimension.SINGLETON: 1,
-    }

@@ -13,24 +13,18 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Component, Direction, Quantity, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import LATENT_LOCATION
-from dst_grpc.scalars.task import (
-    Kinds,
-    Task,
-    final_residual,
-    given,
-    location_of_node,
-    residual_before,
-    residual_entering,
-    residuals_of_trace_value,
-)
+from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.topology import Kinds, Topology, given, residual_entering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dst_grpc.domain.architecture import Architecture
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
 
 _L = ActivationLocationType
+_T = DerivedScalarType
 _FORWARD, _BACKWARD = PassType.FORWARD, PassType.BACKWARD
 
 Read = tuple[PassType, "Site"]
@@ -60,9 +54,9 @@ NODE_OF_COMPONENT = {
 """What is recomputed at the far end of an edge; latents follow their autoencoder."""
 
 INPUT_LOCATION = {
-    DerivedScalarType.MLP_POST_ACT: _L.MLP_POST_ACT,
-    DerivedScalarType.RESID_DELTA_MLP: _L.RESID_DELTA_MLP,
-    DerivedScalarType.RESID_DELTA_ATTN: _L.RESID_DELTA_ATTN,
+    _T.MLP_POST_ACT: _L.MLP_POST_ACT,
+    _T.RESID_DELTA_MLP: _L.RESID_DELTA_MLP,
+    _T.RESID_DELTA_ATTN: _L.RESID_DELTA_ATTN,
 }
 """The tap that a spliced autoencoder reads."""
 
@@ -74,26 +68,66 @@ def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType
 
 def reads_head_pairs(kind: DerivedScalarType | None) -> bool:
     """Whether an autoencoder of *kind* reads the writes of single heads, a row for each pair of tokens and head."""
-    return kind is DerivedScalarType.ATTN_WRITE
+    return kind is _T.ATTN_WRITE
 
 
-def offline_inputs(kind: DerivedScalarType | None) -> tuple[ActivationLocationType, ...]:
-    """The taps that offline latents are computed from; RESID_DELTA_MLP is rebuilt without its bias (Q5)."""
-    if kind is DerivedScalarType.RESID_DELTA_ATTN:
-        return (_L.RESID_DELTA_ATTN,)
+def offline_component(kind: DerivedScalarType | None) -> Component | None:
+    """The component whose writes an autoencoder of *kind* reads offline; None if it reads a tap as it is.
+
+    RESID_DELTA_MLP is rebuilt from its neurons, without the bias (Q5).
+    """
     if reads_head_pairs(kind):
-        return _TAPS_OF_COMPONENT[Component.HEAD_PAIR]
-    return (_L.MLP_POST_ACT,)
+        return Component.HEAD_PAIR
+    of_neurons = kind in {_T.RESID_DELTA_MLP, _T.RESID_DELTA_MLP_FROM_MLP_POST_ACT}
+    return Component.NEURON if of_neurons else None
 
 
-def component_taps(component: Component, facts: ScalarFacts, kinds: Kinds) -> tuple[ActivationLocationType, ...]:
+def offline_inputs(kind: DerivedScalarType | None, architecture: Architecture) -> tuple[ActivationLocationType, ...]:
+    """The taps that offline latents are computed from."""
+    component = offline_component(kind)
+    if component is not None:
+        return _write_taps(component, kind, architecture)
+    return (_L.RESID_DELTA_ATTN if kind is _T.RESID_DELTA_ATTN else _L.MLP_POST_ACT,)
+
+
+def output_scale(
+    component: Component, kind: DerivedScalarType | None, architecture: Architecture
+) -> ActivationLocationType | None:
+    """The scale of the norm that a component's write passes on its way to the residual; None if it passes none.
+
+    Args:
+        component: what writes.
+        kind: for latents, what their autoencoder reads. Those that read RESID_DELTA_ATTN or RESID_DELTA_MLP stand
+            behind the norm: they read, and write, what is added to the residual.
+        architecture: the model's.
+    """
+    if not architecture.has_post_norms:
+        return None
+    if component in {Component.HEAD_PAIR, Component.HEAD_AT_TOKEN}:
+        return _L.ATTN_OUTPUT_LAYER_NORM_SCALE
+    latent_of_neurons = component in {Component.LATENT, Component.OFFLINE_LATENT} and kind is _T.MLP_POST_ACT
+    of_neurons = latent_of_neurons or component in {Component.NEURON, Component.NEURON_ERROR}
+    return _L.MLP_OUTPUT_LAYER_NORM_SCALE if of_neurons else None
+
+
+def _write_taps(
+    component: Component, kind: DerivedScalarType | None, architecture: Architecture
+) -> tuple[ActivationLocationType, ...]:
+    """The taps that a component's writes are made of: its activation's, and the scale of the norm that they pass."""
+    is_latent = component is Component.LATENT
+    taps = (LATENT_LOCATION[INPUT_LOCATION[given(kind)]],) if is_latent else _TAPS_OF_COMPONENT[component]
+    scale = output_scale(component, kind, architecture)
+    return taps if scale is None else (*taps, scale)
+
+
+def component_taps(component: Component, facts: ScalarFacts, topology: Topology) -> tuple[ActivationLocationType, ...]:
     """The taps that hold a component's activation."""
     if facts.tap is not None:
         return (facts.tap,)
     if component is Component.LATENT:
-        return (latent_location(facts.autoencoder or facts.node_type, kinds),)
+        return (latent_location(facts.autoencoder or facts.node_type, topology.kinds),)
     if component is Component.OFFLINE_LATENT:
-        return offline_inputs(kinds.of(facts.autoencoder or facts.node_type))
+        return offline_inputs(topology.kinds.of(facts.autoencoder or facts.node_type), topology.architecture)
     return _TAPS_OF_COMPONENT.get(component, ())
 
 
@@ -120,13 +154,17 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
         return
     if facts.quantity is Quantity.DIRECTION:
         return
-    taps = component_taps(facts.component, facts, task.kinds)
+    taps = component_taps(facts.component, facts, task.topology)
     if facts.quantity is Quantity.ACT_TIMES_GRAD:
         yield _FORWARD, (taps[0], layer)
         yield _BACKWARD, (taps[0], layer)
         return
     for tap in taps:
         yield _FORWARD, (tap, layer)
+    kind = task.topology.kinds.of(facts.autoencoder or facts.node_type)
+    scale = output_scale(facts.component, kind, task.topology.architecture)
+    if facts.is_of_writes and scale is not None:
+        yield _FORWARD, (scale, layer)
     if _BACKWARD in task.passes:
         yield _BACKWARD, (taps[0], layer)
 
@@ -138,12 +176,12 @@ def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
     """
     facts, node = task.facts, given(task.node)
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
-    residual = residual_before(node_type, layer, task.kinds)
-    if not residual.is_after(location_of_node(node, task.kinds), node.layer_index):
+    residual = task.topology.residual_before(node_type, layer)
+    if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
         return
     yield _FORWARD, residual.site
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.kinds), layer)
+        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.topology.kinds), layer)
 
 
 def edge_gradient_tap(component: Component, node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
@@ -160,15 +198,16 @@ def edge_gradient_tap(component: Component, node_type: NodeType, kinds: Kinds) -
 
 def _reads_of_direction(task: Task, direction: Direction) -> Iterator[Read]:
     if direction is Direction.FINAL_RESIDUAL_GRAD:
-        yield _BACKWARD, final_residual(task.n_layers, task.trace, task.kinds).site
+        yield _BACKWARD, task.topology.final_residual(task.trace).site
     elif direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
-        yield _FORWARD, final_residual(task.n_layers, task.trace, task.kinds).site
-        for site in residuals_of_trace_value(given(task.trace), task.n_layers, task.kinds):
+        yield _FORWARD, task.topology.final_residual(task.trace).site
+        for site in task.topology.residuals_of_trace_value(given(task.trace)):
             yield _FORWARD, site
     elif direction is Direction.SUBNODE_GRAD:
         node = given(task.node)
-        yield _FORWARD, residual_before(node.node_type, given(node.layer_index), task.kinds).site
-        yield _BACKWARD, (edge_gradient_tap(subnode_component(node), node.node_type, task.kinds), node.layer_index)
+        weight = edge_gradient_tap(subnode_component(node), node.node_type, task.topology.kinds)
+        yield _FORWARD, task.topology.residual_before(node.node_type, given(node.layer_index)).site
+        yield _BACKWARD, (weight, node.layer_index)
     else:
         for tap in _latent_read_inputs(task, direction):
             for layer in task.layers:
@@ -177,22 +216,17 @@ def _reads_of_direction(task: Task, direction: Direction) -> Iterator[Read]:
 
 def _latent_read_inputs(task: Task, direction: Direction) -> tuple[ActivationLocationType, ...]:
     """The true input of the autoencoder that is read, or, for all its latents, the offline one."""
-    kind = task.kinds.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
+    kind = task.topology.kinds.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
     if direction is Direction.ALL_LATENT_READS:
-        return offline_inputs(kind)
+        return offline_inputs(kind, task.topology.architecture)
     return (INPUT_LOCATION[given(kind)],)
 
 
 def _reads_of_node(task: Task) -> Iterator[Read]:
     """What the write of the one upstream node is made of."""
     node = given(task.node)
-    component = COMPONENT_OF_NODE[node.node_type]
-    taps = (
-        (latent_location(node.node_type, task.kinds),)
-        if component is Component.LATENT
-        else _TAPS_OF_COMPONENT[component]
-    )
-    for tap in taps:
+    kind = task.topology.kinds.of(node.node_type)
+    for tap in _write_taps(COMPONENT_OF_NODE[node.node_type], kind, task.topology.architecture):
         yield _FORWARD, (tap, node.layer_index)
 
 

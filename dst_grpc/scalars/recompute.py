@@ -14,14 +14,16 @@ import torch
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.scalars.task import AutoencoderKind, Kinds, final_residual, given
+from dst_grpc.engine.layer import unit_read
+from dst_grpc.scalars.topology import AutoencoderKind, Kinds, Topology, given
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.decoder import Decoder, Layer
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.loss import TokenLoss
 
@@ -42,12 +44,19 @@ class Subject:
     """The model."""
     sets: tuple[AutoencoderSet, ...] = ()
     """At most one per node type."""
-    kinds: Kinds = field(init=False)
-    """What they read."""
+    topology: Topology = field(init=False)
+    """How the model hangs together, with what the autoencoders read."""
 
     def __post_init__(self) -> None:
-        """Derive *kinds*."""
-        object.__setattr__(self, "kinds", Kinds.of_sets(self.sets))
+        """Derive *topology*."""
+        config = self.decoder.config
+        topology = Topology(config.n_layers, config.architecture, Kinds.of_sets(self.sets))
+        object.__setattr__(self, "topology", topology)
+
+    @property
+    def kinds(self) -> Kinds:
+        """What the autoencoders read."""
+        return self.topology.kinds
 
     def autoencoder(self, node_type: NodeType, layer: int) -> Autoencoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
@@ -85,8 +94,8 @@ def activation(
     layer = subject.decoder.layers[layer_index]
     post = at is PreOrPostAct.POST
     if node_type is NodeType.MLP_NEURON:
-        pre = layer.mlp_pre_act(layer.mlp_norm(rho, detach_scale=detach_scale))
-        return layer.mlp_act(pre) if post else pre
+        normed = layer.mlp_norm(rho, detach_scale=detach_scale)
+        return layer.mlp_acts(normed) if post else layer.mlp_pre_act(normed)
     if node_type is NodeType.ATTENTION_HEAD:
         q, k, _ = heads(layer, rho, through, detach_scale=detach_scale)
         scores = layer.attn_scores(q, k)
@@ -102,9 +111,10 @@ def _latent_input(
     """What an autoencoder of *kind* reads, from the residual *rho* [T, d] before it."""
     if kind is DerivedScalarType.RESID_DELTA_ATTN:
         q, k, v = layer.qkv(layer.attn_norm(rho, detach_scale=detach_scale))
-        return layer.attn_write(layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v))
-    act = layer.mlp_act(layer.mlp_pre_act(layer.mlp_norm(rho, detach_scale=detach_scale)))
-    return act if kind is DerivedScalarType.MLP_POST_ACT else layer.mlp_write(act)
+        mixed = layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v)
+        return layer.attn_write(mixed, detach_scale=detach_scale)
+    acts = layer.mlp_acts(layer.mlp_norm(rho, detach_scale=detach_scale))
+    return acts if kind is DerivedScalarType.MLP_POST_ACT else layer.mlp_write(acts, detach_scale=detach_scale)
 
 
 def trace_value(
@@ -138,12 +148,16 @@ def trace_value(
 
 
 def _value_trace(subject: Subject, trace: TraceConfig, rho: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """What a head writes, through its value, along *gradient* [T, d]; its probability and norm scale are constants."""
+    """What a head writes, through its value, along *gradient* [T, d]; probabilities and norm scales are constants."""
     t, u, h = trace.node_index.tensor_indices
     layer = subject.decoder.layers[given(trace.node_index.layer_index)]
     q, k, v = heads(layer, rho, AttentionTraceType.V, detach_scale=True)
-    probability = layer.attn_probs(layer.attn_scores(q, k))[t, u, h].detach()
-    return probability * (v[u, h] @ (layer.attn_out[h] @ gradient[t]))
+    probs = layer.attn_probs(layer.attn_scores(q, k)).detach()
+    direction = unit_read(gradient[t], layer.attn_post_norm)
+    if layer.attn_post_norm is not None:
+        raw = layer.attn_project(layer.attn_mix(probs, v.detach()))
+        direction = (direction / layer.attn_post_norm.scale(raw)[t]).to(raw.dtype)
+    return probs[t, u, h] * (v[u, h] @ (layer.attn_out[h] @ direction))
 
 
 def downstream_gradient(
@@ -151,13 +165,13 @@ def downstream_gradient(
 ) -> torch.Tensor:
     """The gradient [T, d] that a trace through V reads its head's value with: a downstream trace's, or the loss's."""
     downstream = trace.downstream_trace_config
-    residual = final_residual(subject.decoder.config.n_layers, downstream, subject.kinds)
+    residual = subject.topology.final_residual(downstream)
     if downstream is not None:
         return local_gradient(subject, downstream, recorded(residual.site), recorded, loss)
 
     def value(rho: torch.Tensor) -> torch.Tensor:
         normed = subject.decoder.final_norm(rho, detach_scale=True)
-        return given(loss)(normed[-1] @ subject.decoder.unembedding)
+        return given(loss)(subject.decoder.unembed(normed[-1]))
 
     return gradient_at(value, recorded(residual.site))
 

@@ -6,89 +6,15 @@ Built by the planner, read by `reads` (which taps?) and by `derive` (what value?
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType, PassType
-from dst_grpc.domain.indices import ActivationIndex, NodeIndex
-from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import ScalarFacts
-from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.errors import Internal
-from dst_grpc.scalars.loss import TokenLoss
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from dst_grpc.engine.taps import Site
-
-_L = ActivationLocationType
-_MLP_KINDS = frozenset(
-    {
-        DerivedScalarType.MLP_POST_ACT,
-        DerivedScalarType.RESID_DELTA_MLP,
-        DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT,
-    }
-)
-_AFTER_ATTENTION = frozenset(
-    {
-        _L.MLP_INPUT_LAYER_NORM_SCALE,
-        _L.MLP_PRE_ACT,
-        _L.MLP_POST_ACT,
-        _L.RESID_DELTA_MLP,
-        _L.RESID_POST_MLP,
-        _L.ONLINE_MLP_AUTOENCODER_LATENT,
-        _L.ONLINE_MLP_AUTOENCODER_ERROR,
-        _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
-    }
-)
-"""Taps of a layer that the residual before its MLP does not depend on."""
-
-T = TypeVar("T")
-
-
-def given(value: T | None) -> T:
-    """*value*, which the planner has made sure of; raises Internal if it has not."""
-    if value is None:
-        raise Internal("a task lacks what its planner should have demanded")
-    return value
-
-
-class AutoencoderKind(Protocol):
-    """What tells one set of autoencoders from another: a catalogue's row, or the loaded set."""
-
-    @property
-    def dst(self) -> DerivedScalarType:
-        """What they read."""
-
-    @property
-    def node_type(self) -> NodeType:
-        """Type of their latents."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """What the autoencoders of a config read, by the type of their latents."""
-
-    mlp: DerivedScalarType | None = None
-    """Input of the autoencoder of the MLPs; None if there is none."""
-    attention: DerivedScalarType | None = None
-    """Input of the autoencoder of attention; None if there is none."""
-
-    @classmethod
-    def of_sets(cls, sets: Iterable[AutoencoderKind]) -> Kinds:
-        """What *sets* read, at most one of them per node type."""
-        by_type = {one.node_type: one.dst for one in sets}
-        return cls(by_type.get(NodeType.MLP_AUTOENCODER_LATENT), by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT))
-
-    def of(self, node_type: NodeType) -> DerivedScalarType | None:
-        """Input of the autoencoder whose latents are *node_type*; for a generic latent that of the only one."""
-        if node_type is NodeType.MLP_AUTOENCODER_LATENT:
-            return self.mlp
-        if node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
-            return self.attention
-        given = [kind for kind in (self.mlp, self.attention) if kind is not None]
-        return given[0] if len(given) == 1 else None
+    from dst_grpc.domain.components import PassType
+    from dst_grpc.domain.indices import ActivationIndex, NodeIndex
+    from dst_grpc.domain.scalar_facts import ScalarFacts
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.scalars.loss import TokenLoss
+    from dst_grpc.scalars.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +27,8 @@ class Task:
     """Keys of its tensors: layers, or a lone None."""
     passes: tuple[PassType, ...]
     """Passes that it yields."""
-    n_layers: int
-    """Layers of the model."""
+    topology: Topology
+    """The model, with the config's autoencoders."""
     trace: TraceConfig | None = None
     """Where the backward pass started, or the latent to read; None = the loss."""
     loss: TokenLoss | None = None
@@ -113,80 +39,3 @@ class Task:
     """Whether edge attributions pass no gradient through layer-norm scales."""
     fake_grad: ActivationIndex | None = None
     """The node whose reads of the vocabulary are asked for."""
-    kinds: Kinds = Kinds()
-    """What the config's autoencoders read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """A residual vector per token that something is computed from."""
-
-    site: Site
-    """The tap."""
-    location: LocationWithinLayer
-    """Its place in the order within *layer*."""
-    layer: int
-    """The layer that reads it."""
-
-    def is_after(self, location: LocationWithinLayer | None, layer: int | None) -> bool:
-        """Whether a component at (*location*, *layer*) precedes this residual; one without a layer always does."""
-        if layer is None or layer < self.layer:
-            return True
-        return layer == self.layer and location is not None and location < self.location
-
-    def depends_on(self, site: Site) -> bool:
-        """Whether what is tapped at *site* goes into this residual."""
-        location, layer = site
-        if layer is None:
-            return location is _L.RESID_POST_EMBEDDING
-        of_this_layer = self.location is LocationWithinLayer.RESID_POST_ATTN and location not in _AFTER_ATTENTION
-        return layer < self.layer or (layer == self.layer and of_this_layer)
-
-
-def residual_entering(layer: int) -> Residual:
-    """What the attention of *layer* reads."""
-    site: Site = (_L.RESID_POST_MLP, layer - 1) if layer else (_L.RESID_POST_EMBEDDING, None)
-    return Residual(site, LocationWithinLayer.END_OF_PREV_LAYER, layer)
-
-
-def residual_before_mlp(layer: int) -> Residual:
-    """What the MLP of *layer* reads."""
-    return Residual((_L.RESID_POST_ATTN, layer), LocationWithinLayer.RESID_POST_ATTN, layer)
-
-
-def residual_before(node_type: NodeType, layer: int, kinds: Kinds) -> Residual:
-    """What a node is computed from: neurons and latents of the MLPs read the residual between attention and MLP."""
-    of_mlp = node_type is NodeType.MLP_NEURON or (node_type.is_autoencoder_latent and kinds.of(node_type) in _MLP_KINDS)
-    return residual_before_mlp(layer) if of_mlp else residual_entering(layer)
-
-
-def location_of_latents(node_type: NodeType, kinds: Kinds) -> LocationWithinLayer:
-    """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
-    attention = kinds.of(node_type) in {DerivedScalarType.RESID_DELTA_ATTN, DerivedScalarType.ATTN_WRITE}
-    return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
-
-
-def location_of_node(node: NodeIndex, kinds: Kinds) -> LocationWithinLayer:
-    """Where a node lies within its layer."""
-    if node.node_type.is_autoencoder_latent:
-        return location_of_latents(node.node_type, kinds)
-    return LocationWithinLayer.ATTN if node.node_type is NodeType.ATTENTION_HEAD else LocationWithinLayer.MLP
-
-
-def residual_of_trace(trace: TraceConfig, kinds: Kinds) -> Residual:
-    """What a traced node is computed from; for V that of the upstream head (specification, 8.1)."""
-    return residual_before(trace.node_index.node_type, given(trace.node_index.layer_index), kinds)
-
-
-def final_residual(n_layers: int, trace: TraceConfig | None, kinds: Kinds) -> Residual:
-    """The last residual before the origin: before the traced node, or what leaves the last layer."""
-    if trace is None:
-        return Residual((_L.RESID_POST_MLP, n_layers - 1), LocationWithinLayer.RESID_POST_MLP, n_layers - 1)
-    return residual_of_trace(trace, kinds)
-
-
-def residuals_of_trace_value(trace: TraceConfig, n_layers: int, kinds: Kinds) -> tuple[Site, ...]:
-    """Recorded residuals, besides its own, that the value of *trace* depends on: V reads a downstream gradient."""
-    if trace.attention_trace_type is not AttentionTraceType.V:
-        return ()
-    return (final_residual(n_layers, trace.downstream_trace_config, kinds).site,)

@@ -4,13 +4,30 @@ DataLoss; see `_reader.read_answer`."""
 from __future__ import annotations
 
 from dst_grpc._gen.dst.v1 import catalog_pb2 as pb
+from dst_grpc.domain.architecture import (
+    ActivationFunction,
+    Architecture,
+    ModelDimensions,
+    NormKind,
+    PositionKind,
+    UnsupportedType,
+)
 from dst_grpc.domain.components import NodeType, TensorElementType
-from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelDimensions, ModelInfo
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelInfo
 from dst_grpc.domain.scalar_facts import Backward, ScalarFacts
 from dst_grpc.domain.scalar_notes import NOTES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire._reader import Reader, read_answer
-from dst_grpc.wire.enums import CONTEXT_STATE, DERIVED_SCALAR_TYPE, DIMENSION, NODE_TYPE, TENSOR_ELEMENT_TYPE
+from dst_grpc.wire.enums import (
+    ACTIVATION_FUNCTION,
+    CONTEXT_STATE,
+    DERIVED_SCALAR_TYPE,
+    DIMENSION,
+    NODE_TYPE,
+    NORM_KIND,
+    POSITION_KIND,
+    TENSOR_ELEMENT_TYPE,
+)
 
 _ANY_DIMENSIONS = ModelDimensions(
     n_layers=0, d_model=0, n_heads=0, n_key_value_heads=0, d_head=0, d_mlp=0, vocab_size=0, context_window=0
@@ -60,6 +77,66 @@ def model_dimensions_from_wire(message: pb.ModelDimensions) -> ModelDimensions:
     )
 
 
+def architecture_to_wire(architecture: Architecture) -> pb.Architecture:
+    """The message of how a model's parts hang together."""
+    return pb.Architecture(
+        norm=NORM_KIND.to_wire(architecture.norm),
+        positions=POSITION_KIND.to_wire(architecture.positions),
+        layers_without_positions=architecture.layers_without_positions,
+        activation=ACTIVATION_FUNCTION.to_wire(architecture.activation),
+        is_gated=architecture.is_gated,
+        is_parallel=architecture.is_parallel,
+        has_post_norms=architecture.has_post_norms,
+        has_qk_norm=architecture.has_qk_norm,
+        attn_softcap=architecture.attn_softcap,
+        final_softcap=architecture.final_softcap,
+        sliding_windows=[window or 0 for window in architecture.sliding_windows],
+    )
+
+
+def architecture_from_wire(message: pb.Architecture) -> Architecture:
+    """How a model's parts hang together. Raises DataLoss."""
+    return read_answer(_read_architecture, message)
+
+
+def _read_architecture(message: pb.Architecture) -> Architecture:
+    reader = Reader(message)
+    norm = reader.required_enum("norm", NORM_KIND, NormKind.LAYER_NORM)
+    positions = reader.required_enum("positions", POSITION_KIND, PositionKind.LEARNED)
+    activation = reader.required_enum("activation", ACTIVATION_FUNCTION, ActivationFunction.GELU_TANH)
+    return reader.finish(
+        lambda: Architecture(
+            norm=norm,
+            positions=positions,
+            layers_without_positions=tuple(message.layers_without_positions),
+            activation=activation,
+            is_gated=message.is_gated,
+            is_parallel=message.is_parallel,
+            has_post_norms=message.has_post_norms,
+            has_qk_norm=message.has_qk_norm,
+            attn_softcap=reader.present("attn_softcap"),
+            final_softcap=reader.present("final_softcap"),
+            sliding_windows=tuple(window or None for window in message.sliding_windows),
+        )
+    )
+
+
+def unsupported_type_to_wire(unsupported: UnsupportedType) -> pb.UnsupportedType:
+    """The message of a type that has no meaning in a model."""
+    return pb.UnsupportedType(dst=DERIVED_SCALAR_TYPE.to_wire(unsupported.dst), reason=unsupported.reason)
+
+
+def unsupported_type_from_wire(message: pb.UnsupportedType) -> UnsupportedType:
+    """A type that has no meaning in a model. Raises DataLoss."""
+    return read_answer(_read_unsupported_type, message)
+
+
+def _read_unsupported_type(message: pb.UnsupportedType) -> UnsupportedType:
+    reader = Reader(message)
+    dst = reader.required_enum("dst", DERIVED_SCALAR_TYPE, DerivedScalarType.LOGITS)
+    return reader.finish(lambda: UnsupportedType(dst=dst, reason=message.reason))
+
+
 def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
     """The message of a model."""
     return pb.ModelInfo(
@@ -75,6 +152,9 @@ def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
         is_default=info.is_default,
         state=CONTEXT_STATE.to_wire(info.state),
         autoencoders=info.autoencoders,
+        architecture=architecture_to_wire(info.architecture),
+        unsupported=map(unsupported_type_to_wire, info.unsupported),
+        revision=info.revision,
     )
 
 
@@ -89,6 +169,8 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
     dimensions = reader.required_child("dimensions", model_dimensions_from_wire, _ANY_DIMENSIONS)
     element_type = reader.required_enum("element_type", TENSOR_ELEMENT_TYPE, TensorElementType.FLOAT32)
     state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    architecture = reader.child("architecture", _read_architecture) or Architecture()
+    unsupported = reader.children("unsupported", _read_unsupported_type)
     return reader.finish(
         lambda: ModelInfo(
             name=message.name,
@@ -103,6 +185,9 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
             is_default=message.is_default,
             state=state,
             autoencoders=tuple(message.autoencoders),
+            architecture=architecture,
+            unsupported=unsupported,
+            revision=message.revision,
         )
     )
 
@@ -144,6 +229,8 @@ def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
         state=CONTEXT_STATE.to_wire(info.state),
         declared=map(layer_check_to_wire, info.declared),
         measured=map(layer_check_to_wire, info.measured),
+        source=info.source,
+        revision=info.revision,
     )
 
 
@@ -174,6 +261,8 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
             state=state,
             declared=tuple(map(layer_check_from_wire, message.declared)),
             measured=tuple(map(layer_check_from_wire, message.measured)),
+            source=message.source,
+            revision=message.revision,
         )
     )
 

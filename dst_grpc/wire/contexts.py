@@ -1,9 +1,11 @@
-"""context.proto: the state of what the server has loaded. Reading raises DataLoss; see `_reader.read_answer`."""
+"""context.proto: the state of what the server has loaded; and what a reload of the registry changed. Reading raises
+DataLoss; see `_reader.read_answer`."""
 
 from __future__ import annotations
 
 from dst_grpc._gen.dst.v1 import context_pb2 as pb
-from dst_grpc.domain.resolution import ContextKind, ContextState, ContextStatus
+from dst_grpc._gen.dst.v1 import context_service_pb2 as service_pb
+from dst_grpc.domain.resolution import ContextKind, ContextState, ContextStatus, RegistryChange
 from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
 from dst_grpc.wire._reader import Reader, read_answer
 from dst_grpc.wire.enums import CONTEXT_KIND, CONTEXT_STATE
@@ -20,6 +22,7 @@ def context_status_to_wire(status: ContextStatus) -> pb.ContextStatus:
         bytes_loaded=status.bytes_loaded,
         device=status.device,
         pins=status.pins,
+        is_pinned=status.is_pinned,
         hits=status.hits,
         idle_time=duration_to_wire(status.last_used_seconds_ago),
         error=None if status.error is None else error_to_status(status.error),
@@ -45,8 +48,19 @@ def read_context_status(message: pb.ContextStatus) -> ContextStatus:
             bytes_loaded=message.bytes_loaded,
             device=message.device,
             pins=message.pins,
+            is_pinned=message.is_pinned,
             hits=message.hits,
             last_used_seconds_ago=seconds_from_wire(message.idle_time),
             error=error_from_status(message.error) if message.HasField("error") else None,
         )
     )
+
+
+def registry_change_to_wire(change: RegistryChange) -> service_pb.ReloadRegistryResponse:
+    """The message of what a reload changed."""
+    return service_pb.ReloadRegistryResponse(added=change.added, removed=change.removed, changed=change.changed)
+
+
+def registry_change_from_wire(message: service_pb.ReloadRegistryResponse) -> RegistryChange:
+    """What a reload changed. Every message is valid."""
+    return RegistryChange(added=tuple(message.added), removed=tuple(message.removed), changed=tuple(message.changed))

@@ -20,6 +20,7 @@ from dst_grpc.client import (
     Entry,
     LossFnName,
     ModelInfo,
+    RegistryChange,
     Resolution,
     ResolveRequest,
     ServingStatus,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         assert_type(client.tokenize("a"), Tokens)
         assert_type(client.detokenize(np.array([1])), str)
         assert_type(client.load_context("x", on_progress=print), ContextStatus)
+        assert_type(client.reload_registry(), RegistryChange)
         assert_type(client.watch_contexts(), Generator[ContextStatus])
         assert_type(client.health(), ServingStatus)
         with client as same:

@@ -5,11 +5,22 @@ A new family is a module with a row and a table of names; nothing else knows a m
 
 from __future__ import annotations
 
-from dst_grpc.engine.families import gpt2
+from dst_grpc.engine.families import gemma, gpt2, gpt_neox, llama, qwen
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.families.family import Family, Source
 
-FAMILIES: tuple[Family, ...] = (gpt2.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    llama.LLAMA,
+    llama.MISTRAL,
+    llama.SMOLLM3,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3_TEXT,
+    gemma.GEMMA3,
+)
 """Every family that can be loaded."""
 
 

@@ -6,9 +6,10 @@ A value that would change the arithmetic and that the decoder does not implement
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dst_grpc.domain.architecture import ActivationFunction
 from dst_grpc.engine.files import corrupt, read_small
 
 if TYPE_CHECKING:
@@ -20,15 +21,28 @@ if TYPE_CHECKING:
 FILE_NAME = "config.json"
 _MAX_SIZE = 2**31 - 1
 
+_ACTIVATIONS = {
+    "gelu": ActivationFunction.GELU,
+    "gelu_fast": ActivationFunction.GELU_TANH,
+    "gelu_new": ActivationFunction.GELU_TANH,
+    "gelu_pytorch_tanh": ActivationFunction.GELU_TANH,
+    "relu": ActivationFunction.RELU,
+    "silu": ActivationFunction.SILU,
+    "swish": ActivationFunction.SILU,
+}
+"""Activation functions by the names that configs give them; gelu's tanh form has three."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigValues:
-    """The values of one `config.json`."""
+    """The values of one `config.json`, or of an object within it."""
 
     path: Path
     """Where it was read."""
     values: Mapping[str, Any]
     """What it holds."""
+    within: str = ""
+    """What stands before a key in messages: the keys of the objects around it, each with a dot."""
 
     @classmethod
     def read(cls, folder: Path) -> ConfigValues:
@@ -44,9 +58,22 @@ class ConfigValues:
 
     def refusal(self, key: str, problem: str) -> DataLoss:
         """The error for the value of *key*."""
-        error = corrupt(self.path, f"{key} {problem}")
-        error.metadata["key"] = key
+        error = corrupt(self.path, f"{self.within}{key} {problem}")
+        error.metadata["key"] = self.within + key
         return error
+
+    def over(self, defaults: Mapping[str, Any]) -> ConfigValues:
+        """These values, with *defaults* for keys that are absent; a key that holds null is not."""
+        return replace(self, values={**defaults, **self.values})
+
+    def nested(self, key: str) -> ConfigValues | None:
+        """The object under *key*, or None where there is none."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.refusal(key, f"must be an object, not {value!r}")
+        return replace(self, values=value, within=f"{self.within}{key}.")
 
     def size(self, key: str, *others: str, default: int | None = None, at_most: int = _MAX_SIZE) -> int:
         """A positive integer under *key* or one of its *others*; null counts as absent."""
@@ -61,12 +88,42 @@ class ConfigValues:
             raise self.refusal(key, "is missing")
         return default
 
-    def positive(self, key: str, default: float) -> float:
-        """A positive number."""
-        value = self.values.get(key, default)
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A positive number; null is none, and absent it is only with a *default*."""
+        if default is None and key not in self.values:
+            raise self.refusal(key, "is missing")
+        value = self.positive_or_none(key) if key in self.values else default
+        if value is None:
+            raise self.refusal(key, "must be a positive number, not None")
+        return value
+
+    def positive_or_none(self, key: str) -> float | None:
+        """A positive number, or None if it is null or absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise self.refusal(key, f"must be a positive number, not {value!r}")
         return float(value)
+
+    def list_of(self, key: str, length: int, allowed: Collection[Any], *, or_longer: bool = False) -> list[Any] | None:
+        """A list of *length* of the *allowed* values, cut to it if it may be longer; None if null or absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) < length or (len(value) > length and not or_longer):
+            raise self.refusal(key, f"must be a list of {length} values, one per layer, not {value!r}")
+        for one in value:
+            if one not in allowed:
+                raise self.refusal(key, f"holds {one!r}, which is not supported: {_either(allowed)}")
+        return value[:length]
+
+    def activation(self, key: str) -> ActivationFunction:
+        """The function under *key*."""
+        name = self.text(key)
+        if name not in _ACTIVATIONS:
+            raise self.refusal(key, f"is {name!r}, which is not supported: it must be {_either(_ACTIVATIONS)}")
+        return _ACTIVATIONS[name]
 
     def text(self, key: str) -> str:
         """A text."""
@@ -85,5 +142,14 @@ class ConfigValues:
     def require(self, key: str, supported: Collection[Any]) -> None:
         """Raise DataLoss unless *key* is absent or holds one of the *supported* values."""
         if key in self.values and not any(self.values[key] is v or self.values[key] == v for v in supported):
-            wanted = " or ".join(json.dumps(value) for value in supported)
-            raise self.refusal(key, f"is {self.values[key]!r}, which is not supported: it must be {wanted}")
+            raise self.refusal(key, f"is {self.values[key]!r}, which is not supported: it must be {_either(supported)}")
+
+    def refuse_others(self, known: Collection[str]) -> None:
+        """Raise DataLoss if a key that is not *known* holds anything but null."""
+        for key in sorted(self.values.keys() - set(known)):
+            if self.values[key] is not None:
+                raise self.refusal(key, "is not known here, and might change what the model computes")
+
+
+def _either(values: Collection[Any]) -> str:
+    return " or ".join(json.dumps(value) for value in values)

@@ -7,22 +7,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from dst_grpc.engine.decoder import DecoderConfig
     from dst_grpc.engine.families.config_values import ConfigValues
 
+MAX_LAYERS = 1000
+"""Most blocks that a checkpoint is believed to have."""
+MAX_WIDTH = 1 << 20
+"""Most channels of its residual or of a head."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one of our weights comes from."""
+    """Where one of our weights comes from: one tensor, or several that lie one behind the other."""
 
     names: tuple[str, ...]
     """Names in the checkpoint, `{i}` standing for the layer."""
-    convert: Callable[[list[torch.Tensor], DecoderConfig], torch.Tensor]
-    """From those tensors, as they lie in the file, to our weight; a view where it can be."""
+    is_transposed: bool = False
+    """Whether matrices lie in the file with the output axis first, [n_out, n_in]; ours have it last."""
+    widths: Callable[[DecoderConfig], Sequence[int]] | None = None
+    """How much of the output axis each of several tensors fills, in the order of their names."""
+    in_file_order: Callable[[torch.Tensor, DecoderConfig], torch.Tensor] | None = None
+    """A view of a weight, laid out as the file has it, whose elements are in the file's order; None if they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +50,24 @@ class Family:
     """Weights that exist once, by our name; those of the unembedding are in `unembedding`."""
     per_layer: Mapping[str, Source]
     """Weights of each layer, by our name without `layers.{i}.`."""
-    unembedding: str
-    """The checkpoint's name of the unembedding [V, d]; never prefixed, and absent where it is tied to the embedding."""
+    unembeddings: tuple[str, ...]
+    """Names that the unembedding [V, d] may have, the usual one first; never prefixed, and absent where it is tied."""
     is_tied: Callable[[ConfigValues], bool]
     """Whether the unembedding is the embedding."""
     skipped: re.Pattern[str]
     """Names that hold no weights: masks and the like."""
 
 
-def as_is(tensors: list[torch.Tensor], _config: DecoderConfig) -> torch.Tensor:
-    """The only tensor, unchanged."""
-    return tensors[0]
-
-
 def plain(name: str) -> Source:
-    """One tensor that already has our layout."""
-    return Source((name,), as_is)
+    """One tensor that has our layout."""
+    return Source((name,))
+
+
+def transposed(name: str) -> Source:
+    """One matrix that is stored [n_out, n_in]."""
+    return Source((name,), is_transposed=True)
+
+
+def query_key_value(queries: str, keys: str, values: str) -> Source:
+    """Three matrices stored [n_out, n_in], or three biases, that become one."""
+    return Source((queries, keys, values), is_transposed=True, widths=lambda config: config.qkv_widths)

@@ -9,17 +9,13 @@ import re
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.decoder import DecoderConfig
-from dst_grpc.engine.families.family import Family, plain
+from dst_grpc.engine.families.family import MAX_LAYERS, Family, plain
 
 if TYPE_CHECKING:
     from dst_grpc.engine.families.config_values import ConfigValues
 
-_MAX_LAYERS = 1000
-
 
 def _read_config(values: ConfigValues) -> DecoderConfig:
-    # gelu_new and gelu_pytorch_tanh are two names of one function.
-    values.require("activation_function", ("gelu_new", "gelu_pytorch_tanh"))
     values.require("scale_attn_weights", (True,))
     values.require("scale_attn_by_inverse_layer_idx", (False,))
     values.require("add_cross_attention", (False,))
@@ -28,7 +24,7 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
     if d_model % n_heads:
         raise values.refusal("n_head", f"is {n_heads}, which does not divide n_embd, {d_model}")
     return DecoderConfig(
-        n_layers=values.size("n_layer", at_most=_MAX_LAYERS),
+        n_layers=values.size("n_layer", at_most=MAX_LAYERS),
         d_model=d_model,
         n_heads=n_heads,
         n_key_value_heads=n_heads,
@@ -37,6 +33,7 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
         vocab_size=values.size("vocab_size"),
         context_window=values.size("n_positions", "n_ctx"),
         norm_epsilon=values.positive("layer_norm_epsilon", 1e-5),
+        activation=values.over({"activation_function": "gelu_new"}).activation("activation_function"),
     )
 
 
@@ -65,7 +62,7 @@ FAMILY = Family(
         "mlp.out.weight": plain("h.{i}.mlp.c_proj.weight"),
         "mlp.out.bias": plain("h.{i}.mlp.c_proj.bias"),
     },
-    unembedding="lm_head.weight",
+    unembeddings=("lm_head.weight",),
     is_tied=lambda values: values.flag("tie_word_embeddings", default=True),
     skipped=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
 )

@@ -7,22 +7,25 @@ dict. A `.pt` file is read with `weights_only` alone: no pickle of somebody's ru
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dst_grpc.engine.autoencoder import Activation, Autoencoder
 from dst_grpc.engine.element_types import is_finite, moved
-from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.files import Identity, corrupt, opened
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
+
+    from dst_grpc.engine.files import OpenFile
 
 SUFFIXES = (".safetensors", ".pt")
 """Endings of the files that can be read."""
@@ -32,6 +35,8 @@ _KEYS = (_PRE_BIAS, _ENCODER, _LATENT_BIAS, _DECODER)
 _LATENT_AXIS = {_ENCODER: 0, _LATENT_BIAS: 0, _DECODER: 1}
 _FREQUENCIES = "latents_activation_frequency"
 _MAX_STRUCTURE_BYTES = 1 << 20
+_MAX_LISTING_BYTES = 1 << 20
+_DESCRIPTORS = Path("/dev/fd")
 _ADVICE = "convert it to safetensors, or save a plain state dict of tensors, texts and numbers with torch.save"
 
 
@@ -41,6 +46,8 @@ class AutoencoderHeader:
 
     path: Path
     """Where it lies."""
+    identity: Identity
+    """Which file it is: no other is loaded in its place."""
     n_inputs: int
     """Width of what it reads."""
     n_latents: int
@@ -67,13 +74,18 @@ class AutoencoderHeader:
         return dtype.itemsize * (self.n_inputs + self.n_latents + 2 * self.n_inputs * self.n_latents)
 
 
-def read_header(path: Path) -> AutoencoderHeader:
+def read_header(path: Path, identity: Identity | None = None) -> AutoencoderHeader:
     """Sizes, activation and origin of the autoencoder at *path*, without reading its weights.
 
+    Args:
+        path: a `.safetensors` or `.pt` file.
+        identity: of the one file that will do; None = any.
+
     Raises:
-        DataLoss: if the file is corrupt, lacks a key, has misshapen ones, or an activation that is not supported.
+        DataLoss: if the file is corrupt, lacks a key, has misshapen ones, or an activation that is not supported;
+            (DIGEST_MISMATCH) if it is another file.
     """
-    return _open(path).header
+    return _open(path, identity).header
 
 
 def read_frequencies(path: Path) -> torch.Tensor | None:
@@ -91,6 +103,7 @@ def load_autoencoder(
     dtype: torch.dtype,
     on_progress: Callable[[int], None] = lambda _: None,
     *,
+    identity: Identity | None = None,
     n_dropped: int = 0,
 ) -> Autoencoder:
     """Read the autoencoder at *path* to *device* as *dtype*, one tensor at a time.
@@ -100,18 +113,19 @@ def load_autoencoder(
         device: where the weights go.
         dtype: what they become.
         on_progress: told the bytes done after each tensor; what it raises ends the load.
+        identity: of the one file that will do; None = any.
         n_dropped: how many latents to leave out, those that are active least often.
 
     Raises:
         DataLoss: as `read_header`, or if a weight is not finite, or without the frequencies that tell what to drop.
     """
-    opened = _open(path)
-    header = opened.header
-    kept = _kept_latents(opened, n_dropped) if n_dropped else None
+    file = _open(path, identity)
+    header = file.header
+    kept = _kept_latents(file, n_dropped) if n_dropped else None
     tensors: dict[str, torch.Tensor] = {}
     done = 0
     for name in _KEYS:
-        tensors[name] = moved(_selected(opened.read(name), name, kept), device, dtype)
+        tensors[name] = moved(_selected(file.read(name), name, kept), device, dtype)
         if not is_finite(tensors[name]):
             raise corrupt(path, f"tensor {name!r} has values that are NaN or infinite as {dtype}")
         done += tensors[name].nbytes
@@ -134,24 +148,24 @@ class _Opened:
     read: Callable[[str], torch.Tensor]
 
 
-def _frequencies(opened: _Opened) -> torch.Tensor | None:
-    shape = opened.shapes.get(_FREQUENCIES)
+def _frequencies(file: _Opened) -> torch.Tensor | None:
+    shape = file.shapes.get(_FREQUENCIES)
     if shape is None:
         return None
-    path, n_latents = opened.header.path, opened.header.n_latents
+    path, n_latents = file.header.path, file.header.n_latents
     if shape != (n_latents,):
         raise corrupt(path, f"{_FREQUENCIES!r} has shape {list(shape)}, but there are {n_latents} latents")
-    frequencies = moved(opened.read(_FREQUENCIES), "cpu", torch.float32)
+    frequencies = moved(file.read(_FREQUENCIES), "cpu", torch.float32)
     if not is_finite(frequencies) or (frequencies < 0).any():
         raise corrupt(path, f"{_FREQUENCIES!r} has values that are negative, NaN or infinite")
     return frequencies
 
 
-def _kept_latents(opened: _Opened, n_dropped: int) -> torch.Tensor:
+def _kept_latents(file: _Opened, n_dropped: int) -> torch.Tensor:
     """Indices, in order, of all latents but the *n_dropped* of lowest frequency; of equal ones the first go."""
-    frequencies = _frequencies(opened)
+    frequencies = _frequencies(file)
     if frequencies is None:
-        raise corrupt(opened.header.path, f"lacks {_FREQUENCIES!r}, so nothing tells which latents are dead")
+        raise corrupt(file.header.path, f"lacks {_FREQUENCIES!r}, so nothing tells which latents are dead")
     return frequencies.argsort(stable=True)[n_dropped:].sort().values
 
 
@@ -161,54 +175,77 @@ def _selected(tensor: torch.Tensor, name: str, kept: torch.Tensor | None) -> tor
     return tensor if kept is None or axis is None else tensor.index_select(axis, kept)
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: Path, identity: Identity | None = None) -> _Opened:
     match path.suffix:
         case ".safetensors":
-            return _open_safetensors(path)
+            return _open_safetensors(path, identity)
         case ".pt":
-            return _open_state_dict(path)
+            with opened(path, identity) as file:
+                return _open_state_dict(file)
         case _:
             raise corrupt(path, f"is no autoencoder file: its name must end in {' or '.join(SUFFIXES)}")
 
 
-def _open_safetensors(path: Path) -> _Opened:
-    file = SafetensorsFile.open(path)
+def _open_safetensors(path: Path, identity: Identity | None) -> _Opened:
+    file = SafetensorsFile.open(path, identity)
     floats = {name: tensor.shape for name, tensor in file.tensors.items() if tensor.is_float}
     try:
         state = json.loads(file.metadata.get("activation_state_dict", "{}"))
     except (ValueError, RecursionError) as error:
         raise corrupt(path, f"its metadata's activation_state_dict is no sound JSON: {error}") from error
-    return _Opened(_header(path, floats, file.metadata, state), floats, file.read)
+    return _Opened(_header(path, file.identity, floats, file.metadata, state), floats, file.read)
 
 
-def _open_state_dict(path: Path) -> _Opened:
-    entries = _load_state_dict(path)
+def _open_state_dict(file: OpenFile) -> _Opened:
+    path = file.path
+    entries = _load_state_dict(file)
     tensors = {
         name: entry
         for name, entry in entries.items()
         if isinstance(entry, torch.Tensor) and entry.is_floating_point() and entry.layout is torch.strided
     }
-    size = path.stat().st_size
+    size = file.identity.size_bytes
     for name, tensor in tensors.items():
         # A stride of 0 lets a few bytes pose as any number of elements.
         if tensor.nbytes > size:
             raise corrupt(path, f"tensor {name!r} claims {tensor.nbytes} bytes in a file of {size}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    header = _header(path, shapes, entries, entries.get("activation_state_dict", {}))
-    return _Opened(header, shapes, tensors.__getitem__)
+    header = _header(path, file.identity, shapes, entries, entries.get("activation_state_dict", {}))
+
+    def read(name: str) -> torch.Tensor:
+        # Written over by somebody, the mapping would show it: checked once the values are ours.
+        copy = tensors[name].clone()
+        with opened(path, header.identity):
+            return copy
+
+    return _Opened(header, shapes, read)
 
 
-def _load_state_dict(path: Path) -> dict[str, Any]:
-    """The state dict at *path*, its tensors mapped rather than read."""
-    regular_file_status(path)
+class _Bounded(io.FileIO):
+    """A file of which little is read at a time: the list of an archive's members is as long as the archive says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As a file does; raises BadZipFile instead of reading a lot."""
+        wanted = _MAX_LISTING_BYTES + 1 if size is None or size < 0 else size
+        found = super().read(min(wanted, _MAX_LISTING_BYTES + 1))
+        if len(found) > _MAX_LISTING_BYTES:
+            raise zipfile.BadZipFile("the list of members is too long")
+        return found
+
+
+def _load_state_dict(file: OpenFile) -> dict[str, Any]:
+    """The state dict in *file*, its tensors mapped rather than read."""
+    path = file.path
+    # By its descriptor where that has a path, so that what is mapped is what was opened.
+    same = _DESCRIPTORS / str(file.descriptor) if _DESCRIPTORS.is_dir() else path
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Bounded(file.descriptor, closefd=False) as raw, zipfile.ZipFile(raw) as archive:
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise corrupt(path, "is compressed, which torch.save never does")
                 if entry.filename.endswith("data.pkl") and entry.file_size > _MAX_STRUCTURE_BYTES:
                     raise corrupt(path, f"describes its tensors in {entry.file_size} bytes, far too many")
-        entries = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        entries = torch.load(same, map_location="cpu", mmap=True, weights_only=True)
     except zipfile.BadZipFile as error:
         raise corrupt(path, f"is truncated, or was not made by torch.save since version 1.6: {_ADVICE}") from error
     except pickle.UnpicklingError as error:
@@ -221,7 +258,7 @@ def _load_state_dict(path: Path) -> dict[str, Any]:
 
 
 def _header(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], state: Any
+    path: Path, identity: Identity, shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any], state: Any
 ) -> AutoencoderHeader:
     for name in _KEYS:
         if name not in shapes:
@@ -240,6 +277,7 @@ def _header(
         k, postact = _top_k(path, state, n_latents)
     return AutoencoderHeader(
         path=path,
+        identity=identity,
         n_inputs=n_inputs,
         n_latents=n_latents,
         activation=activation,

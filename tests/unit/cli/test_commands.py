@@ -25,7 +25,7 @@ def test_the_version(run: Run) -> None:
 
 
 def test_help_lists_every_command(run: Run) -> None:
-    for command in ("serve", "derive", "resolve", "models", "types", "tokenize", "contexts", "load", "unload"):
+    for command in ("serve", "derive", "resolve", "models", "types", "tokenize", "contexts", "load", "unpin", "unload"):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0
 
@@ -90,6 +90,25 @@ def test_models(run: Run) -> None:
     assert listed["autoencoders"][0]["dst"] == "mlp_post_act"
 
 
+def test_models_tell_how_they_are_built_when_asked(run: Run) -> None:
+    assert "gelu" not in run("models").stdout
+    told = run("models", "--verbose", columns=400).stdout
+    assert "layer norm, learned positions, gelu tanh" in told
+    zebra = next(line for line in told.splitlines() if "rms norm" in line)
+    for trait in (
+        "rotary positions, none in layers 1, gated silu, 1 key-value heads, MLP beside attention",
+        "normed queries and keys",
+        "normed writes, scores capped at 50, logits capped at 30, window of 4 tokens in layers 0",
+        "resid_post_attn, resid_post_attn_norm, resid_post_attn_proj_to_final_residual_grad",
+    ):
+        assert trait in zebra
+    narrow = run("models", "-v", columns=60).stdout
+    assert "resid_post_attn_norm" in narrow.replace("\n", " ")
+    (listed,) = [one for one in json.loads(run("models", "--json").stdout)["models"] if one["name"] == "zebra"]
+    assert listed["architecture"]["sliding_windows"] == [4, None]
+    assert listed["unsupported"][0]["dst"] == "resid_post_attn"
+
+
 def test_types(run: Run) -> None:
     result = run("types", "write", "norm", "attn")
     assert "attn_write_norm " in result.stdout
@@ -107,6 +126,10 @@ def test_tokenize(run: Run) -> None:
 def test_the_cache(run: Run) -> None:
     assert HANDLE in run("contexts").stdout
     assert "available" in run("load", "tiny").stdout
+    assert "pinned" not in run("load", "tiny").stdout
+    assert "pinned" in run("load", "tiny", "--pin").stdout
+    assert json.loads(run("load", "tiny", "--pin", "--json").stdout)[0]["is_pinned"] is True
+    assert "available" in run("unpin", "tiny").stdout
     assert "end" in run("unload", "tiny").stdout
     (status,) = json.loads(run("contexts", "--json").stdout)
     assert status["error"] is None
@@ -145,7 +168,7 @@ def test_bad_options_are_reported_together(run: Run, service: FakeService) -> No
         ("--ablate=attn.qk_probs@1[x0,:,:]=1", "is not of the form"),
         ("--ablate=attn.qk_probs@1[1:2,:,:]=1", "something else than numbers and colons"),
         ("--ablate=attn.qk_probs@1[0]=1", "must name every one of the 3 axes"),
-        ("--trace=mlp.post_act", "is not of the form"),
+        ("--trace=mlp.post_act", "is neither a node"),
         ("--trace=resid.post_mlp@1[0,0]", "cannot be traced"),
         ("--target=", ""),
     ],

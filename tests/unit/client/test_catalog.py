@@ -14,6 +14,7 @@ from dst_grpc.client import (
     DerivedScalarType,
     LoadProgress,
     NodeType,
+    RegistryChange,
     ServingStatus,
     Tokens,
 )
@@ -64,9 +65,19 @@ def test_a_load_tells_how_far_it_is(client: Client) -> None:
     assert last.state is ContextState.AVAILABLE
 
 
+def test_a_context_is_pinned_and_unpinned(client: Client) -> None:
+    assert client.load_context("tiny", pin=True).is_pinned
+    assert not client.load_context("tiny").is_pinned
+    assert not client.unpin_context("tiny").is_pinned
+
+
 def test_unloading_and_listing(client: Client) -> None:
     assert client.unload_context("tiny").state is ContextState.END
     assert client.contexts() == [context_status(ContextState.AVAILABLE)]
+
+
+def test_a_reload_tells_what_it_changed(client: Client) -> None:
+    assert client.reload_registry() == RegistryChange(added=("new",), removed=("old", "old/mlp"), changed=("tiny",))
 
 
 async def test_watching_until_one_closes_the_iterator(async_client: AsyncClient, service: FakeService) -> None:

@@ -171,4 +171,4 @@ async def test_the_self_check_still_holds_a_cut_set_to_what_is_declared(folder: 
 def test_the_setting_reaches_the_registry(folder: Path) -> None:
     for omit_dead_latents, n_latents in ((False, LATENTS), (True, LATENTS - 2)):
         parts = build_parts(Settings(omit_dead_latents=omit_dead_latents, models={"m": folder}, device="cpu"))
-        assert [info.n_latents for info in parts.registry.autoencoders("m")] == [n_latents]
+        assert [info.n_latents for info in parts.cache.registry.autoencoders("m")] == [n_latents]

@@ -67,10 +67,7 @@ async def test_the_set_of_mlp_writes_is_measured_with_the_bias_in_the_write(fold
         decoder, context = lease.model.decoder, lease.autoencoders["a/resid_delta_mlp"]
         tokens = [lease.model.tokenizer.encode(sentence)[:16] for sentence in SENTENCES]
         neurons = recorder(decoder, ActivationLocationType.MLP_POST_ACT, (0, 1))
-        x = (
-            torch.cat([neurons(prompt)[1] for prompt in tokens]) @ decoder.layers[1].mlp_out
-            + decoder.layers[1].mlp_bias
-        )
+        x = decoder.layers[1].mlp_project(torch.cat([neurons(prompt)[1] for prompt in tokens]))
         autoencoder = context.by_layer[1]
         error = (autoencoder.decode(autoencoder.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()
         assert context.measured[1].fraction_of_variance_unexplained == pytest.approx(error.item(), rel=1e-4)
@@ -144,7 +141,6 @@ async def test_a_large_model_gets_its_handle_when_it_is_loaded(folder: Path) -> 
         element_type=TensorElementType.FLOAT32,
         device="cpu",
         files=checkpoint.files,
-        source="folder",
         checkpoint=checkpoint,
     )
     registry = Registry([entry], [], roots=AllowedRoots([]), default_model="a")

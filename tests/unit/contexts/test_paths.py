@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 
-from dst_grpc.contexts.paths import AllowedRoots
-from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
+from dst_grpc.contexts.paths import AllowedRoots, _status_below
+from dst_grpc.engine.files import opened
+from dst_grpc.errors import DataLoss, InvalidRequest, NotAllowed, NotFound, Reason
 
 
 @pytest.fixture
@@ -37,12 +40,12 @@ def refused(roots: AllowedRoots, path: str | Path) -> str:
 def test_a_file_below_a_root_is_honoured_absolute_or_relative(roots: AllowedRoots, root: Path) -> None:
     expected = root / "sub" / "a.pt"
     for text in (str(expected), "sub/a.pt", "./sub/../sub/a.pt", f"{root}/sub/../sub//a.pt"):
-        assert roots.regular_file(text) == expected
+        assert roots.regular_file(text).path == expected
 
 
 def test_a_relative_path_is_looked_up_below_each_root(tmp_path: Path, root: Path) -> None:
     roots = AllowedRoots([tmp_path / "root-but-longer", root])
-    assert roots.regular_file("sub/a.pt") == root / "sub" / "a.pt"
+    assert roots.regular_file("sub/a.pt").path == root / "sub" / "a.pt"
 
 
 def test_a_path_that_climbs_out_is_refused(roots: AllowedRoots, root: Path) -> None:
@@ -72,19 +75,55 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_followed(
     (root / "in.pt").symlink_to("sub/a.pt")
     assert "outside" in refused(roots, "out.pt")
     assert "outside" in refused(roots, "folder/secret.pt")
-    assert roots.regular_file("in.pt") == root / "sub" / "a.pt"
+    assert roots.regular_file("in.pt").path == root / "sub" / "a.pt"
 
 
 def test_a_root_that_is_a_link_is_resolved(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     roots = AllowedRoots([tmp_path / "link"])
-    assert roots.regular_file(str(tmp_path / "link" / "sub" / "a.pt")) == root / "sub" / "a.pt"
+    assert roots.regular_file(str(tmp_path / "link" / "sub" / "a.pt")).path == root / "sub" / "a.pt"
 
 
-def test_folders_and_fifos_are_refused_without_waiting(roots: AllowedRoots, root: Path) -> None:
+def test_what_is_no_regular_file_is_refused_for_what_it_is_without_waiting(root: Path) -> None:
     os.mkfifo(root / "fifo.pt")
-    for text in ("fifo.pt", "sub", "."):
-        assert "is not a regular file" in refused(roots, text)
+    (root / "loop.pt").symlink_to("loop.pt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "socket.pt"))
+    roots = AllowedRoots([root])
+    kinds = {"fifo.pt": "a FIFO", "sub": "a folder", ".": "a folder", "socket.pt": "a socket", "loop.pt": "a link"}
+    for text, kind in kinds.items():
+        assert f"is not a regular file but {kind}" in refused(roots, text)
+    assert "is not a regular file but a device" in refused(AllowedRoots([Path("/dev")]), "/dev/null")
+
+
+def test_a_link_that_leads_nowhere_is_not_found_inside_and_refused_outside(
+    roots: AllowedRoots, root: Path, tmp_path: Path
+) -> None:
+    (root / "dangling.pt").symlink_to("sub/gone.pt")
+    (root / "out.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(NotFound):
+        roots.regular_file("dangling.pt")
+    assert "outside" in refused(roots, "out.pt")
+
+
+def test_a_link_that_appears_after_the_path_was_resolved_is_not_followed(root: Path, tmp_path: Path) -> None:
+    """The race itself, where it is decided: the path was free of links, and is not any more."""
+    (root / "folder").symlink_to(tmp_path)
+    (root / "out.pt").symlink_to(tmp_path / "secret.pt")
+    assert _status_below("", root, root / "folder" / "secret.pt") is None
+    status = _status_below("", root, root / "out.pt")
+    assert status is not None
+    assert not stat.S_ISREG(status.st_mode)
+
+
+def test_a_file_is_allowed_rather_than_its_path(roots: AllowedRoots, root: Path) -> None:
+    allowed = roots.regular_file("sub/a.pt")
+    other = root / "other.pt"
+    other.write_text("b")
+    other.replace(allowed.path)
+    with pytest.raises(DataLoss, match="changed since") as caught, opened(allowed.path, allowed.identity):
+        pytest.fail("it must not be opened")
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
 def test_a_file_that_is_not_there_is_not_found(roots: AllowedRoots) -> None:
@@ -93,11 +132,37 @@ def test_a_file_that_is_not_there_is_not_found(roots: AllowedRoots) -> None:
     assert caught.value.reason is Reason.AUTOENCODER_NOT_FOUND
 
 
-def test_paths_that_no_file_can_have_are_refused(roots: AllowedRoots, root: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "must not be empty"),
+        ("a\0b", "NUL"),
+        ("x" * 5000, "5000 bytes is too long"),
+        ("é" * 2049, "4098 bytes is too long"),
+        ("x" * 300, "name too long"),
+        ("https://example.org/a.pt", "is a URL"),
+        ("file:///etc/passwd", "is a URL"),
+    ],
+)
+def test_what_can_be_no_path_is_refused_for_what_it_is(roots: AllowedRoots, text: str, problem: str) -> None:
+    assert problem in refused(roots, text)
+
+
+def test_a_path_through_a_file_or_a_circle_of_links_is_not_found(roots: AllowedRoots, root: Path) -> None:
     (root / "loop").symlink_to(root / "loop")
-    for text in ("a\0b", "x" * 5000, "loop", "loop/a.pt"):
-        with pytest.raises((NotAllowed, NotFound)):
+    for text in ("loop/a.pt", "sub/a.pt/b.pt"):
+        with pytest.raises(NotFound):
             roots.regular_file(text)
+
+
+def test_looking_leaves_nothing_open(roots: AllowedRoots, root: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        roots.regular_file("sub/a.pt")
+        for text in ("sub/b.pt", "sub/a.pt/c.pt", "gone/b.pt"):
+            with pytest.raises(NotFound):
+                roots.regular_file(text)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_without_roots_no_path_is_honoured(root: Path) -> None:

@@ -14,125 +14,23 @@ import transformers
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.embedded import MODEL_FOLDER
 from dst_grpc.engine.checkpoint import open_checkpoint
-from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import DataLoss
-from tests import models
+from tests import families, models
 
 PROMPT = torch.tensor([[5, 0, 17, 3, 3, 11, 8]])
-SHAPES = (
-    {"n_layer": 3, "n_head": 5, "n_embd": 15, "n_inner": 22, "n_positions": 11, "vocab_size": 29},
-    {"n_layer": 1, "n_head": 1, "n_embd": 7, "n_inner": 10, "n_positions": 7, "vocab_size": 18},
-    {"n_layer": 2, "n_head": 3, "n_embd": 12, "n_inner": 5, "n_positions": 9, "vocab_size": 31},
-)
 EXPLICIT = {L.ATTN_QK_LOGITS, L.ATTN_QK_PROBS}
 """Taps that need an attention matrix."""
-SCALES = {L.ATTN_INPUT_LAYER_NORM_SCALE, L.MLP_INPUT_LAYER_NORM_SCALE, L.RESID_FINAL_LAYER_NORM_SCALE}
-"""Taps that need a layer norm in steps."""
-
-
-def sites(n_layers: int) -> list[Site]:
-    """Every tap of a model without autoencoders."""
-    found: list[Site] = []
-    for location in L:
-        if location.facts.is_tapped and "online" not in location.value:
-            found += [(location, layer) for layer in ([None] if location.has_no_layers else range(n_layers))]
-    return found
-
-
-def reference(shape: dict[str, Any], seed: int) -> tuple[Any, Decoder]:
-    """A random GPT-2 of transformers, and ours with its weights."""
-    torch.manual_seed(seed)
-    make: Any = transformers.GPT2Config  # its signature is made at run time
-    config = make(**shape, activation_function="gelu_new", attn_implementation="eager", initializer_range=0.4)
-    theirs: Any = transformers.GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # biases and gains start as 0 and 1, which hide mistakes
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return theirs.eval(), ours_of(theirs)
-
-
-def ours_of(theirs: Any) -> Decoder:
-    c, w = theirs.config, dict(theirs.named_parameters())
-    config = DecoderConfig(
-        n_layers=c.n_layer,
-        d_model=c.n_embd,
-        n_heads=c.n_head,
-        n_key_value_heads=c.n_head,
-        d_head=c.n_embd // c.n_head,
-        d_mlp=c.n_inner or 4 * c.n_embd,
-        vocab_size=c.vocab_size,
-        context_window=c.n_positions,
-    )
-    names = {
-        "attn_norm.gain": "ln_1.weight",
-        "attn_norm.bias": "ln_1.bias",
-        "attn.qkv.weight": "attn.c_attn.weight",
-        "attn.qkv.bias": "attn.c_attn.bias",
-        "attn.out.weight": "attn.c_proj.weight",
-        "attn.out.bias": "attn.c_proj.bias",
-        "mlp_norm.gain": "ln_2.weight",
-        "mlp_norm.bias": "ln_2.bias",
-        "mlp.in.weight": "mlp.c_fc.weight",
-        "mlp.in.bias": "mlp.c_fc.bias",
-        "mlp.out.weight": "mlp.c_proj.weight",
-        "mlp.out.bias": "mlp.c_proj.bias",
-    }
-    weights = {
-        f"layers.{i}.{ours}": w[f"transformer.h.{i}.{name}"] for i in range(c.n_layer) for ours, name in names.items()
-    }
-    weights |= {"embedding": w["transformer.wte.weight"], "position_embedding": w["transformer.wpe.weight"]}
-    weights |= {"final_norm.gain": w["transformer.ln_f.weight"], "final_norm.bias": w["transformer.ln_f.bias"]}
-    return Decoder(config, weights | {"unembedding": theirs.lm_head.weight.t()})
-
-
-def reference_gradients(theirs: Any, tokens: torch.Tensor) -> dict[Site, torch.Tensor]:
-    """Gradient of a logit difference at every residual, as transformers' modules meet it."""
-    met: dict[Site, torch.Tensor] = {}
-
-    def watch(site: Site) -> Any:
-        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            met[site] = inputs[0]
-            inputs[0].retain_grad()
-
-        return hook
-
-    n_layers = theirs.config.n_layer
-    for i, block in enumerate(theirs.transformer.h):
-        entering: Site = (L.RESID_POST_MLP, i - 1) if i else (L.RESID_POST_EMBEDDING, None)
-        block.register_forward_pre_hook(watch(entering))
-        block.ln_2.register_forward_pre_hook(watch((L.RESID_POST_ATTN, i)))
-    theirs.transformer.ln_f.register_forward_pre_hook(watch((L.RESID_POST_MLP, n_layers - 1)))
-    logits = theirs(tokens).logits[0, -1]
-    (logits[3] - logits[4]).backward()
-    return {site: x.grad for site, x in met.items() if x.grad is not None}
-
-
-def assert_like_transformers(theirs: Any, ours: Decoder, tokens: torch.Tensor) -> None:
-    with torch.no_grad():
-        expected = theirs(tokens).logits
-    torch.testing.assert_close(ours.forward(tokens), expected, rtol=0, atol=5e-5)
-    wanted = reference_gradients(theirs, tokens)
-    assert len(wanted) == 1 + 2 * ours.config.n_layers
-    taps = Taps(gradients=wanted)
-    logits = ours.forward(tokens, taps)
-    assert logits is not None
-    found = taps.gradients(logits[0, -1, 3] - logits[0, -1, 4])
-    for site, gradient in wanted.items():
-        error = (found[site] - gradient).norm() / gradient.norm()
-        assert error < 1e-4, (site, error)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=["3 layers", "1 layer", "2 layers"])
-@pytest.mark.parametrize("seed", range(3))
-def test_logits_and_gradients_at_every_residual_are_those_of_transformers(shape: dict[str, Any], seed: int) -> None:
-    assert_like_transformers(*reference(shape, seed), PROMPT)
+SCALES = {location for location in L if location.value.endswith(".scale")}
+"""Taps that need a norm in steps."""
+EVERY_ARCHITECTURE = pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
 
 
 def test_the_embedded_model_has_the_logits_and_gradients_of_transformers() -> None:
     theirs: Any = transformers.GPT2LMHeadModel.from_pretrained(MODEL_FOLDER, attn_implementation="eager")
     ours = open_checkpoint(MODEL_FOLDER).load("cpu", torch.float32)
-    assert_like_transformers(theirs.eval(), ours, torch.arange(3, 60).unsqueeze(0) * 31)
+    families.assert_like(theirs.eval(), ours, torch.arange(3, 60).unsqueeze(0) * 31)
 
 
 @pytest.fixture
@@ -150,14 +48,21 @@ def test_empty_taps_are_no_taps_to_the_bit(decoder: Decoder) -> None:
     assert torch.equal(logits_of(decoder, PROMPT), logits_of(decoder, PROMPT, Taps()))
 
 
-def test_recording_changes_no_bit_where_the_fused_path_makes_the_tensor_anyway(decoder: Decoder) -> None:
-    taps = Taps(values=[site for site in sites(3) if site[0] not in EXPLICIT | SCALES])
+@EVERY_ARCHITECTURE
+def test_recording_changes_no_bit_where_the_fused_path_makes_the_tensor_anyway(name: str) -> None:
+    config = models.GPT2_AND_OTHERS[name]
+    decoder = models.decoder(config=config, dtype=torch.float32)
+    wanted = {site for site in models.sites(config) if site[0] not in EXPLICIT | SCALES}
+    taps = Taps(values=wanted)
     assert torch.equal(logits_of(decoder, PROMPT, taps), logits_of(decoder, PROMPT))
-    assert taps.values.keys() == {site for site in sites(3) if site[0] not in EXPLICIT | SCALES}
+    assert taps.values.keys() == wanted
 
 
-def test_recording_everything_changes_no_more_than_rounding(decoder: Decoder) -> None:
-    taps = Taps(values=sites(3), gradients=sites(3))
+@EVERY_ARCHITECTURE
+def test_recording_everything_changes_no_more_than_rounding(name: str) -> None:
+    config = models.GPT2_AND_OTHERS[name]
+    decoder, sites = models.decoder(config=config, dtype=torch.float32), models.sites(config)
+    taps = Taps(values=sites, gradients=sites)
     torch.testing.assert_close(logits_of(decoder, PROMPT, taps).detach(), logits_of(decoder, PROMPT), rtol=0, atol=2e-5)
 
 
@@ -171,19 +76,21 @@ def test_weights_are_frozen_however_they_came(decoder: Decoder) -> None:
     assert not logits_of(decoder, PROMPT).requires_grad
 
 
-def test_a_padded_prompt_has_the_values_and_gradients_that_it_has_alone() -> None:
-    decoder = models.decoder()
+@EVERY_ARCHITECTURE
+def test_a_padded_prompt_has_the_values_and_gradients_that_it_has_alone(name: str) -> None:
+    config = models.GPT2_AND_OTHERS[name]
+    decoder, sites = models.decoder(config=config), models.sites(config)
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [8]]
     width = max(map(len, prompts))
     tokens = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts])
     last = torch.tensor([len(prompt) - 1 for prompt in prompts])
-    batch = Taps(values=sites(3), gradients=sites(3))
+    batch = Taps(values=sites, gradients=sites)
     together = logits_of(decoder, tokens, batch)
     found = batch.gradients(sum((together[i, last[i], i] for i in range(3)), torch.tensor(0.0)))
     for row, prompt in enumerate(prompts):
-        taps = Taps(values=sites(3), gradients=sites(3))
+        taps = Taps(values=sites, gradients=sites)
         alone = taps.gradients(logits_of(decoder, torch.tensor([prompt]), taps)[0, -1, row])
-        for site in sites(3):
+        for site in sites:
             value, gradient = (x[row, : len(prompt)] for x in (batch.values[site], found[site]))
             if site[0] in EXPLICIT:
                 value, gradient = value[:, : len(prompt)], gradient[:, : len(prompt)]
@@ -192,12 +99,12 @@ def test_a_padded_prompt_has_the_values_and_gradients_that_it_has_alone() -> Non
 
 
 def wanted_from(layer: int) -> list[Site]:
-    return [site for site in sites(3) if site[1] is not None and site[1] >= layer]
+    return [site for site in models.sites() if site[1] is not None and site[1] >= layer]
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_the_graph_begins_with_the_first_layer_that_wants_a_gradient(decoder: Decoder, layer: int) -> None:
-    taps = Taps(values=sites(3), gradients=wanted_from(layer))
+    taps = Taps(values=models.sites(), gradients=wanted_from(layer))
     assert taps.graph_starts_at_layer == layer
     entering: list[bool] = []
 
@@ -207,19 +114,19 @@ def test_the_graph_begins_with_the_first_layer_that_wants_a_gradient(decoder: De
                 entering.append(x.requires_grad)
             return super().visit(location, index, x)
 
-    logits_of(decoder, PROMPT, Watching(values=sites(3), gradients=wanted_from(layer)))
+    logits_of(decoder, PROMPT, Watching(values=models.sites(), gradients=wanted_from(layer)))
     assert entering == [index >= layer for index in range(3)]
 
 
 def test_without_gradients_there_is_no_graph(decoder: Decoder) -> None:
-    taps = Taps(values=sites(3))
+    taps = Taps(values=models.sites())
     assert taps.graph_starts_at_layer is None
     assert not logits_of(decoder, PROMPT, taps).requires_grad
 
 
 def test_a_gradient_after_all_layers_builds_no_graph_of_any(decoder: Decoder) -> None:
     site: Site = (L.RESID_FINAL_LAYER_NORM_SCALE, None)
-    taps = Taps(values=sites(3), gradients=[site])
+    taps = Taps(values=models.sites(), gradients=[site])
     logits = logits_of(decoder, PROMPT, taps)
     found = taps.gradients(logits[0, -1, 0])
     assert found.keys() == {site}
@@ -239,7 +146,7 @@ def ancestors(node: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("stop", [-1, 0, 1, 2])
 def test_stopping_early_runs_no_later_layer_and_gives_no_logits(decoder: Decoder, stop: int) -> None:
-    taps = Taps(values=sites(3))
+    taps = Taps(values=models.sites())
     assert decoder.forward(PROMPT, taps, stop_after_layer=stop) is None
     reached = {layer for _, layer in taps.values if layer is not None}
     assert reached == set(range(stop + 1))
@@ -250,7 +157,7 @@ def test_stopping_early_runs_no_later_layer_and_gives_no_logits(decoder: Decoder
 @pytest.mark.parametrize("start", [None, -1, 0, 2])
 def test_a_graph_may_begin_after_the_layer_where_the_run_stops(decoder: Decoder, start: int | None) -> None:
     wanted: list[Site] = [] if start is None else [(L.RESID_POST_EMBEDDING, None)] if start < 0 else wanted_from(start)
-    taps = Taps(values=sites(3), gradients=wanted)
+    taps = Taps(values=models.sites(), gradients=wanted)
     assert decoder.forward(PROMPT, taps, stop_after_layer=1) is None
     assert (L.RESID_POST_MLP, 1) in taps.values
 
@@ -271,7 +178,7 @@ def test_tapped_logits_are_whole_whatever_position_is_asked_for(decoder: Decoder
 
 
 def test_masked_scores_are_minus_infinity_and_their_probabilities_zero(decoder: Decoder) -> None:
-    taps = Taps(values=sites(3), gradients=sites(3))
+    taps = Taps(values=models.sites(), gradients=models.sites())
     found = taps.gradients(logits_of(decoder, PROMPT, taps)[0, -1, 0])
     future = torch.ones(7, 7, dtype=torch.bool).triu(1)
     assert (taps.values[L.ATTN_QK_LOGITS, 0][0][future] == -torch.inf).all()

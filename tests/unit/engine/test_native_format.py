@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.engine.formats.native import load_autoencoder, read_frequencies, read_header
-from dst_grpc.errors import DataLoss
+from dst_grpc.errors import DataLoss, Reason
 from tests import checkpoints
 from tests.checkpoints import LATENTS, WIDTH
 
@@ -269,3 +270,34 @@ def test_frequencies_that_are_none_are_named(tmp_path: Path, given: torch.Tensor
     read_header(path)  # nobody asks for them here
     with pytest.raises(DataLoss, match=problem):
         read_frequencies(path)
+
+
+def test_an_archive_with_a_long_list_of_members_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "0.pt", "w") as archive:
+        for i in range(20_000):
+            archive.writestr(f"archive/{i:010}", b"")
+    with pytest.raises(DataLoss, match="was not made by"):
+        read_header(tmp_path / "0.pt")
+
+
+@pytest.mark.parametrize("write", [checkpoints.write_autoencoder, checkpoints.write_state_dict])
+def test_no_other_file_is_loaded_than_the_one_whose_header_was_read(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    path = tmp_path / ("0.pt" if write is checkpoints.write_state_dict else "0.safetensors")
+    header = read_header(write(path))
+    load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+    write(tmp_path / f"new{path.suffix}").replace(path)
+    with pytest.raises(DataLoss, match="changed since") as caught:
+        load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+@pytest.mark.parametrize("write", [checkpoints.write_autoencoder, checkpoints.write_state_dict])
+def test_what_is_loaded_shares_nothing_with_the_file(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path / ("0.pt" if write is checkpoints.write_state_dict else "0.safetensors"))
+    autoencoder = load_autoencoder(path, "cpu", torch.float32)
+    with path.open("r+b") as file:  # in place: a mapping would show it
+        file.write(b"\0" * path.stat().st_size)
+    assert autoencoder.encoder.any()
+    assert autoencoder.encoder.untyped_storage().nbytes() == autoencoder.encoder.nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dst_grpc.engine.safetensors_file import SafetensorsFile
-from dst_grpc.errors import DataLoss
+from dst_grpc.errors import DataLoss, Reason
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -45,6 +46,8 @@ BAD_HEADERS: list[tuple[Any, bytes, str]] = [
     ({"a": 3}, b"", "lacks dtype, shape or data_offsets"),
     ({"a": {**ENTRY, "dtype": "F8_E8M0"}}, b"\0" * 8, "unsupported element type 'F8_E8M0'"),
     ({"a": {**ENTRY, "shape": [-2]}}, b"\0" * 8, "no sound shape"),
+    ({"a": {**ENTRY, "shape": [2**64]}}, b"\0" * 8, "no sound shape"),
+    ({"a": {**ENTRY, "shape": [1] * 65}}, b"\0" * 8, "no sound shape"),
     ({"a": {**ENTRY, "shape": [2**40, 2**40]}}, b"\0" * 8, "needs 4835703278458516698824704 bytes and has 8"),
     ({"a": {**ENTRY, "data_offsets": [8, 0]}}, b"\0" * 8, "needs 8 bytes and has -8"),
     ({"a": ENTRY, "b": ENTRY}, b"\0" * 8, "a gap or an overlap"),
@@ -84,10 +87,64 @@ def test_a_missing_file_a_folder_and_a_fifo_are_refused_without_waiting(tmp_path
             SafetensorsFile.open(tmp_path / name)
 
 
-def test_a_file_that_is_cut_after_its_header_was_read_is_named(tmp_path: Path) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def written_over(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def swapped(path: Path) -> None:
+    other = path.with_name("other")
+    save_file({"a": torch.ones(2)}, other)
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [cut, written_over, swapped])
+def test_no_other_file_is_read_than_the_one_whose_header_was(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    file = SafetensorsFile.open(path)
+    change(path)
+    for read in (lambda: file.read("a"), lambda: list(file.blocks("a"))):
+        with pytest.raises(DataLoss, match="changed since") as caught:
+            read()
+        assert caught.value.reason is Reason.DIGEST_MISMATCH
+    with pytest.raises(DataLoss, match="changed since"):
+        SafetensorsFile.open(path, file.identity)
+
+
+def test_what_is_read_belongs_to_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    file = SafetensorsFile.open(path)
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DataLoss, match="'a' cannot be read"):
-        file.read("a")
+    tensor = SafetensorsFile.open(path).read("a")
+    path.write_bytes(b"")
+    assert torch.equal(tensor, torch.zeros(2))
+
+
+def test_a_large_tensor_comes_in_blocks_too(tmp_path: Path) -> None:
+    tensor = torch.arange(3_000_001, dtype=torch.float32)
+    save_file({"small": torch.ones(3), "large": tensor}, tmp_path / "x.safetensors")
+    file = SafetensorsFile.open(tmp_path / "x.safetensors")
+    blocks = list(file.blocks("large"))
+    assert len(blocks) > 1
+    assert torch.equal(torch.cat(blocks), tensor)
+    assert torch.equal(torch.cat(list(file.blocks("small"))), torch.ones(3))
+
+
+def test_a_tensor_is_filled_in_wherever_and_as_whatever_it_is_wanted(tmp_path: Path) -> None:
+    tensor = torch.randn(1500, 1001)
+    save_file({"a": tensor, "one": torch.tensor(3.0), "none": torch.empty(0, 2)}, tmp_path / "x.safetensors")
+    file = SafetensorsFile.open(tmp_path / "x.safetensors")
+    contiguous, transposed = torch.empty(1500, 1001, dtype=torch.float16), torch.empty(1001, 1500).t()
+    split = torch.empty(3, 1001, 500).permute(0, 2, 1)
+    for place in (contiguous, transposed, split):
+        file.fill("a", place)
+        assert torch.equal(place.reshape(1500, 1001), tensor.to(place.dtype))
+    one, none = torch.empty(()), torch.empty(0, 2)
+    file.fill("one", one)
+    file.fill("none", none)
+    assert one == 3

@@ -147,24 +147,20 @@ def numeric(decoder: Decoder, site: Site, entry: tuple[int, ...], value: float, 
     return float(up - down) / (2 * step)
 
 
-LOCATIONS = [location for location in L if location.facts.is_tapped and "online" not in location.value]
-
-
-@pytest.mark.parametrize("location", LOCATIONS)
+@pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_gradient_is_the_derivative_by_the_tap_s_value(location: L, seed: int) -> None:
-    decoder = models.decoder(seed)
-    layers = [None] if location.has_no_layers else range(3)
-    sites: list[Site] = [(location, layer) for layer in layers]
+def test_a_gradient_is_the_derivative_by_the_tap_s_value(name: str, seed: int) -> None:
+    config = models.GPT2_AND_OTHERS[name]
+    decoder, sites = models.decoder(seed, config), models.sites(config)
     logits, taps = run(decoder, values=sites, gradients=sites)
     found = taps.gradients(logits[0, -1, 2])
     generator = torch.Generator().manual_seed(seed)
     for site in sites:
-        x = taps.values[site][0]
+        x, location = taps.values[site][0], site[0]
         token = 5 if location in {L.LOGITS, L.RESID_FINAL_LAYER_NORM_SCALE} else 4
         rest = tuple(int(torch.randint(size, (), generator=generator)) for size in x.shape[1:])
         if Dimension.ATTENDED_TO_SEQUENCE_TOKENS in location.dimensions[1:]:
-            rest = (2, rest[1])  # a masked score is not moved by anything
+            rest = (3, rest[1])  # a masked score is not moved by anything
         entry = (token, *rest)
         expected = numeric(decoder, site, entry, float(x[entry]), 1e-5)
         assert float(found[site][0][entry]) == pytest.approx(expected, rel=1e-5, abs=1e-8), site

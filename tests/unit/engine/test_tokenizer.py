@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, normalizers
 
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
@@ -80,3 +82,82 @@ def test_an_unreadable_file_is_data_loss(tmp_path: Path, content: bytes | None) 
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataLoss, match=r"tokenizer\.json: "):
         Tokenizer.from_folder(tmp_path)
+
+
+# Vocabularies of the SentencePiece kind
+
+
+def spaced(*, prefixed: bool, added: tuple[str, ...] = ()) -> Library:
+    """As Llama's and Mistral's (*prefixed*), or Gemma's: spaces belong to pieces, unknown characters are bytes."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁Maryko", "Ma", "ry", "Mary", "▁Mary", "▁▁"]
+    merges = [("M", "a"), ("r", "y"), ("Ma", "ry"), ("▁", "Mary"), ("▁", "▁")]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Library(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    to_pieces: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
+    to_text: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefixed:
+        to_pieces.insert(0, normalizers.Prepend("▁"))
+        to_text.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = normalizers.Sequence(to_pieces)
+    tokenizer.decoder = decoders.Sequence(to_text)
+    tokenizer.add_special_tokens(list(added))
+    return tokenizer
+
+
+@pytest.fixture(params=[True, False], ids=["prefixed", "not prefixed"])
+def pieces(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer(spaced(prefixed=request.param))
+
+
+@pytest.mark.parametrize("text", ["Mary Mary", "Mary  rook", "☃ Mary é"])
+def test_pieces_decode_to_the_text(pieces: Tokenizer, text: str) -> None:
+    assert pieces.decode(pieces.encode(text)) == text
+
+
+def test_a_piece_s_text_has_its_spaces(pieces: Tokenizer) -> None:
+    ids = pieces.encode("Mary Mary  ☃")
+    strings = pieces.token_strings(ids)
+    assert strings[-3:] == ["\N{REPLACEMENT CHARACTER}"] * 3
+    assert "".join(strings[:-3]).removeprefix(" ") == "Mary Mary  "
+    assert " Mary" in strings
+
+
+@pytest.mark.parametrize("text", ["Mary", " Mary", "ry", "  ", " ", "k"])
+def test_a_token_is_found_by_the_text_that_is_shown_for_it(pieces: Tokenizer, text: str) -> None:
+    token = pieces.single_token(text, "token")
+    assert pieces.token_strings([token]) == [text]
+
+
+def test_every_token_is_found_by_its_text_unless_it_is_part_of_a_character(pieces: Tokenizer) -> None:
+    for token in range(257, pieces.vocab_size):
+        assert pieces.single_token(pieces.token_strings([token])[0], "token") == token
+
+
+def test_a_piece_that_does_not_exist_is_refused_with_the_hint_about_the_space(pieces: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"' ry' must be one token, .*'ry', without the leading space"):
+        pieces.single_token(" ry", "token")
+
+
+def test_ids_may_have_gaps() -> None:
+    library = Library(models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
+    tokenizer = Tokenizer(library)
+    assert tokenizer.vocab_size == 6
+    assert tokenizer.token_strings([0, 5]) == ["a", "b"]
+    with pytest.raises(InvalidRequest) as caught:
+        tokenizer.decode([0, 3, 5, 6])
+    assert [v.field for v in caught.value.violations] == ["token_ids[1]", "token_ids[3]"]
+
+
+def test_tokens_added_for_other_models_are_none_of_this_one_s(tmp_path: Path) -> None:
+    library = spaced(prefixed=False, added=("<image>",))
+    (tmp_path / "tokenizer.json").write_text(library.to_str())
+    size = library.get_vocab_size() - 1
+    tokenizer = Tokenizer.from_folder(tmp_path, size)
+    assert tokenizer.vocab_size == size
+    with pytest.raises(InvalidRequest, match="holds '<image>', which this model has no embedding for"):
+        tokenizer.encode("Mary <image>")
+    with pytest.raises(InvalidRequest, match=f"between 0 and {size - 1}, not {size}"):
+        tokenizer.decode([size])
+    assert Tokenizer.from_folder(tmp_path, size + 100).vocab_size == size + 1
+    with pytest.raises(DataLoss, match=f"has {size} tokens, but the model embeds only {size - 1}"):
+        Tokenizer.from_folder(tmp_path, size - 1)

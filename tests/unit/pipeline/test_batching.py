@@ -143,3 +143,15 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     assert results[0] == 2
     assert isinstance(results[1], ValueError)
     assert threads[0].startswith("dst-cpu")
+
+
+async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+    """A reload of the registry may give a name to another set while requests wait; each keeps the one it leased."""
+    before, after, beside = (models.autoencoders(DerivedScalarType.MLP_POST_ACT, seed) for seed in (1, 2, 3))
+    plan = plan_of(catalogue, [1, 2])
+    batcher = Batcher(worker, RecordingStore(0))
+    given = ({"s": before}, {"s": after}, {"s": before, "t": beside}, {"t": beside})
+    outcomes = await asyncio.gather(*(batcher.run(plan, decoder, sets, as_it_is) for sets in given))
+    assert [outcome.batch_size for outcome in outcomes] == [3, 1, 3, 3]
+    for outcome, sets in zip(outcomes, given, strict=True):
+        assert {name: outcome.sets[name] for name in sets} == sets

@@ -22,17 +22,22 @@ from dst_grpc.pipeline.plan import make_plan
 from dst_grpc.pipeline.run import Outcome
 from tests import models, traces
 
-WORLD = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6)
+WORLDS = {
+    name: models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6, config=config)
+    for name, config in models.GPT2_AND_OTHERS.items()
+}
+WORLD = WORLDS["gpt2"]
 SETS = tuple(WORLD.sets)
 GRADIENTS = DstConfig(derive_gradients=True)
 ABSENT = {L.ONLINE_AUTOENCODER_LATENT, L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR}
 """Taps that need other autoencoders than WORLD's two."""
-ABLATABLE = [location for location in L if location.facts.is_tapped and location not in ABSENT]
 
 
-def ablation(chance: random.Random, n_tokens: int) -> AblationSpec:
+def ablation(chance: random.Random, world: models.World, n_tokens: int) -> AblationSpec:
     """Any tap, some axes whole, forward or backward."""
-    location = chance.choice(ABLATABLE)
+    architecture = world.decoder.config.architecture
+    there = [location for location in L if location.facts.is_tapped and location not in ABSENT]
+    location = chance.choice([location for location in there if architecture.why_without(location) is None])
     sizes = {"sequence_tokens": n_tokens, "attended_to_sequence_tokens": n_tokens, "attn_heads": 5, "singleton": 1}
     indices = tuple(
         None if chance.random() < 0.5 else chance.randrange(min(sizes.get(axis.value, 2), 8))
@@ -47,23 +52,22 @@ def ablation(chance: random.Random, n_tokens: int) -> AblationSpec:
     return AblationSpec(index=index, value=chance.uniform(-1, 1))
 
 
-def anything(chance: random.Random) -> DeriveRequest:
+def anything(chance: random.Random, world: models.World) -> DeriveRequest:
     """A prompt of any length with any origin, ablations and types."""
     tokens = tuple(chance.randrange(19) for _ in range(chance.randrange(1, 13)))
     t = len(tokens) - 1
-    node = chance.choice(
-        [
-            traces.trace(traces.NEURON, chance.randrange(3), t, 7),
-            traces.trace(traces.HEAD, chance.randrange(3), t, chance.randrange(t + 1), 3, through=traces.QK),
-            traces.trace(traces.HEAD, 1, t, chance.randrange(t + 1), 2, through=traces.V),
-            traces.trace(traces.MLP_LATENT, chance.randrange(3), t, 6, post=False),
-            None,
-        ]
-    )
+    origins = [
+        traces.trace(traces.NEURON, chance.randrange(3), t, 7),
+        traces.trace(traces.HEAD, chance.randrange(3), t, chance.randrange(t + 1), 3, through=traces.QK),
+        traces.trace(traces.HEAD, 1, t, chance.randrange(t + 1), 2, through=traces.V),
+        traces.trace(traces.MLP_LATENT, chance.randrange(3), t, 6, post=False),
+        None,
+    ]
+    node = chance.choice([origin for origin in origins if traces.is_seen(world.decoder.config, origin)])
     tokens_of_loss = tuple(chance.randrange(19) for _ in range(2))
     loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=tokens_of_loss, distractor_token_ids=(3,))
     types = [
-        *(facts.type for facts in FACTS.values() if facts.is_raw),
+        *(facts.type for facts in FACTS.values() if facts.is_raw and facts.type not in world.unsupported),
         T.MLP_ACT_TIMES_GRAD,
         T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
         T.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
@@ -80,17 +84,20 @@ def anything(chance: random.Random) -> DeriveRequest:
         trace_config=node,
         loss_fn_config=loss,
         autoencoders=SETS,
-        ablation_specs=tuple(ablation(chance, len(tokens)) for _ in range(chance.randrange(4))),
+        ablation_specs=tuple(ablation(chance, world, len(tokens)) for _ in range(chance.randrange(4))),
     )
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(seed: int) -> None:
+BATCHES = [("gpt2", seed) for seed in range(40)] + [(name, seed) for name in models.ARCHITECTURES for seed in range(4)]
+
+
+@pytest.mark.parametrize(("architecture", "seed"), BATCHES)
+def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: str, seed: int) -> None:
     """Losses, traces, ablations, lengths and types differ; numbers are equal up to rounding of float64."""
-    chance = random.Random(seed)
-    requests = [anything(chance) for _ in range(4)]
-    for request, together in zip(requests, WORLD.outcomes(*requests), strict=True):
-        (alone,) = WORLD.outcomes(request)
+    chance, world = random.Random(seed), WORLDS[architecture]
+    requests = [anything(chance, world) for _ in range(4)]
+    for request, together in zip(requests, world.outcomes(*requests), strict=True):
+        (alone,) = world.outcomes(request)
         assert together.batch_size == 4
         for name in ("loss", "activation_value"):
             one, other = getattr(together.recording, name), getattr(alone.recording, name)
@@ -235,7 +242,7 @@ def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
         {"loss_fn_config": models.LOSS},
         {"trace_config": traces.PLAIN_TRACES[0]},
         {"autoencoders": SETS[:1]},
-        {"ablation_specs": (ablation(random.Random(1), 1),)},
+        {"ablation_specs": (ablation(random.Random(1), WORLD, 1),)},
     ):
         other = outcome_of(**fields).plan
         assert other.digest != plain.digest
@@ -275,6 +282,37 @@ def cost(*types: T, n_tokens: int = 6, **fields: Any) -> Any:
 def test_more_work_never_costs_less(field: str, less: dict[str, Any], more: dict[str, Any]) -> None:
     costs = [cost(*case["types"], **{k: v for k, v in case.items() if k != "types"}) for case in (less, more)]
     assert getattr(costs[0], field) < getattr(costs[1], field)
+
+
+def heads_and_neurons(**fields: Any) -> Any:
+    """Cost of a gradient in a model of some architecture."""
+    config = replace(models.CONFIG, **fields)
+    world = models.World(models.decoder(config=config))
+    request = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
+    return make_plan(request, world.catalogue).cost
+
+
+def test_operations_are_two_for_each_weight_each_way_and_one_for_each_output() -> None:
+    """Of blocks for every token, of the unembedding for the one token whose logits the loss reads."""
+    d, c, f, v = 8, 2, 13, 19
+    outputs, head = 3 * 6 * f, 2 * 2 * v * d
+
+    def operations(attention: int, mlp: int) -> int:
+        return 2 * 2 * 6 * 3 * (attention + mlp) + head + outputs
+
+    plain = operations(4 * d * 5 * c, 2 * d * f)
+    assert heads_and_neurons().floating_point_operations == plain
+    assert heads_and_neurons(is_gated=True).floating_point_operations == operations(4 * d * 5 * c, 3 * d * f)
+    grouped = heads_and_neurons(n_heads=6, n_key_value_heads=2, d_head=3)
+    assert grouped.floating_point_operations == operations((2 * 6 + 2 * 2) * d * 3, 2 * d * f)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"is_gated": True}, {"d_head": 3}, {"has_post_norms": True}, {"has_qk_norm": True}, {"attn_softcap": 1.0}],
+)
+def test_a_graph_of_more_tensors_takes_more_memory(fields: dict[str, Any]) -> None:
+    assert heads_and_neurons(**fields).peak_bytes > heads_and_neurons().peak_bytes
 
 
 def test_output_bytes_are_those_of_the_tensors() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 import pytest
 
 from dst_grpc.contexts import ContextCache, Registry
+from dst_grpc.contexts.entries import ModelEntry
+from dst_grpc.contexts.paths import AllowedRoots
+from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.errors import Exhausted, InvalidRequest, PreconditionFailed, Reason, Unavailable
+from dst_grpc.engine.checkpoint import open_checkpoint
+from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.service import Pipeline
 from tests import checkpoints, models
@@ -46,7 +51,7 @@ async def cache(registry: Registry) -> AsyncIterator[ContextCache]:
 
 @pytest.fixture
 async def pipeline(registry: Registry, cache: ContextCache) -> AsyncIterator[Pipeline]:
-    pipeline = Pipeline(registry, cache)
+    pipeline = Pipeline(cache)
     yield pipeline
     await pipeline.close()
 
@@ -141,7 +146,7 @@ async def test_many_at_once_get_what_each_gets_alone(pipeline: Pipeline, registr
     ]
     together = await asyncio.gather(*(everything(pipeline.derive(one)) for one in requests))
     for one, (header, *tensors, _) in zip(requests, together, strict=True):
-        alone = Pipeline(registry, pipeline._cache, Limits(store_bytes=0))
+        alone = Pipeline(pipeline._cache, Limits(store_bytes=0))
         expected_header, *expected, _ = await everything(alone.derive(one))
         await alone.close()
         assert header.loss == pytest.approx(expected_header.loss, rel=1e-4, abs=1e-5)
@@ -168,7 +173,7 @@ async def test_what_is_wrong_is_said_before_anything_is_loaded(
 
 
 async def test_over_budget_is_refused_before_anything_is_loaded(registry: Registry, cache: ContextCache) -> None:
-    pipeline = Pipeline(registry, cache, Limits(max_run_bytes=100))
+    pipeline = Pipeline(cache, Limits(max_run_bytes=100))
     with pytest.raises(Exhausted) as caught:
         await everything(pipeline.derive(request(T.MLP_POST_ACT)))
     assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
@@ -257,3 +262,87 @@ async def test_the_canonical_config_asks_the_same_question(pipeline: Pipeline) -
     first, second = [await everything(pipeline.derive(one)) for one in (given, again)]
     for one, other in zip(first[1:-1], second[1:-1], strict=True):
         np.testing.assert_array_equal(one.values, other.values)
+
+
+async def test_after_a_reload_no_plan_and_no_recording_is_taken_from_before(
+    folder: Path, tmp_path: Path, cache: ContextCache, pipeline: Pipeline
+) -> None:
+    """Even of models whose digests are not known until they are loaded: names mean something else now."""
+    one = request(T.LOGITS)
+    old = await numbers(pipeline, one)
+    other = checkpoints.write_model(tmp_path / "other", tensors=checkpoints.weights(seed=5))
+    cache.adopt(Registry.build(models={"tiny": other}, device="cpu", include_embedded=False, previous=cache.registry))
+    assert not np.allclose(await numbers(pipeline, one), old)
+    cache.adopt(Registry.build(models={"tiny": folder}, device="cpu", include_embedded=False, previous=cache.registry))
+    np.testing.assert_array_equal(await numbers(pipeline, one), old)
+    cache.adopt(Registry.build(models={"new": folder}, device="cpu", include_embedded=False, previous=cache.registry))
+    with pytest.raises(NotFound):
+        await everything(pipeline.derive(replace(one, model="tiny")))
+
+
+async def test_recordings_are_kept_under_handles_even_if_they_are_known_late(folder: Path, tmp_path: Path) -> None:
+    """Large files are digested when they are loaded. Here none is before, as if all were large."""
+    other = checkpoints.write_model(tmp_path / "other", tensors=checkpoints.weights(seed=5))
+    cache = ContextCache(undigested(folder))
+    pipeline = Pipeline(cache)
+    found = []
+    for _ in range(2):
+        header, *tensors, summary = await everything(pipeline.derive(request(T.LOGITS)))
+        found.append(np.array([part.values for part in tensors]))
+        assert header.model == summary.provenance.model
+        assert "@" in header.model
+        cache.adopt(undigested(other))
+    assert not np.allclose(found[0], found[1])
+    await pipeline.close()
+    await cache.close()
+
+
+def undigested(folder: Path) -> Registry:
+    """The model `tiny` in *folder*, whose digest and so handle nobody knows yet."""
+    checkpoint = open_checkpoint(folder)
+    entry = ModelEntry(
+        name="tiny",
+        element_type=TensorElementType.FLOAT32,
+        device="cpu",
+        files=checkpoint.files,
+        checkpoint=checkpoint,
+    )
+    return Registry([entry], [], roots=AllowedRoots([]), default_model="tiny")
+
+
+async def test_a_request_ends_with_the_registry_that_it_began_with(
+    folder: Path, tmp_path: Path, cache: ContextCache, pipeline: Pipeline
+) -> None:
+    expected = await numbers(pipeline, large())
+    other = checkpoints.write_model(tmp_path / "other", tensors=checkpoints.weights(seed=5))
+    registry = Registry.build(models={"tiny": other}, device="cpu", include_embedded=False, previous=cache.registry)
+    async with aclosing(pipeline.derive(large())) as parts:
+        await anext(parts)
+        cache.adopt(registry)
+        found = [part.values async for part in parts if isinstance(part, DenseTensor)]
+    np.testing.assert_array_equal(found, expected)
+
+
+async def test_a_request_that_waits_during_a_reload_runs_on_what_it_was_planned_for(
+    tmp_path: Path, cache: ContextCache, pipeline: Pipeline
+) -> None:
+    expected = await numbers(pipeline, request(T.LOGITS))
+    (*_, resolution) = await everything(pipeline.resolve(ResolveRequest(request=large())))
+    narrow = Pipeline(cache, Limits(max_run_bytes=resolution.cost.peak_bytes, store_bytes=0))
+    other = checkpoints.write_model(tmp_path / "other", tensors=checkpoints.weights(seed=5))
+    registry = Registry.build(models={"tiny": other}, device="cpu", include_embedded=False, previous=cache.registry)
+    async with aclosing(narrow.derive(large())) as running:
+        await anext(running)
+        waiting = asyncio.create_task(numbers(narrow, request(T.LOGITS)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert narrow._admission._waiting
+        cache.adopt(registry)
+    np.testing.assert_allclose(await waiting, expected, rtol=1e-3, atol=1e-5)
+    assert not np.allclose(await numbers(narrow, request(T.LOGITS)), expected, rtol=1e-3, atol=1e-5)
+    assert_idle(narrow, cache)
+    await narrow.close()
+
+
+async def numbers(pipeline: Pipeline, one: DeriveRequest) -> list[np.ndarray]:
+    return [part.values for part in await everything(pipeline.derive(one)) if isinstance(part, DenseTensor)]

@@ -85,6 +85,18 @@ def test_widening_goes_sideways_only(world: models.World) -> None:
     assert not RecordingStore().widened(forward_only).gradients
 
 
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_widening_records_what_the_architecture_has(architecture: str) -> None:
+    """No residual between attention and MLP that are parallel; the scales of post-norms, which every write needs."""
+    world = models.world(config=models.ARCHITECTURES[architecture])
+    store, first = RecordingStore(), plan_of(world, T.MLP_ACT_TIMES_GRAD)
+    wide = store.widened(first)
+    store.keep(first, recorded(world, wide))
+    for other in (T.ATTN_WRITE_NORM, T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, T.RESID_POST_MLP_NORM):
+        assert store.find(plan_of(world, other)) is not None
+    assert all(world.decoder.config.architecture.why_without(location) is None for location, _ in wide.values)
+
+
 def test_what_does_not_fit_is_not_widened(world: models.World) -> None:
     """A plan whose wide recording would fill the store stays as narrow as it was asked."""
     plan = plan_of(world, T.MLP_ACT_TIMES_GRAD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import torch
@@ -59,10 +59,16 @@ async def test_a_job_s_own_exception_reaches_its_caller(worker: Worker) -> None:
     assert await worker.submit(lambda: 1) == 1
 
 
-async def test_running_out_of_memory_is_exhaustion(worker: Worker) -> None:
-    def fail() -> None:
-        raise torch.OutOfMemoryError("tried to allocate, at /secret")
+def fail_as_a_gpu() -> None:
+    raise torch.OutOfMemoryError("tried to allocate, at /secret")
 
+
+def fail_as_a_cpu() -> None:
+    torch.empty(1 << 60)
+
+
+@pytest.mark.parametrize("fail", [fail_as_a_gpu, fail_as_a_cpu])
+async def test_running_out_of_memory_is_exhaustion(worker: Worker, fail: Callable[[], None]) -> None:
     with pytest.raises(Exhausted) as caught:
         await worker.submit(fail)
     assert caught.value.reason is Reason.OUT_OF_MEMORY

@@ -12,6 +12,7 @@ from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_END, CONTEXT_STATE_LOADING
 from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, NotFound
 from dst_grpc.rpc.catalog_service import CatalogService
@@ -25,12 +26,12 @@ from tests.rpc_fakes import FakeCache, FakePipeline, FakeRegistry, answer, conte
 
 @pytest.fixture
 def cache() -> FakeCache:
-    return FakeCache()
+    return FakeCache(FakeRegistry(250))
 
 
 @pytest.fixture
 def catalog(cache: FakeCache) -> CatalogService:
-    return CatalogService(FakeRegistry(250), cache)
+    return CatalogService(cache)
 
 
 async def test_models_come_in_pages(catalog: CatalogService) -> None:
@@ -80,18 +81,26 @@ async def test_text_becomes_tokens_and_back(catalog: CatalogService) -> None:
         await catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), None)
 
 
+async def no_reload() -> RegistryChange:
+    return RegistryChange()
+
+
 async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None:
-    service = ContextService(cache, DrainSignal())
+    service = ContextService(cache, DrainSignal(), no_reload)
     loading = service.LoadContext(context_pb.LoadContextRequest(context="tiny"), None)
     assert [answer.status.state async for answer in loading] == [CONTEXT_STATE_LOADING, CONTEXT_STATE_AVAILABLE]
     listed = await service.ListContexts(context_pb.ListContextsRequest(), None)
     assert [status.handle.partition("@")[0] for status in listed.contexts] == ["tiny"]
+    pinning = service.LoadContext(context_pb.LoadContextRequest(context="tiny", pin=True), None)
+    assert [answer.status.is_pinned async for answer in pinning] == [False, True]
+    unpinned = await service.UnpinContext(context_pb.UnpinContextRequest(context="tiny"), None)
+    assert not unpinned.status.is_pinned
     gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), None)
     assert gone.status.state == CONTEXT_STATE_END
 
 
 async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
-    watch = ContextService(cache, DrainSignal()).WatchContexts(context_pb.WatchContextsRequest(), None)
+    watch = ContextService(cache, DrainSignal(), no_reload).WatchContexts(context_pb.WatchContextsRequest(), None)
     cache.tell(context_status())
     assert (await anext(watch)).status.state == CONTEXT_STATE_AVAILABLE
     assert cache.watchers
@@ -125,3 +134,12 @@ async def test_closing_an_answer_stops_the_work() -> None:
     assert pipeline.running == {"x"}
     await frames.aclose()
     assert not pipeline.running
+
+
+async def test_a_reload_tells_what_it_changed(cache: FakeCache) -> None:
+    async def reload() -> RegistryChange:
+        return RegistryChange(added=("a",), removed=("b", "b/c"), changed=("d",))
+
+    service = ContextService(cache, DrainSignal(), reload)
+    answer = await service.ReloadRegistry(context_pb.ReloadRegistryRequest(), None)
+    assert (list(answer.added), list(answer.removed), list(answer.changed)) == (["a"], ["b", "b/c"], ["d"])

@@ -63,6 +63,16 @@ def test_paths_in_the_file_are_relative_to_it(file: Path) -> None:
     assert settings.autoencoder_roots == (file.parent,)
 
 
+def test_the_registry_is_a_file_that_is_there(file: Path) -> None:
+    (file.parent / "models.toml").write_text("")
+    file.write_text('registry = "models.toml"\nhub_cache = "hub"\n', encoding="utf-8")
+    settings = load_settings(file=file)
+    assert settings.registry == file.parent / "models.toml"
+    assert settings.hub_cache == file.parent / "hub"
+    with pytest.raises(SettingsError, match=r"registry = 'none\.toml': there is no such file"):
+        load_settings({"registry": "none.toml"})
+
+
 def test_lists_and_tables_may_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DST_MODELS", f"a={tmp_path}, b={tmp_path}")
     settings = load_settings({"preload": "a,b/mlp", "autoencoder_roots": [str(tmp_path)]})

@@ -19,7 +19,7 @@ N_TOKENS, N_LAYERS = len(models.TOKENS), models.CONFIG.n_layers
 KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
 LOSS: dict[str, Any] = {"loss_fn_config": models.LOSS}
 HEAD, NEURON, LATENT = (
-    traces.node(traces.HEAD, 1, 4, 2, 3),
+    traces.node(traces.HEAD, 1, 4, 3, 3),
     traces.node(traces.NEURON, 1, 4, 7),
     traces.node(traces.LATENT, 1, 4, 6),
 )
@@ -42,11 +42,12 @@ OUT = (T.ATTN_OUT_EDGE_ATTRIBUTION, T.MLP_OUT_EDGE_ATTRIBUTION, T.ONLINE_AUTOENC
 class Case:
     """A model with one autoencoder spliced in, its plain twin's taps, and the loss's gradients there."""
 
-    def __init__(self, kind: T, seed: int = 3) -> None:
+    def __init__(self, kind: T, architecture: str = "gpt2", seed: int = 3) -> None:
         self.kind, self.of_attention = kind, kind is T.RESID_DELTA_ATTN
-        self.world = models.world(kind, seed=seed)
+        self.config = models.GPT2_AND_OTHERS[architecture]
+        self.world = models.world(kind, seed=seed, config=self.config)
         sets = {one.dst: one.by_layer for one in self.world.sets.values()}
-        self.plain = plain.Plain(models.CONFIG, models.weights(seed), sets, is_spliced=True)
+        self.plain = plain.Plain(self.config, models.weights(seed, self.config), sets, is_spliced=True)
         self.taps = self.plain.run(models.TOKENS)
         self.gradients = plain.gradients(self.plain, models.TOKENS, lambda taps: traces.loss(taps[L.LOGITS, None][-1]))
 
@@ -62,13 +63,15 @@ class Case:
             u, h = rest
             v = self.taps[L.ATTN_VALUE, layer][u, h]
             found[t] = self.taps[L.ATTN_QK_PROBS, layer][t, u, h] * (v @ self.plain.wo(layer)[h])
-        elif node.node_type is traces.NEURON:
+            return self.plain.written(layer, "attn", found, self.taps)
+        if node.node_type is traces.NEURON:
             found[t] = self.taps[L.MLP_POST_ACT, layer][t, rest[0]] * self.plain.wout(layer)[rest[0]]
-        else:
-            row = self.plain.sets[self.kind][layer].decoder[:, rest[0]]
-            row = row @ self.plain.wout(layer) if self.kind is T.MLP_POST_ACT else row
-            found[t] = self.taps[plain.LATENT[self.kind], layer][t, rest[0]] * row
-        return found
+            return self.plain.written(layer, "mlp", found, self.taps)
+        row = self.plain.sets[self.kind][layer].decoder[:, rest[0]]
+        of_neurons = self.kind is T.MLP_POST_ACT
+        row = row @ self.plain.wout(layer) if of_neurons else row
+        found[t] = self.taps[plain.LATENT[self.kind], layer][t, rest[0]] * row
+        return self.plain.written(layer, "mlp", found, self.taps) if of_neurons else found
 
     def end(self, dst: T, layer: int, *, detach: bool) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
         """The downstream activations (times their gradient) as a function of a residual, and that residual."""
@@ -99,7 +102,7 @@ class Case:
         early = node.node_type is traces.HEAD or (node.node_type is traces.LATENT and self.of_attention)
         node_type, _ = {**ATTRIBUTIONS, **ACTIVATIONS}[dst]
         late = node_type is traces.NEURON or (node_type is traces.LATENT and not self.of_attention)
-        return upstream < layer or (upstream == layer and early and late)
+        return upstream < layer or (upstream == layer and early and late and not self.config.is_parallel)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -107,15 +110,24 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def jvp(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """Entry by entry: each entry's gradient on the direction. `jacobian` cuts nothing that `function` detaches."""
-    rows = torch.autograd.functional.jacobian(function, x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    assert isinstance(rows, torch.Tensor)
-    return (rows * direction).sum(dim=(-1, -2))
+    """The derivative along a direction, by torch; what `function` detaches is constant."""
+    along = direction.detach()
+    _, found = torch.autograd.functional.jvp(function, x.detach(), along)  # type: ignore[no-untyped-call]  # torch's
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
-@pytest.fixture(params=KINDS)
+CASES = [(kind, "gpt2") for kind in KINDS] + [
+    # Every architecture with one kind of autoencoder, each kind with several; post-norms, which matter to it, with all.
+    (kind, architecture)
+    for i, (architecture, config) in enumerate(models.ARCHITECTURES.items())
+    for kind in (KINDS if config.has_post_norms else KINDS[i % 3 : i % 3 + 1])
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[1]}-{case[0].value}")
 def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+    return Case(*request.param)
 
 
 @pytest.mark.parametrize("node", [HEAD, NEURON, LATENT], ids=lambda node: str(node.node_type))
@@ -146,12 +158,18 @@ def test_edges_in_from_everything_upstream_add_up(case: Case) -> None:
     end, rho = case.end(dst, layer, detach=True)
     total = jvp(end, rho, case.taps[L.RESID_POST_EMBEDDING, None])
     for upstream in range(layer + 1):
-        biases = case.plain.of(upstream, "attn.out.bias").expand(N_TOKENS, -1)
+        if upstream == layer and case.config.is_parallel:
+            continue
+        biases = case.plain.biases(upstream, "attn", case.taps)
         nodes = [
-            traces.node(traces.HEAD, upstream, t, u, h) for t in range(N_TOKENS) for u in range(t + 1) for h in range(5)
+            traces.node(traces.HEAD, upstream, t, u, h)
+            for t in range(N_TOKENS)
+            for u in range(t + 1)
+            for h in range(case.config.n_heads)
+            if case.plain.sees(upstream, t, u)
         ]
         if upstream < layer:
-            biases = biases + case.plain.of(upstream, "mlp.out.bias")
+            biases = biases + case.plain.biases(upstream, "mlp", case.taps)
             nodes += [traces.node(traces.NEURON, upstream, t, n) for t in range(N_TOKENS) for n in range(13)]
         total = total + jvp(end, rho, biases)
         # All edges of a layer are one derivative along the sum of its nodes' writes; a few are compared one by one.
@@ -203,7 +221,7 @@ def test_edges_out_need_no_more_than_one_backward_pass(case: Case) -> None:
 def test_where_no_gradient_reaches_edges_are_zero_in_full_shape(case: Case) -> None:
     """Q12: a trace at layer 0 leaves the layers after it without gradients."""
     origin = traces.trace(traces.NEURON, 0, 4, 7)
-    node = traces.node(traces.HEAD, 0, 4, 2, 3)
+    node = traces.node(traces.HEAD, 0, 4, 3, 3)
     found = case.one(T.MLP_IN_EDGE_ATTRIBUTION, node, trace_config=origin, loss_fn_config=None)
     assert {tuple(tensor.shape) for tensor in found.values()} == {(N_TOKENS, models.CONFIG.d_mlp)}
     assert not any(tensor.any() for tensor in found.values())

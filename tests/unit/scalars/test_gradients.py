@@ -24,12 +24,26 @@ from tests import models, plain, traces
 RAW = [facts.type for facts in FACTS.values() if facts.is_raw]
 KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
 CASES: list[tuple[TraceConfig | None, tuple[T, ...]]] = [
-    (origin, ()) for origin in [None, *traces.PLAIN_TRACES, *traces.V_TRACES, traces.V_OF_LOSS]
+    (origin, ()) for origin in [None, *traces.PLAIN_TRACES, *traces.V_TRACES, traces.V_OF_LOSS, *traces.V_CHAINS]
 ]
 CASES += [(origin, (kind,)) for kind in KINDS for origin in [None, *traces.latent_traces(kind)]]
 CASES += [
     (traces.trace(traces.ATTENTION_LATENT, 2, 4, 3, post=False), (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)),
     (traces.trace(traces.MLP_LATENT, 1, 4, 3, post=False), (T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)),
+]
+
+
+SOME_CASES = [
+    (origin, kinds)
+    for origin, kinds in CASES
+    if not kinds or origin is None or origin in traces.latent_traces(kinds[0])[:4] or len(kinds) > 1
+]
+"""What other architectures than GPT-2's are tried with."""
+OTHERS = [
+    pytest.param(name, case, id=f"{name}-{'+'.join([traces.name(case[0]), *(kind.value for kind in case[1])])}")
+    for name, config in models.ARCHITECTURES.items()
+    for case in SOME_CASES
+    if traces.is_seen(config, case[0])
 ]
 
 
@@ -39,7 +53,8 @@ def case_name(case: tuple[TraceConfig | None, tuple[T, ...]]) -> str:
 
 def plain_of(world: models.World, seed: int) -> plain.Plain:
     sets = {one.dst: one.by_layer for one in world.sets.values()}
-    return plain.Plain(world.decoder.config, models.weights(seed), sets, is_spliced=True)
+    config = world.decoder.config
+    return plain.Plain(config, models.weights(seed, config), sets, is_spliced=True)
 
 
 def request(origin: TraceConfig | None, sets: Iterable[str], *types: T) -> DeriveRequest:
@@ -53,8 +68,16 @@ def request(origin: TraceConfig | None, sets: Iterable[str], *types: T) -> Deriv
 def test_values_and_gradients_at_every_tap_are_those_of_the_plain_model(
     case: tuple[TraceConfig | None, tuple[T, ...]], seed: int
 ) -> None:
-    origin, kinds = case
-    world = models.world(*kinds, seed=seed)
+    check_against_plain(models.world(*case[1], seed=seed), case[0], seed)
+
+
+@pytest.mark.parametrize(("architecture", "case"), OTHERS)
+def test_so_they_are_in_every_architecture(architecture: str, case: tuple[TraceConfig | None, tuple[T, ...]]) -> None:
+    """Grouped heads, rotary positions, gates, norms of all kinds, caps, windows, parallel layers."""
+    check_against_plain(models.world(*case[1], seed=4, config=models.ARCHITECTURES[architecture]), case[0], 4)
+
+
+def check_against_plain(world: models.World, origin: TraceConfig | None, seed: int) -> None:
     reference = plain_of(world, seed)
     values = reference.run(models.TOKENS)
 
@@ -64,13 +87,23 @@ def test_values_and_gradients_at_every_tap_are_those_of_the_plain_model(
         return reference.value(origin, reference.rho(taps, origin), taps, traces.loss)
 
     gradients = plain.gradients(reference, models.TOKENS, scalar)
-    (outcome,) = world.outcomes(request(origin, world.sets, *RAW))
+    raw = [dst for dst in RAW if world.decoder.config.architecture.why_without(L[dst.name]) is None]
+    (outcome,) = world.outcomes(request(origin, world.sets, *raw))
     reported = outcome.recording.loss if origin is None else outcome.recording.activation_value
     assert reported == pytest.approx(float(scalar(values)), rel=1e-9)
     for (dst, pass_type, layer), found in models.tensors(outcome).items():
         site: Site = (L[dst.name], layer)
         expected = values[site] if pass_type is PassType.FORWARD else gradients[site]
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, site))
+
+
+@pytest.mark.parametrize("chain", traces.V_CHAINS, ids=traces.name)
+def test_a_chain_of_values_moves_with_the_token_at_its_end(chain: TraceConfig) -> None:
+    """Or the test above would compare zeros with zeros."""
+    (outcome,) = models.world().outcomes(request(chain, (), T.RESID_POST_EMBEDDING))
+    gradient = models.tensors(outcome)[T.RESID_POST_EMBEDDING, PassType.BACKWARD, None]
+    moved = gradient.abs().sum(dim=1) > 1e-9
+    assert moved.tolist() == [token == chain.node_index.tensor_indices[1] for token in range(len(models.TOKENS))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,10 +179,19 @@ NUMERIC = [
 ]
 
 
-@pytest.mark.parametrize("origin", [t for t in NUMERIC if not t.detach_layer_norm_scale], ids=traces.name)
-@pytest.mark.parametrize("seed", range(3))
-def test_a_trace_s_gradient_is_what_the_traced_value_does_when_a_tap_is_moved(origin: TraceConfig, seed: int) -> None:
-    world = models.world(T.RESID_DELTA_MLP, seed=seed)
+MOVED = [
+    pytest.param(architecture, seed, origin, id=f"{architecture}-{seed}-{traces.name(origin)}")
+    for architecture, seed in [("gpt2", 0), ("gpt2", 1), ("gpt2", 2), *((name, 0) for name in models.ARCHITECTURES)]
+    for origin in NUMERIC
+    if not origin.detach_layer_norm_scale and traces.is_seen(models.GPT2_AND_OTHERS[architecture], origin)
+]
+
+
+@pytest.mark.parametrize(("architecture", "seed", "origin"), MOVED)
+def test_a_trace_s_gradient_is_what_the_traced_value_does_when_a_tap_is_moved(
+    architecture: str, seed: int, origin: TraceConfig
+) -> None:
+    world = models.world(T.RESID_DELTA_MLP, seed=seed, config=models.GPT2_AND_OTHERS[architecture])
     generator = torch.Generator().manual_seed(seed)
     (outcome,) = world.outcomes(request(origin, world.sets, T.ATTN_VALUE, T.MLP_PRE_ACT, T.RESID_POST_EMBEDDING))
     tensors = models.tensors(outcome)

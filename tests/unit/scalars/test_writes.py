@@ -24,9 +24,10 @@ Found = dict[int | None, torch.Tensor]
 class Case:
     """A model, its plain twin, and the twin's taps."""
 
-    def __init__(self, seed: int) -> None:
-        self.world = models.world(seed=seed)
-        self.plain = plain.Plain(models.CONFIG, models.weights(seed))
+    def __init__(self, seed: int, architecture: str = "gpt2") -> None:
+        self.config = models.GPT2_AND_OTHERS[architecture]
+        self.world = models.world(seed=seed, config=self.config)
+        self.plain = plain.Plain(self.config, models.weights(seed, self.config))
         self.taps = self.plain.run(models.TOKENS)
         self.gradients = plain.gradients(self.plain, models.TOKENS, lambda taps: traces.loss(taps[L.LOGITS, None][-1]))
 
@@ -35,21 +36,30 @@ class Case:
 
     def neuron_writes(self, layer: int) -> torch.Tensor:
         """[T, F, d]."""
-        return self.taps[L.MLP_POST_ACT, layer].unsqueeze(-1) * self.plain.wout(layer)
+        raw = self.taps[L.MLP_POST_ACT, layer].unsqueeze(-1) * self.plain.wout(layer)
+        return self.plain.written(layer, "mlp", raw, self.taps)
 
     def pair_writes(self, layer: int) -> torch.Tensor:
         """[T, U, H, d]."""
         a, v = self.taps[L.ATTN_QK_PROBS, layer], self.taps[L.ATTN_VALUE, layer]
-        return torch.einsum("tuh,uhc,hcd->tuhd", a, v, self.plain.wo(layer))
+        return self.written_by_heads(layer, torch.einsum("tuh,uhc,hcd->tuhd", a, v, self.plain.wo(layer)))
 
     def head_writes(self, layer: int) -> torch.Tensor:
         """[T, H, d]."""
-        return torch.einsum("thc,hcd->thd", self.taps[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer], self.plain.wo(layer))
+        o = self.taps[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer]
+        return self.written_by_heads(layer, torch.einsum("thc,hcd->thd", o, self.plain.wo(layer)))
+
+    def written_by_heads(self, layer: int, raw: torch.Tensor) -> torch.Tensor:
+        return self.plain.written(layer, "attn", raw, self.taps)
 
 
-@pytest.fixture(params=range(3))
+CASES = [("gpt2", seed) for seed in range(3)] + [(architecture, 4) for architecture in models.ARCHITECTURES]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+    architecture, seed = request.param
+    return Case(seed, architecture)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -59,7 +69,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_heads_writes_sum_to_what_attention_adds_but_for_the_bias(case: Case) -> None:
     for layer, found in case.one(T.ATTN_WRITE).items():
         assert layer is not None
-        bias = case.plain.of(layer, "attn.out.bias")
+        bias = case.plain.biases(layer, "attn", case.taps)
         close(found.sum(dim=(1, 2)), case.taps[L.RESID_DELTA_ATTN, layer] - bias)
 
 
@@ -67,7 +77,7 @@ def test_neurons_writes_sum_to_what_the_mlp_adds_but_for_the_bias(case: Case) ->
     written_out, summed = case.one(T.MLP_WRITE), case.one(T.RESID_DELTA_MLP_FROM_MLP_POST_ACT)
     for layer, found in written_out.items():
         assert layer is not None
-        bias = case.plain.of(layer, "mlp.out.bias")
+        bias = case.plain.biases(layer, "mlp", case.taps)
         close(found.sum(dim=1), case.taps[L.RESID_DELTA_MLP, layer] - bias)
         close(found.sum(dim=1), summed[layer])
 
@@ -77,7 +87,8 @@ def test_writes_are_coefficients_times_rows(case: Case) -> None:
     for layer in range(N_LAYERS):
         close(pairs[layer], case.pair_writes(layer))
         close(neurons[layer], case.neuron_writes(layer))
-        close(torch.einsum("tuhc,hcd->tuhd", values[layer], case.plain.wo(layer)), case.pair_writes(layer))
+        raw = torch.einsum("tuhc,hcd->tuhd", values[layer], case.plain.wo(layer))
+        close(case.written_by_heads(layer, raw), case.pair_writes(layer))
 
 
 def test_the_sum_over_heads_is_that_of_the_writes(case: Case) -> None:
@@ -96,9 +107,9 @@ def test_norms_are_those_of_the_written_out_vectors(case: Case) -> None:
         close(neurons[layer], sign * case.neuron_writes(layer).norm(dim=-1))
 
 
-def test_the_norm_of_a_neuron_s_write_keeps_the_activation_s_sign(case: Case) -> None:
+def test_the_norm_of_a_neuron_s_write_keeps_the_activation_s_sign() -> None:
     """Q6."""
-    assert (case.one(T.MLP_WRITE_NORM)[0] < 0).any()
+    assert (Case(0).one(T.MLP_WRITE_NORM)[0] < 0).any()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +123,8 @@ def test_the_norm_of_a_neuron_s_write_keeps_the_activation_s_sign(case: Case) ->
     ],
 )
 def test_norms_of_residual_vectors(case: Case, dst: T, tap: L) -> None:
+    if case.config.architecture.why_without(tap) is not None:
+        return
     for layer, found in case.one(dst).items():
         close(found, case.taps[tap, layer].norm(dim=-1, keepdim=True))
 
@@ -123,7 +136,8 @@ def test_the_backward_pass_of_a_write_norm_is_a_ratio(case: Case) -> None:
         if pass_type is PassType.BACKWARD:
             assert layer is not None
             value = torch.einsum("uhc,hcd->uhd", case.taps[L.ATTN_VALUE, layer], case.plain.wo(layer))
-            close(found, case.gradients[L.ATTN_QK_PROBS, layer] / value.norm(dim=-1))
+            write = case.written_by_heads(layer, value.expand(N_TOKENS, -1, -1, -1))
+            close(found, case.gradients[L.ATTN_QK_PROBS, layer] / write.norm(dim=-1))
 
 
 FLATTENED = {
@@ -187,15 +201,21 @@ def direction(case: Case, origin: TraceConfig | None) -> tuple[torch.Tensor, int
     gradient = plain.local_gradient(
         lambda rho: case.plain.value(origin, rho, case.taps, None), case.plain.rho(case.taps, origin)
     )
-    return gradient, origin.node_index.layer_index or 0, 3 if origin.node_index.node_type is traces.NEURON else 1
+    of_mlp = origin.node_index.node_type is traces.NEURON and not case.config.is_parallel
+    return gradient, origin.node_index.layer_index or 0, 3 if of_mlp else 1
 
 
 @pytest.mark.parametrize("dst", [*PROJECTIONS, *RESIDUALS])
 @pytest.mark.parametrize("origin", ORIGINS, ids=traces.name)
-def test_projections_are_inner_products_of_what_comes_before(dst: T, origin: TraceConfig | None) -> None:
+@pytest.mark.parametrize("architecture", models.GPT2_AND_OTHERS)
+def test_projections_are_inner_products_of_what_comes_before(
+    dst: T, origin: TraceConfig | None, architecture: str
+) -> None:
     """0 where the component does not come strictly before the direction (Q4)."""
-    case = Case(1)
+    case, tap = Case(1, architecture), FACTS[dst].tap
     if origin is None and FACTS[dst].needs_trace:
+        return
+    if tap is not None and case.config.architecture.why_without(tap) is not None:
         return
     gradient, its_layer, its_place = direction(case, origin)
     found = case.one(dst, DstConfig(trace_config=origin), **traces.fields_of(origin, models.LOSS))
@@ -212,8 +232,7 @@ def test_projections_are_inner_products_of_what_comes_before(dst: T, origin: Tra
 
 
 @pytest.mark.parametrize("origin", ORIGINS, ids=traces.name)
-def test_the_embedding_always_precedes(origin: TraceConfig | None) -> None:
-    case = Case(2)
+def test_the_embedding_always_precedes(case: Case, origin: TraceConfig | None) -> None:
     gradient, _, _ = direction(case, origin)
     expected = (case.taps[L.RESID_POST_EMBEDDING, None] * gradient).sum(dim=-1, keepdim=True)
     fields = traces.fields_of(origin, models.LOSS)
@@ -229,8 +248,8 @@ def test_direct_effects_and_biases_add_up_to_the_final_residual(case: Case) -> N
     for layer in range(N_LAYERS):
         total += case.one(T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, **LOSS)[layer].sum()
         total += case.one(T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD, **LOSS)[layer].sum()
-        biases = case.plain.of(layer, "mlp.out.bias") + case.plain.of(layer, "attn.out.bias")
-        total += (gradient @ biases).sum()
+        biases = case.plain.biases(layer, "mlp", case.taps) + case.plain.biases(layer, "attn", case.taps)
+        total += (gradient * biases).sum()
     close(total, (case.taps[L.RESID_POST_MLP, N_LAYERS - 1] * gradient).sum())
 
 

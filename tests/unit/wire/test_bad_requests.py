@@ -14,13 +14,26 @@ from dst_grpc._gen.dst.v1 import (
     catalog_pb2,
     config_pb2,
     context_pb2,
+    explain_pb2,
     index_pb2,
     inference_pb2,
     resolution_pb2,
     trace_pb2,
 )
+from dst_grpc.domain.trace import MAX_TRACE_DEPTH
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, Reason
-from dst_grpc.wire import catalog, config, contexts, indices, requests, resolution, results, trace
+from dst_grpc.wire import (
+    catalog,
+    config,
+    contexts,
+    explain,
+    explanations,
+    indices,
+    requests,
+    resolution,
+    results,
+    trace,
+)
 from dst_grpc.wire.enums import DERIVED_SCALAR_TYPE, PASS_TYPE
 from dst_grpc.wire.parsing import parse
 from dst_grpc.wire.paths import wire_path
@@ -40,12 +53,19 @@ READERS = {
     requests.derive_stream_request_from_wire: inference_pb2.DeriveStreamRequest,
     requests.resolve_request_from_wire: resolution_pb2.ResolveRequest,
     requests.resolve_stream_request_from_wire: resolution_pb2.ResolveStreamRequest,
+    explain.top_k_group_from_wire: explain_pb2.TopKGroup,
+    explain.top_k_request_from_wire: explain_pb2.TopKRequest,
+    explain.node_ablation_from_wire: explain_pb2.NodeAblation,
+    explain.explain_run_from_wire: explain_pb2.ExplainRun,
+    explain.explain_request_from_wire: explain_pb2.ExplainRequest,
 }
 ANSWER_READERS = {
     results.tensor_info_from_wire: inference_pb2.TensorInfo,
     results.header_from_wire: inference_pb2.Header,
     results.trailer_from_wire: inference_pb2.Trailer,
     results.provenance_from_wire: inference_pb2.Provenance,
+    catalog.architecture_from_wire: catalog_pb2.Architecture,
+    catalog.unsupported_type_from_wire: catalog_pb2.UnsupportedType,
     catalog.model_info_from_wire: catalog_pb2.ModelInfo,
     catalog.autoencoder_info_from_wire: catalog_pb2.AutoencoderInfo,
     contexts.context_status_from_wire: context_pb2.ContextStatus,
@@ -53,6 +73,12 @@ ANSWER_READERS = {
     resolution.scalar_resolution_from_wire: resolution_pb2.ScalarResolution,
     resolution.validated_from_wire: resolution_pb2.Validated,
     resolution.load_progress_from_wire: resolution_pb2.LoadProgress,
+    explanations.scalar_sum_from_wire: explain_pb2.ScalarSum,
+    explanations.node_table_from_wire: explain_pb2.NodeTable,
+    explanations.scored_tokens_from_wire: explain_pb2.ScoredTokens,
+    explanations.runs_trailer_from_wire: explain_pb2.RunsTrailer,
+    explanations.top_k_response_from_wire: explain_pb2.TopKResponse,
+    explanations.explain_response_from_wire: explain_pb2.ExplainResponse,
 }
 
 
@@ -229,7 +255,7 @@ def test_a_chain_of_traces_is_refused_however_long_it_is() -> None:
         outer.downstream_trace_config.CopyFrom(message)
         message = outer
     assert list(violations(trace.trace_config_from_wire, message)) == [
-        "downstream_trace_config.downstream_trace_config",
+        ".".join(["downstream_trace_config"] * MAX_TRACE_DEPTH),
     ]
 
 

@@ -3,12 +3,44 @@ from dst_grpc._gen.dst.v1 import context_pb2 as _context_pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class NormKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NORM_KIND_UNSPECIFIED: _ClassVar[NormKind]
+    NORM_KIND_LAYER_NORM: _ClassVar[NormKind]
+    NORM_KIND_RMS_NORM: _ClassVar[NormKind]
+
+class PositionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POSITION_KIND_UNSPECIFIED: _ClassVar[PositionKind]
+    POSITION_KIND_LEARNED: _ClassVar[PositionKind]
+    POSITION_KIND_ROTARY: _ClassVar[PositionKind]
+
+class ActivationFunction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTIVATION_FUNCTION_UNSPECIFIED: _ClassVar[ActivationFunction]
+    ACTIVATION_FUNCTION_GELU_TANH: _ClassVar[ActivationFunction]
+    ACTIVATION_FUNCTION_GELU: _ClassVar[ActivationFunction]
+    ACTIVATION_FUNCTION_SILU: _ClassVar[ActivationFunction]
+    ACTIVATION_FUNCTION_RELU: _ClassVar[ActivationFunction]
+NORM_KIND_UNSPECIFIED: NormKind
+NORM_KIND_LAYER_NORM: NormKind
+NORM_KIND_RMS_NORM: NormKind
+POSITION_KIND_UNSPECIFIED: PositionKind
+POSITION_KIND_LEARNED: PositionKind
+POSITION_KIND_ROTARY: PositionKind
+ACTIVATION_FUNCTION_UNSPECIFIED: ActivationFunction
+ACTIVATION_FUNCTION_GELU_TANH: ActivationFunction
+ACTIVATION_FUNCTION_GELU: ActivationFunction
+ACTIVATION_FUNCTION_SILU: ActivationFunction
+ACTIVATION_FUNCTION_RELU: ActivationFunction
 
 class ModelDimensions(_message.Message):
     __slots__ = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "vocab_size", "context_window")
@@ -30,8 +62,42 @@ class ModelDimensions(_message.Message):
     context_window: int
     def __init__(self, n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_key_value_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_window: _Optional[int] = ...) -> None: ...
 
+class Architecture(_message.Message):
+    __slots__ = ("norm", "positions", "layers_without_positions", "activation", "is_gated", "is_parallel", "has_post_norms", "has_qk_norm", "attn_softcap", "final_softcap", "sliding_windows")
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_WITHOUT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    IS_GATED_FIELD_NUMBER: _ClassVar[int]
+    IS_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    HAS_POST_NORMS_FIELD_NUMBER: _ClassVar[int]
+    HAS_QK_NORM_FIELD_NUMBER: _ClassVar[int]
+    ATTN_SOFTCAP_FIELD_NUMBER: _ClassVar[int]
+    FINAL_SOFTCAP_FIELD_NUMBER: _ClassVar[int]
+    SLIDING_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    norm: NormKind
+    positions: PositionKind
+    layers_without_positions: _containers.RepeatedScalarFieldContainer[int]
+    activation: ActivationFunction
+    is_gated: bool
+    is_parallel: bool
+    has_post_norms: bool
+    has_qk_norm: bool
+    attn_softcap: float
+    final_softcap: float
+    sliding_windows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, norm: _Optional[_Union[NormKind, str]] = ..., positions: _Optional[_Union[PositionKind, str]] = ..., layers_without_positions: _Optional[_Iterable[int]] = ..., activation: _Optional[_Union[ActivationFunction, str]] = ..., is_gated: bool = ..., is_parallel: bool = ..., has_post_norms: bool = ..., has_qk_norm: bool = ..., attn_softcap: _Optional[float] = ..., final_softcap: _Optional[float] = ..., sliding_windows: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UnsupportedType(_message.Message):
+    __slots__ = ("dst", "reason")
+    DST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    dst: _derived_scalar_type_pb2.DerivedScalarType
+    reason: str
+    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders")
+    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders", "architecture", "unsupported", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +110,9 @@ class ModelInfo(_message.Message):
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    UNSUPPORTED_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     family: str
@@ -56,7 +125,10 @@ class ModelInfo(_message.Message):
     is_default: bool
     state: _context_pb2.ContextState
     autoencoders: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ...) -> None: ...
+    architecture: Architecture
+    unsupported: _containers.RepeatedCompositeFieldContainer[UnsupportedType]
+    revision: str
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class LayerCheck(_message.Message):
     __slots__ = ("layer_index", "l0", "fraction_of_variance_unexplained", "dead_latents")
@@ -71,7 +143,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured", "source", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +158,8 @@ class AutoencoderInfo(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     DECLARED_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     model: str
@@ -100,7 +174,9 @@ class AutoencoderInfo(_message.Message):
     state: _context_pb2.ContextState
     declared: _containers.RepeatedCompositeFieldContainer[LayerCheck]
     measured: _containers.RepeatedCompositeFieldContainer[LayerCheck]
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ...) -> None: ...
+    source: str
+    revision: str
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
     __slots__ = ("dst", "name", "dimensions", "is_flattened", "node_type", "has_no_layers", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")

@@ -35,7 +35,7 @@ CONTEXT_KIND_MODEL: ContextKind
 CONTEXT_KIND_AUTOENCODER: ContextKind
 
 class ContextStatus(_message.Message):
-    __slots__ = ("handle", "kind", "state", "bytes_total", "bytes_loaded", "device", "pins", "hits", "idle_time", "error")
+    __slots__ = ("handle", "kind", "state", "bytes_total", "bytes_loaded", "device", "pins", "hits", "idle_time", "error", "is_pinned")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class ContextStatus(_message.Message):
     HITS_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    IS_PINNED_FIELD_NUMBER: _ClassVar[int]
     handle: str
     kind: ContextKind
     state: ContextState
@@ -56,4 +57,5 @@ class ContextStatus(_message.Message):
     hits: int
     idle_time: _duration_pb2.Duration
     error: _status_pb2.Status
-    def __init__(self, handle: _Optional[str] = ..., kind: _Optional[_Union[ContextKind, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., bytes_total: _Optional[int] = ..., bytes_loaded: _Optional[int] = ..., device: _Optional[str] = ..., pins: _Optional[int] = ..., hits: _Optional[int] = ..., idle_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    is_pinned: bool
+    def __init__(self, handle: _Optional[str] = ..., kind: _Optional[_Union[ContextKind, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., bytes_total: _Optional[int] = ..., bytes_loaded: _Optional[int] = ..., device: _Optional[str] = ..., pins: _Optional[int] = ..., hits: _Optional[int] = ..., idle_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., is_pinned: bool = ...) -> None: ...

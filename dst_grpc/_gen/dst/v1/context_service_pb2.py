@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dst_grpc._gen.dst.v1 import context_pb2 as dst_dot_v1_dot_context__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64st/v1/context_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/context.proto\"%\n\x12LoadContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\"<\n\x13LoadContextResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"\'\n\x14UnloadContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\">\n\x15UnloadContextResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"<\n\x13ListContextsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListContextsResponse\x12\'\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x15.dst.v1.ContextStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14WatchContextsRequest\">\n\x15WatchContextsResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus2\xd7\x02\n\x0e\x43ontextService\x12M\n\x0bLoadContext\x12\x1a.dst.v1.LoadContextRequest\x1a\x1b.dst.v1.LoadContextResponse\"\x03\x90\x02\x02\x30\x01\x12Q\n\rUnloadContext\x12\x1c.dst.v1.UnloadContextRequest\x1a\x1d.dst.v1.UnloadContextResponse\"\x03\x90\x02\x02\x12N\n\x0cListContexts\x12\x1b.dst.v1.ListContextsRequest\x1a\x1c.dst.v1.ListContextsResponse\"\x03\x90\x02\x01\x12S\n\rWatchContexts\x12\x1c.dst.v1.WatchContextsRequest\x1a\x1d.dst.v1.WatchContextsResponse\"\x03\x90\x02\x01\x30\x01\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64st/v1/context_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/context.proto\"2\n\x12LoadContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x0b\n\x03pin\x18\x02 \x01(\x08\"<\n\x13LoadContextResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"&\n\x13UnpinContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\"=\n\x14UnpinContextResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"\'\n\x14UnloadContextRequest\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\">\n\x15UnloadContextResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"<\n\x13ListContextsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"X\n\x14ListContextsResponse\x12\'\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x15.dst.v1.ContextStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14WatchContextsRequest\">\n\x15WatchContextsResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.dst.v1.ContextStatus\"\x17\n\x15ReloadRegistryRequest\"I\n\x16ReloadRegistryResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x03(\t\x12\x0f\n\x07removed\x18\x02 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x03 \x03(\t2\xfd\x03\n\x0e\x43ontextService\x12M\n\x0bLoadContext\x12\x1a.dst.v1.LoadContextRequest\x1a\x1b.dst.v1.LoadContextResponse\"\x03\x90\x02\x02\x30\x01\x12N\n\x0cUnpinContext\x12\x1b.dst.v1.UnpinContextRequest\x1a\x1c.dst.v1.UnpinContextResponse\"\x03\x90\x02\x02\x12Q\n\rUnloadContext\x12\x1c.dst.v1.UnloadContextRequest\x1a\x1d.dst.v1.UnloadContextResponse\"\x03\x90\x02\x02\x12N\n\x0cListContexts\x12\x1b.dst.v1.ListContextsRequest\x1a\x1c.dst.v1.ListContextsResponse\"\x03\x90\x02\x01\x12S\n\rWatchContexts\x12\x1c.dst.v1.WatchContextsRequest\x1a\x1d.dst.v1.WatchContextsResponse\"\x03\x90\x02\x01\x30\x01\x12T\n\x0eReloadRegistry\x12\x1d.dst.v1.ReloadRegistryRequest\x1a\x1e.dst.v1.ReloadRegistryResponse\"\x03\x90\x02\x02\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,28 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
   _globals['_CONTEXTSERVICE'].methods_by_name['LoadContext']._loaded_options = None
   _globals['_CONTEXTSERVICE'].methods_by_name['LoadContext']._serialized_options = b'\220\002\002'
+  _globals['_CONTEXTSERVICE'].methods_by_name['UnpinContext']._loaded_options = None
+  _globals['_CONTEXTSERVICE'].methods_by_name['UnpinContext']._serialized_options = b'\220\002\002'
   _globals['_CONTEXTSERVICE'].methods_by_name['UnloadContext']._loaded_options = None
   _globals['_CONTEXTSERVICE'].methods_by_name['UnloadContext']._serialized_options = b'\220\002\002'
   _globals['_CONTEXTSERVICE'].methods_by_name['ListContexts']._loaded_options = None
   _globals['_CONTEXTSERVICE'].methods_by_name['ListContexts']._serialized_options = b'\220\002\001'
   _globals['_CONTEXTSERVICE'].methods_by_name['WatchContexts']._loaded_options = None
   _globals['_CONTEXTSERVICE'].methods_by_name['WatchContexts']._serialized_options = b'\220\002\001'
+  _globals['_CONTEXTSERVICE'].methods_by_name['ReloadRegistry']._loaded_options = None
+  _globals['_CONTEXTSERVICE'].methods_by_name['ReloadRegistry']._serialized_options = b'\220\002\002'
   _globals['_LOADCONTEXTREQUEST']._serialized_start=62
-  _globals['_LOADCONTEXTREQUEST']._serialized_end=99
-  _globals['_LOADCONTEXTRESPONSE']._serialized_start=101
-  _globals['_LOADCONTEXTRESPONSE']._serialized_end=161
-  _globals['_UNLOADCONTEXTREQUEST']._serialized_start=163
-  _globals['_UNLOADCONTEXTREQUEST']._serialized_end=202
-  _globals['_UNLOADCONTEXTRESPONSE']._serialized_start=204
-  _globals['_UNLOADCONTEXTRESPONSE']._serialized_end=266
-  _globals['_LISTCONTEXTSREQUEST']._serialized_start=268
-  _globals['_LISTCONTEXTSREQUEST']._serialized_end=328
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=330
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=418
-  _globals['_WATCHCONTEXTSREQUEST']._serialized_start=420
-  _globals['_WATCHCONTEXTSREQUEST']._serialized_end=442
-  _globals['_WATCHCONTEXTSRESPONSE']._serialized_start=444
-  _globals['_WATCHCONTEXTSRESPONSE']._serialized_end=506
-  _globals['_CONTEXTSERVICE']._serialized_start=509
-  _globals['_CONTEXTSERVICE']._serialized_end=852
+  _globals['_LOADCONTEXTREQUEST']._serialized_end=112
+  _globals['_LOADCONTEXTRESPONSE']._serialized_start=114
+  _globals['_LOADCONTEXTRESPONSE']._serialized_end=174
+  _globals['_UNPINCONTEXTREQUEST']._serialized_start=176
+  _globals['_UNPINCONTEXTREQUEST']._serialized_end=214
+  _globals['_UNPINCONTEXTRESPONSE']._serialized_start=216
+  _globals['_UNPINCONTEXTRESPONSE']._serialized_end=277
+  _globals['_UNLOADCONTEXTREQUEST']._serialized_start=279
+  _globals['_UNLOADCONTEXTREQUEST']._serialized_end=318
+  _globals['_UNLOADCONTEXTRESPONSE']._serialized_start=320
+  _globals['_UNLOADCONTEXTRESPONSE']._serialized_end=382
+  _globals['_LISTCONTEXTSREQUEST']._serialized_start=384
+  _globals['_LISTCONTEXTSREQUEST']._serialized_end=444
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=446
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=534
+  _globals['_WATCHCONTEXTSREQUEST']._serialized_start=536
+  _globals['_WATCHCONTEXTSREQUEST']._serialized_end=558
+  _globals['_WATCHCONTEXTSRESPONSE']._serialized_start=560
+  _globals['_WATCHCONTEXTSRESPONSE']._serialized_end=622
+  _globals['_RELOADREGISTRYREQUEST']._serialized_start=624
+  _globals['_RELOADREGISTRYREQUEST']._serialized_end=647
+  _globals['_RELOADREGISTRYRESPONSE']._serialized_start=649
+  _globals['_RELOADREGISTRYRESPONSE']._serialized_end=722
+  _globals['_CONTEXTSERVICE']._serialized_start=725
+  _globals['_CONTEXTSERVICE']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

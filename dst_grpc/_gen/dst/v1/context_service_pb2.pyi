@@ -8,12 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadContextRequest(_message.Message):
+    __slots__ = ("context", "pin")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    context: str
+    pin: bool
+    def __init__(self, context: _Optional[str] = ..., pin: bool = ...) -> None: ...
+
+class LoadContextResponse(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: _context_pb2.ContextStatus
+    def __init__(self, status: _Optional[_Union[_context_pb2.ContextStatus, _Mapping]] = ...) -> None: ...
+
+class UnpinContextRequest(_message.Message):
     __slots__ = ("context",)
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     context: str
     def __init__(self, context: _Optional[str] = ...) -> None: ...
 
-class LoadContextResponse(_message.Message):
+class UnpinContextResponse(_message.Message):
     __slots__ = ("status",)
     STATUS_FIELD_NUMBER: _ClassVar[int]
     status: _context_pb2.ContextStatus
@@ -56,3 +70,17 @@ class WatchContextsResponse(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     status: _context_pb2.ContextStatus
     def __init__(self, status: _Optional[_Union[_context_pb2.ContextStatus, _Mapping]] = ...) -> None: ...
+
+class ReloadRegistryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReloadRegistryResponse(_message.Message):
+    __slots__ = ("added", "removed", "changed")
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    added: _containers.RepeatedScalarFieldContainer[str]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    changed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, added: _Optional[_Iterable[str]] = ..., removed: _Optional[_Iterable[str]] = ..., changed: _Optional[_Iterable[str]] = ...) -> None: ...

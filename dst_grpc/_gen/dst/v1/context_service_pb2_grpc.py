@@ -41,6 +41,11 @@ class ContextServiceStub(object):
                 request_serializer=dst_dot_v1_dot_context__service__pb2.LoadContextRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_context__service__pb2.LoadContextResponse.FromString,
                 _registered_method=True)
+        self.UnpinContext = channel.unary_unary(
+                '/dst.v1.ContextService/UnpinContext',
+                request_serializer=dst_dot_v1_dot_context__service__pb2.UnpinContextRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_context__service__pb2.UnpinContextResponse.FromString,
+                _registered_method=True)
         self.UnloadContext = channel.unary_unary(
                 '/dst.v1.ContextService/UnloadContext',
                 request_serializer=dst_dot_v1_dot_context__service__pb2.UnloadContextRequest.SerializeToString,
@@ -56,6 +61,11 @@ class ContextServiceStub(object):
                 request_serializer=dst_dot_v1_dot_context__service__pb2.WatchContextsRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_context__service__pb2.WatchContextsResponse.FromString,
                 _registered_method=True)
+        self.ReloadRegistry = channel.unary_unary(
+                '/dst.v1.ContextService/ReloadRegistry',
+                request_serializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryResponse.FromString,
+                _registered_method=True)
 
 
 class ContextServiceServicer(object):
@@ -66,9 +76,19 @@ class ContextServiceServicer(object):
     def LoadContext(self, request, context):
         """Loads a context and streams its status until it is AVAILABLE or failed.
 
-        Of callers that want the same context only the first loads it. NOT_FOUND for
-        an unknown name, RESOURCE_EXHAUSTED if it does not fit beside what is pinned,
-        DATA_LOSS for a corrupt checkpoint.
+        Of callers that want the same context only the first loads it; what is idle
+        goes to make room for it. The stream may be left: the load goes on.
+        NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
+        any work, if it does not fit beside what is in use or pinned, or if the
+        device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinContext(self, request, context):
+        """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
+        nothing if it is not pinned. NOT_FOUND if it is not loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +96,7 @@ class ContextServiceServicer(object):
 
     def UnloadContext(self, request, context):
         """Unloads a context and answers once its memory is free. NOT_FOUND if it is
-        not loaded, FAILED_PRECONDITION while requests use it.
+        not loaded, FAILED_PRECONDITION while requests use it or it is pinned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +118,20 @@ class ContextServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadRegistry(self, request, context):
+        """Reads the registry file, and the headers of all that it names, again, and
+        serves that from now on: all of it, or, if anything is wrong, what was
+        served before. A signal SIGHUP to the server does the same.
+
+        Requests in progress end with what they began with. What was removed or
+        changed is unloaded once nobody uses it; what did not change stays loaded.
+        INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
+        file; DATA_LOSS for a corrupt checkpoint or one with another digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ContextServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +139,11 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.LoadContext,
                     request_deserializer=dst_dot_v1_dot_context__service__pb2.LoadContextRequest.FromString,
                     response_serializer=dst_dot_v1_dot_context__service__pb2.LoadContextResponse.SerializeToString,
+            ),
+            'UnpinContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinContext,
+                    request_deserializer=dst_dot_v1_dot_context__service__pb2.UnpinContextRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_context__service__pb2.UnpinContextResponse.SerializeToString,
             ),
             'UnloadContext': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadContext,
@@ -120,6 +159,11 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.WatchContexts,
                     request_deserializer=dst_dot_v1_dot_context__service__pb2.WatchContextsRequest.FromString,
                     response_serializer=dst_dot_v1_dot_context__service__pb2.WatchContextsResponse.SerializeToString,
+            ),
+            'ReloadRegistry': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadRegistry,
+                    request_deserializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -151,6 +195,33 @@ class ContextService(object):
             '/dst.v1.ContextService/LoadContext',
             dst_dot_v1_dot_context__service__pb2.LoadContextRequest.SerializeToString,
             dst_dot_v1_dot_context__service__pb2.LoadContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dst.v1.ContextService/UnpinContext',
+            dst_dot_v1_dot_context__service__pb2.UnpinContextRequest.SerializeToString,
+            dst_dot_v1_dot_context__service__pb2.UnpinContextResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -232,6 +303,33 @@ class ContextService(object):
             '/dst.v1.ContextService/WatchContexts',
             dst_dot_v1_dot_context__service__pb2.WatchContextsRequest.SerializeToString,
             dst_dot_v1_dot_context__service__pb2.WatchContextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadRegistry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dst.v1.ContextService/ReloadRegistry',
+            dst_dot_v1_dot_context__service__pb2.ReloadRegistryRequest.SerializeToString,
+            dst_dot_v1_dot_context__service__pb2.ReloadRegistryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,13 +40,19 @@ class ContextServiceStub:
     LoadContext: _grpc.UnaryStreamMultiCallable[_context_service_pb2.LoadContextRequest, _context_service_pb2.LoadContextResponse]
     """Loads a context and streams its status until it is AVAILABLE or failed.
 
-    Of callers that want the same context only the first loads it. NOT_FOUND for
-    an unknown name, RESOURCE_EXHAUSTED if it does not fit beside what is pinned,
-    DATA_LOSS for a corrupt checkpoint.
+    Of callers that want the same context only the first loads it; what is idle
+    goes to make room for it. The stream may be left: the load goes on.
+    NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
+    any work, if it does not fit beside what is in use or pinned, or if the
+    device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+    """
+    UnpinContext: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.UnpinContextRequest, _context_service_pb2.UnpinContextResponse]
+    """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
+    nothing if it is not pinned. NOT_FOUND if it is not loaded.
     """
     UnloadContext: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.UnloadContextRequest, _context_service_pb2.UnloadContextResponse]
     """Unloads a context and answers once its memory is free. NOT_FOUND if it is
-    not loaded, FAILED_PRECONDITION while requests use it.
+    not loaded, FAILED_PRECONDITION while requests use it or it is pinned.
     """
     ListContexts: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.ListContextsRequest, _context_service_pb2.ListContextsResponse]
     """Lists the contexts in the cache, by handle. A `page_size` of 0 means 100;
@@ -55,6 +61,16 @@ class ContextServiceStub:
     WatchContexts: _grpc.UnaryStreamMultiCallable[_context_service_pb2.WatchContextsRequest, _context_service_pb2.WatchContextsResponse]
     """Streams the status of every context now, and then of each that changes its
     state, until the client cancels.
+    """
+    ReloadRegistry: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
+    """Reads the registry file, and the headers of all that it names, again, and
+    serves that from now on: all of it, or, if anything is wrong, what was
+    served before. A signal SIGHUP to the server does the same.
+
+    Requests in progress end with what they began with. What was removed or
+    changed is unloaded once nobody uses it; what did not change stays loaded.
+    INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
+    file; DATA_LOSS for a corrupt checkpoint or one with another digest.
     """
 
 @_typing.type_check_only
@@ -67,13 +83,19 @@ class ContextServiceAsyncStub(ContextServiceStub):
     LoadContext: _aio.UnaryStreamMultiCallable[_context_service_pb2.LoadContextRequest, _context_service_pb2.LoadContextResponse]  # type: ignore[assignment]
     """Loads a context and streams its status until it is AVAILABLE or failed.
 
-    Of callers that want the same context only the first loads it. NOT_FOUND for
-    an unknown name, RESOURCE_EXHAUSTED if it does not fit beside what is pinned,
-    DATA_LOSS for a corrupt checkpoint.
+    Of callers that want the same context only the first loads it; what is idle
+    goes to make room for it. The stream may be left: the load goes on.
+    NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
+    any work, if it does not fit beside what is in use or pinned, or if the
+    device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+    """
+    UnpinContext: _aio.UnaryUnaryMultiCallable[_context_service_pb2.UnpinContextRequest, _context_service_pb2.UnpinContextResponse]  # type: ignore[assignment]
+    """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
+    nothing if it is not pinned. NOT_FOUND if it is not loaded.
     """
     UnloadContext: _aio.UnaryUnaryMultiCallable[_context_service_pb2.UnloadContextRequest, _context_service_pb2.UnloadContextResponse]  # type: ignore[assignment]
     """Unloads a context and answers once its memory is free. NOT_FOUND if it is
-    not loaded, FAILED_PRECONDITION while requests use it.
+    not loaded, FAILED_PRECONDITION while requests use it or it is pinned.
     """
     ListContexts: _aio.UnaryUnaryMultiCallable[_context_service_pb2.ListContextsRequest, _context_service_pb2.ListContextsResponse]  # type: ignore[assignment]
     """Lists the contexts in the cache, by handle. A `page_size` of 0 means 100;
@@ -82,6 +104,16 @@ class ContextServiceAsyncStub(ContextServiceStub):
     WatchContexts: _aio.UnaryStreamMultiCallable[_context_service_pb2.WatchContextsRequest, _context_service_pb2.WatchContextsResponse]  # type: ignore[assignment]
     """Streams the status of every context now, and then of each that changes its
     state, until the client cancels.
+    """
+    ReloadRegistry: _aio.UnaryUnaryMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
+    """Reads the registry file, and the headers of all that it names, again, and
+    serves that from now on: all of it, or, if anything is wrong, what was
+    served before. A signal SIGHUP to the server does the same.
+
+    Requests in progress end with what they began with. What was removed or
+    changed is unloaded once nobody uses it; what did not change stays loaded.
+    INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
+    file; DATA_LOSS for a corrupt checkpoint or one with another digest.
     """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -97,9 +129,21 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.LoadContextResponse], _abc.AsyncIterator[_context_service_pb2.LoadContextResponse]]:
         """Loads a context and streams its status until it is AVAILABLE or failed.
 
-        Of callers that want the same context only the first loads it. NOT_FOUND for
-        an unknown name, RESOURCE_EXHAUSTED if it does not fit beside what is pinned,
-        DATA_LOSS for a corrupt checkpoint.
+        Of callers that want the same context only the first loads it; what is idle
+        goes to make room for it. The stream may be left: the load goes on.
+        NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
+        any work, if it does not fit beside what is in use or pinned, or if the
+        device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinContext(
+        self,
+        request: _context_service_pb2.UnpinContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_service_pb2.UnpinContextResponse, _abc.Awaitable[_context_service_pb2.UnpinContextResponse]]:
+        """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
+        nothing if it is not pinned. NOT_FOUND if it is not loaded.
         """
 
     @_abc_1.abstractmethod
@@ -109,7 +153,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_service_pb2.UnloadContextResponse, _abc.Awaitable[_context_service_pb2.UnloadContextResponse]]:
         """Unloads a context and answers once its memory is free. NOT_FOUND if it is
-        not loaded, FAILED_PRECONDITION while requests use it.
+        not loaded, FAILED_PRECONDITION while requests use it or it is pinned.
         """
 
     @_abc_1.abstractmethod
@@ -130,6 +174,22 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.WatchContextsResponse], _abc.AsyncIterator[_context_service_pb2.WatchContextsResponse]]:
         """Streams the status of every context now, and then of each that changes its
         state, until the client cancels.
+        """
+
+    @_abc_1.abstractmethod
+    def ReloadRegistry(
+        self,
+        request: _context_service_pb2.ReloadRegistryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_service_pb2.ReloadRegistryResponse, _abc.Awaitable[_context_service_pb2.ReloadRegistryResponse]]:
+        """Reads the registry file, and the headers of all that it names, again, and
+        serves that from now on: all of it, or, if anything is wrong, what was
+        served before. A signal SIGHUP to the server does the same.
+
+        Requests in progress end with what they began with. What was removed or
+        changed is unloaded once nobody uses it; what did not change stays loaded.
+        INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
+        file; DATA_LOSS for a corrupt checkpoint or one with another digest.
         """
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -103,12 +103,12 @@ class TopKRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[_inference_pb2.DeriveRequest, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., token_index: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ..., with_sums: bool = ...) -> None: ...
 
 class ScalarSum(_message.Message):
-    __slots__ = ("dst", "sum")
+    __slots__ = ("dst", "values")
     DST_FIELD_NUMBER: _ClassVar[int]
-    SUM_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     dst: _derived_scalar_type_pb2.DerivedScalarType
-    sum: _tensor_pb2.Tensor
-    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., sum: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    values: _tensor_pb2.Tensor
+    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Completeness(_message.Message):
     __slots__ = ("listed", "total", "target")
@@ -121,20 +121,18 @@ class Completeness(_message.Message):
     def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ...) -> None: ...
 
 class GroupValues(_message.Message):
-    __slots__ = ("group_id", "values", "top", "bottom", "sums", "completeness")
+    __slots__ = ("group_id", "values", "top", "bottom", "completeness")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
-    SUMS_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     values: _containers.RepeatedScalarFieldContainer[float]
     top: _containers.RepeatedScalarFieldContainer[int]
     bottom: _containers.RepeatedScalarFieldContainer[int]
-    sums: _containers.RepeatedCompositeFieldContainer[ScalarSum]
     completeness: Completeness
-    def __init__(self, group_id: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., bottom: _Optional[_Iterable[int]] = ..., sums: _Optional[_Iterable[_Union[ScalarSum, _Mapping]]] = ..., completeness: _Optional[_Union[Completeness, _Mapping]] = ...) -> None: ...
+    def __init__(self, group_id: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., bottom: _Optional[_Iterable[int]] = ..., completeness: _Optional[_Union[Completeness, _Mapping]] = ...) -> None: ...
 
 class NodeTable(_message.Message):
     __slots__ = ("nodes", "vocab_tokens", "groups")
@@ -171,18 +169,20 @@ class RunsTrailer(_message.Message):
     def __init__(self, message_count: _Optional[int] = ..., statistics: _Optional[_Union[_inference_pb2.RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[_inference_pb2.Provenance, _Mapping]] = ...) -> None: ...
 
 class TopKResponse(_message.Message):
-    __slots__ = ("request_id", "run_index", "header", "node_table", "trailer")
+    __slots__ = ("request_id", "run_index", "header", "node_table", "scalar_sum", "trailer")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
+    SCALAR_SUM_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     run_index: int
     header: RunHeader
     node_table: NodeTable
+    scalar_sum: ScalarSum
     trailer: RunsTrailer
-    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
 
 class NodeAblation(_message.Message):
     __slots__ = ("node_index", "value")
@@ -291,12 +291,13 @@ class TokenPairs(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[NodeTokenPairs, _Mapping]]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "run_index", "header", "node_table", "component_sums", "scored_tokens", "token_pairs", "top_logits", "trailer")
+    __slots__ = ("request_id", "run_index", "header", "node_table", "component_sums", "scalar_sum", "scored_tokens", "token_pairs", "top_logits", "trailer")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
     COMPONENT_SUMS_FIELD_NUMBER: _ClassVar[int]
+    SCALAR_SUM_FIELD_NUMBER: _ClassVar[int]
     SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_PAIRS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGITS_FIELD_NUMBER: _ClassVar[int]
@@ -306,8 +307,9 @@ class ExplainResponse(_message.Message):
     header: RunHeader
     node_table: NodeTable
     component_sums: NodeTable
+    scalar_sum: ScalarSum
     scored_tokens: ScoredTokens
     token_pairs: TokenPairs
     top_logits: NodeTable
     trailer: RunsTrailer
-    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,60 @@
+"""Expiry: contexts that nobody wanted for a while are unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from dst_grpc.contexts.slots import Slot
+
+
+class Expiry:
+    """Unloads what has been idle for longer than its time. Sleeps while nothing is idle, however often that changes."""
+
+    def __init__(
+        self,
+        ttl_seconds: float | None,
+        idle: Callable[[], Iterable[Slot]],
+        unload: Callable[[Slot], object],
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        """Nothing runs before `look`.
+
+        Args:
+            ttl_seconds: how long a context may be idle; None = for ever.
+            idle: the slots that may be unloaded.
+            unload: begins to unload one, which is idle no more.
+            clock: seconds, from any beginning.
+            sleep: waits for a number of seconds.
+        """
+        self._ttl_seconds = ttl_seconds
+        self._idle, self._unload = idle, unload
+        self._clock, self._sleep = clock, sleep
+        self._task: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """A context became idle."""
+        if self._ttl_seconds is not None and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run(self._ttl_seconds))
+
+    async def _run(self, ttl_seconds: float) -> None:
+        """Unload each when its time comes, until nothing is idle."""
+        while idle := list(self._idle()):
+            now = self._clock()
+            for slot in idle:
+                if now >= slot.last_used + ttl_seconds:
+                    self._unload(slot)
+            left = [slot.last_used + ttl_seconds - now for slot in self._idle()]
+            if left:
+                await self._sleep(min(left))
+
+    async def close(self) -> None:
+        """Unload nothing any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])

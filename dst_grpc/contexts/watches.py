@@ -1,0 +1,83 @@
+"""Watches: who wants to be told of contexts, and what each has not seen yet."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.domain.resolution import ContextStatus
+
+
+class Mailbox:
+    """What a watcher has not seen yet: the newest status of each context, however slow the watcher is."""
+
+    def __init__(self) -> None:
+        """Start empty and open."""
+        self._newest: dict[Entry, ContextStatus] = {}
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def put(self, entry: Entry, status: ContextStatus) -> None:
+        """Leave the newest status of the context *entry*."""
+        self._newest.pop(entry, None)
+        self._newest[entry] = status
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> AsyncGenerator[ContextStatus, None]:
+        """What is there and what comes, until it is closed."""
+        while True:
+            while self._newest:
+                yield self._newest.pop(next(iter(self._newest)))
+            if self._closed:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+
+class Watches:
+    """The mailboxes of those who watch."""
+
+    def __init__(self) -> None:
+        """Nobody watches yet."""
+        self._mailboxes: set[Mailbox] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many watch."""
+        return len(self._mailboxes)
+
+    def tell(self, entry: Entry, status: ContextStatus) -> None:
+        """Tell everybody of the context *entry*."""
+        for mailbox in self._mailboxes:
+            mailbox.put(entry, status)
+
+    async def watch(self, now: Iterable[tuple[Entry, ContextStatus]]) -> AsyncGenerator[ContextStatus, None]:
+        """What is *now*, and then whatever is told, until the watches are closed."""
+        mailbox = Mailbox()
+        for entry, status in now:
+            mailbox.put(entry, status)
+        if self._closed:
+            mailbox.close()
+        self._mailboxes.add(mailbox)
+        try:
+            async with aclosing(mailbox.take()) as statuses:
+                async for status in statuses:
+                    yield status
+        finally:
+            self._mailboxes.discard(mailbox)
+
+    def close(self) -> None:
+        """End every watch once its watcher has seen everything."""
+        self._closed = True
+        for mailbox in self._mailboxes:
+            mailbox.close()

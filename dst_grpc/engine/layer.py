@@ -1,0 +1,220 @@
+"""One block's weights and arithmetic, as small functions: the forward pass, traces and edges all use the same ones.
+
+Nothing here knows about taps. Shapes use the legend of `dst_grpc.domain.components`; any leading axes may stand before
+them. Equations: specification, section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from dst_grpc.domain.architecture import ActivationFunction
+from dst_grpc.engine.norm import Norm, wide, wide_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dst_grpc.engine.decoder_config import DecoderConfig
+    from dst_grpc.engine.rotary import Rotation
+
+
+class Layer:
+    """A block."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Mapping[str, torch.Tensor],
+        *,
+        rotation: Rotation | None = None,
+        window: int | None = None,
+    ) -> None:
+        """Take what the block needs.
+
+        Args:
+            config: the architecture.
+            weights: by their names within the block.
+            rotation: what positions do to queries and keys; None for nothing.
+            window: how many tokens back a query sees, itself included; None for all.
+        """
+        self._config, self._rotation, self.window = config, rotation, window
+        self._qkv_weight, self._qkv_bias = weights["attn.qkv.weight"], weights.get("attn.qkv.bias")
+        self._out_weight, self.attn_bias = weights["attn.out.weight"], weights.get("attn.out.bias")
+        self._in_weight, self._in_bias = weights["mlp.in.weight"], weights.get("mlp.in.bias")
+        self._up_weight, self._up_bias = weights.get("mlp.up.weight"), weights.get("mlp.up.bias")
+        self.mlp_out, self.mlp_bias = weights["mlp.out.weight"], weights.get("mlp.out.bias")
+        self.attn_norm, self.mlp_norm = Norm(config, "attn_norm", weights), Norm(config, "mlp_norm", weights)
+        self._query_norm = Norm(config, "attn.query_norm", weights) if config.has_qk_norm else None
+        self._key_norm = Norm(config, "attn.key_norm", weights) if config.has_qk_norm else None
+        self.attn_post_norm = Norm(config, "attn_post_norm", weights) if config.has_post_norms else None
+        """What norms attention's write; None if nothing does."""
+        self.mlp_post_norm = Norm(config, "mlp_post_norm", weights) if config.has_post_norms else None
+        """What norms the MLP's write; None if nothing does."""
+
+    @property
+    def attn_out(self) -> torch.Tensor:
+        """WO [H, c, d], head by head."""
+        return self._out_weight.view(self._config.n_heads, self._config.d_head, self._config.d_model)
+
+    @cached_property
+    def attn_out_triangle(self) -> torch.Tensor:
+        """R [H, c, c] with WO[h] = (Q R)^T, Q orthonormal: |v WO[h]| = |R v|, without going through d channels.
+
+        With a post-norm, of what WO writes through it at scale 1.
+        """
+        with torch.no_grad():
+            writes = unit_write(wide(self.attn_out), self.attn_post_norm)
+            return torch.linalg.qr(writes.transpose(1, 2), mode="r").R.to(self._out_weight.dtype)
+
+    @cached_property
+    def mlp_out_norms(self) -> torch.Tensor:
+        """Length of what each neuron writes at activation 1, [F]; with a post-norm, at scale 1 through it."""
+        with torch.no_grad():
+            return torch.linalg.vector_norm(unit_write(self.mlp_out, self.mlp_post_norm), dim=1)
+
+    def qkv(
+        self, normed: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [..., T, H, c] of a normed residual [..., T, d].
+
+        Its tokens are those at *positions* [T] of the prompt; None stands for the first ones.
+
+        Queries and keys are what the scores multiply: normed, rotated, and each scaled by the root of the scores'
+        factor. Keys and values that heads share are repeated for each of them.
+        """
+        q, k, v = self.shared_qkv(normed, positions)
+        return q, self.for_each_head(k), self.for_each_head(v)
+
+    def shared_qkv(
+        self, normed: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `qkv`, but with keys and values [..., T, KV, c] once per group of heads."""
+        c = self._config
+        flat = torch.split(_linear(normed, self._qkv_weight, self._qkv_bias), list(c.qkv_widths), dim=-1)
+        q, k, v = (x.unflatten(-1, (-1, c.d_head)) for x in flat)
+        if self._query_norm is not None and self._key_norm is not None:
+            q, k = self._query_norm(q), self._key_norm(k)
+        if self._rotation is not None:
+            q, k = self._rotation(q, positions), self._rotation(k, positions)
+        scale = math.sqrt(c.score_scale)
+        return q * scale, k * scale, v
+
+    def for_each_head(self, shared: torch.Tensor) -> torch.Tensor:
+        """*shared* [..., T, KV, c] as [..., T, H, c]: head h has that of group h KV // H."""
+        group = self._config.n_heads // shared.shape[-2]
+        return shared if group == 1 else shared.repeat_interleave(group, dim=-2)
+
+    def hidden(self, n_tokens: int, device: torch.device) -> torch.Tensor:
+        """Which keys a query does not see [T, U]: later ones, and those before the sliding window."""
+        everything = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device)
+        later = everything.triu(1)
+        return later if self.window is None else later | everything.tril(-self.window)
+
+    def attn_scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Attention scores [..., T, U, H] of *q* [..., T, H, c] and *k* [..., U, H, c], -inf where u is not seen."""
+        scores = softcapped(torch.einsum("...thc,...uhc->...htu", q, k), self._config.attn_softcap)
+        return scores.masked_fill(self.hidden(q.shape[-3], q.device), -math.inf).movedim(-3, -1)
+
+    def attn_probs(self, scores: torch.Tensor) -> torch.Tensor:
+        """Attention probabilities [..., T, U, H], in float32 at least and cast back."""
+        return scores.softmax(dim=-2, dtype=wide_type(scores)).to(scores.dtype)
+
+    def attn_mix(self, probs: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Values [..., U, H, c] weighted by *probs* [..., T, U, H] and summed over u: [..., T, H, c]."""
+        return torch.einsum("...tuh,...uhc->...thc", probs, v)
+
+    def attn_fused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """What scores, probabilities and mix make of *q* [b, T, H, c], *k* and *v* [b, T, KV or H, c], in one kernel.
+
+        No attention matrix is made, except where scores are capped, which no kernel does.
+        """
+        if self._config.attn_softcap is not None:
+            k, v = self.for_each_head(k), self.for_each_head(v)
+            return self.attn_mix(self.attn_probs(self.attn_scores(q, k)), v)
+        n_tokens, is_shared = q.shape[1], k.shape[2] != q.shape[2]
+        seen = None
+        if self.window is not None and self.window < n_tokens:
+            seen = self.hidden(n_tokens, q.device).logical_not()
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, is_causal=seen is None, scale=1.0, enable_gqa=is_shared
+        ).transpose(1, 2)
+
+    def attn_project(self, mixed: torch.Tensor) -> torch.Tensor:
+        """What the heads write together with their bias, [..., T, d], of *mixed* [..., T, H, c]."""
+        return _linear(mixed.flatten(-2), self._out_weight, self.attn_bias)
+
+    def attn_write(self, mixed: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """What attention adds to the residual, [..., T, d]: the same, normed if the model has post-norms."""
+        return _post_normed(self.attn_project(mixed), self.attn_post_norm, detach_scale=detach_scale)
+
+    def mlp_pre_act(self, normed: torch.Tensor) -> torch.Tensor:
+        """Neurons before the nonlinearity, [..., F], of a normed residual; of a gated MLP, its gates."""
+        return _linear(normed, self._in_weight, self._in_bias)
+
+    def neuron_pre_act(self, normed: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """One neuron of each row before the nonlinearity, [n], of normed residuals [n, d] and *neurons* [n]."""
+        pre = (normed * self._in_weight[:, neurons].t()).sum(dim=-1)
+        return pre if self._in_bias is None else pre + self._in_bias[neurons]
+
+    def mlp_up(self, normed: torch.Tensor) -> torch.Tensor | None:
+        """What a gated MLP's gates multiply, [..., F]; None of one without gates."""
+        return None if self._up_weight is None else _linear(normed, self._up_weight, self._up_bias)
+
+    def mlp_act(self, pre: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+        """Neurons after the nonlinearity, [..., F]: act(pre), times *up* if the MLP is gated."""
+        act = _ACTIVATIONS[self._config.activation](pre)
+        return act if up is None else act * up
+
+    def mlp_acts(self, normed: torch.Tensor) -> torch.Tensor:
+        """Neurons after the nonlinearity, [..., F], of a normed residual."""
+        return self.mlp_act(self.mlp_pre_act(normed), self.mlp_up(normed))
+
+    def mlp_project(self, act: torch.Tensor) -> torch.Tensor:
+        """What the neurons write together with their bias, [..., d], of *act* [..., F]."""
+        return _linear(act, self.mlp_out, self.mlp_bias)
+
+    def mlp_write(self, act: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """What the MLP adds to the residual, [..., d]: the same, normed if the model has post-norms."""
+        return _post_normed(self.mlp_project(act), self.mlp_post_norm, detach_scale=detach_scale)
+
+
+def unit_write(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    """What a layer adds to the residual for the part *x* [..., d] of its raw write, if its post-norm's scale is 1."""
+    return x if norm is None else norm.unit(x)
+
+
+def unit_read(direction: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    """*direction* [..., d] of the residual as one of raw writes: unit_write(x) . direction = x . result."""
+    return direction if norm is None else norm.unit_transposed(direction)
+
+
+def softcapped(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """*x* bent smoothly so that no entry exceeds *cap*; unchanged without one."""
+    return x if cap is None else (x / cap).tanh() * cap
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: Mapping[ActivationFunction, Callable[[torch.Tensor], torch.Tensor]] = {
+    ActivationFunction.GELU_TANH: _gelu_tanh,
+    ActivationFunction.GELU: functional.gelu,
+    ActivationFunction.SILU: functional.silu,
+    ActivationFunction.RELU: functional.relu,
+}
+
+
+def _post_normed(x: torch.Tensor, norm: Norm | None, *, detach_scale: bool) -> torch.Tensor:
+    return x if norm is None else norm(x, detach_scale=detach_scale)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """*x* [..., n_in] times *weight* [n_in, n_out] plus *bias* [n_out]."""
+    return functional.linear(x, weight.t(), bias)

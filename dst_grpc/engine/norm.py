@@ -1,0 +1,82 @@
+"""Norms: layer norms and root-mean-square norms, with the scale (the divisor) as a tensor where somebody wants it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from dst_grpc.domain.architecture import NormKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dst_grpc.engine.decoder_config import DecoderConfig
+
+
+class Norm:
+    """A norm over the last axis."""
+
+    def __init__(self, config: DecoderConfig, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take gain [n], and bias [n] if the norm's kind has one, from *weights* under *name*."""
+        gain = weights[f"{name}.gain"]
+        self._kind, self._epsilon = config.norm, config.norm_epsilon
+        self._rounds_before_gain = config.norm is NormKind.RMS_NORM and not config.norm_gain_offset
+        self.gain = wide(gain) + config.norm_gain_offset if config.norm_gain_offset else gain
+        """What is multiplied, the config's offset in it, [n]."""
+        self.bias = weights.get(f"{name}.bias")
+        """What is added, [n]; None if nothing is."""
+
+    def __call__(self, x: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """Normalise *x* [..., n]; with *detach_scale* no gradient flows through the divisor."""
+        if detach_scale:
+            return self.apply(x, self.scale(x).detach())
+        if self._kind is NormKind.LAYER_NORM:
+            return functional.layer_norm(x, self.gain.shape, self.gain, self.bias, self._epsilon)
+        if self._rounds_before_gain:
+            return functional.rms_norm(x, self.gain.shape, eps=self._epsilon) * self.gain
+        return functional.rms_norm(wide(x), self.gain.shape, self.gain, self._epsilon).to(x.dtype)
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """The divisor [..., 1]: root of variance or mean square, plus epsilon, in float32 at least."""
+        x = wide(x)
+        if self._kind is NormKind.LAYER_NORM:
+            square = x.var(dim=-1, keepdim=True, correction=0)
+        else:
+            square = x.square().mean(dim=-1, keepdim=True)
+        return (square + self._epsilon).sqrt()
+
+    def apply(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Normalise *x* [..., n] by a given *scale* [..., 1]."""
+        centred = wide(x)
+        if self._kind is NormKind.LAYER_NORM:
+            centred = _centred(centred)
+        normed = centred / scale
+        if self._rounds_before_gain:
+            return normed.to(x.dtype) * self.gain
+        normed = normed * self.gain
+        return (normed if self.bias is None else normed + self.bias).to(x.dtype)
+
+    def unit(self, x: torch.Tensor) -> torch.Tensor:
+        """The part of the norm that is linear in *x* [..., n], at scale 1 and without bias."""
+        return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) * self.gain.to(x.dtype)
+
+    def unit_transposed(self, direction: torch.Tensor) -> torch.Tensor:
+        """What `unit` puts along *direction* [..., n], as a direction in its input: unit(x) . g = x . result."""
+        scaled = direction * self.gain.to(direction.dtype)
+        return _centred(scaled) if self._kind is NormKind.LAYER_NORM else scaled
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(dim=-1, keepdim=True)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """*x* in float32, or unchanged if it is wider."""
+    return x.to(wide_type(x))
+
+
+def wide_type(x: torch.Tensor) -> torch.dtype:
+    """float32, or the type of *x* if that is wider: derivatives are checked numerically on float64 models."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,33 @@
+"""From settings to the registry, when the server starts and whenever it reloads."""
+
+from __future__ import annotations
+
+import shlex
+
+from dst_grpc.contexts.registry import Registry
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.sources import HubCache, default_folder, read_registry
+
+
+def build_registry(settings: Settings, previous: Registry | None = None) -> Registry:
+    """What the settings and their registry file name; what is unchanged since *previous* is taken over from it.
+
+    Raises:
+        InvalidRequest: if the file is wrong, or something is not where it should be; lists everything.
+        DataLoss: if a checkpoint is corrupt, or has another digest than is registered; names the file.
+    """
+    options = [f"--registry {shlex.quote(str(settings.registry))}"]
+    if settings.hub_cache is not None:
+        options.append(f"--hub-cache {shlex.quote(str(settings.hub_cache))}")
+    return Registry.build(
+        models=settings.models,
+        specs=read_registry(settings.registry) if settings.registry is not None else (),
+        hub=HubCache(settings.hub_cache or default_folder()),
+        pull_command=" ".join(["dst-grpc pull", *options]),
+        autoencoder_roots=settings.autoencoder_roots,
+        device=settings.device,
+        include_embedded=settings.registry is None,
+        default_model=settings.default_model,
+        omit_dead_latents=settings.omit_dead_latents,
+        previous=previous,
+    )

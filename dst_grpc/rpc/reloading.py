@@ -1,0 +1,72 @@
+"""Reloading the registry: what it says is read and checked on the side, and then served all at once, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+
+from dst_grpc.domain.resolution import RegistryChange
+from dst_grpc.errors import DstError
+from dst_grpc.rpc.health import Health
+from dst_grpc.rpc.ports import CachePort, RegistryPort
+
+_log = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Replaces the registry of a cache, one reload after the other."""
+
+    def __init__(self, build: Callable[[], RegistryPort], cache: CachePort, health: Health) -> None:
+        """Replace what *cache* serves by what *build* gives, on a thread; *health* is told which models there are."""
+        self._build, self._cache, self._health = build, cache, health
+        self._lock = asyncio.Lock()
+        self._preloading: set[asyncio.Task[None]] = set()
+
+    async def reload(self) -> RegistryChange:
+        """Read the registry again and serve it; answers what it changed.
+
+        What is new and to be preloaded begins to load; nobody waits for it.
+
+        Raises:
+            InvalidRequest: if it is wrong, listing everything; the old one is served on.
+            DataLoss: if a file of it is corrupt, or has another digest; likewise.
+        """
+        async with self._lock:
+            registry = await asyncio.to_thread(self._build)
+            models = await asyncio.to_thread(registry.models)
+            change = self._cache.adopt(registry)
+            self._health.set_models((model.name for model in models), self._cache)
+        facts = {"added": change.added, "removed": change.removed, "changed": change.changed}
+        _log.info("registry reloaded", extra={name: ",".join(names) for name, names in facts.items()})
+        new = {*change.added, *change.changed}
+        self._preload(name for name in registry.preload if name in new)
+        return change
+
+    async def reload_if_sound(self) -> None:
+        """As `reload`, for whoever has nobody to tell of an error: it is logged."""
+        try:
+            await self.reload()
+        except DstError as error:
+            _log.error("registry not reloaded, the old one is served on: %s", error.message)
+
+    async def close(self) -> None:
+        """Stop waiting for what is being preloaded."""
+        for task in self._preloading:
+            task.cancel()
+        await asyncio.gather(*self._preloading, return_exceptions=True)
+
+    def _preload(self, names: Iterable[str]) -> None:
+        for name in names:
+            task = asyncio.create_task(self._load(name))
+            self._preloading.add(task)
+            task.add_done_callback(self._preloading.discard)
+
+    async def _load(self, name: str) -> None:
+        try:
+            async with aclosing(self._cache.load(name)) as statuses:
+                async for _ in statuses:
+                    pass
+        except DstError as error:
+            _log.error("preload failed context=%s: %s", name, error.message)

@@ -1,0 +1,23 @@
+"""Where models and autoencoder sets come from: the registry file, the hub, and the cache folder of what was pulled.
+
+Knows names, folders and files, and nothing of what is in the files; opening them is `contexts`. Without torch, so that
+`dst-grpc pull` starts at once.
+"""
+
+from __future__ import annotations
+
+from dst_grpc.sources.hub_cache import HubCache, default_folder
+from dst_grpc.sources.registry_file import read_registry
+from dst_grpc.sources.specs import AutoencoderSpec, EmbeddedSource, FolderSource, HubSource, ModelSpec, Source
+
+__all__ = [
+    "AutoencoderSpec",
+    "EmbeddedSource",
+    "FolderSource",
+    "HubCache",
+    "HubSource",
+    "ModelSpec",
+    "Source",
+    "default_folder",
+    "read_registry",
+]

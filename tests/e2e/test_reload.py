@@ -1,0 +1,260 @@
+"""Reloading the registry over a real socket, by RPC and by signal: all of it or nothing, and everybody follows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from dst_grpc.client import AsyncClient, RegistryChange
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Unavailable
+from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.rpc.server import Server, StartupError, running_server
+from dst_grpc.rpc.settings import Settings
+from tests import checkpoints
+from tests.e2e.conftest import CALL_SECONDS, READY, rigged
+from tests.rpc_fakes import FakeRegistry, answer, context_status
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    """Models `a` and `b`, the former with autoencoders, and a registry of `a` alone."""
+    checkpoints.write_autoencoders(checkpoints.write_model(tmp_path / "a") / "autoencoders")
+    checkpoints.write_model(tmp_path / "b", tensors=checkpoints.weights(seed=1))
+    register(tmp_path, a="a")
+    return tmp_path
+
+
+def register(folder: Path, extra: str = "", /, **models: str) -> None:
+    """Write a registry of *models*: a folder by each name."""
+    lines = [f'[models.{name}]\nsource = {{ folder = "{where}" }}\n' for name, where in models.items()]
+    (folder / "registry.toml").write_text("".join(lines) + extra)
+
+
+@asynccontextmanager
+async def serving(folder: Path, **settings: Any) -> AsyncGenerator[tuple[Server, AsyncClient, grpc.aio.Channel], None]:
+    usual: dict[str, Any] = {"port": 0, "device": "cpu", "registry": folder / "registry.toml"}
+    async with (
+        running_server(Settings(**usual | settings)) as server,
+        AsyncClient(server.address) as client,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        yield server, client, channel
+
+
+async def statuses(channel: grpc.aio.Channel) -> dict[str, int]:
+    """Health of every model."""
+    stub: Any = HealthStub(channel)
+    names = ("model/a", "model/b")
+    found = {}
+    for name in names:
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=CALL_SECONDS)
+        found[name] = (await watch.read()).status
+        watch.cancel()
+    return found
+
+
+async def test_models_come_and_go(folder: Path) -> None:
+    async with serving(folder) as (_, client, channel):
+        before = await client.derive("Mary", "logits", model="a")
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": SERVICE_UNKNOWN}
+        register(folder, b="b")
+        sets = ("a/mlp_post_act", "a/resid_delta_attn", "a/resid_delta_mlp")
+        assert await client.reload_registry() == RegistryChange(added=("b",), removed=("a", *sets))
+        assert [model.name for model in await client.models()] == ["b"]
+        with pytest.raises(NotFound) as caught:
+            await client.derive("Mary", "logits", model="a")
+        assert caught.value.reason is Reason.MODEL_NOT_FOUND
+        with pytest.raises(NotFound):
+            await client.tokenize("Mary", model="a")
+        assert await statuses(channel) == {"model/a": SERVICE_UNKNOWN, "model/b": NOT_SERVING}
+        after = await client.derive("Mary", "logits")
+        assert after.model != before.model
+        assert await statuses(channel) == {"model/a": SERVICE_UNKNOWN, "model/b": SERVING}
+        assert [status.handle.partition("@")[0] for status in await client.contexts()] == ["b"]
+
+
+async def test_a_name_may_come_to_mean_another_model(folder: Path) -> None:
+    async with serving(folder) as (_, client, channel):
+        before = await client.derive("Mary", "logits")
+        register(folder, a="b")
+        change = await client.reload_registry()
+        assert (change.added, change.changed) == ((), ("a",))
+        assert (await statuses(channel))["model/a"] == NOT_SERVING
+        after = await client.derive("Mary", "logits")
+        assert after.model != before.model
+        assert (await statuses(channel))["model/a"] == SERVING
+        assert [status.handle for status in await client.contexts()] == [after.model]
+
+
+async def test_what_did_not_change_stays_loaded(folder: Path) -> None:
+    async with serving(folder) as (_, client, channel):
+        (before,) = [await client.load_context("a")]
+        register(folder, a="a", b="b")
+        assert (await client.reload_registry()).added == ("b",)
+        assert [status.handle for status in await client.contexts()] == [before.handle]
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": NOT_SERVING}
+        assert await client.reload_registry() == RegistryChange()
+
+
+async def test_a_wrong_file_changes_nothing(folder: Path) -> None:
+    async with serving(folder) as (_, client, _channel):
+        expected = await client.models()
+        register(folder, 'device = "gpu"\nautoencoders.x.layers = "all"\n', a="a", b="b")
+        with pytest.raises(InvalidRequest) as caught:
+            await client.reload_registry()
+        assert {violation.field for violation in caught.value.violations} == {
+            "models.b.device", "models.b.autoencoders.x.layers",
+        }  # fmt: skip
+        register(folder, a="a", b="none")
+        with pytest.raises(InvalidRequest, match=r"models\.b\.source: there is no folder"):
+            await client.reload_registry()
+        register(folder, 'digests = { "model.safetensors" = "' + "0" * 64 + '" }\n', a="a", b="b")
+        with pytest.raises(DataLoss, match=r"b: model\.safetensors") as mismatch:
+            await client.reload_registry()
+        assert mismatch.value.reason is Reason.DIGEST_MISMATCH
+        register(folder, a="a", b="b")
+        (folder / "b" / "config.json").write_text("{")
+        with pytest.raises(DataLoss, match=r"b/config\.json"):
+            await client.reload_registry()
+        assert await client.models() == expected
+
+
+async def test_what_is_new_and_to_be_preloaded_is(folder: Path) -> None:
+    register(folder, "preload = true\n", a="a")
+    async with serving(folder) as (_, client, channel):
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": SERVICE_UNKNOWN}
+        stub: Any = HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/b"), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == SERVICE_UNKNOWN
+        register(folder, "preload = true\n", a="a", b="b")
+        await client.reload_registry()
+        while (await watch.read()).status != SERVING:
+            pass
+        watch.cancel()
+
+
+async def test_without_a_file_folders_are_read_again(folder: Path) -> None:
+    async with serving(folder, registry=None, models={"m": folder / "b"}) as (_, client, _channel):
+        before = await client.model("m")
+        checkpoints.write_model(folder / "b", tensors=checkpoints.weights(seed=2))
+        assert await client.reload_registry() == RegistryChange(changed=("m",))
+        assert (await client.model("m")).digest != before.digest
+        assert "embedded" in {model.name for model in await client.models()}
+
+
+async def test_a_call_in_progress_goes_on() -> None:
+    async with rigged() as rig, AsyncClient(rig.server.address) as client:
+        gate = asyncio.Event()
+
+        async def script(_request: DeriveRequest) -> AsyncIterator[AnswerPart]:
+            parts = answer()
+            yield parts[0]
+            await gate.wait()
+            yield parts[1]
+
+        rig.parts.pipeline.scripts["x"] = script  # type: ignore[assignment]  # a generator all the same
+        call = asyncio.create_task(client.derive("ab", "logits", request_id="x"))
+        while rig.parts.pipeline.started != ["x"]:
+            await client.models()
+        rig.parts.next_registry = FakeRegistry(2)
+        assert (await client.reload_registry()).added == ("model-000",)
+        gate.set()
+        assert (await call).request_id == "x"
+
+
+async def test_health_follows_the_new_registry_and_not_late_news_of_the_old() -> None:
+    async with rigged() as rig, AsyncClient(rig.server.address) as client:
+        rig.parts.next_registry = FakeRegistry(2)
+        await client.reload_registry()
+        rig.parts.cache.tell(context_status("model-000@0123456789ab:float32:cpu"))
+        rig.parts.cache.tell(context_status("gone@0123456789ab:float32:cpu"))
+        rig.parts.cache.tell(context_status("tiny@0123456789ab:float32:cpu"))
+        stub: Any = HealthStub(rig.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
+        while (await watch.read()).status != SERVING:
+            pass
+        assert await client.health("model/model-000") == "serving"
+        with pytest.raises(NotFound):
+            await client.health("model/gone")
+
+
+async def test_an_error_of_the_build_is_the_callers() -> None:
+    async with rigged() as rig, AsyncClient(rig.server.address) as client:
+        rig.parts.next_registry = Unavailable("not now", reason=Reason.LOAD_FAILED)
+        with pytest.raises(Unavailable, match="not now"):
+            await client.reload_registry()
+
+
+def test_a_server_does_not_start_with_a_wrong_registry(folder: Path) -> None:
+    async def start() -> None:
+        async with serving(folder):
+            raise AssertionError
+
+    register(folder, 'device = "gpu"\n', b="none")
+    with pytest.raises(StartupError, match=r"the models cannot be served:\n  models\.b\.device: must be"):
+        asyncio.run(start())
+    register(folder, '[models.far]\nsource = { hub = "org/tiny", revision = "main" }\n', a="a")
+    with pytest.raises(StartupError) as caught:
+        asyncio.run(start())
+    command = f"dst-grpc pull --registry {folder / 'registry.toml'} far"
+    assert f"models.far.source: org/tiny at main is not pulled; run: {command}" in str(caught.value)
+
+
+async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dst_grpc.cli",
+        "serve",
+        "--port",
+        "0",
+        "--registry",
+        str(folder / "registry.toml"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=pipe, stdout=pipe)
+    assert process.stderr is not None
+
+    async def logged(part: str) -> str:
+        assert process.stderr is not None
+        while True:
+            line = (await process.stderr.readline()).decode()
+            assert line, f"the log ended without {part!r}"
+            if part in line:
+                return line
+
+    try:
+        found = READY.search(await logged("listening on"))
+        assert found is not None
+        async with AsyncClient(found[1]) as client:
+            register(folder, a="a", b="b")
+            process.send_signal(signal.SIGHUP)
+            assert "added=b" in await logged("registry reloaded")
+            assert [model.name for model in await client.models()] == ["a", "b"]
+            register(folder, 'colour = "red"\n', a="a")
+            process.send_signal(signal.SIGHUP)
+            assert "models.a.colour: there is no such key" in await logged("registry not reloaded")
+            assert [model.name for model in await client.models()] == ["a", "b"]
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0

@@ -1,0 +1,140 @@
+"""Where plans are made: on the event loop if they read nothing, else on a thread, a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dst_grpc.contexts import ContextCache, Registry
+from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.resolution import AutoencoderInfo
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.engine.tokenizer import Tokenizer
+from dst_grpc.pipeline.service import Pipeline
+from tests import checkpoints
+
+FILE = "0.safetensors"
+
+
+class SlowDisk(Registry):
+    """Notes which thread reads files, and waits for a gate before it reads those that clients name."""
+
+    def watched(self) -> None:
+        """Begin to watch."""
+        self.gate = threading.Event()
+        self.readers: list[str] = []
+        self.tokenizer_readers: list[str] = []
+        self.now = self.most = 0
+        self.began = asyncio.Semaphore(0)
+        self.loop = asyncio.get_running_loop()
+
+    def tokenizer(self, ref: str) -> Tokenizer:
+        self.tokenizer_readers.append(threading.current_thread().name)
+        return super().tokenizer(ref)
+
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
+        self.readers.append(threading.current_thread().name)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.loop.call_soon_threadsafe(self.began.release)
+        assert self.gate.wait(30)
+        self.now -= 1
+        return super().autoencoder_by_config(config, model)
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> SlowDisk:
+    folder = checkpoints.write_model(tmp_path / "tiny")
+    checkpoints.write_autoencoder(tmp_path / "files" / FILE, checkpoints.state_dict(checkpoints.NEURONS))
+    disk = SlowDisk.build(
+        models={"tiny": folder}, autoencoder_roots=[tmp_path / "files"], device="cpu", include_embedded=False
+    )
+    assert isinstance(disk, SlowDisk)
+    disk.watched()
+    return disk
+
+
+@pytest.fixture
+async def pipeline(disk: SlowDisk) -> AsyncIterator[Pipeline]:
+    cache = ContextCache(disk)
+    pipeline = Pipeline(cache)
+    yield pipeline
+    disk.gate.set()
+    await pipeline.close()
+    await cache.close()
+
+
+def plain() -> DeriveRequest:
+    return DeriveRequest(prompt=Prompt(text="Mary gave"), derived_scalars=(DerivedScalarSpec(dst=T.MLP_POST_ACT),))
+
+
+def by_path(shared: bool = True) -> DeriveRequest:
+    config = DstConfig(
+        autoencoder_config=AutoencoderConfig(dst=T.MLP_POST_ACT, autoencoder_path_by_layer_index=((0, FILE),))
+    )
+    spec = DerivedScalarSpec(dst=T.MLP_AUTOENCODER_LATENT, config=None if shared else config)
+    return DeriveRequest(
+        prompt=Prompt(text="Mary gave"), derived_scalars=(spec,), config=config if shared else DstConfig()
+    )
+
+
+async def everything(parts: AsyncGenerator[Any, None]) -> list[Any]:
+    async with aclosing(parts):
+        return [part async for part in parts]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_others_are_served_while_somebody_s_files_are_read(
+    pipeline: Pipeline, disk: SlowDisk, shared: bool
+) -> None:
+    waiting = asyncio.create_task(everything(pipeline.derive(by_path(shared=shared))))
+    await disk.began.acquire()
+    assert len(await everything(pipeline.derive(plain()))) == 4
+    assert not waiting.done()
+    disk.gate.set()
+    assert len(await waiting) == 3
+    assert all(name.startswith("dst-plan") for name in disk.readers)
+
+
+async def test_files_are_read_a_few_at_a_time_however_many_are_named(pipeline: Pipeline, disk: SlowDisk) -> None:
+    waiting = [asyncio.create_task(everything(pipeline.derive(by_path()))) for _ in range(12)]
+    for _ in range(4):
+        await disk.began.acquire()
+    assert disk.now == 4
+    disk.gate.set()
+    await asyncio.gather(*waiting)
+    assert disk.most <= 4
+    assert len(disk.readers) == 12  # once for each request, and each time anew: the file may be another by then
+
+
+async def test_a_plain_request_is_planned_on_the_loop_once_its_tokenizer_was_read(
+    pipeline: Pipeline, disk: SlowDisk
+) -> None:
+    here = threading.current_thread().name
+    await everything(pipeline.derive(plain()))
+    first = disk.tokenizer_readers[0]
+    assert first.startswith("dst-plan")
+    disk.tokenizer_readers.clear()
+    other = DeriveRequest(prompt=Prompt(text="the key"), derived_scalars=(DerivedScalarSpec(dst=T.MLP_POST_ACT),))
+    await everything(pipeline.derive(other))
+    assert set(disk.tokenizer_readers) == {here}
+    disk.tokenizer_readers.clear()
+    await everything(pipeline.derive(other))
+    assert not disk.tokenizer_readers  # the plan was kept
+
+
+async def test_who_stops_waiting_for_files_leaves_nothing(pipeline: Pipeline, disk: SlowDisk) -> None:
+    waiting = asyncio.create_task(everything(pipeline.derive(by_path())))
+    await disk.began.acquire()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    disk.gate.set()
+    assert len(await everything(pipeline.derive(by_path()))) == 3
