@@ -235,7 +235,9 @@ def _reads_mlp_input(node_type: NodeType, kinds: Kinds) -> bool:
 
 
 def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> tuple[Vectors, Vectors]:
-    """What raises the score of each attention head for its pair of tokens; other nodes are left out.
+    """What raises the score of each attention head for its pair of tokens.
+
+    Other nodes are left out, and pairs that a sliding window hides.
 
     Returns:
         The gradients at the query's residual with the key held, and at the key's with the query held; the norm's scale
@@ -247,8 +249,12 @@ def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
         if layer is None or node_type is not NodeType.ATTENTION_HEAD or len(entries[0]) != 3:
             continue
-        t, u, h = torch.tensor(entries, device=subject.decoder.device).t()
         block = subject.decoder.layers[layer]
+        seen = [i for i, (t, u, _) in enumerate(entries) if block.window is None or t - u < block.window]
+        if not seen:
+            continue
+        where = [where[i] for i in seen]  # noqa: PLW2901  of the pairs that have a score
+        t, u, h = torch.tensor([entries[i] for i in seen], device=subject.decoder.device).t()
         rho = evidence.value(residual_entering(layer).site)[torch.cat((t, u))]
         keys, queries = evidence.value((_L.ATTN_KEY, layer))[u], evidence.value((_L.ATTN_QUERY, layer))[t]
         n = len(h)

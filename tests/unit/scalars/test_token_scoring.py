@@ -38,12 +38,24 @@ ALL: dict[str, Any] = {
     "autoencoders": tuple(LATENTS.sets),
 }
 OF_NEURONS = {"component_type_for_mlp": ComponentTypeForMlp.AUTOENCODER_LATENT}
+NAMES = tuple(f"tiny/{kind}" for kind in (T.MLP_POST_ACT, T.RESID_DELTA_ATTN))
 CASES: list[tuple[models.World, dict[str, Any]]] = [
     (PLAIN, {}),
     (LATENTS, ALL),
     (LATENTS, {**OF_NEURONS, "autoencoders": tuple(LATENTS.sets)}),
     (NEURON_LATENTS, {**OF_NEURONS, "autoencoders": tuple(NEURON_LATENTS.sets)}),
+    *(
+        (models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, config=config), {**shown, "autoencoders": NAMES})
+        for config in models.ARCHITECTURES.values()
+        for shown in ({}, {**ALL, "autoencoders": NAMES})
+    ),
 ]
+"""Worlds, the other architectures among them, and what is asked of them."""
+
+
+def every_embedding(world: models.World) -> torch.Tensor:
+    """[V, d]."""
+    return world.decoder.embed(torch.arange(world.decoder.config.vocab_size))
 
 
 def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanation, Subject, Evidence]:
@@ -56,6 +68,16 @@ def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanati
     asked = explaining.question(world, request)
     (outcome,) = run(asked.plans, world.decoder, world.sets)
     return found, subject, outcome.recording.evidence
+
+
+def is_hidden(world: models.World, node: NodeIndex) -> bool:
+    """Whether a sliding window keeps a head from seeing its pair of tokens."""
+    t, u, _ = node.tensor_indices
+    assert t is not None
+    assert u is not None
+    assert node.layer_index is not None
+    window = world.decoder.layers[node.layer_index].window
+    return window is not None and t - u >= window
 
 
 def scored(found: RunExplanation, part: ExplainPart) -> dict[NodeIndex, NodeTokens]:
@@ -115,18 +137,21 @@ def test_input_tokens_of_mlps_are_scored_by_what_a_node_reads(case: int) -> None
             node.tensor_indices
         ]
         (gradient,) = torch.autograd.grad(value, leaf)
-        assert_scores(tokens, world.decoder.embedding @ gradient[t])
+        assert_scores(tokens, every_embedding(world) @ gradient[t])
 
 
+@pytest.mark.parametrize("case", [0, *range(4, len(CASES), 2)])
 @pytest.mark.parametrize("through", [AttentionTraceType.Q, AttentionTraceType.K])
-def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: AttentionTraceType) -> None:
+def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: AttentionTraceType, case: int) -> None:
     """At the query with the key held, at the key with the query held: autograd on the whole prompt."""
     of_query = through is AttentionTraceType.Q
     parts = ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K
-    found, subject, evidence = explained(PLAIN, {})
+    world, fields = CASES[case]
+    found, subject, evidence = explained(world, fields)
     nodes = scored(found, parts[0] if of_query else parts[1])
     assert found.node_table is not None
-    assert nodes.keys() == {node for node in found.node_table.nodes if node.node_type is NodeType.ATTENTION_HEAD}
+    heads = {node for node in found.node_table.nodes if node.node_type is NodeType.ATTENTION_HEAD}
+    assert nodes.keys() == {node for node in heads if not is_hidden(world, node)}
     for node, tokens in nodes.items():
         layer = node.layer_index
         assert layer is not None
@@ -137,7 +162,7 @@ def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: At
         )[node.tensor_indices]
         (gradient,) = torch.autograd.grad(value, leaf)
         at = node.tensor_indices[0 if of_query else 1]
-        assert_scores(tokens, PLAIN.decoder.embedding @ gradient[at])
+        assert_scores(tokens, every_embedding(world) @ gradient[at])
         elsewhere = [t for t in range(len(models.TOKENS)) if t != at]
         assert not gradient[elsewhere].any()
 
