@@ -5,6 +5,7 @@ Reading is done by clients, so what cannot be read is DataLoss; see `_reader.rea
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,6 @@ from dst_grpc.wire._reader import Reader, read_answer
 from dst_grpc.wire.enums import DERIVED_SCALAR_TYPE, EXPLAIN_PART, TENSOR_ELEMENT_TYPE
 from dst_grpc.wire.indices import node_index_from_wire, node_index_to_wire
 from dst_grpc.wire.results import (
-    MAX_ELEMENTS,
     provenance_from_wire,
     provenance_to_wire,
     statistics_from_wire,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _SUM_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
 _FLOAT32 = np.dtype("<f4")
+_MAX_TOKENS = 2**24
+"""More than any prompt has, so that arithmetic on sizes cannot overflow."""
 _ANY_STATISTICS = RunStatistics(forward_passes=0, backward_passes=0)
 _ANY_PROVENANCE = Provenance(model="", model_digest="")
 
@@ -104,13 +106,13 @@ def _sum_values(message: tensor_pb2.Tensor) -> np.ndarray[Any, Any]:
     if tuple(axis.dimension for axis in axes) not in {_SUM_AXES[:1], _SUM_AXES}:
         reader.note("axes", "must be those of the tokens, or of pairs of tokens")
     shape = [axis.size for axis in axes]
-    if any(size > MAX_ELEMENTS for size in shape):
-        reader.note("axes", "are larger than any prompt")
-    expected = _FLOAT32.itemsize
-    for size in shape:
-        expected *= size
+    if any(size > _MAX_TOKENS for size in shape):
+        reader.note("axes", "are longer than any prompt")
+    expected = _FLOAT32.itemsize * math.prod(shape)
     if len(message.data) != expected:
         reader.note("data", f"has {len(message.data)} bytes, but the axes make it {expected}")
+    if reader.failed("axes") or reader.failed("data"):
+        return reader.finish(lambda: np.zeros(0, _FLOAT32))
     return reader.finish(lambda: np.frombuffer(message.data, _FLOAT32).reshape(shape))
 
 

@@ -334,3 +334,11 @@ def test_an_enum_converts_both_ways_and_says_what_is_wrong() -> None:
     assert PASS_TYPE.from_wire(0) is None
     assert PASS_TYPE.complaint(0) == "is required: one of FORWARD, BACKWARD"
     assert repr(DERIVED_SCALAR_TYPE) == "EnumCodec(DerivedScalarType)"
+
+
+@pytest.mark.parametrize("sizes", [(0, 2**62), (2**40, 0), (2**63, 2), (3, 2), (2, 2, 2), ()])
+def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ...]) -> None:
+    dimensions = [1, 2, 2]  # tokens, and tokens attended to
+    axes = [{"dimension": d, "size": size} for d, size in zip(dimensions, sizes, strict=False)]
+    message = ParseDict({"dst": 1, "values": {"element_type": 1, "axes": axes}}, explain_pb2.ScalarSum())
+    assert isinstance(outcome(lambda: explanations.scalar_sum_from_wire(message)), DataLoss)
