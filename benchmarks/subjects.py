@@ -81,7 +81,7 @@ def smollm2() -> Decoder:
 
 
 @dataclass(frozen=True)
-class _IdsOnly:
+class IdsOnly:
     """Stands where a tokenizer would: the benchmarks' prompts are ids."""
 
     vocab_size: int
@@ -125,7 +125,7 @@ class OneModel:
 
     def tokenizer(self, _ref: str) -> Tokenizer:
         """Ids only."""
-        return cast("Tokenizer", _IdsOnly(self.config.vocab_size))
+        return cast("Tokenizer", IdsOnly(self.config.vocab_size))
 
 
 def request(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> DeriveRequest:

@@ -133,6 +133,13 @@ def answers() -> list[Json]:
     sparse = [Tensor([0.0, 2.5, 0.0, 0.0, 0.0, -1.0], [2, 3], sparse=True)]
     sparse16 = [Tensor([0.0, 2.5, 0.0, 0.0, 0.0, -1.0], [2, 3], element_type="bfloat16", sparse=True)]
     nothing = [Tensor([0.0] * 6, [2, 3], sparse=True), *[Tensor([], [0, 3]), Tensor([7.0], [], layer=None)]]
+    overflowing = Tensor([], [0, 0])
+    for axis in overflowing.info.axes:
+        axis.size = 1 << 31
+    outside = Tensor([0.0, 1.0], [1, 2], sparse=True)
+    outside.info.axes[1].size = 1
+    unknown = Tensor([1.0], [1])
+    unknown.info.encoding = tensor_pb2.TENSOR_ENCODING_UNSPECIFIED
     cut = frames_of(several, chunk_bytes=8)
     sound = frames_of(plain)
     header, chunk, trailer = sound
@@ -178,6 +185,9 @@ def answers() -> list[Json]:
         answer(
             "wrong_length", "the byte length is not that of the axes", [[_mislabelled(header), chunk, trailer]], CORRUPT
         ),
+        answer("overflow", "the sizes come to 2^64 bytes, announced are 0", [frames_of([overflowing])], CORRUPT),
+        answer("outside", "a coordinate beyond the end of its axis", [frames_of([outside])], CORRUPT),
+        answer("no_encoding", "neither dense nor sparse", [frames_of([unknown])], CORRUPT),
     ]
 
 

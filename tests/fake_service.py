@@ -20,6 +20,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
     context_service_pb2,
+    explain_pb2,
     inference_pb2,
     resolution_pb2,
 )
@@ -46,6 +47,7 @@ from dst_grpc.domain.architecture import (
 )
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import (
@@ -78,9 +80,12 @@ from dst_grpc.errors import DstError, NotFound, Reason
 from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
 from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
 from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
+from dst_grpc.wire.explanations import explain_response_to_wire, top_k_response_to_wire
 from dst_grpc.wire.frames import FrameCutter
 from dst_grpc.wire.requests import derive_request_from_wire, resolve_request_from_wire
 from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+from tests.explanations import parts_of, top_k_parts_of
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
 N_LAYERS = 2
@@ -295,6 +300,8 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         """What every call fails with, as a proxy would: a code and no details."""
         self.failures_left: int | None = None
         """How many calls fail; None = all."""
+        self.explained: ExplainRequest | None = None
+        """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
         self.metadata: dict[str, Any] = {}
@@ -385,6 +392,17 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
+
+    async def Explain(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.ExplainResponse]:
+        await self._enter(context)
+        self.explained = explain_request_from_wire(request)
+        for part in parts_of(self.explained):
+            yield explain_response_to_wire(part)
+
+    async def TopK(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.TopKResponse]:
+        await self._enter(context)
+        for part in top_k_parts_of(top_k_request_from_wire(request)):
+            yield top_k_response_to_wire(part)
 
     async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
         await self._enter(context)

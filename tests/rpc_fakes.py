@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunHeader
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -141,10 +144,25 @@ def resolution() -> Resolution:
     )
 
 
+ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[ExplanationPart | RunSummary, None]]
+
+
+def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:
+    """The parts of a whole answer about runs: of each a header and an empty table."""
+    header = RunHeader(model=MODEL_HANDLE, token_ids=(1, 2), token_strings=("a", "b"), loss=1.5)
+    table = NodeTable(nodes=(), groups=())
+    parts: list[ExplanationPart | RunSummary] = []
+    for i in range(n_runs):
+        parts.append(ExplanationPart(kind=PartKind.HEADER, value=header, run_index=i))
+        parts.append(ExplanationPart(kind=PartKind.NODE_TABLE, value=table, run_index=i))
+    return [*parts, SUMMARY]
+
+
 class FakePipeline:
-    """Runs the script that a test gave for a request's id, or answers a small tensor."""
+    """Runs the script that a test gave for a request's id, or answers a small tensor, or an empty table."""
 
     def __init__(self) -> None:
+        self.explain_scripts: dict[str, ExplainScript] = {}
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
         self.running: set[str] = set()
@@ -183,6 +201,25 @@ class FakePipeline:
                 yield stage
         finally:
             self._leave(request_id)
+
+    async def explain(
+        self, request: ExplainRequest | TopKRequest
+    ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        self._enter(request.request_id)
+        try:
+            script = self.explain_scripts.get(request.request_id)
+            if script is None:
+                for part in explained(len(request.runs)):
+                    yield part
+                return
+            async with aclosing(script(request)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._leave(request.request_id)
+
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        return self.explain(request)
 
     async def close(self) -> None:
         self.is_closed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from dst_grpc.domain.architecture import (
 )
 from dst_grpc.domain.components import (
     AttentionTraceType,
+    ComponentTypeForAttention,
+    ComponentTypeForMlp,
     Dimension,
     InferenceEngineType,
     LossFnName,
@@ -30,6 +34,32 @@ from dst_grpc.domain.components import (
     TensorEncoding,
 )
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.explain import (
+    ABLATED_NODE_TYPES,
+    ExplainRequest,
+    ExplainRun,
+    NodeAblation,
+    NodeScope,
+    TopKGroup,
+    TopKRequest,
+    TopKSelection,
+)
+from dst_grpc.domain.explanations import (
+    Completeness,
+    ExplainPart,
+    ExplanationPart,
+    GroupValues,
+    NodeTable,
+    NodeTokenPairs,
+    NodeTokens,
+    PartKind,
+    RunHeader,
+    RunsTrailer,
+    ScalarSum,
+    ScoredTokens,
+    TokenPairs,
+    TokenScore,
+)
 from dst_grpc.domain.indices import (
     ActivationIndex,
     AttnSubActivationIndex,
@@ -38,6 +68,7 @@ from dst_grpc.domain.indices import (
     NodeIndex,
 )
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import entries_are_nodes
 from dst_grpc.domain.origin import AblationSpec, LossFnConfig
 from dst_grpc.domain.requests import FLOAT_ELEMENT_TYPES, DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -163,9 +194,9 @@ def trace_configs(
     can_run: bool = False,
     needs_layer: bool = False,
     needs_forward: bool = False,
-    may_be_v: bool = True,
+    max_depth: int = 4,
 ) -> TraceConfig:
-    """Valid traces; *can_run* for those that a backward pass can start from."""
+    """Valid traces, at most *max_depth* in a chain; *can_run* for those that a backward pass can start from."""
     node = draw(
         node_indices(
             TRACEABLE if can_run else NodeType,
@@ -176,11 +207,11 @@ def trace_configs(
     )
     trace_type = None
     if node.node_type is NodeType.ATTENTION_HEAD:
-        choices = st.sampled_from([t for t in AttentionTraceType if may_be_v or t is not AttentionTraceType.V])
+        choices = st.sampled_from(AttentionTraceType)
         trace_type = draw(choices if can_run else optional(choices))
     downstream = None
-    if trace_type is AttentionTraceType.V:
-        downstream = draw(optional(trace_configs(can_run=can_run, may_be_v=False)))
+    if trace_type is AttentionTraceType.V and max_depth > 1:
+        downstream = draw(optional(trace_configs(can_run=can_run, max_depth=max_depth - 1)))
     return TraceConfig(
         node_index=node,
         pre_or_post_act=draw(st.sampled_from(PreOrPostAct)),
@@ -497,6 +528,158 @@ resolutions = st.builds(
     cost=cost_estimates,
     contexts=tuples(context_statuses, max_size=2),
 )
+
+
+floats32 = st.floats(width=32, allow_nan=False)
+CHOOSABLE = [dst for dst, facts in FACTS.items() if entries_are_nodes(facts)]
+counts = st.integers(1, 2**32 - 1)
+
+
+@st.composite
+def top_k_groups(draw: st.DrawFn, group_id: st.SearchStrategy[str] | None = None) -> TopKGroup:
+    dsts = st.lists(st.sampled_from(CHOOSABLE), min_size=1, max_size=4, unique_by=lambda dst: FACTS[dst].node_type)
+    return TopKGroup(
+        group_id=draw(texts.filter(bool) if group_id is None else group_id),
+        dsts=tuple(draw(dsts)),
+        k=draw(optional(counts)),
+        selection=draw(st.sampled_from(TopKSelection)),
+    )
+
+
+def several_groups(min_size: int) -> st.SearchStrategy[tuple[TopKGroup, ...]]:
+    return tuples(top_k_groups(), min_size=min_size, unique_by=lambda group: group.group_id)
+
+
+@st.composite
+def top_k_requests(draw: st.DrawFn) -> TopKRequest:
+    runs = draw(tuples(derive_requests(), max_size=2, min_size=1))
+    plain = tuple(replace(run, derived_scalars=(), config=replace(run.config, derive_gradients=False)) for run in runs)
+    return TopKRequest(
+        runs=plain,
+        groups=draw(several_groups(1)),
+        request_id=draw(texts),
+        k=draw(counts),
+        token_index=draw(optional(st.integers(-(2**31) + 1, 2**31 - 1))),
+        node_scope=draw(optional(st.sampled_from(NodeScope))),
+        with_sums=draw(st.booleans()),
+    )
+
+
+@st.composite
+def node_ablations(draw: st.DrawFn) -> NodeAblation:
+    node_type = draw(st.sampled_from(ABLATED_NODE_TYPES))
+    first, *middle = draw(st.lists(uint32, min_size=RANKS[node_type] - 1, max_size=RANKS[node_type] - 1))
+    node = NodeIndex(
+        node_type=node_type,
+        tensor_indices=(first, *(draw(optional(st.just(index))) for index in middle), draw(uint32)),
+        layer_index=draw(layers),
+    )
+    return NodeAblation(node_index=node, value=draw(st.floats(width=32, allow_nan=False, allow_infinity=False)))
+
+
+explain_runs = st.builds(
+    ExplainRun,
+    prompt=prompts,
+    loss_fn_config=optional(loss_fn_configs()),
+    trace_config=optional(trace_configs(can_run=True)),
+    node_ablations=tuples(node_ablations()),
+    ablation_specs=tuples(ablation_specs()),
+    attach_final_layer_norm_scale=st.booleans(),
+)
+
+
+@st.composite
+def explain_requests(draw: st.DrawFn) -> ExplainRequest:
+    return ExplainRequest(
+        runs=draw(tuples(explain_runs, min_size=1)),
+        request_id=draw(texts),
+        model=draw(optional(names)),
+        autoencoders=draw(tuples(names, unique=True)),
+        component_type_for_mlp=draw(st.sampled_from(ComponentTypeForMlp)),
+        component_type_for_attention=draw(st.sampled_from(ComponentTypeForAttention)),
+        groups=draw(several_groups(0)),
+        k=draw(counts),
+        parts=draw(tuples(st.sampled_from(ExplainPart), unique=True)),
+        scored_token_count=draw(st.integers(1, 1000)),
+        token_pair_count=draw(st.integers(1, 1000)),
+        top_logit_count=draw(st.integers(1, 10_000)),
+        node_scope=draw(optional(st.sampled_from(NodeScope))),
+    )
+
+
+run_headers = st.builds(
+    RunHeader,
+    model=texts,
+    token_ids=tuples(uint32),
+    token_strings=tuples(texts),
+    loss=optional(doubles),
+    activation_value=optional(doubles),
+)
+
+
+@st.composite
+def arrays32(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    size = int(np.prod(shape))
+    values = draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
+    return np.array(values, np.float32).reshape(shape)
+
+
+@st.composite
+def scalar_sums(draw: st.DrawFn) -> ScalarSum:
+    n_tokens = draw(st.integers(0, 3))
+    shape = draw(st.sampled_from([(n_tokens,), (n_tokens, n_tokens)]))
+    return ScalarSum(dst=draw(scalar_types), values=draw(arrays32(shape)))
+
+
+completenesses = st.builds(Completeness, listed=doubles, total=doubles, target=optional(doubles))
+
+
+@st.composite
+def group_values(draw: st.DrawFn, n_nodes: int) -> GroupValues:
+    places = tuples(st.integers(0, n_nodes - 1)) if n_nodes else st.just(())
+    return GroupValues(
+        group_id=draw(texts),
+        values=draw(arrays32((n_nodes,))),
+        top=draw(places),
+        bottom=draw(places),
+        completeness=draw(optional(completenesses)),
+    )
+
+
+@st.composite
+def node_tables(draw: st.DrawFn) -> NodeTable:
+    nodes = draw(tuples(node_indices(pass_type=st.just(PassType.FORWARD))))
+    vocab_tokens = draw(st.sampled_from([0, len(nodes)]))
+    return NodeTable(
+        nodes=nodes,
+        groups=tuple(draw(group_values(len(nodes))) for _ in range(draw(st.integers(0, 2)))),
+        vocab_tokens=draw(st.lists(texts, min_size=vocab_tokens, max_size=vocab_tokens).map(tuple)),
+    )
+
+
+token_scores = st.builds(TokenScore, token_id=uint32, token=texts, score=floats32, normalized_score=floats32)
+node_tokens = st.builds(NodeTokens, node=uint32, top=tuples(token_scores), bottom=tuples(token_scores))
+scored_tokens = st.builds(ScoredTokens, part=st.sampled_from(ExplainPart), nodes=tuples(node_tokens))
+node_token_pairs = st.builds(NodeTokenPairs, node=uint32, attended_tokens=tuples(st.tuples(uint32, floats32)))
+token_pairs = st.builds(TokenPairs, nodes=tuples(node_token_pairs))
+runs_trailers = st.builds(RunsTrailer, message_count=uint32, statistics=run_statistics, provenance=provenances)
+PART_VALUES: dict[PartKind, st.SearchStrategy[Any]] = {
+    PartKind.HEADER: run_headers,
+    PartKind.NODE_TABLE: node_tables(),
+    PartKind.COMPONENT_SUMS: node_tables(),
+    PartKind.SCALAR_SUM: scalar_sums(),
+    PartKind.SCORED_TOKENS: scored_tokens,
+    PartKind.TOKEN_PAIRS: token_pairs,
+    PartKind.TOP_LOGITS: node_tables(),
+    PartKind.TRAILER: runs_trailers,
+}
+TOP_K_KINDS = (PartKind.HEADER, PartKind.NODE_TABLE, PartKind.SCALAR_SUM, PartKind.TRAILER)
+
+
+@st.composite
+def explanation_parts(draw: st.DrawFn, kinds: Sequence[PartKind] = tuple(PartKind)) -> ExplanationPart:
+    kind = draw(st.sampled_from(kinds))
+    return ExplanationPart(kind=kind, value=draw(PART_VALUES[kind]), run_index=draw(uint32), request_id=draw(texts))
 
 
 @st.composite

@@ -86,6 +86,16 @@ V_TRACES = [
 ]
 V_OF_LOSS = trace(HEAD, 1, 5, 3, 2, through=V)
 """Reads the loss, which only the last token has a gradient of."""
+V_CHAINS = [
+    trace(HEAD, 0, 3, 1, 4, through=V, downstream=V_OF_LOSS),
+    trace(HEAD, 0, 4, 2, 3, through=V, downstream=trace(
+        HEAD, 1, 5, 4, 0, through=V, downstream=trace(NEURON, 2, 5, 7))),
+    trace(HEAD, 0, 3, 1, 2, through=V, post=False, downstream=trace(
+        HEAD, 1, 4, 3, 1, through=V, detach=True, downstream=trace(HEAD, 2, 5, 4, 2, through=V))),
+    trace(HEAD, 0, 3, 0, 1, through=V, downstream=trace(
+        HEAD, 1, 5, 3, 1, through=V, downstream=trace(HEAD, 2, 5, 5, 2, through=Q, post=False))),
+]  # fmt: skip
+"""Through V of one head after the other: each key is the query of the head before."""
 
 
 def latent_traces(kind: T) -> list[TraceConfig]:
@@ -101,9 +111,12 @@ def latent_traces(kind: T) -> list[TraceConfig]:
 
 
 def fields_of(origin: TraceConfig | None, loss_config: Any) -> dict[str, Any]:
-    """The request's fields that make *origin* its origin: a V trace without downstream needs the loss beside it."""
+    """The request's fields that make *origin* its origin: a chain that ends in a V trace needs the loss beside it."""
     if origin is None:
         return {"loss_fn_config": loss_config}
-    if origin.attention_trace_type is V and origin.downstream_trace_config is None:
+    last = origin
+    while last.downstream_trace_config is not None:
+        last = last.downstream_trace_config
+    if last.attention_trace_type is V:
         return {"trace_config": origin, "loss_fn_config": loss_config}
     return {"trace_config": origin}

@@ -11,6 +11,7 @@ from dst_grpc.cli._catalog import models, tokenize, types
 from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
+from dst_grpc.cli._explain import explain
 from dst_grpc.cli._registry import pull, reload
 from dst_grpc.cli._resolve import resolve
 from dst_grpc.cli._serve import make_serve
@@ -41,5 +42,19 @@ def _root(
 
 
 app.command("serve")(make_serve())
-for command in (derive, resolve, models, types, tokenize, contexts, load, unpin, unload, reload, pull, convert):
+for command in (
+    derive,
+    explain,
+    resolve,
+    models,
+    types,
+    tokenize,
+    contexts,
+    load,
+    unpin,
+    unload,
+    reload,
+    pull,
+    convert,
+):
     app.command()(command)

@@ -34,7 +34,9 @@ LossOption = Annotated[
 TraceOption = Annotated[
     str | None,
     typer.Option(
-        "--trace", metavar="NODE", help="Start from an activation instead of a loss, e.g. mlp.post_act@2[13,5]."
+        "--trace",
+        metavar="NODE",
+        help="Start from an activation instead of a loss, e.g. 2.n5@13, 2.h3@13,1:V or mlp.post_act@2[13,5].",
     ),
 ]
 AblateOption = Annotated[

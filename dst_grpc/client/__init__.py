@@ -22,11 +22,21 @@ from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
 from dst_grpc.client._clients import AsyncClient, Client
 from dst_grpc.client._collectors import TransferProgress
+from dst_grpc.client._explain_requests import (
+    ExplainArguments,
+    RunArguments,
+    TopKArguments,
+    make_explain_request,
+    make_explain_run,
+    make_top_k_request,
+)
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
 from dst_grpc.domain.components import (
     AttentionTraceType,
+    ComponentTypeForAttention,
+    ComponentTypeForMlp,
     Dimension,
     LossFnName,
     NodeType,
@@ -36,6 +46,34 @@ from dst_grpc.domain.components import (
     TensorEncoding,
 )
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.explain import (
+    ExplainRequest,
+    ExplainRun,
+    NodeAblation,
+    NodeScope,
+    TopKGroup,
+    TopKRequest,
+    TopKSelection,
+    default_groups,
+)
+from dst_grpc.domain.explanations import (
+    Completeness,
+    ExplainPart,
+    Explanation,
+    ExplanationPart,
+    GroupValues,
+    NodeTable,
+    NodeTokenPairs,
+    NodeTokens,
+    PartKind,
+    RunExplanation,
+    RunHeader,
+    RunsTrailer,
+    ScalarSum,
+    ScoredTokens,
+    TokenPairs,
+    TokenScore,
+)
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origin import AblationSpec, LossFnConfig
@@ -66,6 +104,9 @@ __all__ = [
     "AutoencoderInfo",
     "Axis",
     "Client",
+    "Completeness",
+    "ComponentTypeForAttention",
+    "ComponentTypeForMlp",
     "ContextState",
     "ContextStatus",
     "DeriveRequest",
@@ -77,12 +118,25 @@ __all__ = [
     "Dimension",
     "DstConfig",
     "Entry",
+    "ExplainArguments",
+    "ExplainPart",
+    "ExplainRequest",
+    "ExplainRun",
+    "Explanation",
+    "ExplanationPart",
+    "GroupValues",
     "LoadProgress",
     "LossFnConfig",
     "LossFnName",
     "ModelInfo",
+    "NodeAblation",
     "NodeIndex",
+    "NodeScope",
+    "NodeTable",
+    "NodeTokenPairs",
+    "NodeTokens",
     "NodeType",
+    "PartKind",
     "PassType",
     "PreOrPostAct",
     "Prompt",
@@ -90,13 +144,29 @@ __all__ = [
     "RequestArguments",
     "Resolution",
     "ResolveRequest",
+    "RunArguments",
+    "RunExplanation",
+    "RunHeader",
+    "RunsTrailer",
+    "ScalarSum",
+    "ScoredTokens",
     "ServingStatus",
     "TensorElementType",
     "TensorEncoding",
     "Tls",
+    "TokenPairs",
+    "TokenScore",
     "Tokens",
     "TopBy",
+    "TopKArguments",
+    "TopKGroup",
+    "TopKRequest",
+    "TopKSelection",
     "TraceConfig",
     "TransferProgress",
+    "default_groups",
+    "make_explain_request",
+    "make_explain_run",
     "make_request",
+    "make_top_k_request",
 ]

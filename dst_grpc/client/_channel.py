@@ -5,9 +5,9 @@ Nothing here knows an RPC.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import grpc.aio
@@ -18,22 +18,9 @@ from dst_grpc.errors import Violations
 DEFAULT_TARGET = "127.0.0.1:50051"
 """Where `dst-grpc serve` listens unless told otherwise."""
 
-# Every RPC is idempotent and the server sends no headers before it has admitted a call, so a call that failed as
-# UNAVAILABLE did no work and may be sent again.
-SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+SERVICE_CONFIG = files("dst_grpc.client").joinpath("service_config.json").read_text(encoding="utf-8")
+"""What gRPC does by itself, in any language. Every RPC is idempotent and the server sends no headers before it has
+admitted a call, so a call that failed as UNAVAILABLE did no work and is sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +103,7 @@ class Connection:
         options: list[tuple[str, str | int]] = [
             ("grpc.primary_user_agent", f"dst-grpc-python/{__version__}"),
             ("grpc.enable_retries", 1),
-            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            ("grpc.service_config", SERVICE_CONFIG),
         ]
         if self.tls is None:
             return grpc.aio.insecure_channel(self.target, options=options)

@@ -10,6 +10,7 @@ from dst_grpc.client._answer import Answer
 from dst_grpc.client._catalog import CatalogCalls
 from dst_grpc.client._channel import DEFAULT_TARGET, Connection, Tls
 from dst_grpc.client._contexts import ContextCalls
+from dst_grpc.client._explain import ExplainCalls
 from dst_grpc.client._inference import InferenceCalls
 from dst_grpc.client._loop import BackgroundLoop, Blocking, blocking, blocking_iterator
 from dst_grpc.client._streams import DEFAULT_IN_FLIGHT
@@ -18,7 +19,7 @@ from dst_grpc.domain.resolution import Resolution
 from dst_grpc.errors import DstError
 
 
-class AsyncClient(InferenceCalls, CatalogCalls, ContextCalls):
+class AsyncClient(InferenceCalls, ExplainCalls, CatalogCalls, ContextCalls):
     """A client of one server, for one event loop.
 
     It connects at the first call, and any number of calls may run at once. Use it as an async context manager, or
@@ -83,6 +84,11 @@ class Client(Blocking[AsyncClient]):
     derive_request = blocking(AsyncClient.derive_request)
     resolve = blocking(AsyncClient.resolve)
     resolve_request = blocking(AsyncClient.resolve_request)
+    explain = blocking(AsyncClient.explain)
+    explain_request = blocking(AsyncClient.explain_request)
+    explain_parts = blocking_iterator(AsyncClient.explain_parts)
+    top_k = blocking(AsyncClient.top_k)
+    top_k_request = blocking(AsyncClient.top_k_request)
     models = blocking(AsyncClient.models)
     model = blocking(AsyncClient.model)
     autoencoders = blocking(AsyncClient.autoencoders)

@@ -106,7 +106,7 @@ class InferenceCalls(Calls):
             DstError: If it fails, or if the answer is truncated or damaged.
         """
         responses = self._responses(self._derive, derive_request_to_wire(request), timeout)
-        return await _last(responses, AnswerCollector(on_progress))
+        return await answer_of(responses, AnswerCollector(on_progress))
 
     async def derive_stream(
         self,
@@ -185,7 +185,7 @@ class InferenceCalls(Calls):
             DstError: If it fails, or if the answer is truncated.
         """
         responses = self._responses(self._inference_stub.Resolve, resolve_request_to_wire(request), timeout)
-        return await _last(responses, ResolutionCollector(on_progress))
+        return await answer_of(responses, ResolutionCollector(on_progress))
 
     async def resolve_stream(
         self,
@@ -215,8 +215,8 @@ class InferenceCalls(Calls):
                 yield pair
 
 
-async def _last(responses: AsyncGenerator[ResponseT], collector: Collector[ResponseT, AnswerT]) -> AnswerT:
-    """The answer that the messages of one call make up."""
+async def answer_of(responses: AsyncGenerator[ResponseT], collector: Collector[ResponseT, AnswerT]) -> AnswerT:
+    """The answer that the messages of one call make up; raises DataLoss if they end before it is complete."""
     answer: AnswerT | None = None
     async with aclosing(responses):
         # To the very end: the status that follows the last message counts, and leaving earlier would cancel the call.

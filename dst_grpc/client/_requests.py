@@ -75,11 +75,11 @@ def make_request(
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
     return DeriveRequest(
-        prompt=_prompt(prompt),
+        prompt=_optional_prompt(prompt),
         derived_scalars=_specs(types),
         request_id=request_id,
         model=model,
-        loss_fn_config=_loss(loss, target, distractor),
+        loss_fn_config=loss_of(loss, target, distractor),
         trace_config=trace,
         ablation_specs=tuple(ablations),
         autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
@@ -104,8 +104,13 @@ def member(enum: type[E], name: E | str, field: str) -> E:
         raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
 
 
-def _prompt(prompt: PromptLike | None) -> Prompt | None:
-    if prompt is None or isinstance(prompt, Prompt):
+def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
+    return None if prompt is None else prompt_of(prompt)
+
+
+def prompt_of(prompt: PromptLike) -> Prompt:
+    """The prompt that is a text, token ids, or one already; raises InvalidRequest if it is empty."""
+    if isinstance(prompt, Prompt):
         return prompt
     if isinstance(prompt, str):
         return Prompt(text=prompt)
@@ -128,7 +133,7 @@ def _specs(types: TypeLike | Iterable[TypeLike]) -> tuple[DerivedScalarSpec, ...
     return tuple(specs)
 
 
-def _loss(
+def loss_of(
     loss: LossFnConfig | LossFnName | str | None, target: TokensLike | None, distractor: TokensLike | None
 ) -> LossFnConfig | None:
     if isinstance(loss, LossFnConfig):

@@ -24,7 +24,7 @@ QKV_LOCATIONS = frozenset(
     {ActivationLocationType.ATTN_QUERY, ActivationLocationType.ATTN_KEY, ActivationLocationType.ATTN_VALUE}
 )
 
-_REFERENCE_RANK = {
+REFERENCE_RANK = {
     NodeType.ATTENTION_HEAD: 3,
     NodeType.MLP_NEURON: 2,
     NodeType.AUTOENCODER_LATENT: 2,
@@ -32,6 +32,7 @@ _REFERENCE_RANK = {
     NodeType.ATTENTION_AUTOENCODER_LATENT: 2,
     NodeType.RESIDUAL_STREAM_CHANNEL: 2,
 }
+"""Axes of the tensor that a node's index points into, where it is known."""
 
 
 def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:
@@ -61,13 +62,13 @@ class NodeIndex:
     def __post_init__(self) -> None:
         """Check the numbers; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        check_indices(problems, self.tensor_indices, self.layer_index, _REFERENCE_RANK.get(self.node_type))
+        check_indices(problems, self.tensor_indices, self.layer_index, REFERENCE_RANK.get(self.node_type))
         problems.raise_if_any()
 
     @property
     def ndim(self) -> int:
         """Number of axes left open, never negative (rule 16); raises InvalidRequest for a type without a tensor."""
-        rank = _REFERENCE_RANK.get(self.node_type)
+        rank = REFERENCE_RANK.get(self.node_type)
         if rank is None:
             raise InvalidRequest.of("node_type", f"{self.node_type} has no reference tensor to count the axes of")
         return rank - sum(index is not None for index in self.tensor_indices)
@@ -93,7 +94,7 @@ class AttnSubNodeIndex(NodeIndex):
     def __post_init__(self) -> None:
         """Check rule 11 besides the numbers."""
         problems = Violations()
-        check_indices(problems, self.tensor_indices, self.layer_index, _REFERENCE_RANK.get(self.node_type))
+        check_indices(problems, self.tensor_indices, self.layer_index, REFERENCE_RANK.get(self.node_type))
         problems.check(
             self.node_type is NodeType.ATTENTION_HEAD,
             "node_type",

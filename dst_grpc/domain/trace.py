@@ -9,6 +9,9 @@ from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import InvalidRequest, Violations
 
+MAX_TRACE_DEPTH = 8
+"""Most traces that follow one another, each but the last through V."""
+
 _L = ActivationLocationType
 _TRACE_OF_LOCATION = {
     _L.MLP_PRE_ACT: PreOrPostAct.PRE,
@@ -32,10 +35,10 @@ class TraceConfig:
     attention_trace_type: AttentionTraceType | None = None
     """Which inputs of an attention head to go back through; None unless the node is a head."""
     downstream_trace_config: TraceConfig | None = None
-    """With V: the node whose gradient the head's value is read with; None = the loss."""
+    """With V: the node whose gradient the head's value is read with, itself perhaps through V; None = the loss."""
 
     def __post_init__(self) -> None:
-        """Check rules 7 to 9; raises InvalidRequest with all that is wrong."""
+        """Check rules 7 and 8, and how long the chain is; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         is_head = self.node_index.node_type is NodeType.ATTENTION_HEAD
         problems.check(
@@ -51,9 +54,9 @@ class TraceConfig:
                 "must be absent unless attention_trace_type is V",
             )
             problems.check(
-                downstream.attention_trace_type is not AttentionTraceType.V,
-                "downstream_trace_config.attention_trace_type",
-                "must not be V: V traces do not chain",
+                self.depth <= MAX_TRACE_DEPTH,
+                "downstream_trace_config",
+                f"makes a chain of {self.depth} traces; at most {MAX_TRACE_DEPTH} may follow one another",
             )
         problems.raise_if_any()
 
@@ -81,6 +84,12 @@ class TraceConfig:
     def pass_type(self) -> PassType:
         """The pass of the traced node."""
         return self.node_index.pass_type
+
+    @property
+    def depth(self) -> int:
+        """Traces in the chain that begins here, this one included."""
+        downstream = self.downstream_trace_config
+        return 1 if downstream is None else 1 + downstream.depth
 
     def check_can_run(self) -> None:
         """Check rule 10, what a backward pass from this trace needs; raises InvalidRequest with all that lacks."""

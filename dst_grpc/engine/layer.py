@@ -77,16 +77,22 @@ class Layer:
         with torch.no_grad():
             return torch.linalg.vector_norm(unit_write(self.mlp_out, self.mlp_post_norm), dim=1)
 
-    def qkv(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values [..., T, H, c] of a normed residual [..., T, d] whose first token is the prompt's.
+    def qkv(
+        self, normed: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [..., T, H, c] of a normed residual [..., T, d].
+
+        Its tokens are those at *positions* [T] of the prompt; None stands for the first ones.
 
         Queries and keys are what the scores multiply: normed, rotated, and each scaled by the root of the scores'
         factor. Keys and values that heads share are repeated for each of them.
         """
-        q, k, v = self.shared_qkv(normed)
+        q, k, v = self.shared_qkv(normed, positions)
         return q, self.for_each_head(k), self.for_each_head(v)
 
-    def shared_qkv(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def shared_qkv(
+        self, normed: torch.Tensor, positions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `qkv`, but with keys and values [..., T, KV, c] once per group of heads."""
         c = self._config
         flat = torch.split(_linear(normed, self._qkv_weight, self._qkv_bias), list(c.qkv_widths), dim=-1)
@@ -94,7 +100,7 @@ class Layer:
         if self._query_norm is not None and self._key_norm is not None:
             q, k = self._query_norm(q), self._key_norm(k)
         if self._rotation is not None:
-            q, k = self._rotation(q), self._rotation(k)
+            q, k = self._rotation(q, positions), self._rotation(k, positions)
         scale = math.sqrt(c.score_scale)
         return q * scale, k * scale, v
 
@@ -150,6 +156,11 @@ class Layer:
     def mlp_pre_act(self, normed: torch.Tensor) -> torch.Tensor:
         """Neurons before the nonlinearity, [..., F], of a normed residual; of a gated MLP, its gates."""
         return _linear(normed, self._in_weight, self._in_bias)
+
+    def neuron_pre_act(self, normed: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """One neuron of each row before the nonlinearity, [n], of normed residuals [n, d] and *neurons* [n]."""
+        pre = (normed * self._in_weight[:, neurons].t()).sum(dim=-1)
+        return pre if self._in_bias is None else pre + self._in_bias[neurons]
 
     def mlp_up(self, normed: torch.Tensor) -> torch.Tensor | None:
         """What a gated MLP's gates multiply, [..., F]; None of one without gates."""

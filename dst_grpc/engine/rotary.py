@@ -28,12 +28,15 @@ class Rotation:
         self._scale, self._dtype, self._n_pairs = rotary.scale, dtype, len(rotary.frequencies)
         self._tables = self._make_tables(0)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """*x* [..., T, H, c] with the vector of position t rotated by t times each frequency."""
-        n, half = x.shape[-3], self._n_pairs
+    def __call__(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """*x* [..., T, H, c] with each vector rotated by its position times each frequency.
+
+        *positions* are [T]; None stands for 0, 1, 2, ...
+        """
+        n, half = x.shape[-3] if positions is None else int(positions.max()) + 1, self._n_pairs
         if n > len(self._tables[0]):
             self._tables = self._make_tables(max(2 * n, _MIN_POSITIONS))
-        cosines, sines = (table[:n] for table in self._tables)
+        cosines, sines = (table[:n] if positions is None else table[positions] for table in self._tables)
         first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat((first * cosines - second * sines, second * cosines + first * sines, rest), dim=-1)
 

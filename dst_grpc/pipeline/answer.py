@@ -26,13 +26,13 @@ from dst_grpc.domain.results import (
 from dst_grpc.scalars.derive import Derivation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
-    from dst_grpc.pipeline.plan import PlannedScalar
+    from dst_grpc.pipeline.plan import Plan, PlannedScalar
     from dst_grpc.pipeline.run import Outcome
 
 _TORCH_TYPES = {
@@ -86,21 +86,10 @@ class AnswerBuilder:
 
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
-        touched = {location for location, _ in self._plan.values} | {a.location for a in self._plan.ablations}
-        has_matrices = touched & _ATTENTION_MATRICES or self._plan.model.architecture.attn_softcap is not None
-        attention = "eager" if has_matrices else "sdpa"
         return RunSummary(
             statistics=replace(self._outcome.statistics, derive_seconds=self._derive_seconds),
-            provenance=Provenance(
-                model=self._model.handle,
-                model_digest=self._model.digest,
-                autoencoder_digests=tuple((s.handle, s.digest) for s in self._sets.values()),
-                element_type=self._model.element_type,
-                device=self._model.device,
-                library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
-                config_digest=self._plan.digest,
-                attention=attention,
-                batch_size=self._outcome.batch_size,
+            provenance=provenance_of(
+                [self._plan], self._model, self._sets, digest=self._plan.digest, batch_size=self._outcome.batch_size
             ),
         )
 
@@ -137,6 +126,39 @@ class AnswerBuilder:
         for layer, pass_type, tensor in self._derived(scalar):
             ready.append(to_sparse(info(layer, pass_type), tensor))
             self._infos.append(ready[-1].info)
+
+
+def provenance_of(
+    plans: Sequence[Plan],
+    model: ModelContext,
+    sets: Mapping[str, AutoencoderContext],
+    *,
+    digest: str,
+    batch_size: int,
+) -> Provenance:
+    """What the numbers of an answer depend on.
+
+    Args:
+        plans: what ran for it.
+        model: the model.
+        sets: the autoencoders in use, by name.
+        digest: of the canonical request.
+        batch_size: prompts that ran together.
+    """
+    touched = {location for plan in plans for location, _ in plan.values}
+    touched |= {ablation.location for plan in plans for ablation in plan.ablations}
+    is_capped = any(plan.model.architecture.attn_softcap is not None for plan in plans)
+    return Provenance(
+        model=model.handle,
+        model_digest=model.digest,
+        autoencoder_digests=tuple((s.handle, s.digest) for s in sets.values()),
+        element_type=model.element_type,
+        device=model.device,
+        library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
+        config_digest=digest,
+        attention="eager" if is_capped or touched & _ATTENTION_MATRICES else "sdpa",
+        batch_size=batch_size,
+    )
 
 
 def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:

@@ -27,7 +27,7 @@ from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import Kinds, Residual, Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
@@ -120,6 +120,22 @@ class Plan:
     def resolutions(self) -> tuple[ScalarResolution, ...]:
         """What is said of its derived scalars to the client, in order."""
         return tuple(scalar.resolution() for scalar in self.scalars)
+
+    def also_recording(self, sites: Iterable[Site]) -> Plan:
+        """This plan with the values at *sites* recorded too."""
+        new = frozenset(sites) - self.values
+        if not new:
+            return self
+        sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
+        latents = max((info.n_latents for info in self.spliced), default=0)
+        stop = self.stop_after_layer
+        if stop is not None:
+            needs_logits = any(location in _AFTER_LAYERS for location, _ in new)
+            deepest = max((layer for _, layer in new if layer is not None), default=stop)
+            stop = None if needs_logits else max(stop, deepest)
+        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
+        cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
+        return replace(self, values=self.values | new, stop_after_layer=stop, cost=cost)
 
     @property
     def run_key(self) -> Hashable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +45,8 @@ class Outcome:
     statistics: RunStatistics
     batch_size: int
     """Prompts that ran together."""
+    batch: object = field(default_factory=object)
+    """The same object for all that ran together."""
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
@@ -60,7 +62,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
         decoder: the model.
         sets: the autoencoders that the plans use, by name.
     """
-    started = time.perf_counter()
+    started, batch = time.perf_counter(), object()
     taps = _taps(plans, sets)
     tokens, last = _padded(plans, decoder)
     stops = [plan.stop_after_layer for plan in plans]
@@ -88,6 +90,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
             ),
             statistics=statistics,
             batch_size=len(plans),
+            batch=batch,
         )
         for row, (plan, origin) in enumerate(zip(plans, origins, strict=True))
     ]

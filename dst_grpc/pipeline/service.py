@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
@@ -21,17 +21,21 @@ from dst_grpc.errors import DataLoss, DstError, InvalidRequest, PreconditionFail
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.explain import Explainer
 from dst_grpc.pipeline.plan import Plan, make_plan, model_ref, names_files
+from dst_grpc.pipeline.question import Question, explain_question, top_k_question
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+    from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.pipeline.run import Outcome
 
@@ -106,6 +110,50 @@ class Pipeline:
                         yield tensor
             yield answer.summary()
 
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Run a request's runs as one batch: of each a header and a table, of all a summary.
+
+        Raises:
+            DstError: what `top_k_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+        """
+        return self._answered(partial(top_k_question, request))
+
+    def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `explain_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+        """
+        return self._answered(partial(explain_question, request))
+
+    async def _answered(
+        self, make_question: Callable[[Callable[[DeriveRequest], Plan]], Question]
+    ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        registry = self._cache.registry
+        plan_with = partial(make_plan, catalogue=registry)
+        question = await self._planning.run(make_question, plan_with)
+        first = question.plans[0]
+        names = list(dict.fromkeys(info.name for plan in question.plans for info in plan.autoencoders))
+        async with (
+            self._admission.admitted(question.peak_bytes),
+            self._cache.lease(first.model.name, names, registry=registry) as lease,
+        ):
+            if not all(map(_has_handles, question.plans)):  # as in `_with_handles`
+                question = await self._planning.run(make_question, plan_with)
+            worker, batcher = self._device(lease.model.device)
+            sets = {context.name: context for context in lease.autoencoders.values()}
+            # All wait before the first batch is formed, so that they run together.
+            runs = [batcher.run(plan, lease.model.decoder, sets, _itself) for plan in question.plans]
+            outcomes = await _all_or_first_error(runs)
+            explainer = Explainer(question, outcomes, lease.model, sets)
+            steps = explainer.steps()
+            while parts := await worker.submit(
+                partial(_next_parts, steps), operations=question.floating_point_operations
+            ):
+                for part in parts:
+                    yield part
+            yield explainer.summary()
+
     async def close(self) -> None:
         """Refuse what waits and stop the workers."""
         self._admission.close()
@@ -140,7 +188,7 @@ class Pipeline:
 
         What is recorded is kept under handles: names may come to mean something else.
         """
-        if plan.model.handle and all(info.handle for info in plan.autoencoders):
+        if _has_handles(plan):
             return plan
         self._plans.pop(replace(request, request_id=""), None)
         again = await self._plan(request, registry)
@@ -192,6 +240,31 @@ class Pipeline:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that whoever stops listening holds no pin any more
+
+
+def _itself(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+async def _all_or_first_error(runs: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+    """The outcomes of all *runs*; raises the error of the first that failed, when all have ended."""
+    found = await asyncio.gather(*runs, return_exceptions=True)
+    outcomes = []
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _next_parts(steps: Iterator[list[ExplanationPart]]) -> list[ExplanationPart]:
+    """The parts of the next step that has any; empty at the end."""
+    return next((parts for parts in steps if parts), [])
+
+
+def _has_handles(plan: Plan) -> bool:
+    """Whether all contexts of *plan* are named by what is in their files."""
+    return bool(plan.model.handle) and all(info.handle for info in plan.autoencoders)
 
 
 async def _pulled(

@@ -145,9 +145,10 @@ class MethodTable(grpc.GenericRpcHandler):
                 code = context.code().name
                 raise
             except grpc.aio.BaseError:
-                # The connection went away beneath a read or a write; whoever could be told is gone.
+                # The connection went away beneath a read or a write; whoever could be told is gone. Passed on as it
+                # is, gRPC would log a fault of ours.
                 code = "CANCELLED"
-                raise
+                raise asyncio.CancelledError from None
             except asyncio.CancelledError as stop:
                 if _is_cancelled():
                     code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"

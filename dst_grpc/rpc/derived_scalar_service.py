@@ -8,16 +8,19 @@ from contextlib import aclosing
 from itertools import chain
 from typing import Protocol
 
-from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
+from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import LoadProgress, Validated
-from dst_grpc.domain.results import DenseTensor, SparseTensor
+from dst_grpc.domain.results import DenseTensor, RunSummary, SparseTensor
 from dst_grpc.errors import DstError
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
 from dst_grpc.rpc.ports import AnswerPart, PipelinePort, Stage
 from dst_grpc.wire.chunks import serialised
 from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
+from dst_grpc.wire.explanations import explain_response_to_wire, top_k_response_to_wire
 from dst_grpc.wire.frames import CHUNK_BYTES, FrameCutter
 from dst_grpc.wire.requests import (
     derive_request_from_wire,
@@ -61,6 +64,24 @@ class DerivedScalarService:
             async for frame in frames:
                 yield frame
 
+    async def TopK(
+        self, request: explain_pb2.TopKRequest, _context: object
+    ) -> AsyncGenerator[explain_pb2.TopKResponse, None]:
+        """Choose nodes."""
+        asked = top_k_request_from_wire(request)
+        async with aclosing(with_trailer(self._pipeline.top_k(asked), asked.request_id)) as parts:
+            async for part in parts:
+                yield top_k_response_to_wire(part)
+
+    async def Explain(
+        self, request: explain_pb2.ExplainRequest, _context: object
+    ) -> AsyncGenerator[explain_pb2.ExplainResponse, None]:
+        """Explain what a model said."""
+        asked = explain_request_from_wire(request)
+        async with aclosing(with_trailer(self._pipeline.explain(asked), asked.request_id)) as parts:
+            async for part in parts:
+                yield explain_response_to_wire(part)
+
     async def ResolveStream(
         self, requests: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: _Writer
     ) -> None:
@@ -70,6 +91,21 @@ class DerivedScalarService:
     async def DeriveStream(self, requests: AsyncIterator[inference_pb2.DeriveStreamRequest], context: _Writer) -> None:
         """Derive for many requests."""
         await Multiplexer(DeriveItems(self._pipeline), self._limits, self._drain).run(requests, context.write)
+
+
+async def with_trailer(
+    parts: AsyncGenerator[ExplanationPart | RunSummary, None], request_id: str
+) -> AsyncGenerator[ExplanationPart, None]:
+    """The parts of an answer, with its summary as a trailer that counts them."""
+    count = 0
+    async with aclosing(parts):
+        async for part in parts:
+            count += 1
+            if isinstance(part, ExplanationPart):
+                yield part
+            else:
+                trailer = RunsTrailer(message_count=count, statistics=part.statistics, provenance=part.provenance)
+                yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request_id)
 
 
 async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> AsyncGenerator[bytes, None]:

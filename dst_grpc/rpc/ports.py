@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -30,6 +32,12 @@ class PipelinePort(Protocol):
 
     def derive(self, request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
         """Run a request."""
+
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Choose nodes of a request's runs."""
+
+    def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+        """Explain a request's runs."""
 
     async def close(self) -> None:
         """Stop the workers."""

@@ -112,6 +112,11 @@ class LatentRows(Rows):
         vector = self.autoencoder.decoder[:, latent]
         return vector if self.behind is None else self.behind.combined(vector)
 
+    def rows(self, latents: torch.Tensor) -> torch.Tensor:
+        """D of some *latents* [n], [n, d]."""
+        vectors = self.autoencoder.decoder[:, latents].t()
+        return vectors if self.behind is None else self.behind.combined(vectors)
+
     def norms(self) -> torch.Tensor:
         """[Z]."""
         return torch.linalg.vector_norm(self.matrix(), dim=1)

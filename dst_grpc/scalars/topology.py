@@ -197,4 +197,6 @@ class Topology:
         """Recorded residuals, besides its own, that the value of *trace* depends on: V reads a downstream gradient."""
         if trace.attention_trace_type is not AttentionTraceType.V:
             return ()
-        return (self.final_residual(trace.downstream_trace_config).site,)
+        downstream = trace.downstream_trace_config
+        further = () if downstream is None else self.residuals_of_trace_value(downstream)
+        return (self.final_residual(downstream).site, *further)

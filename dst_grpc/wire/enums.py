@@ -9,9 +9,19 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dst_grpc._gen.dst.v1 import catalog_pb2, component_pb2, context_pb2, derived_scalar_type_pb2, error_pb2, tensor_pb2
+from dst_grpc._gen.dst.v1 import (
+    catalog_pb2,
+    component_pb2,
+    context_pb2,
+    derived_scalar_type_pb2,
+    error_pb2,
+    explain_pb2,
+    tensor_pb2,
+)
 from dst_grpc.domain import components as domain
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, PositionKind
+from dst_grpc.domain.explain import NodeScope, TopKSelection
+from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import ContextKind, ContextState
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -86,3 +96,8 @@ ACTIVATION_FUNCTION = EnumCodec(ActivationFunction, catalog_pb2.ActivationFuncti
 CONTEXT_STATE = EnumCodec(ContextState, context_pb2.ContextState)
 CONTEXT_KIND = EnumCodec(ContextKind, context_pb2.ContextKind)
 ERROR_REASON = EnumCodec(Reason, error_pb2.ErrorReason)
+TOP_K_SELECTION = EnumCodec(TopKSelection, explain_pb2.TopKSelection)
+NODE_SCOPE = EnumCodec(NodeScope, explain_pb2.NodeScope)
+COMPONENT_TYPE_FOR_MLP = EnumCodec(domain.ComponentTypeForMlp, explain_pb2.ComponentTypeForMlp)
+COMPONENT_TYPE_FOR_ATTENTION = EnumCodec(domain.ComponentTypeForAttention, explain_pb2.ComponentTypeForAttention)
+EXPLAIN_PART = EnumCodec(ExplainPart, explain_pb2.ExplainPart)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from scripts.demo import server
 from scripts.real_model.gguf_folder import GgufError, write_folder
+from scripts.serving import server
 
 FOLDER: Final = Path(__file__).parents[2] / "build" / "smollm2-135m-instruct"
 NAME: Final = "smollm2"

@@ -14,6 +14,7 @@ from dst_grpc._gen.dst.v1 import (
     context_pb2,
     derived_scalar_type_pb2,
     error_pb2,
+    explain_pb2,
     index_pb2,
     inference_pb2,
     resolution_pb2,
@@ -27,6 +28,7 @@ from dst_grpc.wire import enums
 from dst_grpc.wire.enums import EnumCodec
 
 FILES = [
+    explain_pb2,
     catalog_pb2,
     component_pb2,
     config_pb2,

@@ -15,13 +15,25 @@ from dst_grpc._gen.dst.v1 import (
     catalog_pb2,
     config_pb2,
     context_pb2,
+    explain_pb2,
     index_pb2,
     inference_pb2,
     resolution_pb2,
     tensor_pb2,
     trace_pb2,
 )
-from dst_grpc.domain import architecture, config, indices, origin, requests, resolution, results, trace
+from dst_grpc.domain import (
+    architecture,
+    config,
+    explain,
+    explanations,
+    indices,
+    origin,
+    requests,
+    resolution,
+    results,
+    trace,
+)
 
 PAIRS: list[tuple[Any, Any]] = [
     (indices.AttnSubNodeIndex, index_pb2.NodeIndex),
@@ -55,6 +67,22 @@ PAIRS: list[tuple[Any, Any]] = [
     (resolution.Validated, resolution_pb2.Validated),
     (resolution.LoadProgress, resolution_pb2.LoadProgress),
     (resolution.ContextStatus, context_pb2.ContextStatus),
+    (explain.TopKGroup, explain_pb2.TopKGroup),
+    (explain.TopKRequest, explain_pb2.TopKRequest),
+    (explain.NodeAblation, explain_pb2.NodeAblation),
+    (explain.ExplainRun, explain_pb2.ExplainRun),
+    (explain.ExplainRequest, explain_pb2.ExplainRequest),
+    (explanations.RunHeader, explain_pb2.RunHeader),
+    (explanations.ScalarSum, explain_pb2.ScalarSum),
+    (explanations.Completeness, explain_pb2.Completeness),
+    (explanations.GroupValues, explain_pb2.GroupValues),
+    (explanations.NodeTable, explain_pb2.NodeTable),
+    (explanations.TokenScore, explain_pb2.TokenScore),
+    (explanations.NodeTokens, explain_pb2.NodeTokens),
+    (explanations.ScoredTokens, explain_pb2.ScoredTokens),
+    (explanations.NodeTokenPairs, explain_pb2.NodeTokenPairs),
+    (explanations.TokenPairs, explain_pb2.TokenPairs),
+    (explanations.RunsTrailer, explain_pb2.RunsTrailer),
 ]
 RENAMED = {
     ("RunStatistics", "queue_seconds"): "queue_time",
@@ -107,6 +135,15 @@ ONE_WAY = {
     "duration_to_wire",
     "seconds_from_wire",
 }
+
+
+@pytest.mark.parametrize("message", [explain_pb2.ExplainResponse, explain_pb2.TopKResponse])
+def test_the_kinds_of_parts_are_those_of_the_messages(message: Any) -> None:
+    kinds = [kind.value for kind in explanations.PartKind]
+    arms = [field.name for field in message.DESCRIPTOR.oneofs_by_name["part"].fields]
+    assert arms == [kind for kind in kinds if kind in arms]
+    if message is explain_pb2.ExplainResponse:
+        assert arms == kinds
 
 
 def test_what_can_be_written_can_be_read() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TOTAL_ROWS = 1319
+TOTAL_PARTS = 108
+"""Of ten debugging requests with twelve runs, nine parts each."""
 _counts: Counter[str] = Counter()
 
 
@@ -29,7 +31,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @pytest.fixture
 def count_row() -> Callable[[str, str], None]:
-    """Count one row of one way of running (in process, over the wire): equal, on purpose, or different."""
+    """Count one row, or part, of one way of running (in process, over the wire): equal, on purpose, or different."""
 
     def count(way: str, verdict: str) -> None:
         _counts[f"{way}/{verdict}"] += 1
@@ -41,7 +43,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line per way of running."""
     for way in sorted({key.split("/")[0] for key in _counts}):
         equal, purpose, bad = (_counts[f"{way}/{verdict}"] for verdict in ("equal", "on purpose", "different"))
+        what, total = ("parts", TOTAL_PARTS) if way.startswith("explain") else ("rows", TOTAL_ROWS)
         terminalreporter.write_line(
-            f"parity {way}: {equal} rows equal the reference, {purpose} differ on purpose, {bad} are wrong,"
-            f" {equal + purpose + bad} of {TOTAL_ROWS} were run"
+            f"parity {way}: {equal} {what} equal the reference, {purpose} differ on purpose, {bad} are wrong,"
+            f" {equal + purpose + bad} of {total} were run"
         )

@@ -4,35 +4,95 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO
 
 import pytest
+
+from dst_grpc.client import Client
+from tests.parity.cases import GOLDEN
 
 READY = re.compile(r"ready at (127\.0\.0\.1:\d+)")
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """HOST:PORT of a server with the embedded model; DST_TEST_ADDRESS names one that runs already."""
-    if given := os.environ.get("DST_TEST_ADDRESS"):
-        yield given
+def skip_for_want_of(lacking: Sequence[str]) -> None:
+    """Skip a test if it lacks something; where CI runs, nothing may be lacking."""
+    if not lacking:
         return
-    log = tmp_path_factory.mktemp("server") / "log"
+    if os.environ.get("CI"):
+        pytest.fail(f"for want of {', '.join(lacking)}")
+    pytest.skip(f"for want of {', '.join(lacking)}")
+
+
+@dataclass
+class Log:
+    """What the server says, line by line, as it comes."""
+
+    lines: list[str] = field(default_factory=list)
+    _grown: threading.Condition = field(default_factory=threading.Condition)
+
+    def follow(self, stream: IO[str]) -> None:
+        """Read *stream* to its end."""
+        for line in stream:
+            with self._grown:
+                self.lines.append(line)
+                self._grown.notify_all()
+
+    def wait_for(self, holds: Callable[[list[str]], bool], *, since: int = 0) -> bool:
+        """Wait until something holds for the lines from number *since* on; answers whether it ever did."""
+        with self._grown:
+            return self._grown.wait_for(lambda: holds(self.lines[since:]), timeout=30)
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server that runs."""
+
+    address: str
+    """HOST:PORT."""
+    log: Log
+    """Its log."""
+
+    def unload_all(self) -> None:
+        """Make it as cold as a fresh one, so that every client sees it load what it needs."""
+        with Client(self.address) as client:
+            for context in client.contexts():
+                client.unload_context(context.handle)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with the embedded model and the one that the reference results were computed with."""
+    golden = tmp_path_factory.mktemp("golden")
+    shutil.copytree(GOLDEN / "model", golden, dirs_exist_ok=True)
+    shutil.copytree(GOLDEN / "autoencoders", golden / "autoencoders")
     command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0"]
-    with (
-        log.open("wb") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True) as server,
-    ):
+    # The autoencoders of the reference are random: they reconstruct nothing.
+    command += ["--model", f"golden={golden}", "--allow-failed-checks"]
+    log = Log()
+    with subprocess.Popen(
+        command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        follower = threading.Thread(target=log.follow, args=[process.stderr])
+        follower.start()
         try:
-            line = server.stdout.readline() if server.stdout else ""
+            line = process.stdout.readline()
             if not (found := READY.search(line)):
-                pytest.fail(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
-            yield found[1]
+                process.wait(timeout=30)
+                follower.join()
+                pytest.fail(f"the server did not start:\n{''.join(log.lines)}")
+            yield LiveServer(found[1], log)
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(timeout=30)
+                process.wait(timeout=30)
             finally:
-                server.kill()
+                process.kill()
+                follower.join()

@@ -182,7 +182,7 @@ def test_bad_options_are_reported_together(run: Run, service: FakeService) -> No
         ("--ablate=attn.qk_probs@1[x0,:,:]=1", "is not of the form"),
         ("--ablate=attn.qk_probs@1[1:2,:,:]=1", "something else than numbers and colons"),
         ("--ablate=attn.qk_probs@1[0]=1", "must name every one of the 3 axes"),
-        ("--trace=mlp.post_act", "is not of the form"),
+        ("--trace=mlp.post_act", "is neither a node"),
         ("--trace=resid.post_mlp@1[0,0]", "cannot be traced"),
         ("--target=", ""),
     ],

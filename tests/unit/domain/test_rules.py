@@ -29,7 +29,7 @@ from dst_grpc.domain.locations import ActivationLocationType, WeightLocationType
 from dst_grpc.domain.origin import AblationSpec, LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.domain.trace import MAX_TRACE_DEPTH, TraceConfig
 from dst_grpc.errors import InvalidRequest
 
 L = ActivationLocationType
@@ -102,10 +102,13 @@ def test_8_only_v_has_a_downstream_trace(trace_type: AttentionTraceType | None) 
     trace(HEAD, attention_trace_type=AttentionTraceType.V, downstream_trace_config=trace())
 
 
-def test_9_v_traces_do_not_chain() -> None:
-    inner = trace(HEAD, attention_trace_type=AttentionTraceType.V)
-    assert fields(lambda: trace(HEAD, attention_trace_type=AttentionTraceType.V, downstream_trace_config=inner)) == [
-        "downstream_trace_config.attention_trace_type"
+def test_9_v_traces_may_chain_up_to_a_depth() -> None:
+    chain = trace()
+    for depth in range(2, MAX_TRACE_DEPTH + 1):
+        chain = trace(HEAD, attention_trace_type=AttentionTraceType.V, downstream_trace_config=chain)
+        assert chain.depth == depth
+    assert fields(lambda: trace(HEAD, attention_trace_type=AttentionTraceType.V, downstream_trace_config=chain)) == [
+        "downstream_trace_config"
     ]
 
 

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -24,6 +29,38 @@ def test_a_service_without_one_of_its_methods_is_found_at_start() -> None:
 
     with pytest.raises(AttributeError, match="List"):
         MethodTable([]).add(SERVICE, Lacking())
+
+
+async def test_a_connection_that_breaks_beneath_a_call_ends_it_as_a_cancel_does() -> None:
+    class Gone:
+        async def Check(self, _request: object, _context: object) -> object:
+            raise grpc.aio.InternalError
+
+        List = Watch = Check
+
+    class Peer:
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
+        def invocation_metadata(self) -> None: ...
+
+    class Ends:
+        def __init__(self) -> None:
+            self.seen: list[CallOutcome] = []
+
+        def on_start(self, _info: CallInfo) -> None: ...
+
+        def on_end(self, _token: object, _info: CallInfo, outcome: CallOutcome) -> None:
+            self.seen.append(outcome)
+
+    ends = Ends()
+    table = MethodTable([ends])
+    table.add(SERVICE, Gone())
+    details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check")
+    handler: Any = table.service(details)
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(b"", Peer())
+    assert [outcome.code for outcome in ends.seen] == ["CANCELLED"]
 
 
 def test_a_context_counts_what_passes() -> None:

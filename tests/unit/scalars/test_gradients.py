@@ -24,7 +24,7 @@ from tests import models, plain, traces
 RAW = [facts.type for facts in FACTS.values() if facts.is_raw]
 KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
 CASES: list[tuple[TraceConfig | None, tuple[T, ...]]] = [
-    (origin, ()) for origin in [None, *traces.PLAIN_TRACES, *traces.V_TRACES, traces.V_OF_LOSS]
+    (origin, ()) for origin in [None, *traces.PLAIN_TRACES, *traces.V_TRACES, traces.V_OF_LOSS, *traces.V_CHAINS]
 ]
 CASES += [(origin, (kind,)) for kind in KINDS for origin in [None, *traces.latent_traces(kind)]]
 CASES += [
@@ -95,6 +95,15 @@ def check_against_plain(world: models.World, origin: TraceConfig | None, seed: i
         site: Site = (L[dst.name], layer)
         expected = values[site] if pass_type is PassType.FORWARD else gradients[site]
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, site))
+
+
+@pytest.mark.parametrize("chain", traces.V_CHAINS, ids=traces.name)
+def test_a_chain_of_values_moves_with_the_token_at_its_end(chain: TraceConfig) -> None:
+    """Or the test above would compare zeros with zeros."""
+    (outcome,) = models.world().outcomes(request(chain, (), T.RESID_POST_EMBEDDING))
+    gradient = models.tensors(outcome)[T.RESID_POST_EMBEDDING, PassType.BACKWARD, None]
+    moved = gradient.abs().sum(dim=1) > 1e-9
+    assert moved.tolist() == [token == chain.node_index.tensor_indices[1] for token in range(len(models.TOKENS))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,13 +14,26 @@ from dst_grpc._gen.dst.v1 import (
     catalog_pb2,
     config_pb2,
     context_pb2,
+    explain_pb2,
     index_pb2,
     inference_pb2,
     resolution_pb2,
     trace_pb2,
 )
+from dst_grpc.domain.trace import MAX_TRACE_DEPTH
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, Reason
-from dst_grpc.wire import catalog, config, contexts, indices, requests, resolution, results, trace
+from dst_grpc.wire import (
+    catalog,
+    config,
+    contexts,
+    explain,
+    explanations,
+    indices,
+    requests,
+    resolution,
+    results,
+    trace,
+)
 from dst_grpc.wire.enums import DERIVED_SCALAR_TYPE, PASS_TYPE
 from dst_grpc.wire.parsing import parse
 from dst_grpc.wire.paths import wire_path
@@ -40,6 +53,11 @@ READERS = {
     requests.derive_stream_request_from_wire: inference_pb2.DeriveStreamRequest,
     requests.resolve_request_from_wire: resolution_pb2.ResolveRequest,
     requests.resolve_stream_request_from_wire: resolution_pb2.ResolveStreamRequest,
+    explain.top_k_group_from_wire: explain_pb2.TopKGroup,
+    explain.top_k_request_from_wire: explain_pb2.TopKRequest,
+    explain.node_ablation_from_wire: explain_pb2.NodeAblation,
+    explain.explain_run_from_wire: explain_pb2.ExplainRun,
+    explain.explain_request_from_wire: explain_pb2.ExplainRequest,
 }
 ANSWER_READERS = {
     results.tensor_info_from_wire: inference_pb2.TensorInfo,
@@ -55,6 +73,12 @@ ANSWER_READERS = {
     resolution.scalar_resolution_from_wire: resolution_pb2.ScalarResolution,
     resolution.validated_from_wire: resolution_pb2.Validated,
     resolution.load_progress_from_wire: resolution_pb2.LoadProgress,
+    explanations.scalar_sum_from_wire: explain_pb2.ScalarSum,
+    explanations.node_table_from_wire: explain_pb2.NodeTable,
+    explanations.scored_tokens_from_wire: explain_pb2.ScoredTokens,
+    explanations.runs_trailer_from_wire: explain_pb2.RunsTrailer,
+    explanations.top_k_response_from_wire: explain_pb2.TopKResponse,
+    explanations.explain_response_from_wire: explain_pb2.ExplainResponse,
 }
 
 
@@ -231,7 +255,7 @@ def test_a_chain_of_traces_is_refused_however_long_it_is() -> None:
         outer.downstream_trace_config.CopyFrom(message)
         message = outer
     assert list(violations(trace.trace_config_from_wire, message)) == [
-        "downstream_trace_config.downstream_trace_config",
+        ".".join(["downstream_trace_config"] * MAX_TRACE_DEPTH),
     ]
 
 
@@ -310,3 +334,11 @@ def test_an_enum_converts_both_ways_and_says_what_is_wrong() -> None:
     assert PASS_TYPE.from_wire(0) is None
     assert PASS_TYPE.complaint(0) == "is required: one of FORWARD, BACKWARD"
     assert repr(DERIVED_SCALAR_TYPE) == "EnumCodec(DerivedScalarType)"
+
+
+@pytest.mark.parametrize("sizes", [(0, 2**62), (2**40, 0), (2**63, 2), (3, 2), (2, 2, 2), ()])
+def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ...]) -> None:
+    dimensions = [1, 2, 2]  # tokens, and tokens attended to
+    axes = [{"dimension": d, "size": size} for d, size in zip(dimensions, sizes, strict=False)]
+    message = ParseDict({"dst": 1, "values": {"element_type": 1, "axes": axes}}, explain_pb2.ScalarSum())
+    assert isinstance(outcome(lambda: explanations.scalar_sum_from_wire(message)), DataLoss)

@@ -15,10 +15,22 @@ from dst_grpc.domain.components import InferenceEngineType, PassType, TensorElem
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.requests import DeriveRequest, Prompt
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.wire import catalog, config, contexts, indices, requests, resolution, results, trace
+from dst_grpc.wire import (
+    catalog,
+    config,
+    contexts,
+    explain,
+    explanations,
+    indices,
+    requests,
+    resolution,
+    results,
+    trace,
+)
 from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
 from dst_grpc.wire.parsing import parse
 from tests import strategies
+from tests.comparing import same
 
 CASES = {
     "node_index": (strategies.node_indices(), indices),
@@ -51,6 +63,24 @@ CASES = {
     "scalar_resolution": (strategies.scalar_resolutions, resolution),
     "cost_estimate": (strategies.cost_estimates, resolution),
     "resolution": (strategies.resolutions, resolution),
+    "top_k_group": (strategies.top_k_groups(), explain),
+    "top_k_request": (strategies.top_k_requests(), explain),
+    "node_ablation": (strategies.node_ablations(), explain),
+    "explain_run": (strategies.explain_runs, explain),
+    "explain_request": (strategies.explain_requests(), explain),
+    "run_header": (strategies.run_headers, explanations),
+    "scalar_sum": (strategies.scalar_sums(), explanations),
+    "completeness": (strategies.completenesses, explanations),
+    "group_values": (strategies.group_values(3), explanations),
+    "node_table": (strategies.node_tables(), explanations),
+    "token_score": (strategies.token_scores, explanations),
+    "node_tokens": (strategies.node_tokens, explanations),
+    "scored_tokens": (strategies.scored_tokens, explanations),
+    "node_token_pairs": (strategies.node_token_pairs, explanations),
+    "token_pairs": (strategies.token_pairs, explanations),
+    "runs_trailer": (strategies.runs_trailers, explanations),
+    "top_k_response": (strategies.explanation_parts(strategies.TOP_K_KINDS), explanations),
+    "explain_response": (strategies.explanation_parts(), explanations),
 }
 
 
@@ -62,8 +92,8 @@ def test_reading_what_was_written_gives_an_equal_value(name: str, data: st.DataO
     value = data.draw(values)
     message = getattr(module, f"{name}_to_wire")(value)
     read = getattr(module, f"{name}_from_wire")
-    assert read(message) == value
-    assert read(parse(type(message), message.SerializeToString())) == value
+    assert same(read(message), value)
+    assert same(read(parse(type(message), message.SerializeToString())), value)
 
 
 @pytest.mark.parametrize("name", CASES)

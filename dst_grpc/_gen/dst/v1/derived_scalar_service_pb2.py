@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from dst_grpc._gen.dst.v1 import explain_pb2 as dst_dot_v1_dot_explain__pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as dst_dot_v1_dot_inference__pb2
 from dst_grpc._gen.dst.v1 import resolution_pb2 as dst_dot_v1_dot_resolution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#dst/v1/derived_scalar_service.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/inference.proto\x1a\x17\x64st/v1/resolution.proto2\xc4\x02\n\x14\x44\x65rivedScalarService\x12\x41\n\x07Resolve\x12\x16.dst.v1.ResolveRequest\x1a\x17.dst.v1.ResolveResponse\"\x03\x90\x02\x01\x30\x01\x12U\n\rResolveStream\x12\x1c.dst.v1.ResolveStreamRequest\x1a\x1d.dst.v1.ResolveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12>\n\x06\x44\x65rive\x12\x15.dst.v1.DeriveRequest\x1a\x16.dst.v1.DeriveResponse\"\x03\x90\x02\x01\x30\x01\x12R\n\x0c\x44\x65riveStream\x12\x1b.dst.v1.DeriveStreamRequest\x1a\x1c.dst.v1.DeriveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#dst/v1/derived_scalar_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/explain.proto\x1a\x16\x64st/v1/inference.proto\x1a\x17\x64st/v1/resolution.proto2\xc1\x03\n\x14\x44\x65rivedScalarService\x12\x41\n\x07Resolve\x12\x16.dst.v1.ResolveRequest\x1a\x17.dst.v1.ResolveResponse\"\x03\x90\x02\x01\x30\x01\x12U\n\rResolveStream\x12\x1c.dst.v1.ResolveStreamRequest\x1a\x1d.dst.v1.ResolveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12>\n\x06\x44\x65rive\x12\x15.dst.v1.DeriveRequest\x1a\x16.dst.v1.DeriveResponse\"\x03\x90\x02\x01\x30\x01\x12R\n\x0c\x44\x65riveStream\x12\x1b.dst.v1.DeriveStreamRequest\x1a\x1c.dst.v1.DeriveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12\x38\n\x04TopK\x12\x13.dst.v1.TopKRequest\x1a\x14.dst.v1.TopKResponse\"\x03\x90\x02\x01\x30\x01\x12\x41\n\x07\x45xplain\x12\x16.dst.v1.ExplainRequest\x1a\x17.dst.v1.ExplainResponse\"\x03\x90\x02\x01\x30\x01\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Derive']._serialized_options = b'\220\002\001'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['DeriveStream']._loaded_options = None
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['DeriveStream']._serialized_options = b'\220\002\001'
-  _globals['_DERIVEDSCALARSERVICE']._serialized_start=97
-  _globals['_DERIVEDSCALARSERVICE']._serialized_end=421
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['TopK']._loaded_options = None
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['TopK']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Explain']._loaded_options = None
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Explain']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE']._serialized_start=119
+  _globals['_DERIVEDSCALARSERVICE']._serialized_end=568
 # @@protoc_insertion_point(module_scope)

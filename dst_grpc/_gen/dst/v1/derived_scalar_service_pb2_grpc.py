@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from dst_grpc._gen.dst.v1 import explain_pb2 as dst_dot_v1_dot_explain__pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as dst_dot_v1_dot_inference__pb2
 from dst_grpc._gen.dst.v1 import resolution_pb2 as dst_dot_v1_dot_resolution__pb2
 
@@ -56,6 +57,16 @@ class DerivedScalarServiceStub(object):
                 request_serializer=dst_dot_v1_dot_inference__pb2.DeriveStreamRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_inference__pb2.DeriveStreamResponse.FromString,
                 _registered_method=True)
+        self.TopK = channel.unary_stream(
+                '/dst.v1.DerivedScalarService/TopK',
+                request_serializer=dst_dot_v1_dot_explain__pb2.TopKRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_explain__pb2.TopKResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_stream(
+                '/dst.v1.DerivedScalarService/Explain',
+                request_serializer=dst_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class DerivedScalarServiceServicer(object):
@@ -107,6 +118,28 @@ class DerivedScalarServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TopK(self, request, context):
+        """Runs one or more prompts and answers with the largest and smallest entries of
+        any derived scalars, chosen where the tensors are.
+
+        Answers with a header and a table for each run, and a trailer. Returns what
+        Derive returns; the first run that fails ends the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Explains what a model said: which parts of it made it prefer one token over
+        another, or made one node active, and what these parts read and write.
+
+        Each part of the answer is sent as soon as it is ready; a trailer ends it.
+        Returns what Derive returns; the first run that fails ends the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DerivedScalarServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +162,16 @@ def add_DerivedScalarServiceServicer_to_server(servicer, server):
                     servicer.DeriveStream,
                     request_deserializer=dst_dot_v1_dot_inference__pb2.DeriveStreamRequest.FromString,
                     response_serializer=dst_dot_v1_dot_inference__pb2.DeriveStreamResponse.SerializeToString,
+            ),
+            'TopK': grpc.unary_stream_rpc_method_handler(
+                    servicer.TopK,
+                    request_deserializer=dst_dot_v1_dot_explain__pb2.TopKRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_explain__pb2.TopKResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=dst_dot_v1_dot_explain__pb2.ExplainRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_explain__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -240,6 +283,60 @@ class DerivedScalarService(object):
             '/dst.v1.DerivedScalarService/DeriveStream',
             dst_dot_v1_dot_inference__pb2.DeriveStreamRequest.SerializeToString,
             dst_dot_v1_dot_inference__pb2.DeriveStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopK(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dst.v1.DerivedScalarService/TopK',
+            dst_dot_v1_dot_explain__pb2.TopKRequest.SerializeToString,
+            dst_dot_v1_dot_explain__pb2.TopKResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dst.v1.DerivedScalarService/Explain',
+            dst_dot_v1_dot_explain__pb2.ExplainRequest.SerializeToString,
+            dst_dot_v1_dot_explain__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ admission, so that clients may retry UNAVAILABLE.
 """
 
 from collections import abc as _abc
+from dst_grpc._gen.dst.v1 import explain_pb2 as _explain_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as _inference_pb2
 from dst_grpc._gen.dst.v1 import resolution_pb2 as _resolution_pb2
 from grpc import aio as _aio
@@ -73,6 +74,20 @@ class DerivedScalarServiceStub:
     stream. Stop reading and the server stops working: at most a few megabytes
     of answers wait for the client.
     """
+    TopK: _grpc.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]
+    """Runs one or more prompts and answers with the largest and smallest entries of
+    any derived scalars, chosen where the tensors are.
+
+    Answers with a header and a table for each run, and a trailer. Returns what
+    Derive returns; the first run that fails ends the call.
+    """
+    Explain: _grpc.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]
+    """Explains what a model said: which parts of it made it prefer one token over
+    another, or made one node active, and what these parts read and write.
+
+    Each part of the answer is sent as soon as it is ready; a trailer ends it.
+    Returns what Derive returns; the first run that fails ends the call.
+    """
 
 @_typing.type_check_only
 class DerivedScalarServiceAsyncStub(DerivedScalarServiceStub):
@@ -107,6 +122,20 @@ class DerivedScalarServiceAsyncStub(DerivedScalarServiceStub):
     frames may interleave. An item's error is its last frame and never ends the
     stream. Stop reading and the server stops working: at most a few megabytes
     of answers wait for the client.
+    """
+    TopK: _aio.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]  # type: ignore[assignment]
+    """Runs one or more prompts and answers with the largest and smallest entries of
+    any derived scalars, chosen where the tensors are.
+
+    Answers with a header and a table for each run, and a trailer. Returns what
+    Derive returns; the first run that fails ends the call.
+    """
+    Explain: _aio.UnaryStreamMultiCallable[_explain_pb2.ExplainRequest, _explain_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explains what a model said: which parts of it made it prefer one token over
+    another, or made one node active, and what these parts read and write.
+
+    Each part of the answer is sent as soon as it is ready; a trailer ends it.
+    Returns what Derive returns; the first run that fails ends the call.
     """
 
 class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -163,6 +192,32 @@ class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
         frames may interleave. An item's error is its last frame and never ends the
         stream. Stop reading and the server stops working: at most a few megabytes
         of answers wait for the client.
+        """
+
+    @_abc_1.abstractmethod
+    def TopK(
+        self,
+        request: _explain_pb2.TopKRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explain_pb2.TopKResponse], _abc.AsyncIterator[_explain_pb2.TopKResponse]]:
+        """Runs one or more prompts and answers with the largest and smallest entries of
+        any derived scalars, chosen where the tensors are.
+
+        Answers with a header and a table for each run, and a trailer. Returns what
+        Derive returns; the first run that fails ends the call.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _explain_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_explain_pb2.ExplainResponse], _abc.AsyncIterator[_explain_pb2.ExplainResponse]]:
+        """Explains what a model said: which parts of it made it prefer one token over
+        another, or made one node active, and what these parts read and write.
+
+        Each part of the answer is sent as soon as it is ready; a trailer ends it.
+        Returns what Derive returns; the first run that fails ends the call.
         """
 
 def add_DerivedScalarServiceServicer_to_server(servicer: DerivedScalarServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,8 +5,11 @@ import { crc32 } from "node:zlib";
 
 import type { Frame, Header, TensorChunk, TensorInfo, Trailer } from "../gen/dst/v1/inference_pb.js";
 import { TensorEncoding, TensorElementType } from "../gen/dst/v1/tensor_pb.js";
-import { byteWidth, floats, uint32s } from "./elements.js";
+import { byteWidth, floats, isFloat, uint32s } from "./elements.js";
 import { Tensor } from "./tensor.js";
+
+/** How much an answer may announce: memory is taken before anything else has come. */
+const MAX_BYTES = 8 * 2 ** 30;
 
 /** A whole answer. */
 export interface Answer {
@@ -18,6 +21,13 @@ export interface Answer {
 /** The frames are not those of one whole, undamaged answer. */
 export class DamagedAnswer extends Error {
   override readonly name = "DamagedAnswer";
+}
+
+/** The frames end before the trailer. Any other damage is that they contradict themselves. */
+export class TruncatedAnswer extends DamagedAnswer {
+  constructor() {
+    super("truncated: it ended without a trailer");
+  }
 }
 
 /** Puts the answer of one request together. */
@@ -61,15 +71,18 @@ export class Assembler {
   finish(): Answer {
     const header = this.#header;
     const trailer = this.#trailer;
-    check(header && trailer, "truncated: it ended without a trailer");
+    if (!header || !trailer) throw new TruncatedAnswer();
     const tensors = header.tensors.map((info, id) => decode(info, this.#buffers[id]!, this.#checksums[id]!));
+    tensors.forEach((tensor, id) => check(tensor.inBounds(), `tensor ${id}: coordinates outside of its axes`));
     return { header, tensors, trailer };
   }
 
   #begin(header: Header): void {
     header.tensors.forEach((info, id) => check(info.tensorId === id, `tensor ${id} is numbered ${info.tensorId}`));
+    const total = header.tensors.reduce((sum, info) => sum + byteLength(info), 0);
+    check(total <= MAX_BYTES, `${total} bytes announced, more than ${MAX_BYTES}`);
     this.#header = header;
-    this.#buffers = header.tensors.map((info) => new Uint8Array(byteLength(info)));
+    this.#buffers = header.tensors.map((info) => new Uint8Array(Number(info.byteLength)));
     this.#checksums = header.tensors.map(() => 0);
     this.#skipFull();
   }
@@ -96,7 +109,7 @@ export class Assembler {
 
   #end(trailer: Trailer): void {
     const count = this.#buffers.length;
-    check(this.#current === count, `truncated: the trailer came before the end of tensor ${this.#current}`);
+    check(this.#current === count, `the trailer came before the end of tensor ${this.#current}`);
     check(trailer.tensorCount === count, `the trailer counts ${trailer.tensorCount} tensors, not ${count}`);
     check(trailer.checksums.length === count, `${trailer.checksums.length} checksums for ${count} tensors`);
     const bytes = this.#buffers.reduce((sum, buffer) => sum + buffer.length, 0);
@@ -110,10 +123,13 @@ export class Assembler {
 
 /** Bytes of a tensor, as announced; they must be what its sizes come to. */
 function byteLength(info: TensorInfo): number {
+  const { DENSE, SPARSE_LATENTS } = TensorEncoding;
+  check([DENSE, SPARSE_LATENTS].includes(info.encoding), `no decoder for encoding ${info.encoding}`);
+  check(isFloat(info.elementType), `no decoder for elements of type ${info.elementType}`);
   const width = byteWidth(info.elementType);
   const sizes = info.axes.map((axis) => Number(axis.size));
   const expected =
-    info.encoding === TensorEncoding.SPARSE_LATENTS
+    info.encoding === SPARSE_LATENTS
       ? Number(info.nonzeroCount ?? NaN) * (width + sizes.length * byteWidth(TensorElementType.UINT32))
       : sizes.reduce((product, size) => product * size, width);
   const announced = Number(info.byteLength);

@@ -1,72 +1,67 @@
-// What can be asked: models, autoencoders, derived scalar types, tokens.
+// What can be asked: health, models, derived scalar types, tokens.
 
-import { Dimension, NodeType } from "../gen/dst/v1/component_pb.js";
-import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
+import { DimensionSchema } from "../gen/dst/v1/component_pb.js";
+import type { ModelInfo, DerivedScalarTypeInfo } from "../gen/dst/v1/catalog_pb.js";
+import { HealthCheckResponse_ServingStatusSchema } from "../gen/grpc/health/v1/health_pb.js";
+import { nameOf } from "./names.js";
 import type { Server } from "./server.js";
 
+export async function checkHealth({ health }: Server) {
+  const { status } = await health.check({ service: "dst.v1.DerivedScalarService" });
+  return nameOf(HealthCheckResponse_ServingStatusSchema, status);
+}
+
 export async function listModels({ catalog }: Server) {
-  const models = await allPages(async (pageToken) => {
-    const { models, nextPageToken } = await catalog.listModels({ pageToken });
-    return { items: models, nextPageToken };
-  });
+  const models: ModelInfo[] = [];
+  let pageToken = "";
+  do {
+    const page = await catalog.listModels({ pageToken });
+    models.push(...page.models);
+    pageToken = page.nextPageToken;
+  } while (pageToken);
   return models.map((model) => ({
     name: model.name,
     family: model.family,
-    is_default: model.isDefault,
     n_layers: model.dimensions?.nLayers,
-    n_heads: model.dimensions?.nHeads,
     d_model: model.dimensions?.dModel,
+    n_heads: model.dimensions?.nHeads,
+    d_mlp: model.dimensions?.dMlp,
     vocab_size: model.dimensions?.vocabSize,
-    parameter_bytes: Number(model.parameterBytes),
+    context_window: model.dimensions?.contextWindow,
+    parameter_bytes: Number(model.parameterBytes), // a uint64 is a bigint
+    is_default: model.isDefault,
     autoencoders: model.autoencoders,
   }));
 }
 
-export async function listAutoencoders({ catalog }: Server) {
-  const autoencoders = await allPages(async (pageToken) => {
-    const { autoencoders, nextPageToken } = await catalog.listAutoencoders({ pageToken });
-    return { items: autoencoders, nextPageToken };
-  });
-  return autoencoders.map((autoencoder) => ({
-    name: autoencoder.name,
-    model: autoencoder.model,
-    dst: DerivedScalarType[autoencoder.dst],
-    node_type: NodeType[autoencoder.nodeType],
-    layer_indices: autoencoder.layerIndices,
-    n_latents: autoencoder.nLatents,
-    can_be_spliced: autoencoder.canBeSpliced,
-  }));
+export async function listTypes({ catalog }: Server) {
+  const types: DerivedScalarTypeInfo[] = [];
+  let pages = 0;
+  let pageToken = "";
+  do {
+    const page = await catalog.listDerivedScalarTypes({ pageToken, pageSize: 40 });
+    pages += 1;
+    types.push(...page.types);
+    pageToken = page.nextPageToken;
+  } while (pageToken);
+  const last = types.at(-1);
+  return {
+    pages,
+    names: types.map((type) => type.name),
+    last: {
+      name: last?.name,
+      dimensions: last?.dimensions.map((dimension) => nameOf(DimensionSchema, dimension)),
+      formula: last?.formula,
+    },
+  };
 }
 
-export async function listDerivedScalarTypes({ catalog }: Server) {
-  const types = await allPages(async (pageToken) => {
-    const { types, nextPageToken } = await catalog.listDerivedScalarTypes({ pageToken, pageSize: 40 });
-    return { items: types, nextPageToken };
-  });
-  return types.map((type) => ({
-    name: type.name,
-    dimensions: type.dimensions.map((dimension) => Dimension[dimension]),
-    formula: type.formula,
-  }));
-}
-
-export async function tokenize({ catalog }: Server, text: string) {
-  const { tokenIds, tokenStrings } = await catalog.tokenize({ text });
+export async function tokenize({ catalog }: Server, model: string, text: string) {
+  const { tokenIds, tokenStrings } = await catalog.tokenize({ model, text });
   return { token_ids: tokenIds, token_strings: tokenStrings };
 }
 
-interface Page<Item> {
-  items: Item[];
-  nextPageToken: string;
-}
-
-async function allPages<Item>(ask: (pageToken: string) => Promise<Page<Item>>): Promise<Item[]> {
-  const all: Item[] = [];
-  let pageToken = "";
-  do {
-    const page = await ask(pageToken);
-    all.push(...page.items);
-    pageToken = page.nextPageToken;
-  } while (pageToken);
-  return all;
+export async function detokenize({ catalog }: Server, model: string, tokenIds: number[]) {
+  const { text } = await catalog.detokenize({ model, tokenIds });
+  return text;
 }

@@ -1,16 +1,17 @@
-// Running requests, and reading their answers.
+// Running requests: one, many on a stream, one that is late, one that is cancelled.
+
+import { setTimeout } from "node:timers/promises";
 
 import { ConnectError } from "@connectrpc/connect";
 
-import { Dimension, PassType } from "../gen/dst/v1/component_pb.js";
-import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
+import { Dimension } from "../gen/dst/v1/component_pb.js";
 import type { Frame } from "../gen/dst/v1/inference_pb.js";
-import { TensorElementType, TensorEncoding } from "../gen/dst/v1/tensor_pb.js";
-import { type Answer, assemble } from "./assemble.js";
-import { type ErrorReport, fromError } from "./errors.js";
+import { type Answer, assemble, Assembler, DamagedAnswer } from "./assemble.js";
+import { type ErrorReport, fromError, fromStatus } from "./errors.js";
 import type { DeriveRequestInit } from "./requests.js";
 import type { Server } from "./server.js";
-import type { Tensor } from "./tensor.js";
+
+type Prediction = { token_count: number; next_token: number } | { error: ErrorReport };
 
 /** Runs one request. */
 export async function derive({ scalars }: Server, request: DeriveRequestInit): Promise<Answer> {
@@ -26,81 +27,74 @@ export async function derive({ scalars }: Server, request: DeriveRequestInit): P
   return assemble(frames());
 }
 
-/** Runs a request that must fail. */
-export async function deriveError(server: Server, request: DeriveRequestInit): Promise<ErrorReport> {
+/**
+ * Runs many requests, which the server batches. Answers may overtake one another, and their messages interleave; all
+ * frames of a message are of one request.
+ */
+export async function deriveStream({ scalars }: Server, requests: DeriveRequestInit[]) {
+  const assemblers = new Map(requests.map((request) => [request.requestId, new Assembler()]));
+  async function* messages() {
+    for (const value of requests) yield { message: { case: "request" as const, value } };
+  }
+  const predictions: Record<string, Prediction> = {};
+  for await (const { frames } of scalars.deriveStream(messages())) {
+    for (const message of frames) {
+      const { requestId, frame } = message;
+      const assembler = assemblers.get(requestId);
+      if (!assembler) throw new DamagedAnswer(`a frame for ${requestId}, which was not asked`);
+      if (frame.case === "itemResult" && frame.value.result.case === "error") {
+        // An item that failed ends so, in place of its trailer, and the others go on.
+        predictions[requestId] = { error: fromStatus(frame.value.result.value) };
+        assemblers.delete(requestId);
+      } else {
+        assembler.add(message);
+      }
+    }
+  }
+  for (const [requestId, assembler] of assemblers) predictions[requestId] = predict(assembler.finish());
+  return predictions;
+}
+
+/** Finds the largest logit at the last token. */
+function predict({ header, tensors }: Answer): Prediction {
+  const logits = tensors[0];
+  if (!logits) throw new DamagedAnswer("it holds no logits");
+  const vocabulary = logits.axis(Dimension.VOCAB_SIZE).size;
+  const last = logits.values.subarray(-vocabulary);
+  const next = last.reduce((best, logit, token) => (logit > last[best]! ? token : best), 0);
+  return { token_count: header.tokenIds.length, next_token: next };
+}
+
+/** What a call, which must fail, fails with. */
+export async function failure(call: Promise<unknown>): Promise<ErrorReport> {
   try {
-    await derive(server, request);
+    await call;
   } catch (thrown) {
     if (thrown instanceof ConnectError) return fromError(thrown);
     throw thrown;
   }
-  throw new Error(`${request.requestId} did not fail`);
+  throw new Error("a call that must fail did not");
 }
 
-/** The attention head that raises the loss most by what it writes straight to the output. */
-export function topHead({ header, tensors }: Answer) {
-  let top = { layer: -1, head: -1, direct_effect: -Infinity, attends_to: "" };
-  for (const tensor of tensors) {
-    if (tensor.info.dst !== DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD) continue;
-    for (const { head, byKey } of effects(tensor)) {
-      const total = sum(byKey);
-      if (total > top.direct_effect) {
-        const key = byKey.indexOf(Math.max(...byKey));
-        top = {
-          layer: tensor.info.layerIndex ?? -1,
-          head,
-          direct_effect: total,
-          attends_to: header.tokenStrings[key] ?? "",
-        };
-      }
-    }
+/** Watches the server's contexts, which never ends by itself. */
+export async function missDeadline({ contexts }: Server): Promise<void> {
+  for await (const _ of contexts.watchContexts({}, { timeoutMs: 250 }));
+}
+
+/** Stops an answer after its first message, and waits until the server has stopped working for it. */
+export async function cancelDerive({ scalars, contexts }: Server, request: DeriveRequestInit): Promise<number> {
+  const call = new AbortController();
+  try {
+    for await (const _ of scalars.derive(request, { signal: call.signal })) call.abort();
+  } catch (thrown) {
+    if (!call.signal.aborted) throw thrown;
   }
-  return top;
-}
-
-/** Effect of each head through each token attended to, summed over the tokens that attend. */
-function* effects(tensor: Tensor): Generator<{ head: number; byKey: number[] }> {
-  const queries = tensor.axis(Dimension.SEQUENCE_TOKENS);
-  const keys = tensor.axis(Dimension.ATTENDED_TO_SEQUENCE_TOKENS);
-  const heads = tensor.axis(Dimension.ATTN_HEADS);
-  for (let head = 0; head < heads.size; head++) {
-    const byKey = new Array<number>(keys.size).fill(0);
-    for (let query = 0; query < queries.size; query++) {
-      for (let key = 0; key < keys.size; key++) {
-        byKey[key]! += tensor.values[query * queries.stride + key * keys.stride + head * heads.stride]!;
-      }
-    }
-    yield { head, byKey };
+  const end = Date.now() + 10_000;
+  for (;;) {
+    const response = await contexts.listContexts({});
+    const pins = response.contexts.reduce((sum, context) => sum + context.pins, 0);
+    if (pins === 0) return pins;
+    if (Date.now() > end) throw new Error("the server still works for a cancelled call");
+    await setTimeout(50);
   }
-}
-
-/** What an answer holds, short enough to print. */
-export function summarize({ header, tensors, trailer }: Answer) {
-  return {
-    model: header.model,
-    token_count: header.tokenIds.length,
-    loss: header.loss,
-    byte_count: Number(trailer.byteCount),
-    tensors: tensors.map((tensor) => {
-      const finite = tensor.values.filter(Number.isFinite);
-      return {
-        dst: DerivedScalarType[tensor.info.dst],
-        pass_type: PassType[tensor.info.passType],
-        layer_index: tensor.info.layerIndex ?? null,
-        axes: tensor.info.axes.map(({ dimension, size }) => [Dimension[dimension], Number(size)]),
-        element_type: TensorElementType[tensor.info.elementType],
-        encoding: TensorEncoding[tensor.info.encoding],
-        nonzero_count: tensor.coordinates ? tensor.values.length : null,
-        minus_infinities: tensor.values.filter((value) => value === -Infinity).length,
-        sum: sum(finite),
-        checksum: tensor.checksum,
-      };
-    }),
-  };
-}
-
-function sum(numbers: Iterable<number>): number {
-  let total = 0;
-  for (const number of numbers) total += number;
-  return total;
 }

@@ -18,6 +18,12 @@ export function byteWidth(type: TensorElementType): 2 | 4 {
   }
 }
 
+/** Whether `floats` reads elements of a type. */
+export function isFloat(type: TensorElementType): boolean {
+  const { FLOAT32, FLOAT16, BFLOAT16 } = TensorElementType;
+  return [FLOAT32, FLOAT16, BFLOAT16].includes(type);
+}
+
 /** Reads floats of any width. A FLOAT32 view shares memory with `bytes`; the others are copies. */
 export function floats(bytes: Uint8Array, type: TensorElementType): Float32Array {
   switch (type) {

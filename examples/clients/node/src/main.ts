@@ -1,61 +1,57 @@
-// A tour of dst-grpc: asks a server about a prompt and prints one JSON document.
+// A tour of dst-grpc: asks a server about a prompt and prints one JSON document. See ../README.md.
+
+import { readFileSync } from "node:fs";
 
 import { ConnectError } from "@connectrpc/connect";
 
-import { DerivedScalarService } from "../gen/dst/v1/derived_scalar_service_pb.js";
 import { TensorElementType } from "../gen/dst/v1/tensor_pb.js";
-import { HealthCheckResponse_ServingStatus } from "../gen/grpc/health/v1/health_pb.js";
-import { listAutoencoders, listDerivedScalarTypes, listModels, tokenize } from "./catalog.js";
-import { derive, deriveError, summarize, topHead } from "./derive.js";
-import { fromError } from "./errors.js";
-import * as requests from "./requests.js";
-import { resolve, resolveMany } from "./resolve.js";
-import { connect } from "./server.js";
+import { checkHealth, detokenize, listModels, listTypes, tokenize } from "./catalog.js";
+import { cancelDerive, derive, deriveStream, failure, missDeadline } from "./derive.js";
+import { fromError, retrying } from "./errors.js";
+import { explain } from "./explain.js";
+import { type Inputs, Requests } from "./requests.js";
+import { resolve, resolveStream } from "./resolve.js";
+import { connect, type Server } from "./server.js";
+import { summarize } from "./summary.js";
 
-async function tour(address: string) {
-  const server = connect(address);
-  const { status } = await server.health.check({ service: DerivedScalarService.typeName });
-
-  const autoencoders = await listAutoencoders(server);
-  const spliceable = autoencoders.find((autoencoder) => autoencoder.can_be_spliced);
-  if (!spliceable) throw new Error("the server has no autoencoder that can be spliced into a run");
-  const latents = requests.activeLatents(spliceable.name);
-  const types = await listDerivedScalarTypes(server);
-
-  const resolved = await resolve(server, latents, console.error);
-  const effects = await derive(server, requests.directEffects);
+async function tour(server: Server, refusing: Server, inputs: Inputs) {
+  const requests = new Requests(inputs);
   const { FLOAT16, BFLOAT16 } = TensorElementType;
+  const tokens = await tokenize(server, inputs.model, inputs.prompt);
+  // The members are made one after the other, in this order.
   return {
-    health: HealthCheckResponse_ServingStatus[status],
+    health: await checkHealth(server),
     models: await listModels(server),
-    autoencoders,
-    derived_scalar_types: { count: types.length, first: types.slice(0, 5) },
-    prompt: { text: requests.PROMPT, ...(await tokenize(server, requests.PROMPT)) },
-    resolve: resolved,
-    resolve_stream: await resolveMany(server, [requests.directEffects, requests.layerOutOfRange, latents]),
-    top_head: topHead(effects),
+    types: await listTypes(server),
+    tokens,
+    unicode: await tokenize(server, inputs.model, inputs.unicode),
+    resolve: await resolve(server, requests.sparse(), console.error),
+    resolve_stream: await resolveStream(server, [requests.dense(), requests.sparse(), requests.wrong()]),
     derive: {
-      direct_effects: summarize(effects),
-      float16: summarize(await derive(server, requests.attentionPattern(FLOAT16))),
-      bfloat16: summarize(await derive(server, requests.attentionPattern(BFLOAT16))),
-      latents: summarize(await derive(server, latents)),
+      dense: summarize(await derive(server, requests.dense())),
+      sparse: summarize(await derive(server, requests.sparse())),
+      float16: summarize(await derive(server, requests.half("float16", FLOAT16))),
+      bfloat16: summarize(await derive(server, requests.half("bfloat16", BFLOAT16))),
     },
-    errors: {
-      layer_out_of_range: await deriveError(server, requests.layerOutOfRange),
-      bad_enums: await deriveError(server, requests.badEnums),
-    },
+    derive_stream: await deriveStream(server, requests.prefixes(tokens.token_ids)),
+    explain: await explain(server, requests.explain()),
+    deadline: { code: (await failure(missDeadline(server))).code },
+    cancel: { pins: await cancelDerive(server, requests.large()) },
+    rejected: await failure(derive(server, requests.rejected())),
+    retry: { text: await retrying(() => detokenize(refusing, inputs.model, tokens.token_ids)) },
   };
 }
 
-const [address] = process.argv.slice(2);
-if (address === undefined) {
-  console.error("usage: npm start -- HOST:PORT");
+const [address, file, retryAddress] = process.argv.slice(2);
+if (address === undefined || file === undefined || retryAddress === undefined) {
+  console.error("usage: main.js ADDRESS TOUR_FILE RETRY_ADDRESS");
   process.exit(2);
 }
 try {
-  console.log(JSON.stringify(await tour(address), null, 2));
+  const inputs = JSON.parse(readFileSync(file, "utf8")) as Inputs;
+  console.log(JSON.stringify(await tour(connect(address), connect(retryAddress), inputs), null, 2));
 } catch (thrown) {
   if (!(thrown instanceof ConnectError)) throw thrown;
-  console.error(fromError(thrown));
+  console.error(thrown.message, fromError(thrown));
   process.exitCode = 1;
 }

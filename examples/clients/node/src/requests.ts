@@ -1,69 +1,131 @@
-// The requests that this example sends.
+// What the tour asks.
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
 
-import { LossFnName, NodeType } from "../gen/dst/v1/component_pb.js";
+import { LossFnName } from "../gen/dst/v1/component_pb.js";
 import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
+import { ExplainPart, type ExplainRequestSchema } from "../gen/dst/v1/explain_pb.js";
 import type { DeriveRequestSchema } from "../gen/dst/v1/inference_pb.js";
 import { TensorElementType, TensorEncoding } from "../gen/dst/v1/tensor_pb.js";
 
-export type DeriveRequestInit = MessageInitShape<typeof DeriveRequestSchema>;
+export type DeriveRequestInit = MessageInitShape<typeof DeriveRequestSchema> & { requestId: string };
+export type ExplainRequestInit = MessageInitShape<typeof ExplainRequestSchema>;
 
-export const PROMPT = "When Mary and John went to the store, John gave a drink to";
-
-/** The prompt, and how far the model prefers " Mary" to " John" after it. */
-const question = {
-  prompt: { prompt: { case: "text", value: PROMPT } },
-  lossFnConfig: { name: LossFnName.LOGIT_DIFF, targetTokens: [" Mary"], distractorTokens: [" John"] },
-} as const satisfies DeriveRequestInit;
-
-/** What each attention head adds to the difference, its scores, and one tensor of several chunks. */
-export const directEffects: DeriveRequestInit = {
-  ...question,
-  requestId: "direct-effects",
-  derivedScalars: [
-    { dst: DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD },
-    { dst: DerivedScalarType.ATTN_QK_LOGITS },
-    { dst: DerivedScalarType.MLP_WRITE, config: { layerIndices: { layerIndices: [0] } } },
-  ],
-};
-
-/** Half the bytes. */
-export function attentionPattern(elementType: TensorElementType): DeriveRequestInit {
-  return {
-    ...question,
-    requestId: `attention-${TensorElementType[elementType]?.toLowerCase()}`,
-    derivedScalars: [{ dst: DerivedScalarType.ATTN_QK_PROBS, config: { deriveGradients: true } }],
-    elementType,
-  };
+/** What to ask about. */
+export interface Inputs {
+  model: string;
+  prompt: string;
+  target_tokens: string[];
+  distractor_tokens: string[];
+  autoencoder: string;
+  unicode: string;
 }
 
-/** Latents of an autoencoder spliced into the run; only the active ones travel. */
-export function activeLatents(autoencoder: string): DeriveRequestInit {
-  return {
-    ...question,
-    requestId: "latents",
-    derivedScalars: [
-      { dst: DerivedScalarType.ONLINE_AUTOENCODER_LATENT },
-      { dst: DerivedScalarType.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD },
-    ],
-    autoencoders: [autoencoder],
-    encoding: TensorEncoding.SPARSE_LATENTS,
-  };
+const NOT_ONE_TOKEN = "not one token";
+
+function logitDiff(targetTokens: string[], distractorTokens: string[]) {
+  return { name: LossFnName.LOGIT_DIFF, targetTokens, distractorTokens };
 }
 
-/** A layer that the model does not have. */
-export const layerOutOfRange: DeriveRequestInit = {
-  ...question,
-  requestId: "layer-out-of-range",
-  config: { layerIndices: { layerIndices: [0, 999] } },
-  derivedScalars: [{ dst: DerivedScalarType.MLP_POST_ACT }],
-};
+/** Restricts a config to some layers. A config without it means every layer; so does an empty list. */
+function layers(...layerIndices: number[]) {
+  return { layerIndices: { layerIndices } };
+}
 
-/** A type left out, a type of no server, and a trace without node and place: four bad fields at once. */
-export const badEnums: DeriveRequestInit = {
-  ...question,
-  requestId: "bad-enums",
-  derivedScalars: [{ dst: DerivedScalarType.UNSPECIFIED }, { dst: 9999 as DerivedScalarType }],
-  config: { traceConfig: { nodeIndex: { nodeType: NodeType.UNSPECIFIED, layerIndex: 0 } } },
-};
+export class Requests {
+  constructor(private readonly inputs: Inputs) {}
+
+  /** A request about the prompt, and about how far the model prefers the targets to the distractors. */
+  private question(requestId: string) {
+    const { model, prompt, target_tokens, distractor_tokens } = this.inputs;
+    return {
+      requestId,
+      model,
+      prompt: { prompt: { case: "text" as const, value: prompt } },
+      lossFnConfig: logitDiff(target_tokens, distractor_tokens),
+    };
+  }
+
+  dense() {
+    return {
+      ...this.question("dense"),
+      derivedScalars: [
+        { dst: DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD },
+        { dst: DerivedScalarType.ATTN_QK_LOGITS },
+        { dst: DerivedScalarType.MLP_WRITE, config: layers(0) },
+      ],
+    } satisfies DeriveRequestInit;
+  }
+
+  /** Splices an autoencoder into the run; only its active latents travel. */
+  sparse(): DeriveRequestInit {
+    return {
+      ...this.question("sparse"),
+      derivedScalars: [
+        { dst: DerivedScalarType.ONLINE_AUTOENCODER_LATENT },
+        { dst: DerivedScalarType.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD },
+      ],
+      autoencoders: [this.inputs.autoencoder],
+      encoding: TensorEncoding.SPARSE_LATENTS,
+    };
+  }
+
+  /** Half the bytes, and gradients beside the values. */
+  half(requestId: string, elementType: TensorElementType): DeriveRequestInit {
+    return {
+      ...this.question(requestId),
+      derivedScalars: [{ dst: DerivedScalarType.ATTN_QK_PROBS }],
+      config: { ...layers(0), deriveGradients: true },
+      elementType,
+    };
+  }
+
+  /** A layer that no model here has. */
+  wrong(): DeriveRequestInit {
+    return { ...this.dense(), requestId: "wrong", config: layers(0, 999) };
+  }
+
+  /** Four bad fields. */
+  rejected(): DeriveRequestInit {
+    return {
+      ...this.question("rejected"),
+      lossFnConfig: logitDiff([NOT_ONE_TOKEN], []),
+      config: { ...layers(0, 999), deviceForRawActivations: "cuda:3" },
+      derivedScalars: [
+        { dst: DerivedScalarType.MLP_POST_ACT },
+        { dst: DerivedScalarType.ATTN_WRITE, config: layers(77) },
+      ],
+    };
+  }
+
+  /** An answer of many megabytes. */
+  large(): DeriveRequestInit {
+    return { ...this.question("large"), derivedScalars: [{ dst: DerivedScalarType.MLP_WRITE }] };
+  }
+
+  /** Eight prompts of different lengths: the prompt's tokens less the last 0, 1, ... One is poisoned. */
+  prefixes(tokenIds: number[]): DeriveRequestInit[] {
+    return Array.from({ length: 8 }, (_, i) => ({
+      requestId: `prompt-${i}`,
+      model: this.inputs.model,
+      prompt: {
+        prompt: { case: "tokenIds", value: { tokenIds: tokenIds.slice(0, Math.max(1, tokenIds.length - i)) } },
+      },
+      ...(i === 3 ? { lossFnConfig: logitDiff([NOT_ONE_TOKEN], []) } : {}),
+      derivedScalars: [{ dst: DerivedScalarType.LOGITS }],
+    }));
+  }
+
+  explain(): ExplainRequestInit {
+    const { requestId, model, ...run } = this.question("explain");
+    return {
+      requestId,
+      model,
+      runs: [run],
+      k: 3,
+      scoredTokenCount: 3,
+      topLogitCount: 3,
+      parts: [ExplainPart.NODE_TABLE, ExplainPart.UPVOTED_OUTPUT_TOKENS, ExplainPart.TOP_LOGITS],
+    };
+  }
+}

@@ -1,15 +1,18 @@
 // Asking what a request would cost before it is run.
 
-import { Dimension } from "../gen/dst/v1/component_pb.js";
-import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
+import type { Axis } from "../gen/dst/v1/tensor_pb.js";
+import { DimensionSchema } from "../gen/dst/v1/component_pb.js";
+import { DerivedScalarTypeSchema } from "../gen/dst/v1/derived_scalar_type_pb.js";
 import type { Resolved } from "../gen/dst/v1/resolution_pb.js";
 import { type ErrorReport, fromStatus } from "./errors.js";
+import { nameOf } from "./names.js";
 import type { DeriveRequestInit } from "./requests.js";
 import type { Server } from "./server.js";
 
 /** Resolves one request and loads what it needs, reporting progress on the way. */
 export async function resolve({ scalars }: Server, request: DeriveRequestInit, log: (line: string) => void) {
   const stages: string[] = [];
+  const loaded: Record<string, number> = {};
   let resolved: Resolved | undefined;
   for await (const { stage } of scalars.resolve({ request, load: true })) {
     switch (stage.case) {
@@ -20,6 +23,7 @@ export async function resolve({ scalars }: Server, request: DeriveRequestInit, l
         const { context, bytesDone, bytesTotal } = stage.value;
         log(`loading ${context}: ${bytesDone} of ${bytesTotal} bytes`);
         if (stages.at(-1) !== "LOADING") stages.push("LOADING");
+        loaded[context] = Number(bytesDone);
         break;
       }
       case "resolved":
@@ -29,19 +33,19 @@ export async function resolve({ scalars }: Server, request: DeriveRequestInit, l
     }
   }
   if (!resolved) throw new Error("Resolve ended without an answer");
-  return { stages, ...summary(resolved) };
+  return { stages, loaded, resolved: summary(resolved) };
 }
 
 /** Resolves many requests on one stream. A bad one fails alone, and the answers may overtake one another. */
-export async function resolveMany({ scalars }: Server, requests: DeriveRequestInit[]) {
+export async function resolveStream({ scalars }: Server, requests: DeriveRequestInit[]) {
   async function* messages() {
     for (const request of requests) {
       yield { message: { case: "request" as const, value: { request } } };
     }
   }
-  const answers: Record<string, ReturnType<typeof summary> | { error: ErrorReport }> = {};
+  const answers: Record<string, { resolved: ReturnType<typeof summary> } | { error: ErrorReport }> = {};
   for await (const { requestId, stage } of scalars.resolveStream(messages())) {
-    if (stage.case === "resolved") answers[requestId] = summary(stage.value);
+    if (stage.case === "resolved") answers[requestId] = { resolved: summary(stage.value) };
     if (stage.case === "error") answers[requestId] = { error: fromStatus(stage.value) };
   }
   return answers;
@@ -56,10 +60,15 @@ function summary(resolved: Resolved) {
     backward_passes: resolved.cost?.backwardPasses,
     output_bytes: Number(resolved.cost?.outputBytes),
     scalars: resolved.scalars.map((scalar) => ({
-      dst: DerivedScalarType[scalar.dst],
+      dst: nameOf(DerivedScalarTypeSchema, scalar.dst),
       requires_grad: scalar.requiresGrad,
       layer_indices: scalar.layerIndices,
-      axes: scalar.axes.map(({ dimension, size }) => [Dimension[dimension], Number(size)]),
+      axes: axisPairs(scalar.axes),
     })),
   };
+}
+
+/** Pairs of a dimension's name and a size. */
+export function axisPairs(axes: Axis[]) {
+  return axes.map(({ dimension, size }) => [nameOf(DimensionSchema, dimension), Number(size)]);
 }

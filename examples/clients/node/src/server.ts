@@ -4,28 +4,36 @@ import { createClient, type Client } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 
 import { CatalogService } from "../gen/dst/v1/catalog_service_pb.js";
+import { ContextService } from "../gen/dst/v1/context_service_pb.js";
 import { DerivedScalarService } from "../gen/dst/v1/derived_scalar_service_pb.js";
 import { Health } from "../gen/grpc/health/v1/health_pb.js";
 
 export interface Server {
   health: Client<typeof Health>;
   catalog: Client<typeof CatalogService>;
+  contexts: Client<typeof ContextService>;
   scalars: Client<typeof DerivedScalarService>;
 }
 
 /**
- * Connects lazily, with the first call; one connection carries all three services.
+ * Connects lazily, with the first call; one connection carries all services.
+ *
+ * Connect knows no service config: what `../service_config.json` says of deadlines and sizes is given here, and of
+ * retries in `retrying`.
  *
  * @param address - "HOST:PORT" in plain text, or "https://HOST:PORT".
  */
 export function connect(address: string): Server {
   const transport = createGrpcTransport({
     baseUrl: address.includes("://") ? address : `http://${address}`,
+    // Without a deadline, a call to a server that hangs would hang too.
     defaultTimeoutMs: 60_000,
+    readMaxBytes: 4 << 20,
   });
   return {
     health: createClient(Health, transport),
     catalog: createClient(CatalogService, transport),
+    contexts: createClient(ContextService, transport),
     scalars: createClient(DerivedScalarService, transport),
   };
 }

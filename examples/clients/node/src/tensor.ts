@@ -35,15 +35,25 @@ export class Tensor {
     return { size: size!, stride: inner.reduce((product, length) => product * length, 1) };
   }
 
+  /** Row-major position, in the whole tensor, of one of the values. */
+  at(value: number): number {
+    const { coordinates, shape } = this;
+    if (!coordinates) return value;
+    const position = coordinates.subarray(value * shape.length, (value + 1) * shape.length);
+    return position.reduce((offset, at, axis) => offset * shape[axis]! + at, 0);
+  }
+
+  /** Whether every coordinate lies on its axis. */
+  inBounds(): boolean {
+    const { coordinates, shape } = this;
+    return coordinates?.every((at, i) => at < shape[i % shape.length]!) ?? true;
+  }
+
   /** The tensor with its zeros. */
   dense(): Float32Array {
-    const { coordinates, shape } = this;
-    if (!coordinates) return this.values;
-    const all = new Float32Array(shape.reduce((product, length) => product * length, 1));
-    this.values.forEach((value, entry) => {
-      const position = coordinates.subarray(entry * shape.length, (entry + 1) * shape.length);
-      all[position.reduce((offset, at, axis) => offset * shape[axis]! + at, 0)] = value;
-    });
+    if (!this.coordinates) return this.values;
+    const all = new Float32Array(this.shape.reduce((product, length) => product * length, 1));
+    this.values.forEach((value, entry) => (all[this.at(entry)] = value));
     return all;
   }
 }

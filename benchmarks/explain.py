@@ -1,0 +1,118 @@
+"""Explaining, beside the bare forward and backward pass of the same decoder to the activations."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from benchmarks import subjects
+from benchmarks.deriving import bare
+from benchmarks.measure import medians, peak_bytes
+from dst_grpc.contexts.model import ModelContext
+from dst_grpc.domain.components import LossFnName, TensorElementType
+from dst_grpc.domain.explain import ExplainRequest, ExplainRun
+from dst_grpc.domain.explanations import ExplainPart
+from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.requests import Prompt
+from dst_grpc.pipeline.explain import Explainer
+from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.question import Question, explain_question
+from dst_grpc.pipeline.run import run
+from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.wire.explanations import explain_response_to_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dst_grpc.domain.explanations import ExplanationPart
+    from dst_grpc.engine.tokenizer import Tokenizer
+
+ROUNDS = 7
+_MIB = 1 << 20
+TABLES = (ExplainPart.NODE_TABLE, ExplainPart.COMPONENT_SUMS, ExplainPart.TOP_LOGITS)
+
+
+def question(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] = ()) -> Question:
+    """The default groups of random prompts, each different; k = 15."""
+    runs = []
+    for i in range(n_runs):
+        prompt = cast("Prompt", subjects.request(n_tokens, ()).prompt)
+        ids = tuple((token + i) % subjects.GPT2_SMALL.vocab_size for token in prompt.token_ids or ())
+        loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5,), distractor_token_ids=(9,))
+        runs.append(ExplainRun(prompt=Prompt(token_ids=ids), loss_fn_config=loss))
+    catalogue = subjects.OneModel(subjects.GPT2_SMALL)
+    request = ExplainRequest(runs=tuple(runs), parts=parts)
+    return explain_question(request, partial(make_plan, catalogue=catalogue))
+
+
+def model() -> ModelContext:
+    """The decoder as the server would hold it."""
+    return ModelContext(
+        handle="random@0:float32:cpu",
+        name="random",
+        decoder=subjects.gpt2_small(),
+        tokenizer=cast("Tokenizer", subjects.IdsOnly(subjects.GPT2_SMALL.vocab_size)),
+        digest="0",
+        device="cpu",
+        element_type=TensorElementType.FLOAT32,
+        parameter_bytes=0,
+    )
+
+
+def explain(asked: Question) -> list[ExplanationPart]:
+    """Run a question as the server does: one batch, recording sideways, then every step."""
+    store = RecordingStore()
+    outcomes = run([store.widened(plan) for plan in asked.plans], subjects.gpt2_small(), {})
+    return [part for parts in Explainer(asked, outcomes, model(), {}).steps() for part in parts]
+
+
+def ratios() -> Iterator[str]:
+    """Time and memory over the bare pass, and bytes over the full tensors."""
+    for name, parts in (("tables, sums and logits", TABLES), ("all parts", ())):
+        yield f"Explain, default groups, k = 15, {name}, GPT-2-small shape, over the bare forward + backward"
+        for n_tokens in (16, 64):
+            asked = question(n_tokens, parts=parts)
+            reference, ours = partial(bare, subjects.gpt2_small(), asked.plans[0]), partial(explain, asked)
+            two = partial(explain, question(n_tokens, n_runs=2, parts=parts))
+            found = medians({"bare": reference, "ours": ours, "two": two}, ROUNDS)
+            memory = {"bare": peak_bytes(reference), "ours": peak_bytes(ours)}
+            sent = sum(len(explain_response_to_wire(part).SerializeToString()) for part in ours())
+            full = asked.plans[0].cost.output_bytes
+            yield (
+                f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"
+                f" ({found['ours'] * 1e3:.0f} ms / {found['bare'] * 1e3:.0f} ms),"
+                f" peak memory x {memory['ours'] / memory['bare']:.2f}"
+                f" ({memory['ours'] / _MIB:.0f} MiB / {memory['bare'] / _MIB:.0f} MiB),"
+                f" {sent / 1e3:.0f} kB sent, {sent / full:.1%} of the tensors,"
+                f" two prompts x {found['two'] / found['ours']:.2f} of one"
+            )
+
+
+def where_the_time_goes() -> Iterator[str]:
+    """Seconds until each kind of part, the pass included, of one question."""
+    yield "Explain, where the time goes (ms)"
+    for n_tokens in (16, 64):
+        asked = question(n_tokens)
+        explain(asked)
+        store, started = RecordingStore(), time.perf_counter()
+        outcomes = run([store.widened(plan) for plan in asked.plans], subjects.gpt2_small(), {})
+        spent: dict[str, float] = defaultdict(float)
+        spent["pass"] = time.perf_counter() - started
+        before = time.perf_counter()
+        for parts in Explainer(asked, outcomes, model(), {}).steps():
+            now = time.perf_counter()
+            name = "derive and choose"
+            if parts:
+                value = parts[0].value
+                name = str(getattr(value, "part", parts[0].kind))
+            spent[name] += now - before
+            before = now
+        yield f"  {n_tokens:3} tokens: " + ", ".join(f"{name} {seconds * 1e3:.0f}" for name, seconds in spent.items())
+
+
+def report() -> Iterator[str]:
+    """All of it."""
+    yield from ratios()
+    yield from where_the_time_goes()

@@ -1,0 +1,283 @@
+"""What the pictures of an explanation show, as plain values: the same for a terminal and for a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dst_grpc.cli._nodes import ablation_text, node_text, trace_text
+from dst_grpc.client import (
+    AttentionTraceType,
+    ExplainPart,
+    ExplainRequest,
+    ExplainRun,
+    LossFnConfig,
+    LossFnName,
+    NodeIndex,
+    NodeType,
+    RunExplanation,
+    ScoredTokens,
+    TokenScore,
+    TopKGroup,
+)
+
+TITLES = {
+    "direction_write": ("Direct effects", "what each part itself writes towards the answer"),
+    "act_times_grad": ("Total effects", "by whatever way, to first order: activation times gradient"),
+    "write_norm": ("Writes", "how long the vector is that each part writes"),
+    "activation": ("Activations", "neurons, latents and attention, whatever they lead to"),
+}
+"""Title of each group that a request has by default, and what it is."""
+EFFECTS = frozenset({"direction_write", "act_times_grad"})
+"""Groups whose values are shares of the answer, so that both ends matter."""
+
+SMALLEST_SHARE = 0.005
+"""Probability below which a guess would be shown as 0%."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A node of a table, and what is known about it."""
+
+    index: NodeIndex
+    """Which node."""
+    value: float
+    """Its value in the group that the row was made for."""
+    promotes: tuple[TokenScore, ...] = ()
+    """Output tokens that its write raises most, descending."""
+    demotes: tuple[TokenScore, ...] = ()
+    """Output tokens that its write lowers most, the lowest first."""
+    excited_by: tuple[TokenScore, ...] = ()
+    """Input tokens that would raise it most: a neuron or latent; of a head, as the token that it reads."""
+    asked_by: tuple[TokenScore, ...] = ()
+    """Of a head: input tokens that, where it is, would make it read there more."""
+    comes_from: tuple[tuple[int, float], ...] = ()
+    """Of a latent of attention: positions that its activation comes from, and how much."""
+
+    @property
+    def text(self) -> str:
+        """The node as it is typed."""
+        return node_text(self.index)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The token that it is at; of a head at a pair of tokens, also the one that it reads."""
+        return tuple(at for at in self.index.tensor_indices[:-1] if at is not None)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is an attention head."""
+        return self.index.node_type is NodeType.ATTENTION_HEAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A value before and after an ablation."""
+
+    row: NodeRow
+    """The node, as it was before."""
+    after: float
+    """The value afterwards."""
+
+    @property
+    def difference(self) -> float:
+        """How much was added."""
+        return self.after - self.row.value
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token that might come next."""
+
+    token_id: int
+    """The token."""
+    token: str
+    """Its text."""
+    share: float
+    """Its probability among the tokens whose logits the answer lists: a little more than among all."""
+
+
+def question_of(run: ExplainRun) -> str:
+    """What the run explains, in words: "' Mary' over ' John'"."""
+    trace = run.trace_config
+    if trace is None:
+        return "" if run.loss_fn_config is None else _loss_text(run.loss_fn_config)
+    if trace.attention_trace_type is not AttentionTraceType.V:
+        named = "the activation" if trace.attention_trace_type is None else "the score"
+        return f"{named} of {node_text(trace.node_index)}"
+    carrier = f"what {node_text(trace.node_index)} carries"
+    goal = trace.downstream_trace_config
+    if goal is not None:
+        return f"{carrier} to {trace_text(goal)}"
+    return f"{carrier} to {_loss_text(run.loss_fn_config)}" if run.loss_fn_config else carrier
+
+
+def _loss_text(loss: LossFnConfig) -> str:
+    if loss.name is LossFnName.ZERO:
+        return "nothing"
+    target = _listed(loss.target_tokens, loss.target_token_ids)
+    if loss.name is LossFnName.PROBS:
+        return f"the probability of {target}"
+    if loss.name is LossFnName.LOGIT_MINUS_MEAN:
+        return f"{target} over the mean of all tokens"
+    distractor = _listed(loss.distractor_tokens, loss.distractor_token_ids)
+    return f"{target} over {distractor}" if distractor else target
+
+
+def path_of(run: ExplainRun) -> tuple[str, ...]:
+    """The steps of the run's trace, from the output back; none without a trace."""
+    steps = []
+    trace = run.trace_config
+    while trace is not None:
+        steps.append(trace_text(trace))
+        trace = trace.downstream_trace_config
+    return tuple(reversed(steps))
+
+
+def ablations_of(run: ExplainRun) -> tuple[str, ...]:
+    """What the run overwrites."""
+    return (*map(ablation_text, run.ablation_specs), *map(ablation_text, run.node_ablations))
+
+
+def groups_of(request: ExplainRequest) -> tuple[TopKGroup, ...]:
+    """The groups of the request, what explains best first."""
+    rank = list(TITLES)
+    return tuple(
+        sorted(request.effective_groups, key=lambda g: rank.index(g.group_id) if g.group_id in rank else len(rank))
+    )
+
+
+def target_of(run: RunExplanation) -> float | None:
+    """The number that is explained: the traced activation, or the loss."""
+    header = run.header
+    return header.loss if header.activation_value is None else header.activation_value
+
+
+def token_sums(run: RunExplanation, group: TopKGroup) -> np.ndarray:
+    """Sums of a group's values by token [T]: what a head reads counts for the token that it reads."""
+    total = np.zeros(len(run.header.token_strings))
+    for dst in group.dsts:
+        values = run.sum_of(dst).astype(np.float64)
+        total += values.sum(axis=0) if values.ndim == 2 else values
+    return total
+
+
+def rows_of(run: RunExplanation, group_id: str) -> list[NodeRow]:
+    """Every node of the run's table that has a value in the group, the largest value first."""
+    table = run.node_table
+    if table is None:
+        return []
+    promoted = _by_node(run.tokens_of(ExplainPart.UPVOTED_OUTPUT_TOKENS))
+    exciting = _by_node(run.tokens_of(ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP))
+    asking = _by_node(run.tokens_of(ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q))
+    read = _by_node(run.tokens_of(ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K))
+    pairs = {} if run.token_pairs is None else {found.node: found.attended_tokens for found in run.token_pairs.nodes}
+    nothing: tuple[tuple[TokenScore, ...], tuple[TokenScore, ...]] = ((), ())
+    rows = [
+        NodeRow(
+            index=node,
+            value=float(value),
+            promotes=promoted.get(i, nothing)[0],
+            demotes=promoted.get(i, nothing)[1],
+            excited_by=(read if node.node_type is NodeType.ATTENTION_HEAD else exciting).get(i, nothing)[0],
+            asked_by=asking.get(i, nothing)[0],
+            comes_from=pairs.get(i, ()),
+        )
+        for i, (node, value) in enumerate(zip(table.nodes, table.group(group_id).values, strict=True))
+        if not np.isnan(value)
+    ]
+    return sorted(rows, key=lambda row: -row.value)
+
+
+def foremost(rows: Iterable[NodeRow], count: int, group_id: str) -> list[NodeRow]:
+    """The rows that say most: of effects the largest by size, else by value."""
+    return sorted(rows, key=lambda row: -abs(row.value) if group_id in EFFECTS else -row.value)[:count]
+
+
+def decimals_for(values: Iterable[float]) -> int:
+    """Decimals to print values with, so that the largest has three digits that count; at least two."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 2 if largest == 0 else max(2, 2 - math.floor(math.log10(largest)))
+
+
+def number_text(value: float, decimals: int = 2, *, signed: bool = True) -> str:
+    """A value with so many decimals, and its sign; zero is never negative."""
+    return f"{value:{'+' if signed else ''}z.{decimals}f}"
+
+
+def completeness_text(run: RunExplanation, group_id: str) -> str:
+    """How much of the answer the listed nodes account for, in a sentence; empty if nothing is known."""
+    rows = rows_of(run, group_id)
+    found = None if run.node_table is None or not rows else run.node_table.group(group_id).completeness
+    if found is None:
+        return ""
+    decimals = decimals_for((found.listed, found.total, found.target or 0.0))
+
+    def say(value: float) -> str:
+        return number_text(value, decimals, signed=group_id in EFFECTS)
+
+    nodes = f"The {len(rows)} listed nodes"
+    if group_id != "direction_write" or found.target is None:
+        return f"{nodes} sum to {say(found.listed)}, all nodes to {say(found.total)}."
+    text = f"{nodes} account for {say(found.listed)} of {say(found.target)}"
+    if say(found.total) == say(found.target):
+        return f"{text}."
+    rest = say(found.target - found.total)
+    return f"{text}, all nodes for {say(found.total)}; the rest, {rest}, belongs to no node."
+
+
+def guesses_of(run: RunExplanation) -> list[Guess]:
+    """The tokens that come next, the likeliest first; none if the run has no logits."""
+    table = run.top_logits
+    if table is None or not table.nodes:
+        return []
+    logits = np.nan_to_num(table.group("logits").values.astype(np.float64), nan=-np.inf)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    return [
+        Guess(table.nodes[i].tensor_indices[-1] or 0, table.vocab_tokens[i], float(shares[i]))
+        for i in np.argsort(-logits, kind="stable")
+    ]
+
+
+def guessing_at(run: RunExplanation) -> int:
+    """The token that the guesses come after: the traced node's, else the last."""
+    nodes = () if run.top_logits is None else run.top_logits.nodes
+    at = nodes[0].tensor_indices[0] if nodes else None
+    return len(run.header.token_strings) - 1 if at is None else at
+
+
+def changed_guesses(before: RunExplanation, after: RunExplanation, count: int) -> list[tuple[str, float, float]]:
+    """The likeliest tokens of either run: text, share before, share after."""
+    were = {guess.token_id: guess for guess in guesses_of(before)}
+    are = {guess.token_id: guess for guess in guesses_of(after)}
+    listed = dict.fromkeys([*list(were)[:count], *list(are)[:count]])
+    return [
+        ((were.get(i) or are[i]).token, were[i].share if i in were else 0.0, are[i].share if i in are else 0.0)
+        for i in listed
+    ]
+
+
+def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, count: int) -> list[Change]:
+    """The nodes whose values differ most between two runs that have the same nodes."""
+    values = {row.index: row.value for row in rows_of(after, group_id)}
+    changes = [Change(row=row, after=values[row.index]) for row in rows_of(before, group_id) if row.index in values]
+    return sorted(changes, key=lambda change: -abs(change.difference))[:count]
+
+
+def percent(share: float) -> str:
+    """A probability for people: never 0% or 100% of what is merely close."""
+    if 0 < share < SMALLEST_SHARE:
+        return "<1%"
+    return ">99%" if 1 - SMALLEST_SHARE <= share < 1 else f"{share:.0%}"
+
+
+def _listed(texts: Sequence[str], ids: Sequence[int]) -> str:
+    return ", ".join([*map(repr, texts), *(f"token {token}" for token in ids)])
+
+
+def _by_node(scored: ScoredTokens | None) -> dict[int, tuple[tuple[TokenScore, ...], tuple[TokenScore, ...]]]:
+    return {} if scored is None else {tokens.node: (tokens.top, tokens.bottom) for tokens in scored.nodes}

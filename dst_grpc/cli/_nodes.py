@@ -1,0 +1,182 @@
+"""How a node is written, in tables as on the command line: what is printed can be pasted behind --trace and --ablate.
+
+2.h3@13,1     head 3 of layer 2, at token 13, reading token 1
+2.n353@13     neuron 353 of layer 2, at token 13
+2.z17@13      latent 17 of the autoencoder of layer 2's MLP, at token 13
+2.a17@13      latent 17 of the autoencoder of layer 2's attention, at token 13
+emb@13        the embedding of token 13
+2.h3@13,1:K   the same head, traced through its key; :Q, :K, :QK or :V
+2.h3@13=0     the head, at token 13, reading nothing; without @13, at every token
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from dst_grpc.client import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationLocationType,
+    AttentionTraceType,
+    NodeAblation,
+    NodeIndex,
+    NodeType,
+    PreOrPostAct,
+    TraceConfig,
+)
+from dst_grpc.errors import InvalidRequest
+
+_TYPE_OF_LETTER = {
+    "h": NodeType.ATTENTION_HEAD,
+    "n": NodeType.MLP_NEURON,
+    "z": NodeType.MLP_AUTOENCODER_LATENT,
+    "a": NodeType.ATTENTION_AUTOENCODER_LATENT,
+}
+_LETTER_OF_TYPE = {node_type: letter for letter, node_type in _TYPE_OF_LETTER.items()}
+_TAP_OF_TYPE = {
+    NodeType.ATTENTION_HEAD: ActivationLocationType.ATTN_QK_PROBS,
+    NodeType.MLP_NEURON: ActivationLocationType.MLP_POST_ACT,
+    NodeType.MLP_AUTOENCODER_LATENT: ActivationLocationType.ONLINE_MLP_AUTOENCODER_LATENT,
+    NodeType.ATTENTION_AUTOENCODER_LATENT: ActivationLocationType.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+}
+"""Where a node is switched off at every token; at one token the server knows itself."""
+
+_NODE = (
+    r"(?:(?P<layer>\d+)\.(?P<letter>[hnza])(?P<number>\d+)|(?P<embedding>emb))(?:@(?P<token>\d+)(?:,(?P<key>\d+))?)?"
+)
+_TRACED = re.compile(rf"{_NODE}(?::(?P<through>QK|Q|K|V))?")
+_ABLATED = re.compile(rf"{_NODE}(?:=(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?))?")
+_HEAD = re.compile(r"(?P<layer>\d+)\.h?(?P<head>\d+)(?:@.*)?")
+
+TRACE_FORMS = "2.n353@13, 2.z17@13 or 2.h3@13,1:V (or :Q, :K, :QK)"
+ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, emb@13 or, at every token, 2.h3"
+
+
+def node_text(node: NodeIndex) -> str:
+    """How the node is written; of a head at (t, all, h), without the token that it reads."""
+    positions = node.tensor_indices
+    if node.node_type is NodeType.LAYER and node.layer_index is None:
+        return f"emb@{positions[0]}"
+    letter = _LETTER_OF_TYPE.get(node.node_type)
+    if letter is None or not positions:
+        where = ",".join(":" if at is None else str(at) for at in positions)
+        return f"{'' if node.layer_index is None else f'{node.layer_index}.'}{node.node_type}[{where}]"
+    tokens = ",".join(str(at) for at in positions[:-1] if at is not None)
+    return f"{node.layer_index}.{letter}{positions[-1]}{f'@{tokens}' if tokens else ''}"
+
+
+def trace_text(trace: TraceConfig) -> str:
+    """How one step of a trace is written, without what lies downstream of it."""
+    through = trace.attention_trace_type
+    return f"{node_text(trace.node_index)}{'' if through is None else f':{through}'}"
+
+
+def ablation_text(ablation: NodeAblation | AblationSpec) -> str:
+    """How an ablation is written."""
+    if isinstance(ablation, NodeAblation):
+        node = ablation.node_index
+        if node.node_type is NodeType.ATTENTION_HEAD:
+            # All that the head reads there is overwritten, whichever token it was named with.
+            node = replace(node, tensor_indices=(node.tensor_indices[0], None, node.tensor_indices[-1]))
+        return f"{node_text(node)}={ablation.value:g}"
+    index = ablation.index
+    *tokens, last = index.tensor_indices
+    tap = index.activation_location_type
+    if tap is ActivationLocationType.RESID_POST_EMBEDDING and last is None and tokens[0] is not None:
+        return f"emb@{tokens[0]}={ablation.value:g}"
+    for node_type, of_nodes in _TAP_OF_TYPE.items():
+        if of_nodes is tap and index.layer_index is not None and last is not None and all(at is None for at in tokens):
+            return f"{index.layer_index}.{_LETTER_OF_TYPE[node_type]}{last}={ablation.value:g}"
+    where = ",".join(":" if at is None else str(at) for at in index.tensor_indices)
+    layer = "" if index.layer_index is None else f"@{index.layer_index}"
+    return f"{tap}{layer}[{where}]={ablation.value:g}"
+
+
+def read_trace(text: str) -> TraceConfig | None:
+    """The step of a trace that *text* is; None if it is written in no such way.
+
+    A head without `:Q`, `:K`, `:QK` or `:V` is traced through V: what it carries.
+
+    Raises:
+        InvalidRequest: If it is a node, but none that can be traced, or lacks a token.
+    """
+    match = _TRACED.fullmatch(text)
+    if match is None:
+        return None
+    if match["embedding"]:
+        raise InvalidRequest.of("--trace", f"{text!r}: an embedding is where traces end; nothing lies before it")
+    node_type = _TYPE_OF_LETTER[match["letter"]]
+    is_head = node_type is NodeType.ATTENTION_HEAD
+    if match["token"] is None or is_head is (match["key"] is None):
+        lacks = "needs the token it is at and the token it reads" if is_head else "needs one token"
+        raise InvalidRequest.of("--trace", f"{text!r}: a {_KINDS[node_type]} {lacks}, as in {TRACE_FORMS}")
+    if match["through"] and not is_head:
+        raise InvalidRequest.of("--trace", f"{text!r}: only a head has a query, key and value to trace through")
+    return TraceConfig(
+        node_index=_node(match),
+        pre_or_post_act=PreOrPostAct.PRE,
+        detach_layer_norm_scale=True,
+        attention_trace_type=AttentionTraceType(match["through"] or "V") if is_head else None,
+    )
+
+
+def read_ablation(text: str) -> NodeAblation | AblationSpec | None:
+    """The ablation that *text* is, to 0 unless it says `=VALUE`; None if it is written in no such way.
+
+    Raises:
+        InvalidRequest: If it is a node with the wrong number of tokens.
+    """
+    match = _ABLATED.fullmatch(text)
+    if match is None:
+        return None
+    value = float(match["value"] or 0)
+    token = None if match["token"] is None else int(match["token"])
+    node_type = NodeType.LAYER if match["embedding"] else _TYPE_OF_LETTER[match["letter"]]
+    if match["key"] is not None and node_type is not NodeType.ATTENTION_HEAD:
+        raise InvalidRequest.of("--ablate", f"{text!r}: only a head reads another token; e.g. {ABLATION_FORMS}")
+    if node_type is NodeType.LAYER:
+        if token is None:
+            raise InvalidRequest.of("--ablate", f"{text!r}: of which token? e.g. emb@13")
+        return _everywhere(ActivationLocationType.RESID_POST_EMBEDDING, None, (token, None), value)
+    if token is not None:
+        return NodeAblation(node_index=_node(match), value=value)
+    tap = _TAP_OF_TYPE[node_type]
+    whole = (None,) * (len(tap.dimensions) - 1)
+    return _everywhere(tap, int(match["layer"]), (*whole, int(match["number"])), value)
+
+
+def read_head(text: str) -> tuple[int, int]:
+    """The layer and number of the head that `2.h3`, `2.3` or a whole node of a head names.
+
+    Raises:
+        InvalidRequest: If the text has another form.
+    """
+    match = _HEAD.fullmatch(text)
+    if match is None:
+        raise InvalidRequest.of("--head", f"{text!r} is not of the form LAYER.HEAD, e.g. 2.3")
+    return int(match["layer"]), int(match["head"])
+
+
+_KINDS = {
+    NodeType.ATTENTION_HEAD: "head",
+    NodeType.MLP_NEURON: "neuron",
+    NodeType.MLP_AUTOENCODER_LATENT: "latent",
+    NodeType.ATTENTION_AUTOENCODER_LATENT: "latent",
+}
+
+
+def _node(match: re.Match[str]) -> NodeIndex:
+    """The node at a token; of a head, at a pair of tokens or, if it names one only, the whole row."""
+    node_type = _TYPE_OF_LETTER[match["letter"]]
+    indices: tuple[int | None, ...] = (int(match["token"]), int(match["number"]))
+    if node_type is NodeType.ATTENTION_HEAD:
+        indices = (indices[0], None if match["key"] is None else int(match["key"]), indices[1])
+    return NodeIndex(node_type=node_type, tensor_indices=indices, layer_index=int(match["layer"]))
+
+
+def _everywhere(
+    tap: ActivationLocationType, layer: int | None, indices: tuple[int | None, ...], value: float
+) -> AblationSpec:
+    index = ActivationIndex(activation_location_type=tap, tensor_indices=indices, layer_index=layer)
+    return AblationSpec(index=index, value=value)

@@ -1,0 +1,336 @@
+"""Pictures of an explanation for a terminal: from plain values to what rich prints. Nothing here asks a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from dst_grpc.cli._facts import (
+    EFFECTS,
+    SMALLEST_SHARE,
+    TITLES,
+    NodeRow,
+    ablations_of,
+    changed_guesses,
+    changes_of,
+    completeness_text,
+    decimals_for,
+    foremost,
+    groups_of,
+    guesses_of,
+    guessing_at,
+    number_text,
+    path_of,
+    percent,
+    question_of,
+    rows_of,
+    target_of,
+    token_sums,
+)
+from dst_grpc.client import ExplainRequest, Explanation, RunExplanation, TopKGroup
+
+BAR = 12
+"""Columns of a bar, where there is room."""
+GUESSES = 5
+MAX_HEAT = 40
+"""Tokens that have a bar; of a longer prompt, those with the largest sums."""
+LABEL = 16
+"""Columns that a token may take before it is cut."""
+SHADES = " .:+*#"
+"""Attention from none to all, where there is no Unicode."""
+BLOCKS = " ░▒▓█"
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """What a picture is drawn on."""
+
+    width: int
+    """Columns."""
+    is_plain: bool
+    """Whether only ASCII may be used to draw: no terminal, or one that can do nothing."""
+
+    @classmethod
+    def of(cls, out: Console) -> Paper:
+        """That of a console."""
+        plain = not out.is_terminal or out.is_dumb_terminal or not out.encoding.lower().startswith("utf")
+        return cls(out.width, plain)
+
+    def bar(self, value: float, largest: float, columns: int) -> str:
+        """A bar as long as the value is large; a negative one is of another stuff."""
+        length = round(columns * abs(value) / largest) if largest else 0
+        if not length and value and abs(value) >= largest / columns / 4:
+            length = 1
+        filled, hollow = ("+", "-") if self.is_plain else ("█", "▒")
+        return (hollow if value < 0 else filled) * length
+
+    def shade(self, share: float) -> str:
+        """A cell as dark as the share, between 0 and 1, is large."""
+        shades = SHADES if self.is_plain else BLOCKS
+        return shades[min(len(shades) - 1, int(np.ceil(share * (len(shades) - 1) - 0.25)))] if share > 0 else " "
+
+    def token(self, text: str, columns: int | None = None) -> str:
+        """A token in quotes, cut where it is longer than *columns*."""
+        quoted = ascii(text) if self.is_plain and not text.isascii() else repr(text)
+        dots = "..." if self.is_plain else "…"
+        if columns is None or Text(quoted).cell_len <= columns:
+            return quoted
+        cut = Text(quoted)
+        cut.truncate(max(1, columns - len(dots)))
+        return f"{cut.plain}{dots}"
+
+
+def pictures(
+    request: ExplainRequest,
+    explanation: Explanation,
+    paper: Paper,
+    *,
+    top: int,
+    attention: dict[tuple[int, int], np.ndarray] | None = None,
+) -> Iterator[RenderableType]:
+    """Everything, from above to below.
+
+    Args:
+        request: What was asked; of two runs, the second is the first with something switched off.
+        explanation: The answer.
+        paper: What to draw on.
+        top: Nodes to show of each group.
+        attention: Attention [T, U] of the heads to show, by layer and head.
+    """
+    run, *others = explanation.runs
+    yield headline(request, run, paper)
+    for group in groups_of(request)[:1]:
+        yield from heat(run, group, paper)
+    for i, other in enumerate(others, start=1):
+        yield from comparison(request, run, other, i, paper, top=min(top, 5))
+    for group in groups_of(request):
+        yield from node_table(run, group.group_id, paper, top=top)
+    for (layer, head), probabilities in (attention or {}).items():
+        yield from attention_grid(run, layer, head, probabilities, paper)
+
+
+def coloured(text: str, value: float) -> Text:
+    """A text in the colour of the value's sign."""
+    return Text(text, style="green" if value > 0 else "red" if value < 0 else "")
+
+
+def title(text: str, explained: str = "") -> Text:
+    """The first line of a picture."""
+    return Text.assemble("\n", (text, "bold cyan"), f": {explained}" if explained else "")
+
+
+def headline(request: ExplainRequest, run: RunExplanation, paper: Paper) -> Text:
+    """The prompt, what comes next, and the number that is explained."""
+    asked = request.runs[0]
+    text = Text.assemble((f"{''.join(run.header.token_strings)} ...", "bold"))
+    guesses = [guess for guess in guesses_of(run)[:3] if guess.share >= SMALLEST_SHARE] or guesses_of(run)[:1]
+    if guesses:
+        said = ", ".join(f"{paper.token(guess.token)} {percent(guess.share)}" for guess in guesses)
+        at, tokens = guessing_at(run), run.header.token_strings
+        where = "The model goes on" if at == len(tokens) - 1 else f"After {paper.token(tokens[at])} ({at}) it goes on"
+        text.append(f"\n{where} with {said}.")
+    value, question = target_of(run), question_of(asked)
+    if question and value is not None:
+        text.append(f"\nTo explain: {question}, ")
+        text.append_text(coloured(number_text(value, decimals_for([value])), value))
+        text.append(".")
+    if path_of(asked):
+        arrow = " <- " if paper.is_plain else " ← "
+        text.append(f"\nTraced: {arrow.join(('output', *path_of(asked)))}")
+    return text
+
+
+def heat(run: RunExplanation, group: TopKGroup, paper: Paper) -> Iterator[RenderableType]:
+    """The tokens, each with a bar for the sum of the group's values there."""
+    sums = token_sums(run, group)
+    named = TITLES.get(group.group_id, (group.group_id, ""))[0]
+    yield title(f"{named} by token", "what a head reads counts for the token that it reads")
+    shown: Sequence[int] = range(len(sums))
+    if len(sums) > MAX_HEAT:
+        shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:MAX_HEAT].tolist())
+        yield Text(f"The {MAX_HEAT} tokens of {len(sums)} with the largest sums:")
+    labels = {i: paper.token(run.header.token_strings[i], LABEL) for i in shown}
+    decimals = decimals_for(sums)
+    numbers = [number_text(value, decimals, signed=group.group_id in EFFECTS) for value in sums]
+    widest = max((Text(label).cell_len for label in labels.values()), default=0)
+    columns = max(4, min(2 * BAR, paper.width - widest - max(map(len, numbers), default=0) - 9))
+    largest = float(np.abs(sums).max(initial=0.0))
+    grid = Table.grid(padding=(0, 1))
+    for justify in ("right", "left", "right", "left"):
+        grid.add_column(justify=justify, no_wrap=True, overflow="crop")
+    for i in shown:
+        value = float(sums[i])
+        bar = coloured(paper.bar(value, largest, columns), value)
+        grid.add_row(f"{i:4}", Text(labels[i]), coloured(numbers[i], value), bar)
+    yield grid
+
+
+def node_table(run: RunExplanation, group_id: str, paper: Paper, *, top: int) -> Iterator[RenderableType]:
+    """The foremost nodes of a group, and how much of the whole the listed ones account for."""
+    rows = rows_of(run, group_id)
+    shown = foremost(rows, top, group_id)
+    named, explained = TITLES.get(group_id, (group_id, ""))
+    yield title(named, explained)
+    if not shown:
+        yield Text("  no nodes")
+        return
+    yield rows_picture(shown, run.header.token_strings, paper, is_effect=group_id in EFFECTS)
+    sentence = completeness_text(run, group_id)
+    if sentence:
+        yield Text(f"{len(shown)} shown. {sentence}" if len(shown) < len(rows) else sentence)
+
+
+def rows_picture(rows: Sequence[NodeRow], tokens: Sequence[str], paper: Paper, *, is_effect: bool) -> RenderableType:
+    """Nodes as a table with as many tokens as fit; on a narrow terminal, each as a block of lines."""
+    decimals = decimals_for(row.value for row in rows)
+    numbers = [number_text(row.value, decimals, signed=is_effect) for row in rows]
+    for count in (3, 2, 1):
+        table = _wide(rows, numbers, tokens, paper, count)
+        table.columns[0].header = "effect" if is_effect else "value"
+        if Console(width=10_000).measure(table).maximum <= paper.width:
+            return table
+    return _narrow(rows, numbers, tokens, paper)
+
+
+def _wide(rows: Sequence[NodeRow], numbers: Sequence[str], tokens: Sequence[str], paper: Paper, count: int) -> Table:
+    largest = max(abs(row.value) for row in rows)
+    columns = BAR if count > 1 else BAR // 2
+    table = plain_table("", "", "node", "tokens", "promotes", "excited by", right=1)
+    for row, number in zip(rows, numbers, strict=True):
+        table.add_row(
+            coloured(number, row.value),
+            coloured(paper.bar(row.value, largest, columns), row.value),
+            row.text,
+            place(row, tokens, paper),
+            " ".join(promoted(row, paper)[:count]),
+            " ".join(exciting(row, tokens, paper)[:count]),
+        )
+    return table
+
+
+def _narrow(rows: Sequence[NodeRow], numbers: Sequence[str], tokens: Sequence[str], paper: Paper) -> Table:
+    largest = max(abs(row.value) for row in rows)
+    indent = max(map(len, numbers)) + 1
+    grid = Table.grid()
+    grid.add_column(overflow="fold")
+    for row, number in zip(rows, numbers, strict=True):
+        grid.add_row(
+            Text.assemble(
+                coloured(f"{number:>{indent - 1}} ", row.value),
+                (f"{row.text} ", "bold"),
+                coloured(paper.bar(row.value, largest, BAR // 2), row.value),
+            )
+        )
+        facts = [place(row, tokens, paper)]
+        for said, found in (("promotes", promoted(row, paper)), ("excited by", exciting(row, tokens, paper))):
+            listed = fitting(found, paper.width - indent - len(said) - 1)
+            facts += [f"{said} {listed}"] if listed else []
+        for fact in facts:
+            grid.add_row(Padding(Text(fact, overflow="fold"), (0, 0, 0, indent)))
+    return grid
+
+
+def plain_table(*names: str, right: int = 0) -> Table:
+    """A table without lines, the first *right* columns flush right."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i < right else "left", no_wrap=True, overflow="crop")
+    return table
+
+
+def place(row: NodeRow, tokens: Sequence[str], paper: Paper) -> str:
+    """Where a node is: "' to'", or, of a head, "' to' <- ' Mary'"."""
+    arrow = " <- " if paper.is_plain else " ← "
+    return arrow.join(paper.token(tokens[at], LABEL) for at in row.positions if at < len(tokens))
+
+
+def promoted(row: NodeRow, paper: Paper) -> list[str]:
+    """Output tokens that a node raises."""
+    return [paper.token(score.token, LABEL) for score in row.promotes]
+
+
+def exciting(row: NodeRow, tokens: Sequence[str], paper: Paper) -> list[str]:
+    """What excites a node: tokens of the vocabulary; of a latent of attention, those of the prompt that did."""
+    if row.comes_from:
+        return [paper.token(tokens[at], LABEL) for at, _ in row.comes_from if at < len(tokens)]
+    return [paper.token(score.token, LABEL) for score in row.excited_by]
+
+
+def fitting(words: Sequence[str], columns: int, count: int = 3) -> str:
+    """As many of the first words as fit, at least one if there is any."""
+    chosen = list(words[:count])
+    while len(chosen) > 1 and Text(" ".join(chosen)).cell_len > columns:
+        chosen.pop()
+    return " ".join(chosen)
+
+
+def comparison(
+    request: ExplainRequest, before: RunExplanation, after: RunExplanation, which: int, paper: Paper, *, top: int
+) -> Iterator[RenderableType]:
+    """What becomes of the answer, of the guesses and of the nodes when something is switched off."""
+    arrow = "->" if paper.is_plain else "→"
+    yield title(f"With {', '.join(ablations_of(request.runs[which]))}")
+    was, now = target_of(before), target_of(after)
+    if was is not None and now is not None:
+        decimals = decimals_for((was, now))
+        said = [number_text(value, decimals) for value in (was, now, now - was)]
+        text = Text(f"{question_of(request.runs[which])}: {said[0]} {arrow} ")
+        text.append_text(coloured(said[1], now)).append(" (").append_text(coloured(said[2], now - was)).append(")")
+        yield text
+    guesses = [guess for guess in changed_guesses(before, after, GUESSES) if max(guess[1:]) >= SMALLEST_SHARE]
+    if guesses:
+        table = plain_table("before", "after", "next token", right=2)
+        for token, share, then in guesses:
+            new = coloured(percent(then), round(then - share, 2))
+            table.add_row(percent(share), new, paper.token(token, LABEL))
+        yield table
+    for group in groups_of(request):
+        if group.group_id in EFFECTS:
+            yield from _changes(before, after, group.group_id, paper, top)
+
+
+def _changes(
+    before: RunExplanation, after: RunExplanation, group_id: str, paper: Paper, top: int
+) -> Iterator[RenderableType]:
+    changes = changes_of(before, after, group_id, top)
+    if not changes:
+        return
+    yield Text(f"\n{TITLES[group_id][0]} that change most:", style="bold")
+    decimals = decimals_for(max(abs(change.row.value), abs(change.after)) for change in changes)
+    is_wide = paper.width >= 72
+    table = plain_table("before", "after", "change", "node", *(["tokens"] if is_wide else []), right=3)
+    for change in changes:
+        numbers = [number_text(value, decimals) for value in (change.row.value, change.after, change.difference)]
+        where = [place(change.row, before.header.token_strings, paper)] if is_wide else []
+        table.add_row(*numbers[:2], coloured(numbers[2], change.difference), change.row.text, *where)
+    yield table
+
+
+def attention_grid(
+    run: RunExplanation, layer: int, head: int, probabilities: np.ndarray, paper: Paper
+) -> Iterator[RenderableType]:
+    """A head's attention: a line for each token, a cell for each token that it can read, and what it reads most."""
+    tokens = run.header.token_strings
+    yield title(f"Attention of {layer}.h{head}", "a row per token; a cell per token that it reads; what it reads most")
+    labels = [paper.token(token, LABEL) for token in tokens]
+    widest = max(Text(label).cell_len for label in labels)
+    room = paper.width - widest - 6
+    room_beside_words = room - widest - 11
+    has_words = len(tokens) <= room_beside_words or len(tokens) > room
+    cell = 2 if len(tokens) * 2 <= (room_beside_words if has_words else room) else int(len(tokens) <= room)
+    grid = Table.grid(padding=(0, 1))
+    for justify in ("right", "left", "left", "left", "right"):
+        grid.add_column(justify=justify, no_wrap=True, overflow="crop")
+    for query, label in enumerate(labels):
+        row = probabilities[query, : query + 1]
+        key = int(row.argmax())
+        cells = "".join(paper.shade(float(share)) * cell for share in row)
+        words = (f"{key:4} {labels[key]}", percent(float(row[key]))) if has_words else ()
+        grid.add_row(f"{query:4}", Text(label), Text(cells, style="magenta"), *words)
+    yield grid

@@ -1,0 +1,218 @@
+"""From the arguments of a friendly call to a request of Explain or TopK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, TypedDict, Unpack
+
+from dst_grpc.client._requests import (
+    PromptLike,
+    RequestArguments,
+    TokensLike,
+    loss_of,
+    make_request,
+    member,
+    prompt_of,
+)
+from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName
+from dst_grpc.domain.explain import (
+    DEFAULT_K,
+    ExplainRequest,
+    ExplainRun,
+    NodeAblation,
+    NodeScope,
+    TopKGroup,
+    TopKRequest,
+)
+from dst_grpc.domain.explanations import ExplainPart
+from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.errors import InvalidRequest
+
+NodeToAblate: TypeAlias = NodeIndex | NodeAblation | tuple[NodeIndex, float]
+"""A node to set to 0, or one with the value to set it to."""
+GroupsLike: TypeAlias = Iterable[TopKGroup] | Mapping[str, str | Iterable[str]]
+"""Groups; or, by the names of groups, their types: names or members of DerivedScalarType."""
+
+
+class RunArguments(TypedDict, total=False):
+    """The keyword arguments that say what one run of `explain` is about."""
+
+    target: TokensLike | None
+    """What the model said, or might have said."""
+    distractor: TokensLike | None
+    """What it did not say."""
+    loss: LossFnConfig | LossFnName | str | None
+    """A whole loss; or its name, for the target and distractor given."""
+    trace: TraceConfig | None
+    """A node to explain instead."""
+    ablate: NodeToAblate | Iterable[NodeToAblate]
+    """Nodes to switch off, or to set to a value."""
+    ablations: Iterable[AblationSpec]
+    """Other entries to overwrite, before the nodes."""
+    attach_final_layer_norm_scale: bool
+    """Whether gradients flow through the final norm's scale."""
+
+
+class ExplainArguments(RunArguments, total=False):
+    """The keyword arguments of `explain`, besides its prompt."""
+
+    beside: Iterable[ExplainRun]
+    """Further runs to explain beside this one, such as the same prompt with a node switched off."""
+    model: str | None
+    """Name or handle of the model; None = the server's default."""
+    autoencoders: str | Iterable[str]
+    """Names or handles of autoencoders to splice into the runs."""
+    mlp: ComponentTypeForMlp | str
+    """What stands for the MLPs: `neuron` or `autoencoder_latent`."""
+    attention: ComponentTypeForAttention | str
+    """What stands for attention: `attention_head` or `autoencoder_latent`."""
+    groups: GroupsLike
+    """What to choose nodes by; nothing = the default groups."""
+    k: int
+    """Nodes to choose of each type, at each end."""
+    parts: Iterable[ExplainPart | str]
+    """Which parts to send; nothing = all that make sense."""
+    scored_token_count: int
+    """Tokens to score at each end, per node."""
+    token_pair_count: int
+    """Tokens attended to, per latent of attention."""
+    top_logit_count: int
+    """Output logits at each end."""
+    node_scope: NodeScope | str | None
+    """Whether the runs share one list of nodes (`batch`) or not (`prompt`); None = if they can."""
+    request_id: str
+    """Your own id, carried by the answer."""
+
+
+class TopKArguments(RequestArguments, total=False):
+    """The keyword arguments of `top_k`: those of `derive`, and how to choose."""
+
+    k: int
+    """Entries to choose of each type, at each end."""
+    token_index: int | None
+    """Choose only at this token, from the end if negative."""
+    with_sums: bool
+    """Whether to send the sums of whole derived scalars too."""
+
+
+def make_explain_run(
+    prompt: PromptLike,
+    *,
+    target: TokensLike | None = None,
+    distractor: TokensLike | None = None,
+    loss: LossFnConfig | LossFnName | str | None = None,
+    trace: TraceConfig | None = None,
+    ablate: NodeToAblate | Iterable[NodeToAblate] = (),
+    ablations: Iterable[AblationSpec] = (),
+    attach_final_layer_norm_scale: bool = False,
+) -> ExplainRun:
+    """One run that the arguments describe; see RunArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    return ExplainRun(
+        prompt=prompt_of(prompt),
+        loss_fn_config=loss_of(loss, target, distractor),
+        trace_config=trace,
+        node_ablations=_node_ablations(ablate),
+        ablation_specs=tuple(ablations),
+        attach_final_layer_norm_scale=attach_final_layer_norm_scale,
+    )
+
+
+def make_explain_request(
+    prompt: PromptLike,
+    *,
+    beside: Iterable[ExplainRun] = (),
+    model: str | None = None,
+    autoencoders: str | Iterable[str] = (),
+    mlp: ComponentTypeForMlp | str = ComponentTypeForMlp.NEURON,
+    attention: ComponentTypeForAttention | str = ComponentTypeForAttention.ATTENTION_HEAD,
+    groups: GroupsLike = (),
+    k: int = DEFAULT_K,
+    parts: Iterable[ExplainPart | str] = (),
+    scored_token_count: int = 10,
+    token_pair_count: int = 3,
+    top_logit_count: int = 100,
+    node_scope: NodeScope | str | None = None,
+    request_id: str = "",
+    **run: Unpack[RunArguments],
+) -> ExplainRequest:
+    """The request that the arguments describe; see ExplainArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
+    """
+    return ExplainRequest(
+        runs=(make_explain_run(prompt, **run), *beside),
+        request_id=request_id,
+        model=model,
+        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        component_type_for_mlp=member(ComponentTypeForMlp, mlp, "component_type_for_mlp"),
+        component_type_for_attention=member(ComponentTypeForAttention, attention, "component_type_for_attention"),
+        groups=_groups(groups),
+        k=k,
+        parts=tuple(member(ExplainPart, part, f"parts[{i}]") for i, part in enumerate(parts)),
+        scored_token_count=scored_token_count,
+        token_pair_count=token_pair_count,
+        top_logit_count=top_logit_count,
+        node_scope=None if node_scope is None else member(NodeScope, node_scope, "node_scope"),
+    )
+
+
+def make_top_k_request(
+    prompt: PromptLike,
+    groups: GroupsLike,
+    *,
+    k: int = DEFAULT_K,
+    token_index: int | None = None,
+    with_sums: bool = False,
+    **arguments: Unpack[RequestArguments],
+) -> TopKRequest:
+    """The request, of one run, that the arguments describe; see TopKArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
+    """
+    request_id = arguments.pop("request_id", "")
+    return TopKRequest(
+        runs=(make_request(prompt, (), **arguments),),
+        groups=_groups(groups),
+        request_id=request_id,
+        k=k,
+        token_index=token_index,
+        with_sums=with_sums,
+    )
+
+
+def _node_ablations(ablate: NodeToAblate | Iterable[NodeToAblate]) -> tuple[NodeAblation, ...]:
+    if isinstance(ablate, NodeIndex | NodeAblation):
+        return (_node_ablation(ablate),)
+    if isinstance(ablate, tuple) and len(ablate) == 2 and isinstance(ablate[1], int | float):
+        return (_node_ablation(ablate),)
+    return tuple(map(_node_ablation, ablate))
+
+
+def _node_ablation(ablated: NodeToAblate) -> NodeAblation:
+    if isinstance(ablated, NodeAblation):
+        return ablated
+    node, value = (ablated, 0.0) if isinstance(ablated, NodeIndex) else ablated
+    return NodeAblation(node_index=node, value=float(value))
+
+
+def _groups(groups: GroupsLike) -> tuple[TopKGroup, ...]:
+    if not isinstance(groups, Mapping):
+        return tuple(groups)
+    found = []
+    for i, (name, types) in enumerate(groups.items()):
+        listed = (types,) if isinstance(types, str) else tuple(types)
+        dsts = [member(DerivedScalarType, dst, f"groups[{i}].dsts[{j}]") for j, dst in enumerate(listed)]
+        try:
+            found.append(TopKGroup(group_id=name, dsts=tuple(dsts)))
+        except InvalidRequest as error:
+            raise error.under(f"groups[{i}]") from None
+    return tuple(found)

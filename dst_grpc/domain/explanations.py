@@ -1,0 +1,256 @@
+"""What TopK and Explain answer: nodes that were chosen, their values, and what they read and write. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.results import Provenance, RunStatistics
+from dst_grpc.domain.scalar_types import DerivedScalarType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+MAX_TOKENS_OF_PAIR_SUMS = 1000
+"""Longest prompt whose pairs of tokens are summed apart: [T, U] must fit into a message of 4 MiB."""
+
+
+class ExplainPart(StrEnum):
+    """Parts of an explanation."""
+
+    NODE_TABLE = "node_table"
+    """The nodes of the groups, and their sums."""
+    COMPONENT_SUMS = "component_sums"
+    """Sums of neurons and heads by token, whatever stands for MLPs and attention."""
+    UPVOTED_OUTPUT_TOKENS = "upvoted_output_tokens"
+    """Tokens of the vocabulary that the write of a node promotes and demotes."""
+    INPUT_TOKENS_THAT_UPVOTE_MLP = "input_tokens_that_upvote_mlp"
+    """Tokens that would excite a neuron, or a latent of the MLPs."""
+    INPUT_TOKENS_THAT_UPVOTE_ATTN_Q = "input_tokens_that_upvote_attn_q"
+    """Tokens that, at the query, would raise a head's score for its pair of tokens."""
+    INPUT_TOKENS_THAT_UPVOTE_ATTN_K = "input_tokens_that_upvote_attn_k"
+    """Tokens that, at the key, would raise a head's score for its pair of tokens."""
+    TOKEN_PAIRS = "token_pairs"
+    """Tokens that a latent of attention gets its activation from."""
+    TOP_LOGITS = "top_logits"
+    """The largest and smallest output logits at the traced node's token, else at the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """What a run is about."""
+
+    model: str
+    """Handle of the model that ran."""
+    token_ids: tuple[int, ...]
+    """The prompt."""
+    token_strings: tuple[str, ...]
+    """Each token decoded alone."""
+    loss: float | None = None
+    """Value of the loss; None if none was given or it is not a number."""
+    activation_value: float | None = None
+    """Value of the traced activation; None without a trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScalarSum:
+    """The sum of a whole derived scalar over all layers and all axes but those of the tokens."""
+
+    dst: DerivedScalarType
+    """Which type."""
+    values: np.ndarray[Any, Any]
+    """[T], or [T, U] for pairs of tokens of a prompt of at most `MAX_TOKENS_OF_PAIR_SUMS`; float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completeness:
+    """How much of what was asked about the nodes of a group account for."""
+
+    listed: float
+    """Sum of the group's values over the listed nodes."""
+    total: float
+    """Sum over all nodes of the group's types, listed or not."""
+    target: float | None
+    """The loss or traced value; None without an origin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupValues:
+    """The nodes of a table as one group sees them."""
+
+    group_id: str
+    """Which group."""
+    values: np.ndarray[Any, Any]
+    """Value of each node [N], float32, parallel to the table's nodes; NaN where the group has none of its type."""
+    top: tuple[int, ...]
+    """Positions, among the nodes, of the group's own choice of the largest in this run, descending by value."""
+    bottom: tuple[int, ...]
+    """Likewise of the smallest, descending by value."""
+    completeness: Completeness | None = None
+    """What the listed nodes account for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTable:
+    """A list of nodes and their values, group by group."""
+
+    nodes: tuple[NodeIndex, ...]
+    """The nodes, none twice: those that each group chose, in the order of the groups."""
+    groups: tuple[GroupValues, ...]
+    """One per group, in the request's order."""
+    vocab_tokens: tuple[str, ...] = ()
+    """Text of each node that is a token of the vocabulary, "" for others; empty if no node is one."""
+
+    def group(self, group_id: str) -> GroupValues:
+        """The group of that name; raises KeyError with the names that there are."""
+        for group in self.groups:
+            if group.group_id == group_id:
+                return group
+        raise KeyError(f"no group {group_id!r}; there are {', '.join(group.group_id for group in self.groups)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """The score of a token of the vocabulary."""
+
+    token_id: int
+    """The token."""
+    token: str
+    """Its text."""
+    score: float
+    """Its score."""
+    normalized_score: float
+    """The score over the largest absolute score of the node's lists; 0 if that is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTokens:
+    """Scored tokens of one node."""
+
+    node: int
+    """The node: its position in the run's node table."""
+    top: tuple[TokenScore, ...]
+    """The highest scores, descending."""
+    bottom: tuple[TokenScore, ...]
+    """The lowest scores, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTokens:
+    """Scored tokens of the nodes of a table."""
+
+    part: ExplainPart
+    """How they are scored."""
+    nodes: tuple[NodeTokens, ...]
+    """The nodes that can be scored so, in the table's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTokenPairs:
+    """The tokens that a latent of attention gets most from."""
+
+    node: int
+    """The node: its position in the run's node table."""
+    attended_tokens: tuple[tuple[int, float], ...]
+    """Position of each token in the prompt, and what comes from there; descending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPairs:
+    """Token pairs of the latents of attention in a table."""
+
+    nodes: tuple[NodeTokenPairs, ...]
+    """The latents that are active offline, in the table's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsTrailer:
+    """The end of an answer about runs. Without it the answer is truncated."""
+
+    message_count: int
+    """Messages of the answer, this one included."""
+    statistics: RunStatistics
+    """What all runs cost together."""
+    provenance: Provenance
+    """What the numbers depend on."""
+
+
+class PartKind(StrEnum):
+    """What a message of an answer holds."""
+
+    HEADER = "header"
+    """A RunHeader, the first of its run."""
+    NODE_TABLE = "node_table"
+    """The NodeTable of the groups."""
+    COMPONENT_SUMS = "component_sums"
+    """A NodeTable of neurons and heads with k = 1."""
+    SCALAR_SUM = "scalar_sum"
+    """A ScalarSum, one for each type of the tables."""
+    SCORED_TOKENS = "scored_tokens"
+    """ScoredTokens; those of many nodes come in several messages."""
+    TOKEN_PAIRS = "token_pairs"
+    """TokenPairs; those of many nodes come in several messages."""
+    TOP_LOGITS = "top_logits"
+    """A NodeTable with the one group "logits"."""
+    TRAILER = "trailer"
+    """A RunsTrailer, the last of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExplanationPart:
+    """One message of an answer of Explain or TopK, as it comes."""
+
+    kind: PartKind
+    """What it holds."""
+    value: RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer
+    """What is in it."""
+    run_index: int = 0
+    """Which run, by its position in the request; 0 in the trailer."""
+    request_id: str = ""
+    """The request's own id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunExplanation:
+    """Everything said of one run; a part that was not wanted, or makes no sense for the request, is None or absent."""
+
+    header: RunHeader
+    """What it is about."""
+    node_table: NodeTable | None = None
+    """The nodes that the groups chose."""
+    component_sums: NodeTable | None = None
+    """The same groups for neurons and heads, with k = 1."""
+    sums: tuple[ScalarSum, ...] = ()
+    """Sums of the types of both tables, each type once."""
+    scored_tokens: tuple[ScoredTokens, ...] = ()
+    """Scored tokens, one for each way to score."""
+    token_pairs: TokenPairs | None = None
+    """Token pairs."""
+    top_logits: NodeTable | None = None
+    """Output logits, as the one group "logits"."""
+
+    def sum_of(self, dst: DerivedScalarType) -> np.ndarray[Any, Any]:
+        """The sum [T] or [T, U] of a whole derived scalar; raises KeyError with the types that there are."""
+        for found in self.sums:
+            if found.dst is dst:
+                return found.values
+        raise KeyError(f"no sum of {dst}; there are {', '.join(found.dst.value for found in self.sums)}")
+
+    def tokens_of(self, part: ExplainPart) -> ScoredTokens | None:
+        """The tokens scored in one way; None if they were not asked for."""
+        return next((scored for scored in self.scored_tokens if scored.part is part), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A whole answer of Explain, or of TopK."""
+
+    request_id: str
+    """The request's own id."""
+    runs: tuple[RunExplanation, ...]
+    """One per run of the request, in its order."""
+    trailer: RunsTrailer
+    """How it ended."""

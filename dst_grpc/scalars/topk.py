@@ -1,0 +1,200 @@
+"""All entries of one derived scalar of one run: its largest and smallest nodes, its sum, and its values at any nodes.
+
+A type is gone through once, layer by layer, and nothing of it is kept but candidates and sums: memory is that of one
+layer, however long the prompt. To look nodes up, the layers that they are in are derived again, which costs less than
+keeping all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.explanations import MAX_TOKENS_OF_PAIR_SUMS
+from dst_grpc.domain.nodes import is_of_token_pairs, node_at
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.errors import InvalidRequest, Reason
+from dst_grpc.scalars.extremes import extremes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from dst_grpc.domain.components import NodeType
+    from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.domain.scalar_facts import ScalarFacts
+    from dst_grpc.scalars.derive import Derivation
+
+Ranked = list[tuple[float, "NodeIndex"]]
+"""Nodes with their values, best first."""
+PlaceKey = tuple["NodeType", int | None, int]
+"""Node type, layer, and number of positions of nodes."""
+
+
+class Places:
+    """Where the nodes of a list are: by type and layer, their positions in the list and in tensors. Made once."""
+
+    def __init__(self, nodes: Sequence[NodeIndex]) -> None:
+        """Sort *nodes*."""
+        self.count = len(nodes)
+        found: dict[PlaceKey, tuple[list[int], list[tuple[int, ...]]]] = {}
+        for i, node in enumerate(nodes):
+            entry = tuple(index for index in node.tensor_indices if index is not None)
+            where, entries = found.setdefault((node.node_type, node.layer_index, len(entry)), ([], []))
+            where.append(i)
+            entries.append(entry)
+        self.by_key: Mapping[PlaceKey, tuple[torch.Tensor, torch.Tensor]] = {
+            key: (torch.tensor(where), torch.tensor(entries)) for key, (where, entries) in found.items()
+        }
+        """Positions in the list [n], and in a tensor [n, axes]."""
+
+
+class Entries:
+    """One derived scalar of one run. Lives on the device's thread."""
+
+    def __init__(self, derivation: Derivation) -> None:
+        """Derive nothing yet."""
+        self._derivation = derivation
+        self.facts: ScalarFacts = derivation.task.facts
+        self._best: dict[bool, Ranked] = {}
+        self._sum: torch.Tensor | None = None
+
+    @property
+    def _layers(self) -> tuple[int | None, ...]:
+        return self._derivation.task.layers
+
+    def _tensor(self, layer: int | None) -> torch.Tensor:
+        return self._derivation.at(layer)[PassType.FORWARD]
+
+    def scan(self, k: int, token: int | None, ends: Iterable[bool]) -> None:
+        """Go through all layers once: find the *k* best at each of *ends* (True = largest), and sum up.
+
+        Args:
+            k: nodes to choose at each end; more than there are means all.
+            token: choose only at this token; None = at every one.
+            ends: which ends, largest or not.
+
+        Raises:
+            InvalidRequest: if there are entries that are not finite, which have no order.
+        """
+        found: dict[bool, list[tuple[float, int, _Layout]]] = {largest: [] for largest in ends}
+        sums = None
+        for layer in self._layers:
+            x = self._tensor(layer)
+            hidden = x.isneginf() if self.facts.type is DerivedScalarType.ATTN_QK_LOGITS else None
+            summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
+            sums = summed if sums is None else sums + summed
+            rows = _rows(self.facts, x, token)
+            layout = _Layout(self.facts, layer, token or 0, rows.shape[1:])
+            for largest in found:
+                # Scores of keys that are not seen are no scores: they rank last at either end, and are left out.
+                ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
+                values, positions = extremes(ranked.reshape(1, -1), k, largest=largest)
+                pairs = zip(values[0].tolist(), positions[0].tolist(), strict=True)
+                found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
+        self._sum = sums
+        if not math.isfinite(self.total):
+            message = f"{self.facts.type} has values that are not finite: what is ablated is set to something too large"
+            raise InvalidRequest.of("runs", message, reason=Reason.IMPOSSIBLE_COMBINATION)
+        for largest, best in found.items():
+            best.sort(key=lambda entry: entry[0], reverse=largest)
+            self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
+
+    def best(self, k: int, *, largest: bool) -> Ranked:
+        """The *k* best nodes at one end, of those that `scan` found."""
+        return self._best[largest][:k]
+
+    def _summed(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum [T] or [T, U] of one layer over the axes that are not of tokens; later keys take no part."""
+        if not is_of_token_pairs(self.facts):
+            return x.flatten(1).sum(dim=1)
+        if self.facts.is_flattened:
+            n_tokens = _rows_of_triangle(len(x))
+            t, u = torch.tril_indices(n_tokens, n_tokens, device=x.device)
+            summed = x.new_zeros(n_tokens, n_tokens)
+            summed[t, u] = x.flatten(1).sum(dim=1)
+            return summed
+        return x.flatten(2).sum(dim=2).tril()
+
+    @property
+    def sum(self) -> torch.Tensor:
+        """Sum over layers and all axes but those of the tokens: [T] or [T, U]; long prompts have [T] only."""
+        if self._sum is None:
+            return torch.zeros(self._derivation.evidence.n_tokens)
+        return sum_to_send(self._sum)
+
+    @cached_property
+    def total(self) -> float:
+        """Sum over everything."""
+        return 0.0 if self._sum is None else self._sum.double().sum().item()
+
+    def values_at(self, places: Places, values: torch.Tensor) -> None:
+        """Write the value at each node that is one of this type into *values* [nodes of the list]."""
+        rank = len(self.facts.dimensions) + self.facts.is_flattened
+        for layer in self._layers:
+            where, entries = places.by_key.get((self.facts.node_type, layer, rank), (None, None))
+            if where is None or entries is None:
+                continue
+            x = self._tensor(layer)
+            if self.facts.is_flattened:
+                t, u, rest = entries[:, 0], entries[:, 1], entries[:, 2:]
+                entries = torch.cat(((t * (t + 1) // 2 + u).unsqueeze(1), rest), dim=1)
+            inside = (entries < torch.tensor(x.shape)).all(dim=1)
+            places_inside = entries[inside].to(x.device)
+            values[where[inside]] = x[tuple(places_inside.t())].to("cpu", torch.float32)
+
+
+def sum_to_send(summed: torch.Tensor) -> torch.Tensor:
+    """A sum [T] or [T, U] as it travels: [T] if the pairs of tokens are too many for a message."""
+    return summed.sum(dim=1) if summed.ndim == 2 and len(summed) > MAX_TOKENS_OF_PAIR_SUMS else summed
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which node is where among the entries of one layer that may be chosen."""
+
+    facts: ScalarFacts
+    layer: int | None
+    first_token: int
+    rest: tuple[int, ...]
+    """Sizes of the axes after those of tokens."""
+
+    def node(self, position: int) -> NodeIndex:
+        """The node at a position, entries counted row by row."""
+        entry = []
+        for size in reversed(self.rest):
+            position, index = divmod(position, size)
+            entry.append(index)
+        if is_of_token_pairs(self.facts):
+            pair = position + self.first_token * (self.first_token + 1) // 2
+            t = _rows_of_triangle(pair)
+            entry += [pair - t * (t + 1) // 2, t]
+        else:
+            entry.append(position + self.first_token)
+        return node_at(self.facts, self.layer, entry[::-1])
+
+
+def _rows(facts: ScalarFacts, x: torch.Tensor, token: int | None) -> torch.Tensor:
+    """The entries of one layer that may be chosen: a row per token, or per pair of tokens in a triangle's order."""
+    if is_of_token_pairs(facts):
+        return _triangle(x, is_flattened=facts.is_flattened, token=token)
+    return x if token is None else x[token : token + 1]
+
+
+def _triangle(x: torch.Tensor, *, is_flattened: bool, token: int | None) -> torch.Tensor:
+    """Rows of the pairs of tokens (t, u <= t) of *x* [T, U, ...], or of its flattened form, t-major."""
+    if is_flattened:
+        return x if token is None else x[token * (token + 1) // 2 :][: token + 1]
+    if token is not None:
+        return x[token, : token + 1]
+    t, u = torch.tril_indices(x.shape[0], x.shape[1], device=x.device)
+    return x[t, u]
+
+
+def _rows_of_triangle(n_pairs: int) -> int:
+    """The largest T whose T (T + 1) / 2 pairs are at most *n_pairs*."""
+    return (math.isqrt(8 * n_pairs + 1) - 1) // 2

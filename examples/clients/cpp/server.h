@@ -1,0 +1,34 @@
+// The services of one server; one connection, made by the first call, carries them all.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "dst/v1/catalog_service.grpc.pb.h"
+#include "dst/v1/context_service.grpc.pb.h"
+#include "dst/v1/derived_scalar_service.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+
+struct Server {
+  Server(const std::string& address, const std::string& service_config);
+
+  std::unique_ptr<grpc::health::v1::Health::Stub> health;
+  std::unique_ptr<dst::v1::CatalogService::Stub> catalog;
+  std::unique_ptr<dst::v1::ContextService::Stub> contexts;
+  std::unique_ptr<dst::v1::DerivedScalarService::Stub> scalars;
+};
+
+// The context of one call, with its deadline: without one, a call to a server that hangs would hang too.
+//
+// Whoever stops reading early stops the server's work too: a call that is still running when its context goes is
+// cancelled here.
+class Call : public grpc::ClientContext {
+ public:
+  explicit Call(std::chrono::milliseconds time = std::chrono::minutes(1)) {
+    set_deadline(std::chrono::system_clock::now() + time);
+  }
+  ~Call() { TryCancel(); }
+};

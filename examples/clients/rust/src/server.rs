@@ -1,0 +1,36 @@
+//! The services of one server; one connection carries them all.
+
+use std::time::Duration;
+
+use crate::grpc::{Channel, Status};
+use crate::proto::dst::v1::{CatalogServiceClient, ContextServiceClient, DerivedScalarServiceClient};
+use crate::proto::grpc::health::v1::HealthClient;
+
+pub struct Server {
+    pub health: HealthClient,
+    pub catalog: CatalogServiceClient,
+    pub contexts: ContextServiceClient,
+    pub scalars: DerivedScalarServiceClient,
+    channel: Channel,
+}
+
+impl Server {
+    pub async fn connect(address: &str) -> Result<Self, Status> {
+        Ok(Self::on(Channel::connect(address).await?))
+    }
+
+    /// The same server, for calls with another deadline.
+    pub fn with_timeout(&self, call_time: Duration) -> Self {
+        Self::on(self.channel.with_timeout(call_time))
+    }
+
+    fn on(channel: Channel) -> Self {
+        Self {
+            health: HealthClient::new(channel.clone()),
+            catalog: CatalogServiceClient::new(channel.clone()),
+            contexts: ContextServiceClient::new(channel.clone()),
+            scalars: DerivedScalarServiceClient::new(channel.clone()),
+            channel,
+        }
+    }
+}
