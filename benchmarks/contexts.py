@@ -24,6 +24,7 @@ from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.device import CountedMemory
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.resolution import ContextState
+from scripts.real_model.__main__ import ready_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -223,16 +224,24 @@ def report() -> Iterator[str]:
                 f"  {label:22} peak x {peak / weights:.3f}, then x {held / weights:.3f}"
                 f" (weights {weights / _MIB:.0f} MiB)"
             )
+        smollm2 = str(ready_folder())
+        peak, held, weights = _measured("_peak", smollm2)
+        yield f"  {'SmolLM2-135M':22} peak x {peak / weights:.3f}, then x {held / weights:.3f}"
         small = str(Path(name) / "float32-file")
         yield "resident memory before, after the first, and after all of n times load and unload"
-        for label, folder_name, n in (("embedded", str(embedded.MODEL_FOLDER), _CYCLES), ("GPT-2 small", small, 10)):
+        for label, folder_name, n in (
+            ("embedded", str(embedded.MODEL_FOLDER), _CYCLES),
+            ("GPT-2 small", small, 10),
+            ("SmolLM2-135M", smollm2, _CYCLES),
+        ):
             before, once, after = _measured("_cycles", folder_name, n)
             yield (
                 f"  {label:12} {n} times: {before / _MIB:.0f}, {once / _MIB:.0f}, {after / _MIB:.0f} MiB"
                 f" ({100 * (after / before - 1):+.1f} %)"
             )
-        loads, alone, together = _measured("_cold", small)
-        yield f"{_CALLERS} callers of a cold GPT-2 small: {loads:.0f} load, {together:.2f} s; one alone {alone:.2f} s"
+        for label, folder_name in (("GPT-2 small", small), ("SmolLM2-135M", smollm2)):
+            loads, alone, together = _measured("_cold", folder_name)
+            yield f"{_CALLERS} callers of a cold {label}: {loads:.0f} load, {together:.2f} s; one alone {alone:.2f} s"
     done, loads = _measured("_pressure", "")
     wanted = _CALLERS * _CALLS
     yield f"{_CALLERS} callers of four models where two fit: {done:.0f} of {wanted} served, {loads:.0f} loads"
