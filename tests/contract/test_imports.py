@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -69,3 +74,33 @@ def test_a_bare_install_is_enough(package: str) -> None:
         "    importlib.import_module(module.name)\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_library_that_the_package_imports_is_declared() -> None:
+    """Tests run with more than a user installs: what only a test asks for would be missed there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {normalised(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in required}
+    distributions = importlib.metadata.packages_distributions()
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "dst_grpc").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in names_of(node)
+    }
+    libraries = imported - sys.stdlib_module_names - {"dst_grpc", "__future__", "google"}
+    missing = {name for name in libraries if declared.isdisjoint(map(normalised, distributions.get(name, ())))}
+    # pydantic comes with pydantic-settings, which is made for it.
+    assert missing <= {"pydantic"}
+
+
+def normalised(distribution: str) -> str:
+    """Its name as packaging tools compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def names_of(node: ast.AST) -> list[str]:
+    """The modules that an import names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
