@@ -48,8 +48,8 @@ real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers libr
 bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
 
-# Where there is no Node, or one too old for the client, the one on PyPI serves. Of the other toolchains whatever is
-# there is used, and it is said what is not; `.ci/clients.apt` lists Debian's packages.
+# Of the toolchains besides Node's whatever is there is used, and it is said what is not; `.ci/clients.apt` lists
+# Debian's packages.
 polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
 polyglot: $(DEV) ## build the example clients, and compare what they all say of a live server
 	@$(NODE)

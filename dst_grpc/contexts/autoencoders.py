@@ -33,14 +33,17 @@ SPLICEABLE = frozenset(
 )
 """Kinds that can be put into a run; the others only read recorded taps."""
 
-_SIZE_FIELDS = {
-    Dimension.RESIDUAL_STREAM_CHANNELS: "d_model",
-    Dimension.MLP_ACTS: "d_mlp",
-    Dimension.ATTN_HEADS: "n_heads",
-    Dimension.QUERY_AND_KEY_CHANNELS: "d_head",
-    Dimension.VALUE_CHANNELS: "d_head",
-    Dimension.VOCAB_SIZE: "vocab_size",
-}
+_COLUMNS = frozenset(
+    {
+        Dimension.RESIDUAL_STREAM_CHANNELS,
+        Dimension.MLP_ACTS,
+        Dimension.ATTN_HEADS,
+        Dimension.QUERY_AND_KEY_CHANNELS,
+        Dimension.VALUE_CHANNELS,
+        Dimension.VOCAB_SIZE,
+    }
+)
+"""Axes whose entries an autoencoder can read together."""
 
 
 def node_type_of(dst: DerivedScalarType) -> NodeType:
@@ -55,14 +58,14 @@ def input_width(dst: DerivedScalarType, dimensions: ModelDimensions) -> int | No
     are read together, [T, H, c] as [T, H c].
     """
     axes = FACTS[dst].dimensions
-    if axes[0] is not Dimension.SEQUENCE_TOKENS or axes[-1] not in _SIZE_FIELDS:
+    if axes[0] is not Dimension.SEQUENCE_TOKENS or axes[-1] not in _COLUMNS:
         return None
     merged = axes[1:] if Dimension.ATTENDED_TO_SEQUENCE_TOKENS not in axes else axes[-1:]
     width = 1
     for axis in merged:
-        if axis not in _SIZE_FIELDS:
+        if axis not in _COLUMNS:
             return None
-        width *= getattr(dimensions, _SIZE_FIELDS[axis])
+        width *= dimensions.size_of(axis, n_tokens=0)
     return width
 
 
