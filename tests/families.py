@@ -247,7 +247,7 @@ def assert_like(model: Any, decoder: Decoder, tokens: torch.Tensor) -> None:
     ours = decoder.forward(tokens, taps)
     assert ours is not None
     found = taps.gradients(origin(ours))
-    assert len(gradients) == 1 + decoder.config.n_layers * (1 if decoder.config.is_parallel else 2)
+    assert len(gradients) == 1 + decoder.config.n_layers * (1 if decoder.config.parallel else 2)
     for site, gradient in gradients.items():
         assert gradient.norm() > 1e-4, site
         error = (found[site] - gradient).norm() / gradient.norm()

@@ -48,14 +48,14 @@ CONFIG = DecoderConfig(
 _SLOW = Rotary(frequencies=(0.9, 0.013))
 _FAST = Rotary(frequencies=(1.7, 0.4, 0.09), scale=1.2)
 ARCHITECTURES = {
-    "gated": replace(CONFIG, is_gated=True, activation=ActivationFunction.SILU, has_mlp_bias=False),
+    "gated": replace(CONFIG, gated=True, activation=ActivationFunction.SILU, has_mlp_bias=False),
     "grouped": replace(CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, has_qkv_bias=False),
     "rotary": replace(CONFIG, d_head=7, rotary=(_SLOW, None, _FAST), has_attn_out_bias=False, query_scale=0.3),
     "rms norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_epsilon=1e-3),
-    "qk norm": replace(CONFIG, norm=NormKind.RMS_NORM, d_head=6, has_qk_norm=True, rotary=(_SLOW, _SLOW, _FAST)),
-    "post norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_gain_offset=1.0, has_post_norms=True),
-    "post layer norm": replace(CONFIG, has_post_norms=True),
-    "parallel": replace(CONFIG, d_head=7, is_parallel=True, activation=ActivationFunction.GELU, rotary=(_FAST,) * 3),
+    "qk norm": replace(CONFIG, norm=NormKind.RMS_NORM, d_head=6, qk_norm=True, rotary=(_SLOW, _SLOW, _FAST)),
+    "post norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_gain_offset=1.0, post_norms=True),
+    "post layer norm": replace(CONFIG, post_norms=True),
+    "parallel": replace(CONFIG, d_head=7, parallel=True, activation=ActivationFunction.GELU, rotary=(_FAST,) * 3),
     "softcap": replace(CONFIG, attn_softcap=0.9, final_softcap=2.5, embedding_scale=8**0.5),
     "sliding": replace(CONFIG, sliding_windows=(2, None, 4), activation=ActivationFunction.RELU),
     "llama": replace(
@@ -69,7 +69,7 @@ ARCHITECTURES = {
         has_attn_out_bias=False,
         has_mlp_bias=False,
         activation=ActivationFunction.SILU,
-        is_gated=True,
+        gated=True,
     ),
     "gemma": replace(
         CONFIG,
@@ -86,9 +86,9 @@ ARCHITECTURES = {
         has_qkv_bias=False,
         has_attn_out_bias=False,
         has_mlp_bias=False,
-        has_qk_norm=True,
-        has_post_norms=True,
-        is_gated=True,
+        qk_norm=True,
+        post_norms=True,
+        gated=True,
         embedding_scale=8**0.5,
     ),
 }
@@ -260,7 +260,7 @@ class FakeCatalogue:
             layer_indices=tuple(layer for layer in context.by_layer if layer is not None),
             n_latents=next(iter(context.by_layer.values())).n_latents,
             activation="/".join(activations),
-            can_be_spliced=context.dst in SPLICEABLE,
+            spliceable=context.dst in SPLICEABLE,
             parameter_bytes=context.parameter_bytes,
             digest=context.digest,
             state=ContextState.AVAILABLE,

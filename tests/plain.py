@@ -142,7 +142,7 @@ class Plain:
         shared = one.n_key_value_heads * one.d_head
         parts = torch.split(self.linear(layer, "attn.qkv", normed), [one.n_heads * one.d_head, shared, shared], dim=-1)
         q, k, v = (part.reshape(len(normed), -1, one.d_head) for part in parts)
-        if one.has_qk_norm:
+        if one.qk_norm:
             q = self.norm(q, self.scale(q), f"layers.{layer}.attn.query_norm")
             k = self.norm(k, self.scale(k), f"layers.{layer}.attn.key_norm")
         q, k = (rotated(x, one.rotary[layer] if one.rotary else None) for x in (q, k))
@@ -167,7 +167,7 @@ class Plain:
 
     def written(self, layer: int, part: str, raw: Tensor, taps: Taps) -> Tensor:
         """What a *part*'s raw vectors [T, ..., d] add to the residual, with its post-norm's scale as in *taps*."""
-        if not self.config.has_post_norms:
+        if not self.config.post_norms:
             return raw
         tap = {"attn": L.ATTN_OUTPUT_LAYER_NORM_SCALE, "mlp": L.MLP_OUTPUT_LAYER_NORM_SCALE}[part]
         scale = taps[tap, layer].detach().reshape(-1, *(1,) * (raw.dim() - 1))
@@ -184,7 +184,7 @@ class Plain:
 
     def post_norm(self, layer: int, part: str, raw: Tensor, *, detach: bool) -> Tensor:
         name = f"layers.{layer}.{part}_post_norm"
-        return self.normed(raw, name, detach=detach) if self.config.has_post_norms else raw
+        return self.normed(raw, name, detach=detach) if self.config.post_norms else raw
 
     def delta_attn(self, layer: int, mixed: Tensor, *, detach: bool = False) -> Tensor:
         return self.post_norm(layer, "attn", self.raw_attn(layer, mixed), detach=detach)
@@ -194,7 +194,7 @@ class Plain:
 
     def act(self, layer: int, normed: Tensor, pre_act: Tensor) -> Tensor:
         act = NONLINEARITIES[self.config.activation](pre_act)
-        return act * self.linear(layer, "mlp.up", normed) if self.config.is_gated else act
+        return act * self.linear(layer, "mlp.up", normed) if self.config.gated else act
 
     def raw_mlp(self, layer: int, act: Tensor) -> Tensor:
         return act @ self.wout(layer) + self.bias(layer, "mlp.out.bias")
@@ -236,7 +236,7 @@ class Plain:
             return decode(one, tapped, x) + error
 
         def post_normed(layer: int, part: str, tapped: L, raw: Tensor) -> Tensor:
-            if not self.config.has_post_norms:
+            if not self.config.post_norms:
                 return raw
             return self.norm(raw, tap(tapped, layer, self.scale(raw)), f"layers.{layer}.{part}_post_norm")
 
@@ -259,7 +259,7 @@ class Plain:
         for i in range(self.config.n_layers):
             before = x
             x = x + attn(i, x)
-            if not self.config.is_parallel:
+            if not self.config.parallel:
                 before = x = tap(L.RESID_POST_ATTN, i, x)
             x = tap(L.RESID_POST_MLP, i, x + mlp(i, before))
         tap(L.LOGITS, None, self.logits(x, tap(L.RESID_FINAL_LAYER_NORM_SCALE, None, self.scale(x))))
@@ -274,7 +274,7 @@ class Plain:
         assert layer is not None
         of_mlp = node.node_type is NodeType.MLP_NEURON
         of_mlp = of_mlp or self._kind(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}
-        if of_mlp and not self.config.is_parallel:
+        if of_mlp and not self.config.parallel:
             return L.RESID_POST_ATTN, layer
         return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
@@ -321,7 +321,7 @@ class Plain:
             q, k, v = self.qkv(i, self.normed(rho, f"layers.{i}.attn_norm", detach=True))
             a = self.scores(i, q, k).softmax(dim=1).detach()
             raw = v[u, h] @ self.wo(i)[h]
-            if self.config.has_post_norms:
+            if self.config.post_norms:
                 mixed = torch.einsum("tuh,uhc->thc", a, v.detach())
                 scale = self.scale(self.raw_attn(i, mixed))[t]
                 raw = self.linear_norm(raw, scale, f"layers.{i}.attn_post_norm")

@@ -74,7 +74,7 @@ def autoencoder_info(name: str, model: str) -> AutoencoderInfo:
         layer_indices=(0, 1),
         n_latents=32,
         activation="ReLU",
-        can_be_spliced=True,
+        spliceable=True,
         parameter_bytes=500,
         digest="1" * 64,
         state=ContextState.START,

@@ -130,14 +130,14 @@ def _traits(info: ModelInfo) -> Iterator[str]:
     yield f"{one.positions.value} positions"
     if one.layers_without_positions:
         yield f"none in layers {human_ranges(one.layers_without_positions)}"
-    yield f"{'gated ' if one.is_gated else ''}{one.activation.value.replace('_', ' ')}"
+    yield f"{'gated ' if one.gated else ''}{one.activation.value.replace('_', ' ')}"
     if sizes.n_key_value_heads != sizes.n_heads:
         yield f"{sizes.n_key_value_heads} key-value heads"
-    if one.is_parallel:
+    if one.parallel:
         yield "MLP beside attention"
-    if one.has_qk_norm:
+    if one.qk_norm:
         yield "normed queries and keys"
-    if one.has_post_norms:
+    if one.post_norms:
         yield "normed writes"
     if one.attn_softcap is not None:
         yield f"scores capped at {one.attn_softcap:g}"

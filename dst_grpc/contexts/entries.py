@@ -245,7 +245,7 @@ class AutoencoderEntry(Entry):
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
 
     @property
-    def can_be_spliced(self) -> bool:
+    def spliceable(self) -> bool:
         """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
         return self.dst in SPLICEABLE and all(header.output is None for _, header in self.headers)
 
@@ -274,7 +274,7 @@ class AutoencoderEntry(Entry):
             layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
             n_latents=self.headers[0][1].n_latents,
             activation=_joined(header.activation for header in headers),
-            can_be_spliced=self.can_be_spliced,
+            spliceable=self.spliceable,
             parameter_bytes=self.parameter_bytes,
             digest=self.files.known_digest,
             state=ContextState.START,

@@ -41,7 +41,7 @@ def _architecture_problem(header: AutoencoderHeader, dst: DerivedScalarType, mod
     # A transcoder reads what the MLP does, which every model has, whatever it is called.
     if reason is not None and header.output is None:
         return f"reads {dst}, which {model.name!r} does not have: {reason}"
-    if header.is_before_post_norm and architecture.has_post_norms:
+    if header.is_before_post_norm and architecture.post_norms:
         part = header.output or dst
         return f"is of {part} before {model.name!r} norms it, and only what comes out of that norm is recorded"
     return ""

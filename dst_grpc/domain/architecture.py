@@ -93,13 +93,13 @@ class Architecture:
     """Layers that rotate nothing in a model whose others do."""
     activation: ActivationFunction = ActivationFunction.GELU_TANH
     """Nonlinearity of the MLPs."""
-    is_gated: bool = False
+    gated: bool = False
     """Whether a neuron is act(gate) times up, rather than act alone."""
-    is_parallel: bool = False
+    parallel: bool = False
     """Whether the MLP reads the residual that enters the layer, beside attention rather than after it."""
-    has_post_norms: bool = False
+    post_norms: bool = False
     """Whether what attention and MLP write is normed before it is added to the residual."""
-    has_qk_norm: bool = False
+    qk_norm: bool = False
     """Whether queries and keys are normed, head by head, before they are rotated."""
     attn_softcap: float | None = None
     """s becomes softcap tanh(s / softcap) before masks and softmax; None if it stays s."""
@@ -114,9 +114,9 @@ class Architecture:
 
     def why_without(self, location: ActivationLocationType) -> str | None:
         """Why the model has no such tap; None if it has, or if it depends on more than the model."""
-        if self.is_parallel and location is ActivationLocationType.RESID_POST_ATTN:
+        if self.parallel and location is ActivationLocationType.RESID_POST_ATTN:
             return "attention and MLP of its layers read the same residual, and there is none between them"
-        if not self.has_post_norms and location in _OUTPUT_NORM_SCALES:
+        if not self.post_norms and location in _OUTPUT_NORM_SCALES:
             return "its layers add what they write without norming it"
         return None
 

@@ -98,7 +98,7 @@ class AutoencoderInfo:
     """Latents at each layer."""
     activation: str
     """ReLU, TopK, JumpReLU or Identity; several, joined by a slash, if the layers differ."""
-    can_be_spliced: bool
+    spliceable: bool
     """Whether it can be put into a run, rather than only read recorded taps."""
     parameter_bytes: int
     digest: str

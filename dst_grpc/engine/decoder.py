@@ -116,7 +116,7 @@ class Decoder:
 
     def _block(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
         attn = taps.visit(_L.RESID_DELTA_ATTN, index, self._attn_write(index, x, taps))
-        if self.config.is_parallel:
+        if self.config.parallel:
             mlp = taps.visit(_L.RESID_DELTA_MLP, index, self._mlp_write(index, x, taps))
             return taps.visit(_L.RESID_POST_MLP, index, x + attn + mlp)
         x = taps.visit(_L.RESID_POST_ATTN, index, x + attn)

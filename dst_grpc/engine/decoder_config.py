@@ -63,15 +63,15 @@ class DecoderConfig:
     """Whether what attention writes has one."""
     has_mlp_bias: bool = True
     """Whether the MLP has biases."""
-    has_qk_norm: bool = False
+    qk_norm: bool = False
     """Whether each head's query and key are normed before they are rotated."""
-    has_post_norms: bool = False
+    post_norms: bool = False
     """Whether what attention and MLP write is normed before it is added to the residual."""
     activation: ActivationFunction = ActivationFunction.GELU_TANH
     """Nonlinearity of the MLP."""
-    is_gated: bool = False
+    gated: bool = False
     """Whether a neuron is act(gate) times up, of two linear maps, rather than act of one."""
-    is_parallel: bool = False
+    parallel: bool = False
     """Whether the MLP reads the residual that enters the block, beside attention rather than after it."""
     embedding_scale: float = 1.0
     """Factor of the token embedding, rounded to the weights' type."""
@@ -110,10 +110,10 @@ class DecoderConfig:
             positions=PositionKind.LEARNED if self.rotary is None else PositionKind.ROTARY,
             layers_without_positions=tuple(layer for layer, one in enumerate(rotary) if one is None),
             activation=self.activation,
-            is_gated=self.is_gated,
-            is_parallel=self.is_parallel,
-            has_post_norms=self.has_post_norms,
-            has_qk_norm=self.has_qk_norm,
+            gated=self.gated,
+            parallel=self.parallel,
+            post_norms=self.post_norms,
+            qk_norm=self.qk_norm,
             attn_softcap=self.attn_softcap,
             final_softcap=self.final_softcap,
             sliding_windows=self.sliding_windows,
@@ -133,19 +133,19 @@ class DecoderConfig:
     def _block_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = self._norm_shapes("attn_norm")
         shapes |= _linear_shapes("attn.qkv", self.d_model, sum(self.qkv_widths), has_bias=self.has_qkv_bias)
-        if self.has_qk_norm:
+        if self.qk_norm:
             shapes |= self._norm_shapes("attn.query_norm", self.d_head)
             shapes |= self._norm_shapes("attn.key_norm", self.d_head)
         n_mixed = self.n_heads * self.d_head
         shapes |= _linear_shapes("attn.out", n_mixed, self.d_model, has_bias=self.has_attn_out_bias)
-        if self.has_post_norms:
+        if self.post_norms:
             shapes |= self._norm_shapes("attn_post_norm")
         shapes |= self._norm_shapes("mlp_norm")
         shapes |= _linear_shapes("mlp.in", self.d_model, self.d_mlp, has_bias=self.has_mlp_bias)
-        if self.is_gated:
+        if self.gated:
             shapes |= _linear_shapes("mlp.up", self.d_model, self.d_mlp, has_bias=self.has_mlp_bias)
         shapes |= _linear_shapes("mlp.out", self.d_mlp, self.d_model, has_bias=self.has_mlp_bias)
-        if self.has_post_norms:
+        if self.post_norms:
             shapes |= self._norm_shapes("mlp_post_norm")
         return shapes
 

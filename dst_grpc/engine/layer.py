@@ -49,11 +49,11 @@ class Layer:
         self._up_weight, self._up_bias = weights.get("mlp.up.weight"), weights.get("mlp.up.bias")
         self.mlp_out, self.mlp_bias = weights["mlp.out.weight"], weights.get("mlp.out.bias")
         self.attn_norm, self.mlp_norm = Norm(config, "attn_norm", weights), Norm(config, "mlp_norm", weights)
-        self._query_norm = Norm(config, "attn.query_norm", weights) if config.has_qk_norm else None
-        self._key_norm = Norm(config, "attn.key_norm", weights) if config.has_qk_norm else None
-        self.attn_post_norm = Norm(config, "attn_post_norm", weights) if config.has_post_norms else None
+        self._query_norm = Norm(config, "attn.query_norm", weights) if config.qk_norm else None
+        self._key_norm = Norm(config, "attn.key_norm", weights) if config.qk_norm else None
+        self.attn_post_norm = Norm(config, "attn_post_norm", weights) if config.post_norms else None
         """What norms attention's write; None if nothing does."""
-        self.mlp_post_norm = Norm(config, "mlp_post_norm", weights) if config.has_post_norms else None
+        self.mlp_post_norm = Norm(config, "mlp_post_norm", weights) if config.post_norms else None
         """What norms the MLP's write; None if nothing does."""
 
     @property

@@ -67,7 +67,7 @@ def set_of(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> AutoencoderI
 def parameters_of_blocks(model: ModelDimensions, architecture: Architecture) -> int:
     """Weights of all blocks."""
     attention = model.d_model * model.d_head * (2 * model.n_heads + 2 * model.n_key_value_heads)
-    matrices_of_mlp = 3 if architecture.is_gated else 2
+    matrices_of_mlp = 3 if architecture.gated else 2
     return model.n_layers * (attention + matrices_of_mlp * model.d_model * model.d_mlp)
 
 
@@ -79,9 +79,9 @@ def _graph_bytes(sizes: Sizes) -> int:
     no attention matrix cannot do: the capped scores and the probabilities.
     """
     model, architecture = sizes.model, sizes.architecture
-    residual = model.d_model * (6 if architecture.has_post_norms else 4)
-    heads = model.n_heads * model.d_head * (6 if architecture.has_qk_norm else 4)
-    neurons = model.d_mlp * (4 if architecture.is_gated else 2)
+    residual = model.d_model * (6 if architecture.post_norms else 4)
+    heads = model.n_heads * model.d_head * (6 if architecture.qk_norm else 4)
+    neurons = model.d_mlp * (4 if architecture.gated else 2)
     matrices = 0 if architecture.attn_softcap is None else 2 * sizes.n_tokens * model.n_heads
     return _BYTES * sizes.n_tokens * model.n_layers * (residual + heads + neurons + matrices)
 

@@ -305,11 +305,11 @@ class _Planner:
         found = self._lookup.sets(self._request.autoencoders, "autoencoders")
         for path, info in found.items():
             self._problems.check(
-                info.can_be_spliced,
+                info.spliceable,
                 path,
                 f"{info.name} reads {info.dst} and can only be read offline: name it in config instead",
             )
-        return tuple(info for info in found.values() if info.can_be_spliced)
+        return tuple(info for info in found.values() if info.spliceable)
 
     def _check_origin(self, sets: tuple[AutoencoderInfo, ...]) -> None:
         trace = self._request.trace_config

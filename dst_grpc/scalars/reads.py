@@ -136,7 +136,7 @@ def output_scale(
             behind the norm: they read, and write, what is added to the residual.
         architecture: the model's.
     """
-    if not architecture.has_post_norms:
+    if not architecture.post_norms:
         return None
     if component in LATENTS:
         component = WRITTEN_AS.get(given(kind), component)

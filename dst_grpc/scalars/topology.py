@@ -161,7 +161,7 @@ class Topology:
 
     def residual_before_mlp(self, layer: int) -> Residual:
         """What the MLP of *layer* reads: in a parallel layer the same as its attention."""
-        if self.architecture.is_parallel:
+        if self.architecture.parallel:
             return residual_entering(layer)
         return Residual((_L.RESID_POST_ATTN, layer), LocationWithinLayer.RESID_POST_ATTN, layer)
 

@@ -56,7 +56,7 @@ def _read_gemma(values: ConfigValues) -> DecoderConfig:
         query_scale=values.positive("query_pre_attn_scalar") ** -0.5,
         attn_softcap=values.positive_or_none("attn_logit_softcapping"),
         final_softcap=values.positive_or_none("final_logit_softcapping"),
-        has_post_norms=True,
+        post_norms=True,
         activation=values.activation("hidden_activation"),
         embedding_scale=config.d_model**0.5,
     )
@@ -73,7 +73,7 @@ def _read_gemma3_text(values: ConfigValues) -> DecoderConfig:
     values = values.over(_GEMMA3)
     # The reference reads this key and caps no score.
     values.require("attn_logit_softcapping", (None,))
-    config = replace(_read_gemma(values), has_qk_norm=True)
+    config = replace(_read_gemma(values), qk_norm=True)
     pattern = values.size("sliding_window_pattern")
     usual = [SLIDING if (layer + 1) % pattern else FULL for layer in range(config.n_layers)]
     config = with_windows(values, config, usual)

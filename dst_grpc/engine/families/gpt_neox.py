@@ -59,7 +59,7 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
         has_qkv_bias=has_bias,
         has_attn_out_bias=has_bias,
         activation=values.activation("hidden_act"),
-        is_parallel=values.flag("use_parallel_residual", default=True),
+        parallel=values.flag("use_parallel_residual", default=True),
     )
 
 

@@ -78,7 +78,7 @@ def read_common(values: ConfigValues) -> DecoderConfig:
         has_qkv_bias=has_bias,
         has_attn_out_bias=has_bias,
         has_mlp_bias=values.flag("mlp_bias", default=False),
-        is_gated=True,
+        gated=True,
     )
 
 

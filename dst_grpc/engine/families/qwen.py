@@ -34,7 +34,7 @@ def _read_qwen2(values: ConfigValues) -> DecoderConfig:
 
 
 def _read_qwen3(values: ConfigValues) -> DecoderConfig:
-    return replace(_read_qwen(values.over(_DEFAULTS | {"head_dim": 128})), has_qk_norm=True)
+    return replace(_read_qwen(values.over(_DEFAULTS | {"head_dim": 128})), qk_norm=True)
 
 
 QWEN2 = family("qwen2", ("qwen2",), _read_qwen2)

@@ -84,8 +84,8 @@ def test_a_folder_of_several_hooks_holds_a_set_for_each_tap(folder: Path) -> Non
     infos = {info.name: info for info in registry.autoencoders("m")}
     assert sorted(infos) == ["m/res-jb-resid_post_embedding", "m/res-jb-resid_post_mlp"]
     residual, embedding = infos["m/res-jb-resid_post_mlp"], infos["m/res-jb-resid_post_embedding"]
-    assert (residual.layer_indices, residual.can_be_spliced, residual.format) == ((0, 1), True, "saelens")
-    assert (embedding.layer_indices, embedding.can_be_spliced) == ((), False)
+    assert (residual.layer_indices, residual.spliceable, residual.format) == ((0, 1), True, "saelens")
+    assert (embedding.layer_indices, embedding.spliceable) == ((), False)
     for name, layers in (("m/res-jb-resid_post_mlp", [0, 1]), ("m/res-jb-resid_post_embedding", [0])):
         context = loaded(registry, name)
         assert [check.layer_index for check in context.measured] == layers
@@ -210,7 +210,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Input
     )
     registry = build(folder)
     info = registry.autoencoder("m/transcoders", "m")
-    assert (info.dst, info.output, info.can_be_spliced) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
+    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
     assert info.input_norm == "mlp_norm/mlp_norm_without_gain"
     context = loaded(registry, info.name)
     (check,) = context.measured
@@ -287,7 +287,7 @@ def test_what_loading_folds_is_told(folder: Path) -> None:
     write_sae(path, "blocks.1.hook_resid_mid", tensors, architecture="gated")
     info = build(folder).autoencoder("m/set", "m")
     assert (info.dst, info.folded) == (T.RESID_POST_ATTN, ("its gate is folded into a threshold",))
-    assert (info.can_be_spliced, info.activation) == (True, "JumpReLU")
+    assert (info.spliceable, info.activation) == (True, "JumpReLU")
 
 
 # Other families
@@ -324,7 +324,7 @@ def test_a_transcoder_of_a_parallel_layer_reads_what_enters_the_layer(tmp_path: 
     write_sparsify(folder, "layers.1.mlp", tensors, transcode=True, skip_connection=True)
     registry = build(folder)
     info = registry.autoencoder("m/set", "m")
-    assert (info.dst, info.output, info.can_be_spliced) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
+    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
     (check,) = loaded(registry, "m/set").measured
     left = (target - with_ones @ solution).square().sum() / (target - target.mean(0)).square().sum()
     assert check.fraction_of_variance_unexplained == pytest.approx(left.item(), rel=1e-3)

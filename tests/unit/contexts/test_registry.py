@@ -83,7 +83,7 @@ def test_sets_are_described_by_kind(registry: Registry) -> None:
     mlp, attention = sets[T.MLP_POST_ACT], sets[T.RESID_DELTA_ATTN]
     assert (mlp.model, mlp.node_type, mlp.layer_indices) == ("a", NodeType.MLP_AUTOENCODER_LATENT, (0, 1))
     assert attention.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
-    assert (mlp.n_latents, mlp.activation, mlp.can_be_spliced) == (10, "ReLU", True)
+    assert (mlp.n_latents, mlp.activation, mlp.spliceable) == (10, "ReLU", True)
     assert mlp.parameter_bytes == 2 * 4 * (12 + 10 + 2 * 12 * 10)
     assert (mlp.declared, mlp.measured) == ((), ())
 
@@ -230,7 +230,7 @@ def test_another_file_in_the_same_place_is_another_set(rooted: Registry, tmp_pat
 
 def test_kinds_that_can_only_be_read_offline_say_so(rooted: Registry) -> None:
     info = rooted.autoencoder_by_config(config_of(T.ATTN_WRITE, "0.pt"), "m")
-    assert not info.can_be_spliced
+    assert not info.spliceable
     assert info.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
     info = rooted.autoencoder_by_config(config_of(T.RESID_POST_EMBEDDING, "0.pt", layers=(None,)), "m")
     assert (info.node_type, info.layer_indices) == (NodeType.AUTOENCODER_LATENT, ())

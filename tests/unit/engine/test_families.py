@@ -50,7 +50,7 @@ CHANGES: dict[str, Any] = {
     "final_softcap": None,
     "sliding_windows": (),
     "activation": ActivationFunction.SILU,
-    "is_parallel": True,
+    "parallel": True,
     "embedding_scale": 1.0,
 }
 

@@ -95,7 +95,7 @@ def test_writes_are_projections_normed_where_the_model_norms_them(name: str) -> 
         (layer.attn_write, layer.attn_project, layer.attn_post_norm, mixed),
         (layer.mlp_write, layer.mlp_project, layer.mlp_post_norm, act),
     ):
-        assert (norm is not None) is config.has_post_norms
+        assert (norm is not None) is config.post_norms
         projected = project(x)
         expected = projected if norm is None else norm.apply(projected, norm.scale(projected))
         torch.testing.assert_close(write(x), expected)

@@ -302,14 +302,14 @@ def test_operations_are_two_for_each_weight_each_way_and_one_for_each_output() -
 
     plain = operations(4 * d * 5 * c, 2 * d * f)
     assert heads_and_neurons().floating_point_operations == plain
-    assert heads_and_neurons(is_gated=True).floating_point_operations == operations(4 * d * 5 * c, 3 * d * f)
+    assert heads_and_neurons(gated=True).floating_point_operations == operations(4 * d * 5 * c, 3 * d * f)
     grouped = heads_and_neurons(n_heads=6, n_key_value_heads=2, d_head=3)
     assert grouped.floating_point_operations == operations((2 * 6 + 2 * 2) * d * 3, 2 * d * f)
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"is_gated": True}, {"d_head": 3}, {"has_post_norms": True}, {"has_qk_norm": True}, {"attn_softcap": 1.0}],
+    [{"gated": True}, {"d_head": 3}, {"post_norms": True}, {"qk_norm": True}, {"attn_softcap": 1.0}],
 )
 def test_a_graph_of_more_tensors_takes_more_memory(fields: dict[str, Any]) -> None:
     assert heads_and_neurons(**fields).peak_bytes > heads_and_neurons().peak_bytes

@@ -102,7 +102,7 @@ class Case:
         early = node.node_type is traces.HEAD or (node.node_type is traces.LATENT and self.of_attention)
         node_type, _ = {**ATTRIBUTIONS, **ACTIVATIONS}[dst]
         late = node_type is traces.NEURON or (node_type is traces.LATENT and not self.of_attention)
-        return upstream < layer or (upstream == layer and early and late and not self.config.is_parallel)
+        return upstream < layer or (upstream == layer and early and late and not self.config.parallel)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -121,7 +121,7 @@ CASES = [(kind, "gpt2") for kind in KINDS] + [
     # Every architecture with one kind of autoencoder, each kind with several; post-norms, which matter to it, with all.
     (kind, architecture)
     for i, (architecture, config) in enumerate(models.ARCHITECTURES.items())
-    for kind in (KINDS if config.has_post_norms else KINDS[i % 3 : i % 3 + 1])
+    for kind in (KINDS if config.post_norms else KINDS[i % 3 : i % 3 + 1])
 ]
 
 
@@ -158,7 +158,7 @@ def test_edges_in_from_everything_upstream_add_up(case: Case) -> None:
     end, rho = case.end(dst, layer, detach=True)
     total = jvp(end, rho, case.taps[L.RESID_POST_EMBEDDING, None])
     for upstream in range(layer + 1):
-        if upstream == layer and case.config.is_parallel:
+        if upstream == layer and case.config.parallel:
             continue
         biases = case.plain.biases(upstream, "attn", case.taps)
         nodes = [

@@ -155,7 +155,7 @@ def test_online_latents_project_and_attribute(case: Case, generic: bool) -> None
             h * torch.einsum("td,tzd->tz", final, rows),
         )
         local = case.one(T[f"{prefix}WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD"], DstConfig(trace_config=origin))
-        precedes = layer < 2 or (case.kind is T.RESID_DELTA_ATTN and not case.config.is_parallel)
+        precedes = layer < 2 or (case.kind is T.RESID_DELTA_ATTN and not case.config.parallel)
         close(local[layer], h * torch.einsum("td,tzd->tz", near, rows) * precedes)
 
 

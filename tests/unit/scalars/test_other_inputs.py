@@ -109,7 +109,7 @@ def test_transcoders_read_what_the_mlp_reads(norm: InputNorm, architecture: str)
     config = DstConfig(autoencoder_context="tiny/transcoders", trace_config=traces.trace(traces.LATENT, 1, None, 6))
     reads = world.one(T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, config)
     for layer in range(N_LAYERS):
-        x = taps[L.RESID_POST_ATTN, layer] if not config_of_model.is_parallel else taps[entering(layer)]
+        x = taps[L.RESID_POST_ATTN, layer] if not config_of_model.parallel else taps[entering(layer)]
         one = world.sets["tiny/transcoders"].by_layer[layer]
 
         def read(x: torch.Tensor, layer: int = layer) -> torch.Tensor:

@@ -201,7 +201,7 @@ def direction(case: Case, origin: TraceConfig | None) -> tuple[torch.Tensor, int
     gradient = plain.local_gradient(
         lambda rho: case.plain.value(origin, rho, case.taps, None), case.plain.rho(case.taps, origin)
     )
-    of_mlp = origin.node_index.node_type is traces.NEURON and not case.config.is_parallel
+    of_mlp = origin.node_index.node_type is traces.NEURON and not case.config.parallel
     return gradient, origin.node_index.layer_index or 0, 3 if of_mlp else 1
 
 

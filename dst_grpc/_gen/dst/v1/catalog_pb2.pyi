@@ -63,15 +63,15 @@ class ModelDimensions(_message.Message):
     def __init__(self, n_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., n_heads: _Optional[int] = ..., n_key_value_heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_mlp: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_window: _Optional[int] = ...) -> None: ...
 
 class Architecture(_message.Message):
-    __slots__ = ("norm", "positions", "layers_without_positions", "activation", "is_gated", "is_parallel", "has_post_norms", "has_qk_norm", "attn_softcap", "final_softcap", "sliding_windows")
+    __slots__ = ("norm", "positions", "layers_without_positions", "activation", "gated", "parallel", "post_norms", "qk_norm", "attn_softcap", "final_softcap", "sliding_windows")
     NORM_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_WITHOUT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
-    IS_GATED_FIELD_NUMBER: _ClassVar[int]
-    IS_PARALLEL_FIELD_NUMBER: _ClassVar[int]
-    HAS_POST_NORMS_FIELD_NUMBER: _ClassVar[int]
-    HAS_QK_NORM_FIELD_NUMBER: _ClassVar[int]
+    GATED_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    POST_NORMS_FIELD_NUMBER: _ClassVar[int]
+    QK_NORM_FIELD_NUMBER: _ClassVar[int]
     ATTN_SOFTCAP_FIELD_NUMBER: _ClassVar[int]
     FINAL_SOFTCAP_FIELD_NUMBER: _ClassVar[int]
     SLIDING_WINDOWS_FIELD_NUMBER: _ClassVar[int]
@@ -79,14 +79,14 @@ class Architecture(_message.Message):
     positions: PositionKind
     layers_without_positions: _containers.RepeatedScalarFieldContainer[int]
     activation: ActivationFunction
-    is_gated: bool
-    is_parallel: bool
-    has_post_norms: bool
-    has_qk_norm: bool
+    gated: bool
+    parallel: bool
+    post_norms: bool
+    qk_norm: bool
     attn_softcap: float
     final_softcap: float
     sliding_windows: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, norm: _Optional[_Union[NormKind, str]] = ..., positions: _Optional[_Union[PositionKind, str]] = ..., layers_without_positions: _Optional[_Iterable[int]] = ..., activation: _Optional[_Union[ActivationFunction, str]] = ..., is_gated: bool = ..., is_parallel: bool = ..., has_post_norms: bool = ..., has_qk_norm: bool = ..., attn_softcap: _Optional[float] = ..., final_softcap: _Optional[float] = ..., sliding_windows: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, norm: _Optional[_Union[NormKind, str]] = ..., positions: _Optional[_Union[PositionKind, str]] = ..., layers_without_positions: _Optional[_Iterable[int]] = ..., activation: _Optional[_Union[ActivationFunction, str]] = ..., gated: bool = ..., parallel: bool = ..., post_norms: bool = ..., qk_norm: bool = ..., attn_softcap: _Optional[float] = ..., final_softcap: _Optional[float] = ..., sliding_windows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UnsupportedType(_message.Message):
     __slots__ = ("dst", "reason")
@@ -147,7 +147,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ..., orientation: _Optional[float] = ..., reading: _Optional[str] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "can_be_spliced", "parameter_bytes", "digest", "state", "declared", "measured", "format", "output", "normalization", "input_norm", "folded", "source", "revision")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "format", "output", "normalization", "input_norm", "folded", "source", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -156,7 +156,7 @@ class AutoencoderInfo(_message.Message):
     LAYER_INDICES_FIELD_NUMBER: _ClassVar[int]
     N_LATENTS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
-    CAN_BE_SPLICED_FIELD_NUMBER: _ClassVar[int]
+    SPLICEABLE_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -177,7 +177,7 @@ class AutoencoderInfo(_message.Message):
     layer_indices: _containers.RepeatedScalarFieldContainer[int]
     n_latents: int
     activation: str
-    can_be_spliced: bool
+    spliceable: bool
     parameter_bytes: int
     digest: str
     state: _context_pb2.ContextState
@@ -190,7 +190,7 @@ class AutoencoderInfo(_message.Message):
     folded: _containers.RepeatedScalarFieldContainer[str]
     source: str
     revision: str
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., can_be_spliced: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., format: _Optional[str] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalization: _Optional[str] = ..., input_norm: _Optional[str] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., format: _Optional[str] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalization: _Optional[str] = ..., input_norm: _Optional[str] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
     __slots__ = ("dst", "name", "dimensions", "is_flattened", "node_type", "has_no_layers", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
