@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.store import RecordingStore
     from dst_grpc.pipeline.worker import Worker
-    from dst_grpc.scalars.recompute import AutoencoderSet
+    from dst_grpc.scalars.explained_model import AutoencoderSet
 
 T = TypeVar("T")
 

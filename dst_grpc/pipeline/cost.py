@@ -50,7 +50,7 @@ class Sizes:
         pairs = self.n_tokens * (self.n_tokens + 1) // 2
         if facts.is_flattened:
             axes[0] = Axis(axes[0].dimension, pairs)
-        elif facts.component is Component.OFFLINE_LATENT and reads_head_pairs(task.topology.kinds.of(facts.node_type)):
+        elif facts.component is Component.OFFLINE_LATENT and reads_head_pairs(task.topology.inputs.of(facts.node_type)):
             axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
         return tuple(axes)
 

@@ -34,7 +34,7 @@ from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.answer import provenance_of
 from dst_grpc.pipeline.question import SCORED_PARTS, ends_of, logits_are_changed
-from dst_grpc.scalars.recompute import Subject
+from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.token_scoring import (
     TokenExtremes,
     Vectors,
@@ -75,8 +75,9 @@ class Explainer:
     ) -> None:
         """Do nothing yet."""
         self._question, self._outcomes, self._model, self._sets = question, outcomes, model, sets
-        self._subjects = [
-            Subject(model.decoder, tuple(sets[info.name] for info in outcome.plan.spliced)) for outcome in outcomes
+        self._explained = [
+            ExplainedModel(model.decoder, tuple(sets[info.name] for info in outcome.plan.spliced))
+            for outcome in outcomes
         ]
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         self._tables: list[tuple[NodeIndex, ...]] = []
@@ -293,17 +294,17 @@ class Explainer:
     def _logits(self, i: int) -> torch.Tensor:
         """Logits [V] of one run at its token: recorded if they were changed, else of the last residual."""
         outcome, token = self._outcomes[i], self._question.logit_tokens[i]
-        evidence, decoder = outcome.recording.evidence, self._model.decoder
+        taps, decoder = outcome.recording.taps, self._model.decoder
         if logits_are_changed(outcome.plan):
-            return evidence.value((_L.LOGITS, None))[token, : self._n_tokens]
-        last = evidence.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
+            return taps.value((_L.LOGITS, None))[token, : self._n_tokens]
+        last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
         return decoder.unembed(decoder.final_norm(last))[: self._n_tokens]
 
     # Tokens
 
     def _token_pairs(self, i: int) -> Parts:
         nodes, count = self._tables[i], self._question.token_pair_count
-        found = attended_tokens(self._subjects[i], self._outcomes[i].recording.evidence, nodes, count)
+        found = attended_tokens(self._explained[i], self._outcomes[i].recording.taps, nodes, count)
         pairs = [NodeTokenPairs(node=node, attended_tokens=tuple(tokens)) for node, tokens in found]
         step = max(_PAIRS_OF_A_MESSAGE // count, 1)
         return [
@@ -320,14 +321,14 @@ class Explainer:
 
     def _vectors(self, part: ExplainPart, i: int, start: int, stop: int) -> Vectors:
         """What is scored of one run's nodes from *start* to *stop*."""
-        subject, evidence = self._subjects[i], self._outcomes[i].recording.evidence
+        model, taps = self._explained[i], self._outcomes[i].recording.taps
         nodes = self._tables[i][start:stop]
         if part is _P.UPVOTED_OUTPUT_TOKENS:
-            return writes(subject, evidence, nodes)
+            return writes(model, taps, nodes)
         if part is _P.INPUT_TOKENS_THAT_UPVOTE_MLP:
-            return mlp_reads(subject, evidence, nodes)
+            return mlp_reads(model, taps, nodes)
         if (i, start) not in self._score_reads:  # one pass finds them for queries and for keys
-            self._score_reads[i, start] = score_reads(subject, evidence, nodes)
+            self._score_reads[i, start] = score_reads(model, taps, nodes)
         of_queries, of_keys = self._score_reads[i, start]
         return of_queries if part is _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q else of_keys
 

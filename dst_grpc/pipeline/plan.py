@@ -24,7 +24,7 @@ from dst_grpc.pipeline.tasks import TaskBuilder, Wants
 from dst_grpc.scalars.loss import TokenLoss
 from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Kinds, Residual, Topology
+from dst_grpc.scalars.topology import AutoencoderInputs, Residual, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -193,7 +193,7 @@ class _Planner:
         return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
 
     def _topology(self, sets: Sequence[AutoencoderInfo]) -> Topology:
-        return Topology(self._sizes.n_layers, self._model.architecture, Kinds.of_sets(sets))
+        return Topology(self._sizes.n_layers, self._model.architecture, AutoencoderInputs.of_sets(sets))
 
     def plan(self) -> Plan:
         request, problems = self._request, self._problems
@@ -317,7 +317,7 @@ class _Planner:
             return
         check_trace_indices(self._problems, trace, "trace_config", self._sizes, sets)
         has_loss = self._request.loss_fn_config is not None
-        self._missing.check_trace(trace, Kinds.of_sets(sets), "trace_config", has_loss=has_loss)
+        self._missing.check_trace(trace, AutoencoderInputs.of_sets(sets), "trace_config", has_loss=has_loss)
 
     def _ablations(self, spliced: tuple[AutoencoderInfo, ...], topology: Topology) -> tuple[Ablation, ...]:
         renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else None

@@ -23,7 +23,7 @@ from dst_grpc.engine.taps import LATENT_LOCATION
 from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason, Violations
 from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.token_scoring import CHUNK_TOKENS, sites_of_attended_tokens, sites_of_vectors
-from dst_grpc.scalars.topology import Kinds, Topology
+from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -387,7 +387,7 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if parts & frozenset(SCORED_PARTS):
-        topology = Topology(n_layers, plan.model.architecture, Kinds.of_sets(plan.spliced))
+        topology = Topology(n_layers, plan.model.architecture, AutoencoderInputs.of_sets(plan.spliced))
         yield from sites_of_vectors(node_types, range(n_layers), topology)
         for info in plan.spliced:
             if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:

@@ -1,4 +1,4 @@
-"""Running plans: one forward and one backward pass for a batch of them, and the evidence of each.
+"""Running plans: one forward and one backward pass for a batch of them, and what each records.
 
 Prompts are padded on the right; every plan keeps its own ablations and origin, and the sum of the origins is
 differentiated once. What a batch shares (model, autoencoders in the graph) is the caller's to see to.
@@ -19,8 +19,9 @@ from dst_grpc.engine.taps import Taps
 from dst_grpc.pipeline.plan import Plan, splice_site
 from dst_grpc.pipeline.store import Recording
 from dst_grpc.scalars.derive import Derivation
-from dst_grpc.scalars.evidence import Evidence
-from dst_grpc.scalars.recompute import AutoencoderSet, Subject, trace_value
+from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
+from dst_grpc.scalars.recompute import trace_value
+from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,8 +51,8 @@ class Outcome:
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
-        subject = Subject(self.decoder, tuple(self.sets[info.name] for info in scalar.sets))
-        return Derivation(subject, self.recording.evidence, scalar.task)
+        model = ExplainedModel(self.decoder, tuple(self.sets[info.name] for info in scalar.sets))
+        return Derivation(model, self.recording.taps, scalar.task)
 
 
 def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> list[Outcome]:
@@ -86,7 +87,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
             decoder=decoder,
             sets=sets,
             recording=Recording(
-                _evidence(row, plan, taps, gradients), plan.gradients, origin.loss, origin.activation_value
+                _recorded_taps(row, plan, taps, gradients), plan.gradients, origin.loss, origin.activation_value
             ),
             statistics=statistics,
             batch_size=len(plans),
@@ -147,14 +148,14 @@ def _origin(
         loss = value = plan.loss(logits[row, position])
     trace = plan.request.trace_config
     if trace is not None:
-        subject = Subject(decoder, tuple(sets[info.name] for info in plan.origin_sets))
+        model = ExplainedModel(decoder, tuple(sets[info.name] for info in plan.origin_sets))
 
         def recorded(site: Site) -> torch.Tensor:
             return taps.values[site][row, : len(plan.token_ids)]
 
-        site = subject.topology.residual_of_trace(trace).site
+        site = model.topology.residual_of_trace(trace).site
         rho = taps.attached.get(site, taps.values[site])[row, : len(plan.token_ids)]
-        value = trace_value(subject, trace, rho, recorded, plan.loss)
+        value = trace_value(model, trace, rho, recorded, plan.loss)
     reported = None if loss is None else loss.item()
     return _Origin(
         value,
@@ -163,7 +164,7 @@ def _origin(
     )
 
 
-def _evidence(row: int, plan: Plan, taps: Taps, gradients: Mapping[Site, torch.Tensor]) -> Evidence:
+def _recorded_taps(row: int, plan: Plan, taps: Taps, gradients: Mapping[Site, torch.Tensor]) -> RecordedTaps:
     """One plan's part of a batch, cut to its prompt's own length."""
     n_tokens = len(plan.token_ids)
 
@@ -174,7 +175,7 @@ def _evidence(row: int, plan: Plan, taps: Taps, gradients: Mapping[Site, torch.T
                 x = x.narrow(axis, 0, n_tokens)
         return x
 
-    return Evidence(
+    return RecordedTaps(
         {site: own(site, taps.values[site]) for site in plan.values},
         {site: own(site, gradients[site]) for site in plan.gradients if site in gradients},
         n_tokens,

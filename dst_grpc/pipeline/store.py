@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION
 from dst_grpc.pipeline.cost import Sizes
-from dst_grpc.scalars.evidence import Evidence
 from dst_grpc.scalars.reads import INPUT_LOCATION
+from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,10 +63,10 @@ _LARGEST_SHARE = 4
 class Recording:
     """What one pass recorded of one prompt."""
 
-    evidence: Evidence
+    taps: RecordedTaps
     """Values and gradients at the taps."""
     gradient_sites: frozenset[Site]
-    """Where gradients were asked for; the evidence lacks those that the origin does not depend on."""
+    """Where gradients were asked for; *taps* lacks those that the origin does not depend on."""
     loss: float | None
     """None if there was none, or if it is not a number."""
     activation_value: float | None
@@ -74,30 +74,30 @@ class Recording:
 
     def covers(self, plan: Plan) -> bool:
         """Whether *plan* needs no new pass."""
-        return plan.values <= self.evidence.values.keys() and plan.gradients <= self.gradient_sites
+        return plan.values <= self.taps.values.keys() and plan.gradients <= self.gradient_sites
 
     def alone(self) -> Recording:
         """A copy that keeps nothing else of its batch alive."""
-        evidence = Evidence(
-            {site: x.clone() for site, x in self.evidence.values.items()},
-            {site: x.clone() for site, x in self.evidence.gradients.items()},
-            self.evidence.n_tokens,
+        taps = RecordedTaps(
+            {site: x.clone() for site, x in self.taps.values.items()},
+            {site: x.clone() for site, x in self.taps.gradients.items()},
+            self.taps.n_tokens,
         )
-        return replace(self, evidence=evidence)
+        return replace(self, taps=taps)
 
     def merged(self, older: Recording) -> Recording:
         """This recording with what only *older*, of the same run, holds."""
-        evidence = Evidence(
-            {**older.evidence.values, **self.evidence.values},
-            {**older.evidence.gradients, **self.evidence.gradients},
-            self.evidence.n_tokens,
+        taps = RecordedTaps(
+            {**older.taps.values, **self.taps.values},
+            {**older.taps.gradients, **self.taps.gradients},
+            self.taps.n_tokens,
         )
-        return replace(self, evidence=evidence, gradient_sites=self.gradient_sites | older.gradient_sites)
+        return replace(self, taps=taps, gradient_sites=self.gradient_sites | older.gradient_sites)
 
     @property
     def byte_count(self) -> int:
         """Bytes that it keeps alive; tensors that share memory count once."""
-        tensors = [*self.evidence.values.values(), *self.evidence.gradients.values()]
+        tensors = [*self.taps.values.values(), *self.taps.gradients.values()]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

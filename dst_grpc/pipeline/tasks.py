@@ -18,7 +18,7 @@ from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, 
 from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
 from dst_grpc.scalars.reads import KINDS_READ, TRACED_KINDS, Read, reads, writes_to_residual
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Kinds, Topology
+from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
     from dst_grpc.domain.config import DstConfig
@@ -55,10 +55,10 @@ class Wants:
         self._found.append(FieldViolation(field, description))
         self._reasons.append(reason)
 
-    def check_trace(self, trace: TraceConfig, kinds: Kinds, path: str, *, has_loss: bool) -> None:
+    def check_trace(self, trace: TraceConfig, inputs: AutoencoderInputs, path: str, *, has_loss: bool) -> None:
         """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
         node_type = trace.node_index.node_type
-        if node_type.is_autoencoder_latent and kinds.of(node_type) not in TRACED_KINDS:
+        if node_type.is_autoencoder_latent and inputs.of(node_type) not in TRACED_KINDS:
             reads = " or ".join(kind.value for kind in TRACED_KINDS)
             self.add(
                 f"{path}.node_index.node_type",
@@ -66,7 +66,9 @@ class Wants:
                 Reason.AUTOENCODER_REQUIRED,
             )
         if trace.downstream_trace_config is not None:
-            self.check_trace(trace.downstream_trace_config, kinds, f"{path}.downstream_trace_config", has_loss=has_loss)
+            self.check_trace(
+                trace.downstream_trace_config, inputs, f"{path}.downstream_trace_config", has_loss=has_loss
+            )
         elif trace.attention_trace_type is AttentionTraceType.V and not has_loss:
             self.add(
                 "loss_fn_config",
@@ -115,8 +117,8 @@ class TaskBuilder:
         return self.spec.dst.value
 
     @property
-    def _kinds(self) -> Kinds:
-        return Kinds.of_sets(self.sets)
+    def _inputs(self) -> AutoencoderInputs:
+        return AutoencoderInputs.of_sets(self.sets)
 
     @property
     def _trace(self) -> TraceConfig | None:
@@ -139,7 +141,7 @@ class TaskBuilder:
             facts=self._facts,
             layers=layers,
             passes=passes,
-            topology=Topology(self.sizes.n_layers, self.model.architecture, self._kinds),
+            topology=Topology(self.sizes.n_layers, self.model.architecture, self._inputs),
             trace=self._trace,
             loss=self.loss,
             node=self.config.node_index_for_attribution,
@@ -172,7 +174,7 @@ class TaskBuilder:
     def _own_set(self) -> AutoencoderInfo | None:
         """The autoencoder that the type itself is about."""
         wanted = self._facts.autoencoder
-        kind = self._kinds.of(wanted) if wanted is not None else None
+        kind = self._inputs.of(wanted) if wanted is not None else None
         return next((info for info in self.sets if info.dst is kind), None) if kind is not None else None
 
     def _check_autoencoder(self) -> None:
@@ -238,7 +240,7 @@ class TaskBuilder:
                 self.problems.extend(error, path)
                 return
         if facts.direction in {Direction.FINAL_ACTIVATION_RESIDUAL_GRAD, Direction.FINAL_RESIDUAL_GRAD}:
-            self.missing.check_trace(trace, self._kinds, path, has_loss=self.loss is not None)
+            self.missing.check_trace(trace, self._inputs, path, has_loss=self.loss is not None)
 
     def _reads_origin(self) -> bool:
         return self._facts.requires_grad_for_forward_pass or (
@@ -300,7 +302,7 @@ class TaskBuilder:
             self.missing.add(f"{path}.q_k_or_v", f"{self._name} needs the query, key or value of a head")
 
     def _check_node_autoencoder(self, node: NodeIndex) -> None:
-        kind = self._kinds.of(node.node_type)
+        kind = self._inputs.of(node.node_type)
         if kind is None or kind not in TRACED_KINDS:
             reads = " or ".join(each.value for each in TRACED_KINDS)
             description = f"{self._name} needs {_WORDS[node.node_type]} that reads {reads} for this node"
@@ -332,12 +334,12 @@ class TaskBuilder:
             return
         if location is _L.MLP_POST_ACT:
             width = self.sizes.model.d_mlp
-        elif self._kinds.mlp is None:
+        elif self._inputs.mlp is None:
             description = f"{self._name} of a latent needs {_WORDS[NodeType.MLP_AUTOENCODER_LATENT]}"
             self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
         else:
-            info = next(info for info in self.sets if info.dst is self._kinds.mlp)
+            info = next(info for info in self.sets if info.dst is self._inputs.mlp)
             check_covered(self.problems, info, index.layer_index, f"{path}.layer_index")
             width = info.n_latents
         self.problems.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")

@@ -30,13 +30,13 @@ from dst_grpc.scalars.reads import (
     output_scale,
 )
 from dst_grpc.scalars.rows import NeuronRows, Rows, latent_rows
-from dst_grpc.scalars.topology import given
+from dst_grpc.scalars.topology import require
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import NodeType
     from dst_grpc.engine.layer import Layer
-    from dst_grpc.scalars.evidence import Evidence
-    from dst_grpc.scalars.recompute import Subject
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 
 class Writer(ABC):
@@ -88,7 +88,7 @@ class ResidualVector(Writer):
 
     def activation_gradient(self) -> torch.Tensor:
         """[T, d]."""
-        return given(self.gradient)
+        return require(self.gradient)
 
     def write(self) -> torch.Tensor:
         """The vector [T, d]."""
@@ -119,7 +119,7 @@ class Scaled(Writer):
 
     def activation_gradient(self) -> torch.Tensor:
         """[T, K]."""
-        return given(self.gradient)
+        return require(self.gradient)
 
     def write(self) -> torch.Tensor:
         """[T, K, d]."""
@@ -155,11 +155,11 @@ class HeadPairs(Writer):
 
     def activation(self) -> torch.Tensor:
         """A v [T, U, H, c]."""
-        return self.probs.unsqueeze(-1) * given(self.values)
+        return self.probs.unsqueeze(-1) * require(self.values)
 
     def activation_gradient(self) -> torch.Tensor:
         """Gradient of A [T, U, H]."""
-        return given(self.gradient)
+        return require(self.gradient)
 
     def act_times_grad(self) -> torch.Tensor:
         """A times its gradient [T, U, H]."""
@@ -167,7 +167,7 @@ class HeadPairs(Writer):
 
     def _value_writes(self) -> torch.Tensor:
         """v[u,h] WO[h], [U, H, d]."""
-        raw = torch.einsum("uhc,hcd->uhd", given(self.values), self.layer.attn_out)
+        raw = torch.einsum("uhc,hcd->uhd", require(self.values), self.layer.attn_out)
         return unit_write(raw, self.layer.attn_post_norm)
 
     def write(self) -> torch.Tensor:
@@ -185,7 +185,7 @@ class HeadPairs(Writer):
 
     def value_norms(self) -> torch.Tensor:
         """|v[u,h] WO[h]|, [U, H]."""
-        return _lengths(torch.einsum("hij,uhj->uhi", self.layer.attn_out_triangle, given(self.values)))
+        return _lengths(torch.einsum("hij,uhj->uhi", self.layer.attn_out_triangle, require(self.values)))
 
     def write_norm(self) -> torch.Tensor:
         """[T, U, H]."""
@@ -197,7 +197,7 @@ class HeadPairs(Writer):
         direction = unit_read(direction[used], self.layer.attn_post_norm)
         per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         result = torch.zeros_like(self.probs)
-        result[used] = self.probs[used] * torch.einsum("thc,uhc->tuh", per_head, given(self.values))
+        result[used] = self.probs[used] * torch.einsum("thc,uhc->tuh", per_head, require(self.values))
         return result
 
 
@@ -216,7 +216,7 @@ class HeadsAtToken(Writer):
 
     def activation_gradient(self) -> torch.Tensor:
         """No type asks for it."""
-        return given(None)
+        return require(None)
 
     def write(self) -> torch.Tensor:
         """[T, H, d]."""
@@ -238,27 +238,31 @@ def _lengths(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def offline_latents(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
+def offline_latents(
+    model: ExplainedModel, recorded: RecordedTaps, node_type: NodeType, layer: int | None
+) -> torch.Tensor:
     """Latents [T, Z], or [P H, Z] of heads' writes, computed from recorded taps (specification, 7.3)."""
-    return subject.autoencoder(node_type, layer).encode(_offline_input(subject, evidence, node_type, layer))
+    return model.autoencoder(node_type, layer).encode(_offline_input(model, recorded, node_type, layer))
 
 
-def _offline_input(subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None) -> torch.Tensor:
+def _offline_input(
+    model: ExplainedModel, recorded: RecordedTaps, node_type: NodeType, layer: int | None
+) -> torch.Tensor:
     """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
-    kind, block = subject.kinds.of(node_type), None if layer is None else subject.decoder.layers[layer]
-    component, sites = offline_component(kind), offline_inputs(kind, subject.topology, layer)
-    read = evidence.value(sites[0])
+    kind, block = model.inputs.of(node_type), None if layer is None else model.decoder.layers[layer]
+    component, sites = offline_component(kind), offline_inputs(kind, model.topology, layer)
+    read = recorded.value(sites[0])
     if component is None:
-        return autoencoder_input(subject.autoencoder(node_type, layer), read, block)
-    read = times(read, write_factor(subject, evidence, component, node_type, layer))
+        return autoencoder_input(model.autoencoder(node_type, layer), read, block)
+    read = times(read, write_factor(model, recorded, component, node_type, layer))
     if component is Component.HEAD_PAIR:
-        return HeadPairs(read, None, evidence.value(sites[1]), given(block)).write_of_pairs().flatten(0, 1)
-    return NeuronRows(given(block)).combined(read)
+        return HeadPairs(read, None, recorded.value(sites[1]), require(block)).write_of_pairs().flatten(0, 1)
+    return NeuronRows(require(block)).combined(read)
 
 
 def write_factor(
-    subject: Subject,
-    evidence: Evidence,
+    model: ExplainedModel,
+    recorded: RecordedTaps,
     component: Component,
     node_type: NodeType,
     layer: int | None,
@@ -269,14 +273,14 @@ def write_factor(
     The inverse of the recorded scale of the norm that its write passes and, for latents of an autoencoder that scales
     its inputs, the scale of each of them. *node_type* is the latents'; *read* what they are computed from, if offline.
     """
-    kind = subject.kinds.of(node_type)
-    tap = output_scale(component, kind, subject.topology.architecture)
-    factor = None if tap is None else evidence.value((tap, layer)).reciprocal()
-    if component not in LATENTS or not subject.autoencoder(node_type, layer).has_write_scale:
+    kind = model.inputs.of(node_type)
+    tap = output_scale(component, kind, model.topology.architecture)
+    factor = None if tap is None else recorded.value((tap, layer)).reciprocal()
+    if component not in LATENTS or not model.autoencoder(node_type, layer).has_write_scale:
         return factor
     if read is None:
-        read = evidence.value((INPUT_LOCATION[given(kind)], layer))
-    scale = subject.autoencoder(node_type, layer).write_scale(read)
+        read = recorded.value((INPUT_LOCATION[require(kind)], layer))
+    scale = model.autoencoder(node_type, layer).write_scale(read)
     return scale if factor is None or scale is None else factor * scale
 
 
@@ -286,29 +290,29 @@ def times(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
 
 
 def writer(
-    subject: Subject, evidence: Evidence, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
+    model: ExplainedModel, recorded: RecordedTaps, facts: ScalarFacts, layer: int | None, *, with_gradient: bool
 ) -> Writer:
-    """The component of *facts* at *layer*, reading from *evidence* only what its quantities need."""
+    """The component of *facts* at *layer*, reading from *recorded* only what its quantities need."""
     node_type, component = facts.autoencoder or facts.node_type, facts.component
-    sites = component_sites(component, facts, subject.topology, layer)
+    sites = component_sites(component, facts, model.topology, layer)
     factor = read = None
     if component is Component.OFFLINE_LATENT:
-        read = _offline_input(subject, evidence, node_type, layer)
+        read = _offline_input(model, recorded, node_type, layer)
     if facts.is_of_writes:
-        factor = write_factor(subject, evidence, component, node_type, layer, read)
+        factor = write_factor(model, recorded, component, node_type, layer, read)
 
-    recorded = evidence.value(sites[0]) if read is None else subject.autoencoder(node_type, layer).encode(read)
-    x, gradient = times(recorded, factor), None
+    found = recorded.value(sites[0]) if read is None else model.autoencoder(node_type, layer).encode(read)
+    x, gradient = times(found, factor), None
     if with_gradient:
-        gradient = times(evidence.gradient(sites[0], x), None if factor is None else factor.reciprocal())
+        gradient = times(recorded.gradient(sites[0], x), None if factor is None else factor.reciprocal())
     if component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
         return ResidualVector(x, gradient, sites[0][0].location_within_layer)
     if component in LATENTS:
-        location = subject.topology.location_of_latents(node_type)
-        return Scaled(x, gradient, latent_rows(subject, node_type, layer), location)
-    block = subject.decoder.layers[given(layer)]
+        location = model.topology.location_of_latents(node_type)
+        return Scaled(x, gradient, latent_rows(model, node_type, layer), location)
+    block = model.decoder.layers[require(layer)]
     if component is Component.HEAD_AT_TOKEN:
         return HeadsAtToken(x, block)
     if component is Component.HEAD_PAIR:
-        return HeadPairs(x, gradient, evidence.values.get(sites[1]), block)
+        return HeadPairs(x, gradient, recorded.values.get(sites[1]), block)
     return Scaled(x, gradient, NeuronRows(block), LocationWithinLayer.MLP)

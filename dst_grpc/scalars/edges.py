@@ -26,20 +26,20 @@ from dst_grpc.scalars.reads import (
 from dst_grpc.scalars.recompute import activation, gradient_at, heads
 from dst_grpc.scalars.rows import latent_rows
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Residual, given
+from dst_grpc.scalars.topology import Residual, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dst_grpc.scalars.evidence import Evidence
-    from dst_grpc.scalars.recompute import Subject
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 _L = ActivationLocationType
 _THROUGH = {Component.QUERY: AttentionTraceType.Q, Component.KEY: AttentionTraceType.K}
 
 
 def edge_end(
-    subject: Subject,
+    model: ExplainedModel,
     component: Component,
     node_type: NodeType,
     layer: int,
@@ -54,33 +54,35 @@ def edge_end(
         [T, U, H] for queries, keys and values, [T, F] for neurons, [T, Z] for latents.
     """
     if component is Component.VALUE:
-        block = subject.decoder.layers[layer]
+        block = model.decoder.layers[layer]
         q, k, v = heads(block, rho, AttentionTraceType.V, detach_scale=detach_scale)
         probs = block.attn_probs(block.attn_scores(q, k)).detach()
-        return probs * torch.einsum("uhc,thc->tuh", v, given(gradient))
+        return probs * torch.einsum("uhc,thc->tuh", v, require(gradient))
     through = _THROUGH.get(component, AttentionTraceType.QK)
-    x = activation(subject, node_type, layer, rho, through=through, detach_scale=detach_scale)
+    x = activation(model, node_type, layer, rho, through=through, detach_scale=detach_scale)
     return x if gradient is None else x * gradient
 
 
-def in_edge(subject: Subject, evidence: Evidence, task: Task, layer: int, write: torch.Tensor) -> torch.Tensor | None:
+def in_edge(
+    model: ExplainedModel, recorded: RecordedTaps, task: Task, layer: int, write: torch.Tensor
+) -> torch.Tensor | None:
     """Derivative of the downstream activations of *layer* along *write* [T, d], or None if the write comes too late."""
     facts = task.facts
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
     residual = task.topology.residual_before(node_type, layer)
-    node = given(task.node)
+    node = require(task.node)
     if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
         return None
-    rho, gradient, detach_scale = evidence.value(residual.site), None, True
+    rho, gradient, detach_scale = recorded.value(residual.site), None, True
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        weight = edge_gradient_tap(facts.component, facts.node_type, task.topology.kinds)
-        gradient = evidence.gradients.get((weight, layer))
+        weight = edge_gradient_tap(facts.component, facts.node_type, task.topology.inputs)
+        gradient = recorded.gradients.get((weight, layer))
         if gradient is None:
             return None
         detach_scale = task.detach_scale
 
     def end(x: torch.Tensor) -> torch.Tensor:
-        return edge_end(subject, facts.component, node_type, layer, x, gradient, detach_scale=detach_scale)
+        return edge_end(model, facts.component, node_type, layer, x, gradient, detach_scale=detach_scale)
 
     return directional_derivative(end, rho, write)
 
@@ -99,40 +101,40 @@ def directional_derivative(
     return derivative
 
 
-def subnode_gradient(subject: Subject, evidence: Evidence, task: Task) -> tuple[torch.Tensor, Residual]:
+def subnode_gradient(model: ExplainedModel, recorded: RecordedTaps, task: Task) -> tuple[torch.Tensor, Residual]:
     """Gradient [T, d] of the one downstream subnode's attribution at the residual before it, and that residual."""
-    node = given(task.node)
-    layer, component = given(node.layer_index), subnode_component(node)
+    node = require(task.node)
+    layer, component = require(node.layer_index), subnode_component(node)
     residual = task.topology.residual_before(node.node_type, layer)
-    rho = evidence.value(residual.site)
-    weight = evidence.gradients.get((edge_gradient_tap(component, node.node_type, task.topology.kinds), layer))
+    rho = recorded.value(residual.site)
+    weight = recorded.gradients.get((edge_gradient_tap(component, node.node_type, task.topology.inputs), layer))
     if weight is None:
         return torch.zeros_like(rho), residual
 
     def attribution(x: torch.Tensor) -> torch.Tensor:
-        ends = edge_end(subject, component, node.node_type, layer, x, weight, detach_scale=task.detach_scale)
+        ends = edge_end(model, component, node.node_type, layer, x, weight, detach_scale=task.detach_scale)
         return ends[node.tensor_indices]
 
     return gradient_at(attribution, rho), residual
 
 
-def node_write(subject: Subject, evidence: Evidence, task: Task) -> torch.Tensor:
+def node_write(model: ExplainedModel, recorded: RecordedTaps, task: Task) -> torch.Tensor:
     """What one node writes: [T, d], zero except at its own token."""
-    node = given(task.node)
-    layer = given(node.layer_index)
-    block, t = subject.decoder.layers[layer], given(node.tensor_indices[0])
+    node = require(task.node)
+    layer = require(node.layer_index)
+    block, t = model.decoder.layers[layer], require(node.tensor_indices[0])
     if node.node_type is NodeType.ATTENTION_HEAD:
         _, u, h = node.tensor_indices
-        probs, values = evidence.value((_L.ATTN_QK_PROBS, layer)), evidence.value((_L.ATTN_VALUE, layer))
+        probs, values = recorded.value((_L.ATTN_QK_PROBS, layer)), recorded.value((_L.ATTN_VALUE, layer))
         vector = unit_write(probs[t, u, h] * (values[u, h] @ block.attn_out[h]), block.attn_post_norm)
     elif node.node_type is NodeType.MLP_NEURON:
         n = node.tensor_indices[1]
-        vector = unit_write(evidence.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n], block.mlp_post_norm)
+        vector = unit_write(recorded.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n], block.mlp_post_norm)
     else:
-        j = given(node.tensor_indices[1])
-        latents = evidence.value((latent_location(node.node_type, task.topology.kinds), layer))
-        vector = latents[t, j] * latent_rows(subject, node.node_type, layer).row(j)
-    factor = write_factor(subject, evidence, COMPONENT_OF_NODE[node.node_type], node.node_type, layer)
-    write = torch.zeros(evidence.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
+        j = require(node.tensor_indices[1])
+        latents = recorded.value((latent_location(node.node_type, task.topology.inputs), layer))
+        vector = latents[t, j] * latent_rows(model, node.node_type, layer).row(j)
+    factor = write_factor(model, recorded, COMPONENT_OF_NODE[node.node_type], node.node_type, layer)
+    write = torch.zeros(recorded.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
     write[t] = vector if factor is None else vector * factor[t]
     return write

@@ -16,7 +16,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import input_site
 from dst_grpc.engine.taps import LATENT_LOCATION
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Kinds, Topology, given, residual_entering
+from dst_grpc.scalars.topology import AutoencoderInputs, Topology, require, residual_entering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,9 +91,9 @@ WRITTEN_AS = {_T.MLP_POST_ACT: Component.NEURON, _T.ATTN_WEIGHTED_SUM_OF_VALUES:
 """The component that an autoencoder's output stands for, and writes as, if that is no vector of the residual stream."""
 
 
-def latent_location(node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
+def latent_location(node_type: NodeType, inputs: AutoencoderInputs) -> ActivationLocationType:
     """The tap of the spliced latents that are *node_type*."""
-    return LATENT_LOCATION[INPUT_LOCATION[given(kinds.of(node_type))]]
+    return LATENT_LOCATION[INPUT_LOCATION[require(inputs.of(node_type))]]
 
 
 def writes_to_residual(kind: DerivedScalarType) -> bool:
@@ -122,7 +122,7 @@ def offline_inputs(kind: DerivedScalarType | None, topology: Topology, layer: in
     component = offline_component(kind)
     if component is not None:
         return _write_sites(component, kind, topology, layer)
-    return (input_site(given(kind), layer, topology.architecture),)
+    return (input_site(require(kind), layer, topology.architecture),)
 
 
 def output_scale(
@@ -139,7 +139,7 @@ def output_scale(
     if not architecture.post_norms:
         return None
     if component in LATENTS:
-        component = WRITTEN_AS.get(given(kind), component)
+        component = WRITTEN_AS.get(require(kind), component)
     if component in {Component.HEAD_PAIR, Component.HEAD_AT_TOKEN}:
         return _L.ATTN_OUTPUT_LAYER_NORM_SCALE
     return _L.MLP_OUTPUT_LAYER_NORM_SCALE if component in {Component.NEURON, Component.NEURON_ERROR} else None
@@ -152,8 +152,8 @@ def _scale_sites(
     scale = output_scale(component, kind, topology.architecture)
     if scale is not None:
         yield scale, layer
-    if component is Component.LATENT and kind in topology.kinds.scaled:
-        yield INPUT_LOCATION[given(kind)], layer
+    if component is Component.LATENT and kind in topology.inputs.scaled:
+        yield INPUT_LOCATION[require(kind)], layer
 
 
 def _write_sites(
@@ -161,7 +161,7 @@ def _write_sites(
 ) -> tuple[Site, ...]:
     """The taps that a component's writes are made of: its activation's, and those that scale them."""
     is_latent = component is Component.LATENT
-    taps = (LATENT_LOCATION[INPUT_LOCATION[given(kind)]],) if is_latent else _TAPS_OF_COMPONENT[component]
+    taps = (LATENT_LOCATION[INPUT_LOCATION[require(kind)]],) if is_latent else _TAPS_OF_COMPONENT[component]
     return (*((tap, layer) for tap in taps), *_scale_sites(component, kind, topology, layer))
 
 
@@ -171,12 +171,12 @@ def component_sites(
     """The taps at *layer* that hold a component's activation, or that it is computed from."""
     node_type = facts.autoencoder or facts.node_type
     if component is Component.OFFLINE_LATENT:
-        return offline_inputs(topology.kinds.of(node_type), topology, layer)
+        return offline_inputs(topology.inputs.of(node_type), topology, layer)
     taps = _TAPS_OF_COMPONENT.get(component, ())
     if facts.tap is not None:
         taps = (facts.tap,)
     elif component is Component.LATENT:
-        taps = (latent_location(node_type, topology.kinds),)
+        taps = (latent_location(node_type, topology.inputs),)
     return tuple((tap, layer) for tap in taps)
 
 
@@ -196,10 +196,10 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
         return
     if facts.component is Component.PREVIOUS_RESIDUAL:
         for pass_type in task.passes:
-            yield pass_type, residual_entering(given(layer)).site
+            yield pass_type, residual_entering(require(layer)).site
         return
     if facts.quantity in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}:
-        yield from _reads_of_edge_end(task, given(layer))
+        yield from _reads_of_edge_end(task, require(layer))
         return
     if facts.quantity is Quantity.DIRECTION:
         return
@@ -209,7 +209,7 @@ def _reads_at(task: Task, layer: int | None) -> Iterator[Read]:
         yield _BACKWARD, sites[0]
         return
     if facts.is_of_writes:
-        kind = task.topology.kinds.of(facts.autoencoder or facts.node_type)
+        kind = task.topology.inputs.of(facts.autoencoder or facts.node_type)
         sites = (*sites, *_scale_sites(facts.component, kind, task.topology, layer))
     for site in sites:
         yield _FORWARD, site
@@ -222,20 +222,20 @@ def _reads_of_edge_end(task: Task, layer: int) -> Iterator[Read]:
 
     Nothing where the upstream node comes too late for the layer: a gradient there would make the backward pass longer.
     """
-    facts, node = task.facts, given(task.node)
+    facts, node = task.facts, require(task.node)
     node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
     residual = task.topology.residual_before(node_type, layer)
     if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
         return
     yield _FORWARD, residual.site
     if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.topology.kinds), layer)
+        yield _BACKWARD, (edge_gradient_tap(facts.component, facts.node_type, task.topology.inputs), layer)
 
 
-def edge_gradient_tap(component: Component, node_type: NodeType, kinds: Kinds) -> ActivationLocationType:
+def edge_gradient_tap(component: Component, node_type: NodeType, inputs: AutoencoderInputs) -> ActivationLocationType:
     """The tap whose gradient weighs an edge's downstream activations."""
     if component is Component.LATENT:
-        return latent_location(node_type, kinds)
+        return latent_location(node_type, inputs)
     return {
         Component.NEURON: _L.MLP_POST_ACT,
         Component.QUERY: _L.ATTN_QK_PROBS,
@@ -249,12 +249,12 @@ def _reads_of_direction(task: Task, direction: Direction) -> Iterator[Read]:
         yield _BACKWARD, task.topology.final_residual(task.trace).site
     elif direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
         yield _FORWARD, task.topology.final_residual(task.trace).site
-        for site in task.topology.residuals_of_trace_value(given(task.trace)):
+        for site in task.topology.residuals_of_trace_value(require(task.trace)):
             yield _FORWARD, site
     elif direction is Direction.SUBNODE_GRAD:
-        node = given(task.node)
-        weight = edge_gradient_tap(subnode_component(node), node.node_type, task.topology.kinds)
-        yield _FORWARD, task.topology.residual_before(node.node_type, given(node.layer_index)).site
+        node = require(task.node)
+        weight = edge_gradient_tap(subnode_component(node), node.node_type, task.topology.inputs)
+        yield _FORWARD, task.topology.residual_before(node.node_type, require(node.layer_index)).site
         yield _BACKWARD, (weight, node.layer_index)
     else:
         for layer in task.layers:
@@ -264,16 +264,16 @@ def _reads_of_direction(task: Task, direction: Direction) -> Iterator[Read]:
 
 def _latent_read_inputs(task: Task, direction: Direction, layer: int | None) -> tuple[Site, ...]:
     """The true input of the autoencoder that is read, or, for all its latents, the offline one."""
-    kind = task.topology.kinds.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
+    kind = task.topology.inputs.of(task.facts.autoencoder or NodeType.AUTOENCODER_LATENT)
     if direction is Direction.ALL_LATENT_READS:
         return offline_inputs(kind, task.topology, layer)
-    return (input_site(given(kind), layer, task.topology.architecture),)
+    return (input_site(require(kind), layer, task.topology.architecture),)
 
 
 def _reads_of_node(task: Task) -> Iterator[Read]:
     """What the write of the one upstream node is made of."""
-    node = given(task.node)
-    kind = task.topology.kinds.of(node.node_type)
+    node = require(task.node)
+    kind = task.topology.inputs.of(node.node_type)
     for site in _write_sites(COMPONENT_OF_NODE[node.node_type], kind, task.topology, node.layer_index):
         yield _FORWARD, site
 

@@ -7,61 +7,23 @@ layer do not reach a recomputation (specification, sections 5 and 8).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.layer import unit_read
-from dst_grpc.scalars.topology import AutoencoderKind, Kinds, Topology, given
+from dst_grpc.scalars.topology import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from dst_grpc.domain.trace import TraceConfig
-    from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.loss import TokenLoss
-
-
-class AutoencoderSet(AutoencoderKind, Protocol):
-    """The autoencoders of one input, by layer."""
-
-    @property
-    def by_layer(self) -> Mapping[int | None, Autoencoder]:
-        """One per covered layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is explained: a model, with the autoencoders in use."""
-
-    decoder: Decoder
-    """The model."""
-    sets: tuple[AutoencoderSet, ...] = ()
-    """At most one per node type."""
-    topology: Topology = field(init=False)
-    """How the model hangs together, with what the autoencoders read."""
-
-    def __post_init__(self) -> None:
-        """Derive *topology*."""
-        config = self.decoder.config
-        topology = Topology(config.n_layers, config.architecture, Kinds.of_sets(self.sets))
-        object.__setattr__(self, "topology", topology)
-
-    @property
-    def kinds(self) -> Kinds:
-        """What the autoencoders read."""
-        return self.topology.kinds
-
-    def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
-        """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
-        kind = self.kinds.of(node_type)
-        return next(s for s in self.sets if s.dst is kind).by_layer[layer]
 
 
 def heads(
@@ -77,7 +39,7 @@ def heads(
 
 
 def activation(
-    subject: Subject,
+    model: ExplainedModel,
     node_type: NodeType,
     layer_index: int,
     rho: torch.Tensor,
@@ -91,7 +53,7 @@ def activation(
     Returns:
         Neurons [T, F], attention probabilities (PRE: scores) [T, U, H], or latents (PRE: before phi) [T, Z].
     """
-    layer = subject.decoder.layers[layer_index]
+    layer = model.decoder.layers[layer_index]
     post = at is PreOrPostAct.POST
     if node_type is NodeType.MLP_NEURON:
         normed = layer.mlp_norm(rho, detach_scale=detach_scale)
@@ -100,8 +62,8 @@ def activation(
         q, k, _ = heads(layer, rho, through, detach_scale=detach_scale)
         scores = layer.attn_scores(q, k)
         return layer.attn_probs(scores) if post else scores
-    autoencoder = subject.autoencoder(node_type, layer_index)
-    read = _latent_input(layer, rho, subject.kinds.of(node_type), detach_scale=detach_scale)
+    autoencoder = model.autoencoder(node_type, layer_index)
+    read = _latent_input(layer, rho, model.inputs.of(node_type), detach_scale=detach_scale)
     return autoencoder.encode(read) if post else autoencoder.pre_activation(read)
 
 
@@ -118,7 +80,7 @@ def _latent_input(
 
 
 def trace_value(
-    subject: Subject,
+    model: ExplainedModel,
     trace: TraceConfig,
     rho: torch.Tensor,
     recorded: Callable[[Site], torch.Tensor],
@@ -127,7 +89,7 @@ def trace_value(
     """The traced scalar as a function of the residual *rho* [T, d] before its node (specification, section 8).
 
     Args:
-        subject: the model, and the autoencoders of traced latents.
+        model: the model, and the autoencoders of traced latents.
         trace: which node, and how.
         rho: the residual before it.
         recorded: gives the recorded value [T, d] of another residual; only a trace through V asks for one.
@@ -135,11 +97,11 @@ def trace_value(
     """
     node = trace.node_index
     if trace.attention_trace_type is AttentionTraceType.V:
-        return _value_trace(subject, trace, rho, downstream_gradient(subject, trace, recorded, loss))
+        return _value_trace(model, trace, rho, downstream_gradient(model, trace, recorded, loss))
     return activation(
-        subject,
+        model,
         node.node_type,
-        given(node.layer_index),
+        require(node.layer_index),
         rho,
         at=trace.pre_or_post_act,
         through=trace.attention_trace_type or AttentionTraceType.QK,
@@ -147,10 +109,10 @@ def trace_value(
     )[node.tensor_indices]
 
 
-def _value_trace(subject: Subject, trace: TraceConfig, rho: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _value_trace(model: ExplainedModel, trace: TraceConfig, rho: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """What a head writes, through its value, along *gradient* [T, d]; probabilities and norm scales are constants."""
     t, u, h = trace.node_index.tensor_indices
-    layer = subject.decoder.layers[given(trace.node_index.layer_index)]
+    layer = model.decoder.layers[require(trace.node_index.layer_index)]
     q, k, v = heads(layer, rho, AttentionTraceType.V, detach_scale=True)
     probs = layer.attn_probs(layer.attn_scores(q, k)).detach()
     direction = unit_read(gradient[t], layer.attn_post_norm)
@@ -161,30 +123,30 @@ def _value_trace(subject: Subject, trace: TraceConfig, rho: torch.Tensor, gradie
 
 
 def downstream_gradient(
-    subject: Subject, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: TokenLoss | None
+    model: ExplainedModel, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: TokenLoss | None
 ) -> torch.Tensor:
     """The gradient [T, d] that a trace through V reads its head's value with: a downstream trace's, or the loss's."""
     downstream = trace.downstream_trace_config
-    residual = subject.topology.final_residual(downstream)
+    residual = model.topology.final_residual(downstream)
     if downstream is not None:
-        return local_gradient(subject, downstream, recorded(residual.site), recorded, loss)
+        return local_gradient(model, downstream, recorded(residual.site), recorded, loss)
 
     def value(rho: torch.Tensor) -> torch.Tensor:
-        normed = subject.decoder.final_norm(rho, detach_scale=True)
-        return given(loss)(subject.decoder.unembed(normed[-1]))
+        normed = model.decoder.final_norm(rho, detach_scale=True)
+        return require(loss)(model.decoder.unembed(normed[-1]))
 
     return gradient_at(value, recorded(residual.site))
 
 
 def local_gradient(
-    subject: Subject,
+    model: ExplainedModel,
     trace: TraceConfig,
     rho: torch.Tensor,
     recorded: Callable[[Site], torch.Tensor],
     loss: TokenLoss | None,
 ) -> torch.Tensor:
     """Gradient [T, d] of a trace's value at the recorded residual *rho* [T, d] before its node."""
-    return gradient_at(lambda attached: trace_value(subject, trace, attached, recorded, loss), rho)
+    return gradient_at(lambda attached: trace_value(model, trace, attached, recorded, loss), rho)
 
 
 def gradient_at(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,13 @@ import torch
 from dst_grpc.domain.scalar_facts import Component
 from dst_grpc.engine.layer import unit_read, unit_write
 from dst_grpc.scalars.reads import WRITTEN_AS
-from dst_grpc.scalars.topology import given
+from dst_grpc.scalars.topology import require
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import NodeType
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.layer import Layer
-    from dst_grpc.scalars.recompute import Subject
+    from dst_grpc.scalars.explained_model import ExplainedModel
 
 
 class Rows(ABC):
@@ -130,8 +130,8 @@ class LatentRows(Rows):
 _ROWS = {Component.NEURON: NeuronRows, Component.HEAD_AT_TOKEN: HeadChannelRows}
 
 
-def latent_rows(subject: Subject, node_type: NodeType, layer: int | None) -> LatentRows:
+def latent_rows(model: ExplainedModel, node_type: NodeType, layer: int | None) -> LatentRows:
     """D of the autoencoder of *layer* whose latents are *node_type*."""
-    written_as = WRITTEN_AS.get(given(subject.kinds.of(node_type)))
-    behind = None if written_as is None else _ROWS[written_as](subject.decoder.layers[given(layer)])
-    return LatentRows(subject.autoencoder(node_type, layer), behind)
+    written_as = WRITTEN_AS.get(require(model.inputs.of(node_type)))
+    behind = None if written_as is None else _ROWS[written_as](model.decoder.layers[require(layer)])
+    return LatentRows(model.autoencoder(node_type, layer), behind)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from dst_grpc.domain.architecture import Architecture
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
-    from dst_grpc.scalars.evidence import Evidence
-    from dst_grpc.scalars.recompute import Subject
-    from dst_grpc.scalars.topology import Kinds, Topology
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.recorded_taps import RecordedTaps
+    from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 _L = ActivationLocationType
 CHUNK_TOKENS = 4096
@@ -111,7 +111,7 @@ def sites_of_vectors(node_types: frozenset[NodeType], layers: Sequence[int], top
             if node_type in _READERS or node_type is NodeType.ATTENTION_HEAD:
                 yield topology.residual_before(node_type, layer).site
             if node_type in COMPONENT_OF_NODE:
-                kind = topology.kinds.of(node_type)
+                kind = topology.inputs.of(node_type)
                 scale = output_scale(COMPONENT_OF_NODE[node_type], kind, topology.architecture)
                 if scale is not None:
                     yield scale, layer
@@ -136,7 +136,7 @@ def _grouped(nodes: Sequence[NodeIndex]) -> _Grouped:
 
 
 @torch.no_grad()
-def writes(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> Vectors:
+def writes(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> Vectors:
     """What each node adds to the residual stream at its own token; nodes of which that is not known are left out.
 
     The embedding's node is one of type LAYER outside any layer. A latent writes if its autoencoder is in the run, and
@@ -148,24 +148,24 @@ def writes(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> 
     directions: list[torch.Tensor] = []
     n_directions = 0
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
-        indices = torch.tensor(entries, device=subject.decoder.device).t()
-        found = _writes_of(subject, evidence, node_type, layer, indices)
+        indices = torch.tensor(entries, device=model.decoder.device).t()
+        found = _writes_of(model, recorded, node_type, layer, indices)
         if found is None:
             continue
         of_each, which, of_layer = found
         if layer is not None:
-            factor = write_factor(subject, evidence, COMPONENT_OF_NODE[node_type], node_type, layer)
+            factor = write_factor(model, recorded, COMPONENT_OF_NODE[node_type], node_type, layer)
             of_each = times(of_each, None if factor is None else factor[indices[0]])
         places += where
         coefficients.append(of_each)
         rows.append(which + n_directions)
         directions.append(of_layer)
         n_directions += len(of_layer)
-    return _vectors(subject, places, directions, rows, coefficients)
+    return _vectors(model, places, directions, rows, coefficients)
 
 
 def _writes_of(
-    subject: Subject, evidence: Evidence, node_type: NodeType, layer: int | None, indices: torch.Tensor
+    model: ExplainedModel, recorded: RecordedTaps, node_type: NodeType, layer: int | None, indices: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Of n nodes: coefficients [n], which direction is whose [n], and the directions [m, d]; None if unknown.
 
@@ -175,30 +175,30 @@ def _writes_of(
         if node_type is not NodeType.LAYER:
             return None
         tokens, which = indices[0].unique(return_inverse=True)
-        embedded = evidence.value((_L.RESID_POST_EMBEDDING, None))[tokens]
+        embedded = recorded.value((_L.RESID_POST_EMBEDDING, None))[tokens]
         return torch.ones_like(which, dtype=embedded.dtype), which, embedded
-    block = subject.decoder.layers[layer]
+    block = model.decoder.layers[layer]
     if node_type is NodeType.MLP_NEURON:
         neurons, which = indices[1].unique(return_inverse=True)
         directions = unit_write(block.mlp_out[neurons], block.mlp_post_norm)
-        return evidence.value((_L.MLP_POST_ACT, layer))[tuple(indices)], which, directions
+        return recorded.value((_L.MLP_POST_ACT, layer))[tuple(indices)], which, directions
     if node_type is NodeType.ATTENTION_HEAD and len(indices) == 3:
-        probs, values = evidence.value((_L.ATTN_QK_PROBS, layer)), evidence.value((_L.ATTN_VALUE, layer))
+        probs, values = recorded.value((_L.ATTN_QK_PROBS, layer)), recorded.value((_L.ATTN_VALUE, layer))
         sources, which = indices[1:].unique(dim=1, return_inverse=True)
         u, h = sources
         directions = unit_write(torch.einsum("nc,ncd->nd", values[u, h], block.attn_out[h]), block.attn_post_norm)
         return probs[tuple(indices)], which, directions
-    if node_type.is_autoencoder_latent and subject.kinds.of(node_type) in INPUT_LOCATION:
+    if node_type.is_autoencoder_latent and model.inputs.of(node_type) in INPUT_LOCATION:
         latents, which = indices[1].unique(return_inverse=True)
-        found = evidence.value((latent_location(node_type, subject.kinds), layer))
-        return found[tuple(indices)], which, latent_rows(subject, node_type, layer).rows(latents)
+        found = recorded.value((latent_location(node_type, model.inputs), layer))
+        return found[tuple(indices)], which, latent_rows(model, node_type, layer).rows(latents)
     return None
 
 
 # What nodes read
 
 
-def mlp_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> Vectors:
+def mlp_reads(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> Vectors:
     """What raises each neuron, and each latent of the MLPs, before its nonlinearity; other nodes are left out.
 
     The gradient at the residual before the node, at its token, with the norm's scale held.
@@ -206,35 +206,35 @@ def mlp_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) 
     places: list[int] = []
     gradients: list[torch.Tensor] = []
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
-        if layer is None or not _reads_mlp_input(node_type, subject.kinds):
+        if layer is None or not _reads_mlp_input(node_type, model.inputs):
             continue
-        tokens, which = torch.tensor(entries, device=subject.decoder.device).t()
-        rho = evidence.value(subject.topology.residual_before(node_type, layer).site)[tokens]
+        tokens, which = torch.tensor(entries, device=model.decoder.device).t()
+        rho = recorded.value(model.topology.residual_before(node_type, layer).site)[tokens]
         with torch.enable_grad():
             # Rows are tokens of their own here: an MLP reads one token at a time.
             rho = rho.requires_grad_()
             if node_type is NodeType.MLP_NEURON:
-                block = subject.decoder.layers[layer]
+                block = model.decoder.layers[layer]
                 pre = block.neuron_pre_act(block.mlp_norm(rho, detach_scale=True), which)
             else:
-                latents = activation(subject, node_type, layer, rho, at=PreOrPostAct.PRE, detach_scale=True)
+                latents = activation(model, node_type, layer, rho, at=PreOrPostAct.PRE, detach_scale=True)
                 pre = latents.gather(1, which.unsqueeze(1))
             gradients += torch.autograd.grad(pre.sum(), rho)
         places += where
-    return _vectors(subject, places, gradients)
+    return _vectors(model, places, gradients)
 
 
 _READERS = frozenset({NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT, NodeType.AUTOENCODER_LATENT})
 
 
-def _reads_mlp_input(node_type: NodeType, kinds: Kinds) -> bool:
+def _reads_mlp_input(node_type: NodeType, inputs: AutoencoderInputs) -> bool:
     if node_type is NodeType.MLP_NEURON:
         return True
-    of_mlp = kinds.of(node_type) in {DerivedScalarType.MLP_POST_ACT, DerivedScalarType.RESID_DELTA_MLP}
+    of_mlp = inputs.of(node_type) in {DerivedScalarType.MLP_POST_ACT, DerivedScalarType.RESID_DELTA_MLP}
     return node_type in _READERS and of_mlp
 
 
-def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]) -> tuple[Vectors, Vectors]:
+def score_reads(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> tuple[Vectors, Vectors]:
     """What raises the score of each attention head for its pair of tokens.
 
     Other nodes are left out, and pairs that a sliding window hides.
@@ -249,14 +249,14 @@ def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
         if layer is None or node_type is not NodeType.ATTENTION_HEAD or len(entries[0]) != 3:
             continue
-        block = subject.decoder.layers[layer]
+        block = model.decoder.layers[layer]
         seen = [i for i, (t, u, _) in enumerate(entries) if block.window is None or t - u < block.window]
         if not seen:
             continue
         where = [where[i] for i in seen]  # noqa: PLW2901  of the pairs that have a score
-        t, u, h = torch.tensor([entries[i] for i in seen], device=subject.decoder.device).t()
-        rho = evidence.value(residual_entering(layer).site)[torch.cat((t, u))]
-        keys, queries = evidence.value((_L.ATTN_KEY, layer))[u], evidence.value((_L.ATTN_QUERY, layer))[t]
+        t, u, h = torch.tensor([entries[i] for i in seen], device=model.decoder.device).t()
+        rho = recorded.value(residual_entering(layer).site)[torch.cat((t, u))]
+        keys, queries = recorded.value((_L.ATTN_KEY, layer))[u], recorded.value((_L.ATTN_QUERY, layer))[t]
         n = len(h)
         with torch.enable_grad():
             rho = rho.requires_grad_()
@@ -268,11 +268,11 @@ def score_reads(subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex]
         places += where
         of_queries.append(gradient[:n])
         of_keys.append(gradient[n:])
-    return _vectors(subject, places, of_queries), _vectors(subject, places, of_keys)
+    return _vectors(model, places, of_queries), _vectors(model, places, of_keys)
 
 
 def _vectors(
-    subject: Subject,
+    model: ExplainedModel,
     places: list[int],
     directions: list[torch.Tensor],
     rows: list[torch.Tensor] | None = None,
@@ -280,7 +280,7 @@ def _vectors(
 ) -> Vectors:
     """Vectors of nodes in the order of their list; without *rows*, each has a direction of its own."""
     if not places:
-        empty = subject.decoder.embedding.new_zeros(0, subject.decoder.config.d_model)
+        empty = model.decoder.embedding.new_zeros(0, model.decoder.config.d_model)
         return Vectors((), empty, (), ())
     n = len(places)
     row_of = range(n) if rows is None else torch.cat(rows).tolist()
@@ -294,7 +294,7 @@ def _vectors(
 
 
 def attended_tokens(
-    subject: Subject, evidence: Evidence, nodes: Sequence[NodeIndex], count: int
+    model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex], count: int
 ) -> list[tuple[int, list[tuple[int, float]]]]:
     """For each active latent of attention, the *count* tokens that most of its activation comes from, descending.
 
@@ -303,17 +303,17 @@ def attended_tokens(
     """
     found = []
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
-        of_attention = subject.kinds.of(node_type) is DerivedScalarType.RESID_DELTA_ATTN
+        of_attention = model.inputs.of(node_type) is DerivedScalarType.RESID_DELTA_ATTN
         if layer is None or not node_type.is_autoencoder_latent or not of_attention:
             continue
-        t, latents = torch.tensor(entries, device=subject.decoder.device).t()
-        autoencoder = subject.autoencoder(node_type, layer)
+        t, latents = torch.tensor(entries, device=model.decoder.device).t()
+        autoencoder = model.autoencoder(node_type, layer)
         taps = (_L.RESID_DELTA_ATTN, _L.ATTN_QK_PROBS, _L.ATTN_VALUE)
-        delta, probs, values = (evidence.value((tap, layer)) for tap in taps)
+        delta, probs, values = (recorded.value((tap, layer)) for tap in taps)
         active = autoencoder.encode(delta[t]).gather(1, latents.unsqueeze(1)).squeeze(1) > 0
-        pairs = HeadPairs(probs[t], None, values, subject.decoder.layers[layer])
+        pairs = HeadPairs(probs[t], None, values, model.decoder.layers[layer])
         attributions = pairs.project(autoencoder.encoder[latents]).sum(dim=2)
-        factor = write_factor(subject, evidence, Component.HEAD_PAIR, NodeType.ATTENTION_HEAD, layer)
+        factor = write_factor(model, recorded, Component.HEAD_PAIR, NodeType.ATTENTION_HEAD, layer)
         attributions = times(attributions, None if factor is None else factor[t])
         for place, token, is_active, of_node in zip(where, t.tolist(), active.tolist(), attributions, strict=True):
             if is_active:

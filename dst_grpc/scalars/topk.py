@@ -124,7 +124,7 @@ class Entries:
     def sum(self) -> torch.Tensor:
         """Sum over layers and all axes but those of the tokens: [T] or [T, U]; long prompts have [T] only."""
         if self._sum is None:
-            return torch.zeros(self._derivation.evidence.n_tokens)
+            return torch.zeros(self._derivation.recorded.n_tokens)
         return sum_to_send(self._sum)
 
     @cached_property

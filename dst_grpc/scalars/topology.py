@@ -59,7 +59,7 @@ they are its parts, and come before all that reads it."""
 T = TypeVar("T")
 
 
-def given(value: T | None) -> T:
+def require(value: T | None) -> T:
     """*value*, which the planner has made sure of; raises Internal if it has not."""
     if value is None:
         raise Internal("a task lacks what its planner should have demanded")
@@ -83,7 +83,7 @@ class AutoencoderKind(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kinds:
+class AutoencoderInputs:
     """What the autoencoders of a config read, by the type of their latents."""
 
     mlp: DerivedScalarType | None = None
@@ -96,15 +96,15 @@ class Kinds:
     """Those of the inputs whose autoencoders write at a scale of each token's own."""
 
     @classmethod
-    def of_sets(cls, sets: Iterable[AutoencoderKind]) -> Kinds:
+    def of_sets(cls, sets: Iterable[AutoencoderKind]) -> AutoencoderInputs:
         """What *sets* read, at most one of them per node type."""
-        given = tuple(sets)
-        by_type = {one.node_type: one.dst for one in given}
+        present = tuple(sets)
+        by_type = {one.node_type: one.dst for one in present}
         return cls(
             by_type.get(NodeType.MLP_AUTOENCODER_LATENT),
             by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT),
             by_type.get(NodeType.AUTOENCODER_LATENT),
-            frozenset(one.dst for one in given if one.has_write_scale),
+            frozenset(one.dst for one in present if one.has_write_scale),
         )
 
     def of(self, node_type: NodeType) -> DerivedScalarType | None:
@@ -113,8 +113,8 @@ class Kinds:
             return self.mlp
         if node_type is NodeType.ATTENTION_AUTOENCODER_LATENT:
             return self.attention
-        given = [kind for kind in (self.mlp, self.attention, self.other) if kind is not None]
-        return given[0] if len(given) == 1 else None
+        present = [kind for kind in (self.mlp, self.attention, self.other) if kind is not None]
+        return present[0] if len(present) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Topology:
     """Layers of the model."""
     architecture: Architecture
     """The model's."""
-    kinds: Kinds
+    inputs: AutoencoderInputs
     """What the config's autoencoders read."""
 
     def residual_before_mlp(self, layer: int) -> Residual:
@@ -167,13 +167,13 @@ class Topology:
 
     def residual_before(self, node_type: NodeType, layer: int) -> Residual:
         """What a node is computed from: neurons and latents of the MLPs read what the MLP reads."""
-        of_latents = node_type.is_autoencoder_latent and self.kinds.of(node_type) in _MLP_KINDS
+        of_latents = node_type.is_autoencoder_latent and self.inputs.of(node_type) in _MLP_KINDS
         of_mlp = node_type is NodeType.MLP_NEURON or of_latents
         return self.residual_before_mlp(layer) if of_mlp else residual_entering(layer)
 
     def location_of_latents(self, node_type: NodeType) -> LocationWithinLayer:
         """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
-        attention = self.kinds.of(node_type) in _ATTENTION_KINDS
+        attention = self.inputs.of(node_type) in _ATTENTION_KINDS
         return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
 
     def location_of_node(self, node: NodeIndex) -> LocationWithinLayer:
@@ -184,7 +184,7 @@ class Topology:
 
     def residual_of_trace(self, trace: TraceConfig) -> Residual:
         """What a traced node is computed from; for V that of the upstream head (specification, 8.1)."""
-        return self.residual_before(trace.node_index.node_type, given(trace.node_index.layer_index))
+        return self.residual_before(trace.node_index.node_type, require(trace.node_index.layer_index))
 
     def final_residual(self, trace: TraceConfig | None) -> Residual:
         """The last residual before the origin: before the traced node, or what leaves the last layer."""

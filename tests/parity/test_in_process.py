@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.scalars.recompute import AutoencoderSet
+    from dst_grpc.scalars.explained_model import AutoencoderSet
 
 
 @pytest.fixture(scope="module")

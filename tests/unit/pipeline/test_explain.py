@@ -115,7 +115,7 @@ def test_a_direct_effect_is_complete() -> None:
             ablation_specs=explaining.question(WORLD, ask()).plans[0].request.ablation_specs,
         )
     )[0]
-    gradient = outcome.recording.evidence.gradients[L.RESID_POST_MLP, 2]
+    gradient = outcome.recording.taps.gradients[L.RESID_POST_MLP, 2]
     biases = 0.0
     for layer in decoder.layers:
         assert layer.attn_bias is not None

@@ -115,7 +115,7 @@ def test_a_prompt_without_origin_may_be_in_a_batch_with_others() -> None:
     first, second = WORLD.outcomes(with_loss, without)
     assert (first.recording.loss is None, second.recording.loss is None) == (False, True)
     assert models.tensors(second)[T.MLP_POST_ACT, PassType.FORWARD, 0].shape == (2, 13)
-    assert second.recording.evidence.gradients == {}
+    assert second.recording.taps.gradients == {}
 
 
 def spec_of(dst: T) -> DerivedScalarSpec:

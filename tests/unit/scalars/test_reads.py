@@ -21,8 +21,8 @@ from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.pipeline.run import Outcome
 from dst_grpc.scalars.derive import Derivation
-from dst_grpc.scalars.evidence import Evidence
-from dst_grpc.scalars.recompute import Subject
+from dst_grpc.scalars.explained_model import ExplainedModel
+from dst_grpc.scalars.recorded_taps import RecordedTaps
 from tests import models, traces
 
 
@@ -87,10 +87,10 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
     return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
 
 
-def derive(outcome: Outcome, evidence: Evidence) -> list[torch.Tensor]:
+def derive(outcome: Outcome, evidence: RecordedTaps) -> list[torch.Tensor]:
     (scalar,) = outcome.plan.scalars
-    subject = Subject(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
-    derivation = Derivation(subject, evidence, scalar.task)
+    model = ExplainedModel(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
+    derivation = Derivation(model, evidence, scalar.task)
     return [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
 
 
@@ -112,12 +112,12 @@ def test_what_is_announced_is_what_is_read(architecture: str, dst: T) -> None:
         (outcome,) = world.outcomes(request)
         (scalar,) = outcome.plan.scalars
         announced = {pass_type: {site for one, site in scalar.reads if one is pass_type} for pass_type in PassType}
-        recorded = outcome.recording.evidence
+        recorded = outcome.recording.taps
         values = Watched({site: recorded.values[site] for site in announced[PassType.FORWARD]})
         gradients = Watched(
             {site: recorded.gradients[site] for site in announced[PassType.BACKWARD] if site in recorded.gradients}
         )
-        found = derive(outcome, Evidence(values, gradients, recorded.n_tokens))
+        found = derive(outcome, RecordedTaps(values, gradients, recorded.n_tokens))
         everything = derive(outcome, recorded)
         assert all(torch.equal(one, other) for one, other in zip(found, everything, strict=True))
         assert values.read == announced[PassType.FORWARD]
@@ -179,4 +179,4 @@ def test_a_value_that_nobody_announced_is_an_error_of_ours() -> None:
     world = models.world()
     (outcome,) = world.outcomes(models.request(T.MLP_WRITE_NORM))
     with pytest.raises(Exception, match=r"recorded no value at mlp\.post_act, layer 0"):
-        derive(outcome, Evidence({}, {}, 6))
+        derive(outcome, RecordedTaps({}, {}, 6))

@@ -22,8 +22,9 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.pipeline.run import run
 from dst_grpc.scalars.edges import node_write
-from dst_grpc.scalars.evidence import Evidence
-from dst_grpc.scalars.recompute import Subject, activation
+from dst_grpc.scalars.explained_model import ExplainedModel
+from dst_grpc.scalars.recompute import activation
+from dst_grpc.scalars.recorded_taps import RecordedTaps
 from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.token_scoring import extreme_tokens
 from tests import explaining, models, traces
@@ -58,16 +59,16 @@ def every_embedding(world: models.World) -> torch.Tensor:
     return world.decoder.embed(torch.arange(world.decoder.config.vocab_size))
 
 
-def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanation, Subject, Evidence]:
+def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanation, ExplainedModel, RecordedTaps]:
     """A run explained with a neuron and a head set by hand, and what it recorded."""
     neuron = NodeAblation(node_index=traces.node(NodeType.MLP_NEURON, 0, 2, 5), value=3.0)
     head = NodeAblation(node_index=traces.node(NodeType.ATTENTION_HEAD, 1, 3, 1, 2), value=0.25)
     request = explaining.request(node_ablations=(neuron, head), scored_token_count=COUNT, k=6, **fields)
     (found,) = explaining.explain(world, request).runs
-    subject = Subject(world.decoder, tuple(world.sets.values()))
+    model = ExplainedModel(world.decoder, tuple(world.sets.values()))
     asked = explaining.question(world, request)
     (outcome,) = run(asked.plans, world.decoder, world.sets)
-    return found, subject, outcome.recording.evidence
+    return found, model, outcome.recording.taps
 
 
 def is_hidden(world: models.World, node: NodeIndex) -> bool:
@@ -103,7 +104,7 @@ def assert_scores(found: NodeTokens, scores: torch.Tensor) -> None:
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_output_tokens_are_scored_by_what_a_node_writes(case: int) -> None:
     world, fields = CASES[case]
-    found, subject, evidence = explained(world, fields)
+    found, model, taps = explained(world, fields)
     nodes = scored(found, ExplainPart.UPVOTED_OUTPUT_TOKENS)
     assert found.node_table is not None
     assert nodes.keys() == set(found.node_table.nodes)
@@ -112,10 +113,10 @@ def test_output_tokens_are_scored_by_what_a_node_writes(case: int) -> None:
         t = node.tensor_indices[0]
         assert t is not None
         if node.node_type is NodeType.LAYER:
-            write = evidence.value((L.RESID_POST_EMBEDDING, None))[t]
+            write = taps.value((L.RESID_POST_EMBEDDING, None))[t]
         else:
-            task = Task(facts=FACTS[T.SINGLE_NODE_WRITE], layers=(), passes=(), topology=subject.topology, node=node)
-            write = node_write(subject, evidence, task)[t]
+            task = Task(facts=FACTS[T.SINGLE_NODE_WRITE], layers=(), passes=(), topology=model.topology, node=node)
+            write = node_write(model, taps, task)[t]
         scores = (write * decoder.final_norm.gain) @ decoder.unembedding
         assert_scores(tokens, scores - scores.mean())
 
@@ -123,7 +124,7 @@ def test_output_tokens_are_scored_by_what_a_node_writes(case: int) -> None:
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_input_tokens_of_mlps_are_scored_by_what_a_node_reads(case: int) -> None:
     world, fields = CASES[case]
-    found, subject, evidence = explained(world, fields)
+    found, model, taps = explained(world, fields)
     nodes = scored(found, ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP)
     readers = {NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT}
     assert found.node_table is not None
@@ -131,9 +132,9 @@ def test_input_tokens_of_mlps_are_scored_by_what_a_node_reads(case: int) -> None
     for node, tokens in nodes.items():
         assert node.layer_index is not None
         t = node.tensor_indices[0]
-        rho = evidence.value(subject.topology.residual_before(node.node_type, node.layer_index).site)
+        rho = taps.value(model.topology.residual_before(node.node_type, node.layer_index).site)
         leaf = rho.clone().requires_grad_()
-        value = activation(subject, node.node_type, node.layer_index, leaf, at=PreOrPostAct.PRE, detach_scale=True)[
+        value = activation(model, node.node_type, node.layer_index, leaf, at=PreOrPostAct.PRE, detach_scale=True)[
             node.tensor_indices
         ]
         (gradient,) = torch.autograd.grad(value, leaf)
@@ -147,7 +148,7 @@ def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: At
     of_query = through is AttentionTraceType.Q
     parts = ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K
     world, fields = CASES[case]
-    found, subject, evidence = explained(world, fields)
+    found, model, taps = explained(world, fields)
     nodes = scored(found, parts[0] if of_query else parts[1])
     assert found.node_table is not None
     heads = {node for node in found.node_table.nodes if node.node_type is NodeType.ATTENTION_HEAD}
@@ -155,11 +156,11 @@ def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: At
     for node, tokens in nodes.items():
         layer = node.layer_index
         assert layer is not None
-        rho = evidence.value((L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None))
+        rho = taps.value((L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None))
         leaf = rho.clone().requires_grad_()
-        value = activation(
-            subject, node.node_type, layer, leaf, at=PreOrPostAct.PRE, through=through, detach_scale=True
-        )[node.tensor_indices]
+        value = activation(model, node.node_type, layer, leaf, at=PreOrPostAct.PRE, through=through, detach_scale=True)[
+            node.tensor_indices
+        ]
         (gradient,) = torch.autograd.grad(value, leaf)
         at = node.tensor_indices[0 if of_query else 1]
         assert_scores(tokens, every_embedding(world) @ gradient[at])
@@ -168,7 +169,7 @@ def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: At
 
 
 def test_latents_of_attention_attend_to_the_tokens_that_their_activation_comes_from() -> None:
-    found, _, evidence = explained(LATENTS, {**ALL, "token_pair_count": 4})
+    found, _, taps = explained(LATENTS, {**ALL, "token_pair_count": 4})
     assert found.token_pairs is not None
     assert found.node_table is not None
     context = LATENTS.sets["tiny/resid_delta_attn"]
@@ -183,12 +184,12 @@ def test_latents_of_attention_attend_to_the_tokens_that_their_activation_comes_f
         assert t is not None
         assert layer is not None
         autoencoder = context.by_layer[layer]
-        latent = autoencoder.encode(evidence.value((L.RESID_DELTA_ATTN, layer)))[t, j]
+        latent = autoencoder.encode(taps.value((L.RESID_DELTA_ATTN, layer)))[t, j]
         if latent <= 0:
             assert node not in pairs
             continue
         active += 1
-        probs, values = evidence.value((L.ATTN_QK_PROBS, layer)), evidence.value((L.ATTN_VALUE, layer))
+        probs, values = taps.value((L.ATTN_QK_PROBS, layer)), taps.value((L.ATTN_VALUE, layer))
         out = LATENTS.decoder.layers[layer].attn_out
         writes = torch.einsum("uh,uhc,hcd->ud", probs[t], values, out)
         attributions = writes @ autoencoder.encoder[j]

@@ -1,4 +1,4 @@
-"""Evidence: what one run recorded of one prompt, as formulas read it."""
+"""What one run recorded of one prompt: values and gradients at its taps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
+class RecordedTaps:
     """Values and gradients at the tapped sites, without a batch axis."""
 
     values: Mapping[Site, torch.Tensor]

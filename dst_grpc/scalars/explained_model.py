@@ -1,0 +1,51 @@
+"""The model that is explained, together with the autoencoders in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from dst_grpc.scalars.topology import AutoencoderInputs, AutoencoderKind, Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dst_grpc.domain.components import NodeType
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+
+
+class AutoencoderSet(AutoencoderKind, Protocol):
+    """The autoencoders of one input, by layer."""
+
+    @property
+    def by_layer(self) -> Mapping[int | None, Autoencoder]:
+        """One per covered layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedModel:
+    """What is explained: a model, with the autoencoders in use."""
+
+    decoder: Decoder
+    """The model."""
+    sets: tuple[AutoencoderSet, ...] = ()
+    """At most one per node type."""
+    topology: Topology = field(init=False)
+    """How the model hangs together, with what the autoencoders read."""
+
+    def __post_init__(self) -> None:
+        """Derive *topology*."""
+        config = self.decoder.config
+        topology = Topology(config.n_layers, config.architecture, AutoencoderInputs.of_sets(self.sets))
+        object.__setattr__(self, "topology", topology)
+
+    @property
+    def inputs(self) -> AutoencoderInputs:
+        """What the autoencoders read."""
+        return self.topology.inputs
+
+    def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
+        """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
+        kind = self.inputs.of(node_type)
+        return next(s for s in self.sets if s.dst is kind).by_layer[layer]
