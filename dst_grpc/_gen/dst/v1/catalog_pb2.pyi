@@ -30,6 +30,29 @@ class ActivationFunction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACTIVATION_FUNCTION_GELU: _ClassVar[ActivationFunction]
     ACTIVATION_FUNCTION_SILU: _ClassVar[ActivationFunction]
     ACTIVATION_FUNCTION_RELU: _ClassVar[ActivationFunction]
+
+class AutoencoderActivation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AUTOENCODER_ACTIVATION_UNSPECIFIED: _ClassVar[AutoencoderActivation]
+    AUTOENCODER_ACTIVATION_RELU: _ClassVar[AutoencoderActivation]
+    AUTOENCODER_ACTIVATION_TOP_K: _ClassVar[AutoencoderActivation]
+    AUTOENCODER_ACTIVATION_JUMP_RELU: _ClassVar[AutoencoderActivation]
+    AUTOENCODER_ACTIVATION_IDENTITY: _ClassVar[AutoencoderActivation]
+
+class InputNormalization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INPUT_NORMALIZATION_UNSPECIFIED: _ClassVar[InputNormalization]
+    INPUT_NORMALIZATION_NONE: _ClassVar[InputNormalization]
+    INPUT_NORMALIZATION_CENTRED: _ClassVar[InputNormalization]
+    INPUT_NORMALIZATION_LAYER_NORM: _ClassVar[InputNormalization]
+    INPUT_NORMALIZATION_CONSTANT_NORM: _ClassVar[InputNormalization]
+
+class ModelNorm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_NORM_UNSPECIFIED: _ClassVar[ModelNorm]
+    MODEL_NORM_NONE: _ClassVar[ModelNorm]
+    MODEL_NORM_MLP_NORM: _ClassVar[ModelNorm]
+    MODEL_NORM_MLP_NORM_WITHOUT_GAIN: _ClassVar[ModelNorm]
 NORM_KIND_UNSPECIFIED: NormKind
 NORM_KIND_LAYER_NORM: NormKind
 NORM_KIND_RMS_NORM: NormKind
@@ -41,6 +64,20 @@ ACTIVATION_FUNCTION_GELU_TANH: ActivationFunction
 ACTIVATION_FUNCTION_GELU: ActivationFunction
 ACTIVATION_FUNCTION_SILU: ActivationFunction
 ACTIVATION_FUNCTION_RELU: ActivationFunction
+AUTOENCODER_ACTIVATION_UNSPECIFIED: AutoencoderActivation
+AUTOENCODER_ACTIVATION_RELU: AutoencoderActivation
+AUTOENCODER_ACTIVATION_TOP_K: AutoencoderActivation
+AUTOENCODER_ACTIVATION_JUMP_RELU: AutoencoderActivation
+AUTOENCODER_ACTIVATION_IDENTITY: AutoencoderActivation
+INPUT_NORMALIZATION_UNSPECIFIED: InputNormalization
+INPUT_NORMALIZATION_NONE: InputNormalization
+INPUT_NORMALIZATION_CENTRED: InputNormalization
+INPUT_NORMALIZATION_LAYER_NORM: InputNormalization
+INPUT_NORMALIZATION_CONSTANT_NORM: InputNormalization
+MODEL_NORM_UNSPECIFIED: ModelNorm
+MODEL_NORM_NONE: ModelNorm
+MODEL_NORM_MLP_NORM: ModelNorm
+MODEL_NORM_MLP_NORM_WITHOUT_GAIN: ModelNorm
 
 class ModelDimensions(_message.Message):
     __slots__ = ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp", "vocab_size", "context_window")
@@ -97,7 +134,7 @@ class UnsupportedType(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "is_default", "state", "autoencoders", "architecture", "unsupported", "revision")
+    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "default_model", "state", "autoencoders", "architecture", "unsupported", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -107,7 +144,7 @@ class ModelInfo(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
-    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -122,13 +159,13 @@ class ModelInfo(_message.Message):
     digest: str
     parameter_bytes: int
     source: str
-    is_default: bool
+    default_model: bool
     state: _context_pb2.ContextState
     autoencoders: _containers.RepeatedScalarFieldContainer[str]
     architecture: Architecture
     unsupported: _containers.RepeatedCompositeFieldContainer[UnsupportedType]
     revision: str
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., is_default: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., default_model: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class LayerCheck(_message.Message):
     __slots__ = ("layer_index", "l0", "fraction_of_variance_unexplained", "dead_latents", "orientation", "reading")
@@ -147,7 +184,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ..., orientation: _Optional[float] = ..., reading: _Optional[str] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activation", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "format", "output", "normalization", "input_norm", "folded", "source", "revision")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activations", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "formats", "output", "normalizations", "input_norms", "folded", "source", "revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -155,17 +192,17 @@ class AutoencoderInfo(_message.Message):
     NODE_TYPE_FIELD_NUMBER: _ClassVar[int]
     LAYER_INDICES_FIELD_NUMBER: _ClassVar[int]
     N_LATENTS_FIELD_NUMBER: _ClassVar[int]
-    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     SPLICEABLE_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DECLARED_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
-    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
-    NORMALIZATION_FIELD_NUMBER: _ClassVar[int]
-    INPUT_NORM_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZATIONS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_NORMS_FIELD_NUMBER: _ClassVar[int]
     FOLDED_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -176,30 +213,30 @@ class AutoencoderInfo(_message.Message):
     node_type: _component_pb2.NodeType
     layer_indices: _containers.RepeatedScalarFieldContainer[int]
     n_latents: int
-    activation: str
+    activations: _containers.RepeatedScalarFieldContainer[AutoencoderActivation]
     spliceable: bool
     parameter_bytes: int
     digest: str
     state: _context_pb2.ContextState
     declared: _containers.RepeatedCompositeFieldContainer[LayerCheck]
     measured: _containers.RepeatedCompositeFieldContainer[LayerCheck]
-    format: str
+    formats: _containers.RepeatedScalarFieldContainer[str]
     output: _derived_scalar_type_pb2.DerivedScalarType
-    normalization: str
-    input_norm: str
+    normalizations: _containers.RepeatedScalarFieldContainer[InputNormalization]
+    input_norms: _containers.RepeatedScalarFieldContainer[ModelNorm]
     folded: _containers.RepeatedScalarFieldContainer[str]
     source: str
     revision: str
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activation: _Optional[str] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., format: _Optional[str] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalization: _Optional[str] = ..., input_norm: _Optional[str] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activations: _Optional[_Iterable[_Union[AutoencoderActivation, str]]] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., formats: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalizations: _Optional[_Iterable[_Union[InputNormalization, str]]] = ..., input_norms: _Optional[_Iterable[_Union[ModelNorm, str]]] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
-    __slots__ = ("dst", "name", "dimensions", "is_flattened", "node_type", "has_no_layers", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
+    __slots__ = ("dst", "name", "dimensions", "flattened", "node_type", "once_per_model", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
     DST_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
-    IS_FLATTENED_FIELD_NUMBER: _ClassVar[int]
+    FLATTENED_FIELD_NUMBER: _ClassVar[int]
     NODE_TYPE_FIELD_NUMBER: _ClassVar[int]
-    HAS_NO_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ONCE_PER_MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_GRAD_FOR_FORWARD_PASS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_DERIVE_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     YIELDS_BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -210,9 +247,9 @@ class DerivedScalarTypeInfo(_message.Message):
     dst: _derived_scalar_type_pb2.DerivedScalarType
     name: str
     dimensions: _containers.RepeatedScalarFieldContainer[_component_pb2.Dimension]
-    is_flattened: bool
+    flattened: bool
     node_type: _component_pb2.NodeType
-    has_no_layers: bool
+    once_per_model: bool
     requires_grad_for_forward_pass: bool
     accepts_derive_gradients: bool
     yields_backward: bool
@@ -220,4 +257,4 @@ class DerivedScalarTypeInfo(_message.Message):
     needs_fields: _containers.RepeatedScalarFieldContainer[str]
     formula: str
     note: str
-    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., name: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_component_pb2.Dimension, str]]] = ..., is_flattened: bool = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., has_no_layers: bool = ..., requires_grad_for_forward_pass: bool = ..., accepts_derive_gradients: bool = ..., yields_backward: bool = ..., needs_autoencoder: _Optional[_Union[_component_pb2.NodeType, str]] = ..., needs_fields: _Optional[_Iterable[str]] = ..., formula: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., name: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_component_pb2.Dimension, str]]] = ..., flattened: bool = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., once_per_model: bool = ..., requires_grad_for_forward_pass: bool = ..., accepts_derive_gradients: bool = ..., yields_backward: bool = ..., needs_autoencoder: _Optional[_Union[_component_pb2.NodeType, str]] = ..., needs_fields: _Optional[_Iterable[str]] = ..., formula: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...

@@ -1,4 +1,7 @@
+import datetime
+
 from dst_grpc._gen.dst.v1 import catalog_pb2 as _catalog_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -6,6 +9,42 @@ from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServerLimits(_message.Message):
+    __slots__ = ("max_request_bytes", "max_response_bytes", "max_queued_requests", "max_items_in_flight_per_stream", "max_items_per_stream", "max_run_bytes", "max_put_tensor_bytes", "max_put_tensor_ttl")
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESPONSE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_IN_FLIGHT_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_PER_STREAM_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PUT_TENSOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PUT_TENSOR_TTL_FIELD_NUMBER: _ClassVar[int]
+    max_request_bytes: int
+    max_response_bytes: int
+    max_queued_requests: int
+    max_items_in_flight_per_stream: int
+    max_items_per_stream: int
+    max_run_bytes: int
+    max_put_tensor_bytes: int
+    max_put_tensor_ttl: _duration_pb2.Duration
+    def __init__(self, max_request_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_items_in_flight_per_stream: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_run_bytes: _Optional[int] = ..., max_put_tensor_bytes: _Optional[int] = ..., max_put_tensor_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "protocol_version", "limits", "features")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    protocol_version: int
+    limits: ServerLimits
+    features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -30,12 +69,10 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "autoencoders")
+    __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     model: _catalog_pb2.ModelInfo
-    autoencoders: _containers.RepeatedCompositeFieldContainer[_catalog_pb2.AutoencoderInfo]
-    def __init__(self, model: _Optional[_Union[_catalog_pb2.ModelInfo, _Mapping]] = ..., autoencoders: _Optional[_Iterable[_Union[_catalog_pb2.AutoencoderInfo, _Mapping]]] = ...) -> None: ...
+    def __init__(self, model: _Optional[_Union[_catalog_pb2.ModelInfo, _Mapping]] = ...) -> None: ...
 
 class ListAutoencodersRequest(_message.Message):
     __slots__ = ("model", "page_size", "page_token")

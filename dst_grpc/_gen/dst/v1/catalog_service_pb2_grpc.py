@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class CatalogServiceStub(object):
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
 
     def __init__(self, channel):
@@ -40,6 +41,11 @@ class CatalogServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.GetServerInfo = channel.unary_unary(
+                '/dst.v1.CatalogService/GetServerInfo',
+                request_serializer=dst_dot_v1_dot_catalog__service__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_catalog__service__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/dst.v1.CatalogService/ListModels',
                 request_serializer=dst_dot_v1_dot_catalog__service__pb2.ListModelsRequest.SerializeToString,
@@ -60,12 +66,12 @@ class CatalogServiceStub(object):
                 request_serializer=dst_dot_v1_dot_catalog__service__pb2.ListDerivedScalarTypesRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_catalog__service__pb2.ListDerivedScalarTypesResponse.FromString,
                 _registered_method=True)
-        self.Tokenize = channel.unary_unary(
+        self.Tokenize = channel.unary_stream(
                 '/dst.v1.CatalogService/Tokenize',
                 request_serializer=dst_dot_v1_dot_catalog__service__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_catalog__service__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
-        self.Detokenize = channel.unary_unary(
+        self.Detokenize = channel.unary_stream(
                 '/dst.v1.CatalogService/Detokenize',
                 request_serializer=dst_dot_v1_dot_catalog__service__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_catalog__service__pb2.DetokenizeResponse.FromString,
@@ -73,13 +79,21 @@ class CatalogServiceStub(object):
 
 
 class CatalogServiceServicer(object):
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
+
+    def GetServerInfo(self, request, context):
+        """Gets the server's version, limits and features. Reads and loads nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
         """Lists the models, by name.
@@ -111,14 +125,16 @@ class CatalogServiceServicer(object):
 
     def Tokenize(self, request, context):
         """Encodes a text as tokens. Loads the model's tokenizer, not its weights.
-        NOT_FOUND for an unknown model.
+        NOT_FOUND for an unknown model. The tokens of a long text come in several
+        messages: join their lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary.
+        """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary. A
+        long text comes in several messages: join their texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +143,11 @@ class CatalogServiceServicer(object):
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=dst_dot_v1_dot_catalog__service__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_catalog__service__pb2.GetServerInfoResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=dst_dot_v1_dot_catalog__service__pb2.ListModelsRequest.FromString,
@@ -147,12 +168,12 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     request_deserializer=dst_dot_v1_dot_catalog__service__pb2.ListDerivedScalarTypesRequest.FromString,
                     response_serializer=dst_dot_v1_dot_catalog__service__pb2.ListDerivedScalarTypesResponse.SerializeToString,
             ),
-            'Tokenize': grpc.unary_unary_rpc_method_handler(
+            'Tokenize': grpc.unary_stream_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=dst_dot_v1_dot_catalog__service__pb2.TokenizeRequest.FromString,
                     response_serializer=dst_dot_v1_dot_catalog__service__pb2.TokenizeResponse.SerializeToString,
             ),
-            'Detokenize': grpc.unary_unary_rpc_method_handler(
+            'Detokenize': grpc.unary_stream_rpc_method_handler(
                     servicer.Detokenize,
                     request_deserializer=dst_dot_v1_dot_catalog__service__pb2.DetokenizeRequest.FromString,
                     response_serializer=dst_dot_v1_dot_catalog__service__pb2.DetokenizeResponse.SerializeToString,
@@ -166,13 +187,41 @@ def add_CatalogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CatalogService(object):
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dst.v1.CatalogService/GetServerInfo',
+            dst_dot_v1_dot_catalog__service__pb2.GetServerInfoRequest.SerializeToString,
+            dst_dot_v1_dot_catalog__service__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListModels(request,
@@ -293,7 +342,7 @@ class CatalogService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/dst.v1.CatalogService/Tokenize',
@@ -320,7 +369,7 @@ class CatalogService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/dst.v1.CatalogService/Detokenize',

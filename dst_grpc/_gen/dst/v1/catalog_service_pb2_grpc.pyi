@@ -27,18 +27,21 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CatalogServiceStub:
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CatalogServiceAsyncStub: ...
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetServerInfoRequest, _catalog_service_pb2.GetServerInfoResponse]
+    """Gets the server's version, limits and features. Reads and loads nothing."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]
     """Lists the models, by name."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]
@@ -47,24 +50,30 @@ class CatalogServiceStub:
     """Lists the autoencoder sets, by name. NOT_FOUND for an unknown model."""
     ListDerivedScalarTypes: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDerivedScalarTypesRequest, _catalog_service_pb2.ListDerivedScalarTypesResponse]
     """Lists the derived scalar types, by number."""
-    Tokenize: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.TokenizeRequest, _catalog_service_pb2.TokenizeResponse]
+    Tokenize: _grpc.UnaryStreamMultiCallable[_catalog_service_pb2.TokenizeRequest, _catalog_service_pb2.TokenizeResponse]
     """Encodes a text as tokens. Loads the model's tokenizer, not its weights.
-    NOT_FOUND for an unknown model.
+    NOT_FOUND for an unknown model. The tokens of a long text come in several
+    messages: join their lists.
     """
-    Detokenize: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.DetokenizeRequest, _catalog_service_pb2.DetokenizeResponse]
-    """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary."""
+    Detokenize: _grpc.UnaryStreamMultiCallable[_catalog_service_pb2.DetokenizeRequest, _catalog_service_pb2.DetokenizeResponse]
+    """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary. A
+    long text comes in several messages: join their texts.
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetServerInfoRequest, _catalog_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """Gets the server's version, limits and features. Reads and loads nothing."""
     ListModels: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models, by name."""
     GetModel: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.GetModelRequest, _catalog_service_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -73,21 +82,33 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Lists the autoencoder sets, by name. NOT_FOUND for an unknown model."""
     ListDerivedScalarTypes: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDerivedScalarTypesRequest, _catalog_service_pb2.ListDerivedScalarTypesResponse]  # type: ignore[assignment]
     """Lists the derived scalar types, by number."""
-    Tokenize: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.TokenizeRequest, _catalog_service_pb2.TokenizeResponse]  # type: ignore[assignment]
+    Tokenize: _aio.UnaryStreamMultiCallable[_catalog_service_pb2.TokenizeRequest, _catalog_service_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Encodes a text as tokens. Loads the model's tokenizer, not its weights.
-    NOT_FOUND for an unknown model.
+    NOT_FOUND for an unknown model. The tokens of a long text come in several
+    messages: join their lists.
     """
-    Detokenize: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.DetokenizeRequest, _catalog_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
-    """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary."""
+    Detokenize: _aio.UnaryStreamMultiCallable[_catalog_service_pb2.DetokenizeRequest, _catalog_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary. A
+    long text comes in several messages: join their texts.
+    """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Lists models, autoencoders and derived scalar types, and tokenizes.
+    """Says what the server is and can be asked: lists models, autoencoders and
+    derived scalar types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
-    `page_size` of 0 means 100; more than 1000 means 1000. A bad token is
-    INVALID_ARGUMENT.
+    `page_size` of 0 means 100; more than 1000 means 1000; a page ends earlier
+    where it would exceed 1 MiB. A bad token is INVALID_ARGUMENT.
     """
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _catalog_service_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_service_pb2.GetServerInfoResponse, _abc.Awaitable[_catalog_service_pb2.GetServerInfoResponse]]:
+        """Gets the server's version, limits and features. Reads and loads nothing."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -126,9 +147,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _catalog_service_pb2.TokenizeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_catalog_service_pb2.TokenizeResponse, _abc.Awaitable[_catalog_service_pb2.TokenizeResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_catalog_service_pb2.TokenizeResponse], _abc.AsyncIterator[_catalog_service_pb2.TokenizeResponse]]:
         """Encodes a text as tokens. Loads the model's tokenizer, not its weights.
-        NOT_FOUND for an unknown model.
+        NOT_FOUND for an unknown model. The tokens of a long text come in several
+        messages: join their lists.
         """
 
     @_abc_1.abstractmethod
@@ -136,7 +158,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _catalog_service_pb2.DetokenizeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_catalog_service_pb2.DetokenizeResponse, _abc.Awaitable[_catalog_service_pb2.DetokenizeResponse]]:
-        """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary."""
+    ) -> _typing.Union[_abc.Iterator[_catalog_service_pb2.DetokenizeResponse], _abc.AsyncIterator[_catalog_service_pb2.DetokenizeResponse]]:
+        """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary. A
+        long text comes in several messages: join their texts.
+        """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

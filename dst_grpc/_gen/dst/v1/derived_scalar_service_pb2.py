@@ -27,26 +27,26 @@ from dst_grpc._gen.dst.v1 import inference_pb2 as dst_dot_v1_dot_inference__pb2
 from dst_grpc._gen.dst.v1 import resolution_pb2 as dst_dot_v1_dot_resolution__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#dst/v1/derived_scalar_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/explain.proto\x1a\x16\x64st/v1/inference.proto\x1a\x17\x64st/v1/resolution.proto2\xc1\x03\n\x14\x44\x65rivedScalarService\x12\x41\n\x07Resolve\x12\x16.dst.v1.ResolveRequest\x1a\x17.dst.v1.ResolveResponse\"\x03\x90\x02\x01\x30\x01\x12U\n\rResolveStream\x12\x1c.dst.v1.ResolveStreamRequest\x1a\x1d.dst.v1.ResolveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12>\n\x06\x44\x65rive\x12\x15.dst.v1.DeriveRequest\x1a\x16.dst.v1.DeriveResponse\"\x03\x90\x02\x01\x30\x01\x12R\n\x0c\x44\x65riveStream\x12\x1b.dst.v1.DeriveStreamRequest\x1a\x1c.dst.v1.DeriveStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12\x38\n\x04TopK\x12\x13.dst.v1.TopKRequest\x1a\x14.dst.v1.TopKResponse\"\x03\x90\x02\x01\x30\x01\x12\x41\n\x07\x45xplain\x12\x16.dst.v1.ExplainRequest\x1a\x17.dst.v1.ExplainResponse\"\x03\x90\x02\x01\x30\x01\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#dst/v1/derived_scalar_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/explain.proto\x1a\x16\x64st/v1/inference.proto\x1a\x17\x64st/v1/resolution.proto2\xc1\x03\n\x14\x44\x65rivedScalarService\x12\x41\n\x07Resolve\x12\x16.dst.v1.ResolveRequest\x1a\x17.dst.v1.ResolveResponse\"\x03\x90\x02\x02\x30\x01\x12U\n\rResolveStream\x12\x1c.dst.v1.ResolveStreamRequest\x1a\x1d.dst.v1.ResolveStreamResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12>\n\x06\x44\x65rive\x12\x15.dst.v1.DeriveRequest\x1a\x16.dst.v1.DeriveResponse\"\x03\x90\x02\x02\x30\x01\x12R\n\x0c\x44\x65riveStream\x12\x1b.dst.v1.DeriveStreamRequest\x1a\x1c.dst.v1.DeriveStreamResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12\x38\n\x04TopK\x12\x13.dst.v1.TopKRequest\x1a\x14.dst.v1.TopKResponse\"\x03\x90\x02\x02\x30\x01\x12\x41\n\x07\x45xplain\x12\x16.dst.v1.ExplainRequest\x1a\x17.dst.v1.ExplainResponse\"\x03\x90\x02\x02\x30\x01\x42\xa4\x01\n\rio.dstgrpc.v1B\x19\x44\x65rivedScalarServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.derived_scalar_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\031DerivedScalarServiceProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Resolve']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Resolve']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Resolve']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['ResolveStream']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['ResolveStream']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['ResolveStream']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Derive']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Derive']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Derive']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['DeriveStream']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['DeriveStream']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['DeriveStream']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['TopK']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['TopK']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['TopK']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Explain']._loaded_options = None
-  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Explain']._serialized_options = b'\220\002\001'
+  _globals['_DERIVEDSCALARSERVICE'].methods_by_name['Explain']._serialized_options = b'\220\002\002'
   _globals['_DERIVEDSCALARSERVICE']._serialized_start=119
   _globals['_DERIVEDSCALARSERVICE']._serialized_end=568
 # @@protoc_insertion_point(module_scope)

@@ -76,8 +76,8 @@ class DerivedScalarServiceServicer(object):
     def Resolve(self, request, context):
         """Checks, completes and costs one request without running it.
 
-        Answers with Validated, LoadProgress any number of times (only with `load`),
-        and Resolved. Returns INVALID_ARGUMENT for bad fields and impossible
+        Answers with frames: validated, loading any number of times (only with
+        `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and impossible
         combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION for a type
         whose needs the request does not meet, DATA_LOSS for a corrupt checkpoint.
         """
@@ -88,8 +88,8 @@ class DerivedScalarServiceServicer(object):
     def ResolveStream(self, request_iterator, context):
         """Resolve for many requests on one stream.
 
-        Answers carry the request's id and may overtake one another. An item's error
-        is in its answer and never ends the stream.
+        Answers carry the item's number and the request's id, and may overtake one
+        another. An item's error is its last frame and never ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,9 +109,10 @@ class DerivedScalarServiceServicer(object):
     def DeriveStream(self, request_iterator, context):
         """Derive for many requests on one stream.
 
-        Frames carry the request's id; answers may overtake one another and their
-        frames may interleave. An item's error is its last frame and never ends the
-        stream. Stop reading and the server stops working: at most a few megabytes
+        Messages carry the item's number and the request's id; answers may overtake one
+        another and their messages may interleave. An item's error is its last frame
+        and never ends the stream. An item may have a time limit of its own, and be
+        cancelled by itself. Stop reading and the server stops working: at most a few megabytes
         of answers wait for the client.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -4,13 +4,28 @@ isort:skip_file
 DerivedScalarService: the work itself. Stable: methods are added, never
 changed.
 
-Every error status carries one google.rpc.ErrorInfo (see ErrorReason) and:
-INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad field by its
-path in the request message, e.g. `config.trace_config.node_index.layer_index`
-in a DeriveRequest and `request.config...` in a ResolveRequest; NOT_FOUND a ResourceInfo; FAILED_PRECONDITION a
-PreconditionFailure naming the field that would satisfy it; RESOURCE_EXHAUSTED
-and UNAVAILABLE a RetryInfo where waiting helps. Headers are sent only after
-admission, so that clients may retry UNAVAILABLE.
+Everywhere in dst.v1 an empty string and an unspecified enum mean what their
+absence means. Streamed answers have one envelope: messages of frames, each a
+oneof; the last frame of an answer (a trailer, `resolved`, or an error) says how
+it ended. No message is larger than 1 MiB, unless a single element of a list
+is.
+
+Every error status that the server sets carries one google.rpc.ErrorInfo (see
+ErrorReason) and: INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad
+field by its path from the message sent, e.g.
+`config.trace_config.node_index.layer_index` in a DeriveRequest and
+`request.config...` in a ResolveRequest or DeriveStreamRequest; NOT_FOUND a
+ResourceInfo; FAILED_PRECONDITION a PreconditionFailure naming the field that
+would satisfy it; RESOURCE_EXHAUSTED and UNAVAILABLE a RetryInfo where waiting
+helps. Headers are sent only after admission, so that clients may retry
+UNAVAILABLE.
+
+Metadata: `authorization: Bearer TOKEN` of a call says who calls. Details of an
+error travel in `grpc-status-details-bin`, as a google.rpc.Status.
+
+Methods to come have their place: Patch, Attribute and Circuit in a
+CausalService, Graph in a GraphService, Generate in a GenerationService, Lens in
+a LensService, jobs over corpora in a JobService.
 """
 
 from collections import abc as _abc
@@ -48,16 +63,16 @@ class DerivedScalarServiceStub:
     Resolve: _grpc.UnaryStreamMultiCallable[_resolution_pb2.ResolveRequest, _resolution_pb2.ResolveResponse]
     """Checks, completes and costs one request without running it.
 
-    Answers with Validated, LoadProgress any number of times (only with `load`),
-    and Resolved. Returns INVALID_ARGUMENT for bad fields and impossible
+    Answers with frames: validated, loading any number of times (only with
+    `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and impossible
     combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION for a type
     whose needs the request does not meet, DATA_LOSS for a corrupt checkpoint.
     """
     ResolveStream: _grpc.StreamStreamMultiCallable[_resolution_pb2.ResolveStreamRequest, _resolution_pb2.ResolveStreamResponse]
     """Resolve for many requests on one stream.
 
-    Answers carry the request's id and may overtake one another. An item's error
-    is in its answer and never ends the stream.
+    Answers carry the item's number and the request's id, and may overtake one
+    another. An item's error is its last frame and never ends the stream.
     """
     Derive: _grpc.UnaryStreamMultiCallable[_inference_pb2.DeriveRequest, _inference_pb2.DeriveResponse]
     """Runs one prompt and streams the derived scalars asked for.
@@ -69,9 +84,10 @@ class DerivedScalarServiceStub:
     DeriveStream: _grpc.StreamStreamMultiCallable[_inference_pb2.DeriveStreamRequest, _inference_pb2.DeriveStreamResponse]
     """Derive for many requests on one stream.
 
-    Frames carry the request's id; answers may overtake one another and their
-    frames may interleave. An item's error is its last frame and never ends the
-    stream. Stop reading and the server stops working: at most a few megabytes
+    Messages carry the item's number and the request's id; answers may overtake one
+    another and their messages may interleave. An item's error is its last frame
+    and never ends the stream. An item may have a time limit of its own, and be
+    cancelled by itself. Stop reading and the server stops working: at most a few megabytes
     of answers wait for the client.
     """
     TopK: _grpc.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]
@@ -97,16 +113,16 @@ class DerivedScalarServiceAsyncStub(DerivedScalarServiceStub):
     Resolve: _aio.UnaryStreamMultiCallable[_resolution_pb2.ResolveRequest, _resolution_pb2.ResolveResponse]  # type: ignore[assignment]
     """Checks, completes and costs one request without running it.
 
-    Answers with Validated, LoadProgress any number of times (only with `load`),
-    and Resolved. Returns INVALID_ARGUMENT for bad fields and impossible
+    Answers with frames: validated, loading any number of times (only with
+    `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and impossible
     combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION for a type
     whose needs the request does not meet, DATA_LOSS for a corrupt checkpoint.
     """
     ResolveStream: _aio.StreamStreamMultiCallable[_resolution_pb2.ResolveStreamRequest, _resolution_pb2.ResolveStreamResponse]  # type: ignore[assignment]
     """Resolve for many requests on one stream.
 
-    Answers carry the request's id and may overtake one another. An item's error
-    is in its answer and never ends the stream.
+    Answers carry the item's number and the request's id, and may overtake one
+    another. An item's error is its last frame and never ends the stream.
     """
     Derive: _aio.UnaryStreamMultiCallable[_inference_pb2.DeriveRequest, _inference_pb2.DeriveResponse]  # type: ignore[assignment]
     """Runs one prompt and streams the derived scalars asked for.
@@ -118,9 +134,10 @@ class DerivedScalarServiceAsyncStub(DerivedScalarServiceStub):
     DeriveStream: _aio.StreamStreamMultiCallable[_inference_pb2.DeriveStreamRequest, _inference_pb2.DeriveStreamResponse]  # type: ignore[assignment]
     """Derive for many requests on one stream.
 
-    Frames carry the request's id; answers may overtake one another and their
-    frames may interleave. An item's error is its last frame and never ends the
-    stream. Stop reading and the server stops working: at most a few megabytes
+    Messages carry the item's number and the request's id; answers may overtake one
+    another and their messages may interleave. An item's error is its last frame
+    and never ends the stream. An item may have a time limit of its own, and be
+    cancelled by itself. Stop reading and the server stops working: at most a few megabytes
     of answers wait for the client.
     """
     TopK: _aio.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]  # type: ignore[assignment]
@@ -149,8 +166,8 @@ class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_resolution_pb2.ResolveResponse], _abc.AsyncIterator[_resolution_pb2.ResolveResponse]]:
         """Checks, completes and costs one request without running it.
 
-        Answers with Validated, LoadProgress any number of times (only with `load`),
-        and Resolved. Returns INVALID_ARGUMENT for bad fields and impossible
+        Answers with frames: validated, loading any number of times (only with
+        `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and impossible
         combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION for a type
         whose needs the request does not meet, DATA_LOSS for a corrupt checkpoint.
         """
@@ -163,8 +180,8 @@ class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_resolution_pb2.ResolveStreamResponse], _abc.AsyncIterator[_resolution_pb2.ResolveStreamResponse]]:
         """Resolve for many requests on one stream.
 
-        Answers carry the request's id and may overtake one another. An item's error
-        is in its answer and never ends the stream.
+        Answers carry the item's number and the request's id, and may overtake one
+        another. An item's error is its last frame and never ends the stream.
         """
 
     @_abc_1.abstractmethod
@@ -188,9 +205,10 @@ class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.DeriveStreamResponse], _abc.AsyncIterator[_inference_pb2.DeriveStreamResponse]]:
         """Derive for many requests on one stream.
 
-        Frames carry the request's id; answers may overtake one another and their
-        frames may interleave. An item's error is its last frame and never ends the
-        stream. Stop reading and the server stops working: at most a few megabytes
+        Messages carry the item's number and the request's id; answers may overtake one
+        another and their messages may interleave. An item's error is its last frame
+        and never ends the stream. An item may have a time limit of its own, and be
+        cancelled by itself. Stop reading and the server stops working: at most a few megabytes
         of answers wait for the client.
         """
 

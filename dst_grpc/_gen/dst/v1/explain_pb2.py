@@ -26,64 +26,71 @@ from dst_grpc._gen.dst.v1 import config_pb2 as dst_dot_v1_dot_config__pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as dst_dot_v1_dot_derived__scalar__type__pb2
 from dst_grpc._gen.dst.v1 import index_pb2 as dst_dot_v1_dot_index__pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as dst_dot_v1_dot_inference__pb2
+from dst_grpc._gen.dst.v1 import intervention_pb2 as dst_dot_v1_dot_intervention__pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as dst_dot_v1_dot_tensor__pb2
 from dst_grpc._gen.dst.v1 import trace_pb2 as dst_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64st/v1/explain.proto\x12\x06\x64st.v1\x1a\x13\x64st/v1/config.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x12\x64st/v1/index.proto\x1a\x16\x64st/v1/inference.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x12\x64st/v1/trace.proto\"\x86\x01\n\tTopKGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\'\n\x04\x64sts\x18\x02 \x03(\x0e\x32\x19.dst.v1.DerivedScalarType\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12(\n\tselection\x18\x04 \x01(\x0e\x32\x15.dst.v1.TopKSelectionB\x04\n\x02_k\"\xe3\x01\n\x0bTopKRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x04runs\x18\x02 \x03(\x0b\x32\x15.dst.v1.DeriveRequest\x12!\n\x06groups\x18\x03 \x03(\x0b\x32\x11.dst.v1.TopKGroup\x12\x0e\n\x01k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btoken_index\x18\x05 \x01(\x11H\x01\x88\x01\x01\x12%\n\nnode_scope\x18\x06 \x01(\x0e\x32\x11.dst.v1.NodeScope\x12\x11\n\twith_sums\x18\x07 \x01(\x08\x42\x04\n\x02_kB\x0e\n\x0c_token_index\"S\n\tScalarSum\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12\x1e\n\x06values\x18\x02 \x01(\x0b\x32\x0e.dst.v1.Tensor\"M\n\x0c\x43ompleteness\x12\x0e\n\x06listed\x18\x01 \x01(\x01\x12\r\n\x05total\x18\x02 \x01(\x01\x12\x13\n\x06target\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_target\"x\n\x0bGroupValues\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x0b\n\x03top\x18\x03 \x03(\r\x12\x0e\n\x06\x62ottom\x18\x04 \x03(\r\x12*\n\x0c\x63ompleteness\x18\x05 \x01(\x0b\x32\x14.dst.v1.Completeness\"h\n\tNodeTable\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.dst.v1.NodeIndex\x12\x14\n\x0cvocab_tokens\x18\x02 \x03(\t\x12#\n\x06groups\x18\x03 \x03(\x0b\x32\x13.dst.v1.GroupValues\"\x94\x01\n\tRunHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_lossB\x13\n\x11_activation_value\"w\n\x0bRunsTrailer\x12\x15\n\rmessage_count\x18\x01 \x01(\r\x12)\n\nstatistics\x18\x02 \x01(\x0b\x32\x15.dst.v1.RunStatistics\x12&\n\nprovenance\x18\x03 \x01(\x0b\x32\x12.dst.v1.Provenance\"\xdc\x01\n\x0cTopKResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trun_index\x18\x02 \x01(\r\x12#\n\x06header\x18\x03 \x01(\x0b\x32\x11.dst.v1.RunHeaderH\x00\x12\'\n\nnode_table\x18\x04 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12\'\n\nscalar_sum\x18\x05 \x01(\x0b\x32\x11.dst.v1.ScalarSumH\x00\x12&\n\x07trailer\x18\x06 \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x42\x06\n\x04part\"D\n\x0cNodeAblation\x12%\n\nnode_index\x18\x01 \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x02\"\x88\x02\n\nExplainRun\x12\x1e\n\x06prompt\x18\x01 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x02 \x01(\x0b\x32\x14.dst.v1.LossFnConfig\x12)\n\x0ctrace_config\x18\x03 \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12,\n\x0enode_ablations\x18\x04 \x03(\x0b\x32\x14.dst.v1.NodeAblation\x12,\n\x0e\x61\x62lation_specs\x18\x05 \x03(\x0b\x32\x14.dst.v1.AblationSpec\x12%\n\x1d\x61ttach_final_layer_norm_scale\x18\x06 \x01(\x08\"\xa2\x04\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12 \n\x04runs\x18\x03 \x03(\x0b\x32\x12.dst.v1.ExplainRun\x12\x14\n\x0c\x61utoencoders\x18\x04 \x03(\t\x12;\n\x16\x63omponent_type_for_mlp\x18\x05 \x01(\x0e\x32\x1b.dst.v1.ComponentTypeForMlp\x12G\n\x1c\x63omponent_type_for_attention\x18\x06 \x01(\x0e\x32!.dst.v1.ComponentTypeForAttention\x12!\n\x06groups\x18\x07 \x03(\x0b\x32\x11.dst.v1.TopKGroup\x12\x0e\n\x01k\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\"\n\x05parts\x18\t \x03(\x0e\x32\x13.dst.v1.ExplainPart\x12\x1f\n\x12scored_token_count\x18\n \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10token_pair_count\x18\x0b \x01(\rH\x03\x88\x01\x01\x12\x1c\n\x0ftop_logit_count\x18\x0c \x01(\rH\x04\x88\x01\x01\x12%\n\nnode_scope\x18\r \x01(\x0e\x32\x11.dst.v1.NodeScopeB\x08\n\x06_modelB\x04\n\x02_kB\x15\n\x13_scored_token_countB\x13\n\x11_token_pair_countB\x12\n\x10_top_logit_count\"V\n\nTokenScore\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x18\n\x10normalized_score\x18\x04 \x01(\x02\"_\n\nNodeTokens\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x1f\n\x03top\x18\x02 \x03(\x0b\x32\x12.dst.v1.TokenScore\x12\"\n\x06\x62ottom\x18\x03 \x03(\x0b\x32\x12.dst.v1.TokenScore\"T\n\x0cScoredTokens\x12!\n\x04part\x18\x01 \x01(\x0e\x32\x13.dst.v1.ExplainPart\x12!\n\x05nodes\x18\x02 \x03(\x0b\x32\x12.dst.v1.NodeTokens\"9\n\rAttendedToken\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x13\n\x0b\x61ttribution\x18\x02 \x01(\x02\"N\n\x0eNodeTokenPairs\x12\x0c\n\x04node\x18\x01 \x01(\r\x12.\n\x0f\x61ttended_tokens\x18\x02 \x03(\x0b\x32\x15.dst.v1.AttendedToken\"3\n\nTokenPairs\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.dst.v1.NodeTokenPairs\"\x8f\x03\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\trun_index\x18\x02 \x01(\r\x12#\n\x06header\x18\x03 \x01(\x0b\x32\x11.dst.v1.RunHeaderH\x00\x12\'\n\nnode_table\x18\x04 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12+\n\x0e\x63omponent_sums\x18\x05 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12\'\n\nscalar_sum\x18\x06 \x01(\x0b\x32\x11.dst.v1.ScalarSumH\x00\x12-\n\rscored_tokens\x18\x07 \x01(\x0b\x32\x14.dst.v1.ScoredTokensH\x00\x12)\n\x0btoken_pairs\x18\x08 \x01(\x0b\x32\x12.dst.v1.TokenPairsH\x00\x12\'\n\ntop_logits\x18\t \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12&\n\x07trailer\x18\n \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x42\x06\n\x04part*\x7f\n\rTopKSelection\x12\x1f\n\x1bTOP_K_SELECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13TOP_K_SELECTION_TOP\x10\x01\x12\x1a\n\x16TOP_K_SELECTION_BOTTOM\x10\x02\x12\x18\n\x14TOP_K_SELECTION_BOTH\x10\x03*T\n\tNodeScope\x12\x1a\n\x16NODE_SCOPE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_SCOPE_BATCH\x10\x01\x12\x15\n\x11NODE_SCOPE_PROMPT\x10\x02*\x8f\x01\n\x13\x43omponentTypeForMlp\x12&\n\"COMPONENT_TYPE_FOR_MLP_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPONENT_TYPE_FOR_MLP_NEURON\x10\x01\x12-\n)COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT\x10\x02*\xaf\x01\n\x19\x43omponentTypeForAttention\x12,\n(COMPONENT_TYPE_FOR_ATTENTION_UNSPECIFIED\x10\x00\x12/\n+COMPONENT_TYPE_FOR_ATTENTION_ATTENTION_HEAD\x10\x01\x12\x33\n/COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT\x10\x02*\xdf\x02\n\x0b\x45xplainPart\x12\x1c\n\x18\x45XPLAIN_PART_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPLAIN_PART_NODE_TABLE\x10\x01\x12\x1f\n\x1b\x45XPLAIN_PART_COMPONENT_SUMS\x10\x02\x12&\n\"EXPLAIN_PART_UPVOTED_OUTPUT_TOKENS\x10\x03\x12-\n)EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_MLP\x10\x04\x12\x30\n,EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_ATTN_Q\x10\x05\x12\x30\n,EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_ATTN_K\x10\x06\x12\x1c\n\x18\x45XPLAIN_PART_TOKEN_PAIRS\x10\x07\x12\x1b\n\x17\x45XPLAIN_PART_TOP_LOGITS\x10\x08\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64st/v1/explain.proto\x12\x06\x64st.v1\x1a\x13\x64st/v1/config.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x12\x64st/v1/index.proto\x1a\x16\x64st/v1/inference.proto\x1a\x19\x64st/v1/intervention.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x12\x64st/v1/trace.proto\"\x86\x01\n\tTopKGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\'\n\x04\x64sts\x18\x02 \x03(\x0e\x32\x19.dst.v1.DerivedScalarType\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12(\n\tselection\x18\x04 \x01(\x0e\x32\x15.dst.v1.TopKSelectionB\x04\n\x02_k\"\xe3\x01\n\x0bTopKRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x04runs\x18\x02 \x03(\x0b\x32\x15.dst.v1.DeriveRequest\x12!\n\x06groups\x18\x03 \x03(\x0b\x32\x11.dst.v1.TopKGroup\x12\x0e\n\x01k\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btoken_index\x18\x05 \x01(\x11H\x01\x88\x01\x01\x12%\n\nnode_scope\x18\x06 \x01(\x0e\x32\x11.dst.v1.NodeScope\x12\x11\n\twith_sums\x18\x07 \x01(\x08\x42\x04\n\x02_kB\x0e\n\x0c_token_index\"h\n\tScalarSum\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12\x1e\n\x06values\x18\x02 \x01(\x0b\x32\x0e.dst.v1.Tensor\x12\x13\n\x0b\x66irst_token\x18\x03 \x01(\r\"M\n\x0c\x43ompleteness\x12\x0e\n\x06listed\x18\x01 \x01(\x01\x12\r\n\x05total\x18\x02 \x01(\x01\x12\x13\n\x06target\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_target\"Q\n\tTableNode\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12\x13\n\x0bvocab_token\x18\x02 \x01(\t\x12\x0e\n\x06values\x18\x03 \x03(\x02\"g\n\nTableGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0b\n\x03top\x18\x02 \x03(\r\x12\x0e\n\x06\x62ottom\x18\x03 \x03(\r\x12*\n\x0c\x63ompleteness\x18\x04 \x01(\x0b\x32\x14.dst.v1.Completeness\"Q\n\tNodeTable\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.dst.v1.TableNode\x12\"\n\x06groups\x18\x02 \x03(\x0b\x32\x12.dst.v1.TableGroup\"\x94\x01\n\tRunHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_lossB\x13\n\x11_activation_value\"u\n\x0bRunsTrailer\x12\x13\n\x0b\x66rame_count\x18\x01 \x01(\r\x12)\n\nstatistics\x18\x02 \x01(\x0b\x32\x15.dst.v1.RunStatistics\x12&\n\nprovenance\x18\x03 \x01(\x0b\x32\x12.dst.v1.Provenance\"\xc6\x01\n\tTopKFrame\x12\x11\n\trun_index\x18\x01 \x01(\r\x12#\n\x06header\x18\x02 \x01(\x0b\x32\x11.dst.v1.RunHeaderH\x00\x12\'\n\nnode_table\x18\x03 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12\'\n\nscalar_sum\x18\x04 \x01(\x0b\x32\x11.dst.v1.ScalarSumH\x00\x12&\n\x07trailer\x18\x05 \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x42\x07\n\x05\x66rame\"E\n\x0cTopKResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.dst.v1.TopKFrame\"D\n\x0cNodeAblation\x12%\n\nnode_index\x18\x01 \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12\r\n\x05value\x18\x02 \x01(\x02\"\xdc\x02\n\nExplainRun\x12\x1e\n\x06prompt\x18\x01 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x02 \x01(\x0b\x32\x14.dst.v1.LossFnConfig\x12)\n\x0ctrace_config\x18\x03 \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12,\n\x0enode_ablations\x18\x04 \x03(\x0b\x32\x14.dst.v1.NodeAblation\x12,\n\x0e\x61\x62lation_specs\x18\x05 \x03(\x0b\x32\x14.dst.v1.AblationSpec\x12*\n\x1d\x64\x65tach_final_layer_norm_scale\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12+\n\rinterventions\x18\x07 \x03(\x0b\x32\x14.dst.v1.InterventionB \n\x1e_detach_final_layer_norm_scale\"\x93\x04\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x04runs\x18\x03 \x03(\x0b\x32\x12.dst.v1.ExplainRun\x12\x14\n\x0c\x61utoencoders\x18\x04 \x03(\t\x12;\n\x16\x63omponent_type_for_mlp\x18\x05 \x01(\x0e\x32\x1b.dst.v1.ComponentTypeForMlp\x12G\n\x1c\x63omponent_type_for_attention\x18\x06 \x01(\x0e\x32!.dst.v1.ComponentTypeForAttention\x12!\n\x06groups\x18\x07 \x03(\x0b\x32\x11.dst.v1.TopKGroup\x12\x0e\n\x01k\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\"\n\x05parts\x18\t \x03(\x0e\x32\x13.dst.v1.ExplainPart\x12\x1f\n\x12scored_token_count\x18\n \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x10token_pair_count\x18\x0b \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0ftop_logit_count\x18\x0c \x01(\rH\x03\x88\x01\x01\x12%\n\nnode_scope\x18\r \x01(\x0e\x32\x11.dst.v1.NodeScopeB\x04\n\x02_kB\x15\n\x13_scored_token_countB\x13\n\x11_token_pair_countB\x12\n\x10_top_logit_count\"V\n\nTokenScore\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x18\n\x10normalized_score\x18\x04 \x01(\x02\"_\n\nNodeTokens\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\x1f\n\x03top\x18\x02 \x03(\x0b\x32\x12.dst.v1.TokenScore\x12\"\n\x06\x62ottom\x18\x03 \x03(\x0b\x32\x12.dst.v1.TokenScore\"T\n\x0cScoredTokens\x12!\n\x04part\x18\x01 \x01(\x0e\x32\x13.dst.v1.ExplainPart\x12!\n\x05nodes\x18\x02 \x03(\x0b\x32\x12.dst.v1.NodeTokens\"9\n\rAttendedToken\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x13\n\x0b\x61ttribution\x18\x02 \x01(\x02\"N\n\x0eNodeTokenPairs\x12\x0c\n\x04node\x18\x01 \x01(\r\x12.\n\x0f\x61ttended_tokens\x18\x02 \x03(\x0b\x32\x15.dst.v1.AttendedToken\"3\n\nTokenPairs\x12%\n\x05nodes\x18\x01 \x03(\x0b\x32\x16.dst.v1.NodeTokenPairs\"\xf9\x02\n\x0c\x45xplainFrame\x12\x11\n\trun_index\x18\x01 \x01(\r\x12#\n\x06header\x18\x02 \x01(\x0b\x32\x11.dst.v1.RunHeaderH\x00\x12\'\n\nnode_table\x18\x03 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12+\n\x0e\x63omponent_sums\x18\x04 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12\'\n\nscalar_sum\x18\x05 \x01(\x0b\x32\x11.dst.v1.ScalarSumH\x00\x12-\n\rscored_tokens\x18\x06 \x01(\x0b\x32\x14.dst.v1.ScoredTokensH\x00\x12)\n\x0btoken_pairs\x18\x07 \x01(\x0b\x32\x12.dst.v1.TokenPairsH\x00\x12\'\n\ntop_logits\x18\x08 \x01(\x0b\x32\x11.dst.v1.NodeTableH\x00\x12&\n\x07trailer\x18\t \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x42\x07\n\x05\x66rame\"K\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x14.dst.v1.ExplainFrame*\x7f\n\rTopKSelection\x12\x1f\n\x1bTOP_K_SELECTION_UNSPECIFIED\x10\x00\x12\x17\n\x13TOP_K_SELECTION_TOP\x10\x01\x12\x1a\n\x16TOP_K_SELECTION_BOTTOM\x10\x02\x12\x18\n\x14TOP_K_SELECTION_BOTH\x10\x03*T\n\tNodeScope\x12\x1a\n\x16NODE_SCOPE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_SCOPE_BATCH\x10\x01\x12\x15\n\x11NODE_SCOPE_PROMPT\x10\x02*\x8f\x01\n\x13\x43omponentTypeForMlp\x12&\n\"COMPONENT_TYPE_FOR_MLP_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPONENT_TYPE_FOR_MLP_NEURON\x10\x01\x12-\n)COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT\x10\x02*\xaf\x01\n\x19\x43omponentTypeForAttention\x12,\n(COMPONENT_TYPE_FOR_ATTENTION_UNSPECIFIED\x10\x00\x12/\n+COMPONENT_TYPE_FOR_ATTENTION_ATTENTION_HEAD\x10\x01\x12\x33\n/COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT\x10\x02*\xdf\x02\n\x0b\x45xplainPart\x12\x1c\n\x18\x45XPLAIN_PART_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPLAIN_PART_NODE_TABLE\x10\x01\x12\x1f\n\x1b\x45XPLAIN_PART_COMPONENT_SUMS\x10\x02\x12&\n\"EXPLAIN_PART_UPVOTED_OUTPUT_TOKENS\x10\x03\x12-\n)EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_MLP\x10\x04\x12\x30\n,EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_ATTN_Q\x10\x05\x12\x30\n,EXPLAIN_PART_INPUT_TOKENS_THAT_UPVOTE_ATTN_K\x10\x06\x12\x1c\n\x18\x45XPLAIN_PART_TOKEN_PAIRS\x10\x07\x12\x1b\n\x17\x45XPLAIN_PART_TOP_LOGITS\x10\x08\x42\x97\x01\n\rio.dstgrpc.v1B\x0c\x45xplainProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.explain_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
-  _globals['_TOPKSELECTION']._serialized_start=3177
-  _globals['_TOPKSELECTION']._serialized_end=3304
-  _globals['_NODESCOPE']._serialized_start=3306
-  _globals['_NODESCOPE']._serialized_end=3390
-  _globals['_COMPONENTTYPEFORMLP']._serialized_start=3393
-  _globals['_COMPONENTTYPEFORMLP']._serialized_end=3536
-  _globals['_COMPONENTTYPEFORATTENTION']._serialized_start=3539
-  _globals['_COMPONENTTYPEFORATTENTION']._serialized_end=3714
-  _globals['_EXPLAINPART']._serialized_start=3717
-  _globals['_EXPLAINPART']._serialized_end=4068
-  _globals['_TOPKGROUP']._serialized_start=173
-  _globals['_TOPKGROUP']._serialized_end=307
-  _globals['_TOPKREQUEST']._serialized_start=310
-  _globals['_TOPKREQUEST']._serialized_end=537
-  _globals['_SCALARSUM']._serialized_start=539
-  _globals['_SCALARSUM']._serialized_end=622
-  _globals['_COMPLETENESS']._serialized_start=624
-  _globals['_COMPLETENESS']._serialized_end=701
-  _globals['_GROUPVALUES']._serialized_start=703
-  _globals['_GROUPVALUES']._serialized_end=823
-  _globals['_NODETABLE']._serialized_start=825
-  _globals['_NODETABLE']._serialized_end=929
-  _globals['_RUNHEADER']._serialized_start=932
-  _globals['_RUNHEADER']._serialized_end=1080
-  _globals['_RUNSTRAILER']._serialized_start=1082
-  _globals['_RUNSTRAILER']._serialized_end=1201
-  _globals['_TOPKRESPONSE']._serialized_start=1204
-  _globals['_TOPKRESPONSE']._serialized_end=1424
-  _globals['_NODEABLATION']._serialized_start=1426
-  _globals['_NODEABLATION']._serialized_end=1494
-  _globals['_EXPLAINRUN']._serialized_start=1497
-  _globals['_EXPLAINRUN']._serialized_end=1761
-  _globals['_EXPLAINREQUEST']._serialized_start=1764
-  _globals['_EXPLAINREQUEST']._serialized_end=2310
-  _globals['_TOKENSCORE']._serialized_start=2312
-  _globals['_TOKENSCORE']._serialized_end=2398
-  _globals['_NODETOKENS']._serialized_start=2400
-  _globals['_NODETOKENS']._serialized_end=2495
-  _globals['_SCOREDTOKENS']._serialized_start=2497
-  _globals['_SCOREDTOKENS']._serialized_end=2581
-  _globals['_ATTENDEDTOKEN']._serialized_start=2583
-  _globals['_ATTENDEDTOKEN']._serialized_end=2640
-  _globals['_NODETOKENPAIRS']._serialized_start=2642
-  _globals['_NODETOKENPAIRS']._serialized_end=2720
-  _globals['_TOKENPAIRS']._serialized_start=2722
-  _globals['_TOKENPAIRS']._serialized_end=2773
-  _globals['_EXPLAINRESPONSE']._serialized_start=2776
-  _globals['_EXPLAINRESPONSE']._serialized_end=3175
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\014ExplainProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
+  _globals['_TOPKSELECTION']._serialized_start=3439
+  _globals['_TOPKSELECTION']._serialized_end=3566
+  _globals['_NODESCOPE']._serialized_start=3568
+  _globals['_NODESCOPE']._serialized_end=3652
+  _globals['_COMPONENTTYPEFORMLP']._serialized_start=3655
+  _globals['_COMPONENTTYPEFORMLP']._serialized_end=3798
+  _globals['_COMPONENTTYPEFORATTENTION']._serialized_start=3801
+  _globals['_COMPONENTTYPEFORATTENTION']._serialized_end=3976
+  _globals['_EXPLAINPART']._serialized_start=3979
+  _globals['_EXPLAINPART']._serialized_end=4330
+  _globals['_TOPKGROUP']._serialized_start=200
+  _globals['_TOPKGROUP']._serialized_end=334
+  _globals['_TOPKREQUEST']._serialized_start=337
+  _globals['_TOPKREQUEST']._serialized_end=564
+  _globals['_SCALARSUM']._serialized_start=566
+  _globals['_SCALARSUM']._serialized_end=670
+  _globals['_COMPLETENESS']._serialized_start=672
+  _globals['_COMPLETENESS']._serialized_end=749
+  _globals['_TABLENODE']._serialized_start=751
+  _globals['_TABLENODE']._serialized_end=832
+  _globals['_TABLEGROUP']._serialized_start=834
+  _globals['_TABLEGROUP']._serialized_end=937
+  _globals['_NODETABLE']._serialized_start=939
+  _globals['_NODETABLE']._serialized_end=1020
+  _globals['_RUNHEADER']._serialized_start=1023
+  _globals['_RUNHEADER']._serialized_end=1171
+  _globals['_RUNSTRAILER']._serialized_start=1173
+  _globals['_RUNSTRAILER']._serialized_end=1290
+  _globals['_TOPKFRAME']._serialized_start=1293
+  _globals['_TOPKFRAME']._serialized_end=1491
+  _globals['_TOPKRESPONSE']._serialized_start=1493
+  _globals['_TOPKRESPONSE']._serialized_end=1562
+  _globals['_NODEABLATION']._serialized_start=1564
+  _globals['_NODEABLATION']._serialized_end=1632
+  _globals['_EXPLAINRUN']._serialized_start=1635
+  _globals['_EXPLAINRUN']._serialized_end=1983
+  _globals['_EXPLAINREQUEST']._serialized_start=1986
+  _globals['_EXPLAINREQUEST']._serialized_end=2517
+  _globals['_TOKENSCORE']._serialized_start=2519
+  _globals['_TOKENSCORE']._serialized_end=2605
+  _globals['_NODETOKENS']._serialized_start=2607
+  _globals['_NODETOKENS']._serialized_end=2702
+  _globals['_SCOREDTOKENS']._serialized_start=2704
+  _globals['_SCOREDTOKENS']._serialized_end=2788
+  _globals['_ATTENDEDTOKEN']._serialized_start=2790
+  _globals['_ATTENDEDTOKEN']._serialized_end=2847
+  _globals['_NODETOKENPAIRS']._serialized_start=2849
+  _globals['_NODETOKENPAIRS']._serialized_end=2927
+  _globals['_TOKENPAIRS']._serialized_start=2929
+  _globals['_TOKENPAIRS']._serialized_end=2980
+  _globals['_EXPLAINFRAME']._serialized_start=2983
+  _globals['_EXPLAINFRAME']._serialized_end=3360
+  _globals['_EXPLAINRESPONSE']._serialized_start=3362
+  _globals['_EXPLAINRESPONSE']._serialized_end=3437
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ from dst_grpc._gen.dst.v1 import config_pb2 as _config_pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
 from dst_grpc._gen.dst.v1 import index_pb2 as _index_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as _inference_pb2
+from dst_grpc._gen.dst.v1 import intervention_pb2 as _intervention_pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
 from dst_grpc._gen.dst.v1 import trace_pb2 as _trace_pb2
 from google.protobuf.internal import containers as _containers
@@ -103,12 +104,14 @@ class TopKRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[_inference_pb2.DeriveRequest, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., token_index: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ..., with_sums: bool = ...) -> None: ...
 
 class ScalarSum(_message.Message):
-    __slots__ = ("dst", "values")
+    __slots__ = ("dst", "values", "first_token")
     DST_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     dst: _derived_scalar_type_pb2.DerivedScalarType
     values: _tensor_pb2.Tensor
-    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    first_token: int
+    def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[int] = ...) -> None: ...
 
 class Completeness(_message.Message):
     __slots__ = ("listed", "total", "target")
@@ -120,29 +123,35 @@ class Completeness(_message.Message):
     target: float
     def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ...) -> None: ...
 
-class GroupValues(_message.Message):
-    __slots__ = ("group_id", "values", "top", "bottom", "completeness")
-    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+class TableNode(_message.Message):
+    __slots__ = ("node", "vocab_token", "values")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_TOKEN_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    node: _index_pb2.NodeIndex
+    vocab_token: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, node: _Optional[_Union[_index_pb2.NodeIndex, _Mapping]] = ..., vocab_token: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class TableGroup(_message.Message):
+    __slots__ = ("group_id", "top", "bottom", "completeness")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
     BOTTOM_FIELD_NUMBER: _ClassVar[int]
     COMPLETENESS_FIELD_NUMBER: _ClassVar[int]
     group_id: str
-    values: _containers.RepeatedScalarFieldContainer[float]
     top: _containers.RepeatedScalarFieldContainer[int]
     bottom: _containers.RepeatedScalarFieldContainer[int]
     completeness: Completeness
-    def __init__(self, group_id: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., bottom: _Optional[_Iterable[int]] = ..., completeness: _Optional[_Union[Completeness, _Mapping]] = ...) -> None: ...
+    def __init__(self, group_id: _Optional[str] = ..., top: _Optional[_Iterable[int]] = ..., bottom: _Optional[_Iterable[int]] = ..., completeness: _Optional[_Union[Completeness, _Mapping]] = ...) -> None: ...
 
 class NodeTable(_message.Message):
-    __slots__ = ("nodes", "vocab_tokens", "groups")
+    __slots__ = ("nodes", "groups")
     NODES_FIELD_NUMBER: _ClassVar[int]
-    VOCAB_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
-    nodes: _containers.RepeatedCompositeFieldContainer[_index_pb2.NodeIndex]
-    vocab_tokens: _containers.RepeatedScalarFieldContainer[str]
-    groups: _containers.RepeatedCompositeFieldContainer[GroupValues]
-    def __init__(self, nodes: _Optional[_Iterable[_Union[_index_pb2.NodeIndex, _Mapping]]] = ..., vocab_tokens: _Optional[_Iterable[str]] = ..., groups: _Optional[_Iterable[_Union[GroupValues, _Mapping]]] = ...) -> None: ...
+    nodes: _containers.RepeatedCompositeFieldContainer[TableNode]
+    groups: _containers.RepeatedCompositeFieldContainer[TableGroup]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[TableNode, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[TableGroup, _Mapping]]] = ...) -> None: ...
 
 class RunHeader(_message.Message):
     __slots__ = ("model", "token_ids", "token_strings", "loss", "activation_value")
@@ -159,30 +168,36 @@ class RunHeader(_message.Message):
     def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., activation_value: _Optional[float] = ...) -> None: ...
 
 class RunsTrailer(_message.Message):
-    __slots__ = ("message_count", "statistics", "provenance")
-    MESSAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("frame_count", "statistics", "provenance")
+    FRAME_COUNT_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
-    message_count: int
+    frame_count: int
     statistics: _inference_pb2.RunStatistics
     provenance: _inference_pb2.Provenance
-    def __init__(self, message_count: _Optional[int] = ..., statistics: _Optional[_Union[_inference_pb2.RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[_inference_pb2.Provenance, _Mapping]] = ...) -> None: ...
+    def __init__(self, frame_count: _Optional[int] = ..., statistics: _Optional[_Union[_inference_pb2.RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[_inference_pb2.Provenance, _Mapping]] = ...) -> None: ...
 
-class TopKResponse(_message.Message):
-    __slots__ = ("request_id", "run_index", "header", "node_table", "scalar_sum", "trailer")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+class TopKFrame(_message.Message):
+    __slots__ = ("run_index", "header", "node_table", "scalar_sum", "trailer")
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
     SCALAR_SUM_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
     run_index: int
     header: RunHeader
     node_table: NodeTable
     scalar_sum: ScalarSum
     trailer: RunsTrailer
-    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+
+class TopKResponse(_message.Message):
+    __slots__ = ("request_id", "frames")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    frames: _containers.RepeatedCompositeFieldContainer[TopKFrame]
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[TopKFrame, _Mapping]]] = ...) -> None: ...
 
 class NodeAblation(_message.Message):
     __slots__ = ("node_index", "value")
@@ -193,20 +208,22 @@ class NodeAblation(_message.Message):
     def __init__(self, node_index: _Optional[_Union[_index_pb2.NodeIndex, _Mapping]] = ..., value: _Optional[float] = ...) -> None: ...
 
 class ExplainRun(_message.Message):
-    __slots__ = ("prompt", "loss_fn_config", "trace_config", "node_ablations", "ablation_specs", "attach_final_layer_norm_scale")
+    __slots__ = ("prompt", "loss_fn_config", "trace_config", "node_ablations", "ablation_specs", "detach_final_layer_norm_scale", "interventions")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FN_CONFIG_FIELD_NUMBER: _ClassVar[int]
     TRACE_CONFIG_FIELD_NUMBER: _ClassVar[int]
     NODE_ABLATIONS_FIELD_NUMBER: _ClassVar[int]
     ABLATION_SPECS_FIELD_NUMBER: _ClassVar[int]
-    ATTACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     prompt: _inference_pb2.Prompt
     loss_fn_config: _config_pb2.LossFnConfig
     trace_config: _trace_pb2.TraceConfig
     node_ablations: _containers.RepeatedCompositeFieldContainer[NodeAblation]
     ablation_specs: _containers.RepeatedCompositeFieldContainer[_config_pb2.AblationSpec]
-    attach_final_layer_norm_scale: bool
-    def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., attach_final_layer_norm_scale: bool = ...) -> None: ...
+    detach_final_layer_norm_scale: bool
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
+    def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope")
@@ -290,9 +307,8 @@ class TokenPairs(_message.Message):
     nodes: _containers.RepeatedCompositeFieldContainer[NodeTokenPairs]
     def __init__(self, nodes: _Optional[_Iterable[_Union[NodeTokenPairs, _Mapping]]] = ...) -> None: ...
 
-class ExplainResponse(_message.Message):
-    __slots__ = ("request_id", "run_index", "header", "node_table", "component_sums", "scalar_sum", "scored_tokens", "token_pairs", "top_logits", "trailer")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+class ExplainFrame(_message.Message):
+    __slots__ = ("run_index", "header", "node_table", "component_sums", "scalar_sum", "scored_tokens", "token_pairs", "top_logits", "trailer")
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
@@ -302,7 +318,6 @@ class ExplainResponse(_message.Message):
     TOKEN_PAIRS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGITS_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
     run_index: int
     header: RunHeader
     node_table: NodeTable
@@ -312,4 +327,12 @@ class ExplainResponse(_message.Message):
     token_pairs: TokenPairs
     top_logits: NodeTable
     trailer: RunsTrailer
-    def __init__(self, request_id: _Optional[str] = ..., run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("request_id", "frames")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    frames: _containers.RepeatedCompositeFieldContainer[ExplainFrame]
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[ExplainFrame, _Mapping]]] = ...) -> None: ...

@@ -3,17 +3,28 @@ import datetime
 from dst_grpc._gen.dst.v1 import component_pb2 as _component_pb2
 from dst_grpc._gen.dst.v1 import config_pb2 as _config_pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
+from dst_grpc._gen.dst.v1 import intervention_pb2 as _intervention_pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
 from dst_grpc._gen.dst.v1 import trace_pb2 as _trace_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AttentionImplementation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ATTENTION_IMPLEMENTATION_UNSPECIFIED: _ClassVar[AttentionImplementation]
+    ATTENTION_IMPLEMENTATION_EAGER: _ClassVar[AttentionImplementation]
+    ATTENTION_IMPLEMENTATION_SDPA: _ClassVar[AttentionImplementation]
+ATTENTION_IMPLEMENTATION_UNSPECIFIED: AttentionImplementation
+ATTENTION_IMPLEMENTATION_EAGER: AttentionImplementation
+ATTENTION_IMPLEMENTATION_SDPA: AttentionImplementation
 
 class TokenIds(_message.Message):
     __slots__ = ("token_ids",)
@@ -38,7 +49,7 @@ class DerivedScalarSpec(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ...) -> None: ...
 
 class DeriveRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "loss_fn_config", "trace_config", "ablation_specs", "autoencoders", "config", "derived_scalars", "element_type", "encoding")
+    __slots__ = ("request_id", "model", "prompt", "loss_fn_config", "trace_config", "ablation_specs", "autoencoders", "config", "derived_scalars", "element_type", "encoding", "interventions", "detach_final_layer_norm_scale", "max_chunk_bytes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +61,9 @@ class DeriveRequest(_message.Message):
     DERIVED_SCALARS_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt: Prompt
@@ -61,7 +75,10 @@ class DeriveRequest(_message.Message):
     derived_scalars: _containers.RepeatedCompositeFieldContainer[DerivedScalarSpec]
     element_type: _tensor_pb2.TensorElementType
     encoding: _tensor_pb2.TensorEncoding
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., derived_scalars: _Optional[_Iterable[_Union[DerivedScalarSpec, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ...) -> None: ...
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
+    detach_final_layer_norm_scale: bool
+    max_chunk_bytes: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., derived_scalars: _Optional[_Iterable[_Union[DerivedScalarSpec, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
     __slots__ = ("tensor_id", "dst", "pass_type", "layer_index", "axes", "element_type", "encoding", "byte_length", "nonzero_count", "spec_index")
@@ -113,25 +130,19 @@ class TensorChunk(_message.Message):
     data: bytes
     def __init__(self, tensor_id: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
-class ItemResult(_message.Message):
-    __slots__ = ("error",)
-    ERROR_FIELD_NUMBER: _ClassVar[int]
-    error: _status_pb2.Status
-    def __init__(self, error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
-
 class RunStatistics(_message.Message):
-    __slots__ = ("forward_passes", "backward_passes", "queue_time", "pass_time", "derive_time")
+    __slots__ = ("forward_passes", "backward_passes", "queue_duration", "pass_duration", "derive_duration")
     FORWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_PASSES_FIELD_NUMBER: _ClassVar[int]
-    QUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
-    PASS_TIME_FIELD_NUMBER: _ClassVar[int]
-    DERIVE_TIME_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_DURATION_FIELD_NUMBER: _ClassVar[int]
+    PASS_DURATION_FIELD_NUMBER: _ClassVar[int]
+    DERIVE_DURATION_FIELD_NUMBER: _ClassVar[int]
     forward_passes: int
     backward_passes: int
-    queue_time: _duration_pb2.Duration
-    pass_time: _duration_pb2.Duration
-    derive_time: _duration_pb2.Duration
-    def __init__(self, forward_passes: _Optional[int] = ..., backward_passes: _Optional[int] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., derive_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    queue_duration: _duration_pb2.Duration
+    pass_duration: _duration_pb2.Duration
+    derive_duration: _duration_pb2.Duration
+    def __init__(self, forward_passes: _Optional[int] = ..., backward_passes: _Optional[int] = ..., queue_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pass_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., derive_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Provenance(_message.Message):
     __slots__ = ("model", "model_digest", "autoencoder_digests", "element_type", "device", "library_versions", "config_digest", "attention", "batch_size")
@@ -165,9 +176,9 @@ class Provenance(_message.Message):
     device: str
     library_versions: _containers.ScalarMap[str, str]
     config_digest: str
-    attention: str
+    attention: AttentionImplementation
     batch_size: int
-    def __init__(self, model: _Optional[str] = ..., model_digest: _Optional[str] = ..., autoencoder_digests: _Optional[_Mapping[str, str]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., library_versions: _Optional[_Mapping[str, str]] = ..., config_digest: _Optional[str] = ..., attention: _Optional[str] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., model_digest: _Optional[str] = ..., autoencoder_digests: _Optional[_Mapping[str, str]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., library_versions: _Optional[_Mapping[str, str]] = ..., config_digest: _Optional[str] = ..., attention: _Optional[_Union[AttentionImplementation, str]] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
 class Trailer(_message.Message):
     __slots__ = ("tensor_count", "byte_count", "checksums", "statistics", "provenance")
@@ -183,34 +194,48 @@ class Trailer(_message.Message):
     provenance: Provenance
     def __init__(self, tensor_count: _Optional[int] = ..., byte_count: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ..., statistics: _Optional[_Union[RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
-class Frame(_message.Message):
-    __slots__ = ("request_id", "header", "chunk", "item_result", "trailer")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+class DeriveFrame(_message.Message):
+    __slots__ = ("header", "chunk", "trailer", "error")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
-    ITEM_RESULT_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     header: Header
     chunk: TensorChunk
-    item_result: ItemResult
     trailer: Trailer
-    def __init__(self, request_id: _Optional[str] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., item_result: _Optional[_Union[ItemResult, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ...) -> None: ...
+    error: _status_pb2.Status
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class DeriveResponse(_message.Message):
-    __slots__ = ("frames",)
+    __slots__ = ("request_id", "frames")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
-    frames: _containers.RepeatedCompositeFieldContainer[Frame]
-    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+    request_id: str
+    frames: _containers.RepeatedCompositeFieldContainer[DeriveFrame]
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[DeriveFrame, _Mapping]]] = ...) -> None: ...
+
+class CancelItem(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class DeriveStreamRequest(_message.Message):
-    __slots__ = ("request",)
+    __slots__ = ("request", "cancel", "timeout")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     request: DeriveRequest
-    def __init__(self, request: _Optional[_Union[DeriveRequest, _Mapping]] = ...) -> None: ...
+    cancel: CancelItem
+    timeout: _duration_pb2.Duration
+    def __init__(self, request: _Optional[_Union[DeriveRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelItem, _Mapping]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class DeriveStreamResponse(_message.Message):
-    __slots__ = ("frames",)
+    __slots__ = ("request_id", "frames", "item_index")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
-    frames: _containers.RepeatedCompositeFieldContainer[Frame]
-    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    frames: _containers.RepeatedCompositeFieldContainer[DeriveFrame]
+    item_index: int
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[DeriveFrame, _Mapping]]] = ..., item_index: _Optional[int] = ...) -> None: ...

@@ -32,32 +32,34 @@ from dst_grpc._gen.dst.v1 import tensor_pb2 as dst_dot_v1_dot_tensor__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64st/v1/resolution.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/catalog.proto\x1a\x16\x64st/v1/component.proto\x1a\x13\x64st/v1/config.proto\x1a\x14\x64st/v1/context.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x16\x64st/v1/inference.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x17google/rpc/status.proto\"F\n\x0eResolveRequest\x12&\n\x07request\x18\x01 \x01(\x0b\x32\x15.dst.v1.DeriveRequest\x12\x0c\n\x04load\x18\x02 \x01(\x08\"\x1f\n\tValidated\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"H\n\x0cLoadProgress\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\"_\n\x06TapUse\x12\x30\n\x08location\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12#\n\tpass_type\x18\x02 \x01(\x0e\x32\x10.dst.v1.PassType\"\x81\x02\n\x10ScalarResolution\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12!\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x15\n\rrequires_grad\x18\x03 \x01(\x08\x12\x1c\n\x04taps\x18\x04 \x03(\x0b\x32\x0e.dst.v1.TapUse\x12$\n\npass_types\x18\x05 \x03(\x0e\x32\x10.dst.v1.PassType\x12\x15\n\rlayer_indices\x18\x06 \x03(\r\x12\x1a\n\x04\x61xes\x18\x07 \x03(\x0b\x32\x0c.dst.v1.Axis\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x04\"\xa5\x01\n\x0c\x43ostEstimate\x12\x17\n\x0fsequence_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x66orward_passes\x18\x02 \x01(\r\x12\x17\n\x0f\x62\x61\x63kward_passes\x18\x03 \x01(\r\x12!\n\x19\x66loating_point_operations\x18\x04 \x01(\x04\x12\x12\n\npeak_bytes\x18\x05 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\"\x86\x02\n\x08Resolved\x12!\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.dst.v1.ModelInfo\x12-\n\x0c\x61utoencoders\x18\x04 \x03(\x0b\x32\x17.dst.v1.AutoencoderInfo\x12)\n\x07scalars\x18\x05 \x03(\x0b\x32\x18.dst.v1.ScalarResolution\x12\"\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x14.dst.v1.CostEstimate\x12\'\n\x08\x63ontexts\x18\x07 \x03(\x0b\x32\x15.dst.v1.ContextStatus\"\x91\x01\n\x0fResolveResponse\x12&\n\tvalidated\x18\x01 \x01(\x0b\x32\x11.dst.v1.ValidatedH\x00\x12\'\n\x07loading\x18\x02 \x01(\x0b\x32\x14.dst.v1.LoadProgressH\x00\x12$\n\x08resolved\x18\x03 \x01(\x0b\x32\x10.dst.v1.ResolvedH\x00\x42\x07\n\x05stage\"L\n\x14ResolveStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x16.dst.v1.ResolveRequestH\x00\x42\t\n\x07message\"\xd0\x01\n\x15ResolveStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\tvalidated\x18\x02 \x01(\x0b\x32\x11.dst.v1.ValidatedH\x00\x12\'\n\x07loading\x18\x03 \x01(\x0b\x32\x14.dst.v1.LoadProgressH\x00\x12$\n\x08resolved\x18\x04 \x01(\x0b\x32\x10.dst.v1.ResolvedH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x07\n\x05stageBC\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64st/v1/resolution.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/catalog.proto\x1a\x16\x64st/v1/component.proto\x1a\x13\x64st/v1/config.proto\x1a\x14\x64st/v1/context.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x16\x64st/v1/inference.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x17google/rpc/status.proto\"F\n\x0eResolveRequest\x12&\n\x07request\x18\x01 \x01(\x0b\x32\x15.dst.v1.DeriveRequest\x12\x0c\n\x04load\x18\x02 \x01(\x08\"\x0b\n\tValidated\"H\n\x0cLoadProgress\x12\x0f\n\x07\x63ontext\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x04\"_\n\x06TapUse\x12\x30\n\x08location\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12#\n\tpass_type\x18\x02 \x01(\x0e\x32\x10.dst.v1.PassType\"\x81\x02\n\x10ScalarResolution\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12!\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x15\n\rrequires_grad\x18\x03 \x01(\x08\x12\x1c\n\x04taps\x18\x04 \x03(\x0b\x32\x0e.dst.v1.TapUse\x12$\n\npass_types\x18\x05 \x03(\x0e\x32\x10.dst.v1.PassType\x12\x15\n\rlayer_indices\x18\x06 \x03(\r\x12\x1a\n\x04\x61xes\x18\x07 \x03(\x0b\x32\x0c.dst.v1.Axis\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x04\"\xa5\x01\n\x0c\x43ostEstimate\x12\x17\n\x0fsequence_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x66orward_passes\x18\x02 \x01(\r\x12\x17\n\x0f\x62\x61\x63kward_passes\x18\x03 \x01(\r\x12!\n\x19\x66loating_point_operations\x18\x04 \x01(\x04\x12\x12\n\npeak_bytes\x18\x05 \x01(\x04\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x04\"\x86\x02\n\x08Resolved\x12!\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12 \n\x05model\x18\x03 \x01(\x0b\x32\x11.dst.v1.ModelInfo\x12-\n\x0c\x61utoencoders\x18\x04 \x03(\x0b\x32\x17.dst.v1.AutoencoderInfo\x12)\n\x07scalars\x18\x05 \x03(\x0b\x32\x18.dst.v1.ScalarResolution\x12\"\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x14.dst.v1.CostEstimate\x12\'\n\x08\x63ontexts\x18\x07 \x03(\x0b\x32\x15.dst.v1.ContextStatus\"\xb3\x01\n\x0cResolveFrame\x12&\n\tvalidated\x18\x01 \x01(\x0b\x32\x11.dst.v1.ValidatedH\x00\x12\'\n\x07loading\x18\x02 \x01(\x0b\x32\x14.dst.v1.LoadProgressH\x00\x12$\n\x08resolved\x18\x03 \x01(\x0b\x32\x10.dst.v1.ResolvedH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x07\n\x05\x66rame\"K\n\x0fResolveResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x14.dst.v1.ResolveFrame\"L\n\x14ResolveStreamRequest\x12)\n\x07request\x18\x01 \x01(\x0b\x32\x16.dst.v1.ResolveRequestH\x00\x42\t\n\x07message\"e\n\x15ResolveStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x14.dst.v1.ResolveFrame\x12\x12\n\nitem_index\x18\x03 \x01(\rB\x9a\x01\n\rio.dstgrpc.v1B\x0fResolutionProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.resolution_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\017ResolutionProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
   _globals['_RESOLVEREQUEST']._serialized_start=228
   _globals['_RESOLVEREQUEST']._serialized_end=298
   _globals['_VALIDATED']._serialized_start=300
-  _globals['_VALIDATED']._serialized_end=331
-  _globals['_LOADPROGRESS']._serialized_start=333
-  _globals['_LOADPROGRESS']._serialized_end=405
-  _globals['_TAPUSE']._serialized_start=407
-  _globals['_TAPUSE']._serialized_end=502
-  _globals['_SCALARRESOLUTION']._serialized_start=505
-  _globals['_SCALARRESOLUTION']._serialized_end=762
-  _globals['_COSTESTIMATE']._serialized_start=765
-  _globals['_COSTESTIMATE']._serialized_end=930
-  _globals['_RESOLVED']._serialized_start=933
-  _globals['_RESOLVED']._serialized_end=1195
-  _globals['_RESOLVERESPONSE']._serialized_start=1198
-  _globals['_RESOLVERESPONSE']._serialized_end=1343
-  _globals['_RESOLVESTREAMREQUEST']._serialized_start=1345
-  _globals['_RESOLVESTREAMREQUEST']._serialized_end=1421
-  _globals['_RESOLVESTREAMRESPONSE']._serialized_start=1424
-  _globals['_RESOLVESTREAMRESPONSE']._serialized_end=1632
+  _globals['_VALIDATED']._serialized_end=311
+  _globals['_LOADPROGRESS']._serialized_start=313
+  _globals['_LOADPROGRESS']._serialized_end=385
+  _globals['_TAPUSE']._serialized_start=387
+  _globals['_TAPUSE']._serialized_end=482
+  _globals['_SCALARRESOLUTION']._serialized_start=485
+  _globals['_SCALARRESOLUTION']._serialized_end=742
+  _globals['_COSTESTIMATE']._serialized_start=745
+  _globals['_COSTESTIMATE']._serialized_end=910
+  _globals['_RESOLVED']._serialized_start=913
+  _globals['_RESOLVED']._serialized_end=1175
+  _globals['_RESOLVEFRAME']._serialized_start=1178
+  _globals['_RESOLVEFRAME']._serialized_end=1357
+  _globals['_RESOLVERESPONSE']._serialized_start=1359
+  _globals['_RESOLVERESPONSE']._serialized_end=1434
+  _globals['_RESOLVESTREAMREQUEST']._serialized_start=1436
+  _globals['_RESOLVESTREAMREQUEST']._serialized_end=1512
+  _globals['_RESOLVESTREAMRESPONSE']._serialized_start=1514
+  _globals['_RESOLVESTREAMRESPONSE']._serialized_end=1615
 # @@protoc_insertion_point(module_scope)

@@ -23,10 +23,8 @@ class ResolveRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[_inference_pb2.DeriveRequest, _Mapping]] = ..., load: bool = ...) -> None: ...
 
 class Validated(_message.Message):
-    __slots__ = ("request_id",)
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
-    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("context", "bytes_done", "bytes_total")
@@ -100,15 +98,25 @@ class Resolved(_message.Message):
     contexts: _containers.RepeatedCompositeFieldContainer[_context_pb2.ContextStatus]
     def __init__(self, config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_catalog_pb2.ModelInfo, _Mapping]] = ..., autoencoders: _Optional[_Iterable[_Union[_catalog_pb2.AutoencoderInfo, _Mapping]]] = ..., scalars: _Optional[_Iterable[_Union[ScalarResolution, _Mapping]]] = ..., cost: _Optional[_Union[CostEstimate, _Mapping]] = ..., contexts: _Optional[_Iterable[_Union[_context_pb2.ContextStatus, _Mapping]]] = ...) -> None: ...
 
-class ResolveResponse(_message.Message):
-    __slots__ = ("validated", "loading", "resolved")
+class ResolveFrame(_message.Message):
+    __slots__ = ("validated", "loading", "resolved", "error")
     VALIDATED_FIELD_NUMBER: _ClassVar[int]
     LOADING_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     validated: Validated
     loading: LoadProgress
     resolved: Resolved
-    def __init__(self, validated: _Optional[_Union[Validated, _Mapping]] = ..., loading: _Optional[_Union[LoadProgress, _Mapping]] = ..., resolved: _Optional[_Union[Resolved, _Mapping]] = ...) -> None: ...
+    error: _status_pb2.Status
+    def __init__(self, validated: _Optional[_Union[Validated, _Mapping]] = ..., loading: _Optional[_Union[LoadProgress, _Mapping]] = ..., resolved: _Optional[_Union[Resolved, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class ResolveResponse(_message.Message):
+    __slots__ = ("request_id", "frames")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    frames: _containers.RepeatedCompositeFieldContainer[ResolveFrame]
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[ResolveFrame, _Mapping]]] = ...) -> None: ...
 
 class ResolveStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -117,15 +125,11 @@ class ResolveStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[ResolveRequest, _Mapping]] = ...) -> None: ...
 
 class ResolveStreamResponse(_message.Message):
-    __slots__ = ("request_id", "validated", "loading", "resolved", "error")
+    __slots__ = ("request_id", "frames", "item_index")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    VALIDATED_FIELD_NUMBER: _ClassVar[int]
-    LOADING_FIELD_NUMBER: _ClassVar[int]
-    RESOLVED_FIELD_NUMBER: _ClassVar[int]
-    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    validated: Validated
-    loading: LoadProgress
-    resolved: Resolved
-    error: _status_pb2.Status
-    def __init__(self, request_id: _Optional[str] = ..., validated: _Optional[_Union[Validated, _Mapping]] = ..., loading: _Optional[_Union[LoadProgress, _Mapping]] = ..., resolved: _Optional[_Union[Resolved, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    frames: _containers.RepeatedCompositeFieldContainer[ResolveFrame]
+    item_index: int
+    def __init__(self, request_id: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[ResolveFrame, _Mapping]]] = ..., item_index: _Optional[int] = ...) -> None: ...

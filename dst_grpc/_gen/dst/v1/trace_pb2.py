@@ -26,14 +26,14 @@ from dst_grpc._gen.dst.v1 import component_pb2 as dst_dot_v1_dot_component__pb2
 from dst_grpc._gen.dst.v1 import index_pb2 as dst_dot_v1_dot_index__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x64st/v1/trace.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x12\x64st/v1/index.proto\"\xf4\x01\n\x0bTraceConfig\x12%\n\nnode_index\x18\x01 \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12-\n\x0fpre_or_post_act\x18\x02 \x01(\x0e\x32\x14.dst.v1.PreOrPostAct\x12\x1f\n\x17\x64\x65tach_layer_norm_scale\x18\x03 \x01(\x08\x12\x38\n\x14\x61ttention_trace_type\x18\x04 \x01(\x0e\x32\x1a.dst.v1.AttentionTraceType\x12\x34\n\x17\x64ownstream_trace_config\x18\x05 \x01(\x0b\x32\x13.dst.v1.TraceConfigBC\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x64st/v1/trace.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x12\x64st/v1/index.proto\"\xf4\x01\n\x0bTraceConfig\x12%\n\nnode_index\x18\x01 \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12-\n\x0fpre_or_post_act\x18\x02 \x01(\x0e\x32\x14.dst.v1.PreOrPostAct\x12\x1f\n\x17\x64\x65tach_layer_norm_scale\x18\x03 \x01(\x08\x12\x38\n\x14\x61ttention_trace_type\x18\x04 \x01(\x0e\x32\x1a.dst.v1.AttentionTraceType\x12\x34\n\x17\x64ownstream_trace_config\x18\x05 \x01(\x0b\x32\x13.dst.v1.TraceConfigB\x95\x01\n\rio.dstgrpc.v1B\nTraceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.trace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\nTraceProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
   _globals['_TRACECONFIG']._serialized_start=75
   _globals['_TRACECONFIG']._serialized_end=319
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,96 @@
+from dst_grpc._gen.dst.v1 import component_pb2 as _component_pb2
+from dst_grpc._gen.dst.v1 import index_pb2 as _index_pb2
+from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PositionList(_message.Message):
+    __slots__ = ("positions",)
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PositionRange(_message.Message):
+    __slots__ = ("start", "stop")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    stop: int
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class AxisSelection(_message.Message):
+    __slots__ = ("at", "all", "list", "range")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    at: int
+    all: _index_pb2.AllPositions
+    list: PositionList
+    range: PositionRange
+    def __init__(self, at: _Optional[int] = ..., all: _Optional[_Union[_index_pb2.AllPositions, _Mapping]] = ..., list: _Optional[_Union[PositionList, _Mapping]] = ..., range: _Optional[_Union[PositionRange, _Mapping]] = ...) -> None: ...
+
+class TapSelection(_message.Message):
+    __slots__ = ("activation_location_type", "axes", "layer_index", "pass_type")
+    ACTIVATION_LOCATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AXES_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PASS_TYPE_FIELD_NUMBER: _ClassVar[int]
+    activation_location_type: _component_pb2.ActivationLocationType
+    axes: _containers.RepeatedCompositeFieldContainer[AxisSelection]
+    layer_index: int
+    pass_type: _component_pb2.PassType
+    def __init__(self, activation_location_type: _Optional[_Union[_component_pb2.ActivationLocationType, str]] = ..., axes: _Optional[_Iterable[_Union[AxisSelection, _Mapping]]] = ..., layer_index: _Optional[int] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ...) -> None: ...
+
+class RequestTensor(_message.Message):
+    __slots__ = ("tensor", "handle")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    tensor: _tensor_pb2.Tensor
+    handle: str
+    def __init__(self, tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., handle: _Optional[str] = ...) -> None: ...
+
+class SetValue(_message.Message):
+    __slots__ = ("scalar", "tensor")
+    SCALAR_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    scalar: float
+    tensor: RequestTensor
+    def __init__(self, scalar: _Optional[float] = ..., tensor: _Optional[_Union[RequestTensor, _Mapping]] = ...) -> None: ...
+
+class AddVector(_message.Message):
+    __slots__ = ("vector", "factor")
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    vector: RequestTensor
+    factor: float
+    def __init__(self, vector: _Optional[_Union[RequestTensor, _Mapping]] = ..., factor: _Optional[float] = ...) -> None: ...
+
+class ScaleValue(_message.Message):
+    __slots__ = ("factor",)
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    factor: float
+    def __init__(self, factor: _Optional[float] = ...) -> None: ...
+
+class DetachGradient(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Intervention(_message.Message):
+    __slots__ = ("at", "set", "add", "scale", "detach")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    SET_FIELD_NUMBER: _ClassVar[int]
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FIELD_NUMBER: _ClassVar[int]
+    at: TapSelection
+    set: SetValue
+    add: AddVector
+    scale: ScaleValue
+    detach: DetachGradient
+    def __init__(self, at: _Optional[_Union[TapSelection, _Mapping]] = ..., set: _Optional[_Union[SetValue, _Mapping]] = ..., add: _Optional[_Union[AddVector, _Mapping]] = ..., scale: _Optional[_Union[ScaleValue, _Mapping]] = ..., detach: _Optional[_Union[DetachGradient, _Mapping]] = ...) -> None: ...
