@@ -14,6 +14,7 @@ status codes, and `client` rebuilds the same classes on the other side.
     ├── NotAllowed           the caller, or a path, is not permitted
     ├── DeadlineExceeded     the caller's deadline passed first
     ├── Cancelled            the caller went away
+    ├── Unimplemented        the server has no such method
     └── Internal             anything else; its text stays in the server's log
 """
 
@@ -62,6 +63,9 @@ class Reason(StrEnum):
     ANSWER_CORRUPT = "ANSWER_CORRUPT"
     UNSUPPORTED_BY_MODEL = "UNSUPPORTED_BY_MODEL"
     CONTEXT_PINNED = "CONTEXT_PINNED"
+    TENSOR_NOT_FOUND = "TENSOR_NOT_FOUND"
+    METHOD_NOT_FOUND = "METHOD_NOT_FOUND"
+    TENSOR_CORRUPT = "TENSOR_CORRUPT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +290,12 @@ class Cancelled(DstError):
     """The caller cancelled; the work was stopped."""
 
     default_reason = Reason.CANCELLED
+
+
+class Unimplemented(DstError):
+    """The server has no such method; it may be older than the client."""
+
+    default_reason = Reason.METHOD_NOT_FOUND
 
 
 class Internal(DstError):

@@ -28,6 +28,7 @@ from dst_grpc.errors import (
     Reason,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D", bound=Message)
 
-DOMAIN = "dst.v1"
+DOMAIN = "dstgrpc.io"
 """The domain of our ErrorInfo."""
 
 MAX_STATUS_BYTES = 4608
@@ -59,6 +60,7 @@ CODE_OF_ERROR: Mapping[type[DstError], int] = {
     NotAllowed: 7,
     Exhausted: 8,
     PreconditionFailed: 9,
+    Unimplemented: 12,
     Internal: 13,
     Unavailable: 14,
     DataLoss: 15,
@@ -73,7 +75,6 @@ _OTHER_CODES = {
     6: "ALREADY_EXISTS",
     10: "ABORTED",
     11: "OUT_OF_RANGE",
-    12: "UNIMPLEMENTED",
 }
 
 

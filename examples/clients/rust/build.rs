@@ -6,21 +6,19 @@ use std::path::Path;
 use prost_build::{Config, Service, ServiceGenerator};
 
 const PROTOS: &str = "../../../protos";
-const OTHERS: &str = "../protos";
 
 fn main() -> std::io::Result<()> {
     let services = ["catalog_service", "context_service", "derived_scalar_service"];
     let mut files: Vec<_> = services.iter().map(|name| format!("{PROTOS}/dst/v1/{name}.proto")).collect();
     files.push(format!("{PROTOS}/third_party/google/rpc/error_details.proto"));
     files.push(format!("{PROTOS}/third_party/google/rpc/code.proto"));
-    files.push(format!("{OTHERS}/grpc/health/v1/health.proto"));
+    files.push(format!("{PROTOS}/third_party/grpc/health/v1/health.proto"));
     let third_party = Path::new(PROTOS).join("third_party");
     println!("cargo:rerun-if-changed={PROTOS}");
-    println!("cargo:rerun-if-changed={OTHERS}");
     Config::new()
         .bytes(["dst.v1.TensorChunk.data"]) // a slice of what was received rather than a copy
         .service_generator(Box::new(Clients))
-        .compile_protos(&files, &[third_party.as_path(), Path::new(PROTOS), Path::new(OTHERS)])
+        .compile_protos(&files, &[third_party.as_path(), Path::new(PROTOS)])
 }
 
 /// Writes, for each service, what tonic-build would: a struct with a method for each RPC.

@@ -15,7 +15,7 @@ model=$(jq .model <<<"$inputs")
 # to stderr, as JSON too, and the status is 8 times the gRPC code.
 call() {
     buf curl --protocol grpc --http2-prior-knowledge --timeout 60s --emit-defaults \
-        --schema ../../../ --schema ../protos --data @- "http://$1/$2"
+        --schema ../../../ --data @- "http://$1/$2"
 }
 
 # pages METHOD REQUEST: every page of a list.

@@ -129,7 +129,7 @@ def test_every_status_has_one_error_info_and_the_details_of_its_kind(
     status = error_to_status(error)
     (info,) = details(status, details_pb.ErrorInfo)
     assert isinstance(info, details_pb.ErrorInfo)
-    assert (info.domain, info.reason) == ("dst.v1", error.reason.value)
+    assert (info.domain, info.reason) == ("dstgrpc.io", error.reason.value)
     names = {packed.TypeName() for packed in status.details} - {"google.rpc.ErrorInfo"}
     assert names == {cls.DESCRIPTOR.full_name for cls in expected}
 
@@ -162,13 +162,13 @@ def test_a_status_of_somebody_else_is_still_an_error_of_ours(code: int) -> None:
     assert error_from_status(Status(code=code)).message
 
 
-def test_an_unimplemented_call_is_named_as_such() -> None:
-    assert error_from_status(Status(code=12, message="no")).message == "no (status UNIMPLEMENTED)"
+def test_a_code_that_no_class_has_is_named() -> None:
+    assert error_from_status(Status(code=11, message="no")).message == "no (status OUT_OF_RANGE)"
 
 
 def test_a_reason_of_a_newer_server_is_kept_in_the_metadata() -> None:
     status = Status(code=8, message="full")
-    status.details.add().Pack(details_pb.ErrorInfo(domain="dst.v1", reason="MOON_PHASE", metadata={"a": "b"}))
+    status.details.add().Pack(details_pb.ErrorInfo(domain="dstgrpc.io", reason="MOON_PHASE", metadata={"a": "b"}))
     error = error_from_status(status)
     assert error.reason is errors.Exhausted.default_reason
     assert error.metadata == {"a": "b", "reason": "MOON_PHASE"}

@@ -61,7 +61,7 @@ class ContextServiceStub(object):
                 request_serializer=dst_dot_v1_dot_context__service__pb2.WatchContextsRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_context__service__pb2.WatchContextsResponse.FromString,
                 _registered_method=True)
-        self.ReloadRegistry = channel.unary_unary(
+        self.ReloadRegistry = channel.unary_stream(
                 '/dst.v1.ContextService/ReloadRegistry',
                 request_serializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryResponse.FromString,
@@ -126,7 +126,8 @@ class ContextServiceServicer(object):
         Requests in progress end with what they began with. What was removed or
         changed is unloaded once nobody uses it; what did not change stays loaded.
         INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-        file; DATA_LOSS for a corrupt checkpoint or one with another digest.
+        file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
+        of a long answer come in several messages: join their lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +161,7 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     request_deserializer=dst_dot_v1_dot_context__service__pb2.WatchContextsRequest.FromString,
                     response_serializer=dst_dot_v1_dot_context__service__pb2.WatchContextsResponse.SerializeToString,
             ),
-            'ReloadRegistry': grpc.unary_unary_rpc_method_handler(
+            'ReloadRegistry': grpc.unary_stream_rpc_method_handler(
                     servicer.ReloadRegistry,
                     request_deserializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryRequest.FromString,
                     response_serializer=dst_dot_v1_dot_context__service__pb2.ReloadRegistryResponse.SerializeToString,
@@ -324,7 +325,7 @@ class ContextService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/dst.v1.ContextService/ReloadRegistry',

@@ -62,7 +62,7 @@ class ContextServiceStub:
     """Streams the status of every context now, and then of each that changes its
     state, until the client cancels.
     """
-    ReloadRegistry: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
+    ReloadRegistry: _grpc.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
     """Reads the registry file, and the headers of all that it names, again, and
     serves that from now on: all of it, or, if anything is wrong, what was
     served before. A signal SIGHUP to the server does the same.
@@ -70,7 +70,8 @@ class ContextServiceStub:
     Requests in progress end with what they began with. What was removed or
     changed is unloaded once nobody uses it; what did not change stays loaded.
     INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-    file; DATA_LOSS for a corrupt checkpoint or one with another digest.
+    file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
+    of a long answer come in several messages: join their lists.
     """
 
 @_typing.type_check_only
@@ -105,7 +106,7 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """Streams the status of every context now, and then of each that changes its
     state, until the client cancels.
     """
-    ReloadRegistry: _aio.UnaryUnaryMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
+    ReloadRegistry: _aio.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
     """Reads the registry file, and the headers of all that it names, again, and
     serves that from now on: all of it, or, if anything is wrong, what was
     served before. A signal SIGHUP to the server does the same.
@@ -113,7 +114,8 @@ class ContextServiceAsyncStub(ContextServiceStub):
     Requests in progress end with what they began with. What was removed or
     changed is unloaded once nobody uses it; what did not change stays loaded.
     INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-    file; DATA_LOSS for a corrupt checkpoint or one with another digest.
+    file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
+    of a long answer come in several messages: join their lists.
     """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -181,7 +183,7 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _context_service_pb2.ReloadRegistryRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_context_service_pb2.ReloadRegistryResponse, _abc.Awaitable[_context_service_pb2.ReloadRegistryResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_context_service_pb2.ReloadRegistryResponse], _abc.AsyncIterator[_context_service_pb2.ReloadRegistryResponse]]:
         """Reads the registry file, and the headers of all that it names, again, and
         serves that from now on: all of it, or, if anything is wrong, what was
         served before. A signal SIGHUP to the server does the same.
@@ -189,7 +191,8 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         Requests in progress end with what they began with. What was removed or
         changed is unloaded once nobody uses it; what did not change stays loaded.
         INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-        file; DATA_LOSS for a corrupt checkpoint or one with another digest.
+        file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
+        of a long answer come in several messages: join their lists.
         """
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

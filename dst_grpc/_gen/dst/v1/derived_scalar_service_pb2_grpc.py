@@ -112,8 +112,8 @@ class DerivedScalarServiceServicer(object):
         Messages carry the item's number and the request's id; answers may overtake one
         another and their messages may interleave. An item's error is its last frame
         and never ends the stream. An item may have a time limit of its own, and be
-        cancelled by itself. Stop reading and the server stops working: at most a few megabytes
-        of answers wait for the client.
+        cancelled by itself. Stop reading and the server stops working: at most a few
+        megabytes of answers wait for the client.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,11 +7,11 @@ changed.
 Everywhere in dst.v1 an empty string and an unspecified enum mean what their
 absence means. Streamed answers have one envelope: messages of frames, each a
 oneof; the last frame of an answer (a trailer, `resolved`, or an error) says how
-it ended. No message is larger than 1 MiB, unless a single element of a list
-is.
+it ended. No message of any answer is larger than 1 MiB, unless a single element
+of a list is.
 
 Every error status that the server sets carries one google.rpc.ErrorInfo (see
-ErrorReason) and: INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad
+ErrorReason, also for the statuses that gRPC itself sets) and: INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad
 field by its path from the message sent, e.g.
 `config.trace_config.node_index.layer_index` in a DeriveRequest and
 `request.config...` in a ResolveRequest or DeriveStreamRequest; NOT_FOUND a
@@ -87,8 +87,8 @@ class DerivedScalarServiceStub:
     Messages carry the item's number and the request's id; answers may overtake one
     another and their messages may interleave. An item's error is its last frame
     and never ends the stream. An item may have a time limit of its own, and be
-    cancelled by itself. Stop reading and the server stops working: at most a few megabytes
-    of answers wait for the client.
+    cancelled by itself. Stop reading and the server stops working: at most a few
+    megabytes of answers wait for the client.
     """
     TopK: _grpc.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]
     """Runs one or more prompts and answers with the largest and smallest entries of
@@ -137,8 +137,8 @@ class DerivedScalarServiceAsyncStub(DerivedScalarServiceStub):
     Messages carry the item's number and the request's id; answers may overtake one
     another and their messages may interleave. An item's error is its last frame
     and never ends the stream. An item may have a time limit of its own, and be
-    cancelled by itself. Stop reading and the server stops working: at most a few megabytes
-    of answers wait for the client.
+    cancelled by itself. Stop reading and the server stops working: at most a few
+    megabytes of answers wait for the client.
     """
     TopK: _aio.UnaryStreamMultiCallable[_explain_pb2.TopKRequest, _explain_pb2.TopKResponse]  # type: ignore[assignment]
     """Runs one or more prompts and answers with the largest and smallest entries of
@@ -208,8 +208,8 @@ class DerivedScalarServiceServicer(metaclass=_abc_1.ABCMeta):
         Messages carry the item's number and the request's id; answers may overtake one
         another and their messages may interleave. An item's error is its last frame
         and never ends the stream. An item may have a time limit of its own, and be
-        cancelled by itself. Stop reading and the server stops working: at most a few megabytes
-        of answers wait for the client.
+        cancelled by itself. Stop reading and the server stops working: at most a few
+        megabytes of answers wait for the client.
         """
 
     @_abc_1.abstractmethod
