@@ -110,7 +110,7 @@ class OneModel:
             digest="0",
             parameter_bytes=0,
             source="benchmark",
-            is_default=True,
+            default_model=True,
             state=ContextState.AVAILABLE,
             autoencoders=(),
         )

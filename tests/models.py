@@ -235,7 +235,7 @@ class FakeCatalogue:
             digest="1",
             parameter_bytes=0,
             source="nowhere",
-            is_default=name == "tiny",
+            default_model=name == "tiny",
             state=ContextState.AVAILABLE,
             autoencoders=tuple(self._sets),
             architecture=c.architecture,

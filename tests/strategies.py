@@ -441,7 +441,7 @@ model_infos = st.builds(
     digest=texts,
     parameter_bytes=uint64,
     source=texts,
-    is_default=st.booleans(),
+    default_model=st.booleans(),
     state=st.sampled_from(ContextState),
     autoencoders=tuples(texts),
     architecture=architectures,
@@ -492,9 +492,9 @@ context_statuses = st.builds(
     device=texts,
     pins=uint32,
     hits=uint64,
-    last_used_seconds_ago=seconds,
+    idle_duration=seconds,
     error=st.none(),
-    is_pinned=st.booleans(),
+    pinned=st.booleans(),
 )
 validateds = st.builds(Validated, request_id=texts)
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)

@@ -88,7 +88,6 @@ RENAMED = {
     ("RunStatistics", "queue_seconds"): "queue_time",
     ("RunStatistics", "pass_seconds"): "pass_time",
     ("RunStatistics", "derive_seconds"): "derive_time",
-    ("ContextStatus", "last_used_seconds_ago"): "idle_time",
 }
 """Durations carry their unit in their type on the wire, and in their name in the domain."""
 NAN_IF_NONE = {("LayerCheck", "fraction_of_variance_unexplained")}

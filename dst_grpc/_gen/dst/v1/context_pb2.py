@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64st/v1/context.proto\x12\x06\x64st.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\xa2\x02\n\rContextStatus\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.dst.v1.ContextKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.dst.v1.ContextState\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_loaded\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0c\n\x04pins\x18\x07 \x01(\r\x12\x0c\n\x04hits\x18\x08 \x01(\x04\x12,\n\tidle_time\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tis_pinned\x18\x0b \x01(\x08*\xb2\x01\n\x0c\x43ontextState\x12\x1d\n\x19\x43ONTEXT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ONTEXT_STATE_START\x10\x01\x12\x19\n\x15\x43ONTEXT_STATE_LOADING\x10\x02\x12\x1b\n\x17\x43ONTEXT_STATE_AVAILABLE\x10\x03\x12\x1b\n\x17\x43ONTEXT_STATE_UNLOADING\x10\x04\x12\x15\n\x11\x43ONTEXT_STATE_END\x10\x05*a\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_KIND_MODEL\x10\x01\x12\x1c\n\x18\x43ONTEXT_KIND_AUTOENCODER\x10\x02\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64st/v1/context.proto\x12\x06\x64st.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\xa3\x02\n\rContextStatus\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.dst.v1.ContextKind\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.dst.v1.ContextState\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_loaded\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x0c\n\x04pins\x18\x07 \x01(\r\x12\x0c\n\x04hits\x18\x08 \x01(\x04\x12\x30\n\ridle_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06pinned\x18\x0b \x01(\x08*\xba\x01\n\x0c\x43ontextState\x12\x1d\n\x19\x43ONTEXT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONTEXT_STATE_NOT_LOADED\x10\x01\x12\x19\n\x15\x43ONTEXT_STATE_LOADING\x10\x02\x12\x1b\n\x17\x43ONTEXT_STATE_AVAILABLE\x10\x03\x12\x1b\n\x17\x43ONTEXT_STATE_UNLOADING\x10\x04\x12\x18\n\x14\x43ONTEXT_STATE_FAILED\x10\x05*a\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_KIND_MODEL\x10\x01\x12\x1c\n\x18\x43ONTEXT_KIND_AUTOENCODER\x10\x02\x42\x43\n\rio.dstgrpc.v1P\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.context_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1P\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1'
-  _globals['_CONTEXTSTATE']._serialized_start=383
-  _globals['_CONTEXTSTATE']._serialized_end=561
-  _globals['_CONTEXTKIND']._serialized_start=563
-  _globals['_CONTEXTKIND']._serialized_end=660
+  _globals['_CONTEXTSTATE']._serialized_start=384
+  _globals['_CONTEXTSTATE']._serialized_end=570
+  _globals['_CONTEXTKIND']._serialized_start=572
+  _globals['_CONTEXTKIND']._serialized_end=669
   _globals['_CONTEXTSTATUS']._serialized_start=90
-  _globals['_CONTEXTSTATUS']._serialized_end=380
+  _globals['_CONTEXTSTATUS']._serialized_end=381
 # @@protoc_insertion_point(module_scope)

@@ -13,11 +13,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class ContextState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CONTEXT_STATE_UNSPECIFIED: _ClassVar[ContextState]
-    CONTEXT_STATE_START: _ClassVar[ContextState]
+    CONTEXT_STATE_NOT_LOADED: _ClassVar[ContextState]
     CONTEXT_STATE_LOADING: _ClassVar[ContextState]
     CONTEXT_STATE_AVAILABLE: _ClassVar[ContextState]
     CONTEXT_STATE_UNLOADING: _ClassVar[ContextState]
-    CONTEXT_STATE_END: _ClassVar[ContextState]
+    CONTEXT_STATE_FAILED: _ClassVar[ContextState]
 
 class ContextKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,17 +25,17 @@ class ContextKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTEXT_KIND_MODEL: _ClassVar[ContextKind]
     CONTEXT_KIND_AUTOENCODER: _ClassVar[ContextKind]
 CONTEXT_STATE_UNSPECIFIED: ContextState
-CONTEXT_STATE_START: ContextState
+CONTEXT_STATE_NOT_LOADED: ContextState
 CONTEXT_STATE_LOADING: ContextState
 CONTEXT_STATE_AVAILABLE: ContextState
 CONTEXT_STATE_UNLOADING: ContextState
-CONTEXT_STATE_END: ContextState
+CONTEXT_STATE_FAILED: ContextState
 CONTEXT_KIND_UNSPECIFIED: ContextKind
 CONTEXT_KIND_MODEL: ContextKind
 CONTEXT_KIND_AUTOENCODER: ContextKind
 
 class ContextStatus(_message.Message):
-    __slots__ = ("handle", "kind", "state", "bytes_total", "bytes_loaded", "device", "pins", "hits", "idle_time", "error", "is_pinned")
+    __slots__ = ("handle", "kind", "state", "bytes_total", "bytes_loaded", "device", "pins", "hits", "idle_duration", "error", "pinned")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -44,9 +44,9 @@ class ContextStatus(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PINS_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
-    IDLE_TIME_FIELD_NUMBER: _ClassVar[int]
+    IDLE_DURATION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    IS_PINNED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     handle: str
     kind: ContextKind
     state: ContextState
@@ -55,7 +55,7 @@ class ContextStatus(_message.Message):
     device: str
     pins: int
     hits: int
-    idle_time: _duration_pb2.Duration
+    idle_duration: _duration_pb2.Duration
     error: _status_pb2.Status
-    is_pinned: bool
-    def __init__(self, handle: _Optional[str] = ..., kind: _Optional[_Union[ContextKind, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., bytes_total: _Optional[int] = ..., bytes_loaded: _Optional[int] = ..., device: _Optional[str] = ..., pins: _Optional[int] = ..., hits: _Optional[int] = ..., idle_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., is_pinned: bool = ...) -> None: ...
+    pinned: bool
+    def __init__(self, handle: _Optional[str] = ..., kind: _Optional[_Union[ContextKind, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., bytes_total: _Optional[int] = ..., bytes_loaded: _Optional[int] = ..., device: _Optional[str] = ..., pins: _Optional[int] = ..., hits: _Optional[int] = ..., idle_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., pinned: bool = ...) -> None: ...
