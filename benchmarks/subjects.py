@@ -15,7 +15,8 @@ from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from scripts.real_model.__main__ import ready_folder
 
 if TYPE_CHECKING:

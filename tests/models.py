@@ -31,7 +31,7 @@ from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import Outcome, run
 
 CONFIG = DecoderConfig(

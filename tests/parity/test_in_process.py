@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dst_grpc.contexts.loading import FileLoader
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from tests.parity.cases import CASES, load_case
 from tests.parity.comparison import Tensors, compare, rule_of

@@ -14,7 +14,8 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import Unavailable
 from dst_grpc.pipeline.batching import Batcher
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from tests import models

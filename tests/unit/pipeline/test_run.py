@@ -18,7 +18,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_facts import Backward, Direction
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import Outcome
 from tests import models, traces
 
