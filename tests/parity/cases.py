@@ -53,6 +53,10 @@ class Case:
     request: DeriveRequest
     rows: tuple[Row, ...]
 
+    def stored(self, dst: DerivedScalarType) -> dict[Key, np.ndarray[Any, Any]]:
+        """The tensors of *dst*; empty if the case has none."""
+        return next((row.expected for row in self.rows if row.spec.dst is dst), {})
+
 
 def load_case(name: str, model: str) -> Case:
     """Read the case *name* as a request to *model*, whose autoencoder sets are named MODEL/KIND."""
@@ -155,18 +159,3 @@ def _ablation(stored: dict[str, Any]) -> AblationSpec:
     index = _activation(stored)
     assert index is not None
     return AblationSpec(index=index, value=stored["value"])
-
-
-def difference(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> str | None:
-    """What differs between two tensors beyond 1e-8 + 1e-4 max|expected|, in words; None if nothing does."""
-    if expected.shape != found.shape:
-        return f"shape {found.shape} instead of {expected.shape}"
-    infinite = np.isinf(expected)
-    if not np.array_equal(infinite, np.isinf(found)):
-        return "infinities elsewhere"
-    finite_expected, finite_found = expected[~infinite], found[~infinite]
-    if not finite_expected.size:
-        return None
-    bound = 1e-8 + 1e-4 * np.abs(finite_expected).max()
-    worst = np.abs(finite_expected - finite_found).max()
-    return None if worst <= bound else f"off by {worst:.3g}, allowed {bound:.3g}"
