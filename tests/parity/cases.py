@@ -77,6 +77,13 @@ def load_case(name: str, model: str) -> Case:
     return Case(request, rows)
 
 
+def load_refused(name: str) -> list[DerivedScalarType]:
+    """The types that the reference would not derive in the case *name*."""
+    return [
+        DerivedScalarType(dst) for dst in json.loads((GOLDEN / "cases" / name / "case.json").read_text())["refused"]
+    ]
+
+
 def _row(case: str, stored: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> Row:
     dst = DerivedScalarType(stored["dst"])
     expected = {}
