@@ -24,7 +24,7 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarSe
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.pipeline.planner import make_plan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from dst_grpc.domain.components import LossFnName, TensorElementType
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType

@@ -21,7 +21,7 @@ from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupport
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType

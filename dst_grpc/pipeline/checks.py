@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dst_grpc.domain.indices import NodeIndex, TensorIndices
-    from dst_grpc.domain.origin import AblationSpec
+    from dst_grpc.domain.interventions import AblationSpec
     from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.errors import Violations

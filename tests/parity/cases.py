@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from dst_grpc.domain.components import AttentionTraceType, LossFnName, NodeType, PassType, PreOrPostAct
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig

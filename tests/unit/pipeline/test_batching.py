@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import Unavailable

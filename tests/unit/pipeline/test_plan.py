@@ -9,7 +9,7 @@ import pytest
 
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_facts import Backward
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
