@@ -14,10 +14,10 @@ from dst_grpc.contexts.model import ModelContext
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
 from dst_grpc.domain.explanations import ExplainPart
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.pipeline.explain import Explainer
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.question import Question, explain_question
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import RecordingStore

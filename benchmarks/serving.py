@@ -24,10 +24,10 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarSe
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings

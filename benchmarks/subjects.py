@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from dst_grpc.domain.components import LossFnName, TensorElementType
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from scripts.real_model.__main__ import ready_folder
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class OneModel:
             digest="0",
             parameter_bytes=0,
             source="benchmark",
-            is_default=True,
+            default_model=True,
             state=ContextState.AVAILABLE,
             autoencoders=(),
         )

@@ -10,7 +10,7 @@ from dst_grpc.domain.explain import ExplainRequest, ExplainRun, TopKRequest
 from dst_grpc.domain.explanations import Explanation, ExplanationPart, PartKind, RunsTrailer
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.pipeline.explain import Explainer
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.question import Question, explain_question, top_k_question
 from dst_grpc.pipeline.run import run
 from tests import models

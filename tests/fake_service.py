@@ -218,7 +218,7 @@ def model_info(name: str = "tiny") -> ModelInfo:
         digest="0" * 64,
         parameter_bytes=123456,
         source="test",
-        is_default=name == "tiny",
+        default_model=name == "tiny",
         state=ContextState.AVAILABLE,
         autoencoders=("tiny/mlp_post_act",),
         architecture=architecture,
@@ -238,7 +238,7 @@ AUTOENCODER = AutoencoderInfo(
     spliceable=True,
     parameter_bytes=500,
     digest="1" * 64,
-    state=ContextState.START,
+    state=ContextState.NOT_LOADED,
 )
 
 
@@ -252,7 +252,7 @@ def context_status(state: ContextState, bytes_loaded: int = 1000, error: DstErro
         device="cpu",
         pins=0,
         hits=3,
-        last_used_seconds_ago=2.0,
+        idle_duration=2.0,
         error=error,
     )
 
@@ -470,7 +470,7 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         for done in (0, 500):
             status = context_status(ContextState.LOADING, done)
             yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
-        status = replace(context_status(ContextState.AVAILABLE), is_pinned=request.pin)
+        status = replace(context_status(ContextState.AVAILABLE), pinned=request.pin)
         yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
 
     async def UnpinContext(self, request: Any, context: Any) -> Any:
@@ -480,7 +480,7 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
 
     async def UnloadContext(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        status = context_status_to_wire(context_status(ContextState.END, 0))
+        status = context_status_to_wire(context_status(ContextState.NOT_LOADED, 0))
         return context_service_pb2.UnloadContextResponse(status=status)
 
     async def ListContexts(self, request: Any, context: Any) -> Any:

@@ -21,7 +21,7 @@ from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupport
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -31,7 +31,7 @@ from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import Outcome, run
 
 CONFIG = DecoderConfig(
@@ -235,7 +235,7 @@ class FakeCatalogue:
             digest="1",
             parameter_bytes=0,
             source="nowhere",
-            is_default=name == "tiny",
+            default_model=name == "tiny",
             state=ContextState.AVAILABLE,
             autoencoders=tuple(self._sets),
             architecture=c.architecture,

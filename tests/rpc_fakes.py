@@ -58,8 +58,8 @@ def model_info(name: str = "tiny") -> ModelInfo:
         digest="0" * 64,
         parameter_bytes=1000,
         source="test",
-        is_default=name == "tiny",
-        state=ContextState.START,
+        default_model=name == "tiny",
+        state=ContextState.NOT_LOADED,
         autoencoders=(f"{name}/mlp",),
     )
 
@@ -77,7 +77,7 @@ def autoencoder_info(name: str, model: str) -> AutoencoderInfo:
         spliceable=True,
         parameter_bytes=500,
         digest="1" * 64,
-        state=ContextState.START,
+        state=ContextState.NOT_LOADED,
     )
 
 
@@ -95,7 +95,7 @@ def context_status(
         device="cpu",
         pins=0,
         hits=0,
-        last_used_seconds_ago=0.0,
+        idle_duration=0.0,
     )
 
 
@@ -322,21 +322,21 @@ class FakeCache:
             raise self.load_error
         handle = f"{ref}@0123456789ab:float32:cpu"
         for state in (ContextState.LOADING, ContextState.AVAILABLE):
-            status = replace(context_status(handle, state), is_pinned=pin and state is ContextState.AVAILABLE)
+            status = replace(context_status(handle, state), pinned=pin and state is ContextState.AVAILABLE)
             self.tell(status)
             yield status
 
     def unpin(self, ref: str) -> ContextStatus:
         for handle, status in self.contexts.items():
             if ref in {handle, handle.partition("@")[0]}:
-                self.tell(replace(status, is_pinned=False))
+                self.tell(replace(status, pinned=False))
                 return self.contexts[handle]
         raise NotFound.unknown("context", ref, self.contexts, reason=Reason.CONTEXT_NOT_FOUND)
 
     async def unload(self, ref: str) -> ContextStatus:
         for handle, status in self.contexts.items():
             if ref in {handle, handle.partition("@")[0]}:
-                ended = replace(status, state=ContextState.END)
+                ended = replace(status, state=ContextState.NOT_LOADED)
                 self.tell(ended)
                 return ended
         raise NotFound.unknown("context", ref, self.contexts, reason=Reason.CONTEXT_NOT_FOUND)
@@ -346,7 +346,7 @@ class FakeCache:
 
     def status(self, ref: str) -> ContextStatus:
         handle = self.registry.model(ref).handle
-        return self.contexts.get(handle, context_status(handle, ContextState.START))
+        return self.contexts.get(handle, context_status(handle, ContextState.NOT_LOADED))
 
     def describe(self, info: InfoT) -> InfoT:
         status = self.contexts.get(info.handle)

@@ -67,9 +67,10 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import entries_are_nodes
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import FLOAT_ELEMENT_TYPES, DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -441,7 +442,7 @@ model_infos = st.builds(
     digest=texts,
     parameter_bytes=uint64,
     source=texts,
-    is_default=st.booleans(),
+    default_model=st.booleans(),
     state=st.sampled_from(ContextState),
     autoencoders=tuples(texts),
     architecture=architectures,
@@ -492,9 +493,9 @@ context_statuses = st.builds(
     device=texts,
     pins=uint32,
     hits=uint64,
-    last_used_seconds_ago=seconds,
+    idle_duration=seconds,
     error=st.none(),
-    is_pinned=st.booleans(),
+    pinned=st.booleans(),
 )
 validateds = st.builds(Validated, request_id=texts)
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)
@@ -584,7 +585,7 @@ explain_runs = st.builds(
     trace_config=optional(trace_configs(can_run=True)),
     node_ablations=tuples(node_ablations()),
     ablation_specs=tuples(ablation_specs()),
-    attach_final_layer_norm_scale=st.booleans(),
+    detach_final_layer_norm_scale=st.sampled_from([None, False]),
 )
 
 

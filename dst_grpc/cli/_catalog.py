@@ -109,7 +109,7 @@ def _reads(info: AutoencoderInfo) -> str:
 def _model_row(info: ModelInfo) -> tuple[str, ...]:
     sizes = info.dimensions
     numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
-    name = f"{info.name} (default)" if info.is_default else info.name
+    name = f"{info.name} (default)" if info.default_model else info.name
     sizes_shown = (*map(str, numbers), human_bytes(info.parameter_bytes))
     return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:_DIGEST_CHARACTERS])
 

@@ -89,9 +89,9 @@ def _show(statuses: list[ContextStatus], as_json: bool) -> None:
             status.state.value,
             status.device,
             human_bytes(status.bytes_total),
-            f"{status.pins} + pinned" if status.is_pinned else str(status.pins),
+            f"{status.pins} + pinned" if status.pinned else str(status.pins),
             str(status.hits),
-            f"{status.last_used_seconds_ago:.0f} s",
+            f"{status.idle_duration:.0f} s",
         )
         for status in statuses
     ]

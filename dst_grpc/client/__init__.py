@@ -75,8 +75,9 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,

@@ -26,7 +26,8 @@ from dst_grpc.domain.explain import (
 )
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest
@@ -120,7 +121,7 @@ def make_explain_run(
         trace_config=trace,
         node_ablations=_node_ablations(ablate),
         ablation_specs=tuple(ablations),
-        attach_final_layer_norm_scale=attach_final_layer_norm_scale,
+        detach_final_layer_norm_scale=False if attach_final_layer_norm_scale else None,
     )
 
 

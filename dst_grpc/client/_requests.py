@@ -10,7 +10,8 @@ from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
 
 from dst_grpc.domain.components import LossFnName, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig

@@ -97,7 +97,7 @@ class ContextCache:
             if not registry.holds(slot.entry):
                 slot.is_replaced, slot.is_kept = True, False
                 self._look_at(slot)
-                if slot.state is ContextState.END:
+                if slot.state is ContextState.FAILED:
                     self._slots.pop(slot.entry, None)
         return registry.change_from(previous)
 
@@ -209,7 +209,7 @@ class ContextCache:
         return sorted((slot.status(now) for slot in self._slots.values()), key=lambda status: status.handle)
 
     def status(self, ref: str) -> ContextStatus:
-        """One context, in START if it is not in the cache; raises NotFound if it is unknown."""
+        """One context, NOT_LOADED if it is not in the cache; raises NotFound if it is unknown."""
         entry = self._registry.entry(ref)
         now = self._clock()
         return self._slots.get(entry, Slot(entry=entry, last_used=now)).status(now)
@@ -263,7 +263,7 @@ class ContextCache:
             parsed = ContextRef.parse(ref)
             replaced = [slot for slot in self._slots.values() if parsed.is_handle and slot.entry.answers_to(parsed)]
             slot = replaced[0] if replaced else None
-        if slot is None or slot.state is ContextState.END:
+        if slot is None or slot.state is ContextState.FAILED:
             raise not_loaded(ref)
         return slot
 

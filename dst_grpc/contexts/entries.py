@@ -197,7 +197,7 @@ class ModelEntry(Entry):
         """Its tokenizer, read once; raises DataLoss if it is unreadable or knows more tokens than the model."""
         return self._tokenizer.get(self.checkpoint)
 
-    def info(self, *, is_default: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
+    def info(self, *, default_model: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
         """What the catalogue says while it is not loaded."""
         architecture = self.checkpoint.config.architecture
         return ModelInfo(
@@ -211,8 +211,8 @@ class ModelEntry(Entry):
             parameter_bytes=self.parameter_bytes,
             source=self.registered.source,
             revision=self.registered.revision,
-            is_default=is_default,
-            state=ContextState.START,
+            default_model=default_model,
+            state=ContextState.NOT_LOADED,
             autoencoders=autoencoders,
             architecture=architecture,
             unsupported=unsupported_types(architecture),
@@ -277,7 +277,7 @@ class AutoencoderEntry(Entry):
             spliceable=self.spliceable,
             parameter_bytes=self.parameter_bytes,
             digest=self.files.known_digest,
-            state=ContextState.START,
+            state=ContextState.NOT_LOADED,
             declared=self.declared,
             format=_joined(header.format for header in headers),
             output=next((header.output for header in headers if header.output is not None), None),

@@ -1,7 +1,7 @@
 """Lives: contexts on their way from state to state: loaded, unloaded, out of others' way.
 
-START -> LOADING -> AVAILABLE -> UNLOADING -> END. Touched on the event loop only; what blocks runs on threads. When a
-context is loaded or has to go is the cache's to say.
+NOT_LOADED -> LOADING -> AVAILABLE -> UNLOADING -> NOT_LOADED. Touched on the event loop only; what blocks runs on
+threads. When a context is loaded or has to go is the cache's to say.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Lives:
             await self._reclaim(slot)
         slot.load, slot.error = None, failure
         slot.bytes_loaded = slot.counted_bytes = 0
-        self._enter(slot, ContextState.END)
+        self._enter(slot, ContextState.FAILED)
         if slot.is_replaced or (isinstance(slot.entry, AutoencoderEntry) and slot.entry.is_anonymous):
             self._slots.pop(slot.entry, None)
         return failure
@@ -150,7 +150,7 @@ class Lives:
         slot.unload = None
         slot.is_kept = False
         self._slots.pop(slot.entry, None)
-        self._enter(slot, ContextState.END)
+        self._enter(slot, ContextState.NOT_LOADED)
 
     async def _reclaim(self, slot: Slot) -> None:
         try:

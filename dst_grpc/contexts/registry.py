@@ -221,7 +221,7 @@ class Registry:
 
     def _info(self, entry: ModelEntry) -> ModelInfo:
         autoencoders = tuple(one.name for one in self._autoencoders.values() if one.model is entry)
-        return entry.info(is_default=entry.name == self.default_model, autoencoders=autoencoders)
+        return entry.info(default_model=entry.name == self.default_model, autoencoders=autoencoders)
 
     def __repr__(self) -> str:
         """What it knows, by name."""

@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 class Slot:
     """One context's place in the cache.
 
-    START -> LOADING -> AVAILABLE -> UNLOADING -> END
-                |
-                +-> END with an error, from where the next who wants it goes to LOADING again
+    NOT_LOADED -> LOADING -> AVAILABLE -> UNLOADING -> NOT_LOADED
+                     |
+                     +-> FAILED with an error, from where the next who wants it goes to LOADING again
     """
 
     entry: Entry
     """What it is."""
     last_used: float
     """When it was last wanted or let go, on the cache's clock."""
-    state: ContextState = ContextState.START
+    state: ContextState = ContextState.NOT_LOADED
     """Where in its life it is."""
     context: Context | None = None
     """The context itself; None unless AVAILABLE."""
     error: DstError | None = None
-    """Why the last load failed; None unless END."""
+    """Why the last load failed; None unless FAILED."""
     load: asyncio.Task[Context | DstError] | None = None
     """The one load that everybody waits for; None unless LOADING."""
     unload: asyncio.Task[None] | None = None
@@ -86,8 +86,8 @@ class Slot:
             bytes_loaded=self.bytes_loaded,
             device=self.entry.device,
             pins=self.pins,
-            is_pinned=self.is_kept,
+            pinned=self.is_kept,
             hits=self.hits,
-            last_used_seconds_ago=max(0.0, now - self.last_used),
+            idle_duration=max(0.0, now - self.last_used),
             error=self.error,
         )

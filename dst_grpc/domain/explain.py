@@ -14,8 +14,9 @@ from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.groups import DEFAULT_GROUPS
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
 from dst_grpc.domain.nodes import entries_are_nodes
-from dst_grpc.domain.origin import MAX_FLOAT32, AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -189,8 +190,10 @@ class ExplainRun:
     """Nodes to switch off or set."""
     ablation_specs: tuple[AblationSpec, ...] = ()
     """Other entries to overwrite, before the nodes."""
-    attach_final_layer_norm_scale: bool = False
-    """Whether gradients flow through the final norm's scale."""
+    interventions: tuple[Intervention, ...] = ()
+    """What else to change, in order, after the nodes."""
+    detach_final_layer_norm_scale: bool | None = None
+    """Whether no gradient flows through the final norm's scale; None = none does."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""

@@ -15,13 +15,18 @@ from dst_grpc.errors import DstError
 
 
 class ContextState(StrEnum):
-    """Life of a context in the cache."""
+    """State of a context in the cache."""
 
-    START = "start"
+    NOT_LOADED = "not_loaded"
+    """Known; never loaded, or unloaded since."""
     LOADING = "loading"
+    """Being loaded."""
     AVAILABLE = "available"
+    """Loaded."""
     UNLOADING = "unloading"
-    END = "end"
+    """Being unloaded; its memory still counts."""
+    FAILED = "failed"
+    """Its load failed. Loaded anew for whoever wants it next."""
 
 
 class ContextKind(StrEnum):
@@ -66,7 +71,7 @@ class ModelInfo:
     """Bytes that loading it takes."""
     source: str
     """Where it comes from, for humans: "embedded", "folder", "hub:org/name"."""
-    is_default: bool
+    default_model: bool
     """Whether a request without a model gets this one."""
     state: ContextState
     """Whether it is loaded."""
@@ -223,10 +228,11 @@ class ContextStatus:
     """Requests using it now."""
     hits: int
     """Times it was wanted and there."""
-    last_used_seconds_ago: float
+    idle_duration: float
+    """Seconds since it was last wanted."""
     error: DstError | None = None
-    """Why it ended, in END; None unless loading failed."""
-    is_pinned: bool = False
+    """Why its load failed; None unless FAILED."""
+    pinned: bool = False
     """Whether an operator pinned it, so that it stays loaded while nobody uses it."""
 
 

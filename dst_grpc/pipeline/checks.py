@@ -8,14 +8,14 @@ from dst_grpc.domain.components import Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation
 from dst_grpc.errors import Reason
-from dst_grpc.pipeline.cost import Sizes, set_of
+from dst_grpc.pipeline.sizes import Sizes, set_of
 from dst_grpc.scalars.reads import INPUT_LOCATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dst_grpc.domain.indices import NodeIndex, TensorIndices
-    from dst_grpc.domain.origin import AblationSpec
+    from dst_grpc.domain.interventions import AblationSpec
     from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.errors import Violations

@@ -14,8 +14,8 @@ from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKSelection, default_groups
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -220,7 +220,7 @@ def _types_of(groups: Sequence[TopKGroup]) -> tuple[DerivedScalarType, ...]:
 
 def _derive_request(request: ExplainRequest, run: ExplainRun, types: Sequence[DerivedScalarType]) -> DeriveRequest:
     """The run as a request to derive *types*."""
-    freeze = () if run.attach_final_layer_norm_scale else (_FREEZE_FINAL_NORM,)
+    freeze = () if run.detach_final_layer_norm_scale is False else (_FREEZE_FINAL_NORM,)
     return DeriveRequest(
         prompt=run.prompt,
         model=request.model,

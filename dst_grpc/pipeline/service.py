@@ -22,7 +22,8 @@ from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.explain import Explainer
-from dst_grpc.pipeline.plan import Plan, make_plan, model_ref, names_files
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan, model_ref, names_files
 from dst_grpc.pipeline.question import Question, explain_question, top_k_question
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION
-from dst_grpc.pipeline.cost import Sizes
+from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.recorded_taps import RecordedTaps
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.errors import Violations
-    from dst_grpc.pipeline.cost import Sizes
+    from dst_grpc.pipeline.sizes import Sizes
     from dst_grpc.scalars.loss import TokenLoss
 
 _L = ActivationLocationType

@@ -44,8 +44,8 @@ ANY_MODEL = ModelInfo(
     digest="",
     parameter_bytes=0,
     source="",
-    is_default=False,
-    state=ContextState.START,
+    default_model=False,
+    state=ContextState.NOT_LOADED,
     autoencoders=(),
 )
 """Stands in for a model that cannot be read."""
@@ -151,7 +151,7 @@ def model_info_to_wire(info: ModelInfo) -> pb.ModelInfo:
         digest=info.digest,
         parameter_bytes=info.parameter_bytes,
         source=info.source,
-        is_default=info.is_default,
+        default_model=info.default_model,
         state=CONTEXT_STATE.to_wire(info.state),
         autoencoders=info.autoencoders,
         architecture=architecture_to_wire(info.architecture),
@@ -170,7 +170,7 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
     reader = Reader(message)
     dimensions = reader.required_child("dimensions", model_dimensions_from_wire, _ANY_DIMENSIONS)
     element_type = reader.required_enum("element_type", TENSOR_ELEMENT_TYPE, TensorElementType.FLOAT32)
-    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.NOT_LOADED)
     architecture = reader.child("architecture", _read_architecture) or Architecture()
     unsupported = reader.children("unsupported", _read_unsupported_type)
     return reader.finish(
@@ -184,7 +184,7 @@ def read_model_info(message: pb.ModelInfo) -> ModelInfo:
             digest=message.digest,
             parameter_bytes=message.parameter_bytes,
             source=message.source,
-            is_default=message.is_default,
+            default_model=message.default_model,
             state=state,
             autoencoders=tuple(message.autoencoders),
             architecture=architecture,
@@ -258,7 +258,7 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
     dst = reader.required_enum("dst", DERIVED_SCALAR_TYPE, DerivedScalarType.LOGITS)
     node_type = reader.required_enum("node_type", NODE_TYPE, NodeType.AUTOENCODER_LATENT)
     output = reader.enum("output", DERIVED_SCALAR_TYPE, None)
-    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.NOT_LOADED)
     return reader.finish(
         lambda: AutoencoderInfo(
             name=message.name,

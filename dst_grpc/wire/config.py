@@ -6,8 +6,9 @@ from dst_grpc._gen.dst.v1 import config_pb2 as pb
 from dst_grpc.domain.components import InferenceEngineType, LossFnName
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire._reader import Reader
 from dst_grpc.wire.enums import DERIVED_SCALAR_TYPE, INFERENCE_ENGINE_TYPE, LOSS_FN_NAME

@@ -13,7 +13,7 @@ from dst_grpc.wire.errors import error_from_status, error_to_status
 
 
 def context_status_to_wire(status: ContextStatus) -> pb.ContextStatus:
-    """The message of a context's state; its idle time to the nearest nanosecond."""
+    """The message of a context's state; its idle duration to the nearest nanosecond."""
     return pb.ContextStatus(
         handle=status.handle,
         kind=CONTEXT_KIND.to_wire(status.kind),
@@ -22,9 +22,9 @@ def context_status_to_wire(status: ContextStatus) -> pb.ContextStatus:
         bytes_loaded=status.bytes_loaded,
         device=status.device,
         pins=status.pins,
-        is_pinned=status.is_pinned,
+        pinned=status.pinned,
         hits=status.hits,
-        idle_time=duration_to_wire(status.last_used_seconds_ago),
+        idle_duration=duration_to_wire(status.idle_duration),
         error=None if status.error is None else error_to_status(status.error),
     )
 
@@ -38,7 +38,7 @@ def read_context_status(message: pb.ContextStatus) -> ContextStatus:
     """The context's state, for messages that hold one. Raises InvalidRequest, which `read_answer` makes DataLoss."""
     reader = Reader(message)
     kind = reader.required_enum("kind", CONTEXT_KIND, ContextKind.MODEL)
-    state = reader.required_enum("state", CONTEXT_STATE, ContextState.START)
+    state = reader.required_enum("state", CONTEXT_STATE, ContextState.NOT_LOADED)
     return reader.finish(
         lambda: ContextStatus(
             handle=message.handle,
@@ -48,9 +48,9 @@ def read_context_status(message: pb.ContextStatus) -> ContextStatus:
             bytes_loaded=message.bytes_loaded,
             device=message.device,
             pins=message.pins,
-            is_pinned=message.is_pinned,
+            pinned=message.pinned,
             hits=message.hits,
-            last_used_seconds_ago=seconds_from_wire(message.idle_time),
+            idle_duration=seconds_from_wire(message.idle_duration),
             error=error_from_status(message.error) if message.HasField("error") else None,
         )
     )

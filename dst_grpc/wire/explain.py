@@ -116,7 +116,7 @@ def explain_run_to_wire(run: ExplainRun) -> pb.ExplainRun:
         prompt=prompt_to_wire(run.prompt),
         node_ablations=map(node_ablation_to_wire, run.node_ablations),
         ablation_specs=map(ablation_spec_to_wire, run.ablation_specs),
-        attach_final_layer_norm_scale=run.attach_final_layer_norm_scale,
+        attach_final_layer_norm_scale=run.detach_final_layer_norm_scale is False,
     )
     if run.loss_fn_config is not None:
         message.loss_fn_config.CopyFrom(loss_fn_config_to_wire(run.loss_fn_config))
@@ -140,7 +140,7 @@ def explain_run_from_wire(message: pb.ExplainRun) -> ExplainRun:
             trace_config=trace_config,
             node_ablations=node_ablations,
             ablation_specs=ablation_specs,
-            attach_final_layer_norm_scale=message.attach_final_layer_norm_scale,
+            detach_final_layer_norm_scale=False if message.attach_final_layer_norm_scale else None,
         )
     )
 

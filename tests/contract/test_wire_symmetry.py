@@ -28,7 +28,8 @@ from dst_grpc.domain import (
     explain,
     explanations,
     indices,
-    origin,
+    interventions,
+    origins,
     requests,
     resolution,
     results,
@@ -42,8 +43,8 @@ PAIRS: list[tuple[Any, Any]] = [
     (trace.TraceConfig, trace_pb2.TraceConfig),
     (config.AutoencoderConfig, config_pb2.AutoencoderConfig),
     (config.DstConfig, config_pb2.DstConfig),
-    (origin.LossFnConfig, config_pb2.LossFnConfig),
-    (origin.AblationSpec, config_pb2.AblationSpec),
+    (origins.LossFnConfig, config_pb2.LossFnConfig),
+    (interventions.AblationSpec, config_pb2.AblationSpec),
     (requests.Prompt, inference_pb2.Prompt),
     (requests.DerivedScalarSpec, inference_pb2.DerivedScalarSpec),
     (requests.DeriveRequest, inference_pb2.DeriveRequest),
@@ -88,13 +89,19 @@ RENAMED = {
     ("RunStatistics", "queue_seconds"): "queue_time",
     ("RunStatistics", "pass_seconds"): "pass_time",
     ("RunStatistics", "derive_seconds"): "derive_time",
-    ("ContextStatus", "last_used_seconds_ago"): "idle_time",
 }
 """Durations carry their unit in their type on the wire, and in their name in the domain."""
 NAN_IF_NONE = {("LayerCheck", "fraction_of_variance_unexplained")}
 """Numbers that were always there when they were first published: since they may be missing, NaN stands for that."""
-ON_THE_WIRE_ONLY = {("TensorInfo", "byte_length")}
+ON_THE_WIRE_ONLY = {("TensorInfo", "byte_length"), ("ExplainRun", "attach_final_layer_norm_scale")}
 """What the domain computes, so that clients need not."""
+NOT_YET_ON_THE_WIRE = {
+    ("DeriveRequest", "interventions"),
+    ("DeriveRequest", "detach_final_layer_norm_scale"),
+    ("ExplainRun", "interventions"),
+    ("ExplainRun", "detach_final_layer_norm_scale"),
+}
+"""Fields of requests whose messages are to follow."""
 
 
 @pytest.mark.parametrize(("value", "message"), PAIRS, ids=lambda cls: cls.__name__)
@@ -102,6 +109,7 @@ def test_a_message_has_the_fields_of_its_value(value: Any, message: Any) -> None
     descriptor: Descriptor = message.DESCRIPTOR
     fields = {RENAMED.get((descriptor.name, field.name), field.name) for field in dataclasses.fields(value)}
     extra = {field for name, field in ON_THE_WIRE_ONLY if name == descriptor.name}
+    fields -= {field for name, field in NOT_YET_ON_THE_WIRE if name == descriptor.name}
     assert fields | extra == {field.name for field in descriptor.fields}
 
 
@@ -111,6 +119,8 @@ def test_what_may_be_none_has_presence_on_the_wire(value: Any, message: Any) -> 
         if not str(field.type).endswith("| None") or (message.DESCRIPTOR.name, field.name) in NAN_IF_NONE:
             continue
         name = RENAMED.get((message.DESCRIPTOR.name, field.name), field.name)
+        if (message.DESCRIPTOR.name, name) in NOT_YET_ON_THE_WIRE:
+            continue
         wire_field = message.DESCRIPTOR.fields_by_name[name]
         # An unspecified enum is absent too.
         assert wire_field.has_presence or wire_field.enum_type is not None, name

@@ -141,7 +141,7 @@ def test_errors_name_the_field(client: Client) -> None:
 def test_the_catalogue(client: Client) -> None:
     assert client.health() is ServingStatus.SERVING
     assert [info.dst for info in client.derived_scalar_types()] == list(DerivedScalarType)
-    assert client.model().is_default
+    assert client.model().default_model
     assert {info.model for info in client.autoencoders()} == {client.model().name}
     tokens = client.tokenize(PROMPT)
     assert client.detokenize(tokens.ids) == PROMPT
@@ -152,7 +152,7 @@ def test_loading_and_unloading(client: Client) -> None:
     (name, *_) = [info.name for info in client.autoencoders()]
     assert client.load_context(name).state is ContextState.AVAILABLE
     assert any(status.handle.startswith(f"{name}@") for status in client.contexts())
-    assert client.unload_context(name).state is ContextState.END
+    assert client.unload_context(name).state is ContextState.NOT_LOADED
     assert not any(status.handle.startswith(f"{name}@") for status in client.contexts())
 
 

@@ -77,7 +77,7 @@ def fields_of(error: DstError) -> list[str]:
 async def test_the_catalogue_offers_the_embedded_model_and_every_type(embedded: grpc.aio.Channel) -> None:
     stub: Any = CatalogServiceStub(embedded)
     models = (await stub.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS)).models
-    assert [model.name for model in models if model.is_default] == ["embedded"]
+    assert [model.name for model in models if model.default_model] == ["embedded"]
     answer = await stub.GetModel(catalog_service_pb2.GetModelRequest(), timeout=CALL_SECONDS)
     assert sorted(answer.model.autoencoders) == sorted(info.name for info in answer.autoencoders)
     types = await stub.ListDerivedScalarTypes(
@@ -254,7 +254,7 @@ async def test_a_context_is_loaded_listed_and_unloaded(embedded: grpc.aio.Channe
     assert any(status.handle.startswith(f"{name}@") for status in listed.contexts)
     unload = context_service_pb2.UnloadContextRequest(context=name)
     gone = await stub.UnloadContext(unload, timeout=CALL_SECONDS)
-    assert gone.status.state == context_pb2.CONTEXT_STATE_END
+    assert gone.status.state == context_pb2.CONTEXT_STATE_NOT_LOADED
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.UnloadContext(unload, timeout=CALL_SECONDS)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND

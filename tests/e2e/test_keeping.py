@@ -50,13 +50,13 @@ async def loaded(client: AsyncClient) -> set[str]:
 
 async def test_pinned_contexts_stay_and_others_make_room(models: dict[str, Path], model_bytes: int) -> None:
     async with served(models, pin="a", preload="b", budget_bytes=2 * model_bytes) as client:
-        assert {status.handle[0]: status.is_pinned for status in await client.contexts()} == {"a": True, "b": False}
+        assert {status.handle[0]: status.pinned for status in await client.contexts()} == {"a": True, "b": False}
         await client.load_context("c")
         assert await loaded(client) == {"a", "c"}
         with pytest.raises(PreconditionFailed) as refused:
             await client.unload_context("a")
         assert refused.value.reason is Reason.CONTEXT_PINNED
-        assert (await client.load_context("c", pin=True)).is_pinned
+        assert (await client.load_context("c", pin=True)).pinned
         with pytest.raises(Exhausted) as full:
             await client.derive("Mary gave", ["mlp_post_act"], model="b")
         assert full.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
@@ -65,7 +65,7 @@ async def test_pinned_contexts_stay_and_others_make_room(models: dict[str, Path]
             "used_bytes": str(2 * model_bytes),
             "budget_bytes": str(2 * model_bytes),
         }
-        assert not (await client.unpin_context("a")).is_pinned
+        assert not (await client.unpin_context("a")).pinned
         await client.derive("Mary gave", ["mlp_post_act"], model="b")
         assert await loaded(client) == {"b", "c"}
 
@@ -86,7 +86,7 @@ async def test_idle_contexts_go_after_their_time(models: dict[str, Path]) -> Non
             assert (await anext(watching)).handle.startswith("b@")
             await client.derive("Mary gave", ["mlp_post_act"])
             async for status in watching:
-                if status.state is ContextState.END:
+                if status.state is ContextState.NOT_LOADED:
                     break
         assert status.handle.startswith("a@")
         assert await loaded(client) == {"b"}

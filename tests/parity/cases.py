@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from dst_grpc.domain.components import AttentionTraceType, LossFnName, NodeType, PassType, PreOrPostAct
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
@@ -53,6 +54,10 @@ class Case:
     request: DeriveRequest
     rows: tuple[Row, ...]
 
+    def stored(self, dst: DerivedScalarType) -> dict[Key, np.ndarray[Any, Any]]:
+        """The tensors of *dst*; empty if the case has none."""
+        return next((row.expected for row in self.rows if row.spec.dst is dst), {})
+
 
 def load_case(name: str, model: str) -> Case:
     """Read the case *name* as a request to *model*, whose autoencoder sets are named MODEL/KIND."""
@@ -71,6 +76,13 @@ def load_case(name: str, model: str) -> Case:
         derived_scalars=tuple(row.spec for row in rows),
     )
     return Case(request, rows)
+
+
+def load_refused(name: str) -> list[DerivedScalarType]:
+    """The types that the reference would not derive in the case *name*."""
+    return [
+        DerivedScalarType(dst) for dst in json.loads((GOLDEN / "cases" / name / "case.json").read_text())["refused"]
+    ]
 
 
 def _row(case: str, stored: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> Row:
@@ -155,18 +167,3 @@ def _ablation(stored: dict[str, Any]) -> AblationSpec:
     index = _activation(stored)
     assert index is not None
     return AblationSpec(index=index, value=stored["value"])
-
-
-def difference(expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> str | None:
-    """What differs between two tensors beyond 1e-8 + 1e-4 max|expected|, in words; None if nothing does."""
-    if expected.shape != found.shape:
-        return f"shape {found.shape} instead of {expected.shape}"
-    infinite = np.isinf(expected)
-    if not np.array_equal(infinite, np.isinf(found)):
-        return "infinities elsewhere"
-    finite_expected, finite_found = expected[~infinite], found[~infinite]
-    if not finite_expected.size:
-        return None
-    bound = 1e-8 + 1e-4 * np.abs(finite_expected).max()
-    worst = np.abs(finite_expected - finite_found).max()
-    return None if worst <= bound else f"off by {worst:.3g}, allowed {bound:.3g}"

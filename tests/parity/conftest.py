@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
 from tests.parity.cases import GOLDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.scalars.explained_model import AutoencoderSet
 
 TOTAL_ROWS = 1319
 TOTAL_PARTS = 108
@@ -27,6 +31,20 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     shutil.copytree(GOLDEN / "model", folder, dirs_exist_ok=True)
     shutil.copytree(GOLDEN / "autoencoders", folder / "autoencoders")
     return Registry.build(models={"golden": folder}, device="cpu", include_embedded=False)
+
+
+@pytest.fixture(scope="session")
+def model(registry: Registry) -> ModelContext:
+    """The reference's model."""
+    return FileLoader().load_model(registry.model_entry("golden"), lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def sets(registry: Registry, model: ModelContext) -> dict[str, AutoencoderSet]:
+    """Its autoencoders, which are random and reconstruct nothing."""
+    loader = FileLoader(allow_failed_checks=True)
+    entries = [registry.autoencoder_entry(info.name, "golden") for info in registry.autoencoders()]
+    return {entry.name: loader.load_autoencoders(entry, model, lambda _: None) for entry in entries}
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from dst_grpc.domain.components import (
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dst_grpc.contexts.loading import FileLoader
-from dst_grpc.pipeline.plan import make_plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from tests.parity.cases import CASES, load_case
 from tests.parity.comparison import Tensors, compare, rule_of
@@ -18,20 +17,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.scalars.explained_model import AutoencoderSet
-
-
-@pytest.fixture(scope="module")
-def model(registry: Registry) -> ModelContext:
-    """The reference's model."""
-    return FileLoader().load_model(registry.model_entry("golden"), lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def sets(registry: Registry, model: ModelContext) -> dict[str, AutoencoderSet]:
-    """Its autoencoders, which are random and reconstruct nothing."""
-    loader = FileLoader(allow_failed_checks=True)
-    entries = [registry.autoencoder_entry(info.name, "golden") for info in registry.autoencoders()]
-    return {entry.name: loader.load_autoencoders(entry, model, lambda _: None) for entry in entries}
 
 
 def test_every_row_is_there() -> None:
@@ -64,5 +49,5 @@ def test_case(
         }
         wrong = compare(case, row, found, outcome.recording.loss, outcome.recording.activation_value)
         problems += [f"{row.spec.dst}: {problem}" for problem in wrong]
-        count_row("in process", "different" if wrong else "on purpose" if rule_of(case, row) else "equal")
+        count_row("in process", "different" if wrong else "on purpose" if rule_of(row) else "equal")
     assert not problems

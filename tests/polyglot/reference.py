@@ -88,7 +88,7 @@ async def models(client: AsyncClient) -> Json:
             "vocab_size": model.dimensions.vocab_size,
             "context_window": model.dimensions.context_window,
             "parameter_bytes": model.parameter_bytes,
-            "is_default": model.is_default,
+            "default_model": model.default_model,
             "autoencoders": list(model.autoencoders),
         }
         for model in await client.models()

@@ -23,7 +23,7 @@ type Model struct {
 	VocabSize      uint32   `json:"vocab_size"`
 	ContextWindow  uint32   `json:"context_window"`
 	ParameterBytes uint64   `json:"parameter_bytes"`
-	IsDefault      bool     `json:"is_default"`
+	DefaultModel      bool     `json:"default_model"`
 	Autoencoders   []string `json:"autoencoders"`
 }
 
@@ -71,7 +71,7 @@ func listModels(ctx context.Context, server Server) []Model {
 				VocabSize:      sizes.VocabSize,
 				ContextWindow:  sizes.ContextWindow,
 				ParameterBytes: model.ParameterBytes,
-				IsDefault:      model.IsDefault,
+				DefaultModel:      model.DefaultModel,
 				Autoencoders:   append([]string{}, model.Autoencoders...), // [] rather than null, if there are none
 			})
 		}

@@ -30,7 +30,7 @@ module Catalog
       vocab_size: sizes.vocab_size,
       context_window: sizes.context_window,
       parameter_bytes: model.parameter_bytes,
-      is_default: model.is_default,
+      default_model: model.default_model,
       autoencoders: model.autoencoders.to_a
     }
   end

@@ -117,7 +117,7 @@ models=$(pages ListModels '{}' | jq --slurp '[.[].models[] | {
     vocab_size: .dimensions.vocabSize,
     context_window: .dimensions.contextWindow,
     parameter_bytes: (.parameterBytes | tonumber),
-    is_default: .isDefault,
+    default_model: .defaultModel,
     autoencoders
 }]')
 

@@ -40,7 +40,7 @@ def check(layer: int, l0: float, fvu: float | None, orientation: float | None = 
     ("changes", "expected"),
     [
         ({}, "none"),
-        ({"state": ContextState.START}, "not loaded"),
+        ({"state": ContextState.NOT_LOADED}, "not loaded"),
         (
             {"measured": (check(0, 12, 0.25, 0.5), check(1, 30, 0.5, 0.625)), "declared": (check(0, 20, None),)},
             "L0 12.0 to 30.0 (20.0), unexplained 0.25 to 0.50, cosine 0.50 to 0.62",

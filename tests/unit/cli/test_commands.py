@@ -142,9 +142,9 @@ def test_the_cache(run: Run) -> None:
     assert "available" in run("load", "tiny").stdout
     assert "pinned" not in run("load", "tiny").stdout
     assert "pinned" in run("load", "tiny", "--pin").stdout
-    assert json.loads(run("load", "tiny", "--pin", "--json").stdout)[0]["is_pinned"] is True
+    assert json.loads(run("load", "tiny", "--pin", "--json").stdout)[0]["pinned"] is True
     assert "available" in run("unpin", "tiny").stdout
-    assert "end" in run("unload", "tiny").stdout
+    assert "not_loaded" in run("unload", "tiny").stdout
     (status,) = json.loads(run("contexts", "--json").stdout)
     assert status["error"] is None
     assert status["bytes_total"] == 1000

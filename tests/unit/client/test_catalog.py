@@ -66,13 +66,13 @@ def test_a_load_tells_how_far_it_is(client: Client) -> None:
 
 
 def test_a_context_is_pinned_and_unpinned(client: Client) -> None:
-    assert client.load_context("tiny", pin=True).is_pinned
-    assert not client.load_context("tiny").is_pinned
-    assert not client.unpin_context("tiny").is_pinned
+    assert client.load_context("tiny", pin=True).pinned
+    assert not client.load_context("tiny").pinned
+    assert not client.unpin_context("tiny").pinned
 
 
 def test_unloading_and_listing(client: Client) -> None:
-    assert client.unload_context("tiny").state is ContextState.END
+    assert client.unload_context("tiny").state is ContextState.NOT_LOADED
     assert client.contexts() == [context_status(ContextState.AVAILABLE)]
 
 

@@ -28,8 +28,8 @@ from dst_grpc.errors import (
 
 from .conftest import Clock, FakeLoader
 
-START, LOADING, AVAILABLE = ContextState.START, ContextState.LOADING, ContextState.AVAILABLE
-UNLOADING, END = ContextState.UNLOADING, ContextState.END
+NOT_LOADED, LOADING, AVAILABLE = ContextState.NOT_LOADED, ContextState.LOADING, ContextState.AVAILABLE
+UNLOADING, FAILED = ContextState.UNLOADING, ContextState.FAILED
 
 
 async def use(cache: ContextCache, model: str, *sets: str) -> None:
@@ -67,7 +67,7 @@ async def test_different_models_load_in_parallel(cache: ContextCache, loader: Fa
     # Neither gate is open, so the second load has begun while the first is under way.
     await loader.has_begun("a")
     await loader.has_begun("b")
-    assert [cache.status(name).state for name in ("a", "b", "c")] == [LOADING, LOADING, START]
+    assert [cache.status(name).state for name in ("a", "b", "c")] == [LOADING, LOADING, NOT_LOADED]
     for gate in gates:
         gate.set()
     await asyncio.gather(*waiters)
@@ -89,7 +89,7 @@ async def test_a_failed_load_fails_every_waiter_and_is_tried_again(cache: Contex
     outcomes = await asyncio.gather(*waiters, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["broken"] * 4
     status = cache.status("a")
-    assert (status.state, status.error, status.pins, status.bytes_loaded) == (END, loader.errors["a"], 0, 0)
+    assert (status.state, status.error, status.pins, status.bytes_loaded) == (FAILED, loader.errors["a"], 0, 0)
     del loader.errors["a"]
     await use(cache, "a")
     assert loader.calls["a"] == 2
@@ -252,9 +252,9 @@ async def test_an_operator_who_stops_listening_does_not_stop_the_load(cache: Con
 
 async def test_unloading_answers_once_it_is_gone(cache: ContextCache, loader: FakeLoader) -> None:
     await use(cache, "a")
-    assert (await cache.unload("a")).state is END
+    assert (await cache.unload("a")).state is NOT_LOADED
     assert not cache.statuses()
-    assert cache.status("a").state is START
+    assert cache.status("a").state is NOT_LOADED
     await use(cache, "a")
     assert loader.calls["a"] == 2
 
@@ -302,7 +302,7 @@ async def test_memory_counts_and_unloading_lasts_until_the_last_reference_is_gon
     assert cache.status("a").bytes_loaded
     assert not one.done()
     held.clear()
-    assert [status.state for status in await asyncio.gather(one, other)] == [END, END]
+    assert [status.state for status in await asyncio.gather(one, other)] == [NOT_LOADED, NOT_LOADED]
     await reload
     assert loader.calls["a"] == 2
 
@@ -430,14 +430,14 @@ async def test_a_watcher_sees_what_is_there_and_then_every_state(cache: ContextC
         async def watch() -> None:
             async for status in statuses:
                 seen.append((status.handle.partition("@")[0], status.state))
-                if status.state is END:
+                if status.state is NOT_LOADED:
                     return
 
         watcher = asyncio.create_task(watch())
         await use(cache, "a")
         await cache.unload("a")
         await watcher
-    assert seen == [("a", LOADING), ("a", AVAILABLE), ("a", UNLOADING), ("a", END)]
+    assert seen == [("a", LOADING), ("a", AVAILABLE), ("a", UNLOADING), ("a", NOT_LOADED)]
 
 
 async def test_a_slow_watcher_gets_the_newest_state_of_each(cache: ContextCache) -> None:
@@ -459,7 +459,7 @@ async def test_a_failed_load_is_seen_with_its_error(cache: ContextCache, loader:
         await use(cache, "a")
     async with aclosing(cache.watch()) as statuses:
         status = await anext(statuses)
-    assert (status.state, status.error) == (END, loader.errors["a"])
+    assert (status.state, status.error) == (FAILED, loader.errors["a"])
 
 
 async def test_closing_a_watch_unsubscribes(cache: ContextCache) -> None:
@@ -495,12 +495,12 @@ async def test_closing_stops_loads_ends_watches_and_frees_everything(cache: Cont
 
 async def test_the_catalogue_is_brought_up_to_date(cache: ContextCache, registry: Registry) -> None:
     name = "a/mlp_post_act"
-    assert cache.describe(registry.model("a")).state is START
+    assert cache.describe(registry.model("a")).state is NOT_LOADED
     await use(cache, "a", name)
     assert cache.describe(registry.model("a")).state is AVAILABLE
     described = cache.describe(registry.autoencoder(name, "a"))
     assert (described.state, described.handle) == (AVAILABLE, registry.autoencoder(name, "a").handle)
-    assert cache.describe(registry.model("b")).state is START
+    assert cache.describe(registry.model("b")).state is NOT_LOADED
 
 
 async def test_idle_time_is_counted_from_the_last_use(registry: Registry, loader: FakeLoader) -> None:
@@ -508,9 +508,9 @@ async def test_idle_time_is_counted_from_the_last_use(registry: Registry, loader
     cache = ContextCache(registry, loader=loader, clock=clock)
     await use(cache, "a")
     clock.now += 60
-    assert cache.status("a").last_used_seconds_ago == pytest.approx(60, abs=0.1)
+    assert cache.status("a").idle_duration == pytest.approx(60, abs=0.1)
     await use(cache, "a")
-    assert cache.status("a").last_used_seconds_ago == pytest.approx(0, abs=0.1)
+    assert cache.status("a").idle_duration == pytest.approx(0, abs=0.1)
     await cache.close()
 
 

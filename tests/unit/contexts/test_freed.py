@@ -72,7 +72,7 @@ async def test_memory_counts_for_as_long_as_anything_holds_any_of_it(
     assert (status.state, status.bytes_loaded) == (ContextState.UNLOADING, status.bytes_total)
     assert not unloading.done()
     del kept
-    assert (await unloading).state is ContextState.END
+    assert (await unloading).state is ContextState.NOT_LOADED
 
 
 async def test_every_byte_of_the_weights_is_watched(cache: ContextCache) -> None:
@@ -89,7 +89,7 @@ async def test_every_byte_of_the_weights_is_watched(cache: ContextCache) -> None
 async def test_results_of_a_run_hold_nothing_of_the_model(cache: ContextCache) -> None:
     async with cache.lease("a") as lease:
         logits = lease.model.decoder.forward(torch.tensor([[1, 2, 3]]))
-    assert (await cache.unload("a")).state is ContextState.END
+    assert (await cache.unload("a")).state is ContextState.NOT_LOADED
     assert logits is not None
 
 

@@ -16,7 +16,7 @@ from tests import checkpoints
 
 from .conftest import Clock, FakeLoader
 
-AVAILABLE, END = ContextState.AVAILABLE, ContextState.END
+AVAILABLE, NOT_LOADED = ContextState.AVAILABLE, ContextState.NOT_LOADED
 SET = "a/mlp_post_act"
 
 
@@ -41,11 +41,11 @@ def budgeted(registry: Registry, loader: FakeLoader, models: float) -> ContextCa
 async def test_what_is_pinned_outlives_what_is_used_more(registry: Registry, loader: FakeLoader) -> None:
     cache = budgeted(registry, loader, 2)
     status = await pin(cache, "a")
-    assert (status.state, status.is_pinned, status.pins) == (AVAILABLE, True, 0)
+    assert (status.state, status.pinned, status.pins) == (AVAILABLE, True, 0)
     for name in ("b", "c", "b"):
         await use(cache, name)
     assert loaded(cache) == ["a", "b"]
-    assert not cache.unpin("a").is_pinned
+    assert not cache.unpin("a").pinned
     await use(cache, "c")
     assert loaded(cache) == ["b", "c"]
     await cache.close()
@@ -58,8 +58,8 @@ async def test_what_is_pinned_is_not_unloaded_until_it_is_unpinned(cache: Contex
     assert caught.value.reason is Reason.CONTEXT_PINNED
     cache.unpin("a")
     cache.unpin("a")
-    assert (await cache.unload("a")).state is END
-    assert not cache.status("a").is_pinned
+    assert (await cache.unload("a")).state is NOT_LOADED
+    assert not cache.status("a").pinned
 
 
 async def test_a_pin_is_for_what_is_loaded(cache: ContextCache, loader: FakeLoader) -> None:
@@ -71,22 +71,22 @@ async def test_a_pin_is_for_what_is_loaded(cache: ContextCache, loader: FakeLoad
         await pin(cache, "a")
     del loader.errors["a"]
     await use(cache, "a")
-    assert not cache.status("a").is_pinned
+    assert not cache.status("a").pinned
 
 
 async def test_loading_again_without_a_pin_leaves_the_pin(cache: ContextCache) -> None:
     await pin(cache, "a")
-    assert [status.is_pinned async for status in cache.load("a")] == [True]
+    assert [status.pinned async for status in cache.load("a")] == [True]
 
 
 async def test_watchers_are_told_of_pins(cache: ContextCache) -> None:
     await use(cache, "a")
     async with aclosing(cache.watch()) as statuses:
-        assert not (await anext(statuses)).is_pinned
+        assert not (await anext(statuses)).pinned
         await pin(cache, "a")
-        assert (await anext(statuses)).is_pinned
+        assert (await anext(statuses)).pinned
         cache.unpin("a")
-        assert not (await anext(statuses)).is_pinned
+        assert not (await anext(statuses)).pinned
 
 
 class Night:
@@ -129,7 +129,7 @@ async def ended(cache: ContextCache, name: str) -> None:
     """Wait until *name* is unloaded."""
     async with aclosing(cache.watch()) as statuses:
         async for status in statuses:
-            if status.handle.startswith(f"{name}@") and status.state is END:
+            if status.handle.startswith(f"{name}@") and status.state is NOT_LOADED:
                 return
 
 

@@ -59,7 +59,7 @@ async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, elemen
             assert all(0 < check.l0 <= checkpoints.LATENTS for check in context.measured)
         del model, context
     for name in (*SETS, "a"):
-        assert (await cache.unload(name)).state is ContextState.END
+        assert (await cache.unload(name)).state is ContextState.NOT_LOADED
     await cache.close()
 
 

@@ -142,5 +142,5 @@ print(json.dumps({"failure": failure, "before": before, "after": after, "state":
         tmp_path,
     )
     assert found["failure"] == ["Exhausted", "OUT_OF_MEMORY", {"needed_bytes": str(found["weights"])}]
-    assert found["state"] == "end"
+    assert found["state"] == "failed"
     assert abs(found["after"] / found["before"] - 1) < 0.05

@@ -91,7 +91,7 @@ async def test_loading_unloading_and_using_at_once_undo_nothing(
             statuses = [status async for status in cache.load("a")]
             assert statuses[-1].state is ContextState.AVAILABLE
             try:
-                assert (await cache.unload("a")).state is ContextState.END
+                assert (await cache.unload("a")).state is ContextState.NOT_LOADED
             except (NotFound, PreconditionFailed) as error:
                 refused[error.reason] += 1
 

@@ -39,8 +39,8 @@ def test_models_are_listed_by_name_with_all_that_headers_tell(registry: Registry
     assert first.autoencoders == ("a/mlp_post_act", "a/resid_delta_attn", "a/resid_delta_mlp")
     assert (first.family, first.source, first.device) == ("gpt2", "folder", "cpu")
     assert (first.dimensions.n_layers, first.dimensions.d_mlp) == (2, 12)
-    assert first.state is ContextState.START
-    assert [model.is_default for model in models] == [True, False, False]
+    assert first.state is ContextState.NOT_LOADED
+    assert [model.default_model for model in models] == [True, False, False]
 
 
 def test_a_handle_pins_the_digest_type_and_device(registry: Registry) -> None:

@@ -25,8 +25,9 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType, WeightLocationType
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import MAX_TRACE_DEPTH, TraceConfig

@@ -8,12 +8,13 @@ import pytest
 
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.errors import InvalidRequest, PreconditionFailed, Reason
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from tests import models, traces
 
 MLP, ATTN = "tiny/mlp_post_act", "tiny/resid_delta_attn"

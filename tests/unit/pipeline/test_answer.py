@@ -12,8 +12,8 @@ from dst_grpc import __version__
 from dst_grpc.domain.components import PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.results import DenseTensor, SparseTensor
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.pipeline.answer import AnswerBuilder

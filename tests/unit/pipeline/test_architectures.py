@@ -11,12 +11,13 @@ from dst_grpc.domain.architecture import Architecture, unsupported_types
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.pipeline.answer import AnswerBuilder
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from tests import models, traces
 
 WORLDS = {name: models.world(seed=1, config=config) for name, config in models.GPT2_AND_OTHERS.items()}

@@ -16,8 +16,8 @@ from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, No
 from dst_grpc.domain.explanations import ExplainPart as P
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunExplanation, RunHeader, ScoredTokens
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.results import RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T

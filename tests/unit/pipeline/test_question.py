@@ -10,8 +10,9 @@ from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeF
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart as P
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec, LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, NotFound, PreconditionFailed, Reason
@@ -79,7 +80,7 @@ def test_a_node_that_is_switched_off_is_a_forward_ablation_of_its_tap() -> None:
 
 
 def test_the_final_norm_is_frozen_unless_it_is_attached() -> None:
-    (plan,) = explaining.question(WORLD, explaining.request(attach_final_layer_norm_scale=True)).plans
+    (plan,) = explaining.question(WORLD, explaining.request(detach_final_layer_norm_scale=False)).plans
     assert not plan.ablations
 
 

@@ -10,7 +10,7 @@ import pytest
 from dst_grpc.domain.components import AttentionTraceType, LossFnName, NodeType, PassType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, NotFound, Reason

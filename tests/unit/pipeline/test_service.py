@@ -111,7 +111,7 @@ async def test_closing_early_stops_the_work_and_frees_the_lease(
     assert isinstance(seen[0], AnswerHeader)
     assert_idle(pipeline, cache)
     await cache.unload("tiny")
-    assert cache.status("tiny").state is ContextState.START
+    assert cache.status("tiny").state is ContextState.NOT_LOADED
     assert len(await everything(pipeline.derive(request(T.MLP_POST_ACT)))) == 4
 
 
@@ -197,7 +197,7 @@ async def test_resolving_touches_no_weights(pipeline: Pipeline, cache: ContextCa
     validated, resolution = await everything(pipeline.resolve(ResolveRequest(request=given)))
     assert validated == Validated(request_id="mine")
     assert isinstance(resolution, Resolution)
-    assert [context.state for context in resolution.contexts] == [ContextState.START] * 3
+    assert [context.state for context in resolution.contexts] == [ContextState.NOT_LOADED] * 3
     assert cache.statuses() == []
     (scalar,) = resolution.scalars
     assert scalar.layer_indices == (0, 1)

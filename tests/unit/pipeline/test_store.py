@@ -9,9 +9,10 @@ import pytest
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.pipeline.plan import Plan, make_plan
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import Recording, RecordingStore
 from tests import models

@@ -10,7 +10,7 @@ import pytest
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
 from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
-from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_END, CONTEXT_STATE_LOADING
+from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_LOADING, CONTEXT_STATE_NOT_LOADED
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalars import FACTS
@@ -92,11 +92,11 @@ async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None
     listed = await service.ListContexts(context_pb.ListContextsRequest(), None)
     assert [status.handle.partition("@")[0] for status in listed.contexts] == ["tiny"]
     pinning = service.LoadContext(context_pb.LoadContextRequest(context="tiny", pin=True), None)
-    assert [answer.status.is_pinned async for answer in pinning] == [False, True]
+    assert [answer.status.pinned async for answer in pinning] == [False, True]
     unpinned = await service.UnpinContext(context_pb.UnpinContextRequest(context="tiny"), None)
-    assert not unpinned.status.is_pinned
+    assert not unpinned.status.pinned
     gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), None)
-    assert gone.status.state == CONTEXT_STATE_END
+    assert gone.status.state == CONTEXT_STATE_NOT_LOADED
 
 
 async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:

@@ -13,8 +13,8 @@ import torch
 from dst_grpc.domain.architecture import NormKind
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.origin import AblationSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import Autoencoder, InputNorm, Normalization
 from dst_grpc.engine.decoder_config import DecoderConfig

@@ -305,7 +305,7 @@ def test_a_message_nested_too_deeply_is_malformed() -> None:
 
 
 def test_an_answer_from_a_newer_server_names_what_cannot_be_read() -> None:
-    message = ParseDict({"kind": 77, "state": "CONTEXT_STATE_END"}, context_pb2.ContextStatus())
+    message = ParseDict({"kind": 77, "state": "CONTEXT_STATE_FAILED"}, context_pb2.ContextStatus())
     with pytest.raises(DataLoss, match=r"ContextStatus.*kind: 77 is no ContextKind"):
         contexts.context_status_from_wire(message)
 

@@ -28,7 +28,7 @@ final class Catalog {
       int vocab_size,
       int context_window,
       long parameter_bytes,
-      boolean is_default,
+      boolean default_model,
       List<String> autoencoders) {}
 
   record Types(int pages, List<String> names, Type last) {}
@@ -67,7 +67,7 @@ final class Catalog {
         sizes.getVocabSize(),
         sizes.getContextWindow(),
         model.getParameterBytes(),
-        model.getIsDefault(),
+        model.getDefaultModel(),
         model.getAutoencodersList());
   }
 

@@ -29,7 +29,7 @@ export async function listModels({ catalog }: Server) {
     vocab_size: model.dimensions?.vocabSize,
     context_window: model.dimensions?.contextWindow,
     parameter_bytes: Number(model.parameterBytes), // a uint64 is a bigint
-    is_default: model.isDefault,
+    default_model: model.defaultModel,
     autoencoders: model.autoencoders,
   }));
 }

@@ -41,7 +41,7 @@ fn model(model: ModelInfo) -> Value {
         "vocab_size": sizes.vocab_size,
         "context_window": sizes.context_window,
         "parameter_bytes": model.parameter_bytes,
-        "is_default": model.is_default,
+        "default_model": model.default_model,
         "autoencoders": model.autoencoders,
     })
 }

@@ -1,16 +1,13 @@
-"""What a run starts from and what is changed in it: losses and ablations."""
+"""Origins: the scalar of a run that a backward pass starts from. A trace, the other kind, has a module of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex
+from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
-
-MAX_FLOAT32 = 3.4028234663852886e38
-"""Largest finite float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,38 +51,4 @@ class LossFnConfig:
         for field in ("target_token_ids", "distractor_token_ids"):
             for i, token in enumerate(getattr(self, field)):
                 problems.check(0 <= token <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}")
-        problems.raise_if_any()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AblationSpec:
-    """Entries of a tap to overwrite, in the forward pass or, as gradients, in the backward pass."""
-
-    index: ActivationIndex
-    """The entries. `layer_index` None at a tap with layers means every layer."""
-    value: float
-    """What to put there; finite, and rounded to float32 when it is used."""
-
-    def __post_init__(self) -> None:
-        """Check rule 28; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        location = self.index.activation_location_type
-        rank = len(location.dimensions)
-        problems.check(
-            len(self.index.tensor_indices) == rank,
-            "index.tensor_indices",
-            f"must name every one of the {rank} axes of {location}, not {len(self.index.tensor_indices)}",
-        )
-        problems.check(
-            self.index.layer_index is None or not location.has_no_layers,
-            "index.layer_index",
-            f"must be absent: {location} exists once per model",
-        )
-        problems.check(
-            location.facts.is_tapped, "index.activation_location_type", f"{location} is not a tap of the model"
-        )
-        # Comparison is false for NaN.
-        problems.check(
-            abs(self.value) <= MAX_FLOAT32, "value", f"must be finite and within float32's range, not {self.value}"
-        )
         problems.raise_if_any()

@@ -1,0 +1,63 @@
+"""Sizes of tensors, from a model's sizes and a prompt's length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.architecture import Architecture, ModelDimensions
+from dst_grpc.domain.components import Dimension
+from dst_grpc.domain.resolution import AutoencoderInfo
+from dst_grpc.domain.results import Axis
+from dst_grpc.domain.scalar_facts import Component
+from dst_grpc.scalars.reads import reads_head_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.domain.components import NodeType
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.task import Task
+
+BYTES_OF_FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A model's sizes and a prompt's length."""
+
+    model: ModelDimensions
+    n_tokens: int
+    architecture: Architecture
+    """What the sizes are of."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self.model.n_layers
+
+    def of(self, dimension: Dimension, n_latents: int = 0) -> int:
+        """Size of an axis; *n_latents* for an autoencoder's."""
+        return self.model.size_of(dimension, n_tokens=self.n_tokens, n_latents=n_latents)
+
+    def axes(self, task: Task, sets: Sequence[AutoencoderInfo]) -> tuple[Axis, ...]:
+        """Axes, with sizes, of one layer's tensor of *task*."""
+        facts = task.facts
+        latents = set_of(sets, facts.autoencoder).n_latents if facts.autoencoder else 0
+        axes = [Axis(dimension, self.of(dimension, latents)) for dimension in facts.dimensions]
+        pairs = self.n_tokens * (self.n_tokens + 1) // 2
+        if facts.is_flattened:
+            axes[0] = Axis(axes[0].dimension, pairs)
+        elif facts.component is Component.OFFLINE_LATENT and reads_head_pairs(task.topology.inputs.of(facts.node_type)):
+            axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
+        return tuple(axes)
+
+    def site_bytes(self, site: Site, latents: int) -> int:
+        """Bytes of the tensor at a tap."""
+        return BYTES_OF_FLOAT32 * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
+
+
+def set_of(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> AutoencoderInfo:
+    """The set whose latents are *node_type*; for a generic latent the only, or first, of *sets*, which has some."""
+    return next((info for info in sets if info.node_type is node_type), sets[0])
