@@ -63,9 +63,13 @@ class Reason(StrEnum):
     ANSWER_CORRUPT = "ANSWER_CORRUPT"
     UNSUPPORTED_BY_MODEL = "UNSUPPORTED_BY_MODEL"
     CONTEXT_PINNED = "CONTEXT_PINNED"
-    TENSOR_NOT_FOUND = "TENSOR_NOT_FOUND"
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"
+    TENSOR_NOT_FOUND = "TENSOR_NOT_FOUND"
     TENSOR_CORRUPT = "TENSOR_CORRUPT"
+
+
+MAX_VIOLATIONS = 100
+"""Most violations that one error lists; further ones are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,10 @@ class DstError(Exception):
 
 
 class InvalidRequest(DstError):
-    """The request can never succeed as it stands. `violations` lists every bad field."""
+    """The request can never succeed as it stands.
+
+    `violations` lists every bad field, the first `MAX_VIOLATIONS` of many; `omitted` counts the others.
+    """
 
     default_reason = Reason.INVALID_FIELD
 
@@ -117,13 +124,16 @@ class InvalidRequest(DstError):
         self,
         violations: Iterable[FieldViolation],
         *,
+        omitted: int = 0,
         reason: Reason | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Make the error from one or more violations; the message joins them."""
         self.violations = tuple(violations)
-        text = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in self.violations)
-        super().__init__(text, reason=reason, metadata=metadata)
+        self.omitted = omitted
+        sentences = [f"{v.field}: {v.description}" if v.field else v.description for v in self.violations]
+        sentences += [f"and {omitted} more"] if omitted else []
+        super().__init__("; ".join(sentences), reason=reason, metadata=metadata)
 
     @classmethod
     def of(cls, field: str, description: str, *, reason: Reason | None = None) -> InvalidRequest:
@@ -132,21 +142,33 @@ class InvalidRequest(DstError):
 
     def under(self, prefix: str) -> InvalidRequest:
         """The same error with every path moved below *prefix*."""
-        return InvalidRequest([v.under(prefix) for v in self.violations], reason=self.reason, metadata=self.metadata)
+        return InvalidRequest(
+            [v.under(prefix) for v in self.violations],
+            omitted=self.omitted,
+            reason=self.reason,
+            metadata=self.metadata,
+        )
 
 
 class Violations:
     """Collects what is wrong with a value, so that all of it is reported at once."""
 
+    __slots__ = ("_reasons", "count", "listed")
+
     def __init__(self) -> None:
         """Start empty."""
-        self._found: list[FieldViolation] = []
+        self.listed: list[FieldViolation] = []
+        """The first `MAX_VIOLATIONS` that were found."""
+        self.count = 0
+        """How many were found, listed or not."""
         self._reasons: set[Reason] = set()
 
     def add(self, field: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
         """Note one violation."""
-        self._found.append(FieldViolation(field, description))
-        self._reasons.add(reason)
+        self.count += 1
+        if len(self.listed) < MAX_VIOLATIONS:
+            self.listed.append(FieldViolation(field, description))
+            self._reasons.add(reason)
 
     def check(self, condition: bool, field: str, description: str) -> None:
         """Note a violation unless *condition* holds."""
@@ -155,19 +177,25 @@ class Violations:
 
     def extend(self, error: InvalidRequest, prefix: str = "") -> None:
         """Take over what another value found, below *prefix*."""
-        self._found.extend(v.under(prefix) for v in error.violations)
-        self._reasons.add(error.reason)
+        for violation in error.violations:
+            self.add(join_path(prefix, violation.field), violation.description, error.reason)
+        self.count += error.omitted
+
+    def move(self, start: int, prefix: str) -> None:
+        """Move those that are listed from position *start* on below *prefix*."""
+        self.listed[start:] = [violation.under(prefix) for violation in self.listed[start:]]
 
     @property
-    def count(self) -> int:
-        """How many violations were found."""
-        return len(self._found)
+    def fields(self) -> tuple[str, ...]:
+        """Paths of the fields that are wrong, as far as they are listed."""
+        return tuple(violation.field for violation in self.listed)
 
     def raise_if_any(self) -> None:
         """Raise InvalidRequest with all that was found, each once, or return. A reason that all share is its reason."""
-        if self._found:
+        if self.count:
             reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
-            raise InvalidRequest(dict.fromkeys(self._found), reason=reason)
+            omitted = self.count - len(self.listed)
+            raise InvalidRequest(dict.fromkeys(self.listed), omitted=omitted, reason=reason)
 
 
 class NotFound(DstError):

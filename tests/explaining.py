@@ -37,7 +37,7 @@ def explain(world: models.World, request: ExplainRequest | TopKRequest) -> Expla
     for part in parts:
         assert collector.add(part) is None
     summary = explainer.summary()
-    trailer = RunsTrailer(message_count=len(parts) + 1, statistics=summary.statistics, provenance=summary.provenance)
+    trailer = RunsTrailer(frame_count=len(parts) + 1, statistics=summary.statistics, provenance=summary.provenance)
     found = collector.add(ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request.request_id))
     assert found is not None
     return found

@@ -58,7 +58,7 @@ def parts_of(
             count += 1
             yield ExplanationPart(kind=kind, value=value, run_index=run_index, request_id=request.request_id)
     trailer = RunsTrailer(
-        message_count=count + 1,
+        frame_count=count + 1,
         statistics=RunStatistics(forward_passes=1, backward_passes=1),
         provenance=Provenance(model=MODEL, model_digest="0" * 64),
     )
@@ -80,7 +80,7 @@ def top_k_parts_of(request: TopKRequest) -> Iterator[ExplanationPart]:
             count += 1
             yield part
         elif isinstance(part.value, RunsTrailer):
-            yield replace(part, value=replace(part.value, message_count=count + 1))
+            yield replace(part, value=replace(part.value, frame_count=count + 1))
 
 
 def explanation_of(request: ExplainRequest, *, tokens: tuple[str, ...] = TOKENS, scale: float = 1.0) -> Explanation:

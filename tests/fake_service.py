@@ -101,7 +101,7 @@ SIZES = {
 }
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.Frame]]
 SUMMARY = RunSummary(
-    statistics=RunStatistics(forward_passes=1, backward_passes=1, queue_seconds=0.25),
+    statistics=RunStatistics(forward_passes=1, backward_passes=1, queue_duration=0.25),
     provenance=Provenance(model=HANDLE, model_digest="0" * 64),
 )
 

@@ -367,9 +367,9 @@ run_statistics = st.builds(
     RunStatistics,
     forward_passes=uint32,
     backward_passes=uint32,
-    queue_seconds=seconds,
-    pass_seconds=seconds,
-    derive_seconds=seconds,
+    queue_duration=seconds,
+    pass_duration=seconds,
+    derive_duration=seconds,
 )
 provenances = st.builds(
     Provenance,
@@ -663,7 +663,7 @@ node_tokens = st.builds(NodeTokens, node=uint32, top=tuples(token_scores), botto
 scored_tokens = st.builds(ScoredTokens, part=st.sampled_from(ExplainPart), nodes=tuples(node_tokens))
 node_token_pairs = st.builds(NodeTokenPairs, node=uint32, attended_tokens=tuples(st.tuples(uint32, floats32)))
 token_pairs = st.builds(TokenPairs, nodes=tuples(node_token_pairs))
-runs_trailers = st.builds(RunsTrailer, message_count=uint32, statistics=run_statistics, provenance=provenances)
+runs_trailers = st.builds(RunsTrailer, frame_count=uint32, statistics=run_statistics, provenance=provenances)
 PART_VALUES: dict[PartKind, st.SearchStrategy[Any]] = {
     PartKind.HEADER: run_headers,
     PartKind.NODE_TABLE: node_tables(),

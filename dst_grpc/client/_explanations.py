@@ -93,8 +93,8 @@ class ExplanationCollector(Generic[MessageT]):
 
     def _finished(self, part: ExplanationPart, trailer: RunsTrailer) -> Explanation:
         missing = [i for i, run in enumerate(self._runs) if run is None]
-        if missing or trailer.message_count != self._count:
-            what = f"{self._count} of {trailer.message_count} messages came"
+        if missing or trailer.frame_count != self._count:
+            what = f"{self._count} of {trailer.frame_count} messages came"
             raise DataLoss(f"the answer is truncated: {what}", reason=Reason.ANSWER_TRUNCATED)
         runs = tuple(run.finished() for run in self._runs if run is not None)
         return Explanation(request_id=part.request_id, runs=runs, trailer=trailer)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.results import Provenance, RunStatistics
 from dst_grpc.domain.scalar_types import DerivedScalarType
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 MAX_TOKENS_OF_PAIR_SUMS = 1000
@@ -50,7 +49,7 @@ class RunHeader:
     token_strings: tuple[str, ...]
     """Each token decoded alone."""
     loss: float | None = None
-    """Value of the loss; None if none was given or it is not a number."""
+    """Value of the loss, which may be NaN; None if none was given."""
     activation_value: float | None = None
     """Value of the traced activation; None without a trace."""
 
@@ -63,6 +62,8 @@ class ScalarSum:
     """Which type."""
     values: np.ndarray[Any, Any]
     """[T], or [T, U] for pairs of tokens of a prompt of at most `MAX_TOKENS_OF_PAIR_SUMS`; float32."""
+    first_token: int = 0
+    """Query token of the first entry or row; 0 unless this is a piece of a sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +171,8 @@ class TokenPairs:
 class RunsTrailer:
     """The end of an answer about runs. Without it the answer is truncated."""
 
-    message_count: int
-    """Messages of the answer, this one included."""
+    frame_count: int
+    """Frames of the answer, this one included."""
     statistics: RunStatistics
     """What all runs cost together."""
     provenance: Provenance
@@ -179,7 +180,7 @@ class RunsTrailer:
 
 
 class PartKind(StrEnum):
-    """What a message of an answer holds."""
+    """What a frame of an answer holds."""
 
     HEADER = "header"
     """A RunHeader, the first of its run."""
@@ -190,9 +191,9 @@ class PartKind(StrEnum):
     SCALAR_SUM = "scalar_sum"
     """A ScalarSum, one for each type of the tables."""
     SCORED_TOKENS = "scored_tokens"
-    """ScoredTokens; those of many nodes come in several messages."""
+    """ScoredTokens; those of many nodes come in several parts."""
     TOKEN_PAIRS = "token_pairs"
-    """TokenPairs; those of many nodes come in several messages."""
+    """TokenPairs; those of many nodes come in several parts."""
     TOP_LOGITS = "top_logits"
     """A NodeTable with the one group "logits"."""
     TRAILER = "trailer"
@@ -201,7 +202,7 @@ class PartKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExplanationPart:
-    """One message of an answer of Explain or TopK, as it comes."""
+    """One part of an answer of Explain or TopK, as it comes."""
 
     kind: PartKind
     """What it holds."""
@@ -209,8 +210,6 @@ class ExplanationPart:
     """What is in it."""
     run_index: int = 0
     """Which run, by its position in the request; 0 in the trailer."""
-    request_id: str = ""
-    """The request's own id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

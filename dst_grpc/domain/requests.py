@@ -17,6 +17,8 @@ from dst_grpc.errors import InvalidRequest, Violations
 
 FLOAT_ELEMENT_TYPES = (TensorElementType.FLOAT32, TensorElementType.FLOAT16, TensorElementType.BFLOAT16)
 MAX_REQUEST_ID_CHARACTERS = 256
+MIN_CHUNK_BYTES = 1024
+"""Smallest chunk of a tensor that may be asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class DeriveRequest:
     """Element type on the wire: float32, float16 or bfloat16."""
     encoding: TensorEncoding = TensorEncoding.DENSE
     """Whether latents travel whole or sparse."""
+    max_chunk_bytes: int = 0
+    """Largest chunk of a tensor wanted, and about the largest message; 0 = as large as the server makes them."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -110,6 +114,11 @@ class DeriveRequest:
             "element_type",
             f"must be float32, float16 or bfloat16, not {self.element_type}",
         )
+        problems.check(
+            self.max_chunk_bytes == 0 or MIN_CHUNK_BYTES <= self.max_chunk_bytes <= MAX_INDEX,
+            "max_chunk_bytes",
+            f"must be 0, or between {MIN_CHUNK_BYTES} and {MAX_INDEX}, not {self.max_chunk_bytes}",
+        )
         problems.raise_if_any()
 
     @property
@@ -138,3 +147,37 @@ class ResolveRequest:
     """What would be derived."""
     load: bool = False
     """Whether to load the contexts that it needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelItem:
+    """Ends one item of a stream."""
+
+    request_id: str
+    """Id of the item's request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeriveStreamRequest:
+    """What a client sends on a stream of requests to derive: an item, or the end of one."""
+
+    message: DeriveRequest | CancelItem
+    """The next item, or which one to end."""
+    timeout: float | None = None
+    """Seconds that the item may take from its arrival; None = as long as the call."""
+
+    def __post_init__(self) -> None:
+        """Check the timeout; raises InvalidRequest."""
+        problems = Violations()
+        if self.timeout is not None:
+            problems.check(self.timeout > 0, "timeout", f"must be longer than 0 seconds, not {self.timeout}")
+            problems.check(isinstance(self.message, DeriveRequest), "timeout", "must be absent beside cancel")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveStreamRequest:
+    """What a client sends on a stream of requests to resolve: an item."""
+
+    message: ResolveRequest
+    """The next item."""

@@ -199,8 +199,6 @@ class Resolution:
 class Validated:
     """A request is well formed."""
 
-    request_id: str
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
@@ -94,9 +95,18 @@ class AnswerHeader:
     tensors: tuple[TensorInfo, ...]
     """Every tensor that will follow, in order."""
     loss: float | None = None
-    """Value of the loss; None if none was given or it is not a number."""
+    """Value of the loss, which may be NaN; None if none was given."""
     activation_value: float | None = None
     """Value of the traced activation; None without a trace."""
+
+
+class AttentionImplementation(StrEnum):
+    """How attention is computed."""
+
+    EAGER = "eager"
+    """Matrix by matrix: scores, probabilities, and their products with values."""
+    SDPA = "sdpa"
+    """By a fused kernel that makes no attention matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +127,7 @@ class Provenance:
     """Name and version of the libraries that computed."""
     config_digest: str = ""
     """SHA-256 of the canonical request."""
-    attention: str = "eager"
+    attention: AttentionImplementation = AttentionImplementation.EAGER
     """How attention was computed."""
     batch_size: int = 1
     """Prompts in the batch that this one ran in."""
@@ -131,12 +141,12 @@ class RunStatistics:
     """Forward passes run for this answer; 0 if the recorded taps were still there."""
     backward_passes: int
     """Backward passes run for this answer."""
-    queue_seconds: float = 0.0
-    """Waiting for the device."""
-    pass_seconds: float = 0.0
-    """Forward and backward."""
-    derive_seconds: float = 0.0
-    """From taps to derived scalars."""
+    queue_duration: float = 0.0
+    """Waiting for the device, in seconds."""
+    pass_duration: float = 0.0
+    """Forward and backward, in seconds."""
+    derive_duration: float = 0.0
+    """From taps to derived scalars, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from dst_grpc import __version__
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import (
+    AttentionImplementation,
     AnswerHeader,
     DenseTensor,
     Provenance,
@@ -87,7 +88,7 @@ class AnswerBuilder:
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
         return RunSummary(
-            statistics=replace(self._outcome.statistics, derive_seconds=self._derive_seconds),
+            statistics=replace(self._outcome.statistics, derive_duration=self._derive_seconds),
             provenance=provenance_of(
                 [self._plan], self._model, self._sets, digest=self._plan.digest, batch_size=self._outcome.batch_size
             ),
@@ -156,7 +157,9 @@ def provenance_of(
         device=model.device,
         library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
         config_digest=digest,
-        attention="eager" if is_capped or touched & _ATTENTION_MATRICES else "sdpa",
+        attention=AttentionImplementation.EAGER
+        if is_capped or touched & _ATTENTION_MATRICES
+        else AttentionImplementation.SDPA,
         batch_size=batch_size,
     )
 

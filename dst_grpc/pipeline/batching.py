@@ -148,7 +148,7 @@ class Batcher:
         """What the caller gets: what it makes of its outcome, or its error."""
         if isinstance(result, Exception):
             return result
-        statistics = replace(result.statistics, queue_seconds=started - waiting.since)
+        statistics = replace(result.statistics, queue_duration=started - waiting.since)
         try:
             return waiting.then(replace(result, statistics=statistics))
         except Exception as error:  # noqa: BLE001  likewise

@@ -122,9 +122,9 @@ class Explainer:
         statistics = RunStatistics(
             forward_passes=sum(batch.forward_passes for batch in batches),
             backward_passes=sum(batch.backward_passes for batch in batches),
-            queue_seconds=max(batch.queue_seconds for batch in batches),
-            pass_seconds=sum(batch.pass_seconds for batch in batches),
-            derive_seconds=self._seconds,
+            queue_duration=max(batch.queue_duration for batch in batches),
+            pass_duration=sum(batch.pass_duration for batch in batches),
+            derive_duration=self._seconds,
         )
         return RunSummary(
             statistics=statistics,
@@ -140,7 +140,7 @@ class Explainer:
     def _part(
         self, kind: PartKind, run_index: int, value: RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs
     ) -> ExplanationPart:
-        return ExplanationPart(kind=kind, value=value, run_index=run_index, request_id=self._question.request_id)
+        return ExplanationPart(kind=kind, value=value, run_index=run_index)
 
     def _header(self, i: int) -> RunHeader:
         plan, recording = self._outcomes[i].plan, self._outcomes[i].recording

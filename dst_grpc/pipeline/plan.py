@@ -130,7 +130,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that determines the answer's numbers."""
-        request = replace(self.request, request_id="", model=self.model.handle)
+        request = replace(self.request, request_id="", max_chunk_bytes=0, model=self.model.handle)
         handles = tuple(info.handle for info in self.autoencoders)
         return hashlib.sha256(repr((request, handles)).encode()).hexdigest()
 

@@ -79,7 +79,7 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
     statistics = RunStatistics(
         forward_passes=1,
         backward_passes=1 if taps.graph_starts_at_layer is not None else 0,
-        pass_seconds=time.perf_counter() - started,
+        pass_duration=time.perf_counter() - started,
     )
     return [
         Outcome(

@@ -72,7 +72,7 @@ class Pipeline:
             plan = await self._plan(request.request, registry)
         except (InvalidRequest, PreconditionFailed) as error:
             raise error.under("request") from None
-        yield Validated(request_id=request.request.request_id)
+        yield Validated()
         if not request.load:
             yield self._resolution(plan)
             return
@@ -163,7 +163,7 @@ class Pipeline:
 
     async def _plan(self, request: DeriveRequest, registry: Registry) -> Plan:
         """The plan of *request* with what *registry* knows; the one that a request begins with is kept to its end."""
-        key = replace(request, request_id="")
+        key = replace(request, request_id="", max_chunk_bytes=0)
         if registry is self._cache.registry and registry is not self._planned_with:
             self._plans.clear()
             self._planned_with = registry
@@ -191,7 +191,7 @@ class Pipeline:
         """
         if _has_handles(plan):
             return plan
-        self._plans.pop(replace(request, request_id=""), None)
+        self._plans.pop(replace(request, request_id="", max_chunk_bytes=0), None)
         again = await self._plan(request, registry)
         if [info.name for info in again.autoencoders] != [info.name for info in plan.autoencoders]:
             raise DataLoss("files of an autoencoder changed while it was loaded", reason=Reason.DIGEST_MISMATCH)

@@ -104,7 +104,7 @@ async def with_trailer(
             if isinstance(part, ExplanationPart):
                 yield part
             else:
-                trailer = RunsTrailer(message_count=count, statistics=part.statistics, provenance=part.provenance)
+                trailer = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
                 yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request_id)
 
 

@@ -1,103 +1,70 @@
 """Enums of the wire and of the domain, converted by name; there are no tables by hand.
 
 A wire value's name is its enum's prefix and the domain member's: `NODE_TYPE_MLP_NEURON` is `NodeType.MLP_NEURON`.
-What an unspecified or unknown number means depends on the field, so `_reader` decides about both.
+What an unspecified number means depends on the field, so `codec` decides about it.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
-from dst_grpc._gen.dst.v1 import (
-    catalog_pb2,
-    component_pb2,
-    context_pb2,
-    derived_scalar_type_pb2,
-    error_pb2,
-    explain_pb2,
-    tensor_pb2,
-)
-from dst_grpc.domain import components as domain
-from dst_grpc.domain.architecture import ActivationFunction, NormKind, PositionKind
-from dst_grpc.domain.explain import NodeScope, TopKSelection
-from dst_grpc.domain.explanations import ExplainPart
-from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.resolution import ContextKind, ContextState
-from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import Reason
-
-if TYPE_CHECKING:
-    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from dst_grpc.wire.messages import ENUMS
 
 E = TypeVar("E", bound=Enum)
 
 _MAX_NAMES_SHOWN = 13
-_UNSPECIFIED = "_UNSPECIFIED"
+_UNSPECIFIED = "UNSPECIFIED"
+_RENAMED: dict[type[Enum], str] = {Reason: "ErrorReason"}
+"""The only enum whose name on the wire is not the domain's."""
 
 
 class EnumCodec(Generic[E]):
     """One enum, both ways."""
 
-    def __init__(self, members: type[E], wrapper: EnumTypeWrapper) -> None:
-        """Pair the members by name; raises ValueError if the wire lacks one of the domain's."""
-        zero: str = wrapper.Name(0)
-        prefix = zero.removesuffix(_UNSPECIFIED) + "_"
+    def __init__(self, members: type[E]) -> None:
+        """Pair the members by name; raises KeyError if the wire lacks the enum or one of its members."""
         self.members = members
-        self.wrapper = wrapper
-        self._numbers: dict[E, int] = {member: wrapper.Value(prefix + member.name) for member in members}
-        self._members: dict[int, E] = {number: member for member, number in self._numbers.items()}
+        self.descriptor = ENUMS[_RENAMED.get(members, members.__name__)]
+        values = self.descriptor.values_by_name
+        zero: str = self.descriptor.values_by_number[0].name
+        self._prefix = zero.removesuffix(_UNSPECIFIED)
+        self.number_of: dict[E, int] = {member: values[self._prefix + member.name].number for member in members}
+        """The wire's number of each member."""
+        self.member_of: dict[int, E] = {number: member for member, number in self.number_of.items()}
+        """The member of each number; neither 0 (unspecified) nor what this version does not know is there."""
 
-    def __repr__(self) -> str:
-        """Name the enum."""
-        return f"EnumCodec({self.members.__name__})"
-
-    def to_wire(self, member: E) -> Any:
-        """The wire's number of *member*; typed Any because generated stubs want their own nominal int."""
-        return self._numbers[member]
-
-    def from_wire(self, number: int) -> E | None:
-        """The member of *number*; None for 0 (unspecified) and for numbers this version does not know."""
-        return self._members.get(number)
+    def name(self, member: E) -> str:
+        """The member's name as JSON clients send it."""
+        return f"{self._prefix}{member.name}"
 
     @property
     def choices(self) -> str:
-        """The members' names for a message, cut short where there are many."""
-        names = [member.name for member in self.members]
+        """The members' names for a sentence, cut short where there are many."""
+        names = [self.name(member) for member in self.members]
         if len(names) <= _MAX_NAMES_SHOWN:
             return "one of " + ", ".join(names)
         return f"one of {', '.join(names[:_MAX_NAMES_SHOWN])}, ... ({len(names)} in all)"
 
     def complaint(self, number: int) -> str:
-        """What is wrong with *number*, which `from_wire` did not accept, where a member is required."""
+        """What is wrong with *number*, which is no member's, where a member is required."""
         if number == 0:
             return f"is required: {self.choices}"
-        nearest = min(self._members, key=lambda known: (abs(known - number), known))
+        nearest = min(self.member_of, key=lambda known: (abs(known - number), known))
         return (
-            f"{number} is no {self.members.__name__} that is known here; "
-            f"the nearest is {nearest}, {self._members[nearest].name}"
+            f"{number} is no {self.descriptor.name} that is known here; "
+            f"the nearest is {nearest}, {self.name(self.member_of[nearest])}"
         )
 
 
-DIMENSION = EnumCodec(domain.Dimension, component_pb2.Dimension)
-PASS_TYPE = EnumCodec(domain.PassType, component_pb2.PassType)
-NODE_TYPE = EnumCodec(domain.NodeType, component_pb2.NodeType)
-ATTENTION_TRACE_TYPE = EnumCodec(domain.AttentionTraceType, component_pb2.AttentionTraceType)
-PRE_OR_POST_ACT = EnumCodec(domain.PreOrPostAct, component_pb2.PreOrPostAct)
-INFERENCE_ENGINE_TYPE = EnumCodec(domain.InferenceEngineType, component_pb2.InferenceEngineType)
-LOSS_FN_NAME = EnumCodec(domain.LossFnName, component_pb2.LossFnName)
-ACTIVATION_LOCATION_TYPE = EnumCodec(ActivationLocationType, component_pb2.ActivationLocationType)
-DERIVED_SCALAR_TYPE = EnumCodec(DerivedScalarType, derived_scalar_type_pb2.DerivedScalarType)
-TENSOR_ELEMENT_TYPE = EnumCodec(domain.TensorElementType, tensor_pb2.TensorElementType)
-TENSOR_ENCODING = EnumCodec(domain.TensorEncoding, tensor_pb2.TensorEncoding)
-NORM_KIND = EnumCodec(NormKind, catalog_pb2.NormKind)
-POSITION_KIND = EnumCodec(PositionKind, catalog_pb2.PositionKind)
-ACTIVATION_FUNCTION = EnumCodec(ActivationFunction, catalog_pb2.ActivationFunction)
-CONTEXT_STATE = EnumCodec(ContextState, context_pb2.ContextState)
-CONTEXT_KIND = EnumCodec(ContextKind, context_pb2.ContextKind)
-ERROR_REASON = EnumCodec(Reason, error_pb2.ErrorReason)
-TOP_K_SELECTION = EnumCodec(TopKSelection, explain_pb2.TopKSelection)
-NODE_SCOPE = EnumCodec(NodeScope, explain_pb2.NodeScope)
-COMPONENT_TYPE_FOR_MLP = EnumCodec(domain.ComponentTypeForMlp, explain_pb2.ComponentTypeForMlp)
-COMPONENT_TYPE_FOR_ATTENTION = EnumCodec(domain.ComponentTypeForAttention, explain_pb2.ComponentTypeForAttention)
-EXPLAIN_PART = EnumCodec(ExplainPart, explain_pb2.ExplainPart)
+@cache
+def enum_codec(members: type[E]) -> EnumCodec[E]:
+    """The codec of a domain enum."""
+    return EnumCodec(members)
+
+
+def number_of(member: Enum) -> Any:
+    """The wire's number of *member*; typed Any because generated stubs want their own nominal int."""
+    return enum_codec(type(member)).number_of[member]

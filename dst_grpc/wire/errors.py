@@ -30,7 +30,7 @@ from dst_grpc.errors import (
     Unavailable,
     Unimplemented,
 )
-from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
+from dst_grpc.wire.durations import duration_to_wire, seconds_from_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

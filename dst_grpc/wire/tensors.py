@@ -1,21 +1,17 @@
-"""tensor.proto: axes, and the bytes of tensors. Who sends which bytes when is the business of `frames`.
+"""The bytes of tensors. Who sends which bytes when is the business of `frames`.
 
 Bytes are little-endian and row-major on every host. Sparse tensors are their values followed by their coordinates.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from dst_grpc._gen.dst.v1 import tensor_pb2 as pb
-from dst_grpc.domain.components import Dimension, TensorElementType
-from dst_grpc.domain.results import Axis, DenseTensor, SparseTensor, TensorInfo
+from dst_grpc.domain.components import TensorElementType
+from dst_grpc.domain.results import DenseTensor, SparseTensor, TensorInfo
 from dst_grpc.errors import DataLoss, Internal, Reason
-from dst_grpc.wire._reader import Reader
-from dst_grpc.wire.enums import DIMENSION
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -29,18 +25,13 @@ _STORED_AS: dict[TensorElementType, np.dtype[Any]] = {
     TensorElementType.BOOL: np.dtype("?"),
 }
 _COORDINATES = np.dtype("<u4")
+MAX_AXES = 16
+"""More axes than any derived scalar has."""
 
 
-def axis_to_wire(axis: Axis) -> pb.Axis:
-    """The message of an axis."""
-    return pb.Axis(dimension=DIMENSION.to_wire(axis.dimension), size=axis.size)
-
-
-def axis_from_wire(message: pb.Axis) -> Axis:
-    """The axis. Raises InvalidRequest."""
-    reader = Reader(message)
-    dimension = reader.required_enum("dimension", DIMENSION, Dimension.SINGLETON)
-    return reader.finish(lambda: Axis(dimension, message.size))
+def stored_as(element_type: TensorElementType) -> np.dtype[Any]:
+    """How numpy holds the bytes of elements; bfloat16, which it lacks, as the bits."""
+    return _STORED_AS[element_type]
 
 
 def tensor_buffers(tensor: DenseTensor | SparseTensor) -> tuple[memoryview, ...]:
@@ -82,9 +73,9 @@ def tensor_of(info: TensorInfo, data: Array) -> DenseTensor | SparseTensor:
     """
     stored = _STORED_AS[info.element_type]
     if info.nonzero_count is None:
-        return DenseTensor(info, _widened(data.view(stored), info.element_type).reshape(info.shape))
+        return DenseTensor(info, widened(data.view(stored), info.element_type).reshape(info.shape))
     split = info.nonzero_count * stored.itemsize
-    values = _widened(data[:split].view(stored), info.element_type)
+    values = widened(data[:split].view(stored), info.element_type)
     # Values of two bytes may leave the coordinates at a half word; only then are they copied.
     aligned = np.require(data[split:].view(_COORDINATES), requirements="A")
     coordinates = aligned.reshape(info.nonzero_count, len(info.axes))
@@ -92,7 +83,8 @@ def tensor_of(info: TensorInfo, data: Array) -> DenseTensor | SparseTensor:
     return SparseTensor(info, values, coordinates)
 
 
-def _widened(values: Array, element_type: TensorElementType) -> Array:
+def widened(values: Array, element_type: TensorElementType) -> Array:
+    """*values* as they are stored, in a type that numpy has: bfloat16 as float32, exactly."""
     if element_type is not TensorElementType.BFLOAT16:
         return values
     return (values.astype(np.uint32) << 16).view(np.float32)
@@ -111,8 +103,3 @@ def _check_coordinates(info: TensorInfo, coordinates: Array) -> None:
 
 def _damaged(info: TensorInfo, what: str) -> DataLoss:
     return DataLoss(f"tensor {info.tensor_id} ({info.dst}) {what}", reason=Reason.ANSWER_CORRUPT)
-
-
-def element_count(info: TensorInfo) -> int:
-    """Elements of the full tensor."""
-    return math.prod(info.shape)

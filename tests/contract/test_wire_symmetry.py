@@ -86,9 +86,9 @@ PAIRS: list[tuple[Any, Any]] = [
     (explanations.RunsTrailer, explain_pb2.RunsTrailer),
 ]
 RENAMED = {
-    ("RunStatistics", "queue_seconds"): "queue_time",
-    ("RunStatistics", "pass_seconds"): "pass_time",
-    ("RunStatistics", "derive_seconds"): "derive_time",
+    ("RunStatistics", "queue_duration"): "queue_time",
+    ("RunStatistics", "pass_duration"): "pass_time",
+    ("RunStatistics", "derive_duration"): "derive_time",
 }
 """Durations carry their unit in their type on the wire, and in their name in the domain."""
 NAN_IF_NONE = {("LayerCheck", "fraction_of_variance_unexplained")}

@@ -222,7 +222,7 @@ def test_the_blocking_client_explains_too(embedded_address: str) -> None:
         kinds = [part.kind for part in client.explain_parts(request)]
         assert kinds[0] is PartKind.HEADER
         assert kinds[-1] is PartKind.TRAILER
-        assert len(kinds) == whole.trailer.message_count
+        assert len(kinds) == whole.trailer.frame_count
         (run,) = whole.runs
         assert run.token_pairs is not None
         assert run.token_pairs.nodes

@@ -213,7 +213,7 @@ async def explain(address: str, request: explain_pb2.ExplainRequest) -> Json:
                 table, (group,) = message.top_logits, message.top_logits.groups
                 document["top_logits"] = [[table.vocab_tokens[i], bits32(group.values[i])] for i in group.top]
             elif kind == "trailer":
-                assert message.trailer.message_count == messages
+                assert message.trailer.frame_count == messages
     return {"parts": dict(parts), **document}
 
 

@@ -40,7 +40,7 @@ def test_an_answer_is_arrays_by_name_and_layer(client: Client) -> None:
     np.testing.assert_array_equal(tensor.values, np.arange(20, dtype=np.float32).reshape(4, 5) - 2)
     assert answer[PAIRS][0].shape == (10, 2)
     assert list(answer[NEURONS]) == [0, 1]
-    assert answer.statistics.queue_seconds == 0.25
+    assert answer.statistics.queue_duration == 0.25
     assert answer.provenance.model == HANDLE
 
 

@@ -52,7 +52,7 @@ def scored(*nodes: int, way: ExplainPart = WAY) -> ExplanationPart:
 
 
 def trailer(count: int) -> ExplanationPart:
-    value = RunsTrailer(message_count=count, statistics=SUMMARY.statistics, provenance=SUMMARY.provenance)
+    value = RunsTrailer(frame_count=count, statistics=SUMMARY.statistics, provenance=SUMMARY.provenance)
     return part(PartKind.TRAILER, value)
 
 

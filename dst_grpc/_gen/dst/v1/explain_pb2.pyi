@@ -178,18 +178,20 @@ class RunsTrailer(_message.Message):
     def __init__(self, frame_count: _Optional[int] = ..., statistics: _Optional[_Union[_inference_pb2.RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[_inference_pb2.Provenance, _Mapping]] = ...) -> None: ...
 
 class TopKFrame(_message.Message):
-    __slots__ = ("run_index", "header", "node_table", "scalar_sum", "trailer")
+    __slots__ = ("run_index", "header", "node_table", "scalar_sum", "trailer", "partial")
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
     SCALAR_SUM_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     run_index: int
     header: RunHeader
     node_table: NodeTable
     scalar_sum: ScalarSum
     trailer: RunsTrailer
-    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class TopKResponse(_message.Message):
     __slots__ = ("request_id", "frames")
@@ -308,7 +310,7 @@ class TokenPairs(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[NodeTokenPairs, _Mapping]]] = ...) -> None: ...
 
 class ExplainFrame(_message.Message):
-    __slots__ = ("run_index", "header", "node_table", "component_sums", "scalar_sum", "scored_tokens", "token_pairs", "top_logits", "trailer")
+    __slots__ = ("run_index", "header", "node_table", "component_sums", "scalar_sum", "scored_tokens", "token_pairs", "top_logits", "trailer", "partial")
     RUN_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NODE_TABLE_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +320,7 @@ class ExplainFrame(_message.Message):
     TOKEN_PAIRS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGITS_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     run_index: int
     header: RunHeader
     node_table: NodeTable
@@ -327,7 +330,8 @@ class ExplainFrame(_message.Message):
     token_pairs: TokenPairs
     top_logits: NodeTable
     trailer: RunsTrailer
-    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, run_index: _Optional[int] = ..., header: _Optional[_Union[RunHeader, _Mapping]] = ..., node_table: _Optional[_Union[NodeTable, _Mapping]] = ..., component_sums: _Optional[_Union[NodeTable, _Mapping]] = ..., scalar_sum: _Optional[_Union[ScalarSum, _Mapping]] = ..., scored_tokens: _Optional[_Union[ScoredTokens, _Mapping]] = ..., token_pairs: _Optional[_Union[TokenPairs, _Mapping]] = ..., top_logits: _Optional[_Union[NodeTable, _Mapping]] = ..., trailer: _Optional[_Union[RunsTrailer, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("request_id", "frames")

@@ -195,16 +195,18 @@ class Trailer(_message.Message):
     def __init__(self, tensor_count: _Optional[int] = ..., byte_count: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ..., statistics: _Optional[_Union[RunStatistics, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ...) -> None: ...
 
 class DeriveFrame(_message.Message):
-    __slots__ = ("header", "chunk", "trailer", "error")
+    __slots__ = ("header", "chunk", "trailer", "error", "partial")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     header: Header
     chunk: TensorChunk
     trailer: Trailer
     error: _status_pb2.Status
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., chunk: _Optional[_Union[TensorChunk, _Mapping]] = ..., trailer: _Optional[_Union[Trailer, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class DeriveResponse(_message.Message):
     __slots__ = ("request_id", "frames")

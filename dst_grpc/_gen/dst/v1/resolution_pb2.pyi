@@ -99,16 +99,18 @@ class Resolved(_message.Message):
     def __init__(self, config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., device: _Optional[str] = ..., model: _Optional[_Union[_catalog_pb2.ModelInfo, _Mapping]] = ..., autoencoders: _Optional[_Iterable[_Union[_catalog_pb2.AutoencoderInfo, _Mapping]]] = ..., scalars: _Optional[_Iterable[_Union[ScalarResolution, _Mapping]]] = ..., cost: _Optional[_Union[CostEstimate, _Mapping]] = ..., contexts: _Optional[_Iterable[_Union[_context_pb2.ContextStatus, _Mapping]]] = ...) -> None: ...
 
 class ResolveFrame(_message.Message):
-    __slots__ = ("validated", "loading", "resolved", "error")
+    __slots__ = ("validated", "loading", "resolved", "error", "partial")
     VALIDATED_FIELD_NUMBER: _ClassVar[int]
     LOADING_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     validated: Validated
     loading: LoadProgress
     resolved: Resolved
     error: _status_pb2.Status
-    def __init__(self, validated: _Optional[_Union[Validated, _Mapping]] = ..., loading: _Optional[_Union[LoadProgress, _Mapping]] = ..., resolved: _Optional[_Union[Resolved, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    partial: bool
+    def __init__(self, validated: _Optional[_Union[Validated, _Mapping]] = ..., loading: _Optional[_Union[LoadProgress, _Mapping]] = ..., resolved: _Optional[_Union[Resolved, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class ResolveResponse(_message.Message):
     __slots__ = ("request_id", "frames")

@@ -1,0 +1,41 @@
+"""What a server is: its version, its limits, its features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """Figures that a server refuses or divides work by."""
+
+    max_request_bytes: int
+    """Largest message that it takes."""
+    max_response_bytes: int
+    """Largest message that it sends, unless a single element is larger."""
+    max_queued_requests: int
+    """Requests that may wait for the device."""
+    max_items_in_flight_per_stream: int
+    """Items of one stream that are worked on at once; reading pauses beyond."""
+    max_items_per_stream: int
+    """Items of one stream in all."""
+    max_run_bytes: int
+    """Estimated device memory, weights apart, that all runs may take together."""
+    max_put_tensor_bytes: int
+    """Bytes of tensors that one caller may have put and not deleted."""
+    max_put_tensor_ttl: float
+    """Longest life of a tensor that was put, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a server is."""
+
+    version: str
+    """Its version, e.g. "0.1.0"."""
+    protocol_version: int
+    """How much of dst.v1 it speaks: 1 is dst.v1 as of version 0.1.0."""
+    limits: ServerLimits
+    """Its limits."""
+    features: tuple[str, ...] = ()
+    """What it can do beyond what its protocol version says, by name."""

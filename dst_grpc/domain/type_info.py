@@ -1,0 +1,63 @@
+"""What the catalogue says of a derived scalar type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dst_grpc.domain.components import Dimension, NodeType
+from dst_grpc.domain.scalar_facts import Backward
+from dst_grpc.domain.scalar_notes import NOTES
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedScalarTypeInfo:
+    """One derived scalar type, as the server computes it."""
+
+    dst: DerivedScalarType
+    """The type."""
+    name: str
+    """The research code's name of it."""
+    dimensions: tuple[Dimension, ...]
+    """Axes of one tensor, outermost first."""
+    flattened: bool
+    """Whether the first axis runs over token pairs of the lower triangle."""
+    node_type: NodeType
+    """What the entries along the last axis are."""
+    once_per_model: bool
+    """Whether there is one tensor per model rather than one per layer."""
+    requires_grad_for_forward_pass: bool
+    """Whether even the value needs the backward pass of an origin."""
+    accepts_derive_gradients: bool
+    """Whether `derive_gradients` is accepted."""
+    yields_backward: bool
+    """Whether `derive_gradients` adds a BACKWARD tensor."""
+    needs_autoencoder: NodeType | None
+    """Type of autoencoder needed, AUTOENCODER_LATENT for exactly one of any type; None if none is."""
+    needs_fields: tuple[str, ...]
+    """Fields of DstConfig that must be set."""
+    formula: str
+    """The value in words and symbols."""
+    note: str
+    """What is peculiar about it; empty if nothing is."""
+
+    @classmethod
+    def of(cls, dst: DerivedScalarType) -> DerivedScalarTypeInfo:
+        """What the facts say of *dst*."""
+        facts = FACTS[dst]
+        return cls(
+            dst=dst,
+            name=dst.value,
+            dimensions=facts.dimensions,
+            flattened=facts.is_flattened,
+            node_type=facts.node_type,
+            once_per_model=facts.once,
+            requires_grad_for_forward_pass=facts.requires_grad_for_forward_pass,
+            accepts_derive_gradients=facts.backward is not Backward.REFUSED,
+            yields_backward=facts.backward in {Backward.GRADIENT, Backward.RATIO},
+            needs_autoencoder=facts.autoencoder,
+            needs_fields=facts.required_config_fields,
+            formula=facts.formula,
+            note=NOTES.get(dst, ""),
+        )

@@ -1,0 +1,42 @@
+"""What is checked of an answer beyond the rules of its values, before anybody allocates what it says."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.components import TensorEncoding
+from dst_grpc.wire.tensors import MAX_AXES
+
+if TYPE_CHECKING:
+    from dst_grpc._gen.dst.v1 import inference_pb2
+    from dst_grpc.domain.results import AnswerHeader, TensorInfo
+    from dst_grpc.errors import Violations
+
+MAX_ELEMENTS = 2**62
+"""More elements than any tensor has, dense or sparse, so that arithmetic on positions cannot overflow."""
+
+
+def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, problems: Violations) -> None:
+    """Note sizes that contradict one another."""
+    is_sparse = info.encoding is TensorEncoding.SPARSE_LATENTS
+    if is_sparse != (info.nonzero_count is not None):
+        problems.add("nonzero_count", f"must be {'present' if is_sparse else 'absent'} for {info.encoding}")
+        return
+    # Sizes of 0 make a tensor empty however large its other axes claim to be; those are bounded too.
+    bound = math.prod(max(axis.size, 1) for axis in info.axes[: MAX_AXES + 1])
+    if len(info.axes) > MAX_AXES or bound > MAX_ELEMENTS:
+        problems.add("axes", f"describe {len(info.axes)} axes of more elements than any tensor has")
+        return
+    if info.nonzero_count is not None and info.nonzero_count > math.prod(info.shape):
+        problems.add("nonzero_count", f"is {info.nonzero_count} of only {math.prod(info.shape)} elements")
+    if message.byte_length != info.byte_length:
+        problems.add("byte_length", f"is {message.byte_length}, but the axes make it {info.byte_length}")
+
+
+def check_header(message: inference_pb2.Header, header: AnswerHeader, problems: Violations) -> None:
+    """Note tensors whose number is not their position."""
+    del message
+    for i, info in enumerate(header.tensors):
+        if info.tensor_id != i:
+            problems.add(f"tensors[{i}].tensor_id", f"must be {i}, its position, not {info.tensor_id}")
