@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -94,10 +95,10 @@ class Pipeline:
             raise InvalidRequest.of("prompt", "is required")
         registry = self._cache.registry
         plan = await self._plan(request, registry)
-        names = [info.name for info in plan.autoencoders]
+        model, entries = _entries([plan], registry)
         async with (
             self._admission.admitted(plan.cost.peak_bytes),
-            self._cache.lease(plan.model.name, names, registry=registry) as lease,
+            self._cache.lease(model, entries) as lease,
         ):
             plan = await self._with_handles(plan, request, registry)
             worker, batcher = self._device(lease.model.device)
@@ -133,11 +134,10 @@ class Pipeline:
         registry = self._cache.registry
         plan_with = partial(make_plan, catalogue=registry)
         question = await self._planning.run(make_question, plan_with)
-        first = question.plans[0]
-        names = list(dict.fromkeys(info.name for plan in question.plans for info in plan.autoencoders))
+        model, entries = _entries(question.plans, registry)
         async with (
             self._admission.admitted(question.peak_bytes),
-            self._cache.lease(first.model.name, names, registry=registry) as lease,
+            self._cache.lease(model, entries) as lease,
         ):
             if not all(map(_has_handles, question.plans)):  # as in `_with_handles`
                 question = await self._planning.run(make_question, plan_with)
@@ -226,8 +226,8 @@ class Pipeline:
             newest[progress.context] = progress
             news.set()
 
-        names = [info.name for info in plan.autoencoders]
-        lease = self._cache.lease(plan.model.name, names, registry=registry, on_progress=note)
+        model, entries = _entries([plan], registry)
+        lease = self._cache.lease(model, entries, on_progress=note)
         leased = asyncio.create_task(stack.enter_async_context(lease))
         leased.add_done_callback(lambda _: news.set())
         try:
@@ -241,6 +241,13 @@ class Pipeline:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that whoever stops listening holds no pin any more
+
+
+def _entries(plans: Sequence[Plan], registry: Registry) -> tuple[ModelEntry, list[AutoencoderEntry]]:
+    """What *plans*, all of one model, need; without repetition."""
+    model = registry.model_entry(plans[0].model.name)
+    names = dict.fromkeys(info.name for plan in plans for info in plan.autoencoders)
+    return model, [registry.autoencoder_entry(name, model.name) for name in names]
 
 
 def _itself(outcome: Outcome) -> Outcome:
