@@ -155,15 +155,19 @@ class Violations:
         self._reasons.add(error.reason)
 
     @property
-    def count(self) -> int:
-        """How many violations were found."""
-        return len(self._found)
+    def fields(self) -> tuple[str, ...]:
+        """Paths of the fields that are wrong."""
+        return tuple(violation.field for violation in self._found)
+
+    def error(self) -> InvalidRequest:
+        """All that was found, each once, as one error. A reason that all share is its reason."""
+        reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
+        return InvalidRequest(dict.fromkeys(self._found), reason=reason)
 
     def raise_if_any(self) -> None:
-        """Raise InvalidRequest with all that was found, each once, or return. A reason that all share is its reason."""
+        """Raise the error if anything was found, or return."""
         if self._found:
-            reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
-            raise InvalidRequest(dict.fromkeys(self._found), reason=reason)
+            raise self.error()
 
 
 class NotFound(DstError):

@@ -183,7 +183,7 @@ def test_prompts_of_one_length_share_a_list_and_others_do_not() -> None:
         found = table(unequal, i)
         assert found.groups[0].values.tolist() == pytest.approx([expected[node] for node in found.nodes], rel=1e-5)
     with pytest.raises(InvalidRequest) as caught:
-        explaining.question(WORLD, ask(group, runs=runs(first, second[:4]), node_scope=NodeScope.BATCH))
+        explaining.plan(WORLD, ask(group, runs=runs(first, second[:4]), node_scope=NodeScope.BATCH))
     assert [violation.field for violation in caught.value.violations] == ["node_scope"]
 
 
