@@ -22,10 +22,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -299,3 +301,10 @@ class Internal(DstError):
         """Make the error with the id that the log carries too."""
         super().__init__(message, reason=Reason.INTERNAL, metadata=metadata)
         self.error_id = error_id
+
+
+def require(value: T | None) -> T:
+    """*value*, which whoever planned the work has made sure of; raises Internal if it is missing."""
+    if value is None:
+        raise Internal("a value is missing that the plan should have made sure of")
+    return value

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.engine.taps import Ablation
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.sizes import Sizes, set_of
-from dst_grpc.scalars.reads import INPUT_LOCATION, TRACED_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,22 +23,6 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.topology import AutoencoderInputs
 
 _L = ActivationLocationType
-_T, _U = Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS
-_AXES_OF_NODE = {
-    NodeType.ATTENTION_HEAD: (_T, _U, Dimension.ATTN_HEADS),
-    NodeType.MLP_NEURON: (_T, Dimension.MLP_ACTS),
-    NodeType.AUTOENCODER_LATENT: (_T, Dimension.AUTOENCODER_LATENTS),
-    NodeType.MLP_AUTOENCODER_LATENT: (_T, Dimension.AUTOENCODER_LATENTS),
-    NodeType.ATTENTION_AUTOENCODER_LATENT: (_T, Dimension.AUTOENCODER_LATENTS),
-    NodeType.RESIDUAL_STREAM_CHANNEL: (_T, Dimension.RESIDUAL_STREAM_CHANNELS),
-}
-
-NEEDED_SETS = {
-    NodeType.AUTOENCODER_LATENT: "exactly one autoencoder",
-    NodeType.MLP_AUTOENCODER_LATENT: "an autoencoder of the MLPs",
-    NodeType.ATTENTION_AUTOENCODER_LATENT: "an autoencoder of attention",
-}
-"""The autoencoder that latents of a type need, in words."""
 
 
 def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int) -> None:
@@ -53,23 +38,23 @@ def check_covered(findings: Findings, info: AutoencoderInfo, layer: int | None, 
 
 
 def check_positions(
-    findings: Findings, indices: TensorIndices, sizes: Sequence[tuple[Dimension, int]], path: str
+    findings: Findings, indices: TensorIndices, sizes: Sequence[tuple[Dimension, int | None]], path: str
 ) -> None:
-    """Note every position outside its axis."""
+    """Note every position outside its axis; a size None is not known."""
     for i, (index, (dimension, size)) in enumerate(zip(indices, sizes, strict=False)):
-        if index is not None and index >= size:
+        if index is not None and size is not None and index >= size:
             findings.add(f"{path}[{i}]", f"must be below {size}, the size of {dimension}, not {index}")
 
 
 def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderInfo]) -> None:
     """Note what of a node does not exist in the model, prompt or autoencoder."""
     check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers)
-    latents = 2**32
-    if node.node_type.is_autoencoder_latent and sets:
+    facts, latents = NODES[node.node_type], None
+    if facts.is_autoencoder_latent and sets:
         info = set_of(sets, node.node_type)
         check_covered(findings, info, node.layer_index, f"{path}.layer_index")
         latents = info.n_latents
-    axes = [(dimension, sizes.of(dimension, latents)) for dimension in _AXES_OF_NODE.get(node.node_type, ())]
+    axes = _sized(facts.axes or (), sizes, latents)
     check_positions(findings, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
         t, u = (*node.tensor_indices, None, None)[:2]
@@ -102,10 +87,10 @@ def check_trace_can_run(
 ) -> None:
     """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
     node_type = trace.node_index.node_type
-    if node_type.is_autoencoder_latent and inputs.of(node_type) not in TRACED_KINDS:
-        reads = " or ".join(kind.value for kind in TRACED_KINDS)
-        needed = NEEDED_SETS[node_type]
-        description = f"a trace from {node_type} needs {needed} that reads {reads}: name it in autoencoders"
+    facts, kind = NODES[node_type], inputs.of(node_type)
+    if facts.is_autoencoder_latent and (kind is None or not kind.is_traced):
+        reads = " or ".join(each.type for each in TRACED_INPUTS)
+        description = f"a trace from {node_type} needs {facts.autoencoder} that reads {reads}: name it in autoencoders"
         findings.lack(f"{path}.node_index.node_type", description, Reason.AUTOENCODER_REQUIRED)
     if trace.downstream_trace_config is not None:
         downstream = f"{path}.downstream_trace_config"
@@ -139,9 +124,8 @@ def check_ablation(
         description = f"{location} does not exist in the model: {reason}"
         findings.add(f"{path}.index.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
     check_layer(findings, index.layer_index, f"{path}.index.layer_index", sizes.n_layers)
-    of_splice = {*LATENT_LOCATION.values(), *ERROR_LOCATION.values()}
-    owner = next((info for info in spliced if location in _taps_of_splice(info)), None)
-    if location in of_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
+    owner = next((info for info in spliced if location in info.input.splice_taps), None)
+    if location.facts.needs_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
         findings.check(
             owner is not None,
             f"{path}.index.activation_location_type",
@@ -149,8 +133,7 @@ def check_ablation(
         )
     if owner is not None:
         check_covered(findings, owner, index.layer_index, f"{path}.index.layer_index")
-    latents = owner.n_latents if owner is not None else 2**32
-    axes = [(dimension, sizes.of(dimension, latents)) for dimension in location.dimensions]
+    axes = _sized(location.dimensions, sizes, None if owner is None else owner.n_latents)
     check_positions(findings, index.tensor_indices, axes, f"{path}.index.tensor_indices")
     return Ablation(
         row=0,
@@ -162,8 +145,6 @@ def check_ablation(
     )
 
 
-def _taps_of_splice(info: AutoencoderInfo) -> set[ActivationLocationType]:
-    if info.dst not in INPUT_LOCATION:
-        return set()
-    site = INPUT_LOCATION[info.dst]
-    return {LATENT_LOCATION[site], *([ERROR_LOCATION[site]] if site in ERROR_LOCATION else [])}
+def _sized(axes: Sequence[Dimension], sizes: Sizes, n_latents: int | None) -> list[tuple[Dimension, int | None]]:
+    """*axes* with their sizes; that of latents is None if *n_latents* is, which means that it is not known."""
+    return [(axis, n_latents if axis.is_parameterized_dimension else sizes.of(axis)) for axis in axes]

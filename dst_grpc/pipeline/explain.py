@@ -33,7 +33,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.answer import provenance_of
-from dst_grpc.pipeline.explain_plan import SCORED_PARTS, ends_of, logits_are_changed
+from dst_grpc.pipeline.explain_plan import ends_of, logits_are_changed
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.token_scoring import (
     TokenExtremes,
@@ -112,8 +112,8 @@ class Explainer:
             yield self._top_logits
         if _P.TOKEN_PAIRS in parts:
             yield from (partial(self._token_pairs, i) for i in range(len(self._outcomes)))
-        for part in SCORED_PARTS:
-            if part in parts:
+        for part in ExplainPart:
+            if part.scores_tokens and part in parts:
                 yield from self._scoring(part)
 
     def summary(self) -> RunSummary:

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _P = ExplainPart
-SCORED_PARTS = (
-    _P.UPVOTED_OUTPUT_TOKENS,
-    _P.INPUT_TOKENS_THAT_UPVOTE_MLP,
-    _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q,
-    _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_K,
-)
-REFERRING_PARTS = frozenset({*SCORED_PARTS, _P.TOKEN_PAIRS})
-"""Parts that refer to nodes of the table."""
 _MAX_TABLE_NODES = 20_000
 _MAX_TABLE_BYTES = 3_500_000
 _SCORES_OF_A_MESSAGE = 20_000
@@ -75,7 +67,7 @@ class ExplainPlan:
     @property
     def _scoring_bytes(self) -> int:
         """Of the scores of one chunk of the vocabulary, and a copy of them while the best are found."""
-        if not self.parts & frozenset(SCORED_PARTS):
+        if not any(part.scores_tokens for part in self.parts):
             return 0
         chosen = sum(self._choices(group) for group in self.groups)
         rows = len(self.plans) * min(chosen, self.nodes_of_a_message)

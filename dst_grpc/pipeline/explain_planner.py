@@ -15,15 +15,14 @@ from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.engine.taps import LATENT_LOCATION
-from dst_grpc.errors import Reason
-from dst_grpc.pipeline.explain_plan import REFERRING_PARTS, SCORED_PARTS, ExplainPlan, logits_are_changed
+from dst_grpc.errors import Reason, require
+from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
-from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.token_scoring import sites_of_attended_tokens, sites_of_vectors
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -38,13 +37,6 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _P = ExplainPart
-_ABLATED_LOCATION = {
-    NodeType.ATTENTION_HEAD: _L.ATTN_QK_PROBS,
-    NodeType.MLP_NEURON: _L.MLP_POST_ACT,
-    NodeType.AUTOENCODER_LATENT: _L.ONLINE_AUTOENCODER_LATENT,
-    NodeType.MLP_AUTOENCODER_LATENT: _L.ONLINE_MLP_AUTOENCODER_LATENT,
-    NodeType.ATTENTION_AUTOENCODER_LATENT: _L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
-}
 _FREEZE_FINAL_NORM = AblationSpec(
     index=ActivationIndex(
         activation_location_type=_L.RESID_FINAL_LAYER_NORM_SCALE,
@@ -53,7 +45,6 @@ _FREEZE_FINAL_NORM = AblationSpec(
     ),
     value=0.0,
 )
-_MLP_NODES = frozenset({NodeType.MLP_NEURON, NodeType.AUTOENCODER_LATENT, NodeType.MLP_AUTOENCODER_LATENT})
 
 
 def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
@@ -162,7 +153,7 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
     if node.node_type is NodeType.ATTENTION_HEAD:
         indices = (indices[0], None, indices[2])
     index = ActivationIndex(
-        activation_location_type=_ABLATED_LOCATION[node.node_type],
+        activation_location_type=require(NODES[node.node_type].tap),
         tensor_indices=indices,
         layer_index=node.layer_index,
     )
@@ -243,10 +234,10 @@ def _parts(request: ExplainRequest, groups: Sequence[TopKGroup]) -> frozenset[Ex
     """The parts wanted, or those that make sense; the node table too if another part refers to it."""
     if request.parts:
         found = set(request.parts)
-        return frozenset(found | {_P.NODE_TABLE} if found & REFERRING_PARTS else found)
+        return frozenset(found | {_P.NODE_TABLE} if any(part.is_about_nodes for part in found) else found)
     node_types = _node_types(groups)
     found = {_P.NODE_TABLE, _P.COMPONENT_SUMS, _P.UPVOTED_OUTPUT_TOKENS, _P.TOP_LOGITS}
-    if node_types & _MLP_NODES:
+    if any(NODES[node_type].may_read_mlp_input for node_type in node_types):
         found.add(_P.INPUT_TOKENS_THAT_UPVOTE_MLP)
     if NodeType.ATTENTION_HEAD in node_types:
         found |= {_P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_K}
@@ -260,7 +251,7 @@ def _node_types(groups: Sequence[TopKGroup]) -> frozenset[NodeType]:
 
 
 def _check_has_attention_latents(plans: Sequence[Plan], findings: Findings) -> None:
-    if all(info.dst is not DerivedScalarType.RESID_DELTA_ATTN for info in plans[0].spliced):
+    if not any(info.input.is_of_attention_write for info in plans[0].spliced):
         description = "TOKEN_PAIRS needs an autoencoder that reads resid.delta_attn"
         findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
 
@@ -276,18 +267,18 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     """What has to be recorded for the parts besides what the types read."""
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
-    if parts & frozenset(SCORED_PARTS):
+    if any(part.scores_tokens for part in parts):
         topology = Topology(n_layers, plan.model.architecture, AutoencoderInputs.of_sets(plan.spliced))
         yield from sites_of_vectors(node_types, range(n_layers), topology)
         for info in plan.spliced:
             if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:
                 for layer in info.layer_indices:
-                    yield LATENT_LOCATION[INPUT_LOCATION[info.dst]], layer
+                    yield info.input.latent_tap, layer
                     if info.has_write_scale:
-                        yield INPUT_LOCATION[info.dst], layer
+                        yield info.input.tap, layer
     if _P.TOKEN_PAIRS in parts:
         for info in plan.spliced:
-            if info.dst is DerivedScalarType.RESID_DELTA_ATTN:
+            if info.input.is_of_attention_write:
                 yield from sites_of_attended_tokens(info.layer_indices, plan.model.architecture)
     if _P.TOP_LOGITS in parts:
         yield (_L.LOGITS, None) if logits_are_changed(plan) else (_L.RESID_POST_MLP, n_layers - 1)

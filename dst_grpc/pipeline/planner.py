@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.engine.taps import LATENT_LOCATION
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.checks import check_ablation, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
@@ -20,7 +19,6 @@ from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.pipeline.tasks import TaskBuilder
 from dst_grpc.scalars.loss import TokenLoss
-from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.topology import AutoencoderInputs, Residual, Topology
 
 if TYPE_CHECKING:
@@ -249,7 +247,7 @@ class _Planner:
     def _ablations(self, spliced: tuple[AutoencoderInfo, ...], topology: Topology) -> tuple[Ablation, ...]:
         if self._findings.holds_stand_in("autoencoders"):
             return ()  # which taps there are depends on them
-        renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else None
+        renamed = spliced[0].input.latent_tap if len(spliced) == 1 else None
         found = []
         for i, spec in enumerate(self._request.ablation_specs):
             path = f"ablation_specs[{i}]"

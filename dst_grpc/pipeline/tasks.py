@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import Dimension, NodeType, PassType
+from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
+from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Backward, Component, Direction, ScalarFacts
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.scalar_facts import Backward, Direction, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.pipeline.checks import (
-    NEEDED_SETS,
     check_covered,
     check_layer,
     check_node,
@@ -24,7 +25,7 @@ from dst_grpc.pipeline.checks import (
     check_trace_can_run,
     check_trace_indices,
 )
-from dst_grpc.scalars.reads import KINDS_READ, TRACED_KINDS, Read, reads, writes_to_residual
+from dst_grpc.scalars.reads import Read, reads
 from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _T = DerivedScalarType
-_SPLICED_COMPONENTS = frozenset({Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR})
-_LATENT_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
-_FAKE_GRAD_LOCATIONS = (_L.MLP_POST_ACT, _L.ONLINE_MLP_AUTOENCODER_LATENT, _L.ONLINE_AUTOENCODER_LATENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +130,7 @@ class TaskBuilder:
         """The autoencoder that the type itself is about."""
         wanted = self._facts.autoencoder
         kind = self._inputs.of(wanted) if wanted is not None else None
-        return next((info for info in self.sets if info.dst is kind), None) if kind is not None else None
+        return None if kind is None else next((info for info in self.sets if info.input is kind), None)
 
     def _check_autoencoder(self) -> None:
         wanted, info = self._facts.autoencoder, self._own_set()
@@ -142,22 +140,20 @@ class TaskBuilder:
             generic = wanted is NodeType.AUTOENCODER_LATENT and len(self.sets) > 1
             has = f"has {', '.join(sorted(i.name for i in self.sets))}" if self.sets else "has none"
             hint = "; use the MLP_ or ATTENTION_ type instead" if generic else ""
-            description = f"{self._name} needs {NEEDED_SETS[wanted]}, and the request {has}{hint}"
+            description = f"{self._name} needs {NODES[wanted].autoencoder}, and the request {has}{hint}"
             self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        allowed = KINDS_READ.get(self.spec.dst)
-        if self._facts.component is Component.NEURON_ERROR:
-            allowed = (_T.MLP_POST_ACT,)
-        if allowed is not None and info.dst not in allowed:
-            names = " or ".join(kind.value for kind in allowed)
+        allowed = accepted_inputs(self._facts)
+        if allowed is not None and info.input not in allowed:
+            names = " or ".join(kind.type.value for kind in allowed)
             description = f"{self._name} needs an autoencoder that reads {names}, not {info.dst} ({info.name})"
             self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
-        if self._facts.is_of_writes and not writes_to_residual(info.dst):
+        if self._facts.is_of_writes and not info.input.writes_to_residual:
             description = f"{self._name}: what {info.name} reads, {info.dst}, is not written to the residual stream"
             self.findings.add("autoencoders", description, Reason.IMPOSSIBLE_COMBINATION)
         if self._facts.direction is Direction.ALL_LATENT_READS:
             self._check_reads_are_rows(info)
-        if self._facts.component in _SPLICED_COMPONENTS:
+        if self._facts.component.is_spliced:
             self._check_is_spliced(info)
 
     def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
@@ -208,7 +204,7 @@ class TaskBuilder:
         """Rules 34 and 35."""
         node = trace.node_index
         self.findings.check(
-            node.node_type.is_autoencoder_latent,
+            NODES[node.node_type].is_autoencoder_latent,
             f"{path}.node_index.node_type",
             f"{self._name} reads a latent, not a node of {node.node_type}",
         )
@@ -221,7 +217,8 @@ class TaskBuilder:
         info = self._own_set()
         if info is not None:
             # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
-            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in _LATENT_AXES]
+            of_latents = NODES[info.node_type].axes or ()
+            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in of_latents]
             check_positions(self.findings, indices, axes, f"{path}.node_index.tensor_indices")
         if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
             given = list(self.config.layer_indices or ())
@@ -241,14 +238,14 @@ class TaskBuilder:
         check_node(self.findings, node, path, self.sizes, self.sets)
         self.findings.check(node.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be forward")
         self.findings.check(node.layer_index is not None, f"{path}.layer_index", "is required")
-        known = node.node_type in {NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON} or node.node_type in NEEDED_SETS
-        if not known:
+        facts = NODES[node.node_type]
+        if facts.component is None:
             names = "attention_head, mlp_neuron or a type of autoencoder latent"
             self.findings.add(f"{path}.node_type", f"must be {names}, not {node.node_type}")
             return
         self.findings.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
         self._check_subnode(node, path)
-        if node.node_type in NEEDED_SETS:
+        if facts.is_autoencoder_latent:
             self._check_node_autoencoder(node)
 
     def _check_subnode(self, node: NodeIndex, path: str) -> None:
@@ -260,12 +257,12 @@ class TaskBuilder:
 
     def _check_node_autoencoder(self, node: NodeIndex) -> None:
         kind = self._inputs.of(node.node_type)
-        if kind is None or kind not in TRACED_KINDS:
-            reads = " or ".join(each.value for each in TRACED_KINDS)
-            description = f"{self._name} needs {NEEDED_SETS[node.node_type]} that reads {reads} for this node"
+        if kind is None or not kind.is_traced:
+            reads = " or ".join(each.type for each in TRACED_INPUTS)
+            description = f"{self._name} needs {NODES[node.node_type].autoencoder} that reads {reads} for this node"
             self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        self._check_is_spliced(next(info for info in self.sets if info.dst is kind))
+        self._check_is_spliced(next(info for info in self.sets if info.input is kind))
 
     # Reads of the vocabulary
 
@@ -278,10 +275,11 @@ class TaskBuilder:
             self.findings.lack(path, f"{self._name} needs the node that reads")
             return
         location = index.activation_location_type
+        taps = [facts.tap for facts in NODES.values() if facts.may_read_mlp_input and facts.tap is not None]
         self.findings.check(
-            location in _FAKE_GRAD_LOCATIONS,
+            location in taps,
             f"{path}.activation_location_type",
-            f"must be one of {', '.join(known.value for known in _FAKE_GRAD_LOCATIONS)}, not {location}",
+            f"must be one of {', '.join(taps)}, not {location}",
         )
         self.findings.check(index.layer_index is not None, f"{path}.layer_index", "is required")
         check_layer(self.findings, index.layer_index, f"{path}.layer_index", self.sizes.n_layers)
@@ -292,11 +290,11 @@ class TaskBuilder:
         if location is _L.MLP_POST_ACT:
             width = self.sizes.model.d_mlp
         elif self._inputs.mlp is None:
-            description = f"{self._name} of a latent needs {NEEDED_SETS[NodeType.MLP_AUTOENCODER_LATENT]}"
+            description = f"{self._name} of a latent needs {NODES[NodeType.MLP_AUTOENCODER_LATENT].autoencoder}"
             self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
         else:
-            info = next(info for info in self.sets if info.dst is self._inputs.mlp)
+            info = next(info for info in self.sets if info.input is self._inputs.mlp)
             check_covered(self.findings, info, index.layer_index, f"{path}.layer_index")
             width = info.n_latents
         self.findings.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")

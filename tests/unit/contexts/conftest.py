@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dst_grpc.contexts import AutoencoderContext, ContextCache, Lease, ModelContext, Registry
-from dst_grpc.contexts.autoencoders import node_type_of
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.engine.decoder import Decoder
 from tests import checkpoints
 
@@ -74,7 +74,7 @@ class FakeLoader:
             name=entry.name,
             model=model.name,
             dst=entry.dst,
-            node_type=node_type_of(entry.dst),
+            node_type=AUTOENCODER_INPUTS[entry.dst].node_type,
             by_layer={},
             digest=entry.files.digest(),
             device=entry.device,

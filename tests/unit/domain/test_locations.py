@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dst_grpc.domain.locations import ActivationLocationType, WeightLocationType
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalars import FACTS
 from tests.unit.domain.test_scalars import LETTERS
 
@@ -39,15 +39,3 @@ def test_a_raw_type_has_the_facts_of_its_tap() -> None:
             assert facts.tap.name == dst.name
             assert facts.dimensions == facts.tap.dimensions
             assert facts.once == facts.tap.has_no_layers
-
-
-def test_weights_that_belong_to_the_mlps_are_marked() -> None:
-    assert {place.value for place in WeightLocationType if place.is_mlp_specific} == {
-        "mlp.to_hidden",
-        "mlp.to_residual",
-        "layer_norm_gain.pre_mlp",
-    }
-    assert [place for place in WeightLocationType if place.is_absolute_position_embedding_specific] == [
-        WeightLocationType.POSITION_EMBEDDING
-    ]
-    assert WeightLocationType.ATTN_TO_QUERY.shape_spec == tuple(LETTERS[letter] for letter in ("H", "d", "ck"))

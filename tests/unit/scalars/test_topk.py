@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.entries import is_of_token_pairs
 from dst_grpc.domain.explain import NodeScope, TopKGroup, TopKRequest, TopKSelection
 from dst_grpc.domain.explanations import GroupValues, NodeTable
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.nodes import is_of_token_pairs
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest
