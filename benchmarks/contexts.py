@@ -91,12 +91,12 @@ def settled_bytes() -> int:
 
 
 async def _want(cache: ContextCache, name: str) -> None:
-    async with cache.lease(name):
+    async with cache.lease(cache.registry.model_entry(name)):
         pass
 
 
 async def _use(cache: ContextCache, name: str) -> None:
-    async with cache.lease(name) as lease:
+    async with cache.lease(cache.registry.model_entry(name)) as lease:
         tokens = torch.tensor([[1, 2, 3]])
         assert torch.isfinite(lease.model.decoder.forward(tokens)).all()  # type: ignore[arg-type]  # it does not stop
 
@@ -107,7 +107,7 @@ async def _peak(folder: str) -> tuple[float, ...]:
     cache = ContextCache(registry)
     before = settled_bytes()
     forget_peak()
-    async with cache.lease("a") as lease:
+    async with cache.lease(cache.registry.model_entry("a")) as lease:
         peak, weights = resident_bytes("VmHWM") - before, lease.model.parameter_bytes
         held = resident_bytes() - before
     await cache.close()

@@ -17,8 +17,8 @@ from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.pipeline.explain import Explainer
-from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.question import Question, explain_question
+from dst_grpc.pipeline.explain_plan import ExplainPlan
+from dst_grpc.pipeline.explain_planner import plan_explain
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.wire.explanations import explain_response_to_wire
@@ -34,7 +34,7 @@ _MIB = 1 << 20
 TABLES = (ExplainPart.NODE_TABLE, ExplainPart.COMPONENT_SUMS, ExplainPart.TOP_LOGITS)
 
 
-def question(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] = ()) -> Question:
+def plan(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] = ()) -> ExplainPlan:
     """The default groups of random prompts, each different; k = 15."""
     runs = []
     for i in range(n_runs):
@@ -44,7 +44,7 @@ def question(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] =
         runs.append(ExplainRun(prompt=Prompt(token_ids=ids), loss_fn_config=loss))
     catalogue = subjects.OneModel(subjects.GPT2_SMALL)
     request = ExplainRequest(runs=tuple(runs), parts=parts)
-    return explain_question(request, partial(make_plan, catalogue=catalogue))
+    return plan_explain(request, catalogue)
 
 
 def model() -> ModelContext:
@@ -61,10 +61,10 @@ def model() -> ModelContext:
     )
 
 
-def explain(asked: Question) -> list[ExplanationPart]:
-    """Run a question as the server does: one batch, recording sideways, then every step."""
+def explain(asked: ExplainPlan) -> list[ExplanationPart]:
+    """Run a plan as the server does: one batch, recording sideways, then every step."""
     store = RecordingStore()
-    outcomes = run([store.widened(plan) for plan in asked.plans], subjects.gpt2_small(), {})
+    outcomes = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
     return [part for parts in Explainer(asked, outcomes, model(), {}).steps() for part in parts]
 
 
@@ -73,9 +73,9 @@ def ratios() -> Iterator[str]:
     for name, parts in (("tables, sums and logits", TABLES), ("all parts", ())):
         yield f"Explain, default groups, k = 15, {name}, GPT-2-small shape, over the bare forward + backward"
         for n_tokens in (16, 64):
-            asked = question(n_tokens, parts=parts)
+            asked = plan(n_tokens, parts=parts)
             reference, ours = partial(bare, subjects.gpt2_small(), asked.plans[0]), partial(explain, asked)
-            two = partial(explain, question(n_tokens, n_runs=2, parts=parts))
+            two = partial(explain, plan(n_tokens, n_runs=2, parts=parts))
             found = medians({"bare": reference, "ours": ours, "two": two}, ROUNDS)
             memory = {"bare": peak_bytes(reference), "ours": peak_bytes(ours)}
             sent = sum(len(explain_response_to_wire(part).SerializeToString()) for part in ours())
@@ -91,13 +91,13 @@ def ratios() -> Iterator[str]:
 
 
 def where_the_time_goes() -> Iterator[str]:
-    """Seconds until each kind of part, the pass included, of one question."""
+    """Seconds until each kind of part, the pass included, of one request."""
     yield "Explain, where the time goes (ms)"
     for n_tokens in (16, 64):
-        asked = question(n_tokens)
+        asked = plan(n_tokens)
         explain(asked)
         store, started = RecordingStore(), time.perf_counter()
-        outcomes = run([store.widened(plan) for plan in asked.plans], subjects.gpt2_small(), {})
+        outcomes = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
         spent: dict[str, float] = defaultdict(float)
         spent["pass"] = time.perf_counter() - started
         before = time.perf_counter()

@@ -23,10 +23,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+T = TypeVar("T")
 
 
 class Reason(StrEnum):
@@ -190,12 +192,15 @@ class Violations:
         """Paths of the fields that are wrong, as far as they are listed."""
         return tuple(violation.field for violation in self.listed)
 
+    def error(self) -> InvalidRequest:
+        """All that was found, each once, as one error. A reason that all share is its reason."""
+        reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
+        return InvalidRequest(dict.fromkeys(self.listed), omitted=self.count - len(self.listed), reason=reason)
+
     def raise_if_any(self) -> None:
-        """Raise InvalidRequest with all that was found, each once, or return. A reason that all share is its reason."""
+        """Raise the error if anything was found, or return."""
         if self.count:
-            reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
-            omitted = self.count - len(self.listed)
-            raise InvalidRequest(dict.fromkeys(self.listed), omitted=omitted, reason=reason)
+            raise self.error()
 
 
 class NotFound(DstError):
@@ -333,3 +338,10 @@ class Internal(DstError):
         """Make the error with the id that the log carries too."""
         super().__init__(message, reason=Reason.INTERNAL, metadata=metadata)
         self.error_id = error_id
+
+
+def require(value: T | None) -> T:
+    """*value*, which whoever planned the work has made sure of; raises Internal if it is missing."""
+    if value is None:
+        raise Internal("a value is missing that the plan should have made sure of")
+    return value

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from dst_grpc.client._explanations import ExplanationCollector
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, TopKRequest
 from dst_grpc.domain.explanations import Explanation, ExplanationPart, PartKind, RunsTrailer
 from dst_grpc.domain.requests import Prompt
+from dst_grpc.errors import Violations
 from dst_grpc.pipeline.explain import Explainer
-from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.question import Question, explain_question, top_k_question
+from dst_grpc.pipeline.explain_plan import ExplainPlan
+from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.run import run
 from tests import models
 
@@ -20,16 +20,17 @@ def itself(part: ExplanationPart) -> ExplanationPart:
     return part
 
 
-def question(world: models.World, request: ExplainRequest | TopKRequest) -> Question:
+def plan(world: models.World, request: ExplainRequest | TopKRequest, known: Violations | None = None) -> ExplainPlan:
     """The plan of *request*."""
-    plan = partial(make_plan, catalogue=world.catalogue)
-    return explain_question(request, plan) if isinstance(request, ExplainRequest) else top_k_question(request, plan)
+    if isinstance(request, ExplainRequest):
+        return plan_explain(request, world.catalogue, known)
+    return plan_top_k(request, world.catalogue, known)
 
 
 def explain(world: models.World, request: ExplainRequest | TopKRequest) -> Explanation:
     """The whole answer to *request*."""
-    asked = question(world, request)
-    used = {info.name for plan in asked.plans for info in plan.autoencoders}
+    asked = plan(world, request)
+    used = {info.name for one in asked.plans for info in one.autoencoders}
     sets = {name: one for name, one in world.sets.items() if name in used}
     explainer = Explainer(asked, run(asked.plans, world.decoder, sets), world.context, sets)
     collector = ExplanationCollector(len(asked.plans), itself)

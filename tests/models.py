@@ -16,8 +16,8 @@ from tokenizers import models as tokenizer_models
 from tokenizers import pre_tokenizers
 
 from dst_grpc.contexts import AutoencoderContext, ModelContext
-from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -137,7 +137,7 @@ def sites(config: DecoderConfig = CONFIG) -> list[Site]:
     found: list[Site] = []
     for location in ActivationLocationType:
         is_online = "online" in location.value
-        if location.facts.is_tapped and not is_online and config.architecture.why_without(location) is None:
+        if not is_online and config.architecture.why_without(location) is None:
             found += [(location, i) for i in ([None] if location.has_no_layers else range(config.n_layers))]
     return found
 
@@ -195,7 +195,7 @@ def autoencoders(
         name=name or f"tiny/{dst.value}",
         model="tiny",
         dst=dst,
-        node_type=node_type_of(dst),
+        node_type=AUTOENCODER_INPUTS[dst].node_type,
         by_layer=by_layer,
         digest="0",
         device="cpu",
@@ -260,7 +260,7 @@ class FakeCatalogue:
             layer_indices=tuple(layer for layer in context.by_layer if layer is not None),
             n_latents=next(iter(context.by_layer.values())).n_latents,
             activation="/".join(activations),
-            spliceable=context.dst in SPLICEABLE,
+            spliceable=AUTOENCODER_INPUTS[context.dst].is_spliceable,
             parameter_bytes=context.parameter_bytes,
             digest=context.digest,
             state=ContextState.AVAILABLE,

@@ -34,8 +34,8 @@ from dst_grpc.domain.components import (
     TensorEncoding,
 )
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.entries import entries_are_nodes
 from dst_grpc.domain.explain import (
-    ABLATED_NODE_TYPES,
     ExplainRequest,
     ExplainRun,
     NodeAblation,
@@ -69,7 +69,7 @@ from dst_grpc.domain.indices import (
 )
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.nodes import entries_are_nodes
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import FLOAT_ELEMENT_TYPES, DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -277,7 +277,7 @@ def loss_fn_configs(draw: st.DrawFn) -> LossFnConfig:
 
 @st.composite
 def ablation_specs(draw: st.DrawFn) -> AblationSpec:
-    location = draw(st.sampled_from([place for place in L if place.facts.is_tapped]))
+    location = draw(st.sampled_from(L))
     rank = len(location.dimensions)
     index = ActivationIndex(
         activation_location_type=location,
@@ -568,7 +568,7 @@ def top_k_requests(draw: st.DrawFn) -> TopKRequest:
 
 @st.composite
 def node_ablations(draw: st.DrawFn) -> NodeAblation:
-    node_type = draw(st.sampled_from(ABLATED_NODE_TYPES))
+    node_type = draw(st.sampled_from([node_type for node_type, facts in NODES.items() if facts.tap is not None]))
     first, *middle = draw(st.lists(uint32, min_size=RANKS[node_type] - 1, max_size=RANKS[node_type] - 1))
     node = NodeIndex(
         node_type=node_type,

@@ -21,20 +21,9 @@ from dst_grpc.cli._console import (
 )
 from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
-from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, Dimension, ModelInfo
+from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, ModelInfo
+from dst_grpc.domain.nodes import NODES
 
-_LETTERS = {
-    Dimension.SEQUENCE_TOKENS: "T",
-    Dimension.ATTENDED_TO_SEQUENCE_TOKENS: "U",
-    Dimension.RESIDUAL_STREAM_CHANNELS: "d",
-    Dimension.MLP_ACTS: "F",
-    Dimension.ATTN_HEADS: "H",
-    Dimension.QUERY_AND_KEY_CHANNELS: "c",
-    Dimension.VALUE_CHANNELS: "c",
-    Dimension.AUTOENCODER_LATENTS: "Z",
-    Dimension.VOCAB_SIZE: "V",
-    Dimension.SINGLETON: "1",
-}
 _DIGEST_CHARACTERS = 12
 """How much of a digest, or of a commit, is shown to people."""
 _LEGEND = (
@@ -175,7 +164,7 @@ def types(
 
 
 def _axes(info: DerivedScalarTypeInfo) -> str:
-    letters = [_LETTERS.get(dimension, dimension.value) for dimension in info.dimensions]
+    letters = [dimension.letter or dimension.value for dimension in info.dimensions]
     if info.is_flattened:
         letters[0] = "P"
     return " ".join(letters)
@@ -184,8 +173,7 @@ def _axes(info: DerivedScalarTypeInfo) -> str:
 def _needs(info: DerivedScalarTypeInfo) -> list[str]:
     needs = ["a loss or trace"] if info.requires_grad_for_forward_pass else []
     if info.needs_autoencoder is not None:
-        kind = {"mlp_autoencoder_latent": "an MLP ", "attention_autoencoder_latent": "an attention "}
-        needs.append(f"{kind.get(info.needs_autoencoder.value, 'one ')}autoencoder")
+        needs.append(NODES[info.needs_autoencoder].autoencoder)
     return needs + list(info.needs_fields)
 
 

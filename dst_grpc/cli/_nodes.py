@@ -25,25 +25,13 @@ from dst_grpc.client import (
     PreOrPostAct,
     TraceConfig,
 )
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.errors import InvalidRequest
 
-_TYPE_OF_LETTER = {
-    "h": NodeType.ATTENTION_HEAD,
-    "n": NodeType.MLP_NEURON,
-    "z": NodeType.MLP_AUTOENCODER_LATENT,
-    "a": NodeType.ATTENTION_AUTOENCODER_LATENT,
-}
-_LETTER_OF_TYPE = {node_type: letter for letter, node_type in _TYPE_OF_LETTER.items()}
-_TAP_OF_TYPE = {
-    NodeType.ATTENTION_HEAD: ActivationLocationType.ATTN_QK_PROBS,
-    NodeType.MLP_NEURON: ActivationLocationType.MLP_POST_ACT,
-    NodeType.MLP_AUTOENCODER_LATENT: ActivationLocationType.ONLINE_MLP_AUTOENCODER_LATENT,
-    NodeType.ATTENTION_AUTOENCODER_LATENT: ActivationLocationType.ONLINE_ATTENTION_AUTOENCODER_LATENT,
-}
-"""Where a node is switched off at every token; at one token the server knows itself."""
-
+_BY_LETTER = {facts.letter: facts for facts in NODES.values() if facts.letter}
 _NODE = (
-    r"(?:(?P<layer>\d+)\.(?P<letter>[hnza])(?P<number>\d+)|(?P<embedding>emb))(?:@(?P<token>\d+)(?:,(?P<key>\d+))?)?"
+    rf"(?:(?P<layer>\d+)\.(?P<letter>[{''.join(_BY_LETTER)}])(?P<number>\d+)|(?P<embedding>emb))"
+    r"(?:@(?P<token>\d+)(?:,(?P<key>\d+))?)?"
 )
 _TRACED = re.compile(rf"{_NODE}(?::(?P<through>QK|Q|K|V))?")
 _ABLATED = re.compile(rf"{_NODE}(?:=(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?))?")
@@ -58,8 +46,8 @@ def node_text(node: NodeIndex) -> str:
     positions = node.tensor_indices
     if node.node_type is NodeType.LAYER and node.layer_index is None:
         return f"emb@{positions[0]}"
-    letter = _LETTER_OF_TYPE.get(node.node_type)
-    if letter is None or not positions:
+    letter = NODES[node.node_type].letter
+    if not letter or not positions:
         where = ",".join(":" if at is None else str(at) for at in positions)
         return f"{'' if node.layer_index is None else f'{node.layer_index}.'}{node.node_type}[{where}]"
     tokens = ",".join(str(at) for at in positions[:-1] if at is not None)
@@ -85,9 +73,9 @@ def ablation_text(ablation: NodeAblation | AblationSpec) -> str:
     tap = index.activation_location_type
     if tap is ActivationLocationType.RESID_POST_EMBEDDING and last is None and tokens[0] is not None:
         return f"emb@{tokens[0]}={ablation.value:g}"
-    for node_type, of_nodes in _TAP_OF_TYPE.items():
-        if of_nodes is tap and index.layer_index is not None and last is not None and all(at is None for at in tokens):
-            return f"{index.layer_index}.{_LETTER_OF_TYPE[node_type]}{last}={ablation.value:g}"
+    for letter, facts in _BY_LETTER.items():
+        if facts.tap is tap and index.layer_index is not None and last is not None and all(at is None for at in tokens):
+            return f"{index.layer_index}.{letter}{last}={ablation.value:g}"
     where = ",".join(":" if at is None else str(at) for at in index.tensor_indices)
     layer = "" if index.layer_index is None else f"@{index.layer_index}"
     return f"{tap}{layer}[{where}]={ablation.value:g}"
@@ -106,11 +94,11 @@ def read_trace(text: str) -> TraceConfig | None:
         return None
     if match["embedding"]:
         raise InvalidRequest.of("--trace", f"{text!r}: an embedding is where traces end; nothing lies before it")
-    node_type = _TYPE_OF_LETTER[match["letter"]]
-    is_head = node_type is NodeType.ATTENTION_HEAD
+    facts = _BY_LETTER[match["letter"]]
+    is_head = facts.type is NodeType.ATTENTION_HEAD
     if match["token"] is None or is_head is (match["key"] is None):
         lacks = "needs the token it is at and the token it reads" if is_head else "needs one token"
-        raise InvalidRequest.of("--trace", f"{text!r}: a {_KINDS[node_type]} {lacks}, as in {TRACE_FORMS}")
+        raise InvalidRequest.of("--trace", f"{text!r}: a {facts.word} {lacks}, as in {TRACE_FORMS}")
     if match["through"] and not is_head:
         raise InvalidRequest.of("--trace", f"{text!r}: only a head has a query, key and value to trace through")
     return TraceConfig(
@@ -132,18 +120,17 @@ def read_ablation(text: str) -> NodeAblation | AblationSpec | None:
         return None
     value = float(match["value"] or 0)
     token = None if match["token"] is None else int(match["token"])
-    node_type = NodeType.LAYER if match["embedding"] else _TYPE_OF_LETTER[match["letter"]]
-    if match["key"] is not None and node_type is not NodeType.ATTENTION_HEAD:
+    facts = NODES[NodeType.LAYER] if match["embedding"] else _BY_LETTER[match["letter"]]
+    if match["key"] is not None and facts.type is not NodeType.ATTENTION_HEAD:
         raise InvalidRequest.of("--ablate", f"{text!r}: only a head reads another token; e.g. {ABLATION_FORMS}")
-    if node_type is NodeType.LAYER:
+    if facts.tap is None:
         if token is None:
             raise InvalidRequest.of("--ablate", f"{text!r}: of which token? e.g. emb@13")
         return _everywhere(ActivationLocationType.RESID_POST_EMBEDDING, None, (token, None), value)
     if token is not None:
         return NodeAblation(node_index=_node(match), value=value)
-    tap = _TAP_OF_TYPE[node_type]
-    whole = (None,) * (len(tap.dimensions) - 1)
-    return _everywhere(tap, int(match["layer"]), (*whole, int(match["number"])), value)
+    whole = (None,) * (len(facts.tap.dimensions) - 1)
+    return _everywhere(facts.tap, int(match["layer"]), (*whole, int(match["number"])), value)
 
 
 def read_head(text: str) -> tuple[int, int]:
@@ -158,17 +145,9 @@ def read_head(text: str) -> tuple[int, int]:
     return int(match["layer"]), int(match["head"])
 
 
-_KINDS = {
-    NodeType.ATTENTION_HEAD: "head",
-    NodeType.MLP_NEURON: "neuron",
-    NodeType.MLP_AUTOENCODER_LATENT: "latent",
-    NodeType.ATTENTION_AUTOENCODER_LATENT: "latent",
-}
-
-
 def _node(match: re.Match[str]) -> NodeIndex:
     """The node at a token; of a head, at a pair of tokens or, if it names one only, the whole row."""
-    node_type = _TYPE_OF_LETTER[match["letter"]]
+    node_type = _BY_LETTER[match["letter"]].type
     indices: tuple[int | None, ...] = (int(match["token"]), int(match["number"]))
     if node_type is NodeType.ATTENTION_HEAD:
         indices = (indices[0], None if match["key"] is None else int(match["key"]), indices[1])

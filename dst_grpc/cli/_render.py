@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dst_grpc.client import Dimension, Entry, NodeType
-
-_NODES = {
-    NodeType.ATTENTION_HEAD: "head",
-    NodeType.QK_CHANNEL: "channel",
-    NodeType.V_CHANNEL: "channel",
-    NodeType.MLP_NEURON: "neuron",
-    NodeType.RESIDUAL_STREAM_CHANNEL: "channel",
-    NodeType.VOCAB_TOKEN: "token",
-}
+from dst_grpc.client import Dimension, Entry
+from dst_grpc.domain.nodes import NODES
 
 
 def node_name(entry: Entry) -> str:
     """What the entry is about, without its layer and token: "head 1", "neuron 33", "latent 7"; empty if one thing."""
     if entry.node is None:
         return ""
-    kind = "latent" if entry.node_type.is_autoencoder_latent else _NODES.get(entry.node_type, str(entry.node_type))
+    kind = NODES[entry.node_type].word
     if Dimension.ATTN_HEADS in entry.dimensions[:-1]:
         head = entry.indices[entry.dimensions.index(Dimension.ATTN_HEADS)]
         return f"head {head} {kind} {entry.node}"

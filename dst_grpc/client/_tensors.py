@@ -67,9 +67,8 @@ class Entry:
     @property
     def node(self) -> int | None:
         """Number of the neuron, head, latent, ... None where the last axis is a single thing."""
-        if not self.dimensions or self.dimensions[-1] in _NO_NODE:
-            return None
-        return self.indices[-1]
+        last = self.dimensions[-1] if self.dimensions else Dimension.SINGLETON
+        return None if last is Dimension.SINGLETON or last.node_type is None else self.indices[-1]
 
     @property
     def node_type(self) -> NodeType:
@@ -83,9 +82,6 @@ class Entry:
         tokens = [str(token) for token in (self.token, self.attended_token) if token is not None]
         parts += [f"token {' <- '.join(tokens)}"] if tokens else []
         return f"<{', '.join(parts)}>"
-
-
-_NO_NODE = {Dimension.SINGLETON, Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS}
 
 
 def token_pair(position: int) -> tuple[int, int]:

@@ -29,10 +29,11 @@ from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextSta
 from dst_grpc.errors import DstError, NotFound, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.device import DeviceMemory
+    from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.contexts.loading import Loader
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
@@ -104,42 +105,39 @@ class ContextCache:
     @asynccontextmanager
     async def lease(
         self,
-        model: str,
-        autoencoders: Sequence[str] = (),
+        model: ModelEntry,
+        autoencoders: Iterable[AutoencoderEntry] = (),
         *,
-        registry: Registry | None = None,
+        handles: Iterable[str] = (),
         on_progress: OnLoadProgress | None = None,
     ) -> AsyncIterator[Lease]:
         """Hold a model and its autoencoder sets, loading what is not loaded yet.
 
         Args:
-            model: name or handle; "" means the default.
-            autoencoders: names or handles.
-            registry: whose names they are, of those that this cache had; None = the one that it has now.
+            model: of the registry that this cache has, or one that it had.
+            autoencoders: of *model*.
+            handles: those by which a client named any of these. A registry takes them for good while the digest of the
+                files is not known; loading tells it.
             on_progress: told of the progress of loads that this waits for.
 
         Raises:
-            NotFound: if one is unknown, or a handle is of another revision than the files.
-            InvalidRequest: if a set belongs to another model.
+            NotFound: if one of *handles* is of another revision than the files.
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if they do not fit beside what is pinned, known before anything is
                 loaded unless it is pinned meanwhile; (OUT_OF_MEMORY).
             DataLoss: if files are corrupt, have changed, or fail their self-check.
             Unavailable: if a load failed for a reason that may pass, or the cache is closing.
         """
         async with AsyncExitStack() as pins:
-            names = registry or self._registry
-            owner = names.model_entry(model)
-            entries = {ref: names.autoencoder_entry(ref, owner.name) for ref in autoencoders}
-            self._budget.check([owner, *entries.values()])
-            context = await pins.enter_async_context(self._pinned(owner, on_progress))
-            names.model_entry(model)  # again: now the digest, and with it the revision, is known
+            entries = list(autoencoders)
+            self._budget.check([model, *entries])
+            context = await pins.enter_async_context(self._pinned(model, on_progress))
             sets: dict[str, AutoencoderContext] = {}
-            for ref, entry in entries.items():
+            for entry in entries:
                 loaded = await pins.enter_async_context(self._pinned(entry, on_progress))
-                names.autoencoder_entry(ref, owner.name)
-                sets[ref] = cast("AutoencoderContext", loaded)
+                sets[entry.name] = cast("AutoencoderContext", loaded)
             lease = Lease(cast("ModelContext", context), sets)
             try:
+                lease.check(handles)
                 yield lease
             finally:
                 lease.end()

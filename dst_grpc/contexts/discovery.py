@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dst_grpc.contexts.autoencoders import input_width
 from dst_grpc.contexts.entries import AutoencoderEntry, Registered
 from dst_grpc.contexts.fit import agree, disagreement, layer_problem, misfit
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.files import FileSet, changed, corrupt, label, read_small
@@ -315,7 +315,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
         InvalidRequest: for a layer that the model lacks, or a file that does not fit it; all of them at once.
         DataLoss: for a file that is corrupt.
     """
-    if input_width(config.dst, model.dimensions) is None:
+    if AUTOENCODER_INPUTS[config.dst].width(model.dimensions) is None:
         raise InvalidRequest.of("dst", f"{config.dst} cannot be read by an autoencoder")
     problems = Violations()
     headers: list[tuple[int | None, AutoencoderHeader]] = []

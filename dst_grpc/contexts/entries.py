@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dst_grpc.contexts.autoencoders import SPLICEABLE, node_type_of
 from dst_grpc.domain.architecture import ModelDimensions, unsupported_types
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -247,7 +247,7 @@ class AutoencoderEntry(Entry):
     @property
     def spliceable(self) -> bool:
         """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
-        return self.dst in SPLICEABLE and all(header.output is None for _, header in self.headers)
+        return AUTOENCODER_INPUTS[self.dst].is_spliceable and all(header.output is None for _, header in self.headers)
 
     @property
     def load_facts(self) -> tuple[object, ...]:
@@ -270,7 +270,7 @@ class AutoencoderEntry(Entry):
             handle=self.handle,
             model=self.model.name,
             dst=self.dst,
-            node_type=node_type_of(self.dst),
+            node_type=AUTOENCODER_INPUTS[self.dst].node_type,
             layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
             n_latents=self.headers[0][1].n_latents,
             activation=_joined(header.activation for header in headers),

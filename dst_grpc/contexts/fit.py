@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.contexts.autoencoders import input_width
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.engine.formats.header import AutoencoderHeader
 
-_T = DerivedScalarType
-_READ_ALIKE = ({_T.RESID_DELTA_MLP, _T.RESID_DELTA_MLP_FROM_MLP_POST_ACT},)
-"""Derived scalars that one autoencoder may be read from, whichever of them its file names."""
-
 
 def agree(names: set[str], name: str) -> bool:
     """Whether *name* goes with all *names*."""
-    return names == {name} or any(names <= alike for alike in _READ_ALIKE)
+    return names == {name} or any(
+        names <= {row.type, row.same_as} for row in AUTOENCODER_INPUTS.values() if row.same_as is not None
+    )
 
 
 def layer_problem(layer: int | None, dst: DerivedScalarType, model: ModelEntry) -> str:
@@ -52,13 +50,13 @@ def misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry)
     problem = _architecture_problem(header, dst, model)
     if problem:
         return problem
-    width = input_width(dst, model.dimensions)
+    width = AUTOENCODER_INPUTS[dst].width(model.dimensions)
     if width is None:
         return f"{dst} cannot be read by an autoencoder"
     if header.n_inputs != width:
         return f"reads {header.n_inputs} inputs, but {dst} of {model.name!r} has {width}"
     output = header.output or dst
-    width = input_width(output, model.dimensions)
+    width = AUTOENCODER_INPUTS[output].width(model.dimensions)
     if header.n_outputs != width:
         return f"puts out {header.n_outputs} channels, but {output} of {model.name!r} has {width}"
     return ""

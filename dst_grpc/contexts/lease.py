@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.errors import NotFound, Reason
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
@@ -30,8 +33,19 @@ class Lease:
 
     @property
     def autoencoders(self) -> Mapping[str, AutoencoderContext]:
-        """The autoencoder sets, by the name or handle that they were asked for with; empty once the lease is over."""
+        """The autoencoder sets, by registered name; empty once the lease is over."""
         return self._autoencoders
+
+    def check(self, handles: Iterable[str]) -> None:
+        """Raise NotFound if one of *handles* has the name of a context here, but is not its handle."""
+        kinds = [("model", Reason.MODEL_NOT_FOUND, {self.model.name: self.model.handle})]
+        sets = {name: context.handle for name, context in self._autoencoders.items()}
+        kinds.append(("autoencoder", Reason.AUTOENCODER_NOT_FOUND, sets))
+        for handle in handles:
+            name = ContextRef.parse(handle).name
+            for resource_type, reason, leased in kinds:
+                if leased.get(name, handle) != handle:
+                    raise NotFound.unknown(resource_type, handle, [leased[name]], reason=reason)
 
     def end(self) -> None:
         """Let go of everything, so that a variable that still names the lease keeps no memory from being freed."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dst_grpc.contexts import self_check
-from dst_grpc.contexts.autoencoders import AutoencoderContext, node_type_of
+from dst_grpc.contexts.autoencoders import AutoencoderContext
 from dst_grpc.contexts.model import ModelContext
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
@@ -105,7 +106,7 @@ class FileLoader:
             name=entry.name,
             model=entry.model.name,
             dst=entry.dst,
-            node_type=node_type_of(entry.dst),
+            node_type=AUTOENCODER_INPUTS[entry.dst].node_type,
             by_layer=by_layer,
             digest=digest,
             device=entry.device,

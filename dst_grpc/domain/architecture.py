@@ -14,10 +14,6 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 
-_OUTPUT_NORM_SCALES = frozenset(
-    {ActivationLocationType.ATTN_OUTPUT_LAYER_NORM_SCALE, ActivationLocationType.MLP_OUTPUT_LAYER_NORM_SCALE}
-)
-
 
 class NormKind(StrEnum):
     """What the layer norms of a model divide by."""
@@ -114,9 +110,9 @@ class Architecture:
 
     def why_without(self, location: ActivationLocationType) -> str | None:
         """Why the model has no such tap; None if it has, or if it depends on more than the model."""
-        if self.parallel and location is ActivationLocationType.RESID_POST_ATTN:
+        if self.parallel and location.facts.needs_sequential_layers:
             return "attention and MLP of its layers read the same residual, and there is none between them"
-        if not self.post_norms and location in _OUTPUT_NORM_SCALES:
+        if not self.post_norms and location.facts.needs_post_norms:
             return "its layers add what they write without norming it"
         return None
 

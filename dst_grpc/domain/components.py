@@ -1,4 +1,4 @@
-"""The vocabulary: dimensions, node types and the other enums.
+"""The vocabulary: node types, dimensions, components and the other enums.
 
 Every other module speaks in these words; the places of a model are in `locations`, the derived scalars in `scalars`.
 Members and values are the research code's, so that users who know its
@@ -14,25 +14,60 @@ One legend of axis letters, used in shapes throughout the package:
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum, auto
+from typing import Self
+
+
+class NodeType(StrEnum):
+    """What kind of thing a node is; its row of facts is in `nodes`."""
+
+    ATTENTION_HEAD = "attention_head"
+    QK_CHANNEL = "qk_channel"
+    V_CHANNEL = "v_channel"
+    MLP_NEURON = "mlp_neuron"
+    AUTOENCODER_LATENT = "autoencoder_latent"
+    MLP_AUTOENCODER_LATENT = "mlp_autoencoder_latent"
+    ATTENTION_AUTOENCODER_LATENT = "attention_autoencoder_latent"
+    AUTOENCODER_LATENT_BY_TOKEN_PAIR = "autoencoder_latent_by_token_pair"
+    LAYER = "layer"
+    RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
+    VOCAB_TOKEN = "vocab_token"
 
 
 class Dimension(StrEnum):
-    """What an axis of a tensor runs over."""
+    """What an axis of a tensor runs over: its name, its letter in the legend, and the nodes along it if it is last."""
 
-    SEQUENCE_TOKENS = "sequence_tokens"
-    ATTENDED_TO_SEQUENCE_TOKENS = "attended_to_sequence_tokens"
+    SEQUENCE_TOKENS = "sequence_tokens", "T"
+    ATTENDED_TO_SEQUENCE_TOKENS = "attended_to_sequence_tokens", "U"
     MAX_CONTEXT_LENGTH = "max_context_length"
-    RESIDUAL_STREAM_CHANNELS = "residual_stream_channels"
-    VOCAB_SIZE = "vocab_size"
-    ATTN_HEADS = "attn_heads"
-    QUERY_AND_KEY_CHANNELS = "query_and_key_channels"
-    VALUE_CHANNELS = "value_channels"
-    MLP_ACTS = "mlp_acts"
+    RESIDUAL_STREAM_CHANNELS = "residual_stream_channels", "d", NodeType.RESIDUAL_STREAM_CHANNEL
+    VOCAB_SIZE = "vocab_size", "V", NodeType.VOCAB_TOKEN
+    ATTN_HEADS = "attn_heads", "H", NodeType.ATTENTION_HEAD
+    QUERY_AND_KEY_CHANNELS = "query_and_key_channels", "c", NodeType.QK_CHANNEL
+    VALUE_CHANNELS = "value_channels", "c", NodeType.V_CHANNEL
+    MLP_ACTS = "mlp_acts", "F", NodeType.MLP_NEURON
     LAYERS = "layers"
-    SINGLETON = "singleton"
-    AUTOENCODER_LATENTS = "autoencoder_latents"
-    AUTOENCODER_LATENTS_BY_TOKEN_PAIR = "autoencoder_latents_by_token_pair"
+    SINGLETON = "singleton", "1", NodeType.LAYER
+    AUTOENCODER_LATENTS = "autoencoder_latents", "Z", NodeType.AUTOENCODER_LATENT
+    AUTOENCODER_LATENTS_BY_TOKEN_PAIR = (
+        "autoencoder_latents_by_token_pair",
+        "",
+        NodeType.AUTOENCODER_LATENT_BY_TOKEN_PAIR,
+    )
+
+    _value_: str
+    letter: str
+    """The axis in the legend; empty for one that no tensor has."""
+    node_type: NodeType | None
+    """What a tensor's nodes are if this is its last axis; None if it never is."""
+
+    def __new__(cls, name: str, letter: str = "", node_type: NodeType | None = None) -> Self:
+        """A member equal to its name."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.letter = letter
+        member.node_type = node_type
+        return member
 
     @property
     def is_sequence_token_dimension(self) -> bool:
@@ -45,9 +80,10 @@ class Dimension(StrEnum):
         return self is Dimension.AUTOENCODER_LATENTS
 
     @property
-    def is_model_intrinsic(self) -> bool:
-        """Whether the axis's size follows from the model alone."""
-        return not (self.is_sequence_token_dimension or self.is_parameterized_dimension)
+    def is_of_channels(self) -> bool:
+        """Whether its entries are channels of one vector, which an autoencoder can read together."""
+        of_model = self.node_type is not None and not self.is_parameterized_dimension
+        return of_model and self not in {Dimension.SINGLETON, Dimension.AUTOENCODER_LATENTS_BY_TOKEN_PAIR}
 
 
 class PassType(StrEnum):
@@ -67,25 +103,51 @@ class LocationWithinLayer(IntEnum):
     RESID_POST_MLP = 5
 
 
-class NodeType(StrEnum):
-    """What kind of thing a node is."""
+class Component(Enum):
+    """What part of the model a derived scalar is about."""
 
-    ATTENTION_HEAD = "attention_head"
-    QK_CHANNEL = "qk_channel"
-    V_CHANNEL = "v_channel"
-    MLP_NEURON = "mlp_neuron"
-    AUTOENCODER_LATENT = "autoencoder_latent"
-    MLP_AUTOENCODER_LATENT = "mlp_autoencoder_latent"
-    ATTENTION_AUTOENCODER_LATENT = "attention_autoencoder_latent"
-    AUTOENCODER_LATENT_BY_TOKEN_PAIR = "autoencoder_latent_by_token_pair"
-    LAYER = "layer"
-    RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
-    VOCAB_TOKEN = "vocab_token"
+    TAP = auto()
+    """A tapped tensor as it is."""
+    RESIDUAL = auto()
+    """A residual vector per token: the embedding, a residual sum, a layer's write."""
+    PREVIOUS_RESIDUAL = auto()
+    """The residual entering a layer."""
+    ONE = auto()
+    """The constant one, per token."""
+    NEURON = auto()
+    """An MLP neuron at a token; writes its activation times its row of Wout."""
+    HEAD_PAIR = auto()
+    """An attention head at a pair of tokens; writes A[t,u,h] v[u,h] WO[h]."""
+    HEAD_AT_TOKEN = auto()
+    """An attention head at a query token, summed over keys; writes o[t,h] WO[h]."""
+    OFFLINE_LATENT = auto()
+    """An autoencoder latent computed from recorded taps after the run."""
+    LATENT = auto()
+    """A latent of an autoencoder that is spliced into the run."""
+    NEURON_ERROR = auto()
+    """Reconstruction error of a spliced autoencoder of neurons; writes through Wout."""
+    RESIDUAL_ERROR = auto()
+    """Reconstruction error of a spliced autoencoder of a residual write."""
+    SINGLE_NODE = auto()
+    """The write of the one node that `node_index_for_attribution` names."""
+    QUERY = auto()
+    """An attention pair as reached through its query."""
+    KEY = auto()
+    """An attention pair as reached through its key."""
+    VALUE = auto()
+    """An attention pair as reached through its value."""
+    VOCABULARY = auto()
+    """Every token of the vocabulary, as an input."""
 
     @property
-    def is_autoencoder_latent(self) -> bool:
-        """Whether a node of this type is a latent of an autoencoder."""
-        return "latent" in self.value
+    def is_of_latents(self) -> bool:
+        """Whether it is an autoencoder's latents, spliced in or read offline."""
+        return self in {Component.LATENT, Component.OFFLINE_LATENT}
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether it exists only in a run that an autoencoder is spliced into."""
+        return self in {Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR}
 
 
 class AttentionTraceType(StrEnum):
@@ -119,36 +181,6 @@ class LossFnName(StrEnum):
     ZERO = "zero"
 
 
-class GroupId(StrEnum):
-    """A named group of derived scalar types in a debugging request."""
-
-    ACT_TIMES_GRAD = "act_times_grad"
-    ACTIVATION = "activation"
-    DIRECT_WRITE_TO_GRAD = "direct_write_to_grad"
-    DIRECTION_WRITE = "direction_write"
-    LOGITS = "logits"
-    MLP_LAYER_WRITE = "mlp_layer_write"
-    SINGLETON = "singleton"
-    TOKEN_WRITE = "token_write"
-    TOKEN_READ = "token_read"
-    WRITE_NORM = "write_norm"
-    TOKEN_PAIR_ATTRIBUTION = "token_pair_attribution"
-
-    @property
-    def exclude_bottom_k(self) -> bool:
-        """Whether the smallest values of the group say nothing of interest."""
-        return self in {GroupId.WRITE_NORM, GroupId.ACTIVATION, GroupId.LOGITS}
-
-
-class TokenScoringType(StrEnum):
-    """How vocabulary tokens are scored for a node."""
-
-    UPVOTED_OUTPUT_TOKENS = "upvoted_output_tokens"
-    INPUT_TOKENS_THAT_UPVOTE_MLP = "input_tokens_that_upvote_mlp"
-    INPUT_TOKENS_THAT_UPVOTE_ATTN_Q = "input_tokens_that_upvote_attn_q"
-    INPUT_TOKENS_THAT_UPVOTE_ATTN_K = "input_tokens_that_upvote_attn_k"
-
-
 class ComponentTypeForMlp(StrEnum):
     """What stands for the MLPs in a debugging request."""
 
@@ -163,78 +195,27 @@ class ComponentTypeForAttention(StrEnum):
     AUTOENCODER_LATENT = "autoencoder_latent"
 
 
-class SpecType(StrEnum):
-    """Kind of a request in the reference's JSON API."""
-
-    ACTIVATIONS_REQUEST_SPEC = "activations_request_spec"
-    DERIVED_SCALARS_REQUEST_SPEC = "derived_scalars_request_spec"
-    DERIVED_ATTENTION_SCALARS_REQUEST_SPEC = "derived_attention_scalars_request_spec"
-    MULTIPLE_TOP_K_DERIVED_SCALARS_REQUEST_SPEC = "multiple_top_k_derived_scalars_request_spec"
-    SCORED_TOKENS_REQUEST_SPEC = "scored_tokens_request_spec"
-    TDB_REQUEST_SPEC = "tdb_request_spec"
-    TOKEN_PAIR_ATTRIBUTION_REQUEST_SPEC = "token_pair_attribution_request_spec"
-
-
-class ProcessingResponseDataType(StrEnum):
-    """Kind of a response part in the reference's JSON API."""
-
-    DERIVED_SCALARS_RESPONSE_DATA = "derived_scalars_response_data"
-    DERIVED_ATTENTION_SCALARS_RESPONSE_DATA = "derived_attention_scalars_response_data"
-    MULTIPLE_TOP_K_DERIVED_SCALARS_RESPONSE_DATA = "multiple_top_k_derived_scalars_response_data"
-    SCORED_TOKENS_RESPONSE_DATA = "scored_tokens_response_data"
-    TOKEN_PAIR_ATTRIBUTION_RESPONSE_DATA = "token_pair_attribution_response_data"
-
-
-class TensorType(StrEnum):
-    """Rank of a tensor in the reference's JSON API."""
-
-    TENSOR_0D = "tensor_0d"
-    TENSOR_1D = "tensor_1d"
-    TENSOR_2D = "tensor_2d"
-    TENSOR_3D = "tensor_3d"
-
-
-class PromptId(StrEnum):
-    """Which of two runs."""
-
-    MAIN = "main"
-    BASELINE = "baseline"
-
-
-class PromptCombo(StrEnum):
-    """Which combination of two runs a value comes from."""
-
-    MAIN = "main"
-    BASELINE = "baseline"
-    SUBTRACT_BASELINE = "subtract_baseline"
-
-
 class TensorElementType(StrEnum):
-    """How one element of a tensor is stored; little-endian throughout."""
+    """How one element of a tensor is stored, little-endian throughout: its name, and its bytes."""
 
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-    INT32 = "int32"
-    UINT32 = "uint32"
-    INT64 = "int64"
-    BOOL = "bool"
+    FLOAT32 = "float32", 4
+    FLOAT16 = "float16", 2
+    BFLOAT16 = "bfloat16", 2
+    INT32 = "int32", 4
+    UINT32 = "uint32", 4
+    INT64 = "int64", 8
+    BOOL = "bool", 1
 
-    @property
-    def byte_width(self) -> int:
-        """Bytes of one element."""
-        return _BYTE_WIDTHS[self]
+    _value_: str
+    byte_width: int
+    """Bytes of one element."""
 
-
-_BYTE_WIDTHS = {
-    TensorElementType.FLOAT32: 4,
-    TensorElementType.FLOAT16: 2,
-    TensorElementType.BFLOAT16: 2,
-    TensorElementType.INT32: 4,
-    TensorElementType.UINT32: 4,
-    TensorElementType.INT64: 8,
-    TensorElementType.BOOL: 1,
-}
+    def __new__(cls, name: str, byte_width: int = 0) -> Self:
+        """A member equal to its name."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.byte_width = byte_width
+        return member
 
 
 class TensorEncoding(StrEnum):

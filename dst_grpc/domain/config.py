@@ -12,7 +12,6 @@ from dst_grpc.domain.components import InferenceEngineType, NodeType, PassType
 from dst_grpc.domain.handles import ContextRef, is_device
 from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex, NodeIndex
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations
@@ -145,7 +144,3 @@ class DstConfig:
                 "trace_config.node_index.layer_index",
                 f"is required beside {field}",
             )
-
-    def requires_grad_for_type(self, dst: DerivedScalarType) -> bool:
-        """Whether deriving *dst* with this config needs a backward pass."""
-        return self.derive_gradients or FACTS[dst].requires_grad_for_forward_pass

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, NodeType, PassType
+from dst_grpc.domain.entries import entries_are_nodes
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.groups import DEFAULT_GROUPS
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
-from dst_grpc.domain.nodes import entries_are_nodes
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -145,16 +146,16 @@ class NodeAblation:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         node = self.node_index
-        if node.node_type not in ABLATED_NODE_TYPES:
-            known = ", ".join(ABLATED_NODE_TYPES)
+        facts = NODES[node.node_type]
+        if facts.tap is None or facts.rank is None:
+            known = ", ".join(each for each, row in NODES.items() if row.tap is not None)
             problems.add("node_index.node_type", f"must be one of {known}, not {node.node_type}")
         else:
-            rank = 3 if node.node_type is NodeType.ATTENTION_HEAD else 2
             indices = node.tensor_indices
             problems.check(
-                len(indices) == rank and indices[0] is not None and indices[-1] is not None,
+                len(indices) == facts.rank and indices[0] is not None and indices[-1] is not None,
                 "node_index.tensor_indices",
-                f"must have {rank} entries, the first and the last of them positions",
+                f"must have {facts.rank} entries, the first and the last of them positions",
             )
         problems.check(not isinstance(node, AttnSubNodeIndex), "node_index.q_k_or_v", "must be absent")
         problems.check(node.pass_type is PassType.FORWARD, "node_index.pass_type", "must be forward")
@@ -164,16 +165,6 @@ class NodeAblation:
             abs(self.value) <= MAX_FLOAT32, "value", f"must be finite and within float32's range, not {self.value}"
         )
         problems.raise_if_any()
-
-
-ABLATED_NODE_TYPES = (
-    NodeType.ATTENTION_HEAD,
-    NodeType.MLP_NEURON,
-    NodeType.AUTOENCODER_LATENT,
-    NodeType.MLP_AUTOENCODER_LATENT,
-    NodeType.ATTENTION_AUTOENCODER_LATENT,
-)
-"""Types of nodes that can be switched off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,21 @@ class ExplainPart(StrEnum):
     TOP_LOGITS = "top_logits"
     """The largest and smallest output logits at the traced node's token, else at the last."""
 
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether it says of nodes which tokens of the vocabulary lie along a vector of theirs."""
+        return self in {
+            ExplainPart.UPVOTED_OUTPUT_TOKENS,
+            ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP,
+            ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q,
+            ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K,
+        }
+
+    @property
+    def is_about_nodes(self) -> bool:
+        """Whether it refers to nodes of the table."""
+        return self.scores_tokens or self is ExplainPart.TOKEN_PAIRS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:

@@ -6,10 +6,11 @@ omitted trailing axes are whole too. The reference's `"All"` is our None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, Violations
@@ -19,20 +20,6 @@ TensorIndices = tuple[int | None, ...]
 
 MAX_INDEX = 2**32 - 1
 """Largest index that travels (uint32)."""
-
-QKV_LOCATIONS = frozenset(
-    {ActivationLocationType.ATTN_QUERY, ActivationLocationType.ATTN_KEY, ActivationLocationType.ATTN_VALUE}
-)
-
-REFERENCE_RANK = {
-    NodeType.ATTENTION_HEAD: 3,
-    NodeType.MLP_NEURON: 2,
-    NodeType.AUTOENCODER_LATENT: 2,
-    NodeType.MLP_AUTOENCODER_LATENT: 2,
-    NodeType.ATTENTION_AUTOENCODER_LATENT: 2,
-    NodeType.RESIDUAL_STREAM_CHANNEL: 2,
-}
-"""Axes of the tensor that a node's index points into, where it is known."""
 
 
 def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:
@@ -62,13 +49,13 @@ class NodeIndex:
     def __post_init__(self) -> None:
         """Check the numbers; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        check_indices(problems, self.tensor_indices, self.layer_index, REFERENCE_RANK.get(self.node_type))
+        check_indices(problems, self.tensor_indices, self.layer_index, NODES[self.node_type].rank)
         problems.raise_if_any()
 
     @property
     def ndim(self) -> int:
         """Number of axes left open, never negative (rule 16); raises InvalidRequest for a type without a tensor."""
-        rank = REFERENCE_RANK.get(self.node_type)
+        rank = NODES[self.node_type].rank
         if rank is None:
             raise InvalidRequest.of("node_type", f"{self.node_type} has no reference tensor to count the axes of")
         return rank - sum(index is not None for index in self.tensor_indices)
@@ -94,14 +81,16 @@ class AttnSubNodeIndex(NodeIndex):
     def __post_init__(self) -> None:
         """Check rule 11 besides the numbers."""
         problems = Violations()
-        check_indices(problems, self.tensor_indices, self.layer_index, REFERENCE_RANK.get(self.node_type))
+        check_indices(problems, self.tensor_indices, self.layer_index, NODES[self.node_type].rank)
         problems.check(
             self.node_type is NodeType.ATTENTION_HEAD,
             "node_type",
             f"only an attention_head has a query, key or value, not {self.node_type}",
         )
         problems.check(
-            self.q_k_or_v in QKV_LOCATIONS, "q_k_or_v", f"must be attn.q, attn.k or attn.v, not {self.q_k_or_v}"
+            self.q_k_or_v.facts.head_input is not None,
+            "q_k_or_v",
+            f"must be attn.q, attn.k or attn.v, not {self.q_k_or_v}",
         )
         problems.raise_if_any()
 
@@ -156,7 +145,7 @@ class AttnSubActivationIndex(ActivationIndex):
             f"only a tap of attention heads is reached through a query or key, not {location}",
         )
         problems.check(
-            self.q_or_k in {ActivationLocationType.ATTN_QUERY, ActivationLocationType.ATTN_KEY},
+            self.q_or_k.facts.head_input in {AttentionTraceType.Q, AttentionTraceType.K},
             "q_or_k",
             f"must be attn.q or attn.k, not {self.q_or_k}",
         )
@@ -192,10 +181,6 @@ class DerivedScalarIndex:
             layer_index=node_index.layer_index,
             pass_type=node_index.pass_type,
         )
-
-    def with_pass_type(self, pass_type: PassType) -> DerivedScalarIndex:
-        """The same entries of the other pass."""
-        return replace(self, pass_type=pass_type)
 
 
 def _same_node_type(given: NodeType, wanted: NodeType, name: str) -> None:

@@ -1,14 +1,14 @@
-"""The places of a model: activation locations (taps) and weights, with what is known of them without a model.
+"""One row of facts per activation location (tap): its axes, its place in the layer, what its tensor costs.
 
-A location's facts are one row of a table; what depends on a model (sizes) or on a derived scalar is elsewhere.
+What depends on a model (sizes) or on a derived scalar is elsewhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 
-from dst_grpc.domain.components import Dimension, LocationWithinLayer, NodeType
+from dst_grpc.domain.components import AttentionTraceType, Dimension, LocationWithinLayer, NodeType, PreOrPostAct
 
 _T = Dimension.SEQUENCE_TOKENS
 _U = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
@@ -21,19 +21,6 @@ _Z = Dimension.AUTOENCODER_LATENTS
 _V = Dimension.VOCAB_SIZE
 _1 = Dimension.SINGLETON
 
-NODE_TYPE_OF_LAST_DIMENSION = {
-    _F: NodeType.MLP_NEURON,
-    _H: NodeType.ATTENTION_HEAD,
-    _CK: NodeType.QK_CHANNEL,
-    _CV: NodeType.V_CHANNEL,
-    _1: NodeType.LAYER,
-    _D: NodeType.RESIDUAL_STREAM_CHANNEL,
-    _V: NodeType.VOCAB_TOKEN,
-    _Z: NodeType.AUTOENCODER_LATENT,
-    Dimension.AUTOENCODER_LATENTS_BY_TOKEN_PAIR: NodeType.AUTOENCODER_LATENT_BY_TOKEN_PAIR,
-}
-"""A tensor's nodes are what its last axis runs over."""
-
 
 class ActivationLocationType(StrEnum):
     """A place in the forward pass where a tensor can be tapped: recorded, ablated, differentiated."""
@@ -43,9 +30,6 @@ class ActivationLocationType(StrEnum):
     RESID_POST_ATTN = "resid.post_attn"
     RESID_DELTA_MLP = "resid.delta_mlp"
     RESID_POST_MLP = "resid.post_mlp"
-    RESID_POST_MLP_LAYER_NORM = "resid.post_mlp_ln"
-    RESID_POST_ATTN_LAYER_NORM = "resid.post_attn_ln"
-    RESID_POST_FINAL_LAYER_NORM = "resid.post_ln_f"
     MLP_INPUT_LAYER_NORM_SCALE = "mlp_ln.scale"
     ATTN_INPUT_LAYER_NORM_SCALE = "attn_ln.scale"
     RESID_FINAL_LAYER_NORM_SCALE = "resid.ln_f.scale"
@@ -83,14 +67,9 @@ class ActivationLocationType(StrEnum):
         return LOCATION_FACTS[self].has_no_layers
 
     @property
-    def exists_by_default(self) -> bool:
-        """Whether the location needs no further qualification to exist."""
-        return self is not ActivationLocationType.ONLINE_AUTOENCODER_LATENT
-
-    @property
     def node_type(self) -> NodeType:
         """What the last axis runs over."""
-        return NODE_TYPE_OF_LAST_DIMENSION[self.dimensions[-1]]
+        return node_type_of(self.dimensions)
 
     @property
     def location_within_layer(self) -> LocationWithinLayer | None:
@@ -98,7 +77,15 @@ class ActivationLocationType(StrEnum):
         return LOCATION_FACTS[self].location_within_layer
 
 
-@dataclass(frozen=True, slots=True)
+def node_type_of(dimensions: tuple[Dimension, ...]) -> NodeType:
+    """What the entries along the last of *dimensions* are; raises ValueError if they are no nodes."""
+    node_type = dimensions[-1].node_type
+    if node_type is None:
+        raise ValueError(f"{dimensions[-1]} is the last axis of no tensor")
+    return node_type
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LocationFacts:
     """What is known about an activation location without a model."""
 
@@ -108,101 +95,75 @@ class LocationFacts:
     """Order within the layer; None where unknown from the location alone."""
     has_no_layers: bool = False
     """True for what exists once per model."""
-    is_tapped: bool = True
-    """False for the three layer-norm outputs, which are names only."""
+    is_after_attention: bool = False
+    """Whether it is computed after the layer's attention, so that the residual between attention and MLP, as it is
+    recorded, does not depend on it."""
+    is_after_layers: bool = False
+    """Whether it is computed after the last layer."""
+    needs_sequential_layers: bool = False
+    """Whether it exists only where the MLP reads what attention has written."""
+    needs_post_norms: bool = False
+    """Whether it exists only where what attention and MLP write is normed before it is added to the residual."""
+    needs_splice: bool = False
+    """Whether it exists only while an autoencoder is spliced in."""
+    is_made_on_demand: bool = False
+    """Whether its tensor is computed only for who asks; the others are there in any pass, and recording them costs
+    memory but next to no time."""
+    keeps_gradient: bool = False
+    """Whether gradients at it serve more than the raw gradient. A backward pass frees the others as it goes; keeping
+    them too would triple its memory."""
+    traced_at: PreOrPostAct | None = None
+    """Whether a trace from an entry starts before or after the nonlinearity; None if none can start here."""
+    head_input: AttentionTraceType | None = None
+    """Q, K or V for the query, key or value of a head; None for the rest."""
+
+    @property
+    def is_attention_matrix(self) -> bool:
+        """Whether it has an entry per pair of tokens, which fused attention never makes."""
+        return self.dimensions[:2] == (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its tensor is there in any pass of a model that has it, whether or not anybody asks."""
+        return not self.is_made_on_demand and not self.needs_splice
 
 
 _A = ActivationLocationType
 _ATTN = LocationWithinLayer.ATTN
 _MLP = LocationWithinLayer.MLP
 
+# fmt: off
 LOCATION_FACTS: dict[ActivationLocationType, LocationFacts] = {
     _A.RESID_POST_EMBEDDING: LocationFacts((_T, _D), has_no_layers=True),
     _A.RESID_DELTA_ATTN: LocationFacts((_T, _D), _ATTN),
-    _A.RESID_POST_ATTN: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_ATTN),
-    _A.RESID_DELTA_MLP: LocationFacts((_T, _D), _MLP),
-    _A.RESID_POST_MLP: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_MLP),
-    _A.RESID_POST_MLP_LAYER_NORM: LocationFacts((_T, _D), is_tapped=False),
-    _A.RESID_POST_ATTN_LAYER_NORM: LocationFacts((_T, _D), is_tapped=False),
-    _A.RESID_POST_FINAL_LAYER_NORM: LocationFacts((_T, _D), has_no_layers=True, is_tapped=False),
-    _A.MLP_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
-    _A.ATTN_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
-    _A.RESID_FINAL_LAYER_NORM_SCALE: LocationFacts((_T, _1), has_no_layers=True),
-    _A.ATTN_QUERY: LocationFacts((_T, _H, _CK), _ATTN),
-    _A.ATTN_KEY: LocationFacts((_U, _H, _CK), _ATTN),
-    _A.ATTN_VALUE: LocationFacts((_U, _H, _CV), _ATTN),
-    _A.ATTN_QK_LOGITS: LocationFacts((_T, _U, _H), _ATTN),
-    _A.ATTN_QK_PROBS: LocationFacts((_T, _U, _H), _ATTN),
-    _A.ATTN_WEIGHTED_SUM_OF_VALUES: LocationFacts((_T, _H, _CV), _ATTN),
-    _A.MLP_PRE_ACT: LocationFacts((_T, _F), _MLP),
-    _A.MLP_POST_ACT: LocationFacts((_T, _F), _MLP),
-    _A.LOGITS: LocationFacts((_T, _V), has_no_layers=True),
-    _A.ONLINE_AUTOENCODER_LATENT: LocationFacts((_T, _Z)),
-    _A.ONLINE_MLP_AUTOENCODER_LATENT: LocationFacts((_T, _Z)),
-    _A.ONLINE_ATTENTION_AUTOENCODER_LATENT: LocationFacts((_T, _Z)),
-    _A.ONLINE_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _F), _MLP),
-    _A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _D)),
-    _A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: LocationFacts((_T, _D)),
-    _A.ATTN_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
-    _A.MLP_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1)),
+    _A.RESID_POST_ATTN: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_ATTN, needs_sequential_layers=True,
+                                      keeps_gradient=True),
+    _A.RESID_DELTA_MLP: LocationFacts((_T, _D), _MLP, is_after_attention=True),
+    _A.RESID_POST_MLP: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
+                                     keeps_gradient=True),
+    _A.MLP_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, is_made_on_demand=True),
+    _A.ATTN_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_made_on_demand=True),
+    _A.RESID_FINAL_LAYER_NORM_SCALE: LocationFacts((_T, _1), has_no_layers=True, is_after_layers=True,
+                                                   is_made_on_demand=True),
+    _A.ATTN_QUERY: LocationFacts((_T, _H, _CK), _ATTN, head_input=AttentionTraceType.Q),
+    _A.ATTN_KEY: LocationFacts((_U, _H, _CK), _ATTN, head_input=AttentionTraceType.K),
+    _A.ATTN_VALUE: LocationFacts((_U, _H, _CV), _ATTN, head_input=AttentionTraceType.V),
+    _A.ATTN_QK_LOGITS: LocationFacts((_T, _U, _H), _ATTN, traced_at=PreOrPostAct.PRE),
+    _A.ATTN_QK_PROBS: LocationFacts((_T, _U, _H), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
+    _A.ATTN_WEIGHTED_SUM_OF_VALUES: LocationFacts((_T, _H, _CV), _ATTN, keeps_gradient=True),
+    _A.MLP_PRE_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
+    _A.MLP_POST_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, keeps_gradient=True,
+                                   traced_at=PreOrPostAct.POST),
+    _A.LOGITS: LocationFacts((_T, _V), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
+    _A.ONLINE_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True,
+                                                traced_at=PreOrPostAct.POST),
+    _A.ONLINE_MLP_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True),
+    _A.ONLINE_ATTENTION_AUTOENCODER_LATENT: LocationFacts((_T, _Z), needs_splice=True),
+    _A.ONLINE_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _F), _MLP, is_after_attention=True, needs_splice=True),
+    _A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _D), is_after_attention=True, needs_splice=True),
+    _A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: LocationFacts((_T, _D), needs_splice=True),
+    _A.ATTN_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), needs_post_norms=True),
+    _A.MLP_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, needs_post_norms=True),
 }
-
-
-class WeightLocationType(Enum):
-    """A weight matrix or vector of the model; the value is its dotted name."""
-
-    MLP_TO_HIDDEN = "mlp.to_hidden"
-    MLP_TO_RESIDUAL = "mlp.to_residual"
-    EMBEDDING = "embedding"
-    UNEMBEDDING = "unembedding"
-    POSITION_EMBEDDING = "position_embedding"
-    ATTN_TO_QUERY = "attn.to_query"
-    ATTN_TO_KEY = "attn.to_key"
-    ATTN_TO_VALUE = "attn.to_value"
-    ATTN_TO_RESIDUAL = "attn.to_residual"
-    LAYER_NORM_GAIN_FINAL = "layer_norm_gain.final"
-    LAYER_NORM_BIAS_FINAL = "layer_norm_bias.final"
-    LAYER_NORM_GAIN_PRE_ATTN = "layer_norm_gain.pre_attn"
-    LAYER_NORM_GAIN_PRE_MLP = "layer_norm_gain.pre_mlp"
-
-    @property
-    def shape_spec(self) -> tuple[Dimension, ...]:
-        """Axes, head first, then input, then output."""
-        return _WEIGHT_SHAPES[self]
-
-    @property
-    def has_no_layers(self) -> bool:
-        """Whether the weight exists once per model."""
-        return self.value.split(".")[0] not in {"mlp", "attn"} and not self.value.endswith(("_attn", "_mlp"))
-
-    @property
-    def is_mlp_specific(self) -> bool:
-        """Whether the weight belongs to the MLP."""
-        return self in {
-            WeightLocationType.MLP_TO_HIDDEN,
-            WeightLocationType.MLP_TO_RESIDUAL,
-            WeightLocationType.LAYER_NORM_GAIN_PRE_MLP,
-        }
-
-    @property
-    def is_absolute_position_embedding_specific(self) -> bool:
-        """Whether only models with learned absolute positions have the weight."""
-        return self is WeightLocationType.POSITION_EMBEDDING
-
-
-_W = WeightLocationType
-_WEIGHT_SHAPES: dict[WeightLocationType, tuple[Dimension, ...]] = {
-    _W.MLP_TO_HIDDEN: (_D, _F),
-    _W.MLP_TO_RESIDUAL: (_F, _D),
-    _W.EMBEDDING: (_V, _D),
-    _W.UNEMBEDDING: (_D, _V),
-    _W.POSITION_EMBEDDING: (Dimension.MAX_CONTEXT_LENGTH, _D),
-    _W.ATTN_TO_QUERY: (_H, _D, _CK),
-    _W.ATTN_TO_KEY: (_H, _D, _CK),
-    _W.ATTN_TO_VALUE: (_H, _D, _CV),
-    _W.ATTN_TO_RESIDUAL: (_H, _CV, _D),
-    _W.LAYER_NORM_GAIN_FINAL: (_D,),
-    _W.LAYER_NORM_BIAS_FINAL: (_D,),
-    _W.LAYER_NORM_GAIN_PRE_ATTN: (_D,),
-    _W.LAYER_NORM_GAIN_PRE_MLP: (_D,),
-}
+"""The table."""
+# fmt: on

@@ -1,39 +1,81 @@
-"""Which entries of derived scalars are nodes, and the index of the node at an entry.
+"""One row of facts per node type: what its index points into, where its activation is, what it is called.
 
-Most types have one axis per entry of their node's index. Two forms of attention heads differ: the flattened one, whose
-first axis runs over pairs of tokens, and that of a head at a query token, whose node is the head's whole row.
+Where a fact depends on the autoencoder that a latent belongs to, it is in `autoencoder_inputs`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from dst_grpc.domain.components import Dimension, NodeType
-from dst_grpc.domain.indices import REFERENCE_RANK, NodeIndex
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dst_grpc.domain.scalar_facts import ScalarFacts
+from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
+from dst_grpc.domain.locations import ActivationLocationType
 
 
-def entries_are_nodes(facts: ScalarFacts) -> bool:
-    """Whether each entry of a type is, or stands for, one node that an index can name."""
-    if facts.node_type is NodeType.ATTENTION_HEAD and facts.dimensions[-1] is Dimension.ATTN_HEADS:
-        return True
-    return not facts.is_flattened and REFERENCE_RANK.get(facts.node_type) in {None, len(facts.dimensions)}
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeFacts:
+    """What is known about a node type without a model."""
+
+    type: NodeType
+    word: str
+    """What a node is called in tables."""
+    axes: tuple[Dimension, ...] | None = None
+    """Axes of the tensor that its index points into; None if there is no such tensor."""
+    tap: ActivationLocationType | None = None
+    """Tap whose entries are the nodes' activations, and are overwritten to ablate them; None if there is none."""
+    component: Component | None = None
+    """What a node is an entry of, as the end of an edge or as something that writes; None if it is neither."""
+    letter: str = ""
+    """How the type is written on the command line, as in 2.h3; empty if it is not."""
+    location: LocationWithinLayer | None = None
+    """Place within the layer; None if it has none, or if that follows its autoencoder."""
+    reads: LocationWithinLayer | None = None
+    """Which residual it is computed from: the one entering the layer (END_OF_PREV_LAYER), or the one that the MLP reads
+    (RESID_POST_ATTN). None if it is computed from neither, or if that follows its autoencoder."""
+    autoencoder: str = ""
+    """For latents: the autoencoder that they need, in words."""
+    is_autoencoder_latent: bool = False
+    """Whether it is a latent of an autoencoder."""
+
+    @property
+    def rank(self) -> int | None:
+        """Number of axes that its index has; None if there is no such tensor."""
+        return None if self.axes is None else len(self.axes)
+
+    @property
+    def may_read_mlp_input(self) -> bool:
+        """Whether nodes of the type are computed from what the MLP reads; of generic latents some are."""
+        follows_autoencoder = self.reads is None and self.component is Component.LATENT
+        return follows_autoencoder or self.reads is LocationWithinLayer.RESID_POST_ATTN
 
 
-def is_of_token_pairs(facts: ScalarFacts) -> bool:
-    """Whether entries lie at a query token and a key token, so that those of later keys are no nodes."""
-    return facts.is_flattened or (
-        facts.dimensions[:2] == (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
-    )
+_N = NodeType
+_L = ActivationLocationType
+_T, _U, _Z = Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS
+_ENTERING, _BEFORE_MLP = LocationWithinLayer.END_OF_PREV_LAYER, LocationWithinLayer.RESID_POST_ATTN
+_ATTN, _MLP = LocationWithinLayer.ATTN, LocationWithinLayer.MLP
 
+# fmt: off
+_ROWS = (
+    NodeFacts(_N.ATTENTION_HEAD, "head", axes=(_T, _U, Dimension.ATTN_HEADS), tap=_L.ATTN_QK_PROBS,
+              component=Component.HEAD_PAIR, letter="h", location=_ATTN, reads=_ENTERING),
+    NodeFacts(_N.QK_CHANNEL, "channel", location=_ATTN),
+    NodeFacts(_N.V_CHANNEL, "channel", location=_ATTN),
+    NodeFacts(_N.MLP_NEURON, "neuron", axes=(_T, Dimension.MLP_ACTS), tap=_L.MLP_POST_ACT,
+              component=Component.NEURON, letter="n", location=_MLP, reads=_BEFORE_MLP),
+    NodeFacts(_N.AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_AUTOENCODER_LATENT,
+              component=Component.LATENT, autoencoder="exactly one autoencoder", is_autoencoder_latent=True),
+    NodeFacts(_N.MLP_AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_MLP_AUTOENCODER_LATENT,
+              component=Component.LATENT, letter="z", reads=_BEFORE_MLP, autoencoder="an autoencoder of the MLPs",
+              is_autoencoder_latent=True),
+    NodeFacts(_N.ATTENTION_AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+              component=Component.LATENT, letter="a", reads=_ENTERING, autoencoder="an autoencoder of attention",
+              is_autoencoder_latent=True),
+    NodeFacts(_N.AUTOENCODER_LATENT_BY_TOKEN_PAIR, "latent", is_autoencoder_latent=True),
+    NodeFacts(_N.LAYER, "layer"),
+    NodeFacts(_N.RESIDUAL_STREAM_CHANNEL, "channel", axes=(_T, Dimension.RESIDUAL_STREAM_CHANNELS)),
+    NodeFacts(_N.VOCAB_TOKEN, "token"),
+)
+# fmt: on
 
-def node_at(facts: ScalarFacts, layer: int | None, entry: Sequence[int]) -> NodeIndex:
-    """The node at an entry of one layer's tensor; pairs of tokens are given as (t, u) in either form."""
-    indices: tuple[int | None, ...] = tuple(entry)
-    if len(indices) == 2 and facts.node_type is NodeType.ATTENTION_HEAD:
-        indices = (indices[0], None, indices[1])
-    return NodeIndex(node_type=facts.node_type, tensor_indices=indices, layer_index=layer)
+NODES: dict[NodeType, NodeFacts] = {facts.type: facts for facts in _ROWS}
+"""The table."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, UnsupportedType
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
 from dst_grpc.domain.components import NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -126,6 +127,11 @@ class AutoencoderInfo:
     """Where it comes from, for humans; empty if the server does not say."""
     revision: str = ""
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
+
+    @property
+    def input(self) -> AutoencoderInput:
+        """The row of facts of what it reads."""
+        return AUTOENCODER_INPUTS[self.dst]
 
     @property
     def has_write_scale(self) -> bool:

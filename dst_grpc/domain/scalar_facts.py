@@ -11,46 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from dst_grpc.domain.components import Dimension, LocationWithinLayer, NodeType
-from dst_grpc.domain.locations import NODE_TYPE_OF_LAST_DIMENSION, ActivationLocationType
+from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
+from dst_grpc.domain.locations import ActivationLocationType, node_type_of
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.scalar_types import DerivedScalarType
-
-
-class Component(Enum):
-    """What part of the model a derived scalar is about."""
-
-    TAP = auto()
-    """A tapped tensor as it is."""
-    RESIDUAL = auto()
-    """A residual vector per token: the embedding, a residual sum, a layer's write."""
-    PREVIOUS_RESIDUAL = auto()
-    """The residual entering a layer."""
-    ONE = auto()
-    """The constant one, per token."""
-    NEURON = auto()
-    """An MLP neuron at a token; writes its activation times its row of Wout."""
-    HEAD_PAIR = auto()
-    """An attention head at a pair of tokens; writes A[t,u,h] v[u,h] WO[h]."""
-    HEAD_AT_TOKEN = auto()
-    """An attention head at a query token, summed over keys; writes o[t,h] WO[h]."""
-    OFFLINE_LATENT = auto()
-    """An autoencoder latent computed from recorded taps after the run."""
-    LATENT = auto()
-    """A latent of an autoencoder that is spliced into the run."""
-    NEURON_ERROR = auto()
-    """Reconstruction error of a spliced autoencoder of neurons; writes through Wout."""
-    RESIDUAL_ERROR = auto()
-    """Reconstruction error of a spliced autoencoder of a residual write."""
-    SINGLE_NODE = auto()
-    """The write of the one node that `node_index_for_attribution` names."""
-    QUERY = auto()
-    """An attention pair as reached through its query."""
-    KEY = auto()
-    """An attention pair as reached through its key."""
-    VALUE = auto()
-    """An attention pair as reached through its value."""
-    VOCABULARY = auto()
-    """Every token of the vocabulary, as an input."""
 
 
 class Quantity(Enum):
@@ -68,6 +32,11 @@ class Quantity(Enum):
     """How the component's activation moves with the write of one upstream node."""
     IN_EDGE_ATTRIBUTION = auto()
     """The same, times the component's gradient."""
+
+    @property
+    def is_of_in_edges(self) -> bool:
+        """Whether it is about edges from one upstream node into the component."""
+        return self in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}
 
 
 class Direction(Enum):
@@ -111,7 +80,7 @@ class Backward(Enum):
     """The request is refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ScalarFacts:
     """What is known about a derived scalar type without a model."""
 
@@ -134,11 +103,19 @@ class ScalarFacts:
     """True if `layer_indices` must name exactly one layer."""
     node: NodeType | None = None
     """Node type where it does not follow from the last axis."""
+    inputs: tuple[DerivedScalarType, ...] = ()
+    """What its autoencoder may read, where neither the type of its latents nor its component says; else empty."""
+    is_value_only: bool = False
+    """True if it has no gradient and says so, where others that have none refuse the request."""
+    has_hidden_entries: bool = False
+    """True if entries of keys that a query does not see are -inf rather than 0."""
+    note: str = ""
+    """What is peculiar about it, for the catalogue, where the formula alone would mislead; empty if nothing is."""
 
     @property
     def node_type(self) -> NodeType:
         """What the entries along the last axis are."""
-        return self.node or NODE_TYPE_OF_LAST_DIMENSION[self.dimensions[-1]]
+        return self.node or node_type_of(self.dimensions)
 
     @property
     def is_raw(self) -> bool:
@@ -166,7 +143,7 @@ class ScalarFacts:
     @property
     def backward(self) -> Backward:
         """What `derive_gradients` adds to this type."""
-        if self.type in _BACKWARD_ABSENT:
+        if self.is_value_only:
             return Backward.ABSENT
         if self.component in {Component.TAP, Component.PREVIOUS_RESIDUAL}:
             return Backward.GRADIENT
@@ -185,7 +162,7 @@ class ScalarFacts:
         return (
             self.component is Component.SINGLE_NODE
             or self.direction is Direction.SUBNODE_GRAD
-            or self.quantity in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}
+            or self.quantity.is_of_in_edges
         )
 
     @property
@@ -211,26 +188,4 @@ class ScalarFacts:
             return None
         if self.tap is not None and (self.is_raw or self.component is Component.NEURON_ERROR):
             return self.tap.location_within_layer
-        return {
-            NodeType.MLP_NEURON: LocationWithinLayer.MLP,
-            NodeType.ATTENTION_HEAD: LocationWithinLayer.ATTN,
-            NodeType.QK_CHANNEL: LocationWithinLayer.ATTN,
-            NodeType.V_CHANNEL: LocationWithinLayer.ATTN,
-        }.get(self.node_type)
-
-
-_T = DerivedScalarType
-_BACKWARD_ABSENT = frozenset(
-    {
-        _T.ALWAYS_ONE,
-        _T.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
-        _T.ONLINE_AUTOENCODER_ACT_TIMES_GRAD,
-        _T.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
-        _T.ONLINE_ATTENTION_AUTOENCODER_ACT_TIMES_GRAD,
-        _T.ONLINE_MLP_AUTOENCODER_ERROR_ACT_TIMES_GRAD,
-        _T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT,
-        _T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS,
-        _T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS,
-        _T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION,
-    }
-)
+        return NODES[self.node_type].location

@@ -1,14 +1,19 @@
 """One row of facts per derived scalar type: the table that everything else reads.
 
 The planner, the algebra in `dst_grpc.scalars`, the catalogue and the documentation all derive what they need from
-these rows; no fact about a type stands anywhere else. `scalar_facts` says what the columns mean.
+these rows; no fact about a type stands anywhere else, but what it is as an autoencoder's input (`autoencoder_inputs`).
+`scalar_facts` says what the columns mean.
 """
 
 from __future__ import annotations
 
-from dst_grpc.domain.components import Dimension, NodeType
+from dataclasses import replace
+from typing import Any
+
+from dst_grpc.domain import scalar_notes as notes
+from dst_grpc.domain.components import Component, Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Component, Direction, Form, Quantity, ScalarFacts
+from dst_grpc.domain.scalar_facts import Direction, Form, Quantity, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
 _T = DerivedScalarType
@@ -16,18 +21,8 @@ _G = NodeType.AUTOENCODER_LATENT
 _M = NodeType.MLP_AUTOENCODER_LATENT
 _A = NodeType.ATTENTION_AUTOENCODER_LATENT
 
-_LETTERS = {
-    "T": Dimension.SEQUENCE_TOKENS,
-    "U": Dimension.ATTENDED_TO_SEQUENCE_TOKENS,
-    "d": Dimension.RESIDUAL_STREAM_CHANNELS,
-    "F": Dimension.MLP_ACTS,
-    "H": Dimension.ATTN_HEADS,
-    "ck": Dimension.QUERY_AND_KEY_CHANNELS,
-    "cv": Dimension.VALUE_CHANNELS,
-    "Z": Dimension.AUTOENCODER_LATENTS,
-    "V": Dimension.VOCAB_SIZE,
-    "1": Dimension.SINGLETON,
-}
+# Of the two kinds of channels of a head, only the value's are an axis of a type that is no tap.
+_OF_LETTER = {axis.letter: axis for axis in Dimension if axis is not Dimension.QUERY_AND_KEY_CHANNELS}
 
 _C = Component
 _Q = Quantity
@@ -35,11 +30,15 @@ _L = ActivationLocationType
 _LOSS_OR_TRACE = Direction.FINAL_RESIDUAL_GRAD
 _LOCAL = Direction.FINAL_ACTIVATION_RESIDUAL_GRAD
 _SUBNODE = Direction.SUBNODE_GRAD
+_FINAL = "G the gradient at the residual before the origin"
+_NEAR = "G the gradient at the residual before the trace, recomputed locally"
+_SUB = "G the gradient of the downstream subnode's attribution"
+_READ = "R[t] the gradient of the traced latent at its autoencoder's input"
 
 
 def _row(
     type_: DerivedScalarType,
-    axes: str,
+    axes: str | tuple[Dimension, ...],
     component: Component,
     quantity: Quantity,
     formula: str,
@@ -48,12 +47,12 @@ def _row(
     form: Form = Form.FULL,
     tap: ActivationLocationType | None = None,
     autoencoder: NodeType | None = None,
-    single_layer: bool = False,
-    node: NodeType | None = None,
+    **others: Any,
 ) -> ScalarFacts:
-    return ScalarFacts(
+    """A row; *others* are columns by name."""
+    facts = ScalarFacts(
         type=type_,
-        dimensions=tuple(_LETTERS[letter] for letter in axes.split()),
+        dimensions=tuple(_OF_LETTER[letter] for letter in axes.split()) if isinstance(axes, str) else axes,
         component=component,
         quantity=quantity,
         direction=on,
@@ -62,109 +61,52 @@ def _row(
         autoencoder=autoencoder,
         formula=formula,
         once=component in {_C.ONE, _C.VOCABULARY} or (tap is not None and tap.has_no_layers),
-        single_layer=single_layer,
-        node=node,
+        **others,
     )
+    return replace(facts, note=notes.PAIRS) if facts.is_flattened else facts
 
 
 def _raw(name: str) -> ScalarFacts:
     tap = ActivationLocationType[name]
-    letters = {dimension: letter for letter, dimension in _LETTERS.items()}
-    axes = " ".join(letters[dimension] for dimension in tap.dimensions)
-    return _row(DerivedScalarType[name], axes, _C.TAP, _Q.ACTIVATION, f"the tap {tap.value}", tap=tap)
+    hidden = tap is _L.ATTN_QK_LOGITS
+    formula = f"the tap {tap.value}"
+    return _row(
+        DerivedScalarType[name], tap.dimensions, _C.TAP, _Q.ACTIVATION, formula, tap=tap, has_hidden_entries=hidden
+    )
 
 
+# fmt: off
 def _latents(kind: NodeType) -> tuple[ScalarFacts, ...]:
     """Rows #52-75 of one kind of autoencoder."""
     prefix = {_G: "", _M: "MLP_", _A: "ATTENTION_"}[kind]
     online = f"ONLINE_{prefix}AUTOENCODER"
     write_node = NodeType.RESIDUAL_STREAM_CHANNEL if kind is _G else kind
-    final = "gradient at the residual before the origin"
-    local = "gradient at the residual before the trace, recomputed locally"
+    # Only autoencoders of attention have no offline input that differs from the one in the run.
+    offline = "" if kind is _A else notes.OFFLINE
+    write_note = notes.CHANNEL_NODES if kind is _G else notes.LATENT_NODES
+
+    def row(name: str, axes: str, component: Component, quantity: Quantity, formula: str, **others: Any) -> ScalarFacts:
+        others = {"node": kind} | others
+        return _row(DerivedScalarType[name], axes, component, quantity, formula, autoencoder=kind, **others)
+
     return (
-        _row(
-            DerivedScalarType[f"{prefix}AUTOENCODER_LATENT"],
-            "T Z",
-            _C.OFFLINE_LATENT,
-            _Q.ACTIVATION,
-            "h[t,j] = phi((x - b_pre) Wenc^T + b_lat), x the recorded input",
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{prefix}AUTOENCODER_WRITE_NORM"],
-            "T Z",
-            _C.OFFLINE_LATENT,
-            _Q.WRITE_NORM,
+        row(f"{prefix}AUTOENCODER_LATENT", "T Z", _C.OFFLINE_LATENT, _Q.ACTIVATION,
+            "h[t,j] = phi((x - b_pre) Wenc^T + b_lat), x the recorded input", note=offline),
+        row(f"{prefix}AUTOENCODER_WRITE_NORM", "T Z", _C.OFFLINE_LATENT, _Q.WRITE_NORM,
             "h[t,j] |D[j]|, h computed offline, D the write into the residual stream",
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_LATENT"],
-            "T Z",
-            _C.LATENT,
-            _Q.ACTIVATION,
-            "h[t,j] of the spliced autoencoder",
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_WRITE"],
-            "T Z d",
-            _C.LATENT,
-            _Q.WRITE,
-            "h[t,j] D[j]",
-            autoencoder=kind,
-            node=write_node,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_WRITE_NORM"],
-            "T Z",
-            _C.LATENT,
-            _Q.WRITE_NORM,
-            "h[t,j] |D[j]|",
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_ACT_TIMES_GRAD"],
-            "T Z",
-            _C.LATENT,
-            _Q.ACT_TIMES_GRAD,
-            "h[t,j] times its gradient",
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_WRITE_TO_FINAL_RESIDUAL_GRAD"],
-            "T Z",
-            _C.LATENT,
-            _Q.PROJECTION,
-            f"h[t,j] D[j] . G[t], G the {final}",
-            on=_LOSS_OR_TRACE,
-            autoencoder=kind,
-            node=kind,
-        ),
-        _row(
-            DerivedScalarType[f"{online}_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD"],
-            "T Z",
-            _C.LATENT,
-            _Q.PROJECTION,
-            f"h[t,j] D[j] . G[t], G the {local}",
-            on=_LOCAL,
-            autoencoder=kind,
-            node=kind,
-        ),
+            note=f"{notes.SIGNED} {offline}".strip()),
+        row(f"{online}_LATENT", "T Z", _C.LATENT, _Q.ACTIVATION, "h[t,j] of the spliced autoencoder"),
+        row(f"{online}_WRITE", "T Z d", _C.LATENT, _Q.WRITE, "h[t,j] D[j]", node=write_node, note=write_note),
+        row(f"{online}_WRITE_NORM", "T Z", _C.LATENT, _Q.WRITE_NORM, "h[t,j] |D[j]|", note=notes.SIGNED),
+        row(f"{online}_ACT_TIMES_GRAD", "T Z", _C.LATENT, _Q.ACT_TIMES_GRAD, "h[t,j] times its gradient",
+            is_value_only=True),
+        row(f"{online}_WRITE_TO_FINAL_RESIDUAL_GRAD", "T Z", _C.LATENT, _Q.PROJECTION,
+            f"h[t,j] D[j] . G[t], {_FINAL}", on=_LOSS_OR_TRACE),
+        row(f"{online}_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD", "T Z", _C.LATENT, _Q.PROJECTION,
+            f"h[t,j] D[j] . G[t], {_NEAR}", on=_LOCAL),
     )
 
 
-_FINAL = "G the gradient at the residual before the origin"
-_NEAR = "G the gradient at the residual before the trace, recomputed locally"
-_SUB = "G the gradient of the downstream subnode's attribution"
-_READ = "R[t] the gradient of the traced latent at its autoencoder's input"
-
-# fmt: off
 _ROWS: tuple[ScalarFacts, ...] = (
     *map(_raw, (
         "LOGITS", "RESID_POST_EMBEDDING", "MLP_PRE_ACT", "MLP_POST_ACT", "RESID_DELTA_MLP", "RESID_POST_MLP",
@@ -177,8 +119,8 @@ _ROWS: tuple[ScalarFacts, ...] = (
          "the residual entering the layer: resid.post_mlp of the layer before, or the embedding"),
     _row(_T.FLATTENED_ATTN_POST_SOFTMAX, "T H", _C.TAP, _Q.ACTIVATION, "lower triangle of A[t,u,h]",
          form=Form.FLATTENED, tap=_L.ATTN_QK_PROBS),
-    _row(_T.ALWAYS_ONE, "T 1", _C.ONE, _Q.ACTIVATION, "1"),
-    _row(_T.ATTN_WEIGHTED_VALUE, "T U H cv", _C.HEAD_PAIR, _Q.ACTIVATION, "A[t,u,h] v[u,h,c]"),
+    _row(_T.ALWAYS_ONE, "T 1", _C.ONE, _Q.ACTIVATION, "1", is_value_only=True),
+    _row(_T.ATTN_WEIGHTED_VALUE, "T U H c", _C.HEAD_PAIR, _Q.ACTIVATION, "A[t,u,h] v[u,h,c]"),
     # Norms of residual vectors
     _row(_T.RESID_POST_EMBEDDING_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|e[t]|", tap=_L.RESID_POST_EMBEDDING),
     _row(_T.RESID_POST_MLP_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|r[t]|", tap=_L.RESID_POST_MLP),
@@ -187,7 +129,8 @@ _ROWS: tuple[ScalarFacts, ...] = (
     _row(_T.ATTN_LAYER_WRITE_NORM, "T 1", _C.RESIDUAL, _Q.WRITE_NORM, "|da[t]|", tap=_L.RESID_DELTA_ATTN),
     # Writes and write norms of neurons and heads
     _row(_T.MLP_WRITE, "T F d", _C.NEURON, _Q.WRITE, "a[t,n] Wout[n]"),
-    _row(_T.MLP_WRITE_NORM, "T F", _C.NEURON, _Q.WRITE_NORM, "a[t,n] |Wout[n]|, with the activation's sign"),
+    _row(_T.MLP_WRITE_NORM, "T F", _C.NEURON, _Q.WRITE_NORM, "a[t,n] |Wout[n]|, with the activation's sign",
+         note=notes.SIGNED),
     _row(_T.RESID_DELTA_MLP_FROM_MLP_POST_ACT, "T d", _C.NEURON, _Q.WRITE, "sum_n a[t,n] Wout[n], without the bias",
          form=Form.SUM_NEURONS),
     _row(_T.ATTN_WRITE, "T U H d", _C.HEAD_PAIR, _Q.WRITE, "A[t,u,h] v[u,h] WO[h]"),
@@ -215,15 +158,16 @@ _ROWS: tuple[ScalarFacts, ...] = (
     _row(_T.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
          f"o[t,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE),
     _row(_T.ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD, "T H", _C.HEAD_PAIR, _Q.PROJECTION,
-         f"lower triangle of A[t,u,h] v[u,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, form=Form.FLATTENED),
+         f"lower triangle of A[t,u,h] v[u,h] WO[h] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, form=Form.FLATTENED,
+         is_value_only=True),
     _row(_T.RESID_POST_EMBEDDING_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
          f"e[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_EMBEDDING),
     _row(_T.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
-         f"r[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_MLP),
+         f"r[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_MLP, note=notes.LAST_RESIDUAL),
     _row(_T.MLP_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
          f"dm[t] . G[t], bias included, {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_DELTA_MLP),
     _row(_T.RESID_POST_ATTN_PROJ_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
-         f"m[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_ATTN),
+         f"m[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_POST_ATTN, note=notes.TRACED_RESIDUAL),
     _row(_T.ATTN_LAYER_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL, _Q.PROJECTION,
          f"da[t] . G[t], bias included, {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.RESID_DELTA_ATTN),
     # Projections on the final activation residual gradient
@@ -239,9 +183,9 @@ _ROWS: tuple[ScalarFacts, ...] = (
     _row(_T.ONLINE_MLP_AUTOENCODER_ERROR, "T F", _C.NEURON_ERROR, _Q.ACTIVATION,
          "eps[t,n] = a[t,n] less its reconstruction", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
     _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_ACT_TIMES_GRAD, "T F", _C.NEURON_ERROR, _Q.ACT_TIMES_GRAD,
-         "eps[t,n] times its gradient", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+         "eps[t,n] times its gradient", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M, is_value_only=True),
     _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_NORM, "T F", _C.NEURON_ERROR, _Q.WRITE_NORM,
-         "eps[t,n] |Wout[n]|", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M),
+         "eps[t,n] |Wout[n]|", tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, autoencoder=_M, note=notes.SIGNED_ERROR),
     _row(_T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD, "T F", _C.NEURON_ERROR, _Q.PROJECTION,
          f"eps[t,n] Wout[n] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.ONLINE_MLP_AUTOENCODER_ERROR,
          autoencoder=_M),
@@ -252,25 +196,28 @@ _ROWS: tuple[ScalarFacts, ...] = (
          autoencoder=_A),
     # What one latent reads, and what heads write to it
     _row(_T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, "T d", _C.RESIDUAL, _Q.DIRECTION, f"R[t], {_READ}",
-         on=Direction.LATENT_READ, autoencoder=_G),
+         on=Direction.LATENT_READ, autoencoder=_G,
+         inputs=(_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP, _T.RESID_POST_ATTN, _T.RESID_POST_MLP)),
     _row(_T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT, "T F", _C.NEURON, _Q.DIRECTION, f"R[t], {_READ}",
-         on=Direction.LATENT_READ, autoencoder=_G),
+         on=Direction.LATENT_READ, autoencoder=_G, is_value_only=True, inputs=(_T.MLP_POST_ACT,)),
     _row(_T.ATTN_WRITE_TO_LATENT, "T U H", _C.HEAD_PAIR, _Q.PROJECTION, f"A[t,u,h] v[u,h] WO[h] . R[t], {_READ}",
-         on=Direction.LATENT_READ, autoencoder=_A, single_layer=True),
+         on=Direction.LATENT_READ, autoencoder=_A, single_layer=True, inputs=(_T.RESID_DELTA_ATTN,)),
     _row(_T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, "T U 1", _C.HEAD_PAIR, _Q.PROJECTION,
          f"sum_h A[t,u,h] v[u,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, form=Form.SUM_HEADS,
-         autoencoder=_A, single_layer=True),
+         autoencoder=_A, single_layer=True, is_value_only=True, inputs=(_T.RESID_DELTA_ATTN,)),
     _row(_T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS, "T 1", _C.HEAD_PAIR, _Q.PROJECTION,
          f"lower triangle of sum_h A[t,u,h] v[u,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ,
-         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True),
+         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True, is_value_only=True,
+         inputs=(_T.RESID_DELTA_ATTN,)),
     _row(_T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED, "T Z", _C.HEAD_PAIR, _Q.PROJECTION,
          "lower triangle of sum_h A[t,u,h] v[u,h] WO[h] . Wenc[j] where h[t,j] > 0", on=Direction.ALL_LATENT_READS,
-         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True),
+         form=Form.FLATTENED_SUM_HEADS, autoencoder=_A, single_layer=True, inputs=(_T.RESID_DELTA_ATTN,)),
     _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
-         f"o[t,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, autoencoder=_G, single_layer=True),
+         f"o[t,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, autoencoder=_G, single_layer=True,
+         note=notes.ANY_AUTOENCODER, inputs=(_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP)),
     _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED, "T H Z", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
          "o[t,h] WO[h] . Wenc[j] where h[t,j] > 0", on=Direction.ALL_LATENT_READS, autoencoder=_A,
-         single_layer=True),
+         single_layer=True, inputs=(_T.RESID_DELTA_ATTN,)),
     # One upstream node to many downstream subnodes
     _row(_T.SINGLE_NODE_WRITE, "T d", _C.SINGLE_NODE, _Q.WRITE, "w[t]: the node's write at its token, else 0"),
     _row(_T.SINGLE_NODE_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.SINGLE_NODE, _Q.PROJECTION,
@@ -305,7 +252,8 @@ _ROWS: tuple[ScalarFacts, ...] = (
          tap=_L.RESID_POST_EMBEDDING),
     # What the vocabulary writes to one node
     _row(_T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, "T V", _C.VOCABULARY, _Q.ACTIVATION,
-         "pre-activation of the node with the embedding of token v as the residual before its MLP; equal rows"),
+         "pre-activation of the node with the embedding of token v as the residual before its MLP; equal rows",
+         is_value_only=True),
 )
 # fmt: on
 

@@ -7,19 +7,11 @@ from dataclasses import dataclass
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType, PreOrPostAct
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.errors import InvalidRequest, Violations
 
 MAX_TRACE_DEPTH = 8
 """Most traces that follow one another, each but the last through V."""
-
-_L = ActivationLocationType
-_TRACE_OF_LOCATION = {
-    _L.MLP_PRE_ACT: PreOrPostAct.PRE,
-    _L.ATTN_QK_LOGITS: PreOrPostAct.PRE,
-    _L.MLP_POST_ACT: PreOrPostAct.POST,
-    _L.ATTN_QK_PROBS: PreOrPostAct.POST,
-    _L.ONLINE_AUTOENCODER_LATENT: PreOrPostAct.POST,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +56,9 @@ class TraceConfig:
     def from_activation_index(cls, index: ActivationIndex, *, detach_layer_norm_scale: bool = True) -> TraceConfig:
         """The trace of the node at *index*; raises InvalidRequest for a tap that is no node's activation."""
         location = index.activation_location_type
-        if location not in _TRACE_OF_LOCATION:
-            known = ", ".join(location.value for location in _TRACE_OF_LOCATION)
+        start = location.facts.traced_at
+        if start is None:
+            known = ", ".join(each.value for each in ActivationLocationType if each.facts.traced_at is not None)
             raise InvalidRequest.of("activation_location_type", f"{location} cannot be traced; these can: {known}")
         node_type = location.node_type
         return cls(
@@ -75,7 +68,7 @@ class TraceConfig:
                 layer_index=index.layer_index,
                 pass_type=index.pass_type,
             ),
-            pre_or_post_act=_TRACE_OF_LOCATION[location],
+            pre_or_post_act=start,
             detach_layer_norm_scale=detach_layer_norm_scale,
             attention_trace_type=AttentionTraceType.QK if node_type is NodeType.ATTENTION_HEAD else None,
         )
@@ -97,9 +90,7 @@ class TraceConfig:
         node = self.node_index
         if node.layer_index is None:
             problems.add("node_index.layer_index", "is required: a trace starts at one layer")
-        if node.node_type not in {NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON} and not (
-            node.node_type.is_autoencoder_latent and node.node_type is not NodeType.AUTOENCODER_LATENT_BY_TOKEN_PAIR
-        ):
+        if NODES[node.node_type].component is None:
             problems.add(
                 "node_index.node_type",
                 f"must be attention_head, mlp_neuron or a type of autoencoder latent, not {node.node_type}",

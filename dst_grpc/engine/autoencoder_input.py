@@ -29,7 +29,7 @@ def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architec
     tap = FACTS[dst].tap
     if tap is None:
         raise Internal(f"{dst} is no tap: nothing records it")
-    if dst is DerivedScalarType.RESID_POST_ATTN and architecture.parallel and layer is not None:
+    if tap.facts.needs_sequential_layers and architecture.parallel and layer is not None:
         return site_entering(layer)
     return tap, layer
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "DecoderConfig", "Layer"]
 
 _L = ActivationLocationType
-_NEEDS_EACH_HEAD = (_L.ATTN_KEY, _L.ATTN_VALUE, _L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
 
 
 class Decoder:
@@ -127,7 +126,8 @@ class Decoder:
         """What attention adds to the residual *x* that enters the block, [b, T, d]."""
         layer = self.layers[index]
         q, k, v = layer.shared_qkv(_tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index))
-        if any(taps.touches(location, index) for location in _NEEDS_EACH_HEAD):
+        of_each_head = (_L.ATTN_KEY, _L.ATTN_VALUE, _L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
+        if any(taps.touches(location, index) for location in of_each_head):
             k, v = layer.for_each_head(k), layer.for_each_head(v)
         q = taps.visit(_L.ATTN_QUERY, index, q)
         k = taps.visit(_L.ATTN_KEY, index, k)

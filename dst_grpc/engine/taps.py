@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.locations import ActivationLocationType
 
@@ -27,22 +28,6 @@ _L = ActivationLocationType
 
 Site = tuple[ActivationLocationType, int | None]
 """A location and its layer; the layer is None for what exists once per model."""
-
-LATENT_LOCATION = {
-    _L.MLP_POST_ACT: _L.ONLINE_MLP_AUTOENCODER_LATENT,
-    _L.RESID_DELTA_MLP: _L.ONLINE_MLP_AUTOENCODER_LATENT,
-    _L.RESID_DELTA_ATTN: _L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
-    _L.RESID_POST_ATTN: _L.ONLINE_AUTOENCODER_LATENT,
-    _L.RESID_POST_MLP: _L.ONLINE_AUTOENCODER_LATENT,
-}
-"""Where the latents of an autoencoder that reads a location are tapped."""
-
-ERROR_LOCATION = {
-    _L.MLP_POST_ACT: _L.ONLINE_MLP_AUTOENCODER_ERROR,
-    _L.RESID_DELTA_MLP: _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
-    _L.RESID_DELTA_ATTN: _L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
-}
-"""Where its reconstruction error is tapped; that of one which reads the residual stream itself is not."""
 
 _AFTER_ALL_LAYERS = 2**31
 
@@ -125,11 +110,6 @@ class Taps:
         ]
         return min(starts, default=None)
 
-    @property
-    def last_layer(self) -> int:
-        """Last layer that holds a recorded site; -1 if none does."""
-        return max((layer for _, layer in self._sites if layer is not None), default=-1)
-
     def touches(self, location: ActivationLocationType, layer: int | None) -> bool:
         """Whether anything happens at a site, so that its tensor must be made."""
         site = (location, layer)
@@ -166,12 +146,13 @@ class Taps:
     def _splice(self, site: Site, x: torch.Tensor, autoencoder: Autoencoder) -> torch.Tensor:
         """Replace *x* by reconstruction plus error; equal to it unless latents or errors are ablated."""
         location, layer = site
+        taps = SPLICED_AT[location]
         latents = autoencoder.encode(x)
         # The error reads the untapped latents, so the tapped ones must be a tensor of their own in the graph.
-        tapped = self.visit(LATENT_LOCATION[location], layer, latents.view_as(latents))
+        tapped = self.visit(taps.latent_tap, layer, latents.view_as(latents))
         error = x - autoencoder.decode(latents, x)
-        if location in ERROR_LOCATION:
-            error = self.visit(ERROR_LOCATION[location], layer, error)
+        if taps.error_tap is not None:
+            error = self.visit(taps.error_tap, layer, error)
         return autoencoder.decode(tapped, x) + error
 
     def gradients(self, origin: torch.Tensor) -> dict[Site, torch.Tensor]:

@@ -14,7 +14,6 @@ import torch
 
 from dst_grpc import __version__
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import (
     AttentionImplementation,
     AnswerHeader,
@@ -24,6 +23,7 @@ from dst_grpc.domain.results import (
     SparseTensor,
     TensorInfo,
 )
+from dst_grpc.engine.element_types import TORCH_TYPES
 from dst_grpc.scalars.derive import Derivation
 
 if TYPE_CHECKING:
@@ -35,14 +35,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.pipeline.plan import Plan, PlannedScalar
     from dst_grpc.pipeline.run import Outcome
-
-_TORCH_TYPES = {
-    TensorElementType.FLOAT32: torch.float32,
-    TensorElementType.FLOAT16: torch.float16,
-    TensorElementType.BFLOAT16: torch.bfloat16,
-}
-
-_ATTENTION_MATRICES = {ActivationLocationType.ATTN_QK_LOGITS, ActivationLocationType.ATTN_QK_PROBS}
 
 Part = DenseTensor | SparseTensor
 
@@ -158,7 +150,7 @@ def provenance_of(
         library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
         config_digest=digest,
         attention=AttentionImplementation.EAGER
-        if is_capped or touched & _ATTENTION_MATRICES
+        if is_capped or any(tap.facts.is_attention_matrix for tap in touched)
         else AttentionImplementation.SDPA,
         batch_size=batch_size,
     )
@@ -166,7 +158,7 @@ def provenance_of(
 
 def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:
     """The nonzero entries of *tensor*, ascending in coordinates."""
-    tensor = tensor.to(_TORCH_TYPES[info.element_type])
+    tensor = tensor.to(TORCH_TYPES[info.element_type])
     coordinates = tensor.nonzero()
     values = tensor[tuple(coordinates.t())]
     sparse = replace(info, encoding=TensorEncoding.SPARSE_LATENTS, nonzero_count=len(values))
@@ -177,7 +169,7 @@ def to_numpy(
     tensor: torch.Tensor, element_type: TensorElementType
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """*tensor* on the host, row-major, in its element type on the wire; bfloat16 as its bits."""
-    tensor = tensor.detach().to(_TORCH_TYPES[element_type]).contiguous()
+    tensor = tensor.detach().to(TORCH_TYPES[element_type]).contiguous()
     if tensor.device.type == "cuda":
         # Through pinned memory the copy runs at the bus's speed; only a GPU can show it.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

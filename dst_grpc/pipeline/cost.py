@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions
 from dst_grpc.domain.resolution import CostEstimate
-from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, most_latents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ def estimate_cost(
     """What recording *values* and *gradients* and deriving *scalars* will take."""
     model, tokens = sizes.model, sizes.n_tokens
     gradient_sites = list(gradients)
-    latents = max((info.n_latents for scalar in scalars for info in scalar.sets), default=0)
+    latents = most_latents(info for scalar in scalars for info in scalar.sets)
     recorded = sum(sizes.site_bytes(site, latents) for site in [*values, *gradient_sites])
     largest = max((scalar.output_bytes // max(len(scalar.task.layers), 1) for scalar in scalars), default=0)
     passes = 1 + (1 if gradient_sites else 0)

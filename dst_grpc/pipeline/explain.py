@@ -1,4 +1,4 @@
-"""From the outcomes of a question's runs to the parts of its answer, one step at a time on the device's thread.
+"""From the outcomes of the runs of TopK or Explain to the parts of the answer, a step at a time on the device's thread.
 
 Steps are pulled, so that parts leave as soon as they are there, other callers' work fits in between, and nothing more
 is done once nobody pulls. What a step needs of the earlier ones (tensors, the table's nodes) is kept until the end.
@@ -33,7 +33,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.answer import provenance_of
-from dst_grpc.pipeline.question import SCORED_PARTS, ends_of, logits_are_changed
+from dst_grpc.pipeline.explain_plan import ends_of, logits_are_changed
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.token_scoring import (
     TokenExtremes,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.explain import TopKGroup
     from dst_grpc.domain.scalar_types import DerivedScalarType
-    from dst_grpc.pipeline.question import Question
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.run import Outcome
 
 _L = ActivationLocationType
@@ -64,17 +64,17 @@ Parts = list[ExplanationPart]
 
 
 class Explainer:
-    """One question's answer in the making."""
+    """One answer in the making."""
 
     def __init__(
         self,
-        question: Question,
+        asked: ExplainPlan,
         outcomes: Sequence[Outcome],
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
         """Do nothing yet."""
-        self._question, self._outcomes, self._model, self._sets = question, outcomes, model, sets
+        self._asked, self._outcomes, self._model, self._sets = asked, outcomes, model, sets
         self._explained = [
             ExplainedModel(model.decoder, tuple(sets[info.name] for info in outcome.plan.spliced))
             for outcome in outcomes
@@ -98,22 +98,22 @@ class Explainer:
 
     def _work(self) -> Iterator[Callable[[], Parts]]:
         """What there is to do, in order."""
-        parts = self._question.parts
+        parts = self._asked.parts
         if _P.NODE_TABLE in parts or _P.COMPONENT_SUMS in parts:
             yield self._scan
         if _P.NODE_TABLE in parts:
             yield self._node_tables
         if _P.COMPONENT_SUMS in parts:
             yield self._component_sums
-        if self._question.with_sums and self._entries:
+        if self._asked.with_sums and self._entries:
             yield from (partial(self._sums, i) for i in range(len(self._outcomes)))
         self._entries.clear()
         if _P.TOP_LOGITS in parts:
             yield self._top_logits
         if _P.TOKEN_PAIRS in parts:
             yield from (partial(self._token_pairs, i) for i in range(len(self._outcomes)))
-        for part in SCORED_PARTS:
-            if part in parts:
+        for part in ExplainPart:
+            if part.scores_tokens and part in parts:
                 yield from self._scoring(part)
 
     def summary(self) -> RunSummary:
@@ -129,10 +129,10 @@ class Explainer:
         return RunSummary(
             statistics=statistics,
             provenance=provenance_of(
-                self._question.plans,
+                self._asked.plans,
                 self._model,
                 self._sets,
-                digest=self._question.digest,
+                digest=self._asked.digest,
                 batch_size=max(outcome.batch_size for outcome in self._outcomes),
             ),
         )
@@ -156,40 +156,40 @@ class Explainer:
 
     def _scan(self) -> Parts:
         """Go once through every type of every run."""
-        question = self._question
-        groups = (*(question.groups if _P.NODE_TABLE in question.parts else ()), *question.component_groups)
+        asked = self._asked
+        groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
         for i, outcome in enumerate(self._outcomes):
             found = {s.task.facts.type: Entries(outcome.derivation(s)) for s in outcome.plan.scalars}
             for dst, entries in found.items():
                 mine = [group for group in groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}
-                entries.scan(max(map(self._k, mine)), question.token_indices[i], sorted(ends))
+                entries.scan(max(map(self._k, mine)), asked.token_indices[i], sorted(ends))
             self._entries.append(found)
         return []
 
     def _k(self, group: TopKGroup) -> int:
-        return self._question.k if group.k is None else group.k
+        return self._asked.k if group.k is None else group.k
 
     def _node_tables(self) -> Parts:
-        tables = self._tables_of(self._question.groups)
+        tables = self._tables_of(self._asked.groups)
         self._tables = [table.nodes for table in tables]
         return [self._part(PartKind.NODE_TABLE, i, table) for i, table in enumerate(tables)]
 
     def _component_sums(self) -> Parts:
-        tables = self._tables_of(self._question.component_groups)
+        tables = self._tables_of(self._asked.component_groups)
         return [self._part(PartKind.COMPONENT_SUMS, i, table) for i, table in enumerate(tables)]
 
     def _tables_of(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
         """The table of each run, of the nodes that it chose itself or, if shared, that any run chose."""
         chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._outcomes))]
         lists = [[node for top, bottom in of_run for node in (*top, *bottom)] for of_run in chosen]
-        if self._question.is_shared:
+        if self._asked.is_shared:
             lists = [[node for nodes in lists for node in nodes]] * len(lists)
         tables: list[NodeTable] = []
         numbers: dict[NodeIndex, int] = {}
         places = Places(())
         for i, nodes in enumerate(lists):
-            if i == 0 or not self._question.is_shared:  # shared nodes are the same for every run
+            if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
                 numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
                 self._check_count(len(numbers))
                 places = Places(tuple(numbers))
@@ -198,7 +198,7 @@ class Explainer:
         return tables
 
     def _check_count(self, count: int) -> None:
-        limit = self._question.max_table_nodes
+        limit = self._asked.max_table_nodes
         if count > limit:
             raise InvalidRequest.of("k", f"the runs choose {count} nodes; a table holds at most {limit}")
 
@@ -256,13 +256,13 @@ class Explainer:
     # Logits
 
     def _top_logits(self) -> Parts:
-        question, count = self._question, self._question.top_logit_count
+        asked, count = self._asked, self._asked.top_logit_count
         rows = torch.stack([self._logits(i) for i in range(len(self._outcomes))]).float()
         found: list[list[list[int]]] = [
             rows.topk(min(count, rows.shape[1]), largest=largest).indices.tolist() for largest in (True, False)
         ]
         lists = [(top, bottom[::-1]) for top, bottom in zip(*found, strict=True)]
-        is_shared = question.is_shared and len(set(question.logit_tokens)) == 1
+        is_shared = asked.is_shared and len(set(asked.logit_tokens)) == 1
         everyone = [token for top, bottom in lists for token in (*top, *bottom)]
         parts = []
         for i, (top, bottom) in enumerate(lists):
@@ -282,7 +282,7 @@ class Explainer:
                 ),
             )
             nodes = tuple(
-                NodeIndex(node_type=NodeType.VOCAB_TOKEN, tensor_indices=(question.logit_tokens[i], token))
+                NodeIndex(node_type=NodeType.VOCAB_TOKEN, tensor_indices=(asked.logit_tokens[i], token))
                 for token in ids
             )
             texts = tuple(self._model.tokenizer.token_strings(ids))
@@ -293,7 +293,7 @@ class Explainer:
 
     def _logits(self, i: int) -> torch.Tensor:
         """Logits [V] of one run at its token: recorded if they were changed, else of the last residual."""
-        outcome, token = self._outcomes[i], self._question.logit_tokens[i]
+        outcome, token = self._outcomes[i], self._asked.logit_tokens[i]
         taps, decoder = outcome.recording.taps, self._model.decoder
         if logits_are_changed(outcome.plan):
             return taps.value((_L.LOGITS, None))[token, : self._n_tokens]
@@ -303,7 +303,7 @@ class Explainer:
     # Tokens
 
     def _token_pairs(self, i: int) -> Parts:
-        nodes, count = self._tables[i], self._question.token_pair_count
+        nodes, count = self._tables[i], self._asked.token_pair_count
         found = attended_tokens(self._explained[i], self._outcomes[i].recording.taps, nodes, count)
         pairs = [NodeTokenPairs(node=node, attended_tokens=tuple(tokens)) for node, tokens in found]
         step = max(_PAIRS_OF_A_MESSAGE // count, 1)
@@ -314,7 +314,7 @@ class Explainer:
 
     def _scoring(self, part: ExplainPart) -> Iterator[Callable[[], Parts]]:
         """One step for each message's worth of nodes, of all runs together so that the vocabulary is read once."""
-        step = self._question.nodes_of_a_message
+        step = self._asked.nodes_of_a_message
         longest = max(map(len, self._tables))
         for start in range(0, max(longest, 1), step):
             yield partial(self._scored, part, start, start + step)
@@ -340,7 +340,7 @@ class Explainer:
         directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
         vocabulary = decoder.unembedding if is_output else decoder.embedding.t()
         found = extreme_tokens(
-            directions, vocabulary[:, : self._n_tokens], self._question.scored_token_count, centred=is_output
+            directions, vocabulary[:, : self._n_tokens], self._asked.scored_token_count, centred=is_output
         )
         parts, first = [], 0
         for i, one in enumerate(vectors):

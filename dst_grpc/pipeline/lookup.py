@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.config import AutoencoderConfig, DstConfig
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.engine.tokenizer import Tokenizer
-    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.findings import Findings
 
 
 class Catalogue(Protocol):
@@ -35,9 +35,9 @@ class Catalogue(Protocol):
 class Lookup:
     """Looks up for one request; what is wrong with its fields is noted, what is unknown raises NotFound."""
 
-    def __init__(self, catalogue: Catalogue, model: ModelInfo, problems: Violations) -> None:
-        """*model* is the request's; *problems* takes what is wrong."""
-        self._catalogue, self._model, self._problems = catalogue, model, problems
+    def __init__(self, catalogue: Catalogue, model: ModelInfo, findings: Findings) -> None:
+        """*model* is the request's; *findings* takes what is wrong."""
+        self._catalogue, self._model, self._findings = catalogue, model, findings
         # The same files are read once for a request, however many of its types read latents of them.
         self._by_path: dict[AutoencoderConfig, AutoencoderInfo] = {}
 
@@ -48,10 +48,12 @@ class Lookup:
         """
         found = {}
         for i, ref in enumerate(refs):
+            if self._findings.holds_stand_in(f"{path}[{i}]"):
+                continue
             try:
                 found[f"{path}[{i}]"] = self._catalogue.autoencoder(ref, self._model.name)
             except InvalidRequest as error:
-                self._problems.extend(error, f"{path}[{i}]")
+                self._findings.extend(error, f"{path}[{i}]")
         self._check_node_types(found)
         return found
 
@@ -61,13 +63,15 @@ class Lookup:
         """The autoencoders that *config* names, in the reference's precedence; the spliced ones if it names none."""
         by_path = self._set_by_path(config, path)
         if config.autoencoder_context is not None:
+            if self._findings.holds_stand_in(f"{path}.autoencoder_context"):
+                return ()
             try:
                 info = self._catalogue.autoencoder(config.autoencoder_context, self._model.name)
             except InvalidRequest as error:
-                self._problems.extend(error, f"{path}.autoencoder_context")
+                self._findings.extend(error, f"{path}.autoencoder_context")
                 return ()
             if by_path is not None and (by_path.dst, by_path.layer_indices) != (info.dst, info.layer_indices):
-                self._problems.add(f"{path}.autoencoder_config", f"differs from {info.name}, the autoencoder_context")
+                self._findings.add(f"{path}.autoencoder_config", f"differs from {info.name}, the autoencoder_context")
             return (info,)
         if config.multi_autoencoder_context is not None:
             field = f"{path}.multi_autoencoder_context.autoencoder_contexts"
@@ -81,7 +85,7 @@ class Lookup:
         try:
             return self._by_path.setdefault(wanted, self._catalogue.autoencoder_by_config(wanted, self._model.name))
         except InvalidRequest as error:
-            self._problems.extend(error, f"{path}.autoencoder_config")
+            self._findings.extend(error, f"{path}.autoencoder_config")
             return None
 
     def _check_node_types(self, sets: Mapping[str, AutoencoderInfo]) -> None:
@@ -90,7 +94,7 @@ class Lookup:
         for path, info in sets.items():
             if info.node_type in seen:
                 other = seen[info.node_type]
-                self._problems.add(path, f"{info.name} and {other} both have latents of {info.node_type}")
+                self._findings.add(path, f"{info.name} and {other} both have latents of {info.node_type}")
             seen[info.node_type] = info.name
 
     def check_model(self, config: DstConfig, path: str) -> None:
@@ -102,10 +106,10 @@ class Lookup:
             try:
                 other = self._catalogue.model(ref).name
             except NotFound as error:
-                self._problems.add(f"{path}.{field}", error.message)
+                self._findings.add(f"{path}.{field}", error.message)
                 continue
             if other != self._model.name:
-                self._problems.add(f"{path}.{field}", f"is {other!r}, but the request's model is {self._model.name!r}")
+                self._findings.add(f"{path}.{field}", f"is {other!r}, but the request's model is {self._model.name!r}")
         device, own = config.device_for_raw_activations, self._model.device
         if device not in {None, own, own.removesuffix(":0")}:
-            self._problems.add(f"{path}.device_for_raw_activations", f"is {device!r}, but the model is on {own!r}")
+            self._findings.add(f"{path}.device_for_raw_activations", f"is {device!r}, but the model is on {own!r}")

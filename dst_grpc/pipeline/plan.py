@@ -11,9 +11,8 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
 from dst_grpc.domain.results import Axis
-from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
 from dst_grpc.scalars.loss import TokenLoss
-from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Ablation, Site
 
 _L = ActivationLocationType
-_AFTER_LAYERS = frozenset({_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +111,7 @@ class Plan:
         if not new:
             return self
         sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
-        latents = max((info.n_latents for info in self.spliced), default=0)
+        latents = most_latents(self.spliced)
         values = self.values | new
         stop = None if self.stop_after_layer is None else last_layer_of(values)
         recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
@@ -139,12 +137,7 @@ def last_layer_of(sites: Iterable[Site]) -> int | None:
     """The last layer that has to run for *sites* to be recorded; None if what follows the layers has to run too."""
     last = -1
     for location, layer in sites:
-        if location in _AFTER_LAYERS:
+        if location.facts.is_after_layers:
             return None
         last = max(last, -1 if layer is None else layer)
     return last
-
-
-def splice_site(info: AutoencoderInfo, layer: int) -> Site:
-    """The tap that an autoencoder of *info* reads at *layer*."""
-    return INPUT_LOCATION[info.dst], layer

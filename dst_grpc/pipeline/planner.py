@@ -7,19 +7,18 @@ layers, what each type needs. Every bad field is reported at once; what is missi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.engine.taps import LATENT_LOCATION
-from dst_grpc.errors import InvalidRequest, Reason, Violations
-from dst_grpc.pipeline.checks import check_ablation, check_trace_indices
+from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
+from dst_grpc.pipeline.checks import check_ablation, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
+from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.lookup import Catalogue, Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.sizes import Sizes
-from dst_grpc.pipeline.tasks import TaskBuilder, Wants
+from dst_grpc.pipeline.tasks import TaskBuilder
 from dst_grpc.scalars.loss import TokenLoss
-from dst_grpc.scalars.reads import INPUT_LOCATION
 from dst_grpc.scalars.topology import AutoencoderInputs, Residual, Topology
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
-    from dst_grpc.domain.resolution import AutoencoderInfo
+    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.engine.taps import Ablation
     from dst_grpc.engine.tokenizer import Tokenizer
@@ -36,15 +35,42 @@ MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
 
 
-def make_plan(request: DeriveRequest, catalogue: Catalogue) -> Plan:
+def make_plan(request: DeriveRequest, catalogue: Catalogue, known: Violations | None = None) -> Plan:
     """Plan *request*.
 
+    Args:
+        request: what is asked.
+        catalogue: what can be loaded.
+        known: what reading the request's message found, whose paths hold stand-ins in *request*. All else is checked,
+            and everything told together.
+
     Raises:
-        InvalidRequest: listing every field that the model or another field rules out.
+        InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
         NotFound: for an unknown model or autoencoder.
         PreconditionFailed: if a type needs an origin, autoencoder or field that the request lacks.
     """
-    return _Planner(request, catalogue).plan()
+    findings = Findings.after(known)
+    plan = plan_run(request, catalogue, findings)
+    if plan is None:
+        raise findings.error()
+    return plan
+
+
+def plan_run(request: DeriveRequest, catalogue: Catalogue, findings: Findings) -> Plan | None:
+    """The plan of *request*; None if there is something in *findings*, which takes what is wrong or missing.
+
+    Raises:
+        NotFound: for an unknown model or autoencoder, unless the request has other faults that are known.
+    """
+    if any(map(findings.holds_stand_in, ("model", "config.model_context", "config.model_name"))):
+        return None
+    try:
+        model = catalogue.model(model_ref(request))
+        return _Planner(_without_stand_ins(request, findings), catalogue, model, findings).plan()
+    except DstError:
+        if findings.known:
+            return None
+        raise
 
 
 def model_ref(request: DeriveRequest) -> str:
@@ -58,15 +84,36 @@ def names_files(request: DeriveRequest) -> bool:
     return any(config is not None and config.autoencoder_config is not None for config in configs)
 
 
+def _without_stand_ins(request: DeriveRequest, findings: Findings) -> DeriveRequest:
+    """*request* without what is known to be bad and could mislead the rules about other fields."""
+    if not findings.known:
+        return request
+    optional: dict[str, Any] = {
+        name: None for name in ("prompt", "loss_fn_config", "trace_config") if findings.holds_stand_in(name)
+    }
+    specs = tuple(
+        spec
+        if spec.config is None
+        else replace(spec, config=_config_without_stand_ins(spec.config, f"derived_scalars[{i}].config", findings))
+        for i, spec in enumerate(request.derived_scalars)
+    )
+    config = _config_without_stand_ins(request.config, "config", findings)
+    return replace(request, **optional, config=config, derived_scalars=specs)
+
+
+def _config_without_stand_ins(config: DstConfig, path: str, findings: Findings) -> DstConfig:
+    names = ("autoencoder_config", "trace_config", "activation_index_for_fake_grad", "node_index_for_attribution")
+    optional: dict[str, Any] = {name: None for name in names if findings.holds_stand_in(f"{path}.{name}")}
+    return replace(config, **optional)
+
+
 class _Planner:
     """The state of one planning: what was found, and what is wrong."""
 
-    def __init__(self, request: DeriveRequest, catalogue: Catalogue) -> None:
-        self._request, self._catalogue = request, catalogue
-        self._problems, self._missing = Violations(), Wants()
-        self._model = catalogue.model(model_ref(request))
-        self._lookup = Lookup(catalogue, self._model, self._problems)
-        self._sizes = self._sizes_of(self._model.dimensions.context_window)
+    def __init__(self, request: DeriveRequest, catalogue: Catalogue, model: ModelInfo, findings: Findings) -> None:
+        self._request, self._catalogue, self._model, self._findings = request, catalogue, model, findings
+        self._lookup = Lookup(catalogue, model, findings)
+        self._sizes = self._sizes_of(model.dimensions.context_window)
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
         return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
@@ -74,8 +121,8 @@ class _Planner:
     def _topology(self, sets: Sequence[AutoencoderInfo]) -> Topology:
         return Topology(self._sizes.n_layers, self._model.architecture, AutoencoderInputs.of_sets(sets))
 
-    def plan(self) -> Plan:
-        request, problems = self._request, self._problems
+    def plan(self) -> Plan | None:
+        request = self._request
         tokenizer = self._catalogue.tokenizer(self._model.name)
         tokens = self._tokens(tokenizer)
         if tokens:
@@ -88,8 +135,8 @@ class _Planner:
         ablations = self._ablations(spliced, self._topology(spliced or shared_sets))
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
-        problems.raise_if_any()
-        self._missing.raise_if_any()
+        if self._findings.count or self._findings.known:
+            return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
         return self._assembled(tokens, tokenizer, loss, spliced, shared_sets, ablations, planned)
 
@@ -145,7 +192,7 @@ class _Planner:
             return ()
         if prompt.text is not None:
             tokens = tuple(tokenizer.encode(prompt.text))
-            self._problems.check(bool(tokens), "prompt.text", "holds no token")
+            self._findings.check(bool(tokens), "prompt.text", "holds no token")
         else:
             tokens = prompt.token_ids or ()
             # An embedding may be padded with rows that are no token's.
@@ -153,11 +200,11 @@ class _Planner:
             for i, token in enumerate(tokens):
                 if token >= vocabulary:
                     field = f"prompt.token_ids.token_ids[{i}]"
-                    self._problems.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
+                    self._findings.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
         window = self._model.dimensions.context_window
         if len(tokens) > window:
             message = f"has {len(tokens)} tokens, but the context window of {self._model.name!r} holds {window}"
-            self._problems.add("prompt", message, Reason.PROMPT_TOO_LONG)
+            self._findings.add("prompt", message, Reason.PROMPT_TOO_LONG)
         return tokens
 
     def _loss(self, tokenizer: Tokenizer) -> TokenLoss | None:
@@ -172,17 +219,17 @@ class _Planner:
                 try:
                     ids[side].append(tokenizer.single_token(text, f"loss_fn_config.{side}_tokens[{i}]"))
                 except InvalidRequest as error:
-                    self._problems.extend(error)
+                    self._findings.extend(error)
             for i, token in enumerate(getattr(given, f"{side}_token_ids")):
                 field = f"loss_fn_config.{side}_token_ids[{i}]"
-                self._problems.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
+                self._findings.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
                 ids[side].append(token)
         return TokenLoss(given.name, tuple(ids["target"]), tuple(ids["distractor"]))
 
     def _spliced(self) -> tuple[AutoencoderInfo, ...]:
         found = self._lookup.sets(self._request.autoencoders, "autoencoders")
         for path, info in found.items():
-            self._problems.check(
+            self._findings.check(
                 info.spliceable,
                 path,
                 f"{info.name} reads {info.dst} and can only be read offline: name it in config instead",
@@ -193,16 +240,20 @@ class _Planner:
         trace = self._request.trace_config
         if trace is None:
             return
-        check_trace_indices(self._problems, trace, "trace_config", self._sizes, sets)
+        check_trace_indices(self._findings, trace, "trace_config", self._sizes, sets)
         has_loss = self._request.loss_fn_config is not None
-        self._missing.check_trace(trace, AutoencoderInputs.of_sets(sets), "trace_config", has_loss=has_loss)
+        check_trace_can_run(self._findings, trace, "trace_config", AutoencoderInputs.of_sets(sets), has_loss=has_loss)
 
     def _ablations(self, spliced: tuple[AutoencoderInfo, ...], topology: Topology) -> tuple[Ablation, ...]:
-        renamed = LATENT_LOCATION[INPUT_LOCATION[spliced[0].dst]] if len(spliced) == 1 else None
-        found = [
-            check_ablation(self._problems, spec, f"ablation_specs[{i}]", self._sizes, spliced, generic=renamed)
-            for i, spec in enumerate(self._request.ablation_specs)
-        ]
+        if self._findings.holds_stand_in("autoencoders"):
+            return ()  # which taps there are depends on them
+        renamed = spliced[0].input.latent_tap if len(spliced) == 1 else None
+        found = []
+        for i, spec in enumerate(self._request.ablation_specs):
+            path = f"ablation_specs[{i}]"
+            if not self._findings.holds_stand_in(path):
+                ablation = check_ablation(self._findings, spec, path, self._sizes, spliced, generic=renamed)
+                found.append(ablation)
         trace = self._request.trace_config
         if trace is None:
             return tuple(found)
@@ -229,9 +280,11 @@ class _Planner:
 
     def _scalar(self, index: int, loss: TokenLoss | None, spliced: tuple[AutoencoderInfo, ...]) -> PlannedScalar | None:
         request = self._request
-        spec = request.derived_scalars[index]
+        spec, spec_path = request.derived_scalars[index], f"derived_scalars[{index}]"
+        if self._findings.holds_stand_in(f"{spec_path}.dst"):
+            return None
         config = request.config_of(spec)
-        path = "config" if spec.config is None else f"derived_scalars[{index}].config"
+        path = "config" if spec.config is None else f"{spec_path}.config"
         if spec.config is not None:
             self._lookup.check_model(config, path)
         sets = self._lookup.sets_of(config, path, spliced)
@@ -240,14 +293,13 @@ class _Planner:
             spec=spec,
             config=config,
             path=path,
-            spec_path=f"derived_scalars[{index}]",
+            spec_path=spec_path,
             model=self._model,
             sizes=self._sizes,
             sets=sets,
             spliced=spliced,
             loss=loss,
-            problems=self._problems,
-            missing=self._missing,
+            findings=self._findings,
         )
         built = builder.build()
         if built is None:
@@ -266,7 +318,7 @@ class _Planner:
         """An answer's header names every tensor, and must fit into one message."""
         count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
-            self._problems.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
+            self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
 
     def _canonical(
         self,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.results import RunStatistics
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.taps import Taps
-from dst_grpc.pipeline.plan import Plan, splice_site
+from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.store import Recording
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import PlannedScalar
-
-_TOKEN_AXES = frozenset({Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,8 +96,8 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
 
 
 def _taps(plans: Sequence[Plan], sets: Mapping[str, AutoencoderSet]) -> Taps:
-    splices = {
-        splice_site(info, layer): autoencoder
+    splices: dict[Site, Autoencoder] = {
+        (info.input.tap, layer): autoencoder
         for info in plans[0].spliced
         for layer, autoencoder in sets[info.name].by_layer.items()
         if layer is not None
@@ -171,7 +169,7 @@ def _recorded_taps(row: int, plan: Plan, taps: Taps, gradients: Mapping[Site, to
     def own(site: Site, x: torch.Tensor) -> torch.Tensor:
         x = x[row]
         for axis, dimension in enumerate(site[0].dimensions):
-            if dimension in _TOKEN_AXES:
+            if dimension.is_sequence_token_dimension:
                 x = x.narrow(axis, 0, n_tokens)
         return x
 

@@ -22,9 +22,9 @@ from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.answer import AnswerBuilder, Part
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.explain import Explainer
+from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan, model_ref, names_files
-from dst_grpc.pipeline.question import Question, explain_question, top_k_question
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.run import Outcome
 
 _PULL_BYTES = 1 << 20
@@ -94,10 +96,10 @@ class Pipeline:
             raise InvalidRequest.of("prompt", "is required")
         registry = self._cache.registry
         plan = await self._plan(request, registry)
-        names = [info.name for info in plan.autoencoders]
+        model, entries = _entries([plan], registry)
         async with (
             self._admission.admitted(plan.cost.peak_bytes),
-            self._cache.lease(plan.model.name, names, registry=registry) as lease,
+            self._cache.lease(model, entries) as lease,
         ):
             plan = await self._with_handles(plan, request, registry)
             worker, batcher = self._device(lease.model.device)
@@ -115,42 +117,38 @@ class Pipeline:
         """Run a request's runs as one batch: of each a header and a table, of all a summary.
 
         Raises:
-            DstError: what `top_k_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+            DstError: what `plan_top_k`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
         """
-        return self._answered(partial(top_k_question, request))
+        return self._answered(partial(plan_top_k, request))
 
     def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
         """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `explain_question`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+            DstError: what `plan_explain`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
         """
-        return self._answered(partial(explain_question, request))
+        return self._answered(partial(plan_explain, request))
 
     async def _answered(
-        self, make_question: Callable[[Callable[[DeriveRequest], Plan]], Question]
+        self, plan: Callable[[Registry], ExplainPlan]
     ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
         registry = self._cache.registry
-        plan_with = partial(make_plan, catalogue=registry)
-        question = await self._planning.run(make_question, plan_with)
-        first = question.plans[0]
-        names = list(dict.fromkeys(info.name for plan in question.plans for info in plan.autoencoders))
+        asked = await self._planning.run(plan, registry)
+        model, entries = _entries(asked.plans, registry)
         async with (
-            self._admission.admitted(question.peak_bytes),
-            self._cache.lease(first.model.name, names, registry=registry) as lease,
+            self._admission.admitted(asked.peak_bytes),
+            self._cache.lease(model, entries) as lease,
         ):
-            if not all(map(_has_handles, question.plans)):  # as in `_with_handles`
-                question = await self._planning.run(make_question, plan_with)
+            if not all(map(_has_handles, asked.plans)):  # as in `_with_handles`
+                asked = await self._planning.run(plan, registry)
             worker, batcher = self._device(lease.model.device)
             sets = {context.name: context for context in lease.autoencoders.values()}
             # All wait before the first batch is formed, so that they run together.
-            runs = [batcher.run(plan, lease.model.decoder, sets, _itself) for plan in question.plans]
+            runs = [batcher.run(one, lease.model.decoder, sets, _itself) for one in asked.plans]
             outcomes = await _all_or_first_error(runs)
-            explainer = Explainer(question, outcomes, lease.model, sets)
+            explainer = Explainer(asked, outcomes, lease.model, sets)
             steps = explainer.steps()
-            while parts := await worker.submit(
-                partial(_next_parts, steps), operations=question.floating_point_operations
-            ):
+            while parts := await worker.submit(partial(_next_parts, steps), operations=asked.floating_point_operations):
                 for part in parts:
                     yield part
             yield explainer.summary()
@@ -226,8 +224,8 @@ class Pipeline:
             newest[progress.context] = progress
             news.set()
 
-        names = [info.name for info in plan.autoencoders]
-        lease = self._cache.lease(plan.model.name, names, registry=registry, on_progress=note)
+        model, entries = _entries([plan], registry)
+        lease = self._cache.lease(model, entries, on_progress=note)
         leased = asyncio.create_task(stack.enter_async_context(lease))
         leased.add_done_callback(lambda _: news.set())
         try:
@@ -241,6 +239,13 @@ class Pipeline:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that whoever stops listening holds no pin any more
+
+
+def _entries(plans: Sequence[Plan], registry: Registry) -> tuple[ModelEntry, list[AutoencoderEntry]]:
+    """What *plans*, all of one model, need; without repetition."""
+    model = registry.model_entry(plans[0].model.name)
+    names = dict.fromkeys(info.name for plan in plans for info in plan.autoencoders)
+    return model, [registry.autoencoder_entry(name, model.name) for name in names]
 
 
 def _itself(outcome: Outcome) -> Outcome:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions
-from dst_grpc.domain.components import Dimension
+from dst_grpc.domain.components import Component, Dimension
 from dst_grpc.domain.resolution import AutoencoderInfo
 from dst_grpc.domain.results import Axis
-from dst_grpc.domain.scalar_facts import Component
-from dst_grpc.scalars.reads import reads_head_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from dst_grpc.domain.components import NodeType
     from dst_grpc.engine.taps import Site
@@ -49,13 +47,18 @@ class Sizes:
         pairs = self.n_tokens * (self.n_tokens + 1) // 2
         if facts.is_flattened:
             axes[0] = Axis(axes[0].dimension, pairs)
-        elif facts.component is Component.OFFLINE_LATENT and reads_head_pairs(task.topology.inputs.of(facts.node_type)):
+        elif facts.component is Component.OFFLINE_LATENT and set_of(sets, facts.node_type).input.reads_head_pairs:
             axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
         return tuple(axes)
 
     def site_bytes(self, site: Site, latents: int) -> int:
         """Bytes of the tensor at a tap."""
         return BYTES_OF_FLOAT32 * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
+
+
+def most_latents(sets: Iterable[AutoencoderInfo]) -> int:
+    """Latents of the widest of *sets*; 0 if there are none."""
+    return max((info.n_latents for info in sets), default=0)
 
 
 def set_of(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> AutoencoderInfo:

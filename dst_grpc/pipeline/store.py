@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION
-from dst_grpc.pipeline.sizes import Sizes
-from dst_grpc.scalars.reads import INPUT_LOCATION
+from dst_grpc.pipeline.sizes import Sizes, most_latents
 from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
@@ -26,33 +24,8 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import Plan
 
 _L = ActivationLocationType
-_PER_LAYER = (
-    _L.ATTN_QUERY,
-    _L.ATTN_KEY,
-    _L.ATTN_VALUE,
-    _L.ATTN_QK_LOGITS,
-    _L.ATTN_QK_PROBS,
-    _L.ATTN_WEIGHTED_SUM_OF_VALUES,
-    _L.ATTN_OUTPUT_LAYER_NORM_SCALE,
-    _L.RESID_DELTA_ATTN,
-    _L.RESID_POST_ATTN,
-    _L.MLP_PRE_ACT,
-    _L.MLP_POST_ACT,
-    _L.MLP_OUTPUT_LAYER_NORM_SCALE,
-    _L.RESID_DELTA_MLP,
-    _L.RESID_POST_MLP,
-)
-"""Taps that exist in a pass whether or not anybody asks, as far as the model has them. The scales of norms before
-attention and MLP, and logits, would cost time; they are not here. Those of norms after them every write needs."""
-_GRADIENTS_PER_LAYER = (
-    _L.ATTN_QK_PROBS,
-    _L.ATTN_WEIGHTED_SUM_OF_VALUES,
-    _L.RESID_POST_ATTN,
-    _L.MLP_POST_ACT,
-    _L.RESID_POST_MLP,
-)
-"""Gradients that anything but a raw gradient reads, where the model has the tap. A backward pass frees the others as it
-goes; keeping them too would triple its memory."""
+_PER_LAYER = tuple(tap for tap in _L if tap.facts.is_free and not tap.has_no_layers)
+_GRADIENTS_PER_LAYER = tuple(tap for tap in _L if tap.facts.keeps_gradient)
 
 DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_SHARE = 4
@@ -121,7 +94,7 @@ class RecordingStore:
             gradients |= frozenset(_sideways(plan, _first_layer(gradients), _GRADIENTS_PER_LAYER))
             values |= gradients
         sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
-        latents = max((info.n_latents for info in plan.spliced), default=0)
+        latents = most_latents(plan.spliced)
         recorded_bytes = sum(sizes.site_bytes(site, latents) for site in (*values, *gradients))
         if recorded_bytes * _LARGEST_SHARE > self._budget_bytes:
             return plan
@@ -179,7 +152,5 @@ def _sideways(plan: Plan, first: int, per_layer: tuple[ActivationLocationType, .
     for info in plan.spliced:
         for layer in info.layer_indices:
             if max(first, 0) <= layer <= last:
-                location = INPUT_LOCATION[info.dst]
-                yield LATENT_LOCATION[location], layer
-                if location in ERROR_LOCATION:
-                    yield ERROR_LOCATION[location], layer
+                for tap in info.input.splice_taps:
+                    yield tap, layer

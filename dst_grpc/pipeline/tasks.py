@@ -8,15 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType, PassType
+from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
+from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Backward, Component, Direction, ScalarFacts
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.scalar_facts import Backward, Direction, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.errors import FieldViolation, InvalidRequest, PreconditionFailed, Reason
-from dst_grpc.pipeline.checks import check_covered, check_layer, check_node, check_positions, check_trace_indices
-from dst_grpc.scalars.reads import KINDS_READ, TRACED_KINDS, Read, reads, writes_to_residual
+from dst_grpc.errors import InvalidRequest, Reason
+from dst_grpc.pipeline.checks import (
+    check_covered,
+    check_layer,
+    check_node,
+    check_positions,
+    check_trace_can_run,
+    check_trace_indices,
+)
+from dst_grpc.scalars.reads import Read, reads
 from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -26,65 +35,12 @@ if TYPE_CHECKING:
     from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
-    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
     from dst_grpc.scalars.loss import TokenLoss
 
 _L = ActivationLocationType
 _T = DerivedScalarType
-_SPLICED_COMPONENTS = frozenset({Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR})
-_WORDS = {
-    NodeType.AUTOENCODER_LATENT: "exactly one autoencoder",
-    NodeType.MLP_AUTOENCODER_LATENT: "an autoencoder of the MLPs",
-    NodeType.ATTENTION_AUTOENCODER_LATENT: "an autoencoder of attention",
-}
-_LATENT_AXES = (Dimension.SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS)
-_FAKE_GRAD_LOCATIONS = (_L.MLP_POST_ACT, _L.ONLINE_MLP_AUTOENCODER_LATENT, _L.ONLINE_AUTOENCODER_LATENT)
-
-
-class Wants:
-    """What the request lacks: collected over all its parts, raised together."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._found: list[FieldViolation] = []
-        self._reasons: list[Reason] = []
-
-    def add(self, field: str, description: str, reason: Reason = Reason.FIELD_REQUIRED) -> None:
-        """Note one thing that is missing."""
-        self._found.append(FieldViolation(field, description))
-        self._reasons.append(reason)
-
-    def check_trace(self, trace: TraceConfig, inputs: AutoencoderInputs, path: str, *, has_loss: bool) -> None:
-        """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
-        node_type = trace.node_index.node_type
-        if node_type.is_autoencoder_latent and inputs.of(node_type) not in TRACED_KINDS:
-            reads = " or ".join(kind.value for kind in TRACED_KINDS)
-            self.add(
-                f"{path}.node_index.node_type",
-                f"a trace from {node_type} needs {_WORDS[node_type]} that reads {reads}: name it in autoencoders",
-                Reason.AUTOENCODER_REQUIRED,
-            )
-        if trace.downstream_trace_config is not None:
-            self.check_trace(
-                trace.downstream_trace_config, inputs, f"{path}.downstream_trace_config", has_loss=has_loss
-            )
-        elif trace.attention_trace_type is AttentionTraceType.V and not has_loss:
-            self.add(
-                "loss_fn_config",
-                "a trace through V reads the gradient of a loss: give loss_fn_config or a downstream_trace_config",
-                Reason.ORIGIN_REQUIRED,
-            )
-
-    @property
-    def count(self) -> int:
-        """How many things were found."""
-        return len(self._found)
-
-    def raise_if_any(self) -> None:
-        """Raise PreconditionFailed with all that was found, each once, or return."""
-        if self._found:
-            raise PreconditionFailed(dict.fromkeys(self._found), reason=self._reasons[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +61,7 @@ class TaskBuilder:
     spliced: tuple[AutoencoderInfo, ...]
     """Those in the graph."""
     loss: TokenLoss | None
-    problems: Violations
-    missing: Wants
+    findings: Findings
 
     @property
     def _facts(self) -> ScalarFacts:
@@ -127,7 +82,7 @@ class TaskBuilder:
 
     def build(self) -> tuple[Task, frozenset[Read]] | None:
         """The task and what it reads, or None if anything is wrong or missing."""
-        before = self.problems.count, self.missing.count
+        before = self.findings.count
         passes = self._passes()
         self._check_model()
         self._check_autoencoder()
@@ -135,7 +90,7 @@ class TaskBuilder:
         self._check_node()
         self._check_fake_grad()
         layers = self._layers()
-        if (self.problems.count, self.missing.count) != before:
+        if self.findings.count != before:
             return None
         task = Task(
             facts=self._facts,
@@ -157,7 +112,7 @@ class TaskBuilder:
         if not self.config.derive_gradients:
             return (PassType.FORWARD,)
         if self._facts.backward is Backward.REFUSED:
-            self.problems.add(f"{self.path}.derive_gradients", f"must be false: {self._name} has no gradient")
+            self.findings.add(f"{self.path}.derive_gradients", f"must be false: {self._name} has no gradient")
         if self._facts.backward in {Backward.GRADIENT, Backward.RATIO}:
             return (PassType.FORWARD, PassType.BACKWARD)
         return (PassType.FORWARD,)
@@ -167,7 +122,7 @@ class TaskBuilder:
         for unsupported in self.model.unsupported:
             if unsupported.dst is self.spec.dst:
                 description = f"{self._name} has no meaning in {self.model.name!r}: {unsupported.reason}"
-                self.problems.add(f"{self.spec_path}.dst", description, Reason.UNSUPPORTED_BY_MODEL)
+                self.findings.add(f"{self.spec_path}.dst", description, Reason.UNSUPPORTED_BY_MODEL)
 
     # Autoencoders
 
@@ -175,7 +130,7 @@ class TaskBuilder:
         """The autoencoder that the type itself is about."""
         wanted = self._facts.autoencoder
         kind = self._inputs.of(wanted) if wanted is not None else None
-        return next((info for info in self.sets if info.dst is kind), None) if kind is not None else None
+        return None if kind is None else next((info for info in self.sets if info.input is kind), None)
 
     def _check_autoencoder(self) -> None:
         wanted, info = self._facts.autoencoder, self._own_set()
@@ -185,22 +140,20 @@ class TaskBuilder:
             generic = wanted is NodeType.AUTOENCODER_LATENT and len(self.sets) > 1
             has = f"has {', '.join(sorted(i.name for i in self.sets))}" if self.sets else "has none"
             hint = "; use the MLP_ or ATTENTION_ type instead" if generic else ""
-            description = f"{self._name} needs {_WORDS[wanted]}, and the request {has}{hint}"
-            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            description = f"{self._name} needs {NODES[wanted].autoencoder}, and the request {has}{hint}"
+            self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        allowed = KINDS_READ.get(self.spec.dst)
-        if self._facts.component is Component.NEURON_ERROR:
-            allowed = (_T.MLP_POST_ACT,)
-        if allowed is not None and info.dst not in allowed:
-            names = " or ".join(kind.value for kind in allowed)
+        allowed = accepted_inputs(self._facts)
+        if allowed is not None and info.input not in allowed:
+            names = " or ".join(kind.type.value for kind in allowed)
             description = f"{self._name} needs an autoencoder that reads {names}, not {info.dst} ({info.name})"
-            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
-        if self._facts.is_of_writes and not writes_to_residual(info.dst):
+            self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+        if self._facts.is_of_writes and not info.input.writes_to_residual:
             description = f"{self._name}: what {info.name} reads, {info.dst}, is not written to the residual stream"
-            self.problems.add("autoencoders", description, Reason.IMPOSSIBLE_COMBINATION)
+            self.findings.add("autoencoders", description, Reason.IMPOSSIBLE_COMBINATION)
         if self._facts.direction is Direction.ALL_LATENT_READS:
             self._check_reads_are_rows(info)
-        if self._facts.component in _SPLICED_COMPONENTS:
+        if self._facts.component.is_spliced:
             self._check_is_spliced(info)
 
     def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
@@ -208,14 +161,14 @@ class TaskBuilder:
         plain = (info.activation, info.normalization) == ("ReLU", "none")
         if not plain:
             has = f"{info.activation}, with the normalization {info.normalization}"
-            self.problems.add(
+            self.findings.add(
                 "autoencoders", f"{self._name} needs a ReLU autoencoder of raw inputs; {info.name} is {has}"
             )
 
     def _check_is_spliced(self, info: AutoencoderInfo) -> None:
         if info.name not in {spliced.name for spliced in self.spliced}:
             description = f"{self._name} reads latents in the run: name {info.name!r} in autoencoders"
-            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
 
     # The trace
 
@@ -223,24 +176,24 @@ class TaskBuilder:
         facts, trace, own = self._facts, self._trace, self.config.trace_config
         path = f"{self.path}.trace_config" if own is not None else "trace_config"
         if facts.needs_trace and trace is None:
-            self.missing.add(path if own else f"{self.path}.trace_config", f"{self._name} needs a traced node")
+            self.findings.lack(path if own else f"{self.path}.trace_config", f"{self._name} needs a traced node")
         if own is not None and own != self.request.trace_config and self._reads_origin():
             description = f"differs from the request's origin, whose gradients {self._name} reads"
-            self.problems.add(path, description, Reason.IMPOSSIBLE_COMBINATION)
+            self.findings.add(path, description, Reason.IMPOSSIBLE_COMBINATION)
         if trace is None:
             return
         if own is not None:
-            check_trace_indices(self.problems, own, path, self.sizes, self.sets)
+            check_trace_indices(self.findings, own, path, self.sizes, self.sets)
         if facts.direction is Direction.LATENT_READ:
             self._check_latent_read(trace, path)
         elif facts.direction is Direction.FINAL_ACTIVATION_RESIDUAL_GRAD:
             try:
                 trace.check_can_run()
             except InvalidRequest as error:
-                self.problems.extend(error, path)
+                self.findings.extend(error, path)
                 return
         if facts.direction in {Direction.FINAL_ACTIVATION_RESIDUAL_GRAD, Direction.FINAL_RESIDUAL_GRAD}:
-            self.missing.check_trace(trace, self._inputs, path, has_loss=self.loss is not None)
+            check_trace_can_run(self.findings, trace, path, self._inputs, has_loss=self.loss is not None)
 
     def _reads_origin(self) -> bool:
         return self._facts.requires_grad_for_forward_pass or (
@@ -250,13 +203,13 @@ class TaskBuilder:
     def _check_latent_read(self, trace: TraceConfig, path: str) -> None:
         """Rules 34 and 35."""
         node = trace.node_index
-        self.problems.check(
-            node.node_type.is_autoencoder_latent,
+        self.findings.check(
+            NODES[node.node_type].is_autoencoder_latent,
             f"{path}.node_index.node_type",
             f"{self._name} reads a latent, not a node of {node.node_type}",
         )
         indices = node.tensor_indices
-        self.problems.check(
+        self.findings.check(
             len(indices) == 2 and indices[0] is None and indices[1] is not None,
             f"{path}.node_index.tensor_indices",
             f"{self._name} needs all tokens and one latent",
@@ -264,12 +217,13 @@ class TaskBuilder:
         info = self._own_set()
         if info is not None:
             # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
-            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in _LATENT_AXES]
-            check_positions(self.problems, indices, axes, f"{path}.node_index.tensor_indices")
+            of_latents = NODES[info.node_type].axes or ()
+            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in of_latents]
+            check_positions(self.findings, indices, axes, f"{path}.node_index.tensor_indices")
         if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
             given = list(self.config.layer_indices or ())
             description = f"must be the traced layer {node.layer_index}, not {given}"
-            self.problems.add(f"{self.path}.layer_indices", description)
+            self.findings.add(f"{self.path}.layer_indices", description)
 
     # The one node of an edge
 
@@ -279,19 +233,19 @@ class TaskBuilder:
             return
         node, path = self.config.node_index_for_attribution, f"{self.path}.node_index_for_attribution"
         if node is None:
-            self.missing.add(path, f"{self._name} needs the one node of the edges")
+            self.findings.lack(path, f"{self._name} needs the one node of the edges")
             return
-        check_node(self.problems, node, path, self.sizes, self.sets)
-        self.problems.check(node.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be forward")
-        self.problems.check(node.layer_index is not None, f"{path}.layer_index", "is required")
-        known = node.node_type in {NodeType.ATTENTION_HEAD, NodeType.MLP_NEURON} or node.node_type in _WORDS
-        if not known:
+        check_node(self.findings, node, path, self.sizes, self.sets)
+        self.findings.check(node.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be forward")
+        self.findings.check(node.layer_index is not None, f"{path}.layer_index", "is required")
+        facts = NODES[node.node_type]
+        if facts.component is None:
             names = "attention_head, mlp_neuron or a type of autoencoder latent"
-            self.problems.add(f"{path}.node_type", f"must be {names}, not {node.node_type}")
+            self.findings.add(f"{path}.node_type", f"must be {names}, not {node.node_type}")
             return
-        self.problems.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
+        self.findings.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
         self._check_subnode(node, path)
-        if node.node_type in _WORDS:
+        if facts.is_autoencoder_latent:
             self._check_node_autoencoder(node)
 
     def _check_subnode(self, node: NodeIndex, path: str) -> None:
@@ -299,16 +253,16 @@ class TaskBuilder:
             return
         is_head = node.node_type is NodeType.ATTENTION_HEAD
         if is_head and not isinstance(node, AttnSubNodeIndex):
-            self.missing.add(f"{path}.q_k_or_v", f"{self._name} needs the query, key or value of a head")
+            self.findings.lack(f"{path}.q_k_or_v", f"{self._name} needs the query, key or value of a head")
 
     def _check_node_autoencoder(self, node: NodeIndex) -> None:
         kind = self._inputs.of(node.node_type)
-        if kind is None or kind not in TRACED_KINDS:
-            reads = " or ".join(each.value for each in TRACED_KINDS)
-            description = f"{self._name} needs {_WORDS[node.node_type]} that reads {reads} for this node"
-            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+        if kind is None or not kind.is_traced:
+            reads = " or ".join(each.type for each in TRACED_INPUTS)
+            description = f"{self._name} needs {NODES[node.node_type].autoencoder} that reads {reads} for this node"
+            self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
-        self._check_is_spliced(next(info for info in self.sets if info.dst is kind))
+        self._check_is_spliced(next(info for info in self.sets if info.input is kind))
 
     # Reads of the vocabulary
 
@@ -318,31 +272,32 @@ class TaskBuilder:
             return
         index, path = self.config.activation_index_for_fake_grad, f"{self.path}.activation_index_for_fake_grad"
         if index is None:
-            self.missing.add(path, f"{self._name} needs the node that reads")
+            self.findings.lack(path, f"{self._name} needs the node that reads")
             return
         location = index.activation_location_type
-        self.problems.check(
-            location in _FAKE_GRAD_LOCATIONS,
+        taps = [facts.tap for facts in NODES.values() if facts.may_read_mlp_input and facts.tap is not None]
+        self.findings.check(
+            location in taps,
             f"{path}.activation_location_type",
-            f"must be one of {', '.join(known.value for known in _FAKE_GRAD_LOCATIONS)}, not {location}",
+            f"must be one of {', '.join(taps)}, not {location}",
         )
-        self.problems.check(index.layer_index is not None, f"{path}.layer_index", "is required")
-        check_layer(self.problems, index.layer_index, f"{path}.layer_index", self.sizes.n_layers)
+        self.findings.check(index.layer_index is not None, f"{path}.layer_index", "is required")
+        check_layer(self.findings, index.layer_index, f"{path}.layer_index", self.sizes.n_layers)
         entry = index.tensor_indices[1] if len(index.tensor_indices) > 1 else None
         if entry is None:
-            self.problems.add(f"{path}.tensor_indices", "must name the neuron or latent in its second place")
+            self.findings.add(f"{path}.tensor_indices", "must name the neuron or latent in its second place")
             return
         if location is _L.MLP_POST_ACT:
             width = self.sizes.model.d_mlp
         elif self._inputs.mlp is None:
-            description = f"{self._name} of a latent needs {_WORDS[NodeType.MLP_AUTOENCODER_LATENT]}"
-            self.missing.add("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            description = f"{self._name} of a latent needs {NODES[NodeType.MLP_AUTOENCODER_LATENT].autoencoder}"
+            self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
             return
         else:
-            info = next(info for info in self.sets if info.dst is self._inputs.mlp)
-            check_covered(self.problems, info, index.layer_index, f"{path}.layer_index")
+            info = next(info for info in self.sets if info.input is self._inputs.mlp)
+            check_covered(self.findings, info, index.layer_index, f"{path}.layer_index")
             width = info.n_latents
-        self.problems.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")
+        self.findings.check(entry < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {entry}")
 
     # Layers and origin
 
@@ -350,7 +305,7 @@ class TaskBuilder:
         """Keys of the result (specification, 9.1), restricted to the config's layers."""
         facts, wanted, path = self._facts, self.config.layer_indices or (), f"{self.path}.layer_indices"
         for i, layer in enumerate(wanted):
-            check_layer(self.problems, layer, f"{path}.layer_indices[{i}]", self.sizes.n_layers)
+            check_layer(self.findings, layer, f"{path}.layer_indices[{i}]", self.sizes.n_layers)
         if facts.single_layer:
             return self._single_layer(wanted, path)
         if facts.once:
@@ -362,29 +317,29 @@ class TaskBuilder:
         else:
             info = self._own_set()
             if info is not None and FACTS[info.dst].once:
-                self.problems.check(
+                self.findings.check(
                     not wanted, path, f"must be empty: {info.name} reads {info.dst}, which has no layers"
                 )
                 return (None,)
             covered = info.layer_indices if info is not None else tuple(range(self.sizes.n_layers))
         uncovered = [layer for layer in wanted if layer not in covered and layer < self.sizes.n_layers]
         if uncovered and not one_layer:
-            self.problems.add(path, f"{self._name}: no autoencoder is configured for layers {uncovered}")
+            self.findings.add(path, f"{self._name}: no autoencoder is configured for layers {uncovered}")
         return tuple(layer for layer in covered if not wanted or layer in wanted)
 
     def _single_layer(self, wanted: tuple[int, ...], path: str) -> tuple[int | None, ...]:
         """Rule 34."""
         if len(wanted) != 1:
-            self.missing.add(path, f"{self._name} needs exactly one layer, not {len(wanted) or 'every one'}")
+            self.findings.lack(path, f"{self._name} needs exactly one layer, not {len(wanted) or 'every one'}")
         info = self._own_set()
         if info is not None and wanted and wanted[0] not in info.layer_indices:
-            self.problems.add(path, f"{info.name} does not cover layer {wanted[0]}")
+            self.findings.add(path, f"{info.name} does not cover layer {wanted[0]}")
         return wanted
 
     def _check_origin(self, found: frozenset[Read]) -> None:
         """Rule 29."""
         if any(pass_type is PassType.BACKWARD for pass_type, _ in found) and not self.request.has_origin:
-            self.missing.add(
+            self.findings.lack(
                 "loss_fn_config",
                 f"{self._name} reads gradients, and the request has no origin: give loss_fn_config or trace_config",
                 Reason.ORIGIN_REQUIRED,

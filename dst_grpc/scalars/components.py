@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import LocationWithinLayer
-from dst_grpc.domain.scalar_facts import Component, ScalarFacts
+from dst_grpc.domain.components import Component, LocationWithinLayer
+from dst_grpc.domain.scalar_facts import ScalarFacts
 from dst_grpc.engine.autoencoder_input import autoencoder_input
 from dst_grpc.engine.layer import unit_read, unit_write
-from dst_grpc.scalars.reads import (
-    INPUT_LOCATION,
-    LATENTS,
-    component_sites,
-    offline_component,
-    offline_inputs,
-    output_scale,
-)
+from dst_grpc.errors import require
+from dst_grpc.scalars.reads import component_sites, offline_inputs, output_scale
 from dst_grpc.scalars.rows import NeuronRows, Rows, latent_rows
-from dst_grpc.scalars.topology import require
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import NodeType
@@ -249,8 +242,8 @@ def _offline_input(
     model: ExplainedModel, recorded: RecordedTaps, node_type: NodeType, layer: int | None
 ) -> torch.Tensor:
     """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
-    kind, block = model.inputs.of(node_type), None if layer is None else model.decoder.layers[layer]
-    component, sites = offline_component(kind), offline_inputs(kind, model.topology, layer)
+    kind, block = require(model.inputs.of(node_type)), None if layer is None else model.decoder.layers[layer]
+    component, sites = kind.offline_component, offline_inputs(kind, model.topology, layer)
     read = recorded.value(sites[0])
     if component is None:
         return autoencoder_input(model.autoencoder(node_type, layer), read, block)
@@ -276,10 +269,10 @@ def write_factor(
     kind = model.inputs.of(node_type)
     tap = output_scale(component, kind, model.topology.architecture)
     factor = None if tap is None else recorded.value((tap, layer)).reciprocal()
-    if component not in LATENTS or not model.autoencoder(node_type, layer).has_write_scale:
+    if not component.is_of_latents or not model.autoencoder(node_type, layer).has_write_scale:
         return factor
     if read is None:
-        read = recorded.value((INPUT_LOCATION[require(kind)], layer))
+        read = recorded.value((require(kind).tap, layer))
     scale = model.autoencoder(node_type, layer).write_scale(read)
     return scale if factor is None or scale is None else factor * scale
 
@@ -307,7 +300,7 @@ def writer(
         gradient = times(recorded.gradient(sites[0], x), None if factor is None else factor.reciprocal())
     if component in {Component.RESIDUAL, Component.RESIDUAL_ERROR}:
         return ResidualVector(x, gradient, sites[0][0].location_within_layer)
-    if component in LATENTS:
+    if component.is_of_latents:
         location = model.topology.location_of_latents(node_type)
         return Scaled(x, gradient, latent_rows(model, node_type, layer), location)
     block = model.decoder.layers[require(layer)]

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dst_grpc.domain.components import Dimension, NodeType, PassType, PreOrPostAct
+from dst_grpc.domain.components import Component, Dimension, NodeType, PassType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Backward, Component, Direction, Form, Quantity
+from dst_grpc.domain.scalar_facts import Backward, Direction, Form, Quantity
 from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
+from dst_grpc.errors import require
 from dst_grpc.scalars.components import Writer, offline_latents, writer
 from dst_grpc.scalars.edges import in_edge, node_write, subnode_gradient
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.recompute import activation, gradient_at, local_gradient
 from dst_grpc.scalars.recorded_taps import RecordedTaps
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Residual, require, residual_entering
+from dst_grpc.scalars.topology import Residual, residual_entering
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import LocationWithinLayer
@@ -49,7 +50,7 @@ class Derivation:
         facts = self.task.facts
         if facts.component in _SPECIAL:
             return _SPECIAL[facts.component](self, layer)
-        if facts.quantity in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}:
+        if facts.quantity.is_of_in_edges:
             found = in_edge(self.model, self.recorded, self.task, require(layer), self._node_write)
             return self._zeros(layer) if found is None else found
         if facts.quantity is Quantity.DIRECTION:
@@ -150,7 +151,7 @@ class Derivation:
         def total(x: torch.Tensor) -> torch.Tensor:
             return autoencoder.encode(autoencoder_input(autoencoder, x, block))[:, latent].sum()
 
-        return gradient_at(total, self._value(input_site(kind, layer, architecture)))
+        return gradient_at(total, self._value(input_site(kind.type, layer, architecture)))
 
     def _projected_on_all_reads(self, parts: Writer, layer: int) -> torch.Tensor:
         """Projections on every latent's read, where the latent is active: [T, U, Z], or [T, H, Z] at a token."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import AttentionTraceType, NodeType
+from dst_grpc.domain.components import AttentionTraceType, Component, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Component, Quantity
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.scalar_facts import Quantity
 from dst_grpc.engine.layer import unit_write
+from dst_grpc.errors import require
 from dst_grpc.scalars.components import write_factor
 from dst_grpc.scalars.reads import (
-    COMPONENT_OF_NODE,
-    NODE_OF_COMPONENT,
     edge_gradient_tap,
     latent_location,
     subnode_component,
@@ -26,7 +26,7 @@ from dst_grpc.scalars.reads import (
 from dst_grpc.scalars.recompute import activation, gradient_at, heads
 from dst_grpc.scalars.rows import latent_rows
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Residual, require
+from dst_grpc.scalars.topology import Residual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def in_edge(
 ) -> torch.Tensor | None:
     """Derivative of the downstream activations of *layer* along *write* [T, d], or None if the write comes too late."""
     facts = task.facts
-    node_type = NODE_OF_COMPONENT.get(facts.component, facts.node_type)
+    node_type = facts.node_type
     residual = task.topology.residual_before(node_type, layer)
     node = require(task.node)
     if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
@@ -134,7 +134,7 @@ def node_write(model: ExplainedModel, recorded: RecordedTaps, task: Task) -> tor
         j = require(node.tensor_indices[1])
         latents = recorded.value((latent_location(node.node_type, task.topology.inputs), layer))
         vector = latents[t, j] * latent_rows(model, node.node_type, layer).row(j)
-    factor = write_factor(model, recorded, COMPONENT_OF_NODE[node.node_type], node.node_type, layer)
+    factor = write_factor(model, recorded, require(NODES[node.node_type].component), node.node_type, layer)
     write = torch.zeros(recorded.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
     write[t] = vector if factor is None else vector * factor[t]
     return write

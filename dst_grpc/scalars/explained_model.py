@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from dst_grpc.errors import require
 from dst_grpc.scalars.topology import AutoencoderInputs, AutoencoderKind, Topology
 
 if TYPE_CHECKING:
@@ -47,5 +48,5 @@ class ExplainedModel:
 
     def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
-        kind = self.inputs.of(node_type)
-        return next(s for s in self.sets if s.dst is kind).by_layer[layer]
+        kind = require(self.inputs.of(node_type))
+        return next(s for s in self.sets if s.dst is kind.type).by_layer[layer]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
-from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
+from dst_grpc.domain.components import AttentionTraceType, Component, NodeType, PreOrPostAct
 from dst_grpc.engine.layer import unit_read
-from dst_grpc.scalars.topology import require
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,20 +63,18 @@ def activation(
         scores = layer.attn_scores(q, k)
         return layer.attn_probs(scores) if post else scores
     autoencoder = model.autoencoder(node_type, layer_index)
-    read = _latent_input(layer, rho, model.inputs.of(node_type), detach_scale=detach_scale)
+    read = _latent_input(layer, rho, require(model.inputs.of(node_type)), detach_scale=detach_scale)
     return autoencoder.encode(read) if post else autoencoder.pre_activation(read)
 
 
-def _latent_input(
-    layer: Layer, rho: torch.Tensor, kind: DerivedScalarType | None, *, detach_scale: bool
-) -> torch.Tensor:
+def _latent_input(layer: Layer, rho: torch.Tensor, kind: AutoencoderInput, *, detach_scale: bool) -> torch.Tensor:
     """What an autoencoder of *kind* reads, from the residual *rho* [T, d] before it."""
-    if kind is DerivedScalarType.RESID_DELTA_ATTN:
+    if kind.is_of_attention_write:
         q, k, v = layer.qkv(layer.attn_norm(rho, detach_scale=detach_scale))
         mixed = layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v)
         return layer.attn_write(mixed, detach_scale=detach_scale)
     acts = layer.mlp_acts(layer.mlp_norm(rho, detach_scale=detach_scale))
-    return acts if kind is DerivedScalarType.MLP_POST_ACT else layer.mlp_write(acts, detach_scale=detach_scale)
+    return acts if kind.written_as is Component.NEURON else layer.mlp_write(acts, detach_scale=detach_scale)
 
 
 def trace_value(

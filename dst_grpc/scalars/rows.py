@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.scalar_facts import Component
+from dst_grpc.domain.components import Component
 from dst_grpc.engine.layer import unit_read, unit_write
-from dst_grpc.scalars.reads import WRITTEN_AS
-from dst_grpc.scalars.topology import require
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from dst_grpc.domain.components import NodeType
@@ -132,6 +131,6 @@ _ROWS = {Component.NEURON: NeuronRows, Component.HEAD_AT_TOKEN: HeadChannelRows}
 
 def latent_rows(model: ExplainedModel, node_type: NodeType, layer: int | None) -> LatentRows:
     """D of the autoencoder of *layer* whose latents are *node_type*."""
-    written_as = WRITTEN_AS.get(require(model.inputs.of(node_type)))
+    written_as = require(model.inputs.of(node_type)).written_as
     behind = None if written_as is None else _ROWS[written_as](model.decoder.layers[require(layer)])
     return LatentRows(model.autoencoder(node_type, layer), behind)

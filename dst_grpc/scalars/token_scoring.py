@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import NodeType, PreOrPostAct
+from dst_grpc.domain.components import Component, NodeType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.scalar_facts import Component
-from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.engine.layer import unit_write
+from dst_grpc.errors import require
 from dst_grpc.scalars.components import HeadPairs, times, write_factor
 from dst_grpc.scalars.extremes import extremes
-from dst_grpc.scalars.reads import COMPONENT_OF_NODE, INPUT_LOCATION, latent_location, output_scale
+from dst_grpc.scalars.reads import latent_location, output_scale
 from dst_grpc.scalars.recompute import activation
 from dst_grpc.scalars.rows import latent_rows
 from dst_grpc.scalars.topology import residual_entering
@@ -108,11 +108,12 @@ def sites_of_vectors(node_types: frozenset[NodeType], layers: Sequence[int], top
             for tap in (_L.ATTN_QK_PROBS, _L.ATTN_VALUE, _L.ATTN_QUERY, _L.ATTN_KEY):
                 yield tap, layer
         for node_type in node_types:
-            if node_type in _READERS or node_type is NodeType.ATTENTION_HEAD:
+            facts = NODES[node_type]
+            if facts.may_read_mlp_input or node_type is NodeType.ATTENTION_HEAD:
                 yield topology.residual_before(node_type, layer).site
-            if node_type in COMPONENT_OF_NODE:
+            if facts.component is not None:
                 kind = topology.inputs.of(node_type)
-                scale = output_scale(COMPONENT_OF_NODE[node_type], kind, topology.architecture)
+                scale = output_scale(facts.component, kind, topology.architecture)
                 if scale is not None:
                     yield scale, layer
 
@@ -154,7 +155,7 @@ def writes(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIn
             continue
         of_each, which, of_layer = found
         if layer is not None:
-            factor = write_factor(model, recorded, COMPONENT_OF_NODE[node_type], node_type, layer)
+            factor = write_factor(model, recorded, require(NODES[node_type].component), node_type, layer)
             of_each = times(of_each, None if factor is None else factor[indices[0]])
         places += where
         coefficients.append(of_each)
@@ -188,7 +189,8 @@ def _writes_of(
         u, h = sources
         directions = unit_write(torch.einsum("nc,ncd->nd", values[u, h], block.attn_out[h]), block.attn_post_norm)
         return probs[tuple(indices)], which, directions
-    if node_type.is_autoencoder_latent and model.inputs.of(node_type) in INPUT_LOCATION:
+    kind = model.inputs.of(node_type) if NODES[node_type].is_autoencoder_latent else None
+    if kind is not None and kind.is_spliceable:
         latents, which = indices[1].unique(return_inverse=True)
         found = recorded.value((latent_location(node_type, model.inputs), layer))
         return found[tuple(indices)], which, latent_rows(model, node_type, layer).rows(latents)
@@ -224,14 +226,11 @@ def mlp_reads(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[Nod
     return _vectors(model, places, gradients)
 
 
-_READERS = frozenset({NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT, NodeType.AUTOENCODER_LATENT})
-
-
 def _reads_mlp_input(node_type: NodeType, inputs: AutoencoderInputs) -> bool:
     if node_type is NodeType.MLP_NEURON:
         return True
-    of_mlp = inputs.of(node_type) in {DerivedScalarType.MLP_POST_ACT, DerivedScalarType.RESID_DELTA_MLP}
-    return node_type in _READERS and of_mlp
+    kind = inputs.of(node_type) if NODES[node_type].may_read_mlp_input else None
+    return kind is not None and kind.is_of_mlp and kind.is_traced
 
 
 def score_reads(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> tuple[Vectors, Vectors]:
@@ -303,8 +302,8 @@ def attended_tokens(
     """
     found = []
     for (node_type, layer), (where, entries) in _grouped(nodes).items():
-        of_attention = model.inputs.of(node_type) is DerivedScalarType.RESID_DELTA_ATTN
-        if layer is None or not node_type.is_autoencoder_latent or not of_attention:
+        kind = model.inputs.of(node_type) if NODES[node_type].is_autoencoder_latent else None
+        if layer is None or kind is None or not kind.is_of_attention_write:
             continue
         t, latents = torch.tensor(entries, device=model.decoder.device).t()
         autoencoder = model.autoencoder(node_type, layer)

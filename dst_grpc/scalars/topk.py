@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.entries import is_of_token_pairs, node_at
 from dst_grpc.domain.explanations import MAX_TOKENS_OF_PAIR_SUMS
-from dst_grpc.domain.nodes import is_of_token_pairs, node_at
-from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.scalars.extremes import extremes
 
@@ -85,7 +84,7 @@ class Entries:
         sums = None
         for layer in self._layers:
             x = self._tensor(layer)
-            hidden = x.isneginf() if self.facts.type is DerivedScalarType.ATTN_QK_LOGITS else None
+            hidden = x.isneginf() if self.facts.has_hidden_entries else None
             summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
             sums = summed if sums is None else sums + summed
             rows = _rows(self.facts, x, token)

@@ -7,14 +7,16 @@ the formulas ask it where a node lies and what it reads, so that none of them as
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from dst_grpc.domain.architecture import Architecture
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
 from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Site, site_entering
-from dst_grpc.errors import Internal
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,47 +25,6 @@ if TYPE_CHECKING:
     from dst_grpc.domain.trace import TraceConfig
 
 _L = ActivationLocationType
-_MLP_KINDS = frozenset(
-    {
-        DerivedScalarType.MLP_POST_ACT,
-        DerivedScalarType.RESID_DELTA_MLP,
-        DerivedScalarType.RESID_DELTA_MLP_FROM_MLP_POST_ACT,
-    }
-)
-_AFTER_ATTENTION = frozenset(
-    {
-        _L.MLP_INPUT_LAYER_NORM_SCALE,
-        _L.MLP_PRE_ACT,
-        _L.MLP_POST_ACT,
-        _L.MLP_OUTPUT_LAYER_NORM_SCALE,
-        _L.RESID_DELTA_MLP,
-        _L.RESID_POST_MLP,
-        _L.ONLINE_AUTOENCODER_LATENT,
-        _L.ONLINE_MLP_AUTOENCODER_LATENT,
-        _L.ONLINE_MLP_AUTOENCODER_ERROR,
-        _L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
-    }
-)
-"""Taps of a layer that the residual between its attention and its MLP, as it is recorded, does not depend on."""
-_ATTENTION_KINDS = frozenset(
-    {
-        DerivedScalarType.RESID_DELTA_ATTN,
-        DerivedScalarType.ATTN_WRITE,
-        DerivedScalarType.ATTN_WEIGHTED_SUM_OF_VALUES,
-        DerivedScalarType.RESID_POST_ATTN,
-    }
-)
-"""Inputs whose autoencoders' latents lie with attention. Those of a residual lie with the last thing that goes into it:
-they are its parts, and come before all that reads it."""
-
-T = TypeVar("T")
-
-
-def require(value: T | None) -> T:
-    """*value*, which the planner has made sure of; raises Internal if it has not."""
-    if value is None:
-        raise Internal("a task lacks what its planner should have demanded")
-    return value
 
 
 class AutoencoderKind(Protocol):
@@ -86,28 +47,28 @@ class AutoencoderKind(Protocol):
 class AutoencoderInputs:
     """What the autoencoders of a config read, by the type of their latents."""
 
-    mlp: DerivedScalarType | None = None
+    mlp: AutoencoderInput | None = None
     """Input of the autoencoder of the MLPs; None if there is none."""
-    attention: DerivedScalarType | None = None
+    attention: AutoencoderInput | None = None
     """Input of the autoencoder of attention; None if there is none."""
-    other: DerivedScalarType | None = None
+    other: AutoencoderInput | None = None
     """Input of an autoencoder of neither: of the residual stream, of the heads' values; None if there is none."""
-    scaled: frozenset[DerivedScalarType] = frozenset()
+    scaled: frozenset[AutoencoderInput] = frozenset()
     """Those of the inputs whose autoencoders write at a scale of each token's own."""
 
     @classmethod
     def of_sets(cls, sets: Iterable[AutoencoderKind]) -> AutoencoderInputs:
         """What *sets* read, at most one of them per node type."""
         present = tuple(sets)
-        by_type = {one.node_type: one.dst for one in present}
+        by_type = {one.node_type: AUTOENCODER_INPUTS[one.dst] for one in present}
         return cls(
             by_type.get(NodeType.MLP_AUTOENCODER_LATENT),
             by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT),
             by_type.get(NodeType.AUTOENCODER_LATENT),
-            frozenset(one.dst for one in present if one.has_write_scale),
+            frozenset(AUTOENCODER_INPUTS[one.dst] for one in present if one.has_write_scale),
         )
 
-    def of(self, node_type: NodeType) -> DerivedScalarType | None:
+    def of(self, node_type: NodeType) -> AutoencoderInput | None:
         """Input of the autoencoder whose latents are *node_type*; for a generic latent that of the only one."""
         if node_type is NodeType.MLP_AUTOENCODER_LATENT:
             return self.mlp
@@ -139,7 +100,7 @@ class Residual:
         location, layer = site
         if layer is None:
             return location is _L.RESID_POST_EMBEDDING
-        of_this_layer = self.location is LocationWithinLayer.RESID_POST_ATTN and location not in _AFTER_ATTENTION
+        of_this_layer = self.location is LocationWithinLayer.RESID_POST_ATTN and not location.facts.is_after_attention
         return layer < self.layer or (layer == self.layer and of_this_layer)
 
 
@@ -167,20 +128,20 @@ class Topology:
 
     def residual_before(self, node_type: NodeType, layer: int) -> Residual:
         """What a node is computed from: neurons and latents of the MLPs read what the MLP reads."""
-        of_latents = node_type.is_autoencoder_latent and self.inputs.of(node_type) in _MLP_KINDS
-        of_mlp = node_type is NodeType.MLP_NEURON or of_latents
+        facts = NODES[node_type]
+        kind = self.inputs.of(node_type) if facts.is_autoencoder_latent else None
+        reads = facts.reads if kind is None else NODES[kind.node_type].reads
+        of_mlp = reads is LocationWithinLayer.RESID_POST_ATTN
         return self.residual_before_mlp(layer) if of_mlp else residual_entering(layer)
 
     def location_of_latents(self, node_type: NodeType) -> LocationWithinLayer:
         """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
-        attention = self.inputs.of(node_type) in _ATTENTION_KINDS
-        return LocationWithinLayer.ATTN if attention else LocationWithinLayer.MLP
+        return require(self.inputs.of(node_type)).location
 
     def location_of_node(self, node: NodeIndex) -> LocationWithinLayer:
         """Where a node lies within its layer."""
-        if node.node_type.is_autoencoder_latent:
-            return self.location_of_latents(node.node_type)
-        return LocationWithinLayer.ATTN if node.node_type is NodeType.ATTENTION_HEAD else LocationWithinLayer.MLP
+        facts = NODES[node.node_type]
+        return self.location_of_latents(node.node_type) if facts.is_autoencoder_latent else require(facts.location)
 
     def residual_of_trace(self, trace: TraceConfig) -> Residual:
         """What a traced node is computed from; for V that of the upstream head (specification, 8.1)."""

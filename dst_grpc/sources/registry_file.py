@@ -61,7 +61,7 @@ def read_registry(file: Path) -> tuple[ModelSpec, ...]:
             models.append(_model(name, _Table(table, path, problems), file.parent))
         else:
             problems.add(path, "must be a table")
-    if not problems.count:
+    if not problems.fields:
         problems.check(bool(models), "models", "must name a model, as in [models.NAME]")
     for extra in [model for model in models if model.is_default][1:]:
         problems.add(f"{field_of(extra.name)}.default", "another model is the default already")

@@ -17,7 +17,6 @@ from dst_grpc.domain.architecture import (
 from dst_grpc.domain.components import NodeType, TensorElementType
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelInfo
 from dst_grpc.domain.scalar_facts import Backward, ScalarFacts
-from dst_grpc.domain.scalar_notes import NOTES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire._reader import Reader, read_answer
 from dst_grpc.wire.enums import (
@@ -301,5 +300,5 @@ def scalar_type_info_to_wire(facts: ScalarFacts) -> pb.DerivedScalarTypeInfo:
         needs_autoencoder=None if facts.autoencoder is None else NODE_TYPE.to_wire(facts.autoencoder),
         needs_fields=facts.required_config_fields,
         formula=facts.formula,
-        note=NOTES.get(facts.type, ""),
+        note=facts.note,
     )

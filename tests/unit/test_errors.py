@@ -40,11 +40,11 @@ def test_the_message_lists_every_violation(cls: type[InvalidRequest | Preconditi
 def test_violations_are_collected_and_raised_together() -> None:
     problems = Violations()
     problems.raise_if_any()
-    assert problems.count == 0
+    assert not problems.fields
     problems.check(True, "a", "never noted")
     problems.add("b", "is bad")
     problems.extend(InvalidRequest.of("d", "is worse"), "c")
-    assert problems.count == 2
+    assert problems.fields == ("b", "c.d")
     with pytest.raises(InvalidRequest) as caught:
         problems.raise_if_any()
     assert [v.field for v in caught.value.violations] == ["b", "c.d"]

@@ -55,17 +55,6 @@ _MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
 _WHOLE_PARTS = frozenset({"mlp", "self_attn", "attn", "attention"})
 """Modules that are all of a part but a norm on its output, which some models put into a module of its own."""
 
-RESIDUAL_WIDE = frozenset(
-    {
-        _T.RESID_POST_EMBEDDING,
-        _T.RESID_POST_MLP,
-        _T.RESID_POST_ATTN,
-        _T.RESID_DELTA_ATTN,
-        _T.RESID_DELTA_MLP,
-    }
-)
-"""What consists of channels of the residual stream, which a model with centred writing weights centres."""
-
 
 def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | None = None) -> Place:
     """The place called *name*, and for a transcoder the one called *output* that it predicts.

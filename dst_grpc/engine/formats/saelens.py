@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.engine.autoencoder import Activation, Normalization
 from dst_grpc.engine.element_types import moved
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
-from dst_grpc.engine.formats.hooks import RESIDUAL_WIDE, place_of
+from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import (
     Opened,
@@ -219,7 +220,9 @@ def _normalizations(
         known = ", ".join([*_NORMALIZATIONS, *_BY_FACTOR])
         raise config.values.refusal("normalize_activations", f"is {name!r}, which is not supported; these are: {known}")
     normalization = _NORMALIZATIONS[name]
-    if normalization is not Normalization.NONE or place is None or place.dst not in RESIDUAL_WIDE or is_transcoder:
+    # A model with centred writing weights centres what consists of channels of the residual stream.
+    is_residual = place is not None and AUTOENCODER_INPUTS[place.dst].is_residual
+    if normalization is not Normalization.NONE or not is_residual or is_transcoder:
         return (normalization,), None
     arguments = config.get("model_from_pretrained_kwargs")
     if isinstance(arguments, dict) and "center_writing_weights" in arguments:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dst_grpc.contexts import AutoencoderContext, ContextCache, ModelContext, Registry
-from dst_grpc.contexts.autoencoders import node_type_of
+from dst_grpc.contexts import AutoencoderContext, ContextCache, Lease, ModelContext, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.engine.decoder import Decoder
 from tests import checkpoints
+
+
+def leased(
+    cache: ContextCache, model: str = "", autoencoders: Iterable[str] = (), **options: Any
+) -> AbstractAsyncContextManager[Lease]:
+    """Lease what the names or handles mean in the registry that *cache* has now."""
+    registry, refs = cache.registry, list(autoencoders)
+    entries = [registry.autoencoder_entry(ref, model) for ref in refs]
+    handles = [ref for ref in (model, *refs) if "@" in ref]
+    return cache.lease(registry.model_entry(model), entries, handles=handles, **options)
 
 
 class FakeLoader:
@@ -62,7 +74,7 @@ class FakeLoader:
             name=entry.name,
             model=model.name,
             dst=entry.dst,
-            node_type=node_type_of(entry.dst),
+            node_type=AUTOENCODER_INPUTS[entry.dst].node_type,
             by_layer={},
             digest=entry.files.digest(),
             device=entry.device,

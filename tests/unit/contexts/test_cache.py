@@ -26,7 +26,7 @@ from dst_grpc.errors import (
     Unavailable,
 )
 
-from .conftest import Clock, FakeLoader
+from .conftest import Clock, FakeLoader, leased
 
 NOT_LOADED, LOADING, AVAILABLE = ContextState.NOT_LOADED, ContextState.LOADING, ContextState.AVAILABLE
 UNLOADING, FAILED = ContextState.UNLOADING, ContextState.FAILED
@@ -34,7 +34,7 @@ UNLOADING, FAILED = ContextState.UNLOADING, ContextState.FAILED
 
 async def use(cache: ContextCache, model: str, *sets: str) -> None:
     """Lease and let go."""
-    async with cache.lease(model, sets):
+    async with leased(cache, model, sets):
         pass
 
 
@@ -47,7 +47,7 @@ async def test_sixteen_waiters_share_one_load(cache: ContextCache, loader: FakeL
     contexts = []
 
     async def want() -> None:
-        async with cache.lease("a") as lease:
+        async with leased(cache, "a") as lease:
             contexts.append(lease.model)
 
     waiters = [asyncio.create_task(want()) for _ in range(16)]
@@ -170,13 +170,11 @@ async def test_a_load_that_nobody_waits_for_any_more_is_kept(cache: ContextCache
     assert loader.calls["a"] == 1
 
 
-async def test_an_autoencoder_set_comes_with_its_model_under_the_name_it_was_asked_for(
-    cache: ContextCache, registry: Registry
-) -> None:
+async def test_an_autoencoder_set_comes_with_its_model_under_its_name(cache: ContextCache, registry: Registry) -> None:
     handle = registry.autoencoder("a/resid_delta_mlp", "a").handle
-    async with cache.lease("a", ["a/mlp_post_act", handle]) as lease:
-        assert set(lease.autoencoders) == {"a/mlp_post_act", handle}
-        assert lease.autoencoders[handle].name == "a/resid_delta_mlp"
+    async with leased(cache, "a", ["a/mlp_post_act", handle]) as lease:
+        assert set(lease.autoencoders) == {"a/mlp_post_act", "a/resid_delta_mlp"}
+        assert lease.autoencoders["a/resid_delta_mlp"].handle == handle
         assert all(cache.status(name).pins == 1 for name in ("a", "a/mlp_post_act", handle))
     assert all(status.pins == 0 for status in cache.statuses())
     with pytest.raises(RuntimeError, match="over"):
@@ -212,7 +210,7 @@ async def test_progress_is_told_to_all_who_wait(cache: ContextCache, loader: Fak
     seen: list[list[LoadProgress]] = [[], []]
 
     async def want(progress: list[LoadProgress]) -> None:
-        async with cache.lease("a", on_progress=progress.append):
+        async with leased(cache, "a", on_progress=progress.append):
             pass
 
     waiters = [asyncio.create_task(want(progress)) for progress in seen]
@@ -260,7 +258,7 @@ async def test_unloading_answers_once_it_is_gone(cache: ContextCache, loader: Fa
 
 
 async def test_what_is_in_use_or_awaited_is_not_unloaded(cache: ContextCache, loader: FakeLoader) -> None:
-    async with cache.lease("a"):
+    async with leased(cache, "a"):
         with pytest.raises(PreconditionFailed) as caught:
             await cache.unload("a")
         assert caught.value.reason is Reason.CONTEXT_IN_USE
@@ -286,7 +284,7 @@ async def test_what_is_not_loaded_cannot_be_unloaded(cache: ContextCache, loader
 @pytest.fixture
 async def held(cache: ContextCache) -> AsyncIterator[list[object]]:
     kept: list[object] = []
-    async with cache.lease("a") as lease:
+    async with leased(cache, "a") as lease:
         kept.append(lease.model.decoder)
     yield kept
     kept.clear()
@@ -309,7 +307,7 @@ async def test_memory_counts_and_unloading_lasts_until_the_last_reference_is_gon
 
 async def test_a_reference_that_is_kept_for_ever_is_reported(registry: Registry, loader: FakeLoader) -> None:
     cache = ContextCache(registry, loader=loader, release_seconds=0.5)
-    async with cache.lease("a") as lease:
+    async with leased(cache, "a") as lease:
         kept = lease.model
     with pytest.raises(Unavailable, match="something still holds on to 'a'"):
         await cache.unload("a")
@@ -345,11 +343,11 @@ async def test_no_more_goes_than_must(registry: Registry, loader: FakeLoader) ->
 async def test_what_is_pinned_never_goes(registry: Registry, loader: FakeLoader, model_bytes: int) -> None:
     cache = budgeted(registry, loader, 2)
     async with AsyncExitStack() as pins:
-        await pins.enter_async_context(cache.lease("a"))
+        await pins.enter_async_context(leased(cache, "a"))
         await use(cache, "b")
         await use(cache, "c")
         assert loaded(cache) == ["a", "c"]
-        await pins.enter_async_context(cache.lease("c"))
+        await pins.enter_async_context(leased(cache, "c"))
         with pytest.raises(Exhausted, match="no room for 'b' on cpu") as caught:
             await use(cache, "b")
         assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
@@ -518,7 +516,7 @@ async def test_closing_waits_for_nobody_who_keeps_a_context_beyond_its_lease(
     registry: Registry, loader: FakeLoader
 ) -> None:
     cache = ContextCache(registry, loader=loader)
-    async with cache.lease("a") as lease:
+    async with leased(cache, "a") as lease:
         kept = lease.model
     await cache.close()
     assert kept.decoder.config.n_layers == 2

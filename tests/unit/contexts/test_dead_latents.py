@@ -20,6 +20,8 @@ from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 from tests.checkpoints import LATENTS, WIDTH
 
+from .conftest import leased
+
 SET = "m/resid_delta_mlp"
 TOP_K = {"activation": "TopK", "activation_state_dict": '{"k": 7}'}
 
@@ -64,8 +66,9 @@ def build(folder: Path, *, omit_dead_latents: bool = True, **settings: Any) -> R
 
 async def loaded(registry: Registry, name: str = SET, *, allow_failed_checks: bool = True) -> AutoencoderContext:
     cache = ContextCache(registry, release_seconds=0.1, loader=FileLoader(allow_failed_checks=allow_failed_checks))
-    async with cache.lease("m", [name]) as lease:
-        return lease.autoencoders[name]
+    async with leased(cache, "m", [name]) as lease:
+        (context,) = lease.autoencoders.values()
+        return context
 
 
 async def test_every_layer_loses_as_many_as_the_one_with_the_fewest(folder: Path) -> None:

@@ -20,6 +20,8 @@ from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import Exhausted
 from tests import checkpoints
 
+from .conftest import leased
+
 SET = "a/mlp_post_act"
 
 
@@ -63,7 +65,7 @@ HOLDERS: list[tuple[str, Callable[[Lease], Any]]] = [
 async def test_memory_counts_for_as_long_as_anything_holds_any_of_it(
     cache: ContextCache, name: str, take: Callable[[Lease], Any]
 ) -> None:
-    async with cache.lease("a", [SET]) as lease:
+    async with leased(cache, "a", [SET]) as lease:
         kept = take(lease)
     unloading = asyncio.create_task(cache.unload(name))
     for _ in range(3):
@@ -76,7 +78,7 @@ async def test_memory_counts_for_as_long_as_anything_holds_any_of_it(
 
 
 async def test_every_byte_of_the_weights_is_watched(cache: ContextCache) -> None:
-    async with cache.lease("a", [SET]) as lease:
+    async with leased(cache, "a", [SET]) as lease:
         for context in (lease.model, lease.autoencoders[SET]):
             storages = {storage.data_ptr(): storage.nbytes() for storage in storages_of(context)}
             assert sum(storages.values()) == context.parameter_bytes
@@ -87,7 +89,7 @@ async def test_every_byte_of_the_weights_is_watched(cache: ContextCache) -> None
 
 
 async def test_results_of_a_run_hold_nothing_of_the_model(cache: ContextCache) -> None:
-    async with cache.lease("a") as lease:
+    async with leased(cache, "a") as lease:
         logits = lease.model.decoder.forward(torch.tensor([[1, 2, 3]]))
     assert (await cache.unload("a")).state is ContextState.NOT_LOADED
     assert logits is not None
@@ -128,11 +130,11 @@ async def test_what_a_gpu_still_has_allocated_counts_after_it_was_unloaded(regis
     cache = ContextCache(registry, memory=lambda _: CudaMemory("cuda:0", gpu), budget_bytes=model_bytes)
     gpu.allocated_bytes = 1
     with pytest.raises(Exhausted) as caught:
-        async with cache.lease("a"):
+        async with leased(cache, "a"):
             pass
     assert caught.value.metadata["used_bytes"] == "1"
     gpu.allocated_bytes = 0
-    async with cache.lease("a"):
+    async with leased(cache, "a"):
         pass
     await cache.unload("a")
     assert gpu.calls == ["synchronize cuda:0", "empty_cache"]

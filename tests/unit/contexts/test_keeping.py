@@ -14,14 +14,14 @@ from dst_grpc.domain.resolution import ContextState, ContextStatus
 from dst_grpc.errors import DataLoss, Exhausted, NotFound, PreconditionFailed, Reason, Unavailable
 from tests import checkpoints
 
-from .conftest import Clock, FakeLoader
+from .conftest import Clock, FakeLoader, leased
 
 AVAILABLE, NOT_LOADED = ContextState.AVAILABLE, ContextState.NOT_LOADED
 SET = "a/mlp_post_act"
 
 
 async def use(cache: ContextCache, model: str, *sets: str) -> None:
-    async with cache.lease(model, sets):
+    async with leased(cache, model, sets):
         pass
 
 
@@ -173,7 +173,7 @@ async def test_what_is_in_use_or_pinned_does_not_go_and_nothing_wakes_for_it(
     mortal: ContextCache, night: Night
 ) -> None:
     await pin(mortal, "b")
-    async with mortal.lease("a"):
+    async with leased(mortal, "a"):
         night.clock.now += 1000
         assert not night.asleep.is_set()
     await night.asleep.wait()
@@ -237,7 +237,7 @@ async def test_what_is_there_already_is_not_wanted_twice(
     cache = ContextCache(registry, loader=loader, budget_bytes=model_bytes + set_bytes, clock=Clock())
     await use(cache, "b")
     await use(cache, "a", SET, registry.autoencoder(SET, "a").handle)  # b goes; the set is one, by whatever name
-    async with cache.lease("a", [SET]), cache.lease("a", [SET]):
+    async with leased(cache, "a", [SET]), leased(cache, "a", [SET]):
         assert set(loaded(cache)) == {"a", SET}
         with pytest.raises(Exhausted) as caught:
             await use(cache, "a", "a/resid_delta_mlp")
@@ -250,13 +250,13 @@ async def test_what_never_comes_free_does_not_keep_others_from_going(
     registry: Registry, loader: FakeLoader, model_bytes: int
 ) -> None:
     cache = ContextCache(registry, loader=loader, budget_bytes=2 * model_bytes, clock=Clock(), release_seconds=0.5)
-    async with cache.lease("a") as lease:
+    async with leased(cache, "a") as lease:
         kept = lease.model
     await use(cache, "b")
     await use(cache, "c")  # a is asked to go, and does not; so b does
     assert loaded(cache) == ["c"]
     assert cache.status("a").state is ContextState.UNLOADING
-    async with cache.lease("c"):
+    async with leased(cache, "c"):
         with pytest.raises(Unavailable, match="something still holds on to 'a'"):
             await use(cache, "b")
     assert kept.name == "a"
@@ -280,12 +280,12 @@ async def test_a_new_registry_leaves_what_did_not_change_and_drops_the_rest(
     await pin(cache, "c")
     old = cache.status("b").handle
     async with AsyncExitStack() as leases:
-        lease = await leases.enter_async_context(cache.lease("b"))
+        lease = await leases.enter_async_context(leased(cache, "b"))
         change = cache.adopt(another)
         assert (change.removed, change.changed) == (("c",), ("b",))
         assert lease.model.handle == old  # what is in use stays until it is let go
         assert old in [status.handle for status in cache.statuses()]
-        async with cache.lease("b") as new:
+        async with leased(cache, "b") as new:
             assert new.model.handle == cache.status("b").handle != old
         del new, lease
     async with aclosing(cache.watch()) as statuses:
@@ -298,7 +298,7 @@ async def test_a_new_registry_leaves_what_did_not_change_and_drops_the_rest(
 async def test_what_a_request_began_with_may_still_be_loaded_for_it(cache: ContextCache, another: Registry) -> None:
     before = cache.registry
     cache.adopt(another)
-    async with cache.lease("c", registry=before) as lease:
+    async with cache.lease(before.model_entry("c")) as lease:
         assert lease.model.name == "c"
         with pytest.raises(NotFound):
             await use(cache, "c")

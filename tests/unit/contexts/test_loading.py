@@ -23,6 +23,8 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import DataLoss, NotFound, Reason
 from tests import checkpoints
 
+from .conftest import leased
+
 UNCHECKED = FileLoader(allow_failed_checks=True)
 """Random autoencoders explain nothing, which is no matter for most of what is tested here."""
 SETS = ("a/mlp_post_act", "a/resid_delta_mlp", "a/resid_delta_attn")
@@ -43,7 +45,7 @@ def build(folder: Path, element_type: TensorElementType = TensorElementType.FLOA
 async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, element_type: TensorElementType) -> None:
     registry = build(folder, element_type)
     cache = ContextCache(registry, loader=UNCHECKED)
-    async with cache.lease("", SETS) as lease:
+    async with leased(cache, "", SETS) as lease:
         model = lease.model
         info = registry.model("a")
         assert (model.handle, model.digest, model.parameter_bytes) == (info.handle, info.digest, info.parameter_bytes)
@@ -65,7 +67,7 @@ async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, elemen
 
 async def test_the_set_of_mlp_writes_is_measured_with_the_bias_in_the_write(folder: Path) -> None:
     cache = ContextCache(build(folder), loader=UNCHECKED)
-    async with cache.lease("a", ["a/resid_delta_mlp"]) as lease:
+    async with leased(cache, "a", ["a/resid_delta_mlp"]) as lease:
         decoder, context = lease.model.decoder, lease.autoencoders["a/resid_delta_mlp"]
         site = (ActivationLocationType.MLP_POST_ACT, 1)
         prompts = [lease.model.tokenizer.encode(sentence)[:16] for sentence in SENTENCES]
@@ -86,13 +88,13 @@ async def test_a_set_that_is_not_what_it_claims_is_not_served_unless_allowed(fol
     declare(folder, 900.0, 0.1)
     cache = ContextCache(build(folder))
     with pytest.raises(DataLoss, match="fails its self-check") as caught:
-        async with cache.lease("a", ["a/resid_delta_mlp"]):
+        async with leased(cache, "a", ["a/resid_delta_mlp"]):
             pass
     assert caught.value.reason is Reason.SELF_CHECK_FAILED
     assert cache.status("a").state is ContextState.AVAILABLE
     await cache.close()
     allowed = ContextCache(build(folder), loader=UNCHECKED)
-    async with allowed.lease("a", ["a/resid_delta_mlp"]) as lease:
+    async with leased(allowed, "a", ["a/resid_delta_mlp"]) as lease:
         assert lease.autoencoders["a/resid_delta_mlp"].measured
     await allowed.close()
 
@@ -105,7 +107,7 @@ async def test_a_kind_that_is_only_read_offline_is_not_measured(folder: Path, tm
     config = AutoencoderConfig(dst=DerivedScalarType.ATTN_WRITE, autoencoder_path_by_layer_index=((0, "0.pt"),))
     name = registry.autoencoder_by_config(config, "a").name
     cache = ContextCache(registry)
-    async with cache.lease("a", [name]) as lease:
+    async with leased(cache, "a", [name]) as lease:
         assert lease.autoencoders[name].measured == ()
     await cache.close()
 
@@ -116,7 +118,7 @@ async def test_a_corrupt_model_is_data_loss_for_whoever_wants_it(folder: Path) -
     checkpoints.write_model(folder, tensors=tensors)
     cache = ContextCache(build(folder))
     with pytest.raises(DataLoss, match=r"a/model.safetensors: tensor 'transformer.ln_f.bias' has values that are NaN"):
-        async with cache.lease("a"):
+        async with leased(cache, "a"):
             pass
     await cache.close()
 
@@ -125,7 +127,7 @@ async def test_files_that_changed_since_the_start_are_not_served_under_the_old_h
     cache = ContextCache(build(folder))
     checkpoints.write_model(folder, tensors=checkpoints.weights(seed=1))
     with pytest.raises(DataLoss) as caught:
-        async with cache.lease("a"):
+        async with leased(cache, "a"):
             pass
     assert caught.value.reason is Reason.DIGEST_MISMATCH
     await cache.close()
@@ -150,10 +152,10 @@ async def test_a_large_model_gets_its_handle_when_it_is_loaded(folder: Path) -> 
     cache = ContextCache(registry)
     assert (registry.model("a").handle, cache.status("a").handle) == ("", "a")
     with pytest.raises(NotFound, match="the nearest are 'a@"):
-        async with cache.lease("a@000000000000:float32:cpu"):
+        async with leased(cache, "a@000000000000:float32:cpu"):
             pass
     assert cache.status("a").pins == 0
     assert registry.model("a").handle == cache.status("a").handle
-    async with cache.lease(registry.model("a").handle) as lease:
+    async with leased(cache, registry.model("a").handle) as lease:
         assert lease.model.handle == registry.model("a").handle
     await cache.close()

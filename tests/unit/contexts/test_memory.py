@@ -57,7 +57,7 @@ def settled():
     return status("VmRSS")
 
 async def want(cache, name):
-    async with cache.lease(name):
+    async with cache.lease(cache.registry.model_entry(name)):
         return cache.status(name).bytes_total
 
 async def main(large, small):

@@ -15,6 +15,8 @@ from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import NotFound, PreconditionFailed
 from tests import checkpoints
 
+from .conftest import leased
+
 NAMES = "abcd"
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 
@@ -54,7 +56,7 @@ async def test_under_pressure_no_request_fails_and_none_is_served_by_what_was_fr
         nonlocal most
         async with turns:
             name = choices.choice(NAMES)
-            async with cache.lease(name) as lease:
+            async with leased(cache, name) as lease:
                 model = lease.model
                 logits = await asyncio.to_thread(model.decoder.forward, TOKENS)
                 status = cache.status(name)
@@ -97,7 +99,7 @@ async def test_loading_unloading_and_using_at_once_undo_nothing(
 
     async def call() -> None:
         for _ in range(20):
-            async with cache.lease("a") as lease:
+            async with leased(cache, "a") as lease:
                 logits = await asyncio.to_thread(lease.model.decoder.forward, TOKENS)
             assert logits is not None
             assert torch.equal(logits, expected["a"])

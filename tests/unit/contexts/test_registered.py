@@ -25,6 +25,8 @@ from dst_grpc.sources.pull import Puller
 from tests import checkpoints
 from tests.fake_hub import REPOSITORY, FakeHub, fake_hub, files_below
 
+from .conftest import leased
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -171,7 +173,7 @@ async def test_digests_of_large_files_are_held_to_when_they_are_loaded(folder: P
     cache = ContextCache(Registry([entry], [], roots=AllowedRoots([]), default_model="m"))
     for _ in range(2):
         with pytest.raises(DataLoss) as caught:
-            async with cache.lease("m"):
+            async with leased(cache, "m"):
                 pass
         assert caught.value.reason is Reason.DIGEST_MISMATCH
         assert "config.json" in caught.value.message
@@ -251,12 +253,12 @@ async def test_a_removed_model_goes_when_nobody_uses_it(folder: Path, tmp_path: 
     before = build(local(folder))
     cache = ContextCache(before)
     tokens = torch.tensor([[1, 2, 3]])
-    async with cache.lease("m") as lease:
+    async with leased(cache, "m") as lease:
         expected = lease.model.decoder.forward(tokens)
         assert expected is not None
         after = build(ModelSpec(name="m", source=FolderSource(folder=other)), previous=before)
         assert cache.adopt(after).changed == ("m",)
-        async with cache.lease("m") as changed:
+        async with leased(cache, "m") as changed:
             assert changed.model.digest == after.model("m").digest
             assert changed.model.digest != lease.model.digest
         torch.testing.assert_close(lease.model.decoder.forward(tokens), expected, rtol=0, atol=0)

@@ -17,6 +17,7 @@ from dst_grpc.domain.components import (
     PreOrPostAct,
 )
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.entries import entries_are_nodes, is_of_token_pairs, node_at
 from dst_grpc.domain.explain import (
     MAX_GROUPS,
     MAX_RUNS,
@@ -30,7 +31,6 @@ from dst_grpc.domain.explain import (
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.nodes import entries_are_nodes, is_of_token_pairs, node_at
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS

@@ -10,7 +10,6 @@ import pytest
 from dst_grpc.domain.components import (
     AttentionTraceType,
     Dimension,
-    GroupId,
     LossFnName,
     NodeType,
     PassType,
@@ -26,7 +25,8 @@ from dst_grpc.domain.indices import (
     NodeIndex,
 )
 from dst_grpc.domain.interventions import AblationSpec
-from dst_grpc.domain.locations import ActivationLocationType, WeightLocationType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -222,11 +222,6 @@ def test_17_the_order_of_layers_does_not_matter() -> None:
             0,
             "index.layer_index",
         ),
-        (
-            ActivationIndex(activation_location_type=L.RESID_POST_MLP_LAYER_NORM, tensor_indices=(1, 2)),
-            0,
-            "index.activation_location_type",
-        ),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), float("nan"), "value"),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), float("-inf"), "value"),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), 1e39, "value"),
@@ -289,12 +284,6 @@ def test_contexts_of_a_config_are_names_or_handles() -> None:
     ) == ["model_name", "autoencoder_context", "multi_autoencoder_context[1]"]
 
 
-def test_a_config_knows_which_types_need_a_backward_pass() -> None:
-    assert not DstConfig().requires_grad_for_type(T.MLP_POST_ACT)
-    assert DstConfig(derive_gradients=True).requires_grad_for_type(T.MLP_POST_ACT)
-    assert DstConfig().requires_grad_for_type(T.MLP_ACT_TIMES_GRAD)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "expected"),
     [({}, ""), ({"text": "a", "token_ids": (1,)}, ""), ({"text": ""}, "text"), ({"token_ids": ()}, "token_ids")],
@@ -340,35 +329,12 @@ def test_a_trace_can_be_made_of_a_nodes_activation() -> None:
     assert fields(lambda: TraceConfig.from_activation_index(residual)) == ["activation_location_type"]
 
 
-def test_dimensions_are_of_one_of_three_kinds() -> None:
+def test_dimensions_of_the_prompt_and_of_autoencoders_are_marked() -> None:
     tokens = {Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS}
     for dimension in Dimension:
         assert dimension.is_sequence_token_dimension == (dimension in tokens)
         assert dimension.is_parameterized_dimension == (dimension is Dimension.AUTOENCODER_LATENTS)
-        assert dimension.is_model_intrinsic == (dimension not in {*tokens, Dimension.AUTOENCODER_LATENTS})
 
 
 def test_latents_are_four_of_the_node_types() -> None:
-    assert sum(node_type.is_autoencoder_latent for node_type in NodeType) == 4
-
-
-def test_groups_whose_smallest_values_say_nothing() -> None:
-    assert {group for group in GroupId if group.exclude_bottom_k} == {
-        GroupId.WRITE_NORM,
-        GroupId.ACTIVATION,
-        GroupId.LOGITS,
-    }
-
-
-def test_one_location_needs_an_autoencoder_to_exist() -> None:
-    assert [place for place in L if not place.exists_by_default] == [L.ONLINE_AUTOENCODER_LATENT]
-
-
-def test_weights_outside_the_layers() -> None:
-    assert {place for place in WeightLocationType if place.has_no_layers} == {
-        WeightLocationType.EMBEDDING,
-        WeightLocationType.UNEMBEDDING,
-        WeightLocationType.POSITION_EMBEDDING,
-        WeightLocationType.LAYER_NORM_GAIN_FINAL,
-        WeightLocationType.LAYER_NORM_BIAS_FINAL,
-    }
+    assert sum(NODES[node_type].is_autoencoder_latent for node_type in NodeType) == 4

@@ -16,7 +16,6 @@ import pytest
 
 from dst_grpc.domain.components import Dimension, NodeType
 from dst_grpc.domain.scalar_facts import Backward
-from dst_grpc.domain.scalar_notes import NOTES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 
@@ -106,8 +105,8 @@ def test_every_type_has_a_formula() -> None:
 
 
 def test_every_flattened_type_says_so_in_its_note() -> None:
-    for dst, facts in FACTS.items():
-        assert facts.is_flattened == ("token pairs" in NOTES.get(dst, ""))
+    for facts in FACTS.values():
+        assert facts.is_flattened == ("token pairs" in facts.note)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +120,10 @@ def test_every_flattened_type_says_so_in_its_note() -> None:
     ],
 )
 def test_peculiar_types_are_noted(dst: DerivedScalarType, words: str) -> None:
-    assert words in NOTES[dst]
+    assert words in FACTS[dst].note
 
 
-@pytest.mark.parametrize("note", NOTES.values())
+@pytest.mark.parametrize("note", sorted({facts.note for facts in FACTS.values()} - {""}))
 def test_notes_are_sentences(note: str) -> None:
     assert note.endswith((".", "..."))
     assert note[0].isupper()

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.components import Dimension, PassType
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import Activation, Autoencoder
 from dst_grpc.engine.decoder import Decoder
-from dst_grpc.engine.taps import ERROR_LOCATION, LATENT_LOCATION, Ablation, Site, Taps
+from dst_grpc.engine.taps import Ablation, Site, Taps
+from dst_grpc.errors import require
 from tests import models
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
@@ -186,7 +188,7 @@ def test_without_ablations_a_splice_changes_nothing_but_rounding(
 @pytest.mark.parametrize("location", KINDS)
 def test_reconstruction_and_error_are_the_input(decoder: Decoder, location: L) -> None:
     splices = spliced(location, layers=[1])
-    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
     _, taps = run(decoder, values=[(location, 1), latents, error], splices=splices)
     autoencoder, x = splices[location, 1], taps.values[location, 1]
     torch.testing.assert_close(taps.values[latents], autoencoder.encode(x))
@@ -197,7 +199,7 @@ def test_reconstruction_and_error_are_the_input(decoder: Decoder, location: L) -
 def test_gradients_of_latents_and_error_follow_from_that_of_the_output(decoder: Decoder, location: L) -> None:
     """At latents g Wdec, at the error g, at the input g again, as the two reconstructions cancel."""
     site, splices = (location, 1), spliced(location, layers=[1])
-    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
     found = gradients(decoder, gradients=[site, latents, error], splices=splices)
     g = gradients(decoder, gradients=[site])[site]
     torch.testing.assert_close(found[latents], g @ splices[site].decoder)
@@ -208,7 +210,7 @@ def test_gradients_of_latents_and_error_follow_from_that_of_the_output(decoder: 
 @pytest.mark.parametrize("location", KINDS)
 def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, location: L) -> None:
     site, splices = (location, 1), spliced(location, layers=[1])
-    latents, error = (LATENT_LOCATION[location], 1), (ERROR_LOCATION[location], 1)
+    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
     _, plain = run(decoder, values=[site, latents, error], splices=splices)
     latent = int(plain.values[latents][0, 4].argmax())
     cut = [ablation(*latents, (4, latent), 0.0)]
@@ -223,7 +225,7 @@ def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, l
 
 def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder) -> None:
     site, splices = (L.RESID_DELTA_MLP, 2), spliced(L.RESID_DELTA_MLP, layers=[2])
-    cut = [ablation(ERROR_LOCATION[site[0]], 2, (None, None), 0.0)]
+    cut = [ablation(require(SPLICED_AT[site[0]].error_tap), 2, (None, None), 0.0)]
     following: Site = (L.RESID_POST_MLP, 2)
     _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, ablations=cut)
     expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(
@@ -253,9 +255,3 @@ def test_no_gradient_is_found_where_the_origin_does_not_depend_on_the_tap(decode
     _, taps = run(decoder, gradients=sites)
     assert taps.gradients(taps.attached[sites[0]].sum()).keys() == {sites[0]}
     assert taps.gradients(torch.tensor(1.0)) == {}
-
-
-def test_the_last_layer_with_a_recorded_site_is_known() -> None:
-    sites: list[Site] = [(L.LOGITS, None), (L.ATTN_KEY, 2), (L.ATTN_KEY, 0)]
-    assert Taps(values=sites).last_layer == 2
-    assert Taps(values=sites[:1]).last_layer == -1

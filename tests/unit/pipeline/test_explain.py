@@ -112,7 +112,7 @@ def test_a_direct_effect_is_complete() -> None:
         models.request(
             T.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD,
             loss_fn_config=models.LOSS,
-            ablation_specs=explaining.question(WORLD, ask()).plans[0].request.ablation_specs,
+            ablation_specs=explaining.plan(WORLD, ask()).plans[0].request.ablation_specs,
         )
     )[0]
     gradient = outcome.recording.taps.gradients[L.RESID_POST_MLP, 2]
@@ -200,7 +200,7 @@ def test_logits_are_those_of_the_model_changed_or_not() -> None:
 def test_parts_that_need_several_messages_are_cut_and_joined() -> None:
     few = explaining.explain(WORLD, ask(scored_token_count=3)).runs[0]
     many = ask(scored_token_count=1000, k=200)
-    asked = explaining.question(WORLD, many)
+    asked = explaining.plan(WORLD, many)
     assert asked.scored_token_count == 1000
     whole = explaining.explain(WORLD, many).runs[0]
     assert whole.node_table is not None

@@ -66,7 +66,7 @@ def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanati
     request = explaining.request(node_ablations=(neuron, head), scored_token_count=COUNT, k=6, **fields)
     (found,) = explaining.explain(world, request).runs
     model = ExplainedModel(world.decoder, tuple(world.sets.values()))
-    asked = explaining.question(world, request)
+    asked = explaining.plan(world, request)
     (outcome,) = run(asked.plans, world.decoder, world.sets)
     return found, model, outcome.recording.taps
 

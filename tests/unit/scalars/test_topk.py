@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.entries import is_of_token_pairs
 from dst_grpc.domain.explain import NodeScope, TopKGroup, TopKRequest, TopKSelection
 from dst_grpc.domain.explanations import GroupValues, NodeTable
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.nodes import is_of_token_pairs
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest
@@ -183,7 +183,7 @@ def test_prompts_of_one_length_share_a_list_and_others_do_not() -> None:
         found = table(unequal, i)
         assert found.groups[0].values.tolist() == pytest.approx([expected[node] for node in found.nodes], rel=1e-5)
     with pytest.raises(InvalidRequest) as caught:
-        explaining.question(WORLD, ask(group, runs=runs(first, second[:4]), node_scope=NodeScope.BATCH))
+        explaining.plan(WORLD, ask(group, runs=runs(first, second[:4]), node_scope=NodeScope.BATCH))
     assert [violation.field for violation in caught.value.violations] == ["node_scope"]
 
 

@@ -28,14 +28,14 @@ LATENTS = {
 def refusal(request: ExplainRequest | TopKRequest) -> dict[str, str]:
     """What is said of each field of a request that can never succeed."""
     with pytest.raises(InvalidRequest) as caught:
-        explaining.question(WORLD, request)
+        explaining.plan(WORLD, request)
     return {violation.field: violation.description for violation in caught.value.violations}
 
 
 def lack(request: ExplainRequest | TopKRequest) -> tuple[Reason, set[str]]:
     """The reason, and the fields that the request lacks."""
     with pytest.raises(PreconditionFailed) as caught:
-        explaining.question(WORLD, request)
+        explaining.plan(WORLD, request)
     return caught.value.reason, {violation.field for violation in caught.value.violations}
 
 
@@ -66,7 +66,7 @@ def test_a_node_that_is_switched_off_is_a_forward_ablation_of_its_tap() -> None:
     request = explaining.request(
         node_ablations=tuple(ablated(node, 0.5) for node in nodes), ablation_specs=(other,), autoencoders=(MLP, ATTN)
     )
-    (plan,) = explaining.question(WORLD, request).plans
+    (plan,) = explaining.plan(WORLD, request).plans
     found = [(a.location, a.layer, a.indices, a.value, a.pass_type) for a in plan.ablations]
     forward = PassType.FORWARD
     assert found == [
@@ -80,14 +80,14 @@ def test_a_node_that_is_switched_off_is_a_forward_ablation_of_its_tap() -> None:
 
 
 def test_the_final_norm_is_frozen_unless_it_is_attached() -> None:
-    (plan,) = explaining.question(WORLD, explaining.request(detach_final_layer_norm_scale=False)).plans
+    (plan,) = explaining.plan(WORLD, explaining.request(detach_final_layer_norm_scale=False)).plans
     assert not plan.ablations
 
 
 def test_a_generic_latent_is_that_of_the_only_autoencoder() -> None:
     node = traces.node(NodeType.AUTOENCODER_LATENT, 1, 2, 3)
     request = explaining.request(node_ablations=(ablated(node),), autoencoders=(ATTN,))
-    (plan,) = explaining.question(WORLD, request).plans
+    (plan,) = explaining.plan(WORLD, request).plans
     assert plan.ablations[0].location is L.ONLINE_ATTENTION_AUTOENCODER_LATENT
     two = explaining.request(node_ablations=(ablated(node),), autoencoders=(MLP, ATTN))
     assert list(refusal(two)) == ["runs[0].node_ablations[0].node_index.node_type"]
@@ -120,9 +120,9 @@ def test_what_is_wrong_with_any_run_is_said_in_the_request_s_own_terms() -> None
 
 def test_unknown_names_are_not_found() -> None:
     with pytest.raises(NotFound, match="nobody"):
-        explaining.question(WORLD, explaining.request(model="nobody"))
+        explaining.plan(WORLD, explaining.request(model="nobody"))
     with pytest.raises(NotFound, match="nothing"):
-        explaining.question(WORLD, explaining.request(autoencoders=("nothing",)))
+        explaining.plan(WORLD, explaining.request(autoencoders=("nothing",)))
 
 
 def test_two_autoencoders_of_one_kind_are_refused_once_for_all_runs() -> None:
@@ -156,14 +156,14 @@ def test_a_type_is_refused_where_the_groups_name_it() -> None:
         groups=tuple(TopKGroup(group_id=str(i), dsts=(T.MLP_POST_ACT,)) for i in range(3)),
         k=10**6,
     )
-    assert explaining.question(WORLD, many).plans
+    assert explaining.plan(WORLD, many).plans
 
 
 def test_runs_of_top_k_are_of_one_model() -> None:
     runs = (models.request(), models.request(model="other"))
     assert list(refusal(top_k(T.MLP_POST_ACT, runs=runs))) == ["runs[1].model"]
     by_handle = (models.request(), models.request(model="tiny@1:float32:cpu"))
-    assert len(explaining.question(WORLD, top_k(T.MLP_POST_ACT, runs=by_handle)).plans) == 2
+    assert len(explaining.plan(WORLD, top_k(T.MLP_POST_ACT, runs=by_handle)).plans) == 2
 
 
 @pytest.mark.parametrize("token", [6, -7])
@@ -174,10 +174,10 @@ def test_a_token_to_choose_at_is_one_of_every_prompt(token: int) -> None:
 
 def test_a_shared_list_needs_prompts_of_one_length() -> None:
     runs = (run(1, 2), run(1, 2, 3))
-    assert not explaining.question(WORLD, ExplainRequest(runs=runs)).is_shared
-    assert explaining.question(WORLD, ExplainRequest(runs=runs[:1] * 2)).is_shared
+    assert not explaining.plan(WORLD, ExplainRequest(runs=runs)).is_shared
+    assert explaining.plan(WORLD, ExplainRequest(runs=runs[:1] * 2)).is_shared
     apart = ExplainRequest(runs=runs[:1] * 2, node_scope=NodeScope.PROMPT)
-    assert not explaining.question(WORLD, apart).is_shared
+    assert not explaining.plan(WORLD, apart).is_shared
     assert list(refusal(ExplainRequest(runs=runs, node_scope=NodeScope.BATCH))) == ["node_scope"]
 
 
@@ -209,22 +209,22 @@ def test_a_table_that_fits_no_message_is_refused_before_any_work() -> None:
     ],
 )
 def test_parts_are_those_wanted_or_those_that_make_sense(fields: dict[str, Any], expected: set[P]) -> None:
-    assert explaining.question(WORLD, explaining.request(**fields)).parts == expected
+    assert explaining.plan(WORLD, explaining.request(**fields)).parts == expected
 
 
 def test_only_what_the_parts_need_is_derived_and_recorded() -> None:
-    (plan,) = explaining.question(WORLD, explaining.request(parts=(P.TOP_LOGITS,), loss_fn_config=None)).plans
+    (plan,) = explaining.plan(WORLD, explaining.request(parts=(P.TOP_LOGITS,), loss_fn_config=None)).plans
     assert not plan.scalars
     assert plan.values == {(L.RESID_POST_MLP, 2)}
     changed = AblationSpec(index=ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(5, 3)), value=9.0)
-    (plan,) = explaining.question(WORLD, explaining.request(parts=(P.TOP_LOGITS,), ablation_specs=(changed,))).plans
+    (plan,) = explaining.plan(WORLD, explaining.request(parts=(P.TOP_LOGITS,), ablation_specs=(changed,))).plans
     assert (L.LOGITS, None) in plan.values
     assert plan.stop_after_layer is None
 
 
-def test_equal_questions_have_equal_digests_and_others_do_not() -> None:
+def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
     def digest(**fields: Any) -> str:
-        return explaining.question(WORLD, explaining.request(**fields)).digest
+        return explaining.plan(WORLD, explaining.request(**fields)).digest
 
     assert digest() == digest(request_id="x")
     others = [

@@ -1,0 +1,157 @@
+"""One row of facts per derived scalar as the input of an autoencoder: the table of what autoencoders may read.
+
+What an autoencoder reads decides the type of its latents, where it can be spliced into a run, and what its
+reconstruction stands for (section 7 of the specification). Every derived scalar type has a row; most can only be read
+offline, from recorded taps, and some cannot be read at all: `width` is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.scalar_facts import ScalarFacts
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import require
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.architecture import ModelDimensions
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AutoencoderInput:
+    """A derived scalar type as what an autoencoder reads."""
+
+    type: DerivedScalarType
+    """The derived scalar that is read."""
+    node_type: NodeType = NodeType.AUTOENCODER_LATENT
+    """Type of the latents: the MLPs', attention's, or, of anything else, the generic one."""
+    location: LocationWithinLayer = LocationWithinLayer.MLP
+    """Place of the latents within the layer. Latents of a residual lie with the last thing that goes into it: they are
+    its parts, and come before all that reads it."""
+    is_spliceable: bool = False
+    """Whether the autoencoder can be put into a run; if not, it only reads recorded taps."""
+    is_traced: bool = False
+    """Whether its latents can be traced and be ends of edges: it reads what one part of the layer writes."""
+    error_tap: ActivationLocationType | None = None
+    """Tap of its reconstruction error in a run; None if that is not tapped, as of the residual stream itself."""
+    written_as: Component | None = None
+    """Component that its reconstruction stands for, and writes as; None if it is a vector of the residual stream."""
+    offline_component: Component | None = None
+    """Component whose writes are its offline input; None if that is a tap as it is."""
+    same_as: DerivedScalarType | None = None
+    """Another type that the same autoencoders may be read from; None if there is none."""
+
+    @property
+    def facts(self) -> ScalarFacts:
+        """The row of the derived scalar."""
+        return FACTS[self.type]
+
+    @property
+    def latent_tap(self) -> ActivationLocationType:
+        """Tap of its latents in a run that it is spliced into."""
+        return require(NODES[self.node_type].tap)
+
+    @property
+    def tap(self) -> ActivationLocationType:
+        """The tap that is read, of what is one; raises Internal of anything else."""
+        return require(FACTS[self.type].tap)
+
+    @property
+    def splice_taps(self) -> tuple[ActivationLocationType, ...]:
+        """Taps that exist because it is spliced in: its latents', and its error's if that is tapped."""
+        latents = (self.latent_tap,) if self.is_spliceable else ()
+        return latents if self.error_tap is None else (*latents, self.error_tap)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a tapped vector of the residual stream, or of what is added to it."""
+        return self.facts.is_raw and self.facts.dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
+
+    @property
+    def is_of_mlp(self) -> bool:
+        """Whether it is an autoencoder of the MLPs, and so computed from what the MLP reads."""
+        return NODES[self.node_type].reads is LocationWithinLayer.RESID_POST_ATTN
+
+    @property
+    def is_of_attention_write(self) -> bool:
+        """Whether it is a traced autoencoder of what attention adds to the residual."""
+        return self.is_traced and not self.is_of_mlp
+
+    @property
+    def writes_to_residual(self) -> bool:
+        """Whether its reconstruction ends up in the residual stream, as it is or by way of a matrix."""
+        return self.written_as is not None or self.facts.dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
+
+    @property
+    def reads_head_pairs(self) -> bool:
+        """Whether it reads the writes of single heads, a row for each pair of tokens and head."""
+        return self.offline_component is Component.HEAD_PAIR
+
+    def width(self, dimensions: ModelDimensions) -> int | None:
+        """Width of what is read in a model of *dimensions*; None if no autoencoder can read the type.
+
+        Its rows run over tokens, token pairs or pairs and heads, and its columns over the last axis; only heads at a
+        token are read together, [T, H, c] as [T, H c].
+        """
+        axes = self.facts.dimensions
+        is_of_pairs = Dimension.ATTENDED_TO_SEQUENCE_TOKENS in axes
+        merged = axes[-1:] if is_of_pairs else axes[1:]
+        if axes[0] is not Dimension.SEQUENCE_TOKENS or not all(axis.is_of_channels for axis in merged):
+            return None
+        width = 1
+        for axis in merged:
+            width *= dimensions.size_of(axis, n_tokens=0)
+        return width
+
+
+_T = DerivedScalarType
+_L = ActivationLocationType
+_M, _A = NodeType.MLP_AUTOENCODER_LATENT, NodeType.ATTENTION_AUTOENCODER_LATENT
+_ATTN = LocationWithinLayer.ATTN
+
+# fmt: off
+_ROWS = (
+    AutoencoderInput(type=_T.MLP_POST_ACT, node_type=_M, is_spliceable=True, is_traced=True,
+                     error_tap=_L.ONLINE_MLP_AUTOENCODER_ERROR, written_as=Component.NEURON),
+    # Read offline, the MLP's write is rebuilt from its neurons, without the bias (Q5).
+    AutoencoderInput(type=_T.RESID_DELTA_MLP, node_type=_M, is_spliceable=True, is_traced=True,
+                     error_tap=_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, offline_component=Component.NEURON,
+                     same_as=_T.RESID_DELTA_MLP_FROM_MLP_POST_ACT),
+    AutoencoderInput(type=_T.RESID_DELTA_MLP_FROM_MLP_POST_ACT, node_type=_M, offline_component=Component.NEURON,
+                     same_as=_T.RESID_DELTA_MLP),
+    AutoencoderInput(type=_T.RESID_DELTA_ATTN, node_type=_A, location=_ATTN, is_spliceable=True, is_traced=True,
+                     error_tap=_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR),
+    AutoencoderInput(type=_T.ATTN_WRITE, node_type=_A, location=_ATTN, offline_component=Component.HEAD_PAIR),
+    AutoencoderInput(type=_T.ATTN_WEIGHTED_SUM_OF_VALUES, location=_ATTN, written_as=Component.HEAD_AT_TOKEN),
+    AutoencoderInput(type=_T.RESID_POST_ATTN, location=_ATTN, is_spliceable=True),
+    AutoencoderInput(type=_T.RESID_POST_MLP, is_spliceable=True),
+)
+# fmt: on
+
+AUTOENCODER_INPUTS: dict[DerivedScalarType, AutoencoderInput] = {
+    **{row.type: row for row in _ROWS},
+    **{dst: AutoencoderInput(type=dst) for dst in FACTS if dst not in {row.type for row in _ROWS}},
+}
+"""The table; its special rows first."""
+
+SPLICED_AT: dict[ActivationLocationType, AutoencoderInput] = {row.tap: row for row in _ROWS if row.is_spliceable}
+"""What an autoencoder reads that is spliced in at a tap."""
+
+TRACED_INPUTS = tuple(row for row in _ROWS if row.is_traced)
+"""Inputs whose latents can be traced."""
+
+
+def accepted_inputs(facts: ScalarFacts) -> tuple[AutoencoderInput, ...] | None:
+    """What the autoencoder of a type may read; None if that follows from the type of its latents."""
+    if facts.inputs:
+        return tuple(AUTOENCODER_INPUTS[dst] for dst in facts.inputs)
+    if facts.component in {Component.NEURON_ERROR, Component.RESIDUAL_ERROR}:
+        return tuple(row for row in _ROWS if row.error_tap is facts.tap)
+    if facts.component is Component.LATENT and facts.quantity.is_of_in_edges:
+        return TRACED_INPUTS
+    return None

@@ -1,0 +1,119 @@
+"""Plans of TopK and Explain: the plans of their runs, and what is to be said of them. Plain values.
+
+Both are one kind of request: runs, groups that choose among their nodes, and parts to say of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.explain import TopKSelection
+from dst_grpc.domain.explanations import ExplainPart
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.scalars.token_scoring import CHUNK_TOKENS
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.explain import TopKGroup
+    from dst_grpc.pipeline.findings import Findings
+    from dst_grpc.pipeline.plan import Plan
+
+_L = ActivationLocationType
+_P = ExplainPart
+_MAX_TABLE_NODES = 20_000
+_MAX_TABLE_BYTES = 3_500_000
+_SCORES_OF_A_MESSAGE = 20_000
+_NODE_BYTES, _VALUE_BYTES = 50, 5
+"""About what a node, and a value, take on the wire."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainPlan:
+    """A request of TopK or Explain, checked and completed."""
+
+    request_id: str
+    plans: tuple[Plan, ...]
+    """Its runs."""
+    groups: tuple[TopKGroup, ...]
+    """What to choose nodes by."""
+    component_groups: tuple[TopKGroup, ...]
+    """What the component sums are of; empty if they are not wanted."""
+    k: int
+    token_indices: tuple[int | None, ...]
+    """The one token of each run to choose at; None = every token."""
+    logit_tokens: tuple[int, ...]
+    """The token of each run whose logits are ranked."""
+    is_shared: bool
+    """Whether the runs share one list of nodes."""
+    with_sums: bool
+    parts: frozenset[ExplainPart]
+    """What to say, the node table included if anything refers to it."""
+    scored_token_count: int = 0
+    token_pair_count: int = 0
+    top_logit_count: int = 0
+
+    @property
+    def max_table_nodes(self) -> int:
+        """Most nodes of one table."""
+        return min(_MAX_TABLE_NODES, _MAX_TABLE_BYTES // (_NODE_BYTES + _VALUE_BYTES * len(self.groups)))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated memory of all its runs together, and of what is made of them."""
+        return sum(plan.cost.peak_bytes for plan in self.plans) + self._scoring_bytes
+
+    @property
+    def _scoring_bytes(self) -> int:
+        """Of the scores of one chunk of the vocabulary, and a copy of them while the best are found."""
+        if not any(part.scores_tokens for part in self.parts):
+            return 0
+        chosen = sum(self._choices(group) for group in self.groups)
+        rows = len(self.plans) * min(chosen, self.nodes_of_a_message)
+        return 2 * 4 * rows * min(CHUNK_TOKENS, self.plans[0].model.dimensions.vocab_size)
+
+    @property
+    def nodes_of_a_message(self) -> int:
+        """Nodes of one run whose scored tokens are found, and sent, together."""
+        return max(_SCORES_OF_A_MESSAGE // (2 * self.scored_token_count), 1)
+
+    def _choices(self, group: TopKGroup) -> int:
+        """The most nodes that *group* can choose in one run."""
+        sizes = {scalar.task.facts.type: scalar.output_bytes // 4 for scalar in self.plans[0].scalars}
+        wanted = (self.k if group.k is None else group.k) * len(ends_of(group.selection))
+        return sum(min(wanted, sizes.get(dst, 0)) for dst in group.dsts)
+
+    def check_size(self, findings: Findings) -> None:
+        """Note the k that goes too far, if a table of even one run may hold too much."""
+        total = 0
+        for i, group in enumerate(self.groups):
+            total += self._choices(group)
+            if total > self.max_table_nodes:
+                field, k = ("k", self.k) if group.k is None else (f"groups[{i}].k", group.k)
+                limit = self.max_table_nodes
+                findings.add(field, f"{k} makes the groups choose up to {total} nodes; a table holds at most {limit}")
+                return
+
+    @property
+    def floating_point_operations(self) -> int:
+        """Of all its runs together."""
+        return sum(plan.cost.floating_point_operations for plan in self.plans)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that determines the answer's numbers."""
+        of_runs = tuple(plan.digest for plan in self.plans)
+        rest = replace(self, request_id="", plans=(), parts=frozenset())
+        return hashlib.sha256(repr((of_runs, rest, sorted(self.parts))).encode()).hexdigest()
+
+
+def ends_of(selection: TopKSelection) -> tuple[bool, ...]:
+    """Which ends are chosen from: True for the largest."""
+    return {TopKSelection.TOP: (True,), TopKSelection.BOTTOM: (False,)}.get(selection, (True, False))
+
+
+def logits_are_changed(plan: Plan) -> bool:
+    """Whether an ablation makes the logits differ from what the last residual says."""
+    places = {_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE}
+    return any(a.location in places and a.pass_type is PassType.FORWARD for a in plan.ablations)

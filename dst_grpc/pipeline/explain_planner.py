@@ -1,0 +1,284 @@
+"""Planning what TopK and Explain ask. Pure.
+
+A run is planned as a request to derive what the groups name. What is wrong with it is told at the fields that it was
+made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.explain import NodeScope, default_groups
+from dst_grpc.domain.explanations import ExplainPart
+from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import Reason, require
+from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
+from dst_grpc.pipeline.findings import Findings, SourceMap
+from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.scalars.token_scoring import sites_of_attended_tokens, sites_of_vectors
+from dst_grpc.scalars.topology import AutoencoderInputs, Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.lookup import Catalogue
+    from dst_grpc.pipeline.plan import Plan
+
+_L = ActivationLocationType
+_P = ExplainPart
+_FREEZE_FINAL_NORM = AblationSpec(
+    index=ActivationIndex(
+        activation_location_type=_L.RESID_FINAL_LAYER_NORM_SCALE,
+        tensor_indices=(None, None),
+        pass_type=PassType.BACKWARD,
+    ),
+    value=0.0,
+)
+
+
+def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
+    """Plan *request*.
+
+    Args:
+        request: what is asked.
+        catalogue: what can be loaded.
+        known: what reading the request's message found, as for `make_plan`.
+
+    Raises:
+        InvalidRequest: listing every field that a model or another field rules out, of all runs, and those of *known*.
+        NotFound: for an unknown model or autoencoder.
+        PreconditionFailed: if a type needs an origin, autoencoder or field that a run lacks.
+    """
+    findings = Findings.after(known)
+    types = _types_of(request.groups)
+    specs = tuple(DerivedScalarSpec(dst=dst) for dst in types)
+    runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
+    made_from = _sources_of_types(types, request.groups)
+    sources = [SourceMap(root=f"runs[{i}]", made_from=made_from) for i in range(len(runs))]
+    plans = _plans(runs, sources, catalogue, findings)
+    _check_model(plans, findings)
+    tokens = _token_indices(plans, request.token_index, findings)
+    asked = ExplainPlan(
+        request_id=request.request_id,
+        plans=plans,
+        groups=request.groups,
+        component_groups=(),
+        k=request.k,
+        token_indices=tokens,
+        logit_tokens=(),
+        is_shared=_is_shared(plans, request.node_scope, findings),
+        with_sums=request.with_sums,
+        parts=frozenset({_P.NODE_TABLE}),
+    )
+    return _checked(asked, findings)
+
+
+def plan_explain(request: ExplainRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
+    """Plan *request*; arguments and errors are those of `plan_top_k`."""
+    findings = Findings.after(known)
+    groups = request.effective_groups
+    has_origin = all(run.has_origin for run in request.runs)
+    parts = _parts(request, groups)
+    component_groups = default_groups(has_origin=has_origin, k=1) if _P.COMPONENT_SUMS in parts else ()
+    chosen_by = groups if _P.NODE_TABLE in parts else ()
+    types = _types_of((*chosen_by, *component_groups))
+    runs = [_derive_request(request, run, types) for run in request.runs]
+    made_from = {"config": "groups", **_sources_of_types(types, request.groups)}
+    sources = [_source_of_run(i, run, made_from) for i, run in enumerate(request.runs)]
+    plans = _plans(runs, sources, catalogue, findings)
+    if _P.TOKEN_PAIRS in request.parts:
+        _check_has_attention_latents(plans, findings)
+    plans = tuple(one.also_recording(_sites(one, groups, parts)) for one in plans)
+    asked = ExplainPlan(
+        request_id=request.request_id,
+        plans=plans,
+        groups=groups,
+        component_groups=component_groups,
+        k=request.k,
+        token_indices=(None,) * len(plans),
+        logit_tokens=tuple(map(_logit_token, plans)),
+        is_shared=_is_shared(plans, request.node_scope, findings),
+        with_sums=True,
+        parts=parts,
+        scored_token_count=request.scored_token_count,
+        token_pair_count=request.token_pair_count,
+        top_logit_count=request.top_logit_count,
+    )
+    return _checked(asked, findings)
+
+
+def _checked(asked: ExplainPlan, findings: Findings) -> ExplainPlan:
+    asked.check_size(findings)
+    if findings.count:
+        raise findings.error()
+    return asked
+
+
+# Runs
+
+
+def _types_of(groups: Sequence[TopKGroup]) -> tuple[DerivedScalarType, ...]:
+    return tuple(dict.fromkeys(dst for group in groups for dst in group.dsts))
+
+
+def _derive_request(request: ExplainRequest, run: ExplainRun, types: Sequence[DerivedScalarType]) -> DeriveRequest:
+    """The run as a request to derive *types*."""
+    freeze = () if run.detach_final_layer_norm_scale is False else (_FREEZE_FINAL_NORM,)
+    return DeriveRequest(
+        prompt=run.prompt,
+        model=request.model,
+        loss_fn_config=run.loss_fn_config,
+        trace_config=run.trace_config,
+        ablation_specs=(*run.ablation_specs, *map(_ablation, run.node_ablations), *freeze),
+        autoencoders=request.autoencoders,
+        derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in types),
+    )
+
+
+def _ablation(ablation: NodeAblation) -> AblationSpec:
+    """The tap's entries that stand for a node; of an attention head the whole row of its query token."""
+    node = ablation.node_index
+    indices = node.tensor_indices
+    if node.node_type is NodeType.ATTENTION_HEAD:
+        indices = (indices[0], None, indices[2])
+    index = ActivationIndex(
+        activation_location_type=require(NODES[node.node_type].tap),
+        tensor_indices=indices,
+        layer_index=node.layer_index,
+    )
+    return AblationSpec(index=index, value=ablation.value)
+
+
+def _plans(
+    runs: Sequence[DeriveRequest], sources: Sequence[SourceMap], catalogue: Catalogue, findings: Findings
+) -> tuple[Plan, ...]:
+    """The plans of all runs; raises what is wrong with all of them, or missing."""
+    found = [plan_run(run, catalogue, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+    plans = tuple(plan for plan in found if plan is not None)
+    if not found or len(plans) < len(found):
+        raise findings.error()
+    return plans
+
+
+def _sources_of_types(types: Sequence[DerivedScalarType], groups: Sequence[TopKGroup]) -> dict[str, str]:
+    """What derived scalars of *types* were made from: where *groups* name them first, or what implies them."""
+    named: dict[DerivedScalarType, str] = {}
+    for g, group in enumerate(groups):
+        for j, dst in enumerate(group.dsts):
+            named.setdefault(dst, f"groups[{g}].dsts[{j}]")
+    return {"derived_scalars": "groups"} | {
+        f"derived_scalars[{i}]": named.get(dst, "parts") for i, dst in enumerate(types)
+    }
+
+
+def _source_of_run(i: int, run: ExplainRun, made_from: Mapping[str, str]) -> SourceMap:
+    """Where the fields of the request that *run*, the one at *i*, became came from."""
+    moved = dict.fromkeys(("model", "config.model_context", "config.model_name"), "model")
+    moved["autoencoders"] = "autoencoders"
+    for n in range(len(run.node_ablations)):
+        spec, node = f"ablation_specs[{len(run.ablation_specs) + n}]", f"runs[{i}].node_ablations[{n}]"
+        moved[spec] = node
+        moved[f"{spec}.index"] = f"{node}.node_index"
+        moved[f"{spec}.index.activation_location_type"] = f"{node}.node_index.node_type"
+    return SourceMap(root=f"runs[{i}]", moved=moved, made_from=made_from)
+
+
+# Rules over all runs
+
+
+def _check_model(plans: Sequence[Plan], findings: Findings) -> None:
+    first = plans[0].model.name
+    for i, plan in enumerate(plans):
+        name = plan.model.name
+        findings.check(name == first, f"runs[{i}].model", f"is {name!r}, but that of runs[0] is {first!r}")
+
+
+def _is_shared(plans: Sequence[Plan], scope: NodeScope | None, findings: Findings) -> bool:
+    lengths = [len(plan.token_ids) for plan in plans]
+    are_equal = len(set(lengths)) == 1
+    if scope is NodeScope.BATCH and not are_equal:
+        counts = ", ".join(map(str, lengths))
+        findings.add("node_scope", f"must not be BATCH: the prompts have {counts} tokens")
+    return are_equal if scope is None else scope is NodeScope.BATCH
+
+
+def _token_indices(plans: Sequence[Plan], token_index: int | None, findings: Findings) -> tuple[int | None, ...]:
+    """The token meant in each run, counted from the start."""
+    if token_index is None:
+        return (None,) * len(plans)
+    for i, plan in enumerate(plans):
+        count = len(plan.token_ids)
+        findings.check(
+            -count <= token_index < count,
+            "token_index",
+            f"must be between {-count} and {count - 1} for the {count} tokens of runs[{i}], not {token_index}",
+        )
+    return tuple(token_index % len(plan.token_ids) for plan in plans)
+
+
+# Parts
+
+
+def _parts(request: ExplainRequest, groups: Sequence[TopKGroup]) -> frozenset[ExplainPart]:
+    """The parts wanted, or those that make sense; the node table too if another part refers to it."""
+    if request.parts:
+        found = set(request.parts)
+        return frozenset(found | {_P.NODE_TABLE} if any(part.is_about_nodes for part in found) else found)
+    node_types = _node_types(groups)
+    found = {_P.NODE_TABLE, _P.COMPONENT_SUMS, _P.UPVOTED_OUTPUT_TOKENS, _P.TOP_LOGITS}
+    if any(NODES[node_type].may_read_mlp_input for node_type in node_types):
+        found.add(_P.INPUT_TOKENS_THAT_UPVOTE_MLP)
+    if NodeType.ATTENTION_HEAD in node_types:
+        found |= {_P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_K}
+    if NodeType.ATTENTION_AUTOENCODER_LATENT in node_types:
+        found.add(_P.TOKEN_PAIRS)
+    return frozenset(found)
+
+
+def _node_types(groups: Sequence[TopKGroup]) -> frozenset[NodeType]:
+    return frozenset(FACTS[dst].node_type for group in groups for dst in group.dsts)
+
+
+def _check_has_attention_latents(plans: Sequence[Plan], findings: Findings) -> None:
+    if not any(info.input.is_of_attention_write for info in plans[0].spliced):
+        description = "TOKEN_PAIRS needs an autoencoder that reads resid.delta_attn"
+        findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+
+
+def _logit_token(plan: Plan) -> int:
+    """The traced node's token, else the last."""
+    trace = plan.request.trace_config
+    token = None if trace is None else trace.node_index.tensor_indices[0]
+    return len(plan.token_ids) - 1 if token is None else token
+
+
+def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:
+    """What has to be recorded for the parts besides what the types read."""
+    n_layers = plan.model.dimensions.n_layers
+    node_types = _node_types(groups)
+    if any(part.scores_tokens for part in parts):
+        topology = Topology(n_layers, plan.model.architecture, AutoencoderInputs.of_sets(plan.spliced))
+        yield from sites_of_vectors(node_types, range(n_layers), topology)
+        for info in plan.spliced:
+            if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:
+                for layer in info.layer_indices:
+                    yield info.input.latent_tap, layer
+                    if info.has_write_scale:
+                        yield info.input.tap, layer
+    if _P.TOKEN_PAIRS in parts:
+        for info in plan.spliced:
+            if info.input.is_of_attention_write:
+                yield from sites_of_attended_tokens(info.layer_indices, plan.model.architecture)
+    if _P.TOP_LOGITS in parts:
+        yield (_L.LOGITS, None) if logits_are_changed(plan) else (_L.RESID_POST_MLP, n_layers - 1)
