@@ -89,7 +89,9 @@ class DstConfig:
         self._check_contexts(problems)
         for i, layer in enumerate(self.layer_indices or ()):
             problems.check(
-                0 <= layer <= MAX_INDEX, f"layer_indices[{i}]", f"must be between 0 and {MAX_INDEX}, not {layer}"
+                0 <= layer <= MAX_INDEX,
+                f"layer_indices.layer_indices[{i}]",
+                f"must be between 0 and {MAX_INDEX}, not {layer}",
             )
         if self.layer_indices and len(set(self.layer_indices)) < len(self.layer_indices):
             problems.add("layer_indices", "names a layer twice")
@@ -107,7 +109,10 @@ class DstConfig:
         references: dict[str, ContextRef] = {}
         named = [("model_name", self.model_name), ("model_context", self.model_context)]
         named.append(("autoencoder_context", self.autoencoder_context))
-        named += [(f"multi_autoencoder_context[{i}]", n) for i, n in enumerate(self.multi_autoencoder_context or ())]
+        named += [
+            (f"multi_autoencoder_context.autoencoder_contexts[{i}]", n)
+            for i, n in enumerate(self.multi_autoencoder_context or ())
+        ]
         for field, text in named:
             if text is None:
                 continue

@@ -39,7 +39,7 @@ class Prompt:
         check_text(problems, "text", self.text or "")
         problems.check(self.token_ids != (), "token_ids", "must not be empty")
         for i, token in enumerate(self.token_ids or ()):
-            problems.check(0 <= token <= MAX_INDEX, f"token_ids[{i}]", f"must be between 0 and {MAX_INDEX}")
+            problems.check(0 <= token <= MAX_INDEX, f"token_ids.token_ids[{i}]", f"must be between 0 and {MAX_INDEX}")
         problems.raise_if_any()
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from dst_grpc.domain.components import Dimension, NodeType
 from dst_grpc.domain.scalar_facts import Backward
-from dst_grpc.domain.scalar_notes import NOTES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 
@@ -59,5 +58,5 @@ class DerivedScalarTypeInfo:
             needs_autoencoder=facts.autoencoder,
             needs_fields=facts.required_config_fields,
             formula=facts.formula,
-            note=NOTES.get(dst, ""),
+            note=facts.note,
         )

@@ -23,13 +23,15 @@ def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, probl
     if is_sparse != (info.nonzero_count is not None):
         problems.add("nonzero_count", f"must be {'present' if is_sparse else 'absent'} for {info.encoding}")
         return
+    shape = info.shape
+    count = math.prod(shape)
     # Sizes of 0 make a tensor empty however large its other axes claim to be; those are bounded too.
-    bound = math.prod(max(axis.size, 1) for axis in info.axes[: MAX_AXES + 1])
-    if len(info.axes) > MAX_AXES or bound > MAX_ELEMENTS:
-        problems.add("axes", f"describe {len(info.axes)} axes of more elements than any tensor has")
+    bound = count or math.prod(size or 1 for size in shape[: MAX_AXES + 1])
+    if len(shape) > MAX_AXES or bound > MAX_ELEMENTS:
+        problems.add("axes", f"describe {len(shape)} axes of more elements than any tensor has")
         return
-    if info.nonzero_count is not None and info.nonzero_count > math.prod(info.shape):
-        problems.add("nonzero_count", f"is {info.nonzero_count} of only {math.prod(info.shape)} elements")
+    if info.nonzero_count is not None and info.nonzero_count > count:
+        problems.add("nonzero_count", f"is {info.nonzero_count} of only {count} elements")
     if message.byte_length != info.byte_length:
         problems.add("byte_length", f"is {message.byte_length}, but the axes make it {info.byte_length}")
 

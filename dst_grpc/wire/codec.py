@@ -156,10 +156,14 @@ def read_answer(cls: type[T], message: Message) -> T:
 class Fields(NamedTuple):
     """What a class and its message say of their fields. Names are the class's, paths the message's."""
 
-    values: Callable[[Any], tuple[Any, ...]]
-    """The fields of a value, in the order of `writes`."""
-    writes: tuple[tuple[str, bool, Write | None], ...]
-    """The message's field, "" for a oneof; whether something empty differs from absence; how to write it."""
+    plain: tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
+    """Names of fields of which something empty is absent, and what gets them of a value."""
+    writes: tuple[tuple[str, Write], ...]
+    """Those of them that travel in another form, and how to write it."""
+    exact: tuple[tuple[str, Write | None], ...]
+    """Fields of which only None is absent, and how to write them."""
+    arms: tuple[tuple[str, Write], ...]
+    """Fields that hold the content of a oneof's arm, and how to write it."""
     reads: Mapping[FieldDescriptor, tuple[str, str, Read | None]]
     """By the message's field: name, path, and how to read it."""
     absent: Mapping[str, Any]
@@ -180,7 +184,7 @@ class Codec:
     """One class, both ways."""
 
     def __init__(self, cls: type) -> None:
-        """Find the message. The fields are looked at when they are first needed, since a class may hold itself."""
+        """Find the message; the fields are looked at when they are first needed."""
         self._cls = cls
         self._check = CHECKS.get(cls)
         self._specific = SPECIFIC.get(cls)
@@ -189,26 +193,17 @@ class Codec:
     @cached_property
     def kind(self) -> Kind:
         """How values travel within others."""
-        return Kind(_write, self.read, self.stand_in)
+        return Kind(self.write if self._specific is None else _write, self.read, self.stand_in)
 
     @cached_property
     def fields(self) -> Fields:
         """The fields of the class and of its message."""
         return _fields_of(self._cls, self.message_class.DESCRIPTOR)
 
-    def write(self, value: Any) -> dict[str, Any]:
-        """What the message's constructor takes."""
-        fields = self.fields
-        found: dict[str, Any] = {}
-        for (name, keep, write), each in zip(fields.writes, fields.values(value), strict=True):
-            if each is None or not (keep or each):
-                continue
-            written = each if write is None else write(each)
-            if name:
-                found[name] = written
-            else:
-                found.update(written)
-        return found
+    @cached_property
+    def write(self) -> Write:
+        """Makes what the message's constructor takes."""
+        return _writer(self.fields)
 
     def read(self, message: Any, problems: Violations) -> Any:
         """The value in *message*, or BAD; notes what is wrong, by paths that begin at *message*."""
@@ -298,6 +293,26 @@ class Codec:
 _PLACE = re.compile(r"(\w*)(?:\[(\d+)\])?")
 
 
+def _writer(fields: Fields) -> Write:
+    """What makes a constructor's arguments of a value; a closure, since it is called for every element of a list."""
+    (names, values_of), writes, exact, arms = fields.plain, fields.writes, fields.exact, fields.arms
+
+    def write(value: Any) -> dict[str, Any]:
+        found = {name: each for name, each in zip(names, values_of(value), strict=True) if each}
+        for name, convert in writes:
+            if name in found:
+                found[name] = convert(found[name])
+        for name, to_exact in exact:
+            each = getattr(value, name)
+            if each is not None:
+                found[name] = each if to_exact is None else to_exact(each)
+        for name, convert in arms:
+            found.update(convert(getattr(value, name)))
+        return found
+
+    return write
+
+
 def _is_within(path: str, known: set[str]) -> bool:
     """Whether *path* is one of *known*, or that of something within it."""
     while path:
@@ -310,9 +325,11 @@ def _is_within(path: str, known: set[str]) -> bool:
 class TableCodec(Codec):
     """Tables of nodes, which hold columns and travel as rows."""
 
-    def write(self, value: NodeTable) -> dict[str, Any]:
-        """What the message's constructor takes."""
-        return codec_of(TableRows).write(rows_of(value))
+    @cached_property
+    def write(self) -> Write:
+        """Makes what the message's constructor takes."""
+        write_rows = codec_of(TableRows).write
+        return lambda table: write_rows(rows_of(table))
 
     def read(self, message: Any, problems: Violations) -> Any:
         """The table in *message*, or BAD; notes what is wrong, by paths that begin at *message*."""
@@ -337,10 +354,13 @@ def _write(value: Any) -> dict[str, Any]:
 def _fields_of(cls: type, message: Descriptor) -> Fields:
     """Pair the fields of *cls* with those of *message*."""
     pairs = [_pair(cls, field, hint, message) for field, hint in _hinted_fields(cls)]
-    computed = COMPUTED.get(cls, ())
+    plain = [pair for pair in pairs if not (pair.is_exact or pair.is_oneof)]
+    names = [*(pair.name for pair in plain), *COMPUTED.get(cls, ())]
     return Fields(
-        values=_getter([*(pair.name for pair in pairs), *computed]),
-        writes=(*(pair.write for pair in pairs), *((name, False, None) for name in computed)),
+        plain=(tuple(names), _getter(names)),
+        writes=tuple((pair.name, pair.write) for pair in plain if pair.write is not None),
+        exact=tuple((pair.name, pair.write) for pair in pairs if pair.is_exact),
+        arms=tuple((pair.name, pair.write) for pair in pairs if pair.write is not None and pair.is_oneof),
         reads={field: (pair.name, path, convert) for pair in pairs for field, path, convert in pair.reads},
         absent={pair.name: pair.absent for pair in pairs if pair.absent is not BAD},
         required={pair.name: pair.complaint for pair in pairs if pair.absent is BAD and pair.default is None},
@@ -355,7 +375,9 @@ class _Pair(NamedTuple):
     """A field of a class, and what of the message mirrors it; see `Fields`."""
 
     name: str
-    write: tuple[str, bool, Write | None]
+    is_oneof: bool
+    is_exact: bool
+    write: Write | None
     reads: list[tuple[FieldDescriptor, str, Read | None]]
     default: Callable[[], Any] | None
     """Makes what the class itself has for its absence."""
@@ -374,32 +396,45 @@ def _pair(cls: type, field: dataclasses.Field[Any], hint: Any, message: Descript
     element = None
     if name in message.oneofs_by_name:
         arms = Arms(message.oneofs_by_name[name], inner)
-        kind, write = arms.kind, ("", True, arms.write)
+        kind, is_exact = arms.kind, False
         reads = [(arm, arm.name, arms.reads[arm.name]) for arm in arms.fields]
         complaint = ("", arms.complaint)
     else:
         wire = message.fields_by_name[name]
         kind = FIELD_KINDS.get((cls, name)) or _kind(wire, hint)
-        write = (name, wire.has_presence or wire.type in _FLOATS, kind.write)
+        is_exact = _is_exact(cls, wire, inner)
         reads = [(wire, name, kind.read)]
         complaint = (name, "is required" if wire.enum_type is None else enum_codec(inner).complaint(0))
         if wire.is_repeated:
             absent = ()
             element = kind.element
         elif not (wire.has_presence or wire.enum_type is not None or may_be_none):
-            absent = kind.stand_in()
+            absent = inner()
     special = STAND_INS.get((cls, name))
     return _Pair(
         name=name,
-        write=write,
+        is_oneof=name in message.oneofs_by_name,
+        is_exact=is_exact,
+        write=kind.write,
         reads=reads,
         default=default,
         absent=absent,
         complaint=complaint,
         is_optional=default is not None or may_be_none,
-        stand_in=(lambda: special) if special is not None else default or (_none if may_be_none else kind.stand_in),
+        stand_in=(lambda: special)
+        if special is not None
+        else default or (_none if may_be_none else kind.stand_in or _none),
         element=element,
     )
+
+
+def _is_exact(cls: type, field: FieldDescriptor, hint: Any) -> bool:
+    """Whether something empty in a field differs from absence. Of floats it does, since -0.0 is no 0."""
+    if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+        return not field.is_repeated
+    if not field.has_presence or dataclasses.is_dataclass(hint):
+        return False
+    return hint is not str or _is_arm(field) or (cls, field.name) in FIELD_KINDS
 
 
 def _none() -> None:
@@ -473,7 +508,6 @@ def _single_kind(field: FieldDescriptor, hint: Any, *, may_be_none: bool) -> Kin
     return Arms(message.oneofs[0], hint).kind
 
 
-_FLOATS = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 _WELL_KNOWN = {
     "google.protobuf.Duration": kinds.DURATION,
     "google.protobuf.Timestamp": kinds.TIME,
@@ -504,7 +538,7 @@ def _list_kind(element: Kind) -> Kind:
             if problems.count != seen:
                 problems.move(at, f"[{i}]")
                 at, seen = len(problems.listed), problems.count
-                value = stand_in() if value is BAD else value
+                value = stand_in() if value is BAD and stand_in is not None else value
             found.append(value)
         return tuple(found)
 
@@ -553,7 +587,6 @@ class Arms:
         classes = {MESSAGE_NAMES.get(cls, cls.__name__): cls for cls in _classes_in(hint)}
         self._arms: dict[type, str] = {}
         self.reads: dict[str, Read | None] = {}
-        self._stand_in: Callable[[], Any] = _none
         for field in self.fields:
             name = None if field.message_type is None else field.message_type.name
             if name in classes:
@@ -575,8 +608,8 @@ class Arms:
         """The arm of *value*, by name, with what its constructor takes."""
         if value is None:
             return {self._arms[type(None)]: {}}
-        cls = type(value)
-        return {self._arms[cls]: value if cls is int else _write(value)}
+        arm = self._arms.get(type(value))
+        return {self._arms[int]: int(value)} if arm is None or type(value) is int else {arm: _write(value)}
 
     def read(self, message: Any, problems: Violations) -> Any:
         """The value in a *message* that is nothing but this oneof."""
@@ -593,7 +626,7 @@ class Arms:
     @property
     def kind(self) -> Kind:
         """How values travel in a message that is nothing but this oneof."""
-        return Kind(self.write, self.read)
+        return Kind(self.write, self.read, _none)
 
 
 def _classes_in(hint: Any) -> list[type]:

@@ -37,8 +37,8 @@ class Kind(NamedTuple):
     """Makes of a value what a message's constructor takes; None if it takes the value."""
     read: Callable[[Any, Violations], Any] | None = None
     """Makes a value of what a message holds and notes what is wrong with it; None if what it holds is the value."""
-    stand_in: Callable[[], Any] = lambda: None
-    """Makes a value to stand where a bad one was."""
+    stand_in: Callable[[], Any] | None = None
+    """Makes a value to stand where a bad one was; None if reading never finds a bad one."""
     element: Callable[[], Any] | None = None
     """Of lists: makes one to stand where a bad element was."""
 
