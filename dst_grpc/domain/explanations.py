@@ -12,7 +12,6 @@ from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.results import Provenance, RunStatistics
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
-
 MAX_TOKENS_OF_PAIR_SUMS = 1000
 """Longest prompt whose pairs of tokens are summed apart: [T, U] must fit into a message of 4 MiB."""
 

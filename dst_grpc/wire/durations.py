@@ -29,6 +29,7 @@ def seconds_from_wire(duration: Duration) -> float:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def time_to_wire(moment: datetime) -> Timestamp:
@@ -39,8 +40,8 @@ def time_to_wire(moment: datetime) -> Timestamp:
 
 
 def time_from_wire(timestamp: Timestamp) -> datetime:
-    """The moment, to the microsecond; the last or first that there is for what is beyond it."""
+    """The moment, to the microsecond; what is beyond the calendar is its last, or 1970."""
     try:
         return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
     except OverflowError:
-        return (datetime.max if timestamp.seconds > 0 else datetime.min).replace(tzinfo=UTC)
+        return _LAST if timestamp.seconds > 0 else _EPOCH

@@ -1,19 +1,20 @@
-"""Answers as streams of frames: cut by the server, put together again by the client. Pure; no sockets, no threads.
+"""Answers as frames: cut by the server. Pure; no sockets, no threads.
 
-The frames of one request are a header, the chunks of each tensor in the header's order, and a trailer. A failed item of
-a stream ends with an error instead. Checksums are CRC-32; an answer without a trailer is truncated.
+The frames of a request to derive are a header, the chunks of each tensor in the header's order, and a trailer with a
+CRC-32 of each. Those of TopK and Explain are their parts and a trailer that counts them; those of Resolve its stages.
+A failed item of a stream ends with an error instead. `envelope` makes messages of them.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+from dst_grpc._gen.dst.v1 import resolution_pb2
+from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer, ScalarSum
+from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
-    Answer,
     AnswerHeader,
     AnswerTrailer,
     DenseTensor,
@@ -21,66 +22,136 @@ from dst_grpc.domain.results import (
     SparseTensor,
     TensorInfo,
 )
-from dst_grpc.errors import DataLoss, Internal, Reason
-from dst_grpc.wire.chunks import Chunk
-from dst_grpc.wire.errors import error_from_status
-from dst_grpc.wire.results import header_from_wire, header_to_wire, trailer_from_wire, trailer_to_wire
-from dst_grpc.wire.tensors import Array, tensor_buffers, tensor_of
+from dst_grpc.errors import Internal
+from dst_grpc.wire.codec import codec_of
+from dst_grpc.wire.envelope import MESSAGE_BYTES, Buffers, Chunk
+from dst_grpc.wire.errors import error_to_status
+from dst_grpc.wire.pieces import split
+from dst_grpc.wire.tensors import tensor_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-CHUNK_BYTES = 1 << 20
-"""Most bytes of a chunk: what the wire promises, and where loopback throughput levels off."""
-MAX_ANSWER_BYTES = 8 << 30
-"""Most bytes of tensors that an Assembler allocates unless told otherwise."""
+    from dst_grpc._gen.dst.v1 import explain_pb2
+    from dst_grpc.errors import DstError
 
 Tensor = DenseTensor | SparseTensor
 Part = AnswerHeader | Tensor | RunSummary
+Stage = Validated | LoadProgress | Resolution
+_ENVELOPE_BYTES = 2048
+"""More than a message takes besides the content of its frame."""
+_ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
+
+
+def resolve_frames(stage: Stage, max_bytes: int = MESSAGE_BYTES) -> Iterator[Buffers]:
+    """The frames of a stage of Resolve's answer."""
+    return _frames(resolution_pb2.ResolveFrame, _ARMS[type(stage)], stage, max_bytes)
+
+
+def error_frame(frame_class: type[pb.DeriveFrame | resolution_pb2.ResolveFrame], error: DstError) -> Buffers:
+    """The frame that ends an item that failed."""
+    return (frame_class(error=error_to_status(error)).SerializeToString(),)
+
+
+def part_to_wire(frame_class: type[explain_pb2.TopKFrame | explain_pb2.ExplainFrame], part: ExplanationPart) -> Any:
+    """The frame of a part of an answer, however large."""
+    return frame_class(**_content(part.kind, part.value), run_index=part.run_index)
+
+
+def _content(kind: str, value: Any) -> dict[str, Any]:
+    return {kind: codec_of(type(value)).write(value)}
+
+
+def _frames(frame_class: Any, kind: str, value: Any, max_bytes: int, **fields: Any) -> Iterator[Buffers]:
+    """The frames that *value* travels in, as *kind*: one if it is small enough."""
+    room = max_bytes - min(_ENVELOPE_BYTES, max_bytes // 2)
+    frame = frame_class(**_content(kind, value), **fields)
+    data = frame.SerializeToString()
+    if len(data) <= room:
+        yield (data,)
+        return
+    pieces = list(split(getattr(frame, kind), room))
+    for i, piece in enumerate(pieces, start=1):
+        frame = frame_class(**{kind: piece}, **fields, partial=i < len(pieces))
+        yield (frame.SerializeToString(),)
+
+
+class PartCutter:
+    """Cuts the parts of an answer of TopK or Explain into frames, and counts them."""
+
+    def __init__(
+        self,
+        frame_class: type[explain_pb2.TopKFrame | explain_pb2.ExplainFrame],
+        *,
+        max_bytes: int = MESSAGE_BYTES,
+    ) -> None:
+        """Start an answer of frames of *frame_class*."""
+        self._frame_class = frame_class
+        self._max_bytes = max_bytes
+        self._count = 0
+
+    def cut(self, part: ExplanationPart | RunSummary) -> Iterator[Buffers]:
+        """The frames of the next part; the summary is the last, and becomes the trailer."""
+        if isinstance(part, RunSummary):
+            trailer = RunsTrailer(frame_count=self._count + 1, statistics=part.statistics, provenance=part.provenance)
+            part = ExplanationPart(kind=PartKind.TRAILER, value=trailer)
+        for frame in self._frames_of(part):
+            self._count += 1
+            yield frame
+
+    def _frames_of(self, part: ExplanationPart) -> Iterator[Buffers]:
+        value = part.value
+        room = self._max_bytes - min(_ENVELOPE_BYTES, self._max_bytes // 2)
+        if isinstance(value, ScalarSum) and value.values.nbytes > room:
+            rows = max(1, room // (value.values.nbytes // len(value.values)))
+            starts = range(0, len(value.values), rows)
+            for start in starts:
+                piece = ScalarSum(
+                    dst=value.dst, values=value.values[start : start + rows], first_token=value.first_token + start
+                )
+                content = _content(part.kind, piece)
+                frame = self._frame_class(**content, run_index=part.run_index, partial=start != starts[-1])
+                yield (frame.SerializeToString(),)
+        else:
+            yield from _frames(self._frame_class, part.kind, value, self._max_bytes, run_index=part.run_index)
 
 
 class FrameCutter:
-    """Cuts the parts of one answer into frames, counting and checksumming."""
+    """Cuts the parts of one answer of Derive into frames, counting and checksumming."""
 
-    def __init__(self, request_id: str, *, chunk_bytes: int = CHUNK_BYTES) -> None:
-        """Start the answer to *request_id*, in chunks of at most *chunk_bytes*."""
-        self._request_id = request_id
-        self._chunk_bytes = chunk_bytes
+    def __init__(self, *, max_bytes: int = MESSAGE_BYTES) -> None:
+        """Start an answer, in chunks of at most *max_bytes*."""
+        self._max_bytes = max_bytes
         self._expected: tuple[TensorInfo, ...] | None = None
         self._checksums: list[int] = []
         self._byte_count = 0
         self._is_finished = False
 
-    def cut(self, part: Part) -> Iterator[pb.Frame]:
-        """The frames of the next part of the answer, as messages; see `pieces`."""
-        for piece in self.pieces(part):
-            yield piece.to_frame() if isinstance(piece, Chunk) else piece
-
-    def pieces(self, part: Part) -> Iterator[pb.Frame | Chunk]:
+    def cut(self, part: Part) -> Iterator[Buffers]:
         """The frames of the next part of the answer, chunks as views of their tensor.
 
         The parts are a header, its tensors in its order, and a summary. Each part's frames must be drawn to their end
         before the next part is cut.
 
         Raises:
-            Internal: while the frames are drawn, if a part is out of order or not what the header announced.
+            Internal: if the part is not the one that is due, or not what the header announces.
         """
         if self._is_finished:
-            raise Internal("the answer was finished already")
-        if isinstance(part, (DenseTensor, SparseTensor)):
-            yield from self._chunks(part)
-        elif isinstance(part, AnswerHeader):
-            yield self._begin(part)
+            raise Internal("the answer has its trailer already")
+        if isinstance(part, AnswerHeader):
+            yield from self._begin(part)
+        elif isinstance(part, RunSummary):
+            yield from self._finish(part)
         else:
-            yield self._finish(part)
+            yield from self._chunks(part)
 
-    def _begin(self, header: AnswerHeader) -> pb.Frame:
+    def _begin(self, header: AnswerHeader) -> Iterator[Buffers]:
         if self._expected is not None:
             raise Internal("the answer has a header already")
         self._expected = header.tensors
-        return pb.Frame(request_id=self._request_id, header=header_to_wire(header))
+        return _frames(pb.DeriveFrame, "header", header, self._max_bytes)
 
-    def _chunks(self, tensor: Tensor) -> Iterator[Chunk]:
+    def _chunks(self, tensor: Tensor) -> Iterator[Buffers]:
         info = tensor.info
         position = len(self._checksums)
         expected = self._expected or ()
@@ -88,15 +159,15 @@ class FrameCutter:
             raise Internal(f"tensor {info.tensor_id} ({info.dst}) is not what the header announces next")
         checksum = offset = 0
         for buffer in tensor_buffers(tensor):
-            for start in range(0, len(buffer), self._chunk_bytes):
-                data = buffer[start : start + self._chunk_bytes]
+            for start in range(0, len(buffer), self._max_bytes):
+                data = buffer[start : start + self._max_bytes]
                 checksum = zlib.crc32(data, checksum)
-                yield Chunk(self._request_id, info.tensor_id, offset, data)
+                yield Chunk(info.tensor_id, offset, data).buffers
                 offset += len(data)
         self._checksums.append(checksum)
         self._byte_count += offset
 
-    def _finish(self, summary: RunSummary) -> pb.Frame:
+    def _finish(self, summary: RunSummary) -> Iterator[Buffers]:
         if self._expected is None or len(self._checksums) < len(self._expected):
             raise Internal("the answer ends before all its tensors were cut")
         self._is_finished = True
@@ -107,157 +178,4 @@ class FrameCutter:
             statistics=summary.statistics,
             provenance=summary.provenance,
         )
-        return pb.Frame(request_id=self._request_id, trailer=trailer_to_wire(trailer))
-
-
-class Assembler:
-    """Rebuilds the answer to one request from its frames.
-
-    Tensors are handed out as soon as they are whole; whether their bytes are those that were sent is known with the
-    trailer. float32 and float16 arrive as such, bfloat16 widened to float32. Each tensor is allocated once, and only
-    after its announced length was found to be that of its axes.
-    """
-
-    def __init__(self, *, max_bytes: int = MAX_ANSWER_BYTES, keep_tensors: bool = True) -> None:
-        """Start empty; *keep_tensors* False hands tensors out without keeping them for `finish`."""
-        self._max_bytes = max_bytes
-        self._keep_tensors = keep_tensors
-        self._request_id: str | None = None
-        self._tensors: list[Tensor] = []
-        self._checksums: list[int] = []
-        self._byte_count = 0
-        self._data: Array = np.empty(0, np.uint8)
-        self._filled = 0
-        self._checksum = 0
-        self.header: AnswerHeader | None = None
-        """The header, once it arrived."""
-        self.trailer: AnswerTrailer | None = None
-        """The trailer, once it arrived."""
-
-    def add(self, frame: pb.Frame | Chunk) -> tuple[Tensor, ...]:
-        """Take the next frame; answers the tensors that it completes, empty ones included.
-
-        Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if the frame does not fit what came before, the header announces
-                more than may be allocated, or counts or checksums are wrong.
-            DstError: the server's own, if the frame holds the error that ended the item.
-        """
-        if self._request_id not in {None, frame.request_id}:
-            raise _corrupt(f"a frame of request {frame.request_id!r} came among those of {self._request_id!r}")
-        self._request_id = frame.request_id
-        kind = "chunk" if isinstance(frame, Chunk) else frame.WhichOneof("frame")
-        if kind is None:
-            return ()  # a kind that a later version added
-        if self.trailer is not None:
-            raise _corrupt(f"a {kind} came after the trailer")
-        if isinstance(frame, Chunk):
-            return self._take(self._begun(kind), frame)
-        if kind == "item_result":
-            raise error_from_status(frame.item_result.error)
-        if kind == "header":
-            return self._begin(frame.header)
-        if kind == "chunk":
-            return self._take(self._begun(kind), frame.chunk)
-        self._check_trailer(self._begun(kind), trailer_from_wire(frame.trailer))
-        return ()
-
-    def _begun(self, kind: str) -> AnswerHeader:
-        if self.header is None:
-            raise _corrupt(f"a {kind} came before the header")
-        return self.header
-
-    def tensors(self, frames: Iterable[pb.Frame]) -> Iterator[Tensor]:
-        """Take all of *frames* and yield each tensor as soon as it is whole; raises as `add` and `finish` do."""
-        for frame in frames:
-            yield from self.add(frame)
-        self._finished()
-
-    def finish(self) -> Answer:
-        """The whole answer. Raises DataLoss with reason ANSWER_TRUNCATED if there was no trailer."""
-        header, trailer = self._finished()
-        return Answer(request_id=self._request_id or "", header=header, trailer=trailer, tensors=tuple(self._tensors))
-
-    def _finished(self) -> tuple[AnswerHeader, AnswerTrailer]:
-        if self.header is None or self.trailer is None:
-            count = len(self._checksums)
-            raise DataLoss(
-                f"the answer is truncated: it ended after {count} tensors, without a trailer",
-                reason=Reason.ANSWER_TRUNCATED,
-            )
-        return self.header, self.trailer
-
-    def _begin(self, message: pb.Header) -> tuple[Tensor, ...]:
-        if self.header is not None:
-            raise _corrupt("a second header came")
-        header = header_from_wire(message)
-        total = sum(info.byte_length for info in header.tensors)
-        if total > self._max_bytes:
-            raise _corrupt(f"the header announces {total} bytes, more than the {self._max_bytes} that are allowed")
-        self.header = header
-        return self._next_tensors(header)
-
-    def _next_tensors(self, header: AnswerHeader) -> tuple[Tensor, ...]:
-        """Hand out the tensors that are empty, up to the next one that has bytes, and allocate that."""
-        done: list[Tensor] = []
-        while len(self._checksums) < len(header.tensors):
-            info = header.tensors[len(self._checksums)]
-            self._data = np.empty(info.byte_length, np.uint8)
-            self._filled = self._checksum = 0
-            if info.byte_length:
-                break
-            done.append(self._complete(info))
-        return tuple(done)
-
-    def _take(self, header: AnswerHeader, chunk: pb.TensorChunk | Chunk) -> tuple[Tensor, ...]:
-        position = len(self._checksums)
-        if position >= len(header.tensors) or chunk.tensor_id != position:
-            awaited = f"tensor {position}" if position < len(header.tensors) else "the trailer"
-            raise _corrupt(f"a chunk of tensor {chunk.tensor_id} came where {awaited} was due")
-        if chunk.offset != self._filled:
-            raise _corrupt(f"a chunk of tensor {position} begins at byte {chunk.offset}, not at {self._filled}")
-        data = chunk.data  # of a message, each reading makes a copy
-        info = header.tensors[position]
-        end = self._filled + len(data)
-        if not data or end > info.byte_length:
-            raise _corrupt(f"a chunk of {len(data)} bytes at {self._filled} of tensor {position} ({info.byte_length})")
-        self._data[self._filled : end] = np.frombuffer(data, np.uint8)
-        self._checksum = zlib.crc32(data, self._checksum)
-        self._filled = end
-        if end < info.byte_length:
-            return ()
-        return (self._complete(info), *self._next_tensors(header))
-
-    def _complete(self, info: TensorInfo) -> Tensor:
-        tensor = tensor_of(info, self._data)
-        self._checksums.append(self._checksum)
-        self._byte_count += info.byte_length
-        if self._keep_tensors:
-            self._tensors.append(tensor)
-        return tensor
-
-    def _check_trailer(self, header: AnswerHeader, trailer: AnswerTrailer) -> None:
-        count = len(self._checksums)
-        if count < len(header.tensors):
-            raise _corrupt(f"the trailer came after {count} of {len(header.tensors)} tensors")
-        if (trailer.tensor_count, trailer.byte_count) != (count, self._byte_count):
-            raise _corrupt(
-                f"{count} tensors of {self._byte_count} bytes came, but the trailer counts "
-                f"{trailer.tensor_count} of {trailer.byte_count}"
-            )
-        if trailer.checksums != tuple(self._checksums):
-            pairs = zip(self._checksums, trailer.checksums, strict=False)
-            bad = [str(i) for i, (ours, theirs) in enumerate(pairs) if ours != theirs]
-            raise _corrupt(f"the checksums of tensors {', '.join(bad) or 'are too few or too many'} differ")
-        self.trailer = trailer
-
-
-def assemble(frames: Iterable[pb.Frame], *, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
-    """The answer that *frames* make up; raises as Assembler does."""
-    assembler = Assembler(max_bytes=max_bytes)
-    for frame in frames:
-        assembler.add(frame)
-    return assembler.finish()
-
-
-def _corrupt(what: str) -> DataLoss:
-    return DataLoss(f"the answer is corrupt: {what}", reason=Reason.ANSWER_CORRUPT)
+        return _frames(pb.DeriveFrame, "trailer", trailer, self._max_bytes)

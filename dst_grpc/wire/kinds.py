@@ -1,8 +1,9 @@
-"""How values travel that are no dataclasses: numbers and texts, enums, durations, errors, and arrays of numbers."""
+"""How values travel that are no dataclasses: numbers, texts, enums, durations, errors, arrays, lists, alternatives."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -14,12 +15,17 @@ from dst_grpc.wire.errors import error_from_status, error_to_status
 from dst_grpc.wire.tensors import MAX_AXES, Array, stored_as, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Mapping
     from enum import Enum
 
-    from google.protobuf.message import Message
+    from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
     from dst_grpc.errors import Violations
+
+    Write = Callable[[Any], Any]
+    """Makes of a value what a message's constructor takes."""
+    Read = Callable[[Any, Violations], Any]
+    """Makes a value of what a message holds, and notes what is wrong with it."""
 
 
 class _Bad:
@@ -33,10 +39,10 @@ BAD: Final = _Bad()
 class Kind(NamedTuple):
     """How one value travels."""
 
-    write: Callable[[Any], Any] | None = None
-    """Makes of a value what a message's constructor takes; None if it takes the value."""
-    read: Callable[[Any, Violations], Any] | None = None
-    """Makes a value of what a message holds and notes what is wrong with it; None if what it holds is the value."""
+    write: Write | None = None
+    """How to write it; None if a message's constructor takes the value."""
+    read: Read | None = None
+    """How to read it; None if what a message holds is the value."""
     stand_in: Callable[[], Any] | None = None
     """Makes a value to stand where a bad one was; None if reading never finds a bad one."""
     element: Callable[[], Any] | None = None
@@ -50,6 +56,10 @@ def scalar(python_type: type) -> Kind:
 
 OPTIONAL_TEXT = Kind(read=lambda text, _: text or None)
 """A text that may be absent; an empty one is."""
+NUMBER_OR_NONE = Kind(lambda number: number or 0, lambda number, _: number or None)
+"""An element of a list that may be missing; 0 is what is missing."""
+MAPPING = Kind(dict, lambda pairs, _: tuple(sorted(pairs.items())), tuple)
+"""Pairs of texts, ascending by key."""
 DURATION = Kind(duration_to_wire, lambda message, _: seconds_from_wire(message), float)
 """Seconds."""
 TIME = Kind(time_to_wire, lambda message, _: time_from_wire(message))
@@ -108,9 +118,9 @@ def array(*dimensions: Dimension) -> Kind:
     return Kind(write, read, lambda: np.zeros(1, np.float32))
 
 
-def _element_type(message: Message, problems: Violations, *, are_floats: bool) -> TensorElementType:
+def _element_type(message: Any, problems: Violations, *, are_floats: bool) -> TensorElementType:
     """The element type of a Tensor; float32 stands for what it may not be."""
-    number: int = getattr(message, "element_type")
+    number: int = message.element_type
     found = enum_codec(TensorElementType).member_of.get(number)
     if are_floats and (number == 0 or found in _FLOATS):
         return found or TensorElementType.FLOAT32
@@ -121,3 +131,106 @@ def _element_type(message: Message, problems: Violations, *, are_floats: bool) -
 
 
 _FLOATS = (TensorElementType.FLOAT32, TensorElementType.FLOAT16, TensorElementType.BFLOAT16)
+
+
+def list_of(element: Kind) -> Kind:
+    """A list of any length."""
+    write_one, read_one, stand_in, _ = element
+    write = None if write_one is None else lambda values: list(map(write_one, values))
+
+    def read(contents: Iterable[Any], problems: Violations) -> Any:
+        if read_one is None:
+            return tuple(contents)
+        found = []
+        at, seen = len(problems.listed), problems.count
+        for i, content in enumerate(contents):
+            value = read_one(content, problems)
+            if problems.count != seen:
+                problems.move(at, f"[{i}]")
+                at, seen = len(problems.listed), problems.count
+                value = stand_in() if value is BAD and stand_in is not None else value
+            found.append(value)
+        return tuple(found)
+
+    return Kind(write, read, tuple, stand_in)
+
+
+def wrapped_list(name: str, elements: Kind) -> Kind:
+    """A list in a message of its own, so that it may be absent."""
+    write_list, read_list, *_ = list_of(elements)
+
+    def write(values: Iterable[Any]) -> dict[str, Any]:
+        return {name: values if write_list is None else write_list(values)}
+
+    def read(content: Any, problems: Violations) -> Any:
+        start = len(problems.listed)
+        found = getattr(content, name) if read_list is None else read_list(getattr(content, name), problems)
+        problems.move(start, name)
+        return found
+
+    return Kind(write, read, tuple)
+
+
+def fields_in_order(message: Descriptor) -> Kind:
+    """A tuple of a fixed length: the fields of a message, in order."""
+    names = [field.name for field in message.fields]
+    may_be_none = [field.has_presence for field in message.fields]
+
+    def write(values: Iterable[Any]) -> dict[str, Any]:
+        return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+    def read(content: Any, _: Violations) -> Any:
+        return tuple(
+            None if optional and not content.HasField(name) else getattr(content, name)
+            for name, optional in zip(names, may_be_none, strict=True)
+        )
+
+    return Kind(write, read)
+
+
+class Arms:
+    """The arms of a oneof, each for a class of values; a bare number is itself, and an arm without content None."""
+
+    def __init__(self, oneof: OneofDescriptor, classes: Mapping[str, tuple[type, Kind]]) -> None:
+        """Pair the arms with *classes* and how their values travel, by the names of their messages."""
+        self._oneof = oneof.name
+        self._arms: dict[type, tuple[str, Write | None]] = {}
+        self.reads: dict[FieldDescriptor, Read | None] = {}
+        """How to read what is in an arm."""
+        for field in oneof.fields:
+            cls, kind = (int, Kind()) if field.message_type is None else classes.get(field.message_type.name, _NOTHING)
+            self._arms[cls] = field.name, kind.write
+            self.reads[field] = kind.read
+
+    @property
+    def complaint(self) -> str:
+        """What is said if no arm is set."""
+        return f"is required: set one of {', '.join(field.name for field in self.reads)}"
+
+    def write(self, value: Any) -> dict[str, Any]:
+        """The arm of *value*, by name, with what its constructor takes."""
+        arm, write = self._arms.get(type(value)) or self._arms[int]
+        return {arm: value if write is None else write(value)}
+
+    def read(self, message: Any, problems: Violations) -> Any:
+        """The value in a *message* that is nothing but this oneof."""
+        for field, content in message.ListFields():
+            convert = self.reads.get(field)
+            start = len(problems.listed)
+            value = content if convert is None else convert(content, problems)
+            problems.move(start, field.name)
+            return value
+        problems.add("", self.complaint)
+        return BAD
+
+    @property
+    def kind(self) -> Kind:
+        """How values travel in a message that is nothing but this oneof."""
+        return Kind(self.write, self.read, none)
+
+
+def none() -> None:
+    """What stands for what may be absent."""
+
+
+_NOTHING = (type(None), Kind(lambda _: {}, lambda *_: None))

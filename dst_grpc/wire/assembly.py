@@ -1,0 +1,178 @@
+"""Answers put together again by the client, and checked: what contradicts itself is DataLoss."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+from dst_grpc.domain.results import Answer, AnswerHeader, AnswerTrailer, DenseTensor, SparseTensor, TensorInfo
+from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.wire.codec import read_answer
+from dst_grpc.wire.envelope import Chunk
+from dst_grpc.wire.errors import error_from_status
+from dst_grpc.wire.pieces import Pieces, corrupt
+from dst_grpc.wire.tensors import Array, tensor_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MAX_ANSWER_BYTES = 8 << 30
+"""Most bytes of tensors that an Assembler allocates unless told otherwise."""
+
+Tensor = DenseTensor | SparseTensor
+
+
+class Assembler:
+    """Rebuilds the answer to one request from its frames.
+
+    Tensors are handed out as soon as they are whole; whether their bytes are those that were sent is known with the
+    trailer. float32 and float16 arrive as such, bfloat16 widened to float32. Each tensor is allocated once, and only
+    after its announced length was found to be that of its axes.
+    """
+
+    def __init__(self, request_id: str = "", *, max_bytes: int = MAX_ANSWER_BYTES, keep_tensors: bool = True) -> None:
+        """Start the answer to *request_id*, empty; *keep_tensors* False hands tensors out without keeping them."""
+        self._request_id = request_id
+        self._max_bytes = max_bytes
+        self._keep_tensors = keep_tensors
+        self._pieces: Pieces[pb.DeriveFrame] = Pieces()
+        self._tensors: list[Tensor] = []
+        self._checksums: list[int] = []
+        self._byte_count = 0
+        self._data: Array = np.empty(0, np.uint8)
+        self._filled = 0
+        self._checksum = 0
+        self.header: AnswerHeader | None = None
+        """The header, once it arrived."""
+        self.trailer: AnswerTrailer | None = None
+        """The trailer, once it arrived."""
+
+    def add(self, frame: pb.DeriveFrame | Chunk) -> tuple[Tensor, ...]:
+        """Take the next frame; answers the tensors that it completes, empty ones included.
+
+        Raises:
+            DataLoss: with reason ANSWER_CORRUPT, if the frame does not fit what came before, the header announces
+                more than may be allocated, or counts or checksums are wrong.
+            DstError: the server's own, if the frame holds the error that ended the item.
+        """
+        if isinstance(frame, Chunk):
+            return self._take(self._begun("chunk"), frame)
+        kind = frame.WhichOneof("frame")
+        if kind is None:
+            return ()  # a kind that a later version added
+        if self.trailer is not None:
+            raise corrupt(f"a {kind} came after the trailer")
+        if kind == "error":
+            raise error_from_status(frame.error)
+        whole = self._pieces.whole(frame, kind)
+        if whole is None:
+            return ()
+        if kind == "header":
+            return self._begin(whole.header)
+        header = self._begun(kind)
+        if kind == "chunk":
+            return self._take(header, whole.chunk)
+        self._check_trailer(header, read_answer(AnswerTrailer, whole.trailer))
+        return ()
+
+    def _begun(self, kind: str) -> AnswerHeader:
+        if self.trailer is not None:
+            raise corrupt(f"a {kind} came after the trailer")
+        if self.header is None:
+            raise corrupt(f"a {kind} came before the header")
+        return self.header
+
+    def tensors(self, frames: Iterable[pb.DeriveFrame | Chunk]) -> Iterator[Tensor]:
+        """Take all of *frames* and yield each tensor as soon as it is whole; raises as `add` and `finish` do."""
+        for frame in frames:
+            yield from self.add(frame)
+        self._finished()
+
+    def finish(self) -> Answer:
+        """The whole answer. Raises DataLoss with reason ANSWER_TRUNCATED if there was no trailer."""
+        header, trailer = self._finished()
+        return Answer(request_id=self._request_id, header=header, trailer=trailer, tensors=tuple(self._tensors))
+
+    def _finished(self) -> tuple[AnswerHeader, AnswerTrailer]:
+        if self.header is None or self.trailer is None:
+            count = len(self._checksums)
+            raise DataLoss(
+                f"the answer is truncated: it ended after {count} tensors, without a trailer",
+                reason=Reason.ANSWER_TRUNCATED,
+            )
+        return self.header, self.trailer
+
+    def _begin(self, message: pb.Header) -> tuple[Tensor, ...]:
+        if self.header is not None:
+            raise corrupt("a second header came")
+        header = read_answer(AnswerHeader, message)
+        total = sum(info.byte_length for info in header.tensors)
+        if total > self._max_bytes:
+            raise corrupt(f"the header announces {total} bytes, more than the {self._max_bytes} that are allowed")
+        self.header = header
+        return self._next_tensors(header)
+
+    def _next_tensors(self, header: AnswerHeader) -> tuple[Tensor, ...]:
+        """Hand out the tensors that are empty, up to the next one that has bytes, and allocate that."""
+        done: list[Tensor] = []
+        while len(self._checksums) < len(header.tensors):
+            info = header.tensors[len(self._checksums)]
+            self._data = np.empty(info.byte_length, np.uint8)
+            self._filled = self._checksum = 0
+            if info.byte_length:
+                break
+            done.append(self._complete(info))
+        return tuple(done)
+
+    def _take(self, header: AnswerHeader, chunk: pb.TensorChunk | Chunk) -> tuple[Tensor, ...]:
+        position = len(self._checksums)
+        if position >= len(header.tensors) or chunk.tensor_id != position:
+            awaited = f"tensor {position}" if position < len(header.tensors) else "the trailer"
+            raise corrupt(f"a chunk of tensor {chunk.tensor_id} came where {awaited} was due")
+        if chunk.offset != self._filled:
+            raise corrupt(f"a chunk of tensor {position} begins at byte {chunk.offset}, not at {self._filled}")
+        data = chunk.data  # of a message, each reading makes a copy
+        info = header.tensors[position]
+        end = self._filled + len(data)
+        if not data or end > info.byte_length:
+            raise corrupt(f"a chunk of {len(data)} bytes at {self._filled} of tensor {position} ({info.byte_length})")
+        self._data[self._filled : end] = np.frombuffer(data, np.uint8)
+        self._checksum = zlib.crc32(data, self._checksum)
+        self._filled = end
+        if end < info.byte_length:
+            return ()
+        return (self._complete(info), *self._next_tensors(header))
+
+    def _complete(self, info: TensorInfo) -> Tensor:
+        tensor = tensor_of(info, self._data)
+        self._checksums.append(self._checksum)
+        self._byte_count += info.byte_length
+        if self._keep_tensors:
+            self._tensors.append(tensor)
+        return tensor
+
+    def _check_trailer(self, header: AnswerHeader, trailer: AnswerTrailer) -> None:
+        count = len(self._checksums)
+        if count < len(header.tensors):
+            raise corrupt(f"the trailer came after {count} of {len(header.tensors)} tensors")
+        if (trailer.tensor_count, trailer.byte_count) != (count, self._byte_count):
+            raise corrupt(
+                f"{count} tensors of {self._byte_count} bytes came, but the trailer counts "
+                f"{trailer.tensor_count} of {trailer.byte_count}"
+            )
+        if trailer.checksums != tuple(self._checksums):
+            pairs = zip(self._checksums, trailer.checksums, strict=False)
+            bad = [str(i) for i, (ours, theirs) in enumerate(pairs) if ours != theirs]
+            raise corrupt(f"the checksums of tensors {', '.join(bad) or 'are too few or too many'} differ")
+        self.trailer = trailer
+
+
+def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+    """The answer that *frames* make up; raises as Assembler does."""
+    assembler = Assembler(max_bytes=max_bytes)
+    for frame in frames:
+        assembler.add(frame)
+    return assembler.finish()

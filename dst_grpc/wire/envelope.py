@@ -1,0 +1,158 @@
+"""The messages that answers travel in: frames that were ready together, under the id of their request.
+
+DeriveResponse, ResolveResponse, TopKResponse and ExplainResponse are alike on the wire, as are those of the two
+streams, which number their item too. They are written and read around their frames here, because a message that holds
+a chunk of a tensor is nearly all data, which the message classes copy three times on each side: here it is copied
+once when it is written, and not at all when it is read. Whatever is not laid out as expected is left to the classes,
+which know every form; a test holds both against each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+MESSAGE_BYTES = 1 << 20
+"""Most bytes of a message, unless a single element is larger: where loopback throughput levels off."""
+
+# Tags of length-delimited fields (number << 3 | 2) and of varints (number << 3).
+_REQUEST_ID, _FRAME, _ITEM_INDEX = 0x0A, 0x12, 0x18
+_CHUNK, _TENSOR_ID, _OFFSET, _DATA = 0x12, 0x08, 0x10, 0x1A
+_MORE = 0x80
+"""Set in every byte of a varint but its last."""
+
+Buffers = tuple[bytes | bytearray | memoryview, ...]
+"""The bytes of a frame, in pieces."""
+
+
+class Chunk(NamedTuple):
+    """A piece of a tensor."""
+
+    tensor_id: int
+    """Which tensor."""
+    offset: int
+    """Where in its bytes the piece begins."""
+    data: memoryview
+    """The piece."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """The bytes of a DeriveFrame that holds it."""
+        inner = bytearray()
+        if self.tensor_id:
+            inner += _field(_TENSOR_ID, self.tensor_id)
+        if self.offset:
+            inner += _field(_OFFSET, self.offset)
+        inner += _field(_DATA, len(self.data))
+        return _field(_CHUNK, len(inner) + len(self.data)) + inner, self.data
+
+
+class Envelope:
+    """What the messages of one answer have in common."""
+
+    def __init__(self, request_id: str, *, item_index: int = 0, max_bytes: int = 0) -> None:
+        """Describe an answer.
+
+        Args:
+            request_id: Id of the request.
+            item_index: Number of the item on a stream; 0 elsewhere.
+            max_bytes: Most bytes of a message that its client wants; 0 = as many as there may be.
+        """
+        text = request_id.encode()
+        self._prefix = _field(_REQUEST_ID, len(text)) + text if text else b""
+        self._prefix += _field(_ITEM_INDEX, item_index) if item_index else b""
+        self.max_bytes = min(max_bytes or MESSAGE_BYTES, MESSAGE_BYTES)
+
+    def pack(self, frames: Iterable[Buffers]) -> Iterator[bytes]:
+        """Messages of *frames*, as many to a message as there is room for."""
+        message: list[bytes | bytearray | memoryview] = []
+        held = len(self._prefix)
+        for frame in frames:
+            size = sum(map(len, frame))
+            tag = _field(_FRAME, size)
+            if message and held + len(tag) + size > self.max_bytes:
+                yield b"".join((self._prefix, *message))
+                message, held = [], len(self._prefix)
+            message += (tag, *frame)
+            held += len(tag) + size
+        if message:
+            yield b"".join((self._prefix, *message))
+
+
+class Received(NamedTuple):
+    """A message of an answer of Derive or DeriveStream."""
+
+    request_id: str
+    """Id of the request."""
+    item_index: int
+    """Number of the item on a stream."""
+    frames: Sequence[pb.DeriveFrame | Chunk]
+    """What it holds."""
+
+
+def received(data: bytes) -> Received:
+    """The message whose bytes are *data*; raises DecodeError if they are none."""
+    try:
+        found = _chunk_in(data)
+    except (IndexError, UnicodeDecodeError):
+        found = None
+    if found is not None:
+        return found
+    message = pb.DeriveStreamResponse.FromString(data)
+    return Received(message.request_id, message.item_index, message.frames)
+
+
+def _chunk_in(data: bytes) -> Received | None:
+    """What *data* holds, if that is one chunk and laid out as here: the last fields reaching to the end."""
+    request_id, item_index, at = "", 0, 0
+    if data[at] == _REQUEST_ID:
+        size, at = _varint_at(data, at + 1)
+        request_id = data[at : at + size].decode()
+        at += size
+    if data[at] == _ITEM_INDEX:
+        item_index, at = _varint_at(data, at + 1)
+    for tag in (_FRAME, _CHUNK):
+        if not _reaches_end(data, at, tag):
+            return None
+        _, at = _varint_at(data, at + 1)
+    tensor_id = offset = 0
+    if data[at] == _TENSOR_ID:
+        tensor_id, at = _varint_at(data, at + 1)
+    if data[at] == _OFFSET:
+        offset, at = _varint_at(data, at + 1)
+    if not _reaches_end(data, at, _DATA):
+        return None
+    _, at = _varint_at(data, at + 1)
+    return Received(request_id, item_index, (Chunk(tensor_id, offset, memoryview(data)[at:]),))
+
+
+def _reaches_end(data: bytes, at: int, tag: int) -> bool:
+    """Whether the field at *at* is *tag* and the last of *data*."""
+    if data[at] != tag:
+        return False
+    size, at = _varint_at(data, at + 1)
+    return at + size == len(data)
+
+
+def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+    """The number at *at*, and where the next thing begins."""
+    value = shift = 0
+    while data[at] & _MORE:
+        value |= (data[at] & ~_MORE) << shift
+        shift += 7
+        at += 1
+    return value | data[at] << shift, at + 1
+
+
+def _field(tag: int, value: int) -> bytes:
+    """A tag followed by a varint."""
+    parts = bytearray((tag,))
+    while value >= _MORE:
+        parts.append(value & ~_MORE & 0xFF | _MORE)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

@@ -1,0 +1,85 @@
+"""What the fields of classes and messages do not say by themselves: the exceptions to the rules of `codec`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dst_grpc.domain.components import Dimension, NodeType
+from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKRequest
+from dst_grpc.domain.explanations import ScalarSum
+from dst_grpc.domain.indices import ActivationIndex, AttnSubActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.interventions import AblationSpec, Intervention, RequestTensor, SetValue
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.put_tensors import PutTensor
+from dst_grpc.domain.requests import (
+    DeriveRequest,
+    DeriveStreamRequest,
+    Prompt,
+    ResolveRequest,
+    ResolveStreamRequest,
+)
+from dst_grpc.domain.resolution import RegistryChange, Resolution
+from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, TensorInfo
+from dst_grpc.domain.server_info import ServerInfo
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.wire.checks import check_header, check_tensor_info
+from dst_grpc.wire.kinds import Kind, array
+from dst_grpc.wire.tables import TableRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dst_grpc.errors import Violations
+
+MESSAGE_NAMES: Mapping[type, str] = {
+    AnswerHeader: "Header",
+    AnswerTrailer: "Trailer",
+    Resolution: "Resolved",
+    RegistryChange: "ReloadRegistryResponse",
+    ServerInfo: "GetServerInfoResponse",
+    PutTensor: "PutTensorResponse",
+    AttnSubNodeIndex: "NodeIndex",
+    AttnSubActivationIndex: "ActivationIndex",
+    TableRows: "NodeTable",
+}
+"""Messages that do not bear the name of their class."""
+SPECIFIC: Mapping[type, tuple[str, type]] = {
+    NodeIndex: ("q_k_or_v", AttnSubNodeIndex),
+    ActivationIndex: ("q_or_k", AttnSubActivationIndex),
+}
+"""Classes of which a message holds a more specific one if a field is set."""
+COMPUTED: Mapping[type, tuple[str, ...]] = {TensorInfo: ("byte_length",)}
+"""Properties that travel too, so that clients need not compute them."""
+CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
+    TensorInfo: check_tensor_info,
+    AnswerHeader: check_header,
+}
+"""What is checked of an answer beyond the rules of its classes."""
+PART_BY_PART = frozenset(
+    {
+        DeriveRequest,
+        DeriveStreamRequest,
+        ExplainRequest,
+        ExplainRun,
+        ResolveRequest,
+        ResolveStreamRequest,
+        TopKRequest,
+    }
+)
+"""Requests: what is wrong with one of their fields says nothing of the others, whichever it is."""
+STAND_INS: Mapping[tuple[type, str], Any] = {
+    (DeriveRequest, "prompt"): Prompt(token_ids=(0,)),
+    (ExplainRun, "prompt"): Prompt(token_ids=(0,)),
+    (TraceConfig, "node_index"): NodeIndex(node_type=NodeType.ATTENTION_HEAD),
+    (NodeAblation, "node_index"): NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(0, 0), layer_index=0),
+    (AblationSpec, "index"): ActivationIndex(
+        activation_location_type=ActivationLocationType.RESID_POST_EMBEDDING, tensor_indices=(None, None)
+    ),
+    (Intervention, "action"): SetValue(scalar=0.0),
+}
+"""Values about which no rule complains, where one made of the defaults of a field's type would not be."""
+ARRAYS: Mapping[tuple[type, str], Kind] = {
+    (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
+    (RequestTensor, "tensor"): array(),
+}
+"""Fields that hold numpy arrays."""
