@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PROTOCOL_VERSION = 1
+"""How much of dst.v1 this package speaks: 1 is that of version 0.1.0; each release that adds to it counts one up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
@@ -34,8 +37,8 @@ class ServerInfo:
     version: str
     """Its version, e.g. "0.1.0"."""
     protocol_version: int
-    """How much of dst.v1 it speaks: 1 is dst.v1 as of version 0.1.0."""
+    """How much of dst.v1 it speaks; see `PROTOCOL_VERSION`."""
     limits: ServerLimits
     """Its limits."""
     features: tuple[str, ...] = ()
-    """What it can do beyond what its protocol version says, by name."""
+    """What its operator has switched on, by name."""

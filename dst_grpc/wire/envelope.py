@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 1 << 20
 """Most bytes of a message, unless a single element is larger: where loopback throughput levels off."""
+ENVELOPE_BYTES = 2048
+"""More than a message takes besides the content of its frames; a request's id has at most 1024 bytes."""
+CHUNK_BYTES = MESSAGE_BYTES - ENVELOPE_BYTES
+"""Most bytes of a chunk, or of another frame's content."""
 
 # Tags of length-delimited fields (number << 3 | 2) and of varints (number << 3).
 _REQUEST_ID, _FRAME, _ITEM_INDEX = 0x0A, 0x12, 0x18
@@ -54,18 +58,19 @@ class Chunk(NamedTuple):
 class Envelope:
     """What the messages of one answer have in common."""
 
-    def __init__(self, request_id: str, *, item_index: int = 0, max_bytes: int = 0) -> None:
+    def __init__(self, request_id: str, *, item_index: int = 0, max_chunk_bytes: int = 0) -> None:
         """Describe an answer.
 
         Args:
             request_id: Id of the request.
             item_index: Number of the item on a stream; 0 elsewhere.
-            max_bytes: Most bytes of a message that its client wants; 0 = as many as there may be.
+            max_chunk_bytes: What the request says: the largest chunk wanted, 0 for as large as may be.
         """
         text = request_id.encode()
         self._prefix = _field(_REQUEST_ID, len(text)) + text if text else b""
         self._prefix += _field(_ITEM_INDEX, item_index) if item_index else b""
-        self.max_bytes = min(max_bytes or MESSAGE_BYTES, MESSAGE_BYTES)
+        self.chunk_bytes = min(max_chunk_bytes or CHUNK_BYTES, CHUNK_BYTES)
+        """Most bytes of a chunk, or of another frame's content."""
 
     def pack(self, frames: Iterable[Buffers]) -> Iterator[bytes]:
         """Messages of *frames*, as many to a message as there is room for."""
@@ -74,7 +79,7 @@ class Envelope:
         for frame in frames:
             size = sum(map(len, frame))
             tag = _field(_FRAME, size)
-            if message and held + len(tag) + size > self.max_bytes:
+            if message and held + len(tag) + size > self.chunk_bytes + ENVELOPE_BYTES:
                 yield b"".join((self._prefix, *message))
                 message, held = [], len(self._prefix)
             message += (tag, *frame)

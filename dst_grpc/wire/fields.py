@@ -104,10 +104,12 @@ def _pair(cls: type, field: dataclasses.Field[Any], hint: Any, message: Descript
         kind = ARRAYS.get((cls, name)) or _kind(wire, hint, kind_of)
         is_exact = _is_exact(cls, wire, inner)
         reads = {wire: kind.read}
-        complaint = (name, "is required" if wire.enum_type is None else enum_codec(inner).complaint(0))
+        complaint = (name, "is required")
         if wire.is_repeated:
             absent = ()
-        elif not (wire.has_presence or wire.enum_type is not None or may_be_none):
+        elif wire.enum_type is not None:
+            complaint = (name, enum_codec(inner).complaint(0))
+        elif not (wire.has_presence or may_be_none):
             absent = inner()
     special = STAND_INS.get((cls, name))
     by_itself = default or (none if may_be_none else kind.stand_in or none)

@@ -24,7 +24,7 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.errors import Internal
 from dst_grpc.wire.codec import codec_of
-from dst_grpc.wire.envelope import MESSAGE_BYTES, Buffers, Chunk
+from dst_grpc.wire.envelope import CHUNK_BYTES, Buffers, Chunk
 from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.pieces import split
 from dst_grpc.wire.tensors import tensor_buffers
@@ -38,14 +38,12 @@ if TYPE_CHECKING:
 Tensor = DenseTensor | SparseTensor
 Part = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
-_ENVELOPE_BYTES = 2048
-"""More than a message takes besides the content of its frame."""
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
 
 
-def resolve_frames(stage: Stage, max_bytes: int = MESSAGE_BYTES) -> Iterator[Buffers]:
+def resolve_frames(stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Buffers]:
     """The frames of a stage of Resolve's answer."""
-    return _frames(resolution_pb2.ResolveFrame, _ARMS[type(stage)], stage, max_bytes)
+    return _frames(resolution_pb2.ResolveFrame, _ARMS[type(stage)], stage, chunk_bytes)
 
 
 def error_frame(frame_class: type[pb.DeriveFrame | resolution_pb2.ResolveFrame], error: DstError) -> Buffers:
@@ -62,15 +60,14 @@ def _content(kind: str, value: Any) -> dict[str, Any]:
     return {kind: codec_of(type(value)).write(value)}
 
 
-def _frames(frame_class: Any, kind: str, value: Any, max_bytes: int, **fields: Any) -> Iterator[Buffers]:
+def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
     """The frames that *value* travels in, as *kind*: one if it is small enough."""
-    room = max_bytes - min(_ENVELOPE_BYTES, max_bytes // 2)
     frame = frame_class(**_content(kind, value), **fields)
     data = frame.SerializeToString()
-    if len(data) <= room:
+    if len(data) <= chunk_bytes:
         yield (data,)
         return
-    pieces = list(split(getattr(frame, kind), room))
+    pieces = list(split(getattr(frame, kind), chunk_bytes))
     for i, piece in enumerate(pieces, start=1):
         frame = frame_class(**{kind: piece}, **fields, partial=i < len(pieces))
         yield (frame.SerializeToString(),)
@@ -83,11 +80,11 @@ class PartCutter:
         self,
         frame_class: type[explain_pb2.TopKFrame | explain_pb2.ExplainFrame],
         *,
-        max_bytes: int = MESSAGE_BYTES,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """Start an answer of frames of *frame_class*."""
         self._frame_class = frame_class
-        self._max_bytes = max_bytes
+        self._chunk_bytes = chunk_bytes
         self._count = 0
 
     def cut(self, part: ExplanationPart | RunSummary) -> Iterator[Buffers]:
@@ -101,9 +98,8 @@ class PartCutter:
 
     def _frames_of(self, part: ExplanationPart) -> Iterator[Buffers]:
         value = part.value
-        room = self._max_bytes - min(_ENVELOPE_BYTES, self._max_bytes // 2)
-        if isinstance(value, ScalarSum) and value.values.nbytes > room:
-            rows = max(1, room // (value.values.nbytes // len(value.values)))
+        if isinstance(value, ScalarSum) and value.values.nbytes > self._chunk_bytes:
+            rows = max(1, self._chunk_bytes // (value.values.nbytes // len(value.values)))
             starts = range(0, len(value.values), rows)
             for start in starts:
                 piece = ScalarSum(
@@ -113,15 +109,15 @@ class PartCutter:
                 frame = self._frame_class(**content, run_index=part.run_index, partial=start != starts[-1])
                 yield (frame.SerializeToString(),)
         else:
-            yield from _frames(self._frame_class, part.kind, value, self._max_bytes, run_index=part.run_index)
+            yield from _frames(self._frame_class, part.kind, value, self._chunk_bytes, run_index=part.run_index)
 
 
 class FrameCutter:
     """Cuts the parts of one answer of Derive into frames, counting and checksumming."""
 
-    def __init__(self, *, max_bytes: int = MESSAGE_BYTES) -> None:
-        """Start an answer, in chunks of at most *max_bytes*."""
-        self._max_bytes = max_bytes
+    def __init__(self, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Start an answer, in chunks of at most *chunk_bytes*."""
+        self._chunk_bytes = chunk_bytes
         self._expected: tuple[TensorInfo, ...] | None = None
         self._checksums: list[int] = []
         self._byte_count = 0
@@ -149,7 +145,7 @@ class FrameCutter:
         if self._expected is not None:
             raise Internal("the answer has a header already")
         self._expected = header.tensors
-        return _frames(pb.DeriveFrame, "header", header, self._max_bytes)
+        return _frames(pb.DeriveFrame, "header", header, self._chunk_bytes)
 
     def _chunks(self, tensor: Tensor) -> Iterator[Buffers]:
         info = tensor.info
@@ -159,8 +155,8 @@ class FrameCutter:
             raise Internal(f"tensor {info.tensor_id} ({info.dst}) is not what the header announces next")
         checksum = offset = 0
         for buffer in tensor_buffers(tensor):
-            for start in range(0, len(buffer), self._max_bytes):
-                data = buffer[start : start + self._max_bytes]
+            for start in range(0, len(buffer), self._chunk_bytes):
+                data = buffer[start : start + self._chunk_bytes]
                 checksum = zlib.crc32(data, checksum)
                 yield Chunk(info.tensor_id, offset, data).buffers
                 offset += len(data)
@@ -178,4 +174,4 @@ class FrameCutter:
             statistics=summary.statistics,
             provenance=summary.provenance,
         )
-        return _frames(pb.DeriveFrame, "trailer", trailer, self._max_bytes)
+        return _frames(pb.DeriveFrame, "trailer", trailer, self._chunk_bytes)
