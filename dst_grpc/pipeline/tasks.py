@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
@@ -158,9 +159,9 @@ class TaskBuilder:
 
     def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
         """Only then is what an active latent reads its row of the encoder."""
-        plain = (info.activation, info.normalization) == ("ReLU", "none")
-        if not plain:
-            has = f"{info.activation}, with the normalization {info.normalization}"
+        activations, normalizations = info.activations, info.normalizations
+        if (activations, normalizations) != ((AutoencoderActivation.RELU,), (InputNormalization.NONE,)):
+            has = f"{'/'.join(activations)}, with the normalization {'/'.join(normalizations)}"
             self.findings.add(
                 "autoencoders", f"{self._name} needs a ReLU autoencoder of raw inputs; {info.name} is {has}"
             )

@@ -4,6 +4,8 @@ DataLoss; see `_reader.read_answer`."""
 from __future__ import annotations
 
 import math
+from enum import StrEnum
+from typing import TypeVar
 
 from dst_grpc._gen.dst.v1 import catalog_pb2 as pb
 from dst_grpc.domain.architecture import (
@@ -14,6 +16,7 @@ from dst_grpc.domain.architecture import (
     PositionKind,
     UnsupportedType,
 )
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import NodeType, TensorElementType
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, LayerCheck, ModelInfo
 from dst_grpc.domain.scalar_facts import Backward, ScalarFacts
@@ -29,6 +32,8 @@ from dst_grpc.wire.enums import (
     POSITION_KIND,
     TENSOR_ELEMENT_TYPE,
 )
+
+W = TypeVar("W", bound=StrEnum)
 
 _ANY_DIMENSIONS = ModelDimensions(
     n_layers=0, d_model=0, n_heads=0, n_key_value_heads=0, d_head=0, d_mlp=0, vocab_size=0, context_window=0
@@ -229,17 +234,17 @@ def autoencoder_info_to_wire(info: AutoencoderInfo) -> pb.AutoencoderInfo:
         node_type=NODE_TYPE.to_wire(info.node_type),
         layer_indices=info.layer_indices,
         n_latents=info.n_latents,
-        activation=info.activation,
+        activation="/".join(info.activations),
         spliceable=info.spliceable,
         parameter_bytes=info.parameter_bytes,
         digest=info.digest,
         state=CONTEXT_STATE.to_wire(info.state),
         declared=map(layer_check_to_wire, info.declared),
         measured=map(layer_check_to_wire, info.measured),
-        format=info.format,
+        format="/".join(info.formats),
         output=None if info.output is None else DERIVED_SCALAR_TYPE.to_wire(info.output),
-        normalization=info.normalization,
-        input_norm=info.input_norm,
+        normalization="/".join(info.normalizations),
+        input_norm="/".join(info.input_norms),
         folded=info.folded,
         source=info.source,
         revision=info.revision,
@@ -256,6 +261,9 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
     reader = Reader(message)
     dst = reader.required_enum("dst", DERIVED_SCALAR_TYPE, DerivedScalarType.LOGITS)
     node_type = reader.required_enum("node_type", NODE_TYPE, NodeType.AUTOENCODER_LATENT)
+    activations = _read_joined(reader, message, "activation", AutoencoderActivation)
+    normalizations = _read_joined(reader, message, "normalization", InputNormalization)
+    input_norms = _read_joined(reader, message, "input_norm", ModelNorm)
     output = reader.enum("output", DERIVED_SCALAR_TYPE, None)
     state = reader.required_enum("state", CONTEXT_STATE, ContextState.NOT_LOADED)
     return reader.finish(
@@ -267,22 +275,32 @@ def read_autoencoder_info(message: pb.AutoencoderInfo) -> AutoencoderInfo:
             node_type=node_type,
             layer_indices=tuple(message.layer_indices),
             n_latents=message.n_latents,
-            activation=message.activation,
+            activations=activations,
             spliceable=message.spliceable,
             parameter_bytes=message.parameter_bytes,
             digest=message.digest,
             state=state,
             declared=tuple(map(layer_check_from_wire, message.declared)),
             measured=tuple(map(layer_check_from_wire, message.measured)),
-            format=message.format,
+            formats=tuple(filter(None, message.format.split("/"))),
             output=output,
-            normalization=message.normalization,
-            input_norm=message.input_norm,
+            normalizations=normalizations,
+            input_norms=input_norms,
             folded=tuple(message.folded),
             source=message.source,
             revision=message.revision,
         )
     )
+
+
+def _read_joined(reader: Reader, message: pb.AutoencoderInfo, field: str, members: type[W]) -> tuple[W, ...]:
+    """The members in a text *field*, which are joined by slashes; one that is unknown is noted."""
+    known = {member.value: member for member in members}
+    words = [word for word in getattr(message, field).split("/") if word]
+    for word in words:
+        if word not in known:
+            reader.note(field, f"{word!r} is none of {', '.join(known)}")
+    return tuple(known[word] for word in words if word in known)
 
 
 def scalar_type_info_to_wire(facts: ScalarFacts) -> pb.DerivedScalarTypeInfo:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation, Autoencoder, InputNorm, Normalization
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.formats.detect import load_autoencoder, load_readings, read_frequencies, read_header
 from dst_grpc.errors import DataLoss
 
@@ -131,7 +132,7 @@ def test_saelens_gated_is_a_jumprelu_with_the_same_numbers(tmp_path: Path) -> No
     h = gate * relu(x @ (f["W_enc"] * np.exp(f["r_mag"])) + f["b_mag"])
     assert ((gate == 0) & (x @ (f["W_enc"] * np.exp(f["r_mag"])) + f["b_mag"] > 0)).any(), "the gate matters"
     autoencoder = loaded(path)
-    assert autoencoder.activation is Activation.JUMPRELU
+    assert autoencoder.activation is AutoencoderActivation.JUMP_RELU
     check(autoencoder, h, h @ f["W_dec"] + f["b_dec"])
     assert read_header(path).folded == ("its gate is folded into a threshold",)
 
@@ -231,9 +232,9 @@ def test_saelens_before_version_6(tmp_path: Path) -> None:
     assert centred.encoder.data_ptr() == raw.encoder.data_ptr(), "readings share their weights"
 
 
-@pytest.mark.parametrize(("said", "expected"), [(True, Normalization.CENTRED), (False, Normalization.NONE)])
+@pytest.mark.parametrize(("said", "expected"), [(True, InputNormalization.CENTRED), (False, InputNormalization.NONE)])
 def test_centred_writing_weights_are_obeyed_where_they_are_told(
-    tmp_path: Path, said: bool, expected: Normalization
+    tmp_path: Path, said: bool, expected: InputNormalization
 ) -> None:
     path = saelens(tmp_path, sae(), model_from_pretrained_kwargs={"center_writing_weights": said})
     assert [reading.normalization for reading in read_header(path).readings] == [expected]
@@ -255,7 +256,7 @@ def test_saelens_transcoders(tmp_path: Path, architecture: str) -> None:
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + (X @ f["W_skip"].T if "skip" in architecture else 0))
     header = read_header(path)
     assert (header.dst, header.layer_index, header.output) == (T.RESID_POST_ATTN, 3, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is InputNorm.MLP
+    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
 
 
 def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:
@@ -363,13 +364,13 @@ def test_openai_v5_normalises_its_input(tmp_path: Path, folder: str) -> None:
     torch.save(tensors_of(f) | {"activation": "TopK", "activation_state_dict": state, "activation.k": K}, path)
     readings = {reading.normalization: one for reading, one in load_readings(path, "cpu", torch.float32).items()}
     assert (
-        list(readings) == [Normalization.LAYER_NORM]
+        list(readings) == [InputNormalization.LAYER_NORM]
         if "v5" in folder
-        else [Normalization.NONE, Normalization.LAYER_NORM]
+        else [InputNormalization.NONE, InputNormalization.LAYER_NORM]
     )
     mean, std = X.mean(1, keepdims=True), X.std(1, ddof=1, keepdims=True)
     h = top_k(((X - mean) / (std + 1e-5) - f["pre_bias"]) @ f["encoder.weight"].T + f["latent_bias"], K)
-    check(readings[Normalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
+    check(readings[InputNormalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
 
 
 def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
     }
     path = tmp_path / "0.safetensors"
     save_file(tensors_of(f), path, metadata={"normalization": "centred"})
-    assert read_header(path).readings[0].normalization is Normalization.CENTRED
+    assert read_header(path).readings[0].normalization is InputNormalization.CENTRED
     save_file(tensors_of(f), path, metadata={"normalization": "batch"})
     with pytest.raises(DataLoss, match="unknown normalization 'batch'; these are known: none, centred"):
         read_header(path)
@@ -393,13 +394,13 @@ def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("repository", "dst", "input_norm", "output"),
     [
-        ("gemma-scope-2b-pt-res", T.RESID_POST_MLP, InputNorm.NONE, None),
-        ("gemma-scope-9b-pt-mlp", T.RESID_DELTA_MLP, InputNorm.NONE, None),
-        ("gemma-scope-9b-pt-att", T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
-        ("gemma-scope-2b-pt-transcoders", T.RESID_POST_ATTN, InputNorm.MLP_WITHOUT_GAIN, T.RESID_DELTA_MLP),
+        ("gemma-scope-2b-pt-res", T.RESID_POST_MLP, ModelNorm.NONE, None),
+        ("gemma-scope-9b-pt-mlp", T.RESID_DELTA_MLP, ModelNorm.NONE, None),
+        ("gemma-scope-9b-pt-att", T.ATTN_WEIGHTED_SUM_OF_VALUES, ModelNorm.NONE, None),
+        ("gemma-scope-2b-pt-transcoders", T.RESID_POST_ATTN, ModelNorm.MLP_NORM_WITHOUT_GAIN, T.RESID_DELTA_MLP),
     ],
 )
-def test_gemma_scope(tmp_path: Path, repository: str, dst: T, input_norm: InputNorm, output: T | None) -> None:
+def test_gemma_scope(tmp_path: Path, repository: str, dst: T, input_norm: ModelNorm, output: T | None) -> None:
     f = sae(threshold=np.abs(normal(Z)))
     path = write(tmp_path / repository / "layer_12" / "width_16k" / "average_l0_105" / "params.npz", f)
     header = read_header(path)
@@ -447,7 +448,7 @@ def test_gemma_scope_2_transcoders_multiply_by_the_skip_as_it_is_stored(tmp_path
     assert (header.format, header.dst, header.layer_index) == ("gemma_scope_2", T.RESID_POST_ATTN, 12)
     assert (header.output, header.readings[0].input_norm, header.declared_l0) == (
         T.RESID_DELTA_MLP,
-        InputNorm.MLP,
+        ModelNorm.MLP_NORM,
         52.0,
     )
 
@@ -610,7 +611,7 @@ def test_sparsify_transcoders_take_nothing_off_and_may_skip(tmp_path: Path) -> N
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + X @ f["W_skip"].T)
     header = read_header(path)
     assert (header.dst, header.output) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is InputNorm.MLP
+    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dst_grpc.engine.autoencoder import Activation
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.engine.formats.detect import load_autoencoder, read_frequencies, read_header
 from dst_grpc.errors import DataLoss, Reason
 from tests import checkpoints
@@ -45,7 +45,11 @@ def test_the_header_tells_everything_but_the_weights(tmp_path: Path) -> None:
     }
     header = read_header(checkpoints.write_autoencoder(tmp_path / "7.safetensors", metadata=metadata))
     assert (header.n_inputs, header.n_latents) == (WIDTH, LATENTS)
-    assert (header.activation, header.k, header.postact) == (Activation.TOPK, 3, Activation.IDENTITY)
+    assert (header.activation, header.k, header.postact) == (
+        AutoencoderActivation.TOP_K,
+        3,
+        AutoencoderActivation.IDENTITY,
+    )
     assert (header.dst, header.layer_index) == ("resid_delta_mlp", 7)
     assert header.bytes_as(torch.float16) == 2 * (WIDTH + LATENTS + 2 * WIDTH * LATENTS)
 
@@ -54,7 +58,7 @@ def test_a_state_dict_tells_its_activation(tmp_path: Path) -> None:
     entries = {"activation": "TopK", "activation_state_dict": OrderedDict(k=2, postact_fn="ReLU"), "activation.k": 2}
     path = checkpoints.write_state_dict(tmp_path / "0.pt", entries)
     autoencoder = load_autoencoder(path, "cpu", torch.float32)
-    assert (autoencoder.activation, autoencoder.k) == (Activation.TOPK, 2)
+    assert (autoencoder.activation, autoencoder.k) == (AutoencoderActivation.TOP_K, 2)
     assert (read_header(path).dst, read_header(path).layer_index) == (None, None)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, PassType
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.taps import Ablation, Site, Taps
 from dst_grpc.errors import require
@@ -177,9 +178,9 @@ def spliced(location: L, *, layers: Iterable[int] = (0, 1, 2), **kwargs: Any) ->
 
 
 @pytest.mark.parametrize("location", KINDS)
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", AutoencoderActivation)
 def test_without_ablations_a_splice_changes_nothing_but_rounding(
-    decoder: Decoder, location: L, activation: Activation
+    decoder: Decoder, location: L, activation: AutoencoderActivation
 ) -> None:
     logits, _ = run(decoder, splices=spliced(location, activation=activation))
     torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)

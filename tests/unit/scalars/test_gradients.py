@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
@@ -18,7 +19,6 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.engine.taps import Site
 from tests import models, plain, traces
 
@@ -119,9 +119,11 @@ def test_traced_latents_after_phi_are_not_all_dead(kind: T) -> None:
     assert sum(found) >= 4
 
 
-@pytest.mark.parametrize("activation", [Activation.TOPK, Activation.IDENTITY])
+@pytest.mark.parametrize("activation", [AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_through_other_activations_are_those_of_the_plain_model(kind: T, activation: Activation) -> None:
+def test_gradients_through_other_activations_are_those_of_the_plain_model(
+    kind: T, activation: AutoencoderActivation
+) -> None:
     world = models.world(kind, activation=activation)
     reference = plain_of(world, 0)
     latent, error = plain.LATENT[kind], plain.ERROR[kind]
