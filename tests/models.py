@@ -138,7 +138,7 @@ def sites(config: DecoderConfig = CONFIG) -> list[Site]:
     found: list[Site] = []
     for location in ActivationLocationType:
         is_online = "online" in location.value
-        if location.facts.is_tapped and not is_online and config.architecture.why_without(location) is None:
+        if not is_online and config.architecture.why_without(location) is None:
             found += [(location, i) for i in ([None] if location.has_no_layers else range(config.n_layers))]
     return found
 

@@ -278,7 +278,7 @@ def loss_fn_configs(draw: st.DrawFn) -> LossFnConfig:
 
 @st.composite
 def ablation_specs(draw: st.DrawFn) -> AblationSpec:
-    location = draw(st.sampled_from([place for place in L if place.facts.is_tapped]))
+    location = draw(st.sampled_from(L))
     rank = len(location.dimensions)
     index = ActivationIndex(
         activation_location_type=location,

@@ -91,7 +91,6 @@ class TapSelection:
         problems = Violations()
         location = self.activation_location_type
         rank = len(location.dimensions)
-        problems.check(location.facts.is_tapped, "activation_location_type", f"{location} is not a tap of the model")
         problems.check(len(self.axes) <= rank, "axes", f"has {len(self.axes)} entries, but {location} has {rank} axes")
         for i, axis in enumerate(self.axes):
             if isinstance(axis, int):
@@ -394,9 +393,6 @@ class AblationSpec:
             self.index.layer_index is None or not location.has_no_layers,
             "index.layer_index",
             f"must be absent: {location} exists once per model",
-        )
-        problems.check(
-            location.facts.is_tapped, "index.activation_location_type", f"{location} is not a tap of the model"
         )
         _check_finite(problems, "value", self.value)
         problems.raise_if_any()

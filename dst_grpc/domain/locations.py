@@ -30,9 +30,6 @@ class ActivationLocationType(StrEnum):
     RESID_POST_ATTN = "resid.post_attn"
     RESID_DELTA_MLP = "resid.delta_mlp"
     RESID_POST_MLP = "resid.post_mlp"
-    RESID_POST_MLP_LAYER_NORM = "resid.post_mlp_ln"
-    RESID_POST_ATTN_LAYER_NORM = "resid.post_attn_ln"
-    RESID_POST_FINAL_LAYER_NORM = "resid.post_ln_f"
     MLP_INPUT_LAYER_NORM_SCALE = "mlp_ln.scale"
     ATTN_INPUT_LAYER_NORM_SCALE = "attn_ln.scale"
     RESID_FINAL_LAYER_NORM_SCALE = "resid.ln_f.scale"
@@ -98,8 +95,6 @@ class LocationFacts:
     """Order within the layer; None where unknown from the location alone."""
     has_no_layers: bool = False
     """True for what exists once per model."""
-    is_tapped: bool = True
-    """False for the three layer-norm outputs, which are names only."""
     is_after_attention: bool = False
     """Whether it is computed after the layer's attention, so that the residual between attention and MLP, as it is
     recorded, does not depend on it."""
@@ -130,7 +125,7 @@ class LocationFacts:
     @property
     def is_free(self) -> bool:
         """Whether its tensor is there in any pass of a model that has it, whether or not anybody asks."""
-        return self.is_tapped and not self.is_made_on_demand and not self.needs_splice
+        return not self.is_made_on_demand and not self.needs_splice
 
 
 _A = ActivationLocationType
@@ -146,9 +141,6 @@ LOCATION_FACTS: dict[ActivationLocationType, LocationFacts] = {
     _A.RESID_DELTA_MLP: LocationFacts((_T, _D), _MLP, is_after_attention=True),
     _A.RESID_POST_MLP: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
                                      keeps_gradient=True),
-    _A.RESID_POST_MLP_LAYER_NORM: LocationFacts((_T, _D), is_tapped=False),
-    _A.RESID_POST_ATTN_LAYER_NORM: LocationFacts((_T, _D), is_tapped=False),
-    _A.RESID_POST_FINAL_LAYER_NORM: LocationFacts((_T, _D), has_no_layers=True, is_tapped=False),
     _A.MLP_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, is_made_on_demand=True),
     _A.ATTN_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_made_on_demand=True),
     _A.RESID_FINAL_LAYER_NORM_SCALE: LocationFacts((_T, _1), has_no_layers=True, is_after_layers=True,

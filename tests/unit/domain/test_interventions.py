@@ -51,7 +51,6 @@ def at(location: L = L.RESID_POST_MLP, *axes: Any, **more: Any) -> TapSelection:
         (lambda: PositionRange(start=2, stop=2), ["stop"]),
         (lambda: at(L.RESID_POST_MLP, 0, 1, 2), ["axes"]),
         (lambda: at(L.RESID_POST_MLP, 0, -1), ["axes[1]"]),
-        (lambda: at(L.RESID_POST_MLP_LAYER_NORM), ["activation_location_type"]),
         (lambda: at(L.LOGITS, layer_index=0), ["layer_index"]),
         (lambda: at(layer_index=-1), ["layer_index"]),
         (RequestTensor, [""]),

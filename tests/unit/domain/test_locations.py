@@ -29,7 +29,6 @@ def test_the_facts_of_a_location_are_the_specified_ones(row: dict[str, str]) -> 
     assert location.node_type == row["node"]
     within = location.location_within_layer
     assert (within.name if within else "-") == row["location"].replace("raises", "-")
-    assert location.facts.is_tapped == (row["tap"] == "yes")
 
 
 def test_a_raw_type_has_the_facts_of_its_tap() -> None:

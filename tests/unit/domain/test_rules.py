@@ -222,11 +222,6 @@ def test_17_the_order_of_layers_does_not_matter() -> None:
             0,
             "index.layer_index",
         ),
-        (
-            ActivationIndex(activation_location_type=L.RESID_POST_MLP_LAYER_NORM, tensor_indices=(1, 2)),
-            0,
-            "index.activation_location_type",
-        ),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), float("nan"), "value"),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), float("-inf"), "value"),
         (ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(1, 2)), 1e39, "value"),

@@ -37,7 +37,7 @@ ABSENT = {L.ONLINE_AUTOENCODER_LATENT, L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR}
 def ablation(chance: random.Random, world: models.World, n_tokens: int) -> AblationSpec:
     """Any tap, some axes whole, forward or backward."""
     architecture = world.decoder.config.architecture
-    there = [location for location in L if location.facts.is_tapped and location not in ABSENT]
+    there = [location for location in L if location not in ABSENT]
     location = chance.choice([location for location in there if architecture.why_without(location) is None])
     sizes = {"sequence_tokens": n_tokens, "attended_to_sequence_tokens": n_tokens, "attn_heads": 5, "singleton": 1}
     indices = tuple(
