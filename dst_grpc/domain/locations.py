@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dst_grpc.domain.components import AttentionTraceType, Dimension, LocationWithinLayer, NodeType, PreOrPostAct
+from dst_grpc.domain.tables import one_row_each
 
 _T = Dimension.SEQUENCE_TOKENS
 _U = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
@@ -89,6 +90,7 @@ def node_type_of(dimensions: tuple[Dimension, ...]) -> NodeType:
 class LocationFacts:
     """What is known about an activation location without a model."""
 
+    type: ActivationLocationType
     dimensions: tuple[Dimension, ...]
     """Axes of the tensor of one prompt, outermost first."""
     location_within_layer: LocationWithinLayer | None = None
@@ -133,37 +135,39 @@ _ATTN = LocationWithinLayer.ATTN
 _MLP = LocationWithinLayer.MLP
 
 # fmt: off
-LOCATION_FACTS: dict[ActivationLocationType, LocationFacts] = {
-    _A.RESID_POST_EMBEDDING: LocationFacts((_T, _D), has_no_layers=True),
-    _A.RESID_DELTA_ATTN: LocationFacts((_T, _D), _ATTN),
-    _A.RESID_POST_ATTN: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_ATTN, needs_sequential_layers=True,
-                                      keeps_gradient=True),
-    _A.RESID_DELTA_MLP: LocationFacts((_T, _D), _MLP, is_after_attention=True),
-    _A.RESID_POST_MLP: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
-                                     keeps_gradient=True),
-    _A.MLP_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, is_made_on_demand=True),
-    _A.ATTN_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_made_on_demand=True),
-    _A.RESID_FINAL_LAYER_NORM_SCALE: LocationFacts((_T, _1), has_no_layers=True, is_after_layers=True,
-                                                   is_made_on_demand=True),
-    _A.ATTN_QUERY: LocationFacts((_T, _H, _CK), _ATTN, head_input=AttentionTraceType.Q),
-    _A.ATTN_KEY: LocationFacts((_U, _H, _CK), _ATTN, head_input=AttentionTraceType.K),
-    _A.ATTN_VALUE: LocationFacts((_U, _H, _CV), _ATTN, head_input=AttentionTraceType.V),
-    _A.ATTN_QK_LOGITS: LocationFacts((_T, _U, _H), _ATTN, traced_at=PreOrPostAct.PRE),
-    _A.ATTN_QK_PROBS: LocationFacts((_T, _U, _H), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
-    _A.ATTN_WEIGHTED_SUM_OF_VALUES: LocationFacts((_T, _H, _CV), _ATTN, keeps_gradient=True),
-    _A.MLP_PRE_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
-    _A.MLP_POST_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, keeps_gradient=True,
-                                   traced_at=PreOrPostAct.POST),
-    _A.LOGITS: LocationFacts((_T, _V), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
-    _A.ONLINE_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True,
-                                                traced_at=PreOrPostAct.POST),
-    _A.ONLINE_MLP_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True),
-    _A.ONLINE_ATTENTION_AUTOENCODER_LATENT: LocationFacts((_T, _Z), needs_splice=True),
-    _A.ONLINE_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _F), _MLP, is_after_attention=True, needs_splice=True),
-    _A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _D), is_after_attention=True, needs_splice=True),
-    _A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: LocationFacts((_T, _D), needs_splice=True),
-    _A.ATTN_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), needs_post_norms=True),
-    _A.MLP_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, needs_post_norms=True),
-}
-"""The table."""
+_ROWS = (
+    LocationFacts(_A.RESID_POST_EMBEDDING, (_T, _D), has_no_layers=True),
+    LocationFacts(_A.RESID_DELTA_ATTN, (_T, _D), _ATTN),
+    LocationFacts(_A.RESID_POST_ATTN, (_T, _D), LocationWithinLayer.RESID_POST_ATTN, needs_sequential_layers=True,
+                  keeps_gradient=True),
+    LocationFacts(_A.RESID_DELTA_MLP, (_T, _D), _MLP, is_after_attention=True),
+    LocationFacts(_A.RESID_POST_MLP, (_T, _D), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
+                  keeps_gradient=True),
+    LocationFacts(_A.MLP_INPUT_LAYER_NORM_SCALE, (_T, _1), is_after_attention=True, is_made_on_demand=True),
+    LocationFacts(_A.ATTN_INPUT_LAYER_NORM_SCALE, (_T, _1), is_made_on_demand=True),
+    LocationFacts(_A.RESID_FINAL_LAYER_NORM_SCALE, (_T, _1), has_no_layers=True, is_after_layers=True,
+                  is_made_on_demand=True),
+    LocationFacts(_A.ATTN_QUERY, (_T, _H, _CK), _ATTN, head_input=AttentionTraceType.Q),
+    LocationFacts(_A.ATTN_KEY, (_U, _H, _CK), _ATTN, head_input=AttentionTraceType.K),
+    LocationFacts(_A.ATTN_VALUE, (_U, _H, _CV), _ATTN, head_input=AttentionTraceType.V),
+    LocationFacts(_A.ATTN_QK_LOGITS, (_T, _U, _H), _ATTN, traced_at=PreOrPostAct.PRE),
+    LocationFacts(_A.ATTN_QK_PROBS, (_T, _U, _H), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
+    LocationFacts(_A.ATTN_WEIGHTED_SUM_OF_VALUES, (_T, _H, _CV), _ATTN, keeps_gradient=True),
+    LocationFacts(_A.MLP_PRE_ACT, (_T, _F), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
+    LocationFacts(_A.MLP_POST_ACT, (_T, _F), _MLP, is_after_attention=True, keeps_gradient=True,
+                  traced_at=PreOrPostAct.POST),
+    LocationFacts(_A.LOGITS, (_T, _V), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
+    LocationFacts(_A.ONLINE_AUTOENCODER_LATENT, (_T, _Z), is_after_attention=True, needs_splice=True,
+                  traced_at=PreOrPostAct.POST),
+    LocationFacts(_A.ONLINE_MLP_AUTOENCODER_LATENT, (_T, _Z), is_after_attention=True, needs_splice=True),
+    LocationFacts(_A.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_T, _Z), needs_splice=True),
+    LocationFacts(_A.ONLINE_MLP_AUTOENCODER_ERROR, (_T, _F), _MLP, is_after_attention=True, needs_splice=True),
+    LocationFacts(_A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, (_T, _D), is_after_attention=True, needs_splice=True),
+    LocationFacts(_A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_T, _D), needs_splice=True),
+    LocationFacts(_A.ATTN_OUTPUT_LAYER_NORM_SCALE, (_T, _1), needs_post_norms=True),
+    LocationFacts(_A.MLP_OUTPUT_LAYER_NORM_SCALE, (_T, _1), is_after_attention=True, needs_post_norms=True),
+)
 # fmt: on
+
+LOCATION_FACTS = one_row_each(ActivationLocationType, _ROWS)
+"""The table."""

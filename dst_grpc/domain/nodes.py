@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.tables import one_row_each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,5 +78,5 @@ _ROWS = (
 )
 # fmt: on
 
-NODES: dict[NodeType, NodeFacts] = {facts.type: facts for facts in _ROWS}
+NODES = one_row_each(NodeType, _ROWS)
 """The table."""

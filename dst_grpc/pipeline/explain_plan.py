@@ -115,5 +115,4 @@ def ends_of(selection: TopKSelection) -> tuple[bool, ...]:
 
 def logits_are_changed(plan: Plan) -> bool:
     """Whether an ablation makes the logits differ from what the last residual says."""
-    places = {_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE}
-    return any(a.location in places and a.pass_type is PassType.FORWARD for a in plan.ablations)
+    return any(a.location.facts.is_after_layers and a.pass_type is PassType.FORWARD for a in plan.ablations)

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.formats.detect import load_autoencoder, load_readings, read_frequencies, read_header
+from dst_grpc.engine.formats.detect import load_readings, read_frequencies, read_header
 from dst_grpc.errors import DataLoss
+from tests import checkpoints
 
 N, M, Z, K = 6, 5, 9, 3
 Array = NDArray[np.float64]
@@ -71,7 +72,7 @@ def write(path: Path, arrays: Mapping[str, Any], config: Mapping[str, Any] | Non
 def loaded(path: Path) -> Autoencoder:
     """The autoencoder, its bytes as announced."""
     seen: list[int] = []
-    autoencoder = load_autoencoder(path, "cpu", torch.float32, seen.append)
+    autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.float32, seen.append)
     header = read_header(path)
     assert autoencoder.parameter_bytes == header.bytes_as(torch.float32) == seen[-1]
     assert seen == sorted(seen)
@@ -269,7 +270,7 @@ def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:
     assert found is not None
     torch.testing.assert_close(found, frequencies)
     assert [p.name for p in read_header(path).other_files] == ["cfg.json", "sparsity.safetensors"]
-    cut = load_autoencoder(path, "cpu", torch.float32, n_dropped=2)
+    cut = checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=2)
     h = relu((X - f["b_dec"]) @ f["W_enc"] + f["b_enc"])[:, 2:]
     check(cut, h, h @ f["W_dec"][2:] + f["b_dec"])
     save_file({"sparsity": torch.full((Z,), 0.5)}, tmp_path / "sparsity.safetensors")
@@ -699,7 +700,7 @@ def test_nothing_that_is_missing_misshapen_or_no_number_is_overlooked(tmp_path: 
         ):
             path = write(tmp_path / kind / what / name, changed, CONFIG | {"architecture": "jumprelu"}, "cfg.json")
             with pytest.raises(DataLoss, match=problem):
-                load_autoencoder(path, "cpu", torch.float32)
+                checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_a_square_weight_that_is_transposed_is_told_by_its_config_or_not_at_all(tmp_path: Path) -> None:
@@ -720,14 +721,14 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         for length in (0, 10, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:length])
             with pytest.raises(DataLoss, match=name):
-                load_autoencoder(path, "cpu", torch.float32)
+                checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_folding_that_overflows_is_named(tmp_path: Path) -> None:
     f = sae(b_gate=normal(Z), b_mag=normal(Z), r_mag=np.full(Z, 200.0))
     path = saelens(tmp_path, f, architecture="gated")
     with pytest.raises(DataLoss, match="is NaN or infinite once its gate is folded"):
-        load_autoencoder(path, "cpu", torch.float32)
+        checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_configs_that_are_none_are_named(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def spec_of(dst: T) -> DerivedScalarSpec:
     if facts.direction is Direction.LATENT_READ:
         config = replace(config, trace_config=traces.trace(traces.LATENT, 1, None, 3))
     if facts.needs_attribution_node:
-        node = traces.node(traces.HEAD, 1, 4, 2, 3).to_subnode_index(L.ATTN_QUERY)
+        node = traces.subnode(traces.node(traces.HEAD, 1, 4, 2, 3), L.ATTN_QUERY)
         config = replace(config, node_index_for_attribution=node)
     if facts.needs_fake_grad_index:
         index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(None, 2))

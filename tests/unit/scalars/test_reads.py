@@ -82,7 +82,7 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
     if not facts.needs_attribution_node:
         return [config]
     head = traces.node(traces.HEAD, 1, 4, 2, 3)
-    nodes = [head.to_subnode_index(part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
+    nodes = [traces.subnode(head, part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
     others = [traces.node(traces.NEURON, 1, 4, 7), traces.node(traces.LATENT, 1, 4, 6)]
     return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
 
