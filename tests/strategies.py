@@ -569,7 +569,7 @@ def top_k_requests(draw: st.DrawFn) -> TopKRequest:
 
 @st.composite
 def node_ablations(draw: st.DrawFn) -> NodeAblation:
-    node_type = draw(st.sampled_from([node_type for node_type, facts in NODES.items() if facts.tap is not None]))
+    node_type = draw(st.sampled_from([facts.type for facts in NODES.values() if facts.ablated_tap is not None]))
     first, *middle = draw(st.lists(uint32, min_size=RANKS[node_type] - 1, max_size=RANKS[node_type] - 1))
     node = NodeIndex(
         node_type=node_type,

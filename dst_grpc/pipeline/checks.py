@@ -54,7 +54,7 @@ def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, set
         info = set_of(sets, node.node_type)
         check_covered(findings, info, node.layer_index, f"{path}.layer_index")
         latents = info.n_latents
-    axes = _sized(facts.axes or (), sizes, latents)
+    axes = _sized(facts.axes, sizes, latents)
     check_positions(findings, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
         t, u = (*node.tensor_indices, None, None)[:2]

@@ -153,7 +153,7 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
     if node.node_type is NodeType.ATTENTION_HEAD:
         indices = (indices[0], None, indices[2])
     index = ActivationIndex(
-        activation_location_type=require(NODES[node.node_type].tap),
+        activation_location_type=require(NODES[node.node_type].ablated_tap),
         tensor_indices=indices,
         layer_index=node.layer_index,
     )

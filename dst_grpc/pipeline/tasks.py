@@ -218,8 +218,7 @@ class TaskBuilder:
         info = self._own_set()
         if info is not None:
             # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
-            of_latents = NODES[info.node_type].axes or ()
-            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in of_latents]
+            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in NODES[info.node_type].axes]
             check_positions(self.findings, indices, axes, f"{path}.node_index.tensor_indices")
         if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
             given = list(self.config.layer_indices or ())
