@@ -33,7 +33,7 @@ from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
 from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.run import RunResult, run
 
 CONFIG = DecoderConfig(
     n_layers=3,
@@ -308,7 +308,7 @@ class World:
             parameter_bytes=self.decoder.parameter_bytes,
         )
 
-    def outcomes(self, *requests: DeriveRequest) -> list[Outcome]:
+    def outcomes(self, *requests: DeriveRequest) -> list[RunResult]:
         """Plan *requests* and run them as one batch."""
         return run([make_plan(one, self.catalogue) for one in requests], self.decoder, self.sets)
 
@@ -331,7 +331,7 @@ def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
     return World(decoder(seed, config, dtype=dtype), {one.name: one for one in sets})
 
 
-def tensors(outcome: Outcome) -> dict[Key, torch.Tensor]:
+def tensors(outcome: RunResult) -> dict[Key, torch.Tensor]:
     """Every tensor of *outcome*, by type, pass and layer."""
     return {
         (scalar.task.facts.type, pass_type, layer): tensor

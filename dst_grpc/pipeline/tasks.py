@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
-    from dst_grpc.scalars.loss import TokenLoss
+    from dst_grpc.scalars.origins import LossOrigin
 
 _L = ActivationLocationType
 _T = DerivedScalarType
@@ -61,7 +61,7 @@ class TaskBuilder:
     """The autoencoders that its config names."""
     spliced: tuple[AutoencoderInfo, ...]
     """Those in the graph."""
-    loss: TokenLoss | None
+    loss: LossOrigin | None
     findings: Findings
 
     @property

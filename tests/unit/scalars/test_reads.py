@@ -19,7 +19,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, Reason
-from dst_grpc.pipeline.run import Outcome
+from dst_grpc.pipeline.run import RunResult
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -87,7 +87,7 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
     return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
 
 
-def derive(outcome: Outcome, evidence: RecordedTaps) -> list[torch.Tensor]:
+def derive(outcome: RunResult, evidence: RecordedTaps) -> list[torch.Tensor]:
     (scalar,) = outcome.plan.scalars
     model = ExplainedModel(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
     derivation = Derivation(model, evidence, scalar.task)
