@@ -12,7 +12,7 @@ from benchmarks.measure import medians, peak_bytes
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
-from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.run import RunResult, run
 from dst_grpc.pipeline.store import RecordingStore
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def bare_all_logits(decoder: Decoder, plan: Plan) -> object:
     return taps.gradients(plan.loss(logits[0, -1]))
 
 
-def derive(outcome: Outcome) -> None:
+def derive(outcome: RunResult) -> None:
     """Derive everything of the plan, letting go of each tensor as a stream would."""
     for scalar in outcome.plan.scalars:
         derivation = outcome.derivation(scalar)
@@ -58,7 +58,7 @@ def ours(decoder: Decoder, plan: Plan) -> None:
     derive(outcome)
 
 
-def from_store(outcome: Outcome) -> None:
+def from_store(outcome: RunResult) -> None:
     """Derive a second question from what the first recorded."""
     derive(outcome)
 
@@ -101,7 +101,7 @@ def second_question(decoder: Decoder) -> Iterator[str]:
         store.keep(first, outcome.recording)
         recording = store.find(second)
         assert recording is not None
-        again = Outcome(second, decoder, {}, recording, outcome.statistics, batch_size=1)
+        again = RunResult(second, decoder, {}, recording, batches=())
         found = medians({"first": partial(ours, decoder, first), "second": partial(from_store, again)}, ROUNDS)
         yield f"  {n_tokens:3} tokens: x {found['second'] / found['first']:.3f} ({found['second'] * 1e3:.1f} ms)"
 

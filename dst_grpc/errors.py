@@ -1,7 +1,7 @@
 """The tree of our errors, and the reason codes they carry.
 
-This module imports nothing of ours and knows nothing of gRPC: `rpc` holds the one table from these classes to
-status codes, and `client` rebuilds the same classes on the other side.
+This module imports nothing of ours and knows nothing of gRPC: `wire.errors` holds the one table from these classes to
+status codes, and rebuilds the same classes on the client's side.
 
     DstError
     ├── InvalidRequest       a bad field, an impossible combination, a malformed message

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.formats.detect import load_readings
+
 CONFIG: dict[str, Any] = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
@@ -118,3 +121,8 @@ def write_autoencoders(folder: Path) -> Path:
             metadata = {"activation": "ReLU", "activation_state_dict": "{}", "dst": kind, "layer_index": str(layer)}
             write_autoencoder(folder / kind / f"{layer}.safetensors", state_dict(inputs, seed=layer), metadata)
     return folder
+
+
+def load_autoencoder(path: Path, device: str, dtype: torch.dtype, *others: Any, **options: Any) -> Autoencoder:
+    """As `load_readings`, in the likeliest reading alone."""
+    return next(iter(load_readings(path, device, dtype, *others, **options).values()))

@@ -45,6 +45,7 @@ from dst_grpc.domain.architecture import (
     PositionKind,
     unsupported_types,
 )
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest
@@ -234,7 +235,7 @@ AUTOENCODER = AutoencoderInfo(
     node_type=NodeType.MLP_AUTOENCODER_LATENT,
     layer_indices=(0, 1),
     n_latents=6,
-    activation="TopK",
+    activations=(AutoencoderActivation.TOP_K,),
     spliceable=True,
     parameter_bytes=500,
     digest="1" * 64,

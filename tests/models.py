@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 from dst_grpc.contexts import AutoencoderContext, ModelContext
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -25,14 +26,14 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import Activation, Autoencoder, Normalization
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
 from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.run import RunResult, run
 
 CONFIG = DecoderConfig(
     n_layers=3,
@@ -147,8 +148,8 @@ def autoencoder(
     n_latents: int,
     seed: int = 0,
     *,
-    activation: Activation = Activation.RELU,
-    normalization: Normalization = Normalization.NONE,
+    activation: AutoencoderActivation = AutoencoderActivation.RELU,
+    normalization: InputNormalization = InputNormalization.NONE,
     dtype: torch.dtype = torch.float64,
 ) -> Autoencoder:
     """Random weights; a TopK keeps 4 latents, a JumpReLU has thresholds of both signs."""
@@ -163,8 +164,8 @@ def autoencoder(
         latent_bias=normal(n_latents),
         decoder=normal(n_inputs, n_latents),
         activation=activation,
-        k=4 if activation is Activation.TOPK else None,
-        threshold=normal(n_latents) if activation is Activation.JUMPRELU else None,
+        k=4 if activation is AutoencoderActivation.TOP_K else None,
+        threshold=normal(n_latents) if activation is AutoencoderActivation.JUMP_RELU else None,
         normalization=normalization,
     )
 
@@ -175,8 +176,8 @@ def autoencoders(
     *,
     config: DecoderConfig = CONFIG,
     layers: Sequence[int | None] = (0, 1, 2),
-    activation: Activation = Activation.RELU,
-    normalization: Normalization = Normalization.NONE,
+    activation: AutoencoderActivation = AutoencoderActivation.RELU,
+    normalization: InputNormalization = InputNormalization.NONE,
     dtype: torch.dtype = torch.float64,
     name: str = "",
 ) -> AutoencoderContext:
@@ -250,7 +251,6 @@ class FakeCatalogue:
         if model != context.model:
             problem = f"{ref!r} belongs to the model {context.model!r}, not to {model!r}"
             raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)
-        activations = sorted({one.activation.value for one in context.by_layer.values()})
         return AutoencoderInfo(
             name=context.name,
             handle=context.handle,
@@ -259,12 +259,12 @@ class FakeCatalogue:
             node_type=context.node_type,
             layer_indices=tuple(layer for layer in context.by_layer if layer is not None),
             n_latents=next(iter(context.by_layer.values())).n_latents,
-            activation="/".join(activations),
+            activations=tuple(sorted({one.activation for one in context.by_layer.values()})),
             spliceable=AUTOENCODER_INPUTS[context.dst].is_spliceable,
             parameter_bytes=context.parameter_bytes,
             digest=context.digest,
             state=ContextState.AVAILABLE,
-            normalization="/".join(sorted({one.normalization.value for one in context.by_layer.values()})),
+            normalizations=tuple(sorted({one.normalization for one in context.by_layer.values()})),
         )
 
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
@@ -308,7 +308,7 @@ class World:
             parameter_bytes=self.decoder.parameter_bytes,
         )
 
-    def outcomes(self, *requests: DeriveRequest) -> list[Outcome]:
+    def outcomes(self, *requests: DeriveRequest) -> list[RunResult]:
         """Plan *requests* and run them as one batch."""
         return run([make_plan(one, self.catalogue) for one in requests], self.decoder, self.sets)
 
@@ -331,7 +331,7 @@ def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
     return World(decoder(seed, config, dtype=dtype), {one.name: one for one in sets})
 
 
-def tensors(outcome: Outcome) -> dict[Key, torch.Tensor]:
+def tensors(outcome: RunResult) -> dict[Key, torch.Tensor]:
     """Every tensor of *outcome*, by type, pass and layer."""
     return {
         (scalar.task.facts.type, pass_type, layer): tensor

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import torch
 
 from dst_grpc.domain.architecture import ActivationFunction, NormKind
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.engine.autoencoder import Activation, Autoencoder, Normalization
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder_config import DecoderConfig, Rotary
 from dst_grpc.engine.taps import Site
 
@@ -65,26 +66,26 @@ def rotated(x: Tensor, rotary: Rotary | None) -> Tensor:
 
 
 def phi(autoencoder: Autoencoder, pre: Tensor) -> Tensor:
-    if autoencoder.activation is Activation.IDENTITY:
+    if autoencoder.activation is AutoencoderActivation.IDENTITY:
         return pre
-    if autoencoder.activation is Activation.RELU:
+    if autoencoder.activation is AutoencoderActivation.RELU:
         return torch.where(pre > 0, pre, 0.0)
     if autoencoder.threshold is not None:
         return torch.where((pre > 0) & (pre > autoencoder.threshold), pre, 0.0)
     kept = torch.zeros_like(pre, dtype=torch.bool)
     for row, mask in zip(pre, kept, strict=True):
         mask[sorted(range(len(row)), key=lambda j: -float(row[j].detach()))[: autoencoder.k or 0]] = True
-    return torch.where(kept & ((pre > 0) | (autoencoder.postact is Activation.IDENTITY)), pre, 0.0)
+    return torch.where(kept & ((pre > 0) | (autoencoder.postact is AutoencoderActivation.IDENTITY)), pre, 0.0)
 
 
 def mean_and_scale(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """What an input is centred by and what its reconstruction is multiplied by, [..., 1]."""
     mean, one = x.mean(-1, keepdim=True), torch.ones_like(x[..., :1])
-    if autoencoder.normalization is Normalization.LAYER_NORM:
+    if autoencoder.normalization is InputNormalization.LAYER_NORM:
         return mean, (((x - mean) ** 2).sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
-    if autoencoder.normalization is Normalization.CONSTANT_NORM:
+    if autoencoder.normalization is InputNormalization.CONSTANT_NORM:
         return 0 * one, (x**2).mean(-1, keepdim=True).sqrt()
-    return mean * (autoencoder.normalization is Normalization.CENTRED), one
+    return mean * (autoencoder.normalization is InputNormalization.CENTRED), one
 
 
 def decode(autoencoder: Autoencoder, h: Tensor, x: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def decode(autoencoder: Autoencoder, h: Tensor, x: Tensor) -> Tensor:
 
 def pre(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     mean, scale = mean_and_scale(autoencoder, x)
-    x = (x - mean) / (scale + 1e-5 * (autoencoder.normalization is Normalization.LAYER_NORM))
+    x = (x - mean) / (scale + 1e-5 * (autoencoder.normalization is InputNormalization.LAYER_NORM))
     return (x - autoencoder.pre_bias) @ autoencoder.encoder.T + autoencoder.latent_bias
 
 

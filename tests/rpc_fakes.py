@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from dst_grpc.domain.architecture import ModelDimensions
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -73,7 +74,7 @@ def autoencoder_info(name: str, model: str) -> AutoencoderInfo:
         node_type=NodeType.MLP_AUTOENCODER_LATENT,
         layer_indices=(0, 1),
         n_latents=32,
-        activation="ReLU",
+        activations=(AutoencoderActivation.RELU,),
         spliceable=True,
         parameter_bytes=500,
         digest="1" * 64,

@@ -20,6 +20,7 @@ from dst_grpc.domain.architecture import (
     PositionKind,
     UnsupportedType,
 )
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import (
     AttentionTraceType,
     ComponentTypeForAttention,
@@ -467,17 +468,17 @@ autoencoder_infos = st.builds(
     node_type=st.sampled_from(NodeType),
     layer_indices=tuples(uint32),
     n_latents=uint32,
-    activation=texts,
+    activations=tuples(st.sampled_from(AutoencoderActivation)),
     spliceable=st.booleans(),
     parameter_bytes=uint64,
     digest=texts,
     state=st.sampled_from(ContextState),
     declared=tuples(layer_checks),
     measured=tuples(layer_checks),
-    format=texts,
+    formats=tuples(st.sampled_from(("native", "saelens", "gemma_scope"))),
     output=optional(scalar_types),
-    normalization=texts,
-    input_norm=texts,
+    normalizations=tuples(st.sampled_from(InputNormalization)),
+    input_norms=tuples(st.sampled_from(ModelNorm)),
     folded=tuples(texts),
     source=texts,
     revision=texts,
@@ -568,7 +569,7 @@ def top_k_requests(draw: st.DrawFn) -> TopKRequest:
 
 @st.composite
 def node_ablations(draw: st.DrawFn) -> NodeAblation:
-    node_type = draw(st.sampled_from([node_type for node_type, facts in NODES.items() if facts.tap is not None]))
+    node_type = draw(st.sampled_from([facts.type for facts in NODES.values() if facts.ablated_tap is not None]))
     first, *middle = draw(st.lists(uint32, min_size=RANKS[node_type] - 1, max_size=RANKS[node_type] - 1))
     node = NodeIndex(
         node_type=node_type,

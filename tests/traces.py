@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
-from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.indices import AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.decoder_config import DecoderConfig
@@ -21,6 +22,17 @@ Q, K, QK, V = AttentionTraceType
 def node(node_type: NodeType, layer: int, *indices: int | None) -> NodeIndex:
     """A node."""
     return NodeIndex(node_type=node_type, tensor_indices=indices, layer_index=layer)
+
+
+def subnode(head: NodeIndex, part: ActivationLocationType) -> AttnSubNodeIndex:
+    """The query, key or value of an attention head."""
+    return AttnSubNodeIndex(
+        node_type=head.node_type,
+        tensor_indices=head.tensor_indices,
+        layer_index=head.layer_index,
+        pass_type=head.pass_type,
+        q_k_or_v=part,
+    )
 
 
 def trace(

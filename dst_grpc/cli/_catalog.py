@@ -75,8 +75,8 @@ def models(
                 _reads(info),
                 human_ranges(info.layer_indices),
                 str(info.n_latents),
-                info.activation,
-                info.format,
+                "/".join(info.activations),
+                "/".join(info.formats),
                 human_check(info),
                 _source(info),
                 info.digest[:_DIGEST_CHARACTERS],
@@ -90,7 +90,8 @@ def models(
 
 def _reads(info: AutoencoderInfo) -> str:
     """What a set reads, with all that is done to it first, and for transcoders what it predicts."""
-    done = [word for word in (info.input_norm, info.normalization) if word not in {"", "none"}]
+    words = ("/".join(info.input_norms), "/".join(info.normalizations))
+    done = [word for word in words if word not in {"", "none"}]
     reads = f"{info.dst} ({', '.join(done)})" if done else info.dst.value
     return reads if info.output is None else f"{reads} -> {info.output}"
 

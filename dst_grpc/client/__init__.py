@@ -33,6 +33,7 @@ from dst_grpc.client._explain_requests import (
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import (
     AttentionTraceType,
     ComponentTypeForAttention,
@@ -101,6 +102,7 @@ __all__ = [
     "AsyncClient",
     "AttentionTraceType",
     "AttnSubNodeIndex",
+    "AutoencoderActivation",
     "AutoencoderConfig",
     "AutoencoderInfo",
     "Axis",
@@ -126,10 +128,12 @@ __all__ = [
     "Explanation",
     "ExplanationPart",
     "GroupValues",
+    "InputNormalization",
     "LoadProgress",
     "LossFnConfig",
     "LossFnName",
     "ModelInfo",
+    "ModelNorm",
     "NodeAblation",
     "NodeIndex",
     "NodeScope",

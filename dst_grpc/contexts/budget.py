@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING
 from dst_grpc.contexts.failures import does_not_fit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from dst_grpc.contexts.device import DeviceMemory
     from dst_grpc.contexts.entries import Entry
-    from dst_grpc.contexts.slots import Slot
+    from dst_grpc.contexts.lifecycle import CacheRecord, Lifecycle
 
 
 class Budget:
     """What fits beside what is there. Each device has the same budget, and memory of its own."""
 
-    def __init__(
-        self, slots: Mapping[Entry, Slot], memory: Callable[[str], DeviceMemory], budget_bytes: int | None
-    ) -> None:
-        """Count the bytes of *slots*.
+    def __init__(self, lifecycle: Lifecycle, memory: Callable[[str], DeviceMemory], budget_bytes: int | None) -> None:
+        """Count the bytes of the contexts of *lifecycle*.
 
         Args:
-            slots: the cache's, as they change.
+            lifecycle: the cache's records.
             memory: of a device.
             budget_bytes: for each device; None = no bound.
         """
-        self._slots = slots
+        self._lifecycle = lifecycle
         self._memory_of = memory
         self._memories: dict[str, DeviceMemory] = {}
         self._budget_bytes = budget_bytes
@@ -47,31 +45,30 @@ class Budget:
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if not, even with everything idle unloaded.
         """
-        wanted = list(dict.fromkeys(wanted))  # by name and by handle, one may be wanted twice
-        missing = [entry for entry in wanted if not self._is_there(entry)]
+        missing = [entry for entry in wanted if not self._lifecycle.is_counted(entry)]
         for device in {entry.device for entry in missing}:
             here = [entry for entry in wanted if entry.device == device]
             excess = self._excess(device, sum(entry.parameter_bytes for entry in missing if entry.device == device))
-            if excess > sum(slot.counted_bytes for slot in self._may_go(device, keep=here)):
+            if excess > sum(record.counted_bytes for record in self._next(device, keep=here)):
                 raise self._refusal(here, sum(entry.parameter_bytes for entry in here), excess)
 
-    def next_to_go(self, slot: Slot, stuck: Collection[Slot]) -> Slot | None:
-        """The context that is to go next to make room for that of *slot*; None if there is room.
+    def next_to_go(self, record: CacheRecord, stuck: Collection[CacheRecord]) -> CacheRecord | None:
+        """The context that is to go next to make room for that of *record*; None if there is room.
 
         Args:
-            slot: whose bytes are wanted.
+            record: whose bytes are wanted.
             stuck: those of which nothing is expected any more.
 
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if it cannot fit; nothing should go in vain.
         """
-        needed = slot.entry.parameter_bytes
-        excess = self._excess(slot.entry.device, needed)
+        entry, needed = record.entry, record.entry.parameter_bytes
+        excess = self._excess(entry.device, needed)
         if excess <= 0:
             return None
-        candidates = [other for other in self._may_go(slot.entry.device) if other not in stuck]
+        candidates = [other for other in self._next(entry.device) if other not in stuck]
         if sum(other.counted_bytes for other in candidates) < excess:
-            raise self._refusal([slot.entry], needed, excess)
+            raise self._refusal([entry], needed, excess)
         return candidates[0]
 
     def _refusal(self, entries: Sequence[Entry], needed: int, excess: int) -> Exception:
@@ -81,17 +78,10 @@ class Budget:
         """Bytes over the budget of *device* once *needed* more are taken."""
         if self._budget_bytes is None:
             return 0
-        counted = sum(slot.counted_bytes for slot in self._slots.values() if slot.entry.device == device)
-        return self.memory(device).used_bytes(counted) + needed - self._budget_bytes
+        used = self.memory(device).used_bytes(self._lifecycle.counted_bytes(device))
+        return used + needed - self._budget_bytes
 
-    def _is_there(self, entry: Entry) -> bool:
-        """Whether the bytes of *entry* are counted, and will go on being so."""
-        slot = self._slots.get(entry)
-        return slot is not None and slot.counted_bytes > 0 and slot.unload is None
-
-    def _may_go(self, device: str, keep: Collection[Entry] = ()) -> list[Slot]:
-        """What is going already, then what is idle, longest unused first; without those to *keep*."""
-        here = [slot for slot in self._slots.values() if slot.entry.device == device]
-        leaving = [slot for slot in here if slot.unload is not None]
-        idle = [slot for slot in here if slot.may_go and slot.entry not in keep]
-        return leaving + sorted(idle, key=lambda slot: slot.last_used)
+    def _next(self, device: str, keep: Collection[Entry] = ()) -> list[CacheRecord]:
+        """What is going already on *device*, then what is idle and not to *keep*, longest unused first."""
+        idle = [record for record in self._lifecycle.evictable() if record.entry not in keep]
+        return [record for record in (*self._lifecycle.unloading(), *idle) if record.entry.device == device]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.domain.architecture import ModelDimensions, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
@@ -35,6 +35,7 @@ EAGER_DIGEST_BYTES = 1 << 26
 REVISION_CHARACTERS = 12
 """How much of a digest is a revision."""
 _LIVE = "-live"
+_W = TypeVar("_W", bound=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,22 +274,22 @@ class AutoencoderEntry(Entry):
             node_type=AUTOENCODER_INPUTS[self.dst].node_type,
             layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
             n_latents=self.headers[0][1].n_latents,
-            activation=_joined(header.activation for header in headers),
+            activations=_distinct(header.activation for header in headers),
             spliceable=self.spliceable,
             parameter_bytes=self.parameter_bytes,
             digest=self.files.known_digest,
             state=ContextState.NOT_LOADED,
             declared=self.declared,
-            format=_joined(header.format for header in headers),
+            formats=_distinct(header.format for header in headers),
             output=next((header.output for header in headers if header.output is not None), None),
-            normalization=_joined(reading.normalization for reading in readings),
-            input_norm=_joined(reading.input_norm for reading in readings),
+            normalizations=_distinct(reading.normalization for reading in readings),
+            input_norms=_distinct(reading.input_norm for reading in readings),
             folded=tuple(dict.fromkeys(text for header in headers for text in header.folded)),
             source=self.registered.source,
             revision=self.registered.revision,
         )
 
 
-def _joined(words: Iterable[str]) -> str:
-    """Different words in alphabetical order, with slashes between them."""
-    return "/".join(sorted({str(word) for word in words}))
+def _distinct(words: Iterable[_W]) -> tuple[_W, ...]:
+    """*words* without repetition, in alphabetical order."""
+    return tuple(sorted(set(words)))

@@ -1,4 +1,4 @@
-"""Expiry: contexts that nobody wanted for a while are unloaded."""
+"""Expiry: unload contexts that have been idle for longer than a time to live."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from dst_grpc.contexts.slots import Slot
+    from dst_grpc.contexts.lifecycle import CacheRecord
 
 
 class Expiry:
@@ -17,8 +17,8 @@ class Expiry:
     def __init__(
         self,
         ttl_seconds: float | None,
-        idle: Callable[[], Iterable[Slot]],
-        unload: Callable[[Slot], object],
+        idle: Callable[[], Iterable[CacheRecord]],
+        unload: Callable[[CacheRecord], object],
         *,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
@@ -27,7 +27,7 @@ class Expiry:
 
         Args:
             ttl_seconds: how long a context may be idle; None = for ever.
-            idle: the slots that may be unloaded.
+            idle: what may be unloaded.
             unload: begins to unload one, which is idle no more.
             clock: seconds, from any beginning.
             sleep: waits for a number of seconds.
@@ -46,10 +46,10 @@ class Expiry:
         """Unload each when its time comes, until nothing is idle."""
         while idle := list(self._idle()):
             now = self._clock()
-            for slot in idle:
-                if now >= slot.last_used + ttl_seconds:
-                    self._unload(slot)
-            left = [slot.last_used + ttl_seconds - now for slot in self._idle()]
+            for record in idle:
+                if now >= record.last_used + ttl_seconds:
+                    self._unload(record)
+            left = [record.last_used + ttl_seconds - now for record in self._idle()]
             if left:
                 await self._sleep(min(left))
 

@@ -28,7 +28,15 @@ class Threads:
         """What *work* of *arguments* returns, or raises. Cancelled, it goes on alone and its outcome is dropped."""
         async with self._free:
             thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+            # In a list of ours: futures that cross threads form cycles, and would keep a result until a collection.
+            results: list[T] = []
             try:
-                return await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
+                await asyncio.get_running_loop().run_in_executor(thread, _append, results, work, *arguments)
             finally:
                 thread.shutdown(wait=False)
+            return results.pop()
+
+
+def _append(results: list[T], work: Callable[..., T], *arguments: object) -> None:
+    """Append what *work* returns. No closure, whose variables would outlive a cleared frame."""
+    results.append(work(*arguments))

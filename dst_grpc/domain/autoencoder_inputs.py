@@ -16,6 +16,7 @@ from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.scalar_facts import ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.tables import one_row_each
 from dst_grpc.errors import require
 
 if TYPE_CHECKING:
@@ -133,11 +134,9 @@ _ROWS = (
 )
 # fmt: on
 
-AUTOENCODER_INPUTS: dict[DerivedScalarType, AutoencoderInput] = {
-    **{row.type: row for row in _ROWS},
-    **{dst: AutoencoderInput(type=dst) for dst in FACTS if dst not in {row.type for row in _ROWS}},
-}
-"""The table; its special rows first."""
+_OFFLINE_ONLY = (AutoencoderInput(type=dst) for dst in DerivedScalarType if dst not in {row.type for row in _ROWS})
+AUTOENCODER_INPUTS = one_row_each(DerivedScalarType, (*_ROWS, *_OFFLINE_ONLY))
+"""The table."""
 
 SPLICED_AT: dict[ActivationLocationType, AutoencoderInput] = {row.tap: row for row in _ROWS if row.is_spliceable}
 """What an autoencoder reads that is spliced in at a tap."""

@@ -147,8 +147,8 @@ class NodeAblation:
         problems = Violations()
         node = self.node_index
         facts = NODES[node.node_type]
-        if facts.tap is None or facts.rank is None:
-            known = ", ".join(each for each, row in NODES.items() if row.tap is not None)
+        if facts.ablated_tap is None:
+            known = ", ".join(each for each, row in NODES.items() if row.ablated_tap is not None)
             problems.add("node_index.node_type", f"must be one of {known}, not {node.node_type}")
         else:
             indices = node.tensor_indices

@@ -60,16 +60,6 @@ class NodeIndex:
             raise InvalidRequest.of("node_type", f"{self.node_type} has no reference tensor to count the axes of")
         return rank - sum(index is not None for index in self.tensor_indices)
 
-    def to_subnode_index(self, q_k_or_v: ActivationLocationType) -> AttnSubNodeIndex:
-        """This head's query, key or value (rule 13: attention heads only, else InvalidRequest)."""
-        return AttnSubNodeIndex(
-            node_type=self.node_type,
-            tensor_indices=self.tensor_indices,
-            layer_index=self.layer_index,
-            pass_type=self.pass_type,
-            q_k_or_v=q_k_or_v,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttnSubNodeIndex(NodeIndex):
@@ -115,17 +105,6 @@ class ActivationIndex:
         check_indices(problems, self.tensor_indices, self.layer_index, rank)
         problems.raise_if_any()
 
-    @classmethod
-    def from_node_index(cls, node_index: NodeIndex, location: ActivationLocationType) -> ActivationIndex:
-        """The same entries at *location* (rule 15: the node types must be equal, else InvalidRequest)."""
-        _same_node_type(node_index.node_type, location.node_type, location.value)
-        return cls(
-            activation_location_type=location,
-            tensor_indices=node_index.tensor_indices,
-            layer_index=node_index.layer_index,
-            pass_type=node_index.pass_type,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttnSubActivationIndex(ActivationIndex):
@@ -170,19 +149,3 @@ class DerivedScalarIndex:
         problems = Violations()
         check_indices(problems, self.tensor_indices, self.layer_index, len(FACTS[self.dst].dimensions))
         problems.raise_if_any()
-
-    @classmethod
-    def from_node_index(cls, node_index: NodeIndex, dst: DerivedScalarType) -> DerivedScalarIndex:
-        """The same entries of *dst* (rule 15: the node types must be equal, else InvalidRequest)."""
-        _same_node_type(node_index.node_type, FACTS[dst].node_type, dst.value)
-        return cls(
-            dst=dst,
-            tensor_indices=node_index.tensor_indices,
-            layer_index=node_index.layer_index,
-            pass_type=node_index.pass_type,
-        )
-
-
-def _same_node_type(given: NodeType, wanted: NodeType, name: str) -> None:
-    if given is not wanted:
-        raise InvalidRequest.of("node_type", f"{name} has nodes of type {wanted}, not {given}")

@@ -22,7 +22,7 @@ from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations, join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 MAX_FLOAT32 = 3.4028234663852886e38
 """Largest finite float32."""
@@ -33,7 +33,7 @@ MAX_HANDLE_CHARACTERS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionList:
-    """Some positions along an axis. Their order, and that of what is selected, means the same."""
+    """Some positions along an axis; what is selected stands in their order."""
 
     positions: tuple[int, ...]
     """The positions, from 0; none twice."""
@@ -213,11 +213,11 @@ class Context(Protocol):
         """The numbers that the request brought, beside the run's own."""
 
     def of_run(self, name: str) -> Values:
-        """The same entries as another run recorded them: one that `Action.runs` names, by that name."""
+        """The same entries as another run recorded them: one that `Action.runs` names."""
 
 
 UNCHANGED = "unchanged"
-"""The name of this run itself as it is without any intervention."""
+"""The name of this run itself, as it is without any intervention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +228,11 @@ class Action(ABC):
     """Its name among the arms of Intervention."""
     pass_types: ClassVar[frozenset[PassType]] = frozenset({PassType.FORWARD})
     """Passes in which it makes sense."""
-    runs: ClassVar[tuple[str, ...]] = ()
-    """Names of other runs whose values it reads; UNCHANGED is always known."""
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs whose values it reads; UNCHANGED is always known."""
+        return ()
 
     @abstractmethod
     def apply(self, x: Values, context: Context) -> Values | float:
@@ -357,6 +360,16 @@ class Intervention:
         problems = Violations()
         self.action.check(problems, self.at)
         problems.raise_if_any()
+
+    @property
+    def key(self) -> Hashable:
+        """What tells it from others, without the numbers of tensors."""
+        tensors = self.action.tensors
+        if not tensors:
+            return self
+        values = ((field.name, getattr(self.action, field.name)) for field in fields(self.action))
+        parts = tuple(tensors[name].identity if name in tensors else value for name, value in values)
+        return self.at, type(self.action), parts
 
     def tensor_paths(self) -> Mapping[str, RequestTensor]:
         """The tensors of the request that it reads, by their path below it."""

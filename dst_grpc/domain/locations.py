@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dst_grpc.domain.components import AttentionTraceType, Dimension, LocationWithinLayer, NodeType, PreOrPostAct
+from dst_grpc.domain.tables import one_row_each
 
-_T = Dimension.SEQUENCE_TOKENS
-_U = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
-_D = Dimension.RESIDUAL_STREAM_CHANNELS
-_F = Dimension.MLP_ACTS
-_H = Dimension.ATTN_HEADS
-_CK = Dimension.QUERY_AND_KEY_CHANNELS
-_CV = Dimension.VALUE_CHANNELS
-_Z = Dimension.AUTOENCODER_LATENTS
-_V = Dimension.VOCAB_SIZE
-_1 = Dimension.SINGLETON
+_TOKENS = Dimension.SEQUENCE_TOKENS
+_KEYS = Dimension.ATTENDED_TO_SEQUENCE_TOKENS
+_RESIDUAL = Dimension.RESIDUAL_STREAM_CHANNELS
+_NEURONS = Dimension.MLP_ACTS
+_HEADS = Dimension.ATTN_HEADS
+_QK = Dimension.QUERY_AND_KEY_CHANNELS
+_VALUE = Dimension.VALUE_CHANNELS
+_LATENTS = Dimension.AUTOENCODER_LATENTS
+_VOCABULARY = Dimension.VOCAB_SIZE
+_ONE = Dimension.SINGLETON
 
 
 class ActivationLocationType(StrEnum):
@@ -89,6 +90,7 @@ def node_type_of(dimensions: tuple[Dimension, ...]) -> NodeType:
 class LocationFacts:
     """What is known about an activation location without a model."""
 
+    type: ActivationLocationType
     dimensions: tuple[Dimension, ...]
     """Axes of the tensor of one prompt, outermost first."""
     location_within_layer: LocationWithinLayer | None = None
@@ -128,42 +130,46 @@ class LocationFacts:
         return not self.is_made_on_demand and not self.needs_splice
 
 
-_A = ActivationLocationType
+_L = ActivationLocationType
 _ATTN = LocationWithinLayer.ATTN
 _MLP = LocationWithinLayer.MLP
 
 # fmt: off
-LOCATION_FACTS: dict[ActivationLocationType, LocationFacts] = {
-    _A.RESID_POST_EMBEDDING: LocationFacts((_T, _D), has_no_layers=True),
-    _A.RESID_DELTA_ATTN: LocationFacts((_T, _D), _ATTN),
-    _A.RESID_POST_ATTN: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_ATTN, needs_sequential_layers=True,
-                                      keeps_gradient=True),
-    _A.RESID_DELTA_MLP: LocationFacts((_T, _D), _MLP, is_after_attention=True),
-    _A.RESID_POST_MLP: LocationFacts((_T, _D), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
-                                     keeps_gradient=True),
-    _A.MLP_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, is_made_on_demand=True),
-    _A.ATTN_INPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_made_on_demand=True),
-    _A.RESID_FINAL_LAYER_NORM_SCALE: LocationFacts((_T, _1), has_no_layers=True, is_after_layers=True,
-                                                   is_made_on_demand=True),
-    _A.ATTN_QUERY: LocationFacts((_T, _H, _CK), _ATTN, head_input=AttentionTraceType.Q),
-    _A.ATTN_KEY: LocationFacts((_U, _H, _CK), _ATTN, head_input=AttentionTraceType.K),
-    _A.ATTN_VALUE: LocationFacts((_U, _H, _CV), _ATTN, head_input=AttentionTraceType.V),
-    _A.ATTN_QK_LOGITS: LocationFacts((_T, _U, _H), _ATTN, traced_at=PreOrPostAct.PRE),
-    _A.ATTN_QK_PROBS: LocationFacts((_T, _U, _H), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
-    _A.ATTN_WEIGHTED_SUM_OF_VALUES: LocationFacts((_T, _H, _CV), _ATTN, keeps_gradient=True),
-    _A.MLP_PRE_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
-    _A.MLP_POST_ACT: LocationFacts((_T, _F), _MLP, is_after_attention=True, keeps_gradient=True,
-                                   traced_at=PreOrPostAct.POST),
-    _A.LOGITS: LocationFacts((_T, _V), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
-    _A.ONLINE_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True,
-                                                traced_at=PreOrPostAct.POST),
-    _A.ONLINE_MLP_AUTOENCODER_LATENT: LocationFacts((_T, _Z), is_after_attention=True, needs_splice=True),
-    _A.ONLINE_ATTENTION_AUTOENCODER_LATENT: LocationFacts((_T, _Z), needs_splice=True),
-    _A.ONLINE_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _F), _MLP, is_after_attention=True, needs_splice=True),
-    _A.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: LocationFacts((_T, _D), is_after_attention=True, needs_splice=True),
-    _A.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: LocationFacts((_T, _D), needs_splice=True),
-    _A.ATTN_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), needs_post_norms=True),
-    _A.MLP_OUTPUT_LAYER_NORM_SCALE: LocationFacts((_T, _1), is_after_attention=True, needs_post_norms=True),
-}
-"""The table."""
+_ROWS = (
+    LocationFacts(_L.RESID_POST_EMBEDDING, (_TOKENS, _RESIDUAL), has_no_layers=True),
+    LocationFacts(_L.RESID_DELTA_ATTN, (_TOKENS, _RESIDUAL), _ATTN),
+    LocationFacts(_L.RESID_POST_ATTN, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_ATTN,
+                  needs_sequential_layers=True, keeps_gradient=True),
+    LocationFacts(_L.RESID_DELTA_MLP, (_TOKENS, _RESIDUAL), _MLP, is_after_attention=True),
+    LocationFacts(_L.RESID_POST_MLP, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
+                  keeps_gradient=True),
+    LocationFacts(_L.MLP_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True, is_made_on_demand=True),
+    LocationFacts(_L.ATTN_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_made_on_demand=True),
+    LocationFacts(_L.RESID_FINAL_LAYER_NORM_SCALE, (_TOKENS, _ONE), has_no_layers=True, is_after_layers=True,
+                  is_made_on_demand=True),
+    LocationFacts(_L.ATTN_QUERY, (_TOKENS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.Q),
+    LocationFacts(_L.ATTN_KEY, (_KEYS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.K),
+    LocationFacts(_L.ATTN_VALUE, (_KEYS, _HEADS, _VALUE), _ATTN, head_input=AttentionTraceType.V),
+    LocationFacts(_L.ATTN_QK_LOGITS, (_TOKENS, _KEYS, _HEADS), _ATTN, traced_at=PreOrPostAct.PRE),
+    LocationFacts(_L.ATTN_QK_PROBS, (_TOKENS, _KEYS, _HEADS), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
+    LocationFacts(_L.ATTN_WEIGHTED_SUM_OF_VALUES, (_TOKENS, _HEADS, _VALUE), _ATTN, keeps_gradient=True),
+    LocationFacts(_L.MLP_PRE_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
+    LocationFacts(_L.MLP_POST_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True, keeps_gradient=True,
+                  traced_at=PreOrPostAct.POST),
+    LocationFacts(_L.LOGITS, (_TOKENS, _VOCABULARY), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
+    LocationFacts(_L.ONLINE_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True, needs_splice=True,
+                  traced_at=PreOrPostAct.POST),
+    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True, needs_splice=True),
+    LocationFacts(_L.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True),
+    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_ERROR, (_TOKENS, _NEURONS), _MLP, is_after_attention=True,
+                  needs_splice=True),
+    LocationFacts(_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), is_after_attention=True,
+                  needs_splice=True),
+    LocationFacts(_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True),
+    LocationFacts(_L.ATTN_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), needs_post_norms=True),
+    LocationFacts(_L.MLP_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True, needs_post_norms=True),
+)
 # fmt: on
+
+LOCATION_FACTS = one_row_each(ActivationLocationType, _ROWS)
+"""The table."""

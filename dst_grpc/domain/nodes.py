@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.tables import one_row_each
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,12 +19,10 @@ class NodeFacts:
     type: NodeType
     word: str
     """What a node is called in tables."""
-    axes: tuple[Dimension, ...] | None = None
-    """Axes of the tensor that its index points into; None if there is no such tensor."""
     tap: ActivationLocationType | None = None
-    """Tap whose entries are the nodes' activations, and are overwritten to ablate them; None if there is none."""
+    """Tap whose entries are the nodes' activations: what an index of a node points into; None if there is none."""
     component: Component | None = None
-    """What a node is an entry of, as the end of an edge or as something that writes; None if it is neither."""
+    """What a node is an entry of where it is ablated, traced, written or the end of an edge; None if it never is."""
     letter: str = ""
     """How the type is written on the command line, as in 2.h3; empty if it is not."""
     location: LocationWithinLayer | None = None
@@ -37,9 +36,19 @@ class NodeFacts:
     """Whether it is a latent of an autoencoder."""
 
     @property
+    def axes(self) -> tuple[Dimension, ...]:
+        """Axes of the tensor that its index points into; empty if there is none."""
+        return () if self.tap is None else self.tap.dimensions
+
+    @property
     def rank(self) -> int | None:
-        """Number of axes that its index has; None if there is no such tensor."""
-        return None if self.axes is None else len(self.axes)
+        """Number of axes that its index has; None if it points into no tensor."""
+        return None if self.tap is None else len(self.tap.dimensions)
+
+    @property
+    def ablated_tap(self) -> ActivationLocationType | None:
+        """Tap whose entries are overwritten to ablate a node; None if no node of the type can be ablated."""
+        return None if self.component is None else self.tap
 
     @property
     def may_read_mlp_input(self) -> bool:
@@ -50,32 +59,31 @@ class NodeFacts:
 
 _N = NodeType
 _L = ActivationLocationType
-_T, _U, _Z = Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS, Dimension.AUTOENCODER_LATENTS
 _ENTERING, _BEFORE_MLP = LocationWithinLayer.END_OF_PREV_LAYER, LocationWithinLayer.RESID_POST_ATTN
 _ATTN, _MLP = LocationWithinLayer.ATTN, LocationWithinLayer.MLP
 
 # fmt: off
 _ROWS = (
-    NodeFacts(_N.ATTENTION_HEAD, "head", axes=(_T, _U, Dimension.ATTN_HEADS), tap=_L.ATTN_QK_PROBS,
-              component=Component.HEAD_PAIR, letter="h", location=_ATTN, reads=_ENTERING),
+    NodeFacts(_N.ATTENTION_HEAD, "head", tap=_L.ATTN_QK_PROBS, component=Component.HEAD_PAIR,
+              letter="h", location=_ATTN, reads=_ENTERING),
     NodeFacts(_N.QK_CHANNEL, "channel", location=_ATTN),
     NodeFacts(_N.V_CHANNEL, "channel", location=_ATTN),
-    NodeFacts(_N.MLP_NEURON, "neuron", axes=(_T, Dimension.MLP_ACTS), tap=_L.MLP_POST_ACT,
-              component=Component.NEURON, letter="n", location=_MLP, reads=_BEFORE_MLP),
-    NodeFacts(_N.AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_AUTOENCODER_LATENT,
+    NodeFacts(_N.MLP_NEURON, "neuron", tap=_L.MLP_POST_ACT, component=Component.NEURON, letter="n", location=_MLP,
+              reads=_BEFORE_MLP),
+    NodeFacts(_N.AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_AUTOENCODER_LATENT,
               component=Component.LATENT, autoencoder="exactly one autoencoder", is_autoencoder_latent=True),
-    NodeFacts(_N.MLP_AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_MLP_AUTOENCODER_LATENT,
+    NodeFacts(_N.MLP_AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_MLP_AUTOENCODER_LATENT,
               component=Component.LATENT, letter="z", reads=_BEFORE_MLP, autoencoder="an autoencoder of the MLPs",
               is_autoencoder_latent=True),
-    NodeFacts(_N.ATTENTION_AUTOENCODER_LATENT, "latent", axes=(_T, _Z), tap=_L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+    NodeFacts(_N.ATTENTION_AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
               component=Component.LATENT, letter="a", reads=_ENTERING, autoencoder="an autoencoder of attention",
               is_autoencoder_latent=True),
     NodeFacts(_N.AUTOENCODER_LATENT_BY_TOKEN_PAIR, "latent", is_autoencoder_latent=True),
     NodeFacts(_N.LAYER, "layer"),
-    NodeFacts(_N.RESIDUAL_STREAM_CHANNEL, "channel", axes=(_T, Dimension.RESIDUAL_STREAM_CHANNELS)),
+    NodeFacts(_N.RESIDUAL_STREAM_CHANNEL, "channel", tap=_L.RESID_POST_MLP),
     NodeFacts(_N.VOCAB_TOKEN, "token"),
 )
 # fmt: on
 
-NODES: dict[NodeType, NodeFacts] = {facts.type: facts for facts in _ROWS}
+NODES = one_row_each(NodeType, _ROWS)
 """The table."""

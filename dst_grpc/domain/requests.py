@@ -8,7 +8,7 @@ from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX
-from dst_grpc.domain.interventions import FINAL_NORM_DETACHED, AblationSpec, Intervention
+from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.texts import check_text
@@ -125,14 +125,6 @@ class DeriveRequest:
     def has_origin(self) -> bool:
         """Whether a backward pass can start from this request."""
         return self.loss_fn_config is not None or self.trace_config is not None
-
-    @property
-    def all_interventions(self) -> tuple[tuple[str, Intervention], ...]:
-        """Everything that is changed, in order, each with the field of the request that it stands in."""
-        ablations = [(f"ablation_specs[{i}]", spec.intervention) for i, spec in enumerate(self.ablation_specs)]
-        others = [(f"interventions[{i}]", one) for i, one in enumerate(self.interventions)]
-        detached = [("detach_final_layer_norm_scale", FINAL_NORM_DETACHED)] * bool(self.detach_final_layer_norm_scale)
-        return (*ablations, *others, *detached)
 
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
         """The config that *spec* is computed with, before resolution."""

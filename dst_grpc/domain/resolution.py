@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, UnsupportedType
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -102,8 +103,8 @@ class AutoencoderInfo:
     """Layers it covers."""
     n_latents: int
     """Latents at each layer."""
-    activation: str
-    """ReLU, TopK, JumpReLU or Identity; several, joined by a slash, if the layers differ."""
+    activations: tuple[AutoencoderActivation, ...]
+    """Nonlinearity; several if the layers differ."""
     spliceable: bool
     """Whether it can be put into a run, rather than only read recorded taps."""
     parameter_bytes: int
@@ -113,14 +114,14 @@ class AutoencoderInfo:
     """Figures that came with it."""
     measured: tuple[LayerCheck, ...] = ()
     """Figures measured when it was loaded; empty before."""
-    format: str = ""
-    """File format; several, joined by a slash, if the layers differ."""
+    formats: tuple[str, ...] = ()
+    """File format; several if the layers differ."""
     output: DerivedScalarType | None = None
     """For transcoders, what they predict; None if they reconstruct what they read."""
-    normalization: str = "none"
-    """What is done to each input vector: none, centred, layer_norm or constant_norm; several are joined by a slash."""
-    input_norm: str = "none"
-    """What the model does to `dst` before it is read: none, mlp_norm or mlp_norm_without_gain; several, as above."""
+    normalizations: tuple[InputNormalization, ...] = (InputNormalization.NONE,)
+    """What is done to each input vector; several if the layers differ, or a file leaves open which it is."""
+    input_norms: tuple[ModelNorm, ...] = (ModelNorm.NONE,)
+    """What the model does to `dst` before it is read; several as above."""
     folded: tuple[str, ...] = ()
     """What loading folds into the weights, exactly."""
     source: str = ""
@@ -136,7 +137,7 @@ class AutoencoderInfo:
     @property
     def has_write_scale(self) -> bool:
         """Whether what a latent writes depends on its token's input, besides on the latent."""
-        return not {"layer_norm", "constant_norm"}.isdisjoint(self.normalization.split("/"))
+        return any(normalization.scales for normalization in self.normalizations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from dst_grpc.domain.components import Component, Dimension, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Direction, Form, Quantity, ScalarFacts
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.tables import one_row_each
 
 _T = DerivedScalarType
 _G = NodeType.AUTOENCODER_LATENT
@@ -257,7 +258,5 @@ _ROWS: tuple[ScalarFacts, ...] = (
 )
 # fmt: on
 
-FACTS: dict[DerivedScalarType, ScalarFacts] = {
-    facts.type: facts for facts in sorted(_ROWS, key=lambda facts: facts.type.number)
-}
+FACTS = one_row_each(DerivedScalarType, _ROWS)
 """The table, in the specification's order."""

@@ -11,46 +11,13 @@ input whenever it is needed and kept nowhere, so that any number of calls may us
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.errors import DataLoss
 
 _LAYER_NORM_EPSILON = 1e-5
-
-
-class Activation(StrEnum):
-    """The nonlinearity phi; values are the file format's names."""
-
-    RELU = "ReLU"
-    TOPK = "TopK"
-    IDENTITY = "Identity"
-    JUMPRELU = "JumpReLU"
-
-
-class Normalization(StrEnum):
-    """What is done to each input vector before it is encoded, and undone after it is decoded."""
-
-    NONE = "none"
-    """Nothing."""
-    CENTRED = "centred"
-    """Its mean over channels is taken off."""
-    LAYER_NORM = "layer_norm"
-    """The same, and it is divided by its standard deviation (of a sample: n - 1) plus 1e-5."""
-    CONSTANT_NORM = "constant_norm"
-    """It is scaled to a length of root n."""
-
-
-class InputNorm(StrEnum):
-    """What of the model stands between the recorded tap and what is read."""
-
-    NONE = "none"
-    """Nothing."""
-    MLP = "mlp_norm"
-    """The norm before the layer's MLP."""
-    MLP_WITHOUT_GAIN = "mlp_norm_without_gain"
-    """The same without its gain and bias."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
@@ -71,15 +38,15 @@ class Autoencoder:
     """With JumpReLU: theta [Z], above which a latent is active."""
     skip: torch.Tensor | None = None
     """Wskip [n_out, n_in]; None if what is decoded does not depend on the input but through the latents."""
-    activation: Activation = Activation.RELU
+    activation: AutoencoderActivation = AutoencoderActivation.RELU
     """phi."""
     k: int | None = None
     """With TopK: how many latents are kept at a token."""
-    postact: Activation = Activation.RELU
+    postact: AutoencoderActivation = AutoencoderActivation.RELU
     """With TopK: applied to the kept values."""
-    normalization: Normalization = Normalization.NONE
+    normalization: InputNormalization = InputNormalization.NONE
     """n."""
-    input_norm: InputNorm = InputNorm.NONE
+    input_norm: ModelNorm = ModelNorm.NONE
     """What the model does to the tap before it is read; whoever takes x from a tap must do it too."""
 
     def __post_init__(self) -> None:
@@ -98,9 +65,9 @@ class Autoencoder:
             if part is not None and tuple(part.shape) != shape:
                 found = tuple(part.shape)
                 raise DataLoss(f"autoencoder weight {name} has shape {found}, but encoder [Z, n_in] needs {shape}")
-        if self.activation is Activation.TOPK and not 0 < (self.k or 0) <= latents:
+        if self.activation is AutoencoderActivation.TOP_K and not 0 < (self.k or 0) <= latents:
             raise DataLoss(f"a TopK autoencoder of {latents} latents needs 0 < k <= {latents}, not {self.k}")
-        if (self.threshold is None) is (self.activation is Activation.JUMPRELU):
+        if (self.threshold is None) is (self.activation is AutoencoderActivation.JUMP_RELU):
             raise DataLoss(
                 f"a {self.activation} autoencoder {'needs a' if self.threshold is None else 'has no'} threshold"
             )
@@ -130,7 +97,7 @@ class Autoencoder:
     @property
     def has_write_scale(self) -> bool:
         """Whether `write_scale` is other than 1."""
-        return self.normalization in {Normalization.LAYER_NORM, Normalization.CONSTANT_NORM}
+        return self.normalization.scales
 
     def write_scale(self, x: torch.Tensor) -> torch.Tensor | None:
         """What the columns of Wdec are multiplied by at inputs *x* [..., n_in]: [..., 1]; None if that is 1."""
@@ -149,7 +116,7 @@ class Autoencoder:
         """Phi of pre-activations [..., Z]."""
         if self.threshold is not None:
             return torch.relu(pre) * (pre > self.threshold)
-        if self.activation is not Activation.TOPK:
+        if self.activation is not AutoencoderActivation.TOP_K:
             return _pointwise(self.activation, pre)
         kept, where = pre.topk(self.k or 0, dim=-1)
         return torch.zeros_like(pre).scatter(-1, where, _pointwise(self.postact, kept))
@@ -172,13 +139,13 @@ class Autoencoder:
     def _mean_and_scale(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Mean and scale of each input vector [..., 1]; None where there is nothing to take off or to divide by."""
         match self.normalization:
-            case Normalization.NONE:
+            case InputNormalization.NONE:
                 return None, None
-            case Normalization.CENTRED:
+            case InputNormalization.CENTRED:
                 return x.mean(dim=-1, keepdim=True), None
-            case Normalization.LAYER_NORM:
+            case InputNormalization.LAYER_NORM:
                 return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True, correction=1)
-            case Normalization.CONSTANT_NORM:
+            case InputNormalization.CONSTANT_NORM:
                 return None, torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.n_inputs**-0.5
 
     def __repr__(self) -> str:
@@ -186,5 +153,5 @@ class Autoencoder:
         return f"Autoencoder({self.n_inputs} -> {self.n_latents}, {self.activation})"
 
 
-def _pointwise(activation: Activation, x: torch.Tensor) -> torch.Tensor:
-    return x if activation is Activation.IDENTITY else torch.relu(x)
+def _pointwise(activation: AutoencoderActivation, x: torch.Tensor) -> torch.Tensor:
+    return x if activation is AutoencoderActivation.IDENTITY else torch.relu(x)

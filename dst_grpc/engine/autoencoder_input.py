@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.engine.autoencoder import Autoencoder, InputNorm
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.taps import Site, site_entering
 from dst_grpc.errors import Internal
 
@@ -43,10 +44,10 @@ def autoencoder_input(autoencoder: Autoencoder, tap: torch.Tensor, block: Layer 
         block: the layer of the tap; None for what exists once per model, where no norm stands before anything.
     """
     tap = tap.flatten(1)
-    if autoencoder.input_norm is InputNorm.NONE:
+    if autoencoder.input_norm is ModelNorm.NONE:
         return tap
     if block is None:
         raise Internal("an autoencoder of what belongs to no layer cannot read through a layer's norm")
-    if autoencoder.input_norm is InputNorm.MLP:
+    if autoencoder.input_norm is ModelNorm.MLP_NORM:
         return block.mlp_norm(tap)
     return block.mlp_norm.without_gain(tap)

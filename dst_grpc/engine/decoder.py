@@ -125,16 +125,20 @@ class Decoder:
     def _attn_write(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
         """What attention adds to the residual *x* that enters the block, [b, T, d]."""
         layer = self.layers[index]
-        q, k, v = layer.shared_qkv(_tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index))
-        of_each_head = (_L.ATTN_KEY, _L.ATTN_VALUE, _L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
-        if any(taps.touches(location, index) for location in of_each_head):
+        propagation = taps.propagation
+        normed = _tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index)
+        q, k, v = layer.shared_qkv(normed, propagation=propagation)
+        makes_matrix = not propagation.fuses_attention or any(
+            taps.touches(location, index) for location in (_L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
+        )
+        if makes_matrix or taps.touches(_L.ATTN_KEY, index) or taps.touches(_L.ATTN_VALUE, index):
             k, v = layer.for_each_head(k), layer.for_each_head(v)
         q = taps.visit(_L.ATTN_QUERY, index, q)
         k = taps.visit(_L.ATTN_KEY, index, k)
         v = taps.visit(_L.ATTN_VALUE, index, v)
-        if taps.touches(_L.ATTN_QK_LOGITS, index) or taps.touches(_L.ATTN_QK_PROBS, index):
+        if makes_matrix:
             scores = taps.visit(_L.ATTN_QK_LOGITS, index, layer.attn_scores(q, k))
-            mixed = layer.attn_mix(taps.visit(_L.ATTN_QK_PROBS, index, layer.attn_probs(scores)), v)
+            mixed = layer.attn_mix(taps.visit(_L.ATTN_QK_PROBS, index, propagation.probs(layer, scores)), v)
         else:
             mixed = layer.attn_fused(q, k, v)
         write = layer.attn_project(taps.visit(_L.ATTN_WEIGHTED_SUM_OF_VALUES, index, mixed))
@@ -144,7 +148,8 @@ class Decoder:
         """What the MLP adds to the residual of the residual *x* that it reads, [b, T, d]."""
         layer = self.layers[index]
         normed = _tapped_norm(layer.mlp_norm, x, taps, _L.MLP_INPUT_LAYER_NORM_SCALE, index)
-        act = layer.mlp_act(taps.visit(_L.MLP_PRE_ACT, index, layer.mlp_pre_act(normed)), layer.mlp_up(normed))
+        pre = taps.visit(_L.MLP_PRE_ACT, index, layer.mlp_pre_act(normed))
+        act = taps.propagation.act(layer, pre, layer.mlp_up(normed))
         write = layer.mlp_project(taps.visit(_L.MLP_POST_ACT, index, act))
         return _tapped_norm(layer.mlp_post_norm, write, taps, _L.MLP_OUTPUT_LAYER_NORM_SCALE, index)
 
@@ -187,8 +192,8 @@ def _tapped_norm(
     if norm is None:
         return x
     if not taps.touches(location, layer):
-        return norm(x)
-    return norm.apply(x, taps.visit(location, layer, norm.scale(x)))
+        return taps.propagation.normed(norm, x)
+    return norm.apply(x, taps.visit(location, layer, taps.propagation.scale(norm, x)))
 
 
 def _check_weights(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dst_grpc.domain.architecture import ActivationFunction
 from dst_grpc.engine.norm import Norm, wide, wide_type
+from dst_grpc.engine.propagation import PLAIN, Propagation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,14 +92,17 @@ class Layer:
         return q, self.for_each_head(k), self.for_each_head(v)
 
     def shared_qkv(
-        self, normed: torch.Tensor, positions: torch.Tensor | None = None
+        self, normed: torch.Tensor, positions: torch.Tensor | None = None, *, propagation: Propagation = PLAIN
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `qkv`, but with keys and values [..., T, KV, c] once per group of heads."""
+        """As `qkv`, but with keys and values [..., T, KV, c] once per group of heads.
+
+        Gradients pass the norms of queries and keys by the rule of *propagation*.
+        """
         c = self._config
         flat = torch.split(_linear(normed, self._qkv_weight, self._qkv_bias), list(c.qkv_widths), dim=-1)
         q, k, v = (x.unflatten(-1, (-1, c.d_head)) for x in flat)
         if self._query_norm is not None and self._key_norm is not None:
-            q, k = self._query_norm(q), self._key_norm(k)
+            q, k = propagation.normed(self._query_norm, q), propagation.normed(self._key_norm, k)
         if self._rotation is not None:
             q, k = self._rotation(q, positions), self._rotation(k, positions)
         scale = math.sqrt(c.score_scale)

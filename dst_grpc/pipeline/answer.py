@@ -1,4 +1,4 @@
-"""From an outcome to the parts of an answer: a header, tensors one at a time, a summary.
+"""From a result to the parts of an answer: a header, tensors one at a time, a summary.
 
 Tensors are derived when they are pulled, layer by layer, so that an answer never holds more than the recorded taps and
 the tensor under way. Only sparse ones are made before the header, which has to know their number of entries.
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.pipeline.plan import Plan, PlannedScalar
-    from dst_grpc.pipeline.run import Outcome
+    from dst_grpc.pipeline.run import RunResult
 
 Part = DenseTensor | SparseTensor
 
 
 class AnswerBuilder:
-    """One outcome on its way out. Everything here runs on the device's thread."""
+    """One result on its way out. Everything here runs on the device's thread."""
 
-    def __init__(self, outcome: Outcome, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
+    def __init__(self, result: RunResult, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
         """Prepare; sparse tensors are derived now."""
-        self._outcome, self._model, self._sets = outcome, model, sets
-        self._plan = outcome.plan
+        self._result, self._model, self._sets = result, model, sets
+        self._plan = result.plan
         self._derive_seconds = 0.0
         self._sparse: dict[int, list[SparseTensor]] = {}
         self._infos: list[TensorInfo] = []
@@ -59,8 +59,8 @@ class AnswerBuilder:
             token_ids=self._plan.token_ids,
             token_strings=self._plan.token_strings,
             tensors=tuple(self._infos),
-            loss=self._outcome.recording.loss,
-            activation_value=self._outcome.recording.activation_value,
+            loss=self._result.loss,
+            activation_value=self._result.activation_value,
         )
 
     def tensors(self) -> Iterator[Part]:
@@ -80,14 +80,14 @@ class AnswerBuilder:
     def summary(self) -> RunSummary:
         """What the run cost and what its numbers depend on."""
         return RunSummary(
-            statistics=replace(self._outcome.statistics, derive_duration=self._derive_seconds),
+            statistics=replace(self._result.statistics, derive_duration=self._derive_seconds),
             provenance=provenance_of(
-                [self._plan], self._model, self._sets, digest=self._plan.digest, batch_size=self._outcome.batch_size
+                [self._plan], self._model, self._sets, digest=self._plan.digest, batch_size=self._result.batch_size
             ),
         )
 
     def _derived(self, scalar: PlannedScalar) -> Iterator[tuple[int | None, PassType, torch.Tensor]]:
-        derivation: Derivation = self._outcome.derivation(scalar)
+        derivation: Derivation = self._result.derivation(scalar)
         for layer in scalar.task.layers:
             started = time.perf_counter()
             found = derivation.at(layer)
@@ -139,8 +139,10 @@ def provenance_of(
         batch_size: prompts that ran together.
     """
     touched = {location for plan in plans for location, _ in plan.values}
-    touched |= {ablation.location for plan in plans for ablation in plan.ablations}
-    is_capped = any(plan.model.architecture.attn_softcap is not None for plan in plans)
+    touched = touched.union(*(plan.run.locations for plan in plans))
+    is_eager = any(
+        plan.model.architecture.attn_softcap is not None or not plan.run.propagation.fuses_attention for plan in plans
+    )
     return Provenance(
         model=model.handle,
         model_digest=model.digest,
@@ -150,7 +152,7 @@ def provenance_of(
         library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
         config_digest=digest,
         attention=AttentionImplementation.EAGER
-        if is_capped or any(tap.facts.is_attention_matrix for tap in touched)
+        if is_eager or any(tap.facts.is_attention_matrix for tap in touched)
         else AttentionImplementation.SDPA,
         batch_size=batch_size,
     )

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dst_grpc.domain.results import RunStatistics
 from dst_grpc.errors import DstError
-from dst_grpc.pipeline.run import Outcome, run
+from dst_grpc.pipeline.run import RunResult, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.propagation import Propagation
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.store import RecordingStore
     from dst_grpc.pipeline.worker import Worker
@@ -38,14 +38,14 @@ class _Waiting:
     plan: Plan
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
-    then: Callable[[Outcome], Any]
+    then: Callable[[RunResult], Any]
     result: asyncio.Future[Any]
     since: float
 
     @property
-    def group(self) -> tuple[int, tuple[str, ...]]:
-        """What must be equal within a batch: the model, and the autoencoders in its graph."""
-        return id(self.decoder), tuple(info.name for info in self.plan.spliced)
+    def group(self) -> tuple[int, tuple[str, ...], Propagation]:
+        """What must be equal within a batch: the model, the autoencoders in its graph, and how gradients propagate."""
+        return id(self.decoder), tuple(info.name for info in self.plan.spliced), self.plan.run.propagation
 
 
 class Batcher:
@@ -58,7 +58,7 @@ class Batcher:
         self._pump: asyncio.Task[None] | None = None
 
     async def run(
-        self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[Outcome], T]
+        self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[RunResult], T]
     ) -> T:
         """Run *plan*; a caller that is cancelled before its batch forms is left out of it.
 
@@ -66,7 +66,7 @@ class Batcher:
             plan: what to run.
             decoder: the model.
             sets: the autoencoders that the plan uses, by name.
-            then: what to make of the outcome, on the worker's thread, before it comes back from there.
+            then: what to make of the result, on the worker's thread, before it comes back from there.
 
         Returns:
             What *then* gave.
@@ -119,37 +119,35 @@ class Batcher:
     def _run(self, batch: Sequence[_Waiting]) -> list[object]:
         """On the worker's thread: what is not recorded runs as one batch, or, if that fails, one by one."""
         started = time.perf_counter()
-        results: dict[int, Outcome | Exception] = {}
+        results: dict[int, RunResult | Exception] = {}
         for i, waiting in enumerate(batch):
             recording = self._store.find(waiting.plan)
             if recording is not None:
-                nothing = RunStatistics(forward_passes=0, backward_passes=0)
-                results[i] = Outcome(waiting.plan, waiting.decoder, waiting.sets, recording, nothing, batch_size=1)
+                results[i] = RunResult(waiting.plan, waiting.decoder, waiting.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
         results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
         return [self._finished(waiting, results[i], started) for i, waiting in enumerate(batch)]
 
-    def _run_new(self, batch: Sequence[_Waiting]) -> Sequence[Outcome | Exception]:
+    def _run_new(self, batch: Sequence[_Waiting]) -> Sequence[RunResult | Exception]:
         if not batch:
             return []
         sets = {name: found for waiting in batch for name, found in waiting.sets.items()}
         plans = [self._store.widened(waiting.plan) for waiting in batch]
         try:
-            outcomes = run(plans, batch[0].decoder, sets)
+            found = run(plans, batch[0].decoder, sets)
         except Exception as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             if len(batch) == 1:
                 return [self._worker.translated(error)]
             return [result for waiting in batch for result in self._run_new([waiting])]
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            self._store.keep(waiting.plan, outcome.recording, batch_size=len(batch))
-        return [replace(outcome, plan=waiting.plan) for waiting, outcome in zip(batch, outcomes, strict=True)]
+        for waiting, result in zip(batch, found, strict=True):
+            self._store.keep(waiting.plan, result.recording, batch_size=len(batch))
+        return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
 
-    def _finished(self, waiting: _Waiting, result: Outcome | Exception, started: float) -> object:
-        """What the caller gets: what it makes of its outcome, or its error."""
+    def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:
+        """What the caller gets: what it makes of its result, or its error."""
         if isinstance(result, Exception):
             return result
-        statistics = replace(result.statistics, queue_duration=started - waiting.since)
         try:
-            return waiting.then(replace(result, statistics=statistics))
+            return waiting.then(replace(result, queue_duration=started - waiting.since))
         except Exception as error:  # noqa: BLE001  likewise
             return self._worker.translated(error)

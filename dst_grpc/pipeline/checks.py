@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
-from dst_grpc.engine.taps import Ablation
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.sizes import Sizes, set_of
 
@@ -16,13 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dst_grpc.domain.indices import NodeIndex, TensorIndices
-    from dst_grpc.domain.interventions import AblationSpec
     from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.scalars.topology import AutoencoderInputs
-
-_L = ActivationLocationType
 
 
 def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int) -> None:
@@ -54,7 +49,7 @@ def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, set
         info = set_of(sets, node.node_type)
         check_covered(findings, info, node.layer_index, f"{path}.layer_index")
         latents = info.n_latents
-    axes = _sized(facts.axes or (), sizes, latents)
+    axes = sized(facts.axes, sizes, latents)
     check_positions(findings, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
         t, u = (*node.tensor_indices, None, None)[:2]
@@ -100,51 +95,6 @@ def check_trace_can_run(
         findings.lack("loss_fn_config", description, Reason.ORIGIN_REQUIRED)
 
 
-def check_ablation(
-    findings: Findings,
-    spec: AblationSpec,
-    path: str,
-    sizes: Sizes,
-    spliced: Sequence[AutoencoderInfo],
-    *,
-    generic: ActivationLocationType | None,
-) -> Ablation:
-    """Note what of an ablation does not exist in the graph; *generic*: what generic latents are."""
-    index = spec.index
-    location = index.activation_location_type
-    if location is _L.ONLINE_AUTOENCODER_LATENT:
-        location = generic or location
-        findings.check(
-            generic is not None,
-            f"{path}.index.activation_location_type",
-            f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}",
-        )
-    reason = sizes.architecture.why_without(location)
-    if reason is not None:
-        description = f"{location} does not exist in the model: {reason}"
-        findings.add(f"{path}.index.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
-    check_layer(findings, index.layer_index, f"{path}.index.layer_index", sizes.n_layers)
-    owner = next((info for info in spliced if location in info.input.splice_taps), None)
-    if location.facts.needs_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
-        findings.check(
-            owner is not None,
-            f"{path}.index.activation_location_type",
-            f"{location} exists only while an autoencoder that has it is named in autoencoders",
-        )
-    if owner is not None:
-        check_covered(findings, owner, index.layer_index, f"{path}.index.layer_index")
-    axes = _sized(location.dimensions, sizes, None if owner is None else owner.n_latents)
-    check_positions(findings, index.tensor_indices, axes, f"{path}.index.tensor_indices")
-    return Ablation(
-        row=0,
-        location=location,
-        layer=index.layer_index,
-        indices=index.tensor_indices,
-        value=spec.value,
-        pass_type=index.pass_type,
-    )
-
-
-def _sized(axes: Sequence[Dimension], sizes: Sizes, n_latents: int | None) -> list[tuple[Dimension, int | None]]:
+def sized(axes: Sequence[Dimension], sizes: Sizes, n_latents: int | None) -> list[tuple[Dimension, int | None]]:
     """*axes* with their sizes; that of latents is None if *n_latents* is, which means that it is not known."""
     return [(axis, n_latents if axis.is_parameterized_dimension else sizes.of(axis)) for axis in axes]

@@ -45,8 +45,18 @@ def estimate_cost(
     scalars: Sequence[PlannedScalar],
     *,
     needs_logits: bool,
+    tensor_bytes: int = 0,
 ) -> CostEstimate:
-    """What recording *values* and *gradients* and deriving *scalars* will take."""
+    """What recording *values* and *gradients* and deriving *scalars* will take.
+
+    Args:
+        sizes: of the model and prompt.
+        values: sites whose value is recorded.
+        gradients: sites whose gradient is.
+        scalars: what is derived.
+        needs_logits: whether the head runs.
+        tensor_bytes: of tensors that the request brings.
+    """
     model, tokens = sizes.model, sizes.n_tokens
     gradient_sites = list(gradients)
     latents = most_latents(info for scalar in scalars for info in scalar.sets)
@@ -61,6 +71,6 @@ def estimate_cost(
         forward_passes=1,
         backward_passes=passes - 1,
         floating_point_operations=flops + outputs // BYTES_OF_FLOAT32,
-        peak_bytes=recorded + (_graph_bytes(sizes) if gradient_sites else 0) + largest,
+        peak_bytes=recorded + tensor_bytes + (_graph_bytes(sizes) if gradient_sites else 0) + largest,
         output_bytes=outputs,
     )

@@ -1,4 +1,4 @@
-"""From the outcomes of the runs of TopK or Explain to the parts of the answer, a step at a time on the device's thread.
+"""From the results of the runs of TopK or Explain to the parts of the answer, a step at a time on the device's thread.
 
 Steps are pulled, so that parts leave as soon as they are there, other callers' work fits in between, and nothing more
 is done once nobody pulls. What a step needs of the earlier ones (tensors, the table's nodes) is kept until the end.
@@ -7,6 +7,7 @@ is done once nobody pulls. What a step needs of the earlier ones (tensors, the t
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,11 @@ from dst_grpc.domain.explanations import (
 )
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.results import RunStatistics, RunSummary
+from dst_grpc.domain.results import RunSummary
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.answer import provenance_of
 from dst_grpc.pipeline.explain_plan import ends_of, logits_are_changed
+from dst_grpc.pipeline.run import RunResult, total_statistics
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.token_scoring import (
     TokenExtremes,
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from dst_grpc.domain.explain import TopKGroup
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.pipeline.explain_plan import ExplainPlan
-    from dst_grpc.pipeline.run import Outcome
 
 _L = ActivationLocationType
 _P = ExplainPart
@@ -69,15 +70,14 @@ class Explainer:
     def __init__(
         self,
         asked: ExplainPlan,
-        outcomes: Sequence[Outcome],
+        results: Sequence[RunResult],
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
         """Do nothing yet."""
-        self._asked, self._outcomes, self._model, self._sets = asked, outcomes, model, sets
+        self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
-            ExplainedModel(model.decoder, tuple(sets[info.name] for info in outcome.plan.spliced))
-            for outcome in outcomes
+            ExplainedModel(model.decoder, tuple(sets[info.name] for info in result.plan.spliced)) for result in results
         ]
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         self._tables: list[tuple[NodeIndex, ...]] = []
@@ -88,7 +88,7 @@ class Explainer:
 
     def steps(self) -> Iterator[Parts]:
         """The parts of the answer, without ids and the end; each pull does the next step."""
-        yield [self._part(PartKind.HEADER, i, self._header(i)) for i in range(len(self._outcomes))]
+        yield [self._part(PartKind.HEADER, i, self._header(i)) for i in range(len(self._results))]
         for step in self._work():
             started = time.perf_counter()
             with torch.no_grad():
@@ -106,26 +106,21 @@ class Explainer:
         if _P.COMPONENT_SUMS in parts:
             yield self._component_sums
         if self._asked.with_sums and self._entries:
-            yield from (partial(self._sums, i) for i in range(len(self._outcomes)))
+            yield from (partial(self._sums, i) for i in range(len(self._results)))
         self._entries.clear()
         if _P.TOP_LOGITS in parts:
             yield self._top_logits
         if _P.TOKEN_PAIRS in parts:
-            yield from (partial(self._token_pairs, i) for i in range(len(self._outcomes)))
+            yield from (partial(self._token_pairs, i) for i in range(len(self._results)))
         for part in ExplainPart:
             if part.scores_tokens and part in parts:
                 yield from self._scoring(part)
 
     def summary(self) -> RunSummary:
         """What all runs cost together, and what the numbers depend on."""
-        batches = {outcome.batch: outcome.statistics for outcome in self._outcomes}.values()
-        statistics = RunStatistics(
-            forward_passes=sum(batch.forward_passes for batch in batches),
-            backward_passes=sum(batch.backward_passes for batch in batches),
-            queue_duration=max(batch.queue_duration for batch in batches),
-            pass_duration=sum(batch.pass_duration for batch in batches),
-            derive_duration=self._seconds,
-        )
+        queue_duration = max(result.queue_duration for result in self._results)
+        batches = [batch for result in self._results for batch in result.batches]
+        statistics = replace(total_statistics(batches, queue_duration=queue_duration), derive_duration=self._seconds)
         return RunSummary(
             statistics=statistics,
             provenance=provenance_of(
@@ -133,7 +128,7 @@ class Explainer:
                 self._model,
                 self._sets,
                 digest=self._asked.digest,
-                batch_size=max(outcome.batch_size for outcome in self._outcomes),
+                batch_size=max(result.batch_size for result in self._results),
             ),
         )
 
@@ -143,13 +138,13 @@ class Explainer:
         return ExplanationPart(kind=kind, value=value, run_index=run_index)
 
     def _header(self, i: int) -> RunHeader:
-        plan, recording = self._outcomes[i].plan, self._outcomes[i].recording
+        result = self._results[i]
         return RunHeader(
             model=self._model.handle,
-            token_ids=plan.token_ids,
-            token_strings=plan.token_strings,
-            loss=recording.loss,
-            activation_value=recording.activation_value,
+            token_ids=result.plan.token_ids,
+            token_strings=result.plan.token_strings,
+            loss=result.loss,
+            activation_value=result.activation_value,
         )
 
     # Tables
@@ -158,8 +153,8 @@ class Explainer:
         """Go once through every type of every run."""
         asked = self._asked
         groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
-        for i, outcome in enumerate(self._outcomes):
-            found = {s.task.facts.type: Entries(outcome.derivation(s)) for s in outcome.plan.scalars}
+        for i, result in enumerate(self._results):
+            found = {s.task.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
             for dst, entries in found.items():
                 mine = [group for group in groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}
@@ -181,7 +176,7 @@ class Explainer:
 
     def _tables_of(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
         """The table of each run, of the nodes that it chose itself or, if shared, that any run chose."""
-        chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._outcomes))]
+        chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._results))]
         lists = [[node for top, bottom in of_run for node in (*top, *bottom)] for of_run in chosen]
         if self._asked.is_shared:
             lists = [[node for nodes in lists for node in nodes]] * len(lists)
@@ -224,8 +219,6 @@ class Explainer:
         values = torch.full((places.count,), torch.nan)
         for dst in group.dsts:
             self._entries[i][dst].values_at(places, values)
-        recording = self._outcomes[i].recording
-        trace = self._outcomes[i].plan.request.trace_config
         return GroupValues(
             group_id=group.group_id,
             values=values.numpy(),
@@ -234,7 +227,7 @@ class Explainer:
             completeness=Completeness(
                 listed=values.double().nansum().item(),
                 total=sum(self._entries[i][dst].total for dst in group.dsts),
-                target=recording.loss if trace is None else recording.activation_value,
+                target=self._results[i].target,
             ),
         )
 
@@ -257,7 +250,7 @@ class Explainer:
 
     def _top_logits(self) -> Parts:
         asked, count = self._asked, self._asked.top_logit_count
-        rows = torch.stack([self._logits(i) for i in range(len(self._outcomes))]).float()
+        rows = torch.stack([self._logits(i) for i in range(len(self._results))]).float()
         found: list[list[list[int]]] = [
             rows.topk(min(count, rows.shape[1]), largest=largest).indices.tolist() for largest in (True, False)
         ]
@@ -269,7 +262,6 @@ class Explainer:
             ids = list(dict.fromkeys(everyone if is_shared else (*top, *bottom)))
             numbers = {token: number for number, token in enumerate(ids)}
             values = rows[i][ids].cpu()
-            recording, trace = self._outcomes[i].recording, self._outcomes[i].plan.request.trace_config
             group = GroupValues(
                 group_id=LOGITS_GROUP,
                 values=values.numpy(),
@@ -278,7 +270,7 @@ class Explainer:
                 completeness=Completeness(
                     listed=values.double().sum().item(),
                     total=rows[i].double().sum().item(),
-                    target=recording.loss if trace is None else recording.activation_value,
+                    target=self._results[i].target,
                 ),
             )
             nodes = tuple(
@@ -293,9 +285,9 @@ class Explainer:
 
     def _logits(self, i: int) -> torch.Tensor:
         """Logits [V] of one run at its token: recorded if they were changed, else of the last residual."""
-        outcome, token = self._outcomes[i], self._asked.logit_tokens[i]
-        taps, decoder = outcome.recording.taps, self._model.decoder
-        if logits_are_changed(outcome.plan):
+        result, token = self._results[i], self._asked.logit_tokens[i]
+        taps, decoder = result.recording.taps, self._model.decoder
+        if logits_are_changed(result.plan):
             return taps.value((_L.LOGITS, None))[token, : self._n_tokens]
         last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
         return decoder.unembed(decoder.final_norm(last))[: self._n_tokens]
@@ -304,7 +296,7 @@ class Explainer:
 
     def _token_pairs(self, i: int) -> Parts:
         nodes, count = self._tables[i], self._asked.token_pair_count
-        found = attended_tokens(self._explained[i], self._outcomes[i].recording.taps, nodes, count)
+        found = attended_tokens(self._explained[i], self._results[i].recording.taps, nodes, count)
         pairs = [NodeTokenPairs(node=node, attended_tokens=tuple(tokens)) for node, tokens in found]
         step = max(_PAIRS_OF_A_MESSAGE // count, 1)
         return [
@@ -321,7 +313,7 @@ class Explainer:
 
     def _vectors(self, part: ExplainPart, i: int, start: int, stop: int) -> Vectors:
         """What is scored of one run's nodes from *start* to *stop*."""
-        model, taps = self._explained[i], self._outcomes[i].recording.taps
+        model, taps = self._explained[i], self._results[i].recording.taps
         nodes = self._tables[i][start:stop]
         if part is _P.UPVOTED_OUTPUT_TOKENS:
             return writes(model, taps, nodes)
@@ -334,7 +326,7 @@ class Explainer:
 
     def _scored(self, part: ExplainPart, start: int, stop: int) -> Parts:
         """Scored tokens of the nodes from *start* to *stop* of each run's table."""
-        vectors = [self._vectors(part, i, start, stop) for i in range(len(self._outcomes))]
+        vectors = [self._vectors(part, i, start, stop) for i in range(len(self._results))]
         decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
         directions = torch.cat([one.directions for one in vectors])
         directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)

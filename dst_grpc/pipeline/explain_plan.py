@@ -9,7 +9,6 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import PassType
 from dst_grpc.domain.explain import TopKSelection
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType
@@ -114,6 +113,5 @@ def ends_of(selection: TopKSelection) -> tuple[bool, ...]:
 
 
 def logits_are_changed(plan: Plan) -> bool:
-    """Whether an ablation makes the logits differ from what the last residual says."""
-    places = {_L.LOGITS, _L.RESID_FINAL_LAYER_NORM_SCALE}
-    return any(a.location in places and a.pass_type is PassType.FORWARD for a in plan.ablations)
+    """Whether an intervention makes the logits differ from what the last residual says."""
+    return any(one.at.activation_location_type.facts.is_after_layers for one in plan.run.interventions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explain import NodeScope, default_groups
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import ActivationIndex
@@ -37,14 +37,6 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _P = ExplainPart
-_FREEZE_FINAL_NORM = AblationSpec(
-    index=ActivationIndex(
-        activation_location_type=_L.RESID_FINAL_LAYER_NORM_SCALE,
-        tensor_indices=(None, None),
-        pass_type=PassType.BACKWARD,
-    ),
-    value=0.0,
-)
 
 
 def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
@@ -134,13 +126,14 @@ def _types_of(groups: Sequence[TopKGroup]) -> tuple[DerivedScalarType, ...]:
 
 def _derive_request(request: ExplainRequest, run: ExplainRun, types: Sequence[DerivedScalarType]) -> DeriveRequest:
     """The run as a request to derive *types*."""
-    freeze = () if run.detach_final_layer_norm_scale is False else (_FREEZE_FINAL_NORM,)
     return DeriveRequest(
         prompt=run.prompt,
         model=request.model,
         loss_fn_config=run.loss_fn_config,
         trace_config=run.trace_config,
-        ablation_specs=(*run.ablation_specs, *map(_ablation, run.node_ablations), *freeze),
+        ablation_specs=(*run.ablation_specs, *map(_ablation, run.node_ablations)),
+        interventions=run.interventions,
+        detach_final_layer_norm_scale=run.detach_final_layer_norm_scale is not False,
         autoencoders=request.autoencoders,
         derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in types),
     )
@@ -153,7 +146,7 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
     if node.node_type is NodeType.ATTENTION_HEAD:
         indices = (indices[0], None, indices[2])
     index = ActivationIndex(
-        activation_location_type=require(NODES[node.node_type].tap),
+        activation_location_type=require(NODES[node.node_type].ablated_tap),
         tensor_indices=indices,
         layer_index=node.layer_index,
     )

@@ -12,7 +12,6 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
 from dst_grpc.domain.results import Axis
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
-from dst_grpc.scalars.loss import TokenLoss
 from dst_grpc.scalars.task import Task
 
 if TYPE_CHECKING:
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
-    from dst_grpc.engine.taps import Ablation, Site
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.runs import Run
+    from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 
 _L = ActivationLocationType
 
@@ -77,28 +78,37 @@ class Plan:
 
     request: DeriveRequest
     model: ModelInfo
-    token_ids: tuple[int, ...]
-    """The prompt; empty if the request had none."""
+    run: Run
+    """The prompt, what is changed, and the origins."""
     token_strings: tuple[str, ...]
-    loss: TokenLoss | None
+    loss: LossOrigin | None
+    """The loss, if the request has one: one of the run's origins."""
+    trace: TraceOrigin | None
+    """The traced activation, if the request has one: another."""
     spliced: tuple[AutoencoderInfo, ...]
     """Autoencoders in the graph."""
     origin_sets: tuple[AutoencoderInfo, ...]
     """The autoencoders that a traced latent belongs to: those in the graph, else those of the shared config."""
     autoencoders: tuple[AutoencoderInfo, ...]
     """Every autoencoder in use, spliced or not, without repetition."""
-    ablations: tuple[Ablation, ...]
-    """With generic latents renamed; row 0."""
     scalars: tuple[PlannedScalar, ...]
     values: frozenset[Site]
-    """Sites whose value to record."""
+    """Sites whose value to record, besides what the origins read."""
     gradients: frozenset[Site]
     """Sites whose gradient to record."""
-    stop_after_layer: int | None
-    """Last layer that has to run; None if logits are needed."""
     config: DstConfig
     """The canonical shared config."""
     cost: CostEstimate
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt; empty if the request had none."""
+        return self.run.token_ids
+
+    @cached_property
+    def stop_after_layer(self) -> int | None:
+        """Last layer that has to run; None if logits are needed."""
+        return None if self.run.needs_logits else last_layer_of(self.values | self.run.values)
 
     @cached_property
     def resolutions(self) -> tuple[ScalarResolution, ...]:
@@ -112,18 +122,16 @@ class Plan:
             return self
         sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
         latents = most_latents(self.spliced)
-        values = self.values | new
-        stop = None if self.stop_after_layer is None else last_layer_of(values)
         recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
         cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
-        return replace(self, values=values, stop_after_layer=stop, cost=cost)
+        return replace(self, values=self.values | new, cost=cost)
 
     @property
     def run_key(self) -> Hashable:
         """Everything that determines what a run records, whatever is then derived from it."""
         sets = tuple(info.handle or info.name for info in (*self.spliced, *self.origin_sets))
         model = self.model.handle or self.model.name
-        return model, self.token_ids, self.loss, self.request.trace_config, self.ablations, sets
+        return model, sets, self.run.key
 
     @property
     def digest(self) -> str:

@@ -6,30 +6,36 @@ layers, what each type needs. Every bad field is reported at once; what is missi
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
-from dst_grpc.pipeline.checks import check_ablation, check_trace_can_run, check_trace_indices
+from dst_grpc.pipeline.checks import check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.lookup import Catalogue, Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
-from dst_grpc.pipeline.sizes import Sizes
+from dst_grpc.pipeline.runs import GradientPass, Run
+from dst_grpc.pipeline.selections import at_each_layer, check_selection, selected_shape, why_not_stretched
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 from dst_grpc.pipeline.tasks import TaskBuilder
-from dst_grpc.scalars.loss import TokenLoss
-from dst_grpc.scalars.topology import AutoencoderInputs, Residual, Topology
+from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
+from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dst_grpc.domain.config import DstConfig
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
-    from dst_grpc.engine.taps import Ablation
     from dst_grpc.engine.tokenizer import Tokenizer
+    from dst_grpc.scalars.origins import Origin
 
 MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
@@ -132,22 +138,23 @@ class _Planner:
         self._lookup.check_model(request.config, "config")
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         self._check_origin(spliced or shared_sets)
-        ablations = self._ablations(spliced, self._topology(spliced or shared_sets))
+        trace = self._trace(loss, spliced or shared_sets)
+        run = self._run(tokens, loss, trace, spliced)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         if self._findings.count or self._findings.known:
             return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
-        return self._assembled(tokens, tokenizer, loss, spliced, shared_sets, ablations, planned)
+        return self._assembled(run, tokenizer, loss, trace, spliced, shared_sets, planned)
 
     def _assembled(
         self,
-        tokens: tuple[int, ...],
+        run: Run,
         tokenizer: Tokenizer,
-        loss: TokenLoss | None,
+        loss: LossOrigin | None,
+        trace: TraceOrigin | None,
         spliced: tuple[AutoencoderInfo, ...],
         shared_sets: tuple[AutoencoderInfo, ...],
-        ablations: tuple[Ablation, ...],
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
@@ -155,33 +162,33 @@ class _Planner:
         values = {site for pass_type, site in reads if pass_type is PassType.FORWARD}
         gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
-        if request.trace_config is not None:
-            topology = self._topology(spliced or shared_sets)
-            rho = topology.residual_of_trace(request.trace_config).site
-            values.add(rho)
-            values |= set(topology.residuals_of_trace_value(request.trace_config))
-            if gradients:
-                gradients.add(rho)
-        last = None if loss is not None else last_layer_of(values)
+        # What origins read is not kept, but taken up memory for.
+        recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
         everything = {info.handle or info.name: info for info in (*spliced, *shared_sets)}
         for scalar in scalars:
             everything |= {info.handle or info.name: info for info in scalar.sets}
         return Plan(
             request=request,
             model=self._model,
-            token_ids=tokens,
-            token_strings=tuple(tokenizer.token_strings(tokens)),
+            run=run,
+            token_strings=tuple(tokenizer.token_strings(run.token_ids)),
             loss=loss,
+            trace=trace,
             spliced=spliced,
             origin_sets=spliced or shared_sets,
             autoencoders=tuple(everything.values()),
-            ablations=ablations,
             scalars=scalars,
             values=frozenset(values),
             gradients=frozenset(gradients),
-            stop_after_layer=last,
             config=self._canonical(request.config, shared_sets, request.trace_config),
-            cost=estimate_cost(self._sizes, values, gradients, scalars, needs_logits=last is None),
+            cost=estimate_cost(
+                self._sizes,
+                recorded,
+                attached,
+                scalars,
+                needs_logits=run.needs_logits or last_layer_of(recorded) is None,
+                tensor_bytes=self._tensor_bytes(run, spliced),
+            ),
         )
 
     # The run
@@ -207,12 +214,13 @@ class _Planner:
             self._findings.add("prompt", message, Reason.PROMPT_TOO_LONG)
         return tokens
 
-    def _loss(self, tokenizer: Tokenizer) -> TokenLoss | None:
+    def _loss(self, tokenizer: Tokenizer) -> LossOrigin | None:
         given = self._request.loss_fn_config
         if given is None:
             return None
         ids: dict[str, list[int]] = {}
         vocabulary = self._model.dimensions.vocab_size
+        before = self._findings.count
         for side in ("target", "distractor"):
             ids[side] = []
             for i, text in enumerate(getattr(given, f"{side}_tokens")):
@@ -224,7 +232,10 @@ class _Planner:
                 field = f"loss_fn_config.{side}_token_ids[{i}]"
                 self._findings.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
                 ids[side].append(token)
-        return TokenLoss(given.name, tuple(ids["target"]), tuple(ids["distractor"]))
+        if self._findings.count > before:
+            return LossOrigin(given)  # never run
+        targets, distractors = tuple(ids["target"]), tuple(ids["distractor"])
+        return LossOrigin(LossFnConfig(name=given.name, target_token_ids=targets, distractor_token_ids=distractors))
 
     def _spliced(self) -> tuple[AutoencoderInfo, ...]:
         found = self._lookup.sets(self._request.autoencoders, "autoencoders")
@@ -244,41 +255,69 @@ class _Planner:
         has_loss = self._request.loss_fn_config is not None
         check_trace_can_run(self._findings, trace, "trace_config", AutoencoderInputs.of_sets(sets), has_loss=has_loss)
 
-    def _ablations(self, spliced: tuple[AutoencoderInfo, ...], topology: Topology) -> tuple[Ablation, ...]:
-        if self._findings.holds_stand_in("autoencoders"):
-            return ()  # which taps there are depends on them
-        renamed = spliced[0].input.latent_tap if len(spliced) == 1 else None
-        found = []
-        for i, spec in enumerate(self._request.ablation_specs):
-            path = f"ablation_specs[{i}]"
-            if not self._findings.holds_stand_in(path):
-                ablation = check_ablation(self._findings, spec, path, self._sizes, spliced, generic=renamed)
-                found.append(ablation)
+    def _trace(self, loss: LossOrigin | None, sets: tuple[AutoencoderInfo, ...]) -> TraceOrigin | None:
         trace = self._request.trace_config
         if trace is None:
-            return tuple(found)
-        rho = topology.residual_of_trace(trace)
-        return tuple(reached for ablation in found for reached in self._reached(ablation, rho))
+            return None
+        names = tuple(info.name for info in sets)
+        return TraceOrigin(trace=trace, loss=loss, autoencoders=names, topology=self._topology(sets))
 
-    def _reached(self, ablation: Ablation, rho: Residual) -> Iterator[Ablation]:
-        """*ablation*, or of a backward one what the origin's gradient meets on its way from *rho*.
+    def _run(
+        self,
+        tokens: tuple[int, ...],
+        loss: LossOrigin | None,
+        trace: TraceOrigin | None,
+        spliced: tuple[AutoencoderInfo, ...],
+    ) -> Run:
+        """The request's run: gradients start from the trace, else from the loss."""
+        found = list(self._interventions(spliced))
+        origins = [origin for origin in (loss, trace) if origin is not None]
+        passes = [GradientPass(origin=origin, interventions=tuple(_backward(found, origin))) for origin in origins[-1:]]
+        forward = tuple(one for one in found if one.at.pass_type is PassType.FORWARD)
+        return Run(token_ids=tokens, interventions=forward, origins=tuple(origins), passes=tuple(passes))
 
-        The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
-        """
-        location, layer = ablation.location, ablation.layer
-        if ablation.pass_type is PassType.FORWARD:
-            yield ablation
-        elif layer is not None or location.has_no_layers:
-            if rho.depends_on((location, layer)):
-                yield ablation
-        else:
-            for each in range(self._sizes.n_layers):
-                if rho.depends_on((location, each)):
-                    yield replace(ablation, layer=each)
+    def _interventions(self, spliced: tuple[AutoencoderInfo, ...]) -> Iterator[Intervention]:
+        """What is changed, in order, each at one layer."""
+        request, n_layers = self._request, self._sizes.n_layers
+        if self._findings.holds_stand_in("autoencoders"):
+            return  # which taps there are depends on them
+        given = [
+            (f"ablation_specs[{i}]", "index", "tensor_indices", spec.intervention)
+            for i, spec in enumerate(request.ablation_specs)
+        ]
+        given += [(f"interventions[{i}]", "at", "axes", one) for i, one in enumerate(request.interventions)]
+        for path, field, axes, one in given:
+            if self._findings.holds_stand_in(path):
+                continue
+            before = self._findings.count
+            at = check_selection(self._findings, one.at, f"{path}.{field}", self._sizes, spliced, axes=axes)
+            if self._findings.count == before and request.prompt is not None:
+                self._check_tensors(one, path, selected_shape(at, self._sizes, spliced))
+            yield from at_each_layer(replace(one, at=at), n_layers)
+        if request.detach_final_layer_norm_scale:
+            yield FINAL_NORM_DETACHED
+
+    def _check_tensors(self, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
+        """Note the tensors with numbers that do not stretch to *shape*; those with handles are not known yet."""
+        for field, tensor in intervention.tensor_paths().items():
+            if tensor.tensor is not None:
+                reason = why_not_stretched(tensor, shape)
+                self._findings.check(not reason, f"{path}.{field}.tensor", reason)
+
+    def _tensor_bytes(self, run: Run, spliced: tuple[AutoencoderInfo, ...]) -> int:
+        """Bytes of the request's tensors on the device, at most: none is larger than what it is put into."""
+        found = {
+            tensor: math.prod(selected_shape(one.at, self._sizes, spliced))
+            for one in run.interventions
+            for tensor in one.action.tensors.values()
+        }
+        return BYTES_OF_FLOAT32 * sum(found.values())
 
     # The derived scalars
 
-    def _scalar(self, index: int, loss: TokenLoss | None, spliced: tuple[AutoencoderInfo, ...]) -> PlannedScalar | None:
+    def _scalar(
+        self, index: int, loss: LossOrigin | None, spliced: tuple[AutoencoderInfo, ...]
+    ) -> PlannedScalar | None:
         request = self._request
         spec, spec_path = request.derived_scalars[index], f"derived_scalars[{index}]"
         if self._findings.holds_stand_in(f"{spec_path}.dst"):
@@ -341,3 +380,14 @@ class _Planner:
             layer_indices=config.layer_indices if layers is None else (covered or None),
             device_for_raw_activations=self._model.device,
         )
+
+
+def _backward(interventions: Sequence[Intervention], origin: Origin) -> Iterator[Intervention]:
+    """Those of *interventions* that change a gradient which *origin* sends.
+
+    The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
+    """
+    for one in interventions:
+        site = (one.at.activation_location_type, one.at.layer_index)
+        if one.at.pass_type is PassType.BACKWARD and origin.depends_on(site):
+            yield one

@@ -1,51 +1,77 @@
-"""Running plans: one forward and one backward pass for a batch of them, and what each records.
-
-Prompts are padded on the right; every plan keeps its own ablations and origin, and the sum of the origins is
-differentiated once. What a batch shares (model, autoencoders in the graph) is the caller's to see to.
-"""
+"""Running plans: the runs that others read first, then the rest, each time as one batch; and what it gave each plan."""
 
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.taps import Taps
+from dst_grpc.pipeline.passes import Batch, Row, run_batch
 from dst_grpc.pipeline.plan import Plan
-from dst_grpc.pipeline.store import Recording
+from dst_grpc.pipeline.recording import Recording
+from dst_grpc.pipeline.runs import Run
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
-from dst_grpc.scalars.recompute import trace_value
-from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable
+
+    import torch
 
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import PlannedScalar
+    from dst_grpc.scalars.origins import Origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """What a run gave one plan."""
+class RunResult:
+    """What a plan's run gave."""
 
     plan: Plan
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
     """Autoencoders by name."""
     recording: Recording
-    """What its pass recorded."""
-    statistics: RunStatistics
-    batch_size: int
-    """Prompts that ran together."""
-    batch: object = field(default_factory=object)
-    """The same object for all that ran together."""
+    """What it recorded."""
+    batches: tuple[Batch, ...]
+    """Those that it took: before its own those of the runs that it reads. Plans that ran together share them."""
+    queue_duration: float = 0.0
+    """How long it waited."""
+
+    @property
+    def batch_size(self) -> int:
+        """Runs that ran together."""
+        return self.batches[-1].size if self.batches else 1
+
+    @property
+    def statistics(self) -> RunStatistics:
+        """What its batches took."""
+        return total_statistics(self.batches, queue_duration=self.queue_duration)
+
+    @property
+    def loss(self) -> float | None:
+        """Value of the loss; None if there is none, or if it is not a number."""
+        loss = self._scalar(self.plan.loss)
+        return None if loss is None or math.isnan(loss) else loss
+
+    @property
+    def activation_value(self) -> float | None:
+        """Value of the traced activation; None if there is no trace."""
+        return self._scalar(self.plan.trace)
+
+    @property
+    def target(self) -> float | None:
+        """What effects are shares of: the traced activation, else the loss; None if there is neither."""
+        return self.loss if self.plan.trace is None else self.activation_value
+
+    def _scalar(self, origin: Origin | None) -> float | None:
+        if origin is None:
+            return None
+        return self.recording.scalars[self.plan.run.origins.index(origin)]
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
@@ -53,128 +79,80 @@ class Outcome:
         return Derivation(model, self.recording.taps, scalar.task)
 
 
-def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> list[Outcome]:
-    """Run *plans* as one batch.
+def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunStatistics:
+    """What *batches*, each counted once, took together."""
+    each = [batch.statistics for batch in dict.fromkeys(batches)]
+    return RunStatistics(
+        forward_passes=sum(one.forward_passes for one in each),
+        backward_passes=sum(one.backward_passes for one in each),
+        queue_duration=queue_duration,
+        pass_duration=sum(one.pass_duration for one in each),
+    )
+
+
+def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> list[RunResult]:
+    """Run *plans* as one batch; runs that they read run before it, as one batch for each step of reading.
 
     Args:
-        plans: of prompts, all of the same model and with the same autoencoders spliced in.
+        plans: of the same model, with the same autoencoders spliced in and the same propagation.
         decoder: the model.
         sets: the autoencoders that the plans use, by name.
     """
-    started, batch = time.perf_counter(), object()
-    taps = _taps(plans, sets)
-    tokens, last = _padded(plans, decoder)
-    stops = [plan.stop_after_layer for plan in plans]
-    stop = None if None in stops else max(s for s in stops if s is not None)
-    logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop)
-    with torch.set_grad_enabled(any(plan.gradients for plan in plans)):
-        origins = [_origin(row, plan, decoder, sets, taps, logits) for row, plan in enumerate(plans)]
-    gradients: dict[Site, torch.Tensor] = {}
-    differentiated = [origin.value for origin in origins if origin.value is not None]
-    if taps.graph_starts_at_layer is not None:
-        gradients = taps.gradients(torch.stack(differentiated).sum())
-    taps.attached.clear()
-    statistics = RunStatistics(
-        forward_passes=1,
-        backward_passes=1 if taps.graph_starts_at_layer is not None else 0,
-        pass_duration=time.perf_counter() - started,
-    )
-    return [
-        Outcome(
-            plan=plan,
-            decoder=decoder,
-            sets=sets,
-            recording=Recording(
-                _recorded_taps(row, plan, taps, gradients), plan.gradients, origin.loss, origin.activation_value
-            ),
-            statistics=statistics,
-            batch_size=len(plans),
-            batch=batch,
-        )
-        for row, (plan, origin) in enumerate(zip(plans, origins, strict=True))
-    ]
-
-
-def _taps(plans: Sequence[Plan], sets: Mapping[str, AutoencoderSet]) -> Taps:
     splices: dict[Site, Autoencoder] = {
         (info.input.tap, layer): autoencoder
         for info in plans[0].spliced
         for layer, autoencoder in sets[info.name].by_layer.items()
         if layer is not None
     }
-    return Taps(
-        values=frozenset().union(*(plan.values for plan in plans)),
-        gradients=frozenset().union(*(plan.gradients for plan in plans)),
-        ablations=[
-            replace(ablation, row=row, n_tokens=len(plan.token_ids))
-            for row, plan in enumerate(plans)
-            for ablation in plan.ablations
-        ],
-        splices=splices,
-    )
+    order = _Order(plans)
+    read: dict[Run, Mapping[Site, torch.Tensor]] = {}
+    results: list[RunResult | None] = [None] * len(plans)
+    batches: list[Batch] = []
+    for step in range(max(order.steps) + 1):
+        own = [i for i, its_step in enumerate(order.steps) if its_step == step]
+        sources = order.sources(step)
+        rows = [Row(source, sites, sources=_sources(source, read)) for source, sites in sources.items()]
+        rows += [Row(plans[i].run, plans[i].values, plans[i].gradients, _sources(plans[i].run, read)) for i in own]
+        batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=plans[0].run.propagation)
+        batches.append(batch)
+        read |= {source: recording.taps.values for source, recording in zip(sources, recordings, strict=False)}
+        for i, recording in zip(own, recordings[len(sources) :], strict=True):
+            results[i] = RunResult(plans[i], decoder, sets, recording, tuple(batches))
+        read = {source: values for source, values in read.items() if order.is_needed_after(source, step)}
+    return [result for result in results if result is not None]
 
 
-def _padded(plans: Sequence[Plan], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [b, T], padded on the right with 0, and the position [b] of each prompt's own last token."""
-    lengths = [len(plan.token_ids) for plan in plans]
-    tokens = torch.zeros(len(plans), max(lengths), dtype=torch.long)
-    for row, plan in enumerate(plans):
-        tokens[row, : lengths[row]] = torch.tensor(plan.token_ids)
-    last = torch.tensor(lengths) - 1
-    return tokens.to(decoder.device), last.to(decoder.device)
+def _sources(run: Run, read: Mapping[Run, Mapping[Site, torch.Tensor]]) -> dict[str, Mapping[Site, torch.Tensor]]:
+    """What the runs that *run* reads recorded, by the names that its interventions give them."""
+    return {name: read[run.source(name)] for one in run.interventions for name in one.action.runs}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Origin:
-    value: torch.Tensor | None
-    """What to differentiate: the traced value, else the loss."""
-    loss: float | None
-    activation_value: float | None
+class _Order:
+    """The order in which runs are executed: a run that reads others takes the step after the last of them."""
 
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self._sources: dict[Run, tuple[int, frozenset[Site]]] = {}
+        """Runs that others read: their step, and what they have to record."""
+        self._last_read: dict[Run, int] = {}
+        self.steps = [self._step(plan.run) for plan in plans]
+        """The step of each plan's run."""
 
-def _origin(
-    row: int,
-    plan: Plan,
-    decoder: Decoder,
-    sets: Mapping[str, AutoencoderSet],
-    taps: Taps,
-    logits: torch.Tensor | None,
-) -> _Origin:
-    loss = value = None
-    if plan.loss is not None and logits is not None:
-        position = 0 if logits.shape[1] == 1 else len(plan.token_ids) - 1
-        loss = value = plan.loss(logits[row, position])
-    trace = plan.request.trace_config
-    if trace is not None:
-        model = ExplainedModel(decoder, tuple(sets[info.name] for info in plan.origin_sets))
+    def _step(self, run: Run) -> int:
+        reads = run.reads()
+        if not reads:
+            return 0
+        of_sources = {source: self._step(source) for source in reads}
+        step = 1 + max(of_sources.values())
+        for source, sites in reads.items():
+            _, recorded = self._sources.get(source, (0, frozenset()))
+            self._sources[source] = (of_sources[source], recorded | sites)
+            self._last_read[source] = max(self._last_read.get(source, 0), step)
+        return step
 
-        def recorded(site: Site) -> torch.Tensor:
-            return taps.values[site][row, : len(plan.token_ids)]
+    def sources(self, step: int) -> dict[Run, frozenset[Site]]:
+        """Runs of a step that others read, and what they have to record for them."""
+        return {run: sites for run, (its_step, sites) in self._sources.items() if its_step == step}
 
-        site = model.topology.residual_of_trace(trace).site
-        rho = taps.attached.get(site, taps.values[site])[row, : len(plan.token_ids)]
-        value = trace_value(model, trace, rho, recorded, plan.loss)
-    reported = None if loss is None else loss.item()
-    return _Origin(
-        value,
-        None if reported is None or math.isnan(reported) else reported,
-        value.item() if trace is not None and value is not None else None,
-    )
-
-
-def _recorded_taps(row: int, plan: Plan, taps: Taps, gradients: Mapping[Site, torch.Tensor]) -> RecordedTaps:
-    """One plan's part of a batch, cut to its prompt's own length."""
-    n_tokens = len(plan.token_ids)
-
-    def own(site: Site, x: torch.Tensor) -> torch.Tensor:
-        x = x[row]
-        for axis, dimension in enumerate(site[0].dimensions):
-            if dimension.is_sequence_token_dimension:
-                x = x.narrow(axis, 0, n_tokens)
-        return x
-
-    return RecordedTaps(
-        {site: own(site, taps.values[site]) for site in plan.values},
-        {site: own(site, gradients[site]) for site in plan.gradients if site in gradients},
-        n_tokens,
-    )
+    def is_needed_after(self, run: Run, step: int) -> bool:
+        """Whether a later step reads what *run* recorded."""
+        return self._last_read[run] > step

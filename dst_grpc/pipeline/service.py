@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.pipeline.explain_plan import ExplainPlan
-    from dst_grpc.pipeline.run import Outcome
+    from dst_grpc.pipeline.run import RunResult
 
 _PULL_BYTES = 1 << 20
 """Tensors are brought from the device's thread in helpings of at least this size, or a small answer at once."""
@@ -145,8 +145,8 @@ class Pipeline:
             sets = {context.name: context for context in lease.autoencoders.values()}
             # All wait before the first batch is formed, so that they run together.
             runs = [batcher.run(one, lease.model.decoder, sets, _itself) for one in asked.plans]
-            outcomes = await _all_or_first_error(runs)
-            explainer = Explainer(asked, outcomes, lease.model, sets)
+            results = await _all_or_first_error(runs)
+            explainer = Explainer(asked, results, lease.model, sets)
             steps = explainer.steps()
             while parts := await worker.submit(partial(_next_parts, steps), operations=asked.floating_point_operations):
                 for part in parts:
@@ -248,19 +248,19 @@ def _entries(plans: Sequence[Plan], registry: Registry) -> tuple[ModelEntry, lis
     return model, [registry.autoencoder_entry(name, model.name) for name in names]
 
 
-def _itself(outcome: Outcome) -> Outcome:
-    return outcome
+def _itself(result: RunResult) -> RunResult:
+    return result
 
 
-async def _all_or_first_error(runs: Sequence[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
-    """The outcomes of all *runs*; raises the error of the first that failed, when all have ended."""
+async def _all_or_first_error(runs: Sequence[Coroutine[Any, Any, RunResult]]) -> list[RunResult]:
+    """The results of all *runs*; raises the error of the first that failed, when all have ended."""
     found = await asyncio.gather(*runs, return_exceptions=True)
-    outcomes = []
-    for outcome in found:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        outcomes.append(outcome)
-    return outcomes
+    results = []
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
 
 
 def _next_parts(steps: Iterator[list[ExplanationPart]]) -> list[ExplanationPart]:
@@ -290,10 +290,10 @@ async def _pulled(
 
 
 def _begin(
-    outcome: Outcome, *, model: ModelContext, sets: dict[str, AutoencoderContext]
+    result: RunResult, *, model: ModelContext, sets: dict[str, AutoencoderContext]
 ) -> tuple[AnswerBuilder, list[Part], Iterator[Part] | None]:
     """Start the answer and take the first helping; on the device's thread."""
-    answer = AnswerBuilder(outcome, model, sets)
+    answer = AnswerBuilder(result, model, sets)
     tensors = answer.tensors()
     helping = _helping(tensors)
     following = next(tensors, None)

@@ -1,27 +1,27 @@
 """The store of recent recordings: another question about the same run costs no new pass.
 
-A recording is kept under everything that determines it: model, prompt, origin, ablations, autoencoders in the graph. To
-make the next question likely to find what it needs, a run that will be kept records sideways: every tap of the layers
-that it passes through anyway, which costs memory but next to no time. The least recently used go when the budget is
-spent. Lives on its device's thread.
+A recording is kept under everything that determines it: model, prompt, interventions, origins, autoencoders in the
+graph. To make the next question likely to find what it needs, a run that will be kept records sideways: every tap of
+the layers that it passes through anyway, which costs memory but next to no time. The least recently used go when the
+budget is spent. Lives on its device's thread.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.pipeline.sizes import Sizes, most_latents
-from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.recording import Recording
 
 _L = ActivationLocationType
 _PER_LAYER = tuple(tap for tap in _L if tap.facts.is_free and not tap.has_no_layers)
@@ -30,48 +30,6 @@ _GRADIENTS_PER_LAYER = tuple(tap for tap in _L if tap.facts.keeps_gradient)
 DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_SHARE = 4
 """A recording wider than this part of the budget would push out too much, so it is kept as narrow as it was asked."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recording:
-    """What one pass recorded of one prompt."""
-
-    taps: RecordedTaps
-    """Values and gradients at the taps."""
-    gradient_sites: frozenset[Site]
-    """Where gradients were asked for; *taps* lacks those that the origin does not depend on."""
-    loss: float | None
-    """None if there was none, or if it is not a number."""
-    activation_value: float | None
-    """None if there was no trace."""
-
-    def covers(self, plan: Plan) -> bool:
-        """Whether *plan* needs no new pass."""
-        return plan.values <= self.taps.values.keys() and plan.gradients <= self.gradient_sites
-
-    def alone(self) -> Recording:
-        """A copy that keeps nothing else of its batch alive."""
-        taps = RecordedTaps(
-            {site: x.clone() for site, x in self.taps.values.items()},
-            {site: x.clone() for site, x in self.taps.gradients.items()},
-            self.taps.n_tokens,
-        )
-        return replace(self, taps=taps)
-
-    def merged(self, older: Recording) -> Recording:
-        """This recording with what only *older*, of the same run, holds."""
-        taps = RecordedTaps(
-            {**older.taps.values, **self.taps.values},
-            {**older.taps.gradients, **self.taps.gradients},
-            self.taps.n_tokens,
-        )
-        return replace(self, taps=taps, gradient_sites=self.gradient_sites | older.gradient_sites)
-
-    @property
-    def byte_count(self) -> int:
-        """Bytes that it keeps alive; tensors that share memory count once."""
-        tensors = [*self.taps.values.values(), *self.taps.gradients.values()]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 class RecordingStore:
@@ -103,7 +61,7 @@ class RecordingStore:
     def find(self, plan: Plan) -> Recording | None:
         """The recording of the same run, if it covers *plan*."""
         kept = self._kept.get(plan.run_key)
-        if kept is None or not kept[0].covers(plan):
+        if kept is None or not _covers(kept[0], plan):
             return None
         self._kept.move_to_end(plan.run_key)
         return kept[0]
@@ -126,6 +84,11 @@ class RecordingStore:
         while self.byte_count > self._budget_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self.byte_count -= freed
+
+
+def _covers(recording: Recording, plan: Plan) -> bool:
+    """Whether *plan* needs no new pass."""
+    return plan.values <= recording.taps.values.keys() and plan.gradients <= recording.gradient_sites
 
 
 def _first_layer(sites: frozenset[Site]) -> int:

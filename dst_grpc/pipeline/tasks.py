@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
-    from dst_grpc.scalars.loss import TokenLoss
+    from dst_grpc.scalars.origins import LossOrigin
 
 _L = ActivationLocationType
 _T = DerivedScalarType
@@ -60,7 +61,7 @@ class TaskBuilder:
     """The autoencoders that its config names."""
     spliced: tuple[AutoencoderInfo, ...]
     """Those in the graph."""
-    loss: TokenLoss | None
+    loss: LossOrigin | None
     findings: Findings
 
     @property
@@ -158,9 +159,9 @@ class TaskBuilder:
 
     def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
         """Only then is what an active latent reads its row of the encoder."""
-        plain = (info.activation, info.normalization) == ("ReLU", "none")
-        if not plain:
-            has = f"{info.activation}, with the normalization {info.normalization}"
+        activations, normalizations = info.activations, info.normalizations
+        if (activations, normalizations) != ((AutoencoderActivation.RELU,), (InputNormalization.NONE,)):
+            has = f"{'/'.join(activations)}, with the normalization {'/'.join(normalizations)}"
             self.findings.add(
                 "autoencoders", f"{self._name} needs a ReLU autoencoder of raw inputs; {info.name} is {has}"
             )
@@ -217,8 +218,7 @@ class TaskBuilder:
         info = self._own_set()
         if info is not None:
             # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
-            of_latents = NODES[info.node_type].axes or ()
-            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in of_latents]
+            axes = [(axis, self.sizes.of(axis, info.n_latents)) for axis in NODES[info.node_type].axes]
             check_positions(self.findings, indices, axes, f"{path}.node_index.tensor_indices")
         if self._facts.single_layer and self.config.layer_indices not in {None, (), (node.layer_index,)}:
             given = list(self.config.layer_indices or ())

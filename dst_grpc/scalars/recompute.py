@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.explained_model import ExplainedModel
-    from dst_grpc.scalars.loss import TokenLoss
+    from dst_grpc.scalars.origins import LossOrigin
 
 
 def heads(
@@ -82,7 +82,7 @@ def trace_value(
     trace: TraceConfig,
     rho: torch.Tensor,
     recorded: Callable[[Site], torch.Tensor],
-    loss: TokenLoss | None,
+    loss: LossOrigin | None,
 ) -> torch.Tensor:
     """The traced scalar as a function of the residual *rho* [T, d] before its node (specification, section 8).
 
@@ -121,7 +121,7 @@ def _value_trace(model: ExplainedModel, trace: TraceConfig, rho: torch.Tensor, g
 
 
 def downstream_gradient(
-    model: ExplainedModel, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: TokenLoss | None
+    model: ExplainedModel, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: LossOrigin | None
 ) -> torch.Tensor:
     """The gradient [T, d] that a trace through V reads its head's value with: a downstream trace's, or the loss's."""
     downstream = trace.downstream_trace_config
@@ -141,7 +141,7 @@ def local_gradient(
     trace: TraceConfig,
     rho: torch.Tensor,
     recorded: Callable[[Site], torch.Tensor],
-    loss: TokenLoss | None,
+    loss: LossOrigin | None,
 ) -> torch.Tensor:
     """Gradient [T, d] of a trace's value at the recorded residual *rho* [T, d] before its node."""
     return gradient_at(lambda attached: trace_value(model, trace, attached, recorded, loss), rho)

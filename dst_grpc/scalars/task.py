@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.indices import ActivationIndex, NodeIndex
     from dst_grpc.domain.scalar_facts import ScalarFacts
     from dst_grpc.domain.trace import TraceConfig
-    from dst_grpc.scalars.loss import TokenLoss
+    from dst_grpc.scalars.origins import LossOrigin
     from dst_grpc.scalars.topology import Topology
 
 
@@ -31,7 +31,7 @@ class Task:
     """The model, with the config's autoencoders."""
     trace: TraceConfig | None = None
     """Where the backward pass started, or the latent to read; None = the loss."""
-    loss: TokenLoss | None = None
+    loss: LossOrigin | None = None
     """The request's loss, which a trace through V reads."""
     node: NodeIndex | None = None
     """The one node at the fixed end of an edge."""

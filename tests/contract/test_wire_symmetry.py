@@ -86,11 +86,16 @@ PAIRS: list[tuple[Any, Any]] = [
     (explanations.RunsTrailer, explain_pb2.RunsTrailer),
 ]
 RENAMED = {
-    ("RunStatistics", "queue_duration"): "queue_time",
-    ("RunStatistics", "pass_duration"): "pass_time",
-    ("RunStatistics", "derive_duration"): "derive_time",
+    ("AutoencoderInfo", "activations"): "activation",
+    ("AutoencoderInfo", "formats"): "format",
+    ("AutoencoderInfo", "normalizations"): "normalization",
+    ("AutoencoderInfo", "input_norms"): "input_norm",
+    ("RunStatistics", "queue_seconds"): "queue_time",
+    ("RunStatistics", "pass_seconds"): "pass_time",
+    ("RunStatistics", "derive_seconds"): "derive_time",
 }
-"""Durations carry their unit in their type on the wire, and in their name in the domain."""
+"""Durations carry their unit in their type on the wire, and in their name in the domain; several words are one text on
+the wire."""
 NAN_IF_NONE = {("LayerCheck", "fraction_of_variance_unexplained")}
 """Numbers that were always there when they were first published: since they may be missing, NaN stands for that."""
 ON_THE_WIRE_ONLY = {("TensorInfo", "byte_length"), ("ExplainRun", "attach_final_layer_norm_scale")}

@@ -116,15 +116,14 @@ def _indices(stored: list[Any]) -> tuple[int | None, ...]:
 def _node(stored: dict[str, Any] | None) -> NodeIndex | None:
     if stored is None:
         return None
-    node = NodeIndex(
-        node_type=NodeType(stored["node_type"]),
-        tensor_indices=_indices(stored["tensor_indices"]),
-        layer_index=stored["layer_index"],
-        pass_type=PassType(stored["pass_type"]),
-    )
+    fields: dict[str, Any] = {
+        "node_type": NodeType(stored["node_type"]),
+        "tensor_indices": _indices(stored["tensor_indices"]),
+        "layer_index": stored["layer_index"],
+        "pass_type": PassType(stored["pass_type"]),
+    }
     part = stored.get("q_k_or_v")
-    subnode: AttnSubNodeIndex | NodeIndex = node.to_subnode_index(ActivationLocationType(part)) if part else node
-    return subnode
+    return AttnSubNodeIndex(**fields, q_k_or_v=ActivationLocationType(part)) if part else NodeIndex(**fields)
 
 
 def _activation(stored: dict[str, Any] | None) -> ActivationIndex | None:

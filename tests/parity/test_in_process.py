@@ -47,7 +47,7 @@ def test_case(
             for layer in scalar.task.layers
             for pass_type, tensor in derivation.at(layer).items()
         }
-        wrong = compare(case, row, found, outcome.recording.loss, outcome.recording.activation_value)
+        wrong = compare(case, row, found, outcome.loss, outcome.activation_value)
         problems += [f"{row.spec.dst}: {problem}" for problem in wrong]
         count_row("in process", "different" if wrong else "on purpose" if rule_of(row) else "equal")
     assert not problems

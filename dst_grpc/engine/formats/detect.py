@@ -113,17 +113,3 @@ def load_readings(
     opened = open_file(path, identity)
     autoencoder = load(opened, device, dtype, on_progress, n_dropped=n_dropped)
     return {reading: reading.of(autoencoder) for reading in opened.header.readings}
-
-
-def load_autoencoder(
-    path: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    on_progress: Callable[[int], None] = _nothing,
-    *,
-    identity: Identity | None = None,
-    n_dropped: int = 0,
-) -> Autoencoder:
-    """As `load_readings`, in the likeliest reading alone."""
-    readings = load_readings(path, device, dtype, on_progress, identity=identity, n_dropped=n_dropped)
-    return next(iter(readings.values()))

@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
@@ -47,11 +47,11 @@ _MATRICES = {
     Role.DECODER: Part("W_dec", is_swapped=True),
 }
 _ONE_THRESHOLD = {Role.ONE_THRESHOLD: Part("threshold")}
-_CLASSES: dict[str, tuple[Activation, dict[Role, Part]]] = {
-    "AutoEncoder": (Activation.RELU, _LINEAR | {Role.PRE_BIAS: Part("bias")}),
-    "AutoEncoderNew": (Activation.RELU, _LINEAR | {Role.DECODER_BIAS: Part("decoder.bias")}),
+_CLASSES: dict[str, tuple[AutoencoderActivation, dict[Role, Part]]] = {
+    "AutoEncoder": (AutoencoderActivation.RELU, _LINEAR | {Role.PRE_BIAS: Part("bias")}),
+    "AutoEncoderNew": (AutoencoderActivation.RELU, _LINEAR | {Role.DECODER_BIAS: Part("decoder.bias")}),
     "GatedAutoEncoder": (
-        Activation.JUMPRELU,
+        AutoencoderActivation.JUMP_RELU,
         {
             Role.ENCODER: Part("encoder.weight"),
             Role.DECODER: Part("decoder.weight"),
@@ -62,12 +62,15 @@ _CLASSES: dict[str, tuple[Activation, dict[Role, Part]]] = {
         },
     ),
     "JumpReluAutoEncoder": (
-        Activation.JUMPRELU,
+        AutoencoderActivation.JUMP_RELU,
         _MATRICES | {Role.DECODER_BIAS: Part("b_dec"), Role.THRESHOLD: Part("threshold")},
     ),
-    "AutoEncoderTopK": (Activation.TOPK, _LINEAR | {Role.PRE_BIAS: Part("b_dec")}),
-    "BatchTopKSAE": (Activation.JUMPRELU, _LINEAR | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
-    "MatryoshkaBatchTopKSAE": (Activation.JUMPRELU, _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
+    "AutoEncoderTopK": (AutoencoderActivation.TOP_K, _LINEAR | {Role.PRE_BIAS: Part("b_dec")}),
+    "BatchTopKSAE": (AutoencoderActivation.JUMP_RELU, _LINEAR | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
+    "MatryoshkaBatchTopKSAE": (
+        AutoencoderActivation.JUMP_RELU,
+        _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD,
+    ),
 }
 _SUBMODULE = re.compile(r"(resid_post|resid|mlp_out|mlp|attn_out|attn|attention)(?:_layer)?[._]?\d*")
 _SUBMODULE_TAPS = {
@@ -140,8 +143,8 @@ def _with_input_bias(config: ConfigValues, parts: Mapping[Role, Part]) -> dict[R
     return found
 
 
-def _k(config: ConfigValues, source: TensorSource, activation: Activation) -> int | None:
-    if activation is not Activation.TOPK:
+def _k(config: ConfigValues, source: TensorSource, activation: AutoencoderActivation) -> int | None:
+    if activation is not AutoencoderActivation.TOP_K:
         return None
     k, stored = config.size("k"), source.facts.get("k")
     if stored is not None and int(stored) != k:

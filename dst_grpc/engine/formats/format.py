@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.engine.autoencoder import Activation, InputNorm, Normalization
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.header import AutoencoderHeader, Place, Reading
 from dst_grpc.engine.formats.weights import Opened, Role, sizes_of
@@ -41,10 +41,10 @@ def describe(
     parts: Mapping[Role, Part],
     *,
     format_name: str,
-    activation: Activation,
+    activation: AutoencoderActivation,
     place: Place | None,
     k: int | None = None,
-    normalizations: Iterable[Normalization] = (Normalization.NONE,),
+    normalizations: Iterable[InputNormalization] = (InputNormalization.NONE,),
     says: Mapping[str, int | None] | None = None,
     declared_l0: float | None = None,
     folded: Iterable[str] = (),
@@ -52,7 +52,7 @@ def describe(
 ) -> AutoencoderHeader:
     """The header of a file whose *parts* are checked against each other and against what its config *says*."""
     n_latents, n_inputs, n_outputs = sizes_of(source, parts, says=says)
-    if activation is Activation.TOPK and (type(k) is not int or not 0 < k <= n_latents):
+    if activation is AutoencoderActivation.TOP_K and (type(k) is not int or not 0 < k <= n_latents):
         raise corrupt(source.path, f"TopK needs k between 1 and {n_latents}, not {k!r}")
     return AutoencoderHeader(
         path=source.path,
@@ -62,7 +62,7 @@ def describe(
         n_latents=n_latents,
         n_outputs=n_outputs,
         activation=activation,
-        k=k if activation is Activation.TOPK else None,
+        k=k if activation is AutoencoderActivation.TOP_K else None,
         dst=None if place is None else place.dst.value,
         layer_index=None if place is None else place.layer_index,
         output=None if place is None else place.output,
@@ -76,9 +76,9 @@ def describe(
     )
 
 
-def readings_of(place: Place | None, normalizations: tuple[Normalization, ...]) -> tuple[Reading, ...]:
+def readings_of(place: Place | None, normalizations: tuple[InputNormalization, ...]) -> tuple[Reading, ...]:
     """Every way to understand a file that leaves open which of *normalizations* it means, or what stands before it."""
-    input_norms = (InputNorm.NONE,) if place is None else place.input_norms
+    input_norms = (ModelNorm.NONE,) if place is None else place.input_norms
     found = [(Reading(normalization=one, input_norm=norm), one, norm) for one in normalizations for norm in input_norms]
     if len(found) == 1:
         return (found[0][0],)

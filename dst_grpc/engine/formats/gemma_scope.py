@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import Activation, InputNorm
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, layer_in_path
@@ -32,15 +32,15 @@ _CONFIG_NAME = "config.json"
 _L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
 _REPOSITORY = re.compile(r"(?:.*--)?(?:gemma-scope-.+-)?(res|mlp|att|transcoders)(?:-all)?")
 _SECOND_KIND = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
-_KINDS: dict[str, tuple[DerivedScalarType, InputNorm, DerivedScalarType | None]] = {
-    "res": (_T.RESID_POST_MLP, InputNorm.NONE, None),
-    "mlp": (_T.RESID_DELTA_MLP, InputNorm.NONE, None),
-    "att": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
-    "transcoders": (_T.RESID_POST_ATTN, InputNorm.MLP_WITHOUT_GAIN, _T.RESID_DELTA_MLP),
-    "resid_post": (_T.RESID_POST_MLP, InputNorm.NONE, None),
-    "mlp_out": (_T.RESID_DELTA_MLP, InputNorm.NONE, None),
-    "attn_out": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
-    "transcoder": (_T.RESID_POST_ATTN, InputNorm.MLP, _T.RESID_DELTA_MLP),
+_KINDS: dict[str, tuple[DerivedScalarType, ModelNorm, DerivedScalarType | None]] = {
+    "res": (_T.RESID_POST_MLP, ModelNorm.NONE, None),
+    "mlp": (_T.RESID_DELTA_MLP, ModelNorm.NONE, None),
+    "att": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, ModelNorm.NONE, None),
+    "transcoders": (_T.RESID_POST_ATTN, ModelNorm.MLP_NORM_WITHOUT_GAIN, _T.RESID_DELTA_MLP),
+    "resid_post": (_T.RESID_POST_MLP, ModelNorm.NONE, None),
+    "mlp_out": (_T.RESID_DELTA_MLP, ModelNorm.NONE, None),
+    "attn_out": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, ModelNorm.NONE, None),
+    "transcoder": (_T.RESID_POST_ATTN, ModelNorm.MLP_NORM, _T.RESID_DELTA_MLP),
 }
 
 
@@ -58,7 +58,7 @@ def _open_first(path: Path, identity: Identity | None = None) -> Opened:
         source,
         parts,
         format_name="gemma_scope",
-        activation=Activation.JUMPRELU,
+        activation=AutoencoderActivation.JUMP_RELU,
         place=_place_in_path(path, _REPOSITORY),
         declared_l0=float(l0[1]) if l0 else None,
     )
@@ -91,7 +91,7 @@ def _open_second(path: Path, identity: Identity | None = None) -> Opened:
         source,
         parts,
         format_name="gemma_scope_2",
-        activation=Activation.JUMPRELU,
+        activation=AutoencoderActivation.JUMP_RELU,
         place=place,
         says={"Z": config.values.get("width")},
         declared_l0=config.positive_or_none("l0"),

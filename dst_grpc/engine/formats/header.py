@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import Activation, Autoencoder, InputNorm, Normalization
+from dst_grpc.engine.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ class Place:
     """The recorded tap that it reads."""
     layer_index: int | None
     """Layer of the tap; None for what exists once per model."""
-    input_norms: tuple[InputNorm, ...] = (InputNorm.NONE,)
+    input_norms: tuple[ModelNorm, ...] = (ModelNorm.NONE,)
     """What the model does to the tap first: the candidates, if the name of the place leaves that open."""
     output: DerivedScalarType | None = None
     """For a transcoder, the tap that it predicts; None for what reconstructs its input."""
@@ -38,9 +39,9 @@ class Reading:
 
     name: str = ""
     """What tells it from the others, for humans; empty if it is the only one."""
-    normalization: Normalization = Normalization.NONE
+    normalization: InputNormalization = InputNormalization.NONE
     """What is done to each input vector."""
-    input_norm: InputNorm = InputNorm.NONE
+    input_norm: ModelNorm = ModelNorm.NONE
     """What the model does to the tap before it is read."""
     threshold_scale: float = 1.0
     """What the file's thresholds are multiplied by."""
@@ -69,11 +70,11 @@ class AutoencoderHeader:
     """Latents that loading it gives."""
     n_outputs: int
     """Width of what it reconstructs."""
-    activation: Activation
+    activation: AutoencoderActivation
     """Its nonlinearity."""
     k: int | None = None
     """With TopK: latents kept at a token."""
-    postact: Activation = Activation.RELU
+    postact: AutoencoderActivation = AutoencoderActivation.RELU
     """With TopK: applied to what is kept."""
     dst: str | None = None
     """Value of the derived scalar type that it reads; None if the file does not say."""
@@ -107,7 +108,7 @@ class AutoencoderHeader:
         elements = self.n_inputs + self.n_latents + (self.n_inputs + self.n_outputs) * self.n_latents
         if self.has_own_decoder_bias:
             elements += self.n_outputs
-        if self.activation is Activation.JUMPRELU:
+        if self.activation is AutoencoderActivation.JUMP_RELU:
             elements += self.n_latents
         if self.has_skip:
             elements += self.n_inputs * self.n_outputs

@@ -10,8 +10,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder import InputNorm
 from dst_grpc.engine.formats.header import Place
 
 if TYPE_CHECKING:
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     from dst_grpc.errors import DataLoss
 
 _T = DerivedScalarType
-_NORMED = (InputNorm.MLP,)
+_NORMED = (ModelNorm.MLP_NORM,)
 _LENS = re.compile(r"blocks\.(\d+)\.(.+)")
-_LENS_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
-    "hook_resid_mid": (_T.RESID_POST_ATTN, (InputNorm.NONE,)),
-    "hook_resid_post": (_T.RESID_POST_MLP, (InputNorm.NONE,)),
-    "hook_attn_out": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
-    "hook_mlp_out": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
-    "attn.hook_z": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
-    "mlp.hook_post": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
-    "hook_mlp_in": (_T.RESID_POST_ATTN, (InputNorm.NONE,)),
+_LENS_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
+    "hook_resid_mid": (_T.RESID_POST_ATTN, (ModelNorm.NONE,)),
+    "hook_resid_post": (_T.RESID_POST_MLP, (ModelNorm.NONE,)),
+    "hook_attn_out": (_T.RESID_DELTA_ATTN, (ModelNorm.NONE,)),
+    "hook_mlp_out": (_T.RESID_DELTA_MLP, (ModelNorm.NONE,)),
+    "attn.hook_z": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (ModelNorm.NONE,)),
+    "mlp.hook_post": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
+    "hook_mlp_in": (_T.RESID_POST_ATTN, (ModelNorm.NONE,)),
     "mlp.hook_in": (_T.RESID_POST_ATTN, _NORMED),
     # With its gain where the library keeps that in a layer norm, without it where it is folded into the weights that
     # follow, and for the norms that have no mean.
-    "ln2.hook_normalized": (_T.RESID_POST_ATTN, (InputNorm.MLP_WITHOUT_GAIN, InputNorm.MLP)),
+    "ln2.hook_normalized": (_T.RESID_POST_ATTN, (ModelNorm.MLP_NORM_WITHOUT_GAIN, ModelNorm.MLP_NORM)),
 }
 _MODULE = re.compile(r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
-_MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[InputNorm, ...]]] = {
-    "": (_T.RESID_POST_MLP, (InputNorm.NONE,)),
-    "mlp": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
-    "post_feedforward_layernorm": (_T.RESID_DELTA_MLP, (InputNorm.NONE,)),
-    "self_attn": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
-    "attn": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
-    "attention": (_T.RESID_DELTA_ATTN, (InputNorm.NONE,)),
-    "self_attn.o_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
-    "attn.c_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
-    "attention.dense.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (InputNorm.NONE,)),
+_MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
+    "": (_T.RESID_POST_MLP, (ModelNorm.NONE,)),
+    "mlp": (_T.RESID_DELTA_MLP, (ModelNorm.NONE,)),
+    "post_feedforward_layernorm": (_T.RESID_DELTA_MLP, (ModelNorm.NONE,)),
+    "self_attn": (_T.RESID_DELTA_ATTN, (ModelNorm.NONE,)),
+    "attn": (_T.RESID_DELTA_ATTN, (ModelNorm.NONE,)),
+    "attention": (_T.RESID_DELTA_ATTN, (ModelNorm.NONE,)),
+    "self_attn.o_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (ModelNorm.NONE,)),
+    "attn.c_proj.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (ModelNorm.NONE,)),
+    "attention.dense.input": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (ModelNorm.NONE,)),
     "mlp.input": (_T.RESID_POST_ATTN, _NORMED),
     "pre_feedforward_layernorm": (_T.RESID_POST_ATTN, _NORMED),
-    "mlp.act": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
-    "mlp.c_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
-    "mlp.down_proj.input": (_T.MLP_POST_ACT, (InputNorm.NONE,)),
+    "mlp.act": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
+    "mlp.c_proj.input": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
+    "mlp.down_proj.input": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
 }
 _WHOLE_PARTS = frozenset({"mlp", "self_attn", "attn", "attention"})
 """Modules that are all of a part but a norm on its output, which some models put into a module of its own."""
@@ -69,7 +69,7 @@ def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | Non
     """
     place = _tap_of(name, refused)
     if output is None or output == name:
-        if place.input_norms != (InputNorm.NONE,):
+        if place.input_norms != (ModelNorm.NONE,):
             raise refused(f"reads {name!r}: only a transcoder may read there, and this is none")
         return place
     target = _tap_of(output, refused)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.engine.autoencoder import Activation
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.header import Reading
@@ -52,7 +52,7 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
         source,
         parts,
         format_name=_NAME,
-        activation=Activation.JUMPRELU,
+        activation=AutoencoderActivation.JUMP_RELU,
         place=place_of(name, lambda problem: config.refusal("hook_point_in", problem)),
         says={"n": d_model, "Z": config.values.get("d_sae")},
         declared_l0=float(config.size("top_k")) if config.values.get("top_k") is not None else None,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dst_grpc.engine.autoencoder import Activation, Normalization
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, readings_of
@@ -39,7 +39,7 @@ _PARTS = {
     Role.LATENT_BIAS: Part("latent_bias"),
     Role.DECODER: Part("decoder.weight"),
 }
-_ACTIVATIONS = (Activation.RELU, Activation.TOPK, Activation.IDENTITY)
+_ACTIVATIONS = (AutoencoderActivation.RELU, AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY)
 _FREQUENCIES = "latents_activation_frequency"
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
@@ -53,8 +53,10 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
             state = json.loads(state or "{}")
         except (ValueError, RecursionError) as error:
             raise corrupt(path, f"its metadata's activation_state_dict is no sound JSON: {error}") from error
-    activation = _activation(path, facts.get("activation", Activation.RELU))
-    k, postact = _top_k(path, state) if activation is Activation.TOPK else (None, Activation.RELU)
+    activation = _activation(path, facts.get("activation", AutoencoderActivation.RELU))
+    k, postact = (
+        _top_k(path, state) if activation is AutoencoderActivation.TOP_K else (None, AutoencoderActivation.RELU)
+    )
     header = describe(source, _PARTS, format_name=_NAME, activation=activation, place=None, k=k)
     header = replace(
         header,
@@ -91,35 +93,37 @@ def read_frequencies(source: TensorSource, key: str, n_latents: int) -> torch.Te
     return frequencies
 
 
-def _normalizations(path: Path, facts: Mapping[str, Any], activation: Activation) -> tuple[Normalization, ...]:
+def _normalizations(
+    path: Path, facts: Mapping[str, Any], activation: AutoencoderActivation
+) -> tuple[InputNormalization, ...]:
     said = facts.get("normalization")
     if said is not None:
         try:
-            return (Normalization(said),)
+            return (InputNormalization(said),)
         except ValueError:
-            known = ", ".join(Normalization)
+            known = ", ".join(InputNormalization)
             raise corrupt(path, f"has the unknown normalization {said!r}; these are known: {known}") from None
-    if activation is not Activation.TOPK:
-        return (Normalization.NONE,)
+    if activation is not AutoencoderActivation.TOP_K:
+        return (InputNormalization.NONE,)
     if any(_VERSION_5.search(folder.name) for folder in path.parents):
-        return (Normalization.LAYER_NORM,)
-    return (Normalization.NONE, Normalization.LAYER_NORM)
+        return (InputNormalization.LAYER_NORM,)
+    return (InputNormalization.NONE, InputNormalization.LAYER_NORM)
 
 
-def _activation(path: Path, name: Any) -> Activation:
+def _activation(path: Path, name: Any) -> AutoencoderActivation:
     if name in _ACTIVATIONS:
-        return Activation(name)
+        return AutoencoderActivation(name)
     # The research code falls back to ReLU here, which would answer with numbers of another autoencoder.
     known = ", ".join(_ACTIVATIONS)
     raise corrupt(path, f"has the unknown activation {name!r}; these are known: {known}")
 
 
-def _top_k(path: Path, state: Any) -> tuple[Any, Activation]:
+def _top_k(path: Path, state: Any) -> tuple[Any, AutoencoderActivation]:
     if not isinstance(state, dict):
         raise corrupt(path, "activation_state_dict is no mapping")
     k = state.get("k")
-    postact = _activation(path, state.get("postact_fn", Activation.RELU))
-    if postact is Activation.TOPK:
+    postact = _activation(path, state.get("postact_fn", AutoencoderActivation.RELU))
+    if postact is AutoencoderActivation.TOP_K:
         raise corrupt(path, "TopK cannot be its own postact_fn")
     return k, postact
 

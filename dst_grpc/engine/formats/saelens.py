@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
-from dst_grpc.engine.autoencoder import Activation, Normalization
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.engine.element_types import moved
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
@@ -56,19 +56,19 @@ _RENAMED = {
     "activation_fn_str": "activation_fn",
 }
 _ARCHITECTURES = {
-    "standard": Activation.RELU,
-    "gated": Activation.JUMPRELU,
-    "jumprelu": Activation.JUMPRELU,
-    "topk": Activation.TOPK,
-    "transcoder": Activation.RELU,
-    "skip_transcoder": Activation.RELU,
-    "jumprelu_transcoder": Activation.JUMPRELU,
-    "jumprelu_skip_transcoder": Activation.JUMPRELU,
+    "standard": AutoencoderActivation.RELU,
+    "gated": AutoencoderActivation.JUMP_RELU,
+    "jumprelu": AutoencoderActivation.JUMP_RELU,
+    "topk": AutoencoderActivation.TOP_K,
+    "transcoder": AutoencoderActivation.RELU,
+    "skip_transcoder": AutoencoderActivation.RELU,
+    "jumprelu_transcoder": AutoencoderActivation.JUMP_RELU,
+    "jumprelu_skip_transcoder": AutoencoderActivation.JUMP_RELU,
 }
 _NORMALIZATIONS = {
-    "none": Normalization.NONE,
-    "layer_norm": Normalization.LAYER_NORM,
-    "constant_norm_rescale": Normalization.CONSTANT_NORM,
+    "none": InputNormalization.NONE,
+    "layer_norm": InputNormalization.LAYER_NORM,
+    "constant_norm_rescale": InputNormalization.CONSTANT_NORM,
 }
 _BY_FACTOR = ("expected_average_only_in", "constant_scalar_rescale")
 
@@ -140,7 +140,7 @@ FORMAT = Format(
 )
 
 
-def _architecture(config: _Config) -> tuple[str, Activation, int | None]:
+def _architecture(config: _Config) -> tuple[str, AutoencoderActivation, int | None]:
     values = config.values
     architecture = config.get("architecture") or "standard"
     activation_fn, arguments = config.get("activation_fn") or "relu", config.get("activation_fn_kwargs") or {}
@@ -153,7 +153,7 @@ def _architecture(config: _Config) -> tuple[str, Activation, int | None]:
         known = ", ".join(_ARCHITECTURES)
         raise values.refusal("architecture", f"is {architecture!r}, which is not supported; these are: {known}")
     activation = _ARCHITECTURES[architecture]
-    if activation is not Activation.TOPK:
+    if activation is not AutoencoderActivation.TOP_K:
         return architecture, activation, None
     if type(k) is not int:
         raise values.refusal("k", f"must be a number of latents, not {k!r}")
@@ -206,7 +206,7 @@ def _is_one(source: TensorSource, key: str) -> bool:
 
 def _normalizations(
     config: _Config, place: Place | None, *, is_transcoder: bool
-) -> tuple[tuple[Normalization, ...], float | None]:
+) -> tuple[tuple[InputNormalization, ...], float | None]:
     """What may be done to each input vector, and the factor to fold if there is one."""
     said = config.get("normalize_activations")
     if isinstance(said, bool):
@@ -215,22 +215,22 @@ def _normalizations(
     if name in _BY_FACTOR:
         if is_transcoder:
             raise config.values.refusal("normalize_activations", f"is {name!r}, which no transcoder can be folded by")
-        return (Normalization.NONE,), _factor(config, name)
+        return (InputNormalization.NONE,), _factor(config, name)
     if name not in _NORMALIZATIONS or (is_transcoder and name != "none"):
         known = ", ".join([*_NORMALIZATIONS, *_BY_FACTOR])
         raise config.values.refusal("normalize_activations", f"is {name!r}, which is not supported; these are: {known}")
     normalization = _NORMALIZATIONS[name]
     # A model with centred writing weights centres what consists of channels of the residual stream.
     is_residual = place is not None and AUTOENCODER_INPUTS[place.dst].is_residual
-    if normalization is not Normalization.NONE or not is_residual or is_transcoder:
+    if normalization is not InputNormalization.NONE or not is_residual or is_transcoder:
         return (normalization,), None
     arguments = config.get("model_from_pretrained_kwargs")
     if isinstance(arguments, dict) and "center_writing_weights" in arguments:
-        return (Normalization.CENTRED if arguments["center_writing_weights"] else Normalization.NONE,), None
+        return (InputNormalization.CENTRED if arguments["center_writing_weights"] else InputNormalization.NONE,), None
     # Before version 3 models were loaded with centred weights, and nothing says so.
     if config.is_old and not arguments:
-        return (Normalization.NONE, Normalization.CENTRED), None
-    return (Normalization.NONE,), None
+        return (InputNormalization.NONE, InputNormalization.CENTRED), None
+    return (InputNormalization.NONE,), None
 
 
 def _factor(config: _Config, name: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.engine.autoencoder import Activation
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
@@ -53,7 +53,7 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
         source,
         parts,
         format_name=_NAME,
-        activation=Activation.TOPK,
+        activation=AutoencoderActivation.TOP_K,
         place=place,
         k=config.size("k"),
         says={

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.files import corrupt
 
@@ -183,7 +184,7 @@ def _complete(weights: Weights, opened: Opened, n_latents: int) -> None:
     opened.fold(weights)
     if Role.PRE_BIAS not in weights:
         weights[Role.PRE_BIAS] = vector.new_zeros(opened.header.n_inputs)
-    if opened.header.activation is not Activation.JUMPRELU:
+    if opened.header.activation is not AutoencoderActivation.JUMP_RELU:
         weights.pop(Role.THRESHOLD, None)
 
 

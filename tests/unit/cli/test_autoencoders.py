@@ -10,6 +10,7 @@ import pytest
 from dst_grpc.cli._catalog import _reads
 from dst_grpc.cli._tables import human_check
 from dst_grpc.client import AutoencoderInfo, ContextState, DerivedScalarType, NodeType
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.resolution import LayerCheck
 from tests import checkpoints
 from tests.unit.cli.conftest import Run
@@ -22,7 +23,7 @@ INFO = AutoencoderInfo(
     node_type=NodeType.AUTOENCODER_LATENT,
     layer_indices=(0, 1),
     n_latents=8,
-    activation="TopK",
+    activations=(AutoencoderActivation.TOP_K,),
     spliceable=False,
     parameter_bytes=0,
     digest="",
@@ -57,9 +58,9 @@ def test_a_self_check_in_one_line(changes: dict[str, object], expected: str) -> 
 
 def test_what_a_set_reads_in_one_line() -> None:
     assert _reads(INFO) == "resid_post_attn"
-    transcoder = replace(INFO, output=DerivedScalarType.RESID_DELTA_MLP, input_norm="mlp_norm")
+    transcoder = replace(INFO, output=DerivedScalarType.RESID_DELTA_MLP, input_norms=(ModelNorm.MLP_NORM,))
     assert _reads(transcoder) == "resid_post_attn (mlp_norm) -> resid_delta_mlp"
-    assert _reads(replace(INFO, normalization="layer_norm")) == "resid_post_attn (layer_norm)"
+    assert _reads(replace(INFO, normalizations=(InputNormalization.LAYER_NORM,))) == "resid_post_attn (layer_norm)"
 
 
 def test_models_shows_formats_and_checks(run: Run) -> None:

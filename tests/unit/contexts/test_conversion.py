@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dst_grpc.contexts.conversion import convert_pickle
-from dst_grpc.engine.formats.detect import load_autoencoder, read_header
+from dst_grpc.engine.formats.detect import read_header
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss, InvalidRequest
 from tests import checkpoints
@@ -40,8 +40,8 @@ def test_a_file_of_the_research_code_is_the_same_autoencoder_afterwards(tmp_path
     converted = convert_pickle(source, tmp_path / "out.safetensors")
     assert converted.n_tensors == len(checkpoints.state_dict())
     assert json.loads(converted.texts["activation_state_dict"]) == {"k": 2, "postact_fn": "ReLU"}
-    before = load_autoencoder(source, "cpu", torch.float32)
-    after = load_autoencoder(tmp_path / "out.safetensors", "cpu", torch.float32)
+    before = checkpoints.load_autoencoder(source, "cpu", torch.float32)
+    after = checkpoints.load_autoencoder(tmp_path / "out.safetensors", "cpu", torch.float32)
     assert torch.equal(before.encoder, after.encoder)
     assert torch.equal(before.decoder, after.decoder)
     assert (after.activation, after.k) == (before.activation, before.k)

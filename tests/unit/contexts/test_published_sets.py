@@ -19,11 +19,11 @@ from dst_grpc.contexts import AutoencoderContext, Registry
 from dst_grpc.contexts.discovery import open_set
 from dst_grpc.contexts.loading import FileLoader, record
 from dst_grpc.contexts.self_check import SENTENCES
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.config import AutoencoderConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import InputNorm, Normalization
 from dst_grpc.errors import DataLoss, InvalidRequest, NotAllowed, Reason
 from dst_grpc.sources import AutoencoderSpec, FolderSource, ModelSpec
 from tests import checkpoints, families
@@ -84,7 +84,7 @@ def test_a_folder_of_several_hooks_holds_a_set_for_each_tap(folder: Path) -> Non
     infos = {info.name: info for info in registry.autoencoders("m")}
     assert sorted(infos) == ["m/res-jb-resid_post_embedding", "m/res-jb-resid_post_mlp"]
     residual, embedding = infos["m/res-jb-resid_post_mlp"], infos["m/res-jb-resid_post_embedding"]
-    assert (residual.layer_indices, residual.spliceable, residual.format) == ((0, 1), True, "saelens")
+    assert (residual.layer_indices, residual.spliceable, residual.formats) == ((0, 1), True, ("saelens",))
     assert (embedding.layer_indices, embedding.spliceable) == ((), False)
     for name, layers in (("m/res-jb-resid_post_mlp", [0, 1]), ("m/res-jb-resid_post_embedding", [0])):
         context = loaded(registry, name)
@@ -114,7 +114,11 @@ def test_declared_l0_is_held_against_the_measured_one(folder: Path) -> None:
         LayerCheck(layer_index=0, l0=10.0, fraction_of_variance_unexplained=None),
         LayerCheck(layer_index=1, l0=7.0, fraction_of_variance_unexplained=None),
     )
-    assert (info.dst, info.activation, info.format) == (T.RESID_POST_MLP, "JumpReLU", "gemma_scope")
+    assert (info.dst, info.activations, info.formats) == (
+        T.RESID_POST_MLP,
+        (AutoencoderActivation.JUMP_RELU,),
+        ("gemma_scope",),
+    )
     assert [check.l0 for check in loaded(registry, info.name).measured] == [WIDTH, WIDTH]
     path.parent.rename(path.parent.parent / "average_l0_141")
     with pytest.raises(
@@ -180,16 +184,19 @@ def test_the_self_check_decides_whether_an_old_autoencoder_reads_a_centred_resid
     path = folder / "autoencoders" / "old" / "blocks.1.hook_resid_pre"
     write_sae(path, "", tensors)
     (path / "cfg.json").write_text(json.dumps({"hook_point": "blocks.1.hook_resid_pre", "d_in": WIDTH}))
-    assert build(folder).autoencoder("m/old", "m").normalization == "centred/none"
+    assert build(folder).autoencoder("m/old", "m").normalizations == (
+        InputNormalization.CENTRED,
+        InputNormalization.NONE,
+    )
     context = loaded(build(folder), "m/old")
-    expected = Normalization.CENTRED if is_centred else Normalization.NONE
+    expected = InputNormalization.CENTRED if is_centred else InputNormalization.NONE
     assert context.by_layer[0].normalization is expected
     assert context.measured[0].reading == f"normalization {expected}"
     assert context.measured[0].fraction_of_variance_unexplained == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("norm", [InputNorm.MLP, InputNorm.MLP_WITHOUT_GAIN])
-def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: InputNorm) -> None:
+@pytest.mark.parametrize("norm", [ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN])
+def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: ModelNorm) -> None:
     """Its skip connection is the best linear map, so that it explains something of what it does not read."""
     loader = FileLoader()
     model = loader.load_model(build(folder).model_entry("m"), lambda _: None)
@@ -197,7 +204,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Input
     runs = [record(model.decoder, sites, model.tokenizer.encode(sentence)[:16]) for sentence in SENTENCES]
     residual, target = (torch.cat([run[site][1:] for run in runs]) for site in sites)
     layer_norm = model.decoder.layers[1].mlp_norm
-    x = layer_norm(residual) if norm is InputNorm.MLP else layer_norm.without_gain(residual)
+    x = layer_norm(residual) if norm is ModelNorm.MLP_NORM else layer_norm.without_gain(residual)
     with_ones = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     solution = torch.linalg.lstsq(with_ones, target).solution
     tensors = weights(PAIRS, torch.zeros(LATENTS, WIDTH)) | {
@@ -211,7 +218,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Input
     registry = build(folder)
     info = registry.autoencoder("m/transcoders", "m")
     assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
-    assert info.input_norm == "mlp_norm/mlp_norm_without_gain"
+    assert info.input_norms == (ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN)
     context = loaded(registry, info.name)
     (check,) = context.measured
     assert context.by_layer[1].input_norm is norm
@@ -226,7 +233,11 @@ def test_the_research_code_s_own_layout_is_found(folder: Path) -> None:
     entries = {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
     checkpoints.write_state_dict(path, entries)
     info = build(folder).autoencoder("m/resid_post_mlp_v5_32k", "m")
-    assert (info.dst, info.layer_indices, info.normalization) == (T.RESID_POST_MLP, (1,), "layer_norm")
+    assert (info.dst, info.layer_indices, info.normalizations) == (
+        T.RESID_POST_MLP,
+        (1,),
+        (InputNormalization.LAYER_NORM,),
+    )
     assert info.has_write_scale
     assert [check.l0 for check in info.declared] == [4.0]
 
@@ -287,7 +298,7 @@ def test_what_loading_folds_is_told(folder: Path) -> None:
     write_sae(path, "blocks.1.hook_resid_mid", tensors, architecture="gated")
     info = build(folder).autoencoder("m/set", "m")
     assert (info.dst, info.folded) == (T.RESID_POST_ATTN, ("its gate is folded into a threshold",))
-    assert (info.spliceable, info.activation) == (True, "JumpReLU")
+    assert (info.spliceable, info.activations) == (True, (AutoencoderActivation.JUMP_RELU,))
 
 
 # Other families
@@ -376,7 +387,7 @@ def test_a_path_to_weights_takes_their_config_along(folder: Path, tmp_path: Path
     path = write_sae(tmp_path / "files" / "sae", "blocks.1.hook_resid_post")
     registry = build(folder, autoencoder_roots=[tmp_path / "files"])
     info = by_path(registry, T.RESID_POST_MLP, 1, path)
-    assert (info.format, info.layer_indices) == ("saelens", (1,))
+    assert (info.formats, info.layer_indices) == (("saelens",), (1,))
     assert loaded(registry, info.name).measured[0].l0 == WIDTH
     write_sae(tmp_path / "files" / "sae", "blocks.1.hook_resid_post", apply_b_dec_to_input=False)
     assert by_path(registry, T.RESID_POST_MLP, 1, path).name != info.name, "another config is another set"
@@ -403,7 +414,7 @@ def test_a_pattern_opens_what_is_published(folder: Path, tmp_path: Path, dst: T 
     write_gemma(source, 99, 1)
     registry = registered(folder, source, pattern="layer_{layer}/*/average_l0_8/params.npz", dst=dst)
     info = registry.autoencoder("m/s", "m")
-    assert (info.dst, info.layer_indices, info.format) == (T.RESID_POST_MLP, (0, 1), "gemma_scope")
+    assert (info.dst, info.layer_indices, info.formats) == (T.RESID_POST_MLP, (0, 1), ("gemma_scope",))
     assert [check.l0 for check in loaded(registry, "m/s").measured] == [WIDTH, WIDTH]
     path.rename(path.parent / "old.npz")
     np.savez(path, **{name: array + 0 for name, array in np.load(path.parent / "old.npz").items()})

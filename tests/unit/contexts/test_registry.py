@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dst_grpc.contexts import Registry
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import NodeType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig
 from dst_grpc.domain.handles import ContextRef
@@ -83,7 +84,7 @@ def test_sets_are_described_by_kind(registry: Registry) -> None:
     mlp, attention = sets[T.MLP_POST_ACT], sets[T.RESID_DELTA_ATTN]
     assert (mlp.model, mlp.node_type, mlp.layer_indices) == ("a", NodeType.MLP_AUTOENCODER_LATENT, (0, 1))
     assert attention.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
-    assert (mlp.n_latents, mlp.activation, mlp.spliceable) == (10, "ReLU", True)
+    assert (mlp.n_latents, mlp.activations, mlp.spliceable) == (10, (AutoencoderActivation.RELU,), True)
     assert mlp.parameter_bytes == 2 * 4 * (12 + 10 + 2 * 12 * 10)
     assert (mlp.declared, mlp.measured) == ((), ())
 
@@ -225,7 +226,7 @@ def test_another_file_in_the_same_place_is_another_set(rooted: Registry, tmp_pat
     checkpoints.write_state_dict(tmp_path / "files" / "0.pt", {"activation": "Identity"})
     after = rooted.autoencoder_by_config(config, "m")
     assert after.name != before.name
-    assert after.activation == "Identity"
+    assert after.activations == (AutoencoderActivation.IDENTITY,)
 
 
 def test_kinds_that_can_only_be_read_offline_say_so(rooted: Registry) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from dst_grpc.contexts import self_check
 from dst_grpc.contexts.self_check import Sample
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.resolution import LayerCheck
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.formats.header import Reading
 from dst_grpc.errors import DataLoss, Reason
 
@@ -23,7 +24,7 @@ def autoencoder(scale: float = 1.0) -> Autoencoder:
         encoder=torch.eye(3),
         latent_bias=torch.zeros(3),
         decoder=scale * torch.eye(3),
-        activation=Activation.RELU,
+        activation=AutoencoderActivation.RELU,
     )
 
 

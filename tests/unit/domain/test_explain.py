@@ -36,7 +36,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest
-from tests import models
+from tests import models, traces
 
 PROMPT = Prompt(token_ids=(1, 2))
 RUN = ExplainRun(prompt=PROMPT)
@@ -134,7 +134,7 @@ def test_runs_of_top_k_derive_nothing_of_their_own() -> None:
             NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(1, 2), layer_index=0, pass_type=PassType.BACKWARD),
             ["node_index.pass_type"],
         ),
-        (HEAD.to_subnode_index(L.ATTN_QUERY), ["node_index.q_k_or_v"]),
+        (traces.subnode(HEAD, L.ATTN_QUERY), ["node_index.q_k_or_v"]),
     ],
 )
 def test_an_ablated_node_is_one_node_with_a_layer(node: NodeIndex, expected: list[str]) -> None:

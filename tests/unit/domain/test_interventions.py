@@ -23,7 +23,6 @@ from dst_grpc.domain.interventions import (
     TapSelection,
 )
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import InvalidRequest
 
 BACKWARD = PassType.BACKWARD
@@ -122,24 +121,3 @@ def test_an_ablation_is_an_intervention_that_sets_one_number() -> None:
     )
     expected = at(L.ATTN_QK_PROBS, 3, None, 1, layer_index=2, pass_type=BACKWARD)
     assert AblationSpec(index=index, value=0.5).intervention == Intervention(at=expected, action=SetValue(scalar=0.5))
-
-
-def test_a_request_applies_its_ablations_then_the_rest_then_detaches_the_final_norm() -> None:
-    index = ActivationIndex(activation_location_type=L.LOGITS, tensor_indices=(0, 0))
-    scale = Intervention(at=at(), action=ScaleValue(factor=2.0))
-    request = DeriveRequest(
-        prompt=None,
-        ablation_specs=(AblationSpec(index=index, value=1.0),),
-        interventions=(scale, scale),
-        detach_final_layer_norm_scale=True,
-    )
-    found = request.all_interventions
-    assert [path for path, _ in found] == [
-        "ablation_specs[0]",
-        "interventions[0]",
-        "interventions[1]",
-        "detach_final_layer_norm_scale",
-    ]
-    assert found[1][1] is scale
-    assert isinstance(found[3][1].action, DetachGradient)
-    assert DeriveRequest(prompt=None).all_interventions == ()

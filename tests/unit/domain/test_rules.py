@@ -160,11 +160,6 @@ def test_12_only_taps_of_heads_are_reached_through_a_query_or_key() -> None:
     ]
 
 
-def test_13_only_heads_become_subnodes() -> None:
-    assert HEAD.to_subnode_index(L.ATTN_QUERY).q_k_or_v is L.ATTN_QUERY
-    assert fields(lambda: NEURON.to_subnode_index(L.ATTN_QUERY)) == ["node_type"]
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -175,13 +170,6 @@ def test_13_only_heads_become_subnodes() -> None:
 )
 def test_14_there_are_no_more_indices_than_axes(make: Callable[[], object]) -> None:
     assert fields(make) == ["tensor_indices"]
-
-
-def test_15_node_types_are_equal() -> None:
-    assert ActivationIndex.from_node_index(NEURON, L.MLP_POST_ACT).tensor_indices == (3, 7)
-    assert DerivedScalarIndex.from_node_index(NEURON, T.MLP_WRITE_NORM).layer_index == 1
-    assert fields(lambda: ActivationIndex.from_node_index(HEAD, L.MLP_POST_ACT)) == ["node_type"]
-    assert fields(lambda: DerivedScalarIndex.from_node_index(HEAD, T.MLP_WRITE_NORM)) == ["node_type"]
 
 
 def test_16_the_number_of_open_axes_is_never_negative() -> None:

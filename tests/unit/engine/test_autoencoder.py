@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.errors import DataLoss
 from tests import models
 
@@ -47,7 +48,7 @@ def test_relu_keeps_what_is_positive(relu: Autoencoder, x: torch.Tensor) -> None
 
 
 def test_identity_keeps_everything(relu: Autoencoder, x: torch.Tensor) -> None:
-    np.testing.assert_allclose(replace(relu, activation=Activation.IDENTITY).encode(x), pre_by_hand(relu, x))
+    np.testing.assert_allclose(replace(relu, activation=AutoencoderActivation.IDENTITY).encode(x), pre_by_hand(relu, x))
 
 
 @pytest.mark.parametrize("k", [1, 4, 11])
@@ -56,9 +57,9 @@ def test_topk_keeps_the_largest_pre_activations_and_passes_those_through_its_own
 ) -> None:
     pre = pre_by_hand(relu, x)
     kept = top_k_by_hand(pre, k)
-    topk = replace(relu, activation=Activation.TOPK, k=k)
+    topk = replace(relu, activation=AutoencoderActivation.TOP_K, k=k)
     np.testing.assert_allclose(topk.encode(x), np.where(kept, np.maximum(pre, 0), 0))
-    np.testing.assert_allclose(replace(topk, postact=Activation.IDENTITY).encode(x), np.where(kept, pre, 0))
+    np.testing.assert_allclose(replace(topk, postact=AutoencoderActivation.IDENTITY).encode(x), np.where(kept, pre, 0))
     assert k < LATENTS or (pre[kept] < 0).any(), "negative ones among the kept tell the two apart"
 
 
@@ -68,18 +69,18 @@ def test_the_decoder_adds_the_pre_bias(relu: Autoencoder, x: torch.Tensor) -> No
     np.testing.assert_allclose(relu.decode(latents, x), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("postact", [Activation.RELU, Activation.IDENTITY])
-def test_gradient_flows_through_kept_latents_only(relu: Autoencoder, postact: Activation) -> None:
+@pytest.mark.parametrize("postact", [AutoencoderActivation.RELU, AutoencoderActivation.IDENTITY])
+def test_gradient_flows_through_kept_latents_only(relu: Autoencoder, postact: AutoencoderActivation) -> None:
     pre = torch.randn(TOKENS, LATENTS, dtype=torch.float64, requires_grad=True)
-    topk = replace(relu, activation=Activation.TOPK, k=8, postact=postact)
+    topk = replace(relu, activation=AutoencoderActivation.TOP_K, k=8, postact=postact)
     (gradient,) = torch.autograd.grad(topk.activate(pre).sum(), pre)
     values = pre.detach().numpy()
-    passes = top_k_by_hand(values, 8) & ((values > 0) | (postact is Activation.IDENTITY))
+    passes = top_k_by_hand(values, 8) & ((values > 0) | (postact is AutoencoderActivation.IDENTITY))
     np.testing.assert_array_equal(gradient, passes.astype(float))
 
 
 def test_any_leading_axes_are_kept(relu: Autoencoder) -> None:
-    topk = replace(relu, activation=Activation.TOPK, k=2)
+    topk = replace(relu, activation=AutoencoderActivation.TOP_K, k=2)
     x = torch.randn(2, 3, N_INPUTS, dtype=torch.float64)
     assert topk.encode(x).shape == (2, 3, LATENTS)
     torch.testing.assert_close(topk.encode(x)[1], topk.encode(x[1]))
@@ -92,9 +93,9 @@ def test_any_leading_axes_are_kept(relu: Autoencoder) -> None:
         ({"pre_bias": torch.zeros(LATENTS)}, r"pre_bias has shape \(11,\)"),
         ({"latent_bias": torch.zeros(N_INPUTS)}, r"latent_bias has shape \(7,\)"),
         ({"decoder": torch.zeros(LATENTS, N_INPUTS)}, r"decoder has shape \(11, 7\)"),
-        ({"activation": Activation.TOPK}, "needs 0 < k <= 11, not None"),
-        ({"activation": Activation.TOPK, "k": 0}, "needs 0 < k <= 11, not 0"),
-        ({"activation": Activation.TOPK, "k": 12}, "needs 0 < k <= 11, not 12"),
+        ({"activation": AutoencoderActivation.TOP_K}, "needs 0 < k <= 11, not None"),
+        ({"activation": AutoencoderActivation.TOP_K, "k": 0}, "needs 0 < k <= 11, not 0"),
+        ({"activation": AutoencoderActivation.TOP_K, "k": 12}, "needs 0 < k <= 11, not 12"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(relu: Autoencoder, change: dict[str, Any], says: str) -> None:

@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation, Autoencoder, InputNorm, Normalization
-from dst_grpc.engine.formats.detect import load_autoencoder, load_readings, read_frequencies, read_header
+from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.formats.detect import load_readings, read_frequencies, read_header
 from dst_grpc.errors import DataLoss
+from tests import checkpoints
 
 N, M, Z, K = 6, 5, 9, 3
 Array = NDArray[np.float64]
@@ -70,7 +72,7 @@ def write(path: Path, arrays: Mapping[str, Any], config: Mapping[str, Any] | Non
 def loaded(path: Path) -> Autoencoder:
     """The autoencoder, its bytes as announced."""
     seen: list[int] = []
-    autoencoder = load_autoencoder(path, "cpu", torch.float32, seen.append)
+    autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.float32, seen.append)
     header = read_header(path)
     assert autoencoder.parameter_bytes == header.bytes_as(torch.float32) == seen[-1]
     assert seen == sorted(seen)
@@ -131,7 +133,7 @@ def test_saelens_gated_is_a_jumprelu_with_the_same_numbers(tmp_path: Path) -> No
     h = gate * relu(x @ (f["W_enc"] * np.exp(f["r_mag"])) + f["b_mag"])
     assert ((gate == 0) & (x @ (f["W_enc"] * np.exp(f["r_mag"])) + f["b_mag"] > 0)).any(), "the gate matters"
     autoencoder = loaded(path)
-    assert autoencoder.activation is Activation.JUMPRELU
+    assert autoencoder.activation is AutoencoderActivation.JUMP_RELU
     check(autoencoder, h, h @ f["W_dec"] + f["b_dec"])
     assert read_header(path).folded == ("its gate is folded into a threshold",)
 
@@ -231,9 +233,9 @@ def test_saelens_before_version_6(tmp_path: Path) -> None:
     assert centred.encoder.data_ptr() == raw.encoder.data_ptr(), "readings share their weights"
 
 
-@pytest.mark.parametrize(("said", "expected"), [(True, Normalization.CENTRED), (False, Normalization.NONE)])
+@pytest.mark.parametrize(("said", "expected"), [(True, InputNormalization.CENTRED), (False, InputNormalization.NONE)])
 def test_centred_writing_weights_are_obeyed_where_they_are_told(
-    tmp_path: Path, said: bool, expected: Normalization
+    tmp_path: Path, said: bool, expected: InputNormalization
 ) -> None:
     path = saelens(tmp_path, sae(), model_from_pretrained_kwargs={"center_writing_weights": said})
     assert [reading.normalization for reading in read_header(path).readings] == [expected]
@@ -255,7 +257,7 @@ def test_saelens_transcoders(tmp_path: Path, architecture: str) -> None:
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + (X @ f["W_skip"].T if "skip" in architecture else 0))
     header = read_header(path)
     assert (header.dst, header.layer_index, header.output) == (T.RESID_POST_ATTN, 3, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is InputNorm.MLP
+    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
 
 
 def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:
     assert found is not None
     torch.testing.assert_close(found, frequencies)
     assert [p.name for p in read_header(path).other_files] == ["cfg.json", "sparsity.safetensors"]
-    cut = load_autoencoder(path, "cpu", torch.float32, n_dropped=2)
+    cut = checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=2)
     h = relu((X - f["b_dec"]) @ f["W_enc"] + f["b_enc"])[:, 2:]
     check(cut, h, h @ f["W_dec"][2:] + f["b_dec"])
     save_file({"sparsity": torch.full((Z,), 0.5)}, tmp_path / "sparsity.safetensors")
@@ -363,13 +365,13 @@ def test_openai_v5_normalises_its_input(tmp_path: Path, folder: str) -> None:
     torch.save(tensors_of(f) | {"activation": "TopK", "activation_state_dict": state, "activation.k": K}, path)
     readings = {reading.normalization: one for reading, one in load_readings(path, "cpu", torch.float32).items()}
     assert (
-        list(readings) == [Normalization.LAYER_NORM]
+        list(readings) == [InputNormalization.LAYER_NORM]
         if "v5" in folder
-        else [Normalization.NONE, Normalization.LAYER_NORM]
+        else [InputNormalization.NONE, InputNormalization.LAYER_NORM]
     )
     mean, std = X.mean(1, keepdims=True), X.std(1, ddof=1, keepdims=True)
     h = top_k(((X - mean) / (std + 1e-5) - f["pre_bias"]) @ f["encoder.weight"].T + f["latent_bias"], K)
-    check(readings[Normalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
+    check(readings[InputNormalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
 
 
 def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
@@ -381,7 +383,7 @@ def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
     }
     path = tmp_path / "0.safetensors"
     save_file(tensors_of(f), path, metadata={"normalization": "centred"})
-    assert read_header(path).readings[0].normalization is Normalization.CENTRED
+    assert read_header(path).readings[0].normalization is InputNormalization.CENTRED
     save_file(tensors_of(f), path, metadata={"normalization": "batch"})
     with pytest.raises(DataLoss, match="unknown normalization 'batch'; these are known: none, centred"):
         read_header(path)
@@ -393,13 +395,13 @@ def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("repository", "dst", "input_norm", "output"),
     [
-        ("gemma-scope-2b-pt-res", T.RESID_POST_MLP, InputNorm.NONE, None),
-        ("gemma-scope-9b-pt-mlp", T.RESID_DELTA_MLP, InputNorm.NONE, None),
-        ("gemma-scope-9b-pt-att", T.ATTN_WEIGHTED_SUM_OF_VALUES, InputNorm.NONE, None),
-        ("gemma-scope-2b-pt-transcoders", T.RESID_POST_ATTN, InputNorm.MLP_WITHOUT_GAIN, T.RESID_DELTA_MLP),
+        ("gemma-scope-2b-pt-res", T.RESID_POST_MLP, ModelNorm.NONE, None),
+        ("gemma-scope-9b-pt-mlp", T.RESID_DELTA_MLP, ModelNorm.NONE, None),
+        ("gemma-scope-9b-pt-att", T.ATTN_WEIGHTED_SUM_OF_VALUES, ModelNorm.NONE, None),
+        ("gemma-scope-2b-pt-transcoders", T.RESID_POST_ATTN, ModelNorm.MLP_NORM_WITHOUT_GAIN, T.RESID_DELTA_MLP),
     ],
 )
-def test_gemma_scope(tmp_path: Path, repository: str, dst: T, input_norm: InputNorm, output: T | None) -> None:
+def test_gemma_scope(tmp_path: Path, repository: str, dst: T, input_norm: ModelNorm, output: T | None) -> None:
     f = sae(threshold=np.abs(normal(Z)))
     path = write(tmp_path / repository / "layer_12" / "width_16k" / "average_l0_105" / "params.npz", f)
     header = read_header(path)
@@ -447,7 +449,7 @@ def test_gemma_scope_2_transcoders_multiply_by_the_skip_as_it_is_stored(tmp_path
     assert (header.format, header.dst, header.layer_index) == ("gemma_scope_2", T.RESID_POST_ATTN, 12)
     assert (header.output, header.readings[0].input_norm, header.declared_l0) == (
         T.RESID_DELTA_MLP,
-        InputNorm.MLP,
+        ModelNorm.MLP_NORM,
         52.0,
     )
 
@@ -610,7 +612,7 @@ def test_sparsify_transcoders_take_nothing_off_and_may_skip(tmp_path: Path) -> N
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + X @ f["W_skip"].T)
     header = read_header(path)
     assert (header.dst, header.output) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is InputNorm.MLP
+    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
 
 
 @pytest.mark.parametrize(
@@ -698,7 +700,7 @@ def test_nothing_that_is_missing_misshapen_or_no_number_is_overlooked(tmp_path: 
         ):
             path = write(tmp_path / kind / what / name, changed, CONFIG | {"architecture": "jumprelu"}, "cfg.json")
             with pytest.raises(DataLoss, match=problem):
-                load_autoencoder(path, "cpu", torch.float32)
+                checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_a_square_weight_that_is_transposed_is_told_by_its_config_or_not_at_all(tmp_path: Path) -> None:
@@ -719,14 +721,14 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         for length in (0, 10, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:length])
             with pytest.raises(DataLoss, match=name):
-                load_autoencoder(path, "cpu", torch.float32)
+                checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_folding_that_overflows_is_named(tmp_path: Path) -> None:
     f = sae(b_gate=normal(Z), b_mag=normal(Z), r_mag=np.full(Z, 200.0))
     path = saelens(tmp_path, f, architecture="gated")
     with pytest.raises(DataLoss, match="is NaN or infinite once its gate is folded"):
-        load_autoencoder(path, "cpu", torch.float32)
+        checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_configs_that_are_none_are_named(tmp_path: Path) -> None:

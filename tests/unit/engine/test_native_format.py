@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from dst_grpc.engine.autoencoder import Activation
-from dst_grpc.engine.formats.detect import load_autoencoder, read_frequencies, read_header
+from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.engine.formats.detect import read_frequencies, read_header
 from dst_grpc.errors import DataLoss, Reason
 from tests import checkpoints
 from tests.checkpoints import LATENTS, WIDTH
@@ -29,7 +29,7 @@ def test_both_formats_give_the_same_autoencoder(tmp_path: Path) -> None:
     state = checkpoints.state_dict()
     expected = torch.relu((x - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"])
     for path in paths:
-        autoencoder = load_autoencoder(path, "cpu", torch.float32)
+        autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.float32)
         torch.testing.assert_close(autoencoder.encode(x), expected)
         decoded = expected @ state["decoder.weight"].T + state["pre_bias"]
         torch.testing.assert_close(autoencoder.decode(expected, x), decoded)
@@ -45,7 +45,11 @@ def test_the_header_tells_everything_but_the_weights(tmp_path: Path) -> None:
     }
     header = read_header(checkpoints.write_autoencoder(tmp_path / "7.safetensors", metadata=metadata))
     assert (header.n_inputs, header.n_latents) == (WIDTH, LATENTS)
-    assert (header.activation, header.k, header.postact) == (Activation.TOPK, 3, Activation.IDENTITY)
+    assert (header.activation, header.k, header.postact) == (
+        AutoencoderActivation.TOP_K,
+        3,
+        AutoencoderActivation.IDENTITY,
+    )
     assert (header.dst, header.layer_index) == ("resid_delta_mlp", 7)
     assert header.bytes_as(torch.float16) == 2 * (WIDTH + LATENTS + 2 * WIDTH * LATENTS)
 
@@ -53,8 +57,8 @@ def test_the_header_tells_everything_but_the_weights(tmp_path: Path) -> None:
 def test_a_state_dict_tells_its_activation(tmp_path: Path) -> None:
     entries = {"activation": "TopK", "activation_state_dict": OrderedDict(k=2, postact_fn="ReLU"), "activation.k": 2}
     path = checkpoints.write_state_dict(tmp_path / "0.pt", entries)
-    autoencoder = load_autoencoder(path, "cpu", torch.float32)
-    assert (autoencoder.activation, autoencoder.k) == (Activation.TOPK, 2)
+    autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.float32)
+    assert (autoencoder.activation, autoencoder.k) == (AutoencoderActivation.TOP_K, 2)
     assert (read_header(path).dst, read_header(path).layer_index) == (None, None)
 
 
@@ -67,13 +71,13 @@ def test_reading_a_header_touches_no_weights(tmp_path: Path) -> None:
     for path in paths:
         read_header(path)
         with pytest.raises(DataLoss, match=r"'decoder.weight' has values that are NaN or infinite"):
-            load_autoencoder(path, "cpu", torch.float32)
+            checkpoints.load_autoencoder(path, "cpu", torch.float32)
 
 
 def test_progress_rises_to_all_bytes(tmp_path: Path) -> None:
     path = checkpoints.write_autoencoder(tmp_path / "0.safetensors")
     seen: list[int] = []
-    autoencoder = load_autoencoder(path, "cpu", torch.bfloat16, seen.append)
+    autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.bfloat16, seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == autoencoder.parameter_bytes == read_header(path).bytes_as(torch.bfloat16)
 
@@ -204,7 +208,7 @@ def test_latents_of_lowest_frequency_are_left_out_and_the_others_kept_in_order(t
     checkpoints.write_autoencoder(path, state) if suffix == "safetensors" else checkpoints.write_state_dict(path, state)
     for n, dropped in ((1, {1}), (2, {1, 8}), (3, {1, 4, 8}), (4, {1, 4, 8, 9})):
         seen: list[int] = []
-        cut = load_autoencoder(path, "cpu", torch.float32, seen.append, n_dropped=n)
+        cut = checkpoints.load_autoencoder(path, "cpu", torch.float32, seen.append, n_dropped=n)
         expected, _ = without_latents(*dropped)
         for found, name in (
             (cut.pre_bias, "pre_bias"),
@@ -233,8 +237,8 @@ def test_without_its_dead_latents_an_autoencoder_says_the_same(tmp_path: Path, m
     state = changed(latents_activation_frequency=frequencies(*dead))
     state["latent_bias"][list(dead)] = -1e3
     path = checkpoints.write_autoencoder(tmp_path / "0.safetensors", state, metadata)
-    full = load_autoencoder(path, "cpu", torch.float32)
-    cut = load_autoencoder(path, "cpu", torch.float32, n_dropped=len(dead))
+    full = checkpoints.load_autoencoder(path, "cpu", torch.float32)
+    cut = checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=len(dead))
     assert (cut.activation, cut.k, cut.postact) == (full.activation, full.k, full.postact)
     x = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(1))
     _, live = without_latents(*dead)
@@ -253,7 +257,7 @@ def test_frequencies_are_read_if_there_are_any(tmp_path: Path) -> None:
     checkpoints.write_autoencoder(path, changed(latents_activation_frequency=None))
     assert read_frequencies(path) is None
     with pytest.raises(DataLoss, match="has no frequencies of its latents"):
-        load_autoencoder(path, "cpu", torch.float32, n_dropped=1)
+        checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=1)
 
 
 @pytest.mark.parametrize(
@@ -286,17 +290,17 @@ def test_no_other_file_is_loaded_than_the_one_whose_header_was_read(
 ) -> None:
     path = tmp_path / ("0.pt" if write is checkpoints.write_state_dict else "0.safetensors")
     header = read_header(write(path))
-    load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+    checkpoints.load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
     write(tmp_path / f"new{path.suffix}").replace(path)
     with pytest.raises(DataLoss, match="changed since") as caught:
-        load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+        checkpoints.load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
 @pytest.mark.parametrize("write", [checkpoints.write_autoencoder, checkpoints.write_state_dict])
 def test_what_is_loaded_shares_nothing_with_the_file(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     path = write(tmp_path / ("0.pt" if write is checkpoints.write_state_dict else "0.safetensors"))
-    autoencoder = load_autoencoder(path, "cpu", torch.float32)
+    autoencoder = checkpoints.load_autoencoder(path, "cpu", torch.float32)
     with path.open("r+b") as file:  # in place: a mapping would show it
         file.write(b"\0" * path.stat().st_size)
     assert autoencoder.encoder.any()

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, PassType
+from dst_grpc.domain.interventions import AxisSelection, Intervention, SetValue, TapSelection
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder import Decoder
-from dst_grpc.engine.taps import Ablation, Site, Taps
+from dst_grpc.engine.interventions import RowIntervention
+from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import require
 from tests import models
 
@@ -28,9 +31,14 @@ def decoder() -> Decoder:
     return models.decoder()
 
 
-def ablation(location: L, layer: int | None, indices: tuple[int | None, ...], value: float, **kwargs: Any) -> Ablation:
-    given = {"row": 0, "pass_type": FORWARD, **kwargs}
-    return Ablation(location=location, layer=layer, indices=indices, value=value, **given)
+def ablation(
+    location: L, layer: int | None, axes: tuple[AxisSelection, ...], value: float, **kwargs: Any
+) -> RowIntervention:
+    """Entries of the first prompt's tap that are set to a number; *kwargs* of `RowIntervention`."""
+    pass_type = FORWARD if kwargs.get("gradient_pass") is None else BACKWARD
+    at = TapSelection(activation_location_type=location, layer_index=layer, axes=axes, pass_type=pass_type)
+    intervention = Intervention(at=at, action=SetValue(scalar=value))
+    return RowIntervention(**{"row": 0, "intervention": intervention, **kwargs})
 
 
 def run(decoder: Decoder, **kwargs: Any) -> tuple[torch.Tensor, Taps]:
@@ -48,7 +56,7 @@ def gradients(decoder: Decoder, origin_token: int = 2, **kwargs: Any) -> dict[Si
 
 def test_the_recorded_value_is_the_ablated_one(decoder: Decoder) -> None:
     site: Site = (L.MLP_POST_ACT, 1)
-    logits, taps = run(decoder, values=[site], ablations=[ablation(*site, (2, 7), 4.5)])
+    logits, taps = run(decoder, values=[site], interventions=[ablation(*site, (2, 7), 4.5)])
     plain_logits, plain = run(decoder, values=[site])
     assert taps.values[site][0, 2, 7] == 4.5
     changed = taps.values[site] != plain.values[site]
@@ -59,15 +67,15 @@ def test_the_recorded_value_is_the_ablated_one(decoder: Decoder) -> None:
 def test_ablations_apply_in_their_order(decoder: Decoder) -> None:
     site: Site = (L.RESID_POST_MLP, 0)
     both = [ablation(*site, (None, 3), 1.0), ablation(*site, (2, 3), 2.0)]
-    _, taps = run(decoder, values=[site], ablations=both)
+    _, taps = run(decoder, values=[site], interventions=both)
     assert taps.values[site][0, :, 3].tolist() == [1, 1, 2, 1, 1, 1]
-    _, taps = run(decoder, values=[site], ablations=both[::-1])
+    _, taps = run(decoder, values=[site], interventions=both[::-1])
     assert taps.values[site][0, :, 3].tolist() == [1] * 6
 
 
 def test_an_ablation_stays_in_its_own_row(decoder: Decoder) -> None:
     site: Site = (L.RESID_POST_MLP, 1)
-    logits, taps = run(decoder, values=[site], ablations=[ablation(*site, (None, None), 0.0, row=1)])
+    logits, taps = run(decoder, values=[site], interventions=[ablation(*site, (None, None), 0.0, row=1)])
     plain_logits, plain = run(decoder, values=[site])
     assert torch.equal(taps.values[site][0], plain.values[site][0])
     torch.testing.assert_close(logits[0], plain_logits[0])
@@ -77,23 +85,17 @@ def test_an_ablation_stays_in_its_own_row(decoder: Decoder) -> None:
 def test_an_axis_of_tokens_ends_where_the_prompt_ends(decoder: Decoder) -> None:
     """Or a prompt would see the pads behind it, where its probabilities are overwritten whole."""
     site: Site = (L.ATTN_QK_PROBS, 1)
-    _, taps = run(decoder, values=[site], ablations=[ablation(*site, (None, None, 2), 7.0, n_tokens=4)])
+    _, taps = run(decoder, values=[site], interventions=[ablation(*site, (None, None, 2), 7.0, n_tokens=4)])
     overwritten = taps.values[site][0, :, :, 2] == 7.0
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[:4, :4] = True
     assert torch.equal(overwritten, expected)
 
 
-def test_layer_none_is_every_layer(decoder: Decoder) -> None:
-    sites: list[Site] = [(L.ATTN_VALUE, layer) for layer in range(3)]
-    _, taps = run(decoder, values=sites, ablations=[ablation(L.ATTN_VALUE, None, (1, 2, 0), 3.0)])
-    assert [float(taps.values[site][0, 1, 2, 0]) for site in sites] == [3.0] * 3
-
-
 def test_overwritten_entries_pass_nothing_upstream(decoder: Decoder) -> None:
     site: Site = (L.RESID_POST_MLP, 1)
     cut = [ablation(*site, (None, None), 1.0)]
-    found = gradients(decoder, gradients=[(L.RESID_POST_MLP, 0), site], ablations=cut)
+    found = gradients(decoder, gradients=[(L.RESID_POST_MLP, 0), site], interventions=cut)
     assert (found[L.RESID_POST_MLP, 0][0] == 0).all()
     assert (found[site][0] != 0).any(), "the gradient at the ablated value itself is recorded"
     assert (found[L.RESID_POST_MLP, 0][1] != 0).any()
@@ -103,7 +105,7 @@ def test_a_gradient_is_recorded_as_it_arrives_before_its_backward_ablation(decod
     """Q13: the ablation shows upstream, not at its own tap."""
     site, upstream = (L.RESID_POST_MLP, 1), (L.RESID_POST_MLP, 0)
     changed = gradients(
-        decoder, gradients=[site, upstream], ablations=[ablation(*site, (None, None), 0.0, pass_type=BACKWARD)]
+        decoder, gradients=[site, upstream], interventions=[ablation(*site, (None, None), 0.0, gradient_pass=0)]
     )
     plain = gradients(decoder, gradients=[site, upstream])
     torch.testing.assert_close(changed[site], plain[site])
@@ -112,16 +114,16 @@ def test_a_gradient_is_recorded_as_it_arrives_before_its_backward_ablation(decod
 
 
 def test_backward_ablations_change_no_value(decoder: Decoder) -> None:
-    everywhere = [ablation(L.RESID_POST_ATTN, None, (None, None), 7.0, pass_type=BACKWARD)]
-    logits, _ = run(decoder, gradients=[(L.RESID_POST_EMBEDDING, None)], ablations=everywhere)
+    everywhere = [ablation(L.RESID_POST_ATTN, 1, (None, None), 7.0, gradient_pass=0)]
+    logits, _ = run(decoder, gradients=[(L.RESID_POST_EMBEDDING, None)], interventions=everywhere)
     assert torch.equal(logits.detach(), run(decoder)[0])
 
 
 def test_a_backward_ablation_seeds_an_exact_gradient(decoder: Decoder) -> None:
     """Fake gradients: a loss of zero, and 1 at one neuron, give that neuron's derivative."""
-    seed = ablation(L.MLP_PRE_ACT, 1, (3, 7), 1.0, pass_type=BACKWARD)
+    seed = ablation(L.MLP_PRE_ACT, 1, (3, 7), 1.0, gradient_pass=0)
     site: Site = (L.RESID_POST_ATTN, 1)
-    logits, taps = run(decoder, gradients=[site, (L.MLP_PRE_ACT, 1)], ablations=[seed])
+    logits, taps = run(decoder, gradients=[site, (L.MLP_PRE_ACT, 1)], interventions=[seed])
     found = taps.gradients(0.0 * logits.sum())[site]
     layer = decoder.layers[1]
     x = taps.attached[site].detach()[0].requires_grad_()
@@ -132,10 +134,9 @@ def test_a_backward_ablation_seeds_an_exact_gradient(decoder: Decoder) -> None:
 def test_freezing_the_final_norm_makes_the_gradient_scale_free(decoder: Decoder) -> None:
     site: Site = (L.RESID_POST_MLP, 2)
     freeze = [
-        ablation(L.RESID_FINAL_LAYER_NORM_SCALE, None, (None, None), 0.0, row=row, pass_type=BACKWARD)
-        for row in range(2)
+        ablation(L.RESID_FINAL_LAYER_NORM_SCALE, None, (None, None), 0.0, row=row, gradient_pass=0) for row in range(2)
     ]
-    found = gradients(decoder, gradients=[site], ablations=freeze)[site]
+    found = gradients(decoder, gradients=[site], interventions=freeze)[site]
     _, taps = run(decoder, values=[site])
     x = taps.values[site].requires_grad_()
     logits = decoder.final_norm(x, detach_scale=True) @ decoder.unembedding
@@ -145,7 +146,9 @@ def test_freezing_the_final_norm_makes_the_gradient_scale_free(decoder: Decoder)
 
 def numeric(decoder: Decoder, site: Site, entry: tuple[int, ...], value: float, step: float) -> float:
     """Derivative of the logit by one entry of a tap, by overwriting the entry on either side of its value."""
-    up, down = (run(decoder, ablations=[ablation(*site, entry, value + side * step)])[0][0, -1, 2] for side in (1, -1))
+    up, down = (
+        run(decoder, interventions=[ablation(*site, entry, value + side * step)])[0][0, -1, 2] for side in (1, -1)
+    )
     return float(up - down) / (2 * step)
 
 
@@ -177,9 +180,9 @@ def spliced(location: L, *, layers: Iterable[int] = (0, 1, 2), **kwargs: Any) ->
 
 
 @pytest.mark.parametrize("location", KINDS)
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", AutoencoderActivation)
 def test_without_ablations_a_splice_changes_nothing_but_rounding(
-    decoder: Decoder, location: L, activation: Activation
+    decoder: Decoder, location: L, activation: AutoencoderActivation
 ) -> None:
     logits, _ = run(decoder, splices=spliced(location, activation=activation))
     torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
@@ -214,12 +217,14 @@ def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, l
     _, plain = run(decoder, values=[site, latents, error], splices=splices)
     latent = int(plain.values[latents][0, 4].argmax())
     cut = [ablation(*latents, (4, latent), 0.0)]
-    logits, taps = run(decoder, values=[site, latents, error], splices=splices, ablations=cut)
+    logits, taps = run(decoder, values=[site, latents, error], splices=splices, interventions=cut)
     torch.testing.assert_close(taps.values[error], plain.values[error])
     assert taps.values[latents][0, 4, latent] == 0
     moved = plain.values[site].clone()
     moved[0, 4] -= plain.values[latents][0, 4, latent] * splices[site].decoder[:, latent]
-    expected, _ = run(decoder, ablations=[ablation(*site, (4, i), float(value)) for i, value in enumerate(moved[0, 4])])
+    expected, _ = run(
+        decoder, interventions=[ablation(*site, (4, i), float(value)) for i, value in enumerate(moved[0, 4])]
+    )
     torch.testing.assert_close(logits, expected)
 
 
@@ -227,7 +232,7 @@ def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder) -> None:
     site, splices = (L.RESID_DELTA_MLP, 2), spliced(L.RESID_DELTA_MLP, layers=[2])
     cut = [ablation(require(SPLICED_AT[site[0]].error_tap), 2, (None, None), 0.0)]
     following: Site = (L.RESID_POST_MLP, 2)
-    _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, ablations=cut)
+    _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, interventions=cut)
     expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(
         splices[site].encode(taps.values[site]), taps.values[site]
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.errors import InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
@@ -26,7 +26,7 @@ WORLD = models.World(
     {one.name: one for one in [models.autoencoders(kind) for kind in models.LATENTS]}
     | {
         PARTIAL: models.autoencoders(T.MLP_POST_ACT, layers=(1,), name=PARTIAL),
-        TOPK: models.autoencoders(T.RESID_DELTA_ATTN, activation=Activation.TOPK, name=TOPK),
+        TOPK: models.autoencoders(T.RESID_DELTA_ATTN, activation=AutoencoderActivation.TOP_K, name=TOPK),
     },
 )
 NEURON, HEAD, LATENT = traces.NEURON, traces.HEAD, traces.MLP_LATENT

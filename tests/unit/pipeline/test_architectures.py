@@ -88,7 +88,7 @@ def test_a_traced_neuron_needs_the_attention_of_its_own_layer_only_if_it_reads_i
     found = plan(architecture, T.RESID_POST_EMBEDDING, trace_config=origin)
     assert found.stop_after_layer == last
     (outcome,) = WORLDS[architecture].outcomes(models.request(T.RESID_POST_EMBEDDING, trace_config=origin))
-    assert outcome.recording.activation_value is not None
+    assert outcome.activation_value is not None
 
 
 @pytest.mark.parametrize(("architecture", "kept"), [("gpt2", 1), ("parallel", 0)])
@@ -98,7 +98,7 @@ def test_a_backward_ablation_beside_the_traced_node_does_nothing(architecture: s
     found = plan(
         architecture, T.RESID_POST_EMBEDDING, trace_config=traces.trace(traces.NEURON, 1, 4, 7), ablation_specs=(spec,)
     )
-    assert len(found.ablations) == kept
+    assert sum(len(one.interventions) for one in found.run.passes) == kept
 
 
 def test_heads_write_nothing_to_the_neurons_beside_them() -> None:

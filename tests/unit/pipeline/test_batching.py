@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.lookup import Catalogue
-    from dst_grpc.pipeline.run import Outcome
+    from dst_grpc.pipeline.run import RunResult
 
 
 def plan_of(catalogue: Catalogue, tokens: Sequence[int], target: int = 1) -> Plan:
@@ -59,17 +59,17 @@ async def worker() -> AsyncIterator[Worker]:
     await worker.close()
 
 
-def as_it_is(outcome: Outcome) -> Outcome:
+def as_it_is(outcome: RunResult) -> RunResult:
     return outcome
 
 
-async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[Outcome | BaseException]:
+async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[RunResult | BaseException]:
     """Run *plans*, all of which wait before the first batch forms."""
     running = [asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in plans]
     return await asyncio.gather(*running, return_exceptions=True)
 
 
-def batch_sizes(results: Sequence[Outcome | BaseException]) -> list[int]:
+def batch_sizes(results: Sequence[RunResult | BaseException]) -> list[int]:
     return [result.batch_size for result in results if not isinstance(result, BaseException)]
 
 
@@ -97,7 +97,7 @@ async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, ca
 async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
     """Its batch mates are run again without it."""
     good, poisoned = plan_of(catalogue, [1, 2]), plan_of(catalogue, [1, 2, 3])
-    object.__setattr__(poisoned, "token_ids", (1, 2, 10**6))  # no embedding has that row
+    object.__setattr__(poisoned.run, "token_ids", (1, 2, 10**6))  # no embedding has that row
     results = await together(Batcher(worker, RecordingStore(0)), decoder, (good, poisoned, good))
     assert isinstance(results[1], IndexError)
     assert batch_sizes(results) == [1, 1]
@@ -129,11 +129,11 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     """The caller's own step runs there too, and its failure is the caller's alone."""
     threads: list[str] = []
 
-    def note(outcome: Outcome) -> int:
+    def note(outcome: RunResult) -> int:
         threads.append(threading.current_thread().name)
         return outcome.batch_size
 
-    def fail(_: Outcome) -> int:
+    def fail(_: RunResult) -> int:
         raise ValueError("mine")
 
     batcher = Batcher(worker, RecordingStore(0))

@@ -112,7 +112,7 @@ def test_a_direct_effect_is_complete() -> None:
         models.request(
             T.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD,
             loss_fn_config=models.LOSS,
-            ablation_specs=explaining.plan(WORLD, ask()).plans[0].request.ablation_specs,
+            detach_final_layer_norm_scale=True,
         )
     )[0]
     gradient = outcome.recording.taps.gradients[L.RESID_POST_MLP, 2]

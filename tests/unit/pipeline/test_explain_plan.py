@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName, NodeType, PassType
+from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart as P
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import AblationSpec, SetValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
@@ -67,28 +67,28 @@ def test_a_node_that_is_switched_off_is_a_forward_ablation_of_its_tap() -> None:
         node_ablations=tuple(ablated(node, 0.5) for node in nodes), ablation_specs=(other,), autoencoders=(MLP, ATTN)
     )
     (plan,) = explaining.plan(WORLD, request).plans
-    found = [(a.location, a.layer, a.indices, a.value, a.pass_type) for a in plan.ablations]
-    forward = PassType.FORWARD
+    given = [(one.at, one.action) for one in plan.run.interventions]
+    found = [(at.activation_location_type, at.layer_index, at.axes, action) for at, action in given]
+    half = SetValue(scalar=0.5)
     assert found == [
-        (L.RESID_POST_ATTN, 0, (1, None), 2.0, forward),
-        (L.ATTN_QK_PROBS, 1, (4, None, 3), 0.5, forward),
-        (L.MLP_POST_ACT, 0, (3, 7), 0.5, forward),
-        (L.ONLINE_MLP_AUTOENCODER_LATENT, 2, (1, 5), 0.5, forward),
-        (L.ONLINE_ATTENTION_AUTOENCODER_LATENT, 1, (0, 6), 0.5, forward),
-        (L.RESID_FINAL_LAYER_NORM_SCALE, None, (None, None), 0.0, PassType.BACKWARD),
+        (L.RESID_POST_ATTN, 0, (1, None), SetValue(scalar=2.0)),
+        (L.ATTN_QK_PROBS, 1, (4, None, 3), half),
+        (L.MLP_POST_ACT, 0, (3, 7), half),
+        (L.ONLINE_MLP_AUTOENCODER_LATENT, 2, (1, 5), half),
+        (L.ONLINE_ATTENTION_AUTOENCODER_LATENT, 1, (0, 6), half),
     ]
 
 
 def test_the_final_norm_is_frozen_unless_it_is_attached() -> None:
     (plan,) = explaining.plan(WORLD, explaining.request(detach_final_layer_norm_scale=False)).plans
-    assert not plan.ablations
+    assert [one.interventions for one in plan.run.passes] == [()]
 
 
 def test_a_generic_latent_is_that_of_the_only_autoencoder() -> None:
     node = traces.node(NodeType.AUTOENCODER_LATENT, 1, 2, 3)
     request = explaining.request(node_ablations=(ablated(node),), autoencoders=(ATTN,))
     (plan,) = explaining.plan(WORLD, request).plans
-    assert plan.ablations[0].location is L.ONLINE_ATTENTION_AUTOENCODER_LATENT
+    assert plan.run.interventions[0].at.activation_location_type is L.ONLINE_ATTENTION_AUTOENCODER_LATENT
     two = explaining.request(node_ablations=(ablated(node),), autoencoders=(MLP, ATTN))
     assert list(refusal(two)) == ["runs[0].node_ablations[0].node_index.node_type"]
 

@@ -82,7 +82,8 @@ def test_words_become_token_ids() -> None:
     )
     assert (found.token_ids, found.token_strings) == ((2, 0, 1, 18), ("c", "a", "b", "?"))
     assert found.loss is not None
-    assert (found.loss.targets, found.loss.distractors) == ((2, 7), (1,))
+    expected = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(2, 7), distractor_token_ids=(1,))
+    assert found.loss.config == expected
 
 
 def test_a_text_without_tokens_is_refused() -> None:

@@ -6,13 +6,21 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import (
+    AblationSpec,
+    AddVector,
+    Intervention,
+    RequestTensor,
+    ScaleValue,
+    TapSelection,
+)
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
@@ -20,7 +28,7 @@ from dst_grpc.domain.scalar_facts import Backward, Direction
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.run import Outcome
+from dst_grpc.pipeline.run import RunResult
 from tests import models, traces
 
 WORLDS = {
@@ -101,7 +109,7 @@ def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: 
         (alone,) = world.outcomes(request)
         assert together.batch_size == 4
         for name in ("loss", "activation_value"):
-            one, other = getattr(together.recording, name), getattr(alone.recording, name)
+            one, other = getattr(together, name), getattr(alone, name)
             assert one == (None if other is None else pytest.approx(other, rel=1e-9, abs=1e-9))
         expected = models.tensors(alone)
         found = models.tensors(together)
@@ -114,7 +122,7 @@ def test_a_prompt_without_origin_may_be_in_a_batch_with_others() -> None:
     with_loss = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
     without = models.request(T.MLP_POST_ACT, tokens=(3, 1))
     first, second = WORLD.outcomes(with_loss, without)
-    assert (first.recording.loss is None, second.recording.loss is None) == (False, True)
+    assert (first.loss is None, second.loss is None) == (False, True)
     assert models.tensors(second)[T.MLP_POST_ACT, PassType.FORWARD, 0].shape == (2, 13)
     assert second.recording.taps.gradients == {}
 
@@ -127,7 +135,7 @@ def spec_of(dst: T) -> DerivedScalarSpec:
     if facts.direction is Direction.LATENT_READ:
         config = replace(config, trace_config=traces.trace(traces.LATENT, 1, None, 3))
     if facts.needs_attribution_node:
-        node = traces.node(traces.HEAD, 1, 4, 2, 3).to_subnode_index(L.ATTN_QUERY)
+        node = traces.subnode(traces.node(traces.HEAD, 1, 4, 2, 3), L.ATTN_QUERY)
         config = replace(config, node_index_for_attribution=node)
     if facts.needs_fake_grad_index:
         index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(None, 2))
@@ -201,8 +209,8 @@ def test_a_trace_beats_a_loss_which_is_still_reported() -> None:
     both = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin, loss_fn_config=models.LOSS)
     trace = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin)
     found, expected = WORLD.outcomes(both)[0], WORLD.outcomes(trace)[0]
-    assert found.recording.loss is not None
-    assert found.recording.activation_value == expected.recording.activation_value
+    assert found.loss is not None
+    assert found.activation_value == expected.activation_value
     for key, tensor in models.tensors(expected).items():
         assert torch.equal(models.tensors(found)[key], tensor)
 
@@ -212,7 +220,7 @@ def test_a_loss_that_is_no_number_is_not_reported() -> None:
     enormous = AblationSpec(index=index, value=3e38)
     decoder = models.decoder(dtype=torch.float32)
     (outcome,) = models.World(decoder).outcomes(models.request(loss_fn_config=models.LOSS, ablation_specs=(enormous,)))
-    assert outcome.recording.loss is None
+    assert outcome.loss is None
 
 
 def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_names_itself() -> None:
@@ -226,28 +234,35 @@ def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_nam
     config = DstConfig(autoencoder_context=mlp)
     (found,) = WORLD.outcomes(models.request(derived_scalars=specs, config=config, trace_config=origin))
     (expected,) = WORLD.outcomes(models.request(config=config, trace_config=origin))
-    assert found.recording.activation_value == expected.recording.activation_value
+    assert found.activation_value == expected.activation_value
 
 
-def outcome_of(**fields: Any) -> Outcome:
+def outcome_of(**fields: Any) -> RunResult:
     (found,) = WORLD.outcomes(models.request(**fields))
     return found
+
+
+ONE_NEURON = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(0, 3))
+AT_NEURONS = TapSelection(activation_location_type=L.MLP_POST_ACT)
 
 
 def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
     plain = outcome_of().plan
     same = outcome_of(request_id="another").plan
     assert (same.digest, same.run_key) == (plain.digest, plain.run_key)
-    for fields in (
+    changed: list[dict[str, Any]] = [
         {"tokens": (1, 2)},
         {"loss_fn_config": models.LOSS},
         {"trace_config": traces.PLAIN_TRACES[0]},
         {"autoencoders": SETS[:1]},
-        {"ablation_specs": (ablation(random.Random(1), WORLD, 1),)},
-    ):
-        other = outcome_of(**fields).plan
-        assert other.digest != plain.digest
-        assert other.run_key != plain.run_key
+        {"ablation_specs": (AblationSpec(index=ONE_NEURON, value=0.5),)},
+        {"interventions": (Intervention(at=AT_NEURONS, action=ScaleValue(factor=0.5)),)},
+        {"interventions": (Intervention(at=AT_NEURONS, action=AddVector(vector=RequestTensor(tensor=np.ones(1)))),)},
+        {"interventions": (Intervention(at=AT_NEURONS, action=AddVector(vector=RequestTensor(tensor=np.zeros(1)))),)},
+    ]
+    others = [plain, *(outcome_of(**fields).plan for fields in changed)]
+    assert len({one.digest for one in others}) == len(others)
+    assert len({one.run_key for one in others}) == len(others)
     derived = make_plan(models.request(T.MLP_WRITE), WORLD.catalogue)
     assert (derived.digest != plain.digest, derived.run_key == plain.run_key) == (True, True)
 

@@ -13,8 +13,9 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
-from dst_grpc.pipeline.store import Recording, RecordingStore
+from dst_grpc.pipeline.store import RecordingStore
 from tests import models
 
 LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(1,))

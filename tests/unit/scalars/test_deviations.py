@@ -91,7 +91,7 @@ def test_a_v_trace_may_lead_to_a_latent(origin: TraceConfig) -> None:
         T.RESID_POST_MLP, config=DstConfig(derive_gradients=True), trace_config=origin, autoencoders=tuple(world.sets)
     )
     (outcome,) = world.outcomes(given)
-    assert outcome.recording.activation_value == pytest.approx(float(scalar(taps)))
+    assert outcome.activation_value == pytest.approx(float(scalar(taps)))
     assert gradients[L.RESID_POST_MLP, 0].any()
     for layer in range(N_LAYERS):
         found = models.tensors(outcome)[T.RESID_POST_MLP, PassType.BACKWARD, layer]

@@ -179,7 +179,7 @@ def test_edges_in_from_everything_upstream_add_up(case: Case) -> None:
     close(total, jvp(end, rho, rho))
 
 
-SUBNODES = [HEAD.to_subnode_index(part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
+SUBNODES = [traces.subnode(HEAD, part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
 DOWNSTREAM = [*SUBNODES, NEURON, LATENT]
 IN_OF = dict(zip(DOWNSTREAM, ATTRIBUTIONS, strict=True))
 

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
@@ -18,7 +19,6 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.engine.autoencoder import Activation
 from dst_grpc.engine.taps import Site
 from tests import models, plain, traces
 
@@ -90,7 +90,7 @@ def check_against_plain(world: models.World, origin: TraceConfig | None, seed: i
     gradients = plain.gradients(reference, models.TOKENS, scalar)
     raw = [dst for dst in RAW if world.decoder.config.architecture.why_without(L[dst.name]) is None]
     (outcome,) = world.outcomes(request(origin, world.sets, *raw))
-    reported = outcome.recording.loss if origin is None else outcome.recording.activation_value
+    reported = outcome.loss if origin is None else outcome.activation_value
     assert reported == pytest.approx(float(scalar(values)), rel=1e-9)
     for (dst, pass_type, layer), found in models.tensors(outcome).items():
         site: Site = (L[dst.name], layer)
@@ -119,9 +119,11 @@ def test_traced_latents_after_phi_are_not_all_dead(kind: T) -> None:
     assert sum(found) >= 4
 
 
-@pytest.mark.parametrize("activation", [Activation.TOPK, Activation.IDENTITY])
+@pytest.mark.parametrize("activation", [AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_through_other_activations_are_those_of_the_plain_model(kind: T, activation: Activation) -> None:
+def test_gradients_through_other_activations_are_those_of_the_plain_model(
+    kind: T, activation: AutoencoderActivation
+) -> None:
     world = models.world(kind, activation=activation)
     reference = plain_of(world, 0)
     latent, error = plain.LATENT[kind], plain.ERROR[kind]
@@ -162,7 +164,7 @@ def test_losses_are_their_formulas(config: LossFnConfig, by_hand: plain.Loss) ->
     gradients = plain.gradients(reference, models.TOKENS, lambda taps: by_hand(taps[L.LOGITS, None][-1]))
     given = models.request(T.RESID_POST_ATTN, config=DstConfig(derive_gradients=True), loss_fn_config=config)
     (outcome,) = world.outcomes(given)
-    assert outcome.recording.loss == pytest.approx(float(by_hand(reference.run(models.TOKENS)[L.LOGITS, None][-1])))
+    assert outcome.loss == pytest.approx(float(by_hand(reference.run(models.TOKENS)[L.LOGITS, None][-1])))
     for layer in range(3):
         found = models.tensors(outcome)[T.RESID_POST_ATTN, PassType.BACKWARD, layer]
         torch.testing.assert_close(found, gradients[L.RESID_POST_ATTN, layer])
@@ -206,8 +208,8 @@ def test_a_trace_s_gradient_is_what_the_traced_value_does_when_a_tap_is_moved(
             spec = overwritten(L[dst.name], layer, entry, float(value[entry]) + side * 1e-5)
             given = models.request(trace_config=origin, ablation_specs=(spec,), autoencoders=tuple(world.sets))
             (changed,) = world.outcomes(given)
-            assert changed.recording.activation_value is not None
-            moved.append(changed.recording.activation_value)
+            assert changed.activation_value is not None
+            moved.append(changed.activation_value)
         gradient = float(tensors[dst, PassType.BACKWARD, layer][entry])
         assert gradient == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-4, abs=1e-8), (dst, entry)
 
@@ -224,7 +226,7 @@ def test_ablations_in_the_traced_layer_after_its_residual_do_not_reach_the_trace
         value=3.0,
     )
     values = [
-        world.outcomes(models.request(trace_config=origin, ablation_specs=specs))[0].recording.activation_value
+        world.outcomes(models.request(trace_config=origin, ablation_specs=specs))[0].activation_value
         for specs in ((), (spec,))
     ]
     assert values[0] == values[1]

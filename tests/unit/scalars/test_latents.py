@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Activation, Autoencoder
+from dst_grpc.engine.autoencoder import Autoencoder
 from tests import models, plain, traces
 
 N_LAYERS = models.CONFIG.n_layers
@@ -31,7 +32,7 @@ class Case:
         architecture: str = "gpt2",
         *,
         is_spliced: bool = True,
-        activation: Activation = Activation.RELU,
+        activation: AutoencoderActivation = AutoencoderActivation.RELU,
     ) -> None:
         self.kind, self.config = kind, models.GPT2_AND_OTHERS[architecture]
         self.world = models.world(kind, seed=2, activation=activation, config=self.config)
@@ -194,9 +195,11 @@ def read_by_hand(case: Case, layer: int, latent: int) -> torch.Tensor:
     return plain.local_gradient(lambda leaf: plain.encode(case.at(layer), leaf)[:, latent].sum(), x)
 
 
-@pytest.mark.parametrize("activation", Activation)
+@pytest.mark.parametrize("activation", AutoencoderActivation)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_latent_s_read_is_its_gradient_with_each_layer_s_own_autoencoder(kind: T, activation: Activation) -> None:
+def test_a_latent_s_read_is_its_gradient_with_each_layer_s_own_autoencoder(
+    kind: T, activation: AutoencoderActivation
+) -> None:
     """Q24: the reference applies the traced layer's autoencoder everywhere."""
     case = Case(kind, activation=activation)
     dst = T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT

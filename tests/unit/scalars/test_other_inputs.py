@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from dst_grpc.domain.architecture import NormKind
+from dst_grpc.domain.autoencoders import InputNormalization, ModelNorm
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.autoencoder import Autoencoder, InputNorm, Normalization
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder_config import DecoderConfig
 from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, PreconditionFailed
@@ -25,7 +26,7 @@ from tests import models, plain, traces
 N_LAYERS = models.CONFIG.n_layers
 RESIDUALS = (T.RESID_POST_ATTN, T.RESID_POST_MLP)
 LOSS: dict[str, Any] = {"loss_fn_config": models.LOSS}
-NORMALIZED = [(kind, norm) for kind in (*RESIDUALS, T.RESID_DELTA_MLP) for norm in Normalization]
+NORMALIZED = [(kind, norm) for kind in (*RESIDUALS, T.RESID_DELTA_MLP) for norm in InputNormalization]
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -45,9 +46,9 @@ def offline(world: models.World, dst: T, **fields: Any) -> dict[int | None, torc
 # Offline
 
 
-@pytest.mark.parametrize("normalization", Normalization)
+@pytest.mark.parametrize("normalization", InputNormalization)
 @pytest.mark.parametrize("kind", RESIDUALS)
-def test_offline_latents_of_the_residual_stream(kind: T, normalization: Normalization) -> None:
+def test_offline_latents_of_the_residual_stream(kind: T, normalization: InputNormalization) -> None:
     world = models.world(kind, seed=2, normalization=normalization)
     taps = reference(world).run(models.TOKENS)
     latents, norms = offline(world, T.AUTOENCODER_LATENT), offline(world, T.AUTOENCODER_WRITE_NORM)
@@ -99,8 +100,8 @@ def test_what_is_not_written_to_the_residual_stream_has_latents_but_no_write() -
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "parallel", "llama", "gemma"])
-@pytest.mark.parametrize("norm", [InputNorm.MLP, InputNorm.MLP_WITHOUT_GAIN])
-def test_transcoders_read_what_the_mlp_reads(norm: InputNorm, architecture: str) -> None:
+@pytest.mark.parametrize("norm", [ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN])
+def test_transcoders_read_what_the_mlp_reads(norm: ModelNorm, architecture: str) -> None:
     config_of_model = models.GPT2_AND_OTHERS[architecture]
     world = transcoders(norm, config_of_model)
     model = reference(world)
@@ -113,7 +114,7 @@ def test_transcoders_read_what_the_mlp_reads(norm: InputNorm, architecture: str)
         one = world.sets["tiny/transcoders"].by_layer[layer]
 
         def read(x: torch.Tensor, layer: int = layer) -> torch.Tensor:
-            if norm is InputNorm.MLP:
+            if norm is ModelNorm.MLP_NORM:
                 return model.norm(x, model.scale(x), f"layers.{layer}.mlp_norm")
             is_centred = config_of_model.norm is NormKind.LAYER_NORM
             return (x - x.mean(-1, keepdim=True) * is_centred) / model.scale(x)
@@ -134,7 +135,7 @@ def entering(layer: int) -> Site:
     return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
 
-def transcoders(norm: InputNorm, config: DecoderConfig) -> models.World:
+def transcoders(norm: ModelNorm, config: DecoderConfig) -> models.World:
     """A world whose autoencoders of RESID_POST_ATTN are transcoders of the MLP."""
     world = models.world(T.RESID_POST_ATTN, seed=2, config=config)
     (context,) = world.sets.values()
@@ -146,7 +147,7 @@ def transcoders(norm: InputNorm, config: DecoderConfig) -> models.World:
 
 
 @pytest.mark.parametrize(("kind", "normalization"), NORMALIZED)
-def test_spliced_latents_write_at_their_token_s_scale(kind: T, normalization: Normalization) -> None:
+def test_spliced_latents_write_at_their_token_s_scale(kind: T, normalization: InputNormalization) -> None:
     world = models.world(kind, seed=2, normalization=normalization)
     model = reference(world, is_spliced=True)
     taps = model.run(models.TOKENS)
@@ -232,7 +233,7 @@ def test_a_trace_reaches_latents_of_the_residual_before_it() -> None:
 
 @pytest.mark.parametrize("kind", RESIDUALS)
 def test_what_a_latent_of_the_residual_reads(kind: T) -> None:
-    world = models.world(kind, seed=2, normalization=Normalization.LAYER_NORM)
+    world = models.world(kind, seed=2, normalization=InputNormalization.LAYER_NORM)
     taps = reference(world).run(models.TOKENS)
     config = DstConfig(autoencoder_context=f"tiny/{kind}", trace_config=traces.trace(traces.LATENT, 1, None, 6))
     for layer, found in world.one(T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, config).items():
@@ -241,7 +242,7 @@ def test_what_a_latent_of_the_residual_reads(kind: T) -> None:
 
 
 def test_one_node_writes_at_its_token_s_scale() -> None:
-    world = models.world(T.RESID_DELTA_MLP, seed=2, normalization=Normalization.LAYER_NORM)
+    world = models.world(T.RESID_DELTA_MLP, seed=2, normalization=InputNormalization.LAYER_NORM)
     model = reference(world, is_spliced=True)
     taps = model.run(models.TOKENS)
     token, latent = (taps[L.ONLINE_MLP_AUTOENCODER_LATENT, 1] > 0).nonzero()[2].tolist()
@@ -256,10 +257,10 @@ def test_one_node_writes_at_its_token_s_scale() -> None:
     close(found, expected)
 
 
-@pytest.mark.parametrize("normalization", Normalization)
+@pytest.mark.parametrize("normalization", InputNormalization)
 @pytest.mark.parametrize("architecture", ["post norm", "post layer norm", "gemma"])
 def test_latents_of_neurons_write_at_their_token_s_scale_through_the_norm_on_the_write(
-    architecture: str, normalization: Normalization
+    architecture: str, normalization: InputNormalization
 ) -> None:
     config = models.GPT2_AND_OTHERS[architecture]
     world = models.world(T.MLP_POST_ACT, seed=2, config=config, normalization=normalization)
@@ -299,7 +300,7 @@ def test_latents_of_the_residual_are_no_ends_of_traces_and_edges(kind: T) -> Non
 
 
 def test_rows_of_the_encoder_are_not_what_normalised_latents_read() -> None:
-    world = models.world(T.RESID_DELTA_ATTN, seed=2, normalization=Normalization.LAYER_NORM)
+    world = models.world(T.RESID_DELTA_ATTN, seed=2, normalization=InputNormalization.LAYER_NORM)
     with pytest.raises(
         InvalidRequest, match="of raw inputs; tiny/resid_delta_attn is ReLU, with the normalization layer"
     ):

@@ -19,7 +19,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, Reason
-from dst_grpc.pipeline.run import Outcome
+from dst_grpc.pipeline.run import RunResult
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -82,12 +82,12 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
     if not facts.needs_attribution_node:
         return [config]
     head = traces.node(traces.HEAD, 1, 4, 2, 3)
-    nodes = [head.to_subnode_index(part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
+    nodes = [traces.subnode(head, part) for part in (L.ATTN_QUERY, L.ATTN_KEY, L.ATTN_VALUE)]
     others = [traces.node(traces.NEURON, 1, 4, 7), traces.node(traces.LATENT, 1, 4, 6)]
     return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
 
 
-def derive(outcome: Outcome, evidence: RecordedTaps) -> list[torch.Tensor]:
+def derive(outcome: RunResult, evidence: RecordedTaps) -> list[torch.Tensor]:
     (scalar,) = outcome.plan.scalars
     model = ExplainedModel(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
     derivation = Derivation(model, evidence, scalar.task)

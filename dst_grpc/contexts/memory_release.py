@@ -1,4 +1,4 @@
-"""When a context is free: not once it is deleted, but once the storage of its last tensor is.
+"""Memory release: a context is free not once it is deleted, but once the storage of its last tensor is.
 
 A view, a graph or an array that shares memory with a weight keeps the weight's storage alive long after the context is
 gone, and with it every byte. So the storages themselves are watched.
@@ -16,26 +16,26 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dst_grpc.contexts.slots import Context
+    from dst_grpc.contexts.lifecycle import Context
 
 _OURS = __name__.partition(".")[0]
 
 
-def when_freed(context: Context) -> asyncio.Future[None]:
+def when_released(context: Context) -> asyncio.Future[None]:
     """A future that is done once *context* and the memory of all its weights have been freed. Keeps none of it alive.
 
     The caller's own references count too: it must let go of them before it waits.
     """
     loop = asyncio.get_running_loop()
-    freed = loop.create_future()
+    released = loop.create_future()
     watched = [context, *context.parts, *storages_of(context)]
     left = len(watched)
 
     def one_less() -> None:
         nonlocal left
         left -= 1
-        if not left and not freed.done():
-            freed.set_result(None)
+        if not left and not released.done():
+            released.set_result(None)
 
     def on_any_thread() -> None:
         # Objects that outlive the loop have nobody left to tell.
@@ -44,7 +44,7 @@ def when_freed(context: Context) -> asyncio.Future[None]:
 
     for one in watched:
         weakref.finalize(one, on_any_thread).atexit = False
-    return freed
+    return released
 
 
 def storages_of(context: Context) -> Iterator[torch.UntypedStorage]:

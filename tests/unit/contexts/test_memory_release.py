@@ -14,8 +14,8 @@ import torch
 
 from dst_grpc.contexts import ContextCache, Lease, Registry
 from dst_grpc.contexts.device import CudaMemory, memory_of
-from dst_grpc.contexts.freed import storages_of
 from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.contexts.memory_release import storages_of
 from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import Exhausted
 from tests import checkpoints

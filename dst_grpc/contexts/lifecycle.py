@@ -1,0 +1,254 @@
+"""Context lifecycle: the records of the cache, and the states that each goes through.
+
+    NOT_LOADED -> LOADING -> AVAILABLE -> UNLOADING -> NOT_LOADED
+                   |   ^
+                   v   |
+                  FAILED
+
+`Lifecycle` owns the records and is the only one that changes them; any other step than these raises Internal. It loads
+and frees nothing itself: `cache` does, and reports here. Not thread-safe: it belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dst_grpc.contexts.entries import AutoencoderEntry
+from dst_grpc.domain.resolution import ContextState, ContextStatus, LoadProgress
+from dst_grpc.errors import Internal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.errors import DstError
+
+    Context = ModelContext | AutoencoderContext
+    OnLoadProgress = Callable[[LoadProgress], None]
+
+_S = ContextState
+_STEPS = {
+    _S.NOT_LOADED: {_S.LOADING},
+    _S.LOADING: {_S.AVAILABLE, _S.FAILED},
+    _S.AVAILABLE: {_S.UNLOADING},
+    _S.UNLOADING: {_S.NOT_LOADED},
+    _S.FAILED: {_S.LOADING},
+}
+"""The states that may follow each state."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class CacheRecord:
+    """What the cache knows of one context. To be read by everybody, and changed by `Lifecycle` alone."""
+
+    entry: Entry
+    """What it is."""
+    last_used: float
+    """When it was last wanted or let go, on the cache's clock."""
+    state: ContextState = ContextState.NOT_LOADED
+    """Its state."""
+    context: Context | None = None
+    """The context itself: AVAILABLE, and UNLOADING until it is dropped."""
+    error: DstError | None = None
+    """Why the last load failed; None unless FAILED."""
+    pins: int = 0
+    """Those who use it or wait for it."""
+    pinned: bool = False
+    """Whether an operator pinned it: it stays, used or not."""
+    withdrawn: bool = False
+    """Whether the registry offers it no more: it goes once nobody uses it."""
+    hits: int = 0
+    """Times it was wanted and there."""
+    bytes_loaded: int = 0
+    """Bytes read so far."""
+    counted_bytes: int = 0
+    """Bytes of memory on its account: from before the load begins until the memory is free again."""
+    listeners: set[OnLoadProgress] = field(default_factory=set)
+    """Who wants to be told of its load's progress."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is loaded and nobody uses it."""
+        return self.state is ContextState.AVAILABLE and not self.pins
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether it may be unloaded to make room, or because its time is up."""
+        return self.is_idle and not self.pinned
+
+    def progress(self) -> LoadProgress:
+        """How far its load is."""
+        return LoadProgress(
+            context=self.entry.handle or self.entry.name,
+            bytes_done=self.bytes_loaded,
+            bytes_total=self.entry.parameter_bytes,
+        )
+
+    def status(self, now: float) -> ContextStatus:
+        """What operators see."""
+        return ContextStatus(
+            handle=self.entry.handle or self.entry.name,
+            kind=self.entry.kind,
+            state=self.state,
+            bytes_total=self.entry.parameter_bytes,
+            bytes_loaded=self.bytes_loaded,
+            device=self.entry.device,
+            pins=self.pins,
+            pinned=self.pinned,
+            hits=self.hits,
+            idle_duration=max(0.0, now - self.last_used),
+            error=self.error,
+        )
+
+
+class Lifecycle:
+    """The records of all contexts that are not NOT_LOADED, or wanted."""
+
+    def __init__(self, clock: Callable[[], float], on_change: Callable[[Entry, ContextStatus], None]) -> None:
+        """Start without records.
+
+        Args:
+            clock: seconds, from any beginning.
+            on_change: told of each change of a state, and of a pin.
+        """
+        self._clock, self._on_change = clock, on_change
+        self._records: dict[Entry, CacheRecord] = {}
+
+    # What there is
+
+    def records(self) -> list[CacheRecord]:
+        """Every record."""
+        return list(self._records.values())
+
+    def find(self, entry: Entry) -> CacheRecord | None:
+        """The record of *entry*; None if there is none, and it is NOT_LOADED."""
+        return self._records.get(entry)
+
+    def counted_bytes(self, device: str) -> int:
+        """Bytes of memory on the account of all contexts of *device*."""
+        return sum(record.counted_bytes for record in self._records.values() if record.entry.device == device)
+
+    def is_counted(self, entry: Entry) -> bool:
+        """Whether the bytes of *entry* are on its account, and will stay there."""
+        record = self._records.get(entry)
+        return record is not None and record.counted_bytes > 0 and record.state is not ContextState.UNLOADING
+
+    def evictable(self) -> list[CacheRecord]:
+        """What may be unloaded, longest unused first."""
+        found = [record for record in self._records.values() if record.is_evictable]
+        return sorted(found, key=lambda record: record.last_used)
+
+    def unloading(self) -> list[CacheRecord]:
+        """What is being unloaded."""
+        return [record for record in self._records.values() if record.state is ContextState.UNLOADING]
+
+    # Who uses it
+
+    def pin(self, entry: Entry, *, offered: bool) -> CacheRecord:
+        """Count one more user of *entry*, which is not UNLOADING; *offered* says whether the registry still holds it.
+
+        An entry that the operator wants pinned is, from its first user on.
+        """
+        record = self._records.get(entry)
+        if record is None:
+            pinned = entry.registered.is_pinned and offered
+            record = CacheRecord(entry=entry, last_used=self._clock(), withdrawn=not offered, pinned=pinned)
+            self._records[entry] = record
+        if record.state is ContextState.UNLOADING:
+            raise Internal(f"{entry.name} is wanted while it is being unloaded")
+        record.pins += 1
+        record.hits += record.state is ContextState.AVAILABLE
+        record.last_used = self._clock()
+        return record
+
+    def unpin(self, record: CacheRecord) -> None:
+        """Count one user less; raises Internal if there is none."""
+        if not record.pins:
+            raise Internal(f"{record.entry.name} is let go by somebody who did not use it")
+        record.pins -= 1
+        record.last_used = self._clock()
+
+    def set_pinned(self, record: CacheRecord, *, pinned: bool) -> None:
+        """An operator pins it, or lets it go."""
+        record.pinned = pinned
+        self._tell(record)
+
+    def withdraw(self, record: CacheRecord) -> None:
+        """The registry offers it no more, so that nothing keeps it but its users; a failed load is forgotten."""
+        record.withdrawn, record.pinned = True, False
+        if record.state is ContextState.FAILED:
+            del self._records[record.entry]
+
+    # Its states
+
+    def begin_load(self, record: CacheRecord) -> None:
+        """NOT_LOADED or FAILED -> LOADING."""
+        self._enter(record, ContextState.LOADING)
+        record.error = None
+        self._tell(record)
+
+    def reserve(self, record: CacheRecord) -> None:
+        """Put its bytes on its account, before the first of them is read."""
+        record.counted_bytes = record.entry.parameter_bytes
+
+    def note_progress(self, record: CacheRecord, bytes_loaded: int) -> None:
+        """Its load is so far; its listeners are told."""
+        record.bytes_loaded = bytes_loaded
+        for listener in tuple(record.listeners):
+            listener(record.progress())
+
+    def loaded(self, record: CacheRecord, context: Context) -> None:
+        """LOADING -> AVAILABLE."""
+        self._enter(record, ContextState.AVAILABLE)
+        record.context = context
+        record.bytes_loaded = record.counted_bytes = context.parameter_bytes
+        record.last_used = self._clock()
+        self._tell(record)
+
+    def failed(self, record: CacheRecord, error: DstError) -> None:
+        """LOADING -> FAILED, once nothing is left of it in memory.
+
+        What is withdrawn, or was named by path, has no record afterwards.
+        """
+        self._enter(record, ContextState.FAILED)
+        record.error = error
+        record.bytes_loaded = record.counted_bytes = 0
+        self._tell(record)
+        if record.withdrawn or (isinstance(record.entry, AutoencoderEntry) and record.entry.is_anonymous):
+            del self._records[record.entry]
+
+    def begin_unload(self, record: CacheRecord) -> None:
+        """AVAILABLE -> UNLOADING; raises Internal if somebody uses it."""
+        if record.pins:
+            raise Internal(f"{record.entry.name} is unloaded while {record.pins} use it")
+        self._enter(record, ContextState.UNLOADING)
+        self._tell(record)
+
+    def drop(self, record: CacheRecord) -> None:
+        """Let go of the context of what is UNLOADING; its bytes count until they are free."""
+        if record.state is not ContextState.UNLOADING:
+            raise Internal(f"{record.entry.name} is dropped while it is {record.state}")
+        record.context = None
+
+    def unloaded(self, record: CacheRecord) -> None:
+        """UNLOADING -> NOT_LOADED, once its memory is free: the record is no more."""
+        self._enter(record, ContextState.NOT_LOADED)
+        record.counted_bytes = record.bytes_loaded = 0
+        record.pinned = False
+        del self._records[record.entry]
+        self._tell(record)
+
+    def _enter(self, record: CacheRecord, state: ContextState) -> None:
+        if state not in _STEPS[record.state]:
+            raise Internal(f"{record.entry.name} cannot be {state} after {record.state}")
+        record.state = state
+        _log.info("context=%s state=%s bytes=%d", record.entry.name, state, record.entry.parameter_bytes)
+
+    def _tell(self, record: CacheRecord) -> None:
+        self._on_change(record.entry, record.status(self._clock()))

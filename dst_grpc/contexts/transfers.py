@@ -1,0 +1,242 @@
+"""Transfers: the tasks that load contexts for whoever wants them, and unload what is in the way.
+
+One load and one unload at most is under way for each context, and everybody who needs it waits for the same. The states
+are `lifecycle`'s, and what fits is `budget`'s to say. Lives on the event loop; what blocks runs on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
+
+from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
+from dst_grpc.contexts.expiry import Expiry
+from dst_grpc.contexts.failures import closing, copied, still_held, translated, without_frames
+from dst_grpc.contexts.memory_release import when_released
+from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.resolution import ContextState
+from dst_grpc.errors import DstError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from dst_grpc.contexts.budget import Budget
+    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.lifecycle import CacheRecord, Context, Lifecycle, OnLoadProgress
+    from dst_grpc.contexts.loading import Loader
+    from dst_grpc.contexts.model import ModelContext
+
+_MAX_PARALLEL = 4
+_CLOSE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Transfers:
+    """Loads and unloads what *lifecycle* has records of."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        budget: Budget,
+        loader: Loader,
+        *,
+        is_offered: Callable[[Entry], bool],
+        ttl_seconds: float | None,
+        release_seconds: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        """Nothing is under way yet.
+
+        Args:
+            lifecycle: the records.
+            budget: what fits on which device.
+            loader: reads contexts.
+            is_offered: whether the registry still holds an entry.
+            ttl_seconds: how long a context may be idle before it is unloaded; None = for ever.
+            release_seconds: how long to wait for the memory of an unloaded context that somebody still holds.
+            clock: seconds, from any beginning.
+            sleep: waits for a number of seconds.
+        """
+        self._lifecycle, self._budget, self._loader = lifecycle, budget, loader
+        self._is_offered = is_offered
+        self._release_seconds = release_seconds
+        self._threads = Threads("dst-load", at_once=_MAX_PARALLEL)
+        self._expiry = Expiry(ttl_seconds, lifecycle.evictable, self.begin_unload, clock=clock, sleep=sleep)
+        self._loads: dict[CacheRecord, asyncio.Task[Context | DstError]] = {}
+        self._unloads: dict[CacheRecord, asyncio.Task[None]] = {}
+        # One at a time makes room on a device, or two would count on the same bytes. The loads run in parallel.
+        self._making_room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._is_closing = False
+
+    @asynccontextmanager
+    async def held(self, entry: Entry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
+        """The context of *entry*, loaded if it is not there, and not unloaded within the block.
+
+        Raises:
+            DstError: as `ContextCache.lease` does.
+        """
+        record = await self._pinned(entry)
+        try:
+            yield await self._context(record, on_progress)
+        finally:
+            self._lifecycle.unpin(record)
+            if not record.pins:
+                self.settle(record)
+
+    def settle(self, record: CacheRecord) -> None:
+        """See whether *record* has to go now, or some time."""
+        if record.withdrawn and record.is_idle:
+            self.begin_unload(record)
+        elif record.is_evictable:
+            self._expiry.look()
+
+    def begin_unload(self, record: CacheRecord) -> asyncio.Task[None]:
+        """Unload *record*, which is idle."""
+        self._lifecycle.begin_unload(record)
+        self._unloads[record] = asyncio.create_task(self._unload(record))
+        return self._unloads[record]
+
+    async def release(self, record: CacheRecord) -> None:
+        """Unload *record*, or wait for the unload that is under way; raises Unavailable if it takes too long."""
+        unload = self._unloads.get(record) or self.begin_unload(record)
+        try:
+            async with asyncio.timeout(self._release_seconds):
+                await asyncio.shield(unload)
+        except TimeoutError:
+            raise still_held(record.entry, self._release_seconds) from None
+
+    async def close(self) -> None:
+        """Stop loads and unload what is idle."""
+        self._is_closing = True
+        await self._expiry.close()
+        await asyncio.gather(*self._loads.values())
+        for record in self._lifecycle.records():
+            if record.is_idle:
+                self.begin_unload(record)
+        if self._unloads:
+            # Whoever keeps a context beyond its lease is not waited for: there will be no other use for the memory.
+            _, stuck = await asyncio.wait(self._unloads.values(), timeout=_CLOSE_SECONDS)
+            for unload in stuck:
+                unload.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+
+    async def _pinned(self, entry: Entry) -> CacheRecord:
+        """The record of *entry*, pinned once it is not being unloaded."""
+        if self._is_closing:
+            raise closing()
+        while (record := self._lifecycle.find(entry)) is not None and record.state is ContextState.UNLOADING:
+            await self.release(record)
+        return self._lifecycle.pin(entry, offered=self._is_offered(entry))
+
+    async def _context(self, record: CacheRecord, on_progress: OnLoadProgress | None) -> Context:
+        """The context of a pinned *record*: there, or awaited from the load under way, or from one begun now."""
+        if record.context is not None:
+            return record.context
+        load = self._loads.get(record) or self._begin_load(record)
+        if on_progress is not None:
+            record.listeners.add(on_progress)
+            on_progress(record.progress())
+        try:
+            # Shielded: one who stops waiting must not stop the load for the others.
+            outcome = await asyncio.shield(load)
+        finally:
+            if on_progress is not None:
+                record.listeners.discard(on_progress)
+        if isinstance(outcome, DstError):
+            raise copied(outcome)
+        return outcome
+
+    def _begin_load(self, record: CacheRecord) -> asyncio.Task[Context | DstError]:
+        self._lifecycle.begin_load(record)
+        load = self._loads[record] = asyncio.create_task(self._load(record))
+        # Those who wait may all be gone by the time it is there.
+        load.add_done_callback(lambda _: self.settle(record))
+        return load
+
+    async def _load(self, record: CacheRecord) -> Context | DstError:
+        """Load *record*; a failure is returned, not raised, as there may be nobody left to hear it."""
+        try:
+            context = await self._read(record)
+        except Exception as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
+            failure = translated(record.entry, error)
+            _log.warning("load failed context=%s reason=%s", record.entry.name, failure.reason, exc_info=error)
+            without_frames(failure)
+        else:
+            del self._loads[record]
+            self._lifecycle.loaded(record, context)
+            return context
+        # Of what was loaded so far nothing is left but cycles and what allocators keep; it counts until those are gone.
+        if record.counted_bytes:
+            await self._threads.run(gc.collect)
+            await self._reclaim(record.entry)
+        del self._loads[record]
+        self._lifecycle.failed(record, failure)
+        return failure
+
+    async def _read(self, record: CacheRecord) -> Context:
+        entry = record.entry
+        loop = asyncio.get_running_loop()
+
+        def on_progress(done: int) -> None:  # on the loading thread
+            if self._is_closing:
+                raise closing()
+            loop.call_soon_threadsafe(self._lifecycle.note_progress, record, done)
+
+        if isinstance(entry, AutoencoderEntry):
+            async with self.held(entry.model) as model:
+                await self._make_room(record)
+                load = self._loader.load_autoencoders
+                return await self._threads.run(load, entry, cast("ModelContext", model), on_progress)
+        await self._make_room(record)
+        return await self._threads.run(self._loader.load_model, cast("ModelEntry", entry), on_progress)
+
+    async def _make_room(self, record: CacheRecord) -> None:
+        """Put the bytes of *record* on its account, unloading what is idle, longest unused first, until they fit.
+
+        Raises:
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if they cannot fit.
+            Unavailable: (CONTEXT_IN_USE) if somebody outside the cache holds on to what was unloaded.
+        """
+        async with self._making_room[record.entry.device]:
+            stuck: dict[CacheRecord, Unavailable] = {}
+            while other := self._next_to_go(record, stuck):
+                try:
+                    await self.release(other)
+                except Unavailable as error:
+                    stuck[other] = error
+            self._lifecycle.reserve(record)
+
+    def _next_to_go(self, record: CacheRecord, stuck: dict[CacheRecord, Unavailable]) -> CacheRecord | None:
+        """As the budget says, but if what is stuck would have been enough, that is why it fails."""
+        try:
+            return self._budget.next_to_go(record, stuck)
+        except Exception as refusal:
+            if not stuck:
+                raise
+            raise next(iter(stuck.values())) from refusal
+
+    async def _unload(self, record: CacheRecord) -> None:
+        """Drop the context and see its memory freed; until then it counts."""
+        released = when_released(cast("Context", record.context))
+        self._lifecycle.drop(record)
+        await asyncio.sleep(0)  # usually that was the last reference, and the loop hears of it now
+        if not released.done():
+            # A cycle may hold on, such as that of an exception with its frames. Costly, so only then.
+            await self._threads.run(gc.collect)
+        await released
+        await self._reclaim(record.entry)
+        del self._unloads[record]
+        self._lifecycle.unloaded(record)
+
+    async def _reclaim(self, entry: Entry) -> None:
+        try:
+            await self._threads.run(self._budget.memory(entry.device).reclaim)
+        except RuntimeError:
+            # A device in trouble must not leave the context unloading for ever; the next load will say what is wrong.
+            _log.exception("memory not reclaimed context=%s", entry.name)

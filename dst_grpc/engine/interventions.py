@@ -1,0 +1,109 @@
+"""Interventions in a batch: the one form in which taps apply them, to the row of the prompt that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from dst_grpc.domain.interventions import PositionList, PositionRange
+from dst_grpc.domain.locations import ActivationLocationType
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.interventions import Intervention, RequestTensor, TapSelection
+    from dst_grpc.engine.taps import Site
+
+Entries = tuple[int | slice | torch.Tensor, ...]
+"""Which entries of a tensor, as torch indexes: an element per axis."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowIntervention:
+    """An intervention in one prompt of a batch, and the context that its action may look at."""
+
+    row: int
+    """Which prompt of the batch."""
+    intervention: Intervention
+    """What is changed, at one layer unless the tap has none."""
+    n_tokens: int | None = None
+    """Length of the prompt in a padded batch: axes of tokens that are selected whole end there. None = no padding."""
+    gradient_pass: int | None = None
+    """Number of the gradient pass in which it changes the gradient; None = it changes the value."""
+    tensors: Mapping[RequestTensor, torch.Tensor] = field(default_factory=dict)
+    """The tensors of the request that it reads, float32 on the device."""
+    runs: Mapping[str, Mapping[Site, torch.Tensor]] = field(default_factory=dict)
+    """What each run that it reads recorded at its site, [T, ...] without a batch axis."""
+
+    @property
+    def site(self) -> Site:
+        """Where it applies."""
+        at = self.intervention.at
+        return at.activation_location_type, at.layer_index
+
+    def change(self, x: torch.Tensor) -> None:
+        """Change the selected entries of *x* [b, ...] in place."""
+        own = x[self.row]
+        entries = self._entries(own.shape)
+        before = own[entries]
+        if before.requires_grad:
+            before = before.clone()  # what an action keeps of it for its gradient is not written over
+        after = self.intervention.action.apply(before, self)
+        if isinstance(after, torch.Tensor):
+            if self.site[0] is ActivationLocationType.ATTN_QK_LOGITS:
+                # A key that the query does not see has no score to compute with: it stays unseen, unless it is set.
+                after = torch.where(before.isneginf() & ~after.isfinite(), before, after)
+            after = after.to(own.dtype)
+        own[entries] = cast("torch.Tensor | float", after)
+
+    def tensor(self, tensor: RequestTensor) -> torch.Tensor:
+        """The numbers of a tensor of the request (see `Context`)."""
+        return self.tensors[tensor]
+
+    def of_run(self, name: str) -> torch.Tensor:
+        """The same entries as another run recorded them (see `Context`)."""
+        recorded = self.runs[name][self.site]
+        return recorded[self._entries(recorded.shape)]
+
+    def _entries(self, shape: Sequence[int]) -> Entries:
+        return entries(self.intervention.at, shape, self.n_tokens)
+
+
+def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None) -> Entries:
+    """The selected entries of one prompt's tap, as an index into its tensor.
+
+    Args:
+        at: what is selected.
+        shape: of the tap, pads included.
+        n_tokens: length of the prompt; None = no pads.
+    """
+    found: list[int | slice | torch.Tensor] = []
+    for axis, dimension in zip(at.all_axes, at.activation_location_type.dimensions, strict=True):
+        match axis:
+            case int():
+                found.append(axis)
+            case PositionRange():
+                found.append(slice(axis.start, axis.stop))
+            case PositionList():
+                found.append(torch.tensor(axis.positions))
+            case None:
+                found.append(slice(n_tokens if dimension.is_sequence_token_dimension else None))
+    if any(isinstance(one, torch.Tensor) for one in found):
+        return _outer(found, shape)
+    return tuple(found)
+
+
+def _outer(selections: Sequence[int | slice | torch.Tensor], shape: Sequence[int]) -> Entries:
+    """All combinations of the positions selected along each axis, as numpy's `ix_`; one alone takes no axis."""
+    rank = sum(not isinstance(one, int) for one in selections)
+    found: list[int | slice | torch.Tensor] = []
+    axis = 0
+    for one, size in zip(selections, shape, strict=True):
+        if isinstance(one, int):
+            found.append(torch.tensor(one))
+            continue
+        positions = torch.arange(size)[one]
+        found.append(positions.reshape(*(-1 if i == axis else 1 for i in range(rank))))
+        axis += 1
+    return tuple(found)

@@ -1,0 +1,44 @@
+"""How gradients pass through the parts of a model that are not linear.
+
+The plain rule is calculus. Another rule is a subclass, a frozen dataclass, whose methods give the same values with
+another graph behind them: norms whose scale is a constant, probabilities whose softmax is differentiated at another
+temperature, gates that share what arrives between their factors. The decoder asks; nothing else knows which rule runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.norm import Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Propagation:
+    """The plain rule."""
+
+    fuses_attention: ClassVar[bool] = True
+    """Whether attention may run as one kernel, which asks nothing about probabilities."""
+
+    def normed(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        """*x* [..., n] through a norm."""
+        return norm(x)
+
+    def scale(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        """The divisor [..., 1] of a norm whose scale is tapped."""
+        return norm.scale(x)
+
+    def probs(self, layer: Layer, scores: torch.Tensor) -> torch.Tensor:
+        """Attention probabilities [..., T, U, H] of *scores*."""
+        return layer.attn_probs(scores)
+
+    def act(self, layer: Layer, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+        """Neurons [..., F] after the nonlinearity, of those before it and, of gated ones, of what gates multiply."""
+        return layer.mlp_act(pre, up)
+
+
+PLAIN = Propagation()

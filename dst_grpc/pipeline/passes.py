@@ -1,0 +1,227 @@
+"""One batch: the forward pass of several runs of one model, and the gradient passes after it.
+
+Prompts are padded on the right; every row keeps its own interventions and origins. Gradient passes of the same number
+run together: the sum of the rows' scalars is differentiated once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.results import RunStatistics
+from dst_grpc.engine.interventions import RowIntervention
+from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.engine.taps import Taps
+from dst_grpc.errors import Internal
+from dst_grpc.pipeline.plan import last_layer_of
+from dst_grpc.pipeline.recording import Recording
+from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dst_grpc.domain.interventions import Intervention, RequestTensor
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.runs import Run
+    from dst_grpc.scalars.origins import Origin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One run of a batch, and what to record of it."""
+
+    run: Run
+    """What runs."""
+    values: frozenset[Site]
+    """Sites whose value to record."""
+    gradients: frozenset[Site] = frozenset()
+    """Sites whose gradient to record."""
+    sources: Mapping[str, Mapping[Site, torch.Tensor]] = field(default_factory=dict)
+    """What the runs that it reads recorded, by the names that its interventions give them."""
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return len(self.run.token_ids)
+
+    @property
+    def sites(self) -> frozenset[Site]:
+        """Sites whose value has to be there: to be recorded, or to be read by an origin."""
+        return self.values | self.run.values
+
+    @property
+    def attached(self) -> frozenset[Site]:
+        """Sites that have to be in the graph: where gradients are wanted and, if they are, where they start."""
+        return self.gradients | self.run.attached if self.gradients else self.gradients
+
+    @property
+    def stop_after_layer(self) -> int | None:
+        """Last layer that has to run; None if logits are needed."""
+        return None if self.run.needs_logits else last_layer_of(self.sites)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Runs that ran together: what they took."""
+
+    size: int
+    """How many."""
+    statistics: RunStatistics
+    """Passes and time of all together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """What the forward pass left of one row, as its origins read it."""
+
+    row: int
+    n_tokens: int
+    taps: Taps
+    last_logits: torch.Tensor | None
+    decoder: Decoder
+    sets: Mapping[str, AutoencoderSet]
+
+    def logits(self) -> torch.Tensor:
+        if self.last_logits is None:
+            raise Internal("an origin reads logits that it did not say it needs")
+        position = 0 if self.last_logits.shape[1] == 1 else self.n_tokens - 1
+        return self.last_logits[self.row, position]
+
+    def value(self, site: Site) -> torch.Tensor:
+        return _own(site, self.taps.values[site], self.row, self.n_tokens)
+
+    def attached(self, site: Site) -> torch.Tensor:
+        return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.row, self.n_tokens)
+
+    def model(self, autoencoders: Sequence[str]) -> ExplainedModel:
+        return ExplainedModel(self.decoder, tuple(self.sets[name] for name in autoencoders))
+
+
+def run_batch(
+    rows: Sequence[Row],
+    decoder: Decoder,
+    sets: Mapping[str, AutoencoderSet],
+    *,
+    splices: Mapping[Site, Autoencoder],
+    propagation: Propagation = PLAIN,
+) -> tuple[Batch, list[Recording]]:
+    """Run *rows* together.
+
+    Args:
+        rows: what runs.
+        decoder: the model.
+        sets: the autoencoders that origins name.
+        splices: the autoencoders in the graph, by the site that each reads.
+        propagation: how gradients pass through what is not linear.
+    """
+    started = time.perf_counter()
+    taps = Taps(
+        values=frozenset().union(*(row.sites for row in rows)),
+        gradients=frozenset().union(*(row.attached for row in rows)),
+        interventions=_interventions(rows, decoder.device),
+        splices=splices,
+        propagation=propagation,
+    )
+    tokens, last = _padded(rows, decoder)
+    stops = [row.stop_after_layer for row in rows]
+    stop = None if None in stops else max(s for s in stops if s is not None)
+    logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop)
+    with torch.set_grad_enabled(any(row.gradients for row in rows)):
+        scalars = [_scalars(row.run, _Pass(i, row.n_tokens, taps, logits, decoder, sets)) for i, row in enumerate(rows)]
+    reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
+    passes = list(_gradients(rows, taps, scalars))
+    taps.attached.clear()
+    statistics = RunStatistics(
+        forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
+    )
+    recordings = [
+        Recording.of(
+            _cut(row.values, taps.values, i, row.n_tokens),
+            [_cut(row.gradients, found, i, row.n_tokens) for found in passes[: _n_passes(row)]],
+            [one.weight for one in row.run.passes[: _n_passes(row)]],
+            n_tokens=row.n_tokens,
+            gradient_sites=row.gradients,
+            scalars=reported[i],
+        )
+        for i, row in enumerate(rows)
+    ]
+    return Batch(len(rows), statistics), recordings
+
+
+def _n_passes(row: Row) -> int:
+    """How many gradient passes a row has."""
+    return len(row.run.passes) if row.gradients else 0
+
+
+def _interventions(rows: Sequence[Row], device: torch.device) -> Iterator[RowIntervention]:
+    """The interventions of every row, forward and in each of its gradient passes."""
+    tensors: dict[RequestTensor, torch.Tensor] = {}
+    for i, row in enumerate(rows):
+        add = partial(RowIntervention, row=i, n_tokens=row.n_tokens, tensors=tensors, runs=row.sources)
+        for one in row.run.interventions:
+            _load(one, tensors, device)
+            yield add(intervention=one)
+        for number, one_pass in enumerate(row.run.passes[: _n_passes(row)]):
+            for one in one_pass.interventions:
+                _load(one, tensors, device)
+                yield add(intervention=one, gradient_pass=number)
+
+
+def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], device: torch.device) -> None:
+    """Bring the tensors that *intervention* reads to the device, each once."""
+    for tensor in intervention.action.tensors.values():
+        if tensor not in tensors:
+            if tensor.tensor is None:
+                raise Internal("a tensor's numbers were not looked up before it was used")
+            tensors[tensor] = torch.tensor(tensor.tensor, device=device)
+
+
+def _padded(rows: Sequence[Row], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [b, T], padded on the right with 0, and the position [b] of each prompt's own last token."""
+    lengths = [row.n_tokens for row in rows]
+    tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : lengths[i]] = torch.tensor(row.run.token_ids)
+    last = torch.tensor(lengths) - 1
+    return tokens.to(decoder.device), last.to(decoder.device)
+
+
+def _scalars(run: Run, forward: _Pass) -> dict[Origin, torch.Tensor]:
+    return {origin: origin.scalar(forward) for origin in run.all_origins}
+
+
+def _gradients(
+    rows: Sequence[Row], taps: Taps, scalars: Sequence[Mapping[Origin, torch.Tensor]]
+) -> Iterator[Mapping[Site, torch.Tensor]]:
+    """Gradients [b, ...] of each gradient pass, of all rows that have so many."""
+    count = max(map(_n_passes, rows))
+    for number in range(count):
+        started_from = [
+            scalars[i][row.run.passes[number].origin] for i, row in enumerate(rows) if number < _n_passes(row)
+        ]
+        total = torch.stack(started_from).sum()
+        yield taps.gradients(total, gradient_pass=number, keeps_graph=number + 1 < count)
+
+
+def _cut(
+    sites: Iterable[Site], found: Mapping[Site, torch.Tensor], row: int, n_tokens: int
+) -> dict[Site, torch.Tensor]:
+    """One row's part of what was *found* at *sites*."""
+    return {site: _own(site, found[site], row, n_tokens) for site in sites if site in found}
+
+
+def _own(site: Site, x: torch.Tensor, row: int, n_tokens: int) -> torch.Tensor:
+    """One row's part of *x* [b, ...], without pads."""
+    x = x[row]
+    for axis, dimension in enumerate(site[0].dimensions):
+        if dimension.is_sequence_token_dimension:
+            x = x.narrow(axis, 0, n_tokens)
+    return x

@@ -1,0 +1,91 @@
+"""Recordings: what a run recorded of its prompt, cut to the prompt's own length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.scalars.recorded_taps import RecordedTaps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import torch
+
+    from dst_grpc.engine.taps import Site
+
+    Tensors = Mapping[Site, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """What one run recorded."""
+
+    taps: RecordedTaps
+    """Values, and the gradients that formulas read: the sum over all gradient passes, by their weights."""
+    passes: tuple[Tensors, ...]
+    """Gradients of each gradient pass; none if none was wanted. Sites that the origin does not depend on are absent."""
+    gradient_sites: frozenset[Site]
+    """Where gradients were asked for."""
+    scalars: tuple[float, ...]
+    """Values of the run's origins that are reported, in order."""
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensors,
+        passes: Sequence[Tensors],
+        weights: Sequence[float],
+        *,
+        n_tokens: int,
+        gradient_sites: frozenset[Site],
+        scalars: Sequence[float],
+    ) -> Recording:
+        """The recording of *values*, and of the gradients of each pass, which count for *weights* in the sum."""
+        taps = RecordedTaps(values, weighted_sum(passes, weights), n_tokens)
+        return cls(taps, tuple(passes), gradient_sites, tuple(scalars))
+
+    def alone(self) -> Recording:
+        """A copy that keeps nothing else of its batch alive."""
+        copies = {id(x): x.clone() for x in self._tensors()}
+        return self._changed(lambda tensors: {site: copies[id(x)] for site, x in tensors.items()})
+
+    def merged(self, older: Recording) -> Recording:
+        """This recording with what only *older*, of the same run, holds."""
+        passes = self.passes or ({},) * len(older.passes)
+        before = older.passes or ({},) * len(passes)
+        return Recording(
+            RecordedTaps(
+                {**older.taps.values, **self.taps.values},
+                {**older.taps.gradients, **self.taps.gradients},
+                self.taps.n_tokens,
+            ),
+            tuple({**old, **new} for old, new in zip(before, passes, strict=True)),
+            self.gradient_sites | older.gradient_sites,
+            self.scalars,
+        )
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes that it keeps alive; tensors that share memory count once."""
+        storages = (x.untyped_storage() for x in self._tensors())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    def _tensors(self) -> Iterable[torch.Tensor]:
+        for tensors in (self.taps.values, self.taps.gradients, *self.passes):
+            yield from tensors.values()
+
+    def _changed(self, change: Callable[[Tensors], Tensors]) -> Recording:
+        taps = RecordedTaps(change(self.taps.values), change(self.taps.gradients), self.taps.n_tokens)
+        return Recording(taps, tuple(map(change, self.passes)), self.gradient_sites, self.scalars)
+
+
+def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """Gradients of several passes, or of several runs, added up by *weights*; a site that is absent counts as zeros."""
+    if len(passes) == 1 and weights[0] == 1:
+        return passes[0]
+    total: dict[Site, torch.Tensor] = {}
+    for gradients, weight in zip(passes, weights, strict=True):
+        for site, gradient in gradients.items():
+            total[site] = weight * gradient + total[site] if site in total else weight * gradient
+    return total

@@ -1,0 +1,155 @@
+"""Selections of taps against a model's sizes, and tensors of requests against what is selected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.interventions import PositionList, PositionRange
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.errors import InvalidRequest, Reason, require
+from dst_grpc.pipeline.checks import check_covered, check_layer, sized
+from dst_grpc.pipeline.sizes import Sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dst_grpc.domain.components import Dimension
+    from dst_grpc.domain.interventions import (
+        AxisSelection,
+        Intervention,
+        RequestTensor,
+        TapSelection,
+        TensorSource,
+    )
+    from dst_grpc.domain.resolution import AutoencoderInfo
+    from dst_grpc.pipeline.findings import Findings
+    from dst_grpc.pipeline.plan import Plan
+
+_L = ActivationLocationType
+
+
+def check_selection(
+    findings: Findings,
+    at: TapSelection,
+    path: str,
+    sizes: Sizes,
+    spliced: Sequence[AutoencoderInfo],
+    *,
+    axes: str = "axes",
+) -> TapSelection:
+    """Note what of a selection does not exist in the graph.
+
+    Args:
+        findings: takes what is wrong.
+        at: what is selected.
+        path: where it stands.
+        sizes: of the model and prompt.
+        spliced: the autoencoders in the graph.
+        axes: the field that its axes are in.
+
+    Returns:
+        *at*, at the tap that a generic latent's stands for.
+    """
+    location = at.activation_location_type
+    if location is _L.ONLINE_AUTOENCODER_LATENT:
+        if len(spliced) == 1:
+            location = spliced[0].input.latent_tap
+        else:
+            description = f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}"
+            findings.add(f"{path}.activation_location_type", description)
+    reason = sizes.architecture.why_without(location)
+    if reason is not None:
+        description = f"{location} does not exist in the model: {reason}"
+        findings.add(f"{path}.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
+    check_layer(findings, at.layer_index, f"{path}.layer_index", sizes.n_layers)
+    owner = _owner(location, spliced)
+    if location.facts.needs_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
+        findings.check(
+            owner is not None,
+            f"{path}.activation_location_type",
+            f"{location} exists only while an autoencoder that has it is named in autoencoders",
+        )
+    if owner is not None:
+        check_covered(findings, owner, at.layer_index, f"{path}.layer_index")
+    at = replace(at, activation_location_type=location)
+    for i, (axis, (dimension, size)) in enumerate(zip(at.axes, _sized(at, sizes, spliced), strict=False)):
+        if size is not None:
+            _check_axis(findings, axis, dimension, size, f"{path}.{axes}[{i}]")
+    return at
+
+
+def _check_axis(findings: Findings, axis: AxisSelection, dimension: Dimension, size: int, path: str) -> None:
+    match axis:
+        case int():
+            findings.check(axis < size, path, f"must be below {size}, the size of {dimension}, not {axis}")
+        case PositionList():
+            for i, position in enumerate(axis.positions):
+                description = f"must be below {size}, the size of {dimension}, not {position}"
+                findings.check(position < size, f"{path}.list.positions[{i}]", description)
+        case PositionRange():
+            description = f"must be at most {size}, the size of {dimension}, not {axis.stop}"
+            findings.check(axis.stop <= size, f"{path}.range.stop", description)
+
+
+def at_each_layer(intervention: Intervention, n_layers: int) -> Iterator[Intervention]:
+    """*intervention* at the one layer that it names or, if it names none and the tap has some, at each."""
+    at = intervention.at
+    if at.layer_index is not None or at.activation_location_type.has_no_layers:
+        yield intervention
+        return
+    for layer in range(n_layers):
+        yield replace(intervention, at=replace(at, layer_index=layer))
+
+
+def selected_shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderInfo]) -> tuple[int, ...]:
+    """Shape of the selected entries, which exist."""
+    return at.shape([require(size) for _, size in _sized(at, sizes, spliced)])
+
+
+def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderInfo]) -> list[tuple[Dimension, int | None]]:
+    """Axes of a tap with their sizes; that of latents is None if no autoencoder in the graph has the tap."""
+    owner = _owner(at.activation_location_type, spliced)
+    return sized(at.activation_location_type.dimensions, sizes, None if owner is None else owner.n_latents)
+
+
+def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderInfo]) -> AutoencoderInfo | None:
+    """The autoencoder in the graph that has the tap *location*."""
+    return next((info for info in spliced if location in info.input.splice_taps), None)
+
+
+# Tensors
+
+
+def why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
+    """Why *tensor*, whose numbers are known, cannot be stretched to *shape*; empty if it can."""
+    own = () if tensor.tensor is None else tensor.tensor.shape
+    # From the last axis on sizes agree, or the tensor's is 1; it may have fewer axes, but not more.
+    fits = len(own) <= len(shape) and all(
+        one in {1, size} for one, size in zip(reversed(own), reversed(shape), strict=False)
+    )
+    return "" if fits else f"has shape {list(own)}, which does not stretch to the selected entries {list(shape)}"
+
+
+def with_tensors(plan: Plan, source: TensorSource) -> Plan:
+    """*plan* with the numbers of every tensor that its request names by a handle.
+
+    Raises:
+        InvalidRequest: listing every one whose shape does not stretch to what is selected.
+        NotFound: for an unknown handle.
+    """
+    known: dict[RequestTensor, RequestTensor] = {}
+    problems = []
+    sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
+    for i, intervention in enumerate(plan.request.interventions):
+        for field, tensor in intervention.tensor_paths().items():
+            if tensor.handle is not None:
+                known[tensor] = source.get(tensor.handle)
+                reason = why_not_stretched(known[tensor], selected_shape(intervention.at, sizes, plan.spliced))
+                problems += [InvalidRequest.of(f"interventions[{i}].{field}.handle", reason)] if reason else []
+    if problems:
+        raise InvalidRequest([violation for problem in problems for violation in problem.violations])
+    if not known:
+        return plan
+    request = replace(plan.request, interventions=tuple(one.with_tensors(known) for one in plan.request.interventions))
+    return replace(plan, request=request, run=plan.run.with_tensors(known))

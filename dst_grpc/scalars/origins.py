@@ -1,0 +1,148 @@
+"""Origins: the scalars of a run that gradient passes start from, in one form (specification, sections 6 and 8).
+
+An origin says what it reads and computes its scalar; who runs it asks nothing else. A new kind is a new class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.scalars.recompute import trace_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.domain.origins import LossFnConfig
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.topology import Residual, Topology
+
+
+class ForwardPass(Protocol):
+    """What one prompt's forward pass left to compute scalars from."""
+
+    def logits(self) -> torch.Tensor:
+        """Logits [V] at the prompt's last token, for an origin that needs them."""
+
+    def value(self, site: Site) -> torch.Tensor:
+        """The value at one of the origin's `values`, a constant."""
+
+    def attached(self, site: Site) -> torch.Tensor:
+        """The value at one of the origin's `attached`, in the graph if gradients are wanted."""
+
+    def model(self, autoencoders: Sequence[str]) -> ExplainedModel:
+        """The model with the named autoencoders."""
+
+
+class Origin(Protocol):
+    """A scalar of a run. Equal ones are the same scalar."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether it reads the logits at the last token."""
+
+    @property
+    def values(self) -> frozenset[Site]:
+        """Taps that it reads the values of."""
+
+    @property
+    def attached(self) -> frozenset[Site]:
+        """Those of them that it is differentiated by, and by what they depend on."""
+
+    def depends_on(self, site: Site) -> bool:
+        """Whether its gradient arrives at *site*."""
+
+    def scalar(self, run: ForwardPass) -> torch.Tensor:
+        """The scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOrigin:
+    """A loss: a scalar of the logits at the last token."""
+
+    config: LossFnConfig
+    """Which; its tokens are ids."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def values(self) -> frozenset[Site]:
+        """None: logits come by themselves."""
+        return frozenset()
+
+    @property
+    def attached(self) -> frozenset[Site]:
+        """None."""
+        return frozenset()
+
+    def depends_on(self, site: Site) -> bool:
+        """On everything."""
+        del site
+        return True
+
+    def scalar(self, run: ForwardPass) -> torch.Tensor:
+        """The loss of the last token's logits."""
+        return self(run.logits())
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The loss of one token's *logits* [V]; a scalar."""
+        name, targets = self.config.name, list(self.config.target_token_ids)
+        if name is LossFnName.ZERO:
+            return 0.0 * logits.sum()
+        if name is LossFnName.PROBS:
+            return logits.softmax(dim=-1)[targets].sum()
+        raised = logits[targets].mean()
+        if name is LossFnName.LOGIT_MINUS_MEAN:
+            return raised - logits.mean()
+        distractors = list(self.config.distractor_token_ids)
+        return raised - logits[distractors].mean() if distractors else raised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOrigin:
+    """A traced activation, recomputed from the residual before its node."""
+
+    trace: TraceConfig
+    """Which node, and how."""
+    loss: LossOrigin | None
+    """What a trace through V without downstream node reads."""
+    autoencoders: tuple[str, ...]
+    """Names of the autoencoders that traced latents belong to."""
+    topology: Topology = field(compare=False, repr=False)
+    """Of the model with those autoencoders."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """It recomputes what it needs."""
+        return False
+
+    @property
+    def values(self) -> frozenset[Site]:
+        """The residual before the node, and what a trace through V reads further down."""
+        return frozenset({self._rho.site, *self.topology.residuals_of_trace_value(self.trace)})
+
+    @property
+    def attached(self) -> frozenset[Site]:
+        """The residual before the node."""
+        return frozenset({self._rho.site})
+
+    @property
+    def _rho(self) -> Residual:
+        return self.topology.residual_of_trace(self.trace)
+
+    def depends_on(self, site: Site) -> bool:
+        """On what goes into the residual before the node."""
+        return self._rho.depends_on(site)
+
+    def scalar(self, run: ForwardPass) -> torch.Tensor:
+        """The activation."""
+        rho = run.attached(self._rho.site)
+        return trace_value(run.model(self.autoencoders), self.trace, rho, run.value, self.loss)
