@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame, ExplainResponse
 from dst_grpc.client._explanations import ExplanationCollector
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, TopKRequest
@@ -30,6 +31,7 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.results import Provenance, RunStatistics
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.wire.frames import part_to_wire
 
 MODEL = "tiny@0123456789ab:float32:cpu"
 TOKENS = ("When", " Mary", " saw", " John")
@@ -50,23 +52,23 @@ LOGITS = ((" Mary", 12.0), (" John", 10.0), ("\n", 2.0))
 def parts_of(
     request: ExplainRequest, *, tokens: tuple[str, ...] = TOKENS, scale: float = 1.0
 ) -> Iterator[ExplanationPart]:
-    """The messages of an answer. Runs after the first are the first halved; *scale* multiplies the values of all."""
+    """The parts of an answer. Runs after the first are the first halved; *scale* multiplies the values of all."""
     count = 0
     for run_index, run in enumerate(request.runs):
         factor = scale / 2**run_index
         for kind, value in _run(request, tokens, factor, has_trace=run.trace_config is not None):
             count += 1
-            yield ExplanationPart(kind=kind, value=value, run_index=run_index, request_id=request.request_id)
+            yield ExplanationPart(kind=kind, value=value, run_index=run_index)
     trailer = RunsTrailer(
         frame_count=count + 1,
         statistics=RunStatistics(forward_passes=1, backward_passes=1),
         provenance=Provenance(model=MODEL, model_digest="0" * 64),
     )
-    yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request.request_id)
+    yield ExplanationPart(kind=PartKind.TRAILER, value=trailer)
 
 
 def top_k_parts_of(request: TopKRequest) -> Iterator[ExplanationPart]:
-    """The messages of an answer of TopK: the headers and tables of one of Explain about the same runs and groups."""
+    """The parts of an answer of TopK: the headers and tables of one of Explain about the same runs and groups."""
     runs = tuple(
         ExplainRun(prompt=run.prompt, loss_fn_config=run.loss_fn_config)
         for run in request.runs
@@ -85,10 +87,10 @@ def top_k_parts_of(request: TopKRequest) -> Iterator[ExplanationPart]:
 
 def explanation_of(request: ExplainRequest, *, tokens: tuple[str, ...] = TOKENS, scale: float = 1.0) -> Explanation:
     """The whole answer, put together as the client does it."""
-    collector: ExplanationCollector[ExplanationPart] = ExplanationCollector(len(request.runs), lambda part: part)
+    collector = ExplanationCollector(request.request_id, len(request.runs))
     whole = None
     for part in parts_of(request, tokens=tokens, scale=scale):
-        whole = collector.add(part)
+        whole = collector.add(ExplainResponse(frames=[part_to_wire(ExplainFrame, part)]))
     if whole is None:
         raise AssertionError("the answer has no trailer")
     return whole

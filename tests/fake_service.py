@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -23,6 +25,7 @@ from dst_grpc._gen.dst.v1 import (
     explain_pb2,
     inference_pb2,
     resolution_pb2,
+    tensor_service_pb2,
 )
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import (
     CatalogServiceServicer,
@@ -36,6 +39,10 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
     DerivedScalarServiceServicer,
     add_DerivedScalarServiceServicer_to_server,
 )
+from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import (
+    TensorServiceServicer,
+    add_TensorServiceServicer_to_server,
+)
 from dst_grpc.client._loop import BackgroundLoop
 from dst_grpc.domain.architecture import (
     ActivationFunction,
@@ -48,9 +55,16 @@ from dst_grpc.domain.architecture import (
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
-from dst_grpc.domain.explain import ExplainRequest
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
+from dst_grpc.domain.requests import (
+    CancelItem,
+    DeriveRequest,
+    DeriveStreamRequest,
+    ResolveRequest,
+    ResolveStreamRequest,
+)
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextKind,
@@ -77,15 +91,13 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.errors import DstError, NotFound, Reason
-from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
-from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
+from dst_grpc.domain.server_info import ServerInfo, ServerLimits
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, NotFound, Reason
+from dst_grpc.wire.codec import read, to_wire
 from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
-from dst_grpc.wire.explanations import explain_response_to_wire, top_k_response_to_wire
-from dst_grpc.wire.frames import FrameCutter
-from dst_grpc.wire.requests import derive_request_from_wire, resolve_request_from_wire
-from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+from dst_grpc.wire.frames import FrameCutter, part_to_wire
+from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
@@ -100,7 +112,7 @@ SIZES = {
     Dimension.QUERY_AND_KEY_CHANNELS: 3,
     Dimension.VALUE_CHANNELS: 3,
 }
-Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.Frame]]
+Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]
 SUMMARY = RunSummary(
     statistics=RunStatistics(forward_passes=1, backward_passes=1, queue_duration=0.25),
     provenance=Provenance(model=HANDLE, model_digest="0" * 64),
@@ -166,10 +178,10 @@ def _filled(info: TensorInfo, encoding: TensorEncoding) -> DenseTensor | SparseT
     return DenseTensor(info, whole)
 
 
-def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[inference_pb2.Frame]:
+def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[inference_pb2.DeriveFrame]:
     """The whole answer, in small chunks."""
     tokens, tensors = tokens_of(request), tensors_of(request)
-    cutter = FrameCutter(request.request_id, chunk_bytes=chunk_bytes)
+    cutter = FrameCutter(chunk_bytes=chunk_bytes)
     header = AnswerHeader(
         model=HANDLE,
         token_ids=tuple(range(len(tokens))),
@@ -179,7 +191,8 @@ def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[infe
         activation_value=0.5 if request.trace_config else None,
     )
     for part in (header, *tensors, SUMMARY):
-        yield from cutter.cut(part)
+        for frame in cutter.cut(part):
+            yield inference_pb2.DeriveFrame.FromString(b"".join(frame))
 
 
 ZEBRA = Architecture(
@@ -243,6 +256,23 @@ AUTOENCODER = AutoencoderInfo(
 )
 
 
+SERVER_INFO = ServerInfo(
+    version="0.1.0",
+    protocol_version=1,
+    limits=ServerLimits(
+        max_request_bytes=1 << 22,
+        max_response_bytes=1 << 20,
+        max_queued_requests=64,
+        max_items_in_flight_per_stream=16,
+        max_items_per_stream=1000,
+        max_run_bytes=1 << 33,
+        max_put_tensor_bytes=1 << 28,
+        max_put_tensor_ttl=3600.0,
+    ),
+    features=("paths",),
+)
+
+
 def context_status(state: ContextState, bytes_loaded: int = 1000, error: DstError | None = None) -> ContextStatus:
     return ContextStatus(
         handle=HANDLE,
@@ -290,7 +320,7 @@ def resolution_of(request: DeriveRequest) -> Resolution:
     )
 
 
-class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextServiceServicer):
+class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextServiceServicer, TensorServiceServicer):
     """Answers everything well, except where a test put an error or a script."""
 
     def __init__(self) -> None:
@@ -301,6 +331,10 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         """What every call fails with, as a proxy would: a code and no details."""
         self.failures_left: int | None = None
         """How many calls fail; None = all."""
+        self.derived: DeriveRequest | None = None
+        """What Derive was asked last."""
+        self.tensors: dict[str, np.ndarray[Any, Any]] = {}
+        """What was put, by handle."""
         self.explained: ExplainRequest | None = None
         """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
@@ -339,7 +373,8 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         stop = start + self.page_size
         return items[start:stop], str(stop) if stop < len(items) else ""
 
-    async def _frames(self, request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def frames(self, request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
+        """What to answer."""
         script = self.scripts.get(request.prompt.text or "" if request.prompt else "")
         if script is not None:
             async for frame in script(request):
@@ -351,13 +386,15 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
     async def Derive(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.DeriveResponse]:
         try:
             await self._enter(context)
-            async for frame in self._frames(derive_request_from_wire(request)):
-                if frame.WhichOneof("frame") == "item_result":
-                    code = next(c for c in grpc.StatusCode if c.value[0] == frame.item_result.error.code)
-                    details = frame.item_result.error.SerializeToString()
+            asked = read(DeriveRequest, request)
+            self.derived = asked
+            async for frame in self.frames(asked):
+                if frame.HasField("error"):
+                    code = next(c for c in grpc.StatusCode if c.value[0] == frame.error.code)
+                    details = frame.error.SerializeToString()
                     context.set_trailing_metadata([("grpc-status-details-bin", details)])
-                    await context.abort(code, frame.item_result.error.message)
-                yield inference_pb2.DeriveResponse(frames=[frame])
+                    await context.abort(code, frame.error.message)
+                yield inference_pb2.DeriveResponse(request_id=asked.request_id, frames=[frame])
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
@@ -368,25 +405,11 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         """Answers overtake one another: each is held back until the client says no more, or waits for an answer."""
         try:
             await self._enter(context)
-            out: asyncio.Queue[inference_pb2.Frame | None] = asyncio.Queue()
-
-            async def answer(request: DeriveRequest) -> None:
-                async for frame in self._frames(request):
-                    out.put_nowait(frame)
-                self.in_flight -= 1
-
-            async def read() -> None:
-                async with asyncio.TaskGroup() as group:
-                    async for message in request_iterator:
-                        self.in_flight += 1
-                        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-                        group.create_task(answer(derive_request_from_wire(message.request)))
-                out.put_nowait(None)
-
-            reading = asyncio.create_task(read())
+            items = _Items(self)
+            reading = asyncio.create_task(items.read_all(request_iterator))
             try:
-                while (frame := await out.get()) is not None:
-                    yield inference_pb2.DeriveStreamResponse(frames=[frame])
+                while (answered := await items.out.get()) is not None:
+                    yield answered
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -396,107 +419,139 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
 
     async def Explain(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.ExplainResponse]:
         await self._enter(context)
-        self.explained = explain_request_from_wire(request)
+        self.explained = read(ExplainRequest, request)
         for part in parts_of(self.explained):
-            yield explain_response_to_wire(part)
+            frame = part_to_wire(explain_pb2.ExplainFrame, part)
+            yield explain_pb2.ExplainResponse(request_id=request.request_id, frames=[frame])
 
     async def TopK(self, request: Any, context: Any) -> AsyncIterator[explain_pb2.TopKResponse]:
         await self._enter(context)
-        for part in top_k_parts_of(top_k_request_from_wire(request)):
-            yield top_k_response_to_wire(part)
+        for part in top_k_parts_of(read(TopKRequest, request)):
+            frame = part_to_wire(explain_pb2.TopKFrame, part)
+            yield explain_pb2.TopKResponse(request_id=request.request_id, frames=[frame])
 
     async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
         await self._enter(context)
-        wanted = resolve_request_from_wire(request)
-        request_id = wanted.request.request_id
-        yield resolution_pb2.ResolveResponse(validated=validated_to_wire(Validated(request_id=request_id)))
+        wanted = read(ResolveRequest, request)
+        frames = [resolution_pb2.ResolveFrame(validated=to_wire(Validated()))]
         if wanted.load:
             for done in (0, 500, 1000):
                 progress = LoadProgress(context="tiny", bytes_done=done, bytes_total=1000)
-                yield resolution_pb2.ResolveResponse(loading=load_progress_to_wire(progress))
-        if "truncated" in self.scripts:
-            return
-        yield resolution_pb2.ResolveResponse(resolved=resolution_to_wire(resolution_of(wanted.request)))
+                frames.append(resolution_pb2.ResolveFrame(loading=to_wire(progress)))
+        if "truncated" not in self.scripts:
+            frames.append(resolution_pb2.ResolveFrame(resolved=to_wire(resolution_of(wanted.request))))
+        yield resolution_pb2.ResolveResponse(request_id=wanted.request.request_id, frames=frames)
 
     async def ResolveStream(
         self, request_iterator: Any, context: Any
     ) -> AsyncIterator[resolution_pb2.ResolveStreamResponse]:
         await self._enter(context)
+        index = 0
         async for message in request_iterator:
-            wanted = resolve_request_from_wire(message.request).request
-            response = resolution_pb2.ResolveStreamResponse(request_id=wanted.request_id)
+            wanted = read(ResolveStreamRequest, message).message.request
             if wanted.model == "missing":
                 error = NotFound.unknown("model", "missing", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
-                response.error.CopyFrom(error_to_status(error))
+                frame = resolution_pb2.ResolveFrame(error=error_to_status(error))
             else:
-                response.resolved.CopyFrom(resolution_to_wire(resolution_of(wanted)))
-            yield response
+                frame = resolution_pb2.ResolveFrame(resolved=to_wire(resolution_of(wanted)))
+            yield resolution_pb2.ResolveStreamResponse(request_id=wanted.request_id, frames=[frame], item_index=index)
+            index += 1
+
+    async def GetServerInfo(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        return to_wire(SERVER_INFO)
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         await self._enter(context)
         models, token = self._page([model_info(name) for name in ("other", "tiny", "zebra")], request.page_token)
-        return catalog_service_pb2.ListModelsResponse(models=map(model_info_to_wire, models), next_page_token=token)
+        return catalog_service_pb2.ListModelsResponse(models=map(to_wire, models), next_page_token=token)
 
     async def GetModel(self, request: Any, context: Any) -> Any:
         await self._enter(context)
         if request.name not in {"", "tiny"}:
             error = NotFound.unknown("model", request.name, ["tiny"], reason=Reason.MODEL_NOT_FOUND)
             await self._abort(context, error)
-        return catalog_service_pb2.GetModelResponse(model=model_info_to_wire(model_info()))
+        return catalog_service_pb2.GetModelResponse(model=to_wire(model_info()))
 
     async def ListAutoencoders(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        return catalog_service_pb2.ListAutoencodersResponse(autoencoders=[autoencoder_info_to_wire(AUTOENCODER)])
+        return catalog_service_pb2.ListAutoencodersResponse(autoencoders=[to_wire(AUTOENCODER)])
 
     async def ListDerivedScalarTypes(self, request: Any, context: Any) -> Any:
         await self._enter(context)
         self.page_size = 60
-        facts, token = self._page(list(FACTS.values()), request.page_token)
-        types = [scalar_type_info_to_wire(row) for row in facts]
+        dsts, token = self._page(list(DerivedScalarType), request.page_token)
+        types = [to_wire(DerivedScalarTypeInfo.of(dst)) for dst in dsts]
         if not token:
-            types[-1].dst = 9999  # type: ignore[assignment]  # a type of a server newer than this client
+            types[-1].dst = 9999  # a type of a server newer than this client
         return catalog_service_pb2.ListDerivedScalarTypesResponse(types=types, next_page_token=token)
 
-    async def Tokenize(self, request: Any, context: Any) -> Any:
+    async def Tokenize(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
-        words = request.text.split(" ")
-        return catalog_service_pb2.TokenizeResponse(token_ids=range(len(words)), token_strings=words)
+        for i, word in enumerate(request.text.split(" ")):
+            yield catalog_service_pb2.TokenizeResponse(token_ids=[i], token_strings=[word])
 
-    async def Detokenize(self, request: Any, context: Any) -> Any:
+    async def Detokenize(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
-        return catalog_service_pb2.DetokenizeResponse(text="".join(f" w{token}" for token in request.token_ids))
+        for token in request.token_ids:
+            yield catalog_service_pb2.DetokenizeResponse(text=f" w{token}")
+
+    async def PutTensor(self, request_iterator: Any, context: Any) -> Any:
+        await self._enter(context)
+        description, data = None, b""
+        async for message in request_iterator:
+            if message.HasField("description"):
+                description = read(TensorDescription, message.description)
+            else:
+                data += message.data
+        assert description is not None
+        assert len(data) == description.byte_count
+        assert description.checksum == zlib.crc32(data)
+        values = np.frombuffer(data, stored_as(description.element_type)).reshape(description.sizes)
+        handle = f"t{len(self.tensors)}"
+        self.tensors[handle] = values
+        expire_time = datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=description.ttl or 0)
+        return to_wire(PutTensor(handle=handle, byte_count=len(data), expire_time=expire_time))
+
+    async def DeleteTensor(self, request: Any, context: Any) -> Any:
+        await self._enter(context)
+        if self.tensors.pop(request.handle, None) is None:
+            error = NotFound.unknown("tensor", request.handle, self.tensors, reason=Reason.TENSOR_NOT_FOUND)
+            await self._abort(context, error)
+        return tensor_service_pb2.DeleteTensorResponse()
 
     async def LoadContext(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
         for done in (0, 500):
             status = context_status(ContextState.LOADING, done)
-            yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+            yield context_service_pb2.LoadContextResponse(status=to_wire(status))
         status = replace(context_status(ContextState.AVAILABLE), pinned=request.pin)
-        yield context_service_pb2.LoadContextResponse(status=context_status_to_wire(status))
+        yield context_service_pb2.LoadContextResponse(status=to_wire(status))
 
     async def UnpinContext(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        status = context_status_to_wire(context_status(ContextState.AVAILABLE))
+        status = to_wire(context_status(ContextState.AVAILABLE))
         return context_service_pb2.UnpinContextResponse(status=status)
 
     async def UnloadContext(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        status = context_status_to_wire(context_status(ContextState.NOT_LOADED, 0))
+        status = to_wire(context_status(ContextState.NOT_LOADED, 0))
         return context_service_pb2.UnloadContextResponse(status=status)
 
     async def ListContexts(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        status = context_status_to_wire(context_status(ContextState.AVAILABLE))
+        status = to_wire(context_status(ContextState.AVAILABLE))
         return context_service_pb2.ListContextsResponse(contexts=[status])
 
-    async def ReloadRegistry(self, request: Any, context: Any) -> Any:
+    async def ReloadRegistry(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
-        return registry_change_to_wire(RegistryChange(added=("new",), removed=("old", "old/mlp"), changed=("tiny",)))
+        yield to_wire(RegistryChange(added=("new",), removed=("old",)))
+        yield to_wire(RegistryChange(removed=("old/mlp",), changed=("tiny",)))
 
     async def WatchContexts(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
         status = context_status(ContextState.AVAILABLE)
-        yield context_service_pb2.WatchContextsResponse(status=context_status_to_wire(status))
+        yield context_service_pb2.WatchContextsResponse(status=to_wire(status))
         try:
             await asyncio.Event().wait()
         except (asyncio.CancelledError, GeneratorExit):
@@ -510,6 +565,53 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         return Int32Value(value=2 if request.value else 1)
 
 
+class _Items:
+    """The items of one stream."""
+
+    def __init__(self, service: FakeService) -> None:
+        self._service = service
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self.out: asyncio.Queue[inference_pb2.DeriveStreamResponse | None] = asyncio.Queue()
+
+    async def read_all(self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest]) -> None:
+        count = 0
+        async with asyncio.TaskGroup() as group:
+            async for message in messages:
+                item = read(DeriveStreamRequest, message)
+                if isinstance(item.message, CancelItem):
+                    work = self._running.pop(item.message.request_id, None)
+                    if work is not None:
+                        work.cancel()
+                    continue
+                self._service.in_flight += 1
+                self._service.most_in_flight = max(self._service.most_in_flight, self._service.in_flight)
+                work = group.create_task(self._answer(item.message, item, count))
+                self._running[item.message.request_id] = work
+                count += 1
+        self.out.put_nowait(None)
+
+    async def _answer(self, request: DeriveRequest, item: DeriveStreamRequest, index: int) -> None:
+        try:
+            async with asyncio.timeout(item.timeout):
+                async for frame in self._service.frames(request):
+                    self._put(request, frame, index)
+        except TimeoutError:
+            self._fail(request, DeadlineExceeded("it took too long"), index)
+        except asyncio.CancelledError:
+            if request.request_id in self._running:
+                raise
+            self._fail(request, Cancelled("it was cancelled"), index)
+        self._service.in_flight -= 1
+
+    def _fail(self, request: DeriveRequest, error: DstError, index: int) -> None:
+        self._put(request, inference_pb2.DeriveFrame(error=error_to_status(error)), index)
+
+    def _put(self, request: DeriveRequest, frame: inference_pb2.DeriveFrame, index: int) -> None:
+        self.out.put_nowait(
+            inference_pb2.DeriveStreamResponse(request_id=request.request_id, frames=[frame], item_index=index)
+        )
+
+
 @contextmanager
 def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeService]:
     """A fake service listening on a port of its own, on an event loop of its own."""
@@ -521,6 +623,7 @@ def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[F
         add_DerivedScalarServiceServicer_to_server(service, server)
         add_CatalogServiceServicer_to_server(service, server)
         add_ContextServiceServicer_to_server(service, server)
+        add_TensorServiceServicer_to_server(service, server)
         check = grpc.unary_unary_rpc_method_handler(
             service.check_health, StringValue.FromString, Int32Value.SerializeToString
         )

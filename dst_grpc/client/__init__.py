@@ -30,8 +30,9 @@ from dst_grpc.client._explain_requests import (
     make_explain_run,
     make_top_k_request,
 )
+from dst_grpc.client._interventions import detach_gradient, scale, set_value, steer
 from dst_grpc.client._requests import RequestArguments, make_request
-from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
+from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import (
@@ -76,9 +77,10 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import AblationSpec, Intervention, RequestTensor, TapSelection
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -91,7 +93,9 @@ from dst_grpc.domain.resolution import (
 )
 from dst_grpc.domain.results import Axis
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -129,6 +133,8 @@ __all__ = [
     "ExplanationPart",
     "GroupValues",
     "InputNormalization",
+    "Intervention",
+    "ItemCancels",
     "LoadProgress",
     "LossFnConfig",
     "LossFnName",
@@ -145,8 +151,10 @@ __all__ = [
     "PassType",
     "PreOrPostAct",
     "Prompt",
+    "PutTensor",
     "RegistryChange",
     "RequestArguments",
+    "RequestTensor",
     "Resolution",
     "ResolveRequest",
     "RunArguments",
@@ -155,7 +163,10 @@ __all__ = [
     "RunsTrailer",
     "ScalarSum",
     "ScoredTokens",
+    "ServerInfo",
+    "ServerLimits",
     "ServingStatus",
+    "TapSelection",
     "TensorElementType",
     "TensorEncoding",
     "Tls",
@@ -170,8 +181,12 @@ __all__ = [
     "TraceConfig",
     "TransferProgress",
     "default_groups",
+    "detach_gradient",
     "make_explain_request",
     "make_explain_run",
     "make_request",
     "make_top_k_request",
+    "scale",
+    "set_value",
+    "steer",
 ]

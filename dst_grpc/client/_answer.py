@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def loss(self) -> float | None:
-        """Value of the loss; None if none was given or it is not a number."""
+        """Value of the loss; which may be NaN; None if none was given."""
         return self.domain.header.loss
 
     @property

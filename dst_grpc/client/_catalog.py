@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -16,9 +17,10 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.client._calls import Calls, pages
-from dst_grpc.client._scalar_types import DerivedScalarTypeInfo
 from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
-from dst_grpc.wire.catalog import autoencoder_info_from_wire, model_info_from_wire
+from dst_grpc.domain.server_info import ServerInfo
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
+from dst_grpc.wire.codec import read_answer, read_request
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
@@ -50,6 +52,15 @@ class CatalogCalls(Calls):
     def _catalog_stub(self) -> CatalogServiceAsyncStub:
         return CatalogServiceStub(self._channel)
 
+    async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Ask the server for its version, its limits and its features.
+
+        Raises:
+            Unimplemented: If the server is older than this call.
+        """
+        response = await self._unary(self._catalog_stub.GetServerInfo, pb.GetServerInfoRequest(), timeout)
+        return read_answer(ServerInfo, response)
+
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """List the models that the server can load, by name.
 
@@ -59,7 +70,7 @@ class CatalogCalls(Calls):
         listed = pages(
             lambda token: self._unary(self._catalog_stub.ListModels, pb.ListModelsRequest(page_token=token), timeout)
         )
-        return [model_info_from_wire(model) async for page in listed for model in page.models]
+        return [read_answer(ModelInfo, model) async for page in listed for model in page.models]
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> ModelInfo:
         """Describe one model, the default one unless *name* says otherwise.
@@ -68,7 +79,7 @@ class CatalogCalls(Calls):
             NotFound: If there is no model of that name; it lists the nearest.
         """
         response = await self._unary(self._catalog_stub.GetModel, pb.GetModelRequest(name=name), timeout)
-        return model_info_from_wire(response.model)
+        return read_answer(ModelInfo, response.model)
 
     async def autoencoders(self, model: str = "", *, timeout: float | None = None) -> list[AutoencoderInfo]:
         """List the autoencoder sets that the server can load, by name; those of *model* only if it is given.
@@ -83,7 +94,7 @@ class CatalogCalls(Calls):
                 timeout,
             )
         )
-        return [autoencoder_info_from_wire(info) async for page in listed for info in page.autoencoders]
+        return [read_answer(AutoencoderInfo, info) async for page in listed for info in page.autoencoders]
 
     async def derived_scalar_types(self, *, timeout: float | None = None) -> list[DerivedScalarTypeInfo]:
         """List the derived scalar types that the server knows, by number; those newer than this client are left out.
@@ -98,8 +109,8 @@ class CatalogCalls(Calls):
                 timeout,
             )
         )
-        types = [DerivedScalarTypeInfo.from_wire(info) async for page in listed for info in page.types]
-        return [info for info in types if info is not None]
+        types = [read_request(DerivedScalarTypeInfo, info) async for page in listed for info in page.types]
+        return [info for info, problems in types if info is not None and not problems.count]
 
     async def tokenize(self, text: str, *, model: str = "", timeout: float | None = None) -> Tokens:
         """Encode a text as it is: no begin token is added.
@@ -108,8 +119,13 @@ class CatalogCalls(Calls):
             NotFound: If there is no model of that name.
         """
         request = pb.TokenizeRequest(model=model, text=text)
-        response = await self._unary(self._catalog_stub.Tokenize, request, timeout)
-        return Tokens(tuple(response.token_ids), tuple(response.token_strings))
+        ids: list[int] = []
+        strings: list[str] = []
+        async with aclosing(self._responses(self._catalog_stub.Tokenize, request, timeout)) as responses:
+            async for response in responses:
+                ids += response.token_ids
+                strings += response.token_strings
+        return Tokens(tuple(ids), tuple(strings))
 
     async def detokenize(
         self, token_ids: Iterable[SupportsIndex], *, model: str = "", timeout: float | None = None
@@ -121,7 +137,8 @@ class CatalogCalls(Calls):
             NotFound: If there is no model of that name.
         """
         request = pb.DetokenizeRequest(model=model, token_ids=[index(token) for token in token_ids])
-        return (await self._unary(self._catalog_stub.Detokenize, request, timeout)).text
+        async with aclosing(self._responses(self._catalog_stub.Detokenize, request, timeout)) as responses:
+            return "".join([response.text async for response in responses])
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
         """Ask the standard health service.

@@ -13,13 +13,14 @@ from dst_grpc.client._contexts import ContextCalls
 from dst_grpc.client._explain import ExplainCalls
 from dst_grpc.client._inference import InferenceCalls
 from dst_grpc.client._loop import BackgroundLoop, Blocking, blocking, blocking_iterator
-from dst_grpc.client._streams import DEFAULT_IN_FLIGHT
+from dst_grpc.client._put_tensors import TensorCalls
+from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, ItemCancels
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import Resolution
 from dst_grpc.errors import DstError
 
 
-class AsyncClient(InferenceCalls, ExplainCalls, CatalogCalls, ContextCalls):
+class AsyncClient(InferenceCalls, ExplainCalls, CatalogCalls, ContextCalls, TensorCalls):
     """A client of one server, for one event loop.
 
     It connects at the first call, and any number of calls may run at once. Use it as an async context manager, or
@@ -89,6 +90,9 @@ class Client(Blocking[AsyncClient]):
     explain_parts = blocking_iterator(AsyncClient.explain_parts)
     top_k = blocking(AsyncClient.top_k)
     top_k_request = blocking(AsyncClient.top_k_request)
+    put_tensor = blocking(AsyncClient.put_tensor)
+    delete_tensor = blocking(AsyncClient.delete_tensor)
+    server_info = blocking(AsyncClient.server_info)
     models = blocking(AsyncClient.models)
     model = blocking(AsyncClient.model)
     autoencoders = blocking(AsyncClient.autoencoders)
@@ -108,14 +112,19 @@ class Client(Blocking[AsyncClient]):
         requests: Iterable[DeriveRequest],
         *,
         timeout: float | None = None,
+        item_timeout: float | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
+        cancels: ItemCancels | None = None,
     ) -> Generator[tuple[str, Answer | DstError]]:
         """Run many requests on one stream; see AsyncClient.derive_stream.
 
         *requests* is iterated on another thread, so that it may wait for something without stopping the answers.
         """
         items = _loop.from_thread(requests)
-        return self._loop.iterate(self._client.derive_stream(items, timeout=timeout, max_in_flight=max_in_flight))
+        answers = self._client.derive_stream(
+            items, timeout=timeout, item_timeout=item_timeout, max_in_flight=max_in_flight, cancels=cancels
+        )
+        return self._loop.iterate(answers)
 
     def resolve_stream(
         self,

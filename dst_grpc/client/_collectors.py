@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc._gen.dst.v1 import resolution_pb2
 from dst_grpc.client._answer import Answer
 from dst_grpc.domain.resolution import LoadProgress, Resolution
-from dst_grpc.wire.chunks import Chunk
-from dst_grpc.wire.errors import error_from_status
-from dst_grpc.wire.frames import Assembler
-from dst_grpc.wire.resolution import load_progress_from_wire, resolution_from_wire
+from dst_grpc.wire.assembly import Assembler, StageReader
+from dst_grpc.wire.envelope import Received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +25,14 @@ class TransferProgress:
 class AnswerCollector:
     """Frames to an Answer."""
 
-    def __init__(self, on_progress: Callable[[TransferProgress], None] | None = None) -> None:
-        self._assembler = Assembler()
+    def __init__(self, request_id: str, on_progress: Callable[[TransferProgress], None] | None = None) -> None:
+        self._assembler = Assembler(request_id)
         self._on_progress = on_progress
         self._bytes_done = 0
 
-    def add(self, frames: Sequence[inference_pb2.Frame | Chunk]) -> Answer | None:
-        """Take the next frames; see Collector."""
-        for frame in frames:
+    def add(self, message: Received) -> Answer | None:
+        """Take the next message; see Collector."""
+        for frame in message.frames:
             self._bytes_done += sum(tensor.info.byte_length for tensor in self._assembler.add(frame))
         header = self._assembler.header
         if self._on_progress is not None and header is not None:
@@ -47,15 +45,15 @@ class ResolutionCollector:
     """Stages to a Resolution."""
 
     def __init__(self, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
+        self._reader = StageReader()
         self._on_progress = on_progress
 
     def add(self, message: resolution_pb2.ResolveResponse | resolution_pb2.ResolveStreamResponse) -> Resolution | None:
-        """Take the next stage; see Collector."""
-        match message.WhichOneof("stage"):
-            case "loading" if self._on_progress is not None:
-                self._on_progress(load_progress_from_wire(message.loading))
-            case "resolved":
-                return resolution_from_wire(message.resolved)
-            case "error" if isinstance(message, resolution_pb2.ResolveStreamResponse):
-                raise error_from_status(message.error)
+        """Take the next message; see Collector."""
+        for frame in message.frames:
+            stage = self._reader.read(frame)
+            if isinstance(stage, Resolution):
+                return stage
+            if isinstance(stage, LoadProgress) and self._on_progress is not None:
+                self._on_progress(stage)
         return None

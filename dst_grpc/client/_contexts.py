@@ -12,7 +12,7 @@ from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
 from dst_grpc.client._calls import Calls, pages
 from dst_grpc.domain.resolution import ContextStatus, RegistryChange
 from dst_grpc.errors import DataLoss, Reason
-from dst_grpc.wire.contexts import context_status_from_wire, registry_change_from_wire
+from dst_grpc.wire.codec import read_answer
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
@@ -54,7 +54,7 @@ class ContextCalls(Calls):
         method, request = self._contexts_stub.LoadContext, pb.LoadContextRequest(context=context, pin=pin)
         async with aclosing(self._responses(method, request, timeout)) as responses:
             async for response in responses:
-                last = context_status_from_wire(response.status)
+                last = read_answer(ContextStatus, response.status)
                 if last.error is not None:
                     raise last.error
                 if on_progress is not None:
@@ -71,7 +71,7 @@ class ContextCalls(Calls):
         """
         request = pb.UnpinContextRequest(context=context)
         response = await self._unary(self._contexts_stub.UnpinContext, request, timeout)
-        return context_status_from_wire(response.status)
+        return read_answer(ContextStatus, response.status)
 
     async def unload_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
         """Unload a context; the answer comes once its memory is free.
@@ -82,7 +82,7 @@ class ContextCalls(Calls):
         """
         request = pb.UnloadContextRequest(context=context)
         response = await self._unary(self._contexts_stub.UnloadContext, request, timeout)
-        return context_status_from_wire(response.status)
+        return read_answer(ContextStatus, response.status)
 
     async def contexts(self, *, timeout: float | None = None) -> list[ContextStatus]:
         """List the contexts in the cache, by handle.
@@ -95,7 +95,7 @@ class ContextCalls(Calls):
                 self._contexts_stub.ListContexts, pb.ListContextsRequest(page_token=token), timeout
             )
         )
-        return [context_status_from_wire(status) async for page in listed for status in page.contexts]
+        return [read_answer(ContextStatus, status) async for page in listed for status in page.contexts]
 
     async def reload_registry(self, *, timeout: float | None = None) -> RegistryChange:
         """Have the server read its registry again and serve that, all of it or, if anything is wrong, the old one.
@@ -107,8 +107,12 @@ class ContextCalls(Calls):
             InvalidRequest: If the registry is wrong; lists everything, by its path in the file.
             DataLoss: If a file is corrupt, or has another digest than is registered.
         """
-        response = await self._unary(self._contexts_stub.ReloadRegistry, pb.ReloadRegistryRequest(), timeout)
-        return registry_change_from_wire(response)
+        whole = pb.ReloadRegistryResponse()
+        method, request = self._contexts_stub.ReloadRegistry, pb.ReloadRegistryRequest()
+        async with aclosing(self._responses(method, request, timeout)) as responses:
+            async for response in responses:
+                whole.MergeFrom(response)
+        return read_answer(RegistryChange, whole)
 
     async def watch_contexts(self, *, timeout: float | None = None) -> AsyncGenerator[ContextStatus]:
         """Watch the cache: every context now, then each that changes its state, until the iterator is closed.
@@ -119,4 +123,4 @@ class ContextCalls(Calls):
         method, request = self._contexts_stub.WatchContexts, pb.WatchContextsRequest()
         async with aclosing(self._responses(method, request, timeout)) as responses:
             async for response in responses:
-                yield context_status_from_wire(response.status)
+                yield read_answer(ContextStatus, response.status)

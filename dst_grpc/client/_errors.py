@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
-from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Internal, Unavailable
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Unavailable, Unimplemented
 from dst_grpc.wire.errors import error_from_status
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -48,7 +48,7 @@ def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | Non
         case grpc.StatusCode.CANCELLED:
             return Cancelled(f"the call to {target} was cancelled")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return Internal(f"{target} does not know this call; it is older than this client, or no dst-grpc server")
+            return Unimplemented(f"{target} has no such method; it is older than this client, or no dst-grpc server")
         case code:
             return error_from_status(Status(code=code.value[0], message=details))
 

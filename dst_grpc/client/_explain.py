@@ -22,8 +22,7 @@ from dst_grpc.client._requests import PromptLike
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import Explanation, ExplanationPart
 from dst_grpc.errors import DataLoss, Reason
-from dst_grpc.wire.explain import explain_request_to_wire, top_k_request_to_wire
-from dst_grpc.wire.explanations import explain_response_from_wire, top_k_response_from_wire
+from dst_grpc.wire.codec import to_wire
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
@@ -66,8 +65,8 @@ class ExplainCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged.
         """
-        responses = self._responses(self._explain_stub.Explain, explain_request_to_wire(request), timeout)
-        return await answer_of(responses, ExplanationCollector(len(request.runs), explain_response_from_wire))
+        responses = self._responses(self._explain_stub.Explain, to_wire(request), timeout)
+        return await answer_of(responses, ExplanationCollector(request.request_id, len(request.runs)))
 
     async def explain_parts(
         self, request: ExplainRequest, *, timeout: float | None = None
@@ -85,15 +84,16 @@ class ExplainCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged, after the parts that came before.
         """
-        collector = ExplanationCollector(len(request.runs), explain_response_from_wire)
+        collector = ExplanationCollector(request.request_id, len(request.runs))
         whole: Explanation | None = None
-        responses = self._responses(self._explain_stub.Explain, explain_request_to_wire(request), timeout)
+        responses = self._responses(self._explain_stub.Explain, to_wire(request), timeout)
         async with aclosing(responses):
             async for response in responses:
-                part = explain_response_from_wire(response)
-                whole = collector.take(part) or whole
-                if part is not None:
-                    yield part
+                for frame in response.frames:
+                    part = collector.read(frame)
+                    if part is not None:
+                        whole = collector.take(part) or whole
+                        yield part
         if whole is None:
             raise DataLoss("the answer is truncated: it has no trailer", reason=Reason.ANSWER_TRUNCATED)
 
@@ -127,5 +127,5 @@ class ExplainCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged.
         """
-        responses = self._responses(self._explain_stub.TopK, top_k_request_to_wire(request), timeout)
-        return await answer_of(responses, ExplanationCollector(len(request.runs), top_k_response_from_wire))
+        responses = self._responses(self._explain_stub.TopK, to_wire(request), timeout)
+        return await answer_of(responses, ExplanationCollector(request.request_id, len(request.runs)))

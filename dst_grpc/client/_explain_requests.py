@@ -26,7 +26,7 @@ from dst_grpc.domain.explain import (
 )
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
@@ -53,8 +53,10 @@ class RunArguments(TypedDict, total=False):
     """Nodes to switch off, or to set to a value."""
     ablations: Iterable[AblationSpec]
     """Other entries to overwrite, before the nodes."""
-    attach_final_layer_norm_scale: bool
-    """Whether gradients flow through the final norm's scale."""
+    interventions: Iterable[Intervention]
+    """What else to change in the run, in order, after the nodes."""
+    detach_final_layer_norm_scale: bool
+    """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the logits."""
 
 
 class ExplainArguments(RunArguments, total=False):
@@ -108,7 +110,8 @@ def make_explain_run(
     trace: TraceConfig | None = None,
     ablate: NodeToAblate | Iterable[NodeToAblate] = (),
     ablations: Iterable[AblationSpec] = (),
-    attach_final_layer_norm_scale: bool = False,
+    interventions: Iterable[Intervention] = (),
+    detach_final_layer_norm_scale: bool = True,
 ) -> ExplainRun:
     """One run that the arguments describe; see RunArguments.
 
@@ -121,7 +124,8 @@ def make_explain_run(
         trace_config=trace,
         node_ablations=_node_ablations(ablate),
         ablation_specs=tuple(ablations),
-        detach_final_layer_norm_scale=False if attach_final_layer_norm_scale else None,
+        interventions=tuple(interventions),
+        detach_final_layer_norm_scale=detach_final_layer_norm_scale,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import cast
 
+from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame, ExplainResponse, TopKFrame, TopKResponse
 from dst_grpc.domain.explanations import (
     Explanation,
     ExplanationPart,
@@ -21,8 +21,8 @@ from dst_grpc.domain.explanations import (
     TokenPairs,
 )
 from dst_grpc.errors import DataLoss, Reason
-
-MessageT = TypeVar("MessageT")
+from dst_grpc.wire.assembly import PartReader
+from dst_grpc.wire.pieces import corrupt
 
 
 @dataclass(slots=True)
@@ -51,53 +51,58 @@ class _Run:
         )
 
 
-class ExplanationCollector(Generic[MessageT]):
+class ExplanationCollector:
     """Messages to an Explanation, checked: nothing is missing, doubled or out of order when it is handed out."""
 
-    def __init__(self, n_runs: int, read: Callable[[MessageT], ExplanationPart | None]) -> None:
-        self._read = read
+    def __init__(self, request_id: str, n_runs: int) -> None:
+        self._request_id = request_id
+        self._reader = PartReader()
         self._runs: list[_Run | None] = [None] * n_runs
-        self._count = 0
 
-    def add(self, message: MessageT) -> Explanation | None:
+    def add(self, message: TopKResponse | ExplainResponse) -> Explanation | None:
         """Take the next message; see Collector."""
-        return self.take(self._read(message))
+        whole: Explanation | None = None
+        for frame in message.frames:
+            part = self.read(frame)
+            whole = whole if part is None else self.take(part)
+        return whole
 
-    def take(self, part: ExplanationPart | None) -> Explanation | None:
-        """Take the next part, or None for one of a kind that is not known here.
+    def read(self, frame: TopKFrame | ExplainFrame) -> ExplanationPart | None:
+        """The part that is whole with the next frame, if one is; raises DataLoss if it cannot be read."""
+        return self._reader.read(frame)
+
+    def take(self, part: ExplanationPart) -> Explanation | None:
+        """Take the next part.
 
         Returns:
             The explanation, if this part is the trailer.
 
         Raises:
-            DataLoss: If the part contradicts what came before (ANSWER_CORRUPT), or messages are missing
+            DataLoss: If the part contradicts what came before (ANSWER_CORRUPT), or frames are missing
                 (ANSWER_TRUNCATED).
         """
-        self._count += 1
-        if part is None:
-            return None
         if part.kind is PartKind.TRAILER:
-            return self._finished(part, cast("RunsTrailer", part.value))
+            return self._finished(cast("RunsTrailer", part.value))
         if part.run_index >= len(self._runs):
-            raise _corrupt(f"a part of run {part.run_index} came, and there are {len(self._runs)} runs")
+            raise corrupt(f"a part of run {part.run_index} came, and there are {len(self._runs)} runs")
         run = self._runs[part.run_index]
         if part.kind is PartKind.HEADER:
             if run is not None:
-                raise _corrupt(f"run {part.run_index} has two headers")
+                raise corrupt(f"run {part.run_index} has two headers")
             self._runs[part.run_index] = _Run(cast("RunHeader", part.value))
         elif run is None:
-            raise _corrupt(f"the {part.kind} of run {part.run_index} came before its header")
+            raise corrupt(f"the {part.kind} of run {part.run_index} came before its header")
         else:
             _add(run, part)
         return None
 
-    def _finished(self, part: ExplanationPart, trailer: RunsTrailer) -> Explanation:
+    def _finished(self, trailer: RunsTrailer) -> Explanation:
         missing = [i for i, run in enumerate(self._runs) if run is None]
-        if missing or trailer.frame_count != self._count:
-            what = f"{self._count} of {trailer.frame_count} messages came"
+        if missing or trailer.frame_count != self._reader.count:
+            what = f"{self._reader.count} of {trailer.frame_count} frames came"
             raise DataLoss(f"the answer is truncated: {what}", reason=Reason.ANSWER_TRUNCATED)
         runs = tuple(run.finished() for run in self._runs if run is not None)
-        return Explanation(request_id=part.request_id, runs=runs, trailer=trailer)
+        return Explanation(request_id=self._request_id, runs=runs, trailer=trailer)
 
 
 def _add(run: _Run, part: ExplanationPart) -> None:
@@ -106,7 +111,7 @@ def _add(run: _Run, part: ExplanationPart) -> None:
     n_nodes = 0 if table is None else len(table.nodes)
     if isinstance(value, NodeTable):
         if part.kind in run.tables:
-            raise _corrupt(f"run {part.run_index} has two parts {part.kind}")
+            raise corrupt(f"run {part.run_index} has two parts {part.kind}")
         run.tables[part.kind] = value
     elif isinstance(value, ScalarSum):
         run.sums.append(value)
@@ -121,8 +126,4 @@ def _add(run: _Run, part: ExplanationPart) -> None:
 
 def _check_nodes(part: ExplanationPart, nodes: list[int], n_nodes: int) -> None:
     if any(node >= n_nodes for node in nodes):
-        raise _corrupt(f"the {part.kind} of run {part.run_index} names a node beyond the {n_nodes} of its table")
-
-
-def _corrupt(what: str) -> DataLoss:
-    return DataLoss(f"the answer is corrupt: {what}", reason=Reason.ANSWER_CORRUPT)
+        raise corrupt(f"the {part.kind} of run {part.run_index} names a node beyond the {n_nodes} of its table")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import grpc.aio
 
@@ -16,12 +17,18 @@ from dst_grpc.client._answer import Answer
 from dst_grpc.client._calls import Calls
 from dst_grpc.client._collectors import AnswerCollector, ResolutionCollector, TransferProgress
 from dst_grpc.client._requests import PromptLike, RequestArguments, TypeLike, make_request
-from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, Collector, Exchange
-from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
+from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, Collector, Exchange, ItemCancels
+from dst_grpc.domain.requests import (
+    CancelItem,
+    DeriveRequest,
+    DeriveStreamRequest,
+    ResolveRequest,
+    ResolveStreamRequest,
+)
 from dst_grpc.domain.resolution import LoadProgress, Resolution
 from dst_grpc.errors import DataLoss, DstError, Reason
-from dst_grpc.wire.chunks import Chunk, parsed
-from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
+from dst_grpc.wire.codec import to_wire
+from dst_grpc.wire.envelope import Received, received
 
 if TYPE_CHECKING:
     # Only the stubs' own types know it.
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
 
 _SERVICE = inference_service.DESCRIPTOR.services_by_name["DerivedScalarService"].full_name
 
-_Frames = Sequence[inference_pb2.Frame | Chunk]
 AnswerT = TypeVar("AnswerT")
 ResponseT = TypeVar("ResponseT")
 
@@ -44,21 +50,21 @@ class InferenceCalls(Calls):
     # The two that carry tensors bring their own reading of the responses, which makes no copies of chunks.
 
     @cached_property
-    def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, _Frames]:
+    def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, Received]:
         return self._channel.unary_stream(
             f"/{_SERVICE}/Derive",
             request_serializer=inference_pb2.DeriveRequest.SerializeToString,
-            response_deserializer=parsed,
+            response_deserializer=received,
         )
 
     @cached_property
     def _derive_stream(
         self,
-    ) -> grpc.aio.StreamStreamMultiCallable[inference_pb2.DeriveStreamRequest, _Frames]:
+    ) -> grpc.aio.StreamStreamMultiCallable[inference_pb2.DeriveStreamRequest, Received]:
         return self._channel.stream_stream(
             f"/{_SERVICE}/DeriveStream",
             request_serializer=inference_pb2.DeriveStreamRequest.SerializeToString,
-            response_deserializer=parsed,
+            response_deserializer=received,
         )
 
     async def derive(
@@ -78,8 +84,9 @@ class InferenceCalls(Calls):
             on_progress: Told how much of the answer has arrived; of a sync client, on another thread.
             timeout: Seconds after which the server stops working and the call fails; None = never.
             **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss* or *trace*: where
-                the backward pass starts. *ablations*, *autoencoders*: what changes the run. *config*: how to derive.
-                *model*, *element_type*, *encoding*, *request_id*. See RequestArguments.
+                the backward pass starts. *ablations*, *interventions*, *autoencoders*: what changes the run.
+                *config*: how to derive. *model*, *element_type*, *encoding*, *request_id* and more: see
+                RequestArguments.
 
         Returns:
             The answer: `answer["mlp_act_times_grad"][2]` is layer 2 of that derived scalar.
@@ -105,15 +112,17 @@ class InferenceCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged.
         """
-        responses = self._responses(self._derive, derive_request_to_wire(request), timeout)
-        return await answer_of(responses, AnswerCollector(on_progress))
+        responses = self._responses(self._derive, to_wire(request), timeout)
+        return await answer_of(responses, AnswerCollector(request.request_id, on_progress))
 
     async def derive_stream(
         self,
         requests: Iterable[DeriveRequest] | AsyncIterable[DeriveRequest],
         *,
         timeout: float | None = None,
+        item_timeout: float | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
+        cancels: ItemCancels | None = None,
     ) -> AsyncGenerator[tuple[str, Answer | DstError]]:
         """Run many requests on one stream, batched together by the server.
 
@@ -123,7 +132,9 @@ class InferenceCalls(Calls):
         Args:
             requests: The requests. One without an id is known by its position: "0", "1", ...
             timeout: Seconds for the whole stream; None = no limit.
+            item_timeout: Seconds for each request from its arrival; its answer is then DeadlineExceeded.
             max_in_flight: Most requests sent and not yet answered.
+            cancels: What ends single requests while the others go on.
 
         Yields:
             A request's id with its answer, or with the error that it failed with, in the order in which they come.
@@ -134,11 +145,14 @@ class InferenceCalls(Calls):
         exchange = Exchange(
             method=self._derive_stream,
             id_of_item=_id_of_derive,
-            to_request=_derive_stream_request,
-            id_of_response=_id_of_frames,
+            to_request=partial(_derive_item, timeout=item_timeout),
+            item_of_response=_item_of,
             collector=AnswerCollector,
+            to_cancel=_cancel_item,
         )
-        answers = exchange.run(requests, self._connection, timeout=timeout, max_in_flight=max_in_flight)
+        answers = exchange.run(
+            requests, self._connection, timeout=timeout, max_in_flight=max_in_flight, cancels=cancels
+        )
         async with aclosing(answers):
             async for pair in answers:
                 yield pair
@@ -184,7 +198,7 @@ class InferenceCalls(Calls):
         Raises:
             DstError: If it fails, or if the answer is truncated.
         """
-        responses = self._responses(self._inference_stub.Resolve, resolve_request_to_wire(request), timeout)
+        responses = self._responses(self._inference_stub.Resolve, to_wire(request), timeout)
         return await answer_of(responses, ResolutionCollector(on_progress))
 
     async def resolve_stream(
@@ -205,9 +219,9 @@ class InferenceCalls(Calls):
         exchange = Exchange(
             method=self._inference_stub.ResolveStream,
             id_of_item=_id_of_resolve,
-            to_request=_resolve_stream_request,
-            id_of_response=_id_of_stage,
-            collector=ResolutionCollector,
+            to_request=_resolve_item,
+            item_of_response=_item_of,
+            collector=lambda _: ResolutionCollector(),
         )
         answers = exchange.run(requests, self._connection, timeout=timeout, max_in_flight=max_in_flight)
         async with aclosing(answers):
@@ -236,21 +250,20 @@ def _id_of_resolve(request: ResolveRequest) -> str:
     return request.request.request_id
 
 
-def _id_of_frames(frames: _Frames) -> str:
-    return frames[0].request_id if frames else ""
+def _item_of(response: Received | resolution_pb2.ResolveStreamResponse) -> int:
+    return response.item_index
 
 
-def _id_of_stage(response: resolution_pb2.ResolveStreamResponse) -> str:
-    return response.request_id
+def _derive_item(request: DeriveRequest, request_id: str, *, timeout: float | None) -> Any:
+    item = request if request.request_id else replace(request, request_id=request_id)
+    return to_wire(DeriveStreamRequest(message=item, timeout=timeout))
 
 
-def _derive_stream_request(request: DeriveRequest, request_id: str) -> inference_pb2.DeriveStreamRequest:
-    message = derive_request_to_wire(request)
-    message.request_id = request_id
-    return inference_pb2.DeriveStreamRequest(request=message)
+def _cancel_item(request_id: str) -> Any:
+    return to_wire(DeriveStreamRequest(message=CancelItem(request_id=request_id)))
 
 
-def _resolve_stream_request(request: ResolveRequest, request_id: str) -> resolution_pb2.ResolveStreamRequest:
-    message = resolve_request_to_wire(request)
-    message.request.request_id = request_id
-    return resolution_pb2.ResolveStreamRequest(request=message)
+def _resolve_item(request: ResolveRequest, request_id: str) -> Any:
+    message = to_wire(ResolveStreamRequest(message=request))
+    message.request.request.request_id = request_id
+    return message

@@ -10,7 +10,7 @@ from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
 
 from dst_grpc.domain.components import LossFnName, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -39,7 +39,11 @@ class RequestArguments(TypedDict, total=False):
     trace: TraceConfig | None
     """A node to start the backward pass from, instead of a loss."""
     ablations: Iterable[AblationSpec]
-    """What to overwrite, in order."""
+    """What to overwrite with a number, in order."""
+    interventions: Iterable[Intervention]
+    """What else to change in the run, in order: see `steer`, `set_value`, `scale` and `detach_gradient`."""
+    detach_final_layer_norm_scale: bool
+    """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the loss."""
     autoencoders: str | Iterable[str]
     """Names or handles of autoencoders to splice into the run."""
     config: DstConfig | None
@@ -50,6 +54,8 @@ class RequestArguments(TypedDict, total=False):
     """Type of the numbers on the wire: float32, float16 or bfloat16."""
     encoding: TensorEncoding | str
     """Whether latents travel dense or sparse (`sparse_latents`)."""
+    max_chunk_bytes: int
+    """Largest chunk of a tensor wanted, and about the largest message; 0 = as large as the server makes them."""
     request_id: str
     """Your own id, carried by the answer."""
 
@@ -63,11 +69,14 @@ def make_request(
     loss: LossFnConfig | LossFnName | str | None = None,
     trace: TraceConfig | None = None,
     ablations: Iterable[AblationSpec] = (),
+    interventions: Iterable[Intervention] = (),
+    detach_final_layer_norm_scale: bool = False,
     autoencoders: str | Iterable[str] = (),
     config: DstConfig | None = None,
     model: str | None = None,
     element_type: TensorElementType | str = TensorElementType.FLOAT32,
     encoding: TensorEncoding | str = TensorEncoding.DENSE,
+    max_chunk_bytes: int = 0,
     request_id: str = "",
 ) -> DeriveRequest:
     """The request that the arguments describe; see RequestArguments.
@@ -83,10 +92,13 @@ def make_request(
         loss_fn_config=loss_of(loss, target, distractor),
         trace_config=trace,
         ablation_specs=tuple(ablations),
+        interventions=tuple(interventions),
+        detach_final_layer_norm_scale=detach_final_layer_norm_scale,
         autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
         config=config if config is not None else DstConfig(),
         element_type=member(TensorElementType, element_type, "element_type"),
         encoding=member(TensorEncoding, encoding, "encoding"),
+        max_chunk_bytes=max_chunk_bytes,
     )
 
 

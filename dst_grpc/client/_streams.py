@@ -6,10 +6,11 @@ Neither derives nor resolves: a `Collector` makes an answer of one request's mes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 
@@ -43,6 +44,41 @@ class Collector(Protocol[MessageT_contra, AnswerT_co]):
         ...  # pragma: no cover
 
 
+class ItemCancels:
+    """Ends items of a stream one by one: make one, give it to one call, and tell it ids, from any thread."""
+
+    def __init__(self) -> None:
+        self._told: deque[str | None] = deque()
+        self._bell: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def cancel(self, request_id: str) -> None:
+        """End the item of that id: its answer is then the error Cancelled, unless it was quicker."""
+        self._tell(request_id)
+
+    def end(self) -> None:
+        """Say that there is nothing left to end."""
+        self._tell(None)
+
+    def _tell(self, what: str | None) -> None:
+        self._told.append(what)
+        if self._bell is not None:
+            loop, event = self._bell
+            loop.call_soon_threadsafe(event.set)
+
+    async def ids(self) -> AsyncGenerator[str]:
+        """What was told, as it is told, to the end."""
+        event = asyncio.Event()
+        self._bell = asyncio.get_running_loop(), event
+        while True:
+            while self._told:
+                told = self._told.popleft()
+                if told is None:
+                    return
+                yield told
+            await event.wait()
+            event.clear()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
     """What distinguishes one kind of stream from another."""
@@ -53,10 +89,12 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
     """The id that the caller gave; empty for none."""
     to_request: Callable[[ItemT, str], RequestT]
     """The message that sends an item under an id."""
-    id_of_response: Callable[[ResponseT], str]
-    """Whose answer a message belongs to."""
-    collector: Callable[[], Collector[ResponseT, AnswerT]]
-    """Makes what collects one item's answer."""
+    item_of_response: Callable[[ResponseT], int]
+    """Number of the item that a message belongs to."""
+    collector: Callable[[str], Collector[ResponseT, AnswerT]]
+    """Makes what collects the answer to the item of an id."""
+    to_cancel: Callable[[str], RequestT] | None = None
+    """The message that ends the item of an id; None if there is none."""
 
     async def run(
         self,
@@ -65,35 +103,41 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         *,
         timeout: float | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
+        cancels: ItemCancels | None = None,
     ) -> AsyncGenerator[tuple[str, AnswerT | DstError]]:
         """Yield each item's id and its answer or error, in the order in which they come.
 
         An item without an id is known by its position: "0", "1", ...
 
         Raises:
-            InvalidRequest: If two items in flight have the same id.
             DstError: If the stream itself fails.
         """
         if max_in_flight < 1:
             raise InvalidRequest.of("max_in_flight", f"must be at least 1, not {max_in_flight}")
-        in_flight: dict[str, Collector[ResponseT, AnswerT]] = {}
+        in_flight: dict[int, tuple[str, Collector[ResponseT, AnswerT]]] = {}
         slots = asyncio.Semaphore(max_in_flight)
-        outgoing = self._outgoing(items, in_flight, slots)
-        async with aclosing(self._converse(outgoing, connection, timeout)) as responses:
+
+        async def answered() -> None:
+            for _ in range(max_in_flight):
+                await slots.acquire()
+
+        call = self.method(timeout=timeout, metadata=connection.call_metadata)
+        sending = self._send_all(call, self._outgoing(items, in_flight, slots), cancels, answered)
+        async with aclosing(_converse(call, sending, connection, timeout)) as responses:
             async for response in responses:
-                request_id = self.id_of_response(response)
-                collector = in_flight.get(request_id)
-                if collector is None:
-                    continue  # its answer broke earlier, or is of a kind that this client does not know
+                item = self.item_of_response(response)
+                if item not in in_flight:
+                    continue  # its answer broke earlier
+                request_id, collector = in_flight[item]
                 try:
                     answer: AnswerT | DstError | None = collector.add(response)
                 except DstError as error:
                     answer = error
                 if answer is not None:
-                    del in_flight[request_id]
+                    del in_flight[item]
                     yield request_id, answer
                     slots.release()
-        for request_id in in_flight:
+        for request_id, _ in in_flight.values():
             yield (
                 request_id,
                 DataLoss("the answer is truncated: the stream ended before it did", reason=Reason.ANSWER_TRUNCATED),
@@ -102,48 +146,83 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
     async def _outgoing(
         self,
         items: Iterable[ItemT] | AsyncIterable[ItemT],
-        in_flight: dict[str, Collector[ResponseT, AnswerT]],
+        in_flight: dict[int, tuple[str, Collector[ResponseT, AnswerT]]],
         slots: asyncio.Semaphore,
     ) -> AsyncGenerator[RequestT]:
         position = 0
         async for item in each(items):
             await slots.acquire()
             request_id = self.id_of_item(item) or str(position)
-            if request_id in in_flight:
-                raise InvalidRequest.of("request_id", f"{request_id!r} is in flight already")
-            in_flight[request_id] = self.collector()
+            in_flight[position] = request_id, self.collector(request_id)
             yield self.to_request(item, request_id)
             position += 1
 
-    async def _converse(
-        self, outgoing: AsyncGenerator[RequestT], connection: Connection, timeout: float | None
-    ) -> AsyncGenerator[ResponseT]:
-        """Write and read at the same time; what goes wrong with the writing is raised where one reads."""
-        call = self.method(timeout=timeout, metadata=connection.call_metadata)
-        writing = asyncio.create_task(_write(call, outgoing))
-        writing.add_done_callback(lambda task: call.cancel() if task.cancelled() or task.exception() else None)
-        try:
-            with our_errors(connection.target, timeout):
-                async for response in call:
-                    yield response
-        except asyncio.CancelledError:
-            if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
-                raise error from None
-            raise
-        finally:
-            call.cancel()
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-
-
-async def _write(call: grpc.aio.StreamStreamCall[RequestT, ResponseT], outgoing: AsyncGenerator[RequestT]) -> None:
-    async with aclosing(outgoing) as requests:
-        async for request in requests:
+    async def _send_all(
+        self,
+        call: grpc.aio.StreamStreamCall[RequestT, ResponseT],
+        outgoing: AsyncGenerator[RequestT],
+        cancels: ItemCancels | None,
+        answered: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Send the items, and cancellations until all of them are answered, and say that this was all."""
+        lock = asyncio.Lock()
+        if cancels is None:
+            await _send(call, outgoing, lock)
+        else:
+            cancelling = asyncio.create_task(_send(call, self._cancellations(cancels), lock))
             try:
-                await call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the call is over, and whoever reads it learns why
-    await call.done_writing()
+                await _send(call, outgoing, lock)
+                await answered()
+            finally:
+                # Whoever is cancelled while it writes cancels the call.
+                cancels.end()
+                await cancelling
+        with suppress(*_OVER):
+            await call.done_writing()
+
+    async def _cancellations(self, cancels: ItemCancels) -> AsyncGenerator[RequestT]:
+        async with aclosing(cancels.ids()) as ids:
+            async for request_id in ids:
+                if self.to_cancel is not None:
+                    yield self.to_cancel(request_id)
+
+
+_OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
+"""What writing raises when the call is over; whoever reads it learns why."""
+
+
+async def _converse(
+    call: grpc.aio.StreamStreamCall[RequestT, ResponseT],
+    sending: Coroutine[Any, Any, None],
+    connection: Connection,
+    timeout: float | None,
+) -> AsyncGenerator[ResponseT]:
+    """Write and read at the same time; what goes wrong with the writing is raised where one reads."""
+    writing = asyncio.create_task(sending)
+    writing.add_done_callback(lambda task: call.cancel() if task.cancelled() or task.exception() else None)
+    try:
+        with our_errors(connection.target, timeout):
+            async for response in call:
+                yield response
+    except asyncio.CancelledError:
+        if writing.done() and not writing.cancelled() and (error := writing.exception()) is not None:
+            raise error from None
+        raise
+    finally:
+        call.cancel()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _send(
+    call: grpc.aio.StreamStreamCall[RequestT, ResponseT], messages: AsyncGenerator[RequestT], lock: asyncio.Lock
+) -> None:
+    """Send *messages* until the call is over; one writer at a time."""
+    with suppress(*_OVER):
+        async with aclosing(messages) as requests:
+            async for request in requests:
+                async with lock:
+                    await call.write(request)
 
 
 async def each(items: Iterable[ItemT] | AsyncIterable[ItemT]) -> AsyncGenerator[ItemT]:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+from dst_grpc.domain.explanations import (
+    ExplanationPart,
+    NodeTable,
+    PartKind,
+    RunHeader,
+    RunsTrailer,
+    ScalarSum,
+    ScoredTokens,
+    TokenPairs,
+)
+from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import Answer, AnswerHeader, AnswerTrailer, DenseTensor, SparseTensor, TensorInfo
 from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.codec import read_answer
@@ -17,7 +27,10 @@ from dst_grpc.wire.pieces import Pieces, corrupt
 from dst_grpc.wire.tensors import Array, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
+
+    from dst_grpc._gen.dst.v1 import explain_pb2, resolution_pb2
+    from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 
 MAX_ANSWER_BYTES = 8 << 30
 """Most bytes of tensors that an Assembler allocates unless told otherwise."""
@@ -33,11 +46,10 @@ class Assembler:
     after its announced length was found to be that of its axes.
     """
 
-    def __init__(self, request_id: str = "", *, max_bytes: int = MAX_ANSWER_BYTES, keep_tensors: bool = True) -> None:
-        """Start the answer to *request_id*, empty; *keep_tensors* False hands tensors out without keeping them."""
+    def __init__(self, request_id: str = "", *, max_bytes: int = MAX_ANSWER_BYTES) -> None:
+        """Start the answer to *request_id*."""
         self._request_id = request_id
         self._max_bytes = max_bytes
-        self._keep_tensors = keep_tensors
         self._pieces: Pieces[pb.DeriveFrame] = Pieces()
         self._tensors: list[Tensor] = []
         self._checksums: list[int] = []
@@ -85,25 +97,17 @@ class Assembler:
             raise corrupt(f"a {kind} came before the header")
         return self.header
 
-    def tensors(self, frames: Iterable[pb.DeriveFrame | Chunk]) -> Iterator[Tensor]:
-        """Take all of *frames* and yield each tensor as soon as it is whole; raises as `add` and `finish` do."""
-        for frame in frames:
-            yield from self.add(frame)
-        self._finished()
-
     def finish(self) -> Answer:
         """The whole answer. Raises DataLoss with reason ANSWER_TRUNCATED if there was no trailer."""
-        header, trailer = self._finished()
-        return Answer(request_id=self._request_id, header=header, trailer=trailer, tensors=tuple(self._tensors))
-
-    def _finished(self) -> tuple[AnswerHeader, AnswerTrailer]:
         if self.header is None or self.trailer is None:
             count = len(self._checksums)
             raise DataLoss(
                 f"the answer is truncated: it ended after {count} tensors, without a trailer",
                 reason=Reason.ANSWER_TRUNCATED,
             )
-        return self.header, self.trailer
+        return Answer(
+            request_id=self._request_id, header=self.header, trailer=self.trailer, tensors=tuple(self._tensors)
+        )
 
     def _begin(self, message: pb.Header) -> tuple[Tensor, ...]:
         if self.header is not None:
@@ -150,8 +154,7 @@ class Assembler:
         tensor = tensor_of(info, self._data)
         self._checksums.append(self._checksum)
         self._byte_count += info.byte_length
-        if self._keep_tensors:
-            self._tensors.append(tensor)
+        self._tensors.append(tensor)
         return tensor
 
     def _check_trailer(self, header: AnswerHeader, trailer: AnswerTrailer) -> None:
@@ -176,3 +179,60 @@ def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_A
     for frame in frames:
         assembler.add(frame)
     return assembler.finish()
+
+
+class PartReader:
+    """Reads the frames of an answer of TopK or Explain as parts, and counts them."""
+
+    def __init__(self) -> None:
+        """Start an answer."""
+        self._pieces: Pieces[explain_pb2.TopKFrame | explain_pb2.ExplainFrame] = Pieces()
+        self.count = 0
+        """Frames so far."""
+
+    def read(self, frame: explain_pb2.TopKFrame | explain_pb2.ExplainFrame) -> ExplanationPart | None:
+        """The part that is whole with *frame*; None while it is partial, and for kinds that are not known here.
+
+        Raises:
+            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or does not fit what came before.
+        """
+        self.count += 1
+        kind = frame.WhichOneof("frame")
+        whole = None if kind is None else self._pieces.whole(frame, kind)
+        if kind is None or whole is None:
+            return None
+        content = getattr(whole, kind)
+        value = read_answer(_PARTS[content.DESCRIPTOR.name], content)
+        return ExplanationPart(kind=PartKind(kind), value=value, run_index=frame.run_index)
+
+
+_PARTS: dict[str, type[RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer]] = {
+    cls.__name__: cls for cls in (RunHeader, NodeTable, ScalarSum, ScoredTokens, TokenPairs, RunsTrailer)
+}
+
+
+class StageReader:
+    """Reads the frames of an answer of Resolve as stages."""
+
+    def __init__(self) -> None:
+        """Start an answer."""
+        self._pieces: Pieces[resolution_pb2.ResolveFrame] = Pieces()
+
+    def read(self, frame: resolution_pb2.ResolveFrame) -> Validated | LoadProgress | Resolution | None:
+        """The stage that is whole with *frame*; None while it is partial, and for kinds that are not known here.
+
+        Raises:
+            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or does not fit what came before.
+            DstError: the server's own, if the frame holds the error that ended the item.
+        """
+        kind = frame.WhichOneof("frame")
+        if kind == "error":
+            raise error_from_status(frame.error)
+        whole = None if kind is None else self._pieces.whole(frame, kind)
+        if kind is None or whole is None:
+            return None
+        cls: type[Validated | LoadProgress | Resolution] = _STAGES[kind]
+        return read_answer(cls, getattr(whole, kind))
+
+
+_STAGES: dict[str, Any] = {"validated": Validated, "loading": LoadProgress, "resolved": Resolution}

@@ -136,7 +136,7 @@ def test_reprs_are_short_and_say_what_is_inside(client: Client, service: FakeSer
 
 
 def test_a_truncated_answer_is_an_error(client: Client, service: FakeService) -> None:
-    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         for frame in list(frames_of(request))[:-1]:
             yield frame
 
@@ -147,7 +147,7 @@ def test_a_truncated_answer_is_an_error(client: Client, service: FakeService) ->
 
 
 def test_a_damaged_answer_is_an_error(client: Client, service: FakeService) -> None:
-    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         for frame in frames_of(request):
             if frame.WhichOneof("frame") == "chunk":
                 frame.chunk.data = bytes(len(frame.chunk.data))

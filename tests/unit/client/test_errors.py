@@ -27,6 +27,7 @@ from dst_grpc.errors import (
     Reason,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 from tests.fake_service import FakeService, frames_of
 
@@ -105,7 +106,7 @@ async def test_cancelling_the_task_cancels_the_call(async_client: AsyncClient, s
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
-        (grpc.StatusCode.UNIMPLEMENTED, Internal, "does not know this call"),
+        (grpc.StatusCode.UNIMPLEMENTED, Unimplemented, "has no such method"),
         (grpc.StatusCode.CANCELLED, Cancelled, "was cancelled"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded, "did not answer in time"),
         (grpc.StatusCode.PERMISSION_DENIED, NotAllowed, "rbac"),
@@ -137,11 +138,11 @@ def test_being_unavailable_has_several_sentences(client: Client, service: FakeSe
 
 
 def test_a_code_that_a_proxy_replaced_is_the_truth(client: Client, service: FakeService) -> None:
-    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def script(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         yield next(frames_of(request))
-        frame = inference_pb2.Frame()
-        frame.item_result.error.code = 5
-        frame.item_result.error.message = "no such thing"
+        frame = inference_pb2.DeriveFrame()
+        frame.error.code = 5
+        frame.error.message = "no such thing"
         yield frame
 
     service.scripts["odd"] = script
@@ -166,6 +167,6 @@ async def test_a_closed_async_client_says_so(service: FakeService) -> None:
         await client.models()
 
 
-async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
     yield next(frames_of(request))
     await asyncio.Event().wait()

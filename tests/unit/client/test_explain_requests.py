@@ -25,6 +25,7 @@ from dst_grpc.client import (
     make_explain_request,
     make_explain_run,
     make_top_k_request,
+    scale,
 )
 from dst_grpc.errors import InvalidRequest
 
@@ -35,7 +36,7 @@ LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_tokens=(" A",), distracto
 
 def test_the_plain_case_stays_plain() -> None:
     assert make_explain_request("x", target=" A", distractor=3) == ExplainRequest(
-        runs=(ExplainRun(prompt=Prompt(text="x"), loss_fn_config=LOSS),)
+        runs=(ExplainRun(prompt=Prompt(text="x"), loss_fn_config=LOSS, detach_final_layer_norm_scale=True),)
     )
 
 
@@ -57,11 +58,12 @@ def test_nodes_are_switched_off_or_set(ablate: object, expected: list[tuple[Node
 
 def test_every_argument_has_its_place() -> None:
     index = ActivationIndex(activation_location_type=ActivationLocationType.LOGITS, tensor_indices=(None, 1))
-    other = make_explain_run("y", loss=LOSS, ablate=HEAD, attach_final_layer_norm_scale=True)
+    other = make_explain_run("y", loss=LOSS, ablate=HEAD, detach_final_layer_norm_scale=False)
     request = make_explain_request(
         [1, 2],
         loss=LOSS,
         ablations=[AblationSpec(index=index, value=1.0)],
+        interventions=[scale("resid.post_mlp", 0.5, layer=0)],
         beside=[other],
         model="m",
         autoencoders="a",
@@ -77,8 +79,13 @@ def test_every_argument_has_its_place() -> None:
         request_id="id",
     )
     first = ExplainRun(
-        prompt=Prompt(token_ids=(1, 2)), loss_fn_config=LOSS, ablation_specs=(AblationSpec(index=index, value=1.0),)
+        prompt=Prompt(token_ids=(1, 2)),
+        loss_fn_config=LOSS,
+        ablation_specs=(AblationSpec(index=index, value=1.0),),
+        interventions=(scale("resid.post_mlp", 0.5, layer=0),),
+        detach_final_layer_norm_scale=True,
     )
+    assert other.detach_final_layer_norm_scale is False
     assert request == ExplainRequest(
         runs=(first, other),
         request_id="id",

@@ -98,6 +98,6 @@ def test_a_closed_loop_runs_nothing() -> None:
 async def _nothing() -> None: ...
 
 
-async def _never(_: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+async def _never(_: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
     await asyncio.Event().wait()
-    yield inference_pb2.Frame()
+    yield inference_pb2.DeriveFrame()

@@ -10,9 +10,9 @@ from contextlib import aclosing
 import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2
-from dst_grpc.client import Answer, AsyncClient, Client, Resolution, ResolveRequest, make_request
+from dst_grpc.client import Answer, AsyncClient, Client, ItemCancels, Resolution, ResolveRequest, make_request
 from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Unavailable
+from dst_grpc.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.wire.errors import error_to_status
 from tests.fake_service import FakeService, frames_of
 
@@ -21,15 +21,15 @@ def requests(*ids: str, prompt: str = "a b") -> list[DeriveRequest]:
     return [make_request(prompt, ["mlp_post_act"], request_id=request_id) for request_id in ids]
 
 
-async def _failing(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+async def _failing(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
     yield next(frames_of(request))
-    frame = inference_pb2.Frame(request_id=request.request_id)
+    frame = inference_pb2.DeriveFrame()
     error = NotFound.unknown("model", "x", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
-    frame.item_result.error.CopyFrom(error_to_status(error))
+    frame.error.CopyFrom(error_to_status(error))
     yield frame
 
 
-async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
     yield next(frames_of(request))
     await asyncio.Event().wait()
 
@@ -55,7 +55,7 @@ def test_answers_come_as_they_are_ready(client: Client, service: FakeService) ->
     """The first request waits for the second one's answer to have arrived."""
     arrived = threading.Event()
 
-    async def patient(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def patient(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         await asyncio.to_thread(arrived.wait, 10)
         for frame in frames_of(request):
             yield frame
@@ -79,7 +79,7 @@ def test_an_item_that_fails_does_not_end_the_stream(client: Client, service: Fak
 
 
 def test_a_damaged_item_does_not_end_the_stream(client: Client, service: FakeService) -> None:
-    async def damaged(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def damaged(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         for frame in frames_of(request):
             if frame.WhichOneof("frame") == "chunk":
                 frame.chunk.offset += 1
@@ -94,7 +94,7 @@ def test_a_damaged_item_does_not_end_the_stream(client: Client, service: FakeSer
 
 
 def test_what_the_server_leaves_unfinished_is_truncated(client: Client, service: FakeService) -> None:
-    async def short(request: DeriveRequest) -> AsyncIterator[inference_pb2.Frame]:
+    async def short(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
         yield next(frames_of(request))
 
     service.scripts["short"] = short
@@ -127,10 +127,49 @@ def test_a_limit_below_one_is_refused(client: Client) -> None:
         next(client.derive_stream(requests("1"), max_in_flight=0))
 
 
-def test_an_id_twice_in_flight_is_refused(client: Client, service: FakeService) -> None:
+def test_items_of_one_id_are_told_apart(client: Client, service: FakeService) -> None:
+    """What to say of the second is the server's business; here it answers both."""
+    service.scripts["bad"] = _failing
+    answers = list(client.derive_stream([*requests("1", prompt="bad"), *requests("1")]))
+    assert {request_id for request_id, _ in answers} == {"1"}
+    assert sorted(type(answer).__name__ for _, answer in answers) == ["Answer", "NotFound"]
+
+
+def test_an_item_may_have_a_time_limit_of_its_own(client: Client, service: FakeService) -> None:
     service.scripts["slow"] = _forever
-    with pytest.raises(InvalidRequest, match="'1' is in flight already"):
-        list(client.derive_stream(requests("1", "1", prompt="slow")))
+    answers = dict(client.derive_stream([*requests("slow", prompt="slow"), *requests("quick")], item_timeout=0.2))
+    assert isinstance(answers["slow"], DeadlineExceeded)
+    assert isinstance(answers["quick"], Answer)
+
+
+def test_an_item_may_be_cancelled_while_the_others_go_on(client: Client, service: FakeService) -> None:
+    """Also after the last request was sent."""
+    service.scripts["slow"] = _forever
+    cancels = ItemCancels()
+    items = [*requests("a", "b", prompt="slow"), *requests("quick")]
+    found = {}
+    for request_id, answer in client.derive_stream(items, cancels=cancels):
+        found[request_id] = answer
+        cancels.cancel("a" if request_id == "quick" else "b")
+    assert isinstance(found["quick"], Answer)
+    assert isinstance(found["a"], Cancelled)
+    assert isinstance(found["b"], Cancelled)
+
+
+async def test_an_item_may_be_cancelled_before_all_were_sent(async_client: AsyncClient, service: FakeService) -> None:
+    service.scripts["slow"] = _forever
+    cancels = ItemCancels()
+
+    async def some() -> AsyncIterator[DeriveRequest]:
+        for request in requests("slow", prompt="slow"):
+            yield request
+        cancels.cancel("slow")
+        for request in requests("quick"):
+            yield request
+
+    found = {request_id: answer async for request_id, answer in async_client.derive_stream(some(), cancels=cancels)}
+    assert isinstance(found["slow"], Cancelled)
+    assert isinstance(found["quick"], Answer)
 
 
 def test_an_error_of_the_iterable_is_raised(client: Client) -> None:

@@ -1,0 +1,120 @@
+"""Interventions from friendly arguments: where in a run, and what to do there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dst_grpc.client._requests import member
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.interventions import (
+    AddVector,
+    AxisSelection,
+    DetachGradient,
+    Intervention,
+    PositionList,
+    PositionRange,
+    RequestTensor,
+    ScaleValue,
+    SetValue,
+    TapSelection,
+)
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.put_tensors import PutTensor
+from dst_grpc.errors import InvalidRequest
+
+TapLike: TypeAlias = ActivationLocationType | str
+"""A tap by member or by its name, e.g. `resid.post_mlp`."""
+AxisLike: TypeAlias = SupportsIndex | slice | Sequence[SupportsIndex] | None
+"""Positions along one axis: one, a range, several, or None for all."""
+TensorLike: TypeAlias = ArrayLike | PutTensor | RequestTensor
+"""Numbers: an array, or a tensor that was put on the server before."""
+
+
+def steer(
+    tap: TapLike, vector: TensorLike, *, factor: float = 1.0, layer: int | None = None, at: Sequence[AxisLike] = ()
+) -> Intervention:
+    """Add a vector, times a factor, at a tap.
+
+    Args:
+        tap: Where.
+        vector: What to add; stretched to the selected entries as numpy does.
+        factor: What to multiply it by.
+        layer: Layer from 0; None for a tap outside any layer, or every layer.
+        at: Positions along the tap's axes, outermost first; omitted trailing axes are whole. `at=[-1]` is refused:
+            positions count from 0.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    return Intervention(at=_at(tap, layer, at), action=AddVector(vector=_tensor(vector), factor=factor))
+
+
+def set_value(
+    tap: TapLike,
+    value: float | TensorLike,
+    *,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+    pass_type: PassType | str = PassType.FORWARD,
+) -> Intervention:
+    """Put numbers in place of entries of a tap: one for all, or one for each; of gradients (`backward`) one for all.
+
+    The other arguments and errors are those of `steer`.
+    """
+    is_number = isinstance(value, int | float | np.number)
+    action = SetValue(scalar=float(value)) if is_number else SetValue(tensor=_tensor(value))  # type: ignore[arg-type]
+    return Intervention(at=_at(tap, layer, at, pass_type), action=action)
+
+
+def scale(tap: TapLike, factor: float, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
+    """Multiply entries of a tap: 0 switches off, 1 changes nothing. Arguments and errors are those of `steer`."""
+    return Intervention(at=_at(tap, layer, at), action=ScaleValue(factor=factor))
+
+
+def detach_gradient(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
+    """Let no gradient pass entries of a tap. Arguments and errors are those of `steer`."""
+    return Intervention(at=_at(tap, layer, at, PassType.BACKWARD), action=DetachGradient())
+
+
+def _at(
+    tap: TapLike, layer: int | None, at: Sequence[AxisLike], pass_type: PassType | str = PassType.FORWARD
+) -> TapSelection:
+    return TapSelection(
+        activation_location_type=member(ActivationLocationType, tap, "at.activation_location_type"),
+        axes=tuple(_axis(axis, f"at.axes[{i}]") for i, axis in enumerate(at)),
+        layer_index=layer,
+        pass_type=member(PassType, pass_type, "at.pass_type"),
+    )
+
+
+def _axis(axis: AxisLike, path: str) -> AxisSelection:
+    if axis is None:
+        return None
+    if isinstance(axis, slice):
+        return _range(axis, path)
+    if isinstance(axis, Sequence):
+        return PositionList(positions=tuple(map(index, axis)))
+    return index(axis)
+
+
+def _range(axis: slice, path: str) -> AxisSelection:
+    if axis.step not in {None, 1}:
+        raise InvalidRequest.of(path, f"a range has no step, but {axis.step} was given")
+    if axis.start is None and axis.stop is None:
+        return None
+    if axis.stop is None:
+        raise InvalidRequest.of(path, "a range needs an end: the length of an axis is not known here")
+    return PositionRange(start=index(axis.start or 0), stop=index(axis.stop))
+
+
+def _tensor(values: TensorLike) -> RequestTensor:
+    if isinstance(values, RequestTensor):
+        return values
+    if isinstance(values, PutTensor):
+        return RequestTensor(handle=values.handle)
+    return RequestTensor(tensor=np.asarray(values, dtype=np.float32))

@@ -1,0 +1,82 @@
+"""Putting tensors on the server, for requests to name."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dst_grpc._gen.dst.v1 import tensor_service_pb2 as pb
+from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceStub
+from dst_grpc.client._calls import Calls
+from dst_grpc.client._errors import our_errors
+from dst_grpc.domain.components import TensorElementType
+from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
+from dst_grpc.wire.codec import read_answer, to_wire
+from dst_grpc.wire.envelope import CHUNK_BYTES
+from dst_grpc.wire.tensors import stored_as
+
+if TYPE_CHECKING:
+    # Only the stubs' own types know it.
+    from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceAsyncStub
+
+
+class TensorCalls(Calls):
+    """TensorService."""
+
+    @cached_property
+    def _tensor_stub(self) -> TensorServiceAsyncStub:
+        return TensorServiceStub(self._channel)
+
+    async def put_tensor(
+        self, values: ArrayLike, *, ttl: float | None = None, timeout: float | None = None
+    ) -> PutTensor:
+        """Put numbers on the server, for interventions of later requests to name by `handle`.
+
+        Args:
+            values: The numbers; float16 travels as such, everything else as float32.
+            ttl: Seconds that they are kept; None = as long as the server allows.
+            timeout: Seconds; None = no limit.
+
+        Returns:
+            The tensor that the server keeps: its handle, and when it is forgotten.
+
+        Raises:
+            Exhausted: If it is more than the server keeps for one caller.
+            DstError: Whatever else a call can fail with.
+        """
+        array = np.asarray(values)
+        element_type = TensorElementType.FLOAT16 if array.dtype == np.float16 else TensorElementType.FLOAT32
+        flat = np.ascontiguousarray(array, dtype=stored_as(element_type)).reshape(-1)
+        data = flat.view(np.uint8).data
+        description = TensorDescription(
+            element_type=element_type, sizes=array.shape, ttl=ttl, checksum=zlib.crc32(data)
+        )
+        call = self._tensor_stub.PutTensor(
+            _messages(description, data), timeout=timeout, metadata=self._connection.call_metadata
+        )
+        with our_errors(self.target, timeout):
+            return read_answer(PutTensor, await call)
+
+    async def delete_tensor(self, tensor: PutTensor | str, *, timeout: float | None = None) -> None:
+        """Have the server forget a tensor; requests that are using it go on.
+
+        Args:
+            tensor: The tensor, or its handle.
+            timeout: Seconds; None = no limit.
+
+        Raises:
+            NotFound: If it keeps none of that handle for this caller.
+        """
+        handle = tensor.handle if isinstance(tensor, PutTensor) else tensor
+        await self._unary(self._tensor_stub.DeleteTensor, pb.DeleteTensorRequest(handle=handle), timeout)
+
+
+def _messages(description: TensorDescription, data: memoryview) -> Iterator[pb.PutTensorRequest]:
+    yield pb.PutTensorRequest(description=to_wire(description))
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield pb.PutTensorRequest(data=bytes(data[start : start + CHUNK_BYTES]))

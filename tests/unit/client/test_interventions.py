@@ -1,0 +1,122 @@
+"""Interventions from friendly arguments, and tensors that are put for them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dst_grpc.client import (
+    Client,
+    Intervention,
+    PassType,
+    RequestTensor,
+    TapSelection,
+    detach_gradient,
+    scale,
+    set_value,
+    steer,
+)
+from dst_grpc.domain.interventions import (
+    AddVector,
+    DetachGradient,
+    PositionList,
+    PositionRange,
+    ScaleValue,
+    SetValue,
+)
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.errors import InvalidRequest, NotFound
+from tests.fake_service import SERVER_INFO, FakeService
+
+VECTOR = np.array([0.5, -1.0, 2.0])
+
+
+def test_steering_adds_a_vector() -> None:
+    assert steer("resid.post_mlp", VECTOR, factor=2.0, layer=1, at=[3]) == Intervention(
+        at=TapSelection(activation_location_type=L.RESID_POST_MLP, axes=(3,), layer_index=1),
+        action=AddVector(vector=RequestTensor(tensor=VECTOR.astype(np.float32)), factor=2.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "axes"),
+    [
+        ([], ()),
+        ([np.int64(2), None], (2, None)),
+        ([slice(None), 4], (None, 4)),
+        ([slice(1, 3)], (PositionRange(start=1, stop=3),)),
+        ([slice(3)], (PositionRange(start=0, stop=3),)),
+        ([[0, 2], (5,)], (PositionList(positions=(0, 2)), PositionList(positions=(5,)))),
+    ],
+)
+def test_positions_are_given_as_of_an_array(at: Any, axes: Any) -> None:
+    assert scale(L.RESID_POST_MLP, 0.5, at=at).at.axes == axes
+
+
+def test_what_is_set_is_a_number_or_one_for_each() -> None:
+    assert set_value("mlp.post_act", 1, layer=0).action == SetValue(scalar=1.0)
+    assert set_value("mlp.post_act", np.float32(0.5)).action == SetValue(scalar=0.5)
+    assert set_value("mlp.post_act", VECTOR).action == SetValue(tensor=RequestTensor(tensor=VECTOR))
+    gradient = set_value("mlp.post_act", 0.0, pass_type="backward")
+    assert gradient.at.pass_type is PassType.BACKWARD
+
+
+def test_gradients_are_detached() -> None:
+    found = detach_gradient("attn.qk_probs", layer=2)
+    assert (found.action, found.at.pass_type, found.at.layer_index) == (DetachGradient(), PassType.BACKWARD, 2)
+    assert scale("logits", 2.0).action == ScaleValue(factor=2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: scale("resid.post_mlpp", 1.0), "at.activation_location_type"),
+        (lambda: scale("resid.post_mlp", 1.0, at=[slice(0, 4, 2)]), "at.axes[0]"),
+        (lambda: scale("resid.post_mlp", 1.0, at=[None, slice(2, None)]), "at.axes[1]"),
+        (lambda: scale("resid.post_mlp", 1.0, at=[-1]), "axes[0]"),
+        (lambda: set_value("logits", VECTOR, pass_type="backward"), "set.tensor"),
+        (lambda: steer("logits", []), "tensor"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make()
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_interventions_travel_with_their_request(client: Client, service: FakeService) -> None:
+    wanted = [steer("resid.post_mlp", VECTOR, layer=1, at=[[0, 1]]), scale("mlp.post_act", 0.0, at=[slice(0, 2)])]
+    client.derive("a b", ["logits"], interventions=wanted, max_chunk_bytes=4096, detach_final_layer_norm_scale=True)
+    assert service.derived is not None
+    assert list(service.derived.interventions) == wanted
+    assert service.derived.max_chunk_bytes == 4096
+    assert service.derived.detach_final_layer_norm_scale is True
+    client.derive("a b", ["logits"])
+    assert service.derived.detach_final_layer_norm_scale is False
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_a_tensor_is_put_in_pieces_and_named(client: Client, service: FakeService, dtype: type) -> None:
+    values = (np.arange(300_000) % 2048).astype(dtype).reshape(3, -1)
+    tensor = client.put_tensor(values, ttl=60)
+    kept = service.tensors[tensor.handle]
+    assert kept.dtype == (np.float16 if dtype is np.float16 else np.float32)
+    np.testing.assert_array_equal(kept, values)
+    assert tensor.byte_count == kept.nbytes
+    assert tensor.expire_time == datetime(2030, 1, 1, 0, 1, tzinfo=UTC)
+    assert steer("logits", tensor).action == AddVector(vector=RequestTensor(handle=tensor.handle))
+    client.delete_tensor(tensor)
+    with pytest.raises(NotFound, match="unknown tensor"):
+        client.delete_tensor(tensor.handle)
+
+
+def test_a_single_number_is_a_tensor_too(client: Client, service: FakeService) -> None:
+    tensor = client.put_tensor(2.5)
+    assert service.tensors[tensor.handle].shape == ()
+
+
+def test_a_server_says_what_it_is(client: Client) -> None:
+    assert client.server_info() == SERVER_INFO
