@@ -49,16 +49,7 @@ CONFIG = DecoderConfig(
 _SLOW = Rotary(frequencies=(0.9, 0.013))
 _FAST = Rotary(frequencies=(1.7, 0.4, 0.09), scale=1.2)
 ARCHITECTURES = {
-    "gated": replace(CONFIG, gated=True, activation=ActivationFunction.SILU, has_mlp_bias=False),
-    "grouped": replace(CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, has_qkv_bias=False),
-    "rotary": replace(CONFIG, d_head=7, rotary=(_SLOW, None, _FAST), has_attn_out_bias=False, query_scale=0.3),
-    "rms norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_epsilon=1e-3),
-    "qk norm": replace(CONFIG, norm=NormKind.RMS_NORM, d_head=6, qk_norm=True, rotary=(_SLOW, _SLOW, _FAST)),
-    "post norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_gain_offset=1.0, post_norms=True),
-    "post layer norm": replace(CONFIG, post_norms=True),
-    "parallel": replace(CONFIG, d_head=7, parallel=True, activation=ActivationFunction.GELU, rotary=(_FAST,) * 3),
-    "softcap": replace(CONFIG, attn_softcap=0.9, final_softcap=2.5, embedding_scale=8**0.5),
-    "sliding": replace(CONFIG, sliding_windows=(2, None, 4), activation=ActivationFunction.RELU),
+    "gpt2": CONFIG,
     "llama": replace(
         CONFIG,
         norm=NormKind.RMS_NORM,
@@ -72,10 +63,19 @@ ARCHITECTURES = {
         activation=ActivationFunction.SILU,
         gated=True,
     ),
+    "neox": replace(
+        CONFIG,
+        d_head=7,
+        rotary=(_FAST, None, _FAST),
+        query_scale=0.3,
+        parallel=True,
+        activation=ActivationFunction.GELU,
+    ),
     "gemma": replace(
         CONFIG,
         norm=NormKind.RMS_NORM,
         norm_gain_offset=1.0,
+        norm_epsilon=1e-3,
         n_heads=6,
         n_key_value_heads=2,
         d_head=4,
@@ -92,10 +92,12 @@ ARCHITECTURES = {
         gated=True,
         embedding_scale=8**0.5,
     ),
-}
-"""Every way to depart from GPT-2, alone and as whole families combine them."""
-GPT2_AND_OTHERS = {"gpt2": CONFIG, **ARCHITECTURES}
-"""Every architecture by name."""
+    "layer norms": replace(
+        CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, post_norms=True, qk_norm=True, gated=True,
+        sliding_windows=(2, None, 4), activation=ActivationFunction.RELU,
+    ),
+}  # fmt: skip
+"""Architectures that between them depart from GPT-2 in every way, "layer norms" in ways that families have not."""
 TOKENS = (3, 1, 4, 1, 5, 9)
 """The usual prompt."""
 LATENTS = {
