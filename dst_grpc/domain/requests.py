@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
@@ -117,9 +118,17 @@ class DeriveRequest:
         """Whether a backward pass can start from this request."""
         return self.loss_fn_config is not None or self.trace_config is not None
 
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What is asked of the model, whoever asks and whatever the model is called: every other field."""
+        return _QUESTION(self)
+
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
         """The config that *spec* is computed with, before resolution."""
         return spec.config if spec.config is not None else self.config
+
+
+_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in {"request_id", "model"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, Reason
-from dst_grpc.pipeline.answer import AnswerBuilder
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.tensor_answer import TensorAnswer
 from tests import models, traces
 
 WORLDS = {name: models.world(seed=1, config=config) for name, config in models.ARCHITECTURES.items()}
@@ -25,7 +25,7 @@ LOSS: dict[str, Any] = {"loss_fn_config": models.LOSS}
 
 
 def plan(architecture: str, *types: T, **fields: Any) -> Plan:
-    return make_plan(models.request(*types, **fields), WORLDS[architecture].catalogue)
+    return make_plan(models.request(*types, **fields), WORLDS[architecture].registry)
 
 
 def refusal(architecture: str, *types: T, **fields: Any) -> tuple[Reason, dict[str, str]]:
@@ -143,4 +143,4 @@ def test_writes_go_through_the_scale_as_ablated(architecture: str, location: L, 
 def test_provenance_tells_that_capped_scores_are_written_out(architecture: str, attention: str) -> None:
     world = WORLDS[architecture]
     (outcome,) = world.outcomes(models.request(T.MLP_POST_ACT))
-    assert AnswerBuilder(outcome, world.context, {}).summary().provenance.attention == attention
+    assert TensorAnswer(outcome, world.context, {}).summary().provenance.attention == attention
