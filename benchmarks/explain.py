@@ -16,9 +16,9 @@ from dst_grpc.domain.explain import ExplainRequest, ExplainRun
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
-from dst_grpc.pipeline.explain import Explainer
 from dst_grpc.pipeline.explain_plan import ExplainPlan
 from dst_grpc.pipeline.explain_planner import plan_explain
+from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.wire.explanations import explain_response_to_wire
@@ -42,9 +42,8 @@ def plan(n_tokens: int, *, n_runs: int = 1, parts: tuple[ExplainPart, ...] = ())
         ids = tuple((token + i) % subjects.GPT2_SMALL.vocab_size for token in prompt.token_ids or ())
         loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(5,), distractor_token_ids=(9,))
         runs.append(ExplainRun(prompt=Prompt(token_ids=ids), loss_fn_config=loss))
-    catalogue = subjects.OneModel(subjects.GPT2_SMALL)
     request = ExplainRequest(runs=tuple(runs), parts=parts)
-    return plan_explain(request, catalogue)
+    return plan_explain(request, subjects.one_model(subjects.GPT2_SMALL))
 
 
 def model() -> ModelContext:
@@ -65,7 +64,7 @@ def explain(asked: ExplainPlan) -> list[ExplanationPart]:
     """Run a plan as the server does: one batch, recording sideways, then every step."""
     store = RecordingStore()
     outcomes = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
-    return [part for parts in Explainer(asked, outcomes, model(), {}).steps() for part in parts]
+    return [part for parts in ExplanationAnswer(asked, outcomes, model(), {}).steps() for part in parts]
 
 
 def ratios() -> Iterator[str]:
@@ -101,7 +100,7 @@ def where_the_time_goes() -> Iterator[str]:
         spent: dict[str, float] = defaultdict(float)
         spent["pass"] = time.perf_counter() - started
         before = time.perf_counter()
-        for parts in Explainer(asked, outcomes, model(), {}).steps():
+        for parts in ExplanationAnswer(asked, outcomes, model(), {}).steps():
             now = time.perf_counter()
             name = "derive and choose"
             if parts:

@@ -1,20 +1,24 @@
-"""What is measured: a random model in the shape of GPT-2 small, or a real one, a catalogue of it, and the requests."""
+"""What is measured: a random model in the shape of GPT-2 small, or a real one, a registry of it, and the requests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from dst_grpc.contexts.entries import ModelEntry
+from dst_grpc.contexts.paths import AllowedRoots
+from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.checkpoint import open_checkpoint
+from dst_grpc.engine.checkpoint import Checkpoint, open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.engine.files import FileSet
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from scripts.real_model.__main__ import ready_folder
@@ -22,8 +26,6 @@ from scripts.real_model.__main__ import ready_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dst_grpc.domain.config import AutoencoderConfig
-    from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.engine.tokenizer import Tokenizer
 
 _T = DerivedScalarType
@@ -92,41 +94,25 @@ class IdsOnly:
         return [str(token) for token in ids]
 
 
-@dataclass(frozen=True)
-class OneModel:
-    """A catalogue of one model without autoencoders."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RandomModel(ModelEntry):
+    """A model without files."""
 
-    config: DecoderConfig
-
-    def model(self, _ref: str) -> ModelInfo:
-        """The model."""
-        return ModelInfo(
-            name="random",
-            handle="random@0:float32:cpu",
-            family="gpt2",
-            dimensions=self.config.dimensions,
-            architecture=self.config.architecture,
-            element_type=TensorElementType.FLOAT32,
-            device="cpu",
-            digest="0",
-            parameter_bytes=0,
-            source="benchmark",
-            default_model=True,
-            state=ContextState.AVAILABLE,
-            autoencoders=(),
-        )
-
-    def autoencoder(self, ref: str, _model: str) -> AutoencoderInfo:
-        """There are none."""
-        raise KeyError(ref)
-
-    def autoencoder_by_config(self, config: AutoencoderConfig, _model: str) -> AutoencoderInfo:
-        """There are none."""
-        raise KeyError(config)
-
-    def tokenizer(self, _ref: str) -> Tokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Ids only."""
-        return cast("Tokenizer", IdsOnly(self.config.vocab_size))
+        return cast("Tokenizer", IdsOnly(self.dimensions.vocab_size))
+
+
+def one_model(config: DecoderConfig) -> Registry:
+    """A registry of one model without autoencoders."""
+    files = FileSet({})
+    checkpoint = Checkpoint(
+        folder=Path(), family="gpt2", config=config, files=files, sources={}, tensors={}, redundant_unembedding=None
+    )
+    entry = RandomModel(
+        name="random", element_type=TensorElementType.FLOAT32, device="cpu", files=files, checkpoint=checkpoint
+    )
+    return Registry([entry], [], roots=AllowedRoots([]), default_model="random")
 
 
 def request(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> DeriveRequest:
@@ -142,4 +128,4 @@ def request(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderCo
 
 def plan(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> Plan:
     """The plan of `request`."""
-    return make_plan(request(n_tokens, types, config), OneModel(config))
+    return make_plan(request(n_tokens, types, config), one_model(config))

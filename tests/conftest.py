@@ -1,7 +1,12 @@
-"""What holds for all tests."""
+"""What holds for all tests.
 
-from hypothesis import settings
+Properties are tried on few examples at a time, and on others every time; `--hypothesis-profile=thorough` tries many.
+"""
 
-# How long an example takes says more about what else the machine does than about the code.
-settings.register_profile("dst", deadline=None)
-settings.load_profile("dst")
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about what else the machine does than about the code, and messages of every kind
+# are large.
+settings.register_profile("few", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+settings.register_profile("thorough", settings.get_profile("few"), max_examples=1000)
+settings.load_profile("few")

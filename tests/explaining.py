@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from dst_grpc.client._explanations import ExplanationCollector
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, TopKRequest
-from dst_grpc.domain.explanations import Explanation, ExplanationPart, PartKind, RunsTrailer
+from dst_grpc.domain.explanations import Explanation
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.errors import Violations
-from dst_grpc.pipeline.explain import Explainer
 from dst_grpc.pipeline.explain_plan import ExplainPlan
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
+from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.run import run
 from tests import models
-
-
-def itself(part: ExplanationPart) -> ExplanationPart:
-    return part
+from tests.explanations import collected
 
 
 def plan(world: models.World, request: ExplainRequest | TopKRequest, known: Violations | None = None) -> ExplainPlan:
     """The plan of *request*."""
     if isinstance(request, ExplainRequest):
-        return plan_explain(request, world.catalogue, known)
-    return plan_top_k(request, world.catalogue, known)
+        return plan_explain(request, world.registry, known)
+    return plan_top_k(request, world.registry, known)
 
 
 def explain(world: models.World, request: ExplainRequest | TopKRequest) -> Explanation:
@@ -32,16 +28,9 @@ def explain(world: models.World, request: ExplainRequest | TopKRequest) -> Expla
     asked = plan(world, request)
     used = {info.name for one in asked.plans for info in one.autoencoders}
     sets = {name: one for name, one in world.sets.items() if name in used}
-    explainer = Explainer(asked, run(asked.plans, world.decoder, sets), world.context, sets)
-    collector = ExplanationCollector(len(asked.plans), itself)
-    parts = [part for parts in explainer.steps() for part in parts]
-    for part in parts:
-        assert collector.add(part) is None
-    summary = explainer.summary()
-    trailer = RunsTrailer(frame_count=len(parts) + 1, statistics=summary.statistics, provenance=summary.provenance)
-    found = collector.add(ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request.request_id))
-    assert found is not None
-    return found
+    answer = ExplanationAnswer(asked, run(asked.plans, world.decoder, sets), world.context, sets)
+    parts = [part for parts in answer.steps() for part in parts]
+    return collected([*parts, answer.summary()], request.request_id, len(asked.plans))
 
 
 def request(*tokens: int, **fields: Any) -> ExplainRequest:

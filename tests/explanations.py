@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -29,9 +29,9 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.results import Provenance, RunStatistics
+from dst_grpc.domain.results import Provenance, RunStatistics, RunSummary
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.wire.frames import part_to_wire
+from dst_grpc.wire.frames import PartCutter
 
 MODEL = "tiny@0123456789ab:float32:cpu"
 TOKENS = ("When", " Mary", " saw", " John")
@@ -87,10 +87,16 @@ def top_k_parts_of(request: TopKRequest) -> Iterator[ExplanationPart]:
 
 def explanation_of(request: ExplainRequest, *, tokens: tuple[str, ...] = TOKENS, scale: float = 1.0) -> Explanation:
     """The whole answer, put together as the client does it."""
-    collector = ExplanationCollector(request.request_id, len(request.runs))
+    return collected(parts_of(request, tokens=tokens, scale=scale), request.request_id, len(request.runs))
+
+
+def collected(parts: Iterable[ExplanationPart | RunSummary], request_id: str, n_runs: int) -> Explanation:
+    """The explanation that *parts* make up, after they have travelled."""
+    collector, cutter = ExplanationCollector(request_id, n_runs), PartCutter(ExplainFrame)
     whole = None
-    for part in parts_of(request, tokens=tokens, scale=scale):
-        whole = collector.add(ExplainResponse(frames=[part_to_wire(ExplainFrame, part)]))
+    for part in parts:
+        frames = [ExplainFrame.FromString(b"".join(frame)) for frame in cutter.cut(part)]
+        whole = collector.add(ExplainResponse(request_id=request_id, frames=frames))
     if whole is None:
         raise AssertionError("the answer has no trailer")
     return whole

@@ -1,4 +1,4 @@
-"""Tiny random models without files: decoders, autoencoder sets, a tokenizer, and a catalogue that knows them.
+"""Tiny random models without files: decoders, autoencoder sets, a tokenizer, and a registry that knows them.
 
 Every width differs from every other, so that axes mixed up anywhere show as shapes that do not fit. Models are float64
 unless told otherwise: on those a wrong formula and a rounding error cannot be confused.
@@ -6,8 +6,10 @@ unless told otherwise: on those a wrong formula and a rounding error cannot be c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models as tokenizer_models
 from tokenizers import pre_tokenizers
 
-from dst_grpc.contexts import AutoencoderContext, ModelContext
+from dst_grpc.contexts import AutoencoderContext, ModelContext, Registry
+from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
+from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
@@ -24,14 +28,15 @@ from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.checkpoint import Checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.decoder_config import Rotary
+from dst_grpc.engine.files import FileSet, Identity
+from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
-from dst_grpc.errors import InvalidRequest, NotFound, Reason
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult, run
 
@@ -49,16 +54,7 @@ CONFIG = DecoderConfig(
 _SLOW = Rotary(frequencies=(0.9, 0.013))
 _FAST = Rotary(frequencies=(1.7, 0.4, 0.09), scale=1.2)
 ARCHITECTURES = {
-    "gated": replace(CONFIG, gated=True, activation=ActivationFunction.SILU, has_mlp_bias=False),
-    "grouped": replace(CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, has_qkv_bias=False),
-    "rotary": replace(CONFIG, d_head=7, rotary=(_SLOW, None, _FAST), has_attn_out_bias=False, query_scale=0.3),
-    "rms norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_epsilon=1e-3),
-    "qk norm": replace(CONFIG, norm=NormKind.RMS_NORM, d_head=6, qk_norm=True, rotary=(_SLOW, _SLOW, _FAST)),
-    "post norm": replace(CONFIG, norm=NormKind.RMS_NORM, norm_gain_offset=1.0, post_norms=True),
-    "post layer norm": replace(CONFIG, post_norms=True),
-    "parallel": replace(CONFIG, d_head=7, parallel=True, activation=ActivationFunction.GELU, rotary=(_FAST,) * 3),
-    "softcap": replace(CONFIG, attn_softcap=0.9, final_softcap=2.5, embedding_scale=8**0.5),
-    "sliding": replace(CONFIG, sliding_windows=(2, None, 4), activation=ActivationFunction.RELU),
+    "gpt2": CONFIG,
     "llama": replace(
         CONFIG,
         norm=NormKind.RMS_NORM,
@@ -72,10 +68,19 @@ ARCHITECTURES = {
         activation=ActivationFunction.SILU,
         gated=True,
     ),
+    "neox": replace(
+        CONFIG,
+        d_head=7,
+        rotary=(_FAST, None, _FAST),
+        query_scale=0.3,
+        parallel=True,
+        activation=ActivationFunction.GELU,
+    ),
     "gemma": replace(
         CONFIG,
         norm=NormKind.RMS_NORM,
         norm_gain_offset=1.0,
+        norm_epsilon=1e-3,
         n_heads=6,
         n_key_value_heads=2,
         d_head=4,
@@ -92,10 +97,12 @@ ARCHITECTURES = {
         gated=True,
         embedding_scale=8**0.5,
     ),
-}
-"""Every way to depart from GPT-2, alone and as whole families combine them."""
-GPT2_AND_OTHERS = {"gpt2": CONFIG, **ARCHITECTURES}
-"""Every architecture by name."""
+    "layer norms": replace(
+        CONFIG, n_heads=6, n_key_value_heads=2, d_head=3, post_norms=True, qk_norm=True, gated=True,
+        sliding_windows=(2, None, 4), activation=ActivationFunction.RELU,
+    ),
+}  # fmt: skip
+"""Architectures that between them depart from GPT-2 in every way, "layer norms" in ways that families have not."""
 TOKENS = (3, 1, 4, 1, 5, 9)
 """The usual prompt."""
 LATENTS = {
@@ -213,73 +220,81 @@ def tokenizer(vocab_size: int = CONFIG.vocab_size) -> Tokenizer:
     return Tokenizer(library)
 
 
-class FakeCatalogue:
-    """Knows one model, "tiny", another of the same sizes, "other", and the given sets."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FakeModelEntry(ModelEntry):
+    """A model without files."""
 
-    def __init__(self, config: DecoderConfig, sets: Mapping[str, AutoencoderContext]) -> None:
-        self._config, self._sets = config, sets
-        self._tokenizer = tokenizer(config.vocab_size)
+    own_tokenizer: Tokenizer
+    has_tokenizer = True
 
-    def model(self, ref: str) -> ModelInfo:
-        """As `Catalogue` says."""
-        name = ref.partition("@")[0] or "tiny"
-        if name not in {"tiny", "other"}:
-            raise NotFound.unknown("model", ref, ["tiny", "other"], reason=Reason.MODEL_NOT_FOUND)
-        c = self._config
-        return ModelInfo(
-            name=name,
-            handle=f"{name}@1:float32:cpu",
-            family="gpt2",
-            dimensions=c.dimensions,
-            element_type=TensorElementType.FLOAT32,
-            device="cpu",
-            digest="1",
-            parameter_bytes=0,
-            source="nowhere",
-            default_model=name == "tiny",
-            state=ContextState.AVAILABLE,
-            autoencoders=tuple(self._sets),
-            architecture=c.architecture,
-            unsupported=unsupported_types(c.architecture),
-        )
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        return self.own_tokenizer
 
-    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
-        """As `Catalogue` says."""
-        if ref not in self._sets:
-            raise NotFound.unknown("autoencoder", ref, self._sets, reason=Reason.AUTOENCODER_NOT_FOUND)
-        context = self._sets[ref]
-        if model != context.model:
-            problem = f"{ref!r} belongs to the model {context.model!r}, not to {model!r}"
-            raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)
-        return AutoencoderInfo(
-            name=context.name,
-            handle=context.handle,
-            model=model,
-            dst=context.dst,
-            node_type=context.node_type,
-            layer_indices=tuple(layer for layer in context.by_layer if layer is not None),
-            n_latents=next(iter(context.by_layer.values())).n_latents,
-            activations=tuple(sorted({one.activation for one in context.by_layer.values()})),
-            spliceable=AUTOENCODER_INPUTS[context.dst].is_spliceable,
-            parameter_bytes=context.parameter_bytes,
-            digest=context.digest,
-            state=ContextState.AVAILABLE,
-            normalizations=tuple(sorted({one.normalization for one in context.by_layer.values()})),
-        )
 
-    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
-        """As `Catalogue` says: a path is the name of a set."""
-        return self.autoencoder(config.autoencoder_path_by_layer_index[0][1], model)
+def model_entry(name: str, config: DecoderConfig, *, digested: bool = True) -> FakeModelEntry:
+    """A model that nobody can load; *digested* says whether its handle is known."""
+    files = FileSet({})
+    if digested:
+        files.digest()
+    checkpoint = Checkpoint(
+        folder=Path(), family="gpt2", config=config, files=files, sources={}, tensors={}, redundant_unembedding=None
+    )
+    return FakeModelEntry(
+        name=name,
+        element_type=TensorElementType.FLOAT32,
+        device="cpu",
+        files=files,
+        checkpoint=checkpoint,
+        own_tokenizer=tokenizer(config.vocab_size),
+    )
 
-    def tokenizer(self, ref: str) -> Tokenizer:
-        """As `Catalogue` says."""
-        del ref
-        return self._tokenizer
+
+def autoencoder_entry(context: AutoencoderContext, model: ModelEntry) -> AutoencoderEntry:
+    """The set as what could be loaded; its handle is known."""
+    files = FileSet({})
+    files.digest()
+    headers = tuple((layer, _header(autoencoder)) for layer, autoencoder in context.by_layer.items())
+    return AutoencoderEntry(
+        name=context.name,
+        element_type=TensorElementType.FLOAT32,
+        device="cpu",
+        files=files,
+        model=model,
+        dst=context.dst,
+        headers=headers,
+    )
+
+
+def _header(autoencoder: Autoencoder) -> AutoencoderHeader:
+    return AutoencoderHeader(
+        path=Path(),
+        identity=Identity(0, 0, 0, 0),
+        format="none",
+        n_inputs=autoencoder.n_inputs,
+        n_latents=autoencoder.n_latents,
+        n_outputs=autoencoder.n_inputs,
+        activation=autoencoder.activation,
+        readings=(Reading(normalization=autoencoder.normalization),),
+    )
+
+
+class FakeRegistry(Registry):
+    """Knows *models*, "tiny" first, and sets of them."""
+
+    def __init__(self, models: Sequence[ModelEntry], sets: Iterable[AutoencoderContext] = ()) -> None:
+        by_name = {model.name: model for model in models}
+        autoencoders = [autoencoder_entry(one, by_name[one.model]) for one in sets]
+        super().__init__(models, autoencoders, roots=AllowedRoots([]), default_model="tiny")
+
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
+        """As of any registry, but a path is the name of a set."""
+        return self.autoencoder_entry(config.autoencoder_path_by_layer_index[0][1], model)
 
 
 @dataclass(frozen=True)
 class World:
-    """A model with autoencoder sets by name, and the catalogue that knows them."""
+    """A model with autoencoder sets by name, and the registry that knows them."""
 
     decoder: Decoder
     sets: Mapping[str, AutoencoderContext] = field(default_factory=dict)
@@ -289,20 +304,22 @@ class World:
         """Types that have no meaning in the model."""
         return frozenset(one.dst for one in unsupported_types(self.decoder.config.architecture))
 
-    @property
-    def catalogue(self) -> FakeCatalogue:
-        """What can be loaded."""
-        return FakeCatalogue(self.decoder.config, self.sets)
+    @cached_property
+    def registry(self) -> FakeRegistry:
+        """What can be loaded: this model as "tiny", another of the same sizes, "other", and the sets."""
+        models = [model_entry(name, self.decoder.config) for name in ("tiny", "other")]
+        return FakeRegistry(models, self.sets.values())
 
     @property
     def context(self) -> ModelContext:
         """The model as a loaded context."""
+        entry = self.registry.model_entry("tiny")
         return ModelContext(
-            handle="tiny@1:float32:cpu",
+            handle=entry.handle,
             name="tiny",
             decoder=self.decoder,
-            tokenizer=tokenizer(self.decoder.config.vocab_size),
-            digest="1",
+            tokenizer=entry.tokenizer(),
+            digest=entry.digest(),
             device="cpu",
             element_type=TensorElementType.FLOAT32,
             parameter_bytes=self.decoder.parameter_bytes,
@@ -310,7 +327,7 @@ class World:
 
     def outcomes(self, *requests: DeriveRequest) -> list[RunResult]:
         """Plan *requests* and run them as one batch."""
-        return run([make_plan(one, self.catalogue) for one in requests], self.decoder, self.sets)
+        return run([make_plan(one, self.registry) for one in requests], self.decoder, self.sets)
 
     def derive(self, request: DeriveRequest) -> dict[Key, torch.Tensor]:
         """Every tensor of *request*, run alone."""

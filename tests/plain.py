@@ -274,12 +274,12 @@ class Plain:
         node, layer = trace.node_index, trace.node_index.layer_index
         assert layer is not None
         of_mlp = node.node_type is NodeType.MLP_NEURON
-        of_mlp = of_mlp or self._kind(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}
+        of_mlp = of_mlp or self.kind_of(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}
         if of_mlp and not self.config.parallel:
             return L.RESID_POST_ATTN, layer
         return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
-    def _kind(self, node_type: NodeType) -> T | None:
+    def kind_of(self, node_type: NodeType) -> T | None:
         """What the autoencoder of a latent's type reads."""
         attention = node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
         generic = node_type is NodeType.AUTOENCODER_LATENT
@@ -294,7 +294,7 @@ class Plain:
         self, node_type: NodeType, i: int, rho: Tensor, *, post: bool, detach: bool, through: AttentionTraceType | None
     ) -> Tensor:
         """All activations of a node type at layer *i* as a function of the residual before it."""
-        kind = self._kind(node_type)
+        kind = self.kind_of(node_type)
         if node_type is NodeType.ATTENTION_HEAD or kind is T.RESID_DELTA_ATTN:
             q, k, v = self.qkv(i, self.normed(rho, f"layers.{i}.attn_norm", detach=detach))
             q = q.detach() if through is AttentionTraceType.K else q

@@ -172,18 +172,17 @@ class FakePipeline:
         self.ended: asyncio.Queue[str] = asyncio.Queue()
         self.is_closed = False
 
-    async def derive(self, request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def derive(self, request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         self._enter(request.request_id)
         try:
             script = self.scripts.get(request.request_id)
             if script is None:
-                for part in answer([tensor(0, [1.0, 2.0, 3.0])]):
-                    yield part
+                yield answer([tensor(0, [1.0, 2.0, 3.0])])
                 return
             stream = script(request)
             try:
                 async for part in stream:
-                    yield part
+                    yield [part]
             finally:
                 await stream.aclose()
         finally:
@@ -205,21 +204,20 @@ class FakePipeline:
 
     async def explain(
         self, request: ExplainRequest | TopKRequest
-    ) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         self._enter(request.request_id)
         try:
             script = self.explain_scripts.get(request.request_id)
             if script is None:
-                for part in explained(len(request.runs)):
-                    yield part
+                yield explained(len(request.runs))
                 return
             async with aclosing(script(request)) as parts:
                 async for part in parts:
-                    yield part
+                    yield [part]
         finally:
             self._leave(request.request_id)
 
-    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         return self.explain(request)
 
     async def close(self) -> None:

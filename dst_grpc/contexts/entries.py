@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from dst_grpc.domain.architecture import ModelDimensions, unsupported_types
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
+from dst_grpc.domain.architecture import Architecture, ModelDimensions, unsupported_types
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -24,7 +24,7 @@ from dst_grpc.errors import DataLoss, NotFound, Reason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from dst_grpc.domain.components import TensorElementType
+    from dst_grpc.domain.components import NodeType, TensorElementType
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.checkpoint import Checkpoint
     from dst_grpc.engine.files import FileSet
@@ -190,6 +190,11 @@ class ModelEntry(Entry):
         return self.checkpoint.config.dimensions
 
     @property
+    def architecture(self) -> Architecture:
+        """How its parts hang together."""
+        return self.checkpoint.config.architecture
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether its tokenizer is at hand, so that asking for it does not block."""
         return self._tokenizer.is_read
@@ -200,7 +205,6 @@ class ModelEntry(Entry):
 
     def info(self, *, default_model: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
         """What the catalogue says while it is not loaded."""
-        architecture = self.checkpoint.config.architecture
         return ModelInfo(
             name=self.name,
             handle=self.handle,
@@ -215,8 +219,8 @@ class ModelEntry(Entry):
             default_model=default_model,
             state=ContextState.NOT_LOADED,
             autoencoders=autoencoders,
-            architecture=architecture,
-            unsupported=unsupported_types(architecture),
+            architecture=self.architecture,
+            unsupported=unsupported_types(self.architecture),
         )
 
 
@@ -246,9 +250,39 @@ class AutoencoderEntry(Entry):
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
 
     @property
+    def input(self) -> AutoencoderInput:
+        """The row of facts of what it reads."""
+        return AUTOENCODER_INPUTS[self.dst]
+
+    @property
+    def node_type(self) -> NodeType:
+        """Type of its latents."""
+        return self.input.node_type
+
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """Layers that it covers."""
+        return tuple(layer for layer, _ in self.headers if layer is not None)
+
+    @property
+    def n_latents(self) -> int:
+        """Latents at each layer."""
+        return self.headers[0][1].n_latents
+
+    @property
+    def has_write_scale(self) -> bool:
+        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        return any(reading.normalization.scales for _, header in self.headers for reading in header.readings)
+
+    @property
+    def reads_rows_of_encoder(self) -> bool:
+        """Whether what an active latent reads is its row of the encoder, at every layer."""
+        return all(header.reads_rows_of_encoder for _, header in self.headers)
+
+    @property
     def spliceable(self) -> bool:
         """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
-        return AUTOENCODER_INPUTS[self.dst].is_spliceable and all(header.output is None for _, header in self.headers)
+        return self.input.is_spliceable and all(header.output is None for _, header in self.headers)
 
     @property
     def load_facts(self) -> tuple[object, ...]:
@@ -271,9 +305,9 @@ class AutoencoderEntry(Entry):
             handle=self.handle,
             model=self.model.name,
             dst=self.dst,
-            node_type=AUTOENCODER_INPUTS[self.dst].node_type,
-            layer_indices=tuple(layer for layer, _ in self.headers if layer is not None),
-            n_latents=self.headers[0][1].n_latents,
+            node_type=self.node_type,
+            layer_indices=self.layer_indices,
+            n_latents=self.n_latents,
             activations=_distinct(header.activation for header in headers),
             spliceable=self.spliceable,
             parameter_bytes=self.parameter_bytes,

@@ -175,7 +175,7 @@ class Registry:
         """
         return self.autoencoder_entry(ref, model).info()
 
-    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
         """The set whose files *config* names; afterwards its name can be used like a registered one.
 
         Raises:
@@ -191,7 +191,7 @@ class Registry:
             if len(self._anonymous) > _MAX_ANONYMOUS:
                 self._anonymous.popitem(last=False)
         entry.digest_if_small()  # once for the same files, however often they are asked for
-        return entry.info()
+        return entry
 
     def tokenizer(self, ref: str) -> Tokenizer:
         """The tokenizer of a model, read once; raises NotFound, or DataLoss if it is unreadable."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
@@ -126,9 +127,18 @@ class DeriveRequest:
         """Whether a backward pass can start from this request."""
         return self.loss_fn_config is not None or self.trace_config is not None
 
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What is asked of the model, whoever asks, whatever the model is called, and however the answer travels."""
+        return _QUESTION(self)
+
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
         """The config that *spec* is computed with, before resolution."""
         return spec.config if spec.config is not None else self.config
+
+
+_OF_THE_ANSWER = {"request_id", "model", "max_chunk_bytes"}
+_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in _OF_THE_ANSWER))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from dst_grpc.pipeline.sizes import Sizes, set_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.indices import NodeIndex, TensorIndices
-    from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.scalars.topology import AutoencoderInputs
@@ -26,7 +26,7 @@ def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int)
         findings.add(path, f"must be below the number of layers {n_layers}, not {layer}")
 
 
-def check_covered(findings: Findings, info: AutoencoderInfo, layer: int | None, path: str) -> None:
+def check_covered(findings: Findings, info: AutoencoderEntry, layer: int | None, path: str) -> None:
     """Note a layer that an autoencoder set has none for."""
     if layer is not None and layer not in info.layer_indices:
         findings.add(path, f"{info.name} does not cover layer {layer}")
@@ -41,7 +41,7 @@ def check_positions(
             findings.add(f"{path}[{i}]", f"must be below {size}, the size of {dimension}, not {index}")
 
 
-def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderInfo]) -> None:
+def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderEntry]) -> None:
     """Note what of a node does not exist in the model, prompt or autoencoder."""
     check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers)
     facts, latents = NODES[node.node_type], None
@@ -68,7 +68,7 @@ def _check_is_seen(findings: Findings, t: int, u: int, layer: int | None, path: 
 
 
 def check_trace_indices(
-    findings: Findings, trace: TraceConfig, path: str, sizes: Sizes, sets: Sequence[AutoencoderInfo]
+    findings: Findings, trace: TraceConfig, path: str, sizes: Sizes, sets: Sequence[AutoencoderEntry]
 ) -> None:
     """Note what of a trace's nodes does not exist."""
     check_node(findings, trace.node_index, f"{path}.node_index", sizes, sets)

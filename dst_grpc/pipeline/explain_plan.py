@@ -15,6 +15,8 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.scalars.token_scoring import CHUNK_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dst_grpc.domain.explain import TopKGroup
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.plan import Plan
@@ -99,10 +101,9 @@ class ExplainPlan:
         """Of all its runs together."""
         return sum(plan.cost.floating_point_operations for plan in self.plans)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything that determines the answer's numbers."""
-        of_runs = tuple(plan.digest for plan in self.plans)
+    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
+        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
+        of_runs = tuple(plan.digest(model, autoencoders) for plan in self.plans)
         rest = replace(self, request_id="", plans=(), parts=frozenset())
         return hashlib.sha256(repr((of_runs, rest, sorted(self.parts))).encode()).hexdigest()
 

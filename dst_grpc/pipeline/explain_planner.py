@@ -24,27 +24,26 @@ from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.scalars.token_scoring import sites_of_attended_tokens, sites_of_vectors
-from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
     from dst_grpc.engine.taps import Site
     from dst_grpc.errors import Violations
-    from dst_grpc.pipeline.lookup import Catalogue
     from dst_grpc.pipeline.plan import Plan
 
 _L = ActivationLocationType
 _P = ExplainPart
 
 
-def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
+def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
     """Plan *request*.
 
     Args:
         request: what is asked.
-        catalogue: what can be loaded.
+        registry: what can be loaded.
         known: what reading the request's message found, as for `make_plan`.
 
     Raises:
@@ -58,7 +57,7 @@ def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | N
     runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
     made_from = _sources_of_types(types, request.groups)
     sources = [SourceMap(root=f"runs[{i}]", made_from=made_from) for i in range(len(runs))]
-    plans = _plans(runs, sources, catalogue, findings)
+    plans = _plans(runs, sources, registry, findings)
     _check_model(plans, findings)
     tokens = _token_indices(plans, request.token_index, findings)
     asked = ExplainPlan(
@@ -76,7 +75,7 @@ def plan_top_k(request: TopKRequest, catalogue: Catalogue, known: Violations | N
     return _checked(asked, findings)
 
 
-def plan_explain(request: ExplainRequest, catalogue: Catalogue, known: Violations | None = None) -> ExplainPlan:
+def plan_explain(request: ExplainRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
     """Plan *request*; arguments and errors are those of `plan_top_k`."""
     findings = Findings.after(known)
     groups = request.effective_groups
@@ -88,7 +87,7 @@ def plan_explain(request: ExplainRequest, catalogue: Catalogue, known: Violation
     runs = [_derive_request(request, run, types) for run in request.runs]
     made_from = {"config": "groups", **_sources_of_types(types, request.groups)}
     sources = [_source_of_run(i, run, made_from) for i, run in enumerate(request.runs)]
-    plans = _plans(runs, sources, catalogue, findings)
+    plans = _plans(runs, sources, registry, findings)
     if _P.TOKEN_PAIRS in request.parts:
         _check_has_attention_latents(plans, findings)
     plans = tuple(one.also_recording(_sites(one, groups, parts)) for one in plans)
@@ -154,10 +153,10 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
 
 
 def _plans(
-    runs: Sequence[DeriveRequest], sources: Sequence[SourceMap], catalogue: Catalogue, findings: Findings
+    runs: Sequence[DeriveRequest], sources: Sequence[SourceMap], registry: Registry, findings: Findings
 ) -> tuple[Plan, ...]:
     """The plans of all runs; raises what is wrong with all of them, or missing."""
-    found = [plan_run(run, catalogue, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+    found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
     plans = tuple(plan for plan in found if plan is not None)
     if not found or len(plans) < len(found):
         raise findings.error()
@@ -261,8 +260,7 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if any(part.scores_tokens for part in parts):
-        topology = Topology(n_layers, plan.model.architecture, AutoencoderInputs.of_sets(plan.spliced))
-        yield from sites_of_vectors(node_types, range(n_layers), topology)
+        yield from sites_of_vectors(node_types, range(n_layers), plan.topology)
         for info in plan.spliced:
             if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:
                 for layer in info.layer_indices:

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dst_grpc.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
+    from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.components import NodeType
     from dst_grpc.domain.config import AutoencoderConfig, DstConfig
-    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
-    from dst_grpc.engine.tokenizer import Tokenizer
     from dst_grpc.pipeline.findings import Findings
-
-
-class Catalogue(Protocol):
-    """What can be loaded, known without loading it."""
-
-    def model(self, ref: str) -> ModelInfo:
-        """The model of a name or handle; raises NotFound."""
-
-    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
-        """The autoencoder set of a name or handle, for a model; raises NotFound."""
-
-    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
-        """The autoencoder set at given paths; raises NotAllowed outside the allowed roots."""
-
-    def tokenizer(self, ref: str) -> Tokenizer:
-        """The tokenizer of a model."""
 
 
 class Lookup:
     """Looks up for one request; what is wrong with its fields is noted, what is unknown raises NotFound."""
 
-    def __init__(self, catalogue: Catalogue, model: ModelInfo, findings: Findings) -> None:
+    def __init__(self, registry: Registry, model: ModelEntry, findings: Findings) -> None:
         """*model* is the request's; *findings* takes what is wrong."""
-        self._catalogue, self._model, self._findings = catalogue, model, findings
+        self._registry, self._model, self._findings = registry, model, findings
+        self.handles: dict[str, None] = {}
+        """Handles by which anything was named: only loading tells whether they are of these revisions."""
         # The same files are read once for a request, however many of its types read latents of them.
-        self._by_path: dict[AutoencoderConfig, AutoencoderInfo] = {}
+        self._by_path: dict[AutoencoderConfig, AutoencoderEntry] = {}
 
-    def sets(self, refs: Sequence[str], path: str) -> dict[str, AutoencoderInfo]:
+    def sets(self, refs: Sequence[str], path: str) -> dict[str, AutoencoderEntry]:
         """The sets of *refs*, by their path in the request; without those of another model.
 
         Notes rule 18: at most one set per node type.
@@ -51,51 +37,60 @@ class Lookup:
             if self._findings.holds_stand_in(f"{path}[{i}]"):
                 continue
             try:
-                found[f"{path}[{i}]"] = self._catalogue.autoencoder(ref, self._model.name)
+                found[f"{path}[{i}]"] = self._autoencoder(ref)
             except InvalidRequest as error:
                 self._findings.extend(error, f"{path}[{i}]")
         self._check_node_types(found)
         return found
 
     def sets_of(
-        self, config: DstConfig, path: str, spliced: tuple[AutoencoderInfo, ...]
-    ) -> tuple[AutoencoderInfo, ...]:
+        self, config: DstConfig, path: str, spliced: tuple[AutoencoderEntry, ...]
+    ) -> tuple[AutoencoderEntry, ...]:
         """The autoencoders that *config* names, in the reference's precedence; the spliced ones if it names none."""
         by_path = self._set_by_path(config, path)
         if config.autoencoder_context is not None:
             if self._findings.holds_stand_in(f"{path}.autoencoder_context"):
                 return ()
             try:
-                info = self._catalogue.autoencoder(config.autoencoder_context, self._model.name)
+                entry = self._autoencoder(config.autoencoder_context)
             except InvalidRequest as error:
                 self._findings.extend(error, f"{path}.autoencoder_context")
                 return ()
-            if by_path is not None and (by_path.dst, by_path.layer_indices) != (info.dst, info.layer_indices):
-                self._findings.add(f"{path}.autoencoder_config", f"differs from {info.name}, the autoencoder_context")
-            return (info,)
+            if by_path is not None and (by_path.dst, by_path.layer_indices) != (entry.dst, entry.layer_indices):
+                self._findings.add(f"{path}.autoencoder_config", f"differs from {entry.name}, the autoencoder_context")
+            return (entry,)
         if config.multi_autoencoder_context is not None:
             field = f"{path}.multi_autoencoder_context.autoencoder_contexts"
             return tuple(self.sets(config.multi_autoencoder_context, field).values())
         return (by_path,) if by_path is not None else spliced
 
-    def _set_by_path(self, config: DstConfig, path: str) -> AutoencoderInfo | None:
+    def _autoencoder(self, ref: str) -> AutoencoderEntry:
+        self.note_handle(ref)
+        return self._registry.autoencoder_entry(ref, self._model.name)
+
+    def note_handle(self, ref: str) -> None:
+        """Remember *ref* if it is a handle, and no name."""
+        if "@" in ref:
+            self.handles[ref] = None
+
+    def _set_by_path(self, config: DstConfig, path: str) -> AutoencoderEntry | None:
         wanted = config.autoencoder_config
         if wanted is None or wanted in self._by_path:
             return None if wanted is None else self._by_path[wanted]
         try:
-            return self._by_path.setdefault(wanted, self._catalogue.autoencoder_by_config(wanted, self._model.name))
+            return self._by_path.setdefault(wanted, self._registry.autoencoder_by_config(wanted, self._model.name))
         except InvalidRequest as error:
             self._findings.extend(error, f"{path}.autoencoder_config")
             return None
 
-    def _check_node_types(self, sets: Mapping[str, AutoencoderInfo]) -> None:
+    def _check_node_types(self, sets: Mapping[str, AutoencoderEntry]) -> None:
         """Rule 18: at most one autoencoder per node type."""
         seen: dict[NodeType, str] = {}
-        for path, info in sets.items():
-            if info.node_type in seen:
-                other = seen[info.node_type]
-                self._findings.add(path, f"{info.name} and {other} both have latents of {info.node_type}")
-            seen[info.node_type] = info.name
+        for path, entry in sets.items():
+            if entry.node_type in seen:
+                other = seen[entry.node_type]
+                self._findings.add(path, f"{entry.name} and {other} both have latents of {entry.node_type}")
+            seen[entry.node_type] = entry.name
 
     def check_model(self, config: DstConfig, path: str) -> None:
         """Note where *config* names another model, or another device, than the request's."""
@@ -103,8 +98,9 @@ class Lookup:
             ref = getattr(config, field)
             if ref is None:
                 continue
+            self.note_handle(ref)
             try:
-                other = self._catalogue.model(ref).name
+                other = self._registry.model_entry(ref).name
             except NotFound as error:
                 self._findings.add(f"{path}.{field}", error.message)
                 continue

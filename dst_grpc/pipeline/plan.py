@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.resolution import CostEstimate, ScalarResolution, TapUse
+from dst_grpc.domain.resolution import CostEstimate
 from dst_grpc.domain.results import Axis
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
 from dst_grpc.scalars.task import Task
@@ -17,14 +16,12 @@ from dst_grpc.scalars.task import Task
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-    from dst_grpc.domain.config import DstConfig
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.requests import DeriveRequest
-    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
-
-_L = ActivationLocationType
+    from dst_grpc.scalars.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +32,7 @@ class PlannedScalar:
     """Its position in the request."""
     task: Task
     """What it is about."""
-    config: DstConfig
-    """The canonical config."""
-    sets: tuple[AutoencoderInfo, ...]
+    sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that its config names."""
     axes: tuple[Axis, ...]
     """Axes of one layer's tensor."""
@@ -57,47 +52,35 @@ class PlannedScalar:
         """Whether it reads a gradient of the origin."""
         return any(pass_type is PassType.BACKWARD for pass_type, _ in self.reads)
 
-    def resolution(self) -> ScalarResolution:
-        """What is said of it to the client."""
-        taps = sorted({(site[0].value, pass_type.value) for pass_type, site in self.reads})
-        return ScalarResolution(
-            dst=self.task.facts.type,
-            config=self.config,
-            requires_grad=self.requires_grad,
-            taps=tuple(TapUse(location=_L(tap), pass_type=PassType(pass_type)) for tap, pass_type in taps),
-            pass_types=self.task.passes,
-            layer_indices=tuple(layer for layer in self.task.layers if layer is not None),
-            axes=self.axes,
-            output_bytes=self.output_bytes,
-        )
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """A request, checked and completed: everything that a run needs but weights."""
 
     request: DeriveRequest
-    model: ModelInfo
+    model: ModelEntry
     run: Run
     """The prompt, what is changed, and the origins."""
     token_strings: tuple[str, ...]
+    vocab_size: int
+    """Tokens of the vocabulary; an embedding may be padded with rows that are no token's."""
     loss: LossOrigin | None
     """The loss, if the request has one: one of the run's origins."""
     trace: TraceOrigin | None
     """The traced activation, if the request has one: another."""
-    spliced: tuple[AutoencoderInfo, ...]
+    spliced: tuple[AutoencoderEntry, ...]
     """Autoencoders in the graph."""
-    origin_sets: tuple[AutoencoderInfo, ...]
-    """The autoencoders that a traced latent belongs to: those in the graph, else those of the shared config."""
-    autoencoders: tuple[AutoencoderInfo, ...]
-    """Every autoencoder in use, spliced or not, without repetition."""
+    shared_sets: tuple[AutoencoderEntry, ...]
+    """The autoencoders that the shared config names; those in the graph if it names none."""
+    handles: tuple[str, ...]
+    """Handles by which the request named any of these; loading tells whether they are of these revisions."""
+    topology: Topology
+    """The model, with the autoencoders that a traced latent belongs to."""
     scalars: tuple[PlannedScalar, ...]
     values: frozenset[Site]
     """Sites whose value to record, besides what the origins read."""
     gradients: frozenset[Site]
     """Sites whose gradient to record."""
-    config: DstConfig
-    """The canonical shared config."""
     cost: CostEstimate
 
     @property
@@ -110,10 +93,16 @@ class Plan:
         """Last layer that has to run; None if logits are needed."""
         return None if self.run.needs_logits else last_layer_of(self.values | self.run.values)
 
+    @property
+    def origin_sets(self) -> tuple[AutoencoderEntry, ...]:
+        """The autoencoders that a traced latent belongs to: those in the graph, else those of the shared config."""
+        return self.spliced or self.shared_sets
+
     @cached_property
-    def resolutions(self) -> tuple[ScalarResolution, ...]:
-        """What is said of its derived scalars to the client, in order."""
-        return tuple(scalar.resolution() for scalar in self.scalars)
+    def autoencoders(self) -> tuple[AutoencoderEntry, ...]:
+        """Every autoencoder in use, spliced or not, without repetition."""
+        of_scalars = (entry for scalar in self.scalars for entry in scalar.sets)
+        return tuple(dict.fromkeys((*self.spliced, *self.shared_sets, *of_scalars)))
 
     def also_recording(self, sites: Iterable[Site]) -> Plan:
         """This plan with the values at *sites* recorded too."""
@@ -128,17 +117,15 @@ class Plan:
 
     @property
     def run_key(self) -> Hashable:
-        """Everything that determines what a run records, whatever is then derived from it."""
-        sets = tuple(info.handle or info.name for info in (*self.spliced, *self.origin_sets))
-        model = self.model.handle or self.model.name
-        return model, sets, self.run.key
+        """Everything that determines what a run records, whatever is then derived from it.
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of everything that determines the answer's numbers."""
-        request = replace(self.request, request_id="", max_chunk_bytes=0, model=self.model.handle)
-        handles = tuple(info.handle for info in self.autoencoders)
-        return hashlib.sha256(repr((request, handles)).encode()).hexdigest()
+        Entries rather than names: a name may come to mean something else, an entry means the same files for good.
+        """
+        return self.model, self.spliced, self.origin_sets, self.run.key
+
+    def digest(self, model: str, autoencoders: Iterable[str]) -> str:
+        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
+        return hashlib.sha256(repr((model, tuple(autoencoders), self.request.question)).encode()).hexdigest()
 
 
 def last_layer_of(sites: Iterable[Site]) -> int | None:

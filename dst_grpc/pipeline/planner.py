@@ -17,7 +17,7 @@ from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.checks import check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
-from dst_grpc.pipeline.lookup import Catalogue, Lookup
+from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.selections import at_each_layer, check_selection, selected_shape, why_not_stretched
@@ -29,11 +29,11 @@ from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
+    from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import DeriveRequest
-    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
-    from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.engine.tokenizer import Tokenizer
     from dst_grpc.scalars.origins import Origin
 
@@ -41,28 +41,39 @@ MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
 
 
-def make_plan(request: DeriveRequest, catalogue: Catalogue, known: Violations | None = None) -> Plan:
+def make_plan(
+    request: DeriveRequest,
+    registry: Registry,
+    known: Violations | None = None,
+    *,
+    root: str = "",
+    needs_prompt: bool = False,
+) -> Plan:
     """Plan *request*.
 
     Args:
         request: what is asked.
-        catalogue: what can be loaded.
+        registry: what can be loaded.
         known: what reading the request's message found, whose paths hold stand-ins in *request*. All else is checked,
             and everything told together.
+        root: where the request stands in the message.
+        needs_prompt: whether it is to be run, and not only resolved.
 
     Raises:
         InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
         NotFound: for an unknown model or autoencoder.
         PreconditionFailed: if a type needs an origin, autoencoder or field that the request lacks.
     """
-    findings = Findings.after(known)
-    plan = plan_run(request, catalogue, findings)
+    findings = Findings.after(known, root)
+    if needs_prompt:
+        findings.check(request.prompt is not None, "prompt", "is required")
+    plan = plan_run(request, registry, findings)
     if plan is None:
         raise findings.error()
     return plan
 
 
-def plan_run(request: DeriveRequest, catalogue: Catalogue, findings: Findings) -> Plan | None:
+def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> Plan | None:
     """The plan of *request*; None if there is something in *findings*, which takes what is wrong or missing.
 
     Raises:
@@ -71,8 +82,8 @@ def plan_run(request: DeriveRequest, catalogue: Catalogue, findings: Findings) -
     if any(map(findings.holds_stand_in, ("model", "config.model_context", "config.model_name"))):
         return None
     try:
-        model = catalogue.model(model_ref(request))
-        return _Planner(_without_stand_ins(request, findings), catalogue, model, findings).plan()
+        model = registry.model_entry(model_ref(request))
+        return _Planner(_without_stand_ins(request, findings), registry, model, findings).plan()
     except DstError:
         if findings.known:
             return None
@@ -82,12 +93,6 @@ def plan_run(request: DeriveRequest, catalogue: Catalogue, findings: Findings) -
 def model_ref(request: DeriveRequest) -> str:
     """Name or handle of the model that *request* is for; empty for the default."""
     return request.model or request.config.model_context or request.config.model_name or ""
-
-
-def names_files(request: DeriveRequest) -> bool:
-    """Whether *request* names autoencoders by path: to plan it, their files are read."""
-    configs = (request.config, *(spec.config for spec in request.derived_scalars))
-    return any(config is not None and config.autoencoder_config is not None for config in configs)
 
 
 def _without_stand_ins(request: DeriveRequest, findings: Findings) -> DeriveRequest:
@@ -116,20 +121,26 @@ def _config_without_stand_ins(config: DstConfig, path: str, findings: Findings) 
 class _Planner:
     """The state of one planning: what was found, and what is wrong."""
 
-    def __init__(self, request: DeriveRequest, catalogue: Catalogue, model: ModelInfo, findings: Findings) -> None:
-        self._request, self._catalogue, self._model, self._findings = request, catalogue, model, findings
-        self._lookup = Lookup(catalogue, model, findings)
+    def __init__(self, request: DeriveRequest, registry: Registry, model: ModelEntry, findings: Findings) -> None:
+        self._request, self._model, self._findings = request, model, findings
+        self._lookup = Lookup(registry, model, findings)
+        self._lookup.note_handle(model_ref(request))
         self._sizes = self._sizes_of(model.dimensions.context_window)
+        self._topologies: dict[tuple[AutoencoderEntry, ...], Topology] = {}
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
         return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
 
-    def _topology(self, sets: Sequence[AutoencoderInfo]) -> Topology:
-        return Topology(self._sizes.n_layers, self._model.architecture, AutoencoderInputs.of_sets(sets))
+    def _topology(self, sets: tuple[AutoencoderEntry, ...]) -> Topology:
+        """The model with *sets*, the same for all that name them."""
+        if sets not in self._topologies:
+            inputs = AutoencoderInputs.of_sets(sets)
+            self._topologies[sets] = Topology(self._sizes.n_layers, self._model.architecture, inputs)
+        return self._topologies[sets]
 
     def plan(self) -> Plan | None:
         request = self._request
-        tokenizer = self._catalogue.tokenizer(self._model.name)
+        tokenizer = self._model.tokenizer()
         tokens = self._tokens(tokenizer)
         if tokens:
             self._sizes = self._sizes_of(len(tokens))
@@ -137,15 +148,15 @@ class _Planner:
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
-        self._check_origin(spliced or shared_sets)
-        trace = self._trace(loss, spliced or shared_sets)
+        topology = self._topology(spliced or shared_sets)
+        trace = self._trace(loss, spliced or shared_sets, topology)
         run = self._run(tokens, loss, trace, spliced)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         if self._findings.count or self._findings.known:
             return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
-        return self._assembled(run, tokenizer, loss, trace, spliced, shared_sets, planned)
+        return self._assembled(run, tokenizer, loss, trace, spliced, shared_sets, topology, planned)
 
     def _assembled(
         self,
@@ -153,8 +164,9 @@ class _Planner:
         tokenizer: Tokenizer,
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
-        spliced: tuple[AutoencoderInfo, ...],
-        shared_sets: tuple[AutoencoderInfo, ...],
+        spliced: tuple[AutoencoderEntry, ...],
+        shared_sets: tuple[AutoencoderEntry, ...],
+        topology: Topology,
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
@@ -164,23 +176,21 @@ class _Planner:
         values |= gradients  # The zeros of a missing gradient take the value's shape.
         # What origins read is not kept, but taken up memory for.
         recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
-        everything = {info.handle or info.name: info for info in (*spliced, *shared_sets)}
-        for scalar in scalars:
-            everything |= {info.handle or info.name: info for info in scalar.sets}
         return Plan(
             request=request,
             model=self._model,
             run=run,
             token_strings=tuple(tokenizer.token_strings(run.token_ids)),
+            vocab_size=self._vocab_size(tokenizer),
             loss=loss,
             trace=trace,
             spliced=spliced,
-            origin_sets=spliced or shared_sets,
-            autoencoders=tuple(everything.values()),
+            shared_sets=shared_sets,
+            handles=tuple(self._lookup.handles),
+            topology=topology,
             scalars=scalars,
             values=frozenset(values),
             gradients=frozenset(gradients),
-            config=self._canonical(request.config, shared_sets, request.trace_config),
             cost=estimate_cost(
                 self._sizes,
                 recorded,
@@ -193,6 +203,9 @@ class _Planner:
 
     # The run
 
+    def _vocab_size(self, tokenizer: Tokenizer) -> int:
+        return min(self._model.dimensions.vocab_size, tokenizer.vocab_size)
+
     def _tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         prompt = self._request.prompt
         if prompt is None:
@@ -202,8 +215,7 @@ class _Planner:
             self._findings.check(bool(tokens), "prompt.text", "holds no token")
         else:
             tokens = prompt.token_ids or ()
-            # An embedding may be padded with rows that are no token's.
-            vocabulary = min(self._model.dimensions.vocab_size, tokenizer.vocab_size)
+            vocabulary = self._vocab_size(tokenizer)
             for i, token in enumerate(tokens):
                 if token >= vocabulary:
                     field = f"prompt.token_ids.token_ids[{i}]"
@@ -237,37 +249,33 @@ class _Planner:
         targets, distractors = tuple(ids["target"]), tuple(ids["distractor"])
         return LossOrigin(LossFnConfig(name=given.name, target_token_ids=targets, distractor_token_ids=distractors))
 
-    def _spliced(self) -> tuple[AutoencoderInfo, ...]:
+    def _spliced(self) -> tuple[AutoencoderEntry, ...]:
         found = self._lookup.sets(self._request.autoencoders, "autoencoders")
-        for path, info in found.items():
+        for path, entry in found.items():
             self._findings.check(
-                info.spliceable,
+                entry.spliceable,
                 path,
-                f"{info.name} reads {info.dst} and can only be read offline: name it in config instead",
+                f"{entry.name} reads {entry.dst} and can only be read offline: name it in config instead",
             )
-        return tuple(info for info in found.values() if info.spliceable)
+        return tuple(entry for entry in found.values() if entry.spliceable)
 
-    def _check_origin(self, sets: tuple[AutoencoderInfo, ...]) -> None:
-        trace = self._request.trace_config
-        if trace is None:
-            return
-        check_trace_indices(self._findings, trace, "trace_config", self._sizes, sets)
-        has_loss = self._request.loss_fn_config is not None
-        check_trace_can_run(self._findings, trace, "trace_config", AutoencoderInputs.of_sets(sets), has_loss=has_loss)
-
-    def _trace(self, loss: LossOrigin | None, sets: tuple[AutoencoderInfo, ...]) -> TraceOrigin | None:
+    def _trace(
+        self, loss: LossOrigin | None, sets: tuple[AutoencoderEntry, ...], topology: Topology
+    ) -> TraceOrigin | None:
         trace = self._request.trace_config
         if trace is None:
             return None
-        names = tuple(info.name for info in sets)
-        return TraceOrigin(trace=trace, loss=loss, autoencoders=names, topology=self._topology(sets))
+        check_trace_indices(self._findings, trace, "trace_config", self._sizes, sets)
+        check_trace_can_run(self._findings, trace, "trace_config", topology.inputs, has_loss=loss is not None)
+        names = tuple(entry.name for entry in sets)
+        return TraceOrigin(trace=trace, loss=loss, autoencoders=names, topology=topology)
 
     def _run(
         self,
         tokens: tuple[int, ...],
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
-        spliced: tuple[AutoencoderInfo, ...],
+        spliced: tuple[AutoencoderEntry, ...],
     ) -> Run:
         """The request's run: gradients start from the trace, else from the loss."""
         found = list(self._interventions(spliced))
@@ -276,7 +284,7 @@ class _Planner:
         forward = tuple(one for one in found if one.at.pass_type is PassType.FORWARD)
         return Run(token_ids=tokens, interventions=forward, origins=tuple(origins), passes=tuple(passes))
 
-    def _interventions(self, spliced: tuple[AutoencoderInfo, ...]) -> Iterator[Intervention]:
+    def _interventions(self, spliced: tuple[AutoencoderEntry, ...]) -> Iterator[Intervention]:
         """What is changed, in order, each at one layer."""
         request, n_layers = self._request, self._sizes.n_layers
         if self._findings.holds_stand_in("autoencoders"):
@@ -304,7 +312,7 @@ class _Planner:
                 reason = why_not_stretched(tensor, shape)
                 self._findings.check(not reason, f"{path}.{field}.tensor", reason)
 
-    def _tensor_bytes(self, run: Run, spliced: tuple[AutoencoderInfo, ...]) -> int:
+    def _tensor_bytes(self, run: Run, spliced: tuple[AutoencoderEntry, ...]) -> int:
         """Bytes of the request's tensors on the device, at most: none is larger than what it is put into."""
         found = {
             tensor: math.prod(selected_shape(one.at, self._sizes, spliced))
@@ -316,7 +324,7 @@ class _Planner:
     # The derived scalars
 
     def _scalar(
-        self, index: int, loss: LossOrigin | None, spliced: tuple[AutoencoderInfo, ...]
+        self, index: int, loss: LossOrigin | None, spliced: tuple[AutoencoderEntry, ...]
     ) -> PlannedScalar | None:
         request = self._request
         spec, spec_path = request.derived_scalars[index], f"derived_scalars[{index}]"
@@ -335,6 +343,7 @@ class _Planner:
             spec_path=spec_path,
             model=self._model,
             sizes=self._sizes,
+            topology=self._topology(sets),
             sets=sets,
             spliced=spliced,
             loss=loss,
@@ -347,7 +356,6 @@ class _Planner:
         return PlannedScalar(
             spec_index=index,
             task=task,
-            config=self._canonical(config, sets, task.trace, layers=task.layers),
             sets=sets,
             axes=self._sizes.axes(task, sets),
             reads=reads,
@@ -358,28 +366,6 @@ class _Planner:
         count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
-
-    def _canonical(
-        self,
-        config: DstConfig,
-        sets: tuple[AutoencoderInfo, ...],
-        trace: TraceConfig | None,
-        *,
-        layers: tuple[int | None, ...] | None = None,
-    ) -> DstConfig:
-        """*config* with every context and default filled in."""
-        covered = tuple(layer for layer in layers or () if layer is not None)
-        return replace(
-            config,
-            model_name=self._model.name,
-            model_context=self._model.handle or self._model.name,
-            autoencoder_context=None,
-            autoencoder_config=None,
-            multi_autoencoder_context=tuple(info.handle or info.name for info in sets) or None,
-            trace_config=trace,
-            layer_indices=config.layer_indices if layers is None else (covered or None),
-            device_for_raw_activations=self._model.device,
-        )
 
 
 def _backward(interventions: Sequence[Intervention], origin: Origin) -> Iterator[Intervention]:

@@ -14,6 +14,7 @@ from dst_grpc.pipeline.sizes import Sizes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.components import Dimension
     from dst_grpc.domain.interventions import (
         AxisSelection,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         TapSelection,
         TensorSource,
     )
-    from dst_grpc.domain.resolution import AutoencoderInfo
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.plan import Plan
 
@@ -34,7 +34,7 @@ def check_selection(
     at: TapSelection,
     path: str,
     sizes: Sizes,
-    spliced: Sequence[AutoencoderInfo],
+    spliced: Sequence[AutoencoderEntry],
     *,
     axes: str = "axes",
 ) -> TapSelection:
@@ -102,18 +102,18 @@ def at_each_layer(intervention: Intervention, n_layers: int) -> Iterator[Interve
         yield replace(intervention, at=replace(at, layer_index=layer))
 
 
-def selected_shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderInfo]) -> tuple[int, ...]:
+def selected_shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> tuple[int, ...]:
     """Shape of the selected entries, which exist."""
     return at.shape([require(size) for _, size in _sized(at, sizes, spliced)])
 
 
-def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderInfo]) -> list[tuple[Dimension, int | None]]:
+def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> list[tuple[Dimension, int | None]]:
     """Axes of a tap with their sizes; that of latents is None if no autoencoder in the graph has the tap."""
     owner = _owner(at.activation_location_type, spliced)
     return sized(at.activation_location_type.dimensions, sizes, None if owner is None else owner.n_latents)
 
 
-def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderInfo]) -> AutoencoderInfo | None:
+def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
     """The autoencoder in the graph that has the tap *location*."""
     return next((info for info in spliced if location in info.input.splice_taps), None)
 

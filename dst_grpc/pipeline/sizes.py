@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.domain.architecture import Architecture, ModelDimensions
 from dst_grpc.domain.components import Component, Dimension
-from dst_grpc.domain.resolution import AutoencoderInfo
 from dst_grpc.domain.results import Axis
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Sizes:
         """Size of an axis; *n_latents* for an autoencoder's."""
         return self.model.size_of(dimension, n_tokens=self.n_tokens, n_latents=n_latents)
 
-    def axes(self, task: Task, sets: Sequence[AutoencoderInfo]) -> tuple[Axis, ...]:
+    def axes(self, task: Task, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
         """Axes, with sizes, of one layer's tensor of *task*."""
         facts = task.facts
         latents = set_of(sets, facts.autoencoder).n_latents if facts.autoencoder else 0
@@ -56,11 +56,11 @@ class Sizes:
         return BYTES_OF_FLOAT32 * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
 
 
-def most_latents(sets: Iterable[AutoencoderInfo]) -> int:
+def most_latents(sets: Iterable[AutoencoderEntry]) -> int:
     """Latents of the widest of *sets*; 0 if there are none."""
     return max((info.n_latents for info in sets), default=0)
 
 
-def set_of(sets: Sequence[AutoencoderInfo], node_type: NodeType) -> AutoencoderInfo:
+def set_of(sets: Sequence[AutoencoderEntry], node_type: NodeType) -> AutoencoderEntry:
     """The set whose latents are *node_type*; for a generic latent the only, or first, of *sets*, which has some."""
     return next((info for info in sets if info.node_type is node_type), sets[0])

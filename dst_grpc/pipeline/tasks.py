@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
-from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
@@ -31,10 +30,10 @@ from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
+    from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
-    from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
@@ -55,11 +54,13 @@ class TaskBuilder:
     """Where its config stands in the request."""
     spec_path: str
     """Where it stands itself."""
-    model: ModelInfo
+    model: ModelEntry
     sizes: Sizes
-    sets: tuple[AutoencoderInfo, ...]
+    topology: Topology
+    """The model, with these autoencoders."""
+    sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that its config names."""
-    spliced: tuple[AutoencoderInfo, ...]
+    spliced: tuple[AutoencoderEntry, ...]
     """Those in the graph."""
     loss: LossOrigin | None
     findings: Findings
@@ -74,7 +75,7 @@ class TaskBuilder:
 
     @property
     def _inputs(self) -> AutoencoderInputs:
-        return AutoencoderInputs.of_sets(self.sets)
+        return self.topology.inputs
 
     @property
     def _trace(self) -> TraceConfig | None:
@@ -97,7 +98,7 @@ class TaskBuilder:
             facts=self._facts,
             layers=layers,
             passes=passes,
-            topology=Topology(self.sizes.n_layers, self.model.architecture, self._inputs),
+            topology=self.topology,
             trace=self._trace,
             loss=self.loss,
             node=self.config.node_index_for_attribution,
@@ -120,14 +121,14 @@ class TaskBuilder:
 
     def _check_model(self) -> None:
         """What the model's architecture rules out."""
-        for unsupported in self.model.unsupported:
-            if unsupported.dst is self.spec.dst:
-                description = f"{self._name} has no meaning in {self.model.name!r}: {unsupported.reason}"
-                self.findings.add(f"{self.spec_path}.dst", description, Reason.UNSUPPORTED_BY_MODEL)
+        reason = None if self._facts.tap is None else self.model.architecture.why_without(self._facts.tap)
+        if reason is not None:
+            description = f"{self._name} has no meaning in {self.model.name!r}: {reason}"
+            self.findings.add(f"{self.spec_path}.dst", description, Reason.UNSUPPORTED_BY_MODEL)
 
     # Autoencoders
 
-    def _own_set(self) -> AutoencoderInfo | None:
+    def _own_set(self) -> AutoencoderEntry | None:
         """The autoencoder that the type itself is about."""
         wanted = self._facts.autoencoder
         kind = self._inputs.of(wanted) if wanted is not None else None
@@ -157,17 +158,17 @@ class TaskBuilder:
         if self._facts.component.is_spliced:
             self._check_is_spliced(info)
 
-    def _check_reads_are_rows(self, info: AutoencoderInfo) -> None:
+    def _check_reads_are_rows(self, entry: AutoencoderEntry) -> None:
         """Only then is what an active latent reads its row of the encoder."""
-        activations, normalizations = info.activations, info.normalizations
-        if (activations, normalizations) != ((AutoencoderActivation.RELU,), (InputNormalization.NONE,)):
-            has = f"{'/'.join(activations)}, with the normalization {'/'.join(normalizations)}"
+        if not entry.reads_rows_of_encoder:
+            info = entry.info()
+            has = f"{'/'.join(info.activations)}, with the normalization {'/'.join(info.normalizations)}"
             self.findings.add(
                 "autoencoders", f"{self._name} needs a ReLU autoencoder of raw inputs; {info.name} is {has}"
             )
 
-    def _check_is_spliced(self, info: AutoencoderInfo) -> None:
-        if info.name not in {spliced.name for spliced in self.spliced}:
+    def _check_is_spliced(self, info: AutoencoderEntry) -> None:
+        if info not in self.spliced:
             description = f"{self._name} reads latents in the run: name {info.name!r} in autoencoders"
             self.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
 

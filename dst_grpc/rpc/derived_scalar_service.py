@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import Protocol
@@ -12,11 +11,11 @@ from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
 from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import LoadProgress, Validated
-from dst_grpc.domain.results import DenseTensor, RunSummary, SparseTensor
+from dst_grpc.domain.results import RunSummary
 from dst_grpc.errors import DstError
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
-from dst_grpc.rpc.ports import AnswerPart, PipelinePort, Stage
+from dst_grpc.rpc.ports import PipelinePort, Stage
 from dst_grpc.wire.chunks import serialised
 from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
@@ -94,18 +93,19 @@ class DerivedScalarService:
 
 
 async def with_trailer(
-    parts: AsyncGenerator[ExplanationPart | RunSummary, None], request_id: str
+    steps: AsyncGenerator[Sequence[ExplanationPart | RunSummary], None], request_id: str
 ) -> AsyncGenerator[ExplanationPart, None]:
     """The parts of an answer, with its summary as a trailer that counts them."""
     count = 0
-    async with aclosing(parts):
-        async for part in parts:
-            count += 1
-            if isinstance(part, ExplanationPart):
-                yield part
-            else:
-                trailer = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
-                yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request_id)
+    async with aclosing(steps):
+        async for ready in steps:
+            for part in ready:
+                count += 1
+                if isinstance(part, ExplanationPart):
+                    yield part
+                else:
+                    trailer = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
+                    yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request_id)
 
 
 async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> AsyncGenerator[bytes, None]:
@@ -114,11 +114,11 @@ async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> Asyn
     A DeriveStreamResponse is the same on the wire, so both RPCs send these bytes.
     """
     cutter = FrameCutter(request.request_id)
-    async with aclosing(pipeline.derive(request)) as parts, aclosing(ready_together(parts)) as batches:
-        async for batch in batches:
+    async with aclosing(pipeline.derive(request)) as steps:
+        async for ready in steps:
             message: list[bytes] = []
             size = 0
-            for piece in chain.from_iterable(map(cutter.pieces, batch)):
+            for piece in chain.from_iterable(map(cutter.pieces, ready)):
                 frame = serialised(piece)
                 if message and size + len(frame) > CHUNK_BYTES:
                     yield b"".join(message)
@@ -127,35 +127,6 @@ async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> Asyn
                 size += len(frame)
             if message:
                 yield b"".join(message)
-
-
-async def ready_together(parts: AsyncGenerator[AnswerPart, None]) -> AsyncGenerator[list[AnswerPart], None]:
-    """What *parts* gives without waiting, together, up to about `CHUNK_BYTES`; what is ready never waits for more."""
-    batch: list[AnswerPart] = []
-    size = 0
-    step: asyncio.Task[AnswerPart | None] | None = None
-    try:
-        while True:
-            step = asyncio.create_task(_next(parts))
-            await asyncio.sleep(0)  # a step that need not wait is done now
-            if batch and (size >= CHUNK_BYTES or not step.done() or step.exception()):
-                yield batch
-                batch, size = [], 0
-            part = await step
-            if part is None:
-                break
-            batch.append(part)
-            size += part.info.byte_length if isinstance(part, (DenseTensor, SparseTensor)) else 0
-        if batch:
-            yield batch
-    finally:
-        if step is not None and not step.done():
-            step.cancel()
-            await asyncio.gather(step, return_exceptions=True)
-
-
-async def _next(parts: AsyncGenerator[AnswerPart, None]) -> AnswerPart | None:
-    return await anext(parts, None)
 
 
 class DeriveItems:

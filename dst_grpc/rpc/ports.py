@@ -30,13 +30,13 @@ class PipelinePort(Protocol):
     def resolve(self, request: ResolveRequest) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 
-    def derive(self, request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
-        """Run a request."""
+    def derive(self, request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        """Run a request; yields what is ready together."""
 
-    def top_k(self, request: TopKRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+    def top_k(self, request: TopKRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Choose nodes of a request's runs."""
 
-    def explain(self, request: ExplainRequest) -> AsyncGenerator[ExplanationPart | RunSummary, None]:
+    def explain(self, request: ExplainRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
 
     async def close(self) -> None:

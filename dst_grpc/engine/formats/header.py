@@ -99,6 +99,12 @@ class AutoencoderHeader:
     n_dropped: int = 0
     """Latents of the file that loading it leaves out."""
 
+    @property
+    def reads_rows_of_encoder(self) -> bool:
+        """Whether what an active latent reads is its row of the encoder: with ReLU, and inputs as they are."""
+        raw = all(reading.normalization is InputNormalization.NONE for reading in self.readings)
+        return raw and self.activation is AutoencoderActivation.RELU
+
     def without(self, n_dropped: int) -> AutoencoderHeader:
         """This header if loading leaves out *n_dropped* more latents."""
         return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)

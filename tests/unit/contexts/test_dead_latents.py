@@ -153,12 +153,12 @@ async def test_sets_named_by_path_follow_the_same_rule(folder: Path, tmp_path: P
         dst=DerivedScalarType.RESID_DELTA_MLP, autoencoder_path_by_layer_index=((0, "0.safetensors"),)
     )
     registry = build(folder, autoencoder_roots=[tmp_path / "files"])
-    info = registry.autoencoder_by_config(config, "m")
-    assert info.n_latents == LATENTS - 3
-    assert "-live:" in info.handle
-    assert registry.autoencoder_by_config(config, "m") == info
-    context = await loaded(registry, info.name)
-    assert (context.handle, context.by_layer[0].n_latents) == (info.handle, info.n_latents)
+    entry = registry.autoencoder_by_config(config, "m")
+    assert entry.n_latents == LATENTS - 3
+    assert "-live:" in entry.handle
+    assert registry.autoencoder_by_config(config, "m") is entry
+    context = await loaded(registry, entry.name)
+    assert (context.handle, context.by_layer[0].n_latents) == (entry.handle, entry.n_latents)
     write(tmp_path / "files" / "0.safetensors", *range(LATENTS))
     with pytest.raises(DataLoss, match="no latent is ever active"):
         registry.autoencoder_by_config(config, "m")

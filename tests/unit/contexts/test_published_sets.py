@@ -380,7 +380,7 @@ def test_hooks_of_writes_come_after_the_norm_on_them(tmp_path: Path) -> None:
 
 def by_path(registry: Registry, dst: T, layer: int, path: Path) -> Any:
     config = AutoencoderConfig(dst=dst, autoencoder_path_by_layer_index=((layer, str(path)),))
-    return registry.autoencoder_by_config(config, "m")
+    return registry.autoencoder_by_config(config, "m").info()
 
 
 def test_a_path_to_weights_takes_their_config_along(folder: Path, tmp_path: Path) -> None:

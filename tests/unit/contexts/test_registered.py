@@ -211,7 +211,7 @@ def test_a_reload_takes_over_what_did_not_change(folder: Path, tmp_path: Path) -
         local(folder), ModelSpec(name="new", source=third.source), autoencoder_roots=[folder], previous=before
     )
     assert after.model_entry("m") is before.model_entry("m")
-    assert after.autoencoder(path.name, "m") == path
+    assert after.autoencoder_entry(path.name, "m") is path
     assert after.change_from(before) == RegistryChange(added=("new",), removed=("third",))
     with pytest.raises(NotFound):
         after.model("third")

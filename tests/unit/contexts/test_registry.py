@@ -209,15 +209,15 @@ def rooted(folder: Path, tmp_path: Path) -> Registry:
 
 def test_a_set_named_by_path_gets_a_name_of_its_own(rooted: Registry) -> None:
     config = config_of(T.RESID_DELTA_MLP, "0.pt", "1.safetensors")
-    info = rooted.autoencoder_by_config(config, "m")
-    assert info.name.startswith("path/")
-    assert (info.model, info.layer_indices, info.n_latents) == ("m", (0, 1), 10)
-    assert rooted.autoencoder_by_config(config, "m") == info
-    assert rooted.autoencoder(info.name, "m") == info
-    assert rooted.autoencoder(info.handle, "m") == info
-    assert info.name not in {one.name for one in rooted.autoencoders()}
+    entry = rooted.autoencoder_by_config(config, "m")
+    assert entry.name.startswith("path/")
+    assert (entry.model.name, entry.layer_indices, entry.n_latents) == ("m", (0, 1), 10)
+    assert rooted.autoencoder_by_config(config, "m") is entry
+    assert rooted.autoencoder_entry(entry.name, "m") is entry
+    assert rooted.autoencoder_entry(entry.handle, "m") is entry
+    assert entry.name not in {one.name for one in rooted.autoencoders()}
     other = rooted.autoencoder_by_config(config_of(T.RESID_DELTA_ATTN, "0.pt", "1.safetensors"), "m")
-    assert other.name != info.name
+    assert other.name != entry.name
 
 
 def test_another_file_in_the_same_place_is_another_set(rooted: Registry, tmp_path: Path) -> None:
@@ -226,15 +226,15 @@ def test_another_file_in_the_same_place_is_another_set(rooted: Registry, tmp_pat
     checkpoints.write_state_dict(tmp_path / "files" / "0.pt", {"activation": "Identity"})
     after = rooted.autoencoder_by_config(config, "m")
     assert after.name != before.name
-    assert after.activations == (AutoencoderActivation.IDENTITY,)
+    assert after.info().activations == (AutoencoderActivation.IDENTITY,)
 
 
 def test_kinds_that_can_only_be_read_offline_say_so(rooted: Registry) -> None:
-    info = rooted.autoencoder_by_config(config_of(T.ATTN_WRITE, "0.pt"), "m")
-    assert not info.spliceable
-    assert info.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
-    info = rooted.autoencoder_by_config(config_of(T.RESID_POST_EMBEDDING, "0.pt", layers=(None,)), "m")
-    assert (info.node_type, info.layer_indices) == (NodeType.AUTOENCODER_LATENT, ())
+    entry = rooted.autoencoder_by_config(config_of(T.ATTN_WRITE, "0.pt"), "m")
+    assert not entry.spliceable
+    assert entry.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
+    entry = rooted.autoencoder_by_config(config_of(T.RESID_POST_EMBEDDING, "0.pt", layers=(None,)), "m")
+    assert (entry.node_type, entry.layer_indices) == (NodeType.AUTOENCODER_LATENT, ())
 
 
 def test_what_a_config_gets_wrong_is_named_by_field(rooted: Registry, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 import torch
 import transformers
 
+from dst_grpc.domain.architecture import ActivationFunction, NormKind
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.embedded import MODEL_FOLDER
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
+from dst_grpc.engine.decoder_config import DecoderConfig
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import DataLoss
 from tests import families, models
@@ -24,7 +26,7 @@ EXPLICIT = {L.ATTN_QK_LOGITS, L.ATTN_QK_PROBS}
 """Taps that need an attention matrix."""
 SCALES = {location for location in L if location.value.endswith(".scale")}
 """Taps that need a norm in steps."""
-EVERY_ARCHITECTURE = pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
+EVERY_ARCHITECTURE = pytest.mark.parametrize("name", models.ARCHITECTURES)
 
 
 def test_the_embedded_model_has_the_logits_and_gradients_of_transformers() -> None:
@@ -44,13 +46,22 @@ def logits_of(decoder: Decoder, tokens: torch.Tensor, taps: Taps | None = None, 
     return logits
 
 
+def test_the_architectures_of_the_tests_depart_from_gpt2_in_every_way() -> None:
+    architectures = models.ARCHITECTURES.values()
+    for field in fields(DecoderConfig):
+        if field.default is not MISSING:
+            assert any(getattr(one, field.name) != field.default for one in architectures), field.name
+    assert {one.norm for one in architectures} == set(NormKind)
+    assert {one.activation for one in architectures} == set(ActivationFunction)
+
+
 def test_empty_taps_are_no_taps_to_the_bit(decoder: Decoder) -> None:
     assert torch.equal(logits_of(decoder, PROMPT), logits_of(decoder, PROMPT, Taps()))
 
 
 @EVERY_ARCHITECTURE
 def test_recording_changes_no_bit_where_the_fused_path_makes_the_tensor_anyway(name: str) -> None:
-    config = models.GPT2_AND_OTHERS[name]
+    config = models.ARCHITECTURES[name]
     decoder = models.decoder(config=config, dtype=torch.float32)
     wanted = {site for site in models.sites(config) if site[0] not in EXPLICIT | SCALES}
     taps = Taps(values=wanted)
@@ -60,7 +71,7 @@ def test_recording_changes_no_bit_where_the_fused_path_makes_the_tensor_anyway(n
 
 @EVERY_ARCHITECTURE
 def test_recording_everything_changes_no_more_than_rounding(name: str) -> None:
-    config = models.GPT2_AND_OTHERS[name]
+    config = models.ARCHITECTURES[name]
     decoder, sites = models.decoder(config=config, dtype=torch.float32), models.sites(config)
     taps = Taps(values=sites, gradients=sites)
     torch.testing.assert_close(logits_of(decoder, PROMPT, taps).detach(), logits_of(decoder, PROMPT), rtol=0, atol=2e-5)
@@ -78,7 +89,7 @@ def test_weights_are_frozen_however_they_came(decoder: Decoder) -> None:
 
 @EVERY_ARCHITECTURE
 def test_a_padded_prompt_has_the_values_and_gradients_that_it_has_alone(name: str) -> None:
-    config = models.GPT2_AND_OTHERS[name]
+    config = models.ARCHITECTURES[name]
     decoder, sites = models.decoder(config=config), models.sites(config)
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [8]]
     width = max(map(len, prompts))

@@ -68,28 +68,28 @@ def test_a_query_sees_itself_and_what_is_within_its_window(window: int, seen: li
 
 
 def test_heads_of_a_group_share_their_key_and_value() -> None:
-    layer = models.decoder(config=models.ARCHITECTURES["grouped"]).layers[0]
+    layer = models.decoder(config=models.ARCHITECTURES["llama"]).layers[0]
     normed = normal(5, 8)
     (q, k, v), (_, shared_k, shared_v) = layer.qkv(normed), layer.shared_qkv(normed)
-    assert q.shape == k.shape == v.shape == (5, 6, 3)
+    assert q.shape == k.shape == v.shape == (5, 6, 4)
     for head in range(6):
-        assert torch.equal(k[:, head], shared_k[:, head // 3])
-        assert torch.equal(v[:, head], shared_v[:, head // 3])
+        assert torch.equal(k[:, head], shared_k[:, head // 2])
+        assert torch.equal(v[:, head], shared_v[:, head // 2])
 
 
-@pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_the_fused_kernel_makes_what_the_steps_make(name: str) -> None:
-    for layer in models.decoder(config=models.GPT2_AND_OTHERS[name]).layers:
+    for layer in models.decoder(config=models.ARCHITECTURES[name]).layers:
         q, k, v = layer.qkv(normal(2, 7, 8))
         steps = layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v)
         torch.testing.assert_close(layer.attn_fused(q, k, v), steps)
         torch.testing.assert_close(layer.attn_fused(*layer.shared_qkv(normal(2, 7, 8))), steps)
 
 
-@pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_writes_are_projections_normed_where_the_model_norms_them(name: str) -> None:
-    layer = models.decoder(config=models.GPT2_AND_OTHERS[name]).layers[1]
-    config = models.GPT2_AND_OTHERS[name]
+    layer = models.decoder(config=models.ARCHITECTURES[name]).layers[1]
+    config = models.ARCHITECTURES[name]
     mixed, act = normal(7, config.n_heads, config.d_head), layer.mlp_acts(normal(7, 8))
     for write, project, norm, x in (
         (layer.attn_write, layer.attn_project, layer.attn_post_norm, mixed),
@@ -103,7 +103,7 @@ def test_writes_are_projections_normed_where_the_model_norms_them(name: str) -> 
 
 
 def test_a_gated_neuron_is_its_gate_s_activation_times_its_other_half() -> None:
-    layer, normed = models.decoder(config=models.ARCHITECTURES["gated"]).layers[0], normal(7, 8)
+    layer, normed = models.decoder(config=models.ARCHITECTURES["llama"]).layers[0], normal(7, 8)
     gate, up = layer.mlp_pre_act(normed), layer.mlp_up(normed)
     assert up is not None
     torch.testing.assert_close(layer.mlp_acts(normed), gate / (1 + (-gate).exp()) * up)

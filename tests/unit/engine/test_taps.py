@@ -152,10 +152,10 @@ def numeric(decoder: Decoder, site: Site, entry: tuple[int, ...], value: float, 
     return float(up - down) / (2 * step)
 
 
-@pytest.mark.parametrize("name", models.GPT2_AND_OTHERS)
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_gradient_is_the_derivative_by_the_tap_s_value(name: str, seed: int) -> None:
-    config = models.GPT2_AND_OTHERS[name]
+    config = models.ARCHITECTURES[name]
     decoder, sites = models.decoder(seed, config), models.sites(config)
     logits, taps = run(decoder, values=sites, gradients=sites)
     found = taps.gradients(logits[0, -1, 2])

@@ -34,7 +34,7 @@ LOSS: dict[str, Any] = {"loss_fn_config": models.LOSS}
 
 
 def plan(*types: T, **fields: Any) -> Plan:
-    return make_plan(models.request(*types, **fields), WORLD.catalogue)
+    return make_plan(models.request(*types, **fields), WORLD.registry)
 
 
 def refusal(*types: T, **fields: Any) -> dict[str, str]:

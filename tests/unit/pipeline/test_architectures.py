@@ -15,17 +15,17 @@ from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, Reason
-from dst_grpc.pipeline.answer import AnswerBuilder
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.tensor_answer import TensorAnswer
 from tests import models, traces
 
-WORLDS = {name: models.world(seed=1, config=config) for name, config in models.GPT2_AND_OTHERS.items()}
+WORLDS = {name: models.world(seed=1, config=config) for name, config in models.ARCHITECTURES.items()}
 LOSS: dict[str, Any] = {"loss_fn_config": models.LOSS}
 
 
 def plan(architecture: str, *types: T, **fields: Any) -> Plan:
-    return make_plan(models.request(*types, **fields), WORLDS[architecture].catalogue)
+    return make_plan(models.request(*types, **fields), WORLDS[architecture].registry)
 
 
 def refusal(architecture: str, *types: T, **fields: Any) -> tuple[Reason, dict[str, str]]:
@@ -50,7 +50,7 @@ def test_everything_has_a_meaning_in_gpt2() -> None:
 @pytest.mark.parametrize(
     ("architecture", "location", "why"),
     [
-        ("parallel", L.RESID_POST_ATTN, "attention and MLP of its layers read the same residual"),
+        ("neox", L.RESID_POST_ATTN, "attention and MLP of its layers read the same residual"),
         ("gpt2", L.ATTN_OUTPUT_LAYER_NORM_SCALE, "its layers add what they write without norming it"),
         ("llama", L.MLP_OUTPUT_LAYER_NORM_SCALE, "its layers add what they write without norming it"),
     ],
@@ -64,25 +64,26 @@ def test_a_tap_that_is_not_there_cannot_be_ablated(architecture: str, location: 
 
 
 def test_a_pair_outside_the_window_is_refused_wherever_it_is_named() -> None:
-    """Of "sliding", the queries of layer 0 see two tokens and those of layer 1 all."""
+    """Of "layer norms", the queries of layer 0 see two tokens and those of layer 1 all."""
     hidden = traces.trace(traces.HEAD, 0, 4, 2, 3, through=traces.QK)
     expected = "must lie within 2 tokens of the query token 4: layer 0 sees no further"
-    reason, found = refusal("sliding", T.RESID_POST_EMBEDDING, trace_config=hidden)
+    reason, found = refusal("layer norms", T.RESID_POST_EMBEDDING, trace_config=hidden)
     assert (reason, found) == (Reason.INVALID_FIELD, {"trace_config.node_index.tensor_indices[1]": expected})
     downstream = traces.trace(traces.HEAD, 0, 1, 1, 3, through=traces.V, downstream=hidden)
-    _, found = refusal("sliding", T.RESID_POST_EMBEDDING, trace_config=downstream)
+    _, found = refusal("layer norms", T.RESID_POST_EMBEDDING, trace_config=downstream)
     assert found == {"trace_config.downstream_trace_config.node_index.tensor_indices[1]": expected}
-    _, found = refusal("sliding", T.SINGLE_NODE_WRITE, config=DstConfig(node_index_for_attribution=hidden.node_index))
+    config = DstConfig(node_index_for_attribution=hidden.node_index)
+    _, found = refusal("layer norms", T.SINGLE_NODE_WRITE, config=config)
     assert found == {"config.node_index_for_attribution.tensor_indices[1]": expected}
     for layer, u in ((0, 3), (1, 0)):
         seen = traces.trace(traces.HEAD, layer, 4, u, 3, through=traces.QK)
-        assert plan("sliding", T.RESID_POST_EMBEDDING, trace_config=seen).scalars
+        assert plan("layer norms", T.RESID_POST_EMBEDDING, trace_config=seen).scalars
 
 
 # Parallel layers
 
 
-@pytest.mark.parametrize(("architecture", "last"), [("gpt2", 2), ("parallel", 1)])
+@pytest.mark.parametrize(("architecture", "last"), [("gpt2", 2), ("neox", 1)])
 def test_a_traced_neuron_needs_the_attention_of_its_own_layer_only_if_it_reads_it(architecture: str, last: int) -> None:
     origin = traces.trace(traces.NEURON, 2, 4, 7)
     found = plan(architecture, T.RESID_POST_EMBEDDING, trace_config=origin)
@@ -91,7 +92,7 @@ def test_a_traced_neuron_needs_the_attention_of_its_own_layer_only_if_it_reads_i
     assert outcome.activation_value is not None
 
 
-@pytest.mark.parametrize(("architecture", "kept"), [("gpt2", 1), ("parallel", 0)])
+@pytest.mark.parametrize(("architecture", "kept"), [("gpt2", 1), ("neox", 0)])
 def test_a_backward_ablation_beside_the_traced_node_does_nothing(architecture: str, kept: int) -> None:
     """It is left out of the plan, so that in a batch it meets no other prompt's gradient."""
     spec = ablation(L.ATTN_VALUE, 0.0, PassType.BACKWARD)
@@ -104,7 +105,7 @@ def test_a_backward_ablation_beside_the_traced_node_does_nothing(architecture: s
 def test_heads_write_nothing_to_the_neurons_beside_them() -> None:
     node = traces.node(traces.HEAD, 1, 5, 2, 3)
     config = DstConfig(node_index_for_attribution=node)
-    for architecture, is_read in (("gpt2", True), ("parallel", False)):
+    for architecture, is_read in (("gpt2", True), ("neox", False)):
         found = WORLDS[architecture].one(T.MLP_IN_EDGE_ATTRIBUTION, config, **LOSS)
         assert [bool(found[layer].any()) for layer in range(3)] == [False, is_read, True]
 
@@ -112,7 +113,7 @@ def test_heads_write_nothing_to_the_neurons_beside_them() -> None:
 # Post-norms
 
 
-@pytest.mark.parametrize("architecture", ["post norm", "post layer norm", "gemma"])
+@pytest.mark.parametrize("architecture", ["layer norms", "gemma"])
 @pytest.mark.parametrize(
     ("location", "summed", "whole"),
     [
@@ -138,8 +139,8 @@ def test_writes_go_through_the_scale_as_ablated(architecture: str, location: L, 
 # What is said of it
 
 
-@pytest.mark.parametrize(("architecture", "attention"), [("gpt2", "sdpa"), ("sliding", "sdpa"), ("softcap", "eager")])
+@pytest.mark.parametrize(("architecture", "attention"), [("gpt2", "sdpa"), ("layer norms", "sdpa"), ("gemma", "eager")])
 def test_provenance_tells_that_capped_scores_are_written_out(architecture: str, attention: str) -> None:
     world = WORLDS[architecture]
     (outcome,) = world.outcomes(models.request(T.MLP_POST_ACT))
-    assert AnswerBuilder(outcome, world.context, {}).summary().provenance.attention == attention
+    assert TensorAnswer(outcome, world.context, {}).summary().provenance.attention == attention

@@ -23,18 +23,18 @@ from tests import models
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from dst_grpc.contexts.registry import Registry
     from dst_grpc.engine.decoder import Decoder
-    from dst_grpc.pipeline.lookup import Catalogue
     from dst_grpc.pipeline.run import RunResult
 
 
-def plan_of(catalogue: Catalogue, tokens: Sequence[int], target: int = 1) -> Plan:
+def plan_of(registry: Registry, tokens: Sequence[int], target: int = 1) -> Plan:
     request = DeriveRequest(
         prompt=Prompt(token_ids=tuple(tokens)),
         loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(target,)),
         derived_scalars=(DerivedScalarSpec(dst=DerivedScalarType.MLP_ACT_TIMES_GRAD),),
     )
-    return make_plan(request, catalogue)
+    return make_plan(request, registry)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def decoder(subject: models.World) -> Decoder:
 
 
 @pytest.fixture
-def catalogue(subject: models.World) -> Catalogue:
-    return subject.catalogue
+def registry(subject: models.World) -> Registry:
+    return subject.registry
 
 
 @pytest.fixture
@@ -73,40 +73,40 @@ def batch_sizes(results: Sequence[RunResult | BaseException]) -> list[int]:
     return [result.batch_size for result in results if not isinstance(result, BaseException)]
 
 
-async def test_plans_that_wait_together_run_together(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_plans_that_wait_together_run_together(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Prompts of different lengths are one batch."""
-    plans = [plan_of(catalogue, [1, 2, 3, 4][:length]) for length in (4, 3, 2, 4)]
+    plans = [plan_of(registry, [1, 2, 3, 4][:length]) for length in (4, 3, 2, 4)]
     assert batch_sizes(await together(Batcher(worker, RecordingStore(0)), decoder, plans)) == [4, 4, 4, 4]
 
 
-async def test_a_batch_keeps_to_its_tokens(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_a_batch_keeps_to_its_tokens(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Pads count: three prompts as long as the longest would be more than the budget."""
-    plans = [plan_of(catalogue, [1, 2, 3, 4][:length]) for length in (4, 4, 2)]
+    plans = [plan_of(registry, [1, 2, 3, 4][:length]) for length in (4, 4, 2)]
     assert batch_sizes(await together(Batcher(worker, RecordingStore(0), 8), decoder, plans)) == [2, 2, 1]
 
 
-async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """The second question about a run is answered from the store."""
     batcher = Batcher(worker, RecordingStore())
-    first = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
-    second = await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
+    first = await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    second = await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
     assert (first.statistics.forward_passes, first.statistics.backward_passes) == (1, 1)
     assert (second.statistics.forward_passes, second.statistics.backward_passes) == (0, 0)
 
 
-async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Its batch mates are run again without it."""
-    good, poisoned = plan_of(catalogue, [1, 2]), plan_of(catalogue, [1, 2, 3])
+    good, poisoned = plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])
     object.__setattr__(poisoned.run, "token_ids", (1, 2, 10**6))  # no embedding has that row
     results = await together(Batcher(worker, RecordingStore(0)), decoder, (good, poisoned, good))
     assert isinstance(results[1], IndexError)
     assert batch_sizes(results) == [1, 1]
 
 
-async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """A caller who goes away before the batch forms costs nothing, and the others go on."""
     batcher = Batcher(worker, RecordingStore(0))
-    running = [asyncio.create_task(batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
+    running = [asyncio.create_task(batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
     running[0].cancel()
     outcome = await running[1]
     assert outcome.batch_size == 1
@@ -114,17 +114,17 @@ async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, ca
         await running[0]
 
 
-async def test_a_closed_worker_refuses(decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_a_closed_worker_refuses(decoder: Decoder, registry: Registry) -> None:
     """Once the worker is closed, whoever waits is told that the server is stopping."""
     worker = Worker("cpu")
     batcher = Batcher(worker, RecordingStore(0))
     await worker.close()
     with pytest.raises(Unavailable):
-        await batcher.run(plan_of(catalogue, [1, 2]), decoder, {}, as_it_is)
+        await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
 
 
 async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
-    worker: Worker, decoder: Decoder, catalogue: Catalogue
+    worker: Worker, decoder: Decoder, registry: Registry
 ) -> None:
     """The caller's own step runs there too, and its failure is the caller's alone."""
     threads: list[str] = []
@@ -137,7 +137,7 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
         raise ValueError("mine")
 
     batcher = Batcher(worker, RecordingStore(0))
-    plan = plan_of(catalogue, [1, 2])
+    plan = plan_of(registry, [1, 2])
     results = await asyncio.gather(
         batcher.run(plan, decoder, {}, note), batcher.run(plan, decoder, {}, fail), return_exceptions=True
     )
@@ -146,10 +146,10 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     assert threads[0].startswith("dst-cpu")
 
 
-async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Decoder, catalogue: Catalogue) -> None:
+async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """A reload of the registry may give a name to another set while requests wait; each keeps the one it leased."""
     before, after, beside = (models.autoencoders(DerivedScalarType.MLP_POST_ACT, seed) for seed in (1, 2, 3))
-    plan = plan_of(catalogue, [1, 2])
+    plan = plan_of(registry, [1, 2])
     batcher = Batcher(worker, RecordingStore(0))
     given = ({"s": before}, {"s": after}, {"s": before, "t": beside}, {"t": beside})
     outcomes = await asyncio.gather(*(batcher.run(plan, decoder, sets, as_it_is) for sets in given))

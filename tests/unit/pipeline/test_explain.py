@@ -46,8 +46,8 @@ def ask(*runs: ExplainRun, **fields: Any) -> ExplainRequest:
 
 async def everything(pipeline: Pipeline, request: ExplainRequest | TopKRequest) -> list[Any]:
     stream = pipeline.explain(request) if isinstance(request, ExplainRequest) else pipeline.top_k(request)
-    async with aclosing(stream) as parts:
-        return [part async for part in parts]
+    async with aclosing(stream) as steps:
+        return [part async for ready in steps for part in ready]
 
 
 async def test_headers_come_first_then_tables_then_what_refers_to_them(pipeline: Pipeline, cache: ContextCache) -> None:
@@ -237,10 +237,9 @@ async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
 
 
 async def test_an_answer_that_nobody_reads_on_stops(pipeline: Pipeline, cache: ContextCache) -> None:
-    async with aclosing(pipeline.explain(ask(run(), run(*SECOND)))) as parts:
-        first = await anext(parts)
-        assert isinstance(first, ExplanationPart)
-        assert first.kind is PartKind.HEADER
+    async with aclosing(pipeline.explain(ask(run(), run(*SECOND)))) as steps:
+        first = await anext(steps)
+        assert all(isinstance(part, ExplanationPart) and part.kind is PartKind.HEADER for part in first)
     assert_idle(pipeline, cache)
     reading = asyncio.create_task(everything(pipeline, ask(run(*SHORT))))
     await asyncio.sleep(0)

@@ -162,7 +162,7 @@ def test_a_type_is_refused_where_the_groups_name_it() -> None:
 def test_runs_of_top_k_are_of_one_model() -> None:
     runs = (models.request(), models.request(model="other"))
     assert list(refusal(top_k(T.MLP_POST_ACT, runs=runs))) == ["runs[1].model"]
-    by_handle = (models.request(), models.request(model="tiny@1:float32:cpu"))
+    by_handle = (models.request(), models.request(model=WORLD.context.handle))
     assert len(explaining.plan(WORLD, top_k(T.MLP_POST_ACT, runs=by_handle)).plans) == 2
 
 
@@ -224,7 +224,7 @@ def test_only_what_the_parts_need_is_derived_and_recorded() -> None:
 
 def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
     def digest(**fields: Any) -> str:
-        return explaining.plan(WORLD, explaining.request(**fields)).digest
+        return explaining.plan(WORLD, explaining.request(**fields)).digest("m@1", ["a@1"])
 
     assert digest() == digest(request_id="x")
     others = [

@@ -77,7 +77,7 @@ def complaints(error: InvalidRequest | PreconditionFailed) -> dict[str, str]:
 def refused(request: DeriveRequest, *fields: str) -> set[str]:
     """The fields complained about; those of *fields* hold stand-ins, and are complained about as they were read."""
     with pytest.raises(InvalidRequest) as caught:
-        make_plan(request, WORLD.catalogue, read(*fields))
+        make_plan(request, WORLD.registry, read(*fields))
     found = complaints(caught.value)
     assert all(found[field] == "could not be read" for field in fields)
     return {*found} - {*fields}
@@ -143,7 +143,7 @@ def test_what_reading_found_is_taken_over_with_its_reason() -> None:
     found = Violations()
     found.add("prompt", "is too long", Reason.PROMPT_TOO_LONG)
     with pytest.raises(InvalidRequest) as caught:
-        make_plan(models.request(), WORLD.catalogue, found)
+        make_plan(models.request(), WORLD.registry, found)
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
     assert caught.value.violations == (FieldViolation("prompt", "is too long"),)
 

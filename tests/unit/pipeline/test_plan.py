@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.pipeline.planner import make_plan
 from tests import traces
 
-from .planning import ATTN, LOSS, MLP, NEURON, PARTIAL, WORLD, plan, refusal, with_trace
+from .planning import LOSS, MLP, NEURON, WORLD, plan, refusal, with_trace
 
 # Traces: the request's and a type's own
 
@@ -47,30 +46,10 @@ def test_a_type_that_only_names_a_node_may_name_another_than_the_origin() -> Non
 def test_a_config_without_a_trace_inherits_the_request_s() -> None:
     origin = traces.trace(NEURON, 1, 4, 3)
     found = plan(T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, trace_config=origin)
-    assert found.scalars[0].task.trace == found.scalars[0].config.trace_config == origin
+    assert found.scalars[0].task.trace == origin
 
 
 # What becomes of what is left out
-
-
-def test_the_canonical_config_has_every_context_and_default_filled_in() -> None:
-    found = plan(T.MLP_AUTOENCODER_LATENT, T.LOGITS, autoencoders=(PARTIAL, ATTN), model=None)
-    latents, logits = found.scalars
-    assert latents.config == DstConfig(
-        model_name="tiny",
-        model_context="tiny@1:float32:cpu",
-        multi_autoencoder_context=(PARTIAL, ATTN),
-        layer_indices=(1,),
-        device_for_raw_activations="cpu",
-    )
-    assert logits.config.layer_indices is None
-    assert found.config == replace(latents.config, layer_indices=None)
-
-
-def test_a_config_in_canonical_form_plans_the_same() -> None:
-    first = plan(T.MLP_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=PARTIAL))
-    again = plan(T.MLP_AUTOENCODER_LATENT, config=first.scalars[0].config)
-    assert again.scalars[0] == first.scalars[0]
 
 
 def test_words_become_token_ids() -> None:
@@ -78,7 +57,7 @@ def test_words_become_token_ids() -> None:
         name=LossFnName.LOGIT_DIFF, target_tokens=("c",), target_token_ids=(7,), distractor_tokens=("b",)
     )
     found = make_plan(
-        DeriveRequest(prompt=Prompt(text="c a b unknown"), model="tiny", loss_fn_config=loss), WORLD.catalogue
+        DeriveRequest(prompt=Prompt(text="c a b unknown"), model="tiny", loss_fn_config=loss), WORLD.registry
     )
     assert (found.token_ids, found.token_strings) == ((2, 0, 1, 18), ("c", "a", "b", "?"))
     assert found.loss is not None
@@ -92,7 +71,7 @@ def test_a_text_without_tokens_is_refused() -> None:
 
 def test_without_a_prompt_a_full_window_is_planned_for() -> None:
     request = DeriveRequest(prompt=None, model="tiny", derived_scalars=(DerivedScalarSpec(dst=T.MLP_POST_ACT),))
-    found = make_plan(request, WORLD.catalogue)
+    found = make_plan(request, WORLD.registry)
     assert (found.token_ids, found.cost.sequence_tokens) == ((), 12)
     assert found.scalars[0].axes[0].size == 12
 

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from dst_grpc.contexts import ContextCache, Registry
+from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
-from dst_grpc.domain.resolution import AutoencoderInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.tokenizer import Tokenizer
+from dst_grpc.pipeline import planning
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.service import Pipeline
 from tests import checkpoints
 
@@ -31,16 +33,11 @@ class SlowDisk(Registry):
         """Begin to watch."""
         self.gate = threading.Event()
         self.readers: list[str] = []
-        self.tokenizer_readers: list[str] = []
         self.now = self.most = 0
         self.began = asyncio.Semaphore(0)
         self.loop = asyncio.get_running_loop()
 
-    def tokenizer(self, ref: str) -> Tokenizer:
-        self.tokenizer_readers.append(threading.current_thread().name)
-        return super().tokenizer(ref)
-
-    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderInfo:
+    def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
         self.readers.append(threading.current_thread().name)
         self.now += 1
         self.most = max(self.most, self.now)
@@ -86,9 +83,9 @@ def by_path(shared: bool = True) -> DeriveRequest:
     )
 
 
-async def everything(parts: AsyncGenerator[Any, None]) -> list[Any]:
-    async with aclosing(parts):
-        return [part async for part in parts]
+async def everything(steps: AsyncGenerator[Any, None]) -> list[Any]:
+    async with aclosing(steps):
+        return [part async for ready in steps for part in ready]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -116,19 +113,23 @@ async def test_files_are_read_a_few_at_a_time_however_many_are_named(pipeline: P
 
 
 async def test_a_plain_request_is_planned_on_the_loop_once_its_tokenizer_was_read(
-    pipeline: Pipeline, disk: SlowDisk
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    planners: list[str] = []
+
+    def noted(*arguments: Any, **options: Any) -> Plan:
+        planners.append(threading.current_thread().name)
+        return make_plan(*arguments, **options)
+
+    monkeypatch.setattr(planning, "make_plan", noted)
     here = threading.current_thread().name
     await everything(pipeline.derive(plain()))
-    first = disk.tokenizer_readers[0]
-    assert first.startswith("dst-plan")
-    disk.tokenizer_readers.clear()
+    assert planners.pop().startswith("dst-plan")
     other = DeriveRequest(prompt=Prompt(text="the key"), derived_scalars=(DerivedScalarSpec(dst=T.MLP_POST_ACT),))
     await everything(pipeline.derive(other))
-    assert set(disk.tokenizer_readers) == {here}
-    disk.tokenizer_readers.clear()
+    assert planners == [here]
     await everything(pipeline.derive(other))
-    assert not disk.tokenizer_readers  # the plan was kept
+    assert planners == [here]  # the plan was kept
 
 
 async def test_who_stops_waiting_for_files_leaves_nothing(pipeline: Pipeline, disk: SlowDisk) -> None:

@@ -27,13 +27,14 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_facts import Backward, Direction
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult
 from tests import models, traces
 
 WORLDS = {
     name: models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6, config=config)
-    for name, config in models.GPT2_AND_OTHERS.items()
+    for name, config in models.ARCHITECTURES.items()
 }
 WORLD = WORLDS["gpt2"]
 SETS = tuple(WORLD.sets)
@@ -97,7 +98,7 @@ def anything(chance: random.Random, world: models.World) -> DeriveRequest:
     )
 
 
-BATCHES = [("gpt2", seed) for seed in range(40)] + [(name, seed) for name in models.ARCHITECTURES for seed in range(4)]
+BATCHES = [(name, seed) for name in models.ARCHITECTURES for seed in range(6)]
 
 
 @pytest.mark.parametrize(("architecture", "seed"), BATCHES)
@@ -200,7 +201,7 @@ def test_a_backward_pass_runs_only_for_who_reads_gradients(
 def test_a_run_stops_after_the_last_layer_that_is_needed(fields: dict[str, Any], stop: int | None) -> None:
     types = fields.get("types", ())
     rest = {name: value for name, value in fields.items() if name != "types"}
-    plan = make_plan(models.request(*types, **rest), WORLD.catalogue)
+    plan = make_plan(models.request(*types, **rest), WORLD.registry)
     assert plan.stop_after_layer == stop
 
 
@@ -246,10 +247,14 @@ ONE_NEURON = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_inde
 AT_NEURONS = TapSelection(activation_location_type=L.MLP_POST_ACT)
 
 
+def digest(plan: Plan) -> str:
+    return plan.digest("tiny@1", ["set@1"])
+
+
 def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
     plain = outcome_of().plan
     same = outcome_of(request_id="another").plan
-    assert (same.digest, same.run_key) == (plain.digest, plain.run_key)
+    assert (digest(same), same.run_key) == (digest(plain), plain.run_key)
     changed: list[dict[str, Any]] = [
         {"tokens": (1, 2)},
         {"loss_fn_config": models.LOSS},
@@ -261,17 +266,17 @@ def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
         {"interventions": (Intervention(at=AT_NEURONS, action=AddVector(vector=RequestTensor(tensor=np.zeros(1)))),)},
     ]
     others = [plain, *(outcome_of(**fields).plan for fields in changed)]
-    assert len({one.digest for one in others}) == len(others)
+    assert len({digest(one) for one in others}) == len(others)
     assert len({one.run_key for one in others}) == len(others)
-    derived = make_plan(models.request(T.MLP_WRITE), WORLD.catalogue)
-    assert (derived.digest != plain.digest, derived.run_key == plain.run_key) == (True, True)
+    derived = make_plan(models.request(T.MLP_WRITE), WORLD.registry)
+    assert (digest(derived) != digest(plain), derived.run_key == plain.run_key) == (True, True)
 
 
 # Cost
 
 
 def cost(*types: T, n_tokens: int = 6, **fields: Any) -> Any:
-    return make_plan(models.request(*types, tokens=(1,) * n_tokens, **fields), WORLD.catalogue).cost
+    return make_plan(models.request(*types, tokens=(1,) * n_tokens, **fields), WORLD.registry).cost
 
 
 @pytest.mark.parametrize("field", ["floating_point_operations", "peak_bytes", "output_bytes"])
@@ -305,7 +310,7 @@ def heads_and_neurons(**fields: Any) -> Any:
     config = replace(models.CONFIG, **fields)
     world = models.World(models.decoder(config=config))
     request = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
-    return make_plan(request, world.catalogue).cost
+    return make_plan(request, world.registry).cost
 
 
 def test_operations_are_two_for_each_weight_each_way_and_one_for_each_output() -> None:

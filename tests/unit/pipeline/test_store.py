@@ -27,7 +27,7 @@ def world() -> models.World:
 
 
 def plan_of(world: models.World, *types: T, **fields: Any) -> Plan:
-    return make_plan(models.request(*types, **{"loss_fn_config": LOSS, **fields}), world.catalogue)
+    return make_plan(models.request(*types, **{"loss_fn_config": LOSS, **fields}), world.registry)
 
 
 def recorded(world: models.World, plan: Plan) -> Recording:

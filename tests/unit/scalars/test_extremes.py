@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc.scalars.extremes import extremes
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     n_rows=st.integers(1, 3),
     n=st.integers(1, 3000),

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dst_grpc.domain.architecture import unsupported_types
 from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
@@ -18,7 +17,6 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.taps import Site
-from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.pipeline.run import RunResult
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import ExplainedModel
@@ -94,20 +92,18 @@ def derive(outcome: RunResult, evidence: RecordedTaps) -> list[torch.Tensor]:
     return [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
 
 
-UNSUPPORTED = [
-    (architecture, unsupported.dst)
-    for architecture, config in models.GPT2_AND_OTHERS.items()
-    for unsupported in unsupported_types(config.architecture)
+SUPPORTED = [
+    (name, dst)
+    for name, config in models.ARCHITECTURES.items()
+    for dst in FACTS
+    if dst not in models.world(config=config).unsupported
 ]
-SUPPORTED = [(name, dst) for name in models.GPT2_AND_OTHERS for dst in FACTS if (name, dst) not in UNSUPPORTED]
-READ_ALIKE = {"gated", "grouped", "rotary", "rms norm", "qk norm", "softcap", "sliding", "llama", "post norm"}
-"""Architectures whose types read what another's do that is tried."""
 
 
-@pytest.mark.parametrize(("architecture", "dst"), [one for one in SUPPORTED if one[0] not in READ_ALIKE])
+@pytest.mark.parametrize(("architecture", "dst"), [one for one in SUPPORTED if one[0] != "llama"])
 def test_what_is_announced_is_what_is_read(architecture: str, dst: T) -> None:
     facts = FACTS[dst]
-    world = models.world(kind_for(facts), seed=5, config=models.GPT2_AND_OTHERS[architecture])
+    world = models.world(kind_for(facts), seed=5, config=models.ARCHITECTURES[architecture])
     for request in requests_for(facts, world):
         (outcome,) = world.outcomes(request)
         (scalar,) = outcome.plan.scalars
@@ -122,57 +118,6 @@ def test_what_is_announced_is_what_is_read(architecture: str, dst: T) -> None:
         assert all(torch.equal(one, other) for one, other in zip(found, everything, strict=True))
         assert values.read == announced[PassType.FORWARD]
         assert gradients.read == gradients.keys()
-
-
-@pytest.mark.parametrize(("architecture", "dst"), SUPPORTED)
-def test_every_type_is_finite_and_in_the_announced_axes_on_every_architecture(architecture: str, dst: T) -> None:
-    """But for the scores of tokens that are not seen, which are -inf."""
-    facts = FACTS[dst]
-    world = models.world(kind_for(facts), seed=5, config=models.GPT2_AND_OTHERS[architecture])
-    for request in requests_for(facts, world):
-        (outcome,) = world.outcomes(request)
-        (scalar,) = outcome.plan.scalars
-        tensors = models.tensors(outcome)
-        assert {tuple(tensor.shape) for tensor in tensors.values()} == {tuple(axis.size for axis in scalar.axes)}
-        assert len(tensors) == len(scalar.task.layers) * len(scalar.task.passes)
-        for (_, pass_type, layer), tensor in tensors.items():
-            if dst is T.ATTN_QK_LOGITS and pass_type is PassType.FORWARD:
-                hidden = world.decoder.layers[layer or 0].hidden(len(tensor), tensor.device)
-                assert torch.equal(tensor.isneginf(), hidden.unsqueeze(-1).expand_as(tensor))
-            else:
-                assert tensor.isfinite().all()
-        assert scalar.output_bytes == 4 * sum(tensor.numel() for tensor in tensors.values())
-
-
-@pytest.mark.parametrize("architecture", ["gemma", "llama"])
-@pytest.mark.parametrize("dst", FACTS)
-def test_every_type_stays_in_the_models_element_type(architecture: str, dst: T) -> None:
-    """But for the scales of norms, which are never rounded."""
-    config = models.GPT2_AND_OTHERS[architecture]
-    world = models.world(kind_for(FACTS[dst]), seed=5, config=config, dtype=torch.bfloat16)
-    scales = {T.RESID_FINAL_LAYER_NORM_SCALE, T.ATTN_INPUT_LAYER_NORM_SCALE, T.MLP_INPUT_LAYER_NORM_SCALE}
-    (outcome,) = world.outcomes(requests_for(FACTS[dst], world)[0])
-    expected = torch.float32 if dst in scales else torch.bfloat16
-    assert {tensor.dtype for tensor in models.tensors(outcome).values()} == {expected}
-
-
-@pytest.mark.parametrize(("architecture", "dst"), UNSUPPORTED)
-def test_a_type_without_meaning_in_a_model_is_refused_with_the_reason(architecture: str, dst: T) -> None:
-    world = models.world(kind_for(FACTS[dst]), config=models.GPT2_AND_OTHERS[architecture])
-    for request in requests_for(FACTS[dst], world):
-        with pytest.raises(InvalidRequest, match=rf"{dst} has no meaning in 'tiny': attention and MLP of") as caught:
-            world.outcomes(request)
-        assert caught.value.reason is Reason.UNSUPPORTED_BY_MODEL
-        assert [violation.field for violation in caught.value.violations] == ["derived_scalars[0].dst"]
-
-
-def test_only_parallel_models_rule_types_out() -> None:
-    assert {architecture for architecture, _ in UNSUPPORTED} == {"parallel"}
-    assert {dst for _, dst in UNSUPPORTED} == {
-        T.RESID_POST_ATTN,
-        T.RESID_POST_ATTN_NORM,
-        T.RESID_POST_ATTN_PROJ_TO_FINAL_RESIDUAL_GRAD,
-    }
 
 
 def test_a_value_that_nobody_announced_is_an_error_of_ours() -> None:

@@ -1,8 +1,9 @@
-"""Scored tokens and token pairs, beside the plain formulas and autograd on whole prompts."""
+"""Scored tokens and attended tokens, beside the plain model's writes and autograd on whole prompts."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,81 +13,58 @@ from dst_grpc.domain.components import (
     ComponentTypeForAttention,
     ComponentTypeForMlp,
     NodeType,
-    PreOrPostAct,
 )
-from dst_grpc.domain.explain import NodeAblation
-from dst_grpc.domain.explanations import ExplainPart, NodeTokens, RunExplanation
-from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.domain.scalars import FACTS
-from dst_grpc.pipeline.run import run
-from dst_grpc.scalars.edges import node_write
-from dst_grpc.scalars.explained_model import ExplainedModel
-from dst_grpc.scalars.recompute import activation
-from dst_grpc.scalars.recorded_taps import RecordedTaps
-from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.token_scoring import extreme_tokens
-from tests import explaining, models, traces
+from tests import explaining, models, plain
+from tests.explained import N_TOKENS, Explained
 
-PLAIN = models.world()
-LATENTS = models.world(T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
-NEURON_LATENTS = models.world(T.MLP_POST_ACT)
+if TYPE_CHECKING:
+    from dst_grpc.domain.explanations import NodeTokens, RunExplanation
+    from dst_grpc.domain.indices import NodeIndex
+
 COUNT = 5
-ALL: dict[str, Any] = {
-    "component_type_for_mlp": ComponentTypeForMlp.AUTOENCODER_LATENT,
-    "component_type_for_attention": ComponentTypeForAttention.AUTOENCODER_LATENT,
-    "autoencoders": tuple(LATENTS.sets),
-}
-OF_NEURONS = {"component_type_for_mlp": ComponentTypeForMlp.AUTOENCODER_LATENT}
-NAMES = tuple(f"tiny/{kind}" for kind in (T.MLP_POST_ACT, T.RESID_DELTA_ATTN))
-CASES: list[tuple[models.World, dict[str, Any]]] = [
-    (PLAIN, {}),
-    (LATENTS, ALL),
-    (LATENTS, {**OF_NEURONS, "autoencoders": tuple(LATENTS.sets)}),
-    (NEURON_LATENTS, {**OF_NEURONS, "autoencoders": tuple(NEURON_LATENTS.sets)}),
-    *(
-        (models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, config=config), {**shown, "autoencoders": NAMES})
-        for config in models.ARCHITECTURES.values()
-        for shown in ({}, {**ALL, "autoencoders": NAMES})
-    ),
+CASES = [
+    Explained(architecture, (mlp_kind, T.RESID_DELTA_ATTN))
+    for architecture, mlp_kind in zip(
+        models.ARCHITECTURES, (T.RESID_DELTA_MLP, T.MLP_POST_ACT) * len(models.ARCHITECTURES), strict=False
+    )
 ]
-"""Worlds, the other architectures among them, and what is asked of them."""
+every_case = pytest.mark.parametrize("x", CASES, ids=str)
+of_either = pytest.mark.parametrize("latents", [False, True], ids=["neurons and heads", "latents"])
 
 
-def every_embedding(world: models.World) -> torch.Tensor:
-    """[V, d]."""
-    return world.decoder.embed(torch.arange(world.decoder.config.vocab_size))
+@cache
+def run_explained(x: Explained, latents: bool, *parts: ExplainPart) -> RunExplanation:
+    """One run, of which neurons and heads are shown, or latents."""
+    mlp = ComponentTypeForMlp.AUTOENCODER_LATENT if latents else ComponentTypeForMlp.NEURON
+    attention = ComponentTypeForAttention.AUTOENCODER_LATENT if latents else ComponentTypeForAttention.ATTENTION_HEAD
+    request = explaining.request(
+        component_type_for_mlp=mlp,
+        component_type_for_attention=attention,
+        autoencoders=tuple(x.world.sets),
+        scored_token_count=COUNT,
+        token_pair_count=4,
+        k=6,
+        parts=parts,
+    )
+    (found,) = explaining.explain(x.world, request).runs
+    return found
 
 
-def explained(world: models.World, fields: dict[str, Any]) -> tuple[RunExplanation, ExplainedModel, RecordedTaps]:
-    """A run explained with a neuron and a head set by hand, and what it recorded."""
-    neuron = NodeAblation(node_index=traces.node(NodeType.MLP_NEURON, 0, 2, 5), value=3.0)
-    head = NodeAblation(node_index=traces.node(NodeType.ATTENTION_HEAD, 1, 3, 1, 2), value=0.25)
-    request = explaining.request(node_ablations=(neuron, head), scored_token_count=COUNT, k=6, **fields)
-    (found,) = explaining.explain(world, request).runs
-    model = ExplainedModel(world.decoder, tuple(world.sets.values()))
-    asked = explaining.plan(world, request)
-    (outcome,) = run(asked.plans, world.decoder, world.sets)
-    return found, model, outcome.recording.taps
-
-
-def is_hidden(world: models.World, node: NodeIndex) -> bool:
-    """Whether a sliding window keeps a head from seeing its pair of tokens."""
-    t, u, _ = node.tensor_indices
-    assert t is not None
-    assert u is not None
-    assert node.layer_index is not None
-    window = world.decoder.layers[node.layer_index].window
-    return window is not None and t - u >= window
+def nodes_of(found: RunExplanation) -> tuple[NodeIndex, ...]:
+    assert found.node_table is not None
+    return tuple(found.node_table.nodes)
 
 
 def scored(found: RunExplanation, part: ExplainPart) -> dict[NodeIndex, NodeTokens]:
-    tokens, table = found.tokens_of(part), found.node_table
+    """What is said of each node; the list is in the order of the table."""
+    tokens = found.tokens_of(part)
     assert tokens is not None
-    assert table is not None
     assert [one.node for one in tokens.nodes] == sorted(one.node for one in tokens.nodes)
-    return {table.nodes[one.node]: one for one in tokens.nodes}
+    return {nodes_of(found)[one.node]: one for one in tokens.nodes}
 
 
 def assert_scores(found: NodeTokens, scores: torch.Tensor) -> None:
@@ -101,106 +79,84 @@ def assert_scores(found: NodeTokens, scores: torch.Tensor) -> None:
         assert one.normalized_score == pytest.approx(one.score / largest if largest else 0.0, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("case", range(len(CASES)))
-def test_output_tokens_are_scored_by_what_a_node_writes(case: int) -> None:
-    world, fields = CASES[case]
-    found, model, taps = explained(world, fields)
+def pre_activation_gradient(x: Explained, node: NodeIndex, through: AttentionTraceType | None = None) -> torch.Tensor:
+    """Of one node at the residual before it, the norm's scale held, [T, d]."""
+    layer = node.layer_index
+    assert layer is not None
+
+    def value(rho: torch.Tensor) -> torch.Tensor:
+        found = x.plain.activations(node.node_type, layer, rho, post=False, detach=True, through=through)
+        return found[node.tensor_indices]
+
+    return plain.local_gradient(value, x.value[x.before(node)])
+
+
+@every_case
+@of_either
+def test_output_tokens_are_scored_by_what_a_node_writes(x: Explained, latents: bool) -> None:
+    """Through the final norm's gain, each vector's mean over the vocabulary taken off."""
+    found = run_explained(x, latents)
     nodes = scored(found, ExplainPart.UPVOTED_OUTPUT_TOKENS)
-    assert found.node_table is not None
-    assert nodes.keys() == set(found.node_table.nodes)
-    decoder = world.decoder
+    assert nodes.keys() == set(nodes_of(found))
+    gain = x.plain.weights["final_norm.gain"] + x.config.norm_gain_offset
     for node, tokens in nodes.items():
         t = node.tensor_indices[0]
         assert t is not None
-        if node.node_type is NodeType.LAYER:
-            write = taps.value((L.RESID_POST_EMBEDDING, None))[t]
-        else:
-            task = Task(facts=FACTS[T.SINGLE_NODE_WRITE], layers=(), passes=(), topology=model.topology, node=node)
-            write = node_write(model, taps, task)[t]
-        scores = (write * decoder.final_norm.gain) @ decoder.unembedding
+        of_embedding = node.node_type is NodeType.LAYER
+        write = x.value[L.RESID_POST_EMBEDDING, None] if of_embedding else x.node_write(node)
+        scores = (write[t] * gain) @ x.plain.weights["unembedding"]
         assert_scores(tokens, scores - scores.mean())
 
 
-@pytest.mark.parametrize("case", range(len(CASES)))
-def test_input_tokens_of_mlps_are_scored_by_what_a_node_reads(case: int) -> None:
-    world, fields = CASES[case]
-    found, model, taps = explained(world, fields)
-    nodes = scored(found, ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP)
-    readers = {NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT}
-    assert found.node_table is not None
-    assert nodes.keys() == {node for node in found.node_table.nodes if node.node_type in readers}
-    for node, tokens in nodes.items():
-        assert node.layer_index is not None
-        t = node.tensor_indices[0]
-        rho = taps.value(model.topology.residual_before(node.node_type, node.layer_index).site)
-        leaf = rho.clone().requires_grad_()
-        value = activation(model, node.node_type, node.layer_index, leaf, at=PreOrPostAct.PRE, detach_scale=True)[
-            node.tensor_indices
-        ]
-        (gradient,) = torch.autograd.grad(value, leaf)
-        assert_scores(tokens, every_embedding(world) @ gradient[t])
+@every_case
+@of_either
+def test_input_tokens_are_scored_by_what_a_node_reads(x: Explained, latents: bool) -> None:
+    """At the token of a neuron or latent of an MLP; of a head at its query, the key held, and the other way round."""
+    found = run_explained(x, latents)
+    vocabulary = x.plain.embedded(range(x.config.vocab_size))
+    mlp = {NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT}
+    readers: dict[ExplainPart, tuple[AttentionTraceType | None, set[NodeType]]] = {
+        ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP: (None, mlp),
+        ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q: (AttentionTraceType.Q, {NodeType.ATTENTION_HEAD}),
+        ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K: (AttentionTraceType.K, {NodeType.ATTENTION_HEAD}),
+    }
+    for part, (through, node_types) in readers.items():
+        if latents and through is not None:
+            assert found.tokens_of(part) is None
+            continue
+        nodes = scored(found, part)
+        assert nodes.keys() == {node for node in nodes_of(found) if node.node_type in node_types and x.sees(node)}
+        for node, tokens in nodes.items():
+            gradient = pre_activation_gradient(x, node, through)
+            at = node.tensor_indices[1 if through is AttentionTraceType.K else 0]
+            assert_scores(tokens, vocabulary @ gradient[at])
+            assert through is None or not gradient[[t for t in range(N_TOKENS) if t != at]].any()
 
 
-@pytest.mark.parametrize("case", [0, *range(4, len(CASES), 2)])
-@pytest.mark.parametrize("through", [AttentionTraceType.Q, AttentionTraceType.K])
-def test_input_tokens_of_heads_are_scored_by_what_raises_their_score(through: AttentionTraceType, case: int) -> None:
-    """At the query with the key held, at the key with the query held: autograd on the whole prompt."""
-    of_query = through is AttentionTraceType.Q
-    parts = ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_K
-    world, fields = CASES[case]
-    found, model, taps = explained(world, fields)
-    nodes = scored(found, parts[0] if of_query else parts[1])
-    assert found.node_table is not None
-    heads = {node for node in found.node_table.nodes if node.node_type is NodeType.ATTENTION_HEAD}
-    assert nodes.keys() == {node for node in heads if not is_hidden(world, node)}
-    for node, tokens in nodes.items():
-        layer = node.layer_index
-        assert layer is not None
-        rho = taps.value((L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None))
-        leaf = rho.clone().requires_grad_()
-        value = activation(model, node.node_type, layer, leaf, at=PreOrPostAct.PRE, through=through, detach_scale=True)[
-            node.tensor_indices
-        ]
-        (gradient,) = torch.autograd.grad(value, leaf)
-        at = node.tensor_indices[0 if of_query else 1]
-        assert_scores(tokens, every_embedding(world) @ gradient[at])
-        elsewhere = [t for t in range(len(models.TOKENS)) if t != at]
-        assert not gradient[elsewhere].any()
-
-
-def test_latents_of_attention_attend_to_the_tokens_that_their_activation_comes_from() -> None:
-    found, _, taps = explained(LATENTS, {**ALL, "token_pair_count": 4})
+@every_case
+def test_latents_of_attention_attend_to_the_tokens_that_their_activation_comes_from(x: Explained) -> None:
+    found, kind = run_explained(x, True), T.RESID_DELTA_ATTN
     assert found.token_pairs is not None
-    assert found.node_table is not None
-    context = LATENTS.sets["tiny/resid_delta_attn"]
-    pairs = {found.node_table.nodes[one.node]: dict(one.attended_tokens) for one in found.token_pairs.nodes}
-    active = 0
-    for node in found.node_table.nodes:
-        if node.node_type is not NodeType.ATTENTION_AUTOENCODER_LATENT:
-            assert node not in pairs
-            continue
-        t, j = node.tensor_indices
-        layer = node.layer_index
+    pairs = {nodes_of(found)[one.node]: dict(one.attended_tokens) for one in found.token_pairs.nodes}
+    active = [
+        node
+        for node in nodes_of(found)
+        if node.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
+        and x.latents(kind, node.layer_index or 0)[node.tensor_indices] > 0
+    ]
+    assert len(active) > 3
+    assert pairs.keys() == set(active)
+    for node, found_tokens in pairs.items():
+        layer, (t, latent) = node.layer_index or 0, node.tensor_indices
         assert t is not None
-        assert layer is not None
-        autoencoder = context.by_layer[layer]
-        latent = autoencoder.encode(taps.value((L.RESID_DELTA_ATTN, layer)))[t, j]
-        if latent <= 0:
-            assert node not in pairs
-            continue
-        active += 1
-        probs, values = taps.value((L.ATTN_QK_PROBS, layer)), taps.value((L.ATTN_VALUE, layer))
-        out = LATENTS.decoder.layers[layer].attn_out
-        writes = torch.einsum("uh,uhc,hcd->ud", probs[t], values, out)
-        attributions = writes @ autoencoder.encoder[j]
-        best = sorted(range(t + 1), key=lambda u: -attributions[u].item())[:4]
-        assert list(pairs[node]) == best
-        for u in best:
-            assert pairs[node][u] == pytest.approx(attributions[u].item(), rel=1e-5, abs=1e-7)
-    assert active > 3
+        writes = x.pair_writes(layer)[t].sum(dim=1)
+        attributions = (writes @ x.autoencoder(kind, layer).encoder[latent])[: t + 1].tolist()
+        best = sorted(attributions, reverse=True)[:4]
+        assert list(found_tokens.values()) == pytest.approx(best, rel=1e-5, abs=1e-7)
+        assert [attributions[u] for u in found_tokens] == pytest.approx(best, rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("n_tokens", [3, 5000, 9000])
+@pytest.mark.parametrize("n_tokens", [3, 9000])
 @pytest.mark.parametrize("centred", [True, False])
 def test_tokens_are_found_in_every_chunk_of_the_vocabulary(n_tokens: int, centred: bool) -> None:
     generator = torch.Generator().manual_seed(n_tokens)
@@ -218,10 +174,5 @@ def test_tokens_are_found_in_every_chunk_of_the_vocabulary(n_tokens: int, centre
 
 
 def test_a_list_of_nodes_that_cannot_be_scored_is_empty() -> None:
-    (found,) = explaining.explain(
-        LATENTS, explaining.request(parts=(ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q,), **ALL)
-    ).runs
-    tokens = found.tokens_of(ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q)
-    assert tokens is not None
-    assert tokens.nodes == ()
-    assert found.node_table is not None
+    x, part = Explained(kinds=(T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)), ExplainPart.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q
+    assert scored(run_explained(x, True, part), part) == {}

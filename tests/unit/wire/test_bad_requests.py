@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc._gen.dst.v1 import (
@@ -260,7 +260,6 @@ def test_a_chain_of_traces_is_refused_however_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_message_is_a_value_or_invalid(read: Any, data: st.DataObject) -> None:
     message = data.draw(strategies.messages(READERS[read]))
@@ -269,7 +268,6 @@ def test_any_message_is_a_value_or_invalid(read: Any, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("read", ANSWER_READERS, ids=lambda read: read.__name__)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_answer_is_a_value_or_data_loss(read: Any, data: st.DataObject) -> None:
     message = data.draw(strategies.messages(ANSWER_READERS[read], depth=4))

@@ -7,7 +7,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details_pb
 from google.rpc.status_pb2 import Status
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc import errors
@@ -47,7 +47,6 @@ def is_whole(error: errors.DstError) -> bool:
     )
 
 
-@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(strategies.dst_errors())
 def test_an_error_comes_back_as_itself(error: errors.DstError) -> None:
     rebuilt = error_from_status(error_to_status(error))
@@ -61,7 +60,6 @@ def test_an_error_comes_back_as_itself(error: errors.DstError) -> None:
     assert facts(rebuilt) == facts(error)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(strategies.dst_errors(max_size=3000, max_violations=60), st.integers(1, 400))
 def test_no_status_outgrows_its_limit(error: errors.DstError, times: int) -> None:
     if isinstance(error, (InvalidRequest, PreconditionFailed)):
@@ -191,7 +189,6 @@ def test_details_that_cannot_be_decoded_are_passed_over(name: str, code: int, va
     assert error.message == "no"
 
 
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(strategies.messages(Status))
 def test_any_status_has_an_error(status: Status) -> None:
     assert error_from_status(status).message

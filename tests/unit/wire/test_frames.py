@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
@@ -76,7 +76,6 @@ def reason_of(frames: list[pb.Frame]) -> Reason:
     return caught.value.reason
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(strategies.answers(), st.integers(1, 40))
 def test_what_is_cut_assembles_to_the_same_bits(answer: Any, chunk_bytes: int) -> None:
     header, tensors, summary = answer

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc._gen.dst.v1 import config_pb2, index_pb2, inference_pb2
@@ -85,7 +85,6 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_reading_what_was_written_gives_an_equal_value(name: str, data: st.DataObject) -> None:
     values, module = CASES[name]
@@ -97,7 +96,6 @@ def test_reading_what_was_written_gives_an_equal_value(name: str, data: st.DataO
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_converting_changes_neither_side(name: str, data: st.DataObject) -> None:
     values, module = CASES[name]

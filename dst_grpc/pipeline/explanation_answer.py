@@ -1,7 +1,7 @@
-"""From the results of the runs of TopK or Explain to the parts of the answer, a step at a time on the device's thread.
+"""The answer to TopK and Explain: parts about each run, then a summary.
 
-Steps are pulled, so that parts leave as soon as they are there, other callers' work fits in between, and nothing more
-is done once nobody pulls. What a step needs of the earlier ones (tensors, the table's nodes) is kept until the end.
+Each step is short, so that parts leave as soon as they are there and other callers' work fits in between. What a step
+needs of the earlier ones (tensors, the table's nodes) is kept until the end.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import RunSummary
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.pipeline.answer import provenance_of
 from dst_grpc.pipeline.explain_plan import ends_of, logits_are_changed
+from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import RunResult, total_statistics
 from dst_grpc.scalars.explained_model import ExplainedModel
 from dst_grpc.scalars.token_scoring import (
@@ -64,8 +64,8 @@ _PAIRS_OF_A_MESSAGE = 50_000
 Parts = list[ExplanationPart]
 
 
-class Explainer:
-    """One answer in the making."""
+class ExplanationAnswer:
+    """The answer to one request in the making."""
 
     def __init__(
         self,
@@ -74,31 +74,40 @@ class Explainer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Do nothing yet."""
+        """Do nothing yet; *results* are of the plans of *asked*."""
         self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
             ExplainedModel(model.decoder, tuple(sets[info.name] for info in result.plan.spliced)) for result in results
         ]
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         self._tables: list[tuple[NodeIndex, ...]] = []
-        # An embedding may be padded with rows that are no token's.
-        self._n_tokens = min(model.decoder.config.vocab_size, model.tokenizer.vocab_size)
+        self._n_tokens = asked.plans[0].vocab_size
         self._score_reads: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
         self._seconds = 0.0
+        self._is_complete = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no further step."""
+        return self._is_complete
 
     def steps(self) -> Iterator[Parts]:
-        """The parts of the answer, without ids and the end; each pull does the next step."""
-        yield [self._part(PartKind.HEADER, i, self._header(i)) for i in range(len(self._results))]
-        for step in self._work():
+        """The parts of each step; some have none."""
+        work = self._work()
+        step: Callable[[], Parts] | None = next(work)
+        while step is not None:
             started = time.perf_counter()
             with torch.no_grad():
                 parts = step()
             self._seconds += time.perf_counter() - started
+            step = next(work, None)
+            self._is_complete = step is None
             yield parts
 
     def _work(self) -> Iterator[Callable[[], Parts]]:
-        """What there is to do, in order."""
+        """What there is to do, in order; what comes later may depend on what the steps before found."""
         parts = self._asked.parts
+        yield self._headers
         if _P.NODE_TABLE in parts or _P.COMPONENT_SUMS in parts:
             yield self._scan
         if _P.NODE_TABLE in parts:
@@ -127,7 +136,7 @@ class Explainer:
                 self._asked.plans,
                 self._model,
                 self._sets,
-                digest=self._asked.digest,
+                digest=self._asked.digest(self._model.handle, [one.handle for one in self._sets.values()]),
                 batch_size=max(result.batch_size for result in self._results),
             ),
         )
@@ -136,6 +145,9 @@ class Explainer:
         self, kind: PartKind, run_index: int, value: RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs
     ) -> ExplanationPart:
         return ExplanationPart(kind=kind, value=value, run_index=run_index)
+
+    def _headers(self) -> Parts:
+        return [self._part(PartKind.HEADER, i, self._header(i)) for i in range(len(self._results))]
 
     def _header(self, i: int) -> RunHeader:
         result = self._results[i]

@@ -1,7 +1,7 @@
-"""From a result to the parts of an answer: a header, tensors one at a time, a summary.
+"""The answer to Derive: a header, tensors layer by layer, a summary.
 
-Tensors are derived when they are pulled, layer by layer, so that an answer never holds more than the recorded taps and
-the tensor under way. Only sparse ones are made before the header, which has to know their number of entries.
+Tensors are derived when their step comes, so that an answer never holds more than the recorded taps and about 1 MiB of
+tensors. Only sparse ones are made before the header, which has to know their number of entries.
 """
 
 from __future__ import annotations
@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc import __version__
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
-from dst_grpc.domain.results import (
-    AttentionImplementation,
-    AnswerHeader,
-    DenseTensor,
-    Provenance,
-    RunSummary,
-    SparseTensor,
-    TensorInfo,
-)
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorInfo
 from dst_grpc.engine.element_types import TORCH_TYPES
+from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.scalars.derive import Derivation
 
 if TYPE_CHECKING:
@@ -33,14 +25,15 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
-    from dst_grpc.pipeline.plan import Plan, PlannedScalar
+    from dst_grpc.pipeline.plan import PlannedScalar
     from dst_grpc.pipeline.run import RunResult
 
-Part = DenseTensor | SparseTensor
+_STEP_BYTES = 1 << 20
+"""A step derives tensors until it has this many bytes of them: a small answer is a single step."""
 
 
-class AnswerBuilder:
-    """One result on its way out. Everything here runs on the device's thread."""
+class TensorAnswer:
+    """The answer to one plan in the making."""
 
     def __init__(self, result: RunResult, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
         """Prepare; sparse tensors are derived now."""
@@ -51,6 +44,33 @@ class AnswerBuilder:
         self._infos: list[TensorInfo] = []
         for scalar in self._plan.scalars:
             self._announce(scalar)
+        self._is_complete = False
+
+    @classmethod
+    def of_one(
+        cls, results: Sequence[RunResult], model: ModelContext, sets: Mapping[str, AutoencoderContext]
+    ) -> TensorAnswer:
+        """The answer to the only one of *results*."""
+        (result,) = results
+        return cls(result, model, sets)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no further step."""
+        return self._is_complete
+
+    def steps(self) -> Iterator[list[AnswerHeader | DenseTensor | SparseTensor]]:
+        """The header with the first tensors, then the next ones, about `_STEP_BYTES` at a time."""
+        ready: list[AnswerHeader | DenseTensor | SparseTensor] = [self.header()]
+        size = 0
+        for tensor in self._tensors():
+            ready.append(tensor)
+            size += tensor.info.byte_length
+            if size >= _STEP_BYTES and tensor.info is not self._infos[-1]:
+                yield ready
+                ready, size = [], 0
+        self._is_complete = True
+        yield ready
 
     def header(self) -> AnswerHeader:
         """What will follow."""
@@ -63,7 +83,7 @@ class AnswerBuilder:
             activation_value=self._result.activation_value,
         )
 
-    def tensors(self) -> Iterator[Part]:
+    def _tensors(self) -> Iterator[DenseTensor | SparseTensor]:
         """Every tensor, in the header's order."""
         infos = iter(self._infos)
         for scalar in self._plan.scalars:
@@ -82,7 +102,11 @@ class AnswerBuilder:
         return RunSummary(
             statistics=replace(self._result.statistics, derive_duration=self._derive_seconds),
             provenance=provenance_of(
-                [self._plan], self._model, self._sets, digest=self._plan.digest, batch_size=self._result.batch_size
+                [self._plan],
+                self._model,
+                self._sets,
+                digest=self._plan.digest(self._model.handle, (one.handle for one in self._sets.values())),
+                batch_size=self._result.batch_size,
             ),
         )
 
@@ -119,43 +143,6 @@ class AnswerBuilder:
         for layer, pass_type, tensor in self._derived(scalar):
             ready.append(to_sparse(info(layer, pass_type), tensor))
             self._infos.append(ready[-1].info)
-
-
-def provenance_of(
-    plans: Sequence[Plan],
-    model: ModelContext,
-    sets: Mapping[str, AutoencoderContext],
-    *,
-    digest: str,
-    batch_size: int,
-) -> Provenance:
-    """What the numbers of an answer depend on.
-
-    Args:
-        plans: what ran for it.
-        model: the model.
-        sets: the autoencoders in use, by name.
-        digest: of the canonical request.
-        batch_size: prompts that ran together.
-    """
-    touched = {location for plan in plans for location, _ in plan.values}
-    touched = touched.union(*(plan.run.locations for plan in plans))
-    is_eager = any(
-        plan.model.architecture.attn_softcap is not None or not plan.run.propagation.fuses_attention for plan in plans
-    )
-    return Provenance(
-        model=model.handle,
-        model_digest=model.digest,
-        autoencoder_digests=tuple((s.handle, s.digest) for s in sets.values()),
-        element_type=model.element_type,
-        device=model.device,
-        library_versions=(("dst-grpc", __version__), ("torch", torch.__version__)),
-        config_digest=digest,
-        attention=AttentionImplementation.EAGER
-        if is_eager or any(tap.facts.is_attention_matrix for tap in touched)
-        else AttentionImplementation.SDPA,
-        batch_size=batch_size,
-    )
 
 
 def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:

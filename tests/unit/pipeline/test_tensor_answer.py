@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.results import DenseTensor, SparseTensor
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, SparseTensor
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.pipeline.answer import AnswerBuilder
+from dst_grpc.pipeline.tensor_answer import TensorAnswer
 from tests import models
 
 WORLD = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, dtype=torch.float32)
@@ -24,10 +25,18 @@ TYPES = (T.ATTN_QK_LOGITS, T.ONLINE_MLP_AUTOENCODER_LATENT, T.LOGITS, T.ATTENTIO
 SPARSE = {"encoding": TensorEncoding.SPARSE_LATENTS}
 
 
-def builder(*types: T, **fields: Any) -> AnswerBuilder:
+def builder(*types: T, **fields: Any) -> TensorAnswer:
     given = {"autoencoders": tuple(WORLD.sets), "loss_fn_config": models.LOSS, **fields}
     (outcome,) = WORLD.outcomes(models.request(*(types or TYPES), **given))
-    return AnswerBuilder(outcome, WORLD.context, WORLD.sets)
+    return TensorAnswer(outcome, WORLD.context, WORLD.sets)
+
+
+def tensors_of(answer: TensorAnswer) -> Iterator[DenseTensor | SparseTensor]:
+    """What the steps of *answer* give, but for the header."""
+    for step in answer.steps():
+        for item in step:
+            if not isinstance(item, AnswerHeader):
+                yield item
 
 
 def derived(*types: T, **fields: Any) -> list[torch.Tensor]:
@@ -40,7 +49,7 @@ def derived(*types: T, **fields: Any) -> list[torch.Tensor]:
 def test_tensors_come_in_the_header_s_order_and_as_it_says(fields: dict[str, Any]) -> None:
     answer = builder(config=DstConfig(), **fields)
     announced = answer.header().tensors
-    found = list(answer.tensors())
+    found = list(tensors_of(answer))
     assert [part.info for part in found] == list(announced)
     assert [info.tensor_id for info in announced] == list(range(len(announced)))
     order = [(info.spec_index, info.layer_index) for info in announced]
@@ -55,7 +64,7 @@ def test_passes_of_a_layer_stand_together() -> None:
 
 def test_the_header_repeats_the_prompt_and_the_loss() -> None:
     header = builder().header()
-    assert header.model == "tiny@1:float32:cpu"
+    assert header.model == WORLD.context.handle
     assert header.token_ids == models.TOKENS
     assert header.token_strings == ("d", "b", "e", "b", "f", "j")
     assert header.loss is not None
@@ -67,7 +76,7 @@ def test_the_header_repeats_the_prompt_and_the_loss() -> None:
     [(TensorElementType.FLOAT32, torch.float32), (TensorElementType.FLOAT16, torch.float16)],
 )
 def test_values_are_rounded_once(element_type: TensorElementType, dtype: torch.dtype) -> None:
-    for part, tensor in zip(builder(element_type=element_type).tensors(), derived(), strict=True):
+    for part, tensor in zip(tensors_of(builder(element_type=element_type)), derived(), strict=True):
         assert isinstance(part, DenseTensor)
         assert part.info.element_type is element_type
         np.testing.assert_array_equal(part.values, tensor.to(dtype).numpy())
@@ -76,7 +85,7 @@ def test_values_are_rounded_once(element_type: TensorElementType, dtype: torch.d
 
 
 def test_bfloat16_travels_as_its_bits() -> None:
-    for part, tensor in zip(builder(element_type=TensorElementType.BFLOAT16).tensors(), derived(), strict=True):
+    for part, tensor in zip(tensors_of(builder(element_type=TensorElementType.BFLOAT16)), derived(), strict=True):
         assert isinstance(part, DenseTensor)
         assert part.values.dtype == np.uint16
         bits = torch.from_numpy(part.values.copy()).view(torch.bfloat16)
@@ -85,7 +94,7 @@ def test_bfloat16_travels_as_its_bits() -> None:
 
 def test_masked_scores_stay_minus_infinity() -> None:
     for element_type in (TensorElementType.FLOAT32, TensorElementType.FLOAT16):
-        part = next(builder(element_type=element_type).tensors())
+        part = next(tensors_of(builder(element_type=element_type)))
         assert isinstance(part, DenseTensor)
         assert (part.values[np.triu_indices(6, 1)] == -np.inf).all()
 
@@ -93,7 +102,7 @@ def test_masked_scores_stay_minus_infinity() -> None:
 def test_a_derived_tensor_that_is_a_broadcast_travels_whole() -> None:
     index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, layer_index=1, tensor_indices=(None, 2))
     answer = builder(T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, config=DstConfig(activation_index_for_fake_grad=index))
-    (part,) = answer.tensors()
+    (part,) = tensors_of(answer)
     assert isinstance(part, DenseTensor)
     assert part.values.shape == (6, 19)
     assert part.values.flags.c_contiguous
@@ -101,8 +110,8 @@ def test_a_derived_tensor_that_is_a_broadcast_travels_whole() -> None:
 
 @pytest.mark.parametrize("element_type", [TensorElementType.FLOAT32, TensorElementType.FLOAT16])
 def test_sparse_latents_are_the_dense_ones(element_type: TensorElementType) -> None:
-    dense = builder(element_type=element_type).tensors()
-    sparse = builder(element_type=element_type, **SPARSE).tensors()
+    dense = tensors_of(builder(element_type=element_type))
+    sparse = tensors_of(builder(element_type=element_type, **SPARSE))
     seen = 0
     for whole, part in zip(dense, sparse, strict=True):
         assert isinstance(whole, DenseTensor)
@@ -121,7 +130,7 @@ def test_sparse_latents_are_the_dense_ones(element_type: TensorElementType) -> N
 
 
 def test_sparse_entries_ascend_without_duplicates() -> None:
-    for part in builder(T.ONLINE_MLP_AUTOENCODER_LATENT, **SPARSE).tensors():
+    for part in tensors_of(builder(T.ONLINE_MLP_AUTOENCODER_LATENT, **SPARSE)):
         assert isinstance(part, SparseTensor)
         assert part.coordinates.dtype == np.dtype("<u4")
         rows = [tuple(row) for row in part.coordinates.tolist()]
@@ -146,12 +155,16 @@ def test_an_entry_that_rounds_to_zero_is_no_entry() -> None:
 
 def test_the_summary_says_what_the_numbers_depend_on() -> None:
     answer = builder()
-    list(answer.tensors())
+    list(tensors_of(answer))
     summary = answer.summary()
     assert (summary.statistics.forward_passes, summary.statistics.backward_passes) == (1, 0)
     assert summary.statistics.derive_duration > 0
     provenance = summary.provenance
-    assert (provenance.model, provenance.model_digest, provenance.device) == ("tiny@1:float32:cpu", "1", "cpu")
+    assert (provenance.model, provenance.model_digest, provenance.device) == (
+        WORLD.context.handle,
+        WORLD.context.digest,
+        "cpu",
+    )
     assert dict(provenance.library_versions) == {"dst-grpc": __version__, "torch": torch.__version__}
     assert len(provenance.autoencoder_digests) == 2
     assert provenance.batch_size == 1

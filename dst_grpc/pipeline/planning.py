@@ -1,0 +1,82 @@
+"""Where plans are made and kept: on the event loop if nothing has to be read for them, else on a thread."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dst_grpc.contexts.threads import Threads
+from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
+from dst_grpc.pipeline.planner import make_plan, model_ref
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+    from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.plan import Plan
+
+_PLANS_KEPT = 256
+_THREADS = 4
+
+
+class Planning:
+    """Makes plans with the newest registry, and keeps the most recent of single runs. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._threads = Threads("dst-plan", at_once=_THREADS)
+        self._registry: Registry | None = None
+        self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
+        """Plans made with that registry."""
+
+    async def plan(
+        self,
+        request: DeriveRequest,
+        registry: Registry,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        needs_prompt: bool = False,
+    ) -> Plan:
+        """As `make_plan`, but kept for who asks the same."""
+        if registry is not self._registry:
+            self._registry = registry
+            self._kept.clear()
+        make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
+        if known is not None or (needs_prompt and request.prompt is None):
+            return await self._threads.run(make)  # to be refused, with all that is wrong
+        question = request.model, request.question
+        plan = self._kept.get(question)
+        if plan is not None:
+            self._kept.move_to_end(question)
+            return plan
+        if _names_files(request):
+            return await self._threads.run(make)  # and not kept: the files may be others by the next time
+        if registry.model_entry(model_ref(request)).has_tokenizer:
+            plan = make()  # costs less than a thread
+        else:
+            plan = await self._threads.run(make)
+        if registry is self._registry:
+            self._kept[question] = plan
+            if len(self._kept) > _PLANS_KEPT:
+                self._kept.popitem(last=False)
+        return plan
+
+    async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
+        """As the function of this name."""
+        return await self._threads.run(plan_top_k, request, registry, known)
+
+    async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
+        """As the function of this name."""
+        return await self._threads.run(plan_explain, request, registry, known)
+
+
+def _names_files(request: DeriveRequest) -> bool:
+    """Whether *request* names autoencoders by path: to plan it, their files are read."""
+    configs = (request.config, *(spec.config for spec in request.derived_scalars))
+    return any(config is not None and config.autoencoder_config is not None for config in configs)

@@ -1,0 +1,100 @@
+"""What clients are told of a plan: its configs in canonical form, what it reads, gives and costs.
+
+Handles are told as far as they are known: of files whose digest nobody has computed yet, the name stands in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.resolution import Resolution, ScalarResolution, TapUse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.entries import AutoencoderEntry
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.config import DstConfig
+    from dst_grpc.domain.trace import TraceConfig
+    from dst_grpc.pipeline.plan import Plan, PlannedScalar
+
+
+class Resolver:
+    """Says what is told of plans. Lives on the event loop."""
+
+    def __init__(self, cache: ContextCache) -> None:
+        """Tell what *cache* knows of contexts."""
+        self._cache = cache
+        self._kept: WeakKeyDictionary[Plan, Resolution] = WeakKeyDictionary()
+        """What stays the same of those plans of which every handle is known."""
+
+    def resolution(self, plan: Plan, registry: Registry) -> Resolution:
+        """What is told of *plan*, which was made with *registry*, now."""
+        entries = (plan.model, *plan.autoencoders)
+        told = self._kept.get(plan)
+        if told is None:
+            told = _resolution(plan, registry)
+            if all(entry.files.known_digest for entry in entries):
+                self._kept[plan] = told
+        return replace(
+            told,
+            model=self._cache.describe(told.model),
+            autoencoders=tuple(map(self._cache.describe, told.autoencoders)),
+            contexts=tuple(self._cache.status(entry.name) for entry in entries),
+        )
+
+
+def _resolution(plan: Plan, registry: Registry) -> Resolution:
+    """What is told of a request, whatever is loaded."""
+    request = plan.request
+    return Resolution(
+        config=_canonical(request.config, plan, plan.shared_sets, request.trace_config, request.config.layer_indices),
+        device=plan.model.device,
+        model=registry.model(plan.model.name),
+        autoencoders=tuple(entry.info() for entry in plan.autoencoders),
+        scalars=tuple(_scalar_resolution(plan, scalar) for scalar in plan.scalars),
+        cost=plan.cost,
+    )
+
+
+def _scalar_resolution(plan: Plan, scalar: PlannedScalar) -> ScalarResolution:
+    task = scalar.task
+    layers = tuple(layer for layer in task.layers if layer is not None)
+    config = plan.request.config_of(plan.request.derived_scalars[scalar.spec_index])
+    taps = sorted({(site[0].value, pass_type.value) for pass_type, site in scalar.reads})
+    return ScalarResolution(
+        dst=task.facts.type,
+        config=_canonical(config, plan, scalar.sets, task.trace, layers),
+        requires_grad=scalar.requires_grad,
+        taps=tuple(TapUse(location=ActivationLocationType(tap), pass_type=PassType(name)) for tap, name in taps),
+        pass_types=task.passes,
+        layer_indices=layers,
+        axes=scalar.axes,
+        output_bytes=scalar.output_bytes,
+    )
+
+
+def _canonical(
+    config: DstConfig,
+    plan: Plan,
+    sets: Sequence[AutoencoderEntry],
+    trace: TraceConfig | None,
+    layers: tuple[int, ...] | None,
+) -> DstConfig:
+    """*config* with every context and default filled in."""
+    return replace(
+        config,
+        model_name=plan.model.name,
+        model_context=plan.model.handle or plan.model.name,
+        autoencoder_context=None,
+        autoencoder_config=None,
+        multi_autoencoder_context=tuple(entry.handle or entry.name for entry in sets) or None,
+        trace_config=trace,
+        layer_indices=layers or None,
+        device_for_raw_activations=plan.model.device,
+    )

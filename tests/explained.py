@@ -1,0 +1,333 @@
+"""A tiny model together with everything that a derived scalar of it is made of, worked out on the plain model.
+
+What the tests of formulas, laws and top k compare with: values and gradients at the taps, what each component writes,
+the directions that writes are projected on, and what comes before what. Nothing here is taken from `dst_grpc.scalars`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
+from dst_grpc.domain.components import AttentionTraceType, NodeType
+from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.requests import DerivedScalarSpec
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.taps import Site
+from tests import models, plain, traces
+from tests.plain import Taps
+
+Tensor = torch.Tensor
+
+N_TOKENS, N_LAYERS = len(models.TOKENS), models.CONFIG.n_layers
+PAIRS = [(t, u) for t in range(N_TOKENS) for u in range(t + 1)]
+"""Pairs of tokens in the order of a triangle's rows."""
+MLP_KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP)
+"""What autoencoders of the MLPs' latents read."""
+SPLICEABLE = (*MLP_KINDS, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP)
+
+END_OF_PREVIOUS, ATTENTION, AFTER_ATTENTION, MLP, AFTER_MLP = range(1, 6)
+PLACE = {
+    L.RESID_DELTA_ATTN: ATTENTION,
+    L.RESID_POST_ATTN: AFTER_ATTENTION,
+    L.RESID_DELTA_MLP: MLP,
+    L.RESID_POST_MLP: AFTER_MLP,
+}
+"""The order within a layer (specification, 9.4)."""
+
+
+def entering(layer: int) -> Site:
+    """The residual that enters a layer."""
+    return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
+
+
+def triangle(x: Tensor) -> Tensor:
+    """The lower triangle of *x* [T, U, ...], row by row."""
+    return torch.stack([x[t, u] for t, u in PAIRS])
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A vector per token, and where in the residual stream it lives."""
+
+    vector: Tensor
+    """[T, d]."""
+    layer: int
+    place: int
+
+    def is_after(self, layer: int, place: int) -> bool:
+        """Whether what is at *place* of *layer* comes before it."""
+        return (layer, place) < (self.layer, self.place)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A model, the autoencoders at hand, and an origin."""
+
+    architecture: str = "gpt2"
+    kinds: tuple[T, ...] = ()
+    """What autoencoders read."""
+    origin: TraceConfig | None = None
+    """None for `models.LOSS`."""
+    activation: AutoencoderActivation = AutoencoderActivation.RELU
+    normalization: InputNormalization = InputNormalization.NONE
+    seed: int = 3
+
+    def __str__(self) -> str:
+        """For test ids."""
+        parts = [self.architecture, *self.kinds, traces.name(self.origin)]
+        parts += [self.activation] if self.activation is not AutoencoderActivation.RELU else []
+        return "-".join(
+            [*map(str, parts), *([] if self.normalization is InputNormalization.NONE else [self.normalization])]
+        )
+
+    @cached_property
+    def config(self) -> Any:
+        """The architecture's."""
+        return models.ARCHITECTURES[self.architecture]
+
+    @cached_property
+    def world(self) -> models.World:
+        """The model under test."""
+        layers = (None,) if self.kinds == (T.RESID_POST_EMBEDDING,) else range(N_LAYERS)
+        how: dict[str, Any] = {"activation": self.activation, "normalization": self.normalization, "layers": layers}
+        return models.world(*self.kinds, seed=self.seed, config=self.config, **how)
+
+    @cached_property
+    def plain(self) -> plain.Plain:
+        """The same model, written plainly."""
+        sets = {one.dst: one.by_layer for one in self.world.sets.values()}
+        is_spliced = all(kind in SPLICEABLE for kind in self.kinds)
+        return plain.Plain(self.config, models.weights(self.seed, self.config), sets, is_spliced=is_spliced)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Of a request: the origin, and the autoencoders that can be in the graph."""
+        spliced = tuple(one.name for one in self.world.sets.values() if one.dst in SPLICEABLE)
+        return {"autoencoders": spliced, **traces.fields_of(self.origin, models.LOSS)}
+
+    def derive(self, *specs: DerivedScalarSpec, **fields: Any) -> list[dict[tuple[Any, int | None], Tensor]]:
+        """What the code under test makes of each of *specs*, by pass and layer, in one run."""
+        (outcome,) = self.world.outcomes(models.request(derived_scalars=specs, **{**self.fields, **fields}))
+        return [
+            {
+                (pass_type, layer): tensor
+                for layer in scalar.task.layers
+                for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
+            }
+            for scalar in outcome.plan.scalars
+        ]
+
+    def one(self, dst: T, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Tensor]:
+        """The FORWARD tensors of one type, by layer."""
+        return self.world.one(dst, config, **{**self.fields, **fields})
+
+    # Taps
+
+    @cached_property
+    def value(self) -> dict[Site, Tensor]:
+        """Every tap."""
+        return {site: x.detach() for site, x in self.plain.run(models.TOKENS).items()}
+
+    def scalar(self, taps: Taps) -> Tensor:
+        """The origin as a function of the taps."""
+        if self.origin is None:
+            return traces.loss(taps[L.LOGITS, None][-1])
+        return self.plain.value(self.origin, self.plain.rho(taps, self.origin), taps, traces.loss)
+
+    @cached_property
+    def gradient(self) -> dict[Site, Tensor]:
+        """The origin's gradient at every tap."""
+        return plain.gradients(self.plain, models.TOKENS, self.scalar)
+
+    def has(self, location: L) -> bool:
+        """Whether the architecture has a tap."""
+        return self.config.architecture.why_without(location) is None
+
+    # Writes
+
+    def neuron_writes(self, layer: int) -> Tensor:
+        """[T, F, d]."""
+        return self.through_mlp(layer, self.value[L.MLP_POST_ACT, layer])
+
+    def through_mlp(self, layer: int, coefficients: Tensor) -> Tensor:
+        """*coefficients* [T, F] times the rows of Wout, [T, F, d]."""
+        return self.plain.written(layer, "mlp", coefficients.unsqueeze(-1) * self.plain.wout(layer), self.value)
+
+    def pair_writes(self, layer: int, probs: Tensor | None = None) -> Tensor:
+        """[T, U, H, d]; with other *probs* [T, U, H], at those."""
+        a, v = self.value[L.ATTN_QK_PROBS, layer] if probs is None else probs, self.value[L.ATTN_VALUE, layer]
+        raw = torch.einsum("tuh,uhc,hcd->tuhd", a, v, self.plain.wo(layer))
+        return self.plain.written(layer, "attn", raw, self.value)
+
+    def head_writes(self, layer: int) -> Tensor:
+        """[T, H, d]."""
+        raw = torch.einsum("thc,hcd->thd", self.value[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer], self.plain.wo(layer))
+        return self.plain.written(layer, "attn", raw, self.value)
+
+    def error_writes(self, layer: int) -> Tensor:
+        """Of reconstruction errors of neurons, [T, F, d]."""
+        return self.through_mlp(layer, self.value[L.ONLINE_MLP_AUTOENCODER_ERROR, layer])
+
+    # Latents
+
+    def autoencoder(self, kind: T, layer: int | None) -> Autoencoder:
+        """Of *layer*."""
+        return self.plain.sets[kind][layer]
+
+    def layer_of_set(self, layer: int) -> int | None:
+        """None of an autoencoder of the embedding."""
+        return None if self.kinds == (T.RESID_POST_EMBEDDING,) else layer
+
+    def tap_of(self, kind: T, layer: int | None) -> Tensor:
+        """What an autoencoder reads in the run."""
+        return self.value[L[kind.name], layer]
+
+    def offline_input(self, kind: T, layer: int | None) -> Tensor:
+        """What an autoencoder reads after the run; the MLP's write without its bias (Q5)."""
+        if layer is not None and kind in {T.RESID_DELTA_MLP, T.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
+            raw = self.value[L.MLP_POST_ACT, layer] @ self.plain.wout(layer)
+            return self.plain.written(layer, "mlp", raw, self.value)
+        if layer is not None and kind is T.ATTN_WRITE:
+            return triangle(self.pair_writes(layer)).flatten(0, 1)
+        return self.tap_of(kind, layer).flatten(1)
+
+    def offline_latents(self, kind: T, layer: int | None) -> Tensor:
+        """[T, Z]; of heads' writes [P H, Z]."""
+        return plain.encode(self.autoencoder(kind, layer), self.offline_input(kind, layer))
+
+    def latents(self, kind: T, layer: int) -> Tensor:
+        """In the run, [T, Z]."""
+        return self.value[plain.LATENT[kind], layer]
+
+    def latent_rows(self, kind: T, layer: int | None, read: Tensor) -> Tensor:
+        """D [T, Z, d]: what each latent writes at activation 1, its input being *read* [T, n]."""
+        one = self.autoencoder(kind, layer)
+        _, scale = plain.mean_and_scale(one, read)
+        rows = scale.unsqueeze(-1) * one.decoder.T
+        if layer is None or kind not in {T.MLP_POST_ACT, T.ATTN_WEIGHTED_SUM_OF_VALUES}:
+            return rows
+        if kind is T.MLP_POST_ACT:
+            return self.plain.written(layer, "mlp", rows @ self.plain.wout(layer), self.value)
+        return self.plain.written(layer, "attn", rows @ self.plain.wo(layer).flatten(0, 1), self.value)
+
+    def latent_writes(self, kind: T, layer: int) -> Tensor:
+        """[T, Z, d]."""
+        rows = self.latent_rows(kind, layer, self.tap_of(kind, layer).flatten(1))
+        return self.latents(kind, layer).unsqueeze(-1) * rows
+
+    def latent_place(self, kind: T) -> int:
+        """Where the latents lie: with attention, or with the MLP."""
+        return ATTENTION if kind in {T.RESID_DELTA_ATTN, T.RESID_POST_ATTN} else MLP
+
+    def latent_read(self, kind: T, layer: int, latent: int) -> Tensor:
+        """The gradient of one latent, over all tokens, at its autoencoder's input, [T, n]."""
+        one = self.autoencoder(kind, layer)
+        return plain.local_gradient(lambda x: plain.encode(one, x)[:, latent].sum(), self.tap_of(kind, layer))
+
+    # Directions
+
+    @cached_property
+    def before_origin(self) -> Direction:
+        """The origin's gradient at the residual before it, from the backward pass."""
+        if self.origin is None:
+            return Direction(self.gradient[L.RESID_POST_MLP, N_LAYERS - 1], N_LAYERS - 1, AFTER_MLP)
+        return self._at_rho(self.gradient[self.plain.rho_site(self.origin)])
+
+    @cached_property
+    def near_origin(self) -> Direction:
+        """The same, recomputed locally."""
+        origin = self.origin
+        assert origin is not None
+        rho = self.plain.rho(self.value, origin)
+        value = self.value
+        return self._at_rho(plain.local_gradient(lambda x: self.plain.value(origin, x, value, traces.loss), rho))
+
+    def _at_rho(self, vector: Tensor) -> Direction:
+        assert self.origin is not None
+        location, _ = self.plain.rho_site(self.origin)
+        place = AFTER_ATTENTION if location is L.RESID_POST_ATTN else END_OF_PREVIOUS
+        return Direction(vector, self.origin.node_index.layer_index or 0, place)
+
+    # Nodes and edges
+
+    def before(self, node: NodeIndex) -> Site:
+        """The residual that a node is computed from."""
+        return self.plain.rho_site(traces.trace(node.node_type, node.layer_index or 0, *node.tensor_indices))
+
+    def sees(self, node: NodeIndex) -> bool:
+        """Whether a head sees the key of its pair; other nodes hide nothing."""
+        if node.node_type is not NodeType.ATTENTION_HEAD:
+            return True
+        t, u, _ = node.tensor_indices
+        return self.plain.sees(node.layer_index or 0, t or 0, u or 0)
+
+    def node_place(self, node: NodeIndex) -> tuple[int, int]:
+        """Layer and place of a node."""
+        places = {NodeType.ATTENTION_HEAD: ATTENTION, NodeType.MLP_NEURON: MLP}
+        place = places.get(node.node_type)
+        return node.layer_index or 0, self.latent_place(self.kind_of(node)) if place is None else place
+
+    def kind_of(self, node: NodeIndex) -> T:
+        """What the autoencoder of a latent reads."""
+        kind = self.plain.kind_of(node.node_type)
+        assert kind is not None
+        return kind
+
+    def node_write(self, node: NodeIndex) -> Tensor:
+        """What one node writes, [T, d]."""
+        layer, (t, *rest) = node.layer_index or 0, node.tensor_indices
+        if node.node_type is NodeType.ATTENTION_HEAD:
+            writes = self.pair_writes(layer)
+        elif node.node_type is NodeType.MLP_NEURON:
+            writes = self.neuron_writes(layer)
+        else:
+            writes = self.latent_writes(self.kind_of(node), layer)
+        found = torch.zeros(N_TOKENS, self.config.d_model, dtype=torch.float64)
+        found[t] = writes[t, *rest]
+        return found
+
+    def far_end(
+        self, node_type: NodeType, through: AttentionTraceType | None, layer: int, *, detach: bool, attribution: bool
+    ) -> tuple[Callable[[Tensor], Tensor], Direction]:
+        """The activations at an edge's far end as a function of the residual before them, and that residual.
+
+        With *attribution* times their gradient; through V, the values times the gradient of what heads mix.
+        """
+        zeros = [0] * (3 if node_type is NodeType.ATTENTION_HEAD else 2)
+        location, at = self.plain.rho_site(traces.trace(node_type, layer, *zeros, through=through))
+        place = AFTER_ATTENTION if location is L.RESID_POST_ATTN else END_OF_PREVIOUS
+        rho = Direction(self.value[location, at], layer, place)
+        if through is AttentionTraceType.V:
+            probs, gradient = self.value[L.ATTN_QK_PROBS, layer], self.gradient[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer]
+
+            def values(x: Tensor) -> Tensor:
+                _, _, v = self.plain.qkv(layer, self.plain.normed(x, f"layers.{layer}.attn_norm", detach=detach))
+                return torch.einsum("tuh,uhc,thc->tuh", probs, v, gradient)
+
+            return values, rho
+        taps = {NodeType.ATTENTION_HEAD: L.ATTN_QK_PROBS, NodeType.MLP_NEURON: L.MLP_POST_ACT}
+        tap = taps[node_type] if node_type in taps else plain.LATENT[self.kinds[0]]
+        weight = self.gradient[tap, layer] if attribution else 1.0
+
+        def activations(x: Tensor) -> Tensor:
+            found = self.plain.activations(node_type, layer, x, post=True, detach=detach, through=through)
+            return found * weight
+
+        return activations, rho
+
+
+def jvp(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:
+    """The derivative of *function* at *x* along a direction; what it detaches is constant."""
+    _, found = torch.autograd.functional.jvp(function, x, along)  # type: ignore[no-untyped-call]  # torch's
+    assert isinstance(found, torch.Tensor)
+    return found
