@@ -263,13 +263,13 @@ def test_numbers_of_indices_are_checked_one_by_one() -> None:
 
 
 def test_layers_of_a_config_are_distinct_and_travel() -> None:
-    assert fields(lambda: DstConfig(layer_indices=(-1, 2, 2))) == ["layer_indices[0]", "layer_indices"]
+    assert fields(lambda: DstConfig(layer_indices=(-1, 2, 2))) == ["layer_indices.layer_indices[0]", "layer_indices"]
 
 
 def test_contexts_of_a_config_are_names_or_handles() -> None:
     assert fields(
         lambda: DstConfig(model_name="", autoencoder_context="a@b", multi_autoencoder_context=("ok", "no way"))
-    ) == ["model_name", "autoencoder_context", "multi_autoencoder_context[1]"]
+    ) == ["model_name", "autoencoder_context", "multi_autoencoder_context.autoencoder_contexts[1]"]
 
 
 @pytest.mark.parametrize(
