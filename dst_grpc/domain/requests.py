@@ -120,7 +120,7 @@ class DeriveRequest:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What is asked of the model, whoever asks and whatever the model is called: every other field."""
+        """What is asked of the model, whoever asks, whatever it is called and however the answer is cut."""
         return _QUESTION(self)
 
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
@@ -128,7 +128,8 @@ class DeriveRequest:
         return spec.config if spec.config is not None else self.config
 
 
-_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in {"request_id", "model"}))
+_BESIDE_THE_QUESTION = {"request_id", "model", "max_chunk_bytes"}
+_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in _BESIDE_THE_QUESTION))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
