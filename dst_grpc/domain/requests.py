@@ -129,7 +129,7 @@ class DeriveRequest:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What is asked of the model, whoever asks, whatever the model is called, and however the answer travels."""
+        """What is asked of the model, whoever asks, whatever it is called and however the answer is cut."""
         return _QUESTION(self)
 
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
@@ -137,8 +137,8 @@ class DeriveRequest:
         return spec.config if spec.config is not None else self.config
 
 
-_OF_THE_ANSWER = {"request_id", "model", "max_chunk_bytes"}
-_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in _OF_THE_ANSWER))
+_BESIDE_THE_QUESTION = {"request_id", "model", "max_chunk_bytes"}
+_QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.name not in _BESIDE_THE_QUESTION))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,6 @@ class Limits:
     """Estimated device memory of all requests that run, weights apart; None = 4 GiB."""
     store_bytes: int = DEFAULT_STORE_BYTES
     """Bytes of recordings kept for further questions about the same run; 0 keeps none."""
-    max_prompts_in_flight_per_stream: int = 16
-    """Requests of one stream that are worked on at once; reading pauses beyond."""
 
 
 class Admission:

@@ -56,7 +56,7 @@ class Findings:
 
     @classmethod
     def after(cls, violations: Violations | None, root: str = "") -> Findings:
-        """What is found in the request at *root* of a message beside *violations*, which reading it found."""
+        """What is found in the request at *root* of a message beside *violations*, which reading found, if any."""
         source = SourceMap(root=root)
         if violations is None:
             return cls(source=source)

@@ -48,7 +48,7 @@ class Planning:
             self._registry = registry
             self._kept.clear()
         make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
-        if known is not None or (needs_prompt and request.prompt is None):
+        if (known is not None and known.fields) or (needs_prompt and request.prompt is None):
             return await self._threads.run(make)  # to be refused, with all that is wrong
         question = request.model, request.question
         plan = self._kept.get(question)

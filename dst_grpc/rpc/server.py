@@ -84,7 +84,6 @@ def build_parts(settings: Settings) -> Parts:
         max_queued_requests=settings.max_queued_requests,
         max_run_bytes=settings.max_run_bytes,
         store_bytes=settings.store_bytes,
-        max_prompts_in_flight_per_stream=settings.max_prompts_in_flight_per_stream,
     )
     return Parts(
         pipeline=Pipeline(cache, limits),

@@ -176,7 +176,8 @@ async def test_a_client_that_vanishes_stops_every_item(rig: Rig) -> None:
         call = rig._replace(channel=channel).scalars.DeriveStream(timeout=CALL_SECONDS)
         for request_id in ids:
             await call.write(item(request_id))
-        await call.read()
+        while {*rig.parts.pipeline.started} != {*ids}:
+            await call.read()
     ended = {await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) for _ in ids}
     assert ended == set(ids)
     assert not rig.parts.pipeline.running
