@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,33 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
-from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.interventions import (
+    AblationSpec,
+    AddVector,
+    AxisSelection,
+    DetachGradient,
+    Intervention,
+    PositionList,
+    PositionRange,
+    RequestTensor,
+    ScaleValue,
+    SetValue,
+    TapSelection,
+)
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import FLOAT_ELEMENT_TYPES, DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
+from dst_grpc.domain.requests import (
+    FLOAT_ELEMENT_TYPES,
+    CancelItem,
+    DerivedScalarSpec,
+    DeriveRequest,
+    DeriveStreamRequest,
+    Prompt,
+    ResolveRequest,
+    ResolveStreamRequest,
+)
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextKind,
@@ -91,6 +114,7 @@ from dst_grpc.domain.resolution import (
 from dst_grpc.domain.results import (
     AnswerHeader,
     AnswerTrailer,
+    AttentionImplementation,
     Axis,
     DenseTensor,
     Provenance,
@@ -101,7 +125,9 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 
 L = ActivationLocationType
 uint32 = st.integers(0, 2**32 - 1)
@@ -290,6 +316,52 @@ def ablation_specs(draw: st.DrawFn) -> AblationSpec:
     return AblationSpec(index=index, value=value)
 
 
+request_tensors = st.builds(RequestTensor, handle=texts.filter(bool)) | st.lists(
+    st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=6, max_size=6
+).flatmap(
+    lambda numbers: st.sampled_from([(6,), (2, 3), (1, 6, 1)]).map(
+        lambda shape: RequestTensor(tensor=np.array(numbers, np.float32).reshape(shape))
+    )
+)
+
+
+@st.composite
+def axis_selections(draw: st.DrawFn) -> AxisSelection:
+    start = draw(st.integers(0, 2**31))
+    return draw(
+        st.sampled_from(
+            [
+                None,
+                start,
+                PositionRange(start=start, stop=start + draw(st.integers(1, 9))),
+                PositionList(positions=draw(tuples(uint32, min_size=1, unique=True))),
+            ]
+        )
+    )
+
+
+@st.composite
+def interventions(draw: st.DrawFn) -> Intervention:
+    location = draw(st.sampled_from(L))
+    pass_type = draw(pass_types)
+    at = TapSelection(
+        activation_location_type=location,
+        axes=tuple(draw(axis_selections()) for _ in range(draw(st.integers(0, len(location.dimensions))))),
+        layer_index=None if location.has_no_layers else draw(optional(layers)),
+        pass_type=pass_type,
+    )
+    number = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    actions = [st.builds(SetValue, scalar=number), st.just(DetachGradient())]
+    if pass_type is PassType.FORWARD:
+        actions = [
+            actions[0],
+            st.builds(SetValue, tensor=request_tensors),
+            st.builds(AddVector, vector=request_tensors, factor=number),
+            st.builds(ScaleValue, factor=number),
+        ]
+    return Intervention(at=at, action=draw(st.one_of(actions)))
+
+
 prompts = texts.filter(bool).map(lambda text: Prompt(text=text)) | tuples(uint32, min_size=1).map(
     lambda ids: Prompt(token_ids=ids)
 )
@@ -310,10 +382,20 @@ def derive_requests(draw: st.DrawFn, *, prompt: st.SearchStrategy[Prompt | None]
         config=draw(dst_configs()),
         element_type=draw(st.sampled_from(FLOAT_ELEMENT_TYPES)),
         encoding=draw(st.sampled_from(TensorEncoding)),
+        interventions=draw(tuples(interventions())),
+        detach_final_layer_norm_scale=draw(optional(st.booleans())),
+        max_chunk_bytes=draw(st.sampled_from([0, 1024, 2**20])),
     )
 
 
+timeouts = st.integers(1, 10**15).map(lambda nanoseconds: nanoseconds / 10**9)
+cancel_items = st.builds(CancelItem, request_id=texts)
+derive_stream_requests = st.builds(
+    DeriveStreamRequest, message=derive_requests(), timeout=optional(timeouts)
+) | st.builds(DeriveStreamRequest, message=cancel_items)
 resolve_requests = st.builds(ResolveRequest, request=derive_requests(prompt=optional(prompts)), load=st.booleans())
+
+resolve_stream_requests = st.builds(ResolveStreamRequest, message=resolve_requests)
 
 small_axes = tuples(st.builds(Axis, st.sampled_from(Dimension), st.integers(0, 5)))
 
@@ -381,7 +463,7 @@ provenances = st.builds(
     device=texts,
     library_versions=pairs_by_key,
     config_digest=texts,
-    attention=texts,
+    attention=st.sampled_from(AttentionImplementation),
     batch_size=uint32,
 )
 run_summaries = st.builds(RunSummary, statistics=run_statistics, provenance=provenances)
@@ -498,7 +580,7 @@ context_statuses = st.builds(
     error=st.none(),
     pinned=st.booleans(),
 )
-validateds = st.builds(Validated, request_id=texts)
+validateds = st.just(Validated())
 load_progresses = st.builds(LoadProgress, context=texts, bytes_done=uint64, bytes_total=uint64)
 scalar_resolutions = st.builds(
     ScalarResolution,
@@ -586,7 +668,8 @@ explain_runs = st.builds(
     trace_config=optional(trace_configs(can_run=True)),
     node_ablations=tuples(node_ablations()),
     ablation_specs=tuples(ablation_specs()),
-    detach_final_layer_norm_scale=st.sampled_from([None, False]),
+    detach_final_layer_norm_scale=optional(st.booleans()),
+    interventions=tuples(interventions()),
 )
 
 
@@ -630,7 +713,7 @@ def arrays32(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 def scalar_sums(draw: st.DrawFn) -> ScalarSum:
     n_tokens = draw(st.integers(0, 3))
     shape = draw(st.sampled_from([(n_tokens,), (n_tokens, n_tokens)]))
-    return ScalarSum(dst=draw(scalar_types), values=draw(arrays32(shape)))
+    return ScalarSum(dst=draw(scalar_types), values=draw(arrays32(shape)), first_token=draw(uint32))
 
 
 completenesses = st.builds(Completeness, listed=doubles, total=doubles, target=optional(doubles))
@@ -651,11 +734,11 @@ def group_values(draw: st.DrawFn, n_nodes: int) -> GroupValues:
 @st.composite
 def node_tables(draw: st.DrawFn) -> NodeTable:
     nodes = draw(tuples(node_indices(pass_type=st.just(PassType.FORWARD))))
-    vocab_tokens = draw(st.sampled_from([0, len(nodes)]))
+    vocab_tokens = draw(st.lists(texts, min_size=len(nodes), max_size=len(nodes)).map(tuple))
     return NodeTable(
         nodes=nodes,
         groups=tuple(draw(group_values(len(nodes))) for _ in range(draw(st.integers(0, 2)))),
-        vocab_tokens=draw(st.lists(texts, min_size=vocab_tokens, max_size=vocab_tokens).map(tuple)),
+        vocab_tokens=vocab_tokens if any(vocab_tokens) and draw(st.booleans()) else (),
     )
 
 
@@ -681,7 +764,39 @@ TOP_K_KINDS = (PartKind.HEADER, PartKind.NODE_TABLE, PartKind.SCALAR_SUM, PartKi
 @st.composite
 def explanation_parts(draw: st.DrawFn, kinds: Sequence[PartKind] = tuple(PartKind)) -> ExplanationPart:
     kind = draw(st.sampled_from(kinds))
-    return ExplanationPart(kind=kind, value=draw(PART_VALUES[kind]), run_index=draw(uint32), request_id=draw(texts))
+    return ExplanationPart(kind=kind, value=draw(PART_VALUES[kind]), run_index=draw(uint32))
+
+
+server_limits = st.builds(
+    ServerLimits,
+    max_request_bytes=uint64,
+    max_response_bytes=uint64,
+    max_queued_requests=uint32,
+    max_items_in_flight_per_stream=uint32,
+    max_items_per_stream=uint32,
+    max_run_bytes=uint64,
+    max_put_tensor_bytes=uint64,
+    max_put_tensor_ttl=seconds,
+)
+server_infos = st.builds(
+    ServerInfo, version=texts, protocol_version=uint32, limits=server_limits, features=tuples(texts)
+)
+tensor_descriptions = st.builds(
+    TensorDescription,
+    element_type=st.sampled_from(FLOAT_ELEMENT_TYPES),
+    sizes=tuples(st.integers(1, 2**12)),
+    ttl=optional(timeouts),
+    checksum=optional(uint32),
+)
+put_tensors = st.builds(
+    PutTensor,
+    handle=texts,
+    byte_count=uint64,
+    expire_time=st.integers(0, 10**16).map(
+        lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    ),
+)
+type_infos = scalar_types.map(DerivedScalarTypeInfo.of)
 
 
 @st.composite

@@ -18,7 +18,9 @@ MAX_ELEMENTS = 2**62
 
 
 def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, problems: Violations) -> None:
-    """Note sizes that contradict one another."""
+    """Note sizes that contradict one another, or what they are counted by and is not there."""
+    for field in ("element_type", "encoding"):
+        problems.check(getattr(message, field) != 0, field, "is required in an answer")
     is_sparse = info.encoding is TensorEncoding.SPARSE_LATENTS
     if is_sparse != (info.nonzero_count is not None):
         problems.add("nonzero_count", f"must be {'present' if is_sparse else 'absent'} for {info.encoding}")

@@ -23,7 +23,7 @@ from dst_grpc.errors import DataLoss, InvalidRequest, Reason, Violations
 from dst_grpc.wire.fields import Fields, fields_of
 from dst_grpc.wire.kinds import BAD, Kind
 from dst_grpc.wire.messages import MESSAGES
-from dst_grpc.wire.particulars import CHECKS, MESSAGE_NAMES, PART_BY_PART, SPECIFIC
+from dst_grpc.wire.particulars import CHECKS, MESSAGE_NAMES, PART_BY_PART, SPECIFIC, STAND_INS
 from dst_grpc.wire.tables import TableRows, rows_of, table_of
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ class Codec:
 
     def stand_in(self) -> Any:
         """A value about which no rule says anything, made of the fields that must be there."""
+        if self._cls in STAND_INS:
+            return STAND_INS[self._cls]()
         fields = self.fields
         return self._cls(**fields.absent, **{name: fields.stand_ins[name]() for name in fields.required})
 
@@ -230,6 +232,11 @@ def _is_within(path: str, known: set[str]) -> bool:
 
 class TableCodec(Codec):
     """Tables of nodes, which hold columns and travel as rows."""
+
+    @cached_property
+    def fields(self) -> Fields:
+        """Those of the rows."""
+        return codec_of(TableRows).fields
 
     @cached_property
     def write(self) -> Write:

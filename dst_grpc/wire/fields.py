@@ -111,8 +111,6 @@ def _pair(cls: type, field: dataclasses.Field[Any], hint: Any, message: Descript
             complaint = (name, enum_codec(inner).complaint(0))
         elif not (wire.has_presence or may_be_none):
             absent = inner()
-    special = STAND_INS.get((cls, name))
-    by_itself = default or (none if may_be_none else kind.stand_in or none)
     return _Pair(
         name=name,
         is_oneof=oneof is not None,
@@ -122,7 +120,7 @@ def _pair(cls: type, field: dataclasses.Field[Any], hint: Any, message: Descript
         absent=absent,
         complaint=complaint,
         is_optional=default is not None or may_be_none,
-        stand_in=by_itself if special is None else lambda: special,
+        stand_in=STAND_INS.get((cls, name)) or default or (none if may_be_none else kind.stand_in or none),
         element=kind.element,
     )
 

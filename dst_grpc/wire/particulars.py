@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from dst_grpc.domain.components import Dimension, NodeType
-from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKRequest
+import numpy as np
+
+from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
+from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ScalarSum
 from dst_grpc.domain.indices import ActivationIndex, AttnSubActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Intervention, RequestTensor, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
-from dst_grpc.domain.requests import (
-    DeriveRequest,
-    DeriveStreamRequest,
-    Prompt,
-    ResolveRequest,
-    ResolveStreamRequest,
-)
+from dst_grpc.domain.requests import DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import RegistryChange, Resolution
 from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, TensorInfo
+from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.wire.checks import check_header, check_tensor_info
@@ -55,29 +53,28 @@ CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
     AnswerHeader: check_header,
 }
 """What is checked of an answer beyond the rules of its classes."""
-PART_BY_PART = frozenset(
-    {
-        DeriveRequest,
-        DeriveStreamRequest,
-        ExplainRequest,
-        ExplainRun,
-        ResolveRequest,
-        ResolveStreamRequest,
-        TopKRequest,
-    }
-)
+PART_BY_PART = frozenset({DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
 """Requests: what is wrong with one of their fields says nothing of the others, whichever it is."""
-STAND_INS: Mapping[tuple[type, str], Any] = {
-    (DeriveRequest, "prompt"): Prompt(token_ids=(0,)),
-    (ExplainRun, "prompt"): Prompt(token_ids=(0,)),
-    (TraceConfig, "node_index"): NodeIndex(node_type=NodeType.ATTENTION_HEAD),
-    (NodeAblation, "node_index"): NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(0, 0), layer_index=0),
-    (AblationSpec, "index"): ActivationIndex(
+STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
+    Prompt: lambda: Prompt(token_ids=(0,)),
+    RequestTensor: lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
+    # Groups of one id exclude one another.
+    TopKGroup: lambda: TopKGroup(group_id=f"\0{next(_NUMBERS)}", dsts=(DerivedScalarType.ALWAYS_ONE,)),
+    (DeriveRequest, "prompt"): lambda: Prompt(token_ids=(0,)),
+    (TraceConfig, "node_index"): lambda: NodeIndex(node_type=NodeType.ATTENTION_HEAD),
+    (TraceConfig, "attention_trace_type"): lambda: AttentionTraceType.V,
+    (NodeAblation, "node_index"): lambda: NodeIndex(
+        node_type=NodeType.MLP_NEURON, tensor_indices=(0, 0), layer_index=0
+    ),
+    (AblationSpec, "index"): lambda: ActivationIndex(
         activation_location_type=ActivationLocationType.RESID_POST_EMBEDDING, tensor_indices=(None, None)
     ),
-    (Intervention, "action"): SetValue(scalar=0.0),
+    (Intervention, "action"): lambda: SetValue(scalar=0.0),
+    (RequestTensor, "tensor"): lambda: np.zeros(1, np.float32),
+    (SetValue, "tensor"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
 }
-"""Values about which no rule complains, where one made of the defaults of a field's type would not be."""
+"""Makes values of a class, or for a field, about which no rule complains, where those made of defaults would not do."""
+_NUMBERS = count()
 ARRAYS: Mapping[tuple[type, str], Kind] = {
     (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
     (RequestTensor, "tensor"): array(),

@@ -1,176 +1,154 @@
-"""Messages mirror the domain field for field, and every value that travels has a function each way."""
+"""Messages mirror the domain field for field, but for the exceptions that are named."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import pkgutil
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from google.protobuf.descriptor import Descriptor
 
-from dst_grpc import wire
-from dst_grpc._gen.dst.v1 import (
-    catalog_pb2,
-    config_pb2,
-    context_pb2,
-    explain_pb2,
-    index_pb2,
-    inference_pb2,
-    resolution_pb2,
-    tensor_pb2,
-    trace_pb2,
-)
-from dst_grpc.domain import (
-    architecture,
-    config,
-    explain,
-    explanations,
-    indices,
-    interventions,
-    origins,
-    requests,
-    resolution,
-    results,
-    trace,
-)
+from dst_grpc import domain
+from dst_grpc._gen.dst.v1 import explain_pb2
+from dst_grpc.domain.explanations import NodeTable, PartKind
+from dst_grpc.domain.indices import AttnSubActivationIndex, AttnSubNodeIndex
+from dst_grpc.domain.results import SparseTensor
+from dst_grpc.wire import tables
+from dst_grpc.wire.codec import codec_of
+from dst_grpc.wire.messages import MESSAGES
+from dst_grpc.wire.particulars import COMPUTED, MESSAGE_NAMES, SPECIFIC
 
-PAIRS: list[tuple[Any, Any]] = [
-    (indices.AttnSubNodeIndex, index_pb2.NodeIndex),
-    (indices.AttnSubActivationIndex, index_pb2.ActivationIndex),
-    (indices.DerivedScalarIndex, index_pb2.DerivedScalarIndex),
-    (trace.TraceConfig, trace_pb2.TraceConfig),
-    (config.AutoencoderConfig, config_pb2.AutoencoderConfig),
-    (config.DstConfig, config_pb2.DstConfig),
-    (origins.LossFnConfig, config_pb2.LossFnConfig),
-    (interventions.AblationSpec, config_pb2.AblationSpec),
-    (requests.Prompt, inference_pb2.Prompt),
-    (requests.DerivedScalarSpec, inference_pb2.DerivedScalarSpec),
-    (requests.DeriveRequest, inference_pb2.DeriveRequest),
-    (requests.ResolveRequest, resolution_pb2.ResolveRequest),
-    (results.Axis, tensor_pb2.Axis),
-    (results.TensorInfo, inference_pb2.TensorInfo),
-    (results.AnswerHeader, inference_pb2.Header),
-    (results.RunStatistics, inference_pb2.RunStatistics),
-    (results.Provenance, inference_pb2.Provenance),
-    (results.AnswerTrailer, inference_pb2.Trailer),
-    (architecture.Architecture, catalog_pb2.Architecture),
-    (architecture.UnsupportedType, catalog_pb2.UnsupportedType),
-    (architecture.ModelDimensions, catalog_pb2.ModelDimensions),
-    (resolution.ModelInfo, catalog_pb2.ModelInfo),
-    (resolution.LayerCheck, catalog_pb2.LayerCheck),
-    (resolution.AutoencoderInfo, catalog_pb2.AutoencoderInfo),
-    (resolution.TapUse, resolution_pb2.TapUse),
-    (resolution.ScalarResolution, resolution_pb2.ScalarResolution),
-    (resolution.CostEstimate, resolution_pb2.CostEstimate),
-    (resolution.Resolution, resolution_pb2.Resolved),
-    (resolution.Validated, resolution_pb2.Validated),
-    (resolution.LoadProgress, resolution_pb2.LoadProgress),
-    (resolution.ContextStatus, context_pb2.ContextStatus),
-    (explain.TopKGroup, explain_pb2.TopKGroup),
-    (explain.TopKRequest, explain_pb2.TopKRequest),
-    (explain.NodeAblation, explain_pb2.NodeAblation),
-    (explain.ExplainRun, explain_pb2.ExplainRun),
-    (explain.ExplainRequest, explain_pb2.ExplainRequest),
-    (explanations.RunHeader, explain_pb2.RunHeader),
-    (explanations.ScalarSum, explain_pb2.ScalarSum),
-    (explanations.Completeness, explain_pb2.Completeness),
-    (explanations.GroupValues, explain_pb2.GroupValues),
-    (explanations.NodeTable, explain_pb2.NodeTable),
-    (explanations.TokenScore, explain_pb2.TokenScore),
-    (explanations.NodeTokens, explain_pb2.NodeTokens),
-    (explanations.ScoredTokens, explain_pb2.ScoredTokens),
-    (explanations.NodeTokenPairs, explain_pb2.NodeTokenPairs),
-    (explanations.TokenPairs, explain_pb2.TokenPairs),
-    (explanations.RunsTrailer, explain_pb2.RunsTrailer),
-]
-RENAMED = {
-    ("AutoencoderInfo", "activations"): "activation",
-    ("AutoencoderInfo", "formats"): "format",
-    ("AutoencoderInfo", "normalizations"): "normalization",
-    ("AutoencoderInfo", "input_norms"): "input_norm",
-    ("RunStatistics", "queue_seconds"): "queue_time",
-    ("RunStatistics", "pass_seconds"): "pass_time",
-    ("RunStatistics", "derive_seconds"): "derive_time",
+BY_HAND = {NodeTable, SparseTensor}
+"""A table travels as the rows of `wire.tables`. A sparse tensor is never a message: its pieces are chunks."""
+NOT_OF_THE_DOMAIN = {
+    # What wraps a single value or a list so that it may be absent or one of several.
+    "AllPositions",
+    "AttendedToken",
+    "AutoencoderPath",
+    "AxisSelection",
+    "LayerIndices",
+    "MultiAutoencoderContext",
+    "Tensor",
+    "TensorIndex",
+    "TokenIds",
+    # What frames and messages of answers hold, which `wire.frames` makes and `wire.assembly` reads.
+    "DeriveFrame",
+    "DeriveResponse",
+    "DeriveStreamResponse",
+    "ExplainFrame",
+    "ExplainResponse",
+    "ResolveFrame",
+    "ResolveResponse",
+    "ResolveStreamResponse",
+    "SparseTensor",
+    "TensorChunk",
+    "TopKFrame",
+    "TopKResponse",
+    # Requests and responses of calls that hold a few plain fields, or values that have classes.
+    "DeleteTensorRequest",
+    "DeleteTensorResponse",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
+    "GetModelRequest",
+    "GetModelResponse",
+    "GetServerInfoRequest",
+    "ListAutoencodersRequest",
+    "ListAutoencodersResponse",
+    "ListContextsRequest",
+    "ListContextsResponse",
+    "ListDerivedScalarTypesRequest",
+    "ListDerivedScalarTypesResponse",
+    "ListModelsRequest",
+    "ListModelsResponse",
+    "LoadContextRequest",
+    "LoadContextResponse",
+    "PutTensorRequest",
+    "ReloadRegistryRequest",
+    "TokenizeRequest",
+    "TokenizeResponse",
+    "UnloadContextRequest",
+    "UnloadContextResponse",
+    "UnpinContextRequest",
+    "UnpinContextResponse",
+    "WatchContextsRequest",
+    "WatchContextsResponse",
 }
-"""Durations carry their unit in their type on the wire, and in their name in the domain; several words are one text on
-the wire."""
-NAN_IF_NONE = {("LayerCheck", "fraction_of_variance_unexplained")}
-"""Numbers that were always there when they were first published: since they may be missing, NaN stands for that."""
-ON_THE_WIRE_ONLY = {("TensorInfo", "byte_length"), ("ExplainRun", "attach_final_layer_norm_scale")}
-"""What the domain computes, so that clients need not."""
-NOT_YET_ON_THE_WIRE = {
-    ("DeriveRequest", "interventions"),
-    ("DeriveRequest", "detach_final_layer_norm_scale"),
-    ("ExplainRun", "interventions"),
-    ("ExplainRun", "detach_final_layer_norm_scale"),
-}
-"""Fields of requests whose messages are to follow."""
+"""Messages without a class of their name."""
 
 
-@pytest.mark.parametrize(("value", "message"), PAIRS, ids=lambda cls: cls.__name__)
-def test_a_message_has_the_fields_of_its_value(value: Any, message: Any) -> None:
-    descriptor: Descriptor = message.DESCRIPTOR
-    fields = {RENAMED.get((descriptor.name, field.name), field.name) for field in dataclasses.fields(value)}
-    extra = {field for name, field in ON_THE_WIRE_ONLY if name == descriptor.name}
-    fields -= {field for name, field in NOT_YET_ON_THE_WIRE if name == descriptor.name}
-    assert fields | extra == {field.name for field in descriptor.fields}
+def _classes() -> dict[str, type]:
+    """The classes that travel, by the names of their messages."""
+    modules = [
+        importlib.import_module(f"{domain.__name__}.{found.name}") for found in pkgutil.iter_modules(domain.__path__)
+    ]
+    found: dict[str, type] = {}
+    for module in (*modules, tables):
+        for cls in vars(module).values():
+            if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__:
+                name = MESSAGE_NAMES.get(cls, cls.__name__)
+                if name in MESSAGES and cls not in BY_HAND and cls not in {one for _, one in SPECIFIC.values()}:
+                    found[name] = cls
+    return found
 
 
-@pytest.mark.parametrize(("value", "message"), PAIRS, ids=lambda cls: cls.__name__)
-def test_what_may_be_none_has_presence_on_the_wire(value: Any, message: Any) -> None:
-    for field in dataclasses.fields(value):
-        if not str(field.type).endswith("| None") or (message.DESCRIPTOR.name, field.name) in NAN_IF_NONE:
+CLASSES = _classes()
+
+
+def _fields_of(descriptor: Descriptor, names: set[str]) -> set[str]:
+    """The fields of a message, a oneof that is one of *names* in place of its arms."""
+    found = {field.name for field in descriptor.fields}
+    for oneof in descriptor.oneofs:
+        if oneof.name in names:
+            found = {oneof.name} | (found - {field.name for field in oneof.fields})
+    return found
+
+
+def test_every_message_has_a_class_of_its_name_or_is_named_here() -> None:
+    assert set(MESSAGES) == set(CLASSES) | NOT_OF_THE_DOMAIN
+    assert not set(CLASSES) & NOT_OF_THE_DOMAIN
+    assert len(CLASSES) > 55
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_message_has_the_fields_of_its_class(name: str) -> None:
+    cls: Any = CLASSES[name]
+    names = {field.name for field in dataclasses.fields(cls)} | set(COMPUTED.get(cls, ()))
+    extra = {SPECIFIC[cls][0]} if cls in SPECIFIC else set()
+    assert names | extra == _fields_of(MESSAGES[name].DESCRIPTOR, names)
+
+
+@pytest.mark.parametrize(("cls", "field"), [(AttnSubNodeIndex, "q_k_or_v"), (AttnSubActivationIndex, "q_or_k")])
+def test_a_more_specific_class_has_one_field_more(cls: Any, field: str) -> None:
+    (base,) = cls.__bases__
+    assert SPECIFIC[base] == (field, cls)
+    more = {one.name for one in dataclasses.fields(cls)} - {one.name for one in dataclasses.fields(base)}
+    assert more == {field}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_may_be_none_has_presence_on_the_wire(name: str) -> None:
+    descriptor = MESSAGES[name].DESCRIPTOR
+    for field, hint in get_type_hints(CLASSES[name]).items():
+        wire = descriptor.fields_by_name.get(field)
+        if wire is None or type(None) not in getattr(hint, "__args__", ()):
             continue
-        name = RENAMED.get((message.DESCRIPTOR.name, field.name), field.name)
-        if (message.DESCRIPTOR.name, name) in NOT_YET_ON_THE_WIRE:
-            continue
-        wire_field = message.DESCRIPTOR.fields_by_name[name]
-        # An unspecified enum is absent too.
-        assert wire_field.has_presence or wire_field.enum_type is not None, name
+        # An unspecified enum is absent too, and an empty text.
+        assert wire.has_presence or wire.enum_type is not None or wire.type == wire.TYPE_STRING, field
 
 
-def _functions() -> dict[str, Any]:
-    public = [module.name for module in pkgutil.iter_modules(wire.__path__) if not module.name.startswith("_")]
-    return {
-        name: function
-        for module in public
-        for name, function in vars(importlib.import_module(f"dst_grpc.wire.{module}")).items()
-        if callable(function) and name.endswith(("_to_wire", "_from_wire")) and not name.startswith("_")
-    }
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_has_a_codec(name: str) -> None:
+    codec = codec_of(CLASSES[name])
+    assert codec.message_class is MESSAGES[name]
+    assert set(codec.fields.stand_ins) == {field.name for field in dataclasses.fields(CLASSES[name])}  # type: ignore[arg-type]
 
 
-ONE_WAY = {
-    "tensor_indices_to_wire",  # read as part of their index, for whose axes they stand
-    "tap_use_to_wire",  # read as part of its resolution
-    "scalar_type_info_to_wire",  # clients have the table
-    "derive_stream_request_from_wire",  # clients wrap a request themselves
-    "resolve_stream_request_from_wire",
-    "duration_to_wire",
-    "seconds_from_wire",
-}
-
-
-@pytest.mark.parametrize("message", [explain_pb2.ExplainResponse, explain_pb2.TopKResponse])
-def test_the_kinds_of_parts_are_those_of_the_messages(message: Any) -> None:
-    kinds = [kind.value for kind in explanations.PartKind]
-    arms = [field.name for field in message.DESCRIPTOR.oneofs_by_name["part"].fields]
+@pytest.mark.parametrize("message", [explain_pb2.ExplainFrame, explain_pb2.TopKFrame])
+def test_the_kinds_of_parts_are_those_of_the_frames(message: Any) -> None:
+    kinds = [kind.value for kind in PartKind]
+    arms = [field.name for field in message.DESCRIPTOR.oneofs_by_name["frame"].fields]
     assert arms == [kind for kind in kinds if kind in arms]
-    if message is explain_pb2.ExplainResponse:
+    if message is explain_pb2.ExplainFrame:
         assert arms == kinds
-
-
-def test_what_can_be_written_can_be_read() -> None:
-    names = set(_functions()) - ONE_WAY
-    written = {name.removesuffix("_to_wire") for name in names if name.endswith("_to_wire")}
-    read = {name.removesuffix("_from_wire") for name in names if name.endswith("_from_wire")}
-    assert written == read
-    assert len(written) > 25
-
-
-def test_every_conversion_says_what_it_raises() -> None:
-    for name, function in _functions().items():
-        if name.endswith("_from_wire") and name not in ONE_WAY:
-            text = function.__doc__ or ""
-            assert "Raises" in text or "Every message is valid" in text, name

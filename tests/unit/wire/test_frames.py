@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,9 +26,9 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss, Exhausted, Internal, Reason
-from dst_grpc.wire import chunks
-from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.frames import CHUNK_BYTES, Assembler, FrameCutter, assemble
+from dst_grpc.wire.assembly import Assembler, assemble
+from dst_grpc.wire.envelope import CHUNK_BYTES
+from dst_grpc.wire.frames import FrameCutter, error_frame
 from tests import strategies
 
 Tensor = DenseTensor | SparseTensor
@@ -61,16 +60,24 @@ def header_of(tensors: tuple[Tensor, ...]) -> AnswerHeader:
     )
 
 
-def cut(tensors: tuple[Tensor, ...], chunk_bytes: int = 16) -> list[pb.Frame]:
-    """All frames of an answer with *tensors*."""
-    cutter = FrameCutter("r", chunk_bytes=chunk_bytes)
-    return [frame for part in (header_of(tuple(tensors)), *tensors, SUMMARY) for frame in cutter.cut(part)]
+def frames_of(*parts: Any, chunk_bytes: int = CHUNK_BYTES) -> list[pb.DeriveFrame]:
+    """The frames of *parts*."""
+    cutter = FrameCutter(chunk_bytes=chunk_bytes)
+    return [pb.DeriveFrame.FromString(b"".join(frame)) for part in parts for frame in cutter.cut(part)]
+
+
+def cut(tensors: tuple[Tensor, ...], chunk_bytes: int = 16) -> list[pb.DeriveFrame]:
+    """All frames of an answer with *tensors*: small chunks between a header and a trailer in a frame each."""
+    parts = (header_of(tuple(tensors)), *tensors)
+    chunks = [frame for frame in frames_of(*parts, chunk_bytes=chunk_bytes) if frame.HasField("chunk")]
+    whole = frames_of(*parts, SUMMARY)
+    return [whole[0], *chunks, whole[-1]]
 
 
 TENSORS = (dense(0, np.arange(12).reshape(3, 4)), dense(1, np.ones((0, 4))), dense(2, 7.5), dense(3, [1.0, 2.0]))
 
 
-def reason_of(frames: list[pb.Frame]) -> Reason:
+def reason_of(frames: list[pb.DeriveFrame]) -> Reason:
     with pytest.raises(DataLoss) as caught:
         assemble(frames)
     return caught.value.reason
@@ -79,10 +86,7 @@ def reason_of(frames: list[pb.Frame]) -> Reason:
 @given(strategies.answers(), st.integers(1, 40))
 def test_what_is_cut_assembles_to_the_same_bits(answer: Any, chunk_bytes: int) -> None:
     header, tensors, summary = answer
-    cutter = FrameCutter("r", chunk_bytes=chunk_bytes)
-    frames = [frame for part in (header, *tensors, summary) for frame in cutter.cut(part)]
-    rebuilt = assemble(frames)
-    assert rebuilt.request_id == "r"
+    rebuilt = assemble(frames_of(header, *tensors, summary, chunk_bytes=chunk_bytes))
     assert rebuilt.header == header
     assert rebuilt.trailer.provenance == summary.provenance
     assert rebuilt.trailer.byte_count == sum(tensor.info.byte_length for tensor in tensors)
@@ -100,8 +104,8 @@ def test_what_is_cut_assembles_to_the_same_bits(answer: Any, chunk_bytes: int) -
 
 
 def test_frames_come_in_the_documented_order() -> None:
-    kinds = [(frame.request_id, frame.WhichOneof("frame")) for frame in cut(TENSORS)]
-    assert kinds == [("r", "header"), *[("r", "chunk")] * 5, ("r", "trailer")]
+    kinds = [frame.WhichOneof("frame") for frame in cut(TENSORS)]
+    assert kinds == ["header", *["chunk"] * 5, "trailer"]
     chunks = [(f.chunk.tensor_id, f.chunk.offset, len(f.chunk.data)) for f in cut(TENSORS)[1:-1]]
     assert chunks == [(0, 0, 16), (0, 16, 16), (0, 32, 16), (2, 0, 4), (3, 0, 8)]
 
@@ -113,44 +117,18 @@ def test_a_chunk_has_at_most_a_mebibyte() -> None:
     assert CHUNK_BYTES <= 1 << 20
 
 
-@given(
-    request_id=st.text(max_size=200),
-    chunk_bytes=st.integers(1, 300),
-    sizes=st.lists(st.integers(0, 700), max_size=3),
-)
-def test_frames_serialised_by_hand_are_those_of_the_classes(
-    request_id: str, chunk_bytes: int, sizes: list[int]
-) -> None:
-    tensors = [dense(i, np.arange(size, dtype=np.float32)) for i, size in enumerate(sizes)]
-    parts: list[Any] = [header_of(tuple(tensors)), *tensors, SUMMARY]
-    by_hand = FrameCutter(request_id, chunk_bytes=chunk_bytes)
-    by_class = FrameCutter(request_id, chunk_bytes=chunk_bytes)
-    for part in parts:
-        expected = list(by_class.cut(part))
-        written = [chunks.serialised(piece) for piece in by_hand.pieces(part)]
-        assert [pb.DeriveResponse.FromString(data).frames[0] for data in written] == expected
-        assert list(pb.DeriveStreamResponse.FromString(b"".join(written)).frames) == expected
-        if isinstance(part, DenseTensor):  # a map in the trailer may be written in any order
-            assert written == [pb.DeriveResponse(frames=[frame]).SerializeToString() for frame in expected]
-        read = [piece for data in written for piece in chunks.parsed(data)]
-        assert all(isinstance(piece, chunks.Chunk) for piece in read) == (isinstance(part, DenseTensor) or not read)
-        assert [p.to_frame() if isinstance(p, chunks.Chunk) else p for p in read] == expected
-        assert list(chunks.parsed(b"".join(written))) == expected or len(written) == 1
-
-
-@given(st.binary(max_size=60), st.data())
-def test_reading_by_hand_never_differs_from_the_classes(noise: bytes, data: st.DataObject) -> None:
-    whole = chunks.serialised(chunks.Chunk("id", 3, 300, memoryview(b"x" * 200)))
-    cut = data.draw(st.integers(0, len(whole)))
-    for damaged in (noise, whole[:cut] + noise + whole[cut:], whole[:cut], whole + noise):
-        try:
-            expected = list(pb.DeriveResponse.FromString(damaged).frames)
-        except DecodeError:
-            with pytest.raises(DecodeError):
-                chunks.parsed(damaged)
-            continue
-        found = chunks.parsed(damaged)
-        assert [one.to_frame() if isinstance(one, chunks.Chunk) else one for one in found] == expected
+def test_a_header_that_is_too_large_comes_in_pieces() -> None:
+    tensors = tuple(dense(i, [1.0]) for i in range(20))
+    frames = frames_of(header_of(tensors), *tensors, SUMMARY, chunk_bytes=100)
+    headers = [frame for frame in frames if frame.HasField("header")]
+    assert len(headers) > 5
+    assert [frame.partial for frame in headers] == [True] * (len(headers) - 1) + [False]
+    assert all(frame.ByteSize() <= 110 for frame in headers)
+    assert assemble(frames).header == header_of(tensors)
+    for broken in (frames[: len(headers) - 1], [*headers[:-1], frames[len(headers)]], [*headers[:2], frames[-1]]):
+        assert reason_of(broken) in {Reason.ANSWER_TRUNCATED, Reason.ANSWER_CORRUPT}
+    headers[1].header.model = "another"
+    assert reason_of(frames) is Reason.ANSWER_CORRUPT
 
 
 def test_values_in_another_order_in_memory_travel_row_by_row() -> None:
@@ -202,14 +180,6 @@ def test_tensors_are_handed_out_as_soon_as_they_are_whole() -> None:
     assert len(assembler.finish().tensors) == 4
 
 
-def test_iterating_yields_every_tensor_without_keeping_it() -> None:
-    assembler = Assembler(keep_tensors=False)
-    assert [tensor.info.tensor_id for tensor in assembler.tensors(cut(TENSORS))] == [0, 1, 2, 3]
-    assert assembler.finish().tensors == ()
-    with pytest.raises(DataLoss, match="truncated"):
-        list(Assembler().tensors(cut(TENSORS)[:-1]))
-
-
 @pytest.mark.parametrize("length", range(len(cut(TENSORS))))
 def test_an_answer_cut_off_anywhere_is_truncated(length: int) -> None:
     assert reason_of(cut(TENSORS)[:length]) is Reason.ANSWER_TRUNCATED
@@ -247,7 +217,7 @@ def test_any_chunk_that_is_lost_is_noticed(which: int) -> None:
     assert reason_of([*frames[:which], *frames[which + 1 :]]) is Reason.ANSWER_CORRUPT
 
 
-def changed(change: Any, which: int = 0) -> list[pb.Frame]:
+def changed(change: Any, which: int = 0) -> list[pb.DeriveFrame]:
     frames = cut(TENSORS)
     change(frames[which])
     return frames
@@ -256,7 +226,6 @@ def changed(change: Any, which: int = 0) -> list[pb.Frame]:
 @pytest.mark.parametrize(
     "frames",
     [
-        changed(lambda frame: setattr(frame, "request_id", "other"), 3),
         changed(lambda frame: setattr(frame.trailer, "tensor_count", 9), -1),
         changed(lambda frame: setattr(frame.trailer, "byte_count", 9), -1),
         changed(lambda frame: frame.trailer.checksums.append(9), -1),
@@ -269,7 +238,7 @@ def changed(change: Any, which: int = 0) -> list[pb.Frame]:
         changed(lambda frame: setattr(frame.header.tensors[0], "dst", 5000)),
     ],
 )
-def test_an_answer_that_contradicts_itself_is_refused(frames: list[pb.Frame]) -> None:
+def test_an_answer_that_contradicts_itself_is_refused(frames: list[pb.DeriveFrame]) -> None:
     assert reason_of(frames) is Reason.ANSWER_CORRUPT
 
 
@@ -316,13 +285,13 @@ def test_more_bytes_than_allowed_are_refused_with_the_header() -> None:
 
 def test_an_unknown_kind_of_frame_is_ignored() -> None:
     frames = cut(TENSORS)
-    frames.insert(2, pb.Frame.FromString(b"\x0a\x01r\xba\x3e\x00"))
+    frames.insert(2, pb.DeriveFrame.FromString(b"\xba\x3e\x00"))
     assert len(assemble(frames).tensors) == 4
 
 
 def test_the_error_of_an_item_is_raised_as_itself() -> None:
     error = Exhausted("full", retry_after_seconds=1.5)
-    frame = pb.Frame(request_id="r", item_result=pb.ItemResult(error=error_to_status(error)))
+    frame = pb.DeriveFrame.FromString(b"".join(error_frame(pb.DeriveFrame, error)))
     with pytest.raises(Exhausted, match="full") as caught:
         assemble([*cut(TENSORS)[:3], frame])
     assert caught.value.retry_after_seconds == 1.5
@@ -354,12 +323,12 @@ def draw(cutter: FrameCutter, *parts: Any) -> None:
 )
 def test_a_pipeline_that_breaks_the_order_is_a_fault_of_ours(parts: Any) -> None:
     with pytest.raises(Internal):
-        draw(FrameCutter("r"), *parts)
+        draw(FrameCutter(), *parts)
 
 
 def test_a_sparse_tensor_without_a_count_is_a_fault_of_ours() -> None:
     broken = dataclasses.replace(TENSORS[0].info, encoding=TensorEncoding.SPARSE_LATENTS)
     tensor = SparseTensor(broken, np.zeros(0, np.float32), np.zeros((0, 2), np.uint32))
-    cutter = FrameCutter("r")
+    cutter = FrameCutter()
     with pytest.raises(Internal, match="nonzero_count"):
         draw(cutter, header_of((tensor,)), tensor)

@@ -6,131 +6,171 @@ import dataclasses
 import struct
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dst_grpc._gen.dst.v1 import config_pb2, index_pb2, inference_pb2
+from dst_grpc._gen.dst.v1 import config_pb2, explain_pb2, index_pb2, inference_pb2, trace_pb2
 from dst_grpc.domain.components import InferenceEngineType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest
+from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.interventions import RequestTensor
 from dst_grpc.domain.requests import DeriveRequest, Prompt
+from dst_grpc.domain.resolution import ContextStatus
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.wire import (
-    catalog,
-    config,
-    contexts,
-    explain,
-    explanations,
-    indices,
-    requests,
-    resolution,
-    results,
-    trace,
-)
-from dst_grpc.wire._durations import duration_to_wire, seconds_from_wire
+from dst_grpc.domain.trace import TraceConfig
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
+from dst_grpc.wire.codec import read, to_wire
+from dst_grpc.wire.durations import duration_to_wire, seconds_from_wire
+from dst_grpc.wire.enums import number_of
 from dst_grpc.wire.parsing import parse
 from tests import strategies
 from tests.comparing import same
 
-CASES = {
-    "node_index": (strategies.node_indices(), indices),
-    "activation_index": (strategies.activation_indices(), indices),
-    "derived_scalar_index": (strategies.derived_scalar_indices(), indices),
-    "trace_config": (strategies.trace_configs(), trace),
-    "autoencoder_config": (strategies.autoencoder_configs(), config),
-    "dst_config": (strategies.dst_configs(), config),
-    "loss_fn_config": (strategies.loss_fn_configs(), config),
-    "ablation_spec": (strategies.ablation_specs(), config),
-    "prompt": (strategies.prompts, requests),
-    "derived_scalar_spec": (strategies.derived_scalar_specs, requests),
-    "derive_request": (strategies.derive_requests(), requests),
-    "resolve_request": (strategies.resolve_requests, requests),
-    "tensor_info": (strategies.tensor_infos(), results),
-    "header": (strategies.answer_headers(), results),
-    "statistics": (strategies.run_statistics, results),
-    "provenance": (strategies.provenances, results),
-    "trailer": (strategies.answer_trailers, results),
-    "model_dimensions": (strategies.model_dimensions, catalog),
-    "architecture": (strategies.architectures, catalog),
-    "unsupported_type": (strategies.unsupported_types, catalog),
-    "model_info": (strategies.model_infos, catalog),
-    "layer_check": (strategies.layer_checks, catalog),
-    "autoencoder_info": (strategies.autoencoder_infos, catalog),
-    "context_status": (strategies.context_statuses, contexts),
-    "registry_change": (strategies.registry_changes, contexts),
-    "validated": (strategies.validateds, resolution),
-    "load_progress": (strategies.load_progresses, resolution),
-    "scalar_resolution": (strategies.scalar_resolutions, resolution),
-    "cost_estimate": (strategies.cost_estimates, resolution),
-    "resolution": (strategies.resolutions, resolution),
-    "top_k_group": (strategies.top_k_groups(), explain),
-    "top_k_request": (strategies.top_k_requests(), explain),
-    "node_ablation": (strategies.node_ablations(), explain),
-    "explain_run": (strategies.explain_runs, explain),
-    "explain_request": (strategies.explain_requests(), explain),
-    "run_header": (strategies.run_headers, explanations),
-    "scalar_sum": (strategies.scalar_sums(), explanations),
-    "completeness": (strategies.completenesses, explanations),
-    "group_values": (strategies.group_values(3), explanations),
-    "node_table": (strategies.node_tables(), explanations),
-    "token_score": (strategies.token_scores, explanations),
-    "node_tokens": (strategies.node_tokens, explanations),
-    "scored_tokens": (strategies.scored_tokens, explanations),
-    "node_token_pairs": (strategies.node_token_pairs, explanations),
-    "token_pairs": (strategies.token_pairs, explanations),
-    "runs_trailer": (strategies.runs_trailers, explanations),
-    "top_k_response": (strategies.explanation_parts(strategies.TOP_K_KINDS), explanations),
-    "explain_response": (strategies.explanation_parts(), explanations),
+CASES: dict[str, st.SearchStrategy[Any]] = {
+    "node_index": strategies.node_indices(),
+    "activation_index": strategies.activation_indices(),
+    "derived_scalar_index": strategies.derived_scalar_indices(),
+    "trace_config": strategies.trace_configs(),
+    "autoencoder_config": strategies.autoencoder_configs(),
+    "dst_config": strategies.dst_configs(),
+    "loss_fn_config": strategies.loss_fn_configs(),
+    "ablation_spec": strategies.ablation_specs(),
+    "intervention": strategies.interventions(),
+    "prompt": strategies.prompts,
+    "derived_scalar_spec": strategies.derived_scalar_specs,
+    "derive_request": strategies.derive_requests(),
+    "derive_stream_request": strategies.derive_stream_requests,
+    "resolve_request": strategies.resolve_requests,
+    "resolve_stream_request": strategies.resolve_stream_requests,
+    "tensor_info": strategies.tensor_infos(),
+    "header": strategies.answer_headers(),
+    "statistics": strategies.run_statistics,
+    "provenance": strategies.provenances,
+    "trailer": strategies.answer_trailers,
+    "model_dimensions": strategies.model_dimensions,
+    "architecture": strategies.architectures,
+    "unsupported_type": strategies.unsupported_types,
+    "model_info": strategies.model_infos,
+    "layer_check": strategies.layer_checks,
+    "autoencoder_info": strategies.autoencoder_infos,
+    "type_info": strategies.type_infos,
+    "context_status": strategies.context_statuses,
+    "registry_change": strategies.registry_changes,
+    "server_info": strategies.server_infos,
+    "tensor_description": strategies.tensor_descriptions,
+    "put_tensor": strategies.put_tensors,
+    "validated": strategies.validateds,
+    "load_progress": strategies.load_progresses,
+    "scalar_resolution": strategies.scalar_resolutions,
+    "cost_estimate": strategies.cost_estimates,
+    "resolution": strategies.resolutions,
+    "top_k_group": strategies.top_k_groups(),
+    "top_k_request": strategies.top_k_requests(),
+    "node_ablation": strategies.node_ablations(),
+    "explain_run": strategies.explain_runs,
+    "explain_request": strategies.explain_requests(),
+    "run_header": strategies.run_headers,
+    "scalar_sum": strategies.scalar_sums(),
+    "completeness": strategies.completenesses,
+    "node_table": strategies.node_tables(),
+    "token_score": strategies.token_scores,
+    "node_tokens": strategies.node_tokens,
+    "scored_tokens": strategies.scored_tokens,
+    "node_token_pairs": strategies.node_token_pairs,
+    "token_pairs": strategies.token_pairs,
+    "runs_trailer": strategies.runs_trailers,
 }
 
 
+def read_again(message: Any, value: Any) -> Any:
+    """The value in *message*, read as what *value* is; a class of its own is read as its base."""
+    cls = type(value)
+    return read(cls.__base__ if cls.__name__.startswith("AttnSub") else cls, message)
+
+
 @pytest.mark.parametrize("name", CASES)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_reading_what_was_written_gives_an_equal_value(name: str, data: st.DataObject) -> None:
-    values, module = CASES[name]
-    value = data.draw(values)
-    message = getattr(module, f"{name}_to_wire")(value)
-    read = getattr(module, f"{name}_from_wire")
-    assert same(read(message), value)
-    assert same(read(parse(type(message), message.SerializeToString())), value)
-
-
-@pytest.mark.parametrize("name", CASES)
-@given(data=st.data())
-def test_converting_changes_neither_side(name: str, data: st.DataObject) -> None:
-    values, module = CASES[name]
-    message = getattr(module, f"{name}_to_wire")(data.draw(values))
+    value = data.draw(CASES[name])
+    message = to_wire(value)
     before = message.SerializeToString(deterministic=True)
-    getattr(module, f"{name}_from_wire")(message)
+    assert same(read_again(message, value), value)
+    assert same(read_again(parse(type(message), before), value), value)
     assert message.SerializeToString(deterministic=True) == before
 
 
 def test_absent_and_empty_lists_stay_apart() -> None:
-    absent = config.dst_config_to_wire(DstConfig())
-    empty = config.dst_config_to_wire(DstConfig(layer_indices=(), multi_autoencoder_context=()))
+    absent = to_wire(DstConfig())
+    empty = to_wire(DstConfig(layer_indices=(), multi_autoencoder_context=()))
     assert (absent.HasField("layer_indices"), empty.HasField("layer_indices")) == (False, True)
-    assert config.dst_config_from_wire(absent).layer_indices is None
-    assert config.dst_config_from_wire(empty).layer_indices == ()
-    assert config.dst_config_from_wire(empty).multi_autoencoder_context == ()
+    assert read(DstConfig, absent).layer_indices is None
+    assert read(DstConfig, empty).layer_indices == ()
+    assert read(DstConfig, empty).multi_autoencoder_context == ()
 
 
 def test_layer_zero_is_not_no_layer() -> None:
     message = index_pb2.NodeIndex(node_type="NODE_TYPE_MLP_NEURON", layer_index=0)
-    assert indices.node_index_from_wire(message).layer_index == 0
+    assert read(NodeIndex, message).layer_index == 0
     message.ClearField("layer_index")
-    assert indices.node_index_from_wire(message).layer_index is None
+    assert read(NodeIndex, message).layer_index is None
 
 
 def test_what_is_unspecified_has_the_documented_default() -> None:
     message = inference_pb2.DeriveRequest(prompt=inference_pb2.Prompt(text="x"))
-    assert requests.derive_request_from_wire(message) == DeriveRequest(
+    assert read(DeriveRequest, message) == DeriveRequest(
         prompt=Prompt(text="x"),
         element_type=TensorElementType.FLOAT32,
         encoding=TensorEncoding.DENSE,
         config=DstConfig(inference_engine_type=InferenceEngineType.STANDARD),
+        detach_final_layer_norm_scale=None,
     )
-    node = index_pb2.NodeIndex(node_type="NODE_TYPE_LAYER")
-    assert indices.node_index_from_wire(node).pass_type is PassType.FORWARD
+    assert read(NodeIndex, index_pb2.NodeIndex(node_type="NODE_TYPE_LAYER")).pass_type is PassType.FORWARD
+    asked = read(ExplainRequest, explain_pb2.ExplainRequest(runs=[{"prompt": {"text": "x"}}]))
+    assert asked == ExplainRequest(runs=asked.runs)
+
+
+def test_an_empty_text_is_an_absent_one_everywhere() -> None:
+    message = config_pb2.DstConfig(
+        model_name="", model_context="", autoencoder_context="", device_for_raw_activations=""
+    )
+    assert message.HasField("model_name")
+    assert read(DstConfig, message) == DstConfig()
+    request = inference_pb2.DeriveRequest(prompt=inference_pb2.Prompt(text="x"), model="", request_id="")
+    assert read(DeriveRequest, request).model is None
+
+
+@pytest.mark.parametrize(
+    ("element_type", "dtype"),
+    [
+        (TensorElementType.FLOAT32, "<f4"),
+        (TensorElementType.FLOAT16, "<f2"),
+        (TensorElementType.BFLOAT16, "<u2"),
+        (None, "<f4"),
+    ],
+)
+def test_a_tensor_of_a_request_may_be_of_any_floats(element_type: TensorElementType | None, dtype: str) -> None:
+    values = np.array([1.0, -2.0, 0.5, 0.0], np.float32)
+    stored = values.view(np.uint32) >> 16 if element_type is TensorElementType.BFLOAT16 else values
+    message = to_wire(RequestTensor(tensor=values))
+    message.tensor.element_type = 0 if element_type is None else number_of(element_type)
+    message.tensor.data = stored.astype(dtype).tobytes()
+    found = read(RequestTensor, message).tensor
+    assert found is not None
+    assert found.dtype == np.float32
+    assert found.tolist() == values.tolist()
+
+
+def test_a_trace_of_traces_is_read_to_its_end() -> None:
+    message = trace_pb2.TraceConfig(node_index={"node_type": 1}, pre_or_post_act=1, attention_trace_type=4)
+    for _ in range(7):
+        message = trace_pb2.TraceConfig(
+            node_index={"node_type": 1}, pre_or_post_act=1, attention_trace_type=4, downstream_trace_config=message
+        )
+    assert read(TraceConfig, message).depth == 8
 
 
 @given(st.integers(0, 2**32 - 1).map(lambda bits: struct.unpack("<f", struct.pack("<I", bits))[0]))
@@ -154,17 +194,18 @@ def test_a_context_that_failed_keeps_its_error() -> None:
     @given(strategies.context_statuses, strategies.dst_errors())
     def check(status: Any, error: Any) -> None:
         failed = dataclasses.replace(status, error=error)
-        read = contexts.context_status_from_wire(contexts.context_status_to_wire(failed))
-        assert dataclasses.replace(read, error=None) == status
-        assert read.error is not None
-        assert (type(read.error), read.error.reason) == (type(error), error.reason)
+        found = read(ContextStatus, to_wire(failed))
+        assert dataclasses.replace(found, error=None) == dataclasses.replace(status, error=None)
+        assert found.error is not None
+        assert (type(found.error), found.error.reason) == (type(error), error.reason)
 
     check()
 
 
 def test_the_catalogue_says_of_every_type_what_the_facts_say() -> None:
     for dst, facts in FACTS.items():
-        message = catalog.scalar_type_info_to_wire(facts)
+        info = DerivedScalarTypeInfo.of(dst)
+        message = to_wire(info)
         assert message.dst == dst.number
         assert message.name == dst.value
         assert len(message.dimensions) == len(facts.dimensions)
