@@ -87,18 +87,18 @@ def _position(index: int, shape: Sequence[int]) -> list[int]:
     return position[::-1]
 
 
-def frames_of(tensors: Sequence[Tensor], *, chunk_bytes: int = 1 << 20) -> list[pb.Frame]:
+def frames_of(tensors: Sequence[Tensor], *, chunk_bytes: int = 1 << 20) -> list[pb.DeriveFrame]:
     """The frames of an answer, as a server cuts them."""
     for i, tensor in enumerate(tensors):
         tensor.info.tensor_id = i
     header = pb.Header(
         model="m@0:float32:cpu", token_ids=[7, 0], token_strings=["a", "\ufffd"], tensors=[t.info for t in tensors]
     )
-    frames = [pb.Frame(request_id="r", header=header)]
+    frames = [pb.DeriveFrame(header=header)]
     for i, tensor in enumerate(tensors):
         for at in range(0, len(tensor.data), chunk_bytes):
             chunk = pb.TensorChunk(tensor_id=i, offset=at, data=tensor.data[at : at + chunk_bytes])
-            frames.append(pb.Frame(request_id="r", chunk=chunk))
+            frames.append(pb.DeriveFrame(chunk=chunk))
     trailer = pb.Trailer(
         tensor_count=len(tensors),
         byte_count=sum(len(t.data) for t in tensors),
@@ -106,12 +106,12 @@ def frames_of(tensors: Sequence[Tensor], *, chunk_bytes: int = 1 << 20) -> list[
         statistics=pb.RunStatistics(forward_passes=1),
         provenance=pb.Provenance(element_type=tensor_pb2.TENSOR_ELEMENT_TYPE_FLOAT32),
     )
-    return [*frames, pb.Frame(request_id="r", trailer=trailer)]
+    return [*frames, pb.DeriveFrame(trailer=trailer)]
 
 
-def answer(name: str, about: str, messages: Iterable[Sequence[pb.Frame]], result: Json) -> Json:
+def answer(name: str, about: str, messages: Iterable[Sequence[pb.DeriveFrame]], result: Json) -> Json:
     """A vector: the frames of each DeriveResponse, and what they come to."""
-    encoded = [_encoded(pb.DeriveResponse(frames=frames)) for frames in messages]
+    encoded = [_encoded(pb.DeriveResponse(request_id="r", frames=frames)) for frames in messages]
     return {"name": name, "about": about, "messages": encoded, "result": result}
 
 
@@ -141,9 +141,10 @@ def answers() -> list[Json]:
     unknown = Tensor([1.0], [1])
     unknown.info.encoding = tensor_pb2.TENSOR_ENCODING_UNSPECIFIED
     cut = frames_of(several, chunk_bytes=8)
+    pieces = _in_pieces(cut[0])
     sound = frames_of(plain)
     header, chunk, trailer = sound
-    later = pb.Frame.FromString(pb.Frame(request_id="r").SerializeToString() + b"\xfa\x01\x02hi")
+    later = pb.DeriveFrame.FromString(b"\xfa\x01\x02hi")
     return [
         answer("float32", "zeros, infinities, a NaN, the smallest and the largest", [frames_of(f32)], whole(f32)),
         answer("float16", "half precision, widened", [frames_of(f16)], whole(f16)),
@@ -155,6 +156,10 @@ def answers() -> list[Json]:
         answer("many_chunks", "chunks of 8 bytes in one message", [cut], whole(several)),
         answer("many_messages", "one frame in each message", [[frame] for frame in cut], whole(several)),
         answer("empty_message", "a message without frames means nothing", [[], sound, []], whole(plain)),
+        answer("header_in_pieces", "all but the last of which are partial", [[*pieces, *cut[1:]]], whole(several)),
+        answer(
+            "pieces_in_messages", "one piece in each message", [*[[piece] for piece in pieces], cut[1:]], whole(several)
+        ),
         answer(
             "later_kind",
             "a kind of frame that is not known yet is ignored",
@@ -163,9 +168,14 @@ def answers() -> list[Json]:
         ),
         answer("truncated", "no trailer", [sound[:-1]], TRUNCATED),
         answer("truncated_in_a_tensor", "half a tensor, no trailer", [cut[:3]], TRUNCATED),
+        answer("truncated_in_a_header", "a piece of a header, no more", [pieces[:1]], TRUNCATED),
         answer("nothing_at_all", "no frame", [], TRUNCATED),
         answer("no_header", "chunks before the header", [[chunk, trailer]], CORRUPT),
         answer("two_headers", "the header twice", [[header, header, chunk, trailer]], CORRUPT),
+        answer("missing_piece", "a chunk where the header should go on", [[pieces[0], *cut[1:]]], CORRUPT),
+        answer(
+            "pieces_that_differ", "two pieces of a header name two models", [[*_differing(pieces), *cut[1:]]], CORRUPT
+        ),
         answer("swapped_chunks", "the second chunk first", [[cut[0], cut[2], cut[1], *cut[3:]]], CORRUPT),
         answer("repeated_chunk", "a chunk twice", [[cut[0], cut[1], cut[1], *cut[2:]]], CORRUPT),
         answer("missing_chunk", "a chunk left out", [[cut[0], *cut[2:]]], CORRUPT),
@@ -191,25 +201,42 @@ def answers() -> list[Json]:
     ]
 
 
-def _longer(frame: pb.Frame) -> pb.Frame:
+def _in_pieces(frame: pb.DeriveFrame) -> list[pb.DeriveFrame]:
+    """A header in as many pieces as it has tensors, which protobuf merges to it."""
+    *tensors, last = frame.header.tensors
+    first = pb.Header(
+        model=frame.header.model, token_ids=frame.header.token_ids, token_strings=frame.header.token_strings
+    )
+    pieces = [pb.DeriveFrame(header=first, partial=True)]
+    pieces += [pb.DeriveFrame(header=pb.Header(tensors=[tensor]), partial=True) for tensor in tensors]
+    return [*pieces, pb.DeriveFrame(header=pb.Header(tensors=[last]))]
+
+
+def _differing(pieces: list[pb.DeriveFrame]) -> list[pb.DeriveFrame]:
+    changed = [pb.DeriveFrame.FromString(piece.SerializeToString()) for piece in pieces]
+    changed[1].header.model = "another@0:float32:cpu"
+    return changed
+
+
+def _longer(frame: pb.DeriveFrame) -> pb.DeriveFrame:
     chunk = pb.TensorChunk(tensor_id=0, offset=0, data=frame.chunk.data + b"\0\0\0\0")
-    return pb.Frame(request_id="r", chunk=chunk)
+    return pb.DeriveFrame(chunk=chunk)
 
 
-def _flipped(frame: pb.Frame) -> pb.Frame:
+def _flipped(frame: pb.DeriveFrame) -> pb.DeriveFrame:
     data = frame.chunk.data
     chunk = pb.TensorChunk(tensor_id=0, offset=0, data=bytes([data[0] ^ 1]) + data[1:])
-    return pb.Frame(request_id="r", chunk=chunk)
+    return pb.DeriveFrame(chunk=chunk)
 
 
-def _miscounted(frame: pb.Frame) -> pb.Frame:
-    changed = pb.Frame.FromString(frame.SerializeToString())
+def _miscounted(frame: pb.DeriveFrame) -> pb.DeriveFrame:
+    changed = pb.DeriveFrame.FromString(frame.SerializeToString())
     changed.trailer.byte_count += 1
     return changed
 
 
-def _mislabelled(frame: pb.Frame) -> pb.Frame:
-    changed = pb.Frame.FromString(frame.SerializeToString())
+def _mislabelled(frame: pb.DeriveFrame) -> pb.DeriveFrame:
+    changed = pb.DeriveFrame.FromString(frame.SerializeToString())
     changed.header.tensors[0].byte_length += 4
     return changed
 
@@ -255,6 +282,63 @@ REQUESTS = {
         element_type: TENSOR_ELEMENT_TYPE_BFLOAT16 encoding: TENSOR_ENCODING_SPARSE_LATENTS
     """,
         (),
+    ),
+    "interventions": (
+        "a vector added, a range scaled, a gradient detached",
+        """
+        prompt { text: "ab" }
+        interventions {
+          at { activation_location_type: ACTIVATION_LOCATION_TYPE_RESID_POST_MLP axes { at: 1 } layer_index: 0 }
+          add { vector { tensor { axes { size: 2 } data: "\\000\\000\\200?\\000\\000\\000\\300" } } factor: 2 }
+        }
+        interventions {
+          at { activation_location_type: ACTIVATION_LOCATION_TYPE_MLP_POST_ACT axes { range { start: 0 stop: 2 } } }
+          scale { factor: 0 }
+        }
+        interventions {
+          at {
+            activation_location_type: ACTIVATION_LOCATION_TYPE_ATTN_QK_PROBS
+            axes { all {} } axes { list { positions: 1 positions: 0 } }
+            pass_type: PASS_TYPE_BACKWARD
+          }
+          detach {}
+        }
+        detach_final_layer_norm_scale: false
+        max_chunk_bytes: 65535
+    """,
+        (),
+    ),
+    "empty_is_absent": (
+        "an empty text and an unspecified member are as good as none",
+        """
+        model: "" prompt { text: "ab" }
+        config { model_name: "" autoencoder_context: "" inference_engine_type: INFERENCE_ENGINE_TYPE_UNSPECIFIED }
+    """,
+        (),
+    ),
+    "odd_interventions": (
+        "a vector of other than its bytes, no action, a scaled gradient, too small a chunk",
+        """
+        prompt { text: "ab" }
+        interventions {
+          at { activation_location_type: ACTIVATION_LOCATION_TYPE_RESID_POST_MLP axes {} }
+          add { vector { tensor { axes { size: 2 } data: "abc" } } }
+        }
+        interventions { at { activation_location_type: ACTIVATION_LOCATION_TYPE_LOGITS layer_index: 0 } }
+        interventions {
+          at { activation_location_type: ACTIVATION_LOCATION_TYPE_LOGITS pass_type: PASS_TYPE_BACKWARD }
+          scale { factor: 2 }
+        }
+        max_chunk_bytes: 7
+    """,
+        (
+            "interventions[0].add.vector.tensor.data",
+            "interventions[0].at.axes[0]",
+            "interventions[1]",
+            "interventions[1].at.layer_index",
+            "interventions[2].at.pass_type",
+            "max_chunk_bytes",
+        ),
     ),
     "nothing": ("a prompt is required", "", ("prompt",)),
     "empty_prompt": ("neither a text nor tokens", "prompt {}", ("prompt",)),

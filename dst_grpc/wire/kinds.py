@@ -226,7 +226,7 @@ class Arms:
     @property
     def kind(self) -> Kind:
         """How values travel in a message that is nothing but this oneof."""
-        return Kind(self.write, self.read, none)
+        return Kind(self.write, self.read, int)
 
 
 def none() -> None:
