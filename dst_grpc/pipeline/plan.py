@@ -36,7 +36,7 @@ class PlannedScalar:
     """The autoencoders that its config names."""
     axes: tuple[Axis, ...]
     """Axes of one layer's tensor."""
-    reads: frozenset[tuple[PassType, Site]]
+    taps: frozenset[tuple[PassType, Site]]
     """Taps that it reads."""
 
     @property
@@ -50,7 +50,7 @@ class PlannedScalar:
     @property
     def requires_grad(self) -> bool:
         """Whether it reads a gradient of the origin."""
-        return any(pass_type is PassType.BACKWARD for pass_type, _ in self.reads)
+        return any(pass_type is PassType.BACKWARD for pass_type, _ in self.taps)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

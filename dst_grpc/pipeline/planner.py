@@ -170,9 +170,9 @@ class _Planner:
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
-        reads = frozenset().union(*(scalar.reads for scalar in scalars))
-        values = {site for pass_type, site in reads if pass_type is PassType.FORWARD}
-        gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
+        taps = frozenset().union(*(scalar.taps for scalar in scalars))
+        values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
+        gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
         # What origins read is not kept, but taken up memory for.
         recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
@@ -352,13 +352,13 @@ class _Planner:
         built = builder.build()
         if built is None:
             return None
-        task, reads = built
+        task, taps = built
         return PlannedScalar(
             spec_index=index,
             task=task,
             sets=sets,
             axes=self._sizes.axes(task, sets),
-            reads=reads,
+            taps=taps,
         )
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:

@@ -66,7 +66,7 @@ def _scalar_resolution(plan: Plan, scalar: PlannedScalar) -> ScalarResolution:
     task = scalar.task
     layers = tuple(layer for layer in task.layers if layer is not None)
     config = plan.request.config_of(plan.request.derived_scalars[scalar.spec_index])
-    taps = sorted({(site[0].value, pass_type.value) for pass_type, site in scalar.reads})
+    taps = sorted({(site[0].value, pass_type.value) for pass_type, site in scalar.taps})
     return ScalarResolution(
         dst=task.facts.type,
         config=_canonical(config, plan, scalar.sets, task.trace, layers),

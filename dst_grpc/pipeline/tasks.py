@@ -25,7 +25,7 @@ from dst_grpc.pipeline.checks import (
     check_trace_can_run,
     check_trace_indices,
 )
-from dst_grpc.scalars.reads import Read, reads
+from dst_grpc.scalars.derive import taps_of
 from dst_grpc.scalars.task import Task
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
     from dst_grpc.scalars.origins import LossOrigin
+    from dst_grpc.scalars.recorded_taps import Tap
 
 _L = ActivationLocationType
 _T = DerivedScalarType
@@ -82,7 +83,7 @@ class TaskBuilder:
         """The trace that the type is about: its config's, else the request's."""
         return self.config.trace_config or self.request.trace_config
 
-    def build(self) -> tuple[Task, frozenset[Read]] | None:
+    def build(self) -> tuple[Task, frozenset[Tap]] | None:
         """The task and what it reads, or None if anything is wrong or missing."""
         before = self.findings.count
         passes = self._passes()
@@ -105,7 +106,7 @@ class TaskBuilder:
             detach_scale=self.config.detach_layer_norm_scale_for_attribution,
             fake_grad=self.config.activation_index_for_fake_grad,
         )
-        found = frozenset(reads(task))
+        found = frozenset(taps_of(task))
         self._check_origin(found)
         return task, found
 
@@ -337,7 +338,7 @@ class TaskBuilder:
             self.findings.add(path, f"{info.name} does not cover layer {wanted[0]}")
         return wanted
 
-    def _check_origin(self, found: frozenset[Read]) -> None:
+    def _check_origin(self, found: frozenset[Tap]) -> None:
         """Rule 29."""
         if any(pass_type is PassType.BACKWARD for pass_type, _ in found) and not self.request.has_origin:
             self.findings.lack(
