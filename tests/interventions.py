@@ -24,6 +24,7 @@ from dst_grpc.domain.interventions import (
 )
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.decoder_config import DecoderConfig
+from dst_grpc.errors import NotFound, Reason
 
 SELECTIONS = ("one", "all", "list", "range")
 ACTIONS = ("set", "set tensor", "add", "scale")
@@ -128,3 +129,15 @@ def _positions(selected: AxisSelection, size: int) -> list[int]:
         case PositionRange():
             return list(range(selected.start, selected.stop))
     return list(range(size))
+
+
+class Shelf:
+    """Tensors that were put, by handle."""
+
+    def __init__(self, **tensors: RequestTensor) -> None:
+        self._tensors = tensors
+
+    def get(self, handle: str) -> RequestTensor:
+        if handle not in self._tensors:
+            raise NotFound.unknown("tensor", handle, self._tensors, reason=Reason.CONTEXT_NOT_FOUND)
+        return self._tensors[handle]

@@ -22,8 +22,8 @@ from tests import interventions, models, plain
 SPLICED = {L.MLP_POST_ACT: T.MLP_POST_ACT, L.RESID_DELTA_ATTN: T.RESID_DELTA_ATTN}
 N_LATENTS = {SPLICED_AT[tap].latent_tap: models.LATENTS[read] for tap, read in SPLICED.items()}
 WORLDS = {
-    name: models.world(*SPLICED.values(), seed=5, config=models.GPT2_AND_OTHERS[name])
-    for name in ("gpt2", "gemma", "parallel")
+    name: models.world(*SPLICED.values(), seed=5, config=models.ARCHITECTURES[name])
+    for name in ("gpt2", "gemma", "neox")
 }
 TAPS = [
     (name, location)
@@ -52,7 +52,7 @@ def recorded(
             models.request(
                 tokens=tokens, interventions=tuple(own), loss_fn_config=models.LOSS, autoencoders=tuple(world.sets)
             ),
-            world.catalogue,
+            world.registry,
         )
         for tokens, own in zip(prompts, changes, strict=True)
     ]
@@ -99,7 +99,7 @@ def check(
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("name", "location"), TAPS)
 def test_every_number_of_a_padded_batch_is_that_of_the_plain_model(name: str, location: L, seed: int) -> None:
-    """Each prompt of the batch has a selection of another kind; the architectures together see every kind with every action."""
+    """Each prompt has a selection of another kind; the architectures together see every kind with every action."""
     world, chance = WORLDS[name], random.Random(f"{name} {location} {seed}")
     changes = []
     for i, tokens in enumerate(PROMPTS):

@@ -22,14 +22,16 @@ from dst_grpc.domain.interventions import (
     ScaleValue,
     SetValue,
     TapSelection,
+    TensorSource,
 )
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.errors import InvalidRequest, NotFound
+from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.selections import with_tensors
-from tests import explaining, models, traces
+from tests import explaining, interventions, models, traces
 from tests.unit.pipeline.planning import ATTN, LOSS, MLP, WORLD, ablate, plan, refusal
 
 BACKWARD = PassType.BACKWARD
@@ -86,7 +88,7 @@ def test_a_tensor_that_stretches_is_taken(tensor: RequestTensor) -> None:
 def test_without_a_prompt_no_tensor_is_too_short() -> None:
     """What is selected is then a full window, which no real prompt has to be."""
     change = at(L.RESID_POST_MLP, 1, action=SetValue(tensor=some(6, 8)))
-    planned = make_plan(replace(models.request(interventions=(change,)), prompt=None), WORLD.catalogue)
+    planned = make_plan(replace(models.request(interventions=(change,)), prompt=None), WORLD.registry)
     assert planned.run.interventions == (change,)
 
 
@@ -133,16 +135,9 @@ def test_an_explained_run_is_changed_in_the_same_way() -> None:
 # Tensors that were put before
 
 
-class Shelf:
-    """Tensors by handle."""
-
-    def __init__(self, **tensors: RequestTensor) -> None:
-        self._tensors = tensors
-
-    def get(self, handle: str) -> RequestTensor:
-        if handle not in self._tensors:
-            raise NotFound.unknown("tensor", handle, self._tensors, reason=Reason.CONTEXT_NOT_FOUND)
-        return self._tensors[handle]
+def filled(planned: Plan, source: TensorSource | None) -> Plan:
+    (found,) = with_tensors([planned], source, ["request"])
+    return found
 
 
 PUT = RequestTensor(handle="v")
@@ -152,35 +147,47 @@ STEER = at(L.RESID_POST_MLP, None, action=AddVector(vector=PUT, factor=2.0))
 def test_a_handle_stands_for_the_numbers_that_were_put() -> None:
     put = plan(interventions=(STEER,), autoencoders=(MLP,))
     inline = plan(interventions=(replace(STEER, action=AddVector(vector=some(8), factor=2.0)),), autoencoders=(MLP,))
-    found = with_tensors(put, Shelf(v=some(8)))
+    found, other = (
+        filled(put, interventions.Shelf(v=tensor)) for tensor in (some(8), RequestTensor(tensor=np.zeros(8)))
+    )
     assert found.run == inline.run
-    assert (found.digest, found.run_key) == (inline.digest, inline.run_key)
-    other = with_tensors(put, Shelf(v=RequestTensor(tensor=np.zeros(8))))
-    assert other.digest != found.digest
+    assert (found.digest("m", ()), found.run_key) == (inline.digest("m", ()), inline.run_key)
+    assert other.digest("m", ()) != found.digest("m", ())
     assert other.run_key != found.run_key
 
 
 def test_a_plan_without_handles_stays_as_it_is() -> None:
     planned = plan(interventions=(at(L.LOGITS, None), at(L.LOGITS, None, action=AddVector(vector=some(1)))))
-    assert with_tensors(planned, Shelf()) is planned
+    assert filled(planned, interventions.Shelf()) is planned
+    assert filled(planned, None) is planned
 
 
 def test_tensors_that_do_not_stretch_are_all_refused_at_their_handles() -> None:
     changes = (STEER, at(L.RESID_POST_MLP, 1, 0, action=SetValue(tensor=PUT)), at(L.LOGITS, None, action=STEER.action))
     with pytest.raises(InvalidRequest) as caught:
-        with_tensors(plan(interventions=changes), Shelf(v=some(6, 8)))
+        filled(plan(interventions=changes), interventions.Shelf(v=some(6, 8)))
     fields = [one.field for one in caught.value.violations]
-    assert fields == ["interventions[1].set.tensor.handle", "interventions[2].add.vector.handle"]
+    assert fields == ["request.interventions[1].set.tensor.handle", "request.interventions[2].add.vector.handle"]
 
 
 def test_an_unknown_handle_is_not_found() -> None:
     with pytest.raises(NotFound, match="'v'"):
-        with_tensors(plan(interventions=(STEER,)), Shelf(w=some(1)))
+        filled(plan(interventions=(STEER,)), interventions.Shelf(w=some(1)))
+    with pytest.raises(InvalidRequest, match="no tensors are kept here"):
+        filled(plan(interventions=(STEER,)), None)
+
+
+def test_a_generic_latent_s_tensor_is_checked_against_the_autoencoder_that_is_meant() -> None:
+    change = at(L.ONLINE_AUTOENCODER_LATENT, 1, 0, action=SetValue(tensor=PUT))
+    planned = plan(interventions=(change,), autoencoders=(MLP,))
+    assert filled(planned, interventions.Shelf(v=some(15))).run.interventions
+    with pytest.raises(InvalidRequest, match="15"):
+        filled(planned, interventions.Shelf(v=some(16)))
 
 
 def test_memory_is_taken_up_for_tensors() -> None:
-    def peak(*interventions: Intervention) -> int:
-        return plan(T.LOGITS, interventions=interventions).cost.peak_bytes
+    def peak(*changes: Intervention) -> int:
+        return plan(T.LOGITS, interventions=changes).cost.peak_bytes
 
     plainly = peak()
     assert peak(at(L.RESID_POST_MLP, 1)) == plainly

@@ -56,7 +56,7 @@ def plan(*interventions: Intervention, tokens: tuple[int, ...] = models.TOKENS, 
     request = models.request(
         tokens=tokens, interventions=interventions, autoencoders=tuple(WORLD.sets), loss_fn_config=models.LOSS
     )
-    planned = make_plan(request, WORLD.catalogue)
+    planned = make_plan(request, WORLD.registry)
     sites = frozenset({*SITES.values(), (L.RESID_POST_MLP, 2)})
     named = tuple((name, source.run) for name, source in sources.items())
     return replace(planned, values=sites, gradients=sites, run=replace(planned.run, sources=named))

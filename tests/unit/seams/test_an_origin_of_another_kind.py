@@ -47,7 +47,7 @@ class SquaredNorm:
 
 
 def plan(origin: SquaredNorm, *types: T, tokens: tuple[int, ...] = models.TOKENS) -> Plan:
-    planned = make_plan(models.request(*types, tokens=tokens, loss_fn_config=models.LOSS), WORLD.catalogue)
+    planned = make_plan(models.request(*types, tokens=tokens, loss_fn_config=models.LOSS), WORLD.registry)
     passes = (GradientPass(origin=origin),)
     changed = replace(planned.run, origins=(origin,), passes=passes)
     return replace(planned, run=changed, loss=None, gradients=frozenset({UPSTREAM}))

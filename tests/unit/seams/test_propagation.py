@@ -18,7 +18,7 @@ from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult, run
 from tests import models, plain
 
-WORLDS = {name: models.world(config=models.GPT2_AND_OTHERS[name]) for name in ("gpt2", "gemma", "llama")}
+WORLDS = {name: models.world(config=models.ARCHITECTURES[name]) for name in ("gpt2", "gemma", "llama")}
 SITES: frozenset[Site] = frozenset({(L.RESID_POST_EMBEDDING, None), (L.RESID_POST_MLP, 1)})
 SCALE: Site = (L.MLP_INPUT_LAYER_NORM_SCALE, 1)
 
@@ -61,7 +61,7 @@ class PlainWithConstantScales(plain.Plain):
 
 
 def plan(name: str, propagation: Propagation, *, values: frozenset[Site] = SITES) -> Plan:
-    planned = make_plan(models.request(loss_fn_config=models.LOSS), WORLDS[name].catalogue)
+    planned = make_plan(models.request(loss_fn_config=models.LOSS), WORLDS[name].registry)
     run = replace(planned.run, propagation=propagation)
     return replace(planned, values=values, gradients=SITES, run=run)
 
@@ -73,7 +73,7 @@ def result(name: str, propagation: Propagation, *, values: frozenset[Site] = SIT
 
 def expected(name: str, propagation: Propagation) -> dict[Site, torch.Tensor]:
     """Gradients of the plain model with the same rule."""
-    config, weights = models.GPT2_AND_OTHERS[name], models.weights(0, models.GPT2_AND_OTHERS[name])
+    config, weights = models.ARCHITECTURES[name], models.weights(0, models.ARCHITECTURES[name])
     has_constant_scales = isinstance(propagation, ConstantScales)
     reference = (PlainWithConstantScales if has_constant_scales else plain.Plain)(config, weights)
 

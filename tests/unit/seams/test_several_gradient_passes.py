@@ -32,7 +32,7 @@ CUT = Intervention(
 
 def plan(loss: LossFnConfig, *changes: Intervention, tokens: tuple[int, ...] = models.TOKENS) -> Plan:
     request = models.request(T.MLP_ACT_TIMES_GRAD, tokens=tokens, loss_fn_config=loss, interventions=changes)
-    planned = make_plan(request, WORLD.catalogue)
+    planned = make_plan(request, WORLD.registry)
     return replace(planned, values=planned.values | SITES, gradients=planned.gradients | SITES)
 
 
