@@ -97,7 +97,8 @@ class Tokenizer:
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Text of each of *ids*, decoded alone; raises InvalidRequest as `decode` does."""
-        self._check(ids)
+        if not self._texts.keys() >= {*ids}:
+            self._check(ids)
         return [self._texts[token] if token in self._texts else self._decoded(token) for token in ids]
 
     def _decoded(self, token: int) -> str:

@@ -110,8 +110,7 @@ class Plan:
         if not new:
             return self
         sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
-        latents = most_latents(self.spliced)
-        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
+        recorded_bytes = sizes.recorded_bytes(new, most_latents(self.spliced))
         cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
         return replace(self, values=self.values | new, cost=cost)
 

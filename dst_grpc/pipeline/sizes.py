@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.entries import AutoencoderEntry
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 BYTES_OF_FLOAT32 = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sizes:
     """A model's sizes and a prompt's length."""
 
@@ -37,7 +39,11 @@ class Sizes:
 
     def of(self, dimension: Dimension, n_latents: int = 0) -> int:
         """Size of an axis; *n_latents* for an autoencoder's."""
-        return self.model.size_of(dimension, n_tokens=self.n_tokens, n_latents=n_latents)
+        return n_latents if dimension.is_parameterized_dimension else self._of_axes[dimension]
+
+    @cached_property
+    def _of_axes(self) -> dict[Dimension, int]:
+        return self.model.sizes(self.n_tokens)
 
     def axes(self, task: Task, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
         """Axes, with sizes, of one layer's tensor of *task*."""
@@ -51,9 +57,13 @@ class Sizes:
             axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
         return tuple(axes)
 
-    def site_bytes(self, site: Site, latents: int) -> int:
-        """Bytes of the tensor at a tap."""
-        return BYTES_OF_FLOAT32 * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
+    def recorded_bytes(self, sites: Iterable[Site], n_latents: int) -> int:
+        """Bytes of the tensors at taps, together."""
+        counts = Counter(location for location, _ in sites)
+        return BYTES_OF_FLOAT32 * sum(
+            count * math.prod(self.of(dimension, n_latents) for dimension in location.dimensions)
+            for location, count in counts.items()
+        )
 
 
 def most_latents(sets: Iterable[AutoencoderEntry]) -> int:
