@@ -325,14 +325,14 @@ class World:
             parameter_bytes=self.decoder.parameter_bytes,
         )
 
-    def outcomes(self, *requests: DeriveRequest) -> list[RunResult]:
+    def results(self, *requests: DeriveRequest) -> list[RunResult]:
         """Plan *requests* and run them as one batch."""
         return run([make_plan(one, self.registry) for one in requests], self.decoder, self.sets)
 
     def derive(self, request: DeriveRequest) -> dict[Key, torch.Tensor]:
         """Every tensor of *request*, run alone."""
-        (outcome,) = self.outcomes(request)
-        return tensors(outcome)
+        (result,) = self.results(request)
+        return tensors(result)
 
     def one(self, dst: DerivedScalarType, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Any]:
         """The FORWARD tensors, by layer, of *dst* alone, with *config* as its own; *fields* of the request."""
@@ -348,13 +348,13 @@ def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
     return World(decoder(seed, config, dtype=dtype), {one.name: one for one in sets})
 
 
-def tensors(outcome: RunResult) -> dict[Key, torch.Tensor]:
-    """Every tensor of *outcome*, by type, pass and layer."""
+def tensors(result: RunResult) -> dict[Key, torch.Tensor]:
+    """Every tensor of *result*, by type, pass and layer."""
     return {
         (scalar.task.facts.type, pass_type, layer): tensor
-        for scalar in outcome.plan.scalars
+        for scalar in result.plan.scalars
         for layer in scalar.task.layers
-        for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
+        for pass_type, tensor in result.derivation(scalar).at(layer).items()
     }
 
 

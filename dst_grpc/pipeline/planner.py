@@ -301,7 +301,7 @@ class _Planner:
             at = check_selection(self._findings, one.at, f"{path}.{field}", self._sizes, spliced, axes=axes)
             if self._findings.count == before and request.prompt is not None:
                 self._check_tensors(one, path, selected_shape(at, self._sizes, spliced))
-            yield from at_each_layer(replace(one, at=at), n_layers)
+            yield from at_each_layer(one if at is one.at else replace(one, at=at), n_layers)
         if request.detach_final_layer_norm_scale:
             yield FINAL_NORM_DETACHED
 

@@ -86,9 +86,9 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
     return [replace(config, node_index_for_attribution=node) for node in [*nodes, *others]]
 
 
-def derive(outcome: RunResult, recorded: RecordedTaps) -> list[torch.Tensor]:
-    (scalar,) = outcome.plan.scalars
-    model = ExplainedModel(outcome.decoder, tuple(outcome.sets[info.name] for info in scalar.sets))
+def derive(result: RunResult, recorded: RecordedTaps) -> list[torch.Tensor]:
+    (scalar,) = result.plan.scalars
+    model = ExplainedModel(result.decoder, tuple(result.sets[info.name] for info in scalar.sets))
     derivation = Derivation(model, recorded, scalar.task)
     return [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
 
@@ -104,16 +104,16 @@ def test_each_type_touches_exactly_the_taps_that_it_names(architecture: str, nor
         if dst in world.unsupported:
             continue
         for request in requests_for(facts, world):
-            (outcome,) = world.outcomes(request)
-            (scalar,) = outcome.plan.scalars
+            (result,) = world.results(request)
+            (scalar,) = result.plan.scalars
             named = {pass_type: {site for one, site in scalar.taps if one is pass_type} for pass_type in PassType}
-            recorded = outcome.recording.taps
+            recorded = result.recording.taps
             values = Watched({site: recorded.values[site] for site in named[PassType.FORWARD]})
             gradients = Watched(
                 {site: recorded.gradients[site] for site in named[PassType.BACKWARD] if site in recorded.gradients}
             )
-            found = derive(outcome, RecordedTaps(values, gradients, recorded.n_tokens))
-            everything = derive(outcome, recorded)
+            found = derive(result, RecordedTaps(values, gradients, recorded.n_tokens))
+            everything = derive(result, recorded)
             assert all(torch.equal(one, other) for one, other in zip(found, everything, strict=True)), dst
             assert values.touched == named[PassType.FORWARD], dst
             assert gradients.touched == gradients.keys(), dst
@@ -121,6 +121,6 @@ def test_each_type_touches_exactly_the_taps_that_it_names(architecture: str, nor
 
 def test_a_value_that_nobody_named_is_an_error_of_ours() -> None:
     world = models.world()
-    (outcome,) = world.outcomes(models.request(T.MLP_WRITE_NORM))
+    (result,) = world.results(models.request(T.MLP_WRITE_NORM))
     with pytest.raises(Exception, match=r"recorded no value at mlp\.post_act, layer 0"):
-        derive(outcome, RecordedTaps({}, {}, 6))
+        derive(result, RecordedTaps({}, {}, 6))
