@@ -48,7 +48,7 @@ def derive(result: RunResult) -> None:
     """Derive everything of the plan, letting go of each tensor as a stream would."""
     for scalar in result.plan.scalars:
         derivation = result.derivation(scalar)
-        for layer in scalar.task.layers:
+        for layer in scalar.layers:
             derivation.at(layer)
 
 
@@ -111,7 +111,7 @@ def large_output(decoder: Decoder) -> Iterator[str]:
     plan = subjects.plan(64, (DerivedScalarType.ATTN_WRITE,), decoder.config)
     (result,) = run([plan], decoder, {})
     (scalar,) = plan.scalars
-    layer_bytes = scalar.output_bytes // len(scalar.task.layers)
+    layer_bytes = scalar.output_bytes // len(scalar.layers)
     extra = peak_bytes(partial(derive, result))
     yield "ATTN_WRITE of 64 tokens, all layers, layer by layer"
     yield f"  peak extra memory: {extra / layer_bytes:.2f} layers' worth ({layer_bytes / _MIB:.0f} MiB a layer)"

@@ -121,7 +121,7 @@ class Explained:
         return [
             {
                 (pass_type, layer): tensor
-                for layer in scalar.task.layers
+                for layer in scalar.layers
                 for pass_type, tensor in result.derivation(scalar).at(layer).items()
             }
             for scalar in result.plan.scalars

@@ -351,9 +351,9 @@ def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
 def tensors(result: RunResult) -> dict[Key, torch.Tensor]:
     """Every tensor of *result*, by type, pass and layer."""
     return {
-        (scalar.task.facts.type, pass_type, layer): tensor
+        (scalar.facts.type, pass_type, layer): tensor
         for scalar in result.plan.scalars
-        for layer in scalar.task.layers
+        for layer in scalar.layers
         for pass_type, tensor in result.derivation(scalar).at(layer).items()
     }
 

@@ -72,7 +72,8 @@ class ExplanationAnswer:
         """Do nothing yet; *results* are of the plans of *asked*."""
         self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
-            ExplainedModel(model.decoder, tuple(sets[info.name] for info in result.plan.spliced)) for result in results
+            ExplainedModel(model.decoder, result.plan.topology, tuple(sets[info.name] for info in result.plan.spliced))
+            for result in results
         ]
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         self._tables: list[tuple[NodeIndex, ...]] = []
@@ -161,7 +162,7 @@ class ExplanationAnswer:
         asked = self._asked
         groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
         for i, result in enumerate(self._results):
-            found = {s.task.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
+            found = {s.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
             for dst, entries in found.items():
                 mine = [group for group in groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import Origin
+    from dst_grpc.scalars.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +102,8 @@ class _Pass:
     def attached(self, site: Site) -> torch.Tensor:
         return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.row, self.n_tokens)
 
-    def model(self, autoencoders: Sequence[str]) -> ExplainedModel:
-        return ExplainedModel(self.decoder, tuple(self.sets[name] for name in autoencoders))
+    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
+        return ExplainedModel(self.decoder, topology, tuple(self.sets[name] for name in autoencoders))
 
 
 def run_batch(

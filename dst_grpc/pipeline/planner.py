@@ -20,9 +20,9 @@ from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
+from dst_grpc.pipeline.scalar_planner import ScalarPlanner
 from dst_grpc.pipeline.selections import at_each_layer, check_selection, selected_shape, why_not_stretched
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
-from dst_grpc.pipeline.tasks import TaskBuilder
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -335,9 +335,9 @@ class _Planner:
         if spec.config is not None:
             self._lookup.check_model(config, path)
         sets = self._lookup.sets_of(config, path, spliced)
-        builder = TaskBuilder(
+        planner = ScalarPlanner(
             request=request,
-            spec=spec,
+            spec_index=index,
             config=config,
             path=path,
             spec_path=spec_path,
@@ -349,21 +349,11 @@ class _Planner:
             loss=loss,
             findings=self._findings,
         )
-        built = builder.build()
-        if built is None:
-            return None
-        task, taps = built
-        return PlannedScalar(
-            spec_index=index,
-            task=task,
-            sets=sets,
-            axes=self._sizes.axes(task, sets),
-            taps=taps,
-        )
+        return planner.plan()
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
         """An answer's header names every tensor, and must fit into one message."""
-        count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
+        count = sum(len(s.layers) * len(s.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
 

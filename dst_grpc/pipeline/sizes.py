@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dst_grpc.domain.components import NodeType
+    from dst_grpc.domain.scalar_facts import ScalarFacts
     from dst_grpc.engine.taps import Site
-    from dst_grpc.scalars.task import Task
 
 BYTES_OF_FLOAT32 = 4
 
@@ -45,9 +45,8 @@ class Sizes:
     def _of_axes(self) -> dict[Dimension, int]:
         return self.model.sizes(self.n_tokens)
 
-    def axes(self, task: Task, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
-        """Axes, with sizes, of one layer's tensor of *task*."""
-        facts = task.facts
+    def axes(self, facts: ScalarFacts, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
+        """Axes, with sizes, of one layer's tensor of a derived scalar type, with the autoencoders of its config."""
         latents = set_of(sets, facts.autoencoder).n_latents if facts.autoencoder else 0
         axes = [Axis(dimension, self.of(dimension, latents)) for dimension in facts.dimensions]
         pairs = self.n_tokens * (self.n_tokens + 1) // 2

@@ -44,7 +44,7 @@ def test_case(
         derivation = result.derivation(scalar)
         found: Tensors = {
             (pass_type, layer): tensor.numpy()
-            for layer in scalar.task.layers
+            for layer in scalar.layers
             for pass_type, tensor in derivation.at(layer).items()
         }
         wrong = compare(case, row, found, result.loss, result.activation_value)

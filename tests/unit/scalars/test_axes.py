@@ -40,9 +40,9 @@ def result_of(x: Explained, dtype: torch.dtype) -> RunResult:
 def test_every_type_has_the_axes_and_bytes_that_were_announced(x: Explained) -> None:
     for scalar in (result := result_of(x, torch.float32)).plan.scalars:
         derivation = result.derivation(scalar)
-        tensors = [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
+        tensors = [tensor for layer in scalar.layers for tensor in derivation.at(layer).values()]
         assert {tuple(tensor.shape) for tensor in tensors} == {tuple(axis.size for axis in scalar.axes)}
-        assert len(tensors) == len(scalar.task.layers) * len(scalar.task.passes)
+        assert len(tensors) == len(scalar.layers) * len(scalar.passes)
         assert scalar.output_bytes == 4 * sum(tensor.numel() for tensor in tensors)
 
 

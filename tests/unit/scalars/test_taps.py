@@ -88,9 +88,9 @@ def configs_for(facts: ScalarFacts) -> list[DstConfig]:
 
 def derive(result: RunResult, recorded: RecordedTaps) -> list[torch.Tensor]:
     (scalar,) = result.plan.scalars
-    model = ExplainedModel(result.decoder, tuple(result.sets[info.name] for info in scalar.sets))
-    derivation = Derivation(model, recorded, scalar.task)
-    return [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
+    model = ExplainedModel(result.decoder, scalar.topology, tuple(result.sets[info.name] for info in scalar.sets))
+    derivation = Derivation(model, recorded, scalar)
+    return [tensor for layer in scalar.layers for tensor in derivation.at(layer).values()]
 
 
 @pytest.mark.parametrize("normalization", [InputNormalization.NONE, InputNormalization.LAYER_NORM])
