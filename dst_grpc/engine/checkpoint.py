@@ -143,8 +143,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         DataLoss: naming the file and what is wrong with it: an unsupported value in the config, a corrupt header, or a
             tensor that is unknown, missing or misshapen.
     """
-    values = ConfigValues.read(folder)
-    family = family_of(values)
+    family, values = family_of(ConfigValues.read(folder))
     config = family.read_config(values)
     files, tensors = _find_tensors(folder)
     sources, redundant = _sources(folder, family, values, config, tensors)
@@ -212,7 +211,7 @@ def _sources(
         for ours, source in family.per_layer.items():
             found[f"layers.{layer}.{ours}"] = _prefixed(source, prefix, layer)
     head = next((name for name in family.unembeddings if name in tensors), family.unembeddings[0])
-    is_tied, redundant = family.is_tied(values), None
+    is_tied, redundant = values.flag("tie_word_embeddings"), None
     if not is_tied:
         found["unembedding"] = transposed(head)
     elif head in tensors:

@@ -62,6 +62,11 @@ class ConfigValues:
         error.metadata["key"] = self.within + key
         return error
 
+    def renamed(self, aliases: Mapping[str, str]) -> ConfigValues:
+        """These values with what stands under an alias under the key that it means instead, even if that is there."""
+        own = {key: value for key, value in self.values.items() if key not in aliases}
+        return replace(self, values=own | {aliases[key]: self.values[key] for key in self.values if key in aliases})
+
     def over(self, defaults: Mapping[str, Any]) -> ConfigValues:
         """These values, with *defaults* for keys that are absent; a key that holds null is not."""
         return replace(self, values={**defaults, **self.values})
@@ -132,8 +137,10 @@ class ConfigValues:
             raise self.refusal(key, "is missing" if value is None else f"must be a text, not {value!r}")
         return value
 
-    def flag(self, key: str, *, default: bool) -> bool:
-        """A boolean."""
+    def flag(self, key: str, *, default: bool | None = None) -> bool:
+        """A boolean; absent it is only with a *default*."""
+        if default is None and key not in self.values:
+            raise self.refusal(key, "is missing")
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, f"must be true or false, not {value!r}")
