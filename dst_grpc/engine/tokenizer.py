@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from dst_grpc.engine.files import corrupt, read_small
+from dst_grpc.engine.files import File, corrupt, read_small
 from dst_grpc.errors import InvalidRequest, Reason, Violations
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Tokenizer:
             DataLoss: if it is missing or unreadable, or has tokens, other than added ones, from *n_embedded* on.
         """
         path = folder / FILE_NAME
-        raw = read_small(path, _MAX_FILE_BYTES)
+        raw = read_small(File.at(path), _MAX_FILE_BYTES)
         try:
             tokenizer = _Tokenizer.from_buffer(raw)
         except Exception as error:  # the library raises bare Exception

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.files import File
     from dst_grpc.errors import DataLoss
 
 FILE_NAME = "config.json"
@@ -45,11 +46,11 @@ class ConfigValues:
     """What stands before a key in messages: the keys of the objects around it, each with a dot."""
 
     @classmethod
-    def read(cls, folder: Path, name: str = FILE_NAME) -> ConfigValues:
-        """Read the file *name* in *folder*; raises DataLoss if it is missing or no JSON object."""
-        path = folder / name
+    def read(cls, file: File) -> ConfigValues:
+        """Read *file*; raises DataLoss if it is missing or no JSON object."""
+        path = file.path
         try:
-            values = json.loads(read_small(path))
+            values = json.loads(read_small(file))
         except (ValueError, RecursionError) as error:
             raise corrupt(path, f"is no sound JSON: {error}") from error
         if not isinstance(values, dict):

@@ -12,6 +12,7 @@ import transformers
 
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.families import ConfigValues, family_of
+from dst_grpc.engine.files import File
 from dst_grpc.errors import DataLoss
 from tests import families
 
@@ -103,10 +104,10 @@ def test_a_nested_config_may_leave_out_what_is_usual(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
-    family, usual = family_of(ConfigValues.read(tmp_path))
+    family, usual = family_of(ConfigValues.read(File.at(tmp_path / "config.json")))
     config = family.read_config(usual)
     transformers.Gemma3Config(**values).save_pretrained(tmp_path)
-    assert config == family.read_config(family_of(ConfigValues.read(tmp_path))[1])
+    assert config == family.read_config(family_of(ConfigValues.read(File.at(tmp_path / "config.json")))[1])
     assert (config.n_heads, config.n_key_value_heads, config.d_head, config.context_window) == (8, 4, 256, 131072)
     assert (config.score_scale, config.sliding_windows) == (256**-0.5, (1024,) * 5 + (None, 1024))
 
