@@ -44,23 +44,23 @@ def bare_all_logits(decoder: Decoder, plan: Plan) -> object:
     return taps.gradients(plan.loss(logits[0, -1]))
 
 
-def derive(outcome: RunResult) -> None:
+def derive(result: RunResult) -> None:
     """Derive everything of the plan, letting go of each tensor as a stream would."""
-    for scalar in outcome.plan.scalars:
-        derivation = outcome.derivation(scalar)
-        for layer in scalar.task.layers:
+    for scalar in result.plan.scalars:
+        derivation = result.derivation(scalar)
+        for layer in scalar.layers:
             derivation.at(layer)
 
 
 def ours(decoder: Decoder, plan: Plan) -> None:
     """Run a plan and derive all of it, recording sideways as the server does."""
-    (outcome,) = run([RecordingStore().widened(plan)], decoder, {})
-    derive(outcome)
+    (result,) = run([RecordingStore().widened(plan)], decoder, {})
+    derive(result)
 
 
-def from_store(outcome: RunResult) -> None:
+def from_store(result: RunResult) -> None:
     """Derive a second question from what the first recorded."""
-    derive(outcome)
+    derive(result)
 
 
 def ratios(decoder: Decoder, name_of_model: str) -> Iterator[str]:
@@ -97,8 +97,8 @@ def second_question(decoder: Decoder) -> Iterator[str]:
             decoder.config,
         )
         store = RecordingStore()
-        (outcome,) = run([store.widened(first)], decoder, {})
-        store.keep(first, outcome.recording)
+        (result,) = run([store.widened(first)], decoder, {})
+        store.keep(first, result.recording)
         recording = store.find(second)
         assert recording is not None
         again = RunResult(second, decoder, {}, recording, batches=())
@@ -109,10 +109,10 @@ def second_question(decoder: Decoder) -> Iterator[str]:
 def large_output(decoder: Decoder) -> Iterator[str]:
     """Peak memory of ATTN_WRITE, which is far larger than anything recorded."""
     plan = subjects.plan(64, (DerivedScalarType.ATTN_WRITE,), decoder.config)
-    (outcome,) = run([plan], decoder, {})
+    (result,) = run([plan], decoder, {})
     (scalar,) = plan.scalars
-    layer_bytes = scalar.output_bytes // len(scalar.task.layers)
-    extra = peak_bytes(partial(derive, outcome))
+    layer_bytes = scalar.output_bytes // len(scalar.layers)
+    extra = peak_bytes(partial(derive, result))
     yield "ATTN_WRITE of 64 tokens, all layers, layer by layer"
     yield f"  peak extra memory: {extra / layer_bytes:.2f} layers' worth ({layer_bytes / _MIB:.0f} MiB a layer)"
 

@@ -63,8 +63,8 @@ def model() -> ModelContext:
 def explain(asked: ExplainPlan) -> list[ExplanationPart]:
     """Run a plan as the server does: one batch, recording sideways, then every step."""
     store = RecordingStore()
-    outcomes = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
-    return [part for parts in ExplanationAnswer(asked, outcomes, model(), {}).steps() for part in parts]
+    results = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
+    return [part for parts in ExplanationAnswer(asked, results, model(), {}).steps() for part in parts]
 
 
 def ratios() -> Iterator[str]:
@@ -96,11 +96,11 @@ def where_the_time_goes() -> Iterator[str]:
         asked = plan(n_tokens)
         explain(asked)
         store, started = RecordingStore(), time.perf_counter()
-        outcomes = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
+        results = run([store.widened(one) for one in asked.plans], subjects.gpt2_small(), {})
         spent: dict[str, float] = defaultdict(float)
         spent["pass"] = time.perf_counter() - started
         before = time.perf_counter()
-        for parts in ExplanationAnswer(asked, outcomes, model(), {}).steps():
+        for parts in ExplanationAnswer(asked, results, model(), {}).steps():
             now = time.perf_counter()
             name = "derive and choose"
             if parts:

@@ -179,7 +179,7 @@ def _in_process() -> Callable[[], Awaitable[object]]:
         (outcome,) = run([make_plan(small_request(next(targets)), registry)], decoder, {})
         for scalar in outcome.plan.scalars:
             derivation = outcome.derivation(scalar)
-            for layer in scalar.task.layers:
+            for layer in scalar.layers:
                 for tensor in derivation.at(layer).values():
                     tensor.numpy()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.formats.detect import load_readings
+from dst_grpc.engine.formats.detect import open_autoencoder
+from dst_grpc.engine.formats.header import AutoencoderHeader
+from dst_grpc.engine.formats.layouts import FileGroup
+from dst_grpc.engine.formats.weights import AutoencoderFile
 
 CONFIG: dict[str, Any] = {
     "model_type": "gpt2",
@@ -123,6 +127,23 @@ def write_autoencoders(folder: Path) -> Path:
     return folder
 
 
-def load_autoencoder(path: Path, device: str, dtype: torch.dtype, *others: Any, **options: Any) -> Autoencoder:
-    """As `load_readings`, in the likeliest reading alone."""
-    return next(iter(load_readings(path, device, dtype, *others, **options).values()))
+def opened(path: Path) -> AutoencoderFile:
+    """The autoencoder at *path*, its weights not read yet."""
+    return open_autoencoder(FileGroup.at(path))
+
+
+def read_header(path: Path) -> AutoencoderHeader:
+    """What the autoencoder at *path* says without its weights."""
+    return opened(path).header
+
+
+def load_autoencoder(
+    path: Path,
+    device: str,
+    dtype: torch.dtype,
+    on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    n_dropped: int = 0,
+) -> Autoencoder:
+    """The autoencoder at *path* in the likeliest reading."""
+    return next(iter(opened(path).without(n_dropped).load(device, dtype, on_progress).values()))

@@ -3,6 +3,8 @@
 Properties are tried on few examples at a time, and on others every time; `--hypothesis-profile=thorough` tries many.
 """
 
+import gc
+
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more about what else the machine does than about the code, and messages of every kind
@@ -10,3 +12,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("few", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 settings.register_profile("thorough", settings.get_profile("few"), max_examples=1000)
 settings.load_profile("few")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what libraries and collected tests hold out of garbage collections, of which the cache asks for many."""
+    gc.collect()
+    gc.freeze()

@@ -117,14 +117,14 @@ class Explained:
 
     def derive(self, *specs: DerivedScalarSpec, **fields: Any) -> list[dict[tuple[Any, int | None], Tensor]]:
         """What the code under test makes of each of *specs*, by pass and layer, in one run."""
-        (outcome,) = self.world.outcomes(models.request(derived_scalars=specs, **{**self.fields, **fields}))
+        (result,) = self.world.results(models.request(derived_scalars=specs, **{**self.fields, **fields}))
         return [
             {
                 (pass_type, layer): tensor
-                for layer in scalar.task.layers
-                for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
+                for layer in scalar.layers
+                for pass_type, tensor in result.derivation(scalar).at(layer).items()
             }
-            for scalar in outcome.plan.scalars
+            for scalar in result.plan.scalars
         ]
 
     def one(self, dst: T, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Tensor]:

@@ -7,6 +7,7 @@ unless told otherwise: on those a wrong formula and a rounding error cannot be c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,11 @@ from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.checkpoint import Checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.decoder_config import Rotary
-from dst_grpc.engine.files import FileSet, Identity
+from dst_grpc.engine.files import File, FileSet, Identity
 from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
+from dst_grpc.engine.formats.layouts import FileGroup
+from dst_grpc.engine.formats.sources import TensorSource
+from dst_grpc.engine.formats.weights import AutoencoderFile
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.pipeline.planner import make_plan
@@ -254,7 +258,6 @@ def autoencoder_entry(context: AutoencoderContext, model: ModelEntry) -> Autoenc
     """The set as what could be loaded; its handle is known."""
     files = FileSet({})
     files.digest()
-    headers = tuple((layer, _header(autoencoder)) for layer, autoencoder in context.by_layer.items())
     return AutoencoderEntry(
         name=context.name,
         element_type=TensorElementType.FLOAT32,
@@ -262,14 +265,24 @@ def autoencoder_entry(context: AutoencoderContext, model: ModelEntry) -> Autoenc
         files=files,
         model=model,
         dst=context.dst,
-        headers=headers,
+        by_layer={layer: _file(autoencoder) for layer, autoencoder in context.by_layer.items()},
+    )
+
+
+def _file(autoencoder: Autoencoder) -> AutoencoderFile:
+    """What says of itself what *autoencoder* is, and holds no weights."""
+    file = File(Path(), Identity(0, 0, 0, 0))
+    tensors: dict[str, torch.Tensor] = {}
+    return AutoencoderFile(
+        files=FileGroup(weights=file, beside={}),
+        header=_header(autoencoder),
+        source=TensorSource(file=file, shapes={}, reading=lambda: nullcontext(tensors.__getitem__), facts={}),
+        parts={},
     )
 
 
 def _header(autoencoder: Autoencoder) -> AutoencoderHeader:
     return AutoencoderHeader(
-        path=Path(),
-        identity=Identity(0, 0, 0, 0),
         format="none",
         n_inputs=autoencoder.n_inputs,
         n_latents=autoencoder.n_latents,
@@ -325,14 +338,14 @@ class World:
             parameter_bytes=self.decoder.parameter_bytes,
         )
 
-    def outcomes(self, *requests: DeriveRequest) -> list[RunResult]:
+    def results(self, *requests: DeriveRequest) -> list[RunResult]:
         """Plan *requests* and run them as one batch."""
         return run([make_plan(one, self.registry) for one in requests], self.decoder, self.sets)
 
     def derive(self, request: DeriveRequest) -> dict[Key, torch.Tensor]:
         """Every tensor of *request*, run alone."""
-        (outcome,) = self.outcomes(request)
-        return tensors(outcome)
+        (result,) = self.results(request)
+        return tensors(result)
 
     def one(self, dst: DerivedScalarType, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Any]:
         """The FORWARD tensors, by layer, of *dst* alone, with *config* as its own; *fields* of the request."""
@@ -348,13 +361,13 @@ def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
     return World(decoder(seed, config, dtype=dtype), {one.name: one for one in sets})
 
 
-def tensors(outcome: RunResult) -> dict[Key, torch.Tensor]:
-    """Every tensor of *outcome*, by type, pass and layer."""
+def tensors(result: RunResult) -> dict[Key, torch.Tensor]:
+    """Every tensor of *result*, by type, pass and layer."""
     return {
-        (scalar.task.facts.type, pass_type, layer): tensor
-        for scalar in outcome.plan.scalars
-        for layer in scalar.task.layers
-        for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
+        (scalar.facts.type, pass_type, layer): tensor
+        for scalar in result.plan.scalars
+        for layer in scalar.layers
+        for pass_type, tensor in result.derivation(scalar).at(layer).items()
     }
 
 

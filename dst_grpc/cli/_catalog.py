@@ -22,9 +22,9 @@ from dst_grpc.cli._console import (
 from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
 from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, ModelInfo
+from dst_grpc.domain.handles import DIGEST_CHARACTERS
 from dst_grpc.domain.nodes import NODES
 
-_DIGEST_CHARACTERS = 12
 """How much of a digest, or of a commit, is shown to people."""
 _LEGEND = (
     "axes: T token, U attended-to token, P token pair, d residual channel, F neuron, H head, c channel of a head, "
@@ -79,7 +79,7 @@ def models(
                 "/".join(info.formats),
                 human_check(info),
                 _source(info),
-                info.digest[:_DIGEST_CHARACTERS],
+                info.digest[:DIGEST_CHARACTERS],
             )
             for info in sets
         ]
@@ -101,11 +101,11 @@ def _model_row(info: ModelInfo) -> tuple[str, ...]:
     numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
     name = f"{info.name} (default)" if info.default_model else info.name
     sizes_shown = (*map(str, numbers), human_bytes(info.parameter_bytes))
-    return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:_DIGEST_CHARACTERS])
+    return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:DIGEST_CHARACTERS])
 
 
 def _source(info: ModelInfo | AutoencoderInfo) -> str:
-    return f"{info.source}@{info.revision[:_DIGEST_CHARACTERS]}" if info.revision else info.source
+    return f"{info.source}@{info.revision[:DIGEST_CHARACTERS]}" if info.revision else info.source
 
 
 def _architecture_row(info: ModelInfo) -> tuple[str, ...]:

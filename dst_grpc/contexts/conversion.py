@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts import unpickle_process
-from dst_grpc.engine.files import corrupt, regular_file_status
+from dst_grpc.engine.files import File, corrupt, regular_file_status
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import InvalidRequest
 
@@ -57,7 +57,7 @@ def convert_pickle(source: Path, target: Path, *, timeout_seconds: float = 600.0
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
         written = Path(folder) / "converted.safetensors"
         _run(source, written, size, timeout_seconds)
-        file = SafetensorsFile.open(written)
+        file = SafetensorsFile.open(File.at(written))
         converted = Converted(
             n_tensors=len(file.tensors), byte_count=written.stat().st_size, texts=dict(sorted(file.metadata.items()))
         )

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.detect import read_frequencies
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
-    from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.weights import AutoencoderFile
 
 _DEAD_BELOW = 1e-8
 
@@ -27,17 +26,17 @@ def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
     Raises:
         DataLoss: if the frequencies of a layer are all 0, or are no frequencies.
     """
-    n = min([_n_spare(header) for _, header in entry.headers])
+    n = min(map(_n_spare, entry.by_layer.values()))
     if not n:
         return entry
-    return replace(entry, headers=tuple((layer, header.without(n)) for layer, header in entry.headers))
+    return replace(entry, by_layer={layer: file.without(n) for layer, file in entry.by_layer.items()})
 
 
-def _n_spare(header: AutoencoderHeader) -> int:
+def _n_spare(file: AutoencoderFile) -> int:
     """Dead latents that an autoencoder may lose: k of them all stay with TopK, so that k need not change, else one."""
-    frequencies = read_frequencies(header.path, header.identity)
+    header, frequencies = file.header, file.frequencies()
     if frequencies is None:
         return 0
     if not frequencies.any():
-        raise corrupt(header.path, "says that no latent is ever active, so nothing tells which ones are dead")
+        raise corrupt(file.path, "says that no latent is ever active, so nothing tells which ones are dead")
     return min(int((frequencies < _DEAD_BELOW).sum()), header.n_latents - (header.k or 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
-from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.handles import DIGEST_CHARACTERS, ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextKind,
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from dst_grpc.engine.checkpoint import Checkpoint
     from dst_grpc.engine.files import FileSet
     from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.weights import AutoencoderFile
 
 EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested when they are registered, larger ones when they are first loaded."""
-REVISION_CHARACTERS = 12
-"""How much of a digest is a revision."""
 _LIVE = "-live"
 _W = TypeVar("_W", bound=str)
 
@@ -95,7 +94,7 @@ class Entry(ABC):
 
     def revision_of(self, digest: str) -> str:
         """What its handle says of its content, given its *digest*."""
-        return digest[:REVISION_CHARACTERS] + self.variant
+        return digest[:DIGEST_CHARACTERS] + self.variant
 
     @property
     def variant(self) -> str:
@@ -232,8 +231,8 @@ class AutoencoderEntry(Entry):
     """The model that it belongs to."""
     dst: DerivedScalarType
     """What it reads."""
-    headers: tuple[tuple[int | None, AutoencoderHeader], ...]
-    """Its autoencoders by layer, in order; all have equally many latents."""
+    by_layer: Mapping[int | None, AutoencoderFile]
+    """Its autoencoders by layer, in order; the layer is None for what exists once per model."""
     declared: tuple[LayerCheck, ...] = ()
     """The figures that came with it."""
     is_anonymous: bool = False
@@ -247,7 +246,12 @@ class AutoencoderEntry(Entry):
     @property
     def parameter_bytes(self) -> int:
         """Bytes of all its weights in its element type."""
-        return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for _, header in self.headers)
+        return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for header in self.headers)
+
+    @property
+    def headers(self) -> list[AutoencoderHeader]:
+        """What the files of its layers say, in order; all have equally many latents."""
+        return [file.header for file in self.by_layer.values()]
 
     @property
     def input(self) -> AutoencoderInput:
@@ -262,43 +266,43 @@ class AutoencoderEntry(Entry):
     @property
     def layer_indices(self) -> tuple[int, ...]:
         """Layers that it covers."""
-        return tuple(layer for layer, _ in self.headers if layer is not None)
+        return tuple(layer for layer in self.by_layer if layer is not None)
 
     @property
     def n_latents(self) -> int:
         """Latents at each layer."""
-        return self.headers[0][1].n_latents
+        return self.headers[0].n_latents
 
     @property
     def has_write_scale(self) -> bool:
         """Whether what a latent writes depends on its token's input, besides on the latent."""
-        return any(reading.normalization.scales for _, header in self.headers for reading in header.readings)
+        return any(reading.normalization.scales for header in self.headers for reading in header.readings)
 
     @property
     def reads_rows_of_encoder(self) -> bool:
         """Whether what an active latent reads is its row of the encoder, at every layer."""
-        return all(header.reads_rows_of_encoder for _, header in self.headers)
+        return all(header.reads_rows_of_encoder for header in self.headers)
 
     @property
     def spliceable(self) -> bool:
         """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
-        return self.input.is_spliceable and all(header.output is None for _, header in self.headers)
+        return self.input.is_spliceable and all(header.output is None for header in self.headers)
 
     @property
     def load_facts(self) -> tuple[object, ...]:
         """As for every entry; the model counts too, as one that changed has its sets checked against it anew."""
-        dropped = tuple(header.n_dropped for _, header in self.headers)
+        dropped = tuple(header.n_dropped for header in self.headers)
         # The short form of super() would mean the class before dataclass gave it slots.
         return (*super(AutoencoderEntry, self).load_facts, id(self.model), self.dst, dropped)
 
     @property
     def variant(self) -> str:
         """Whether latents are left out. A set that has none to lose is the full set, and keeps its handle."""
-        return _LIVE if any(header.n_dropped for _, header in self.headers) else ""
+        return _LIVE if any(header.n_dropped for header in self.headers) else ""
 
     def info(self) -> AutoencoderInfo:
         """What the catalogue says while it is not loaded."""
-        headers = [header for _, header in self.headers]
+        headers = self.headers
         readings = [reading for header in headers for reading in header.readings]
         return AutoencoderInfo(
             name=self.name,

@@ -18,7 +18,6 @@ from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.engine.formats.detect import load_readings
 from dst_grpc.engine.taps import Taps
 
 if TYPE_CHECKING:
@@ -75,25 +74,30 @@ class FileLoader:
         self, entry: AutoencoderEntry, model: ModelContext, on_progress: OnProgress
     ) -> AutoencoderContext:
         """Read the set; raises DataLoss as for a model, or if it fails its self-check."""
+        try:
+            return self._load_autoencoders(entry, model, on_progress)
+        finally:
+            entry.files.let_go()
+
+    def _load_autoencoders(
+        self, entry: AutoencoderEntry, model: ModelContext, on_progress: OnProgress
+    ) -> AutoencoderContext:
         digest = entry.digest()
         samples = _Samples.recorded(entry, model)
         declared = {check.layer_index: check for check in entry.declared}
         by_layer: dict[int | None, Autoencoder] = {}
         measured: list[LayerCheck] = []
         done = 0
-        for layer, header in entry.headers:
+        for layer, file in entry.by_layer.items():
             before = done
-            candidates = load_readings(
-                header.path,
+            candidates = file.load(
                 entry.device,
                 TORCH_TYPES[entry.element_type],
                 lambda part, before=before: on_progress(before + part),  # type: ignore[misc]  # mypy sees no default
-                identity=header.identity,
-                n_dropped=header.n_dropped,
             )
             autoencoder = next(iter(candidates.values()))
             if samples is not None:
-                number, sample_of = layer or 0, partial(samples.of, layer, header.output)
+                number, sample_of = layer or 0, partial(samples.of, layer, file.header.output)
                 autoencoder, check = self_check.choose(number, candidates, sample_of, declared.get(number))
                 measured.append(check)
             by_layer[layer] = autoencoder
@@ -128,11 +132,11 @@ class _Samples:
         if facts.tap is None or Dimension.ATTENDED_TO_SEQUENCE_TOKENS in facts.dimensions:
             return None
         architecture = model.decoder.config.architecture
-        sites = [input_site(entry.dst, layer, architecture) for layer, _ in entry.headers]
+        sites = [input_site(entry.dst, layer, architecture) for layer in entry.by_layer]
         sites += [
-            input_site(header.output, layer, architecture)
-            for layer, header in entry.headers
-            if header.output is not None
+            input_site(file.header.output, layer, architecture)
+            for layer, file in entry.by_layer.items()
+            if file.header.output is not None
         ]
         window = model.decoder.config.context_window
         begin = model.tokenizer.begin_tokens()

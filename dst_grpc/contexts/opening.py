@@ -6,7 +6,7 @@ first of which that is corrupt ends it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc import embedded
@@ -169,17 +169,17 @@ class Opener:
         field, name = field_of(model.name, spec.name), f"{model.name}/{spec.name}"
         if spec.pattern is None:
             found = open_set(place.folder, model, dst=spec.dst, layers=spec.layers, names=place.names)
-            lacking = sorted({*(spec.layers or ())} - {layer for layer, _ in found.headers if layer is not None})
+            lacking = sorted({*(spec.layers or ())} - found.by_layer.keys())
             if lacking:
                 raise InvalidRequest.of(f"{field}.layers", f"there is no file for layer {', '.join(map(str, lacking))}")
-            return _checked(found.entry(name, model, registered), field)
+            return _checked(replace(found, name=name, registered=registered), field)
         try:
             by_layer = layer_files(place.below(), spec.pattern, spec.layers)
         except InvalidRequest as error:
             raise error.under(field) from None
         files = {layer: place.folder / file for layer, file in by_layer.items()}
         found = open_set(place.folder, model, dst=spec.dst, files=files, names=place.names)
-        return _checked(found.entry(name, model, registered), field)
+        return _checked(replace(found, name=name, registered=registered), field)
 
 
 def _path(source: Source) -> str:

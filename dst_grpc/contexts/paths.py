@@ -1,7 +1,7 @@
 """Which paths of a client are honoured: regular files below the operator's roots, after symlinks are resolved.
 
 A path outside is refused in the same words whether or not it exists, so that nobody can explore the server's disk. What
-is allowed is a file, not a path: whoever opens the path later asks for the file that was checked, by its identity.
+is allowed is a file, not a path: it is opened here, once, and whoever reads it later reads through that descriptor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from dst_grpc.engine.files import Identity
+from dst_grpc.engine.files import OPEN_FLAGS, File, corrupt
 from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
 
 if TYPE_CHECKING:
@@ -31,15 +31,6 @@ _KINDS = {
 }
 
 
-class AllowedFile(NamedTuple):
-    """A file that a client may name."""
-
-    path: Path
-    """Where it lies, free of links."""
-    identity: Identity
-    """Which file it is."""
-
-
 class AllowedRoots:
     """The folders below which clients may name files."""
 
@@ -50,15 +41,16 @@ class AllowedRoots:
                 raise InvalidRequest.of(f"autoencoder_roots[{i}]", f"{str(root)!r} is not a folder")
         self._roots = tuple(root.resolve(strict=True) for root in roots)
 
-    def regular_file(self, text: str) -> AllowedFile:
-        """The file that a client means by *text*; a relative path is looked up below each root in turn.
+    def open(self, text: str) -> File:
+        """The file that a client means by *text*, held open; a relative path is looked up below each root in turn.
 
-        Nothing is opened but folders.
+        Nothing else is opened but folders. The file's path is free of links.
 
         Raises:
             NotAllowed: (PATH_NOT_ALLOWED) if it lies outside every root, or is a folder, a FIFO, a socket or a device,
                 or no path at all.
             NotFound: if it would be allowed, but is not there.
+            DataLoss: if it cannot be opened.
         """
         if not self._roots:
             raise _refused(text, "paths are not allowed on this server: name a registered autoencoder instead")
@@ -69,13 +61,9 @@ class AllowedRoots:
         if not inside:
             raise _refused(text, f"{text!r} lies outside the folders that the operator allows")
         for root, path in inside:
-            status = _status_below(text, root, path)
-            if status is None:
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-                raise _refused(text, f"{text!r} is not a regular file but {kind}")
-            return AllowedFile(path, Identity.of(status))
+            descriptor = _opened_below(text, root, path)
+            if descriptor is not None:
+                return File.held_open(path, descriptor)
         raise NotFound(
             f"there is no file {text!r}",
             resource_type="autoencoder",
@@ -109,17 +97,18 @@ def _no_path(text: str) -> str:
 
 
 def _resolved(path: Path) -> Path:
-    """*path* with its links followed; one that cannot be followed stays, for `_status_below` to stumble over."""
+    """*path* with its links followed; one that cannot be followed stays, for `_opened_below` to stumble over."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):  # Python before 3.13 raises for links that lead round in a circle
         return Path(os.path.normpath(path))
 
 
-def _status_below(text: str, root: Path, path: Path) -> os.stat_result | None:
-    """Status of what lies at *path*, following no link between *root* and it; None if there is nothing.
+def _opened_below(text: str, root: Path, path: Path) -> int | None:
+    """Descriptor of the regular file at *path*, following no link between *root* and it; None if there is nothing.
 
     Folder by folder, each looked up in the one before: what a link is put in the place of meanwhile is not followed.
+    Looked up before it is opened, since opening a device may do something to it.
     """
     *folders, name = path.relative_to(root).parts or (".",)
     descriptors = []
@@ -127,7 +116,11 @@ def _status_below(text: str, root: Path, path: Path) -> os.stat_result | None:
         descriptors.append(os.open(root, _FOLDER_FLAGS))
         for folder in folders:
             descriptors.append(os.open(folder, _FOLDER_FLAGS, dir_fd=descriptors[-1]))
-        return os.stat(name, dir_fd=descriptors[-1], follow_symlinks=False)
+        status = os.stat(name, dir_fd=descriptors[-1], follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise _refused(text, f"{text!r} is not a regular file but {kind}")
+        return _opened(path, name, descriptors[-1])
     except (FileNotFoundError, NotADirectoryError):  # the latter for a link too, where a folder is wanted
         return None
     except OSError as error:
@@ -135,6 +128,15 @@ def _status_below(text: str, root: Path, path: Path) -> os.stat_result | None:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _opened(path: Path, name: str, folder: int) -> int:
+    try:
+        return os.open(name, OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # such as a file that we may not read, or a link that took its place
+        raise corrupt(path, f"cannot be read: {error.strerror}") from None
 
 
 def _refused(text: str, problem: str) -> NotAllowed:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
-from dst_grpc.contexts.discovery import set_of_config
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
 from dst_grpc.contexts.opening import Opener
+from dst_grpc.contexts.path_sets import set_of_config
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.handles import ContextRef
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
 _MAX_ANONYMOUS = 256
+_MAX_HELD_FILES = 256
 _E = TypeVar("_E", bound=Entry)
 
 
@@ -189,9 +190,18 @@ class Registry:
             entry = self._anonymous.setdefault(entry.name, entry)
             self._anonymous.move_to_end(entry.name)
             if len(self._anonymous) > _MAX_ANONYMOUS:
-                self._anonymous.popitem(last=False)
+                self._anonymous.popitem(last=False)[1].files.let_go()
+            self._let_go_of_old_files()
         entry.digest_if_small()  # once for the same files, however often they are asked for
         return entry
+
+    def _let_go_of_old_files(self) -> None:
+        """Hold only so many files open for sets that were planned and not loaded yet: those of the newest."""
+        n_held = 0
+        for i, entry in enumerate(reversed(self._anonymous.values())):
+            n_held += len(entry.files.names)
+            if i and n_held > _MAX_HELD_FILES:
+                entry.files.let_go()
 
     def tokenizer(self, ref: str) -> Tokenizer:
         """The tokenizer of a model, read once; raises NotFound, or DataLoss if it is unreadable."""

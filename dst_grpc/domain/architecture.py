@@ -61,6 +61,10 @@ class ModelDimensions:
 
     def size_of(self, dimension: Dimension, *, n_tokens: int, n_latents: int = 0) -> int:
         """Length of an axis, for a prompt of *n_tokens* and, where the axis is one of them, *n_latents*."""
+        return n_latents if dimension is Dimension.AUTOENCODER_LATENTS else self.sizes(n_tokens)[dimension]
+
+    def sizes(self, n_tokens: int) -> dict[Dimension, int]:
+        """Length of every axis but that of latents, for a prompt of *n_tokens*."""
         return {
             Dimension.SEQUENCE_TOKENS: n_tokens,
             Dimension.ATTENDED_TO_SEQUENCE_TOKENS: n_tokens,
@@ -73,8 +77,7 @@ class ModelDimensions:
             Dimension.MLP_ACTS: self.d_mlp,
             Dimension.LAYERS: self.n_layers,
             Dimension.SINGLETON: 1,
-            Dimension.AUTOENCODER_LATENTS: n_latents,
-        }[dimension]
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

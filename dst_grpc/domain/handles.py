@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.errors import InvalidRequest
 
+DIGEST_CHARACTERS = 12
+"""How much of a digest stands in a handle, and is shown to people."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
 _REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?|mps(:\d{1,3})?")

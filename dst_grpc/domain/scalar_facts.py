@@ -2,8 +2,8 @@
 
 A derived scalar is a **component** of the model (residual vector, neuron, head, latent, ...), a **quantity** of it
 (activation, write vector, write norm, act x grad, projection of the write on a direction, ...), where the quantity
-needs one a **direction**, and a **form** (full, flattened to token pairs, summed). The rows themselves are in
-`scalars`.
+needs one a **direction**, and a **form** (full, flattened to token pairs, summed over an axis). The rows themselves are
+in `scalars`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Quantity(Enum):
     """The same, times the component's gradient."""
 
     @property
+    def is_of_writes(self) -> bool:
+        """Whether it is made of write vectors, rather than of activations."""
+        return self in {Quantity.WRITE, Quantity.WRITE_NORM, Quantity.PROJECTION}
+
+    @property
     def is_of_in_edges(self) -> bool:
         """Whether it is about edges from one upstream node into the component."""
         return self in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}
@@ -55,16 +60,15 @@ class Direction(Enum):
 
 
 class Form(Enum):
-    """How the full tensor is reduced or laid out."""
+    """What is done with the full tensor of a quantity, once it is there."""
 
     FULL = auto()
     FLATTENED = auto()
     """Lower triangle of (t, u), t-major: rows (0,0), (1,0), (1,1), (2,0), ..."""
-    SUM_HEADS = auto()
-    FLATTENED_SUM_HEADS = auto()
     SUM_KEYS = auto()
+    """Summed over u."""
     SUM_CHANNELS = auto()
-    SUM_NEURONS = auto()
+    """Summed over the last axis, which stays with size 1."""
 
 
 class Backward(Enum):
@@ -91,6 +95,8 @@ class ScalarFacts:
     quantity: Quantity
     direction: Direction | None = None
     form: Form = Form.FULL
+    is_summed: bool = False
+    """True if it is about what all heads or all neurons write together."""
     tap: ActivationLocationType | None = None
     """The tapped tensor, for TAP, RESIDUAL and RESIDUAL_ERROR components."""
     autoencoder: NodeType | None = None
@@ -125,12 +131,12 @@ class ScalarFacts:
     @property
     def is_flattened(self) -> bool:
         """Whether the first axis runs over the token pairs of the lower triangle."""
-        return self.form in {Form.FLATTENED, Form.FLATTENED_SUM_HEADS}
+        return self.form is Form.FLATTENED
 
     @property
     def is_of_writes(self) -> bool:
         """Whether the value is made of write vectors, rather than of activations."""
-        return self.quantity in {Quantity.WRITE, Quantity.WRITE_NORM, Quantity.PROJECTION}
+        return self.quantity.is_of_writes
 
     @property
     def requires_grad_for_forward_pass(self) -> bool:

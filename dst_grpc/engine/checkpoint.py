@@ -20,7 +20,7 @@ from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
 from dst_grpc.engine.families import config_values as config_file
 from dst_grpc.engine.families.family import transposed
-from dst_grpc.engine.files import FileSet, corrupt, label, read_small
+from dst_grpc.engine.files import File, FileSet, corrupt, label, read_small
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss
 
@@ -143,8 +143,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         DataLoss: naming the file and what is wrong with it: an unsupported value in the config, a corrupt header, or a
             tensor that is unknown, missing or misshapen.
     """
-    values = ConfigValues.read(folder)
-    family = family_of(values)
+    family, values = family_of(ConfigValues.read(File.at(folder / config_file.FILE_NAME)))
     config = family.read_config(values)
     files, tensors = _find_tensors(folder)
     sources, redundant = _sources(folder, family, values, config, tensors)
@@ -156,7 +155,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         folder=folder,
         family=family.name,
         config=config,
-        files=FileSet({name: folder / name for name in names}),
+        files=FileSet({name: File.at(folder / name) for name in names}),
         sources=sources,
         tensors=tensors,
         redundant_unembedding=redundant,
@@ -166,7 +165,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _find_tensors(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
     """Names of the weight files, and by each tensor's name the file that holds it."""
     if (folder / _SINGLE).exists():
-        file = SafetensorsFile.open(folder / _SINGLE)
+        file = SafetensorsFile.open(File.at(folder / _SINGLE))
         return [_SINGLE], dict.fromkeys(file.tensors, file)
     if (folder / _INDEX).exists():
         return _find_in_shards(folder)
@@ -180,14 +179,14 @@ def _find_tensors(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
 def _find_in_shards(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
     path = folder / _INDEX
     try:
-        weight_map = json.loads(read_small(path, _MAX_INDEX_BYTES))["weight_map"]
+        weight_map = json.loads(read_small(File.at(path), _MAX_INDEX_BYTES))["weight_map"]
         shards = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise corrupt(path, "is no sound index: it lacks a weight_map of texts") from error
     for shard in shards:
         if not isinstance(shard, str) or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise corrupt(path, f"names the shard {shard!r}, which is no safetensors file of this folder")
-    opened = {shard: SafetensorsFile.open(folder / shard) for shard in shards}
+    opened = {shard: SafetensorsFile.open(File.at(folder / shard)) for shard in shards}
     for shard, file in opened.items():
         for name in file.tensors:
             if weight_map.get(name) != shard:
@@ -212,7 +211,7 @@ def _sources(
         for ours, source in family.per_layer.items():
             found[f"layers.{layer}.{ours}"] = _prefixed(source, prefix, layer)
     head = next((name for name in family.unembeddings if name in tensors), family.unembeddings[0])
-    is_tied, redundant = family.is_tied(values), None
+    is_tied, redundant = values.flag("tie_word_embeddings"), None
     if not is_tied:
         found["unembedding"] = transposed(head)
     elif head in tensors:

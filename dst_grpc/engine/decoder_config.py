@@ -7,6 +7,7 @@ the weights follow from them alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from dst_grpc.domain.architecture import ActivationFunction, Architecture, ModelDimensions, NormKind, PositionKind
 
@@ -21,7 +22,7 @@ class Rotary:
     """Factor of the rotated channels."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """An architecture with its sizes. What has a default is as in GPT-2 unless it is given."""
 
@@ -87,7 +88,7 @@ class DecoderConfig:
         shared = self.n_key_value_heads * self.d_head
         return self.n_heads * self.d_head, shared, shared
 
-    @property
+    @cached_property
     def dimensions(self) -> ModelDimensions:
         """Its sizes, for others."""
         return ModelDimensions(
@@ -101,7 +102,7 @@ class DecoderConfig:
             context_window=self.context_window,
         )
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """What others may know of it."""
         rotary = self.rotary or ()

@@ -1,7 +1,7 @@
 """Files of a checkpoint: how one is opened, what their digest is, whether they changed since they were registered.
 
-A file is identified by what the system says of it once it is open, not by its path: whatever is read was read from the
-very file that was checked. Knows nothing of what is inside; that is `safetensors_file`, `checkpoint` and `formats`.
+A file is identified by what the system says of it, not by its path: whatever is read was read from the very file that
+was checked. Knows nothing of what is inside; that is `safetensors_file`, `checkpoint` and `formats`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20
 # Opening must not wait: what was a file a moment ago may be a FIFO by now.
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Identity(NamedTuple):
@@ -78,13 +79,21 @@ def _check_regular(path: Path, status: stat_result) -> None:
 
 
 class OpenFile:
-    """A regular file that is open. Made by `opened`."""
+    """A regular file that is open, until it is closed or nobody refers to it."""
 
-    def __init__(self, path: Path, descriptor: int, identity: Identity) -> None:
-        """Read *descriptor*, which belongs to whoever opened it."""
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Take over *descriptor*; raises DataLoss, and closes it, if it is of no regular file."""
         self.path = path
         self.descriptor = descriptor
-        self.identity = identity
+        self.close = weakref.finalize(self, os.close, descriptor)
+        """Close it now; a second time does nothing."""
+        try:
+            status = os.fstat(descriptor)
+            _check_regular(path, status)
+        except BaseException:
+            self.close()
+            raise
+        self.identity = Identity.of(status)
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """*n_bytes* from byte *offset* on; raises DataLoss if the file ends before."""
@@ -110,56 +119,96 @@ class OpenFile:
             raise changed(self.path)
 
 
-@contextmanager
-def opened(path: Path, identity: Identity | None = None) -> Iterator[OpenFile]:
-    """The regular file at *path*, open for reading, and unchanged until the block ends.
+class File:
+    """A regular file, told from every other by its identity: whatever takes its place or is written to it is not read.
 
-    Args:
-        path: where it lies.
-        identity: of the one file that will do; None = any.
-
-    Raises:
-        DataLoss: if it is missing, no regular file or cannot be read; (DIGEST_MISMATCH) if it is another file, or
-            somebody wrote to it meanwhile.
+    While it is held open it is read through that one descriptor; else each reading opens it by its path.
     """
+
+    __slots__ = ("_held", "identity", "path")
+
+    def __init__(self, path: Path, identity: Identity, held: OpenFile | None = None) -> None:
+        """Use `at` or `held_open`."""
+        self.path = path
+        self.identity = identity
+        self._held = held
+
+    @classmethod
+    def at(cls, path: Path) -> File:
+        """The file that lies at *path* now; raises DataLoss if there is none, or it is no regular file."""
+        return cls(path, Identity.of(regular_file_status(path)))
+
+    @classmethod
+    def held_open(cls, path: Path, descriptor: int) -> File:
+        """The file of *descriptor*, which it takes over; raises DataLoss, and closes it, if it is no regular file."""
+        held = OpenFile(path, descriptor)
+        return cls(path, held.identity, held)
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenFile]:
+        """The file, open for reading, and unchanged until the block ends.
+
+        Raises:
+            DataLoss: if it is missing, no regular file or cannot be read; (DIGEST_MISMATCH) if another one took its
+                place, or somebody wrote to it.
+        """
+        held = self._held  # of our own: it stays open for us whoever lets go of it meanwhile
+        if held is not None:
+            held.check_unchanged()
+            yield held
+            held.check_unchanged()
+            return
+        file = _opened(self.path)
+        try:
+            if file.identity != self.identity:
+                raise changed(self.path)
+            yield file
+            file.check_unchanged()
+        finally:
+            file.close()
+
+    def let_go(self) -> None:
+        """Hold it open no more; whoever reads it meanwhile can read on."""
+        self._held = None
+
+    def check_in_place(self) -> None:
+        """Raise DataLoss (DIGEST_MISMATCH) unless its path still leads to it, unchanged."""
+        if Identity.of(regular_file_status(self.path)) != self.identity:
+            raise changed(self.path)
+
+    def __repr__(self) -> str:
+        """Where it lies, and whether it is held open."""
+        return f"File({label(self.path)}{', held open' if self._held is not None else ''})"
+
+
+def _opened(path: Path) -> OpenFile:
     regular_file_status(path)
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS)
     except OSError as error:
         raise corrupt(path, f"cannot be read: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
-        _check_regular(path, status)
-        file = OpenFile(path, descriptor, Identity.of(status))
-        if identity not in {None, file.identity}:
-            raise changed(path)
-        yield file
-        file.check_unchanged()
-    finally:
-        os.close(descriptor)
+    return OpenFile(path, descriptor)
 
 
-def read_small(path: Path, limit_bytes: int = 1 << 20) -> bytes:
+def read_small(file: File, limit_bytes: int = 1 << 20) -> bytes:
     """Contents of a file that has no business being large.
 
     Raises:
         DataLoss: if it cannot be read or is longer than *limit_bytes*.
     """
-    with opened(path) as file:
-        size = file.identity.size_bytes
+    with file.opened() as opened:
+        size = opened.identity.size_bytes
         if size > limit_bytes:
-            raise corrupt(path, f"has {size} bytes; at most {limit_bytes} were expected")
-        return file.read(0, size)
+            raise corrupt(file.path, f"has {size} bytes; at most {limit_bytes} were expected")
+        return opened.read(0, size)
 
 
 class FileSet:
     """The files of one checkpoint, by the name that each has in it, as they were when this was made."""
 
-    def __init__(self, files: Mapping[str, Path], identities: Mapping[str, Identity] | None = None) -> None:
-        """Note which file each is, unless *identities* tell; raises DataLoss if one is missing or no regular file."""
+    def __init__(self, files: Mapping[str, File]) -> None:
+        """Consist of *files*."""
         self._files = dict(sorted(files.items()))
-        known = identities or {}
-        self._identities = {name: known.get(name) or _identity(path) for name, path in self._files.items()}
         self._digest = ""
         self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -172,7 +221,7 @@ class FileSet:
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(identity.size_bytes for identity in self._identities.values())
+        return sum(file.identity.size_bytes for file in self._files.values())
 
     @property
     def known_digest(self) -> str:
@@ -181,7 +230,7 @@ class FileSet:
 
     def identity(self) -> str:
         """A text that differs once another file lies in the place of one of these, or it is written to."""
-        return "\0".join(f"{name}\0{path}\0{tuple(self._identities[name])}" for name, path in self._files.items())
+        return "\0".join(f"{name}\0{file.path}\0{tuple(file.identity)}" for name, file in self._files.items())
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, over names, sizes and contents in the names' order. Reads every byte, once.
@@ -192,9 +241,9 @@ class FileSet:
         with self._lock:
             if not self._digest:
                 sha = hashlib.sha256()
-                for name, path in self._files.items():
-                    sha.update(f"{name}\0{self._identities[name].size_bytes}\0".encode())
-                    _feed(sha, path, self._identities[name])
+                for name, file in self._files.items():
+                    sha.update(f"{name}\0{file.identity.size_bytes}\0".encode())
+                    _feed(sha, file)
                 self.check_unchanged()
                 self._digest = sha.hexdigest()
             return self._digest
@@ -204,25 +253,26 @@ class FileSet:
         with self._lock:
             if name not in self._digests:
                 sha = hashlib.sha256()
-                _feed(sha, self._files[name], self._identities[name])
+                _feed(sha, self._files[name])
                 self._digests[name] = sha.hexdigest()
             return self._digests[name]
 
     def check_unchanged(self) -> None:
-        """Raise DataLoss (DIGEST_MISMATCH) if a file is no longer the one that was registered."""
-        for name, path in self._files.items():
-            if _identity(path) != self._identities[name]:
-                raise changed(path)
+        """Raise DataLoss (DIGEST_MISMATCH) if another file lies in the place of one, or somebody wrote to it."""
+        for file in self._files.values():
+            file.check_in_place()
+
+    def let_go(self) -> None:
+        """Hold no file open any more."""
+        for file in self._files.values():
+            file.let_go()
 
 
-def _identity(path: Path) -> Identity:
-    return Identity.of(regular_file_status(path))
-
-
-def _feed(sha: hashlib._Hash, path: Path, identity: Identity) -> None:
-    with opened(path, identity) as file:
-        block = memoryview(bytearray(min(_BLOCK_BYTES, identity.size_bytes)))
-        for begin in range(0, identity.size_bytes, _BLOCK_BYTES):
-            part = block[: identity.size_bytes - begin]
-            file.read_into(begin, part)
+def _feed(sha: hashlib._Hash, file: File) -> None:
+    size = file.identity.size_bytes
+    with file.opened() as opened:
+        block = memoryview(bytearray(min(_BLOCK_BYTES, size)))
+        for begin in range(0, size, _BLOCK_BYTES):
+            part = block[: size - begin]
+            opened.read_into(begin, part)
             sha.update(part)

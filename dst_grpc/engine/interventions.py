@@ -32,7 +32,7 @@ class RowIntervention:
     gradient_pass: int | None = None
     """Number of the gradient pass in which it changes the gradient; None = it changes the value."""
     tensors: Mapping[RequestTensor, torch.Tensor] = field(default_factory=dict)
-    """The tensors of the request that it reads, float32 on the device."""
+    """The tensors of the request that it reads, on the device."""
     runs: Mapping[str, Mapping[Site, torch.Tensor]] = field(default_factory=dict)
     """What each run that it reads recorded at its site, [T, ...] without a batch axis."""
 

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 
 from dst_grpc.engine.archives import MAX_READ_BYTES, opened_archive
-from dst_grpc.engine.files import Identity, corrupt, opened
+from dst_grpc.engine.files import corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from dst_grpc.engine.files import File
 
 _SUFFIX = ".npy"
 _MAX_MEMBERS = 1000
@@ -35,29 +37,23 @@ _HEADERS = {
 class NpzFile:
     """An npz archive whose structure is sound."""
 
-    path: Path
-    """Where it lies."""
-    identity: Identity
-    """Which file it is: no other is read in its place."""
+    file: File
+    """The file."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its arrays of floats, by name."""
 
     @classmethod
-    def open(cls, path: Path, identity: Identity | None = None) -> NpzFile:
-        """Read and check the headers, and no weights.
-
-        Args:
-            path: where it lies.
-            identity: of the one file that will do; None = any.
+    def open(cls, file: File) -> NpzFile:
+        """Read and check the headers of *file*, and no weights.
 
         Raises:
-            DataLoss: if the file is missing, truncated, compressed, or holds what is no plain array;
-                (DIGEST_MISMATCH) if it is another file.
+            DataLoss: if it is missing, truncated, compressed, or holds what is no plain array; (DIGEST_MISMATCH) if
+                another file took its place.
         """
+        path, size = file.path, file.identity.size_bytes
         shapes: dict[str, tuple[int, ...]] = {}
         try:
-            with opened(path, identity) as file, opened_archive(file) as archive:
-                found, size = file.identity, file.identity.size_bytes
+            with file.opened() as opened, opened_archive(opened) as archive:
                 members = archive.infolist()
                 if len(members) > _MAX_MEMBERS:
                     raise corrupt(path, f"has {len(members)} members; at most {_MAX_MEMBERS} are expected")
@@ -69,7 +65,7 @@ class NpzFile:
                         shapes[member.filename.removesuffix(_SUFFIX)] = shape
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
             raise corrupt(path, f"is truncated, or no npz archive: {error}") from error
-        return cls(path=path, identity=found, shapes=shapes)
+        return cls(file=file, shapes=shapes)
 
     def read(self, name: str) -> torch.Tensor:
         """The array *name*, streamed into memory of its own.
@@ -77,23 +73,24 @@ class NpzFile:
         Raises:
             DataLoss: (DIGEST_MISMATCH) if the file is no longer the one whose headers were read; if it ends early.
         """
+        path = self.file.path
         try:
             with (
-                opened(self.path, self.identity) as whole,
+                self.file.opened() as whole,
                 opened_archive(whole) as archive,
                 archive.open(name + _SUFFIX) as file,
             ):
-                shape, dtype, is_column_major = _array_header(self.path, name, file)
+                shape, dtype, is_column_major = _array_header(path, name, file)
                 array = np.empty(shape[::-1] if is_column_major else shape, dtype)
                 left = array.reshape(-1).view(np.uint8).data
                 while left:
                     block = file.read(min(len(left), MAX_READ_BYTES))
                     if not block:
-                        raise corrupt(self.path, f"array {name!r} ends {len(left)} bytes early")
+                        raise corrupt(path, f"array {name!r} ends {len(left)} bytes early")
                     left[: len(block)] = block
                     left = left[len(block) :]
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
-            raise corrupt(self.path, f"array {name!r} cannot be read: {error}") from error
+            raise corrupt(path, f"array {name!r} cannot be read: {error}") from error
         return torch.from_numpy(array.T if is_column_major else array)
 
 

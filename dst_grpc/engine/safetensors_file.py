@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dst_grpc.engine.files import Identity, corrupt, opened
+from dst_grpc.engine.files import corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from dst_grpc.engine.files import OpenFile
+    from dst_grpc.engine.files import File, OpenFile
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 1 << 24
@@ -55,37 +55,35 @@ class TensorHeader:
 class SafetensorsFile:
     """A safetensors file whose header is sound."""
 
-    path: Path
-    """Where it lies."""
-    identity: Identity
-    """Which file it is: no other is read in its place."""
+    file: File
+    """The file."""
     tensors: Mapping[str, TensorHeader]
     """What it holds, by name."""
     metadata: Mapping[str, str]
     """Texts that came with it."""
 
-    @classmethod
-    def open(cls, path: Path, identity: Identity | None = None) -> SafetensorsFile:
-        """Read and check the header, and no weights.
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.file.path
 
-        Args:
-            path: where it lies.
-            identity: of the one file that will do; None = any.
+    @classmethod
+    def open(cls, file: File) -> SafetensorsFile:
+        """Read and check the header of *file*, and no weights.
 
         Raises:
-            DataLoss: if the file is missing, truncated, too long for its header, or its header is no sound header;
-                (DIGEST_MISMATCH) if it is another file.
+            DataLoss: if it is missing, truncated, too long for its header, or its header is no sound header;
+                (DIGEST_MISMATCH) if another file took its place.
         """
-        with opened(path, identity) as file:
-            header, data_begin = _read_header(file)
-            size = file.identity.size_bytes
-            found = file.identity
+        path, size = file.path, file.identity.size_bytes
+        with file.opened() as opened:
+            header, data_begin = _read_header(opened)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise corrupt(path, "its metadata are not texts")
         tensors = {name: _tensor_header(path, name, entry, data_begin) for name, entry in header.items()}
         _check_spans(path, tensors, data_begin, size)
-        return cls(path=path, identity=found, tensors=tensors, metadata=metadata)
+        return cls(file=file, tensors=tensors, metadata=metadata)
 
     def read(self, name: str) -> torch.Tensor:
         """The float tensor *name*, in memory of its own.
@@ -94,7 +92,7 @@ class SafetensorsFile:
             DataLoss: (DIGEST_MISMATCH) if the file is no longer the one whose header was read.
         """
         header = self.tensors[name]
-        with opened(self.path, self.identity) as file:
+        with self.file.opened() as file:
             return _values(file, header, 0, header.n_bytes).reshape(header.shape)
 
     def fill(self, name: str, place: torch.Tensor) -> None:
@@ -110,7 +108,7 @@ class SafetensorsFile:
         rows = place if place.ndim else place.view(1)
         n_at_once = max(1, _BLOCK_BYTES * len(rows) // max(1, self.tensors[name].n_bytes))
         row_bytes = self.tensors[name].n_bytes // max(1, len(rows))
-        with opened(self.path, self.identity) as file:
+        with self.file.opened() as file:
             for begin in range(0, len(rows), n_at_once):
                 part = rows[begin : begin + n_at_once]
                 values = _values(file, self.tensors[name], begin * row_bytes, len(part) * row_bytes)
@@ -119,7 +117,7 @@ class SafetensorsFile:
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """The values of the float tensor *name* in order [n], a few MiB at a time; raises DataLoss as `read` does."""
         header = self.tensors[name]
-        with opened(self.path, self.identity) as file:
+        with self.file.opened() as file:
             for begin in range(0, header.n_bytes, _BLOCK_BYTES):
                 yield _values(file, header, begin, min(_BLOCK_BYTES, header.n_bytes - begin))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from dst_grpc.engine.files import corrupt, read_small
+from dst_grpc.engine.files import File, corrupt, read_small
 from dst_grpc.errors import InvalidRequest, Reason, Violations
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Tokenizer:
             DataLoss: if it is missing or unreadable, or has tokens, other than added ones, from *n_embedded* on.
         """
         path = folder / FILE_NAME
-        raw = read_small(path, _MAX_FILE_BYTES)
+        raw = read_small(File.at(path), _MAX_FILE_BYTES)
         try:
             tokenizer = _Tokenizer.from_buffer(raw)
         except Exception as error:  # the library raises bare Exception
@@ -97,7 +97,8 @@ class Tokenizer:
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Text of each of *ids*, decoded alone; raises InvalidRequest as `decode` does."""
-        self._check(ids)
+        if not self._texts.keys() >= {*ids}:
+            self._check(ids)
         return [self._texts[token] if token in self._texts else self._decoded(token) for token in ids]
 
     def _decoded(self, token: int) -> str:

@@ -60,8 +60,8 @@ def estimate_cost(
     model, tokens = sizes.model, sizes.n_tokens
     gradient_sites = list(gradients)
     latents = most_latents(info for scalar in scalars for info in scalar.sets)
-    recorded = sum(sizes.site_bytes(site, latents) for site in [*values, *gradient_sites])
-    largest = max((scalar.output_bytes // max(len(scalar.task.layers), 1) for scalar in scalars), default=0)
+    recorded = sizes.recorded_bytes([*values, *gradient_sites], latents)
+    largest = max((scalar.output_bytes // max(len(scalar.layers), 1) for scalar in scalars), default=0)
     passes = 1 + (1 if gradient_sites else 0)
     head = model.vocab_size * model.d_model if needs_logits else 0
     flops = 2 * passes * (tokens * parameters_of_blocks(model, sizes.architecture) + head)

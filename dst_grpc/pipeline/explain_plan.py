@@ -81,7 +81,7 @@ class ExplainPlan:
 
     def _choices(self, group: TopKGroup) -> int:
         """The most nodes that *group* can choose in one run."""
-        sizes = {scalar.task.facts.type: scalar.output_bytes // 4 for scalar in self.plans[0].scalars}
+        sizes = {scalar.facts.type: scalar.output_bytes // 4 for scalar in self.plans[0].scalars}
         wanted = (self.k if group.k is None else group.k) * len(ends_of(group.selection))
         return sum(min(wanted, sizes.get(dst, 0)) for dst in group.dsts)
 

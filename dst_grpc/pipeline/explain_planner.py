@@ -23,7 +23,8 @@ from dst_grpc.errors import Reason, require
 from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
-from dst_grpc.scalars.token_scoring import sites_of_attended_tokens, sites_of_vectors
+from dst_grpc.scalars.attended_tokens import sites_of_attended_tokens
+from dst_grpc.scalars.node_vectors import sites_of_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -260,16 +261,13 @@ def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if any(part.scores_tokens for part in parts):
-        yield from sites_of_vectors(node_types, range(n_layers), plan.topology)
-        for info in plan.spliced:
-            if info.node_type in node_types or NodeType.AUTOENCODER_LATENT in node_types:
-                for layer in info.layer_indices:
-                    yield info.input.latent_tap, layer
-                    if info.has_write_scale:
-                        yield info.input.tap, layer
+        covered = {info.input: info.layer_indices for info in plan.spliced}
+        for node_type in node_types:
+            read = plan.topology.inputs.of(node_type) if NODES[node_type].is_autoencoder_latent else None
+            yield from sites_of_vectors(node_type, range(n_layers) if read is None else covered[read], plan.topology)
     if _P.TOKEN_PAIRS in parts:
         for info in plan.spliced:
             if info.input.is_of_attention_write:
-                yield from sites_of_attended_tokens(info.layer_indices, plan.model.architecture)
+                yield from sites_of_attended_tokens(info.input, info.layer_indices, plan.topology)
     if _P.TOP_LOGITS in parts:
         yield (_L.LOGITS, None) if logits_are_changed(plan) else (_L.RESID_POST_MLP, n_layers - 1)

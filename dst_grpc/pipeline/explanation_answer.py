@@ -36,17 +36,12 @@ from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.explain_plan import ends_of, logits_are_changed
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import RunResult, total_statistics
+from dst_grpc.scalars.attended_tokens import attended_tokens
 from dst_grpc.scalars.explained_model import ExplainedModel
-from dst_grpc.scalars.token_scoring import (
-    TokenExtremes,
-    Vectors,
-    attended_tokens,
-    extreme_tokens,
-    mlp_reads,
-    score_reads,
-    writes,
-)
-from dst_grpc.scalars.topk import Entries, Places
+from dst_grpc.scalars.node_groups import NodeGroups
+from dst_grpc.scalars.node_vectors import Vectors, mlp_input_vectors, score_input_vectors, written_vectors
+from dst_grpc.scalars.token_scoring import TokenExtremes, extreme_tokens
+from dst_grpc.scalars.topk import Entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,12 +72,13 @@ class ExplanationAnswer:
         """Do nothing yet; *results* are of the plans of *asked*."""
         self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
-            ExplainedModel(model.decoder, tuple(sets[info.name] for info in result.plan.spliced)) for result in results
+            ExplainedModel(model.decoder, result.plan.topology, tuple(sets[info.name] for info in result.plan.spliced))
+            for result in results
         ]
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         self._tables: list[tuple[NodeIndex, ...]] = []
         self._n_tokens = asked.plans[0].vocab_size
-        self._score_reads: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
+        self._score_inputs: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
         self._seconds = 0.0
         self._is_complete = False
 
@@ -166,7 +162,7 @@ class ExplanationAnswer:
         asked = self._asked
         groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
         for i, result in enumerate(self._results):
-            found = {s.task.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
+            found = {s.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
             for dst, entries in found.items():
                 mine = [group for group in groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}
@@ -194,12 +190,12 @@ class ExplanationAnswer:
             lists = [[node for nodes in lists for node in nodes]] * len(lists)
         tables: list[NodeTable] = []
         numbers: dict[NodeIndex, int] = {}
-        places = Places(())
+        places = NodeGroups(())
         for i, nodes in enumerate(lists):
             if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
                 numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
                 self._check_count(len(numbers))
-                places = Places(tuple(numbers))
+                places = NodeGroups(tuple(numbers))
             of_groups = [self._group_values(i, group, chosen[i][g], numbers, places) for g, group in enumerate(groups)]
             tables.append(NodeTable(nodes=tuple(numbers), groups=tuple(of_groups), vocab_tokens=self._texts(numbers)))
         return tables
@@ -226,7 +222,7 @@ class ExplanationAnswer:
         group: TopKGroup,
         chosen: tuple[list[NodeIndex], list[NodeIndex]],
         numbers: Mapping[NodeIndex, int],
-        places: Places,
+        places: NodeGroups,
     ) -> GroupValues:
         values = torch.full((places.count,), torch.nan)
         for dst in group.dsts:
@@ -328,12 +324,12 @@ class ExplanationAnswer:
         model, taps = self._explained[i], self._results[i].recording.taps
         nodes = self._tables[i][start:stop]
         if part is _P.UPVOTED_OUTPUT_TOKENS:
-            return writes(model, taps, nodes)
+            return written_vectors(model, taps, nodes)
         if part is _P.INPUT_TOKENS_THAT_UPVOTE_MLP:
-            return mlp_reads(model, taps, nodes)
-        if (i, start) not in self._score_reads:  # one pass finds them for queries and for keys
-            self._score_reads[i, start] = score_reads(model, taps, nodes)
-        of_queries, of_keys = self._score_reads[i, start]
+            return mlp_input_vectors(model, taps, nodes)
+        if (i, start) not in self._score_inputs:  # one pass finds them for queries and for keys
+            self._score_inputs[i, start] = score_input_vectors(model, taps, nodes)
+        of_queries, of_keys = self._score_inputs[i, start]
         return of_queries if part is _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q else of_keys
 
     def _scored(self, part: ExplainPart, start: int, stop: int) -> Parts:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import Origin
+    from dst_grpc.scalars.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +102,8 @@ class _Pass:
     def attached(self, site: Site) -> torch.Tensor:
         return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.row, self.n_tokens)
 
-    def model(self, autoencoders: Sequence[str]) -> ExplainedModel:
-        return ExplainedModel(self.decoder, tuple(self.sets[name] for name in autoencoders))
+    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
+        return ExplainedModel(self.decoder, topology, tuple(self.sets[name] for name in autoencoders))
 
 
 def run_batch(
@@ -126,7 +127,7 @@ def run_batch(
     taps = Taps(
         values=frozenset().union(*(row.sites for row in rows)),
         gradients=frozenset().union(*(row.attached for row in rows)),
-        interventions=_interventions(rows, decoder.device),
+        interventions=_interventions(rows, decoder),
         splices=splices,
         propagation=propagation,
     )
@@ -161,27 +162,28 @@ def _n_passes(row: Row) -> int:
     return len(row.run.passes) if row.gradients else 0
 
 
-def _interventions(rows: Sequence[Row], device: torch.device) -> Iterator[RowIntervention]:
+def _interventions(rows: Sequence[Row], decoder: Decoder) -> Iterator[RowIntervention]:
     """The interventions of every row, forward and in each of its gradient passes."""
     tensors: dict[RequestTensor, torch.Tensor] = {}
     for i, row in enumerate(rows):
         add = partial(RowIntervention, row=i, n_tokens=row.n_tokens, tensors=tensors, runs=row.sources)
         for one in row.run.interventions:
-            _load(one, tensors, device)
+            _load(one, tensors, decoder)
             yield add(intervention=one)
         for number, one_pass in enumerate(row.run.passes[: _n_passes(row)]):
             for one in one_pass.interventions:
-                _load(one, tensors, device)
+                _load(one, tensors, decoder)
                 yield add(intervention=one, gradient_pass=number)
 
 
-def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], device: torch.device) -> None:
-    """Bring the tensors that *intervention* reads to the device, each once."""
+def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], decoder: Decoder) -> None:
+    """Bring the tensors that *intervention* reads to the device, each once, in float32 or what is wider."""
+    wide = torch.promote_types(decoder.dtype, torch.float32)
     for tensor in intervention.action.tensors.values():
         if tensor not in tensors:
             if tensor.tensor is None:
                 raise Internal("a tensor's numbers were not looked up before it was used")
-            tensors[tensor] = torch.tensor(tensor.tensor, device=device)
+            tensors[tensor] = torch.tensor(tensor.tensor, device=decoder.device, dtype=wide)
 
 
 def _padded(rows: Sequence[Row], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.resolution import CostEstimate
 from dst_grpc.domain.results import Axis
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
+from dst_grpc.scalars.derive import taps_of
 from dst_grpc.scalars.task import Task
 
 if TYPE_CHECKING:
@@ -21,28 +22,30 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
+    from dst_grpc.scalars.recorded_taps import Tap
     from dst_grpc.scalars.topology import Topology
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedScalar:
-    """One derived scalar of the request, ready to be computed."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedScalar(Task):
+    """One derived scalar of a request, ready to be computed."""
 
     spec_index: int
     """Its position in the request."""
-    task: Task
-    """What it is about."""
     sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that its config names."""
     axes: tuple[Axis, ...]
     """Axes of one layer's tensor."""
-    reads: frozenset[tuple[PassType, Site]]
-    """Taps that it reads."""
+
+    @cached_property
+    def taps(self) -> frozenset[Tap]:
+        """Taps that it is computed from."""
+        return frozenset(taps_of(self))
 
     @property
     def output_bytes(self) -> int:
         """Bytes of all its tensors, dense float32."""
-        count = len(self.task.layers) * len(self.task.passes)
+        count = len(self.layers) * len(self.passes)
         for axis in self.axes:
             count *= axis.size
         return BYTES_OF_FLOAT32 * count
@@ -50,7 +53,7 @@ class PlannedScalar:
     @property
     def requires_grad(self) -> bool:
         """Whether it reads a gradient of the origin."""
-        return any(pass_type is PassType.BACKWARD for pass_type, _ in self.reads)
+        return any(pass_type is PassType.BACKWARD for pass_type, _ in self.taps)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,8 +113,7 @@ class Plan:
         if not new:
             return self
         sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
-        latents = most_latents(self.spliced)
-        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in new)
+        recorded_bytes = sizes.recorded_bytes(new, most_latents(self.spliced))
         cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
         return replace(self, values=self.values | new, cost=cost)
 

@@ -20,9 +20,9 @@ from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
+from dst_grpc.pipeline.scalar_planner import ScalarPlanner
 from dst_grpc.pipeline.selections import at_each_layer, check_selection, selected_shape, why_not_stretched
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
-from dst_grpc.pipeline.tasks import TaskBuilder
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -170,9 +170,9 @@ class _Planner:
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
-        reads = frozenset().union(*(scalar.reads for scalar in scalars))
-        values = {site for pass_type, site in reads if pass_type is PassType.FORWARD}
-        gradients = {site for pass_type, site in reads if pass_type is PassType.BACKWARD}
+        taps = frozenset().union(*(scalar.taps for scalar in scalars))
+        values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
+        gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
         # What origins read is not kept, but taken up memory for.
         recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
@@ -301,7 +301,7 @@ class _Planner:
             at = check_selection(self._findings, one.at, f"{path}.{field}", self._sizes, spliced, axes=axes)
             if self._findings.count == before and request.prompt is not None:
                 self._check_tensors(one, path, selected_shape(at, self._sizes, spliced))
-            yield from at_each_layer(replace(one, at=at), n_layers)
+            yield from at_each_layer(one if at is one.at else replace(one, at=at), n_layers)
         if request.detach_final_layer_norm_scale:
             yield FINAL_NORM_DETACHED
 
@@ -335,9 +335,9 @@ class _Planner:
         if spec.config is not None:
             self._lookup.check_model(config, path)
         sets = self._lookup.sets_of(config, path, spliced)
-        builder = TaskBuilder(
+        planner = ScalarPlanner(
             request=request,
-            spec=spec,
+            spec_index=index,
             config=config,
             path=path,
             spec_path=spec_path,
@@ -349,21 +349,11 @@ class _Planner:
             loss=loss,
             findings=self._findings,
         )
-        built = builder.build()
-        if built is None:
-            return None
-        task, reads = built
-        return PlannedScalar(
-            spec_index=index,
-            task=task,
-            sets=sets,
-            axes=self._sizes.axes(task, sets),
-            reads=reads,
-        )
+        return planner.plan()
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
         """An answer's header names every tensor, and must fit into one message."""
-        count = sum(len(s.task.layers) * len(s.task.passes) for s in scalars if s is not None)
+        count = sum(len(s.layers) * len(s.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
 

@@ -50,6 +50,8 @@ class Planning:
         make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
         if (known is not None and known.fields) or (needs_prompt and request.prompt is None):
             return await self._threads.run(make)  # to be refused, with all that is wrong
+        if _brings_numbers(request):
+            return await self._threads.run(make)  # and not kept: they may be many
         question = request.model, request.question
         plan = self._kept.get(question)
         if plan is not None:
@@ -80,3 +82,8 @@ def _names_files(request: DeriveRequest) -> bool:
     """Whether *request* names autoencoders by path: to plan it, their files are read."""
     configs = (request.config, *(spec.config for spec in request.derived_scalars))
     return any(config is not None and config.autoencoder_config is not None for config in configs)
+
+
+def _brings_numbers(request: DeriveRequest) -> bool:
+    """Whether *request* holds tensors, rather than handles of some."""
+    return any(tensor.tensor is not None for one in request.interventions for tensor in one.action.tensors.values())

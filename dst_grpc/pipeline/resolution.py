@@ -63,16 +63,15 @@ def _resolution(plan: Plan, registry: Registry) -> Resolution:
 
 
 def _scalar_resolution(plan: Plan, scalar: PlannedScalar) -> ScalarResolution:
-    task = scalar.task
-    layers = tuple(layer for layer in task.layers if layer is not None)
+    layers = tuple(layer for layer in scalar.layers if layer is not None)
     config = plan.request.config_of(plan.request.derived_scalars[scalar.spec_index])
-    taps = sorted({(site[0].value, pass_type.value) for pass_type, site in scalar.reads})
+    taps = sorted({(site[0].value, pass_type.value) for pass_type, site in scalar.taps})
     return ScalarResolution(
-        dst=task.facts.type,
-        config=_canonical(config, plan, scalar.sets, task.trace, layers),
+        dst=scalar.facts.type,
+        config=_canonical(config, plan, scalar.sets, scalar.trace, layers),
         requires_grad=scalar.requires_grad,
         taps=tuple(TapUse(location=ActivationLocationType(tap), pass_type=PassType(name)) for tap, name in taps),
-        pass_types=task.passes,
+        pass_types=scalar.passes,
         layer_indices=layers,
         axes=scalar.axes,
         output_bytes=scalar.output_bytes,

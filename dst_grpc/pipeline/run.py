@@ -75,8 +75,8 @@ class RunResult:
 
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
-        model = ExplainedModel(self.decoder, tuple(self.sets[info.name] for info in scalar.sets))
-        return Derivation(model, self.recording.taps, scalar.task)
+        model = ExplainedModel(self.decoder, scalar.topology, tuple(self.sets[info.name] for info in scalar.sets))
+        return Derivation(model, self.recording.taps, scalar)
 
 
 def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunStatistics:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.interventions import PositionList, PositionRange
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.errors import InvalidRequest, Reason, require
+from dst_grpc.errors import Reason, Violations, join_path, require
 from dst_grpc.pipeline.checks import check_covered, check_layer, sized
 from dst_grpc.pipeline.sizes import Sizes
 
@@ -51,13 +51,11 @@ def check_selection(
     Returns:
         *at*, at the tap that a generic latent's stands for.
     """
+    if at.activation_location_type is _L.ONLINE_AUTOENCODER_LATENT and len(spliced) != 1:
+        description = f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}"
+        findings.add(f"{path}.activation_location_type", description)
+    at = _meant(at, spliced)
     location = at.activation_location_type
-    if location is _L.ONLINE_AUTOENCODER_LATENT:
-        if len(spliced) == 1:
-            location = spliced[0].input.latent_tap
-        else:
-            description = f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}"
-            findings.add(f"{path}.activation_location_type", description)
     reason = sizes.architecture.why_without(location)
     if reason is not None:
         description = f"{location} does not exist in the model: {reason}"
@@ -72,7 +70,6 @@ def check_selection(
         )
     if owner is not None:
         check_covered(findings, owner, at.layer_index, f"{path}.layer_index")
-    at = replace(at, activation_location_type=location)
     for i, (axis, (dimension, size)) in enumerate(zip(at.axes, _sized(at, sizes, spliced), strict=False)):
         if size is not None:
             _check_axis(findings, axis, dimension, size, f"{path}.{axes}[{i}]")
@@ -104,7 +101,15 @@ def at_each_layer(intervention: Intervention, n_layers: int) -> Iterator[Interve
 
 def selected_shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> tuple[int, ...]:
     """Shape of the selected entries, which exist."""
+    at = _meant(at, spliced)
     return at.shape([require(size) for _, size in _sized(at, sizes, spliced)])
+
+
+def _meant(at: TapSelection, spliced: Sequence[AutoencoderEntry]) -> TapSelection:
+    """*at*, at the tap that a generic latent's stands for if one autoencoder is in the graph."""
+    if at.activation_location_type is not _L.ONLINE_AUTOENCODER_LATENT or len(spliced) != 1:
+        return at
+    return replace(at, activation_location_type=spliced[0].input.latent_tap)
 
 
 def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> list[tuple[Dimension, int | None]]:
@@ -131,24 +136,38 @@ def why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
     return "" if fits else f"has shape {list(own)}, which does not stretch to the selected entries {list(shape)}"
 
 
-def with_tensors(plan: Plan, source: TensorSource) -> Plan:
-    """*plan* with the numbers of every tensor that its request names by a handle.
+def with_tensors(plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]) -> tuple[Plan, ...]:
+    """*plans* with the numbers of every tensor that their requests name by a handle.
+
+    Args:
+        plans: of requests.
+        source: where the caller's tensors are kept; None = nowhere.
+        roots: where each request stands in the message.
 
     Raises:
-        InvalidRequest: listing every one whose shape does not stretch to what is selected.
+        InvalidRequest: listing every handle whose tensor does not stretch to what is selected.
         NotFound: for an unknown handle.
     """
+    problems = Violations()
+    found = [_with_tensors(plan, source, problems, root) for plan, root in zip(plans, roots, strict=True)]
+    problems.raise_if_any()
+    return tuple(found)
+
+
+def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations, root: str) -> Plan:
     known: dict[RequestTensor, RequestTensor] = {}
-    problems = []
-    sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
     for i, intervention in enumerate(plan.request.interventions):
         for field, tensor in intervention.tensor_paths().items():
-            if tensor.handle is not None:
-                known[tensor] = source.get(tensor.handle)
-                reason = why_not_stretched(known[tensor], selected_shape(intervention.at, sizes, plan.spliced))
-                problems += [InvalidRequest.of(f"interventions[{i}].{field}.handle", reason)] if reason else []
-    if problems:
-        raise InvalidRequest([violation for problem in problems for violation in problem.violations])
+            if tensor.handle is None:
+                continue
+            path = join_path(root, f"interventions[{i}].{field}.handle")
+            if source is None:
+                problems.add(path, "must be absent: no tensors are kept here")
+                continue
+            known[tensor] = source.get(tensor.handle)
+            sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
+            reason = why_not_stretched(known[tensor], selected_shape(intervention.at, sizes, plan.spliced))
+            problems.check(not reason, path, reason)
     if not known:
         return plan
     request = replace(plan.request, interventions=tuple(one.with_tensors(known) for one in plan.request.interventions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.planning import Planning
 from dst_grpc.pipeline.resolution import Resolver
+from dst_grpc.pipeline.selections import with_tensors
 from dst_grpc.pipeline.tensor_answer import TensorAnswer
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
+    from dst_grpc.domain.interventions import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
     from dst_grpc.errors import Violations
@@ -67,7 +70,12 @@ class Pipeline:
             yield self._resolver.resolution(plan, registry)
 
     async def derive(
-        self, request: DeriveRequest, known: Violations | None = None, *, root: str = ""
+        self,
+        request: DeriveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Sequence[AnswerHeader | DenseTensor | SparseTensor | RunSummary], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
@@ -75,12 +83,15 @@ class Pipeline:
             request: what is asked.
             known: what reading the message found.
             root: where the request stands in the message.
+            tensors: where the tensors are that the caller has put.
 
         Raises:
-            DstError: what `make_plan`, `ContextCache.lease` and `Admission.admitted` raise, before the header.
+            DstError: what `make_plan`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before the
+                header.
         """
         registry = self._cache.registry
         plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True)
+        (plan,) = with_tensors([plan], tensors, [root])
         cost = plan.cost
         answer = self._executor.run(
             [plan], TensorAnswer.of_one, peak_bytes=cost.peak_bytes, operations=cost.floating_point_operations
@@ -90,32 +101,38 @@ class Pipeline:
                 yield ready
 
     async def top_k(
-        self, request: TopKRequest, known: Violations | None = None
+        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: of each a header and a table, of all a summary.
 
         Raises:
-            DstError: what `plan_top_k`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+            DstError: what `plan_top_k`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before
+                any part.
         """
         asked = await self._planning.plan_top_k(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked)) as steps:
+        async with aclosing(self._explained(asked, tensors)) as steps:
             async for ready in steps:
                 yield ready
 
     async def explain(
-        self, request: ExplainRequest, known: Violations | None = None
+        self, request: ExplainRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `plan_explain`, `ContextCache.lease` and `Admission.admitted` raise, before any part.
+            DstError: what `plan_explain`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before
+                any part.
         """
         asked = await self._planning.plan_explain(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked)) as steps:
+        async with aclosing(self._explained(asked, tensors)) as steps:
             async for ready in steps:
                 yield ready
 
-    def _explained(self, asked: ExplainPlan) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+    def _explained(
+        self, asked: ExplainPlan, tensors: TensorSource | None
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+        roots = [f"runs[{i}]" for i in range(len(asked.plans))]
+        asked = replace(asked, plans=with_tensors(asked.plans, tensors, roots))
         begin = partial(ExplanationAnswer, asked)
         operations = asked.floating_point_operations
         return self._executor.run(asked.plans, begin, peak_bytes=asked.peak_bytes, operations=operations)

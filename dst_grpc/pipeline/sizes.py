@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.entries import AutoencoderEntry
@@ -15,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dst_grpc.domain.components import NodeType
+    from dst_grpc.domain.scalar_facts import ScalarFacts
     from dst_grpc.engine.taps import Site
-    from dst_grpc.scalars.task import Task
 
 BYTES_OF_FLOAT32 = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sizes:
     """A model's sizes and a prompt's length."""
 
@@ -37,11 +39,14 @@ class Sizes:
 
     def of(self, dimension: Dimension, n_latents: int = 0) -> int:
         """Size of an axis; *n_latents* for an autoencoder's."""
-        return self.model.size_of(dimension, n_tokens=self.n_tokens, n_latents=n_latents)
+        return n_latents if dimension.is_parameterized_dimension else self._of_axes[dimension]
 
-    def axes(self, task: Task, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
-        """Axes, with sizes, of one layer's tensor of *task*."""
-        facts = task.facts
+    @cached_property
+    def _of_axes(self) -> dict[Dimension, int]:
+        return self.model.sizes(self.n_tokens)
+
+    def axes(self, facts: ScalarFacts, sets: Sequence[AutoencoderEntry]) -> tuple[Axis, ...]:
+        """Axes, with sizes, of one layer's tensor of a derived scalar type, with the autoencoders of its config."""
         latents = set_of(sets, facts.autoencoder).n_latents if facts.autoencoder else 0
         axes = [Axis(dimension, self.of(dimension, latents)) for dimension in facts.dimensions]
         pairs = self.n_tokens * (self.n_tokens + 1) // 2
@@ -51,9 +56,13 @@ class Sizes:
             axes[0] = Axis(axes[0].dimension, pairs * self.model.n_heads)
         return tuple(axes)
 
-    def site_bytes(self, site: Site, latents: int) -> int:
-        """Bytes of the tensor at a tap."""
-        return BYTES_OF_FLOAT32 * math.prod(self.of(dimension, latents) for dimension in site[0].dimensions)
+    def recorded_bytes(self, sites: Iterable[Site], n_latents: int) -> int:
+        """Bytes of the tensors at taps, together."""
+        counts = Counter(location for location, _ in sites)
+        return BYTES_OF_FLOAT32 * sum(
+            count * math.prod(self.of(dimension, n_latents) for dimension in location.dimensions)
+            for location, count in counts.items()
+        )
 
 
 def most_latents(sets: Iterable[AutoencoderEntry]) -> int:

@@ -52,8 +52,7 @@ class RecordingStore:
             gradients |= frozenset(_sideways(plan, _first_layer(gradients), _GRADIENTS_PER_LAYER))
             values |= gradients
         sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
-        latents = most_latents(plan.spliced)
-        recorded_bytes = sum(sizes.site_bytes(site, latents) for site in (*values, *gradients))
+        recorded_bytes = sizes.recorded_bytes((*values, *gradients), most_latents(plan.spliced))
         if recorded_bytes * _LARGEST_SHARE > self._budget_bytes:
             return plan
         return replace(plan, values=values, gradients=gradients)

@@ -112,7 +112,7 @@ class TensorAnswer:
 
     def _derived(self, scalar: PlannedScalar) -> Iterator[tuple[int | None, PassType, torch.Tensor]]:
         derivation: Derivation = self._result.derivation(scalar)
-        for layer in scalar.task.layers:
+        for layer in scalar.layers:
             started = time.perf_counter()
             found = derivation.at(layer)
             self._derive_seconds += time.perf_counter() - started
@@ -125,7 +125,7 @@ class TensorAnswer:
         def info(layer: int | None, pass_type: PassType) -> TensorInfo:
             return TensorInfo(
                 tensor_id=len(self._infos),
-                dst=scalar.task.facts.type,
+                dst=scalar.facts.type,
                 pass_type=pass_type,
                 layer_index=layer,
                 axes=scalar.axes,
@@ -133,10 +133,10 @@ class TensorAnswer:
                 spec_index=scalar.spec_index,
             )
 
-        is_latent = scalar.task.facts.dimensions[-1] is Dimension.AUTOENCODER_LATENTS
+        is_latent = scalar.facts.dimensions[-1] is Dimension.AUTOENCODER_LATENTS
         if self._plan.request.encoding is TensorEncoding.DENSE or not is_latent:
-            for layer in scalar.task.layers:
-                for pass_type in scalar.task.passes:
+            for layer in scalar.layers:
+                for pass_type in scalar.passes:
                     self._infos.append(info(layer, pass_type))
             return
         ready = self._sparse.setdefault(scalar.spec_index, [])

@@ -1,90 +1,127 @@
-"""Edges: how one node's write moves the activations after it, and what moves one activation.
+"""Edges: how one upstream node's write moves the activations after it.
 
-An edge is a derivative of a recomputation (`recompute.activation`) at the recorded residual: along one node's write for
-the edges into many downstream nodes, and with respect to the residual for the direction that the edges out of many
-upstream nodes are projected on (specification, 10.12 and 10.13).
+An edge is a derivative of a recomputation at the recorded residual: along one node's write for the edges into many
+downstream nodes, here, and with respect to the residual for the direction that the edges out of many upstream nodes are
+projected on, in `directions` (specification, 10.12 and 10.13).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dst_grpc.domain.components import AttentionTraceType, Component, NodeType
-from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.scalar_facts import Quantity
-from dst_grpc.engine.layer import unit_write
 from dst_grpc.errors import require
-from dst_grpc.scalars.components import write_factor
-from dst_grpc.scalars.reads import (
-    edge_gradient_tap,
-    latent_location,
-    subnode_component,
-)
-from dst_grpc.scalars.recompute import activation, gradient_at, heads
-from dst_grpc.scalars.rows import latent_rows
+from dst_grpc.scalars.components import LayerOfRun, NodeComponent, SingleNode, component_of_nodes, component_of_task
+from dst_grpc.scalars.components.attention_head import heads_through
 from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import Residual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.scalars.explained_model import ExplainedModel
-    from dst_grpc.scalars.recorded_taps import RecordedTaps
-
-_L = ActivationLocationType
-_THROUGH = {Component.QUERY: AttentionTraceType.Q, Component.KEY: AttentionTraceType.K}
+    from dst_grpc.scalars.recorded_taps import RecordedTaps, Tap
+    from dst_grpc.scalars.topology import Topology
 
 
-def edge_end(
-    model: ExplainedModel,
-    component: Component,
-    node_type: NodeType,
-    layer: int,
-    rho: torch.Tensor,
-    gradient: torch.Tensor | None,
-    *,
-    detach_scale: bool,
-) -> torch.Tensor:
-    """The downstream activations as a function of *rho* [T, d], weighed by their *gradient* if one is given.
+@dataclass(frozen=True)
+class InEdges:
+    """The edges from one upstream node into all entries of one downstream component."""
 
-    Returns:
-        [T, U, H] for queries, keys and values, [T, F] for neurons, [T, Z] for latents.
-    """
-    if component is Component.VALUE:
-        block = model.decoder.layers[layer]
-        q, k, v = heads(block, rho, AttentionTraceType.V, detach_scale=detach_scale)
-        probs = block.attn_probs(block.attn_scores(q, k)).detach()
-        return probs * torch.einsum("uhc,thc->tuh", v, require(gradient))
-    through = _THROUGH.get(component, AttentionTraceType.QK)
-    x = activation(model, node_type, layer, rho, through=through, detach_scale=detach_scale)
-    return x if gradient is None else x * gradient
+    task: Task
+
+    @cached_property
+    def upstream(self) -> SingleNode:
+        """What writes."""
+        return SingleNode.of_task(self.task)
+
+    @cached_property
+    def downstream(self) -> NodeComponent:
+        """What is moved."""
+        return cast("NodeComponent", component_of_task(self.task))
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether each derivative is weighed by the gradient of what it moves."""
+        return self.task.facts.quantity is Quantity.IN_EDGE_ATTRIBUTION
+
+    def reach(self, layer: int) -> bool:
+        """Whether the upstream node comes before what the downstream component of *layer* is computed from."""
+        residual = self.downstream.residual_before(layer)
+        return residual.is_after(self.upstream.location, self.upstream.node.layer_index)
+
+    def taps(self) -> Iterator[Tap]:
+        """What they are computed from.
+
+        Nothing downstream where the node comes too late: a gradient there would make the backward pass longer.
+        """
+        for layer in self.task.layers:
+            if self.reach(require(layer)):
+                yield PassType.FORWARD, self.downstream.residual_before(require(layer)).site
+                if self.is_weighed:
+                    yield PassType.BACKWARD, self.downstream.gradient_site(layer)
+        yield from self.upstream.taps(self.upstream.node.layer_index, Quantity.WRITE)
+
+    def bind(self, model: ExplainedModel, recorded: RecordedTaps) -> BoundInEdges:
+        """The edges in one run."""
+        return BoundInEdges(self, model, recorded)
 
 
-def in_edge(
-    model: ExplainedModel, recorded: RecordedTaps, task: Task, layer: int, write: torch.Tensor
-) -> torch.Tensor | None:
-    """Derivative of the downstream activations of *layer* along *write* [T, d], or None if the write comes too late."""
-    facts = task.facts
-    node_type = facts.node_type
-    residual = task.topology.residual_before(node_type, layer)
-    node = require(task.node)
-    if not residual.is_after(task.topology.location_of_node(node), node.layer_index):
-        return None
-    rho, gradient, detach_scale = recorded.value(residual.site), None, True
-    if facts.quantity is Quantity.IN_EDGE_ATTRIBUTION:
-        weight = edge_gradient_tap(facts.component, facts.node_type, task.topology.inputs)
-        gradient = recorded.gradients.get((weight, layer))
-        if gradient is None:
-            return None
-        detach_scale = task.detach_scale
+@dataclass(frozen=True)
+class BoundInEdges:
+    """The edges in one run."""
 
-    def end(x: torch.Tensor) -> torch.Tensor:
-        return edge_end(model, facts.component, node_type, layer, x, gradient, detach_scale=detach_scale)
+    edges: InEdges
+    model: ExplainedModel
+    recorded: RecordedTaps
 
-    return directional_derivative(end, rho, write)
+    @cached_property
+    def _write(self) -> torch.Tensor:
+        """What the upstream node writes, [T, d]; the same for every downstream layer."""
+        upstream = self.edges.upstream
+        return upstream.bind(LayerOfRun(self.model, self.recorded, upstream.node.layer_index)).write()
+
+    def at(self, layer: int) -> torch.Tensor:
+        """Derivatives of the downstream activations of *layer* along the write: [T, U, H], [T, F] or [T, Z].
+
+        0 where the write comes too late, or where the origin does not depend on what it moves.
+        """
+        edges = self.edges
+        downstream, gradient = edges.downstream, None
+        if not edges.reach(layer):
+            return self._zeros(layer)
+        if edges.is_weighed:
+            gradient = self.recorded.gradients.get(downstream.gradient_site(layer))
+            if gradient is None:
+                return self._zeros(layer)
+        # How an activation moves is told at a constant scale of the norm; for attributions the config says.
+        detach_scale = edges.task.detach_scale if edges.is_weighed else True
+
+        def end(rho: torch.Tensor) -> torch.Tensor:
+            return downstream.edge_end(self.model, layer, rho, gradient, detach_scale=detach_scale)
+
+        rho = self.recorded.value(downstream.residual_before(layer).site)
+        return directional_derivative(end, rho, self._write)
+
+    def _zeros(self, layer: int) -> torch.Tensor:
+        decoder, facts = self.model.decoder, self.edges.task.facts
+        latents = 0 if facts.autoencoder is None else self.model.autoencoder(facts.autoencoder, layer).n_latents
+        sizes = decoder.config.dimensions
+        shape = [sizes.size_of(axis, n_tokens=self.recorded.n_tokens, n_latents=latents) for axis in facts.dimensions]
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+
+
+def component_of_subnode(node: NodeIndex, topology: Topology) -> NodeComponent:
+    """What a downstream subnode is an entry of: heads reached through a query, key or value; neurons; latents."""
+    if isinstance(node, AttnSubNodeIndex):
+        return heads_through(require(node.q_k_or_v.facts.head_input))(topology)
+    return require(component_of_nodes(node.node_type, topology))
 
 
 def directional_derivative(
@@ -99,42 +136,3 @@ def directional_derivative(
         (gradient,) = torch.autograd.grad(value, attached, weights, create_graph=True)
         (derivative,) = torch.autograd.grad(gradient, weights, direction)
     return derivative
-
-
-def subnode_gradient(model: ExplainedModel, recorded: RecordedTaps, task: Task) -> tuple[torch.Tensor, Residual]:
-    """Gradient [T, d] of the one downstream subnode's attribution at the residual before it, and that residual."""
-    node = require(task.node)
-    layer, component = require(node.layer_index), subnode_component(node)
-    residual = task.topology.residual_before(node.node_type, layer)
-    rho = recorded.value(residual.site)
-    weight = recorded.gradients.get((edge_gradient_tap(component, node.node_type, task.topology.inputs), layer))
-    if weight is None:
-        return torch.zeros_like(rho), residual
-
-    def attribution(x: torch.Tensor) -> torch.Tensor:
-        ends = edge_end(model, component, node.node_type, layer, x, weight, detach_scale=task.detach_scale)
-        return ends[node.tensor_indices]
-
-    return gradient_at(attribution, rho), residual
-
-
-def node_write(model: ExplainedModel, recorded: RecordedTaps, task: Task) -> torch.Tensor:
-    """What one node writes: [T, d], zero except at its own token."""
-    node = require(task.node)
-    layer = require(node.layer_index)
-    block, t = model.decoder.layers[layer], require(node.tensor_indices[0])
-    if node.node_type is NodeType.ATTENTION_HEAD:
-        _, u, h = node.tensor_indices
-        probs, values = recorded.value((_L.ATTN_QK_PROBS, layer)), recorded.value((_L.ATTN_VALUE, layer))
-        vector = unit_write(probs[t, u, h] * (values[u, h] @ block.attn_out[h]), block.attn_post_norm)
-    elif node.node_type is NodeType.MLP_NEURON:
-        n = node.tensor_indices[1]
-        vector = unit_write(recorded.value((_L.MLP_POST_ACT, layer))[t, n] * block.mlp_out[n], block.mlp_post_norm)
-    else:
-        j = require(node.tensor_indices[1])
-        latents = recorded.value((latent_location(node.node_type, task.topology.inputs), layer))
-        vector = latents[t, j] * latent_rows(model, node.node_type, layer).row(j)
-    factor = write_factor(model, recorded, require(NODES[node.node_type].component), node.node_type, layer)
-    write = torch.zeros(recorded.n_tokens, vector.shape[-1], dtype=vector.dtype, device=vector.device)
-    write[t] = vector if factor is None else vector * factor[t]
-    return write

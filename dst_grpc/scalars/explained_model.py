@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dst_grpc.errors import require
@@ -30,16 +30,10 @@ class ExplainedModel:
 
     decoder: Decoder
     """The model."""
-    sets: tuple[AutoencoderSet, ...] = ()
-    """At most one per node type."""
-    topology: Topology = field(init=False)
+    topology: Topology
     """How the model hangs together, with what the autoencoders read."""
-
-    def __post_init__(self) -> None:
-        """Derive *topology*."""
-        config = self.decoder.config
-        topology = Topology(config.n_layers, config.architecture, AutoencoderInputs.of_sets(self.sets))
-        object.__setattr__(self, "topology", topology)
+    sets: tuple[AutoencoderSet, ...] = ()
+    """The autoencoders, at most one per node type."""
 
     @property
     def inputs(self) -> AutoencoderInputs:

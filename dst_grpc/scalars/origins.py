@@ -35,8 +35,8 @@ class ForwardPass(Protocol):
     def attached(self, site: Site) -> torch.Tensor:
         """The value at one of the origin's `attached`, in the graph if gradients are wanted."""
 
-    def model(self, autoencoders: Sequence[str]) -> ExplainedModel:
-        """The model with the named autoencoders."""
+    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
+        """The model with the named autoencoders, which *topology* is of."""
 
 
 class Origin(Protocol):
@@ -145,4 +145,4 @@ class TraceOrigin:
     def scalar(self, run: ForwardPass) -> torch.Tensor:
         """The activation."""
         rho = run.attached(self._rho.site)
-        return trace_value(run.model(self.autoencoders), self.trace, rho, run.value, self.loss)
+        return trace_value(run.model(self.topology, self.autoencoders), self.trace, rho, run.value, self.loss)

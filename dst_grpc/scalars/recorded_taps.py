@@ -12,7 +12,11 @@ from dst_grpc.errors import Internal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dst_grpc.domain.components import PassType
     from dst_grpc.engine.taps import Site
+
+Tap = tuple["PassType", "Site"]
+"""What a run can record at a site: the value (FORWARD), or the gradient (BACKWARD)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

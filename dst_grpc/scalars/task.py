@@ -1,6 +1,6 @@
 """A task: one derived scalar of one request, with everything resolved that does not need weights.
 
-Built by the planner, read by `reads` (which taps?) and by `derive` (what value?), so that both see the same facts.
+Built by the planner. `derive` says which taps it is computed from, and computes it.
 """
 
 from __future__ import annotations

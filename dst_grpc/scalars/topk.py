@@ -21,35 +21,15 @@ from dst_grpc.errors import InvalidRequest, Reason
 from dst_grpc.scalars.extremes import extremes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
-    from dst_grpc.domain.components import NodeType
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.domain.scalar_facts import ScalarFacts
     from dst_grpc.scalars.derive import Derivation
+    from dst_grpc.scalars.node_groups import NodeGroups
 
 Ranked = list[tuple[float, "NodeIndex"]]
 """Nodes with their values, best first."""
-PlaceKey = tuple["NodeType", int | None, int]
-"""Node type, layer, and number of positions of nodes."""
-
-
-class Places:
-    """Where the nodes of a list are: by type and layer, their positions in the list and in tensors. Made once."""
-
-    def __init__(self, nodes: Sequence[NodeIndex]) -> None:
-        """Sort *nodes*."""
-        self.count = len(nodes)
-        found: dict[PlaceKey, tuple[list[int], list[tuple[int, ...]]]] = {}
-        for i, node in enumerate(nodes):
-            entry = tuple(index for index in node.tensor_indices if index is not None)
-            where, entries = found.setdefault((node.node_type, node.layer_index, len(entry)), ([], []))
-            where.append(i)
-            entries.append(entry)
-        self.by_key: Mapping[PlaceKey, tuple[torch.Tensor, torch.Tensor]] = {
-            key: (torch.tensor(where), torch.tensor(entries)) for key, (where, entries) in found.items()
-        }
-        """Positions in the list [n], and in a tensor [n, axes]."""
 
 
 class Entries:
@@ -131,20 +111,20 @@ class Entries:
         """Sum over everything."""
         return 0.0 if self._sum is None else self._sum.double().sum().item()
 
-    def values_at(self, places: Places, values: torch.Tensor) -> None:
+    def values_at(self, nodes: NodeGroups, values: torch.Tensor) -> None:
         """Write the value at each node that is one of this type into *values* [nodes of the list]."""
         rank = len(self.facts.dimensions) + self.facts.is_flattened
         for layer in self._layers:
-            where, entries = places.by_key.get((self.facts.node_type, layer, rank), (None, None))
-            if where is None or entries is None:
+            group = nodes.of(self.facts.node_type, layer, rank)
+            if group is None:
                 continue
-            x = self._tensor(layer)
+            x, entries = self._tensor(layer), group.entries
             if self.facts.is_flattened:
                 t, u, rest = entries[:, 0], entries[:, 1], entries[:, 2:]
                 entries = torch.cat(((t * (t + 1) // 2 + u).unsqueeze(1), rest), dim=1)
             inside = (entries < torch.tensor(x.shape)).all(dim=1)
             places_inside = entries[inside].to(x.device)
-            values[where[inside]] = x[tuple(places_inside.t())].to("cpu", torch.float32)
+            values[group.positions[inside]] = x[tuple(places_inside.t())].to("cpu", torch.float32)
 
 
 def sum_to_send(summed: torch.Tensor) -> torch.Tensor:

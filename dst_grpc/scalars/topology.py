@@ -1,7 +1,7 @@
 """What precedes what: the order of a model's parts, and the residual that each of them is computed from.
 
-A `Topology` is a model's architecture together with what the autoencoders of a config read. The planner, the reads and
-the formulas ask it where a node lies and what it reads, so that none of them asks what kind of model it is.
+A `Topology` is a model's architecture together with what the autoencoders of a config read. The planner and the
+components ask it where a node lies and what it is computed from, so that none of them asks what kind of model it is.
 """
 
 from __future__ import annotations

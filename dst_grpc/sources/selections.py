@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from dst_grpc.engine.formats.layouts import SUFFIXES, below, is_weights
 from dst_grpc.errors import DataLoss, InvalidRequest
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ LAYER = "{layer}"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Weights in one file, or what says in which files they are; the first is read if both are there."""
-_WEIGHTS = (".safetensors", ".npz", ".pt")
-_SIDECARS = (".json", ".yaml", ".yml", "sparsity.safetensors")
-_ABOVE, _BELOW = "hyperparams.json", "checkpoints"
-"""A config that lies in the folder above its weights, and the name of their folder."""
+_CONFIGS = (".json", ".yaml", ".yml")
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 
 
@@ -83,19 +81,15 @@ def set_files(names: Iterable[str], spec: AutoencoderSpec) -> tuple[str, ...]:
     """
     known = sorted(names)
     if spec.pattern is None:
-        weights = [name for name in known if name.endswith(_WEIGHTS)]
+        weights = [name for name in known if is_weights(_name(name))]
     else:
         weights = list(layer_files(known, spec.pattern, spec.layers).values())
     if not weights:
-        raise DataLoss(f"it has no file that ends in {', '.join(_WEIGHTS)}")
+        raise DataLoss(f"it has no file that ends in {', '.join(SUFFIXES)}")
     folders = {_folder(name) for name in weights}
-    sidecars = [
-        name
-        for name in known
-        if (name.endswith(_SIDECARS) and _folder(name) in folders)
-        or (_name(name) == _ABOVE and f"{_folder(name)}/{_BELOW}".lstrip("/") in folders)
-    ]
-    return tuple(dict.fromkeys((*weights, *sidecars)))
+    beside = {name for name in known if name.endswith(_CONFIGS) and _folder(name) in folders}
+    beside.update(*(below(folder, known) for folder in folders))
+    return tuple(dict.fromkeys((*weights, *sorted(beside))))
 
 
 def _folder(name: str) -> str:
@@ -142,7 +136,7 @@ def pattern_problem(pattern: str) -> str:
     parts = pattern.split("/")
     if "" in parts or ".." in parts or "\\" in pattern:
         return "must be a path below the source, with single slashes and no .."
-    return "" if pattern.endswith(_WEIGHTS) else f"must end in {', '.join(_WEIGHTS)}"
+    return "" if pattern.endswith(SUFFIXES) else f"must end in {', '.join(SUFFIXES)}"
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

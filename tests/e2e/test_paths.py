@@ -262,7 +262,7 @@ class Swapping(FileLoader):
     def load_autoencoders(
         self, entry: AutoencoderEntry, model: ModelContext, on_progress: Callable[[int], None]
     ) -> AutoencoderContext:
-        path = entry.headers[0][1].path
+        path = next(iter(entry.by_layer.values())).path
         if path.name in self.swaps:
             self.swaps[path.name](path)
         return super().load_autoencoders(entry, model, on_progress)

@@ -47,7 +47,7 @@ class Golden:
         return [
             {
                 (pass_type, layer): tensor.numpy()
-                for layer in scalar.task.layers
+                for layer in scalar.layers
                 for pass_type, tensor in outcome.derivation(scalar).at(layer).items()
             }
             for scalar in outcome.plan.scalars

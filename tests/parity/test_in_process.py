@@ -36,18 +36,18 @@ def test_case(
 ) -> None:
     """Every row of the case equals the reference's, or differs by the one rule stated for it; one pass each way."""
     case = load_case(name, "golden")
-    (outcome,) = run([make_plan(case.request, registry)], model.decoder, sets)
-    assert outcome.statistics.forward_passes == 1
-    assert outcome.statistics.backward_passes <= 1
+    (result,) = run([make_plan(case.request, registry)], model.decoder, sets)
+    assert result.statistics.forward_passes == 1
+    assert result.statistics.backward_passes <= 1
     problems = []
-    for row, scalar in zip(case.rows, outcome.plan.scalars, strict=True):
-        derivation = outcome.derivation(scalar)
+    for row, scalar in zip(case.rows, result.plan.scalars, strict=True):
+        derivation = result.derivation(scalar)
         found: Tensors = {
             (pass_type, layer): tensor.numpy()
-            for layer in scalar.task.layers
+            for layer in scalar.layers
             for pass_type, tensor in derivation.at(layer).items()
         }
-        wrong = compare(case, row, found, outcome.loss, outcome.activation_value)
+        wrong = compare(case, row, found, result.loss, result.activation_value)
         problems += [f"{row.spec.dst}: {problem}" for problem in wrong]
         count_row("in process", "different" if wrong else "on purpose" if rule_of(row) else "equal")
     assert not problems

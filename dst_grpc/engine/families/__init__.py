@@ -24,12 +24,12 @@ FAMILIES: tuple[Family, ...] = (
 """Every family that can be loaded."""
 
 
-def family_of(values: ConfigValues) -> Family:
-    """The family that `config.json` names; raises DataLoss for one that is not supported."""
+def family_of(values: ConfigValues) -> tuple[Family, ConfigValues]:
+    """The family that `config.json` names, and its values, complete; raises DataLoss for one that is not supported."""
     model_type = values.text("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:
-            return family
+            return family, family.complete(values)
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise values.refusal("model_type", f"is {model_type!r}, which is not supported; these are: {known}")
 

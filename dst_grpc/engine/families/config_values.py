@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.files import File
     from dst_grpc.errors import DataLoss
 
 FILE_NAME = "config.json"
@@ -45,11 +46,11 @@ class ConfigValues:
     """What stands before a key in messages: the keys of the objects around it, each with a dot."""
 
     @classmethod
-    def read(cls, folder: Path, name: str = FILE_NAME) -> ConfigValues:
-        """Read the file *name* in *folder*; raises DataLoss if it is missing or no JSON object."""
-        path = folder / name
+    def read(cls, file: File) -> ConfigValues:
+        """Read *file*; raises DataLoss if it is missing or no JSON object."""
+        path = file.path
         try:
-            values = json.loads(read_small(path))
+            values = json.loads(read_small(file))
         except (ValueError, RecursionError) as error:
             raise corrupt(path, f"is no sound JSON: {error}") from error
         if not isinstance(values, dict):
@@ -61,6 +62,11 @@ class ConfigValues:
         error = corrupt(self.path, f"{self.within}{key} {problem}")
         error.metadata["key"] = self.within + key
         return error
+
+    def renamed(self, aliases: Mapping[str, str]) -> ConfigValues:
+        """These values with what stands under an alias under the key that it means instead, even if that is there."""
+        own = {key: value for key, value in self.values.items() if key not in aliases}
+        return replace(self, values=own | {aliases[key]: self.values[key] for key in self.values if key in aliases})
 
     def over(self, defaults: Mapping[str, Any]) -> ConfigValues:
         """These values, with *defaults* for keys that are absent; a key that holds null is not."""
@@ -132,8 +138,10 @@ class ConfigValues:
             raise self.refusal(key, "is missing" if value is None else f"must be a text, not {value!r}")
         return value
 
-    def flag(self, key: str, *, default: bool) -> bool:
-        """A boolean."""
+    def flag(self, key: str, *, default: bool | None = None) -> bool:
+        """A boolean; absent it is only with a *default*."""
+        if default is None and key not in self.values:
+            raise self.refusal(key, "is missing")
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, f"must be true or false, not {value!r}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -18,6 +19,8 @@ MAX_LAYERS = 1000
 """Most blocks that a checkpoint is believed to have."""
 MAX_WIDTH = 1 << 20
 """Most channels of its residual or of a head."""
+_CHANGES_EVERY_FAMILY: Mapping[str, tuple[Any, ...]] = {"quantization_config": (None,), "per_layer_config": (None, {})}
+"""Keys that change what any family computes, with the values that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,12 @@ class Family:
     """What the catalogue calls it."""
     model_types: tuple[str, ...]
     """Values of `model_type` in `config.json`."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of keys of `config.json`, by that name; as in the reference implementation, these win."""
+    defaults: Mapping[str, Any]
+    """What the reference implementation takes for keys that are absent. Null is a value of its own."""
     read_config: Callable[[ConfigValues], DecoderConfig]
-    """The architecture; raises DataLoss for a value that the decoder does not implement."""
+    """The architecture of complete values; raises DataLoss for one that the decoder does not implement."""
     prefixes: tuple[str, ...]
     """What the checkpoint's names may begin with; the first that fits any name holds for all."""
     once: Mapping[str, Source]
@@ -52,10 +59,14 @@ class Family:
     """Weights of each layer, by our name without `layers.{i}.`."""
     unembeddings: tuple[str, ...]
     """Names that the unembedding [V, d] may have, the usual one first; never prefixed, and absent where it is tied."""
-    is_tied: Callable[[ConfigValues], bool]
-    """Whether the unembedding is the embedding."""
     skipped: re.Pattern[str]
     """Names that hold no weights: masks and the like."""
+
+    def complete(self, values: ConfigValues) -> ConfigValues:
+        """*values* of a `config.json` under the family's own names, with its defaults; raises DataLoss as `require`."""
+        for key, harmless in _CHANGES_EVERY_FAMILY.items():
+            values.require(key, harmless)
+        return values.renamed(self.aliases).over(self.defaults)
 
 
 def plain(name: str) -> Source:

@@ -19,7 +19,6 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
     values.require("scale_attn_weights", (True,))
     values.require("scale_attn_by_inverse_layer_idx", (False,))
     values.require("add_cross_attention", (False,))
-    values.require("quantization_config", (None,))
     d_model, n_heads = values.size("n_embd"), values.size("n_head")
     if d_model % n_heads:
         raise values.refusal("n_head", f"is {n_heads}, which does not divide n_embd, {d_model}")
@@ -31,15 +30,31 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
         d_head=d_model // n_heads,
         d_mlp=values.size("n_inner", default=4 * d_model),
         vocab_size=values.size("vocab_size"),
-        context_window=values.size("n_positions", "n_ctx"),
-        norm_epsilon=values.positive("layer_norm_epsilon", 1e-5),
-        activation=values.over({"activation_function": "gelu_new"}).activation("activation_function"),
+        context_window=values.size("n_positions"),
+        norm_epsilon=values.positive("layer_norm_epsilon"),
+        activation=values.activation("activation_function"),
     )
 
 
 FAMILY = Family(
     name="gpt2",
     model_types=("gpt2",),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    defaults={
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
     read_config=_read_config,
     prefixes=("transformer.", ""),
     once={
@@ -63,6 +78,5 @@ FAMILY = Family(
         "mlp.out.bias": plain("h.{i}.mlp.c_proj.bias"),
     },
     unembeddings=("lm_head.weight",),
-    is_tied=lambda values: values.flag("tie_word_embeddings", default=True),
     skipped=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
 )

@@ -28,7 +28,7 @@ def _head_by_head(weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
 
 
 def _rope(values: ConfigValues) -> ConfigValues:
-    theta, fraction = values.positive("rotary_emb_base", 10000.0), values.positive("rotary_pct", 0.25)
+    theta, fraction = values.positive("rotary_emb_base"), values.positive("rotary_pct")
     rope = rope_object(values).over({"rope_theta": theta, "partial_rotary_factor": fraction})
     # Newer names of the two beside the object; the reference reads them within it only.
     values.require("rope_theta", (rope.values["rope_theta"], None))
@@ -37,14 +37,12 @@ def _rope(values: ConfigValues) -> ConfigValues:
 
 
 def _read_config(values: ConfigValues) -> DecoderConfig:
-    values = values.over({"hidden_act": "gelu"})
-    values.require("quantization_config", (None,))
     d_model, n_heads = values.size("hidden_size", at_most=MAX_WIDTH), values.size("num_attention_heads")
     if d_model % n_heads:
         raise values.refusal("num_attention_heads", f"is {n_heads}, which does not divide hidden_size, {d_model}")
     n_layers, d_head = values.size("num_hidden_layers", at_most=MAX_LAYERS), d_model // n_heads
     values.require("head_dim", (None, d_head))
-    has_bias, rope = values.flag("attention_bias", default=True), _rope(values)
+    has_bias, rope = values.flag("attention_bias"), _rope(values)
     return DecoderConfig(
         n_layers=n_layers,
         d_model=d_model,
@@ -54,18 +52,33 @@ def _read_config(values: ConfigValues) -> DecoderConfig:
         d_mlp=values.size("intermediate_size"),
         vocab_size=values.size("vocab_size"),
         context_window=context_window(rope, values),
-        norm_epsilon=values.positive("layer_norm_eps", 1e-5),
+        norm_epsilon=values.positive("layer_norm_eps"),
         rotary=(read_rotary(rope, values, d_head),) * n_layers,
         has_qkv_bias=has_bias,
         has_attn_out_bias=has_bias,
         activation=values.activation("hidden_act"),
-        parallel=values.flag("use_parallel_residual", default=True),
+        parallel=values.flag("use_parallel_residual"),
     )
 
 
 FAMILY = Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
+    defaults={
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000.0,
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "attention_bias": True,
+        "use_parallel_residual": True,
+        "tie_word_embeddings": False,
+    },
     read_config=_read_config,
     prefixes=("gpt_neox.", ""),
     once={
@@ -89,6 +102,5 @@ FAMILY = Family(
         "mlp.out.bias": plain("layers.{i}.mlp.dense_4h_to_h.bias"),
     },
     unembeddings=("embed_out.weight", "lm_head.weight"),
-    is_tied=lambda values: values.flag("tie_word_embeddings", default=False),
     skipped=re.compile(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.architecture import NormKind
 from dst_grpc.engine.decoder_config import DecoderConfig
@@ -18,7 +18,6 @@ from dst_grpc.engine.families.rope import context_window, read_rotary, rope_obje
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from dst_grpc.engine.families.config_values import ConfigValues
 
@@ -50,11 +49,27 @@ UNEMBEDDINGS = ("lm_head.weight",)
 SKIPPED = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+_KINDS_OF_LAYERS = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
+"""Kinds of layers by the names that configs give them, an older one of the first among them."""
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+"""What Llama takes for keys that are absent. The members of the house lay theirs over it."""
 
 
 def read_common(values: ConfigValues) -> DecoderConfig:
     """What the whole house shares; every layer rotates alike and sees all tokens."""
-    values.require("quantization_config", (None,))
     d_model, n_heads = values.size("hidden_size", at_most=MAX_WIDTH), values.size("num_attention_heads")
     n_key_value_heads = values.size("num_key_value_heads", default=n_heads)
     if n_heads % n_key_value_heads:
@@ -63,7 +78,7 @@ def read_common(values: ConfigValues) -> DecoderConfig:
     if values.values.get("head_dim") is None and d_model % n_heads:
         raise values.refusal("num_attention_heads", f"is {n_heads}, which does not divide hidden_size, {d_model}")
     n_layers = values.size("num_hidden_layers", at_most=MAX_LAYERS)
-    has_bias = values.flag("attention_bias", default=False)
+    has_bias = values.flag("attention_bias")
     return DecoderConfig(
         n_layers=n_layers,
         d_model=d_model,
@@ -74,18 +89,18 @@ def read_common(values: ConfigValues) -> DecoderConfig:
         vocab_size=values.size("vocab_size"),
         context_window=values.size("max_position_embeddings"),
         norm=NormKind.RMS_NORM,
-        norm_epsilon=values.positive("rms_norm_eps", 1e-6),
+        norm_epsilon=values.positive("rms_norm_eps"),
         has_qkv_bias=has_bias,
         has_attn_out_bias=has_bias,
-        has_mlp_bias=values.flag("mlp_bias", default=False),
+        has_mlp_bias=values.flag("mlp_bias"),
         gated=True,
     )
 
 
-def rotated(values: ConfigValues, config: DecoderConfig, *, theta: float = 10000.0) -> DecoderConfig:
-    """*config* with the same rotation in every layer; *theta* is its base where the config does not say."""
+def rotated(values: ConfigValues, config: DecoderConfig) -> DecoderConfig:
+    """*config* with the same rotation in every layer."""
     rope = rope_object(values)
-    rope = rope.over({"rope_theta": values.positive("rope_theta", theta)})
+    rope = rope.over({"rope_theta": values.positive("rope_theta")})
     for one in (values, rope):
         one.require("partial_rotary_factor", (None, 1.0))
     rotary = read_rotary(rope, values, config.d_head)
@@ -100,7 +115,8 @@ def with_windows(
     Raises:
         DataLoss: if there are any though they are not used.
     """
-    kinds = values.list_of("layer_types", config.n_layers, (FULL, SLIDING)) or usual
+    said = values.list_of("layer_types", config.n_layers, _KINDS_OF_LAYERS)
+    kinds = usual if said is None else [_KINDS_OF_LAYERS[kind] for kind in said]
     if SLIDING not in kinds:
         return config
     if not is_used:
@@ -116,14 +132,13 @@ def family(name: str, model_types: tuple[str, ...], read_config: ReadConfig, **f
         "once": ONCE,
         "per_layer": PER_LAYER,
         "unembeddings": UNEMBEDDINGS,
-        "is_tied": lambda values: values.flag("tie_word_embeddings", default=False),
+        "defaults": DEFAULTS,
         "skipped": SKIPPED,
     }
     return Family(name=name, model_types=model_types, read_config=read_config, **(shared | fields))
 
 
 def _read_llama(values: ConfigValues) -> DecoderConfig:
-    values = values.over({"hidden_act": "silu"})
     values.require("sliding_window", (None,))
     values.require("layer_types", (None,))
     values.require("rope_interleaved", (None, False))
@@ -132,7 +147,6 @@ def _read_llama(values: ConfigValues) -> DecoderConfig:
 
 
 def _read_mistral(values: ConfigValues) -> DecoderConfig:
-    values = values.over({"hidden_act": "silu", "num_key_value_heads": 8, "sliding_window": 4096})
     # Neither biases nor layers of different kinds exist in this family; the reference ignores the keys.
     for key in ("attention_bias", "mlp_bias"):
         values.require(key, (False,))
@@ -144,25 +158,47 @@ def _read_mistral(values: ConfigValues) -> DecoderConfig:
 
 
 def _read_smollm3(values: ConfigValues) -> DecoderConfig:
-    values = values.over({"hidden_act": "silu", "num_key_value_heads": 4})
     config = replace(read_common(values), activation=values.activation("hidden_act"))
-    every = values.size("no_rope_layer_interval", default=4)
+    every = values.size("no_rope_layer_interval")
     has_rope = values.list_of("no_rope_layers", config.n_layers, (0, 1), or_longer=True)
     if has_rope is None:
         has_rope = [int((layer + 1) % every != 0) for layer in range(config.n_layers)]
-    is_used = values.flag("use_sliding_window", default=False)
+    is_used = values.flag("use_sliding_window")
     slides = is_used and values.values.get("sliding_window") is not None
     usual = [SLIDING if slides and not rotates else FULL for rotates in has_rope]
-    config = rotated(values, with_windows(values, config, usual, is_used=is_used), theta=2000000.0)
+    config = rotated(values, with_windows(values, config, usual, is_used=is_used))
     rotary = tuple(one if rotates else None for one, rotates in zip(config.rotary or (), has_rope, strict=True))
     return replace(config, rotary=rotary)
 
 
 LLAMA = family("llama", ("llama",), _read_llama)
-MISTRAL = family("mistral", ("mistral",), _read_mistral)
+MISTRAL = family(
+    "mistral",
+    ("mistral",),
+    _read_mistral,
+    defaults=DEFAULTS
+    | {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+)
 SMOLLM3 = family(
     "smollm3",
     ("smollm3",),
     _read_smollm3,
-    is_tied=lambda values: values.flag("tie_word_embeddings", default=True),
+    defaults=DEFAULTS
+    | {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_theta": 2000000.0,
+        "use_sliding_window": False,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+    },
 )

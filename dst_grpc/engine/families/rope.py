@@ -8,6 +8,7 @@ would begin.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.engine.decoder_config import Rotary
+from dst_grpc.engine.files import label
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +27,7 @@ _EVERYWHERE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _KEYS = {
     "default": _EVERYWHERE,
     "linear": _EVERYWHERE | {"factor"},
-    "dynamic": _EVERYWHERE | {"factor", "original_max_position_embeddings"},
+    "dynamic": _EVERYWHERE | {"factor"},
     "llama3": _EVERYWHERE | {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": _EVERYWHERE
     | {"factor", "attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate"}
@@ -33,7 +35,8 @@ _KEYS = {
     "longrope": _EVERYWHERE
     | {"factor", "attention_factor", "short_factor", "long_factor", "original_max_position_embeddings"},
 }
-"""Keys that each variant has a meaning for."""
+"""Keys that each variant has a meaning for. Others are ignored with a warning, as they are by the reference."""
+_log = logging.getLogger(__name__)
 
 
 def rope_object(values: ConfigValues) -> ConfigValues:
@@ -53,10 +56,12 @@ def read_rotary(rope: ConfigValues, values: ConfigValues, d_head: int) -> Rotary
         d_head: channels of a head.
 
     Raises:
-        DataLoss: for a variant that is not known, or a key that it has no meaning for.
+        DataLoss: for a variant that is not known, or a value that it cannot have.
     """
     rope_type = _type(rope)
-    rope.refuse_others(_KEYS[rope_type])
+    for key in sorted(rope.values.keys() - _KEYS[rope_type]):
+        problem = f"has no meaning where rope_type is {rope_type!r}, and is ignored"
+        _log.warning("%s: %s%s %s", label(rope.path), rope.within, key, problem)
     fraction = rope.positive("partial_rotary_factor", 1.0)
     n_rotated = int(d_head * fraction)
     n_rotated += n_rotated % 2

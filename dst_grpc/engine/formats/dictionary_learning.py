@@ -23,19 +23,17 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.layouts import DICTIONARY_LEARNING
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import Opened, Part, Role, fold_gate
+from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_gate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.files import File
+    from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
-_NAME = "dictionary_learning"
-WEIGHTS_NAMES = ("ae.pt", "ae.safetensors")
-_CONFIG_NAME = "config.json"
 _LINEAR = {
     Role.ENCODER: Part("encoder.weight"),
     Role.LATENT_BIAS: Part("encoder.bias"),
@@ -84,8 +82,9 @@ _SUBMODULE_TAPS = {
 }
 
 
-def _open(path: Path, identity: Identity | None = None) -> Opened:
-    config, source = _trainer(path), open_tensors(path, identity)
+def _open(files: FileGroup) -> AutoencoderFile:
+    path = files.path
+    config, source = _trainer(files.beside[DICTIONARY_LEARNING.config]), open_tensors(files.weights)
     name = config.text("dict_class")
     if name not in _CLASSES:
         known = ", ".join(_CLASSES)
@@ -100,18 +99,18 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     header = describe(
         source,
         parts,
-        format_name=_NAME,
+        layout=DICTIONARY_LEARNING,
         activation=activation,
         place=_place(config),
         k=k,
         says={"n": config.values.get("activation_dim"), "Z": config.values.get("dict_size")},
         declared_l0=_declared_l0(config),
         folded=["its gate is folded into a threshold"] if Role.GATE_BIAS in parts else [],
-        other_files=[path.parent / _CONFIG_NAME],
     )
     if Role.ONE_THRESHOLD in parts and source.read("threshold").item() < 0:
         raise corrupt(path, "'threshold' is negative: it was never set, so that nothing tells which latents are active")
-    return Opened(
+    return AutoencoderFile(
+        files=files,
         header=header,
         source=source,
         parts=parts,
@@ -119,16 +118,11 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     )
 
 
-FORMAT = Format(
-    name=_NAME,
-    claims=lambda path: path.name in WEIGHTS_NAMES and (path.parent / _CONFIG_NAME).is_file(),
-    open=_open,
-    beside=(_CONFIG_NAME,),
-)
+FORMAT = Format(layout=DICTIONARY_LEARNING, open=_open)
 
 
-def _trainer(path: Path) -> ConfigValues:
-    config = ConfigValues.read(path.parent)
+def _trainer(file: File) -> ConfigValues:
+    config = ConfigValues.read(file)
     trainer = config.values.get("trainer")
     if not isinstance(trainer, dict):
         raise config.refusal("trainer", "is missing: this is no config of dictionary_learning")

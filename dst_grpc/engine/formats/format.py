@@ -1,4 +1,4 @@
-"""What a format is: a name, the files that are in it, and how such a file is opened; and what formats share."""
+"""What a format is: the files that are in it, and how they are opened; and what formats share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.header import AutoencoderHeader, Place, Reading
-from dst_grpc.engine.formats.weights import Opened, Role, sizes_of
+from dst_grpc.engine.formats.weights import Role, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.formats.layouts import FileGroup, Layout
     from dst_grpc.engine.formats.sources import TensorSource
-    from dst_grpc.engine.formats.weights import Part
+    from dst_grpc.engine.formats.weights import AutoencoderFile, Part
 
 _LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-])|(?:^|-)L(\d+)[RMA](?=$|-)")
 
@@ -26,21 +26,17 @@ _LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-]
 class Format:
     """One way in which autoencoders are published."""
 
-    name: str
-    """What the catalogue calls it."""
-    claims: Callable[[Path], bool]
-    """Whether a file of weights is in this format, as far as its name and its neighbours tell."""
-    open: Callable[[Path, Identity | None], Opened]
-    """Opens such a file, if it has that identity (None = any); raises DataLoss if it is not as it should be."""
-    beside: tuple[str, ...] = ()
-    """Files that it may consist of besides the weights, relative to their folder."""
+    layout: Layout
+    """The files that an autoencoder in it consists of; they tell the format."""
+    open: Callable[[FileGroup], AutoencoderFile]
+    """Opens such files; raises DataLoss if they are not as they should be."""
 
 
 def describe(
     source: TensorSource,
     parts: Mapping[Role, Part],
     *,
-    format_name: str,
+    layout: Layout,
     activation: AutoencoderActivation,
     place: Place | None,
     k: int | None = None,
@@ -48,16 +44,13 @@ def describe(
     says: Mapping[str, int | None] | None = None,
     declared_l0: float | None = None,
     folded: Iterable[str] = (),
-    other_files: Iterable[Path] = (),
 ) -> AutoencoderHeader:
     """The header of a file whose *parts* are checked against each other and against what its config *says*."""
     n_latents, n_inputs, n_outputs = sizes_of(source, parts, says=says)
     if activation is AutoencoderActivation.TOP_K and (type(k) is not int or not 0 < k <= n_latents):
         raise corrupt(source.path, f"TopK needs k between 1 and {n_latents}, not {k!r}")
     return AutoencoderHeader(
-        path=source.path,
-        identity=source.identity,
-        format=format_name,
+        format=layout.format,
         n_inputs=n_inputs,
         n_latents=n_latents,
         n_outputs=n_outputs,
@@ -72,7 +65,6 @@ def describe(
         has_skip=Role.SKIP in parts,
         declared_l0=declared_l0 if declared_l0 is not None else k,
         folded=tuple(folded),
-        other_files=tuple(other_files),
     )
 
 

@@ -18,17 +18,16 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, layer_in_path
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import Opened, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.formats.layouts import FileGroup
 
 _T = DerivedScalarType
-FIRST_NAME, SECOND_NAME = "params.npz", "params.safetensors"
-_CONFIG_NAME = "config.json"
 _L0 = re.compile(r"average_l0_(\d+(?:\.\d+)?)")
 _REPOSITORY = re.compile(r"(?:.*--)?(?:gemma-scope-.+-)?(res|mlp|att|transcoders)(?:-all)?")
 _SECOND_KIND = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
@@ -44,8 +43,8 @@ _KINDS: dict[str, tuple[DerivedScalarType, ModelNorm, DerivedScalarType | None]]
 }
 
 
-def _open_first(path: Path, identity: Identity | None = None) -> Opened:
-    source = open_tensors(path, identity)
+def _open_first(files: FileGroup) -> AutoencoderFile:
+    path, source = files.path, open_tensors(files.weights)
     parts = {
         Role.ENCODER: Part(_spelled("W_enc", source.shapes), is_swapped=True),
         Role.DECODER: Part(_spelled("W_dec", source.shapes), is_swapped=True),
@@ -57,16 +56,16 @@ def _open_first(path: Path, identity: Identity | None = None) -> Opened:
     header = describe(
         source,
         parts,
-        format_name="gemma_scope",
+        layout=GEMMA_SCOPE,
         activation=AutoencoderActivation.JUMP_RELU,
         place=_place_in_path(path, _REPOSITORY),
         declared_l0=float(l0[1]) if l0 else None,
     )
-    return Opened(header=header, source=source, parts=parts)
+    return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
-def _open_second(path: Path, identity: Identity | None = None) -> Opened:
-    source = open_tensors(path, identity)
+def _open_second(files: FileGroup) -> AutoencoderFile:
+    path, source = files.path, open_tensors(files.weights)
     parts = {
         Role.ENCODER: Part(_spelled("w_enc", source.shapes), is_swapped=True),
         Role.DECODER: Part(_spelled("w_dec", source.shapes), is_swapped=True),
@@ -74,8 +73,8 @@ def _open_second(path: Path, identity: Identity | None = None) -> Opened:
         Role.DECODER_BIAS: Part("b_dec"),
         Role.THRESHOLD: Part("threshold"),
     }
-    has_config = (path.parent / _CONFIG_NAME).is_file()
-    config = ConfigValues.read(path.parent) if has_config else ConfigValues(path, {})
+    found = next(iter(files.beside.values()), None)
+    config = ConfigValues(path, {}) if found is None else ConfigValues.read(found)
     config.require("architecture", ("jump_relu",))
     if "affine_skip_connection" in source.shapes:
         parts[Role.SKIP] = Part("affine_skip_connection", is_swapped=True)
@@ -90,23 +89,17 @@ def _open_second(path: Path, identity: Identity | None = None) -> Opened:
     header = describe(
         source,
         parts,
-        format_name="gemma_scope_2",
+        layout=GEMMA_SCOPE_2,
         activation=AutoencoderActivation.JUMP_RELU,
         place=place,
         says={"Z": config.values.get("width")},
         declared_l0=config.positive_or_none("l0"),
-        other_files=[path.parent / _CONFIG_NAME] if has_config else [],
     )
-    return Opened(header=header, source=source, parts=parts)
+    return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
-FIRST = Format(name="gemma_scope", claims=lambda path: path.name == FIRST_NAME, open=_open_first)
-SECOND = Format(
-    name="gemma_scope_2",
-    claims=lambda path: path.name == SECOND_NAME,
-    open=_open_second,
-    beside=(_CONFIG_NAME,),
-)
+FIRST = Format(layout=GEMMA_SCOPE, open=_open_first)
+SECOND = Format(layout=GEMMA_SCOPE_2, open=_open_second)
 
 
 def _spelled(key: str, known: object) -> str:

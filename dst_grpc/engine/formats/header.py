@@ -10,11 +10,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from dst_grpc.engine.files import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +54,6 @@ class Reading:
 class AutoencoderHeader:
     """What an autoencoder file says without its weights."""
 
-    path: Path
-    """Where the weights lie."""
-    identity: Identity
-    """Which file they are: no other is loaded in its place."""
     format: str
     """Name of the format that it is in."""
     n_inputs: int
@@ -94,8 +86,6 @@ class AutoencoderHeader:
     """Latents that are said to be active at a token; None if the file does not say."""
     folded: tuple[str, ...] = ()
     """What loading folds into the weights, exactly, so that the numbers stay."""
-    other_files: tuple[Path, ...] = ()
-    """Files besides the weights that it consists of."""
     n_dropped: int = 0
     """Latents of the file that loading it leaves out."""
 

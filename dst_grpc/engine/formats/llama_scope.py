@@ -15,23 +15,18 @@ from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.header import Reading
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.layouts import LLAMA_SCOPE
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import Opened, Part, Role, fold_input_scale
+from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_input_scale
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from dst_grpc.engine.formats.layouts import FileGroup
 
-    from dst_grpc.engine.files import Identity
-
-_NAME = "llama_scope"
-WEIGHTS_NAME = "final.safetensors"
-_CONFIG_NAME = "hyperparams.json"
 _NORMS = "dataset_average_activation_norm"
 
 
-def _open(path: Path, identity: Identity | None = None) -> Opened:
-    folder = path.parent.parent
-    config, source = ConfigValues.read(folder, _CONFIG_NAME), open_tensors(path, identity)
+def _open(files: FileGroup) -> AutoencoderFile:
+    config, source = ConfigValues.read(files.beside[LLAMA_SCOPE.config]), open_tensors(files.weights)
     config.require("norm_activation", ("dataset-wise",))
     config.require("act_fn", ("jumprelu",))
     parts = {
@@ -51,19 +46,19 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     header = describe(
         source,
         parts,
-        format_name=_NAME,
+        layout=LLAMA_SCOPE,
         activation=AutoencoderActivation.JUMP_RELU,
         place=place_of(name, lambda problem: config.refusal("hook_point_in", problem)),
         says={"n": d_model, "Z": config.values.get("d_sae")},
         declared_l0=float(config.size("top_k")) if config.values.get("top_k") is not None else None,
         folded=[f"its input's scale {scale:.6g} is folded"],
-        other_files=[folder / _CONFIG_NAME],
     )
     readings = (
         Reading(name="threshold as published"),
         Reading(name="threshold times the scale", threshold_scale=scale),
     )
-    return Opened(
+    return AutoencoderFile(
+        files=files,
         header=replace(header, readings=readings),
         source=source,
         parts=parts,
@@ -72,9 +67,4 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     )
 
 
-FORMAT = Format(
-    name=_NAME,
-    claims=lambda path: path.name == WEIGHTS_NAME and (path.parent.parent / _CONFIG_NAME).is_file(),
-    open=_open,
-    beside=(f"../{_CONFIG_NAME}",),
-)
+FORMAT = Format(layout=LLAMA_SCOPE, open=_open)

@@ -22,17 +22,17 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalizati
 from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, readings_of
+from dst_grpc.engine.formats.layouts import NATIVE
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import Opened, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
-_NAME = "native"
 _PARTS = {
     Role.PRE_BIAS: Part("pre_bias"),
     Role.ENCODER: Part("encoder.weight"),
@@ -44,8 +44,8 @@ _FREQUENCIES = "latents_activation_frequency"
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
 
-def _open(path: Path, identity: Identity | None = None) -> Opened:
-    source = open_tensors(path, identity)
+def _open(files: FileGroup) -> AutoencoderFile:
+    path, source = files.path, open_tensors(files.weights)
     facts = source.facts
     state = facts.get("activation_state_dict", {})
     if path.suffix == ".safetensors":
@@ -57,7 +57,7 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     k, postact = (
         _top_k(path, state) if activation is AutoencoderActivation.TOP_K else (None, AutoencoderActivation.RELU)
     )
-    header = describe(source, _PARTS, format_name=_NAME, activation=activation, place=None, k=k)
+    header = describe(source, _PARTS, layout=NATIVE, activation=activation, place=None, k=k)
     header = replace(
         header,
         postact=postact,
@@ -65,7 +65,8 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
         layer_index=_layer(path, facts.get("layer_index")),
         readings=readings_of(None, _normalizations(path, facts, activation)),
     )
-    return Opened(
+    return AutoencoderFile(
+        files=files,
         header=header,
         source=source,
         parts=_PARTS,
@@ -73,7 +74,7 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     )
 
 
-FORMAT = Format(name=_NAME, claims=lambda path: path.suffix in {".safetensors", ".pt"}, open=_open)
+FORMAT = Format(layout=NATIVE, open=_open)
 
 
 def read_frequencies(source: TensorSource, key: str, n_latents: int) -> torch.Tensor | None:

@@ -13,7 +13,6 @@ a normalisation by a factor that the files do not hold (SAELens itself only warn
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +24,10 @@ from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.layouts import SAELENS
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import (
-    Opened,
+    AutoencoderFile,
     Part,
     Role,
     Weights,
@@ -40,15 +40,12 @@ from dst_grpc.engine.formats.weights import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.files import File
     from dst_grpc.engine.formats.header import Place
+    from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
-_NAME = "saelens"
-WEIGHTS_NAME = "sae_weights.safetensors"
-CONFIG_NAME = "cfg.json"
-_SPARSITY_NAME = "sparsity.safetensors"
-_SCALER_NAME = "activation_scaler.json"
+_SPARSITY, _SCALER = SAELENS.optional
 _FACTOR = "norm_scaling_factor"
 _RENAMED = {
     "hook_point": "hook_name",
@@ -76,8 +73,8 @@ _BY_FACTOR = ("expected_average_only_in", "constant_scalar_rescale")
 class _Config:
     """The values of a `cfg.json`, under their present names and wherever its version puts them."""
 
-    def __init__(self, folder: Path) -> None:
-        config = ConfigValues.read(folder, CONFIG_NAME)
+    def __init__(self, file: File) -> None:
+        config = ConfigValues.read(file)
         values = {_RENAMED.get(key, key): value for key, value in config.values.items()}
         metadata = values.get("metadata") or {}
         if not isinstance(metadata, dict):
@@ -89,13 +86,13 @@ class _Config:
         return self.values.values.get(key)
 
 
-def _open(path: Path, identity: Identity | None = None) -> Opened:
-    config, source = _Config(path.parent), open_tensors(path, identity)
+def _open(files: FileGroup) -> AutoencoderFile:
+    config, source = _Config(files.beside[SAELENS.config]), open_tensors(files.weights)
     architecture, activation, k = _architecture(config)
     is_transcoder = architecture.endswith("transcoder")
     place = _place(config, is_transcoder=is_transcoder)
     parts = _parts(config, source, architecture, is_transcoder=is_transcoder)
-    normalizations, scale = _normalizations(config, place, is_transcoder=is_transcoder)
+    normalizations, scale = _normalizations(config, files.beside.get(_SCALER), place, is_transcoder=is_transcoder)
     folds: list[tuple[str, Callable[[Weights], None]]] = []
     if architecture == "gated":
         folds.append(("its gate is folded into a threshold", fold_gate))
@@ -110,34 +107,28 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
         for _, one in folds:
             one(weights)
 
-    others = [path.parent / name for name in (_SPARSITY_NAME, _SCALER_NAME)]
     header = describe(
         source,
         parts,
-        format_name=_NAME,
+        layout=SAELENS,
         activation=activation,
         place=place,
         k=k,
         normalizations=normalizations,
         says={key: config.get(name) for key, name in {"n": "d_in", "Z": "d_sae", "m": "d_out"}.items()},
         folded=[name for name, _ in folds],
-        other_files=[path.parent / CONFIG_NAME, *filter(Path.is_file, others)],
     )
-    return Opened(
+    return AutoencoderFile(
+        files=files,
         header=header,
         source=source,
         parts=parts,
         fold=fold,
-        frequencies=lambda: _frequencies(others[0], header.n_latents),
+        frequencies=lambda: _frequencies(files.beside.get(_SPARSITY), header.n_latents),
     )
 
 
-FORMAT = Format(
-    name=_NAME,
-    claims=lambda path: path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file(),
-    open=_open,
-    beside=(CONFIG_NAME, _SPARSITY_NAME, _SCALER_NAME),
-)
+FORMAT = Format(layout=SAELENS, open=_open)
 
 
 def _architecture(config: _Config) -> tuple[str, AutoencoderActivation, int | None]:
@@ -205,7 +196,7 @@ def _is_one(source: TensorSource, key: str) -> bool:
 
 
 def _normalizations(
-    config: _Config, place: Place | None, *, is_transcoder: bool
+    config: _Config, scaler: File | None, place: Place | None, *, is_transcoder: bool
 ) -> tuple[tuple[InputNormalization, ...], float | None]:
     """What may be done to each input vector, and the factor to fold if there is one."""
     said = config.get("normalize_activations")
@@ -215,7 +206,7 @@ def _normalizations(
     if name in _BY_FACTOR:
         if is_transcoder:
             raise config.values.refusal("normalize_activations", f"is {name!r}, which no transcoder can be folded by")
-        return (InputNormalization.NONE,), _factor(config, name)
+        return (InputNormalization.NONE,), _factor(config, scaler, name)
     if name not in _NORMALIZATIONS or (is_transcoder and name != "none"):
         known = ", ".join([*_NORMALIZATIONS, *_BY_FACTOR])
         raise config.values.refusal("normalize_activations", f"is {name!r}, which is not supported; these are: {known}")
@@ -233,14 +224,12 @@ def _normalizations(
     return (InputNormalization.NONE,), None
 
 
-def _factor(config: _Config, name: str) -> float:
+def _factor(config: _Config, scaler: File | None, name: str) -> float:
     """The factor that inputs are multiplied by, wherever it stands."""
-    path = config.values.path
-    scaler = path.parent / _SCALER_NAME
     if _FACTOR in config.values.values:
         return config.values.positive(_FACTOR)
-    if scaler.is_file():
-        return ConfigValues.read(path.parent, _SCALER_NAME).positive("scaling_factor")
+    if scaler is not None:
+        return ConfigValues.read(scaler).positive("scaling_factor")
     raise config.values.refusal(
         "normalize_activations",
         f"is {name!r}, which needs the factor that inputs are multiplied by, and it is nowhere: "
@@ -248,11 +237,11 @@ def _factor(config: _Config, name: str) -> float:
     )
 
 
-def _frequencies(path: Path, n_latents: int) -> torch.Tensor | None:
+def _frequencies(file: File | None, n_latents: int) -> torch.Tensor | None:
     """Frequencies of latents from their decimal logarithms."""
-    if not path.is_file():
+    if file is None:
         return None
-    source = open_tensors(path)
+    path, source = file.path, open_tensors(file)
     if source.shapes.get("sparsity") != (n_latents,):
         raise corrupt(path, f"lacks the float tensor 'sparsity' of {n_latents} latents")
     logarithms = moved(source.read("sparsity"), "cpu", torch.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dst_grpc.engine.archives import opened_archive
-from dst_grpc.engine.files import Identity, OpenFile, corrupt, opened
+from dst_grpc.engine.files import File, OpenFile, corrupt
 from dst_grpc.engine.npz_file import NpzFile
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 _MAX_STRUCTURE_BYTES = 1 << 20
 _DESCRIPTORS = Path("/dev/fd")
@@ -31,67 +33,85 @@ _ADVICE = "convert it to safetensors (dst-grpc convert), or save a plain state d
 class TensorSource:
     """A file of tensors whose structure is sound."""
 
-    path: Path
-    """Where it lies."""
-    identity: Identity
-    """Which file it is: no other is read in its place."""
+    file: File
+    """The file."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its float tensors."""
-    read: Callable[[str], torch.Tensor]
-    """Reads one of them into memory of its own; raises DataLoss (DIGEST_MISMATCH) if the file is another by then."""
+    reading: Callable[[], AbstractContextManager[Callable[[str], torch.Tensor]]]
+    """Gives what reads one of them into memory of its own, any number of times within its block; both raise DataLoss
+    (DIGEST_MISMATCH) if the file is another by then."""
     facts: Mapping[str, Any]
     """What else stands in it: metadata, or entries that are no float tensors."""
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.file.path
 
-def open_tensors(path: Path, identity: Identity | None = None) -> TensorSource:
-    """The tensors at *path*, of the kind that its ending tells.
+    def read(self, name: str) -> torch.Tensor:
+        """One of them, in memory of its own; raises as `reading` does."""
+        with self.reading() as read:
+            return read(name)
 
-    Args:
-        path: where they lie.
-        identity: of the one file that will do; None = any.
+
+def open_tensors(file: File) -> TensorSource:
+    """The tensors in *file*, which is of the kind that its ending tells.
 
     Raises:
-        DataLoss: if it is truncated, forged, no such file, or one that only running its pickle could read;
-            (DIGEST_MISMATCH) if it is another file.
+        DataLoss: if it is truncated, forged, or one that only running its pickle could read; (DIGEST_MISMATCH) if
+            another file took its place.
     """
-    match path.suffix:
+    match file.path.suffix:
         case ".safetensors":
-            file = SafetensorsFile.open(path, identity)
-            shapes = {name: tensor.shape for name, tensor in file.tensors.items() if tensor.is_float}
-            return TensorSource(path=path, identity=file.identity, shapes=shapes, read=file.read, facts=file.metadata)
-        case ".npz":
-            archive = NpzFile.open(path, identity)
+            tensors = SafetensorsFile.open(file)
+            shapes = {name: tensor.shape for name, tensor in tensors.tensors.items() if tensor.is_float}
             return TensorSource(
-                path=path, identity=archive.identity, shapes=archive.shapes, read=archive.read, facts={}
+                file=file, shapes=shapes, reading=lambda: nullcontext(tensors.read), facts=tensors.metadata
             )
+        case ".npz":
+            archive = NpzFile.open(file)
+            return TensorSource(file=file, shapes=archive.shapes, reading=lambda: nullcontext(archive.read), facts={})
         case _:
-            with opened(path, identity) as state_dict:
-                return _state_dict(state_dict)
+            return _state_dict(file)
 
 
-def _state_dict(file: OpenFile) -> TensorSource:
-    path, identity = file.path, file.identity
-    entries = _load_state_dict(file)
+def _state_dict(file: File) -> TensorSource:
+    path = file.path
+    with file.opened() as opened:
+        entries = _load_state_dict(opened)
     tensors = {
         name: entry
         for name, entry in entries.items()
-        if isinstance(entry, torch.Tensor) and entry.is_floating_point() and entry.layout is torch.strided
+        if isinstance(entry, torch.Tensor) and entry.is_floating_point() and _has_values(entry)
     }
-    size = identity.size_bytes
+    size = file.identity.size_bytes
     for name, tensor in tensors.items():
         # A stride of 0 lets a few bytes pose as any number of elements.
         if tensor.nbytes > size:
             raise corrupt(path, f"tensor {name!r} claims {tensor.nbytes} bytes in a file of {size}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    facts = {name: entry for name, entry in entries.items() if name not in tensors}
+    facts = {name: _unmapped(entry) for name, entry in entries.items() if name not in tensors}
 
-    def read(name: str) -> torch.Tensor:
-        # Written over by somebody, the mapping would show it: checked once the values are ours.
-        copy = tensors[name].detach().clone()
-        with opened(path, identity):
-            return copy
+    @contextmanager
+    def reading() -> Iterator[Callable[[str], torch.Tensor]]:
+        # Mapped anew, and no longer than that. Written over by somebody, the mapping shows it: the file is checked
+        # again once the values are ours.
+        with file.opened() as opened:
+            mapped = _load_state_dict(opened)
+            yield lambda name: mapped[name].detach().clone()
 
-    return TensorSource(path=path, identity=identity, shapes=shapes, read=read, facts=facts)
+    return TensorSource(file=file, shapes=shapes, reading=reading, facts=facts)
+
+
+def _unmapped(entry: Any) -> Any:
+    """*entry*, or the number that it is as a tensor, which would keep the file mapped; None for any other tensor."""
+    if not isinstance(entry, torch.Tensor):
+        return entry
+    return entry.item() if _has_values(entry) and entry.numel() == 1 else None
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _load_state_dict(file: OpenFile) -> dict[str, Any]:

@@ -13,22 +13,18 @@ from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.layouts import SPARSIFY
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import Opened, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dst_grpc.engine.files import Identity
+    from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.errors import DataLoss
 
-_NAME = "sparsify"
-WEIGHTS_NAME = "sae.safetensors"
-_CONFIG_NAME = "cfg.json"
 
-
-def _open(path: Path, identity: Identity | None = None) -> Opened:
-    config, source = ConfigValues.read(path.parent, _CONFIG_NAME), open_tensors(path, identity)
+def _open(files: FileGroup) -> AutoencoderFile:
+    path = files.path
+    config, source = ConfigValues.read(files.beside[SPARSIFY.config]), open_tensors(files.weights)
     config.require("activation", ("topk",))
     config.require("signed", (False,))
     is_transcoder = config.flag("transcode", default=False)
@@ -52,7 +48,7 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
     header = describe(
         source,
         parts,
-        format_name=_NAME,
+        layout=SPARSIFY,
         activation=AutoencoderActivation.TOP_K,
         place=place,
         k=config.size("k"),
@@ -60,14 +56,8 @@ def _open(path: Path, identity: Identity | None = None) -> Opened:
             "n": n_inputs,
             "Z": config.values.get("num_latents") or n_inputs * config.size("expansion_factor", default=32),
         },
-        other_files=[path.parent / _CONFIG_NAME],
     )
-    return Opened(header=header, source=source, parts=parts)
+    return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
-FORMAT = Format(
-    name=_NAME,
-    claims=lambda path: path.name == WEIGHTS_NAME and (path.parent / _CONFIG_NAME).is_file(),
-    open=_open,
-    beside=(_CONFIG_NAME,),
-)
+FORMAT = Format(layout=SPARSIFY, open=_open)

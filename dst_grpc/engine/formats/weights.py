@@ -7,7 +7,7 @@ it is loaded; no two large weights are ever in memory twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ from dst_grpc.engine.files import corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
+    from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
 
@@ -60,11 +62,13 @@ Weights = dict[Role, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A file that was found sound, ready to be loaded."""
+class AutoencoderFile:
+    """The file of one autoencoder, opened and found sound: what it says, and how its weights are read."""
 
+    files: FileGroup
+    """The weights, and the files beside them."""
     header: AutoencoderHeader
-    """What it says."""
+    """What they say."""
     source: TensorSource
     """Its tensors."""
     parts: Mapping[Role, Part]
@@ -76,12 +80,43 @@ class Opened:
     frequencies: Callable[[], torch.Tensor | None] = lambda: None
     """Reads how often each latent is active, float32 [Z]; None if the format does not say."""
 
-    def kept_latents(self, n_dropped: int) -> torch.Tensor:
-        """Indices, in order, of all latents but the *n_dropped* of lowest frequency; of equal ones the first go."""
+    @property
+    def path(self) -> Path:
+        """Where the weights lie."""
+        return self.files.path
+
+    def without(self, n_dropped: int) -> AutoencoderFile:
+        """The same, if loading leaves out *n_dropped* more latents: those that are active least often."""
+        return replace(self, header=self.header.without(n_dropped))
+
+    def load(
+        self, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None] = lambda _: None
+    ) -> dict[Reading, Autoencoder]:
+        """Read the weights to *device* as *dtype*, understood in every way that the file leaves open.
+
+        Args:
+            device: where the weights go.
+            dtype: what they become.
+            on_progress: told the bytes done after each tensor; what it raises ends the load.
+
+        Returns:
+            By reading, the likeliest first. They share their large weights.
+
+        Raises:
+            DataLoss: if a weight is not finite, or nothing tells which latents to leave out; (DIGEST_MISMATCH) if
+                another file took its place.
+        """
+        autoencoder = _load(self, device, dtype, on_progress)
+        return {reading: reading.of(autoencoder) for reading in self.header.readings}
+
+    def kept_latents(self) -> torch.Tensor | None:
+        """Indices, in order, of the latents that are loaded; of equally frequent ones the last stay. None = all."""
+        if not self.header.n_dropped:
+            return None
         frequencies = self.frequencies()
         if frequencies is None:
-            raise corrupt(self.source.path, "has no frequencies of its latents, so nothing tells which ones are dead")
-        return frequencies.argsort(stable=True)[n_dropped:].sort().values
+            raise corrupt(self.path, "has no frequencies of its latents, so nothing tells which ones are dead")
+        return frequencies.argsort(stable=True)[self.header.n_dropped :].sort().values
 
 
 def sizes_of(
@@ -128,31 +163,26 @@ def _in_order(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
     return shape[::-1] if part.is_swapped else shape
 
 
-def load(
-    opened: Opened,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    on_progress: Callable[[int], None],
-    *,
-    n_dropped: int,
+def _load(
+    file: AutoencoderFile, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None]
 ) -> Autoencoder:
-    """Read the weights to *device* as *dtype*, one tensor at a time; raises DataLoss if one is not finite."""
-    header, source = opened.header, opened.source
-    kept = opened.kept_latents(n_dropped) if n_dropped else None
+    """The weights of *file*, one tensor at a time."""
+    header, source = file.header, file.source
+    kept = file.kept_latents()
     weights: Weights = {}
     done = 0
-    for role, part in opened.parts.items():
-        stored = _selected(source.read(part.key), role, part, kept)
-        is_matrix = len(role.axes) == 2
-        loaded = moved(stored, device, dtype if is_matrix else torch.promote_types(dtype, torch.float32))
-        if not is_finite(loaded):
-            raise corrupt(source.path, f"tensor {part.key!r} has values that are NaN or infinite as {dtype}")
-        weights[role] = loaded.t() if part.is_swapped else loaded
-        if is_matrix:
-            done += loaded.nbytes
-            on_progress(done)
-    n_latents = header.n_latents if kept is None else len(kept)
-    _complete(weights, opened, n_latents)
+    with source.reading() as read:
+        for role, part in file.parts.items():
+            stored = _selected(read(part.key), role, part, kept)
+            is_matrix = len(role.axes) == 2
+            loaded = moved(stored, device, dtype if is_matrix else torch.promote_types(dtype, torch.float32))
+            if not is_finite(loaded):
+                raise corrupt(source.path, f"tensor {part.key!r} has values that are NaN or infinite as {dtype}")
+            weights[role] = loaded.t() if part.is_swapped else loaded
+            if is_matrix:
+                done += loaded.nbytes
+                on_progress(done)
+    _complete(weights, file)
     for role, weight in weights.items():
         if not is_finite(weight):
             raise corrupt(source.path, f"the {role.value[1]} is NaN or infinite once {', '.join(header.folded)}")
@@ -173,18 +203,19 @@ def load(
     return autoencoder
 
 
-def _complete(weights: Weights, opened: Opened, n_latents: int) -> None:
+def _complete(weights: Weights, file: AutoencoderFile) -> None:
     """Fold, and make what the format leaves out because it is the same everywhere."""
+    n_latents = file.header.n_latents
     vector = weights[Role.LATENT_BIAS if Role.LATENT_BIAS in weights else Role.GATE_BIAS]
     one = weights.pop(Role.ONE_THRESHOLD, None)
     if one is not None:
         weights[Role.THRESHOLD] = one.reshape(1).repeat(n_latents)
-    if opened.threshold is not None:
-        weights[Role.THRESHOLD] = vector.new_full((n_latents,), opened.threshold)
-    opened.fold(weights)
+    if file.threshold is not None:
+        weights[Role.THRESHOLD] = vector.new_full((n_latents,), file.threshold)
+    file.fold(weights)
     if Role.PRE_BIAS not in weights:
-        weights[Role.PRE_BIAS] = vector.new_zeros(opened.header.n_inputs)
-    if opened.header.activation is not AutoencoderActivation.JUMP_RELU:
+        weights[Role.PRE_BIAS] = vector.new_zeros(file.header.n_inputs)
+    if file.header.activation is not AutoencoderActivation.JUMP_RELU:
         weights.pop(Role.THRESHOLD, None)
 
 

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from dst_grpc.contexts.conversion import convert_pickle
-from dst_grpc.engine.formats.detect import read_header
+from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss, InvalidRequest
 from tests import checkpoints
+from tests.checkpoints import read_header
 
 
 class Attack:
@@ -64,7 +65,7 @@ def test_legacy_files_parameters_and_arrays_arrive(tmp_path: Path) -> None:
     with pytest.raises(DataLoss, match="dst-grpc convert"):
         read_header(tmp_path / "0.pt")
     converted = convert_pickle(tmp_path / "0.pt", tmp_path / "0.safetensors")
-    file = SafetensorsFile.open(tmp_path / "0.safetensors")
+    file = SafetensorsFile.open(File.at(tmp_path / "0.safetensors"))
     assert set(file.tensors) == {"weight", "nested.bias", "half"}
     assert torch.equal(file.read("weight"), torch.arange(6.0).reshape(2, 3).t())
     assert torch.equal(file.read("nested.bias"), torch.arange(3.0))

@@ -71,15 +71,15 @@ async def main(large, small):
 """
 
 
-def measured(body: str, large: Path, tmp_path: Path) -> dict[str, Any]:
-    """What *body*, the end of the program, prints as JSON in a process of its own."""
+def measured(body: str, large: Path, tmp_path: Path, **variables: str) -> dict[str, Any]:
+    """What *body*, the end of the program, prints as JSON in a process that has *variables* in its environment."""
     small = checkpoints.write_model(tmp_path / "small")
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
     program = f"{PRELUDE}{indented}asyncio.run(main(*sys.argv[1:]))"
     # One thread: what starting others takes is no concern of loading, and fails where memory is short. One arena: each
     # has addresses in reserve, which a limit of addresses would not count.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", **variables}
     command = [sys.executable, "-W", "error", "-c", program, str(large), str(small)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 0, process.stderr
@@ -99,9 +99,11 @@ print(json.dumps({"peak": peak, "weights": weights}))
 """,
         folder,
         tmp_path,
+        # Large blocks are mapped one by one: else the C library keeps some of those that were freed, now more now less.
+        MALLOC_MMAP_THRESHOLD_="1048576",
     )
     assert found["weights"] > 60 << 20
-    assert found["weights"] * 0.9 < found["peak"] < found["weights"] * 1.2
+    assert found["weights"] * 0.9 < found["peak"] < found["weights"] * 1.1
 
 
 def test_unloading_gives_all_memory_back(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from pathlib import Path
 
 import pytest
 
-from dst_grpc.contexts.paths import AllowedRoots, _status_below
-from dst_grpc.engine.files import opened
+from dst_grpc.contexts.paths import AllowedRoots, _opened_below
+from dst_grpc.engine.files import read_small
 from dst_grpc.errors import DataLoss, InvalidRequest, NotAllowed, NotFound, Reason
 
 
@@ -32,7 +31,7 @@ def roots(root: Path) -> AllowedRoots:
 
 def refused(roots: AllowedRoots, path: str | Path) -> str:
     with pytest.raises(NotAllowed) as caught:
-        roots.regular_file(str(path))
+        roots.open(str(path))
     assert caught.value.reason is Reason.PATH_NOT_ALLOWED
     return caught.value.message
 
@@ -40,12 +39,12 @@ def refused(roots: AllowedRoots, path: str | Path) -> str:
 def test_a_file_below_a_root_is_honoured_absolute_or_relative(roots: AllowedRoots, root: Path) -> None:
     expected = root / "sub" / "a.pt"
     for text in (str(expected), "sub/a.pt", "./sub/../sub/a.pt", f"{root}/sub/../sub//a.pt"):
-        assert roots.regular_file(text).path == expected
+        assert roots.open(text).path == expected
 
 
 def test_a_relative_path_is_looked_up_below_each_root(tmp_path: Path, root: Path) -> None:
     roots = AllowedRoots([tmp_path / "root-but-longer", root])
-    assert roots.regular_file("sub/a.pt").path == root / "sub" / "a.pt"
+    assert roots.open("sub/a.pt").path == root / "sub" / "a.pt"
 
 
 def test_a_path_that_climbs_out_is_refused(roots: AllowedRoots, root: Path) -> None:
@@ -75,13 +74,13 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_followed(
     (root / "in.pt").symlink_to("sub/a.pt")
     assert "outside" in refused(roots, "out.pt")
     assert "outside" in refused(roots, "folder/secret.pt")
-    assert roots.regular_file("in.pt").path == root / "sub" / "a.pt"
+    assert roots.open("in.pt").path == root / "sub" / "a.pt"
 
 
 def test_a_root_that_is_a_link_is_resolved(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     roots = AllowedRoots([tmp_path / "link"])
-    assert roots.regular_file(str(tmp_path / "link" / "sub" / "a.pt")).path == root / "sub" / "a.pt"
+    assert roots.open(str(tmp_path / "link" / "sub" / "a.pt")).path == root / "sub" / "a.pt"
 
 
 def test_what_is_no_regular_file_is_refused_for_what_it_is_without_waiting(root: Path) -> None:
@@ -102,7 +101,7 @@ def test_a_link_that_leads_nowhere_is_not_found_inside_and_refused_outside(
     (root / "dangling.pt").symlink_to("sub/gone.pt")
     (root / "out.pt").symlink_to(tmp_path / "gone.pt")
     with pytest.raises(NotFound):
-        roots.regular_file("dangling.pt")
+        roots.open("dangling.pt")
     assert "outside" in refused(roots, "out.pt")
 
 
@@ -110,25 +109,40 @@ def test_a_link_that_appears_after_the_path_was_resolved_is_not_followed(root: P
     """The race itself, where it is decided: the path was free of links, and is not any more."""
     (root / "folder").symlink_to(tmp_path)
     (root / "out.pt").symlink_to(tmp_path / "secret.pt")
-    assert _status_below("", root, root / "folder" / "secret.pt") is None
-    status = _status_below("", root, root / "out.pt")
-    assert status is not None
-    assert not stat.S_ISREG(status.st_mode)
+    assert _opened_below("", root, root / "folder" / "secret.pt") is None
+    with pytest.raises(NotAllowed, match="not a regular file but a link"):
+        _opened_below("", root, root / "out.pt")
 
 
 def test_a_file_is_allowed_rather_than_its_path(roots: AllowedRoots, root: Path) -> None:
-    allowed = roots.regular_file("sub/a.pt")
+    allowed = roots.open("sub/a.pt")
     other = root / "other.pt"
     other.write_text("b")
     other.replace(allowed.path)
-    with pytest.raises(DataLoss, match="changed since") as caught, opened(allowed.path, allowed.identity):
-        pytest.fail("it must not be opened")
+    assert read_small(allowed) == b"a"
+    allowed.let_go()
+    with pytest.raises(DataLoss, match="changed since") as caught:
+        read_small(allowed)
     assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_file_that_is_written_to_is_not_read_on(roots: AllowedRoots, root: Path) -> None:
+    allowed = roots.open("sub/a.pt")
+    (root / "sub" / "a.pt").write_text("longer")
+    with pytest.raises(DataLoss, match="changed since"):
+        read_small(allowed)
+
+
+def test_who_reads_a_file_reads_on_when_it_is_let_go(roots: AllowedRoots) -> None:
+    allowed = roots.open("sub/a.pt")
+    with allowed.opened() as file:
+        allowed.let_go()
+        assert file.read(0, 1) == b"a"
 
 
 def test_a_file_that_is_not_there_is_not_found(roots: AllowedRoots) -> None:
     with pytest.raises(NotFound) as caught:
-        roots.regular_file("sub/b.pt")
+        roots.open("sub/b.pt")
     assert caught.value.reason is Reason.AUTOENCODER_NOT_FOUND
 
 
@@ -152,16 +166,16 @@ def test_a_path_through_a_file_or_a_circle_of_links_is_not_found(roots: AllowedR
     (root / "loop").symlink_to(root / "loop")
     for text in ("loop/a.pt", "sub/a.pt/b.pt"):
         with pytest.raises(NotFound):
-            roots.regular_file(text)
+            roots.open(text)
 
 
 def test_looking_leaves_nothing_open(roots: AllowedRoots, root: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
-        roots.regular_file("sub/a.pt")
+        roots.open("sub/a.pt")
         for text in ("sub/b.pt", "sub/a.pt/c.pt", "gone/b.pt"):
             with pytest.raises(NotFound):
-                roots.regular_file(text)
+                roots.open(text)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

@@ -98,8 +98,7 @@ def test_a_folder_of_several_hooks_holds_a_set_for_each_tap(folder: Path) -> Non
     ):
         open_set(beside, registry.model_entry("m"))
     found = open_set(beside, registry.model_entry("m"), dst=T.RESID_POST_MLP)
-    assert (found.format, found.dst, [layer for layer, _ in found.headers]) == ("saelens", T.RESID_POST_MLP, [0, 1])
-    assert found.entry("any/name", registry.model_entry("m")).info().name == "any/name"
+    assert (found.info().formats, found.dst, list(found.by_layer)) == (("saelens",), T.RESID_POST_MLP, [0, 1])
     with pytest.raises(DataLoss, match="holds 0 sets that read mlp_post_act"):
         open_set(beside, registry.model_entry("m"), dst=T.MLP_POST_ACT)
 

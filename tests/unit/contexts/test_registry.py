@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dst_grpc.contexts import Registry
+from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import NodeType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig
@@ -277,3 +279,37 @@ def test_sets_named_by_path_are_forgotten_when_there_are_too_many(rooted: Regist
         rooted.autoencoder_by_config(config_of(T.RESID_DELTA_MLP, f"copy{i}.pt"), "m")
     with pytest.raises(NotFound):
         rooted.autoencoder(first.name, "m")
+
+
+def held(folder: Path) -> list[str]:
+    """Names of the files below *folder* that this process holds open."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            links.append(descriptor.readlink())
+    return sorted(link.name for link in links if link.is_relative_to(folder))
+
+
+def test_files_named_by_path_are_held_open_until_they_are_loaded(rooted: Registry, tmp_path: Path) -> None:
+    config = config_of(T.RESID_DELTA_MLP, "0.pt", "1.safetensors")
+    name = rooted.autoencoder_by_config(config, "m").name
+    assert held(tmp_path / "files") == ["0.pt", "1.safetensors"]
+    rooted.autoencoder_by_config(config, "m")
+    assert held(tmp_path / "files") == ["0.pt", "1.safetensors"]
+    loader = FileLoader(allow_failed_checks=True)
+    model = loader.load_model(rooted.model_entry("m"), lambda _: None)
+    for _ in range(2):
+        context = loader.load_autoencoders(rooted.autoencoder_entry(name, "m"), model, lambda _: None)
+        assert len(context.by_layer) == 2
+        assert held(tmp_path / "files") == []
+
+
+def test_only_so_many_files_are_held_open(rooted: Registry, tmp_path: Path) -> None:
+    source = (tmp_path / "files" / "0.pt").read_bytes()
+    for i in range(300):
+        path = tmp_path / "files" / f"copy{i:03}.pt"
+        path.write_bytes(source)
+        rooted.autoencoder_by_config(config_of(T.RESID_DELTA_MLP, path, path, layers=(0, 1)), "m")
+    found = held(tmp_path / "files")
+    assert len(found) == 256
+    assert {"copy172.pt", "copy299.pt"} == {found[0], found[-1]}

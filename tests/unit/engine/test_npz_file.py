@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dst_grpc.engine.files import File
 from dst_grpc.engine.npz_file import NpzFile
 from dst_grpc.errors import DataLoss, Reason
 
@@ -44,7 +45,7 @@ def test_arrays_come_back_in_either_order_and_any_float(tmp_path: Path) -> None:
         "empty": np.zeros((0, 3), np.float32),
     }
     np.savez(tmp_path / "x.npz", whole=np.arange(3), **arrays)
-    file = NpzFile.open(tmp_path / "x.npz")
+    file = NpzFile.open(File.at(tmp_path / "x.npz"))
     assert dict(file.shapes) == {name: array.shape for name, array in arrays.items()}
     for name, array in arrays.items():
         assert torch.equal(file.read(name), torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape))
@@ -53,27 +54,27 @@ def test_arrays_come_back_in_either_order_and_any_float(tmp_path: Path) -> None:
 def test_a_large_array_is_streamed_whole(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(1 << 11, 1 << 11)).astype(np.float64)
     np.savez(tmp_path / "x.npz", array=array)
-    assert torch.equal(NpzFile.open(tmp_path / "x.npz").read("array"), torch.from_numpy(array))
+    assert torch.equal(NpzFile.open(File.at(tmp_path / "x.npz")).read("array"), torch.from_numpy(array))
 
 
 def test_pickled_objects_are_never_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.array([{"k": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataLoss, match=r"array 'a.npy' holds pickled objects, which are never read"):
-        NpzFile.open(tmp_path / "x.npz")
+        NpzFile.open(File.at(tmp_path / "x.npz"))
 
 
 def test_bombs_do_not_go_off(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.npz", {"a.npy": npy(np.zeros(10**6, np.float32))}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**5
     with pytest.raises(DataLoss, match="claims to unpack to more than its"):
-        NpzFile.open(path)
+        NpzFile.open(File.at(path))
     random = np.random.default_rng(0).normal(size=100).astype(np.float32)
     archive(path, {"a.npy": npy(random), "b.npy": npy(np.zeros(20, np.float32))}, zipfile.ZIP_DEFLATED)
     with pytest.raises(DataLoss, match=r"is compressed|claims to unpack"):
-        NpzFile.open(path)
+        NpzFile.open(File.at(path))
     archive(path, {f"{i}.npy": npy(np.zeros(1)) for i in range(1001)})
     with pytest.raises(DataLoss, match="has 1001 members"):
-        NpzFile.open(path)
+        NpzFile.open(File.at(path))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_bombs_do_not_go_off(tmp_path: Path) -> None:
 )
 def test_forged_members_are_named(tmp_path: Path, members: dict[str, bytes], problem: str) -> None:
     with pytest.raises(DataLoss, match=f"x.npz: .*{problem}"):
-        NpzFile.open(archive(tmp_path / "x.npz", members))
+        NpzFile.open(File.at(archive(tmp_path / "x.npz", members)))
 
 
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
@@ -101,12 +102,12 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     for length in (0, 3, 100, len(whole) - 30):
         path.write_bytes(whole[:length])
         with pytest.raises(DataLoss, match=r"x.npz: is truncated, or no npz archive"):
-            NpzFile.open(path)
+            NpzFile.open(File.at(path))
     # A bit that is not the one that was written is told by the archive's checksum, when the array is read.
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 1
     path.write_bytes(damaged)
-    file = NpzFile.open(path)
+    file = NpzFile.open(File.at(path))
     with pytest.raises(DataLoss, match="array 'a' cannot be read: Bad CRC-32"):
         file.read("a")
     with pytest.raises(DataLoss, match="array 'b' cannot be read"):
@@ -118,17 +119,17 @@ def test_an_archive_with_a_long_list_of_members_is_not_read(tmp_path: Path) -> N
         for i in range(20_000):
             target.writestr(f"{i:010}.npy", b"")
     with pytest.raises(DataLoss, match="list of members is too long"):
-        NpzFile.open(tmp_path / "x.npz")
+        NpzFile.open(File.at(tmp_path / "x.npz"))
 
 
 def test_no_other_archive_is_read_than_the_one_that_was_opened(tmp_path: Path) -> None:
     path, new = tmp_path / "x.npz", tmp_path / "new.npz"
     for one in (path, new):
         np.savez(one, a=np.ones(3, np.float32))
-    file = NpzFile.open(path)
-    assert NpzFile.open(path, file.identity).read("a").sum() == 3
+    file = NpzFile.open(File.at(path))
+    assert NpzFile.open(File(path, file.file.identity)).read("a").sum() == 3
     new.replace(path)
-    for read in (lambda: file.read("a"), lambda: NpzFile.open(path, file.identity)):
+    for read in (lambda: file.read("a"), lambda: NpzFile.open(File(path, file.file.identity))):
         with pytest.raises(DataLoss, match="changed since") as caught:
             read()
         assert caught.value.reason is Reason.DIGEST_MISMATCH
@@ -137,4 +138,4 @@ def test_no_other_archive_is_read_than_the_one_that_was_opened(tmp_path: Path) -
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npz")
     with pytest.raises(DataLoss, match="is not a regular file"):
-        NpzFile.open(tmp_path / "x.npz")
+        NpzFile.open(File.at(tmp_path / "x.npz"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss, Reason
 
@@ -27,7 +28,7 @@ def written(path: Path, header: Any, data: bytes = b"\0" * 8, *, length: int | N
 def test_a_sound_file_is_described_and_read(tmp_path: Path) -> None:
     tensor = torch.arange(6.0).reshape(2, 3)
     save_file({"a": tensor, "b": tensor.half()}, tmp_path / "x.safetensors", metadata={"k": "v"})
-    file = SafetensorsFile.open(tmp_path / "x.safetensors")
+    file = SafetensorsFile.open(File.at(tmp_path / "x.safetensors"))
     assert file.metadata == {"k": "v"}
     assert {name: (header.shape, header.element_type) for name, header in file.tensors.items()} == {
         "a": ((2, 3), "F32"),
@@ -61,7 +62,7 @@ BAD_HEADERS: list[tuple[Any, bytes, str]] = [
 def test_a_bad_header_is_named(tmp_path: Path, header: Any, data: bytes, problem: str) -> None:
     path = written(tmp_path / "x.safetensors", header, data)
     with pytest.raises(DataLoss, match=problem) as caught:
-        SafetensorsFile.open(path)
+        SafetensorsFile.open(File.at(path))
     assert caught.value.metadata == {"file": f"{tmp_path.name}/x.safetensors"}
 
 
@@ -71,20 +72,20 @@ def test_a_bad_header_is_named(tmp_path: Path, header: Any, data: bytes, problem
 )
 def test_a_header_that_is_too_long_is_not_read(tmp_path: Path, length: int, problem: str) -> None:
     with pytest.raises(DataLoss, match=problem):
-        SafetensorsFile.open(written(tmp_path / "x.safetensors", {}, length=length))
+        SafetensorsFile.open(File.at(written(tmp_path / "x.safetensors", {}, length=length)))
 
 
 def test_a_file_shorter_than_its_length_field_is_truncated(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\0\0")
     with pytest.raises(DataLoss, match="is truncated: 2 bytes"):
-        SafetensorsFile.open(tmp_path / "x.safetensors")
+        SafetensorsFile.open(File.at(tmp_path / "x.safetensors"))
 
 
 def test_a_missing_file_a_folder_and_a_fifo_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name, problem in (("nothing", "No such file"), ("", "not a regular file"), ("fifo", "not a regular file")):
         with pytest.raises(DataLoss, match=problem):
-            SafetensorsFile.open(tmp_path / name)
+            SafetensorsFile.open(File.at(tmp_path / name))
 
 
 def cut(path: Path) -> None:
@@ -107,20 +108,20 @@ def swapped(path: Path) -> None:
 def test_no_other_file_is_read_than_the_one_whose_header_was(tmp_path: Path, change: Callable[[Path], None]) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(2)}, path)
-    file = SafetensorsFile.open(path)
+    file = SafetensorsFile.open(File.at(path))
     change(path)
     for read in (lambda: file.read("a"), lambda: list(file.blocks("a"))):
         with pytest.raises(DataLoss, match="changed since") as caught:
             read()
         assert caught.value.reason is Reason.DIGEST_MISMATCH
     with pytest.raises(DataLoss, match="changed since"):
-        SafetensorsFile.open(path, file.identity)
+        SafetensorsFile.open(File(path, file.file.identity))
 
 
 def test_what_is_read_belongs_to_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    tensor = SafetensorsFile.open(path).read("a")
+    tensor = SafetensorsFile.open(File.at(path)).read("a")
     path.write_bytes(b"")
     assert torch.equal(tensor, torch.zeros(2))
 
@@ -128,7 +129,7 @@ def test_what_is_read_belongs_to_the_reader(tmp_path: Path) -> None:
 def test_a_large_tensor_comes_in_blocks_too(tmp_path: Path) -> None:
     tensor = torch.arange(3_000_001, dtype=torch.float32)
     save_file({"small": torch.ones(3), "large": tensor}, tmp_path / "x.safetensors")
-    file = SafetensorsFile.open(tmp_path / "x.safetensors")
+    file = SafetensorsFile.open(File.at(tmp_path / "x.safetensors"))
     blocks = list(file.blocks("large"))
     assert len(blocks) > 1
     assert torch.equal(torch.cat(blocks), tensor)
@@ -138,7 +139,7 @@ def test_a_large_tensor_comes_in_blocks_too(tmp_path: Path) -> None:
 def test_a_tensor_is_filled_in_wherever_and_as_whatever_it_is_wanted(tmp_path: Path) -> None:
     tensor = torch.randn(1500, 1001)
     save_file({"a": tensor, "one": torch.tensor(3.0), "none": torch.empty(0, 2)}, tmp_path / "x.safetensors")
-    file = SafetensorsFile.open(tmp_path / "x.safetensors")
+    file = SafetensorsFile.open(File.at(tmp_path / "x.safetensors"))
     contiguous, transposed = torch.empty(1500, 1001, dtype=torch.float16), torch.empty(1001, 1500).t()
     split = torch.empty(3, 1001, 500).permute(0, 2, 1)
     for place in (contiguous, transposed, split):

@@ -88,8 +88,8 @@ def test_a_traced_neuron_needs_the_attention_of_its_own_layer_only_if_it_reads_i
     origin = traces.trace(traces.NEURON, 2, 4, 7)
     found = plan(architecture, T.RESID_POST_EMBEDDING, trace_config=origin)
     assert found.stop_after_layer == last
-    (outcome,) = WORLDS[architecture].outcomes(models.request(T.RESID_POST_EMBEDDING, trace_config=origin))
-    assert outcome.activation_value is not None
+    (result,) = WORLDS[architecture].results(models.request(T.RESID_POST_EMBEDDING, trace_config=origin))
+    assert result.activation_value is not None
 
 
 @pytest.mark.parametrize(("architecture", "kept"), [("gpt2", 1), ("neox", 0)])
@@ -142,5 +142,5 @@ def test_writes_go_through_the_scale_as_ablated(architecture: str, location: L, 
 @pytest.mark.parametrize(("architecture", "attention"), [("gpt2", "sdpa"), ("layer norms", "sdpa"), ("gemma", "eager")])
 def test_provenance_tells_that_capped_scores_are_written_out(architecture: str, attention: str) -> None:
     world = WORLDS[architecture]
-    (outcome,) = world.outcomes(models.request(T.MLP_POST_ACT))
-    assert TensorAnswer(outcome, world.context, {}).summary().provenance.attention == attention
+    (result,) = world.results(models.request(T.MLP_POST_ACT))
+    assert TensorAnswer(result, world.context, {}).summary().provenance.attention == attention

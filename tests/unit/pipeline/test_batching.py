@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.propagation import Propagation
 from dst_grpc.errors import Unavailable
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.plan import Plan
@@ -59,8 +61,8 @@ async def worker() -> AsyncIterator[Worker]:
     await worker.close()
 
 
-def as_it_is(outcome: RunResult) -> RunResult:
-    return outcome
+def as_it_is(result: RunResult) -> RunResult:
+    return result
 
 
 async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[RunResult | BaseException]:
@@ -108,8 +110,8 @@ async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, re
     batcher = Batcher(worker, RecordingStore(0))
     running = [asyncio.create_task(batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
     running[0].cancel()
-    outcome = await running[1]
-    assert outcome.batch_size == 1
+    result = await running[1]
+    assert result.batch_size == 1
     with pytest.raises(asyncio.CancelledError):
         await running[0]
 
@@ -129,9 +131,9 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     """The caller's own step runs there too, and its failure is the caller's alone."""
     threads: list[str] = []
 
-    def note(outcome: RunResult) -> int:
+    def note(result: RunResult) -> int:
         threads.append(threading.current_thread().name)
-        return outcome.batch_size
+        return result.batch_size
 
     def fail(_: RunResult) -> int:
         raise ValueError("mine")
@@ -146,13 +148,27 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     assert threads[0].startswith("dst-cpu")
 
 
+async def test_runs_of_different_propagation_do_not_run_together(
+    worker: Worker, decoder: Decoder, registry: Registry
+) -> None:
+    """How gradients pass is a property of the whole batch."""
+
+    class Other(Propagation):
+        """The same gradients, by another name."""
+
+    plain = plan_of(registry, [1, 2])
+    other = replace(plain, run=replace(plain.run, propagation=Other()))
+    results = await together(Batcher(worker, RecordingStore(0)), decoder, (plain, other, plain, other, other))
+    assert batch_sizes(results) == [2, 3, 2, 3, 3]
+
+
 async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """A reload of the registry may give a name to another set while requests wait; each keeps the one it leased."""
     before, after, beside = (models.autoencoders(DerivedScalarType.MLP_POST_ACT, seed) for seed in (1, 2, 3))
     plan = plan_of(registry, [1, 2])
     batcher = Batcher(worker, RecordingStore(0))
     given = ({"s": before}, {"s": after}, {"s": before, "t": beside}, {"t": beside})
-    outcomes = await asyncio.gather(*(batcher.run(plan, decoder, sets, as_it_is) for sets in given))
-    assert [outcome.batch_size for outcome in outcomes] == [3, 1, 3, 3]
-    for outcome, sets in zip(outcomes, given, strict=True):
-        assert {name: outcome.sets[name] for name in sets} == sets
+    results = await asyncio.gather(*(batcher.run(plan, decoder, sets, as_it_is) for sets in given))
+    assert [result.batch_size for result in results] == [3, 1, 3, 3]
+    for result, sets in zip(results, given, strict=True):
+        assert {name: result.sets[name] for name in sets} == sets

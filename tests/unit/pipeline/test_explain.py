@@ -107,14 +107,14 @@ def test_a_direct_effect_is_complete() -> None:
     assert decoder.final_norm.bias is not None
     centred = decoder.final_norm.bias @ decoder.unembedding
     constant = traces.loss(centred).item()
-    outcome = WORLD.outcomes(
+    result = WORLD.results(
         models.request(
             T.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD,
             loss_fn_config=models.LOSS,
             detach_final_layer_norm_scale=True,
         )
     )[0]
-    gradient = outcome.recording.taps.gradients[L.RESID_POST_MLP, 2]
+    gradient = result.recording.taps.gradients[L.RESID_POST_MLP, 2]
     biases = 0.0
     for layer in decoder.layers:
         assert layer.attn_bias is not None

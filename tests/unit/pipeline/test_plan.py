@@ -46,7 +46,7 @@ def test_a_type_that_only_names_a_node_may_name_another_than_the_origin() -> Non
 def test_a_config_without_a_trace_inherits_the_request_s() -> None:
     origin = traces.trace(NEURON, 1, 4, 3)
     found = plan(T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, trace_config=origin)
-    assert found.scalars[0].task.trace == origin
+    assert found.scalars[0].trace == origin
 
 
 # What becomes of what is left out
@@ -84,4 +84,4 @@ def test_gradients_yield_a_backward_pass_just_where_the_facts_say(dst: T) -> Non
         assert "config.derive_gradients" in refusal(dst, **given)
     elif not FACTS[dst].required_config_fields and FACTS[dst].autoencoder is None:
         both = backward in {Backward.GRADIENT, Backward.RATIO}
-        assert (PassType.BACKWARD in plan(dst, **given, **LOSS).scalars[0].task.passes) is both
+        assert (PassType.BACKWARD in plan(dst, **given, **LOSS).scalars[0].passes) is both

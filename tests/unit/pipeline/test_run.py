@@ -30,7 +30,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult
-from tests import models, traces
+from tests import interventions, models, traces
 
 WORLDS = {
     name: models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6, config=config)
@@ -60,6 +60,13 @@ def ablation(chance: random.Random, world: models.World, n_tokens: int) -> Ablat
         pass_type=chance.choice(list(PassType)),
     )
     return AblationSpec(index=index, value=chance.uniform(-1, 1))
+
+
+def intervention(chance: random.Random, world: models.World, n_tokens: int) -> Intervention:
+    """Any action on any entries of any tap without autoencoder."""
+    location, layer = chance.choice(models.sites(world.decoder.config))
+    shape = interventions.sizes(location, world.decoder.config, n_tokens)
+    return interventions.anything(chance, location, layer, shape)
 
 
 def anything(chance: random.Random, world: models.World) -> DeriveRequest:
@@ -94,7 +101,9 @@ def anything(chance: random.Random, world: models.World) -> DeriveRequest:
         trace_config=node,
         loss_fn_config=loss,
         autoencoders=SETS,
-        ablation_specs=tuple(ablation(chance, world, len(tokens)) for _ in range(chance.randrange(4))),
+        ablation_specs=tuple(ablation(chance, world, len(tokens)) for _ in range(chance.randrange(3))),
+        interventions=tuple(intervention(chance, world, len(tokens)) for _ in range(chance.randrange(3))),
+        detach_final_layer_norm_scale=chance.choice([None, False, True]),
     )
 
 
@@ -106,8 +115,8 @@ def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: 
     """Losses, traces, ablations, lengths and types differ; numbers are equal up to rounding of float64."""
     chance, world = random.Random(seed), WORLDS[architecture]
     requests = [anything(chance, world) for _ in range(4)]
-    for request, together in zip(requests, world.outcomes(*requests), strict=True):
-        (alone,) = world.outcomes(request)
+    for request, together in zip(requests, world.results(*requests), strict=True):
+        (alone,) = world.results(request)
         assert together.batch_size == 4
         for name in ("loss", "activation_value"):
             one, other = getattr(together, name), getattr(alone, name)
@@ -122,7 +131,7 @@ def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: 
 def test_a_prompt_without_origin_may_be_in_a_batch_with_others() -> None:
     with_loss = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
     without = models.request(T.MLP_POST_ACT, tokens=(3, 1))
-    first, second = WORLD.outcomes(with_loss, without)
+    first, second = WORLD.results(with_loss, without)
     assert (first.loss is None, second.loss is None) == (False, True)
     assert models.tensors(second)[T.MLP_POST_ACT, PassType.FORWARD, 0].shape == (2, 13)
     assert second.recording.taps.gradients == {}
@@ -160,11 +169,11 @@ def test_one_pass_each_way_serves_every_type_that_can_go_together(origin: Any) -
     request = models.request(
         derived_scalars=specs, autoencoders=tuple(world.sets), **traces.fields_of(origin, models.LOSS)
     )
-    (outcome,) = world.outcomes(request)
-    statistics = outcome.statistics
+    (result,) = world.results(request)
+    statistics = result.statistics
     assert (statistics.forward_passes, statistics.backward_passes) == (1, 1)
-    assert (outcome.plan.cost.forward_passes, outcome.plan.cost.backward_passes) == (1, 1)
-    assert {dst for dst, _, _ in models.tensors(outcome)} == {spec.dst for spec in specs}
+    assert (result.plan.cost.forward_passes, result.plan.cost.backward_passes) == (1, 1)
+    assert {dst for dst, _, _ in models.tensors(result)} == {spec.dst for spec in specs}
 
 
 @pytest.mark.parametrize(
@@ -180,8 +189,8 @@ def test_one_pass_each_way_serves_every_type_that_can_go_together(origin: Any) -
 def test_a_backward_pass_runs_only_for_who_reads_gradients(
     dst: T, config: DstConfig | None, fields: dict[str, Any], backward: int
 ) -> None:
-    (outcome,) = WORLD.outcomes(models.request(derived_scalars=(DerivedScalarSpec(dst=dst, config=config),), **fields))
-    assert outcome.statistics.backward_passes == outcome.plan.cost.backward_passes == backward
+    (result,) = WORLD.results(models.request(derived_scalars=(DerivedScalarSpec(dst=dst, config=config),), **fields))
+    assert result.statistics.backward_passes == result.plan.cost.backward_passes == backward
 
 
 @pytest.mark.parametrize(
@@ -209,7 +218,7 @@ def test_a_trace_beats_a_loss_which_is_still_reported() -> None:
     origin = traces.trace(traces.NEURON, 1, 4, 7)
     both = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin, loss_fn_config=models.LOSS)
     trace = models.request(T.MLP_ACT_TIMES_GRAD, trace_config=origin)
-    found, expected = WORLD.outcomes(both)[0], WORLD.outcomes(trace)[0]
+    found, expected = WORLD.results(both)[0], WORLD.results(trace)[0]
     assert found.loss is not None
     assert found.activation_value == expected.activation_value
     for key, tensor in models.tensors(expected).items():
@@ -220,8 +229,8 @@ def test_a_loss_that_is_no_number_is_not_reported() -> None:
     index = ActivationIndex(activation_location_type=L.RESID_POST_MLP, layer_index=2, tensor_indices=(None, 0))
     enormous = AblationSpec(index=index, value=3e38)
     decoder = models.decoder(dtype=torch.float32)
-    (outcome,) = models.World(decoder).outcomes(models.request(loss_fn_config=models.LOSS, ablation_specs=(enormous,)))
-    assert outcome.loss is None
+    (result,) = models.World(decoder).results(models.request(loss_fn_config=models.LOSS, ablation_specs=(enormous,)))
+    assert result.loss is None
 
 
 def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_names_itself() -> None:
@@ -233,13 +242,13 @@ def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_nam
         DerivedScalarSpec(dst=T.RESID_POST_MLP),
     )
     config = DstConfig(autoencoder_context=mlp)
-    (found,) = WORLD.outcomes(models.request(derived_scalars=specs, config=config, trace_config=origin))
-    (expected,) = WORLD.outcomes(models.request(config=config, trace_config=origin))
+    (found,) = WORLD.results(models.request(derived_scalars=specs, config=config, trace_config=origin))
+    (expected,) = WORLD.results(models.request(config=config, trace_config=origin))
     assert found.activation_value == expected.activation_value
 
 
-def outcome_of(**fields: Any) -> RunResult:
-    (found,) = WORLD.outcomes(models.request(**fields))
+def result_of(**fields: Any) -> RunResult:
+    (found,) = WORLD.results(models.request(**fields))
     return found
 
 
@@ -252,8 +261,8 @@ def digest(plan: Plan) -> str:
 
 
 def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
-    plain = outcome_of().plan
-    same = outcome_of(request_id="another").plan
+    plain = result_of().plan
+    same = result_of(request_id="another").plan
     assert (digest(same), same.run_key) == (digest(plain), plain.run_key)
     changed: list[dict[str, Any]] = [
         {"tokens": (1, 2)},
@@ -265,7 +274,7 @@ def test_the_digest_and_the_run_s_key_tell_runs_apart() -> None:
         {"interventions": (Intervention(at=AT_NEURONS, action=AddVector(vector=RequestTensor(tensor=np.ones(1)))),)},
         {"interventions": (Intervention(at=AT_NEURONS, action=AddVector(vector=RequestTensor(tensor=np.zeros(1)))),)},
     ]
-    others = [plain, *(outcome_of(**fields).plan for fields in changed)]
+    others = [plain, *(result_of(**fields).plan for fields in changed)]
     assert len({digest(one) for one in others}) == len(others)
     assert len({one.run_key for one in others}) == len(others)
     derived = make_plan(models.request(T.MLP_WRITE), WORLD.registry)
@@ -337,5 +346,5 @@ def test_a_graph_of_more_tensors_takes_more_memory(fields: dict[str, Any]) -> No
 
 
 def test_output_bytes_are_those_of_the_tensors() -> None:
-    (outcome,) = WORLD.outcomes(models.request(T.ATTN_WRITE, T.MLP_POST_ACT, T.ATTN_WRITE_NORM, T.LOGITS))
-    assert outcome.plan.cost.output_bytes == 4 * sum(one.numel() for one in models.tensors(outcome).values())
+    (result,) = WORLD.results(models.request(T.ATTN_WRITE, T.MLP_POST_ACT, T.ATTN_WRITE_NORM, T.LOGITS))
+    assert result.plan.cost.output_bytes == 4 * sum(one.numel() for one in models.tensors(result).values())

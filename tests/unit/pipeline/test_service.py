@@ -18,6 +18,9 @@ from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.explain import ExplainRequest, ExplainRun
+from dst_grpc.domain.interventions import AddVector, Intervention, RequestTensor, TapSelection
+from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
@@ -26,7 +29,7 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.service import Pipeline
-from tests import checkpoints, models
+from tests import checkpoints, interventions, models
 
 SETS = ("tiny/mlp_post_act", "tiny/resid_delta_attn")
 
@@ -102,6 +105,48 @@ async def test_an_answer_of_several_helpings_is_whole_and_in_order(pipeline: Pip
     assert [part.info for part in tensors] == list(header.tensors)
     first = {layer: tensors[layer].values for layer in range(2)}
     assert all(np.array_equal(part.values, first[part.info.layer_index]) for part in tensors)
+    assert_idle(pipeline, cache)
+
+
+def steering(vector: RequestTensor) -> DeriveRequest:
+    at = TapSelection(activation_location_type=L.RESID_POST_MLP, layer_index=0)
+    change = Intervention(at=at, action=AddVector(vector=vector, factor=3.0))
+    return request(T.RESID_POST_MLP, interventions=(change,), loss_fn_config=models.LOSS)
+
+
+async def test_tensors_come_with_the_request_or_by_handle(pipeline: Pipeline) -> None:
+    """And are looked up again for each request: the same handle may come to mean another tensor."""
+    one, other = (RequestTensor(tensor=np.full(8, value)) for value in (0.5, -1.0))
+    by_handle = steering(RequestTensor(handle="v"))
+    _, *plain, _ = await everything(pipeline.derive(request(T.RESID_POST_MLP, loss_fn_config=models.LOSS)))
+    for tensor in (one, other):
+        inline = await everything(pipeline.derive(steering(tensor)))
+        put = await everything(pipeline.derive(by_handle, tensors=interventions.Shelf(v=tensor)))
+        assert inline[0] == put[0]
+        for ours, theirs, before in zip(inline[1:-1], put[1:-1], plain, strict=True):
+            assert np.array_equal(ours.values, theirs.values)
+            assert not np.array_equal(ours.values, before.values)
+        assert inline[-1].provenance.config_digest == put[-1].provenance.config_digest
+
+
+async def test_tensors_that_cannot_be_used_are_refused_at_their_handles(
+    pipeline: Pipeline, cache: ContextCache
+) -> None:
+    by_handle = steering(RequestTensor(handle="v"))
+    wide = interventions.Shelf(v=RequestTensor(tensor=np.ones(9)))
+    field = "interventions[0].add.vector.handle"
+    with pytest.raises(InvalidRequest, match="no tensors are kept here") as caught:
+        await everything(pipeline.derive(by_handle, root="request"))
+    assert caught.value.violations[0].field == f"request.{field}"
+    with pytest.raises(InvalidRequest, match="does not stretch") as caught:
+        await everything(pipeline.derive(by_handle, tensors=wide))
+    assert caught.value.violations[0].field == field
+    run = ExplainRun(prompt=Prompt(token_ids=models.TOKENS), interventions=by_handle.interventions)
+    with pytest.raises(InvalidRequest, match="does not stretch") as caught:
+        await everything(pipeline.explain(ExplainRequest(runs=(run, run)), tensors=wide))
+    assert [one.field for one in caught.value.violations] == [f"runs[{i}].{field}" for i in range(2)]
+    with pytest.raises(NotFound, match="'v'"):
+        await everything(pipeline.derive(by_handle, tensors=interventions.Shelf()))
     assert_idle(pipeline, cache)
 
 

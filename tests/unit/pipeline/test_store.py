@@ -31,8 +31,8 @@ def plan_of(world: models.World, *types: T, **fields: Any) -> Plan:
 
 
 def recorded(world: models.World, plan: Plan) -> Recording:
-    (outcome,) = run([plan], world.decoder, world.sets)
-    return outcome.recording
+    (result,) = run([plan], world.decoder, world.sets)
+    return result.recording
 
 
 def test_the_same_run_is_found_whatever_is_derived_from_it(world: models.World) -> None:
@@ -133,8 +133,8 @@ def test_a_recording_of_a_batch_keeps_its_own_part_alone(world: models.World) ->
     """What is kept of a batch counts, and keeps alive, its own prompt's bytes and no other's."""
     plans = [plan_of(world, T.MLP_POST_ACT, tokens=(1, 2, token)) for token in (3, 4, 5)]
     alone = recorded(world, plans[0])
-    outcomes = run(plans, world.decoder, world.sets)
-    assert outcomes[0].recording.byte_count == 3 * alone.byte_count
+    results = run(plans, world.decoder, world.sets)
+    assert results[0].recording.byte_count == 3 * alone.byte_count
     store = RecordingStore()
-    store.keep(plans[0], outcomes[0].recording, batch_size=3)
+    store.keep(plans[0], results[0].recording, batch_size=3)
     assert store.byte_count == alone.byte_count

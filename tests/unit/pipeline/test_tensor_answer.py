@@ -27,8 +27,8 @@ SPARSE = {"encoding": TensorEncoding.SPARSE_LATENTS}
 
 def builder(*types: T, **fields: Any) -> TensorAnswer:
     given = {"autoencoders": tuple(WORLD.sets), "loss_fn_config": models.LOSS, **fields}
-    (outcome,) = WORLD.outcomes(models.request(*(types or TYPES), **given))
-    return TensorAnswer(outcome, WORLD.context, WORLD.sets)
+    (result,) = WORLD.results(models.request(*(types or TYPES), **given))
+    return TensorAnswer(result, WORLD.context, WORLD.sets)
 
 
 def tensors_of(answer: TensorAnswer) -> Iterator[DenseTensor | SparseTensor]:

@@ -29,27 +29,27 @@ WORLDS = [
 ]
 
 
-def outcome_of(x: Explained, dtype: torch.dtype) -> RunResult:
+def result_of(x: Explained, dtype: torch.dtype) -> RunResult:
     """All types that have a meaning, of the model in *dtype*."""
     world = models.world(*x.kinds, seed=x.seed, config=x.config, dtype=dtype)
-    (outcome,) = world.outcomes(models.request(derived_scalars=specs_for(x, FORMULAS), **x.fields))
-    return outcome
+    (result,) = world.results(models.request(derived_scalars=specs_for(x, FORMULAS), **x.fields))
+    return result
 
 
 @pytest.mark.parametrize("x", WORLDS, ids=str)
 def test_every_type_has_the_axes_and_bytes_that_were_announced(x: Explained) -> None:
-    for scalar in (outcome := outcome_of(x, torch.float32)).plan.scalars:
-        derivation = outcome.derivation(scalar)
-        tensors = [tensor for layer in scalar.task.layers for tensor in derivation.at(layer).values()]
+    for scalar in (result := result_of(x, torch.float32)).plan.scalars:
+        derivation = result.derivation(scalar)
+        tensors = [tensor for layer in scalar.layers for tensor in derivation.at(layer).values()]
         assert {tuple(tensor.shape) for tensor in tensors} == {tuple(axis.size for axis in scalar.axes)}
-        assert len(tensors) == len(scalar.task.layers) * len(scalar.task.passes)
+        assert len(tensors) == len(scalar.layers) * len(scalar.passes)
         assert scalar.output_bytes == 4 * sum(tensor.numel() for tensor in tensors)
 
 
 @pytest.mark.parametrize("x", [x for x in WORLDS if x.architecture in {"gemma", "llama"}], ids=str)
 def test_every_type_stays_in_the_models_element_type(x: Explained) -> None:
     """But for the scales of norms, which are never rounded."""
-    for (dst, _, _), tensor in models.tensors(outcome_of(x, torch.bfloat16)).items():
+    for (dst, _, _), tensor in models.tensors(result_of(x, torch.bfloat16)).items():
         assert tensor.dtype is (torch.float32 if dst in SCALES else torch.bfloat16), dst
 
 

@@ -94,8 +94,8 @@ def test_edges_out_take_one_backward_pass() -> None:
     x = Explained()
     config = DstConfig(node_index_for_attribution=DOWNSTREAM[0])
     types = (T.ATTN_OUT_EDGE_ATTRIBUTION, T.MLP_OUT_EDGE_ATTRIBUTION)
-    (outcome,) = x.world.outcomes(models.request(*types, config=config, **x.fields))
-    assert (outcome.statistics.forward_passes, outcome.statistics.backward_passes) == (1, 1)
+    (result,) = x.world.results(models.request(*types, config=config, **x.fields))
+    assert (result.statistics.forward_passes, result.statistics.backward_passes) == (1, 1)
 
 
 def test_where_no_gradient_reaches_edges_are_zero_in_full_shape() -> None:

@@ -63,10 +63,10 @@ OTHERS = [
 def test_values_and_gradients_at_every_tap_are_those_of_the_plain_model(x: Explained) -> None:
     raw = {dst: location for dst, location in RAW.items() if x.has(location)}
     given = models.request(*raw, config=DstConfig(derive_gradients=True), **x.fields)
-    (outcome,) = x.world.outcomes(given)
-    reported = outcome.loss if x.origin is None else outcome.activation_value
+    (result,) = x.world.results(given)
+    reported = result.loss if x.origin is None else result.activation_value
     assert reported == pytest.approx(float(x.scalar(x.value)), rel=1e-9)
-    for (dst, pass_type, layer), found in models.tensors(outcome).items():
+    for (dst, pass_type, layer), found in models.tensors(result).items():
         site: Site = (raw[dst], layer)
         expected = x.value[site] if pass_type is PassType.FORWARD else x.gradient[site]
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=f"{site}: {{}}".format)
@@ -114,16 +114,16 @@ def test_losses_are_their_formulas(config: LossFnConfig, by_hand: plain.Loss) ->
     x = Explained()
     gradients = plain.gradients(x.plain, models.TOKENS, lambda taps: by_hand(taps[L.LOGITS, None][-1]))
     given = models.request(T.RESID_POST_ATTN, config=DstConfig(derive_gradients=True), loss_fn_config=config)
-    (outcome,) = x.world.outcomes(given)
-    assert outcome.loss == pytest.approx(float(by_hand(x.value[L.LOGITS, None][-1])))
+    (result,) = x.world.results(given)
+    assert result.loss == pytest.approx(float(by_hand(x.value[L.LOGITS, None][-1])))
     for layer in range(N_LAYERS):
-        found = models.tensors(outcome)[T.RESID_POST_ATTN, PassType.BACKWARD, layer]
+        found = models.tensors(result)[T.RESID_POST_ATTN, PassType.BACKWARD, layer]
         torch.testing.assert_close(found, gradients[L.RESID_POST_ATTN, layer])
 
 
 def traced_value(x: Explained, *ablations: AblationSpec) -> float:
-    (outcome,) = x.world.outcomes(models.request(ablation_specs=ablations, **x.fields))
-    value = outcome.activation_value
+    (result,) = x.world.results(models.request(ablation_specs=ablations, **x.fields))
+    value = result.activation_value
     assert value is not None
     return value
 

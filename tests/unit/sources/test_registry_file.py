@@ -204,7 +204,7 @@ def test_everything_wrong_is_reported_together(file: Path) -> None:
         (
             '[models.a]\nsource.folder = "x"\nautoencoders.b.pattern = "{layer}.bin"',
             "models.a.autoencoders.b.pattern",
-            "must end in .safetensors, .npz, .pt",
+            "must end in .safetensors, .pt, .npz",
         ),
     ],
 )

@@ -10,13 +10,13 @@ import pytest
 
 from dst_grpc.engine import checkpoint, tokenizer
 from dst_grpc.engine.families import config_values
-from dst_grpc.engine.formats.detect import FORMATS
+from dst_grpc.engine.formats.layouts import LAYOUTS
 from dst_grpc.errors import DataLoss, InvalidRequest
 from dst_grpc.sources import AutoencoderSpec, selections
 from dst_grpc.sources.selections import layer_files, model_files, set_files, set_key
 
 if TYPE_CHECKING:
-    from dst_grpc.engine.formats.format import Format
+    from dst_grpc.engine.formats.layouts import Layout
 
 SINGLE = {"config.json", "tokenizer.json", "model.safetensors", "README.md", "model.onnx"}
 SHARDED = (SINGLE - {"model.safetensors"}) | {"model.safetensors.index.json", "a.safetensors", "b.safetensors"}
@@ -102,8 +102,8 @@ def test_a_set_is_its_weights_and_the_configs_beside_them() -> None:
         set_files(["README.md"], plain)
 
 
-@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
-def test_all_that_a_format_reads_is_fetched(one: Format) -> None:
+@pytest.mark.parametrize("one", LAYOUTS, ids=lambda one: one.format)
+def test_all_that_a_format_reads_is_fetched(one: Layout) -> None:
     """Files beside the weights, or above them."""
     weights = "L7/checkpoints/w.safetensors"
     beside = [posixpath.normpath(f"L7/checkpoints/{name}") for name in one.beside]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.formats.detect import read_header
 from tests import checkpoints
+from tests.checkpoints import read_header
 
 N, M, Z, K = 6, 5, 9, 3
 Array = NDArray[np.float64]

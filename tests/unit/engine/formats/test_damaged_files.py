@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.engine.formats.detect import read_header
+from dst_grpc.engine.formats.detect import FORMATS
+from dst_grpc.engine.formats.layouts import LAYOUTS
 from dst_grpc.errors import DataLoss
 from tests import checkpoints
+from tests.checkpoints import read_header
 from tests.unit.engine.formats.files import CONFIG, N, Z, normal, sae, saelens, trainer, write
 
 
@@ -67,3 +69,7 @@ def test_configs_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(DataLoss, match="lacks the float tensor 'pre_bias'"):
         read_header(path)
+
+
+def test_every_layout_has_a_format() -> None:
+    assert tuple(one.layout for one in FORMATS) == LAYOUTS

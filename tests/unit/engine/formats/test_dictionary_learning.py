@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.formats.detect import read_header
 from dst_grpc.errors import DataLoss
+from tests.checkpoints import read_header
 from tests.unit.engine.formats.files import (
     Array,
     Files,

@@ -10,7 +10,7 @@ import pytest
 
 from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.formats.detect import read_header
+from tests.checkpoints import read_header
 from tests.unit.engine.formats.files import M, N, X, Z, check, jump, loaded, normal, sae, write
 
 

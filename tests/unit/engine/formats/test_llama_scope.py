@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.formats.detect import load_readings, read_header
 from dst_grpc.errors import DataLoss
+from tests.checkpoints import opened, read_header
 from tests.unit.engine.formats.files import Files, N, X, Z, check, jump, normal, write
 
 
@@ -41,7 +41,7 @@ def test_llama_scope_is_read_in_both_ways(tmp_path: Path) -> None:
     }
     path = llama(tmp_path, f)
     s = np.sqrt(N) / 5.0
-    readings = load_readings(path, "cpu", torch.float32)
+    readings = opened(path).load("cpu", torch.float32)
     assert [reading.name for reading in readings] == ["threshold as published", "threshold times the scale"]
     for autoencoder, threshold in zip(readings.values(), (0.8, 0.8 * s), strict=True):
         h = jump(s * X @ f["encoder.weight"].T + f["encoder.bias"], threshold)

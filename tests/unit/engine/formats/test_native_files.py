@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.engine.formats.detect import read_frequencies, read_header
 from dst_grpc.errors import DataLoss, Reason
 from tests import checkpoints
-from tests.checkpoints import LATENTS, WIDTH
+from tests.checkpoints import LATENTS, WIDTH, opened, read_header
 
 
 def test_both_formats_give_the_same_autoencoder(tmp_path: Path) -> None:
@@ -126,6 +125,7 @@ def test_metadata_that_make_no_sense_are_named(tmp_path: Path, metadata: dict[st
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "0.npz").write_bytes(b"")
     with pytest.raises(DataLoss, match="is in none of the known formats: saelens, "):
         read_header(tmp_path / "0.npz")
 
@@ -251,11 +251,11 @@ def test_frequencies_are_read_if_there_are_any(tmp_path: Path) -> None:
     path = tmp_path / "0.safetensors"
     given = frequencies(2)
     checkpoints.write_autoencoder(path, changed(latents_activation_frequency=given.double()))
-    read = read_frequencies(path)
+    read = opened(path).frequencies()
     assert read is not None
     torch.testing.assert_close(read, given)
     checkpoints.write_autoencoder(path, changed(latents_activation_frequency=None))
-    assert read_frequencies(path) is None
+    assert opened(path).frequencies() is None
     with pytest.raises(DataLoss, match="has no frequencies of its latents"):
         checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=1)
 
@@ -273,7 +273,7 @@ def test_frequencies_that_are_none_are_named(tmp_path: Path, given: torch.Tensor
     checkpoints.write_autoencoder(path, changed(latents_activation_frequency=given))
     read_header(path)  # nobody asks for them here
     with pytest.raises(DataLoss, match=problem):
-        read_frequencies(path)
+        opened(path).frequencies()
 
 
 def test_an_archive_with_a_long_list_of_members_is_not_read(tmp_path: Path) -> None:
@@ -289,11 +289,11 @@ def test_no_other_file_is_loaded_than_the_one_whose_header_was_read(
     tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
     path = tmp_path / ("0.pt" if write is checkpoints.write_state_dict else "0.safetensors")
-    header = read_header(write(path))
-    checkpoints.load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+    file = opened(write(path))
+    file.load("cpu", torch.float32)
     write(tmp_path / f"new{path.suffix}").replace(path)
     with pytest.raises(DataLoss, match="changed since") as caught:
-        checkpoints.load_autoencoder(path, "cpu", torch.float32, identity=header.identity)
+        file.load("cpu", torch.float32)
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 

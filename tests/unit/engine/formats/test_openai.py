@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from dst_grpc.domain.autoencoders import InputNormalization
-from dst_grpc.engine.formats.detect import load_readings, read_header
 from dst_grpc.errors import DataLoss
+from tests.checkpoints import opened, read_header
 from tests.unit.engine.formats.files import K, N, X, Z, check, normal, tensors_of, top_k
 
 
@@ -26,7 +26,7 @@ def test_openai_v5_normalises_its_input(tmp_path: Path, folder: str) -> None:
     path.parent.mkdir(parents=True)
     state = {"k": K, "postact_fn": "ReLU"}
     torch.save(tensors_of(f) | {"activation": "TopK", "activation_state_dict": state, "activation.k": K}, path)
-    readings = {reading.normalization: one for reading, one in load_readings(path, "cpu", torch.float32).items()}
+    readings = {reading.normalization: one for reading, one in opened(path).load("cpu", torch.float32).items()}
     assert (
         list(readings) == [InputNormalization.LAYER_NORM]
         if "v5" in folder

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.formats.detect import load_readings, read_frequencies, read_header
 from dst_grpc.errors import DataLoss
 from tests import checkpoints
+from tests.checkpoints import opened, read_header
 from tests.unit.engine.formats.files import (
     CONFIG,
     K,
@@ -44,7 +44,7 @@ def test_saelens_standard(tmp_path: Path, subtracts: Any) -> None:
     header = read_header(path)
     assert (header.format, header.dst, header.layer_index) == ("saelens", T.RESID_POST_MLP, 3)
     assert (header.n_inputs, header.n_latents, header.n_outputs, header.declared_l0) == (N, Z, N, None)
-    assert [path.name for path in header.other_files] == ["cfg.json"]
+    assert list(opened(path).files.beside) == ["cfg.json"]
 
 
 def test_saelens_gated_is_a_jumprelu_with_the_same_numbers(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_saelens_before_version_6(tmp_path: Path) -> None:
     header = read_header(path)
     assert (header.dst, header.layer_index, header.k) == (T.RESID_POST_MLP, 3, K)
     h = top_k((X - f["b_dec"]) @ f["W_enc"] + f["b_enc"], K)
-    raw, centred = load_readings(path, "cpu", torch.float32).values()
+    raw, centred = opened(path).load("cpu", torch.float32).values()
     check(raw, h, h @ f["W_dec"] + f["b_dec"])
     mean = X.mean(1, keepdims=True)
     h = top_k((X - mean - f["b_dec"]) @ f["W_enc"] + f["b_enc"], K)
@@ -186,19 +186,19 @@ def test_saelens_transcoders(tmp_path: Path, architecture: str) -> None:
 def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:
     f = sae()
     path = saelens(tmp_path, f)
-    assert read_frequencies(path) is None
+    assert opened(path).frequencies() is None
     frequencies = torch.linspace(0, 1, Z)
     save_file({"sparsity": frequencies.log10()}, tmp_path / "sparsity.safetensors")
-    found = read_frequencies(path)
+    found = opened(path).frequencies()
     assert found is not None
     torch.testing.assert_close(found, frequencies)
-    assert [p.name for p in read_header(path).other_files] == ["cfg.json", "sparsity.safetensors"]
+    assert list(opened(path).files.beside) == ["cfg.json", "sparsity.safetensors"]
     cut = checkpoints.load_autoencoder(path, "cpu", torch.float32, n_dropped=2)
     h = relu((X - f["b_dec"]) @ f["W_enc"] + f["b_enc"])[:, 2:]
     check(cut, h, h @ f["W_dec"][2:] + f["b_dec"])
     save_file({"sparsity": torch.full((Z,), 0.5)}, tmp_path / "sparsity.safetensors")
     with pytest.raises(DataLoss, match="no logarithms of frequencies"):
-        read_frequencies(path)
+        opened(path).frequencies()
 
 
 SAELENS_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {

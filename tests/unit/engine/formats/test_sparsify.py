@@ -9,8 +9,8 @@ import pytest
 
 from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
-from dst_grpc.engine.formats.detect import read_header
 from dst_grpc.errors import DataLoss
+from tests.checkpoints import read_header
 from tests.unit.engine.formats.files import Files, K, N, X, Z, check, loaded, normal, relu, top_k, write
 
 

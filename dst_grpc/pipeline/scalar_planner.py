@@ -1,6 +1,6 @@
-"""Building one task: the rules of a derived scalar type against its config, the run and the autoencoders.
+"""Planning one derived scalar: the rules of its type against its config, the run and the autoencoders.
 
-What is wrong and what is missing are collected by the planner over all tasks; nothing here raises for one of them.
+What is wrong and what is missing are collected over all of a request; nothing here raises for one of them.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from dst_grpc.pipeline.checks import (
     check_trace_can_run,
     check_trace_indices,
 )
-from dst_grpc.scalars.reads import Read, reads
-from dst_grpc.scalars.task import Task
-from dst_grpc.scalars.topology import AutoencoderInputs, Topology
+from dst_grpc.pipeline.plan import PlannedScalar
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.indices import NodeIndex
-    from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
+    from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
     from dst_grpc.scalars.origins import LossOrigin
+    from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 _L = ActivationLocationType
 _T = DerivedScalarType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskBuilder:
-    """One derived scalar of a request, on its way to a task."""
+class ScalarPlanner:
+    """Plans one derived scalar of a request."""
 
     request: DeriveRequest
-    spec: DerivedScalarSpec
+    spec_index: int
+    """Its position in the request."""
     config: DstConfig
     path: str
     """Where its config stands in the request."""
@@ -67,11 +67,11 @@ class TaskBuilder:
 
     @property
     def _facts(self) -> ScalarFacts:
-        return FACTS[self.spec.dst]
+        return FACTS[self.request.derived_scalars[self.spec_index].dst]
 
     @property
     def _name(self) -> str:
-        return self.spec.dst.value
+        return self._facts.type.value
 
     @property
     def _inputs(self) -> AutoencoderInputs:
@@ -82,8 +82,8 @@ class TaskBuilder:
         """The trace that the type is about: its config's, else the request's."""
         return self.config.trace_config or self.request.trace_config
 
-    def build(self) -> tuple[Task, frozenset[Read]] | None:
-        """The task and what it reads, or None if anything is wrong or missing."""
+    def plan(self) -> PlannedScalar | None:
+        """The derived scalar; None if anything is wrong or missing."""
         before = self.findings.count
         passes = self._passes()
         self._check_model()
@@ -94,10 +94,13 @@ class TaskBuilder:
         layers = self._layers()
         if self.findings.count != before:
             return None
-        task = Task(
+        planned = PlannedScalar(
+            spec_index=self.spec_index,
             facts=self._facts,
             layers=layers,
             passes=passes,
+            axes=self.sizes.axes(self._facts, self.sets),
+            sets=self.sets,
             topology=self.topology,
             trace=self._trace,
             loss=self.loss,
@@ -105,9 +108,8 @@ class TaskBuilder:
             detach_scale=self.config.detach_layer_norm_scale_for_attribution,
             fake_grad=self.config.activation_index_for_fake_grad,
         )
-        found = frozenset(reads(task))
-        self._check_origin(found)
-        return task, found
+        self._check_origin(planned)
+        return planned
 
     def _passes(self) -> tuple[PassType, ...]:
         """Rule 27 and 33: which passes the type yields."""
@@ -337,9 +339,9 @@ class TaskBuilder:
             self.findings.add(path, f"{info.name} does not cover layer {wanted[0]}")
         return wanted
 
-    def _check_origin(self, found: frozenset[Read]) -> None:
+    def _check_origin(self, planned: PlannedScalar) -> None:
         """Rule 29."""
-        if any(pass_type is PassType.BACKWARD for pass_type, _ in found) and not self.request.has_origin:
+        if planned.requires_grad and not self.request.has_origin:
             self.findings.lack(
                 "loss_fn_config",
                 f"{self._name} reads gradients, and the request has no origin: give loss_fn_config or trace_config",

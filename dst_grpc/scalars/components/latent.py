@@ -1,0 +1,183 @@
+"""Latents of autoencoders: those of one that is spliced into the run, and those computed offline from recorded taps.
+
+A latent j writes h[t,j] D[j]: D is the decoder, and behind it, for an autoencoder of neurons or of heads' values, what
+those write (specification, 7.4). Autoencoders that read what a layer adds to the residual stand behind its post-norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Self, cast
+
+from dst_grpc.domain.components import Component as Kind
+from dst_grpc.domain.components import LocationWithinLayer, NodeType, PreOrPostAct
+from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
+from dst_grpc.errors import require
+from dst_grpc.scalars.components.attention_head import HeadAtToken
+from dst_grpc.scalars.components.base import COMPONENTS, LayerOfRun, registered
+from dst_grpc.scalars.components.neuron import Neuron
+from dst_grpc.scalars.components.nodes import NodeComponent
+from dst_grpc.scalars.components.scaled import ScaledComponent, ScaledWrites
+from dst_grpc.scalars.write_directions import LatentDirections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
+    from dst_grpc.domain.locations import ActivationLocationType
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.task import Task
+    from dst_grpc.scalars.topology import Topology
+
+
+@dataclass(frozen=True)
+class _Latents(ScaledComponent):
+    """The latents, at every token, of the autoencoders of one input."""
+
+    node_type: NodeType
+    """Which autoencoders."""
+
+    @classmethod
+    def of_task(cls, task: Task) -> Self:
+        """The latents that *task* is about."""
+        return cls(task.topology, task.facts.autoencoder or task.facts.node_type)
+
+    @property
+    def input(self) -> AutoencoderInput:
+        """What the autoencoders read."""
+        return require(self.topology.inputs.of(self.node_type))
+
+    @property
+    def location(self) -> LocationWithinLayer:
+        """Where their autoencoders' input lies."""
+        return self.topology.location_of_latents(self.node_type)
+
+    @property
+    def _behind(self) -> Neuron | HeadAtToken | None:
+        """What a reconstruction is an activation of; None if it is a vector of the residual stream."""
+        kind = self.input.written_as
+        return None if kind is None else cast("type[Neuron | HeadAtToken]", COMPONENTS[kind])(self.topology)
+
+    @property
+    def output_norm_scale(self) -> ActivationLocationType | None:
+        """That of what stands behind the decoder."""
+        return None if self._behind is None else self._behind.output_norm_scale
+
+    def directions(self, run: LayerOfRun) -> LatentDirections:
+        """D [Z, d]."""
+        behind = None if self._behind is None else self._behind.directions(run)
+        return LatentDirections(self.autoencoder(run), behind)
+
+    def autoencoder(self, run: LayerOfRun) -> Autoencoder:
+        """The layer's."""
+        return run.model.autoencoder(self.node_type, run.layer)
+
+    def scaled_write_factor(self, run: LayerOfRun, read: torch.Tensor) -> torch.Tensor | None:
+        """The post-norm's factor times the scale at which the autoencoder decodes inputs *read* [T, n_in]."""
+        factor, scale = super().write_factor(run), self.autoencoder(run).write_scale(read)
+        if factor is None or scale is None:
+            return scale if factor is None else factor
+        return factor * scale
+
+
+@registered(Kind.LATENT)
+class Latent(_Latents, NodeComponent):
+    """A latent of an autoencoder that is spliced into the run."""
+
+    @classmethod
+    def of_nodes(cls, node_type: NodeType, topology: Topology) -> Self:
+        """The latents that are *node_type*."""
+        return cls(topology, node_type)
+
+    @property
+    def reads_mlp_input(self) -> bool:
+        """Whether their autoencoder is one of the MLPs, spliced in."""
+        return self.input.is_of_mlp and self.input.is_traced
+
+    def site(self, layer: int | None) -> Site:
+        """Where the latents [T, Z] are tapped."""
+        return self.input.latent_tap, layer
+
+    def scale_sites(self, layer: int | None) -> Iterator[Site]:
+        """The scale of the norm that they pass, and the input that an autoencoder may scale by."""
+        yield from super().scale_sites(layer)
+        if self.input in self.topology.inputs.scaled:
+            yield self.input.tap, layer
+
+    def write_factor(self, run: LayerOfRun) -> torch.Tensor | None:
+        """[T, 1]."""
+        if not self.autoencoder(run).has_write_scale:
+            return super().write_factor(run)
+        return self.scaled_write_factor(run, run.value(self.input.tap))
+
+    def recompute(
+        self, model: ExplainedModel, layer: int, rho: torch.Tensor, *, at: PreOrPostAct, detach_scale: bool
+    ) -> torch.Tensor:
+        """[T, Z]."""
+        autoencoder = model.autoencoder(self.node_type, layer)
+        read = self._input_from(model.decoder.layers[layer], rho, detach_scale=detach_scale)
+        return autoencoder.encode(read) if at is PreOrPostAct.POST else autoencoder.pre_activation(read)
+
+    def _input_from(self, block: Layer, rho: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
+        """What the autoencoder reads, [T, n_in], from the residual *rho* [T, d] before it."""
+        if self.input.is_of_attention_write:
+            q, k, v = block.qkv(block.attn_norm(rho, detach_scale=detach_scale))
+            mixed = block.attn_mix(block.attn_probs(block.attn_scores(q, k)), v)
+            return block.attn_write(mixed, detach_scale=detach_scale)
+        acts = block.mlp_acts(block.mlp_norm(rho, detach_scale=detach_scale))
+        return acts if self.input.written_as is Kind.NEURON else block.mlp_write(acts, detach_scale=detach_scale)
+
+
+@registered(Kind.OFFLINE_LATENT)
+class OfflineLatent(_Latents):
+    """A latent computed after the run from recorded taps (specification, 7.3)."""
+
+    @property
+    def source(self) -> ScaledComponent | None:
+        """What the autoencoder reads the writes of; None if it reads a tap as it is."""
+        kind = self.input.offline_component
+        return None if kind is None else cast("type[ScaledComponent]", COMPONENTS[kind])(self.topology)
+
+    def activation_sites(self, layer: int | None) -> Iterator[Site]:
+        """What the autoencoder reads, or what that is computed from."""
+        if self.source is None:
+            yield input_site(self.input.type, layer, self.topology.architecture)
+        else:
+            yield from self.source.activation_sites(layer)
+            yield from self.source.scale_sites(layer)
+
+    def bind(self, run: LayerOfRun) -> OfflineLatentWrites:
+        """The latents of one layer of one run."""
+        return OfflineLatentWrites(self, run)
+
+
+class OfflineLatentWrites(ScaledWrites):
+    """h [T, Z] computed from recorded taps; [P H, Z] of the writes of heads at pairs of tokens."""
+
+    component: OfflineLatent
+
+    @cached_property
+    def read(self) -> torch.Tensor:
+        """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
+        component, run = self.component, self.run
+        if component.source is not None:
+            return component.source.bind(run).autoencoder_input()
+        (site,) = component.activation_sites(run.layer)
+        block = None if run.layer is None else run.block
+        return autoencoder_input(component.autoencoder(run), run.recorded.value(site), block)
+
+    @cached_property
+    def value(self) -> torch.Tensor:
+        """[T, Z]."""
+        return self.component.autoencoder(self.run).encode(self.read)
+
+    @cached_property
+    def factor(self) -> torch.Tensor | None:
+        """[T, 1]."""
+        return self.component.scaled_write_factor(self.run, self.read)

@@ -1,0 +1,69 @@
+"""Vectors of the residual stream, which are their own write: residual sums, layers' writes, errors, a node's write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from dst_grpc.domain.components import Component as Kind
+from dst_grpc.domain.components import LocationWithinLayer
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.errors import require
+from dst_grpc.scalars.components.base import LayerOfRun, Writer, Writes, registered
+from dst_grpc.scalars.components.scaled import EntryWrites
+
+if TYPE_CHECKING:
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.task import Task
+
+
+@registered(Kind.RESIDUAL)
+@registered(Kind.RESIDUAL_ERROR)
+@dataclass(frozen=True)
+class ResidualVector(Writer):
+    """A tapped vector per token."""
+
+    tapped: ActivationLocationType
+    """Which one."""
+
+    @classmethod
+    def of_task(cls, task: Task) -> Self:
+        """The vector that *task* is about."""
+        return cls(task.topology, require(task.facts.tap))
+
+    @property
+    def location(self) -> LocationWithinLayer | None:
+        """The tap's."""
+        return self.tapped.location_within_layer
+
+    def site(self, layer: int | None) -> Site:
+        """[T, d]."""
+        return self.tapped, layer
+
+    def bind(self, run: LayerOfRun) -> ResidualWrites:
+        """The vector at one layer of one run."""
+        return ResidualWrites(self, run)
+
+
+class ResidualWrites(Writes):
+    """A vector x [T, d]."""
+
+    def write(self) -> torch.Tensor:
+        """[T, d]."""
+        return self.value
+
+    def write_norm(self) -> torch.Tensor:
+        """|x[t]|, [T, 1]."""
+        return torch.linalg.vector_norm(self.value, dim=-1, keepdim=True)
+
+    def project(self, direction: torch.Tensor) -> torch.Tensor:
+        """x[t] . direction[t], [T, 1]."""
+        return (self.value * direction).sum(dim=-1, keepdim=True)
+
+    def at(self, entries: torch.Tensor) -> EntryWrites:
+        """The vectors of some tokens, *entries* [n, 1]."""
+        tokens, which = entries[:, 0].unique(return_inverse=True)
+        vectors = self.value[tokens]
+        return EntryWrites(torch.ones_like(which, dtype=vectors.dtype), which, vectors)

@@ -1,0 +1,62 @@
+"""Every token of the vocabulary as an input: how far its embedding alone drives one neuron or latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from dst_grpc.domain.components import Component as Kind
+from dst_grpc.domain.components import NodeType, PreOrPostAct
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.errors import require
+from dst_grpc.scalars.components.base import Bound, Component, LayerOfRun, registered
+from dst_grpc.scalars.components.latent import Latent
+from dst_grpc.scalars.components.neuron import Neuron
+
+if TYPE_CHECKING:
+    from dst_grpc.domain.indices import ActivationIndex
+    from dst_grpc.scalars.task import Task
+
+_CHUNK = 4096
+
+
+@registered(Kind.VOCABULARY)
+@dataclass(frozen=True)
+class Vocabulary(Component):
+    """The tokens' embeddings, each as the residual before the MLP of one node. Reads no tap."""
+
+    reader: ActivationIndex
+    """The node: a neuron, or a latent of an autoencoder of the MLPs."""
+
+    @classmethod
+    def of_task(cls, task: Task) -> Self:
+        """The vocabulary as the node of *task* reads it."""
+        return cls(task.topology, require(task.fake_grad))
+
+    def bind(self, run: LayerOfRun) -> TokenPreActivations:
+        """[T, V]."""
+        return TokenPreActivations(self, run)
+
+
+class TokenPreActivations(Bound):
+    """Pre-activations of the node, equal rows [T, V]."""
+
+    component: Vocabulary
+
+    @cached_property
+    def value(self) -> torch.Tensor:
+        """[T, V]."""
+        index, model = self.component.reader, self.run.model
+        layer, entry = require(index.layer_index), require(index.tensor_indices[1])
+        is_neuron = index.activation_location_type is ActivationLocationType.MLP_POST_ACT
+        topology = model.topology
+        nodes = Neuron(topology) if is_neuron else Latent(topology, NodeType.MLP_AUTOENCODER_LATENT)
+        chunks = []
+        for tokens in torch.split(torch.arange(model.decoder.config.vocab_size, device=model.decoder.device), _CHUNK):
+            embedded = model.decoder.embed(tokens)
+            pre = nodes.recompute(model, layer, embedded, at=PreOrPostAct.PRE, detach_scale=False)
+            chunks.append(pre[:, entry])
+        return torch.cat(chunks).expand(self.run.recorded.n_tokens, -1)
