@@ -166,7 +166,7 @@ def types(
 
 def _axes(info: DerivedScalarTypeInfo) -> str:
     letters = [dimension.letter or dimension.value for dimension in info.dimensions]
-    if info.is_flattened:
+    if info.flattened:
         letters[0] = "P"
     return " ".join(letters)
 

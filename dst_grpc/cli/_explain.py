@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from google.protobuf.json_format import MessageToJson
 
+from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._console import (
     ModelOption,
@@ -40,7 +41,7 @@ from dst_grpc.client import (
     make_explain_request,
 )
 from dst_grpc.errors import InvalidRequest, Violations
-from dst_grpc.wire.explanations import explain_response_to_wire
+from dst_grpc.wire.frames import part_to_wire
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ def explain(
     server: ServerOption = DEFAULT_TARGET,
     timeout: TimeoutOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer's messages (dst.v1.ExplainResponse), one a line.")
+        bool, typer.Option("--json", help="Print the answer's frames (dst.v1.ExplainFrame), one a line.")
     ] = False,
 ) -> None:
     """Explain why the model says one token and not another: which parts of it, reading what.
@@ -141,8 +142,8 @@ def explain(
         with connect(server) as client:
             if as_json:
                 for part in client.explain_parts(request, timeout=timeout):
-                    message = explain_response_to_wire(part)
-                    typer.echo(MessageToJson(message, indent=None, ensure_ascii=False))
+                    frame = part_to_wire(ExplainFrame, part)
+                    typer.echo(MessageToJson(frame, indent=None, ensure_ascii=False))
                 return
             explanation = client.explain_request(request, timeout=timeout)
             if html is not None:

@@ -9,10 +9,10 @@ import pytest
 from google.protobuf.json_format import Parse
 from rich.text import Text
 
-from dst_grpc._gen.dst.v1.explain_pb2 import ExplainResponse
+from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
 from dst_grpc.client import ComponentTypeForAttention, ComponentTypeForMlp
 from dst_grpc.errors import NotFound, Reason
-from dst_grpc.wire.explanations import explain_response_from_wire
+from dst_grpc.wire.assembly import PartReader
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.test_terminal import on_a_terminal
@@ -75,9 +75,10 @@ def test_attention_of_heads(run: Run) -> None:
     assert "--head: layer 0 has heads 0 to 1, and no 7" in result.stderr
 
 
-def test_for_programs_the_messages_are_printed_one_a_line(run: Run) -> None:
+def test_for_programs_the_frames_are_printed_one_a_line(run: Run) -> None:
     lines = run(*ASKED, "--ablate", "0.h1", "--json").stdout.splitlines()
-    parts = [explain_response_from_wire(Parse(line, ExplainResponse())) for line in lines]
+    reader = PartReader()
+    parts = [reader.read(Parse(line, ExplainFrame())) for line in lines]
     assert parts[0] is not None
     assert parts[0].kind == "header"
     assert parts[-1] is not None
