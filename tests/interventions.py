@@ -10,19 +10,10 @@ import numpy as np
 import torch
 
 from dst_grpc.domain.components import Dimension
-from dst_grpc.domain.interventions import (
-    Action,
-    AddVector,
-    AxisSelection,
-    Intervention,
-    PositionList,
-    PositionRange,
-    RequestTensor,
-    ScaleValue,
-    SetValue,
-    TapSelection,
-)
+from dst_grpc.domain.interventions import Action, AddVector, Intervention, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
 from dst_grpc.engine.decoder_config import DecoderConfig
 from dst_grpc.errors import NotFound, Reason
 

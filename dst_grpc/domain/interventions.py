@@ -6,194 +6,23 @@ every array library has. A new kind of intervention is a new subclass of `Action
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex
+from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.texts import check_text
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import Violations, join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable
 
 MAX_FLOAT32 = 3.4028234663852886e38
 """Largest finite float32."""
-MAX_HANDLE_CHARACTERS = 256
-
-# What is selected
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionList:
-    """Some positions along an axis; what is selected stands in their order."""
-
-    positions: tuple[int, ...]
-    """The positions, from 0; none twice."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        problems.check(bool(self.positions), "positions", "must not be empty")
-        problems.check(len(set(self.positions)) == len(self.positions), "positions", "names a position twice")
-        for i, position in enumerate(self.positions):
-            _check_index(problems, f"positions[{i}]", position)
-        problems.raise_if_any()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionRange:
-    """The positions from *start* to before *stop*."""
-
-    start: int
-    """The first."""
-    stop: int
-    """The first that is not meant any more."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        _check_index(problems, "start", self.start)
-        _check_index(problems, "stop", self.stop)
-        problems.check(self.start < self.stop, "stop", f"must be above start, {self.start}, not {self.stop}")
-        problems.raise_if_any()
-
-
-AxisSelection = int | PositionList | PositionRange | None
-"""Positions along one axis: one, some, a range; None selects all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TapSelection:
-    """Entries of a tap: those whose position is selected along every axis.
-
-    They have an axis for each of the tap's along which not one single position is given.
-    """
-
-    activation_location_type: ActivationLocationType
-    """Which tap."""
-    axes: tuple[AxisSelection, ...] = ()
-    """Positions along each axis of the tap, outermost first; omitted trailing axes are whole."""
-    layer_index: int | None = None
-    """Layer from 0; None for a tap outside any layer, and for every layer of one with layers."""
-    pass_type: PassType = PassType.FORWARD
-    """The value, or the gradient that flows on upstream."""
-
-    def __post_init__(self) -> None:
-        """Check what needs no model; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        location = self.activation_location_type
-        rank = len(location.dimensions)
-        problems.check(len(self.axes) <= rank, "axes", f"has {len(self.axes)} entries, but {location} has {rank} axes")
-        for i, axis in enumerate(self.axes):
-            if isinstance(axis, int):
-                _check_index(problems, f"axes[{i}]", axis)
-        if self.layer_index is not None:
-            _check_index(problems, "layer_index", self.layer_index)
-            problems.check(
-                not location.has_no_layers, "layer_index", f"must be absent: {location} exists once per model"
-            )
-        problems.raise_if_any()
-
-    @property
-    def all_axes(self) -> tuple[AxisSelection, ...]:
-        """The selection along every axis of the tap."""
-        return (*self.axes, *(None,) * (len(self.activation_location_type.dimensions) - len(self.axes)))
-
-    def shape(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the selected entries of a tap of these *sizes*."""
-        found = []
-        for axis, size in zip(self.all_axes, sizes, strict=True):
-            match axis:
-                case None:
-                    found.append(size)
-                case PositionList():
-                    found.append(len(axis.positions))
-                case PositionRange():
-                    found.append(axis.stop - axis.start)
-        return tuple(found)
-
-
-def _check_index(problems: Violations, path: str, index: int) -> None:
-    problems.check(0 <= index <= MAX_INDEX, path, f"must be between 0 and {MAX_INDEX}, not {index}")
-
-
-# What requests bring
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class RequestTensor:
-    """Numbers that a request brings: themselves, or by the handle of a tensor that was put before.
-
-    Tensors are equal if their numbers are, whatever is in memory twice.
-    """
-
-    tensor: np.ndarray[Any, np.dtype[Any]] | None = None
-    """The numbers, float32 and finite; None if a handle is given."""
-    handle: str | None = None
-    """The handle; None if the numbers are given."""
-
-    def __post_init__(self) -> None:
-        """Check that exactly one form is given, and the numbers; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        if (self.tensor is None) == (self.handle is None):
-            problems.add("", "give exactly one of tensor and handle")
-        if self.handle is not None:
-            problems.check(
-                0 < len(self.handle) <= MAX_HANDLE_CHARACTERS,
-                "handle",
-                f"must have between 1 and {MAX_HANDLE_CHARACTERS} characters",
-            )
-            check_text(problems, "handle", self.handle)
-        if self.tensor is not None:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is told of below
-                numbers = np.ascontiguousarray(self.tensor, dtype=np.float32).reshape(np.shape(self.tensor))
-            if numbers.flags.writeable:
-                # Of its own: whoever made it may go on changing it.
-                numbers = numbers.copy()
-                numbers.flags.writeable = False
-            object.__setattr__(self, "tensor", numbers)
-            problems.check(numbers.size > 0, "tensor", "must not be empty")
-            problems.check(
-                bool(np.isfinite(numbers).all()), "tensor", "must hold finite numbers within float32's range"
-            )
-        problems.raise_if_any()
-
-    @cached_property
-    def identity(self) -> tuple[object, ...]:
-        """What tells it from others: its shape and the SHA-256 of its numbers, or its handle."""
-        if self.tensor is None:
-            return (self.handle,)
-        return (self.tensor.shape, hashlib.sha256(self.tensor.data).hexdigest())
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers, or are the same handle."""
-        return isinstance(other, RequestTensor) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        """Hash of what tells it from others."""
-        return hash(self.identity)
-
-    def __repr__(self) -> str:
-        """Its handle, or its shape and digest, which stand for its numbers in a request's digest."""
-        return f"RequestTensor{self.identity!r}"
-
-
-class TensorSource(Protocol):
-    """Where tensors are kept that were put before."""
-
-    def get(self, handle: str) -> RequestTensor:
-        """The numbers at *handle*, in the form of a tensor; raises NotFound."""
-
-
-# What is done to it
 
 
 class Values(Protocol):

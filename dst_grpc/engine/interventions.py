@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dst_grpc.domain.interventions import PositionList, PositionRange
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.selections import PositionList, PositionRange
 
 if TYPE_CHECKING:
-    from dst_grpc.domain.interventions import Intervention, RequestTensor, TapSelection
+    from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.request_tensors import RequestTensor
+    from dst_grpc.domain.selections import TapSelection
     from dst_grpc.engine.taps import Site
 
 Entries = tuple[int | slice | torch.Tensor, ...]
@@ -26,7 +28,7 @@ class RowIntervention:
     row: int
     """Which prompt of the batch."""
     intervention: Intervention
-    """What is changed, at one layer unless the tap has none."""
+    """What is changed; at one layer, if it reads other runs."""
     n_tokens: int | None = None
     """Length of the prompt in a padded batch: axes of tokens that are selected whole end there. None = no padding."""
     gradient_pass: int | None = None
@@ -37,10 +39,14 @@ class RowIntervention:
     """What each run that it reads recorded at its site, [T, ...] without a batch axis."""
 
     @property
-    def site(self) -> Site:
-        """Where it applies."""
-        at = self.intervention.at
-        return at.activation_location_type, at.layer_index
+    def location(self) -> ActivationLocationType:
+        """Which tap it changes."""
+        return self.intervention.at.activation_location_type
+
+    def is_at(self, layer: int | None) -> bool:
+        """Whether it applies at *layer* of its tap."""
+        own = self.intervention.at.layer_index
+        return own is None or own == layer
 
     def change(self, x: torch.Tensor) -> None:
         """Change the selected entries of *x* [b, ...] in place."""
@@ -51,7 +57,7 @@ class RowIntervention:
             before = before.clone()  # what an action keeps of it for its gradient is not written over
         after = self.intervention.action.apply(before, self)
         if isinstance(after, torch.Tensor):
-            if self.site[0] is ActivationLocationType.ATTN_QK_LOGITS:
+            if self.location is ActivationLocationType.ATTN_QK_LOGITS:
                 # A key that the query does not see has no score to compute with: it stays unseen, unless it is set.
                 after = torch.where(before.isneginf() & ~after.isfinite(), before, after)
             after = after.to(own.dtype)
@@ -63,7 +69,7 @@ class RowIntervention:
 
     def of_run(self, name: str) -> torch.Tensor:
         """The same entries as another run recorded them (see `Context`)."""
-        recorded = self.runs[name][self.site]
+        recorded = self.runs[name][self.location, self.intervention.at.layer_index]
         return recorded[self._entries(recorded.shape)]
 
     def _entries(self, shape: Sequence[int]) -> Entries:

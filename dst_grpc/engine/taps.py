@@ -8,6 +8,7 @@ flows on; an autoencoder is spliced in. What is not touched costs nothing: the d
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,14 +62,10 @@ class Taps:
         self._wanted = frozenset(values)
         self._wanted_attached = frozenset(gradients)
         self._splices = dict(splices or {})
-        self._forward: dict[Site, list[RowIntervention]] = {}
-        self._backward: dict[Site, list[RowIntervention]] = {}
+        self._interventions: dict[ActivationLocationType, list[RowIntervention]] = defaultdict(list)
         for one in interventions:
-            of_pass = self._forward if one.gradient_pass is None else self._backward
-            of_pass.setdefault(one.site, []).append(one)
-        self._touched = (
-            self._wanted | self._wanted_attached | self._splices.keys() | self._forward.keys() | self._backward.keys()
-        )
+            self._interventions[one.location].append(one)
+        self._recorded = self._wanted | self._wanted_attached
         self._gradient_pass = 0
         self.values: dict[Site, torch.Tensor] = {}
         """What was recorded, detached, [b, ...]."""
@@ -86,27 +83,40 @@ class Taps:
 
     def touches(self, location: ActivationLocationType, layer: int | None) -> bool:
         """Whether anything happens at a site, so that its tensor must be made."""
-        return (location, layer) in self._touched
+        site = (location, layer)
+        if site in self._recorded or site in self._splices:
+            return True
+        return any(one.is_at(layer) for one in self._interventions.get(location, ()))
 
     def visit(self, location: ActivationLocationType, layer: int | None, x: torch.Tensor) -> torch.Tensor:
         """Do what is wanted at a site with its tensor *x* [b, ...]; the result flows on in its place."""
         site = (location, layer)
-        if site not in self._touched:
-            return x
-        forward = self._forward.get(site)
-        if forward is not None:
-            x = _changed(x, forward)
-        if site in self._wanted:
-            self.values[site] = x.detach()
-        backward = self._backward.get(site)
-        if backward is not None and x.requires_grad:
-            x.register_hook(lambda gradient: self._changed_gradient(gradient, backward))
-            # A view of its own keeps the recorded gradient the one that arrives, before the hook changes it.
-            x = x.view_as(x)
-        if site in self._wanted_attached:
-            self.attached[site] = x
+        if location in self._interventions:
+            x = self._change_and_record(site, x)
+        elif site in self._recorded:
+            self._record(site, x)
         autoencoder = self._splices.get(site)
         return x if autoencoder is None else self._splice(site, x, autoencoder)
+
+    def _record(self, site: Site, x: torch.Tensor) -> None:
+        if site in self._wanted:
+            self.values[site] = x.detach()
+        if site in self._wanted_attached:
+            self.attached[site] = x
+
+    def _change_and_record(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        here = [one for one in self._interventions[site[0]] if one.is_at(site[1])]
+        forward = [one for one in here if one.gradient_pass is None]
+        backward = [one for one in here if one.gradient_pass is not None]
+        if forward:
+            x = _changed(x, forward)
+        arriving = x
+        if backward and x.requires_grad:
+            x.register_hook(lambda gradient: self._changed_gradient(gradient, backward))
+            # A view of its own keeps the recorded gradient the one that arrives, before the hook changes it.
+            arriving = x.view_as(x)
+        self._record(site, arriving)
+        return arriving
 
     def _changed_gradient(self, gradient: torch.Tensor, interventions: list[RowIntervention]) -> torch.Tensor:
         """*gradient* as the interventions of the gradient pass that runs now leave it."""

@@ -26,7 +26,8 @@ from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dst_grpc.domain.interventions import Intervention, RequestTensor
+    from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site

@@ -6,36 +6,32 @@ layers, what each type needs. Every bad field is reported at once; what is missi
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.checks import check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
+from dst_grpc.pipeline.interventions import changes_of_gradient, planned_interventions, tensor_bytes
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.scalar_planner import ScalarPlanner
-from dst_grpc.pipeline.selections import at_each_layer, check_selection, selected_shape, why_not_stretched
-from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
+from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.config import DstConfig
-    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.engine.tokenizer import Tokenizer
-    from dst_grpc.scalars.origins import Origin
 
 MAX_TENSORS = 20_000
 """Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
@@ -197,7 +193,7 @@ class _Planner:
                 attached,
                 scalars,
                 needs_logits=run.needs_logits or last_layer_of(recorded) is None,
-                tensor_bytes=self._tensor_bytes(run, spliced),
+                tensor_bytes=tensor_bytes(run.interventions, self._sizes, spliced),
             ),
         )
 
@@ -278,48 +274,14 @@ class _Planner:
         spliced: tuple[AutoencoderEntry, ...],
     ) -> Run:
         """The request's run: gradients start from the trace, else from the loss."""
-        found = list(self._interventions(spliced))
+        found = list(planned_interventions(self._request, self._findings, self._sizes, spliced))
         origins = [origin for origin in (loss, trace) if origin is not None]
-        passes = [GradientPass(origin=origin, interventions=tuple(_backward(found, origin))) for origin in origins[-1:]]
+        passes = [
+            GradientPass(origin=one, interventions=tuple(changes_of_gradient(found, one, self._sizes.n_layers)))
+            for one in origins[-1:]
+        ]
         forward = tuple(one for one in found if one.at.pass_type is PassType.FORWARD)
         return Run(token_ids=tokens, interventions=forward, origins=tuple(origins), passes=tuple(passes))
-
-    def _interventions(self, spliced: tuple[AutoencoderEntry, ...]) -> Iterator[Intervention]:
-        """What is changed, in order, each at one layer."""
-        request, n_layers = self._request, self._sizes.n_layers
-        if self._findings.holds_stand_in("autoencoders"):
-            return  # which taps there are depends on them
-        given = [
-            (f"ablation_specs[{i}]", "index", "tensor_indices", spec.intervention)
-            for i, spec in enumerate(request.ablation_specs)
-        ]
-        given += [(f"interventions[{i}]", "at", "axes", one) for i, one in enumerate(request.interventions)]
-        for path, field, axes, one in given:
-            if self._findings.holds_stand_in(path):
-                continue
-            before = self._findings.count
-            at = check_selection(self._findings, one.at, f"{path}.{field}", self._sizes, spliced, axes=axes)
-            if self._findings.count == before and request.prompt is not None:
-                self._check_tensors(one, path, selected_shape(at, self._sizes, spliced))
-            yield from at_each_layer(one if at is one.at else replace(one, at=at), n_layers)
-        if request.detach_final_layer_norm_scale:
-            yield FINAL_NORM_DETACHED
-
-    def _check_tensors(self, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
-        """Note the tensors with numbers that do not stretch to *shape*; those with handles are not known yet."""
-        for field, tensor in intervention.tensor_paths().items():
-            if tensor.tensor is not None:
-                reason = why_not_stretched(tensor, shape)
-                self._findings.check(not reason, f"{path}.{field}.tensor", reason)
-
-    def _tensor_bytes(self, run: Run, spliced: tuple[AutoencoderEntry, ...]) -> int:
-        """Bytes of the request's tensors on the device, at most: none is larger than what it is put into."""
-        found = {
-            tensor: math.prod(selected_shape(one.at, self._sizes, spliced))
-            for one in run.interventions
-            for tensor in one.action.tensors.values()
-        }
-        return BYTES_OF_FLOAT32 * sum(found.values())
 
     # The derived scalars
 
@@ -356,14 +318,3 @@ class _Planner:
         count = sum(len(s.layers) * len(s.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
-
-
-def _backward(interventions: Sequence[Intervention], origin: Origin) -> Iterator[Intervention]:
-    """Those of *interventions* that change a gradient which *origin* sends.
-
-    The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
-    """
-    for one in interventions:
-        site = (one.at.activation_location_type, one.at.layer_index)
-        if one.at.pass_type is PassType.BACKWARD and origin.depends_on(site):
-            yield one

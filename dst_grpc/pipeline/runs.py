@@ -15,8 +15,9 @@ from dst_grpc.engine.propagation import PLAIN, Propagation
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from dst_grpc.domain.interventions import Intervention, RequestTensor
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.locations import ActivationLocationType
+    from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.origins import Origin
 
@@ -28,7 +29,7 @@ class GradientPass:
     origin: Origin
     """The scalar that is differentiated."""
     interventions: tuple[Intervention, ...] = ()
-    """What changes the gradients on their way, in order, each at one layer unless its tap has none."""
+    """What changes the gradients on their way, in order."""
     weight: float = 1.0
     """What its gradients count for in the sum over the run's passes, which formulas read."""
 
@@ -45,7 +46,7 @@ class Run:
     token_ids: tuple[int, ...]
     """The prompt; empty if the request had none."""
     interventions: tuple[Intervention, ...] = ()
-    """What changes its values, in order, each at one layer unless its tap has none."""
+    """What changes its values, in order; what reads other runs names one layer, if its tap has any."""
     origins: tuple[Origin, ...] = ()
     """Scalars to report."""
     passes: tuple[GradientPass, ...] = ()
@@ -111,4 +112,9 @@ class Run:
 
     def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Run:
         """It with each tensor of a request that *known* has replaced by what stands there."""
-        return replace(self, interventions=tuple(one.with_tensors(known) for one in self.interventions))
+
+        def filled(interventions: tuple[Intervention, ...]) -> tuple[Intervention, ...]:
+            return tuple(one.with_tensors(known) for one in interventions)
+
+        passes = tuple(replace(one, interventions=filled(one.interventions)) for one in self.passes)
+        return replace(self, interventions=filled(self.interventions), passes=passes)

@@ -13,9 +13,9 @@ from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
+from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.planning import Planning
 from dst_grpc.pipeline.resolution import Resolver
-from dst_grpc.pipeline.selections import with_tensors
 from dst_grpc.pipeline.tensor_answer import TensorAnswer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
-    from dst_grpc.domain.interventions import TensorSource
+    from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
     from dst_grpc.errors import Violations

@@ -10,19 +10,10 @@ import pytest
 
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.indices import ActivationIndex
-from dst_grpc.domain.interventions import (
-    AblationSpec,
-    AddVector,
-    DetachGradient,
-    Intervention,
-    PositionList,
-    PositionRange,
-    RequestTensor,
-    ScaleValue,
-    SetValue,
-    TapSelection,
-)
+from dst_grpc.domain.interventions import AblationSpec, AddVector, DetachGradient, Intervention, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.errors import InvalidRequest
 
 BACKWARD = PassType.BACKWARD

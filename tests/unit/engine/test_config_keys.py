@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.families import FAMILIES, ConfigValues, family_of
+from dst_grpc.engine.files import File
 from tests import checkpoints
 
 TOKENS = torch.tensor([[5, 0, 17, 3, 3, 11, 8, 28, 2]])
@@ -239,9 +240,11 @@ def test_null_is_what_the_reference_takes_it_for(name: str, tmp_path: Path) -> N
 
 def test_a_nested_config_may_be_left_out_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
-    family, complete = family_of(ConfigValues.read(tmp_path))
+    family, complete = family_of(ConfigValues.read(File.at(tmp_path / "config.json")))
     transformers.Gemma3Config().save_pretrained(tmp_path)
-    assert family.read_config(complete) == family.read_config(family_of(ConfigValues.read(tmp_path))[1])
+    assert family.read_config(complete) == family.read_config(
+        family_of(ConfigValues.read(File.at(tmp_path / "config.json")))[1]
+    )
 
 
 def _aliases() -> list[tuple[str, str, str]]:

@@ -11,9 +11,10 @@ import torch
 from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, PassType
-from dst_grpc.domain.interventions import AxisSelection, Intervention, SetValue, TapSelection
+from dst_grpc.domain.interventions import Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import AxisSelection, TapSelection
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.interventions import RowIntervention

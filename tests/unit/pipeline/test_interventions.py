@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
-from dst_grpc.domain.interventions import Intervention, ScaleValue, TapSelection
+from dst_grpc.domain.interventions import Intervention, ScaleValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.taps import Site
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.recording import Recording

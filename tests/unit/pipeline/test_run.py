@@ -13,20 +13,15 @@ import torch
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
-from dst_grpc.domain.interventions import (
-    AblationSpec,
-    AddVector,
-    Intervention,
-    RequestTensor,
-    ScaleValue,
-    TapSelection,
-)
+from dst_grpc.domain.interventions import AblationSpec, AddVector, Intervention, ScaleValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_facts import Backward, Direction
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult

@@ -19,12 +19,14 @@ from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
-from dst_grpc.domain.interventions import AddVector, Intervention, RequestTensor, TapSelection
+from dst_grpc.domain.interventions import AddVector, Intervention
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable
 from dst_grpc.pipeline.admission import Limits

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from dst_grpc.domain.interventions import UNCHANGED, Action, Context, Intervention, ScaleValue, TapSelection, Values
+from dst_grpc.domain.interventions import UNCHANGED, Action, Context, Intervention, ScaleValue, Values
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.taps import Site
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dst_grpc.domain.components import LossFnName, PassType
-from dst_grpc.domain.interventions import DetachGradient, Intervention, ScaleValue, TapSelection
+from dst_grpc.domain.interventions import DetachGradient, Intervention, ScaleValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.taps import Site
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan

@@ -1,35 +1,93 @@
-"""Selections of taps against a model's sizes, and tensors of requests against what is selected."""
+"""Interventions of a request against a model's sizes: what is selected, and which tensors fit there."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.interventions import PositionList, PositionRange
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import Reason, Violations, join_path, require
 from dst_grpc.pipeline.checks import check_covered, check_layer, sized
-from dst_grpc.pipeline.sizes import Sizes
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.components import Dimension
-    from dst_grpc.domain.interventions import (
-        AxisSelection,
-        Intervention,
-        RequestTensor,
-        TapSelection,
-        TensorSource,
-    )
+    from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
+    from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.domain.selections import AxisSelection, TapSelection
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.scalars.origins import Origin
 
 _L = ActivationLocationType
 
 
-def check_selection(
+def planned_interventions(
+    request: DeriveRequest, findings: Findings, sizes: Sizes, spliced: Sequence[AutoencoderEntry]
+) -> Iterator[Intervention]:
+    """What *request* changes, in order; notes what does not exist. What reads other runs is told layer by layer."""
+    if findings.holds_stand_in("autoencoders"):
+        return  # which taps there are depends on them
+    given = [
+        (f"ablation_specs[{i}]", "index", "tensor_indices", spec.intervention)
+        for i, spec in enumerate(request.ablation_specs)
+    ]
+    given += [(f"interventions[{i}]", "at", "axes", one) for i, one in enumerate(request.interventions)]
+    for path, field, axes, one in given:
+        if findings.holds_stand_in(path):
+            continue
+        before = findings.count
+        at = _checked(findings, one.at, f"{path}.{field}", sizes, spliced, axes=axes)
+        if findings.count == before and request.prompt is not None:
+            _check_tensors(findings, one, path, _shape(at, sizes, spliced))
+        meant = one if at is one.at else replace(one, at=at)
+        if meant.action.runs:
+            yield from _at_layers(meant, range(sizes.n_layers))
+        else:
+            yield meant
+    if request.detach_final_layer_norm_scale:
+        yield FINAL_NORM_DETACHED
+
+
+def changes_of_gradient(interventions: Iterable[Intervention], origin: Origin, n_layers: int) -> Iterator[Intervention]:
+    """Those of *interventions* that change a gradient which *origin* sends.
+
+    The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
+    """
+    for one in interventions:
+        at = one.at
+        if at.pass_type is PassType.FORWARD:
+            continue
+        if at.layer_index is not None or at.activation_location_type.has_no_layers:
+            if origin.depends_on((at.activation_location_type, at.layer_index)):
+                yield one
+            continue
+        reached = [layer for layer in range(n_layers) if origin.depends_on((at.activation_location_type, layer))]
+        if len(reached) == n_layers:
+            yield one
+        else:
+            yield from _at_layers(one, reached)
+
+
+def tensor_bytes(interventions: Iterable[Intervention], sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> int:
+    """Bytes of the tensors that *interventions* read, at most: none is larger than what it is put into."""
+    found = {
+        tensor: math.prod(_shape(one.at, sizes, spliced))
+        for one in interventions
+        for tensor in one.action.tensors.values()
+    }
+    return BYTES_OF_FLOAT32 * sum(found.values())
+
+
+def _checked(
     findings: Findings,
     at: TapSelection,
     path: str,
@@ -89,17 +147,17 @@ def _check_axis(findings: Findings, axis: AxisSelection, dimension: Dimension, s
             findings.check(axis.stop <= size, f"{path}.range.stop", description)
 
 
-def at_each_layer(intervention: Intervention, n_layers: int) -> Iterator[Intervention]:
-    """*intervention* at the one layer that it names or, if it names none and the tap has some, at each."""
+def _at_layers(intervention: Intervention, layers: Iterable[int]) -> Iterator[Intervention]:
+    """*intervention* at each of *layers*, if it names no layer of a tap that has some."""
     at = intervention.at
     if at.layer_index is not None or at.activation_location_type.has_no_layers:
         yield intervention
         return
-    for layer in range(n_layers):
+    for layer in layers:
         yield replace(intervention, at=replace(at, layer_index=layer))
 
 
-def selected_shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> tuple[int, ...]:
+def _shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> tuple[int, ...]:
     """Shape of the selected entries, which exist."""
     at = _meant(at, spliced)
     return at.shape([require(size) for _, size in _sized(at, sizes, spliced)])
@@ -126,7 +184,15 @@ def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]
 # Tensors
 
 
-def why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
+def _check_tensors(findings: Findings, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
+    """Note the tensors with numbers that do not stretch to *shape*; those with handles are not known yet."""
+    for field, tensor in intervention.tensor_paths().items():
+        if tensor.tensor is not None:
+            reason = _why_not_stretched(tensor, shape)
+            findings.check(not reason, f"{path}.{field}.tensor", reason)
+
+
+def _why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
     """Why *tensor*, whose numbers are known, cannot be stretched to *shape*; empty if it can."""
     own = () if tensor.tensor is None else tensor.tensor.shape
     # From the last axis on sizes agree, or the tensor's is 1; it may have fewer axes, but not more.
@@ -166,7 +232,7 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
                 continue
             known[tensor] = source.get(tensor.handle)
             sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
-            reason = why_not_stretched(known[tensor], selected_shape(intervention.at, sizes, plan.spliced))
+            reason = _why_not_stretched(known[tensor], _shape(intervention.at, sizes, plan.spliced))
             problems.check(not reason, path, reason)
     if not known:
         return plan

@@ -16,21 +16,18 @@ from dst_grpc.domain.interventions import (
     AddVector,
     DetachGradient,
     Intervention,
-    PositionList,
-    PositionRange,
-    RequestTensor,
     ScaleValue,
     SetValue,
-    TapSelection,
-    TensorSource,
 )
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.errors import InvalidRequest, NotFound
+from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
-from dst_grpc.pipeline.selections import with_tensors
 from tests import explaining, interventions, models, traces
 from tests.unit.pipeline.planning import ATTN, LOSS, MLP, WORLD, ablate, plan, refusal
 
@@ -92,11 +89,13 @@ def test_without_a_prompt_no_tensor_is_too_short() -> None:
     assert planned.run.interventions == (change,)
 
 
-def test_what_names_no_layer_is_at_each() -> None:
-    change, once = at(L.ATTN_VALUE, None), at(L.LOGITS, None)
-    found = plan(interventions=(change, once)).run.interventions
-    expected = [replace(change, at=replace(change.at, layer_index=layer)) for layer in range(3)]
-    assert list(found) == [*expected, once]
+def test_gradients_are_changed_at_the_layers_that_a_trace_sends_them_to() -> None:
+    cut = at(L.RESID_DELTA_ATTN, None, pass_type=BACKWARD, action=DETACH)
+    once = at(L.LOGITS, None, pass_type=BACKWARD, action=DETACH)
+    traced = plan(trace_config=traces.trace(traces.NEURON, 1, 4, 7), interventions=(cut, once))
+    expected = tuple(replace(cut, at=replace(cut.at, layer_index=layer)) for layer in range(2))
+    assert [one.interventions for one in traced.run.passes] == [expected]
+    assert [one.interventions for one in plan(interventions=(cut, once), **LOSS).run.passes] == [(cut, once)]
 
 
 def test_ablations_come_first_and_the_final_norm_last() -> None:
