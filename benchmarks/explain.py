@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from benchmarks import subjects
 from benchmarks.deriving import bare
 from benchmarks.measure import medians, peak_bytes
+from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
 from dst_grpc.contexts.model import ModelContext
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
@@ -21,7 +22,7 @@ from dst_grpc.pipeline.explain_planner import plan_explain
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import RecordingStore
-from dst_grpc.wire.explanations import explain_response_to_wire
+from dst_grpc.wire.frames import part_to_wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def ratios() -> Iterator[str]:
             two = partial(explain, plan(n_tokens, n_runs=2, parts=parts))
             found = medians({"bare": reference, "ours": ours, "two": two}, ROUNDS)
             memory = {"bare": peak_bytes(reference), "ours": peak_bytes(ours)}
-            sent = sum(len(explain_response_to_wire(part).SerializeToString()) for part in ours())
+            sent = sum(part_to_wire(ExplainFrame, part).ByteSize() for part in ours())
             full = asked.plans[0].cost.output_bytes
             yield (
                 f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"

@@ -31,9 +31,8 @@ from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
-from dst_grpc.wire.chunks import Chunk, parsed
-from dst_grpc.wire.frames import CHUNK_BYTES
-from dst_grpc.wire.requests import derive_request_to_wire, resolve_request_to_wire
+from dst_grpc.wire.codec import to_wire
+from dst_grpc.wire.envelope import CHUNK_BYTES, Chunk, received
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -159,7 +158,7 @@ async def _drain(stream: Any) -> int:
         if isinstance(message, bytes):
             size += len(message)
         else:
-            size += sum(len(frame.data) for frame in message if isinstance(frame, Chunk))
+            size += sum(len(frame.data) for frame in message.frames if isinstance(frame, Chunk))
     return size
 
 
@@ -196,7 +195,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
         stub: Any = DerivedScalarServiceStub(channel)
         echo: Any = bare.unary_unary(_ECHO)
         stream: Any = bare.unary_stream(_BYTES)
-        small, large = derive_request_to_wire(small_request()), derive_request_to_wire(large_request())
+        small, large = to_wire(small_request()), to_wire(large_request())
         targets = itertools.count()
         over_loopback = partial(_derive, client, targets)
         found = await _medians({"in process": _in_process(), "over loopback": over_loopback}, 50)
@@ -205,7 +204,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
             f"Derive, small answer: {found['over loopback'] * 1e3:.2f} ms over loopback,"
             f" {found['in process'] * 1e3:.2f} ms in process: p50 + {added:.2f} ms"
         )
-        derive: Any = channel.unary_stream(_DERIVE, response_deserializer=parsed)
+        derive: Any = channel.unary_stream(_DERIVE, response_deserializer=received)
         payload = large.SerializeToString()
         size = await _drain(derive(payload))
         found = await _medians(
@@ -221,7 +220,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
             f"Derive, {size >> 20} MiB answer: {rates['ours']:.0f} MB/s, {rates['ours'] / rates['raw']:.0%} of a raw"
             f" byte stream with the same chunks ({rates['raw']:.0f} MB/s); into numpy {rates['client']:.0f} MB/s"
         )
-        resolve = resolve_request_to_wire(ResolveRequest(request=small_request()))
+        resolve = to_wire(ResolveRequest(request=small_request()))
         request = small.SerializeToString()
         for in_flight in (1, 8):
 

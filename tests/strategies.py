@@ -69,23 +69,12 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
-from dst_grpc.domain.interventions import (
-    AblationSpec,
-    AddVector,
-    AxisSelection,
-    DetachGradient,
-    Intervention,
-    PositionList,
-    PositionRange,
-    RequestTensor,
-    ScaleValue,
-    SetValue,
-    TapSelection,
-)
+from dst_grpc.domain.interventions import AblationSpec, AddVector, DetachGradient, Intervention, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import (
     FLOAT_ELEMENT_TYPES,
     CancelItem,
@@ -125,6 +114,7 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
 from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo

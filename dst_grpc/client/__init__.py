@@ -77,10 +77,11 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
-from dst_grpc.domain.interventions import AblationSpec, Intervention, RequestTensor, TapSelection
+from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -93,6 +94,7 @@ from dst_grpc.domain.resolution import (
 )
 from dst_grpc.domain.results import Axis
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo

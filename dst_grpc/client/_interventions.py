@@ -11,20 +11,11 @@ from numpy.typing import ArrayLike
 
 from dst_grpc.client._requests import member
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.interventions import (
-    AddVector,
-    AxisSelection,
-    DetachGradient,
-    Intervention,
-    PositionList,
-    PositionRange,
-    RequestTensor,
-    ScaleValue,
-    SetValue,
-    TapSelection,
-)
+from dst_grpc.domain.interventions import AddVector, DetachGradient, Intervention, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
 from dst_grpc.errors import InvalidRequest
 
 TapLike: TypeAlias = ActivationLocationType | str

@@ -11,9 +11,10 @@ from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ScalarSum
 from dst_grpc.domain.indices import ActivationIndex, AttnSubActivationIndex, AttnSubNodeIndex, NodeIndex
-from dst_grpc.domain.interventions import AblationSpec, Intervention, RequestTensor, SetValue
+from dst_grpc.domain.interventions import AblationSpec, Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import RegistryChange, Resolution
 from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, TensorInfo

@@ -104,7 +104,7 @@ def question(prompt: str = PROMPT) -> inference.DeriveRequest:
 
 def derived(channel: grpc.Channel) -> int:
     """Tensor bytes of a whole answer, from header to trailer; one that breaks off after it began is asked for again."""
-    frames: list[inference.Frame] = []
+    frames: list[inference.DeriveFrame] = []
     try:
         for part in DerivedScalarServiceStub(channel).Derive(question(), timeout=SECONDS):
             frames += part.frames
@@ -120,7 +120,8 @@ def derived(channel: grpc.Channel) -> int:
 def tokenized(channel: grpc.Channel) -> int:
     """Number of the prompt's tokens."""
     request = catalog.TokenizeRequest(text=PROMPT)
-    return len(CatalogServiceStub(channel).Tokenize(request, timeout=SECONDS).token_ids)
+    parts = CatalogServiceStub(channel).Tokenize(request, timeout=SECONDS)
+    return sum(len(part.token_ids) for part in parts)
 
 
 @pytest.mark.parametrize("call", [tokenized, derived])
@@ -146,11 +147,11 @@ def test_streams_go_through_as_they_are(envoy: Proxy) -> None:
             request.request.request_id = str(i)
         bad = inference.DeriveStreamRequest(request=inference.DeriveRequest(request_id="bad"))
         ends = {
-            frame.request_id: frame.WhichOneof("frame")
+            (part.request_id, part.item_index): frame.WhichOneof("frame")
             for part in stub.DeriveStream(iter([*requests, bad]), timeout=SECONDS)
             for frame in part.frames
         }
-        assert ends == {"0": "trailer", "1": "trailer", "bad": "item_result"}
+        assert ends == {("0", 0): "trailer", ("1", 1): "trailer", ("bad", 2): "error"}
 
 
 def test_only_operators_reach_what_is_in_memory(envoy: Proxy, authority: trustme.CA) -> None:
@@ -167,7 +168,7 @@ def test_only_operators_reach_what_is_in_memory(envoy: Proxy, authority: trustme
 def test_json_is_transcoded(envoy: Proxy) -> None:
     headers = {"content-type": "application/json"}
     status, body = envoy.fetch("/dst.v1.CatalogService/Tokenize", json.dumps({"text": "ab"}).encode(), **headers)
-    assert (status, json.loads(body)["tokenStrings"]) == (200, ["ab"])
+    assert (status, json.loads(body)) == (200, [{"tokenIds": [0], "tokenStrings": ["ab"]}])
     status, body = envoy.fetch("/dst.v1.DerivedScalarService/Derive", b'{"prompt": {}}', **headers)
     assert status == 400
     assert "prompt" in body.decode()

@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dst_grpc.client import AsyncClient
-from dst_grpc.client._explanations import ExplanationCollector
 from dst_grpc.contexts.cache import ContextCache
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.pipeline import Pipeline
-from dst_grpc.rpc.derived_scalar_service import with_trailer
 from dst_grpc.rpc.server import Parts, running_server
 from dst_grpc.rpc.settings import Settings
+from tests.explanations import collected
 from tests.parity.explain_cases import EXPLAIN_CASES, compare_explanation, load_explain_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.domain.explanations import Explanation, ExplanationPart
 
 
 @pytest.fixture
@@ -29,10 +27,6 @@ def parts(registry: Registry) -> Parts:
     """The server's parts on the reference's model, whose random autoencoders reconstruct nothing."""
     cache = ContextCache(registry, loader=FileLoader(allow_failed_checks=True))
     return Parts(pipeline=Pipeline(cache), cache=cache, build_registry=lambda: registry)
-
-
-def _itself(part: ExplanationPart) -> ExplanationPart:
-    return part
 
 
 def test_every_request_is_there() -> None:
@@ -43,13 +37,10 @@ def test_every_request_is_there() -> None:
 async def test_in_process(name: str, parts: Parts, count_row: Callable[[str, str], None]) -> None:
     """Every part of the answer is the reference's; all runs take one pass each way."""
     case = load_explain_case(name, "golden")
-    collector = ExplanationCollector(len(case.request.runs), _itself)
-    found: Explanation | None = None
-    async with aclosing(with_trailer(parts.pipeline.explain(case.request), name)) as messages:
-        async for message in messages:
-            found = collector.add(message)
+    async with aclosing(parts.pipeline.explain(case.request)) as steps:
+        ready = [part async for step in steps for part in step]
     await parts.pipeline.close()
-    assert found is not None
+    found = collected(ready, name, len(case.request.runs))
     assert found.trailer.statistics.forward_passes == 1
     assert found.trailer.statistics.backward_passes == 1
     problems = compare_explanation(case, found)

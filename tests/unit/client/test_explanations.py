@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -131,7 +131,8 @@ def test_several_parts_may_come_in_one_message() -> None:
 def test_a_table_that_comes_in_pieces_is_joined() -> None:
     cutter = PartCutter(explain_pb2.ExplainFrame, chunk_bytes=20)
     sums = ScalarSum(dst=T.MLP_POST_ACT, values=np.arange(30, dtype=np.float32))
-    parts = [part(PartKind.HEADER, HEADER), part(PartKind.NODE_TABLE, TABLE), part(PartKind.SCALAR_SUM, sums), SUMMARY]
+    parts: list[Any] = [part(PartKind.HEADER, HEADER), part(PartKind.NODE_TABLE, TABLE)]
+    parts += [part(PartKind.SCALAR_SUM, sums), SUMMARY]
     messages = [message for one in parts for frame in cutter.cut(one) for message in Envelope("id").pack([frame])]
     assert len(messages) > 8
     collector = ExplanationCollector("id", 1)
@@ -206,15 +207,18 @@ def test_pieces_of_a_sum_that_do_not_follow_one_another_are_data_loss() -> None:
         ExplanationCollector("id", 1).add(explain_pb2.ExplainResponse(frames=[first, second]))
 
 
-def test_a_table_whose_rows_do_not_fit_its_groups_is_data_loss() -> None:
-    for change, words in (
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
         (lambda table: table.nodes[1].values.append(0.5), r"nodes\[1\]\.values: holds 2 values for 1 groups"),
         (lambda table: table.nodes[0].ClearField("values"), r"nodes\[0\]\.values: holds 0"),
         (lambda table: table.groups[0].top.append(3), r"groups\[0\]\.top: names a node beyond the 3"),
         (lambda table: table.groups[0].bottom.append(9), r"groups\[0\]\.bottom"),
         (lambda table: table.nodes[2].node.ClearField("node_type"), r"nodes\[2\]\.node\.node_type: is required"),
-    ):
-        message = sent(part(PartKind.HEADER, HEADER), part(PartKind.NODE_TABLE, TABLE))
-        change(message.frames[1].node_table)
-        with pytest.raises(DataLoss, match=words):
-            ExplanationCollector("id", 1).add(message)
+    ],
+)
+def test_a_table_whose_rows_do_not_fit_its_groups_is_data_loss(change: Callable[[Any], None], words: str) -> None:
+    message = sent(part(PartKind.HEADER, HEADER), part(PartKind.NODE_TABLE, TABLE))
+    change(message.frames[1].node_table)
+    with pytest.raises(DataLoss, match=words):
+        ExplanationCollector("id", 1).add(message)

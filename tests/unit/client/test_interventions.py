@@ -19,15 +19,9 @@ from dst_grpc.client import (
     set_value,
     steer,
 )
-from dst_grpc.domain.interventions import (
-    AddVector,
-    DetachGradient,
-    PositionList,
-    PositionRange,
-    ScaleValue,
-    SetValue,
-)
+from dst_grpc.domain.interventions import AddVector, DetachGradient, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest, NotFound
 from tests.fake_service import SERVER_INFO, FakeService
 
@@ -100,7 +94,7 @@ def test_interventions_travel_with_their_request(client: Client, service: FakeSe
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_a_tensor_is_put_in_pieces_and_named(client: Client, service: FakeService, dtype: type) -> None:
-    values = (np.arange(300_000) % 2048).astype(dtype).reshape(3, -1)
+    values: Any = (np.arange(300_000) % 2048).astype(dtype).reshape(3, -1)
     tensor = client.put_tensor(values, ttl=60)
     kept = service.tensors[tensor.handle]
     assert kept.dtype == (np.float16 if dtype is np.float16 else np.float32)

@@ -61,7 +61,7 @@ def test_every_streamed_answer_has_one_envelope(answer: Any) -> None:
 )
 def test_messages_written_by_hand_are_those_of_the_classes(request_id: str, item_index: int, sizes: list[int]) -> None:
     tensors = [dense(i, np.arange(size, dtype=np.float32)) for i, size in enumerate(sizes)]
-    parts = [header_of(tuple(tensors)), *tensors, SUMMARY]
+    parts: list[Any] = [header_of(tuple(tensors)), *tensors, SUMMARY]
     cutter = FrameCutter(chunk_bytes=1024)
     expected = [pb.DeriveFrame.FromString(b"".join(frame)) for part in parts for frame in cutter.cut(part)]
     written = messages_of(*parts, request_id=request_id, item_index=item_index, max_chunk_bytes=1024)

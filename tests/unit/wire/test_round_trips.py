@@ -16,7 +16,7 @@ from dst_grpc.domain.components import InferenceEngineType, PassType, TensorElem
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.interventions import RequestTensor
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DeriveRequest, Prompt
 from dst_grpc.domain.resolution import ContextStatus
 from dst_grpc.domain.scalars import FACTS
@@ -87,7 +87,7 @@ CASES: dict[str, st.SearchStrategy[Any]] = {
 
 def read_again(message: Any, value: Any) -> Any:
     """The value in *message*, read as what *value* is; a class of its own is read as its base."""
-    cls = type(value)
+    cls: Any = type(value)
     return read(cls.__base__ if cls.__name__.startswith("AttnSub") else cls, message)
 
 
@@ -165,11 +165,10 @@ def test_a_tensor_of_a_request_may_be_of_any_floats(element_type: TensorElementT
 
 
 def test_a_trace_of_traces_is_read_to_its_end() -> None:
-    message = trace_pb2.TraceConfig(node_index={"node_type": 1}, pre_or_post_act=1, attention_trace_type=4)
+    v: dict[str, Any] = {"node_index": {"node_type": 1}, "pre_or_post_act": 1, "attention_trace_type": 4}
+    message = trace_pb2.TraceConfig(**v)
     for _ in range(7):
-        message = trace_pb2.TraceConfig(
-            node_index={"node_type": 1}, pre_or_post_act=1, attention_trace_type=4, downstream_trace_config=message
-        )
+        message = trace_pb2.TraceConfig(**v, downstream_trace_config=message)
     assert read(TraceConfig, message).depth == 8
 
 
