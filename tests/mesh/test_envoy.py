@@ -168,7 +168,7 @@ def test_only_operators_reach_what_is_in_memory(envoy: Proxy, authority: trustme
 def test_json_is_transcoded(envoy: Proxy) -> None:
     headers = {"content-type": "application/json"}
     status, body = envoy.fetch("/dst.v1.CatalogService/Tokenize", json.dumps({"text": "ab"}).encode(), **headers)
-    assert (status, json.loads(body)) == (200, [{"tokenIds": [0], "tokenStrings": ["ab"]}])
+    assert (status, [part["tokenStrings"] for part in json.loads(body)]) == (200, [["ab"]])
     status, body = envoy.fetch("/dst.v1.DerivedScalarService/Derive", b'{"prompt": {}}', **headers)
     assert status == 400
     assert "prompt" in body.decode()
