@@ -185,7 +185,8 @@ class Violations:
 
     def move(self, start: int, prefix: str) -> None:
         """Move those that are listed from position *start* on below *prefix*."""
-        self.listed[start:] = [violation.under(prefix) for violation in self.listed[start:]]
+        if start < len(self.listed):
+            self.listed[start:] = [violation.under(prefix) for violation in self.listed[start:]]
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dst_grpc.domain.explanations import NodeTable
@@ -206,10 +207,12 @@ def _writer(fields: Fields) -> Write:
     (names, values_of), writes, exact, arms = fields.plain, fields.writes, fields.exact, fields.arms
 
     def write(value: Any) -> dict[str, Any]:
-        found = {name: each for name, each in zip(names, values_of(value), strict=True) if each}
+        values = values_of(value)
+        found: dict[str, Any] = dict(compress(zip(names, values, strict=False), values))
         for name, convert in writes:
-            if name in found:
-                found[name] = convert(found[name])
+            each = found.get(name)
+            if each is not None:
+                found[name] = convert(each)
         for name, to_exact in exact:
             each = getattr(value, name)
             if each is not None:

@@ -201,6 +201,7 @@ class Arms:
             cls, kind = (int, Kind()) if field.message_type is None else classes.get(field.message_type.name, _NOTHING)
             self._arms[cls] = field.name, kind.write
             self.reads[field] = kind.read
+        self._by_name = {field.name: read for field, read in self.reads.items()}
 
     @property
     def complaint(self) -> str:
@@ -214,14 +215,17 @@ class Arms:
 
     def read(self, message: Any, problems: Violations) -> Any:
         """The value in a *message* that is nothing but this oneof."""
-        for field, content in message.ListFields():
-            convert = self.reads.get(field)
-            start = len(problems.listed)
-            value = content if convert is None else convert(content, problems)
-            problems.move(start, field.name)
-            return value
-        problems.add("", self.complaint)
-        return BAD
+        arm = message.WhichOneof(self._oneof)
+        if arm is None:
+            problems.add("", self.complaint)
+            return BAD
+        convert, content = self._by_name[arm], getattr(message, arm)
+        if convert is None:
+            return content
+        start = len(problems.listed)
+        value = convert(content, problems)
+        problems.move(start, arm)
+        return value
 
     @property
     def kind(self) -> Kind:

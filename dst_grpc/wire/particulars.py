@@ -56,6 +56,7 @@ CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
 """What is checked of an answer beyond the rules of its classes."""
 PART_BY_PART = frozenset({DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
 """Requests: what is wrong with one of their fields says nothing of the others, whichever it is."""
+_NUMBERS = count()
 STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     Prompt: lambda: Prompt(token_ids=(0,)),
     RequestTensor: lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
@@ -75,7 +76,6 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (SetValue, "tensor"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
 }
 """Makes values of a class, or for a field, about which no rule complains, where those made of defaults would not do."""
-_NUMBERS = count()
 ARRAYS: Mapping[tuple[type, str], Kind] = {
     (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
     (RequestTensor, "tensor"): array(),
