@@ -67,7 +67,7 @@ def request(*types: T, tokens: tuple[int, ...] = models.TOKENS, **fields: Any) -
 
 
 def large() -> DeriveRequest:
-    """An answer of several helpings."""
+    """An answer of several steps."""
     return request(*[T.ATTN_WRITE] * 150, tokens=tuple(range(16)))
 
 
@@ -101,7 +101,7 @@ async def test_an_answer_is_a_header_its_tensors_and_a_summary(pipeline: Pipelin
     assert_idle(pipeline, cache)
 
 
-async def test_an_answer_of_several_helpings_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
+async def test_an_answer_of_several_steps_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
     header, *tensors, _ = await everything(pipeline.derive(large()))
     assert sum(info.byte_length for info in header.tensors) > 3 << 20
     assert [part.info for part in tensors] == list(header.tensors)
