@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.tokenizer import Tokenizer
 
 MAX_TENSORS = 20_000
-"""Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
+"""Tensors of one answer. Each takes about 50 bytes of its header, which is sent before any of them."""
 
 
 def make_plan(
@@ -290,7 +290,7 @@ class _Planner:
         return planner.plan()
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
-        """An answer's header names every tensor, and must fit into one message."""
+        """An answer's header names every tensor."""
         count = sum(len(s.layers) * len(s.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")
