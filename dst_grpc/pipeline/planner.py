@@ -6,8 +6,7 @@ layers, what each type needs. Every bad field is reported at once; what is missi
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.origins import LossFnConfig
@@ -21,6 +20,7 @@ from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.scalar_planner import ScalarPlanner
 from dst_grpc.pipeline.sizes import Sizes
+from dst_grpc.pipeline.stand_ins import without_stand_ins
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
 
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.domain.config import DstConfig
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.engine.tokenizer import Tokenizer
 
 MAX_TENSORS = 20_000
-"""Tensors of one answer. Their headers take about 50 bytes each, and a message holds 4 MiB."""
+"""Tensors of one answer. Each takes about 50 bytes of its header, which is sent before any of them."""
 
 
 def make_plan(
@@ -79,7 +78,7 @@ def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> 
         return None
     try:
         model = registry.model_entry(model_ref(request))
-        return _Planner(_without_stand_ins(request, findings), registry, model, findings).plan()
+        return _Planner(without_stand_ins(request, findings), registry, model, findings).plan()
     except DstError:
         if findings.known:
             return None
@@ -89,29 +88,6 @@ def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> 
 def model_ref(request: DeriveRequest) -> str:
     """Name or handle of the model that *request* is for; empty for the default."""
     return request.model or request.config.model_context or request.config.model_name or ""
-
-
-def _without_stand_ins(request: DeriveRequest, findings: Findings) -> DeriveRequest:
-    """*request* without what is known to be bad and could mislead the rules about other fields."""
-    if not findings.known:
-        return request
-    optional: dict[str, Any] = {
-        name: None for name in ("prompt", "loss_fn_config", "trace_config") if findings.holds_stand_in(name)
-    }
-    specs = tuple(
-        spec
-        if spec.config is None
-        else replace(spec, config=_config_without_stand_ins(spec.config, f"derived_scalars[{i}].config", findings))
-        for i, spec in enumerate(request.derived_scalars)
-    )
-    config = _config_without_stand_ins(request.config, "config", findings)
-    return replace(request, **optional, config=config, derived_scalars=specs)
-
-
-def _config_without_stand_ins(config: DstConfig, path: str, findings: Findings) -> DstConfig:
-    names = ("autoencoder_config", "trace_config", "activation_index_for_fake_grad", "node_index_for_attribution")
-    optional: dict[str, Any] = {name: None for name in names if findings.holds_stand_in(f"{path}.{name}")}
-    return replace(config, **optional)
 
 
 class _Planner:
@@ -314,7 +290,7 @@ class _Planner:
         return planner.plan()
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
-        """An answer's header names every tensor, and must fit into one message."""
+        """An answer's header names every tensor."""
         count = sum(len(s.layers) * len(s.passes) for s in scalars if s is not None)
         if count > MAX_TENSORS:
             self._findings.add("derived_scalars", f"ask for {count} tensors; one answer holds at most {MAX_TENSORS}")

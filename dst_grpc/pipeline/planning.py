@@ -43,22 +43,19 @@ class Planning:
         root: str = "",
         needs_prompt: bool = False,
     ) -> Plan:
-        """As `make_plan`, but kept for who asks the same."""
+        """As `make_plan`, but kept for who asks the same, unless it depends on more than the request."""
         if registry is not self._registry:
             self._registry = registry
             self._kept.clear()
         make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
-        if (known is not None and known.fields) or (needs_prompt and request.prompt is None):
-            return await self._threads.run(make)  # to be refused, with all that is wrong
-        if _brings_numbers(request):
-            return await self._threads.run(make)  # and not kept: they may be many
+        is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
+        if is_refused or _names_files(request) or _brings_numbers(request):
+            return await self._threads.run(make)
         question = request.model, request.question
         plan = self._kept.get(question)
         if plan is not None:
             self._kept.move_to_end(question)
             return plan
-        if _names_files(request):
-            return await self._threads.run(make)  # and not kept: the files may be others by the next time
         if registry.model_entry(model_ref(request)).has_tokenizer:
             plan = make()  # costs less than a thread
         else:
@@ -79,11 +76,11 @@ class Planning:
 
 
 def _names_files(request: DeriveRequest) -> bool:
-    """Whether *request* names autoencoders by path: to plan it, their files are read."""
+    """Whether *request* names autoencoders by path: their files are read, and may be others by the next time."""
     configs = (request.config, *(spec.config for spec in request.derived_scalars))
     return any(config is not None and config.autoencoder_config is not None for config in configs)
 
 
 def _brings_numbers(request: DeriveRequest) -> bool:
-    """Whether *request* holds tensors, rather than handles of some."""
+    """Whether *request* holds tensors, rather than handles of some: they may be too large to keep."""
     return any(tensor.tensor is not None for one in request.interventions for tensor in one.action.tensors.values())

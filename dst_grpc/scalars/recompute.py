@@ -57,7 +57,7 @@ def _value_trace(model: ExplainedModel, trace: TraceConfig, rho: torch.Tensor, g
     t, u, h = trace.node_index.tensor_indices
     layer = model.decoder.layers[require(trace.node_index.layer_index)]
     q, k, v = heads(layer, rho, AttentionTraceType.V, detach_scale=True)
-    probs = layer.attn_probs(layer.attn_scores(q, k)).detach()
+    probs = layer.attn_probs(layer.attn_scores(q, k))
     direction = unit_read(gradient[t], layer.attn_post_norm)
     if layer.attn_post_norm is not None:
         raw = layer.attn_project(layer.attn_mix(probs, v.detach()))

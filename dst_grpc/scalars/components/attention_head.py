@@ -110,7 +110,7 @@ class Value(HeadPair):
         """A[t,u,h] v[u,h] . gradient[t,h], [T, U, H]; the probabilities are constants."""
         block = model.decoder.layers[layer]
         q, k, v = heads(block, rho, self.through, detach_scale=detach_scale)
-        probs = block.attn_probs(block.attn_scores(q, k)).detach()
+        probs = block.attn_probs(block.attn_scores(q, k))
         return probs * torch.einsum("uhc,thc->tuh", v, require(gradient))
 
 

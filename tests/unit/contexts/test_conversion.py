@@ -99,23 +99,29 @@ def opcodes(tmp_path: Path, program: bytes) -> Path:
 
 
 ATTACKS = {
-    "a function by name": b"cos\nsystem\n(S'touch %b'\ntR.",
-    "a nested load": b"ctorch.storage\n_load_from_bytes\n(C\x03abctR.",
-    "a name with a dot": b"\x80\x04\x8c\x05torch\x8c\x0bos.system.x\x93\x8c\x04true\x85R.",
-    "a codec": b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
-    "an object of builtins": b"c__builtin__\neval\n(S'1'\ntR.",
-    "a state": b"cbuiltins\nobject\n)\x81}b.",
+    "posix.system": b"cposix\nsystem\n(S'touch %b'\ntR",
+    "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x03abctR",
+    "torch.os.system": b"\x8c\x05torch\x8c\x09os.system\x93\x8c\x04true\x85R",
+    "__builtin__.eval": b"c__builtin__\neval\n(S'1'\ntR",
+    "builtins.object": b"cbuiltins\nobject\n)\x81}b",
 }
+"""Of a function, of a nested load, of a name with a dot, of an object of builtins, of a state."""
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=str)
-def test_programs_of_other_kinds_do_not_run_either(tmp_path: Path, attack: str) -> None:
+def test_programs_of_every_kind_do_not_run_and_are_named(tmp_path: Path) -> None:
     victim = tmp_path / "attacked"
-    path = opcodes(tmp_path, ATTACKS[attack].replace(b"%b", str(victim).encode()))
-    with pytest.raises(DataLoss, match=r"was not run|cannot be converted"):
-        convert_pickle(path, tmp_path / "0.safetensors")
+    program = b"\x80\x04" + b"0".join(ATTACKS.values()).replace(b"%b", str(victim).encode()) + b"."
+    with pytest.raises(DataLoss, match="was not run") as caught:
+        convert_pickle(opcodes(tmp_path, program), tmp_path / "0.safetensors")
+    assert [name for name in ATTACKS if name not in caught.value.message] == []
     assert not victim.exists()
     assert not (tmp_path / "0.safetensors").exists()
+
+
+def test_a_codec_is_a_program_too(tmp_path: Path) -> None:
+    program = b"c_codecs\nencode\n(Vabc\nVrot13\ntR."
+    with pytest.raises(DataLoss, match="cannot be converted: UnpicklingError: it encodes text as rot13"):
+        convert_pickle(opcodes(tmp_path, program), tmp_path / "0.safetensors")
 
 
 def test_files_that_ask_for_all_memory_are_refused(tmp_path: Path) -> None:
@@ -135,17 +141,10 @@ def test_a_conversion_has_an_end(tmp_path: Path) -> None:
         convert_pickle(source, tmp_path / "0.safetensors", timeout_seconds=0.001)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "cannot be converted"),
-        (b"garbage" * 30, "cannot be converted"),
-        (pickle.dumps({"a": 1}), "cannot be converted"),
-    ],
-)
-def test_files_that_are_none_are_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+@pytest.mark.parametrize("content", [b"garbage" * 30, pickle.dumps({"a": 1})], ids=["garbage", "a bare pickle"])
+def test_files_that_are_none_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "0.pt").write_bytes(content)
-    with pytest.raises(DataLoss, match=problem):
+    with pytest.raises(DataLoss, match="cannot be converted"):
         convert_pickle(tmp_path / "0.pt", tmp_path / "0.safetensors")
 
 

@@ -178,8 +178,10 @@ def check(folder: Path, name: str, values: dict[str, Any], reference: Reference 
     theirs = reference or Reference.of(name, values)
     _write_config(folder / "raw", name, values)
     theirs.config.save_pretrained(folder / "explicit")
-    family, complete = family_of(ConfigValues.read(folder / "raw"))
-    assert family.read_config(complete) == family.read_config(family_of(ConfigValues.read(folder / "explicit"))[1])
+    family, complete = family_of(ConfigValues.read(File.at(folder / "raw" / "config.json")))
+    assert family.read_config(complete) == family.read_config(
+        family_of(ConfigValues.read(File.at(folder / "explicit" / "config.json")))[1]
+    )
     if theirs.model is None:
         return
     theirs.model.save_pretrained(folder / "raw")

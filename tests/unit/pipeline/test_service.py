@@ -28,7 +28,7 @@ from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.checkpoint import open_checkpoint
-from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable
+from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.service import Pipeline
 from tests import checkpoints, interventions, models
@@ -67,7 +67,7 @@ def request(*types: T, tokens: tuple[int, ...] = models.TOKENS, **fields: Any) -
 
 
 def large() -> DeriveRequest:
-    """An answer of several helpings."""
+    """An answer of several steps."""
     return request(*[T.ATTN_WRITE] * 150, tokens=tuple(range(16)))
 
 
@@ -101,7 +101,7 @@ async def test_an_answer_is_a_header_its_tensors_and_a_summary(pipeline: Pipelin
     assert_idle(pipeline, cache)
 
 
-async def test_an_answer_of_several_helpings_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
+async def test_an_answer_of_several_steps_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
     header, *tensors, _ = await everything(pipeline.derive(large()))
     assert sum(info.byte_length for info in header.tensors) > 3 << 20
     assert [part.info for part in tensors] == list(header.tensors)
@@ -294,6 +294,32 @@ async def test_bad_fields_of_a_request_to_resolve_are_named_from_its_root(pipeli
     with pytest.raises(InvalidRequest) as caught:
         await everything(pipeline.resolve(given))
     assert caught.value.violations[0].field == "request.config.layer_indices.layer_indices[0]"
+
+
+async def test_paths_begin_at_the_message_that_a_request_stands_in(pipeline: Pipeline) -> None:
+    bad = request(T.MLP_WRITE, config=DstConfig(layer_indices=(2,)))
+    field = "config.layer_indices.layer_indices[0]"
+    calls = {
+        field: pipeline.derive(bad),
+        f"request.{field}": pipeline.derive(bad, root="request"),
+        f"request.request.{field}": pipeline.resolve(ResolveRequest(request=bad), root="request"),
+    }
+    for path, call in calls.items():
+        with pytest.raises(InvalidRequest) as caught:
+            await everything(call)
+        assert [violation.field for violation in caught.value.violations] == [path]
+
+
+async def test_what_reading_a_message_found_is_told_with_the_rest(pipeline: Pipeline) -> None:
+    bad = replace(request(T.MLP_WRITE, config=DstConfig(layer_indices=(2,))), prompt=None)
+    known = Violations()
+    known.add("prompt.text", "must not be empty")
+    with pytest.raises(InvalidRequest) as caught:
+        await everything(pipeline.derive(bad, known))
+    assert {violation.field for violation in caught.value.violations} == {
+        "prompt.text", "config.layer_indices.layer_indices[0]",
+    }  # fmt: skip
+    assert len(await everything(pipeline.derive(request(T.LOGITS), Violations()))) == 3
 
 
 async def test_a_request_to_resolve_needs_no_prompt(pipeline: Pipeline) -> None:

@@ -1,0 +1,126 @@
+"""Tables of the nodes that groups choose among the derived scalars of runs, and sums of whole derived scalars.
+
+Every type of every run is gone through once, for all groups together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.explanations import Completeness, ExplainPart, GroupValues, NodeTable, ScalarSum
+from dst_grpc.errors import InvalidRequest
+from dst_grpc.pipeline.explain_plan import ends_of
+from dst_grpc.scalars.node_groups import NodeGroups
+from dst_grpc.scalars.topk import Entries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dst_grpc.domain.explain import TopKGroup
+    from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.domain.scalar_types import DerivedScalarType
+    from dst_grpc.engine.tokenizer import Tokenizer
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.run import RunResult
+
+_P = ExplainPart
+
+
+class NodeTables:
+    """What the groups of one request choose. Lives on the device's thread."""
+
+    def __init__(self, asked: ExplainPlan, results: Sequence[RunResult], tokenizer: Tokenizer) -> None:
+        """Derive nothing yet; *results* are of the plans of *asked*."""
+        self._asked, self._results, self._tokenizer = asked, results, tokenizer
+        self._entries: list[dict[DerivedScalarType, Entries]] = []
+        """The types of each run."""
+
+    def scan(self) -> None:
+        """Go once through every type of every run; the rest is made of what that found."""
+        asked = self._asked
+        groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
+        for i, result in enumerate(self._results):
+            found = {s.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
+            for dst, entries in found.items():
+                mine = [group for group in groups if dst in group.dsts]
+                ends = {end for group in mine for end in ends_of(group.selection)}
+                entries.scan(max(map(self._k, mine)), asked.token_indices[i], sorted(ends))
+            self._entries.append(found)
+
+    def sums(self, i: int) -> list[ScalarSum]:
+        """The sum of each type of one run."""
+        return [
+            ScalarSum(dst=dst, values=entries.sum.float().cpu().numpy()) for dst, entries in self._entries[i].items()
+        ]
+
+    def tables(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
+        """The table of each run, of the nodes that it chose itself or, if shared, that any run chose."""
+        chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._results))]
+        lists = [[node for top, bottom in of_run for node in (*top, *bottom)] for of_run in chosen]
+        if self._asked.is_shared:
+            lists = [[node for nodes in lists for node in nodes]] * len(lists)
+        tables: list[NodeTable] = []
+        numbers: dict[NodeIndex, int] = {}
+        places = NodeGroups(())
+        for i, nodes in enumerate(lists):
+            if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
+                numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
+                self._check_count(len(numbers))
+                places = NodeGroups(tuple(numbers))
+            of_groups = [self._group_values(i, group, chosen[i][g], numbers, places) for g, group in enumerate(groups)]
+            tables.append(NodeTable(nodes=tuple(numbers), groups=tuple(of_groups), vocab_tokens=self._texts(numbers)))
+        return tables
+
+    def _k(self, group: TopKGroup) -> int:
+        return self._asked.k if group.k is None else group.k
+
+    def _check_count(self, count: int) -> None:
+        limit = self._asked.max_table_nodes
+        if count > limit:
+            raise InvalidRequest.of("k", f"the runs choose {count} nodes; a table holds at most {limit}")
+
+    def _chosen(self, i: int, group: TopKGroup) -> tuple[list[NodeIndex], list[NodeIndex]]:
+        """The largest and the smallest nodes of a group in one run, each list descending."""
+        lists: dict[bool, list[NodeIndex]] = {True: [], False: []}
+        for largest in ends_of(group.selection):
+            ranked = [
+                pair for dst in group.dsts for pair in self._entries[i][dst].best(self._k(group), largest=largest)
+            ]
+            ranked.sort(key=lambda pair: -pair[0])
+            lists[largest] = [node for _, node in ranked]
+        return lists[True], lists[False]
+
+    def _group_values(
+        self,
+        i: int,
+        group: TopKGroup,
+        chosen: tuple[list[NodeIndex], list[NodeIndex]],
+        numbers: Mapping[NodeIndex, int],
+        places: NodeGroups,
+    ) -> GroupValues:
+        values = torch.full((places.count,), torch.nan)
+        for dst in group.dsts:
+            self._entries[i][dst].values_at(places, values)
+        return GroupValues(
+            group_id=group.group_id,
+            values=values.numpy(),
+            top=tuple(numbers[node] for node in chosen[0]),
+            bottom=tuple(numbers[node] for node in chosen[1]),
+            completeness=Completeness(
+                listed=values.double().nansum().item(),
+                total=sum(self._entries[i][dst].total for dst in group.dsts),
+                target=self._results[i].target,
+            ),
+        )
+
+    def _texts(self, nodes: Mapping[NodeIndex, int]) -> tuple[str, ...]:
+        """Text of each node that is a token of the vocabulary; nothing if none is."""
+        ids = [node.tensor_indices[-1] if node.node_type is NodeType.VOCAB_TOKEN else None for node in nodes]
+        known = [token for token in ids if token is not None and token < self._asked.plans[0].vocab_size]
+        if not known:
+            return ()
+        texts = dict(zip(known, self._tokenizer.token_strings(known), strict=True))
+        return tuple(texts.get(token, "") if token is not None else "" for token in ids)

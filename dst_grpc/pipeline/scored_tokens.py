@@ -1,0 +1,104 @@
+"""Scored tokens: which tokens of the vocabulary nodes of a table promote, or would be raised by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.explanations import ExplainPart, NodeTokens, ScoredTokens, TokenScore
+from dst_grpc.scalars.node_vectors import Vectors, mlp_input_vectors, score_input_vectors, written_vectors
+from dst_grpc.scalars.token_scoring import TokenExtremes, extreme_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.pipeline.run import RunResult
+    from dst_grpc.scalars.explained_model import ExplainedModel
+
+_P = ExplainPart
+
+
+class TokenScorer:
+    """Scores the tokens for the nodes of one request's runs. Lives on the device's thread."""
+
+    def __init__(
+        self, results: Sequence[RunResult], explained: Sequence[ExplainedModel], model: ModelContext, count: int
+    ) -> None:
+        """Score nothing yet.
+
+        Args:
+            results: of the runs.
+            explained: the model of each run, with the autoencoders in its graph.
+            model: the model.
+            count: tokens to find at each end.
+        """
+        self._results, self._explained, self._model, self._count = results, explained, model, count
+        self._score_inputs: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
+
+    def scored(
+        self, part: ExplainPart, tables: Sequence[Sequence[NodeIndex]], start: int, stop: int
+    ) -> list[ScoredTokens]:
+        """Scored tokens of the nodes from *start* to *stop* of each run's table, in one go through the vocabulary."""
+        vectors = [self._vectors(part, i, table[start:stop], start) for i, table in enumerate(tables)]
+        decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
+        directions = torch.cat([one.directions for one in vectors])
+        directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
+        vocabulary = decoder.unembedding if is_output else decoder.embedding.t()
+        vocabulary = vocabulary[:, : self._results[0].plan.vocab_size]
+        found = extreme_tokens(directions, vocabulary, self._count, centred=is_output)
+        scored, first = [], 0
+        for one in vectors:
+            nodes = _node_tokens(one, found, first, start, self._model.tokenizer.token_strings)
+            scored.append(ScoredTokens(part=part, nodes=nodes))
+            first += len(one.directions)
+        return scored
+
+    def _vectors(self, part: ExplainPart, i: int, nodes: Sequence[NodeIndex], start: int) -> Vectors:
+        """What is scored of *nodes* of one run, the first of which is at *start* of its table."""
+        model, taps = self._explained[i], self._results[i].recording.taps
+        if part is _P.UPVOTED_OUTPUT_TOKENS:
+            return written_vectors(model, taps, nodes)
+        if part is _P.INPUT_TOKENS_THAT_UPVOTE_MLP:
+            return mlp_input_vectors(model, taps, nodes)
+        if (i, start) not in self._score_inputs:  # one pass finds them for queries and for keys
+            self._score_inputs[i, start] = score_input_vectors(model, taps, nodes)
+        of_queries, of_keys = self._score_inputs[i, start]
+        return of_queries if part is _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q else of_keys
+
+
+def _node_tokens(
+    vectors: Vectors,
+    found: TokenExtremes,
+    first: int,
+    start: int,
+    texts: Callable[[Sequence[int]], list[str]],
+) -> tuple[NodeTokens, ...]:
+    """Scored tokens of each node: those of its direction times its coefficient, which may swap the ends.
+
+    Args:
+        vectors: one run's vectors.
+        found: the tokens along all directions.
+        first: where this run's directions begin there.
+        start: the number, in the table, of the first node of the list.
+        texts: gives tokens as texts.
+    """
+    scores = torch.stack((found.top, found.bottom)).tolist()
+    ids = torch.stack((found.top_ids, found.bottom_ids)).tolist()
+    result = []
+    for node, row, coefficient in zip(vectors.nodes, vectors.rows, vectors.coefficients, strict=True):
+        largest = max(abs(scores[0][first + row][0]), abs(scores[1][first + row][0])) * abs(coefficient)
+        ends = []
+        for end in (0, 1) if coefficient >= 0 else (1, 0):
+            tokens = ids[end][first + row]
+            of_end = [score * coefficient for score in scores[end][first + row]]
+            ends.append(
+                tuple(
+                    TokenScore(token, text, score, score / largest if largest else 0.0)
+                    for token, text, score in zip(tokens, texts(tokens), of_end, strict=True)
+                )
+            )
+        result.append(NodeTokens(node=start + node, top=ends[0], bottom=ends[1]))
+    return tuple(result)

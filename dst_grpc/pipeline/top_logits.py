@@ -1,0 +1,62 @@
+"""The largest and smallest output logits of runs, as tables of the vocabulary's tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.explanations import Completeness, GroupValues, NodeTable
+from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.pipeline.explain_plan import logits_are_changed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.run import RunResult
+
+_L = ActivationLocationType
+LOGITS_GROUP = "logits"
+
+
+def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelContext) -> list[NodeTable]:
+    """The table of each run, at its token; of all runs the same tokens if they share nodes and the token."""
+    found = [_logits(result, token, model.decoder) for result, token in zip(results, asked.logit_tokens, strict=True)]
+    rows = torch.stack(found).float()
+    count = min(asked.top_logit_count, rows.shape[1])
+    tops, bottoms = (rows.topk(count, largest=largest).indices.tolist() for largest in (True, False))
+    chosen = [(top, bottom[::-1]) for top, bottom in zip(tops, bottoms, strict=True)]
+    is_shared = asked.is_shared and len(set(asked.logit_tokens)) == 1
+    everyone = [token for top, bottom in chosen for token in (*top, *bottom)]
+    tables = []
+    for row, result, at, (top, bottom) in zip(rows, results, asked.logit_tokens, chosen, strict=True):
+        ids = list(dict.fromkeys(everyone if is_shared else (*top, *bottom)))
+        numbers = {token: number for number, token in enumerate(ids)}
+        values = row[ids].cpu()
+        group = GroupValues(
+            group_id=LOGITS_GROUP,
+            values=values.numpy(),
+            top=tuple(numbers[token] for token in top),
+            bottom=tuple(numbers[token] for token in bottom),
+            completeness=Completeness(
+                listed=values.double().sum().item(), total=row.double().sum().item(), target=result.target
+            ),
+        )
+        nodes = tuple(NodeIndex(node_type=NodeType.VOCAB_TOKEN, tensor_indices=(at, token)) for token in ids)
+        texts = tuple(model.tokenizer.token_strings(ids))
+        tables.append(NodeTable(nodes=nodes, groups=(group,), vocab_tokens=texts))
+    return tables
+
+
+def _logits(result: RunResult, token: int, decoder: Decoder) -> torch.Tensor:
+    """Logits [V] of one run at *token*: recorded if they were changed, else of the last residual."""
+    taps, vocab_size = result.recording.taps, result.plan.vocab_size
+    if logits_are_changed(result.plan):
+        return taps.value((_L.LOGITS, None))[token, :vocab_size]
+    last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
+    return decoder.unembed(decoder.final_norm(last))[:vocab_size]
