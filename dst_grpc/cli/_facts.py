@@ -139,7 +139,7 @@ def path_of(run: ExplainRun) -> tuple[str, ...]:
 
 def ablations_of(run: ExplainRun) -> tuple[str, ...]:
     """What the run overwrites."""
-    return (*map(ablation_text, run.ablation_specs), *map(ablation_text, run.node_ablations))
+    return tuple(map(ablation_text, (*run.ablation_specs, *run.node_ablations, *run.interventions)))
 
 
 def groups_of(request: ExplainRequest) -> tuple[TopKGroup, ...]:
