@@ -27,15 +27,9 @@ from dst_grpc.client import (
     TapSelection,
     TraceConfig,
 )
-from dst_grpc.domain.interventions import (
-    Action,
-    AxisSelection,
-    PositionList,
-    PositionRange,
-    ScaleValue,
-    SetValue,
-)
+from dst_grpc.domain.interventions import Action, ScaleValue, SetValue
 from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
 _BY_LETTER = {facts.letter: facts for facts in NODES.values() if facts.letter}

@@ -24,7 +24,8 @@ from dst_grpc.client import (
     TapSelection,
     TraceConfig,
 )
-from dst_grpc.domain.interventions import AxisSelection, PositionList, PositionRange, ScaleValue, SetValue
+from dst_grpc.domain.interventions import ScaleValue, SetValue
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
 _SELECTION = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?\[(?P<positions>[\d:,()\s]*)\]"

@@ -226,8 +226,9 @@ class Multiplexer(Generic[MessageT]):
     async def _run_item(self, index: int, item: Item, deadline: float | None) -> None:
         """Put the answers of one item, and its failure if it fails."""
         request_id = item.request_id
+        scope = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(deadline) as scope:
+            async with scope:
                 self._running[request_id] = scope
                 try:
                     async with aclosing(item.answers(index)) as answers:
@@ -237,7 +238,6 @@ class Multiplexer(Generic[MessageT]):
                     del self._running[request_id]
         except TimeoutError as error:
             if request_id in self._cancelled:
-                self._cancelled.discard(request_id)
                 await self._fail(index, request_id, Cancelled("the client cancelled the item"))
             else:
                 await self._fail(index, request_id, _too_late(item) if scope.expired() else error)
@@ -250,6 +250,7 @@ class Multiplexer(Generic[MessageT]):
         except Exception as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
             await self._fail(index, request_id, error)
         finally:
+            self._cancelled.discard(request_id)
             self._slots.release()
 
     async def _fail(self, index: int, request_id: str, error: BaseException) -> None:

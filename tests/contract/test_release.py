@@ -35,8 +35,8 @@ def test_a_release_is_an_sdist_a_wheel_the_protos_and_their_checksums(built: dic
     version = dst_grpc.__version__
     archives = {f"dst_grpc-{version}-py3-none-any.whl", f"dst_grpc-{version}.tar.gz", f"dst-protos-{version}.tar.gz"}
     assert set(built) == {*archives, "SHA256SUMS"}
-    sums = dict(reversed(line.split("  ")) for line in built["SHA256SUMS"].read_text().splitlines())
-    assert sums == {name: hashlib.sha256(built[name].read_bytes()).hexdigest() for name in archives}
+    sums = {tuple(line.split("  ")) for line in built["SHA256SUMS"].read_text().splitlines()}
+    assert sums == {(hashlib.sha256(built[name].read_bytes()).hexdigest(), name) for name in archives}
 
 
 def test_the_same_tree_gives_the_same_protos(built: dict[str, Path], tmp_path: Path) -> None:

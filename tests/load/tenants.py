@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc.aio
@@ -25,8 +24,8 @@ class _Derived(NamedTuple):
 
 def arguments() -> tuple[str, ...]:
     """Two names for the embedded model, and a budget that one of them fills."""
-    folder = embedded.MODEL
-    weights = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+    folder = embedded.MODEL_FOLDER
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     return ("--model", f"a={folder}", "--model", f"b={folder}", "--budget-bytes", str(int(1.5 * weights)))
 
 

@@ -11,7 +11,9 @@ from dst_grpc.cli._explain import explain_request_of
 from dst_grpc.cli._nodes import ablation_text
 from dst_grpc.cli._parse import parse_ablation, parse_scale, parse_what_to_ablate
 from dst_grpc.client import AblationSpec, ActivationIndex, ActivationLocationType, Intervention, TapSelection
-from dst_grpc.domain.interventions import AddVector, PositionList, PositionRange, RequestTensor, ScaleValue, SetValue
+from dst_grpc.domain.interventions import AddVector, ScaleValue, SetValue
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
 MLP = ActivationLocationType.MLP_POST_ACT
