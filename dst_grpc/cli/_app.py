@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dst_grpc import __version__
-from dst_grpc.cli._catalog import models, tokenize, types
+from dst_grpc.cli._catalog import models, server_info, tokenize, types
 from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
@@ -49,6 +49,7 @@ for command in (
     models,
     types,
     tokenize,
+    server_info,
     contexts,
     load,
     unpin,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from dst_grpc.cli._parse import parse_ablation, parse_trace
-from dst_grpc.client import DerivedScalarType, DeriveRequest, DstConfig, make_request
+from dst_grpc.cli._console import ModelOption
+from dst_grpc.cli._parse import parse_ablation, parse_scale, parse_trace
+from dst_grpc.client import AblationSpec, DerivedScalarType, DeriveRequest, DstConfig, Intervention, make_request
 
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="The text, taken as it is.", show_default=False)]
 TypeOption = Annotated[
@@ -41,7 +46,24 @@ TraceOption = Annotated[
 ]
 AblateOption = Annotated[
     list[str] | None,
-    typer.Option("--ablate", metavar="SPEC", help="Overwrite activations, e.g. attn.qk_probs@2[:,:,1]=0."),
+    typer.Option(
+        "--ablate",
+        metavar="SPEC",
+        help="Overwrite activations, e.g. attn.qk_probs@2[:,:,1]=0 or mlp.post_act@2[5:9,(1,4)]=0; may be repeated.",
+    ),
+]
+ScaleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scale", metavar="SPEC", help="Multiply activations, e.g. attn.qk_probs@2[:,:,1]*0.5; may be repeated."
+    ),
+]
+DetachOption = Annotated[
+    bool,
+    typer.Option(
+        "--detach-final-norm",
+        help="Hold the final norm's scale constant in gradients, so that direct effects are shares of the loss.",
+    ),
 ]
 AutoencoderOption = Annotated[
     list[str] | None,
@@ -60,40 +82,73 @@ DEFAULT_TYPES = ("mlp_write_to_final_residual_grad", "unflattened_attn_write_to_
 """What explains an output best, if there is a loss or a trace."""
 
 
-def request_of(
-    prompt: str,
-    *,
-    types: list[str] | None,
-    target: list[str] | None,
-    distractor: list[str] | None,
-    loss: str | None,
-    trace: str | None,
-    ablate: list[str] | None,
-    autoencoder: list[str] | None,
-    read: list[str] | None,
-    layer: list[int] | None,
-    gradients: bool,
-    model: str | None,
-) -> DeriveRequest:
-    """The request that the options describe.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """The prompt, and the options that say what to derive of it."""
 
-    Raises:
-        InvalidRequest: If an option cannot be valid, whatever the model.
-    """
-    has_origin = bool(target or loss or trace)
-    return make_request(
-        prompt,
-        types or (DEFAULT_TYPES if has_origin else ("logits",)),
-        target=target,
-        distractor=distractor,
-        loss=loss,
-        trace=None if trace is None else parse_trace(trace),
-        ablations=[parse_ablation(text) for text in ablate or ()],
-        autoencoders=autoencoder or (),
-        config=DstConfig(
-            derive_gradients=gradients,
-            layer_indices=tuple(layer) if layer else None,
-            multi_autoencoder_context=tuple(read) if read else None,
-        ),
-        model=model,
-    )
+    prompt: PromptArgument
+    types: TypeOption = None
+    target: TargetOption = None
+    distractor: DistractorOption = None
+    loss: LossOption = None
+    trace: TraceOption = None
+    ablate: AblateOption = None
+    scale: ScaleOption = None
+    detach_final_norm: DetachOption = False
+    autoencoder: AutoencoderOption = None
+    read: ReadOption = None
+    layer: LayerOption = None
+    gradients: GradientsOption = False
+    model: ModelOption = None
+
+    def request(self) -> DeriveRequest:
+        """The request that they describe.
+
+        Raises:
+            InvalidRequest: If an option cannot be valid, whatever the model.
+        """
+        has_origin = bool(self.target or self.loss or self.trace)
+        ablations = [parse_ablation(text) for text in self.ablate or ()]
+        changes = [found for found in ablations if isinstance(found, Intervention)]
+        return make_request(
+            self.prompt,
+            self.types or (DEFAULT_TYPES if has_origin else ("logits",)),
+            target=self.target,
+            distractor=self.distractor,
+            loss=self.loss,
+            trace=None if self.trace is None else parse_trace(self.trace),
+            ablations=[found for found in ablations if isinstance(found, AblationSpec)],
+            interventions=[*changes, *map(parse_scale, self.scale or ())],
+            detach_final_layer_norm_scale=self.detach_final_norm,
+            autoencoders=self.autoencoder or (),
+            config=DstConfig(
+                derive_gradients=self.gradients,
+                layer_indices=tuple(self.layer) if self.layer else None,
+                multi_autoencoder_context=tuple(self.read) if self.read else None,
+            ),
+            model=self.model,
+        )
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """*command*, with the options of RequestOptions in place of its first parameter, which gets them."""
+    hints = get_type_hints(RequestOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(RequestOptions)
+    ]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(RequestOptions(**{field.name: values.pop(field.name) for field in fields(RequestOptions)}), **values)
+
+    parameters = [*shared, *own]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

@@ -1,4 +1,4 @@
-"""`dst-grpc models`, `types`, `tokenize`: what can be asked."""
+"""`dst-grpc models`, `types`, `tokenize`, `server-info`: what can be asked, and of whom."""
 
 from __future__ import annotations
 
@@ -194,3 +194,29 @@ def tokenize(
     numbered = enumerate(zip(tokens.ids, tokens.strings, strict=True))
     rows = [(str(position), str(token_id), repr(string)) for position, (token_id, string) in numbered]
     print_rows(console(), ("position", "id", "token"), rows)
+
+
+def server_info(
+    server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the server's version, its limits, and what its operator has switched on."""
+    with errors_reported(as_json=as_json), connect(server) as client:
+        info = client.server_info(timeout=timeout)
+    if as_json:
+        print_json(dataclasses.asdict(info))
+        return
+    limits = info.limits
+    rows = [
+        ("version", info.version),
+        ("protocol", f"dst.v1, version {info.protocol_version}"),
+        ("features", ", ".join(info.features) or "none"),
+        ("largest request", human_bytes(limits.max_request_bytes)),
+        ("largest message", human_bytes(limits.max_response_bytes)),
+        ("requests that wait", str(limits.max_queued_requests)),
+        ("items in flight", f"{limits.max_items_in_flight_per_stream} of a stream"),
+        ("items of a stream", str(limits.max_items_per_stream)),
+        ("memory of all runs", human_bytes(limits.max_run_bytes)),
+        ("tensors of a caller", human_bytes(limits.max_put_tensor_bytes)),
+        ("life of a tensor", f"{limits.max_put_tensor_ttl:g} s"),
+    ]
+    print_rows(console(), ("what", "value"), rows)

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dst_grpc.cli import _arguments as arguments
+from dst_grpc.cli._arguments import RequestOptions, takes_request
 from dst_grpc.cli._console import (
     JsonOption,
-    ModelOption,
     ServerOption,
     TimeoutOption,
     connect,
@@ -36,25 +35,15 @@ from dst_grpc.client import (
 )
 
 
+@takes_request
 def derive(
-    prompt: arguments.PromptArgument,
+    options: RequestOptions,
     *,
-    types: arguments.TypeOption = None,
-    target: arguments.TargetOption = None,
-    distractor: arguments.DistractorOption = None,
-    loss: arguments.LossOption = None,
-    trace: arguments.TraceOption = None,
-    ablate: arguments.AblateOption = None,
-    autoencoder: arguments.AutoencoderOption = None,
-    read: arguments.ReadOption = None,
-    layer: arguments.LayerOption = None,
-    gradients: arguments.GradientsOption = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Entries to show of each type.")] = 10,
     by: Annotated[TopBy, typer.Option("--by", help="What makes an entry large.")] = TopBy.MAGNITUDE,
     at: Annotated[
         int | None, typer.Option("--at", metavar="TOKEN", help="Only nodes at this token; -1 is the last.")
     ] = None,
-    model: ModelOption = None,
     server: ServerOption = DEFAULT_TARGET,
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
@@ -66,20 +55,7 @@ def derive(
     Example: dst-grpc derive "John gave a drink to" --target " Mary" --distractor " John" --top 5
     """
     with errors_reported(as_json=as_json):
-        request = arguments.request_of(
-            prompt,
-            types=types,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            trace=trace,
-            ablate=ablate,
-            autoencoder=autoencoder,
-            read=read,
-            layer=layer,
-            gradients=gradients,
-            model=model,
-        )
+        request = options.request()
         with connect(server) as client:
             with progress_bar() as progress:
                 if not progress.disable:

@@ -24,10 +24,11 @@ from dst_grpc.cli._console import (
 from dst_grpc.cli._facts import TITLES, groups_of, rows_of
 from dst_grpc.cli._nodes import read_head
 from dst_grpc.cli._page import page
-from dst_grpc.cli._parse import parse_path, parse_what_to_ablate
+from dst_grpc.cli._parse import parse_path, parse_scale, parse_what_to_ablate
 from dst_grpc.cli._pictures import Paper, pictures
 from dst_grpc.client import (
     DEFAULT_TARGET,
+    AblationSpec,
     Client,
     ComponentTypeForAttention,
     ComponentTypeForMlp,
@@ -35,6 +36,7 @@ from dst_grpc.client import (
     DstConfig,
     ExplainRequest,
     Explanation,
+    Intervention,
     NodeAblation,
     TopKGroup,
     default_groups,
@@ -70,7 +72,13 @@ AblateOption = Annotated[
         "--ablate",
         metavar="NODE",
         help="Switch this node off, and compare: 2.h3@13, or 2.h3 at every token, 2.n353@13=0.5 to set it, emb@13, or "
-        "entries such as attn.qk_probs@2[:,:,1]=0. May be repeated.",
+        "entries such as attn.qk_probs@2[:,:,1]=0 or mlp.post_act@2[5:9,(1,4)]=0. May be repeated.",
+    ),
+]
+ScaleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scale", metavar="SPEC", help="Multiply entries, and compare: attn.qk_probs@2[:,:,1]*0.5. May be repeated."
     ),
 ]
 HeadOption = Annotated[
@@ -95,6 +103,7 @@ def explain(
     loss: arguments.LossOption = None,
     trace: TraceOption = None,
     ablate: AblateOption = None,
+    scale: ScaleOption = None,
     head: HeadOption = None,
     k: Annotated[int, typer.Option("--k", min=1, help="Nodes to choose of each kind, at each end.")] = 15,
     top: Annotated[int, typer.Option("--top", min=1, help="Nodes to show of each group.")] = 10,
@@ -132,6 +141,7 @@ def explain(
             loss=loss,
             trace=trace,
             ablate=ablate,
+            scale=scale,
             k=k,
             groups=groups or ([ALL_GROUPS] if html else None),
             mlp=mlp,
@@ -167,6 +177,7 @@ def explain_request_of(
     loss: str | None = None,
     trace: list[str] | None = None,
     ablate: list[str] | None = None,
+    scale: list[str] | None = None,
     k: int = 15,
     groups: list[str] | None = None,
     mlp: str = "neurons",
@@ -174,7 +185,7 @@ def explain_request_of(
     autoencoder: list[str] | None = None,
     model: str | None = None,
 ) -> ExplainRequest:
-    """The request that the options describe: the prompt as it is, then, if anything is, with that switched off.
+    """The request that the options describe: the prompt as it is, then, if anything is, with that changed.
 
     Raises:
         InvalidRequest: If an option cannot be valid, whatever the model.
@@ -191,12 +202,16 @@ def explain_request_of(
         k=k,
         model=model,
     )
-    ablations = [parse_what_to_ablate(text) for text in ablate or ()]
+    changes = [*map(parse_what_to_ablate, ablate or ()), *map(parse_scale, scale or ())]
     (run,) = request.runs
-    if ablations:
-        nodes = tuple(found for found in ablations if isinstance(found, NodeAblation))
-        others = tuple(found for found in ablations if not isinstance(found, NodeAblation))
-        request = replace(request, runs=(run, replace(run, node_ablations=nodes, ablation_specs=others)))
+    if changes:
+        changed = replace(
+            run,
+            node_ablations=tuple(found for found in changes if isinstance(found, NodeAblation)),
+            ablation_specs=tuple(found for found in changes if isinstance(found, AblationSpec)),
+            interventions=tuple(found for found in changes if isinstance(found, Intervention)),
+        )
+        request = replace(request, runs=(run, changed))
     return replace(request, groups=_chosen_groups(request, groups))
 
 

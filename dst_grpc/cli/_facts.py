@@ -10,12 +10,15 @@ import numpy as np
 
 from dst_grpc.cli._nodes import ablation_text, node_text, trace_text
 from dst_grpc.client import (
+    AblationSpec,
     AttentionTraceType,
     ExplainPart,
     ExplainRequest,
     ExplainRun,
+    Intervention,
     LossFnConfig,
     LossFnName,
+    NodeAblation,
     NodeIndex,
     NodeType,
     RunExplanation,
@@ -139,7 +142,9 @@ def path_of(run: ExplainRun) -> tuple[str, ...]:
 
 def ablations_of(run: ExplainRun) -> tuple[str, ...]:
     """What the run overwrites."""
-    return (*map(ablation_text, run.ablation_specs), *map(ablation_text, run.node_ablations))
+    changes: tuple[NodeAblation | AblationSpec | Intervention, ...]
+    changes = (*run.ablation_specs, *run.node_ablations, *run.interventions)
+    return tuple(map(ablation_text, changes))
 
 
 def groups_of(request: ExplainRequest) -> tuple[TopKGroup, ...]:

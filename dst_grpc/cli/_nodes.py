@@ -19,13 +19,17 @@ from dst_grpc.client import (
     ActivationIndex,
     ActivationLocationType,
     AttentionTraceType,
+    Intervention,
     NodeAblation,
     NodeIndex,
     NodeType,
     PreOrPostAct,
+    TapSelection,
     TraceConfig,
 )
+from dst_grpc.domain.interventions import Action, ScaleValue, SetValue
 from dst_grpc.domain.nodes import NODES
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
 _BY_LETTER = {facts.letter: facts for facts in NODES.values() if facts.letter}
@@ -60,8 +64,10 @@ def trace_text(trace: TraceConfig) -> str:
     return f"{node_text(trace.node_index)}{'' if through is None else f':{through}'}"
 
 
-def ablation_text(ablation: NodeAblation | AblationSpec) -> str:
-    """How an ablation is written."""
+def ablation_text(ablation: NodeAblation | AblationSpec | Intervention) -> str:
+    """How a change of a run is written."""
+    if isinstance(ablation, Intervention):
+        return f"{_entries_text(ablation.at)}{_action_text(ablation.action)}"
     if isinstance(ablation, NodeAblation):
         node = ablation.node_index
         if node.node_type is NodeType.ATTENTION_HEAD:
@@ -76,9 +82,34 @@ def ablation_text(ablation: NodeAblation | AblationSpec) -> str:
     for letter, facts in _BY_LETTER.items():
         if facts.tap is tap and index.layer_index is not None and last is not None and all(at is None for at in tokens):
             return f"{index.layer_index}.{letter}{last}={ablation.value:g}"
-    where = ",".join(":" if at is None else str(at) for at in index.tensor_indices)
-    layer = "" if index.layer_index is None else f"@{index.layer_index}"
-    return f"{tap}{layer}[{where}]={ablation.value:g}"
+    entries = TapSelection(activation_location_type=tap, axes=index.tensor_indices, layer_index=index.layer_index)
+    return f"{_entries_text(entries)}={ablation.value:g}"
+
+
+def _entries_text(at: TapSelection) -> str:
+    """How entries of a tap are written."""
+    layer = "" if at.layer_index is None else f"@{at.layer_index}"
+    return f"{at.activation_location_type}{layer}[{','.join(map(_axis_text, at.all_axes))}]"
+
+
+def _axis_text(axis: AxisSelection) -> str:
+    match axis:
+        case None:
+            return ":"
+        case PositionList():
+            return f"({','.join(map(str, axis.positions))})"
+        case PositionRange():
+            return f"{axis.start}:{axis.stop}"
+    return str(axis)
+
+
+def _action_text(action: Action) -> str:
+    match action:
+        case SetValue(scalar=float(value)):
+            return f"={value:g}"
+        case ScaleValue():
+            return f"*{action.factor:g}"
+    return f" {action.arm}"
 
 
 def read_trace(text: str) -> TraceConfig | None:

@@ -1,6 +1,8 @@
-"""What a person types for an ablation or a trace, and the values it stands for.
+"""What a person types for a change of a run or a trace, and the values it stands for.
 
 attn.qk_probs@2[:,:,1]=0     overwrite head 1 of layer 2, for every pair of tokens, with 0
+mlp.post_act@2[5:9,(1,4)]=0  neurons 1 and 4 of layer 2, at the tokens 5 to 8
+mlp.post_act@2[13,5]*0.5     halve neuron 5 of layer 2 at token 13; without @2, of every layer
 mlp.post_act@2[13,5]         the activation of neuron 5 of layer 2 at token 13
 
 A trace, and what `explain` ablates, may be a node as tables write it, too: see `_nodes`.
@@ -17,17 +19,26 @@ from dst_grpc.client import (
     ActivationIndex,
     ActivationLocationType,
     AttentionTraceType,
+    Intervention,
     NodeAblation,
+    TapSelection,
     TraceConfig,
 )
+from dst_grpc.domain.interventions import ScaleValue, SetValue
+from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
-_INDEX = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?\[(?P<indices>[\d:,\s]*)\]"
-_ABLATION = re.compile(rf"{_INDEX}=(?P<value>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)")
-_TRACE = re.compile(_INDEX)
+_SELECTION = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?\[(?P<positions>[\d:,()\s]*)\]"
+_NUMBER = r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)"
+_ABLATION = re.compile(rf"{_SELECTION}={_NUMBER}")
+_SCALE = re.compile(rf"{_SELECTION}\*{_NUMBER}")
+_TRACE = re.compile(_SELECTION)
+_AXIS = re.compile(r"\s*(?:(?P<all>:)|(?P<start>\d+):(?P<stop>\d+)|(?P<at>\d+)|\((?P<list>[\d,\s]+)\))\s*(?:,|$)")
+_ENTRIES = "LOCATION@LAYER[i,:,j]"
+_POSITIONS = "each axis is a number, a list (1,4), a range 2:5 or all of it, :"
 
 
-def parse_ablation(text: str) -> AblationSpec:
+def parse_ablation(text: str) -> AblationSpec | Intervention:
     """Read `LOCATION@LAYER[i,:,j]=VALUE`; without `@LAYER` it means every layer.
 
     Raises:
@@ -36,9 +47,27 @@ def parse_ablation(text: str) -> AblationSpec:
     match = _ABLATION.fullmatch(text)
     if match is None:
         raise InvalidRequest.of(
-            "--ablate", f"{text!r} is not of the form LOCATION@LAYER[i,:,j]=VALUE, e.g. attn.qk_probs@2[:,:,1]=0"
+            "--ablate", f"{text!r} is not of the form {_ENTRIES}=VALUE, e.g. attn.qk_probs@2[:,:,1]=0; {_POSITIONS}"
         )
-    return AblationSpec(index=_activation_index(match, "--ablate"), value=float(match["value"]))
+    at, value = _selection(match, "--ablate"), float(match["number"])
+    index = _index_of(at)
+    if index is None:
+        return Intervention(at=at, action=SetValue(scalar=value))
+    return AblationSpec(index=index, value=value)
+
+
+def parse_scale(text: str) -> Intervention:
+    """Read `LOCATION@LAYER[i,:,j]*FACTOR`; without `@LAYER` it means every layer.
+
+    Raises:
+        InvalidRequest: If the text has another form, or names no entries of a tap.
+    """
+    match = _SCALE.fullmatch(text)
+    if match is None:
+        raise InvalidRequest.of(
+            "--scale", f"{text!r} is not of the form {_ENTRIES}*FACTOR, e.g. attn.qk_probs@2[:,:,1]*0.5; {_POSITIONS}"
+        )
+    return Intervention(at=_selection(match, "--scale"), action=ScaleValue(factor=float(match["number"])))
 
 
 def parse_trace(text: str) -> TraceConfig:
@@ -51,12 +80,13 @@ def parse_trace(text: str) -> TraceConfig:
     if node is not None:
         return node
     match = _TRACE.fullmatch(text)
-    if match is None:
+    index = None if match is None else _index_of(_selection(match, "--trace"))
+    if index is None:
         raise InvalidRequest.of(
             "--trace",
             f"{text!r} is neither a node, e.g. {TRACE_FORMS}, nor LOCATION@LAYER[i,j], as mlp.post_act@2[13,5]",
         )
-    return TraceConfig.from_activation_index(_activation_index(match, "--trace"))
+    return TraceConfig.from_activation_index(index)
 
 
 def parse_path(texts: list[str]) -> TraceConfig | None:
@@ -76,7 +106,7 @@ def parse_path(texts: list[str]) -> TraceConfig | None:
     return path
 
 
-def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec:
+def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Intervention:
     """Read a node, with `=VALUE` if it is not to be 0, or what `parse_ablation` reads.
 
     Raises:
@@ -86,24 +116,50 @@ def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec:
     if node is not None:
         return node
     if not _ABLATION.fullmatch(text):
-        raise InvalidRequest.of(
-            "--ablate",
-            f"{text!r} is neither a node, e.g. {ABLATION_FORMS}, nor LOCATION@LAYER[i,:,j]=VALUE",
-        )
+        raise InvalidRequest.of("--ablate", f"{text!r} is neither a node, e.g. {ABLATION_FORMS}, nor {_ENTRIES}=VALUE")
     return parse_ablation(text)
 
 
-def _activation_index(match: re.Match[str], option: str) -> ActivationIndex:
+def _selection(match: re.Match[str], option: str) -> TapSelection:
+    """The entries that an option names."""
     try:
         location = ActivationLocationType(match["location"])
     except ValueError:
         known = ", ".join(known.value for known in ActivationLocationType)
         raise InvalidRequest.of(option, f"there is no tap {match['location']!r}; there are {known}") from None
-    entries = [entry.strip() for entry in match["indices"].split(",")]
-    if any(entry != ":" and not entry.isdigit() for entry in entries):
-        raise InvalidRequest.of(option, f"[{match['indices']}] holds something else than numbers and colons")
+    layer = None if match["layer"] is None else int(match["layer"])
+    try:
+        return TapSelection(activation_location_type=location, axes=_axes(match["positions"]), layer_index=layer)
+    except InvalidRequest as error:
+        raise InvalidRequest.of(option, f"[{match['positions']}]: {error.message}") from None
+
+
+def _axes(text: str) -> tuple[AxisSelection, ...]:
+    """The positions along each axis. Raises InvalidRequest."""
+    axes: list[AxisSelection] = []
+    place = 0
+    while place < len(text) or not axes:
+        axis = _AXIS.match(text, place)
+        if axis is None:
+            raise InvalidRequest.of("", _POSITIONS)
+        place = axis.end()
+        if axis["all"]:
+            axes.append(None)
+        elif axis["at"]:
+            axes.append(int(axis["at"]))
+        elif axis["list"]:
+            positions = tuple(int(position) for position in axis["list"].split(",") if position.strip())
+            axes.append(PositionList(positions=positions))
+        else:
+            axes.append(PositionRange(start=int(axis["start"]), stop=int(axis["stop"])))
+    return tuple(axes)
+
+
+def _index_of(at: TapSelection) -> ActivationIndex | None:
+    """The same entries as an index, which knows one or all positions of each axis; None if it needs more."""
+    positions = tuple(axis for axis in at.axes if axis is None or isinstance(axis, int))
+    if len(positions) < len(at.axes):
+        return None
     return ActivationIndex(
-        activation_location_type=location,
-        tensor_indices=tuple(None if entry == ":" else int(entry) for entry in entries),
-        layer_index=None if match["layer"] is None else int(match["layer"]),
+        activation_location_type=at.activation_location_type, tensor_indices=positions, layer_index=at.layer_index
     )

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dst_grpc.cli import _arguments as arguments
+from dst_grpc.cli._arguments import RequestOptions, takes_request
 from dst_grpc.cli._console import (
     JsonOption,
-    ModelOption,
     ServerOption,
     TimeoutOption,
     connect,
@@ -26,41 +25,18 @@ from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_r
 from dst_grpc.client import DEFAULT_TARGET, Resolution, ResolveRequest
 
 
+@takes_request
 def resolve(
-    prompt: arguments.PromptArgument,
+    options: RequestOptions,
     *,
-    types: arguments.TypeOption = None,
-    target: arguments.TargetOption = None,
-    distractor: arguments.DistractorOption = None,
-    loss: arguments.LossOption = None,
-    trace: arguments.TraceOption = None,
-    ablate: arguments.AblateOption = None,
-    autoencoder: arguments.AutoencoderOption = None,
-    read: arguments.ReadOption = None,
-    layer: arguments.LayerOption = None,
-    gradients: arguments.GradientsOption = False,
     load: Annotated[bool, typer.Option("--load", help="Load the model and autoencoders that it needs.")] = False,
-    model: ModelOption = None,
     server: ServerOption = DEFAULT_TARGET,
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check, complete and cost a request without running it."""
     with errors_reported(as_json=as_json):
-        request = arguments.request_of(
-            prompt,
-            types=types,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            trace=trace,
-            ablate=ablate,
-            autoencoder=autoencoder,
-            read=read,
-            layer=layer,
-            gradients=gradients,
-            model=model,
-        )
+        request = options.request()
         with connect(server) as client, progress_bar() as bar:
             task = bar.add_task("loading", total=None, visible=load)
             resolution = client.resolve_request(

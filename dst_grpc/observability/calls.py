@@ -23,6 +23,8 @@ class CallInfo:
     """Address of the caller as gRPC prints it."""
     metadata: Sequence[tuple[str, str | bytes]] = ()
     """What the caller sent beside the request; keys are lower case."""
+    token_name: str = ""
+    """What stands for the bearer token that the caller was admitted with; empty without one."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when the call came in."""
     received_bytes: int = 0

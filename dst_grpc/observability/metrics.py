@@ -6,6 +6,7 @@ process do not count together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
@@ -68,6 +69,12 @@ class CallMetrics:
         self._seconds.labels(method, outcome.code).observe(outcome.seconds)
         self._sent.labels(method, outcome.code).observe(call.sent_bytes)
         self._received.labels(method, outcome.code).observe(call.received_bytes)
+
+
+def follow_put_tensors(registry: CollectorRegistry, byte_count: Callable[[], int]) -> None:
+    """Register a gauge of the bytes of tensors that callers put, with *registry*."""
+    gauge = Gauge("dst_put_tensor_bytes", "Bytes of tensors that callers put.", registry=registry)
+    gauge.set_function(byte_count)
 
 
 def _label(call: CallInfo) -> str:

@@ -11,6 +11,7 @@ from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
 
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
+_NAME_DIGITS = 16
 
 
 class Admission:
@@ -70,14 +71,16 @@ class BearerTokens:
         return f"BearerTokens({len(self._digests)} tokens)"
 
     def on_start(self, call: CallInfo) -> None:
-        """Refuse a caller without a known token."""
+        """Refuse a caller without a known token, and name the others by theirs."""
         if call.method.startswith(_HEALTH_PREFIX):
             return
         scheme, _, token = (call.header("authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("this server wants the metadata `authorization: Bearer TOKEN`")
-        if _digest(token.strip()) not in self._digests:
+        digest = _digest(token.strip())
+        if digest not in self._digests:
             raise Unauthenticated("the bearer token is not one that this server knows")
+        call.token_name = f"token:{digest.hex()[:_NAME_DIGITS]}"
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Nothing to do."""

@@ -24,7 +24,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from dst_grpc.errors import Internal, InvalidRequest, Reason
+from dst_grpc.errors import Internal, InvalidRequest, Reason, Unimplemented
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 
@@ -41,6 +41,20 @@ class ObservedContext:
         self.inner: Final = context
         self._request_type = request_type
         self.info: Final = info
+
+    @property
+    def caller(self) -> str:
+        """Who calls: by token, else by the name in its certificate, else the host that it calls from.
+
+        To be asked for while the call lasts: afterwards gRPC knows no certificate any more, and reads freed memory.
+        """
+        if self.info.token_name:
+            return self.info.token_name
+        identities = self.inner.peer_identities()
+        if identities:
+            return f"certificate:{next(iter(identities)).decode('utf-8', 'replace')}"
+        kind, _, address = self.info.peer.partition(":")
+        return address.rpartition(":")[0] if kind in {"ipv4", "ipv6"} else address
 
     def __getattr__(self, name: str) -> Any:
         """Whatever is not defined here is gRPC's."""
@@ -123,8 +137,8 @@ class MethodTable(grpc.GenericRpcHandler):
     def _unknown(self, full_name: str) -> _Handler:
         """The handler of a method that there is not: it takes any shape, and observers see the call."""
 
-        async def refuse(_data: object, context: ObservedContext) -> None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {full_name!r}")
+        async def refuse(_data: object, _context: ObservedContext) -> None:
+            raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
 
         async def observed(data: object, context: Context) -> None:
             info = CallInfo(method=full_name, is_known=False, peer=context.peer(), metadata=_metadata(context))

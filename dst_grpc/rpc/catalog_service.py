@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
 from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
-from dst_grpc.domain.scalar_facts import ScalarFacts
+from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.domain.server_info import ServerInfo
+from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.rpc.pagination import page_of
-from dst_grpc.rpc.ports import CachePort
-from dst_grpc.wire.catalog import autoencoder_info_to_wire, model_info_to_wire, scalar_type_info_to_wire
+from dst_grpc.rpc.ports import CachePort, InfoT
+from dst_grpc.wire.codec import to_wire
+from dst_grpc.wire.envelope import MESSAGE_BYTES
+from dst_grpc.wire.pieces import split_text
 
 T = TypeVar("T")
+_OVERHEAD_BYTES = 12
+"""More than the tags and lengths take of a field with nearly all of a message."""
 
 
 class CatalogService:
-    """Lists models, autoencoders and derived scalar types, and tokenizes."""
+    """Says what the server is and can be asked, and tokenizes."""
 
-    def __init__(self, cache: CachePort) -> None:
-        """Read the registry of *cache*, which knows what of it is loaded."""
+    def __init__(self, cache: CachePort, server: ServerInfo) -> None:
+        """Read the registry of *cache*, which knows what of it is loaded; *server* is what is said of the server."""
         self._cache = cache
+        self._server = server
+
+    async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: object) -> pb.GetServerInfoResponse:
+        """Say what the server is."""
+        info: pb.GetServerInfoResponse = to_wire(self._server)
+        return info
 
     async def ListModels(self, request: pb.ListModelsRequest, _context: object) -> pb.ListModelsResponse:
         """List the models."""
         models = await _aside(self._cache.registry.models)
-        page, token = page_of(
-            models, key=_name, page_size=request.page_size, page_token=request.page_token, scope="models"
-        )
-        return pb.ListModelsResponse(
-            models=[model_info_to_wire(info) for info in map(self._cache.describe, page)], next_page_token=token
-        )
+        page, token = page_of(models, request, key=_name, to_wire=self._described, scope="models")
+        return pb.ListModelsResponse(models=page, next_page_token=token)
 
     async def GetModel(self, request: pb.GetModelRequest, _context: object) -> pb.GetModelResponse:
-        """Get one model and its autoencoder sets."""
+        """Get one model."""
         registry = self._cache.registry
-        model = await _aside(lambda: registry.model(request.name))
-        sets = await _aside(lambda: registry.autoencoders(model.name))
-        return pb.GetModelResponse(
-            model=model_info_to_wire(self._cache.describe(model)),
-            autoencoders=[autoencoder_info_to_wire(info) for info in map(self._cache.describe, sets)],
-        )
+        return pb.GetModelResponse(model=self._described(await _aside(lambda: registry.model(request.name))))
 
     async def ListAutoencoders(
         self, request: pb.ListAutoencodersRequest, _context: object
@@ -50,54 +54,48 @@ class CatalogService:
         """List the autoencoder sets, of one model if it is named."""
         registry = self._cache.registry
         sets = await _aside(lambda: registry.autoencoders(request.model or None))
-        page, token = page_of(
-            sets,
-            key=_name,
-            page_size=request.page_size,
-            page_token=request.page_token,
-            scope=f"autoencoders of {request.model}",
-        )
-        return pb.ListAutoencodersResponse(
-            autoencoders=[autoencoder_info_to_wire(info) for info in map(self._cache.describe, page)],
-            next_page_token=token,
-        )
+        scope = f"autoencoders of {request.model}"
+        page, token = page_of(sets, request, key=_name, to_wire=self._described, scope=scope)
+        return pb.ListAutoencodersResponse(autoencoders=page, next_page_token=token)
 
     async def ListDerivedScalarTypes(
         self, request: pb.ListDerivedScalarTypesRequest, _context: object
     ) -> pb.ListDerivedScalarTypesResponse:
         """List the rows of facts."""
-        page, token = page_of(
-            list(FACTS.values()),
-            key=_number,
-            page_size=request.page_size,
-            page_token=request.page_token,
-            scope="types",
-        )
-        return pb.ListDerivedScalarTypesResponse(
-            types=[scalar_type_info_to_wire(facts) for facts in page], next_page_token=token
-        )
+        page, token = page_of(list(FACTS), request, key=_number, to_wire=_type_info, scope="types")
+        return pb.ListDerivedScalarTypesResponse(types=page, next_page_token=token)
 
-    async def Tokenize(self, request: pb.TokenizeRequest, _context: object) -> pb.TokenizeResponse:
+    async def Tokenize(
+        self, request: pb.TokenizeRequest, _context: object
+    ) -> AsyncGenerator[pb.TokenizeResponse, None]:
         """Encode a text."""
         registry = self._cache.registry
 
-        def tokenize() -> tuple[list[int], list[str]]:
+        def tokenize() -> Iterator[pb.TokenizeResponse]:
             tokenizer = registry.tokenizer(request.model)
             token_ids = tokenizer.encode(request.text)
-            return token_ids, tokenizer.token_strings(token_ids)
+            return _tokens(token_ids, tokenizer.token_strings(token_ids))
 
-        token_ids, token_strings = await _aside(tokenize)
-        return pb.TokenizeResponse(token_ids=token_ids, token_strings=token_strings)
+        pieces = await _aside(tokenize)
+        while (piece := await _aside(partial(next, pieces, None))) is not None:
+            yield piece
 
-    async def Detokenize(self, request: pb.DetokenizeRequest, _context: object) -> pb.DetokenizeResponse:
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, _context: object
+    ) -> AsyncGenerator[pb.DetokenizeResponse, None]:
         """Decode tokens."""
         registry = self._cache.registry
         text = await _aside(lambda: registry.tokenizer(request.model).decode(list(request.token_ids)))
-        return pb.DetokenizeResponse(text=text)
+        for piece in split_text(text, MESSAGE_BYTES - _OVERHEAD_BYTES):
+            yield pb.DetokenizeResponse(text=piece)
+
+    def _described(self, info: InfoT) -> Any:
+        """The row of a model or an autoencoder set, with what only the cache knows of it."""
+        return to_wire(self._cache.describe(info))
 
 
 async def _aside(read: Callable[[], T]) -> T:
-    """Run *read*, which may open files, without holding up the calls in progress."""
+    """Run *read*, which may open files or take a while, without holding up the calls in progress."""
     return await asyncio.to_thread(read)
 
 
@@ -105,6 +103,28 @@ def _name(info: ModelInfo | AutoencoderInfo) -> str:
     return info.name
 
 
-def _number(facts: ScalarFacts) -> str:
+def _number(dst: DerivedScalarType) -> str:
     """Numbers as text of one width, which sorts as they do."""
-    return f"{facts.type.number:06d}"
+    return f"{dst.number:06d}"
+
+
+def _type_info(dst: DerivedScalarType) -> Any:
+    return to_wire(DerivedScalarTypeInfo.of(dst))
+
+
+def _tokens(token_ids: Sequence[int], token_strings: Sequence[str]) -> Iterator[pb.TokenizeResponse]:
+    """The tokens in as few messages as hold them; one without any for none."""
+    start, size = 0, _OVERHEAD_BYTES
+    for i, (token_id, text) in enumerate(zip(token_ids, token_strings, strict=True)):
+        n_bytes = len(text.encode())
+        more = _varint_bytes(token_id) + 1 + _varint_bytes(n_bytes) + n_bytes
+        if size + more > MESSAGE_BYTES:
+            yield pb.TokenizeResponse(token_ids=token_ids[start:i], token_strings=token_strings[start:i])
+            start, size = i, _OVERHEAD_BYTES
+        size += more
+    yield pb.TokenizeResponse(token_ids=token_ids[start:], token_strings=token_strings[start:])
+
+
+def _varint_bytes(number: int) -> int:
+    """Bytes that a number takes."""
+    return -(-number.bit_length() // 7) or 1

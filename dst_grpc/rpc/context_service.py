@@ -10,7 +10,9 @@ from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.rpc.draining import DrainSignal, until_drained
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import CachePort
-from dst_grpc.wire.contexts import context_status_to_wire, registry_change_to_wire
+from dst_grpc.wire.codec import to_wire
+from dst_grpc.wire.envelope import MESSAGE_BYTES
+from dst_grpc.wire.pieces import split
 
 
 class ContextService:
@@ -28,29 +30,22 @@ class ContextService:
         """Load a context and tell how far it is."""
         async with aclosing(self._cache.load(request.context, pin=request.pin)) as statuses:
             async for status in statuses:
-                yield pb.LoadContextResponse(status=context_status_to_wire(status))
+                yield pb.LoadContextResponse(status=to_wire(status))
 
     async def UnpinContext(self, request: pb.UnpinContextRequest, _context: object) -> pb.UnpinContextResponse:
         """Unpin a context."""
-        return pb.UnpinContextResponse(status=context_status_to_wire(self._cache.unpin(request.context)))
+        return pb.UnpinContextResponse(status=to_wire(self._cache.unpin(request.context)))
 
     async def UnloadContext(self, request: pb.UnloadContextRequest, _context: object) -> pb.UnloadContextResponse:
         """Unload a context."""
         status = await self._cache.unload(request.context)
-        return pb.UnloadContextResponse(status=context_status_to_wire(status))
+        return pb.UnloadContextResponse(status=to_wire(status))
 
     async def ListContexts(self, request: pb.ListContextsRequest, _context: object) -> pb.ListContextsResponse:
         """List the contexts."""
-        page, token = page_of(
-            self._cache.statuses(),
-            key=lambda status: status.handle,
-            page_size=request.page_size,
-            page_token=request.page_token,
-            scope="contexts",
-        )
-        return pb.ListContextsResponse(
-            contexts=[context_status_to_wire(status) for status in page], next_page_token=token
-        )
+        statuses = self._cache.statuses()
+        page, token = page_of(statuses, request, key=lambda status: status.handle, to_wire=to_wire, scope="contexts")
+        return pb.ListContextsResponse(contexts=page, next_page_token=token)
 
     async def WatchContexts(
         self, _request: pb.WatchContextsRequest, _context: object
@@ -58,8 +53,11 @@ class ContextService:
         """Tell of every context, and of its changes, until the client leaves."""
         async with aclosing(self._cache.watch()) as statuses:
             async for status in until_drained(statuses, self._drain):
-                yield pb.WatchContextsResponse(status=context_status_to_wire(status))
+                yield pb.WatchContextsResponse(status=to_wire(status))
 
-    async def ReloadRegistry(self, _request: pb.ReloadRegistryRequest, _context: object) -> pb.ReloadRegistryResponse:
+    async def ReloadRegistry(
+        self, _request: pb.ReloadRegistryRequest, _context: object
+    ) -> AsyncGenerator[pb.ReloadRegistryResponse, None]:
         """Read the registry again, and serve it."""
-        return registry_change_to_wire(await self._reload())
+        for piece in split(to_wire(await self._reload()), MESSAGE_BYTES):
+            yield piece

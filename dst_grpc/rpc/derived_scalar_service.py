@@ -1,198 +1,190 @@
-"""DerivedScalarService: forwards requests to the pipeline and cuts its answers into frames. No logic of its own."""
+"""DerivedScalarService: forwards requests to the pipeline, and its answers as messages of frames."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from itertools import chain
-from typing import Protocol
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
-from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer
-from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.domain.resolution import LoadProgress, Validated
-from dst_grpc.domain.results import RunSummary
-from dst_grpc.errors import DstError
-from dst_grpc.rpc.draining import DrainSignal
-from dst_grpc.rpc.multiplex import Multiplexer, StreamLimits
-from dst_grpc.rpc.ports import PipelinePort, Stage
-from dst_grpc.wire.chunks import serialised
-from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.explain import explain_request_from_wire, top_k_request_from_wire
-from dst_grpc.wire.explanations import explain_response_to_wire, top_k_response_to_wire
-from dst_grpc.wire.frames import CHUNK_BYTES, FrameCutter
-from dst_grpc.wire.requests import (
-    derive_request_from_wire,
-    derive_stream_request_from_wire,
-    resolve_request_from_wire,
-    resolve_stream_request_from_wire,
+from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.request_tensors import TensorSource
+from dst_grpc.domain.requests import (
+    MAX_REQUEST_ID_CHARACTERS,
+    DeriveRequest,
+    DeriveStreamRequest,
+    ResolveRequest,
+    ResolveStreamRequest,
 )
-from dst_grpc.wire.resolution import load_progress_to_wire, resolution_to_wire, validated_to_wire
+from dst_grpc.errors import DstError, Violations
+from dst_grpc.rpc.answers import messages_of
+from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
+from dst_grpc.rpc.ports import PipelinePort, Stage
+from dst_grpc.rpc.tensor_store import TensorStore
+from dst_grpc.wire.codec import read_request
+from dst_grpc.wire.durations import seconds_from_wire
+from dst_grpc.wire.envelope import Envelope
+from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, resolve_frames
+
+T = TypeVar("T")
+Answer = AsyncGenerator[bytes, None]
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 
 
-class _Writer(Protocol):
-    """What a stream is answered through."""
-
-    @property
-    def write(self) -> Callable[[bytes], Awaitable[None]]:
-        """Sends one response; waits while the client does not read."""
-
-
 class DerivedScalarService:
-    """Resolves and derives."""
+    """Resolves, derives and explains."""
 
-    def __init__(self, pipeline: PipelinePort, limits: StreamLimits, drain: DrainSignal) -> None:
-        """Serve *pipeline*, holding each stream to *limits*."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, limits: StreamLimits, drain: DrainSignal) -> None:
+        """Serve *pipeline*, with the *tensors* that callers put, holding each stream to *limits*."""
         self._pipeline = pipeline
+        self._tensors = tensors
         self._limits = limits
         self._drain = drain
 
-    async def Resolve(
-        self, request: resolution_pb2.ResolveRequest, _context: object
-    ) -> AsyncGenerator[resolution_pb2.ResolveResponse, None]:
+    def Resolve(self, request: resolution_pb2.ResolveRequest, _context: object) -> Answer:
         """Check, complete and cost one request."""
-        async with aclosing(self._pipeline.resolve(resolve_request_from_wire(request))) as stages:
-            async for stage in stages:
-                yield _resolve_response(stage)
+        asked, known = _read(ResolveRequest, request)
+        steps = _one_by_one(self._pipeline.resolve(asked, known))
+        return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
 
-    async def Derive(self, request: inference_pb2.DeriveRequest, _context: object) -> AsyncGenerator[bytes, None]:
+    def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Answer:
         """Run one prompt."""
-        async with aclosing(derived_frames(self._pipeline, derive_request_from_wire(request))) as frames:
-            async for frame in frames:
-                yield frame
+        asked, known = _read(DeriveRequest, request)
+        steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(context.caller))
+        return derived(steps, asked)
 
-    async def TopK(
-        self, request: explain_pb2.TopKRequest, _context: object
-    ) -> AsyncGenerator[explain_pb2.TopKResponse, None]:
+    def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Answer:
         """Choose nodes."""
-        asked = top_k_request_from_wire(request)
-        async with aclosing(with_trailer(self._pipeline.top_k(asked), asked.request_id)) as parts:
-            async for part in parts:
-                yield top_k_response_to_wire(part)
+        asked, known = _read(TopKRequest, request)
+        steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(context.caller))
+        return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
-    async def Explain(
-        self, request: explain_pb2.ExplainRequest, _context: object
-    ) -> AsyncGenerator[explain_pb2.ExplainResponse, None]:
+    def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Answer:
         """Explain what a model said."""
-        asked = explain_request_from_wire(request)
-        async with aclosing(with_trailer(self._pipeline.explain(asked), asked.request_id)) as parts:
-            async for part in parts:
-                yield explain_response_to_wire(part)
+        asked, known = _read(ExplainRequest, request)
+        steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(context.caller))
+        return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
 
     async def ResolveStream(
-        self, requests: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: _Writer
+        self, messages: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
-        await Multiplexer(ResolveItems(self._pipeline), self._limits, self._drain).run(requests, context.write)
+        await Multiplexer(ResolveItems(self._pipeline), self._limits, self._drain).run(messages, context.write)
 
-    async def DeriveStream(self, requests: AsyncIterator[inference_pb2.DeriveStreamRequest], context: _Writer) -> None:
+    async def DeriveStream(
+        self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest], context: ObservedContext
+    ) -> None:
         """Derive for many requests."""
-        await Multiplexer(DeriveItems(self._pipeline), self._limits, self._drain).run(requests, context.write)
+        items = DeriveItems(self._pipeline, self._tensors.of(context.caller))
+        await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
 
 
-async def with_trailer(
-    steps: AsyncGenerator[Sequence[ExplanationPart | RunSummary], None], request_id: str
-) -> AsyncGenerator[ExplanationPart, None]:
-    """The parts of an answer, with its summary as a trailer that counts them."""
-    count = 0
-    async with aclosing(steps):
-        async for ready in steps:
-            for part in ready:
-                count += 1
-                if isinstance(part, ExplanationPart):
-                    yield part
-                else:
-                    trailer = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
-                    yield ExplanationPart(kind=PartKind.TRAILER, value=trailer, request_id=request_id)
+def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:
+    """The request in *message*, with stand-ins for what is wrong with it, and that; None if nothing is.
 
-
-async def derived_frames(pipeline: PipelinePort, request: DeriveRequest) -> AsyncGenerator[bytes, None]:
-    """The answer to *request*, one serialised DeriveResponse after the other, no further than they are taken.
-
-    A DeriveStreamResponse is the same on the wire, so both RPCs send these bytes.
+    Raises:
+        InvalidRequest: Nothing of it can be looked at.
     """
-    cutter = FrameCutter(request.request_id)
-    async with aclosing(pipeline.derive(request)) as steps:
-        async for ready in steps:
-            message: list[bytes] = []
-            size = 0
-            for piece in chain.from_iterable(map(cutter.pieces, ready)):
-                frame = serialised(piece)
-                if message and size + len(frame) > CHUNK_BYTES:
-                    yield b"".join(message)
-                    message, size = [], 0
-                message.append(frame)
-                size += len(frame)
-            if message:
-                yield b"".join(message)
+    value, found = read_request(cls, message)
+    if value is None:
+        raise found.error()
+    return value, found if found.count else None
+
+
+def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Answer:
+    """The messages that answer *request*, in chunks as large as it wants them."""
+    envelope = Envelope(request.request_id, item_index=item_index, max_chunk_bytes=request.max_chunk_bytes)
+    return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope)
+
+
+async def _one_by_one(stages: AsyncGenerator[Stage, None]) -> AsyncGenerator[Sequence[Stage], None]:
+    """Each stage as a step of its own."""
+    async with aclosing(stages):
+        async for stage in stages:
+            yield (stage,)
 
 
 class DeriveItems:
     """The items of DeriveStream."""
 
     method = f"{_SERVICE}/DeriveStream"
+    id_path = "request.request_id"
 
-    def __init__(self, pipeline: PipelinePort) -> None:
-        """Run items on *pipeline*."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorSource) -> None:
+        """Run items on *pipeline*, with the *tensors* that the caller put."""
         self._pipeline = pipeline
+        self._tensors = tensors
 
-    def request_id(self, message: inference_pb2.DeriveStreamRequest) -> str:
-        """The id of the request within."""
-        return message.request.request_id
+    def read(self, message: inference_pb2.DeriveStreamRequest) -> Item | Cancellation:
+        """What *message* says."""
+        if message.HasField("cancel"):
+            return Cancellation(message.cancel.request_id)
+        seconds = seconds_from_wire(message.timeout)
+        return Item(
+            request_id=message.request.request_id,
+            answers=lambda index: self._answers(message, index),
+            problems=lambda: read_request(DeriveStreamRequest, message)[1],
+            timeout_seconds=seconds if seconds > 0 else None,  # none, or a bad one, which reading the rest will find
+        )
 
-    async def run(self, message: inference_pb2.DeriveStreamRequest) -> AsyncGenerator[bytes, None]:
+    async def _answers(self, message: inference_pb2.DeriveStreamRequest, index: int) -> Answer:
         """Derive one request."""
-        async with aclosing(derived_frames(self._pipeline, derive_stream_request_from_wire(message))) as frames:
-            async for frame in frames:
-                yield frame
+        item, known = _read(DeriveStreamRequest, message)
+        asked = cast("DeriveRequest", item.message)  # a cancellation is no item
+        steps = self._pipeline.derive(asked, known, root="request", tensors=self._tensors)
+        async with aclosing(derived(steps, asked, item_index=index)) as messages:
+            async for each in messages:
+                yield each
 
-    def failed(self, request_id: str, error: DstError) -> bytes:
-        """The item's last frame."""
-        result = inference_pb2.ItemResult(error=error_to_status(error))
-        frame = inference_pb2.Frame(request_id=request_id, item_result=result)
-        return inference_pb2.DeriveStreamResponse(frames=[frame]).SerializeToString()
+    def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
+        """The item's last message."""
+        return _failed(inference_pb2.DeriveFrame, item_index, request_id, error)
 
 
 class ResolveItems:
     """The items of ResolveStream."""
 
     method = f"{_SERVICE}/ResolveStream"
+    id_path = "request.request.request_id"
 
     def __init__(self, pipeline: PipelinePort) -> None:
-        """Run items on *pipeline*."""
+        """Resolve items on *pipeline*."""
         self._pipeline = pipeline
 
-    def request_id(self, message: resolution_pb2.ResolveStreamRequest) -> str:
-        """The id of the request within."""
-        return message.request.request.request_id
+    def read(self, message: resolution_pb2.ResolveStreamRequest) -> Item:
+        """What *message* says."""
+        return Item(
+            request_id=message.request.request.request_id,
+            answers=lambda index: self._answers(message, index),
+            problems=lambda: read_request(ResolveStreamRequest, message)[1],
+        )
 
-    async def run(self, message: resolution_pb2.ResolveStreamRequest) -> AsyncGenerator[bytes, None]:
+    async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Answer:
         """Resolve one request."""
-        request_id = self.request_id(message)
-        async with aclosing(self._pipeline.resolve(resolve_stream_request_from_wire(message))) as stages:
-            async for stage in stages:
-                yield _resolve_stream_response(request_id, stage).SerializeToString()
+        item, known = _read(ResolveStreamRequest, message)
+        steps = _one_by_one(self._pipeline.resolve(item.message, known, root="request"))
+        envelope = Envelope(item.message.request.request_id, item_index=index)
+        async with aclosing(messages_of(steps, resolve_frames, envelope)) as messages:
+            async for each in messages:
+                yield each
 
-    def failed(self, request_id: str, error: DstError) -> bytes:
-        """The item's last answer."""
-        answer = resolution_pb2.ResolveStreamResponse(request_id=request_id, error=error_to_status(error))
-        return answer.SerializeToString()
-
-
-def _resolve_response(stage: Stage) -> resolution_pb2.ResolveResponse:
-    if isinstance(stage, Validated):
-        return resolution_pb2.ResolveResponse(validated=validated_to_wire(stage))
-    if isinstance(stage, LoadProgress):
-        return resolution_pb2.ResolveResponse(loading=load_progress_to_wire(stage))
-    return resolution_pb2.ResolveResponse(resolved=resolution_to_wire(stage))
+    def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
+        """The item's last message."""
+        return _failed(resolution_pb2.ResolveFrame, item_index, request_id, error)
 
 
-def _resolve_stream_response(request_id: str, stage: Stage) -> resolution_pb2.ResolveStreamResponse:
-    answer = resolution_pb2.ResolveStreamResponse(request_id=request_id)
-    plain = _resolve_response(stage)
-    kind = plain.WhichOneof("stage")
-    if kind is not None:
-        getattr(answer, kind).CopyFrom(getattr(plain, kind))
-    return answer
+def _failed(
+    frame_class: type[inference_pb2.DeriveFrame | resolution_pb2.ResolveFrame],
+    item_index: int,
+    request_id: str,
+    error: DstError,
+) -> bytes:
+    """The last message of an item that failed; its id may be the very thing that is wrong with it."""
+    envelope = Envelope(request_id[:MAX_REQUEST_ID_CHARACTERS], item_index=item_index)
+    (message,) = envelope.pack([error_frame(frame_class, error)])
+    return message

@@ -1,7 +1,8 @@
 """grpc.health.v1: whether the server serves, per service ("dst.v1.CatalogService") and per model ("model/NAME").
 
-A model's status follows the cache: SERVING while it is loaded. Requests for a model that is not loaded yet are served
-all the same, after loading it; the status tells a balancer where it is warm.
+A model is SERVING whenever a request for it can be: also one that is not loaded yet, which the first request loads. It
+is NOT_SERVING once its load failed, until another one succeeds. Before the server is ready and while it drains, nothing
+is SERVING.
 
 Messages are those of grpcio-health-checking. Its asyncio servicer has no List, and its watches would hold up a drain
 for the whole grace period, so the three methods are here.
@@ -26,6 +27,7 @@ from dst_grpc.rpc.ports import CachePort
 
 SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
 Response = health_pb2.HealthCheckResponse
+_MODEL = "model/"
 
 
 class Health:
@@ -36,6 +38,7 @@ class Health:
         self._services = ("", *services)
         names = (*self._services, *map(model_service, models))
         self._statuses: dict[str, int] = dict.fromkeys(names, Response.NOT_SERVING)
+        self._is_ready = False
         self._drain = drain
         self._changed = asyncio.Event()
 
@@ -45,10 +48,13 @@ class Health:
             self._statuses[service] = status
             self._tell()
 
-    def set_serving(self) -> None:
-        """The server as a whole and its services serve."""
+    def set_serving(self, cache: CachePort) -> None:
+        """The server as a whole and its services serve, and each model as *cache* says."""
+        self._is_ready = True
         for name in self._services:
             self.set(name, Response.SERVING)
+        for name in self._statuses.keys() - {*self._services}:
+            self._look_at(name.removeprefix(_MODEL), cache)
 
     def set_draining(self) -> None:
         """Nothing serves any more, for good; call it once the drain signal is given."""
@@ -106,10 +112,10 @@ class Health:
 
     def _look_at(self, model: str, cache: CachePort) -> None:
         # Not what a watch told: after a reload, that may be of another model that had the name before.
-        is_loaded = cache.status(model).state is ContextState.AVAILABLE
-        self.set(model_service(model), Response.SERVING if is_loaded else Response.NOT_SERVING)
+        is_serving = self._is_ready and cache.status(model).state is not ContextState.FAILED
+        self.set(model_service(model), Response.SERVING if is_serving else Response.NOT_SERVING)
 
 
 def model_service(model: str) -> str:
     """The name under which a model's health is asked for."""
-    return f"model/{model}"
+    return f"{_MODEL}{model}"

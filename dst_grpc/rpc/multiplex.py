@@ -1,8 +1,8 @@
 """Many requests on one stream: how `DeriveStream` and `ResolveStream` run items side by side within bounds.
 
-Knows neither protobuf nor sockets: requests come from an iterator, frames leave as bytes through a callable. At most
-so many items run at once, and reading pauses beyond; finished frames wait in an outbox bounded by bytes, so that a
-client who stops reading stops the work. An item's failure is a frame of that item.
+Knows neither protobuf nor sockets: messages come from an iterator, answers leave as bytes through a callable. Items are
+numbered by arrival. At most so many run at once, and reading pauses beyond; finished answers wait in an outbox bounded
+by bytes, so that a client who stops reading stops the work. An item's failure is an answer of that item.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from dst_grpc.errors import DstError, InvalidRequest
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations
 from dst_grpc.rpc.draining import DrainSignal, draining_error
 from dst_grpc.rpc.errors import as_dst_error
+from dst_grpc.rpc.seen_ids import SeenIds
 
-RequestT = TypeVar("RequestT")
-RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
+MessageT = TypeVar("MessageT")
+MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
 
 _MIB = 1 << 20
 
@@ -29,26 +30,51 @@ class StreamLimits:
     """How much one stream may hold."""
 
     max_items_in_flight: int = 16
-    """Items that run at once; reading pauses beyond."""
+    """Items that run at once; reading pauses at the next."""
     outbox_bytes: int = 4 * _MIB
-    """Bytes of frames that wait for the client; items pause beyond. One frame may always wait."""
+    """Bytes of answers that wait for the client; items pause beyond. One answer may always wait."""
+    max_items: int = 1_000_000
+    """Items in all; a further one fails."""
 
 
-class ItemHandler(Protocol[RequestT_contra]):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A request of a stream."""
+
+    request_id: str
+    """The client's own id, whatever else is wrong with it."""
+    answers: Callable[[int], AsyncGenerator[bytes, None]]
+    """The messages that answer it, in order, given its number. Closing the generator stops the work."""
+    problems: Callable[[], Violations]
+    """What is wrong with it as it was sent."""
+    timeout_seconds: float | None = None
+    """How long it may take from its arrival; None = as long as the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """A wish that an item end."""
+
+    request_id: str
+    """The item's id."""
+
+
+class ItemHandler(Protocol[MessageT_contra]):
     """What the items of a stream are."""
 
     @property
     def method(self) -> str:
         """Full name of the RPC, for the log."""
 
-    def request_id(self, request: RequestT_contra) -> str:
-        """The id that the client gave the item, whatever else is wrong with it."""
+    @property
+    def id_path(self) -> str:
+        """Path of an item's id in its message."""
 
-    def run(self, request: RequestT_contra) -> AsyncGenerator[bytes, None]:
-        """The frames of one item, in order. Closing the generator stops the work."""
+    def read(self, message: MessageT_contra) -> Item | Cancellation:
+        """What *message* says. Does not raise: what is wrong with an item is found by drawing its answers."""
 
-    def failed(self, request_id: str, error: DstError) -> bytes:
-        """The frame that ends a failed item."""
+    def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
+        """The message that ends a failed item."""
 
 
 class Outbox:
@@ -98,43 +124,49 @@ def _wake(waiting: asyncio.Future[None] | None) -> None:
         waiting.set_result(None)
 
 
-class Multiplexer(Generic[RequestT]):
+class Multiplexer(Generic[MessageT]):
     """Runs the items of one stream."""
 
-    def __init__(self, handler: ItemHandler[RequestT], limits: StreamLimits, drain: DrainSignal) -> None:
+    def __init__(self, handler: ItemHandler[MessageT], limits: StreamLimits, drain: DrainSignal) -> None:
         """Make it for one call."""
         self._handler = handler
         self._limits = limits
         self._drain = drain
         self._outbox = Outbox(limits.outbox_bytes)
         self._slots = asyncio.Semaphore(limits.max_items_in_flight)
-        self._in_flight: set[str] = set()
+        self._seen = SeenIds()
+        self._running: dict[str, asyncio.Timeout] = {}
+        self._cancelled: set[str] = set()
         self._is_cut_short = False
 
-    async def run(self, requests: AsyncIterator[RequestT], write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Answer every request of *requests* through *write*; returns once they ended and all answers are written.
+    async def run(self, messages: AsyncIterator[MessageT], write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Answer every item of *messages* through *write*; returns once they ended and all answers are written.
 
         Cancelling stops every item before this returns.
 
         Raises:
-            Unavailable: The server is stopping: what was in flight is answered, later requests are not read.
-            DstError: *requests* raised it; nothing more can be said on this stream.
+            Unavailable: The server is stopping: what was in flight is answered, later messages are not read.
+            DstError: *messages* raised it; nothing more can be said on this stream.
         """
+        producing = asyncio.create_task(self._produce(messages))
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._produce(requests))
-                async for frame in self._outbox:
-                    await write(frame)
+            # A write is never cut short because reading failed: a status that overtook it would be lost.
+            async for answer in self._outbox:
+                await write(answer)
+            await producing
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            producing.cancel()
+            await asyncio.gather(producing, return_exceptions=True)
         if self._is_cut_short:
             raise draining_error()
 
-    async def _produce(self, requests: AsyncIterator[RequestT]) -> None:
+    async def _produce(self, messages: AsyncIterator[MessageT]) -> None:
         """Read and run until there is nothing more to do."""
         try:
             async with asyncio.TaskGroup() as items:
-                reader = items.create_task(self._read(requests, items))
+                reader = items.create_task(self._read(messages, items))
                 with self._drain.calling(reader.cancel):
                     # A cancelled reader is the way of draining; what it started goes on to its end.
                     await asyncio.wait([reader])
@@ -142,45 +174,92 @@ class Multiplexer(Generic[RequestT]):
         finally:
             self._outbox.close()
 
-    async def _read(self, requests: AsyncIterator[RequestT], items: asyncio.TaskGroup) -> None:
-        """Start an item for each request, never more at once than may be."""
-        iterator = aiter(requests)
-        while True:
-            await self._slots.acquire()
+    async def _read(self, messages: AsyncIterator[MessageT], items: asyncio.TaskGroup) -> None:
+        """Start each item, never more at once than may be, and cancel those that are to be cancelled."""
+        index = 0
+        async for message in messages:
+            read = self._handler.read(message)
+            if isinstance(read, Cancellation):
+                self._cancel(read.request_id)
+                continue
+            deadline = None
+            if read.timeout_seconds is not None:
+                deadline = asyncio.get_running_loop().time() + read.timeout_seconds
             try:
-                request = await anext(iterator)
-            except StopAsyncIteration:
-                return
-            request_id = self._handler.request_id(request)
-            if request_id in self._in_flight:
-                duplicate = InvalidRequest.of("request_id", f"{request_id!r} is in flight on this stream already")
-                await self._outbox.put(self._handler.failed(request_id, duplicate))
-                self._slots.release()
+                self._check(index, read)
+                async with asyncio.timeout_at(deadline):
+                    await self._slots.acquire()
+            except TimeoutError:
+                await self._fail(index, read.request_id, _too_late(read))
+            except DstError as error:
+                await self._fail(index, read.request_id, error)
             else:
-                self._in_flight.add(request_id)
-                items.create_task(self._run_item(request_id, request))
+                items.create_task(self._run_item(index, read, deadline))
+                await asyncio.sleep(0)  # it has begun before a message can cancel it
+            index += 1
 
-    async def _run_item(self, request_id: str, request: RequestT) -> None:
-        """Put the frames of one item, and its failure if it fails."""
+    def _check(self, index: int, item: Item) -> None:
+        """Raise for an item too many, or one that its id does not tell from others."""
+        limit, path = self._limits.max_items, self._handler.id_path
+        if index >= limit:
+            raise Exhausted(
+                f"the stream has had its {limit} items: open another",
+                reason=Reason.QUOTA_EXCEEDED,
+                metadata={"max_items_per_stream": str(limit)},
+            )
+        complaint = ""
+        if not item.request_id:
+            complaint = "is required on a stream"
+        elif not self._seen.add(item.request_id):
+            complaint = "must differ from that of every earlier item of the stream"
+        if complaint:
+            problems = item.problems()
+            problems.add(path, complaint)
+            raise problems.error()
+
+    def _cancel(self, request_id: str) -> None:
+        scope = self._running.get(request_id)
+        if scope is not None and not scope.expired():
+            self._cancelled.add(request_id)
+            scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _run_item(self, index: int, item: Item, deadline: float | None) -> None:
+        """Put the answers of one item, and its failure if it fails."""
+        request_id = item.request_id
+        scope = asyncio.timeout_at(deadline)
         try:
-            async with aclosing(self._handler.run(request)) as frames:
-                async for frame in frames:
-                    await self._outbox.put(frame)
+            async with scope:
+                self._running[request_id] = scope
+                try:
+                    async with aclosing(item.answers(index)) as answers:
+                        async for answer in answers:
+                            await self._outbox.put(answer)
+                finally:
+                    del self._running[request_id]
+        except TimeoutError as error:
+            if request_id in self._cancelled:
+                await self._fail(index, request_id, Cancelled("the client cancelled the item"))
+            else:
+                await self._fail(index, request_id, _too_late(item) if scope.expired() else error)
         except asyncio.CancelledError as stop:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             # Nobody cancelled the item: something inside it was. The client must not wait for it forever.
-            await self._fail(request_id, RuntimeError(f"cancelled from within: {stop!r}"))
+            await self._fail(index, request_id, RuntimeError(f"cancelled from within: {stop!r}"))
         except Exception as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
-            await self._fail(request_id, error)
+            await self._fail(index, request_id, error)
         finally:
-            self._in_flight.discard(request_id)
+            self._cancelled.discard(request_id)
             self._slots.release()
 
-    async def _fail(self, request_id: str, error: BaseException) -> None:
+    async def _fail(self, index: int, request_id: str, error: BaseException) -> None:
         known = as_dst_error(error, method=self._handler.method, request_id=request_id)
-        await self._outbox.put(self._handler.failed(request_id, known))
+        await self._outbox.put(self._handler.failed(index, request_id, known))
+
+
+def _too_late(item: Item) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the item took longer than its timeout of {item.timeout_seconds} s")
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

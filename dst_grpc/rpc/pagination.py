@@ -6,32 +6,62 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from dst_grpc.errors import InvalidRequest
+from dst_grpc.wire.envelope import MESSAGE_BYTES
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+_ROOM_BYTES = 4096
+"""What a page has besides its rows: the token, and a tag and a length for each."""
+_ROW_BYTES = 6
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+
+class PageRequest(Protocol):
+    """A request for a page."""
+
+    page_size: int
+    """Most rows in the answer; 0 means `DEFAULT_PAGE_SIZE`."""
+    page_token: str
+    """Where to go on; empty = at the start."""
 
 
 def page_of(
-    items: Sequence[T], *, key: Callable[[T], str], page_size: int, page_token: str, scope: str
-) -> tuple[list[T], str]:
-    """A page of *items*, which ascend in *key*, and the token of the next one, empty after the last.
+    items: Sequence[T],
+    request: PageRequest,
+    *,
+    key: Callable[[T], str],
+    to_wire: Callable[[T], M],
+    scope: str,
+    max_bytes: int = MESSAGE_BYTES,
+) -> tuple[list[M], str]:
+    """A page of *items*, which ascend in *key*, as messages, and the token of the next one, empty after the last.
 
-    Tokens name the last key sent rather than a position, so that items which come and go meanwhile shift nothing.
-    *scope* names the list and its filters; a token of another one is refused.
+    A page ends where it would take more than *max_bytes*, but has one row at least. Tokens name the last key sent
+    rather than a position, so that items which come and go meanwhile shift nothing. *scope* names the list and its
+    filters; a token of another one is refused.
 
     Raises:
-        InvalidRequest: *page_token* is none that this list gave out.
+        InvalidRequest: The page token is none that this list gave out.
     """
-    size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-    last = _key_in(page_token, scope) if page_token else None
+    size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    last = _key_in(request.page_token, scope) if request.page_token else None
     rest = [item for item in items if last is None or key(item) > last]
-    page = rest[:size]
-    return page, _token(key(page[-1]), scope) if len(rest) > size else ""
+    page: list[M] = []
+    room = max_bytes - _ROOM_BYTES
+    for item in rest[:size]:
+        row = to_wire(item)
+        room -= row.ByteSize() + _ROW_BYTES
+        if page and room < 0:
+            break
+        page.append(row)
+    return page, _token(key(rest[len(page) - 1]), scope) if len(page) < len(rest) else ""
 
 
 def _token(last: str, scope: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
+from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -18,25 +20,44 @@ from dst_grpc.domain.resolution import (
     Validated,
 )
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
+from dst_grpc.errors import Violations
 
 InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
+RegistryT_contra = TypeVar("RegistryT_contra", contravariant=True)
 AnswerPart = AnswerHeader | DenseTensor | SparseTensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
 
 
 class PipelinePort(Protocol):
-    """Runs requests. Pull-based: closing a generator stops its work."""
+    """Runs requests. Pull-based: closing a generator stops its work.
 
-    def resolve(self, request: ResolveRequest) -> AsyncGenerator[Stage, None]:
+    What reading a request's message found wrong, if anything, is *known*; it is told with all that planning finds.
+    *root* is where the request stands in the message, and *tensors* holds what its caller put.
+    """
+
+    def resolve(
+        self, request: ResolveRequest, known: Violations | None = None, *, root: str = ""
+    ) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 
-    def derive(self, request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        """Run a request; yields what is ready together."""
+    def derive(
+        self,
+        request: DeriveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
+    ) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        """Run a request: what is ready to be sent, step by step."""
 
-    def top_k(self, request: TopKRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+    def top_k(
+        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Choose nodes of a request's runs."""
 
-    def explain(self, request: ExplainRequest) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+    def explain(
+        self, request: ExplainRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
 
     async def close(self) -> None:
@@ -75,16 +96,22 @@ class RegistryPort(Protocol):
         """A model's tokenizer; raises NotFound."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRegistry:
+    """A registry that was read and checked, and is not served yet."""
+
+    registry: RegistryPort
+    """What it knows."""
+    adopt: Callable[[], RegistryChange]
+    """Serves it from now on; what it has no more goes once nobody uses that. Called on the event loop."""
+
+
 class CachePort(Protocol):
     """Holds what is loaded. Touched on the event loop only."""
 
     @property
     def registry(self) -> RegistryPort:
         """What may be loaded now."""
-
-    # Whoever builds the registry knows which class it is; a cache takes those of its own kind.
-    def adopt(self, registry: Any) -> RegistryChange:
-        """Serve another registry from now on; what that has no more goes once nobody uses it."""
 
     def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         """Load a context, and pin it; yields its status until it is available."""
@@ -109,3 +136,10 @@ class CachePort(Protocol):
 
     async def close(self) -> None:
         """Free everything."""
+
+
+class AdoptingCache(CachePort, Protocol[RegistryT_contra]):
+    """A cache that takes registries of its own kind."""
+
+    def adopt(self, registry: RegistryT_contra) -> RegistryChange:
+        """Serve another registry from now on; what that has no more goes once nobody uses it."""

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.errors import DstError
 from dst_grpc.rpc.health import Health
-from dst_grpc.rpc.ports import CachePort, RegistryPort
+from dst_grpc.rpc.ports import CachePort, NewRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 class Reloader:
     """Replaces the registry of a cache, one reload after the other."""
 
-    def __init__(self, build: Callable[[], RegistryPort], cache: CachePort, health: Health) -> None:
+    def __init__(self, build: Callable[[], NewRegistry], cache: CachePort, health: Health) -> None:
         """Replace what *cache* serves by what *build* gives, on a thread; *health* is told which models there are."""
         self._build, self._cache, self._health = build, cache, health
         self._lock = asyncio.Lock()
@@ -34,14 +34,14 @@ class Reloader:
             DataLoss: if a file of it is corrupt, or has another digest; likewise.
         """
         async with self._lock:
-            registry = await asyncio.to_thread(self._build)
-            models = await asyncio.to_thread(registry.models)
-            change = self._cache.adopt(registry)
+            new = await asyncio.to_thread(self._build)
+            models = await asyncio.to_thread(new.registry.models)
+            change = new.adopt()
             self._health.set_models((model.name for model in models), self._cache)
         facts = {"added": change.added, "removed": change.removed, "changed": change.changed}
         _log.info("registry reloaded", extra={name: ",".join(names) for name, names in facts.items()})
-        new = {*change.added, *change.changed}
-        self._preload(name for name in registry.preload if name in new)
+        changed = {*change.added, *change.changed}
+        self._preload(name for name in new.registry.preload if name in changed)
         return change
 
     async def reload_if_sound(self) -> None:

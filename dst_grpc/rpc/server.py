@@ -11,19 +11,26 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry
 
-from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
+from dst_grpc import __version__
+from dst_grpc._gen.dst.v1 import (
+    catalog_service_pb2,
+    context_service_pb2,
+    derived_scalar_service_pb2,
+    tensor_service_pb2,
+)
 from dst_grpc.domain.resolution import ContextState, RegistryChange
+from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimits
 from dst_grpc.errors import DstError, FieldViolation, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
-from dst_grpc.observability.metrics import CallMetrics, MetricsServer
+from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_put_tensors
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.admission import Admission, BearerTokens
 from dst_grpc.rpc.calls import MethodTable
@@ -32,11 +39,16 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
-from dst_grpc.rpc.ports import CachePort, PipelinePort, RegistryPort
+from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
 from dst_grpc.rpc.reloading import Reloader
 from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.tensor_service import TensorService
+from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
+from dst_grpc.wire.envelope import MESSAGE_BYTES
 
 _PING_INTERVAL_MILLIS = 10_000
+
+RegistryT = TypeVar("RegistryT", bound=RegistryPort)
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +65,18 @@ class Parts:
     """Runs requests."""
     cache: CachePort
     """What is loaded, and the registry of what may be."""
-    build_registry: Callable[[], RegistryPort]
+    build_registry: Callable[[], NewRegistry]
     """Builds the registry anew, from what it was built from; runs on a thread."""
+
+    @classmethod
+    def of(cls, pipeline: PipelinePort, cache: AdoptingCache[RegistryT], build: Callable[[], RegistryT]) -> Parts:
+        """The parts with a registry that *build* builds anew, and *cache* then adopts."""
+
+        def built() -> NewRegistry:
+            registry = build()
+            return NewRegistry(registry=registry, adopt=lambda: cache.adopt(registry))
+
+        return cls(pipeline=pipeline, cache=cache, build_registry=built)
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -85,15 +107,31 @@ def build_parts(settings: Settings) -> Parts:
         max_run_bytes=settings.max_run_bytes,
         store_bytes=settings.store_bytes,
     )
-    return Parts(
-        pipeline=Pipeline(cache, limits),
-        cache=cache,
-        build_registry=lambda: build_registry(settings, previous=cache.registry),
-    )
+    return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))
 
 
 def _line(violation: FieldViolation) -> str:
     return f"{violation.field}: {violation.description}" if violation.field else violation.description
+
+
+def server_info(settings: Settings) -> ServerInfo:
+    """What a server with *settings* says of itself."""
+    features = {"autoencoder_paths": bool(settings.autoencoder_roots), "reflection": settings.reflection}
+    return ServerInfo(
+        version=__version__,
+        protocol_version=PROTOCOL_VERSION,
+        limits=ServerLimits(
+            max_request_bytes=settings.max_message_bytes,
+            max_response_bytes=MESSAGE_BYTES,
+            max_queued_requests=settings.max_queued_requests,
+            max_items_in_flight_per_stream=settings.max_items_in_flight_per_stream,
+            max_items_per_stream=settings.max_items_per_stream,
+            max_run_bytes=settings.max_run_bytes,
+            max_put_tensor_bytes=settings.max_put_tensor_bytes,
+            max_put_tensor_ttl=settings.put_tensor_ttl_seconds,
+        ),
+        features=tuple(name for name, is_on in features.items() if is_on),
+    )
 
 
 class Server:
@@ -108,6 +146,13 @@ class Server:
         self._parts = parts
         self._drain = DrainSignal()
         self._admission = Admission(self._drain, settings.max_concurrent_calls)
+        self._tensors = TensorStore(
+            TensorLimits(
+                max_caller_bytes=settings.max_put_tensor_bytes,
+                max_total_bytes=settings.max_put_tensor_total_bytes,
+                max_ttl_seconds=settings.put_tensor_ttl_seconds,
+            )
+        )
         self._closing = AsyncExitStack()
         self._address = ""
         self._metrics_port: int | None = None
@@ -126,6 +171,11 @@ class Server:
         """Where its metrics are; None without them."""
         return self._metrics_port
 
+    @property
+    def put_tensor_bytes(self) -> int:
+        """Bytes of the tensors that callers put."""
+        return self._tensors.byte_count
+
     async def start(self) -> None:
         """Listen, load what is to be preloaded, and report to be serving.
 
@@ -135,6 +185,7 @@ class Server:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._parts.cache.close)
             stack.push_async_callback(self._parts.pipeline.close)
+            stack.callback(self._tensors.close)
             observers = self._observers(stack)
             services = self._services()
             registry = self._parts.cache.registry
@@ -151,7 +202,7 @@ class Server:
             following = asyncio.create_task(self._health.follow(self._parts.cache))
             stack.push_async_callback(_cancel, following)
             await self._preload_all((*self._settings.pin, *self._settings.preload, *registry.preload))
-            self._health.set_serving()
+            self._health.set_serving(self._parts.cache)
             self._closing = stack.pop_all()
 
     async def reload(self) -> RegistryChange:
@@ -191,6 +242,7 @@ class Server:
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
             observers.append(CallMetrics(registry))
+            follow_put_tensors(registry, lambda: self.put_tensor_bytes)
             try:
                 metrics = MetricsServer(registry, settings.host, settings.metrics_port)
             except OSError as error:
@@ -210,15 +262,17 @@ class Server:
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
         """Our services, with what implements them."""
         limits = StreamLimits(
-            max_items_in_flight=self._settings.max_prompts_in_flight_per_stream,
+            max_items_in_flight=self._settings.max_items_in_flight_per_stream,
             outbox_bytes=self._settings.max_stream_buffer_bytes,
+            max_items=self._settings.max_items_per_stream,
         )
         parts = self._parts
-        derived_scalars = DerivedScalarService(parts.pipeline, limits, self._drain)
+        derived_scalars = DerivedScalarService(parts.pipeline, self._tensors, limits, self._drain)
         return [
             (_only_service(derived_scalar_service_pb2), derived_scalars),
-            (_only_service(catalog_service_pb2), CatalogService(parts.cache)),
+            (_only_service(catalog_service_pb2), CatalogService(parts.cache, server_info(self._settings))),
             (_only_service(context_service_pb2), ContextService(parts.cache, self._drain, self.reload)),
+            (_only_service(tensor_service_pb2), TensorService(self._tensors)),
         ]
 
     def _methods(

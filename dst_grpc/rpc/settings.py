@@ -174,16 +174,24 @@ class Settings(BaseSettings):
 
     max_queued_requests: Annotated[int, Field(ge=1)] = 64
     """Requests that may wait before more are refused."""
-    max_run_bytes: Annotated[int, Field(gt=0)] | None = None
-    """Device memory, weights apart, that the requests which run may take together; None = 4 GiB."""
+    max_run_bytes: Annotated[int, Field(gt=0)] = 4096 * _MIB
+    """Device memory, weights apart, that the requests which run may take together."""
     store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
     """Bytes of recordings kept, so that another question about a run needs no pass; 0 = none."""
-    max_prompts_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
+    max_items_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
     """Items of one stream that run at once; reading pauses beyond."""
+    max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000
+    """Items of one stream in all; a further one fails."""
     max_stream_buffer_bytes: Annotated[int, Field(ge=1)] = 4 * _MIB
     """Bytes of answers that wait for a client which does not read, per stream."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * _MIB
     """Largest request message."""
+    max_put_tensor_bytes: Annotated[int, Field(ge=0)] = 256 * _MIB
+    """Bytes of tensors, 4 a number, that one caller may have put for its requests; 0 = none."""
+    max_put_tensor_total_bytes: Annotated[int, Field(ge=0)] = 1024 * _MIB
+    """Bytes of tensors that all callers together may have put."""
+    put_tensor_ttl_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long a tensor is kept that a caller put."""
     max_concurrent_calls: Annotated[int, Field(ge=1)] | None = None
     """Calls in progress before more are refused; None = no bound."""
 

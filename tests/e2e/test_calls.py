@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -28,9 +28,10 @@ from dst_grpc.errors import (
     Reason,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.wire.frames import assemble
+from dst_grpc.wire.assembly import assemble
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged, status_of
 from tests.rpc_fakes import Script, answer, context_status, failing, failing_after_header, tensor
 
@@ -40,25 +41,26 @@ def derive_request(request_id: str = "") -> inference_pb2.DeriveRequest:
 
 
 async def test_derive_streams_the_frames_of_an_answer(rig: Rig) -> None:
-    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         for part in answer([tensor(0, np.arange(700_000)), tensor(1, [])]):
-            yield part
+            yield [part]
 
     rig.parts.pipeline.scripts["big"] = script
     call = rig.scalars.Derive(derive_request("big"), timeout=CALL_SECONDS)
-    frames = [frame async for response in call for frame in response.frames]
-    whole = assemble(frames)
-    assert whole.request_id == "big"
+    responses = [response async for response in call]
+    assert {response.request_id for response in responses} == {"big"}
+    assert max(response.ByteSize() for response in responses) <= 1 << 20
+    whole = assemble(frame for response in responses for frame in response.frames)
     np.testing.assert_array_equal(whole.tensors[0].values, np.arange(700_000, dtype=np.float32))
-    assert max(len(frame.chunk.data) for frame in frames) <= 1 << 20
 
 
 async def test_resolve_answers_in_stages(rig: Rig) -> None:
     request = resolution_pb2.ResolveRequest(request=derive_request("r"))
-    stages = [response async for response in rig.scalars.Resolve(request, timeout=CALL_SECONDS)]
-    assert [stage.WhichOneof("stage") for stage in stages] == ["validated", "resolved"]
-    assert stages[0].validated.request_id == "r"
-    assert stages[1].resolved.model.name == "tiny"
+    responses = [response async for response in rig.scalars.Resolve(request, timeout=CALL_SECONDS)]
+    assert {response.request_id for response in responses} == {"r"}
+    frames = [frame for response in responses for frame in response.frames]
+    assert [frame.WhichOneof("frame") for frame in frames] == ["validated", "resolved"]
+    assert frames[1].resolved.model.name == "tiny"
 
 
 ERRORS: list[tuple[DstError, grpc.StatusCode]] = [
@@ -85,6 +87,7 @@ ERRORS: list[tuple[DstError, grpc.StatusCode]] = [
     (NotAllowed("outside", reason=Reason.PATH_NOT_ALLOWED), grpc.StatusCode.PERMISSION_DENIED),
     (DeadlineExceeded("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (Cancelled("gone"), grpc.StatusCode.CANCELLED),
+    (Unimplemented("not here"), grpc.StatusCode.UNIMPLEMENTED),
 ]
 
 
@@ -145,13 +148,12 @@ async def test_no_header_is_sent_before_the_first_part_so_that_clients_may_retry
     async with rigged() as rig:
         attempts = 0
 
-        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
             nonlocal attempts
             attempts += 1
             if attempts < 3:
                 raise Unavailable("not yet", retry_after_seconds=0.01)
-            for part in answer():
-                yield part
+            yield answer()
 
         rig.parts.pipeline.scripts["x"] = script
         options = (("grpc.service_config", policy),)
@@ -188,21 +190,28 @@ async def test_malformed_bytes_are_the_callers_fault(rig: Rig, data: bytes) -> N
         _ = [r async for r in call]
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
-    unary = _raw(rig.channel, "/dst.v1.CatalogService/Tokenize", "unary_unary")
+    unary = _raw(rig.channel, "/dst.v1.CatalogService/GetModel", "unary_unary")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await unary(data, timeout=CALL_SECONDS)
     assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
-
-
-async def test_malformed_bytes_on_a_stream_end_it(rig: Rig) -> None:
-    async def requests() -> AsyncGenerator[bytes, None]:
-        yield b"\xff\xff"
-
-    stream = _raw(rig.channel, "/dst.v1.DerivedScalarService/DeriveStream", "stream_stream")
+    put = _raw(rig.channel, "/dst.v1.TensorService/PutTensor", "stream_unary")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [r async for r in stream(requests(), timeout=CALL_SECONDS)]
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await put(iter([data]), timeout=CALL_SECONDS)
     assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
+
+
+@pytest.mark.parametrize("method", ["DeriveStream", "ResolveStream"])
+@pytest.mark.parametrize(
+    "messages", [[b"\xff\xff"], [b"", b"\xff"], [b"", b"", b"", b"\xff"], [b"\x0a\x00"] * 3 + [b"\xff"]]
+)
+async def test_malformed_bytes_on_a_stream_end_it(rig: Rig, method: str, messages: list[bytes]) -> None:
+    """Whatever is being written meanwhile: the status comes after it."""
+    stream = _raw(rig.channel, f"/dst.v1.DerivedScalarService/{method}", "stream_stream")
+    for _ in range(10):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [r async for r in stream(iter(messages), timeout=CALL_SECONDS)]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
 
 
 def nested_trace(depth: int) -> bytes:
@@ -240,18 +249,20 @@ async def test_a_message_of_five_megabytes_is_refused_by_grpc(rig: Rig) -> None:
 async def test_a_larger_message_passes_where_the_operator_allows_it() -> None:
     async with rigged(max_message_bytes=8 << 20) as rig:
         request = catalog_service_pb2.TokenizeRequest(text="a" * 5_000_000)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:  # the answer is what is too large for this client
-            await rig.catalog.Tokenize(request, timeout=CALL_SECONDS)
-        assert "CLIENT" in (caught.value.details() or "")
+        answers = [answer async for answer in rig.catalog.Tokenize(request, timeout=CALL_SECONDS)]
+        assert sum(len(answer.token_ids) for answer in answers) == 5_000_000
 
 
-async def test_an_unknown_method_is_unimplemented(rig: Rig) -> None:
-    for kind in ("unary_unary", "unary_stream"):
-        call = _raw(rig.channel, "/dst.v1.DerivedScalarService/Explode", kind)(b"", timeout=CALL_SECONDS)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            _ = await call if kind == "unary_unary" else [r async for r in call]
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "Explode" in (caught.value.details() or "")
+@pytest.mark.parametrize("method", ["/dst.v1.DerivedScalarService/Explode", "/dst.v1.OtherService/Derive", "/x"])
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_an_unknown_method_is_unimplemented(rig: Rig, method: str, kind: str) -> None:
+    message: Any = b"" if kind.startswith("unary") else iter([])
+    call = _raw(rig.channel, method, kind)(message, timeout=CALL_SECONDS)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = await call if kind.endswith("unary") else [r async for r in call]
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    error = error_of(caught.value)
+    assert (error.reason, error.metadata) == (Reason.METHOD_NOT_FOUND, {"method": method})
 
 
 async def test_more_calls_than_allowed_are_refused_with_details() -> None:

@@ -27,8 +27,8 @@ from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.domain.results import Answer
 from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Reason
+from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
-from dst_grpc.wire.frames import assemble
 from tests.e2e.conftest import CALL_SECONDS, error_of
 
 SENTENCE = "When Mary and John went to the store, John gave a drink to"
@@ -79,7 +79,10 @@ async def test_the_catalogue_offers_the_embedded_model_and_every_type(embedded: 
     models = (await stub.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS)).models
     assert [model.name for model in models if model.default_model] == ["embedded"]
     answer = await stub.GetModel(catalog_service_pb2.GetModelRequest(), timeout=CALL_SECONDS)
-    assert sorted(answer.model.autoencoders) == sorted(info.name for info in answer.autoencoders)
+    sets = await stub.ListAutoencoders(
+        catalog_service_pb2.ListAutoencodersRequest(model="embedded"), timeout=CALL_SECONDS
+    )
+    assert sorted(answer.model.autoencoders) == sorted(info.name for info in sets.autoencoders)
     types = await stub.ListDerivedScalarTypes(
         catalog_service_pb2.ListDerivedScalarTypesRequest(page_size=1000), timeout=CALL_SECONDS
     )
@@ -88,14 +91,14 @@ async def test_the_catalogue_offers_the_embedded_model_and_every_type(embedded: 
 
 async def test_tokens_go_there_and_back(embedded: grpc.aio.Channel) -> None:
     stub: Any = CatalogServiceStub(embedded)
-    tokens = await stub.Tokenize(catalog_service_pb2.TokenizeRequest(text=SENTENCE), timeout=CALL_SECONDS)
+    call = stub.Tokenize(catalog_service_pb2.TokenizeRequest(text=SENTENCE), timeout=CALL_SECONDS)
+    (tokens,) = [answer async for answer in call]
     assert "".join(tokens.token_strings) == SENTENCE
-    text = await stub.Detokenize(
-        catalog_service_pb2.DetokenizeRequest(token_ids=tokens.token_ids), timeout=CALL_SECONDS
-    )
-    assert text.text == SENTENCE
+    request = catalog_service_pb2.DetokenizeRequest(token_ids=tokens.token_ids)
+    assert [answer.text async for answer in stub.Detokenize(request, timeout=CALL_SECONDS)] == [SENTENCE]
+    bad = stub.Detokenize(catalog_service_pb2.DetokenizeRequest(token_ids=[1 << 31]), timeout=CALL_SECONDS)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Detokenize(catalog_service_pb2.DetokenizeRequest(token_ids=[1 << 31]), timeout=CALL_SECONDS)
+        await bad.read()
     assert fields_of(error_of(caught.value)) == ["token_ids[0]"]
 
 
@@ -112,10 +115,8 @@ async def test_forward_and_backward_types_come_with_the_axes_that_resolve_promis
     message = request(*types, loss=True)
     answer = await derive(embedded, message)
     stub: Any = DerivedScalarServiceStub(embedded)
-    stages = [
-        stage async for stage in stub.Resolve(resolution_pb2.ResolveRequest(request=message), timeout=CALL_SECONDS)
-    ]
-    resolved = stages[-1].resolved
+    call = stub.Resolve(resolution_pb2.ResolveRequest(request=message), timeout=CALL_SECONDS)
+    resolved = [frame async for response in call for frame in response.frames][-1].resolved
     assert [scalar.dst for scalar in resolved.scalars] == types
     for i, scalar in enumerate(resolved.scalars):
         tensors = [tensor for tensor in answer.tensors if tensor.info.spec_index == i]
@@ -158,12 +159,11 @@ async def test_a_stream_of_mixed_prompts_answers_each_and_keeps_errors_apart(emb
     messages.insert(3, request(0, request_id="bad"))
     stub: Any = DerivedScalarServiceStub(embedded)
     items = iter([inference_pb2.DeriveStreamRequest(request=message) for message in messages])
-    frames: dict[str, list[inference_pb2.Frame]] = {}
+    frames: dict[str, list[inference_pb2.DeriveFrame]] = {}
     async for response in stub.DeriveStream(items, timeout=CALL_SECONDS):
-        for frame in response.frames:
-            frames.setdefault(frame.request_id, []).append(frame)
-    error = error_from_status(frames.pop("bad")[-1].item_result.error)
-    assert fields_of(error) == ["derived_scalars[0].dst"]
+        frames.setdefault(response.request_id, []).extend(response.frames)
+    error = error_from_status(frames.pop("bad")[-1].error)
+    assert fields_of(error) == ["request.derived_scalars[0].dst"]
     for request_id, text in texts.items():
         alone = await derive(embedded, request(T.DERIVED_SCALAR_TYPE_MLP_POST_ACT, text=text))
         for tensor, other in zip(assemble(frames[request_id]).tensors, alone.tensors, strict=True):
@@ -263,12 +263,12 @@ async def test_a_context_is_loaded_listed_and_unloaded(embedded: grpc.aio.Channe
 async def test_resolve_with_load_tells_how_far_it_is(embedded: grpc.aio.Channel) -> None:
     stub: Any = DerivedScalarServiceStub(embedded)
     message = resolution_pb2.ResolveRequest(request=request(T.DERIVED_SCALAR_TYPE_MLP_POST_ACT), load=True)
-    stages = [stage async for stage in stub.Resolve(message, timeout=CALL_SECONDS)]
-    kinds = [stage.WhichOneof("stage") for stage in stages]
+    frames = [frame async for response in stub.Resolve(message, timeout=CALL_SECONDS) for frame in response.frames]
+    kinds = [frame.WhichOneof("frame") for frame in frames]
     assert kinds[0] == "validated"
     assert kinds[-1] == "resolved"
     assert set(kinds[1:-1]) <= {"loading"}
-    (status,) = [s for s in stages[-1].resolved.contexts if s.handle.startswith("embedded@")]
+    (status,) = [s for s in frames[-1].resolved.contexts if s.handle.startswith("embedded@")]
     assert status.state == context_pb2.CONTEXT_STATE_AVAILABLE
 
 

@@ -28,7 +28,7 @@ from dst_grpc.client import (
 )
 from dst_grpc.domain.results import RunSummary
 from dst_grpc.errors import DataLoss, DeadlineExceeded, Exhausted, Internal, InvalidRequest, PreconditionFailed, Reason
-from dst_grpc.wire.explain import explain_request_to_wire
+from dst_grpc.wire.codec import to_wire
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of
 from tests.rpc_fakes import explained
 
@@ -39,7 +39,7 @@ LATENTS: dict[str, Any] = {
     "attention": "autoencoder_latent",
     "autoencoders": ["embedded/resid_delta_mlp", "embedded/resid_delta_attn"],
 }
-Parts = AsyncGenerator[ExplanationPart | RunSummary, None]
+Parts = AsyncGenerator[list[ExplanationPart | RunSummary], None]
 
 
 def script(
@@ -49,7 +49,7 @@ def script(
 
     async def answer(_: object) -> Parts:
         for part in parts:
-            yield part
+            yield [part]
         if error is not None:
             raise error
         if then is not None:
@@ -63,10 +63,9 @@ async def test_parts_arrive_while_the_work_goes_on(rig: Rig) -> None:
     ready = asyncio.Event()
 
     async def answer(_: object) -> Parts:
-        yield header
+        yield [header]
         await ready.wait()
-        yield table
-        yield summary
+        yield [table, summary]
 
     rig.parts.pipeline.explain_scripts["slow"] = answer
     async with AsyncClient(rig.server.address) as client:
@@ -123,9 +122,9 @@ async def test_an_answer_that_breaks_off_is_an_error(rig: Rig) -> None:
 
 
 async def test_bad_fields_are_listed_by_their_paths(rig: Rig) -> None:
-    message = explain_request_to_wire(make_explain_request("x"))
+    message = to_wire(make_explain_request("x"))
     message.k = 0
-    message.parts.append(99)  # type: ignore[arg-type]  # a number that nobody knows
+    message.parts.append(99)
     message.runs.add()
     message.groups.add(dsts=[1, 1])
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -92,6 +92,6 @@ def test_the_whole_program(embedded_address: str, tmp_path: Path) -> None:
     assert "Attention of 2.h1" in seen
     messages = [json.loads(line) for line in said("--json").splitlines()]
     assert messages[0]["header"]["tokenStrings"][-1] == " to"
-    assert messages[-1]["trailer"]["messageCount"] == len(messages)
+    assert messages[-1]["trailer"]["frameCount"] == len(messages)
     said("--html", str(tmp_path / "why.html"))
     assert (tmp_path / "why.html").stat().st_size < 2**20

@@ -113,7 +113,7 @@ async def test_the_server_is_not_serving_until_all_is_preloaded_and_tells_how_fa
     registry = Registry.build(models=models, device="cpu", include_embedded=False)
     loader = Held()
     cache = ContextCache(registry, loader=loader)
-    parts = Parts(pipeline=Pipeline(cache), cache=cache, build_registry=lambda: registry)
+    parts = Parts.of(Pipeline(cache), cache, lambda: registry)
     server = Server(Settings(port=0, preload=("a", "b")), parts)
     starting = asyncio.create_task(server.start())
     await loader.begun.wait()

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import DataLoss, Reason, Unauthenticated, Unavailable
 from dst_grpc.rpc.health import SERVICE as HEALTH
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.rpc.server import StartupError
+from dst_grpc.rpc.server import Server, StartupError
+from dst_grpc.rpc.settings import Settings
 from tests.e2e.conftest import CALL_SECONDS, READY, Rig, error_of, rigged
 from tests.rpc_fakes import FakeParts, answer, context_status
 
-SERVICES = ("dst.v1.CatalogService", "dst.v1.ContextService", "dst.v1.DerivedScalarService")
+SERVICES = (
+    *("dst.v1.CatalogService", "dst.v1.ContextService"),
+    *("dst.v1.DerivedScalarService", "dst.v1.TensorService"),
+)
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -54,7 +58,7 @@ def health_check(rig: Rig, service: str = "") -> Any:
 async def test_health_knows_the_server_its_services_and_its_models(rig: Rig) -> None:
     for service in ("", *SERVICES):
         assert (await health_check(rig, service)).status == SERVING
-    assert (await health_check(rig, "model/tiny")).status == NOT_SERVING
+    assert (await health_check(rig, "model/tiny")).status == SERVING  # not loaded yet; the first request loads it
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await health_check(rig, "model/none")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -67,7 +71,7 @@ async def test_health_lists_everything(rig: Rig) -> None:
     statuses: Any = response_type.FromString(raw).statuses  # type: ignore[attr-defined]  # a class made at run time
     assert {name: status.status for name, status in statuses.items()} == {
         **dict.fromkeys(("", *SERVICES), SERVING),
-        "model/tiny": NOT_SERVING,
+        "model/tiny": SERVING,
     }
 
 
@@ -75,16 +79,20 @@ async def test_health_watch_follows_the_cache_and_the_drain(rig: Rig) -> None:
     stub: Any = HealthStub(rig.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
     unknown = stub.Watch(health_pb2.HealthCheckRequest(service="model/later"), timeout=CALL_SECONDS)
-    assert (await watch.read()).status == NOT_SERVING
+    assert (await watch.read()).status == SERVING
     assert (await unknown.read()).status == SERVICE_UNKNOWN
+    rig.parts.cache.tell(context_status(state=ContextState.LOADING))
+    rig.parts.cache.tell(context_status(state=ContextState.FAILED))
+    assert (await watch.read()).status == NOT_SERVING
+    rig.parts.cache.tell(context_status(state=ContextState.LOADING))
     rig.parts.cache.tell(context_status())
     assert (await watch.read()).status == SERVING
     rig.parts.cache.tell(context_status(state=ContextState.UNLOADING))
-    assert (await watch.read()).status == NOT_SERVING
     whole = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
     assert (await whole.read()).status == SERVING
     draining = asyncio.create_task(rig.server.drain())
     assert (await whole.read()).status == NOT_SERVING
+    assert (await watch.read()).status == NOT_SERVING
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await whole.read()
     assert error_of(caught.value).reason is Reason.DRAINING
@@ -134,13 +142,23 @@ async def test_a_preload_that_fails_is_an_error() -> None:
     assert parts.cache.is_closed
 
 
-async def test_what_is_preloaded_serves_from_the_start() -> None:
-    async with rigged(preload=("tiny",)) as rig:
-        assert (await rig.catalog.GetModel(catalog_service_pb2.GetModelRequest(), timeout=CALL_SECONDS)).model.state
-        stub: Any = HealthStub(rig.channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
-        while (await watch.read()).status != SERVING:
-            pass
+async def test_nothing_serves_before_all_is_preloaded() -> None:
+    parts = FakeParts(2)
+    parts.cache.gate = asyncio.Event()
+    server = Server(Settings(port=0, preload=("tiny", "model-000")), parts.parts)
+    starting = asyncio.create_task(server.start())
+    try:
+        await parts.cache.asked.wait()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub: Any = HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
+            assert (await watch.read()).status == NOT_SERVING
+            parts.cache.gate.set()
+            assert (await watch.read()).status == SERVING
+            watch.cancel()
+    finally:
+        await starting
+        await server.stop()
 
 
 async def test_stopping_closes_the_parts() -> None:
@@ -231,11 +249,11 @@ async def test_draining_finishes_items_in_flight_and_refuses_new_ones() -> None:
     async with rigged() as rig:
         gate = asyncio.Event()
 
-        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
             parts = answer()
-            yield parts[0]
+            yield parts[:1]
             await gate.wait()
-            yield parts[1]
+            yield parts[1:]
 
         rig.parts.pipeline.scripts["x"] = script
         call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
@@ -261,10 +279,9 @@ async def test_a_stream_that_was_answered_whole_ends_well_while_draining() -> No
     async with rigged() as rig:
         gate = asyncio.Event()
 
-        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
             await gate.wait()
-            for part in answer():
-                yield part
+            yield answer()
 
         rig.parts.pipeline.scripts["x"] = script
         call = rig.scalars.DeriveStream(iter([item("x")]), timeout=CALL_SECONDS)
@@ -306,8 +323,8 @@ async def test_work_beyond_the_grace_period_is_cut_off() -> None:
     async with rigged(grace_seconds=0) as rig:
         never = asyncio.Event()
 
-        async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
-            yield answer()[0]
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+            yield answer()[:1]
             await never.wait()
 
         rig.parts.pipeline.scripts["x"] = script
@@ -327,9 +344,9 @@ from tests.rpc_fakes import FakeParts, answer
 
 async def script(request):
     parts = answer()
-    yield parts[0]
+    yield parts[:1]
     await asyncio.to_thread(sys.stdin.readline)
-    yield parts[1]
+    yield parts[1:]
 
 fakes = FakeParts()
 fakes.pipeline.scripts["x"] = script

@@ -29,7 +29,7 @@ from dst_grpc.errors import Reason
 from dst_grpc.pipeline import Pipeline
 from dst_grpc.rpc.server import Parts, running_server
 from dst_grpc.rpc.settings import Settings
-from dst_grpc.wire.frames import assemble
+from dst_grpc.wire.assembly import assemble
 from tests import checkpoints
 from tests.e2e.conftest import CALL_SECONDS, error_of
 
@@ -342,7 +342,7 @@ async def rig(tmp_path: Path, models: dict[str, Path]) -> AsyncIterator[Rig]:
     registry = Registry.build(models=models, autoencoder_roots=[root], device="cpu", include_embedded=False)
     loader = Swapping()
     cache = ContextCache(registry, loader=loader)
-    parts = Parts(pipeline=Pipeline(cache), cache=cache, build_registry=lambda: registry)
+    parts = Parts.of(Pipeline(cache), cache, lambda: registry)
     async with (
         running_server(Settings(port=0), parts) as server,
         grpc.aio.insecure_channel(server.address) as channel,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,9 @@ async def test_models_come_and_go(folder: Path) -> None:
         assert caught.value.reason is Reason.MODEL_NOT_FOUND
         with pytest.raises(NotFound):
             await client.tokenize("Mary", model="a")
-        assert await statuses(channel) == {"model/a": SERVICE_UNKNOWN, "model/b": NOT_SERVING}
+        assert await statuses(channel) == {"model/a": SERVICE_UNKNOWN, "model/b": SERVING}
         after = await client.derive("Mary", "logits")
         assert after.model != before.model
-        assert await statuses(channel) == {"model/a": SERVICE_UNKNOWN, "model/b": SERVING}
         assert [status.handle.partition("@")[0] for status in await client.contexts()] == ["b"]
 
 
@@ -94,7 +93,6 @@ async def test_a_name_may_come_to_mean_another_model(folder: Path) -> None:
         register(folder, a="b")
         change = await client.reload_registry()
         assert (change.added, change.changed) == ((), ("a",))
-        assert (await statuses(channel))["model/a"] == NOT_SERVING
         after = await client.derive("Mary", "logits")
         assert after.model != before.model
         assert (await statuses(channel))["model/a"] == SERVING
@@ -107,7 +105,7 @@ async def test_what_did_not_change_stays_loaded(folder: Path) -> None:
         register(folder, a="a", b="b")
         assert (await client.reload_registry()).added == ("b",)
         assert [status.handle for status in await client.contexts()] == [before.handle]
-        assert await statuses(channel) == {"model/a": SERVING, "model/b": NOT_SERVING}
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": SERVING}
         assert await client.reload_registry() == RegistryChange()
 
 
@@ -161,13 +159,13 @@ async def test_a_call_in_progress_goes_on() -> None:
     async with rigged() as rig, AsyncClient(rig.server.address) as client:
         gate = asyncio.Event()
 
-        async def script(_request: DeriveRequest) -> AsyncIterator[AnswerPart]:
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
             parts = answer()
-            yield parts[0]
+            yield parts[:1]
             await gate.wait()
-            yield parts[1]
+            yield parts[1:]
 
-        rig.parts.pipeline.scripts["x"] = script  # type: ignore[assignment]  # a generator all the same
+        rig.parts.pipeline.scripts["x"] = script
         call = asyncio.create_task(client.derive("ab", "logits", request_id="x"))
         while rig.parts.pipeline.started != ["x"]:
             await client.models()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -15,10 +15,10 @@ import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, Reason
 from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
-from dst_grpc.wire.frames import assemble
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
 from tests.rpc_fakes import Script, answer, failing, failing_after_header, tensor
 
@@ -39,10 +39,9 @@ def resolve_item(request_id: str, text: str = "ab") -> resolution_pb2.ResolveStr
 def until(event: asyncio.Event, tensors: int = 0) -> Script:
     """A script that waits for *event* before its answer."""
 
-    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         await event.wait()
-        for part in answer([tensor(i, [float(i)]) for i in range(tensors)]):
-            yield part
+        yield answer([tensor(i, [float(i)]) for i in range(tensors)])
 
     return script
 
@@ -50,29 +49,33 @@ def until(event: asyncio.Event, tensors: int = 0) -> Script:
 def endless(produced: Counter[str], mib: int = 1) -> Script:
     """A script that yields tensors without end, as far as they are taken."""
 
-    async def script(request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def script(request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         block = np.zeros(mib * MIB // 4, np.float32)
         parts = answer([tensor(i, block) for i in range(2000)])
         for part in parts:
             produced[request.request_id] += 1
-            yield part
+            yield [part]
 
     return script
 
 
-async def collected(call: Any) -> dict[str, list[inference_pb2.Frame]]:
+async def collected(call: Any) -> dict[str, list[inference_pb2.DeriveFrame]]:
     """The frames of a DeriveStream, by request."""
-    frames: dict[str, list[inference_pb2.Frame]] = defaultdict(list)
+    frames: dict[str, list[inference_pb2.DeriveFrame]] = defaultdict(list)
     while (response := await call.read()) is not grpc.aio.EOF:
-        for frame in response.frames:
-            frames[frame.request_id].append(frame)
+        frames[response.request_id] += response.frames
     return frames
 
 
+def kinds(frames: Iterable[Any]) -> list[str]:
+    """What frames hold."""
+    return [frame.WhichOneof("frame") for frame in frames]
+
+
 async def test_every_item_gets_its_whole_answer_in_order(rig: Rig) -> None:
-    async def script(request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
+    async def script(request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         for part in answer([tensor(i, np.full(300_000, float(request.request_id))) for i in range(3)]):
-            yield part
+            yield [part]
 
     ids = [str(i) for i in range(40)]
     rig.parts.pipeline.scripts.update(dict.fromkeys(ids, script))
@@ -84,7 +87,7 @@ async def test_every_item_gets_its_whole_answer_in_order(rig: Rig) -> None:
 
 
 async def test_at_most_so_many_items_run_at_once() -> None:
-    async with rigged(max_prompts_in_flight_per_stream=3) as rig:
+    async with rigged(max_items_in_flight_per_stream=3) as rig:
         gate = asyncio.Event()
         ids = [str(i) for i in range(10)]
         rig.parts.pipeline.scripts.update(dict.fromkeys(ids, until(gate)))
@@ -104,12 +107,9 @@ async def test_answers_overtake_one_another(rig: Rig) -> None:
     call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
     await call.write(item("slow"))
     await call.write(item("fast"))
-    frames = (await call.read()).frames
-    assert [(frame.request_id, frame.WhichOneof("frame")) for frame in frames] == [
-        ("fast", "header"),
-        ("fast", "chunk"),
-        ("fast", "trailer"),
-    ]
+    first = await call.read()
+    assert (first.request_id, first.item_index) == ("fast", 1)
+    assert kinds(first.frames) == ["header", "chunk", "trailer"]
     gate.set()
     await call.done_writing()
     assert sorted(await collected(call)) == ["slow"]
@@ -125,39 +125,129 @@ async def test_an_items_error_is_its_own(rig: Rig) -> None:
     ids = ["unknown", "late", "fault", "inner", "fine"]
     requests = [*map(item, ids), item("empty", text=""), inference_pb2.DeriveStreamRequest()]
     frames = await collected(rig.scalars.DeriveStream(iter(requests), timeout=CALL_SECONDS))
-    assert [frame.WhichOneof("frame") for frame in frames["late"]] == ["header", "item_result"]
-    assert frames["fine"][-1].WhichOneof("frame") == "trailer"
-    codes = {request_id: items[-1].item_result.error.code for request_id, items in frames.items()}
+    assert kinds(frames["late"]) == ["header", "error"]
+    assert kinds(frames["fine"])[-1] == "trailer"
+    codes = {request_id: items[-1].error.code for request_id, items in frames.items()}
     assert codes == {"unknown": 5, "late": 3, "fault": 13, "inner": 13, "fine": 0, "empty": 3, "": 3}
     assert "secret" not in str(frames["fault"])
 
 
-async def test_an_id_in_flight_may_not_be_used_again_until_it_is_answered(rig: Rig) -> None:
+async def test_an_id_may_not_be_used_again(rig: Rig) -> None:
     gate = asyncio.Event()
     rig.parts.pipeline.scripts["x"] = until(gate)
     call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
     await call.write(item("x"))
     await call.write(item("x"))
-    (refused,) = (await call.read()).frames
-    error = error_from_status(refused.item_result.error)
-    assert isinstance(error, InvalidRequest)
-    assert [violation.field for violation in error.violations] == ["request_id"]
+    refused = await call.read()
+    assert (refused.request_id, refused.item_index) == ("x", 1)
+    assert fields(refused) == ["request.request_id"]
     gate.set()
-    answered = [frame.WhichOneof("frame") for _ in range(2) for frame in (await call.read()).frames]
-    assert answered == ["header", "trailer"]
+    answered = await call.read()
+    assert (answered.request_id, answered.item_index, kinds(answered.frames)) == ("x", 0, ["header", "trailer"])
     await call.write(item("x"))
+    assert fields(await call.read()) == ["request.request_id"]
     await call.done_writing()
-    assert len((await collected(call))["x"]) == 2
+    assert await collected(call) == {}
+
+
+def fields(response: Any) -> list[str]:
+    """The fields that the error in the only frame of *response* names."""
+    (frame,) = response.frames
+    error = error_from_status(frame.error)
+    assert isinstance(error, InvalidRequest)
+    return [violation.field for violation in error.violations]
+
+
+async def test_items_without_an_id_are_refused_each_by_its_number_with_all_that_is_wrong(rig: Rig) -> None:
+    nameless = item("")
+    bad = item("")
+    bad.request.max_chunk_bytes = 3
+    call = rig.scalars.DeriveStream(iter([nameless, item("a"), bad]), timeout=CALL_SECONDS)
+    found = {response.item_index: response async for response in call}
+    assert fields(found[0]) == ["request.request_id"]
+    assert kinds(found[1].frames) == ["header", "chunk", "trailer"]
+    assert sorted(fields(found[2])) == ["request.max_chunk_bytes", "request.request_id"]
+
+
+async def test_bad_fields_of_items_are_named_from_the_message_sent(rig: Rig) -> None:
+    bad = item("a", text="")
+    bad.request.prompt.token_ids.SetInParent()
+    call = rig.scalars.DeriveStream(iter([bad]), timeout=CALL_SECONDS)
+    assert [field.partition(".")[0] for field in fields(await call.read())] == ["request"]
+    resolving = resolve_item("b")
+    resolving.request.request.element_type = 77  # type: ignore[assignment]  # what a newer client may send
+    call = rig.scalars.ResolveStream(iter([resolving]), timeout=CALL_SECONDS)
+    assert fields(await call.read()) == ["request.request.element_type"]
+
+
+async def test_an_item_too_many_fails_alone() -> None:
+    async with rigged(max_items_per_stream=2) as rig:
+        frames = await collected(rig.scalars.DeriveStream(iter(map(item, "abc")), timeout=CALL_SECONDS))
+    assert kinds(frames["b"])[-1] == "trailer"
+    error = error_from_status(frames["c"][0].error)
+    assert isinstance(error, Exhausted)
+    assert (error.reason, error.metadata) == (Reason.QUOTA_EXCEEDED, {"max_items_per_stream": "2"})
+
+
+async def test_an_item_is_cancelled_alone_and_its_work_stops(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = until(asyncio.Event())
+    call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+    await call.write(item("x"))
+    await call.write(inference_pb2.DeriveStreamRequest(cancel=inference_pb2.CancelItem(request_id="x")))
+    cancelled = await call.read()
+    assert (cancelled.request_id, cancelled.item_index) == ("x", 0)
+    assert error_from_status(cancelled.frames[0].error).reason is Reason.CANCELLED
+    assert await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) == "x"
+    await call.write(item("y"))
+    answered = await call.read()  # a cancellation is no item
+    assert (answered.request_id, answered.item_index) == ("y", 1)
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_an_items_own_time_limit_stops_its_work(rig: Rig) -> None:
+    rig.parts.pipeline.scripts["x"] = until(asyncio.Event())
+    slow, wrong = item("x"), item("y")
+    slow.timeout.FromMilliseconds(20)
+    wrong.timeout.FromSeconds(-1)
+    call = rig.scalars.DeriveStream(iter([slow, wrong]), timeout=CALL_SECONDS)
+    found = {response.request_id: response async for response in call}
+    assert error_from_status(found["x"].frames[0].error).reason is Reason.DEADLINE_EXCEEDED
+    assert fields(found["y"]) == ["timeout"]
+    assert not rig.parts.pipeline.running
+
+
+async def test_a_long_id_is_refused_and_comes_back_short(rig: Rig) -> None:
+    call = rig.scalars.DeriveStream(iter([item("x" * 2_000_000)]), timeout=CALL_SECONDS)
+    refused = await call.read()
+    assert refused.request_id == "x" * 256
+    assert fields(refused) == ["request.request_id"]
+
+
+async def test_chunks_and_messages_are_as_small_as_an_item_wants_them(rig: Rig) -> None:
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        yield answer([tensor(0, np.zeros(5000)), *(tensor(1 + i, [1.0]) for i in range(200))])
+
+    rig.parts.pipeline.scripts["x"] = script
+    small = item("x")
+    small.request.max_chunk_bytes = 1024
+    call = rig.scalars.DeriveStream(iter([small]), timeout=CALL_SECONDS)
+    responses = [response async for response in call]
+    assert max(response.ByteSize() for response in responses) <= 1024 + 2048
+    frames = [frame for response in responses for frame in response.frames]
+    assert max(len(frame.chunk.data) for frame in frames) == 1024
+    assert len(assemble(frames).tensors) == 201
 
 
 async def test_resolve_stream_answers_by_id_and_keeps_errors_apart(rig: Rig) -> None:
     call = rig.scalars.ResolveStream(
         iter([resolve_item("a"), resolution_pb2.ResolveStreamRequest(), resolve_item("b")]), timeout=CALL_SECONDS
     )
-    stages = defaultdict(list)
+    stages: dict[tuple[str, int], list[str]] = defaultdict(list)
     async for response in call:
-        stages[response.request_id].append(response.WhichOneof("stage"))
-    assert stages == {"a": ["validated", "resolved"], "b": ["validated", "resolved"], "": ["error"]}
+        stages[response.request_id, response.item_index] += kinds(response.frames)
+    resolved = ["validated", "resolved"]
+    assert stages == {("a", 0): resolved, ("b", 2): resolved, ("", 1): ["error"]}
 
 
 async def test_cancelling_stops_the_producer(rig: Rig) -> None:
@@ -176,7 +266,7 @@ async def test_a_client_that_vanishes_stops_every_item(rig: Rig) -> None:
         call = rig._replace(channel=channel).scalars.DeriveStream(timeout=CALL_SECONDS)
         for request_id in ids:
             await call.write(item(request_id))
-        while {*rig.parts.pipeline.started} != {*ids}:
+        while len(rig.parts.pipeline.started) < len(ids):
             await call.read()
     ended = {await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) for _ in ids}
     assert ended == set(ids)
@@ -229,7 +319,7 @@ async def test_a_stream_reads_on_after_a_pause(rig: Rig) -> None:
     for request_id in ("a", "b"):
         await call.write(item(request_id))
         frames = (await call.read()).frames
-        assert [frame.WhichOneof("frame") for frame in frames] == ["header", "chunk", "trailer"]
+        assert kinds(frames) == ["header", "chunk", "trailer"]
     await call.done_writing()
     assert await collected(call) == {}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def parts(registry: Registry) -> Parts:
     """The server's parts on the reference's model, whose random autoencoders reconstruct nothing."""
     cache = ContextCache(registry, loader=FileLoader(allow_failed_checks=True))
-    return Parts(pipeline=Pipeline(cache), cache=cache, build_registry=lambda: registry)
+    return Parts.of(Pipeline(cache), cache, lambda: registry)
 
 
 def test_every_request_is_there() -> None:

@@ -24,7 +24,7 @@ async def test_every_case_on_one_stream(registry: Registry, count_row: Callable[
     """All cases sent on one DeriveStream give the reference's rows, whatever order they come back in."""
     cases = {name: load_case(name, "golden") for name in CASES}
     cache = ContextCache(registry, loader=FileLoader(allow_failed_checks=True))
-    parts = Parts(cache=cache, pipeline=Pipeline(cache), build_registry=lambda: registry)
+    parts = Parts.of(Pipeline(cache), cache, lambda: registry)
     problems: list[str] = []
     async with running_server(Settings(port=0), parts) as server, AsyncClient(server.address) as client:
         async for request_id, answer in client.derive_stream([case.request for case in cases.values()]):

@@ -32,6 +32,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "models",
         "types",
         "tokenize",
+        "server-info",
         "contexts",
         "load",
         "unpin",
@@ -137,6 +138,13 @@ def test_tokenize(run: Run) -> None:
     assert json.loads(run("tokenize", "a b", "--json").stdout) == {"token_ids": [0, 1], "tokens": ["a", "b"]}
 
 
+def test_the_server_says_what_it_is(run: Run) -> None:
+    result = run("server-info")
+    assert result.exit_code == 0
+    assert "dst.v1, version 1" in result.stdout
+    assert json.loads(run("server-info", "--json").stdout)["protocol_version"] == 1
+
+
 def test_the_cache(run: Run) -> None:
     assert HANDLE in run("contexts").stdout
     assert "available" in run("load", "tiny").stdout
@@ -151,7 +159,7 @@ def test_the_cache(run: Run) -> None:
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60, 80, 120, 300])
-@pytest.mark.parametrize("command", ["derive", "resolve", "models", "types", "contexts", "tokenize"])
+@pytest.mark.parametrize("command", ["derive", "resolve", "models", "types", "contexts", "tokenize", "server-info"])
 def test_every_line_fits_the_terminal(run: Run, command: str, columns: int) -> None:
     arguments = {"derive": (PROMPT, "--target", " Mary"), "resolve": (PROMPT,), "tokenize": (PROMPT,)}
     result = run(command, *arguments.get(command, ()), columns=columns)
@@ -180,7 +188,7 @@ def test_bad_options_are_reported_together(run: Run, service: FakeService) -> No
         ("--ablate=attn.qk_probs", "is not of the form"),
         ("--ablate=nonesuch@1[0]=1", "there is no tap 'nonesuch'"),
         ("--ablate=attn.qk_probs@1[x0,:,:]=1", "is not of the form"),
-        ("--ablate=attn.qk_probs@1[1:2,:,:]=1", "something else than numbers and colons"),
+        ("--ablate=attn.qk_probs@1[1:1,:,:]=1", "must be above start"),
         ("--ablate=attn.qk_probs@1[0]=1", "must name every one of the 3 axes"),
         ("--trace=mlp.post_act", "is neither a node"),
         ("--trace=resid.post_mlp@1[0,0]", "cannot be traced"),

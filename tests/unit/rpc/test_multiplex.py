@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 
-from dst_grpc.errors import DstError, InvalidRequest, Reason, Unavailable
+from dst_grpc.errors import DstError, InvalidRequest, Reason, Unavailable, Violations
 from dst_grpc.rpc.draining import DrainSignal
-from dst_grpc.rpc.multiplex import Multiplexer, Outbox, StreamLimits
+from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, Outbox, StreamLimits
 
 SECONDS = 10.0
 
@@ -16,6 +16,7 @@ class Items:
     """Items that are their own ids; each yields its id with a number, as often as the test says."""
 
     method = "/test/Stream"
+    id_path = "item.id"
 
     def __init__(self, frames: int = 3, frame_bytes: int = 1) -> None:
         self.frames = frames
@@ -26,8 +27,17 @@ class Items:
         self.produced = 0
         self.closed: list[str] = []
 
-    def request_id(self, request: str) -> str:
-        return request
+    def read(self, message: str) -> Item | Cancellation:
+        """`-a` cancels a, `a@0.5` may take half a second, all else is its own id."""
+        if message.startswith("-"):
+            return Cancellation(message[1:])
+        request_id, _, timeout = message.partition("@")
+        return Item(
+            request_id=request_id,
+            answers=lambda _index: self.run(request_id),
+            problems=Violations,
+            timeout_seconds=float(timeout) if timeout else None,
+        )
 
     async def run(self, request: str) -> AsyncGenerator[bytes, None]:
         self.running.add(request)
@@ -44,8 +54,8 @@ class Items:
             self.running.discard(request)
             self.closed.append(request)
 
-    def failed(self, request_id: str, error: DstError) -> bytes:
-        return f"{request_id}!{error.reason}".encode()
+    def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
+        return f"{item_index}:{request_id}!{error.reason}".encode()
 
 
 async def given(*requests: str) -> AsyncGenerator[str, None]:
@@ -85,11 +95,13 @@ async def test_reading_pauses_while_enough_items_run() -> None:
     running = asyncio.create_task(run(items, requests(), max_items_in_flight=2))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert read == ["a", "b"]
+    assert read == ["a", "b", "c"]  # the next one is in hand
+    assert items.running == {"a", "b"}
     items.gates["b"].set()
     for _ in range(100):
         await asyncio.sleep(0)
-    assert read == ["a", "b", "c"]
+    assert read == ["a", "b", "c", "d"]
+    assert items.running == {"a", "c"}
     for gate in items.gates.values():
         gate.set()
     assert len(await running) == 18
@@ -98,19 +110,126 @@ async def test_reading_pauses_while_enough_items_run() -> None:
 
 async def test_a_failed_item_ends_with_its_error_and_the_others_go_on() -> None:
     written = await run(Items(frames=1), given("a", "bad", "b"))
-    assert sorted(written) == ["a:0", "b:0", "bad!INVALID_FIELD"]
+    assert sorted(written) == ["1:bad!INVALID_FIELD", "a:0", "b:0"]
 
 
-async def test_an_id_in_flight_is_refused() -> None:
+async def test_an_id_is_refused_once_an_earlier_item_had_it() -> None:
     items = Items(frames=1)
     items.gates["a"] = asyncio.Event()
+    answered = asyncio.Event()
 
     async def requests() -> AsyncGenerator[str, None]:
         yield "a"
         yield "a"
         items.gates["a"].set()
+        await answered.wait()
+        yield "a"
+        yield "bad"
+        yield "bad"
 
-    assert await run(items, requests()) == ["a!INVALID_FIELD", "a:0"]
+    written: list[str] = []
+
+    async def write(frame: bytes) -> None:
+        written.append(frame.decode())
+        if frame == b"a:0":
+            answered.set()
+
+    await asyncio.wait_for(Multiplexer(items, StreamLimits(), DrainSignal()).run(requests(), write), SECONDS)
+    refused = ["1:a!INVALID_FIELD", "2:a!INVALID_FIELD", "3:bad!INVALID_FIELD", "4:bad!INVALID_FIELD"]
+    assert sorted(written) == [*refused, "a:0"]
+
+
+async def test_items_without_an_id_are_refused_each_by_its_number() -> None:
+    written = await run(Items(frames=1), given("", "a", ""))
+    assert sorted(written) == ["0:!INVALID_FIELD", "2:!INVALID_FIELD", "a:0"]
+
+
+async def test_an_item_too_many_fails_alone() -> None:
+    written = await run(Items(frames=1), given("a", "b", "c", "a"), max_items=2)
+    assert sorted(written) == ["2:c!QUOTA_EXCEEDED", "3:a!QUOTA_EXCEEDED", "a:0", "b:0"]
+
+
+async def test_a_cancelled_item_ends_with_that_and_the_others_go_on() -> None:
+    items = Items(frames=1)
+    items.gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        yield "b"
+        yield "-never"
+        yield "-a"
+        yield "-a"
+        items.gates["b"].set()
+
+    assert sorted(await run(items, requests())) == ["0:a!CANCELLED", "b:0"]
+    assert not items.running
+
+
+async def test_an_item_that_is_cancelled_right_after_it_came_is_answered() -> None:
+    items = Items(frames=1)
+    items.gates["a"] = asyncio.Event()
+    assert await run(items, given("a", "-a", "b"), max_items_in_flight=1) == ["0:a!CANCELLED", "b:0"]
+
+
+async def test_an_item_that_was_answered_is_not_cancelled() -> None:
+    answered = asyncio.Event()
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        await answered.wait()
+        yield "-a"
+        yield "b"
+
+    async def write(frame: bytes) -> None:
+        written.append(frame.decode())
+        answered.set()
+
+    written: list[str] = []
+    multiplexer = Multiplexer(Items(frames=1), StreamLimits(), DrainSignal())
+    await asyncio.wait_for(multiplexer.run(requests(), write), SECONDS)
+    assert written == ["a:0", "b:0"]
+
+
+async def test_an_item_ends_when_its_time_is_over() -> None:
+    items = Items(frames=1)
+    items.gates["slow"] = asyncio.Event()
+    written = await run(items, given("slow@0.01", "fast@10"))
+    assert sorted(written) == ["0:slow!DEADLINE_EXCEEDED", "fast:0"]
+    assert not items.running
+
+
+async def test_the_time_of_an_item_begins_when_it_comes() -> None:
+    items = Items(frames=1)
+    items.gates["a"] = asyncio.Event()
+    running = asyncio.create_task(run(items, given("a@0.02", "b@0.01", "c"), max_items_in_flight=1))
+    assert await running == ["1:b!DEADLINE_EXCEEDED", "0:a!DEADLINE_EXCEEDED", "c:0"]
+    assert items.closed == ["a", "c"]
+
+
+async def test_a_time_out_of_an_items_own_is_a_fault_of_it() -> None:
+    class Slow(Items):
+        async def run(self, request: str) -> AsyncGenerator[bytes, None]:
+            yield request.encode()
+            raise TimeoutError
+
+    assert await run(Slow(), given("a@10")) == ["a", "0:a!INTERNAL"]
+
+
+async def test_what_is_being_written_is_written_before_an_error_of_the_requests_ends_the_stream() -> None:
+    going_on, written = asyncio.Event(), []
+
+    async def write(frame: bytes) -> None:
+        await going_on.wait()
+        written.append(frame)
+
+    async def requests() -> AsyncGenerator[str, None]:
+        yield "a"
+        asyncio.get_running_loop().call_later(0.01, going_on.set)
+        raise InvalidRequest.of("", "no message", reason=Reason.MALFORMED_MESSAGE)
+
+    with pytest.raises(InvalidRequest, match="no message"):
+        await Multiplexer(Items(frames=1), StreamLimits(), DrainSignal()).run(requests(), write)
+    assert written == [b"a:0"]
 
 
 async def test_a_writer_that_waits_stops_production_at_the_bound() -> None:

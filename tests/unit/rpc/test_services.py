@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import dst_grpc
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
 from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
@@ -21,6 +27,10 @@ from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.ports import AnswerPart
+from dst_grpc.rpc.server import server_info
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
+from dst_grpc.wire.envelope import MESSAGE_BYTES
 from tests.rpc_fakes import FakeCache, FakePipeline, FakeRegistry, answer, context_status
 
 
@@ -31,7 +41,7 @@ def cache() -> FakeCache:
 
 @pytest.fixture
 def catalog(cache: FakeCache) -> CatalogService:
-    return CatalogService(cache)
+    return CatalogService(cache, server_info(Settings()))
 
 
 async def test_models_come_in_pages(catalog: CatalogService) -> None:
@@ -50,7 +60,30 @@ async def test_a_loaded_model_says_so(catalog: CatalogService, cache: FakeCache)
     cache.tell(context_status())
     response = await catalog.GetModel(catalog_pb.GetModelRequest(name="tiny"), None)
     assert response.model.state == CONTEXT_STATE_AVAILABLE
+    assert list(response.model.autoencoders) == ["tiny/mlp"]
+
+
+async def test_a_page_ends_before_it_is_too_large(catalog: CatalogService, cache: FakeCache) -> None:
+    for name in list(cache.registry.sets):
+        cache.registry.sets[name] = replace(cache.registry.sets[name], folded=("x" * 100_000,))
+    names, token = [], ""
+    while True:
+        response = await catalog.ListAutoencoders(catalog_pb.ListAutoencodersRequest(page_token=token), None)
+        assert 9 <= len(response.autoencoders) <= 10 or not response.next_page_token
+        assert response.ByteSize() <= MESSAGE_BYTES
+        names += [info.name for info in response.autoencoders]
+        token = response.next_page_token
+        if not token:
+            break
+    assert names == sorted(cache.registry.sets)
+
+
+async def test_a_row_that_is_too_large_comes_alone(catalog: CatalogService, cache: FakeCache) -> None:
+    cache.registry.sets["tiny/mlp"] = replace(cache.registry.sets["tiny/mlp"], folded=("x" * 2_000_000,))
+    request = catalog_pb.ListAutoencodersRequest(model="tiny")
+    response = await catalog.ListAutoencoders(request, None)
     assert [info.name for info in response.autoencoders] == ["tiny/mlp"]
+    assert not response.next_page_token
 
 
 async def test_autoencoders_are_those_of_a_model(catalog: CatalogService) -> None:
@@ -72,13 +105,55 @@ async def test_types_come_by_number_and_all(catalog: CatalogService) -> None:
 
 
 async def test_text_becomes_tokens_and_back(catalog: CatalogService) -> None:
-    tokens = await catalog.Tokenize(catalog_pb.TokenizeRequest(text="ab"), None)
+    (tokens,) = [answer async for answer in catalog.Tokenize(catalog_pb.TokenizeRequest(text="ab"), None)]
     assert (list(tokens.token_ids), list(tokens.token_strings)) == ([97, 98], ["a", "b"])
-    assert (await catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[97]), None)).text == "a"
+    request = catalog_pb.DetokenizeRequest(token_ids=[97])
+    assert [answer.text async for answer in catalog.Detokenize(request, None)] == ["a"]
     with pytest.raises(InvalidRequest):
-        await catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[5000]), None)
+        await anext(catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[5000]), None))
     with pytest.raises(NotFound):
-        await catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), None)
+        await anext(catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), None))
+
+
+@pytest.mark.parametrize("text", ["", "a" * 1_000_000, "aä" * 700_000, "ä" * 1_500_000])
+async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService, text: str) -> None:
+    token_ids: list[int] = []
+    token_strings: list[str] = []
+    async for tokens in catalog.Tokenize(catalog_pb.TokenizeRequest(text=text), None):
+        assert tokens.ByteSize() <= MESSAGE_BYTES
+        assert len(tokens.token_ids) == len(tokens.token_strings)
+        token_ids += tokens.token_ids
+        token_strings += tokens.token_strings
+    assert token_ids == [ord(character) for character in text]
+    assert "".join(token_strings) == text
+    pieces = []
+    async for piece in catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=token_ids), None):
+        assert piece.ByteSize() <= MESSAGE_BYTES
+        pieces.append(piece.text)
+    assert "".join(pieces) == text
+    assert len(pieces) <= 1 + 4 * len(text) // (MESSAGE_BYTES - 100)
+
+
+async def test_the_server_says_what_it_is() -> None:
+    settings = Settings(max_items_per_stream=7, put_tensor_ttl_seconds=90.5, reflection=False)
+    catalog = CatalogService(FakeCache(), server_info(settings))
+    info = await catalog.GetServerInfo(catalog_pb.GetServerInfoRequest(), None)
+    assert (info.version, info.protocol_version, list(info.features)) == (dst_grpc.__version__, 1, [])
+    assert (info.limits.max_request_bytes, info.limits.max_response_bytes) == (4 << 20, 1 << 20)
+    assert (info.limits.max_items_per_stream, info.limits.max_items_in_flight_per_stream) == (7, 16)
+    assert info.limits.max_put_tensor_ttl.ToTimedelta() == timedelta(seconds=90.5)
+    assert (info.limits.max_run_bytes, info.limits.max_put_tensor_bytes) == (4 << 30, 256 << 20)
+
+
+def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
+    assert server_info(Settings(autoencoder_roots=(tmp_path,))).features == ("autoencoder_paths", "reflection")
+
+
+CALL: Any = SimpleNamespace(caller="somebody")
+
+
+def service_of(pipeline: FakePipeline) -> DerivedScalarService:
+    return DerivedScalarService(pipeline, TensorStore(TensorLimits()), StreamLimits(), DrainSignal())
 
 
 async def no_reload() -> RegistryChange:
@@ -109,10 +184,10 @@ async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
 
 
 async def test_resolve_and_derive_name_fields_alike() -> None:
-    service = DerivedScalarService(FakePipeline(), StreamLimits(), DrainSignal())
+    service = service_of(FakePipeline())
     request = inference_pb2.DeriveRequest(element_type=77)  # type: ignore[arg-type]  # what a newer client may send
     with pytest.raises(InvalidRequest) as derived:
-        _ = [frame async for frame in service.Derive(request, None)]
+        _ = [frame async for frame in service.Derive(request, CALL)]
     with pytest.raises(InvalidRequest) as resolved:
         _ = [stage async for stage in service.Resolve(resolution_pb2.ResolveRequest(request=request), None)]
     of_derive = {violation.under("request") for violation in derived.value.violations}
@@ -121,15 +196,15 @@ async def test_resolve_and_derive_name_fields_alike() -> None:
 
 
 async def test_closing_an_answer_stops_the_work() -> None:
-    async def script(_request: DeriveRequest) -> AsyncGenerator[AnswerPart, None]:
-        yield answer()[0]
+    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        yield answer()[:1]
         await asyncio.Event().wait()
 
     pipeline = FakePipeline()
     pipeline.scripts["x"] = script
-    service = DerivedScalarService(pipeline, StreamLimits(), DrainSignal())
+    service = service_of(pipeline)
     request = inference_pb2.DeriveRequest(request_id="x", prompt=inference_pb2.Prompt(text="a"))
-    frames = service.Derive(request, None)
+    frames = service.Derive(request, CALL)
     await anext(frames)
     assert pipeline.running == {"x"}
     await frames.aclose()
@@ -141,5 +216,5 @@ async def test_a_reload_tells_what_it_changed(cache: FakeCache) -> None:
         return RegistryChange(added=("a",), removed=("b", "b/c"), changed=("d",))
 
     service = ContextService(cache, DrainSignal(), reload)
-    answer = await service.ReloadRegistry(context_pb.ReloadRegistryRequest(), None)
+    (answer,) = [answer async for answer in service.ReloadRegistry(context_pb.ReloadRegistryRequest(), None)]
     assert (list(answer.added), list(answer.removed), list(answer.changed)) == (["a"], ["b", "b/c"], ["d"])

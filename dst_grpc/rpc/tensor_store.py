@@ -1,0 +1,217 @@
+"""Tensors that callers put for their requests: kept in main memory, each caller's own, within quotas, for a time.
+
+Touched on the event loop only. What a request has got stays whole while it uses it, whatever happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
+from dst_grpc.errors import Exhausted, NotFound, Reason
+
+_SWEEP_SECONDS = 30.0
+"""How often memory of what has expired is freed while nobody calls."""
+_LEAST_BYTES = 1024
+"""What the smallest tensor counts for: it takes an entry here, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorLimits:
+    """How much is kept, and how long."""
+
+    max_caller_bytes: int = 256 << 20
+    """Bytes of one caller's tensors."""
+    max_total_bytes: int = 1 << 30
+    """Bytes of all tensors."""
+    max_ttl_seconds: float = 3600.0
+    """Longest life of a tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptTensor:
+    """A tensor, and until when it is kept."""
+
+    handle: str
+    """What requests call it."""
+    caller: str
+    """Whose it is."""
+    tensor: RequestTensor
+    """The numbers."""
+    byte_count: int
+    """Bytes that it counts for."""
+    ttl_seconds: float
+    """How long it is kept."""
+    expires_at: float
+    """Reading of the store's clock, in seconds, when it is forgotten."""
+
+
+Keep = Callable[[RequestTensor, float | None], KeptTensor]
+"""Keeps a tensor for a number of seconds; None = as long as any is."""
+
+
+class Timer(Protocol):
+    """Something that is to be called later."""
+
+    def cancel(self) -> None:
+        """Do not call it."""
+
+
+class TensorStore:
+    """Keeps tensors by handle."""
+
+    def __init__(
+        self,
+        limits: TensorLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        call_later: Callable[[float, Callable[[], None]], Timer] | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            limits: how much is kept.
+            clock: gives seconds, from any beginning.
+            call_later: calls something after a number of seconds; None = on the running event loop.
+        """
+        self.limits = limits
+        self._clock = clock
+        self._call_later = call_later
+        self._kept: dict[str, KeptTensor] = {}
+        self._bytes_of: Counter[str] = Counter()
+        self._sweeping: Timer | None = None
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of all tensors, those that are still arriving included."""
+        return self._bytes_of.total()
+
+    @contextmanager
+    def arriving(self, caller: str, n_elements: int) -> Iterator[Keep]:
+        """Reserve room for a tensor; yields what keeps it once it is here.
+
+        Raises:
+            Exhausted: There is no room; waiting helps only if tensors expire or are deleted meanwhile.
+        """
+        byte_count = max(_LEAST_BYTES, 4 * n_elements)
+        self._check_room(caller, byte_count)
+        self._bytes_of[caller] += byte_count
+        kept: list[KeptTensor] = []
+
+        def keep(tensor: RequestTensor, ttl_seconds: float | None) -> KeptTensor:
+            ttl_seconds = min(ttl_seconds or math.inf, self.limits.max_ttl_seconds)
+            kept.append(
+                KeptTensor(
+                    handle=f"tensor-{secrets.token_urlsafe(16)}",
+                    caller=caller,
+                    tensor=tensor,
+                    byte_count=byte_count,
+                    ttl_seconds=ttl_seconds,
+                    expires_at=self._clock() + ttl_seconds,
+                )
+            )
+            self._kept[kept[0].handle] = kept[0]
+            self._sweep_later()
+            return kept[0]
+
+        try:
+            yield keep
+        finally:
+            if not kept:
+                self._release(caller, byte_count)
+
+    def of(self, caller: str) -> TensorSource:
+        """The tensors that *caller* put."""
+        return _CallersTensors(self, caller)
+
+    def get(self, caller: str, handle: str) -> RequestTensor:
+        """The tensor that *caller* put; raises NotFound."""
+        return self._find(caller, handle).tensor
+
+    def delete(self, caller: str, handle: str) -> None:
+        """Forget a tensor that *caller* put; raises NotFound."""
+        self._forget(self._find(caller, handle))
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._bytes_of.clear()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    def _find(self, caller: str, handle: str) -> KeptTensor:
+        found = self._kept.get(handle)
+        if found is not None and found.caller == caller:
+            if found.expires_at > self._clock():
+                return found
+            self._forget(found)
+        # No nearest names: handles are nobody's to guess.
+        raise NotFound(
+            f"there is no tensor {handle!r}: it was not put by this caller, or it has expired",
+            resource_type="tensor",
+            resource_name=handle,
+            reason=Reason.TENSOR_NOT_FOUND,
+            metadata={"resource_type": "tensor", "resource_name": handle},
+        )
+
+    def _check_room(self, caller: str, byte_count: int) -> None:
+        caller_limit, total_limit = self.limits.max_caller_bytes, self.limits.max_total_bytes
+        if self._bytes_of[caller] + byte_count > caller_limit or self.byte_count + byte_count > total_limit:
+            self._sweep()
+        held = self._bytes_of[caller]
+        if held + byte_count > caller_limit:
+            raise Exhausted(
+                f"the tensor takes {byte_count} bytes; the caller's others take {held} of {caller_limit}",
+                reason=Reason.QUOTA_EXCEEDED,
+                metadata={"max_put_tensor_bytes": str(caller_limit)},
+            )
+        if self.byte_count + byte_count > total_limit:
+            raise Exhausted(
+                f"the tensor takes {byte_count} bytes, more than the server has left for tensors of all callers",
+                reason=Reason.QUOTA_EXCEEDED,
+                metadata={"max_put_tensor_bytes": str(caller_limit)},
+            )
+
+    def _forget(self, kept: KeptTensor) -> None:
+        del self._kept[kept.handle]
+        self._release(kept.caller, kept.byte_count)
+
+    def _release(self, caller: str, byte_count: int) -> None:
+        self._bytes_of[caller] -= byte_count
+        if self._bytes_of[caller] <= 0:
+            del self._bytes_of[caller]
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for kept in [kept for kept in self._kept.values() if kept.expires_at <= now]:
+            self._forget(kept)
+
+    def _sweep_later(self) -> None:
+        """Sweep now and then, as long as there is something: one timer, however many tensors."""
+        if self._sweeping is None:
+            call_later = self._call_later or asyncio.get_running_loop().call_later
+            self._sweeping = call_later(_SWEEP_SECONDS, self._sweep_on)
+
+    def _sweep_on(self) -> None:
+        self._sweeping = None
+        self._sweep()
+        if self._kept:
+            self._sweep_later()
+
+
+@dataclass(frozen=True, slots=True)
+class _CallersTensors:
+    store: TensorStore
+    caller: str
+
+    def get(self, handle: str) -> RequestTensor:
+        """The tensor at *handle*; raises NotFound."""
+        return self.store.get(self.caller, handle)
