@@ -1,4 +1,4 @@
-"""Lease: what a caller of the cache holds while it works with contexts."""
+"""Lease: the loaded contexts of one caller of the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """Contexts that stay loaded while the lease is open. Nothing of it may be kept afterwards."""
+    """Contexts that stay loaded while the lease is open. No reference to one may be kept afterwards."""
 
     __slots__ = ("_autoencoders", "_model")
 
@@ -48,7 +48,7 @@ class Lease:
                     raise NotFound.unknown(resource_type, handle, [leased[name]], reason=reason)
 
     def end(self) -> None:
-        """Let go of everything, so that a variable that still names the lease keeps no memory from being freed."""
+        """Drop all references, so that a variable that still names the lease keeps no memory from being freed."""
         self._model = None
         self._autoencoders.clear()
 
