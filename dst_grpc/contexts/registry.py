@@ -167,15 +167,6 @@ class Registry:
         """The model of a name or handle, "" meaning the default; raises NotFound with the nearest names."""
         return self._info(self.model_entry(ref))
 
-    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
-        """The autoencoder set of a name or handle.
-
-        Raises:
-            NotFound: if it, or *model*, is unknown.
-            InvalidRequest: (IMPOSSIBLE_COMBINATION, field "") if it belongs to another model.
-        """
-        return self.autoencoder_entry(ref, model).info()
-
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
         """The set whose files *config* names; afterwards its name can be used like a registered one.
 
@@ -212,7 +203,12 @@ class Registry:
         return _find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
 
     def autoencoder_entry(self, ref: str, model: str) -> AutoencoderEntry:
-        """As `autoencoder`, with all that loading needs."""
+        """The autoencoder set of a name or handle.
+
+        Raises:
+            NotFound: if it, or *model*, is unknown.
+            InvalidRequest: (IMPOSSIBLE_COMBINATION, field "") if it belongs to another model.
+        """
         entry = _find(ref, self._sets(), "autoencoder", Reason.AUTOENCODER_NOT_FOUND)
         owner = self.model_entry(model)
         if entry.model is not owner:
