@@ -1,4 +1,20 @@
-"""What may be loaded (the registry) and what is loaded (the cache): models and autoencoder sets."""
+"""What can be loaded (the registry) and what is loaded (the cache): models and autoencoder sets.
+
+    registry      names -> entries: what is known of each model and set without its weights
+    loading       entry -> context: the weights
+    cache         who holds which context, what is loaded and evicted for them
+      lifecycle   the records of the cache and their states
+      budget      what fits in memory, and what goes to make room
+      transfers   the tasks that load and unload
+
+An autoencoder set goes through these types, each of which knows something that the one before cannot:
+
+    AutoencoderSpec (`sources`), AutoencoderConfig (`domain`)   named: by the operator's registry file, by a request
+    AutoencoderFile (`engine.formats`)                          opened: one layer's file, its header and no weights
+    AutoencoderEntry                                            known: a whole set that fits its model
+    AutoencoderContext                                          loaded: an `engine` Autoencoder for each layer
+    AutoencoderInfo (`domain`)                                  told: the row of the catalogue, for clients
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class AutoencoderContext:
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """What else must be gone before its memory is."""
+        """The objects that hold its weights."""
         return tuple(self.by_layer.values())
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
-"""Budget: the bytes that contexts may take on a device, and what has to go to make room for another.
+"""Budget: memory accounting per device, and which contexts to evict to make room for another.
 
-What is being unloaded counts until its memory is free. Nothing here loads or unloads; it says what does not fit.
+A context that is being unloaded counts until its memory is free. Nothing is loaded or unloaded here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Budget:
-    """What fits beside what is there. Each device has the same budget, and memory of its own."""
+    """Decides what fits. Each device has the same budget, and memory of its own."""
 
     def __init__(self, lifecycle: Lifecycle, memory: Callable[[str], DeviceMemory], budget_bytes: int | None) -> None:
         """Count the bytes of the contexts of *lifecycle*.
@@ -40,7 +40,7 @@ class Budget:
         return self._memories[device]
 
     def check(self, wanted: Collection[Entry]) -> None:
-        """See, before any work, whether contexts could be there together.
+        """Check, before any work, whether contexts fit together.
 
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if not, even with everything idle unloaded.
@@ -53,14 +53,14 @@ class Budget:
                 raise self._refusal(here, sum(entry.parameter_bytes for entry in here), excess)
 
     def next_to_go(self, record: CacheRecord, stuck: Collection[CacheRecord]) -> CacheRecord | None:
-        """The context that is to go next to make room for that of *record*; None if there is room.
+        """The context to evict next to make room for that of *record*; None if there is room.
 
         Args:
             record: whose bytes are wanted.
-            stuck: those of which nothing is expected any more.
+            stuck: contexts whose memory somebody outside the cache holds.
 
         Raises:
-            Exhausted: (MEMORY_BUDGET_EXCEEDED) if it cannot fit; nothing should go in vain.
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if evicting everything idle would not make enough room.
         """
         entry, needed = record.entry, record.entry.parameter_bytes
         excess = self._excess(entry.device, needed)
@@ -82,6 +82,6 @@ class Budget:
         return used + needed - self._budget_bytes
 
     def _next(self, device: str, keep: Collection[Entry] = ()) -> list[CacheRecord]:
-        """What is going already on *device*, then what is idle and not to *keep*, longest unused first."""
+        """Contexts of *device*: those being unloaded, then those idle and not to *keep*, longest unused first."""
         idle = [record for record in self._lifecycle.evictable() if record.entry not in keep]
         return [record for record in (*self._lifecycle.unloading(), *idle) if record.entry.device == device]

@@ -1,8 +1,8 @@
-"""ContextCache: what is loaded, who uses it, and what has to go to make room.
+"""ContextCache: leases on loaded contexts, and the operators' view of what is loaded.
 
-The face of three parts: `lifecycle` owns the records of all contexts and their states, `budget` says what fits, and
-`transfers` loads and unloads. All state is touched on the event loop only. Which contexts there are is the registry's
-to say.
+The public side of three parts: `lifecycle` owns the records of all contexts and their states, `budget` decides what
+fits, and `transfers` loads and unloads. All state is touched on the event loop only. Which contexts exist is up to the
+registry.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ContextCache:
         return self._registry
 
     def adopt(self, registry: Registry) -> RegistryChange:
-        """From now on, load what *registry* says; what it does not hold goes as soon as nobody uses it."""
+        """From now on, load what *registry* holds; other contexts are unloaded as soon as nobody uses them."""
         previous, self._registry = self._registry, registry
         for record in self._lifecycle.records():
             if not registry.holds(record.entry):
@@ -117,8 +117,8 @@ class ContextCache:
         Args:
             model: of the registry that this cache has, or one that it had.
             autoencoders: of *model*.
-            handles: those by which a client named any of these. A registry takes them for good while the digest of the
-                files is not known; loading tells it.
+            handles: those by which a client named any of these. While the digest of the files is not known, a registry
+                cannot check them; loading tells it.
             on_progress: told of the progress of loads that this waits for.
 
         Raises:
@@ -183,7 +183,7 @@ class ContextCache:
                 await waiter
 
     def unpin(self, ref: str) -> ContextStatus:
-        """Let a context that was loaded with `pin` go when its time comes; raises NotFound if it is not loaded."""
+        """Unpin a context, so that it can be evicted or expire; raises NotFound if it is not loaded."""
         record = self._loaded(ref)
         if record.pinned:
             self._lifecycle.set_pinned(record, pinned=False)
@@ -216,7 +216,7 @@ class ContextCache:
         return self._record(self._registry.entry(ref)).status(self._clock())
 
     def describe(self, info: _Info) -> _Info:
-        """What the registry says of a context, brought up to date: its state, and what only loading it could tell."""
+        """*info* of the registry with the context's state, and what only loading tells: handle, digest, figures."""
         try:
             record = self._lifecycle.find(self._registry.entry(info.name))
         except NotFound:  # the registry changed since
@@ -252,7 +252,7 @@ class ContextCache:
         return self._lifecycle.find(entry) or CacheRecord(entry=entry, last_used=self._clock())
 
     def _loaded(self, ref: str) -> CacheRecord:
-        """The record of what is loaded, or on its way in or out; also of a handle that the registry knows no more."""
+        """The record of a context that is loaded, loading or unloading, also by a handle that left the registry."""
         try:
             record = self._lifecycle.find(self._registry.entry(ref))
         except NotFound:

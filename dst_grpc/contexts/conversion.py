@@ -1,8 +1,8 @@
-"""Converting pickled files to safetensors: offline, at an operator's word, in a process of its own.
+"""Converting pickled files to safetensors: offline, on an operator's command, in a process of its own.
 
 The process is a script that imports nothing of ours (`unpickle_process`): it has limits on memory, time and the size
 of what it writes, is given no environment, and rebuilds tensors and plain containers only. What it writes is checked
-here like any file of a stranger before it gets its name.
+here like any untrusted file before it gets its name.
 """
 
 from __future__ import annotations

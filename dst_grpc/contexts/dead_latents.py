@@ -1,7 +1,7 @@
-"""Leaving out dead latents: how many of a set's latents loading it may do without.
+"""Dead latents: how many latents of a set can be left out when it is loaded.
 
 Deviates from the reference on purpose, which cuts off the last latents, dead or not, and forgets pre-bias and
-activation. Which latents of a file go is the format's to say; all that is decided here is their number.
+activation. Which latents of a file are left out is up to its format; here only their number is decided.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEAD_BELOW = 1e-8
 
 
 def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
-    """*entry* with dead latents left out, at every layer as many as the layer that can spare the fewest.
+    """*entry* with dead latents left out: at every layer as many as the layer with the fewest.
 
     Reads the statistics of its files, and no weights.
 
@@ -33,7 +33,7 @@ def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
 
 
 def _n_spare(file: AutoencoderFile) -> int:
-    """Dead latents that an autoencoder may lose: k of them all stay with TopK, so that k need not change, else one."""
+    """Number of dead latents to leave out; with TopK at least k latents are kept, else at least one."""
     header, frequencies = file.header, file.frequencies()
     if frequencies is None:
         return 0

@@ -1,4 +1,4 @@
-"""Devices: which one to use, and how much of its memory is taken."""
+"""Devices: which one to use, and how much of its memory is used."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class DeviceMemory(Protocol):
     """The memory that the contexts of one device share."""
 
     def used_bytes(self, counted_bytes: int) -> int:
-        """Bytes in use, of which the cache's books know *counted_bytes*."""
+        """Bytes in use, given that loaded contexts account for *counted_bytes*."""
         ...
 
     def reclaim(self) -> None:
-        """Give back what tensors that are gone still occupy; may block, so it is called off the event loop."""
+        """Return the memory of freed tensors to the system; may block, so it is called off the event loop."""
         ...
 
 
 class CountedMemory:
-    """Memory that nobody measures for us, the CPU's: the books are right if every tensor is in them."""
+    """CPU memory: there are no allocator statistics, so its use is the sum of the contexts' registered bytes."""
 
     def used_bytes(self, counted_bytes: int) -> int:
-        """What the books say."""
+        """The registered bytes alone."""
         return counted_bytes
 
     def reclaim(self) -> None:
@@ -58,14 +58,14 @@ class CountedMemory:
 
 
 class CudaAllocator(Protocol):
-    """What is asked of `torch.cuda`."""
+    """The functions of `torch.cuda` that are used."""
 
     def memory_allocated(self, device: torch.device) -> int:
         """Bytes of all tensors on *device*."""
         ...
 
     def synchronize(self, device: torch.device) -> None:
-        """Wait until *device* has done what it was told to."""
+        """Wait until all kernels of *device* have finished."""
         ...
 
     def empty_cache(self) -> None:
@@ -86,7 +86,7 @@ class CudaMemory:
         self._allocator = allocator
 
     def used_bytes(self, counted_bytes: int) -> int:
-        """The larger of books and measurement: what is reserved is not allocated yet, activations are in no books."""
+        """The larger of registered and allocated bytes: a load allocates later, activations are never registered."""
         return max(counted_bytes, self._allocator.memory_allocated(self._device))
 
     def reclaim(self) -> None:

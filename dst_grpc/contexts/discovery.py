@@ -1,8 +1,7 @@
-"""Finding autoencoder sets: those beside a model, below FOLDER/autoencoders, those of a folder, those of a config.
+"""Discovery: the autoencoder sets in a folder, or beside a model in FOLDER/autoencoders.
 
-A set is a folder of autoencoders, one per layer, in any format that is known: files named after their layer, or a
-folder for each. Reads headers only. Which entries a server has, and under which names clients find them, is the
-registry's.
+A set is a folder of autoencoders, one per layer, in any known format: files named after their layer, or a folder for
+each. Reads headers only. Which sets a server offers, and under which names, is up to the registry.
 """
 
 from __future__ import annotations

@@ -137,18 +137,18 @@ class Entry(ABC):
         return DataLoss(message, reason=Reason.DIGEST_MISMATCH, metadata={"context": self.name, "file": files})
 
     def digest_if_small(self) -> None:
-        """Learn the digest now if that is quick; raises as `digest` does."""
+        """Compute the digest now if the files are small; raises as `digest` does."""
         if self.files.total_bytes <= EAGER_DIGEST_BYTES:
             self.digest()
 
     @property
     def load_facts(self) -> tuple[object, ...]:
-        """What is equal for two entries that stand for the same files, unchanged, and are loaded in the same way."""
+        """A value that is equal for two entries of the same unchanged files that are loaded in the same way."""
         return self.kind, self.name, self.element_type, self.device, self.files.identity(), self.registered
 
 
 class _LazyTokenizer:
-    """Reads a tokenizer when it is first wanted, on whatever thread that is."""
+    """Reads a tokenizer when it is first needed, on whichever thread needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -235,8 +235,8 @@ class AutoencoderEntry(Entry):
     """Its autoencoders by layer, in order; the layer is None for what exists once per model."""
     declared: tuple[LayerCheck, ...] = ()
     """The figures that came with it."""
-    is_anonymous: bool = False
-    """Whether a client named its files rather than the operator."""
+    is_named_by_path: bool = False
+    """Whether a client named its files, rather than the operator."""
 
     @property
     def kind(self) -> ContextKind:

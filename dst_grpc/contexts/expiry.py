@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Expiry:
-    """Unloads what has been idle for longer than its time. Sleeps while nothing is idle, however often that changes."""
+    """Unloads contexts that have been idle for the time to live. One task at most, asleep until the next is due."""
 
     def __init__(
         self,

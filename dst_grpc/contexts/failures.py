@@ -1,4 +1,4 @@
-"""What goes wrong in the cache, as errors of ours."""
+"""Constructors of the cache's errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RETRY_SECONDS = 1.0
 
 
 def closing() -> Unavailable:
-    """Nothing is loaded any more."""
+    """The cache is closing, so nothing is loaded any more."""
     return Unavailable("the server is shutting down", reason=Reason.DRAINING, retry_after_seconds=_RETRY_SECONDS)
 
 
@@ -65,7 +65,7 @@ def is_in_use(entry: Entry, pins: int) -> PreconditionFailed:
 
 
 def not_loaded(ref: str) -> NotFound:
-    """There is nothing of *ref* in the cache."""
+    """The context *ref* is not loaded."""
     return NotFound(
         f"{ref!r} is not loaded",
         resource_type="context",
@@ -76,7 +76,7 @@ def not_loaded(ref: str) -> NotFound:
 
 
 def translated(entry: Entry, error: Exception) -> DstError:
-    """What a failed load is to those who wait for it; the text of a foreign error stays in the log."""
+    """*error* of a load as one for its waiters; the text of an error that is not a DstError stays in the log."""
     if isinstance(error, DstError):
         return error
     failure: DstError
@@ -98,7 +98,7 @@ def translated(entry: Entry, error: Exception) -> DstError:
 
 
 def without_frames(error: DstError) -> DstError:
-    """*error* without the frames that it and its causes passed: their variables hold the tensors loaded so far."""
+    """*error* without its traceback and its causes': the variables of their frames hold the tensors loaded so far."""
     link: BaseException | None = error
     while link is not None:
         # Cleared as well as dropped, since whoever logged the error may keep the traceback.
@@ -109,7 +109,7 @@ def without_frames(error: DstError) -> DstError:
 
 
 def copied(error: DstError) -> DstError:
-    """*error* again, for one who waits: raising the remembered one would hang that one's frames on it for good."""
+    """A copy of *error* for one waiter: raising the original would attach the waiter's frames to it for good."""
     copy = type(error).__new__(type(error))
     copy.__dict__.update(error.__dict__)
     copy.args = error.args

@@ -1,6 +1,6 @@
-"""Whether an autoencoder fits where it is put: its model, the derived scalar that it reads, its layer.
+"""Whether an autoencoder fits its model, the derived scalar that it reads, and its layer.
 
-What does not fit is told in words that name both sides; whoever asks knows the file or the field to put before them.
+Each function returns why it does not fit, or an empty text; the caller puts the file or the field before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def agree(names: set[str], name: str) -> bool:
-    """Whether *name* goes with all *names*."""
+    """Whether all *names* of derived scalars may stand for *name*: equal to it, or read alike."""
     return names == {name} or any(
         names <= {row.type, row.same_as} for row in AUTOENCODER_INPUTS.values() if row.same_as is not None
     )
@@ -63,7 +63,7 @@ def misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry)
 
 
 def disagreement(header: AutoencoderHeader, dst: DerivedScalarType, layer: int | None) -> str:
-    """What of the place that a client names differs from the one that the file itself names."""
+    """Why the requested *dst* or *layer* contradicts the file's header; empty if they agree."""
     if header.dst is not None and not agree({header.dst, dst.value}, dst.value):
         return f"says that it reads {header.dst}, not {dst}"
     if header.layer_index not in {None, layer}:

@@ -1,4 +1,4 @@
-"""Lease: what a caller of the cache holds while it works with contexts."""
+"""Lease: the loaded contexts of one caller of the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """Contexts that stay loaded while the lease is open. Nothing of it may be kept afterwards."""
+    """Contexts that stay loaded while the lease is open. No reference to one may be kept afterwards."""
 
     __slots__ = ("_autoencoders", "_model")
 
@@ -38,17 +38,16 @@ class Lease:
 
     def check(self, handles: Iterable[str]) -> None:
         """Raise NotFound if one of *handles* has the name of a context here, but is not its handle."""
-        kinds = [("model", Reason.MODEL_NOT_FOUND, {self.model.name: self.model.handle})]
-        sets = {name: context.handle for name, context in self._autoencoders.items()}
-        kinds.append(("autoencoder", Reason.AUTOENCODER_NOT_FOUND, sets))
         for handle in handles:
             name = ContextRef.parse(handle).name
-            for resource_type, reason, leased in kinds:
-                if leased.get(name, handle) != handle:
-                    raise NotFound.unknown(resource_type, handle, [leased[name]], reason=reason)
+            if name == self.model.name and handle != self.model.handle:
+                raise NotFound.unknown("model", handle, [self.model.handle], reason=Reason.MODEL_NOT_FOUND)
+            leased = self._autoencoders.get(name)
+            if leased is not None and handle != leased.handle:
+                raise NotFound.unknown("autoencoder", handle, [leased.handle], reason=Reason.AUTOENCODER_NOT_FOUND)
 
     def end(self) -> None:
-        """Let go of everything, so that a variable that still names the lease keeps no memory from being freed."""
+        """Drop all references, so that a variable that still names the lease keeps no memory from being freed."""
         self._model = None
         self._autoencoders.clear()
 

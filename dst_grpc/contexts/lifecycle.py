@@ -5,8 +5,8 @@
                    v   |
                   FAILED
 
-`Lifecycle` owns the records and is the only one that changes them; any other step than these raises Internal. It loads
-and frees nothing itself: `cache` does, and reports here. Not thread-safe: it belongs to the event loop.
+`Lifecycle` owns the records and is the only one that changes them; any other transition raises Internal. It loads and
+frees nothing itself: `transfers` does, and reports here. Not thread-safe: used on the event loop only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     OnLoadProgress = Callable[[LoadProgress], None]
 
 _S = ContextState
-_STEPS = {
+_TRANSITIONS = {
     _S.NOT_LOADED: {_S.LOADING},
     _S.LOADING: {_S.AVAILABLE, _S.FAILED},
     _S.AVAILABLE: {_S.UNLOADING},
@@ -50,7 +50,7 @@ class CacheRecord:
     entry: Entry
     """What it is."""
     last_used: float
-    """When it was last wanted or let go, on the cache's clock."""
+    """When it was last requested or released, on the cache's clock."""
     state: ContextState = ContextState.NOT_LOADED
     """Its state."""
     context: Context | None = None
@@ -62,13 +62,13 @@ class CacheRecord:
     pinned: bool = False
     """Whether an operator pinned it: it stays, used or not."""
     withdrawn: bool = False
-    """Whether the registry offers it no more: it goes once nobody uses it."""
+    """Whether the registry no longer has it: it is unloaded once nobody uses it."""
     hits: int = 0
-    """Times it was wanted and there."""
+    """Times it was requested while it was loaded."""
     bytes_loaded: int = 0
     """Bytes read so far."""
     counted_bytes: int = 0
-    """Bytes of memory on its account: from before the load begins until the memory is free again."""
+    """Bytes that count against the budget: from before the load begins until the memory is free again."""
     listeners: set[OnLoadProgress] = field(default_factory=set)
     """Who wants to be told of its load's progress."""
 
@@ -108,7 +108,7 @@ class CacheRecord:
 
 
 class Lifecycle:
-    """The records of all contexts that are not NOT_LOADED, or wanted."""
+    """The records of all contexts that somebody uses, or whose state is not NOT_LOADED."""
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[Entry, ContextStatus], None]) -> None:
         """Start without records.
@@ -131,11 +131,11 @@ class Lifecycle:
         return self._records.get(entry)
 
     def counted_bytes(self, device: str) -> int:
-        """Bytes of memory on the account of all contexts of *device*."""
+        """Bytes of memory that count for the contexts of *device*, together."""
         return sum(record.counted_bytes for record in self._records.values() if record.entry.device == device)
 
     def is_counted(self, entry: Entry) -> bool:
-        """Whether the bytes of *entry* are on its account, and will stay there."""
+        """Whether the bytes of *entry* count already, and are not about to be freed."""
         record = self._records.get(entry)
         return record is not None and record.counted_bytes > 0 and record.state is not ContextState.UNLOADING
 
@@ -175,12 +175,12 @@ class Lifecycle:
         record.last_used = self._clock()
 
     def set_pinned(self, record: CacheRecord, *, pinned: bool) -> None:
-        """An operator pins it, or lets it go."""
+        """An operator pins or unpins it."""
         record.pinned = pinned
         self._tell(record)
 
     def withdraw(self, record: CacheRecord) -> None:
-        """The registry offers it no more, so that nothing keeps it but its users; a failed load is forgotten."""
+        """The registry no longer has it: it is unpinned, and the record of a failed load is removed."""
         record.withdrawn, record.pinned = True, False
         if record.state is ContextState.FAILED:
             del self._records[record.entry]
@@ -194,11 +194,11 @@ class Lifecycle:
         self._tell(record)
 
     def reserve(self, record: CacheRecord) -> None:
-        """Put its bytes on its account, before the first of them is read."""
+        """Count its bytes, before the first of them is read."""
         record.counted_bytes = record.entry.parameter_bytes
 
     def note_progress(self, record: CacheRecord, bytes_loaded: int) -> None:
-        """Its load is so far; its listeners are told."""
+        """*bytes_loaded* of it are read so far; tells its listeners."""
         record.bytes_loaded = bytes_loaded
         for listener in tuple(record.listeners):
             listener(record.progress())
@@ -220,7 +220,7 @@ class Lifecycle:
         record.error = error
         record.bytes_loaded = record.counted_bytes = 0
         self._tell(record)
-        if record.withdrawn or (isinstance(record.entry, AutoencoderEntry) and record.entry.is_anonymous):
+        if record.withdrawn or (isinstance(record.entry, AutoencoderEntry) and record.entry.is_named_by_path):
             del self._records[record.entry]
 
     def begin_unload(self, record: CacheRecord) -> None:
@@ -231,13 +231,13 @@ class Lifecycle:
         self._tell(record)
 
     def drop(self, record: CacheRecord) -> None:
-        """Let go of the context of what is UNLOADING; its bytes count until they are free."""
+        """Drop the reference to the context, which is UNLOADING; its bytes count until they are free."""
         if record.state is not ContextState.UNLOADING:
             raise Internal(f"{record.entry.name} is dropped while it is {record.state}")
         record.context = None
 
     def unloaded(self, record: CacheRecord) -> None:
-        """UNLOADING -> NOT_LOADED, once its memory is free: the record is no more."""
+        """UNLOADING -> NOT_LOADED, once its memory is free; removes the record."""
         self._enter(record, ContextState.NOT_LOADED)
         record.counted_bytes = record.bytes_loaded = 0
         record.pinned = False
@@ -245,7 +245,7 @@ class Lifecycle:
         self._tell(record)
 
     def _enter(self, record: CacheRecord, state: ContextState) -> None:
-        if state not in _STEPS[record.state]:
+        if state not in _TRANSITIONS[record.state]:
             raise Internal(f"{record.entry.name} cannot be {state} after {record.state}")
         record.state = state
         _log.info("context=%s state=%s bytes=%d", record.entry.name, state, record.entry.parameter_bytes)

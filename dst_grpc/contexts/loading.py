@@ -1,6 +1,6 @@
-"""Loading: from an entry to a context, blocking, on a thread of the cache's.
+"""Loading: from an entry to a context. Blocks, so the cache calls it on a thread.
 
-`Loader` is what the cache asks for, so that its tests can load nothing at will; `FileLoader` reads the files.
+`FileLoader` reads the files; `Loader` is the protocol, so that tests of the cache need not load anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Memory release: a context is free not once it is deleted, but once the storage of its last tensor is.
 
-A view, a graph or an array that shares memory with a weight keeps the weight's storage alive long after the context is
-gone, and with it every byte. So the storages themselves are watched.
+A view, a graph or an array that shares memory with a weight keeps the weight's storage alive after the context is
+deleted. So the storages themselves are watched.
 """
 
 from __future__ import annotations

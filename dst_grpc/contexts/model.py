@@ -1,4 +1,4 @@
-"""ModelContext: a model that is loaded, with all that a run needs of it."""
+"""ModelContext: a loaded model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ModelContext:
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """What else must be gone before its memory is."""
+        """The objects that hold its weights."""
         return (self.decoder,)
 
     def __repr__(self) -> str:

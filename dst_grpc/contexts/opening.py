@@ -1,7 +1,7 @@
-"""Opening what is registered: from a spec to an entry. Reads headers; no weights are touched.
+"""Opening what is registered: from a spec to an entry. Reads headers, and no weights.
 
-First every source is looked up, so that whatever is not there is reported together; then the files are opened, the
-first of which that is corrupt ends it.
+First every source is located, so that all that are missing are reported together; then the files are opened, and the
+first corrupt one raises.
 """
 
 from __future__ import annotations

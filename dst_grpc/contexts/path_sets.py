@@ -31,7 +31,7 @@ _FIELD = "autoencoder_path_by_layer_index"
 
 
 def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRoots) -> AutoencoderEntry:
-    """The anonymous set that a client's *config* names, if its paths are allowed and its files fit *model*.
+    """The set that a client's *config* names by path, if its paths are allowed and its files fit *model*.
 
     Its name, "path/" and 12 hexadecimal digits, stands for these very files: others in their place get another name.
 
@@ -72,7 +72,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
         registered=Registered(source="path"),
         by_layer=by_layer,
         declared=declared_by(by_layer),
-        is_anonymous=True,
+        is_named_by_path=True,
     )
 
 

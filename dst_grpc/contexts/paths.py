@@ -1,7 +1,8 @@
-"""Which paths of a client are honoured: regular files below the operator's roots, after symlinks are resolved.
+"""Which paths of a client are allowed: regular files below the operator's roots, after symlinks are resolved.
 
-A path outside is refused in the same words whether or not it exists, so that nobody can explore the server's disk. What
-is allowed is a file, not a path: it is opened here, once, and whoever reads it later reads through that descriptor.
+A path outside is refused with the same message whether or not it exists, so that nobody can explore the server's disk.
+What is allowed is a file, not a path: it is opened here, once, and whoever reads it later reads through that
+descriptor.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _no_path(text: str) -> str:
 
 
 def _resolved(path: Path) -> Path:
-    """*path* with its links followed; one that cannot be followed stays, for `_opened_below` to stumble over."""
+    """*path* with its links followed; one that cannot be followed stays, and `_opened_below` reports it."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):  # Python before 3.13 raises for links that lead round in a circle

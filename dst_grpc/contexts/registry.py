@@ -1,7 +1,7 @@
 """Registry: which models and autoencoder sets there are, under which names.
 
 Headers of all that the operator names are read once, when the registry is built, so that a corrupt checkpoint stops the
-server at its start and not a request later. No weights are touched here; what is loaded is the cache's to know.
+server at its start and not a request later. No weights are read here; only the cache knows what is loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
-_MAX_ANONYMOUS = 256
+_MAX_SETS_BY_PATH = 256
 _MAX_HELD_FILES = 256
 _E = TypeVar("_E", bound=Entry)
 
@@ -57,7 +57,7 @@ class Registry:
         self._omit_dead_latents = omit_dead_latents
         self._models = {entry.name: entry for entry in sorted(models, key=lambda entry: entry.name)}
         self._autoencoders = {entry.name: entry for entry in sorted(autoencoders, key=lambda entry: entry.name)}
-        self._anonymous: OrderedDict[str, AutoencoderEntry] = OrderedDict()
+        self._sets_by_path: OrderedDict[str, AutoencoderEntry] = OrderedDict()
         self._lock = threading.Lock()
         self._roots = roots
         self.default_model = default_model
@@ -126,19 +126,19 @@ class Registry:
             omit_dead_latents=omit_dead_latents,
         )
         if previous is not None:
-            registry._adopt_anonymous(previous)
+            registry._adopt_sets_by_path(previous)
         return registry
 
-    def _adopt_anonymous(self, previous: Registry) -> None:
+    def _adopt_sets_by_path(self, previous: Registry) -> None:
         with previous._lock:
-            known = list(previous._anonymous.values())
-        self._anonymous.update((entry.name, entry) for entry in known if self.holds(entry.model))
+            known = list(previous._sets_by_path.values())
+        self._sets_by_path.update((entry.name, entry) for entry in known if self.holds(entry.model))
 
     def holds(self, entry: Entry) -> bool:
         """Whether *entry* is one of this registry's, and not merely of the same name."""
         with self._lock:
             return entry in {
-                self._models.get(entry.name), self._autoencoders.get(entry.name), self._anonymous.get(entry.name)
+                self._models.get(entry.name), self._autoencoders.get(entry.name), self._sets_by_path.get(entry.name)
             }  # fmt: skip
 
     def registered(self) -> dict[str, Entry]:
@@ -146,7 +146,7 @@ class Registry:
         return {**self._models, **self._autoencoders}
 
     def change_from(self, previous: Registry) -> RegistryChange:
-        """What is another here than in *previous*, sets that clients named by path left out."""
+        """What differs from *previous*; sets that clients named by path are left out."""
         before, now = previous.registered(), self.registered()
         return RegistryChange(
             added=tuple(sorted(now.keys() - before.keys())),
@@ -167,15 +167,6 @@ class Registry:
         """The model of a name or handle, "" meaning the default; raises NotFound with the nearest names."""
         return self._info(self.model_entry(ref))
 
-    def autoencoder(self, ref: str, model: str) -> AutoencoderInfo:
-        """The autoencoder set of a name or handle.
-
-        Raises:
-            NotFound: if it, or *model*, is unknown.
-            InvalidRequest: (IMPOSSIBLE_COMBINATION, field "") if it belongs to another model.
-        """
-        return self.autoencoder_entry(ref, model).info()
-
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
         """The set whose files *config* names; afterwards its name can be used like a registered one.
 
@@ -187,18 +178,18 @@ class Registry:
         """
         entry = _offered(set_of_config(config, self.model_entry(model), self._roots), self._omit_dead_latents)
         with self._lock:
-            entry = self._anonymous.setdefault(entry.name, entry)
-            self._anonymous.move_to_end(entry.name)
-            if len(self._anonymous) > _MAX_ANONYMOUS:
-                self._anonymous.popitem(last=False)[1].files.let_go()
+            entry = self._sets_by_path.setdefault(entry.name, entry)
+            self._sets_by_path.move_to_end(entry.name)
+            if len(self._sets_by_path) > _MAX_SETS_BY_PATH:
+                self._sets_by_path.popitem(last=False)[1].files.let_go()
             self._let_go_of_old_files()
         entry.digest_if_small()  # once for the same files, however often they are asked for
         return entry
 
     def _let_go_of_old_files(self) -> None:
-        """Hold only so many files open for sets that were planned and not loaded yet: those of the newest."""
+        """Keep at most `_MAX_HELD_FILES` files open for sets that are planned and not loaded: the newest."""
         n_held = 0
-        for i, entry in enumerate(reversed(self._anonymous.values())):
+        for i, entry in enumerate(reversed(self._sets_by_path.values())):
             n_held += len(entry.files.names)
             if i and n_held > _MAX_HELD_FILES:
                 entry.files.let_go()
@@ -212,7 +203,12 @@ class Registry:
         return _find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
 
     def autoencoder_entry(self, ref: str, model: str) -> AutoencoderEntry:
-        """As `autoencoder`, with all that loading needs."""
+        """The autoencoder set of a name or handle.
+
+        Raises:
+            NotFound: if it, or *model*, is unknown.
+            InvalidRequest: (IMPOSSIBLE_COMBINATION, field "") if it belongs to another model.
+        """
         entry = _find(ref, self._sets(), "autoencoder", Reason.AUTOENCODER_NOT_FOUND)
         owner = self.model_entry(model)
         if entry.model is not owner:
@@ -227,7 +223,7 @@ class Registry:
 
     def _sets(self) -> dict[str, AutoencoderEntry]:
         with self._lock:
-            return {**self._autoencoders, **self._anonymous}
+            return {**self._autoencoders, **self._sets_by_path}
 
     def _info(self, entry: ModelEntry) -> ModelInfo:
         autoencoders = tuple(one.name for one in self._autoencoders.values() if one.model is entry)
@@ -251,7 +247,7 @@ def _offered(entry: AutoencoderEntry, omit_dead_latents: bool) -> AutoencoderEnt
 
 
 def _kept(entry: _E, known: Mapping[str, Entry]) -> _E:
-    """The entry of *known* that *entry* is the same as, so that what it learnt is not learnt again; else itself."""
+    """The equal entry of *known* if there is one, so that digest and tokenizer are not read again; else *entry*."""
     before = known.get(entry.name)
     return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
 
@@ -280,7 +276,7 @@ def _check_settings(
     *,
     include_embedded: bool,
 ) -> None:
-    """Names must be names, and tell everything apart: models share theirs with the sets beside them."""
+    """Raise InvalidRequest unless the names are valid and distinct, and the other settings are."""
     problems = Violations()
     given = set(models)
     for name in models:

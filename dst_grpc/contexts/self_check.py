@@ -1,9 +1,9 @@
-"""The self-check of an autoencoder set: what it does to a few fixed sentences, and whether it faces the right way.
+"""The self-check of an autoencoder set: its figures on a few fixed sentences, and whether a weight is transposed.
 
 An autoencoder that is read the wrong way round, at the wrong place or into the wrong model still yields numbers, and
 nothing about them looks wrong. Its figures do: L0, the fraction of variance unexplained, and the mean cosine between
-what a latent reads and what it writes. Where a file can be understood in several ways, the figures choose. Takes the
-activations from a function, so that it knows no decoder.
+what a latent reads and what it writes. Where a file can be understood in several ways, the reading with the best
+figures is chosen. The caller supplies the activations; no decoder is used here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Threads for work that blocks: one for each piece of work, which ends with it."""
+"""Threads for blocking work: a new one for each call, which ends with it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Transfers: the tasks that load contexts for whoever wants them, and unload what is in the way.
+"""Transfers: the tasks that load contexts on demand, and unload others to make room.
 
-One load and one unload at most is under way for each context, and everybody who needs it waits for the same. The states
-are `lifecycle`'s, and what fits is `budget`'s to say. Lives on the event loop; what blocks runs on threads.
+At most one load or unload of a context is under way, and everybody who needs its result waits for the same task. The
+states are kept by `lifecycle`, and what fits is decided by `budget`. Used on the event loop; what blocks runs on
+threads.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Transfers:
                 self.settle(record)
 
     def settle(self, record: CacheRecord) -> None:
-        """See whether *record* has to go now, or some time."""
+        """Unload *record* now if it is withdrawn and idle; else let it expire, if it may."""
         if record.withdrawn and record.is_idle:
             self.begin_unload(record)
         elif record.is_evictable:
@@ -197,7 +198,7 @@ class Transfers:
         return await self._threads.run(self._loader.load_model, cast("ModelEntry", entry), on_progress)
 
     async def _make_room(self, record: CacheRecord) -> None:
-        """Put the bytes of *record* on its account, unloading what is idle, longest unused first, until they fit.
+        """Evict what is idle, longest unused first, until the bytes of *record* fit; then count them.
 
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if they cannot fit.
@@ -213,7 +214,7 @@ class Transfers:
             self._lifecycle.reserve(record)
 
     def _next_to_go(self, record: CacheRecord, stuck: dict[CacheRecord, Unavailable]) -> CacheRecord | None:
-        """As the budget says, but if what is stuck would have been enough, that is why it fails."""
+        """As `Budget.next_to_go`, but if evicting what is stuck would have been enough, raise why it is stuck."""
         try:
             return self._budget.next_to_go(record, stuck)
         except Exception as refusal:
@@ -222,7 +223,7 @@ class Transfers:
             raise next(iter(stuck.values())) from refusal
 
     async def _unload(self, record: CacheRecord) -> None:
-        """Drop the context and see its memory freed; until then it counts."""
+        """Drop the context and wait until its memory is free; until then it counts."""
         released = when_released(cast("Context", record.context))
         self._lifecycle.drop(record)
         await asyncio.sleep(0)  # usually that was the last reference, and the loop hears of it now

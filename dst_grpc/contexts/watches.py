@@ -1,4 +1,4 @@
-"""Watches: who wants to be told of contexts, and what each has not seen yet."""
+"""Watches: streams of the changes of contexts, each with the changes that its watcher has not seen yet."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Mailbox:
         self._changed.set()
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End `take` once everything is taken."""
         self._closed = True
         self._changed.set()
 
     async def take(self) -> AsyncGenerator[ContextStatus, None]:
-        """What is there and what comes, until it is closed."""
+        """Every status that is put, or the newest of each context; until it is closed."""
         while True:
             while self._newest:
                 yield self._newest.pop(next(iter(self._newest)))
@@ -45,24 +45,24 @@ class Mailbox:
 
 
 class Watches:
-    """The mailboxes of those who watch."""
+    """The mailboxes of all watchers."""
 
     def __init__(self) -> None:
-        """Nobody watches yet."""
+        """Start without watchers."""
         self._mailboxes: set[Mailbox] = set()
         self._closed = False
 
     def __len__(self) -> int:
-        """How many watch."""
+        """Number of watchers."""
         return len(self._mailboxes)
 
     def tell(self, entry: Entry, status: ContextStatus) -> None:
-        """Tell everybody of the context *entry*."""
+        """Put *status* of the context *entry* into every mailbox."""
         for mailbox in self._mailboxes:
             mailbox.put(entry, status)
 
     async def watch(self, now: Iterable[tuple[Entry, ContextStatus]]) -> AsyncGenerator[ContextStatus, None]:
-        """What is *now*, and then whatever is told, until the watches are closed."""
+        """The statuses *now*, then every change, until the watches are closed."""
         mailbox = Mailbox()
         for entry, status in now:
             mailbox.put(entry, status)

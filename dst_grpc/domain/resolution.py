@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, UnsupportedType
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
@@ -128,16 +127,6 @@ class AutoencoderInfo:
     """Where it comes from, for humans; empty if the server does not say."""
     revision: str = ""
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
-
-    @property
-    def input(self) -> AutoencoderInput:
-        """The row of facts of what it reads."""
-        return AUTOENCODER_INPUTS[self.dst]
-
-    @property
-    def has_write_scale(self) -> bool:
-        """Whether what a latent writes depends on its token's input, besides on the latent."""
-        return any(normalization.scales for normalization in self.normalizations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ class NpzFile:
     """The file."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its arrays of floats, by name."""
+    others: frozenset[str] = frozenset()
+    """Names of its other arrays."""
 
     @classmethod
     def open(cls, file: File) -> NpzFile:
@@ -52,6 +54,7 @@ class NpzFile:
         """
         path, size = file.path, file.identity.size_bytes
         shapes: dict[str, tuple[int, ...]] = {}
+        others: set[str] = set()
         try:
             with file.opened() as opened, opened_archive(opened) as archive:
                 members = archive.infolist()
@@ -60,12 +63,14 @@ class NpzFile:
                 if sum(member.file_size for member in members) > size:
                     raise corrupt(path, f"claims to unpack to more than its {size} bytes; store it uncompressed")
                 for member in members:
-                    shape = _checked_shape(path, archive, member)
-                    if shape is not None:
-                        shapes[member.filename.removesuffix(_SUFFIX)] = shape
+                    shape, name = _checked_shape(path, archive, member), member.filename.removesuffix(_SUFFIX)
+                    if shape is None:
+                        others.add(name)
+                    else:
+                        shapes[name] = shape
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
             raise corrupt(path, f"is truncated, or no npz archive: {error}") from error
-        return cls(file=file, shapes=shapes)
+        return cls(file=file, shapes=shapes, others=frozenset(others))
 
     def read(self, name: str) -> torch.Tensor:
         """The array *name*, streamed into memory of its own.

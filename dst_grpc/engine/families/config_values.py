@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dst_grpc.errors import DataLoss
 
 FILE_NAME = "config.json"
+UNKNOWN = "is not known here, and might change what is computed: if it does not, take it out"
+"""What is wrong with a key or tensor that nobody here has a meaning for."""
 _MAX_SIZE = 2**31 - 1
 
 _ACTIVATIONS = {
@@ -149,14 +151,23 @@ class ConfigValues:
 
     def require(self, key: str, supported: Collection[Any]) -> None:
         """Raise DataLoss unless *key* is absent or holds one of the *supported* values."""
-        if key in self.values and not any(self.values[key] is v or self.values[key] == v for v in supported):
-            raise self.refusal(key, f"is {self.values[key]!r}, which is not supported: it must be {_either(supported)}")
+        if problem := self.unsupported(key, supported):
+            raise self.refusal(key, problem)
+
+    def unsupported(self, key: str, supported: Collection[Any]) -> str:
+        """What is wrong with *key*; empty if it is absent or holds one of the *supported* values."""
+        if key not in self.values or any(self.values[key] is v or self.values[key] == v for v in supported):
+            return ""
+        return f"is {self.values[key]!r}, which is not supported: it must be {_either(supported)}"
+
+    def unknown(self, known: Collection[str]) -> list[str]:
+        """The keys that are not *known* and hold anything but null."""
+        return [key for key in sorted(self.values.keys() - set(known)) if self.values[key] is not None]
 
     def refuse_others(self, known: Collection[str]) -> None:
         """Raise DataLoss if a key that is not *known* holds anything but null."""
-        for key in sorted(self.values.keys() - set(known)):
-            if self.values[key] is not None:
-                raise self.refusal(key, "is not known here, and might change what the model computes")
+        for key in self.unknown(known):
+            raise self.refusal(key, UNKNOWN)
 
 
 def _either(values: Collection[Any]) -> str:

@@ -23,6 +23,7 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import DICTIONARY_LEARNING
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_gate
@@ -70,6 +71,13 @@ _CLASSES: dict[str, tuple[AutoencoderActivation, dict[Role, Part]]] = {
         _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD,
     ),
 }
+# What training was like; a norm by which inputs were divided is folded in when an autoencoder is saved.
+_TRAINING = """
+activation_queue_length anneal_end anneal_start auxk_alpha bandwidth batch_size compile ctx_len decay_start device
+entropy group_fractions group_sizes group_weights initial_sparsity_penalty io l1_penalty lm_name lr n_sparsity_updates
+norm_factor p_end p_start resample_steps seed sparsity_function sparsity_penalty sparsity_queue_length
+sparsity_warmup_steps steps target threshold_beta threshold_start_step top_k_aux trainer_class wandb_name warmup_steps
+"""
 _SUBMODULE = re.compile(r"(resid_post|resid|mlp_out|mlp|attn_out|attn|attention)(?:_layer)?[._]?\d*")
 _SUBMODULE_TAPS = {
     "resid": DerivedScalarType.RESID_POST_MLP,
@@ -82,10 +90,20 @@ _SUBMODULE_TAPS = {
 }
 
 
+_KEYS = KnownKeys(
+    read=frozenset({"dict_class", "activation_dim", "dict_size", "k", "layer", "submodule_name", "target_l0"})
+    | {"apply_b_dec_to_input"},
+    harmless=frozenset(_TRAINING.split()),
+)
+_STATISTICS = ("k", "threshold", "group_sizes")
+"""Tensors that those which keep the k largest may hold besides: of training, or the same as the config says."""
+
+
 def _open(files: FileGroup) -> AutoencoderFile:
     path = files.path
     config, source = _trainer(files.beside[DICTIONARY_LEARNING.config]), open_tensors(files.weights)
     name = config.text("dict_class")
+    _KEYS.check(config)
     if name not in _CLASSES:
         known = ", ".join(_CLASSES)
         raise config.refusal("dict_class", f"is {name!r}, which is not supported; these are: {known}")
@@ -106,6 +124,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
         says={"n": config.values.get("activation_dim"), "Z": config.values.get("dict_size")},
         declared_l0=_declared_l0(config),
         folded=["its gate is folded into a threshold"] if Role.GATE_BIAS in parts else [],
+        harmless=_STATISTICS if "TopK" in name else (),
     )
     if Role.ONE_THRESHOLD in parts and source.read("threshold").item() < 0:
         raise corrupt(path, "'threshold' is negative: it was never set, so that nothing tells which latents are active")
@@ -126,7 +145,8 @@ def _trainer(file: File) -> ConfigValues:
     trainer = config.values.get("trainer")
     if not isinstance(trainer, dict):
         raise config.refusal("trainer", "is missing: this is no config of dictionary_learning")
-    return ConfigValues(config.path, trainer)
+    config.refuse_others(("trainer", "buffer"))
+    return ConfigValues(config.path, trainer, within="trainer.")
 
 
 def _with_input_bias(config: ConfigValues, parts: Mapping[Role, Part]) -> dict[Role, Part]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
+from dst_grpc.engine.families.config_values import UNKNOWN
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.header import AutoencoderHeader, Place, Reading
 from dst_grpc.engine.formats.weights import Role, sizes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
     from dst_grpc.engine.formats.layouts import FileGroup, Layout
@@ -44,9 +45,17 @@ def describe(
     says: Mapping[str, int | None] | None = None,
     declared_l0: float | None = None,
     folded: Iterable[str] = (),
+    harmless: Collection[str] = (),
 ) -> AutoencoderHeader:
-    """The header of a file whose *parts* are checked against each other and against what its config *says*."""
+    """The header of a file whose *parts* are checked against each other and against what its config *says*.
+
+    What the file holds besides them is refused by name, but for what is *harmless*: that changes nothing.
+    """
     n_latents, n_inputs, n_outputs = sizes_of(source, parts, says=says)
+    known = {part.key for part in parts.values()} | {*harmless}
+    for name in sorted({*source.shapes, *source.others} - known):
+        kind = "tensor" if name in source.shapes or source.path.suffix != ".pt" else "entry"
+        raise corrupt(source.path, f"its {kind} {name!r} {UNKNOWN}")
     if activation is AutoencoderActivation.TOP_K and (type(k) is not int or not 0 < k <= n_latents):
         raise corrupt(source.path, f"TopK needs k between 1 and {n_latents}, not {k!r}")
     return AutoencoderHeader(

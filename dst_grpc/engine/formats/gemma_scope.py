@@ -18,6 +18,7 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, layer_in_path
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
@@ -41,6 +42,13 @@ _KINDS: dict[str, tuple[DerivedScalarType, ModelNorm, DerivedScalarType | None]]
     "attn_out": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, ModelNorm.NONE, None),
     "transcoder": (_T.RESID_POST_ATTN, ModelNorm.MLP_NORM, _T.RESID_DELTA_MLP),
 }
+
+
+_KEYS = KnownKeys(
+    read=frozenset({"hf_hook_point_in", "hf_hook_point_out", "width", "l0", "affine_connection", "type"}),
+    only={"architecture": ("jump_relu",)},
+    harmless=frozenset({"model_name"}),
+)
 
 
 def _open_first(files: FileGroup) -> AutoencoderFile:
@@ -75,7 +83,7 @@ def _open_second(files: FileGroup) -> AutoencoderFile:
     }
     found = next(iter(files.beside.values()), None)
     config = ConfigValues(path, {}) if found is None else ConfigValues.read(found)
-    config.require("architecture", ("jump_relu",))
+    _KEYS.check(config)
     if "affine_skip_connection" in source.shapes:
         parts[Role.SKIP] = Part("affine_skip_connection", is_swapped=True)
     elif config.flag("affine_connection", default=False):

@@ -15,6 +15,7 @@ from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.header import Reading
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import LLAMA_SCOPE
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_input_scale
@@ -25,10 +26,27 @@ if TYPE_CHECKING:
 _NORMS = "dataset_average_activation_norm"
 
 
+_KEYS = KnownKeys(
+    read=frozenset({"d_model", "d_sae", "hook_point_in", "hook_point_out", _NORMS, "jump_relu_threshold", "top_k"}),
+    only={
+        "act_fn": ("jumprelu",),
+        "norm_activation": ("dataset-wise",),
+        "use_decoder_bias": (True,),
+        "use_glu_encoder": (False,),
+        "apply_decoder_bias_to_pre_encoder": (False,),
+    },
+    harmless=frozenset(
+        {"bias_init_method", "ddp_size", "decoder_exactly_fixed_norm", "device", "dtype", "expansion_factor"}
+        | {"init_decoder_norm", "init_encoder_norm", "init_encoder_with_decoder_transpose", "k_warmup_steps"}
+        | {"l1_coefficient", "l1_coefficient_warmup_steps", "lp", "seed", "sparsity_include_decoder_norm", "tp_size"}
+        | {"use_batch_norm_mse", "use_ghost_grads"}
+    ),
+)
+
+
 def _open(files: FileGroup) -> AutoencoderFile:
     config, source = ConfigValues.read(files.beside[LLAMA_SCOPE.config]), open_tensors(files.weights)
-    config.require("norm_activation", ("dataset-wise",))
-    config.require("act_fn", ("jumprelu",))
+    _KEYS.check(config)
     parts = {
         Role.ENCODER: Part("encoder.weight"),
         Role.LATENT_BIAS: Part("encoder.bias"),
@@ -41,6 +59,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
     norms = config.nested(_NORMS)
     if norms is None:
         raise config.refusal(_NORMS, "is missing: nothing says how inputs are scaled")
+    norms.refuse_others(("in", "out"))
     d_model = config.size("d_model")
     scale = d_model**0.5 / norms.positive("in")
     header = describe(

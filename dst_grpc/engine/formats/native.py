@@ -20,6 +20,7 @@ import torch
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.engine.element_types import is_finite, moved
+from dst_grpc.engine.families.config_values import UNKNOWN
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe, readings_of
 from dst_grpc.engine.formats.layouts import NATIVE
@@ -41,6 +42,9 @@ _PARTS = {
 }
 _ACTIVATIONS = (AutoencoderActivation.RELU, AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY)
 _FREQUENCIES = "latents_activation_frequency"
+_FACTS = frozenset({"activation", "activation_state_dict", "dst", "layer_index", "normalization"})
+_HARMLESS = frozenset({_FREQUENCIES, "latents_mean_square", "stats_last_nonzero", "activation.k", "format"})
+"""Statistics, k once more, and what libraries write into every safetensors file."""
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
 
@@ -57,7 +61,11 @@ def _open(files: FileGroup) -> AutoencoderFile:
     k, postact = (
         _top_k(path, state) if activation is AutoencoderActivation.TOP_K else (None, AutoencoderActivation.RELU)
     )
-    header = describe(source, _PARTS, layout=NATIVE, activation=activation, place=None, k=k)
+    header = describe(
+        source, _PARTS, layout=NATIVE, activation=activation, place=None, k=k, harmless=_FACTS | _HARMLESS
+    )
+    for name in sorted(facts.keys() - source.others - _FACTS - _HARMLESS):
+        raise corrupt(path, f"its metadata's {name!r} {UNKNOWN}")
     header = replace(
         header,
         postact=postact,
@@ -122,6 +130,8 @@ def _activation(path: Path, name: Any) -> AutoencoderActivation:
 def _top_k(path: Path, state: Any) -> tuple[Any, AutoencoderActivation]:
     if not isinstance(state, dict):
         raise corrupt(path, "activation_state_dict is no mapping")
+    for name in sorted(state.keys() - {"k", "postact_fn"}):
+        raise corrupt(path, f"its activation_state_dict's {name!r} {UNKNOWN}")
     k = state.get("k")
     postact = _activation(path, state.get("postact_fn", AutoencoderActivation.RELU))
     if postact is AutoencoderActivation.TOP_K:

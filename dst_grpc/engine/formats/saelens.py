@@ -13,7 +13,7 @@ a normalisation by a factor that the files do not hold (SAELens itself only warn
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,7 @@ from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.layouts import SAELENS
+from dst_grpc.engine.formats.saelens_keys import FACTOR, SaeLensConfig
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import (
     AutoencoderFile,
@@ -46,12 +47,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.formats.sources import TensorSource
 
 _SPARSITY, _SCALER = SAELENS.optional
-_FACTOR = "norm_scaling_factor"
-_RENAMED = {
-    "hook_point": "hook_name",
-    "hook_point_head_index": "hook_head_index",
-    "activation_fn_str": "activation_fn",
-}
 _ARCHITECTURES = {
     "standard": AutoencoderActivation.RELU,
     "gated": AutoencoderActivation.JUMP_RELU,
@@ -67,27 +62,14 @@ _NORMALIZATIONS = {
     "layer_norm": InputNormalization.LAYER_NORM,
     "constant_norm_rescale": InputNormalization.CONSTANT_NORM,
 }
+_IS_FINETUNED = "finetuning_scaling_factor"
+_FINETUNED_SCALES = ("scaling_factor", _IS_FINETUNED)
+"""Names of the tensor that latents are multiplied by before they are decoded."""
 _BY_FACTOR = ("expected_average_only_in", "constant_scalar_rescale")
 
 
-class _Config:
-    """The values of a `cfg.json`, under their present names and wherever its version puts them."""
-
-    def __init__(self, file: File) -> None:
-        config = ConfigValues.read(file)
-        values = {_RENAMED.get(key, key): value for key, value in config.values.items()}
-        metadata = values.get("metadata") or {}
-        if not isinstance(metadata, dict):
-            raise config.refusal("metadata", "must be an object")
-        self.is_old = "metadata" not in values
-        self.values = ConfigValues(config.path, {**metadata, **values})
-
-    def get(self, key: str) -> Any:
-        return self.values.values.get(key)
-
-
 def _open(files: FileGroup) -> AutoencoderFile:
-    config, source = _Config(files.beside[SAELENS.config]), open_tensors(files.weights)
+    config, source = SaeLensConfig(files.beside[SAELENS.config]), open_tensors(files.weights)
     architecture, activation, k = _architecture(config)
     is_transcoder = architecture.endswith("transcoder")
     place = _place(config, is_transcoder=is_transcoder)
@@ -117,6 +99,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
         normalizations=normalizations,
         says={key: config.get(name) for key, name in {"n": "d_in", "Z": "d_sae", "m": "d_out"}.items()},
         folded=[name for name, _ in folds],
+        harmless=_FINETUNED_SCALES,
     )
     return AutoencoderFile(
         files=files,
@@ -131,31 +114,27 @@ def _open(files: FileGroup) -> AutoencoderFile:
 FORMAT = Format(layout=SAELENS, open=_open)
 
 
-def _architecture(config: _Config) -> tuple[str, AutoencoderActivation, int | None]:
+def _architecture(config: SaeLensConfig) -> tuple[str, AutoencoderActivation, int | None]:
     values = config.values
-    architecture = config.get("architecture") or "standard"
-    activation_fn, arguments = config.get("activation_fn") or "relu", config.get("activation_fn_kwargs") or {}
-    k = config.get("k")
-    if architecture == "standard" and activation_fn == "topk":
-        architecture, k = "topk", arguments.get("k") if isinstance(arguments, dict) else None
-    elif activation_fn not in {"relu", "topk"}:
-        raise values.refusal("activation_fn", f"is {activation_fn!r}, which is not supported: it must be relu or topk")
+    architecture, activation_fn = config.get("architecture") or "standard", config.get("activation_fn") or "relu"
+    if activation_fn == "topk" and architecture in {"standard", "topk"}:
+        architecture = "topk"
+    elif activation_fn != "relu":
+        problem = f"is {activation_fn!r}, which is not supported with the architecture {architecture!r}"
+        raise values.refusal("activation_fn", f"{problem}: it must be relu, or topk with standard or topk")
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise values.refusal("architecture", f"is {architecture!r}, which is not supported; these are: {known}")
     activation = _ARCHITECTURES[architecture]
-    if activation is not AutoencoderActivation.TOP_K:
-        return architecture, activation, None
-    if type(k) is not int:
-        raise values.refusal("k", f"must be a number of latents, not {k!r}")
-    return architecture, activation, k
+    return architecture, activation, config.k if activation is AutoencoderActivation.TOP_K else None
 
 
-def _place(config: _Config, *, is_transcoder: bool) -> Place | None:
+def _place(config: SaeLensConfig, *, is_transcoder: bool) -> Place | None:
     values = config.values
+    for key in ("hook_head_index", "hook_head_index_out"):
+        if config.get(key) is not None:
+            raise values.refusal(key, "is set: autoencoders of a single head are not supported")
     name = config.get("hook_name") or config.get("hf_hook_name")
-    if config.get("hook_head_index") is not None:
-        raise values.refusal("hook_head_index", "is set: autoencoders of a single head are not supported")
     if not isinstance(name, str):
         raise values.refusal("hook_name", "is missing: nothing says where it reads")
     output = None
@@ -170,7 +149,7 @@ def _place(config: _Config, *, is_transcoder: bool) -> Place | None:
     return place
 
 
-def _parts(config: _Config, source: TensorSource, architecture: str, *, is_transcoder: bool) -> dict[Role, Part]:
+def _parts(config: SaeLensConfig, source: TensorSource, architecture: str, *, is_transcoder: bool) -> dict[Role, Part]:
     parts = {Role.ENCODER: Part("W_enc", is_swapped=True), Role.DECODER: Part("W_dec", is_swapped=True)}
     if architecture == "gated":
         parts[Role.LATENT_BIAS] = Part("b_mag")
@@ -184,8 +163,10 @@ def _parts(config: _Config, source: TensorSource, architecture: str, *, is_trans
     parts[Role.PRE_BIAS if subtracts else Role.DECODER_BIAS] = Part("b_dec")
     if "skip" in architecture:
         parts[Role.SKIP] = Part("W_skip")
-    for key in ("scaling_factor", "finetuning_scaling_factor"):
+    for key in _FINETUNED_SCALES:
         if key in source.shapes and not _is_one(source, key):
+            if config.get(_IS_FINETUNED) is False:
+                raise config.values.refusal(_IS_FINETUNED, f"is false, though the weights hold a {key!r} other than 1")
             parts[Role.OUTPUT_SCALE] = Part(key)
     return parts
 
@@ -196,7 +177,7 @@ def _is_one(source: TensorSource, key: str) -> bool:
 
 
 def _normalizations(
-    config: _Config, scaler: File | None, place: Place | None, *, is_transcoder: bool
+    config: SaeLensConfig, scaler: File | None, place: Place | None, *, is_transcoder: bool
 ) -> tuple[tuple[InputNormalization, ...], float | None]:
     """What may be done to each input vector, and the factor to fold if there is one."""
     said = config.get("normalize_activations")
@@ -219,21 +200,23 @@ def _normalizations(
     if isinstance(arguments, dict) and "center_writing_weights" in arguments:
         return (InputNormalization.CENTRED if arguments["center_writing_weights"] else InputNormalization.NONE,), None
     # Before version 3 models were loaded with centred weights, and nothing says so.
-    if config.is_old and not arguments:
+    if not config.has_metadata and not arguments:
         return (InputNormalization.NONE, InputNormalization.CENTRED), None
     return (InputNormalization.NONE,), None
 
 
-def _factor(config: _Config, scaler: File | None, name: str) -> float:
+def _factor(config: SaeLensConfig, scaler: File | None, name: str) -> float:
     """The factor that inputs are multiplied by, wherever it stands."""
-    if _FACTOR in config.values.values:
-        return config.values.positive(_FACTOR)
+    if FACTOR in config.values.values:
+        return config.values.positive(FACTOR)
     if scaler is not None:
-        return ConfigValues.read(scaler).positive("scaling_factor")
+        factors = ConfigValues.read(scaler)
+        factors.refuse_others(("scaling_factor",))
+        return factors.positive("scaling_factor")
     raise config.values.refusal(
         "normalize_activations",
         f"is {name!r}, which needs the factor that inputs are multiplied by, and it is nowhere: "
-        f"write it under {_FACTOR!r} into this file",
+        f"write it under {FACTOR!r} into this file",
     )
 
 

@@ -42,6 +42,8 @@ class TensorSource:
     (DIGEST_MISMATCH) if the file is another by then."""
     facts: Mapping[str, Any]
     """What else stands in it: metadata, or entries that are no float tensors."""
+    others: frozenset[str] = frozenset()
+    """Names of what it holds besides float tensors and metadata."""
 
     @property
     def path(self) -> Path:
@@ -66,11 +68,21 @@ def open_tensors(file: File) -> TensorSource:
             tensors = SafetensorsFile.open(file)
             shapes = {name: tensor.shape for name, tensor in tensors.tensors.items() if tensor.is_float}
             return TensorSource(
-                file=file, shapes=shapes, reading=lambda: nullcontext(tensors.read), facts=tensors.metadata
+                file=file,
+                shapes=shapes,
+                reading=lambda: nullcontext(tensors.read),
+                facts=tensors.metadata,
+                others=frozenset(tensors.tensors.keys() - shapes.keys()),
             )
         case ".npz":
             archive = NpzFile.open(file)
-            return TensorSource(file=file, shapes=archive.shapes, reading=lambda: nullcontext(archive.read), facts={})
+            return TensorSource(
+                file=file,
+                shapes=archive.shapes,
+                reading=lambda: nullcontext(archive.read),
+                facts={},
+                others=archive.others,
+            )
         case _:
             return _state_dict(file)
 
@@ -100,7 +112,7 @@ def _state_dict(file: File) -> TensorSource:
             mapped = _load_state_dict(opened)
             yield lambda name: mapped[name].detach().clone()
 
-    return TensorSource(file=file, shapes=shapes, reading=reading, facts=facts)
+    return TensorSource(file=file, shapes=shapes, reading=reading, facts=facts, others=frozenset(map(str, facts)))
 
 
 def _unmapped(entry: Any) -> Any:

@@ -1,7 +1,7 @@
 """EleutherAI sparsify: a folder, named after a module of the model, with `cfg.json` and `sae.safetensors`.
 
 It reads what the module puts out, and keeps the k largest of relu((x - b_dec) W^T + b). A transcoder predicts what the
-module puts out from what comes in, takes nothing off, and may add x W_skip^T.
+module puts out from what comes in, takes nothing off (but for old ones), and may add x W_skip^T.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.hooks import place_of
+from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import SPARSIFY
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
@@ -22,21 +23,31 @@ if TYPE_CHECKING:
     from dst_grpc.errors import DataLoss
 
 
+_KEYS = KnownKeys(
+    read=frozenset({"d_in", "num_latents", "expansion_factor", "k", "transcode", "skip_connection"}),
+    only={"activation": ("topk",), "signed": (False,), "gram_lookup": (False,), "embed_skip": (False,)},
+    harmless=frozenset({"normalize_decoder", "multi_topk", "lookup_max_order", "gram_table_hash"}),
+)
+_DEFAULTS = {"num_latents": 0, "expansion_factor": 32, "k": 32, "transcode": False, "skip_connection": False}
+"""What the library takes for keys that are absent."""
+
+
 def _open(files: FileGroup) -> AutoencoderFile:
     path = files.path
     config, source = ConfigValues.read(files.beside[SPARSIFY.config]), open_tensors(files.weights)
-    config.require("activation", ("topk",))
-    config.require("signed", (False,))
-    is_transcoder = config.flag("transcode", default=False)
+    _KEYS.check(config)
+    config = config.over(_DEFAULTS)
+    skips, subtracts = config.flag("skip_connection"), not config.flag("transcode")
+    # Skipping would copy the input of an autoencoder: before there was a key for transcoders, that tells one, and it
+    # takes the bias off its input.
+    is_transcoder = skips or not subtracts
     parts = {
         Role.ENCODER: Part("encoder.weight"),
         Role.LATENT_BIAS: Part("encoder.bias"),
         Role.DECODER: Part("W_dec", is_swapped=True),
-        (Role.DECODER_BIAS if is_transcoder else Role.PRE_BIAS): Part("b_dec"),
+        (Role.PRE_BIAS if subtracts else Role.DECODER_BIAS): Part("b_dec"),
     }
-    if config.flag("skip_connection", default=False):
-        if not is_transcoder:
-            raise config.refusal("skip_connection", "is true without transcode, which would copy the input")
+    if skips:
         parts[Role.SKIP] = Part("W_skip")
     name = path.parent.name
 
@@ -54,7 +65,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
         k=config.size("k"),
         says={
             "n": n_inputs,
-            "Z": config.values.get("num_latents") or n_inputs * config.size("expansion_factor", default=32),
+            "Z": config.values["num_latents"] or n_inputs * config.size("expansion_factor"),
         },
     )
     return AutoencoderFile(files=files, header=header, source=source, parts=parts)

@@ -119,7 +119,7 @@ def test_what_serve_wants_pulled_is_what_pull_pulls(hub: FakeHub, registry: Path
 def test_the_example_can_be_served() -> None:
     built = build_registry(Settings(registry=ROOT / "examples" / "registry.toml", device="cpu"))
     assert built.preload == ("embedded",)
-    assert built.autoencoder("local/neurons", "local").layer_indices == (0, 1)
+    assert built.autoencoder_entry("local/neurons", "local").layer_indices == (0, 1)
     assert built.model("").name == "embedded"
 
 

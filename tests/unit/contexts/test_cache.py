@@ -171,7 +171,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_kept(cache: ContextCache
 
 
 async def test_an_autoencoder_set_comes_with_its_model_under_its_name(cache: ContextCache, registry: Registry) -> None:
-    handle = registry.autoencoder("a/resid_delta_mlp", "a").handle
+    handle = registry.autoencoder_entry("a/resid_delta_mlp", "a").handle
     async with leased(cache, "a", ["a/mlp_post_act", handle]) as lease:
         assert set(lease.autoencoders) == {"a/mlp_post_act", "a/resid_delta_mlp"}
         assert lease.autoencoders["a/resid_delta_mlp"].handle == handle
@@ -180,6 +180,25 @@ async def test_an_autoencoder_set_comes_with_its_model_under_its_name(cache: Con
     with pytest.raises(RuntimeError, match="over"):
         _ = lease.model
     assert not lease.autoencoders
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a", "model"), ("a/mlp_post_act", "autoencoder"), ("b", None)])
+async def test_a_handle_of_what_is_leased_must_be_its_own(
+    cache: ContextCache, registry: Registry, name: str, kind: str | None
+) -> None:
+    leasing = cache.lease(
+        registry.model_entry("a"),
+        [registry.autoencoder_entry("a/mlp_post_act", "a")],
+        handles=[registry.model("a").handle, f"{name}@000000000000:float32:cpu"],
+    )
+    if kind is None:  # of nothing that is leased
+        async with leasing as lease:
+            assert lease.model.name == "a"
+    else:
+        with pytest.raises(NotFound, match=f"unknown {kind} '{name}@0"):
+            async with leasing:
+                pass
+    assert all(status.pins == 0 for status in cache.statuses())
 
 
 async def test_a_failing_autoencoder_lets_go_of_the_model(cache: ContextCache, loader: FakeLoader) -> None:
@@ -359,7 +378,7 @@ async def test_what_is_pinned_never_goes(registry: Registry, loader: FakeLoader,
 
 
 async def test_what_could_never_fit_evicts_nothing(registry: Registry, loader: FakeLoader) -> None:
-    budget = registry.autoencoder("a/mlp_post_act", "a").parameter_bytes
+    budget = registry.autoencoder_entry("a/mlp_post_act", "a").parameter_bytes
     cache = ContextCache(registry, loader=loader, budget_bytes=budget)
     with pytest.raises(Exhausted) as caught:
         await use(cache, "a")
@@ -496,8 +515,8 @@ async def test_the_catalogue_is_brought_up_to_date(cache: ContextCache, registry
     assert cache.describe(registry.model("a")).state is NOT_LOADED
     await use(cache, "a", name)
     assert cache.describe(registry.model("a")).state is AVAILABLE
-    described = cache.describe(registry.autoencoder(name, "a"))
-    assert (described.state, described.handle) == (AVAILABLE, registry.autoencoder(name, "a").handle)
+    described = cache.describe(registry.autoencoder_entry(name, "a").info())
+    assert (described.state, described.handle) == (AVAILABLE, registry.autoencoder_entry(name, "a").handle)
     assert cache.describe(registry.model("b")).state is NOT_LOADED
 
 

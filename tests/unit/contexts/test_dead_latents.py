@@ -87,15 +87,15 @@ async def test_every_layer_loses_as_many_as_the_one_with_the_fewest(folder: Path
 
 
 async def test_the_catalogue_tells_a_cut_set_from_the_full_one(folder: Path) -> None:
-    full, registry = build(folder, omit_dead_latents=False).autoencoder(SET, "m"), build(folder)
-    info = registry.autoencoder(SET, "m")
+    full, registry = build(folder, omit_dead_latents=False).autoencoder_entry(SET, "m").info(), build(folder)
+    info = registry.autoencoder_entry(SET, "m").info()
     assert (full.n_latents, info.n_latents) == (LATENTS, LATENTS - 2)
     assert full.parameter_bytes - info.parameter_bytes == 2 * 2 * 4 * (1 + 2 * WIDTH)
     assert info.digest == full.digest
     assert info.handle == full.handle.replace(":float32", "-live:float32")
-    assert registry.autoencoder(info.handle, "m") == info
+    assert registry.autoencoder_entry(info.handle, "m").info() == info
     with pytest.raises(NotFound):
-        registry.autoencoder(full.handle, "m")
+        registry.autoencoder_entry(full.handle, "m").info()
     context = await loaded(registry, info.handle)
     assert (context.handle, context.digest) == (info.handle, info.digest)
     assert context.parameter_bytes == info.parameter_bytes
@@ -108,7 +108,10 @@ def test_a_set_without_known_dead_latents_is_the_full_one(folder: Path, statisti
     if statistic is not None:
         state |= frequencies(statistic)
     checkpoints.write_autoencoder(layer_of(folder, 1), state)
-    assert build(folder).autoencoder(SET, "m") == build(folder, omit_dead_latents=False).autoencoder(SET, "m")
+    assert (
+        build(folder).autoencoder_entry(SET, "m").info()
+        == build(folder, omit_dead_latents=False).autoencoder_entry(SET, "m").info()
+    )
 
 
 def test_frequencies_that_are_all_zero_are_refused_if_they_are_looked_at(folder: Path) -> None:
@@ -132,7 +135,7 @@ async def test_topk_keeps_its_k_and_as_many_latents(folder: Path) -> None:
 def test_a_latent_is_left_even_if_all_are_dead(folder: Path) -> None:
     for layer in (0, 1):
         write(layer_of(folder, layer), tensors=frequencies(1e-9))
-    assert build(folder).autoencoder(SET, "m").n_latents == 1
+    assert build(folder).autoencoder_entry(SET, "m").info().n_latents == 1
 
 
 def test_building_a_registry_reads_frequencies_but_no_weights(folder: Path) -> None:
@@ -140,9 +143,9 @@ def test_building_a_registry_reads_frequencies_but_no_weights(folder: Path) -> N
     broken = {"encoder.weight": torch.full((LATENTS, WIDTH), torch.nan)}
     write(layer_of(folder, 0), 1, 2, tensors=broken)
     write(layer_of(folder, 1), 3, tensors=broken)
-    assert build(folder).autoencoder(SET, "m").n_latents == LATENTS - 1
+    assert build(folder).autoencoder_entry(SET, "m").info().n_latents == LATENTS - 1
     write(layer_of(folder, 0), tensors=frequencies(math.nan))
-    assert build(folder, omit_dead_latents=False).autoencoder(SET, "m").n_latents == LATENTS
+    assert build(folder, omit_dead_latents=False).autoencoder_entry(SET, "m").info().n_latents == LATENTS
     with pytest.raises(DataLoss, match="negative, NaN or infinite"):
         build(folder)
 

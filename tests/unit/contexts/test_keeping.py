@@ -212,7 +212,7 @@ async def test_without_a_time_to_live_nothing_goes(registry: Registry, loader: F
 async def test_what_cannot_be_there_together_is_refused_before_any_of_it_is_loaded(
     registry: Registry, loader: FakeLoader, model_bytes: int
 ) -> None:
-    set_bytes = registry.autoencoder(SET, "a").parameter_bytes
+    set_bytes = registry.autoencoder_entry(SET, "a").parameter_bytes
     budget = model_bytes + set_bytes - 1
     cache = ContextCache(registry, loader=loader, budget_bytes=budget)
     for attempt in (use(cache, "a", SET), pin(cache, SET)):
@@ -233,10 +233,10 @@ async def test_what_cannot_be_there_together_is_refused_before_any_of_it_is_load
 async def test_what_is_there_already_is_not_wanted_twice(
     registry: Registry, loader: FakeLoader, model_bytes: int
 ) -> None:
-    set_bytes = registry.autoencoder(SET, "a").parameter_bytes
+    set_bytes = registry.autoencoder_entry(SET, "a").parameter_bytes
     cache = ContextCache(registry, loader=loader, budget_bytes=model_bytes + set_bytes, clock=Clock())
     await use(cache, "b")
-    await use(cache, "a", SET, registry.autoencoder(SET, "a").handle)  # b goes; the set is one, by whatever name
+    await use(cache, "a", SET, registry.autoencoder_entry(SET, "a").handle)  # b goes; the set is one, by whatever name
     async with leased(cache, "a", [SET]), leased(cache, "a", [SET]):
         assert set(loaded(cache)) == {"a", SET}
         with pytest.raises(Exhausted) as caught:

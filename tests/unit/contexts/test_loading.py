@@ -52,7 +52,7 @@ async def test_a_model_and_its_sets_are_loaded_as_described(folder: Path, elemen
         assert model.decoder.dtype is getattr(torch, element_type)
         assert model.tokenizer is registry.tokenizer("a")
         for name, context in lease.autoencoders.items():
-            described = cache.describe(registry.autoencoder(name, "a"))
+            described = cache.describe(registry.autoencoder_entry(name, "a").info())
             assert context.handle == described.handle
             assert context.parameter_bytes == described.parameter_bytes
             assert context.measured == described.measured

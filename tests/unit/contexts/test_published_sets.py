@@ -108,7 +108,7 @@ def test_declared_l0_is_held_against_the_measured_one(folder: Path) -> None:
     write_gemma(beside, WIDTH + 2, 0)
     path = write_gemma(beside, WIDTH - 1, 1)
     registry = build(folder)
-    info = registry.autoencoder("m/gemma-scope-2b-pt-res", "m")
+    info = registry.autoencoder_entry("m/gemma-scope-2b-pt-res", "m").info()
     assert info.declared == (
         LayerCheck(layer_index=0, l0=10.0, fraction_of_variance_unexplained=None),
         LayerCheck(layer_index=1, l0=7.0, fraction_of_variance_unexplained=None),
@@ -183,7 +183,7 @@ def test_the_self_check_decides_whether_an_old_autoencoder_reads_a_centred_resid
     path = folder / "autoencoders" / "old" / "blocks.1.hook_resid_pre"
     write_sae(path, "", tensors)
     (path / "cfg.json").write_text(json.dumps({"hook_point": "blocks.1.hook_resid_pre", "d_in": WIDTH}))
-    assert build(folder).autoencoder("m/old", "m").normalizations == (
+    assert build(folder).autoencoder_entry("m/old", "m").info().normalizations == (
         InputNormalization.CENTRED,
         InputNormalization.NONE,
     )
@@ -215,7 +215,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Model
         folder / "autoencoders" / "transcoders" / "1", "", tensors, architecture="skip_transcoder", metadata=metadata
     )
     registry = build(folder)
-    info = registry.autoencoder("m/transcoders", "m")
+    info = registry.autoencoder_entry("m/transcoders", "m").info()
     assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
     assert info.input_norms == (ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN)
     context = loaded(registry, info.name)
@@ -231,13 +231,14 @@ def test_the_research_code_s_own_layout_is_found(folder: Path) -> None:
     path = folder / "autoencoders" / "resid_post_mlp_v5_32k" / "autoencoders" / "1.pt"
     entries = {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
     checkpoints.write_state_dict(path, entries)
-    info = build(folder).autoencoder("m/resid_post_mlp_v5_32k", "m")
+    entry = build(folder).autoencoder_entry("m/resid_post_mlp_v5_32k", "m")
+    info = entry.info()
     assert (info.dst, info.layer_indices, info.normalizations) == (
         T.RESID_POST_MLP,
         (1,),
         (InputNormalization.LAYER_NORM,),
     )
-    assert info.has_write_scale
+    assert entry.has_write_scale
     assert [check.l0 for check in info.declared] == [4.0]
 
 
@@ -248,7 +249,7 @@ def test_what_is_no_autoencoder_is_passed_over_and_what_comes_twice_is_not(folde
         (beside / "layer_0" / name).write_bytes(b"")
     (beside / ".cache").mkdir()
     (beside / "config.json").write_text('{"dst": "resid_post_mlp"}')
-    assert build(folder).autoencoder("m/set", "m").layer_indices == (0,)
+    assert build(folder).autoencoder_entry("m/set", "m").layer_indices == (0,)
     write_gemma(beside, 20, 0)
     with pytest.raises(
         DataLoss, match=r"average_l0_9/params.npz: is the second autoencoder of its layer, beside layer_0"
@@ -282,8 +283,8 @@ def test_dead_latents_are_told_by_the_sparsity_beside_the_weights(folder: Path) 
     frequencies[[3, 5]] = 0
     save_file({"sparsity": frequencies.log10()}, beside / "sparsity.safetensors")
     full, cut = build(folder), build(folder, omit_dead_latents=True)
-    assert full.autoencoder("m/set", "m").n_latents == LATENTS
-    info = cut.autoencoder("m/set", "m")
+    assert full.autoencoder_entry("m/set", "m").n_latents == LATENTS
+    info = cut.autoencoder_entry("m/set", "m")
     assert info.n_latents == LATENTS - 2
     assert "-live:" in info.handle
     kept = [latent for latent in range(LATENTS) if latent not in {3, 5}]
@@ -295,7 +296,7 @@ def test_what_loading_folds_is_told(folder: Path) -> None:
     del tensors["b_enc"]
     path = folder / "autoencoders" / "set" / "layer_1"
     write_sae(path, "blocks.1.hook_resid_mid", tensors, architecture="gated")
-    info = build(folder).autoencoder("m/set", "m")
+    info = build(folder).autoencoder_entry("m/set", "m").info()
     assert (info.dst, info.folded) == (T.RESID_POST_ATTN, ("its gate is folded into a threshold",))
     assert (info.spliceable, info.activations) == (True, (AutoencoderActivation.JUMP_RELU,))
 
@@ -333,7 +334,7 @@ def test_a_transcoder_of_a_parallel_layer_reads_what_enters_the_layer(tmp_path: 
     }
     write_sparsify(folder, "layers.1.mlp", tensors, transcode=True, skip_connection=True)
     registry = build(folder)
-    info = registry.autoencoder("m/set", "m")
+    info = registry.autoencoder_entry("m/set", "m").info()
     assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
     (check,) = loaded(registry, "m/set").measured
     left = (target - with_ones @ solution).square().sum() / (target - target.mean(0)).square().sum()
@@ -361,7 +362,7 @@ def test_what_a_part_puts_out_before_the_norm_on_it_cannot_be_read(tmp_path: Pat
     plain, normed = (other_family(tmp_path / name, name) for name in ("llama", "gemma2"))
     for folder in (plain, normed):
         write_sparsify(folder, module, tensors)
-    assert build(plain).autoencoder("m/set", "m").dst == part
+    assert build(plain).autoencoder_entry("m/set", "m").info().dst == part
     with pytest.raises(DataLoss, match=f"is of {part} before 'm' norms it"):
         build(normed)
 
@@ -412,7 +413,7 @@ def test_a_pattern_opens_what_is_published(folder: Path, tmp_path: Path, dst: T 
     path = write_gemma(source, WIDTH, 1)
     write_gemma(source, 99, 1)
     registry = registered(folder, source, pattern="layer_{layer}/*/average_l0_8/params.npz", dst=dst)
-    info = registry.autoencoder("m/s", "m")
+    info = registry.autoencoder_entry("m/s", "m").info()
     assert (info.dst, info.layer_indices, info.formats) == (T.RESID_POST_MLP, (0, 1), ("gemma_scope",))
     assert [check.l0 for check in loaded(registry, "m/s").measured] == [WIDTH, WIDTH]
     path.rename(path.parent / "old.npz")
@@ -429,7 +430,7 @@ def test_a_file_s_hook_says_more_of_its_layer_than_its_name(folder: Path, tmp_pa
     with pytest.raises(DataLoss, match="holds 2 sets that could be meant"):
         registered(folder, tmp_path / "jb", pattern=pattern)
     registry = registered(folder, tmp_path / "jb", pattern=pattern, dst=T.RESID_POST_MLP)
-    assert registry.autoencoder("m/s", "m").layer_indices == (0,)
+    assert registry.autoencoder_entry("m/s", "m").layer_indices == (0,)
     with pytest.raises(DataLoss, match="holds 0 sets that read mlp_post_act; its read resid_post_embedding"):
         registered(folder, tmp_path / "jb", pattern=pattern, dst=T.MLP_POST_ACT)
 

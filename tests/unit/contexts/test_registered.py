@@ -62,7 +62,7 @@ def test_a_model_is_loaded_as_it_is_registered(folder: Path) -> None:
     info = registry.model("m")
     assert (info.element_type, info.device, info.source) == (TensorElementType.BFLOAT16, "cpu", "folder")
     assert info.handle.endswith(":bfloat16:cpu")
-    assert registry.autoencoder("m/mlp_post_act", "m").source == "folder"
+    assert registry.autoencoder_entry("m/mlp_post_act", "m").info().source == "folder"
     assert build(local(folder)).model("m").parameter_bytes == 2 * info.parameter_bytes
 
 
@@ -110,7 +110,7 @@ def test_a_set_may_be_found_by_its_pattern(folder: Path, tmp_path: Path) -> None
         checkpoints.write_autoencoder(tmp_path / "sets" / f"L{layer}" / "w.safetensors")
     source = FolderSource(folder=tmp_path / "sets")
     spec = AutoencoderSpec(name="s", source=source, pattern="L{layer}/w.safetensors", dst=T.RESID_DELTA_MLP)
-    info = build(local(folder, spec)).autoencoder("m/s", "m")
+    info = build(local(folder, spec)).autoencoder_entry("m/s", "m")
     assert (info.dst, info.layer_indices) == (T.RESID_DELTA_MLP, (0, 1))
 
 
@@ -190,7 +190,7 @@ def test_what_was_pulled_is_served(hub: FakeHub, folder: Path, tmp_path: Path) -
     assert (info.source, info.revision) == (f"hub:{REPOSITORY}", model.commit)
     assert info.digest == registry.model("m").digest
     assert info.autoencoders == ("far/mlp_post_act",)
-    sets = registry.autoencoder("far/mlp_post_act", "far")
+    sets = registry.autoencoder_entry("far/mlp_post_act", "far").info()
     assert (sets.source, sets.revision) == (f"hub:{REPOSITORY}/autoencoders/mlp_post_act", model.commit)
     more = ModelSpec(name="far", source=spec.source, autoencoders=(one, AutoencoderSpec(name="resid_delta_mlp")))
     assert list(problems(more, hub=cache)) == ["models.far.autoencoders.resid_delta_mlp.source"]

@@ -69,7 +69,7 @@ def test_a_handle_of_something_else_is_not_found(registry: Registry, change: tup
 
 def test_unknown_names_are_not_found_with_the_nearest(registry: Registry) -> None:
     with pytest.raises(NotFound) as caught:
-        registry.autoencoder("a/mlp_post_ack", "a")
+        registry.autoencoder_entry("a/mlp_post_ack", "a").info()
     assert caught.value.reason is Reason.AUTOENCODER_NOT_FOUND
     assert caught.value.nearest[0] == "a/mlp_post_act"
     with pytest.raises(NotFound) as caught:
@@ -95,7 +95,7 @@ def test_declared_figures_come_from_the_config(folder: Path) -> None:
     layers = {"1": {"l0": 3, "fvu": 0.25}, "0": {"l0": 2.5, "fvu": 0.1, "dead_latents": 4}}
     config = {"dst": "mlp_post_act", "activation": "ReLU", "n_latents": 10, "layers": layers}
     (folder / "autoencoders" / "mlp_post_act" / "config.json").write_text(json.dumps(config))
-    assert build(folder).autoencoder("m/mlp_post_act", "m").declared == (
+    assert build(folder).autoencoder_entry("m/mlp_post_act", "m").info().declared == (
         LayerCheck(layer_index=0, l0=2.5, fraction_of_variance_unexplained=0.1, dead_latents=4),
         LayerCheck(layer_index=1, l0=3.0, fraction_of_variance_unexplained=0.25),
     )
@@ -278,7 +278,7 @@ def test_sets_named_by_path_are_forgotten_when_there_are_too_many(rooted: Regist
         (tmp_path / "files" / f"copy{i}.pt").write_bytes(source)
         rooted.autoencoder_by_config(config_of(T.RESID_DELTA_MLP, f"copy{i}.pt"), "m")
     with pytest.raises(NotFound):
-        rooted.autoencoder(first.name, "m")
+        rooted.autoencoder_entry(first.name, "m").info()
 
 
 def held(folder: Path) -> list[str]:

@@ -55,6 +55,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 def test_folding_that_overflows_is_named(tmp_path: Path) -> None:
     f = sae(b_gate=normal(Z), b_mag=normal(Z), r_mag=np.full(Z, 200.0))
+    del f["b_enc"]
     path = saelens(tmp_path, f, architecture="gated")
     with pytest.raises(DataLoss, match="is NaN or infinite once its gate is folded"):
         checkpoints.load_autoencoder(path, "cpu", torch.float32)

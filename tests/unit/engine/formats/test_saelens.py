@@ -207,7 +207,7 @@ SAELENS_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         "architecture is 'temporal', which is not supported; these are: standard",
     ),
     "activation": ({"activation_fn": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
-    "k": ({"architecture": "topk"}, "k must be a number of latents, not None"),
+    "k": ({"architecture": "topk"}, "k is missing"),
     "too large a k": ({"architecture": "topk", "k": Z + 1}, f"TopK needs k between 1 and {Z}, not {Z + 1}"),
     "normalisation": (
         {"normalize_activations": "covariance_whitening"},

@@ -57,7 +57,13 @@ def test_sparsify_transcoders_take_nothing_off_and_may_skip(tmp_path: Path) -> N
     [
         ("layers.5", {"activation": "groupmax"}, "activation is 'groupmax', which is not supported"),
         ("layers.5", {"signed": True}, "signed is True"),
-        ("layers.5", {"skip_connection": True}, "skip_connection is true without transcode"),
+        ("layers.5", {"skip_connection": True}, "lies in a folder that must be named after a module.*layers.5.input"),
+        ("layers.5", {"gram_lookup": True}, "cfg.json: gram_lookup is True, which is not supported: it must be false"),
+        (
+            "layers.5",
+            {"gram_lookup": True, "embed_skip": True, "k_of_tomorrow": 3},
+            "gram_lookup is True.*; embed_skip is True.*; k_of_tomorrow is not known here",
+        ),
         ("embed_tokens", {}, "'embed_tokens' is no place of a layer"),
         ("layers.5", {"transcode": True}, "lies in a folder that must be named after a module.*layers.5.input"),
         ("layers.5", {"d_in": None}, "d_in is missing"),
