@@ -34,17 +34,19 @@ struct Answer {
 class Assembler {
  public:
   // Takes the next frame. Kinds that this client does not know are ignored.
-  void add(const dst::v1::Frame& frame);
+  void add(const dst::v1::DeriveFrame& frame);
   // Gives the answer. One without its trailer is truncated, even if the call's status is OK.
   Answer finish() const;
 
  private:
-  void begin(const dst::v1::Header& header);
+  void begin(const dst::v1::Header& piece);
   void fill(const dst::v1::TensorChunk& chunk);
   void skip_full();
   void end(const dst::v1::Trailer& trailer);
 
-  std::optional<dst::v1::Header> header_;
+  std::optional<dst::v1::Header> header_;  // of all pieces: that of many tensors comes in several frames
+  bool complete_ = false;                  // whether what comes after the header has begun
+  uint64_t announced_ = 0;                 // bytes
   std::vector<std::string> data_;
   std::vector<uint32_t> checksums_;
   std::size_t current_ = 0;  // the tensor being filled,

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"google.golang.org/protobuf/proto"
+
 	dst "github.com/dst-grpc/dst-grpc/gen/go/dst/v1"
 )
 
@@ -25,7 +27,9 @@ type Answer struct {
 
 // Assembler puts the answer of one request together. The zero value is ready for the first frame.
 type Assembler struct {
-	header    *dst.Header
+	header    *dst.Header // of all pieces
+	complete  bool        // whether what comes after the header has begun
+	announced uint64      // bytes
 	data      [][]byte
 	checksums []uint32
 	current   int // the tensor being filled,
@@ -34,15 +38,15 @@ type Assembler struct {
 }
 
 // Add takes the next frame. Kinds that this client does not know are ignored.
-func (a *Assembler) Add(frame *dst.Frame) error {
+func (a *Assembler) Add(frame *dst.DeriveFrame) error {
 	switch frame := frame.Frame.(type) {
-	case *dst.Frame_Header:
+	case *dst.DeriveFrame_Header:
 		return a.begin(frame.Header)
-	case *dst.Frame_Chunk:
+	case *dst.DeriveFrame_Chunk:
 		return a.fill(frame.Chunk)
-	case *dst.Frame_Trailer:
+	case *dst.DeriveFrame_Trailer:
 		return a.end(frame.Trailer)
-	case *dst.Frame_ItemResult:
+	case *dst.DeriveFrame_Error:
 		return damaged("an error in place of the trailer; only DeriveStream sends those")
 	}
 	return nil
@@ -64,26 +68,28 @@ func (a *Assembler) Finish() (Answer, error) {
 	return answer, nil
 }
 
-func (a *Assembler) begin(header *dst.Header) error {
-	if a.header != nil {
-		return damaged("a second header")
+// begin takes the header, or a further piece of it: a header of many tensors or tokens comes in several.
+func (a *Assembler) begin(piece *dst.Header) error {
+	if a.complete {
+		return damaged("a header after other frames")
 	}
-	a.header = header
-	a.data = make([][]byte, len(header.Tensors))
-	a.checksums = make([]uint32, len(header.Tensors))
-	room := uint64(maxBytes)
-	for i, info := range header.Tensors {
-		if info.TensorId != uint32(i) {
-			return damaged("tensor %d is numbered %d", i, info.TensorId)
+	if a.header == nil {
+		a.header = &dst.Header{}
+	}
+	proto.Merge(a.header, piece)
+	for _, info := range piece.Tensors {
+		if info.TensorId != uint32(len(a.data)) {
+			return damaged("tensor %d is numbered %d", len(a.data), info.TensorId)
 		}
-		if info.ByteLength > room {
+		if info.ByteLength > maxBytes-a.announced {
 			return damaged("more than %d bytes announced", uint64(maxBytes))
 		}
 		if err := checkLength(info); err != nil {
 			return err
 		}
-		room -= info.ByteLength
-		a.data[i] = make([]byte, info.ByteLength)
+		a.announced += info.ByteLength
+		a.data = append(a.data, make([]byte, info.ByteLength))
+		a.checksums = append(a.checksums, 0)
 	}
 	a.skipFull()
 	return nil
@@ -93,6 +99,7 @@ func (a *Assembler) fill(chunk *dst.TensorChunk) error {
 	if a.header == nil || a.trailer != nil {
 		return damaged("a chunk outside of header and trailer")
 	}
+	a.complete = true
 	if a.current == len(a.data) || chunk.TensorId != uint32(a.current) || chunk.Offset != uint64(a.filled) {
 		return damaged("a chunk of tensor %d at %d in place of %d at %d",
 			chunk.TensorId, chunk.Offset, a.current, a.filled)
@@ -120,6 +127,7 @@ func (a *Assembler) end(trailer *dst.Trailer) error {
 	if a.header == nil || a.trailer != nil {
 		return damaged("a trailer without header, or a second one")
 	}
+	a.complete = true
 	if a.current < len(a.data) {
 		return damaged("the trailer came before the end of tensor %d", a.current)
 	}
