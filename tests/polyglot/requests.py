@@ -17,7 +17,7 @@ from dst_grpc.client import (
     TensorElementType,
     TensorEncoding,
 )
-from dst_grpc.wire.config import loss_fn_config_to_wire
+from dst_grpc.wire.codec import to_wire
 
 Json: TypeAlias = Any
 NO_TOKEN = "not one token"
@@ -117,6 +117,6 @@ class Requests:
                 explain_pb2.EXPLAIN_PART_TOP_LOGITS,
             ],
         )
-        run = request.runs.add(loss_fn_config=loss_fn_config_to_wire(self._common.loss_fn_config))
+        run = request.runs.add(loss_fn_config=to_wire(self._common.loss_fn_config))
         run.prompt.text = self._common.prompt.text or ""
         return request

@@ -47,7 +47,7 @@ def test_cpp_takes_an_optional_field_beside_each_field_that_was_named_has(tmp_pa
         assert count == 1
     catalog.write_text(text)
     sources = [*tmp_path.glob("protos/dst/v1/*.proto"), *tmp_path.glob("protos/third_party/google/rpc/*.proto")]
-    includes = [f"-I{tmp_path}/protos", f"-I{tmp_path}/protos/third_party"]
+    includes = [f"-I{tmp_path}/protos/third_party", f"-I{tmp_path}/protos"]
     subprocess.run(["protoc", *includes, f"--cpp_out={tmp_path}", *map(str, sources)], check=True)
     (tmp_path / "all.cc").write_text('#include "dst/v1/catalog.pb.h"\n')
     subprocess.run(["g++", "-std=c++17", "-fsyntax-only", f"-I{tmp_path}", str(tmp_path / "all.cc")], check=True)

@@ -35,7 +35,7 @@ void check_length(const dst::v1::TensorInfo& info) {
 void Assembler::add(const dst::v1::DeriveFrame& frame) {
   switch (frame.frame_case()) {
     case dst::v1::DeriveFrame::kHeader:
-      return begin(frame.header());
+      return begin(frame.header(), frame.partial());
     case dst::v1::DeriveFrame::kChunk:
       return fill(frame.chunk());
     case dst::v1::DeriveFrame::kTrailer:
@@ -57,9 +57,12 @@ Answer Assembler::finish() const {
   return answer;
 }
 
-void Assembler::begin(const dst::v1::Header& piece) {
-  check(!complete_, "a header after other frames");
+void Assembler::begin(const dst::v1::Header& piece, bool partial) {
+  check(!complete_, "a second header");
   if (!header_) header_.emplace();
+  check(header_->model().empty() || piece.model().empty() || piece.model() == header_->model(),
+        "pieces of different headers");
+  complete_ = !partial;
   header_->MergeFrom(piece);
   for (const auto& info : piece.tensors()) {
     check(info.tensor_id() == data_.size(), "tensor " + std::to_string(data_.size()) + " has another number");
@@ -73,8 +76,7 @@ void Assembler::begin(const dst::v1::Header& piece) {
 }
 
 void Assembler::fill(const dst::v1::TensorChunk& chunk) {
-  check(header_ && !trailer_, "a chunk outside of header and trailer");
-  complete_ = true;
+  check(complete_ && !trailer_, "a chunk outside of header and trailer");
   check(current_ < data_.size() && chunk.tensor_id() == current_ && chunk.offset() == filled_,
         "a chunk of tensor " + std::to_string(chunk.tensor_id()) + " at " + std::to_string(chunk.offset()) +
             " in place of " + std::to_string(current_) + " at " + std::to_string(filled_));
@@ -97,8 +99,7 @@ void Assembler::skip_full() {
 }
 
 void Assembler::end(const dst::v1::Trailer& trailer) {
-  check(header_ && !trailer_, "a trailer without header, or a second one");
-  complete_ = true;
+  check(complete_ && !trailer_, "a trailer without header, or a second one");
   check(current_ == data_.size(), "the trailer came before the end of tensor " + std::to_string(current_));
   uint64_t bytes = 0;
   for (const auto& tensor : data_) bytes += tensor.size();

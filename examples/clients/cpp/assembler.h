@@ -39,14 +39,15 @@ class Assembler {
   Answer finish() const;
 
  private:
-  void begin(const dst::v1::Header& piece);
+  void begin(const dst::v1::Header& piece, bool partial);
   void fill(const dst::v1::TensorChunk& chunk);
   void skip_full();
   void end(const dst::v1::Trailer& trailer);
 
-  std::optional<dst::v1::Header> header_;  // of all pieces: that of many tensors comes in several frames
-  bool complete_ = false;                  // whether what comes after the header has begun
-  uint64_t announced_ = 0;                 // bytes
+  // Of all pieces: that of many tensors or tokens comes in several frames, all but the last of them partial.
+  std::optional<dst::v1::Header> header_;
+  bool complete_ = false;   // whether the last of them has come
+  uint64_t announced_ = 0;  // bytes
   std::vector<std::string> data_;
   std::vector<uint32_t> checksums_;
   std::size_t current_ = 0;  // the tensor being filled,

@@ -28,7 +28,7 @@ type Answer struct {
 // Assembler puts the answer of one request together. The zero value is ready for the first frame.
 type Assembler struct {
 	header    *dst.Header // of all pieces
-	complete  bool        // whether what comes after the header has begun
+	complete  bool        // whether the last of them has come
 	announced uint64      // bytes
 	data      [][]byte
 	checksums []uint32
@@ -38,10 +38,10 @@ type Assembler struct {
 }
 
 // Add takes the next frame. Kinds that this client does not know are ignored.
-func (a *Assembler) Add(frame *dst.DeriveFrame) error {
-	switch frame := frame.Frame.(type) {
+func (a *Assembler) Add(message *dst.DeriveFrame) error {
+	switch frame := message.Frame.(type) {
 	case *dst.DeriveFrame_Header:
-		return a.begin(frame.Header)
+		return a.begin(frame.Header, message.Partial)
 	case *dst.DeriveFrame_Chunk:
 		return a.fill(frame.Chunk)
 	case *dst.DeriveFrame_Trailer:
@@ -68,11 +68,13 @@ func (a *Assembler) Finish() (Answer, error) {
 	return answer, nil
 }
 
-// begin takes the header, or a further piece of it: a header of many tensors or tokens comes in several.
-func (a *Assembler) begin(piece *dst.Header) error {
-	if a.complete {
-		return damaged("a header after other frames")
+// begin takes the header, or a piece of it: that of many tensors or tokens comes in several frames, all but the last of
+// them partial.
+func (a *Assembler) begin(piece *dst.Header, partial bool) error {
+	if a.complete || (a.header != nil && piece.Model != "" && piece.Model != a.header.Model) {
+		return damaged("a second header")
 	}
+	a.complete = !partial
 	if a.header == nil {
 		a.header = &dst.Header{}
 	}
@@ -96,10 +98,9 @@ func (a *Assembler) begin(piece *dst.Header) error {
 }
 
 func (a *Assembler) fill(chunk *dst.TensorChunk) error {
-	if a.header == nil || a.trailer != nil {
+	if !a.complete || a.trailer != nil {
 		return damaged("a chunk outside of header and trailer")
 	}
-	a.complete = true
 	if a.current == len(a.data) || chunk.TensorId != uint32(a.current) || chunk.Offset != uint64(a.filled) {
 		return damaged("a chunk of tensor %d at %d in place of %d at %d",
 			chunk.TensorId, chunk.Offset, a.current, a.filled)
@@ -124,10 +125,9 @@ func (a *Assembler) skipFull() {
 }
 
 func (a *Assembler) end(trailer *dst.Trailer) error {
-	if a.header == nil || a.trailer != nil {
+	if !a.complete || a.trailer != nil {
 		return damaged("a trailer without header, or a second one")
 	}
-	a.complete = true
 	if a.current < len(a.data) {
 		return damaged("the trailer came before the end of tensor %d", a.current)
 	}

@@ -33,8 +33,10 @@ class Assembler
   MAX_BYTES = 8 << 30
 
   def initialize
-    @header = @trailer = nil # of all pieces: the header of many tensors comes in several frames
-    @complete = false # whether what comes after the header has begun
+    # Of all pieces: the header of many tensors or tokens comes in several frames, all but the last of them partial.
+    @header = nil
+    @complete = false # whether the last of them has come
+    @trailer = nil
     @lengths = []
     @data = []
     @checksums = []
@@ -44,7 +46,7 @@ class Assembler
   # Takes the next frame. Kinds that this client does not know are ignored.
   def add(frame)
     case frame.frame
-    when :header then start(frame.header)
+    when :header then start(frame.header, frame.partial)
     when :chunk then fill(frame.chunk)
     when :trailer then finish_with(frame.trailer)
     when :error then damaged("an error in place of the trailer; only DeriveStream sends those")
@@ -61,8 +63,10 @@ class Assembler
 
   private
 
-  def start(piece)
-    damaged("a header after other frames") if @complete
+  def start(piece, partial)
+    damaged("a second header") if @complete
+    damaged("pieces of different headers") unless @header.nil? || ["", @header.model].include?(piece.model)
+    @complete = !partial
     @header = @header ? joined(@header, piece) : piece
     piece.tensors.each do |info|
       damaged("tensor #{@data.size} is numbered #{info.tensor_id}") unless info.tensor_id == @data.size
@@ -76,8 +80,7 @@ class Assembler
   end
 
   def fill(chunk)
-    damaged("a chunk outside of header and trailer") if @header.nil? || @trailer
-    @complete = true
+    damaged("a chunk outside of header and trailer") if !@complete || @trailer
     buffer = @data[@current]
     unless chunk.tensor_id == @current && chunk.offset == buffer&.bytesize
       damaged("a chunk of tensor #{chunk.tensor_id} at #{chunk.offset} in place of #{@current} at #{buffer&.bytesize}")
@@ -95,8 +98,7 @@ class Assembler
   end
 
   def finish_with(trailer)
-    damaged("a trailer without header, or a second one") if @header.nil? || @trailer
-    @complete = true
+    damaged("a trailer without header, or a second one") if !@complete || @trailer
     damaged("the trailer came before the end of tensor #{@current}") if @current < @data.size
     unless [trailer.tensor_count, trailer.byte_count] == [@data.size, @lengths.sum]
       damaged("the trailer does not count what came")

@@ -135,7 +135,7 @@ resolve=$(jq "{load: true, request: ($sparse)}" <<<"$inputs" |
     jq '.frames[]' |
     tee >(jq -r '.loading // empty | "loading \(.context): \(.bytesDone) of \(.bytesTotal) bytes"' >&2) |
     jq --slurp "$resolved"'{
-        stages: (reduce (.[] | keys[0] | ascii_upcase) as $stage
+        stages: (reduce (.[] | del(.partial) | keys[0] | ascii_upcase) as $stage
             ([]; if last == $stage then . else . + [$stage] end)),
         loaded: (map(.loading // empty | {(.context): (.bytesDone | tonumber)}) | add // {}),
         resolved: (map(.resolved // empty) | first + {scalars: map(.scalars[])} | resolved)

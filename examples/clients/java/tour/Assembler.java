@@ -20,10 +20,13 @@ final class Assembler {
   /** How much an answer may announce: memory is taken before anything else has come. */
   private static final long MAX_BYTES = 8L << 30;
 
-  /** All pieces of it: that of many tensors or tokens comes in several frames. Null before the first. */
+  /**
+   * All pieces of it: that of many tensors or tokens comes in several frames, all but the last of them partial. Null
+   * before the first.
+   */
   private Header.Builder header;
 
-  /** Whether what comes after the header has begun. */
+  /** Whether the last of them has come. */
   private boolean complete;
 
   private long announced;
@@ -42,7 +45,7 @@ final class Assembler {
   /** Takes the next frame. Kinds that this client does not know are ignored. */
   void add(DeriveFrame frame) throws DamagedAnswer {
     switch (frame.getFrameCase()) {
-      case HEADER -> begin(frame.getHeader());
+      case HEADER -> begin(frame.getHeader(), frame.getPartial());
       case CHUNK -> fill(frame.getChunk());
       case TRAILER -> end(frame.getTrailer());
       case ERROR -> throw new DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
@@ -64,9 +67,16 @@ final class Assembler {
     return new Answer(header.build(), tensors, trailer);
   }
 
-  private void begin(Header piece) throws DamagedAnswer {
-    check(!complete, "a header after other frames");
-    header = (header == null ? Header.newBuilder() : header).mergeFrom(piece);
+  private void begin(Header piece, boolean partial) throws DamagedAnswer {
+    check(!complete, "a second header");
+    if (header == null) {
+      header = Header.newBuilder();
+    } else {
+      String model = piece.getModel();
+      check(model.isEmpty() || model.equals(header.getModel()), "pieces of different headers");
+    }
+    header.mergeFrom(piece);
+    complete = !partial;
     for (TensorInfo info : piece.getTensorsList()) {
       check(info.getTensorId() == data.size(), "tensor " + data.size() + " is numbered " + info.getTensorId());
       int length = byteLength(info);
@@ -79,8 +89,7 @@ final class Assembler {
   }
 
   private void fill(TensorChunk chunk) throws DamagedAnswer {
-    check(header != null && trailer == null, "a chunk outside of header and trailer");
-    complete = true;
+    check(complete && trailer == null, "a chunk outside of header and trailer");
     check(
         current < data.size() && chunk.getTensorId() == current && chunk.getOffset() == filled,
         "a chunk of tensor %d at %d in place of %d at %d"
@@ -103,8 +112,7 @@ final class Assembler {
   }
 
   private void end(Trailer last) throws DamagedAnswer {
-    check(header != null && trailer == null, "a trailer without header, or a second one");
-    complete = true;
+    check(complete && trailer == null, "a trailer without header, or a second one");
     check(current == data.size(), "the trailer came before the end of tensor " + current);
     long bytes = 0;
     for (byte[] tensor : data) {

@@ -110,8 +110,8 @@ test("a flipped bit", async () => {
 test("frames where none may be", async () => {
   const frames = example();
   const [header, chunk] = frames as [DeriveFrame, DeriveFrame];
-  await refused([chunk, ...frames], /before the header/);
-  await refused([header, ...frames], /tensor 3 is numbered 0/);
+  await refused([chunk, ...frames], /header must come first/);
+  await refused([header, ...frames], /header must come first, and once/);
   await refused([...frames, chunk], /a chunk after the trailer/);
   await refused([header, create(DeriveFrameSchema, { frame: { case: "error", value: {} } })], /DeriveStream/);
 });

@@ -41,7 +41,7 @@ export async function assemble(frames: AsyncIterable<DeriveFrame> | Iterable<Der
 
 /** The frames of one request go in, in order; its answer comes out. */
 export class Assembler {
-  /** All pieces of it: that of many tensors or tokens comes in several frames. */
+  /** All pieces of it: that of many tensors or tokens comes in several frames, all but the last of them partial. */
   #header: Header | undefined;
   #headerIsComplete = false;
   #trailer: Trailer | undefined;
@@ -57,12 +57,11 @@ export class Assembler {
     // Kinds of frames that this client does not know have no case, and are ignored.
     if (frame.case === undefined) return;
     check(!this.#trailer, `a ${frame.case} after the trailer`);
-    check(frame.case === "header" || this.#header, `a ${frame.case} before the header`);
-    check(frame.case !== "header" || !this.#headerIsComplete, "a header after other frames");
-    this.#headerIsComplete = frame.case !== "header";
+    check((frame.case === "header") !== this.#headerIsComplete, "the header must come first, and once");
     switch (frame.case) {
       case "header":
         this.#begin(frame.value);
+        this.#headerIsComplete = !message.partial;
         break;
       case "chunk":
         this.#fill(frame.value);
@@ -85,6 +84,7 @@ export class Assembler {
   }
 
   #begin(piece: Header): void {
+    check(!this.#header || ["", this.#header.model].includes(piece.model), "pieces of different headers");
     const first = this.#buffers.length;
     piece.tensors.forEach((info, i) =>
       check(info.tensorId === first + i, `tensor ${first + i} is numbered ${info.tensorId}`),

@@ -59,9 +59,9 @@ struct Buffer {
 /// The frames of one request go in, in order; its answer comes out.
 #[derive(Default)]
 pub struct Assembler {
-    /// Of all pieces: that of many tensors or tokens comes in several frames.
+    /// Of all pieces: that of many tensors or tokens comes in several frames, all but the last of them partial.
     header: Option<Header>,
-    /// Whether what comes after the header has begun.
+    /// Whether the last of them has come.
     complete: bool,
     announced: u64,
     buffers: Vec<Buffer>,
@@ -74,7 +74,7 @@ impl Assembler {
     /// Takes the next frame. Kinds that this client does not know are ignored.
     pub fn add(&mut self, frame: DeriveFrame) -> Result<(), DamagedAnswer> {
         match frame.frame {
-            Some(Kind::Header(piece)) => self.begin(piece),
+            Some(Kind::Header(piece)) => self.begin(piece, frame.partial),
             Some(Kind::Chunk(chunk)) => self.fill(&chunk),
             Some(Kind::Trailer(trailer)) => self.end(trailer),
             Some(Kind::Error(_)) => damaged("an error in place of the trailer; only DeriveStream sends those"),
@@ -99,10 +99,12 @@ impl Assembler {
         Ok(Answer { tensors, header, trailer })
     }
 
-    fn begin(&mut self, piece: Header) -> Result<(), DamagedAnswer> {
-        if self.complete {
-            return damaged("a header after other frames");
+    fn begin(&mut self, piece: Header, partial: bool) -> Result<(), DamagedAnswer> {
+        let differs = |header: &Header| !piece.model.is_empty() && piece.model != header.model;
+        if self.complete || self.header.as_ref().map_or(false, differs) {
+            return damaged("a second header");
         }
+        self.complete = !partial;
         for info in &piece.tensors {
             let id = self.buffers.len();
             if info.tensor_id as usize != id {
@@ -122,10 +124,9 @@ impl Assembler {
     }
 
     fn fill(&mut self, chunk: &TensorChunk) -> Result<(), DamagedAnswer> {
-        if self.header.is_none() || self.trailer.is_some() {
+        if !self.complete || self.trailer.is_some() {
             return damaged("a chunk outside of header and trailer");
         }
-        self.complete = true;
         let current = self.current;
         let buffer = match self.buffers.get_mut(current) {
             Some(buffer) if chunk.tensor_id as usize == current && chunk.offset == buffer.data.len() as u64 => buffer,
@@ -149,10 +150,9 @@ impl Assembler {
     }
 
     fn end(&mut self, trailer: Trailer) -> Result<(), DamagedAnswer> {
-        if self.header.is_none() || self.trailer.is_some() {
+        if !self.complete || self.trailer.is_some() {
             return damaged("a trailer without header, or a second one");
         }
-        self.complete = true;
         if self.current < self.buffers.len() {
             return damaged(format!("the trailer came before the end of tensor {}", self.current));
         }
