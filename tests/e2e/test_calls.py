@@ -11,7 +11,15 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, inference_pb2, resolution_pb2, trace_pb2
+from dst_grpc._gen.dst.v1 import (
+    catalog_service_pb2,
+    component_pb2,
+    context_service_pb2,
+    explain_pb2,
+    inference_pb2,
+    resolution_pb2,
+    trace_pb2,
+)
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import (
     Cancelled,
@@ -237,13 +245,58 @@ async def test_a_message_nested_too_deeply_is_malformed(rig: Rig) -> None:
     assert error_of(caught.value).reason is Reason.MALFORMED_MESSAGE
 
 
-async def test_a_message_of_five_megabytes_is_refused_by_grpc(rig: Rig) -> None:
+async def test_statuses_that_grpc_sets_carry_no_details(rig: Rig) -> None:
+    """Those that error.proto lists: the others are the server's own."""
+
+    async def never(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        await asyncio.Event().wait()
+        yield answer()
+
+    rig.parts.pipeline.scripts["x"] = never
+    large = derive_request()
+    large.prompt.text = "a" * 5_000_000
+    calls = {
+        "RESOURCE_EXHAUSTED": rig.scalars.Derive(large, timeout=CALL_SECONDS),
+        "DEADLINE_EXCEEDED": rig.scalars.Derive(derive_request("x"), timeout=0.1),
+    }
+    for code, call in calls.items():
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code().name == code
+        assert "grpc-status-details-bin" not in dict(caught.value.trailing_metadata() or ())
+    assert rig.parts.pipeline.started == ["x"]
+
+
+async def test_an_empty_model_is_the_default_one_everywhere(rig: Rig) -> None:
     request = derive_request()
-    request.prompt.text = "a" * 5_000_000
+    request.model = ""
+    request.config.model_context = ""
+    assert (await rig.scalars.Derive(request, timeout=CALL_SECONDS).read()).frames
+    assert (
+        await rig.catalog.GetModel(catalog_service_pb2.GetModelRequest(), timeout=CALL_SECONDS)
+    ).model.name == "tiny"
+    tokenize = catalog_service_pb2.TokenizeRequest(text="a", model="")
+    assert (await rig.catalog.Tokenize(tokenize, timeout=CALL_SECONDS).read()).token_ids
+
+
+async def test_every_bad_field_is_listed_with_enums_as_json_spells_them(rig: Rig) -> None:
+    request = explain_pb2.TopKRequest(k=0, runs=[inference_pb2.DeriveRequest(prompt=inference_pb2.Prompt(text=""))])
+    request.groups.add(group_id="g", dsts=[1, 1])
+    request.runs[0].loss_fn_config.name = component_pb2.LOSS_FN_NAME_PROBS
+    request.runs[0].element_type = 77  # type: ignore[assignment]  # what a newer client may send
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [r async for r in rig.scalars.Derive(request, timeout=CALL_SECONDS)]
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert rig.parts.pipeline.started == []
+        await rig.scalars.TopK(request, timeout=CALL_SECONDS).read()
+    error = error_of(caught.value)
+    assert isinstance(error, InvalidRequest)
+    found = {violation.field: violation.description for violation in error.violations}
+    assert set(found) == {
+        "runs[0].prompt.text",
+        "runs[0].loss_fn_config.target_tokens",
+        "runs[0].element_type",
+        "groups[0].dsts[1]",
+        "k",
+    }
+    assert "TENSOR_ELEMENT_TYPE_BOOL" in found["runs[0].element_type"]
 
 
 async def test_a_larger_message_passes_where_the_operator_allows_it() -> None:

@@ -10,7 +10,7 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2, explain_pb2, inference_pb2
 from tests.load.common import DERIVE, EXPLAIN, TOP_K, Findings, Target, call, health_checked, simple
 
 _CATALOG = "/dst.v1.CatalogService/"
-_SECONDS = 30.0
+_SECONDS = 15.0
 _STALL = 0.05
 
 

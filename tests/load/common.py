@@ -140,17 +140,19 @@ async def health_checked(target: Target) -> AsyncGenerator[list[float], None]:
         async def ask() -> None:
             while True:
                 start = time.perf_counter()
-                with suppress(grpc.aio.AioRpcError):
-                    await check(health_pb2.HealthCheckRequest(), timeout=60)
-                waits.append(time.perf_counter() - start)
+                try:
+                    with suppress(grpc.aio.AioRpcError):
+                        await check(health_pb2.HealthCheckRequest(), timeout=60)
+                finally:
+                    waits.append(time.perf_counter() - start)
                 await asyncio.sleep(0.02)
 
+        await check(health_pb2.HealthCheckRequest(), timeout=300)
         asking = asyncio.create_task(ask())
         await asyncio.sleep(0.2)
         waits.clear()
         try:
             yield waits
-            await asyncio.sleep(0.1)
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)

@@ -23,10 +23,10 @@ class _Derived(NamedTuple):
 
 
 def arguments() -> tuple[str, ...]:
-    """Two names for the embedded model, and a budget that one of them fills."""
+    """Two names for the embedded model, and a budget that one of them fills: loaded, it takes twice its file."""
     folder = embedded.MODEL_FOLDER
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    return ("--model", f"a={folder}", "--model", f"b={folder}", "--budget-bytes", str(int(1.5 * weights)))
+    return ("--model", f"a={folder}", "--model", f"b={folder}", "--budget-bytes", str(3 * weights))
 
 
 async def attack(target: Target, found: Findings) -> None:

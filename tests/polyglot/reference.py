@@ -16,7 +16,7 @@ import grpc.aio
 import numpy as np
 from google.rpc import code_pb2
 
-from dst_grpc._gen.dst.v1 import component_pb2, explain_pb2, index_pb2
+from dst_grpc._gen.dst.v1 import component_pb2, explain_pb2
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.client import (
     Answer,
@@ -190,49 +190,53 @@ async def retry(client: AsyncClient, token_ids: tuple[int, ...], model: str) -> 
     return {"text": await client.detokenize(token_ids, model=model)}
 
 
-# ---- Explain, from its messages
+# ---- Explain, from its frames
 
 
 async def explain(address: str, request: explain_pb2.ExplainRequest) -> Json:
     parts: Counter[str] = Counter()
-    messages = 0
-    document: Json = {"scored_tokens": []}
+    table, logits = explain_pb2.NodeTable(), explain_pb2.NodeTable()
+    scored: list[Json] = []
+    count = 0
     async with grpc.aio.insecure_channel(address) as channel:
         stub: DerivedScalarServiceAsyncStub = DerivedScalarServiceStub(channel)
         async for message in stub.Explain(request, timeout=CALL_SECONDS):
-            messages += 1
-            kind = message.WhichOneof("part")
-            if kind not in EXPLAIN_PARTS:
-                continue
-            parts[kind] += 1
-            if kind == "node_table":
-                document["groups"] = groups(message.node_table)
-            elif kind == "scored_tokens":
-                document["scored_tokens"].append(scored_tokens(message.scored_tokens))
-            elif kind == "top_logits":
-                table, (group,) = message.top_logits, message.top_logits.groups
-                document["top_logits"] = [[table.vocab_tokens[i], bits32(group.values[i])] for i in group.top]
-            elif kind == "trailer":
-                assert message.trailer.frame_count == messages
-    return {"parts": dict(parts), **document}
+            for frame in message.frames:
+                count += 1
+                kind = frame.WhichOneof("frame")
+                if kind not in EXPLAIN_PARTS:
+                    continue
+                parts[kind] += 1
+                if kind == "node_table":
+                    table.MergeFrom(frame.node_table)
+                elif kind == "scored_tokens":
+                    scored.append(scored_tokens(frame.scored_tokens))
+                elif kind == "top_logits":
+                    logits.MergeFrom(frame.top_logits)
+                elif kind == "trailer":
+                    assert frame.trailer.frame_count == count
+    rows = [logits.nodes[i] for i in logits.groups[0].top]
+    top_logits = [[row.vocab_token, bits32(row.values[0])] for row in rows]
+    return {"parts": dict(parts), "scored_tokens": scored, "groups": groups(table), "top_logits": top_logits}
 
 
 def groups(table: explain_pb2.NodeTable) -> Json:
-    def node(index: index_pb2.NodeIndex, value: float) -> Json:
+    def node(row: explain_pb2.TableNode, group: int) -> Json:
+        index = row.node
         return {
             "node_type": component_pb2.NodeType.Name(index.node_type),
             "layer_index": index.layer_index if index.HasField("layer_index") else None,
             "tensor_indices": [entry.at if entry.HasField("at") else None for entry in index.tensor_indices],
-            "bits": bits32(value),
+            "bits": bits32(row.values[group]),
         }
 
     return [
         {
             "group_id": group.group_id,
-            "top": [node(table.nodes[i], group.values[i]) for i in group.top],
-            "bottom": [node(table.nodes[i], group.values[i]) for i in group.bottom],
+            "top": [node(table.nodes[i], g) for i in group.top],
+            "bottom": [node(table.nodes[i], g) for i in group.bottom],
         }
-        for group in table.groups
+        for g, group in enumerate(table.groups)
     ]
 
 

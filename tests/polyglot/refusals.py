@@ -35,11 +35,11 @@ class RefusingCatalog:
 
     def detokenize(
         self, request: catalog_service_pb2.DetokenizeRequest, context: grpc.ServicerContext
-    ) -> catalog_service_pb2.DetokenizeResponse:
+    ) -> Iterator[catalog_service_pb2.DetokenizeResponse]:
         self.attempts.append(time.monotonic())
         if len(self.attempts) <= len(REFUSALS):
             _abort(context, REFUSALS[len(self.attempts) - 1])
-        return catalog_service_pb2.DetokenizeResponse(text=ANSWER)
+        yield catalog_service_pb2.DetokenizeResponse(text=ANSWER)
 
     def pauses(self) -> list[float]:
         """Seconds between attempts."""
@@ -51,7 +51,7 @@ def refusing_server() -> Iterator[RefusingCatalog]:
     """The server, on a free port."""
     catalog = RefusingCatalog()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
-    method = grpc.unary_unary_rpc_method_handler(
+    method = grpc.unary_stream_rpc_method_handler(
         catalog.detokenize,
         request_deserializer=catalog_service_pb2.DetokenizeRequest.FromString,
         response_serializer=catalog_service_pb2.DetokenizeResponse.SerializeToString,

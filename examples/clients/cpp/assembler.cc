@@ -32,17 +32,17 @@ void check_length(const dst::v1::TensorInfo& info) {
 
 }  // namespace
 
-void Assembler::add(const dst::v1::Frame& frame) {
+void Assembler::add(const dst::v1::DeriveFrame& frame) {
   switch (frame.frame_case()) {
-    case dst::v1::Frame::kHeader:
-      return begin(frame.header());
-    case dst::v1::Frame::kChunk:
+    case dst::v1::DeriveFrame::kHeader:
+      return begin(frame.header(), frame.partial());
+    case dst::v1::DeriveFrame::kChunk:
       return fill(frame.chunk());
-    case dst::v1::Frame::kTrailer:
+    case dst::v1::DeriveFrame::kTrailer:
       return end(frame.trailer());
-    case dst::v1::Frame::kItemResult:
+    case dst::v1::DeriveFrame::kError:
       throw DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
-    case dst::v1::Frame::FRAME_NOT_SET:
+    case dst::v1::DeriveFrame::FRAME_NOT_SET:
       return;
   }
 }
@@ -57,23 +57,26 @@ Answer Assembler::finish() const {
   return answer;
 }
 
-void Assembler::begin(const dst::v1::Header& header) {
-  check(!header_, "a second header");
-  header_ = header;
-  checksums_.assign(header.tensors_size(), 0);
-  uint64_t room = kMaxBytes;
-  for (const auto& info : header.tensors()) {
+void Assembler::begin(const dst::v1::Header& piece, bool partial) {
+  check(!complete_, "a second header");
+  if (!header_) header_.emplace();
+  check(header_->model().empty() || piece.model().empty() || piece.model() == header_->model(),
+        "pieces of different headers");
+  complete_ = !partial;
+  header_->MergeFrom(piece);
+  for (const auto& info : piece.tensors()) {
     check(info.tensor_id() == data_.size(), "tensor " + std::to_string(data_.size()) + " has another number");
-    check(info.byte_length() <= room, "more than " + std::to_string(kMaxBytes) + " bytes announced");
+    check(info.byte_length() <= kMaxBytes - announced_, "more than " + std::to_string(kMaxBytes) + " bytes announced");
     check_length(info);
-    room -= info.byte_length();
+    announced_ += info.byte_length();
     data_.emplace_back(info.byte_length(), '\0');
+    checksums_.push_back(0);
   }
   skip_full();
 }
 
 void Assembler::fill(const dst::v1::TensorChunk& chunk) {
-  check(header_ && !trailer_, "a chunk outside of header and trailer");
+  check(complete_ && !trailer_, "a chunk outside of header and trailer");
   check(current_ < data_.size() && chunk.tensor_id() == current_ && chunk.offset() == filled_,
         "a chunk of tensor " + std::to_string(chunk.tensor_id()) + " at " + std::to_string(chunk.offset()) +
             " in place of " + std::to_string(current_) + " at " + std::to_string(filled_));
@@ -96,7 +99,7 @@ void Assembler::skip_full() {
 }
 
 void Assembler::end(const dst::v1::Trailer& trailer) {
-  check(header_ && !trailer_, "a trailer without header, or a second one");
+  check(complete_ && !trailer_, "a trailer without header, or a second one");
   check(current_ == data_.size(), "the trailer came before the end of tensor " + std::to_string(current_));
   uint64_t bytes = 0;
   for (const auto& tensor : data_) bytes += tensor.size();

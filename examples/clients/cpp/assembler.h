@@ -34,17 +34,20 @@ struct Answer {
 class Assembler {
  public:
   // Takes the next frame. Kinds that this client does not know are ignored.
-  void add(const dst::v1::Frame& frame);
+  void add(const dst::v1::DeriveFrame& frame);
   // Gives the answer. One without its trailer is truncated, even if the call's status is OK.
   Answer finish() const;
 
  private:
-  void begin(const dst::v1::Header& header);
+  void begin(const dst::v1::Header& piece, bool partial);
   void fill(const dst::v1::TensorChunk& chunk);
   void skip_full();
   void end(const dst::v1::Trailer& trailer);
 
+  // Of all pieces: that of many tensors or tokens comes in several frames, all but the last of them partial.
   std::optional<dst::v1::Header> header_;
+  bool complete_ = false;   // whether the last of them has come
+  uint64_t announced_ = 0;  // bytes
   std::vector<std::string> data_;
   std::vector<uint32_t> checksums_;
   std::size_t current_ = 0;  // the tensor being filled,

@@ -70,19 +70,25 @@ dst::v1::TokenizeResponse tokenize(Server& server, const std::string& model, con
   dst::v1::TokenizeRequest request;
   request.set_model(model);
   request.set_text(text);
-  dst::v1::TokenizeResponse response;
-  check(server.catalog->Tokenize(&call, request, &response));
-  return response;
+  const auto reader = server.catalog->Tokenize(&call, request);
+  dst::v1::TokenizeResponse tokens, response;
+  while (reader->Read(&response)) tokens.MergeFrom(response);  // those of a long text come in several messages
+  check(reader->Finish());
+  return tokens;
 }
 
 std::string detokenize(Server& server, const std::string& model, const std::vector<uint32_t>& token_ids) {
   dst::v1::DetokenizeRequest request;
   request.set_model(model);
   request.mutable_token_ids()->Add(token_ids.begin(), token_ids.end());
-  dst::v1::DetokenizeResponse response;
+  std::string text;
   check(retrying([&] {
     Call call;  // a context serves one attempt
-    return server.catalog->Detokenize(&call, request, &response);
+    const auto reader = server.catalog->Detokenize(&call, request);
+    dst::v1::DetokenizeResponse response;
+    text.clear();
+    while (reader->Read(&response)) text += response.text();
+    return reader->Finish();
   }));
-  return response.text();
+  return text;
 }

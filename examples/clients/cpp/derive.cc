@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <map>
 #include <thread>
 
 #include "steps.h"
@@ -40,13 +39,13 @@ Answer derive(Server& server, const dst::v1::DeriveRequest& request) {
 }
 
 // The server batches the requests. Answers may overtake one another, and their messages interleave; all frames of a
-// message are of one request.
+// message are of one item. It sends everything before it reads, which does for a few requests; with more than fit into a
+// window, write from another thread.
 Json derive_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& requests) {
   Call call;
   const auto stream = server.scalars->DeriveStream(&call);
-  std::map<std::string, Assembler> assemblers;
+  std::vector<Assembler> assemblers(requests.size());  // by item: the server numbers requests as they come
   for (const auto& request : requests) {
-    assemblers[request.request_id()];
     dst::v1::DeriveStreamRequest message;
     *message.mutable_request() = request;
     stream->Write(message);
@@ -55,20 +54,21 @@ Json derive_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& re
   Json predictions = Json::object();
   dst::v1::DeriveStreamResponse response;
   while (stream->Read(&response)) {
+    if (response.item_index() >= assemblers.size()) throw DamagedAnswer("an item that was not asked for");
     for (const auto& frame : response.frames()) {
-      const auto assembler = assemblers.find(frame.request_id());
-      if (assembler == assemblers.end()) throw DamagedAnswer("a frame that was not asked for");
-      if (frame.has_item_result()) {
+      if (frame.has_error()) {
         // An item that failed ends so, in place of its trailer, and the others go on.
-        predictions[frame.request_id()] = {{"error", to_json(report(frame.item_result().error()))}};
-        assemblers.erase(assembler);
+        predictions[response.request_id()] = {{"error", to_json(report(frame.error()))}};
       } else {
-        assembler->second.add(frame);
+        assemblers[response.item_index()].add(frame);
       }
     }
   }
   check(stream->Finish());
-  for (const auto& [id, assembler] : assemblers) predictions[id] = predict(assembler.finish());
+  for (std::size_t item = 0; item < requests.size(); item++) {
+    const auto& id = requests[item].request_id();
+    if (!predictions.contains(id)) predictions[id] = predict(assemblers[item].finish());
+  }
   return predictions;
 }
 

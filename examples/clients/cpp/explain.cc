@@ -3,11 +3,10 @@
 namespace {
 
 // The nodes at some positions of a table, with their values in a group.
-Json nodes(const dst::v1::NodeTable& table, const dst::v1::GroupValues& group,
-           const google::protobuf::RepeatedField<uint32_t>& positions) {
+Json nodes(const dst::v1::NodeTable& table, int group, const google::protobuf::RepeatedField<uint32_t>& positions) {
   Json result = Json::array();
   for (const auto i : positions) {
-    const auto& index = table.nodes(i);
+    const auto& index = table.nodes(i).node();
     Json indices = Json::array();
     for (const auto& position : index.tensor_indices()) {
       indices.push_back(position.has_at() ? Json(position.at()) : Json());  // null for a whole axis
@@ -16,7 +15,7 @@ Json nodes(const dst::v1::NodeTable& table, const dst::v1::GroupValues& group,
         {"node_type", dst::v1::NodeType_Name(index.node_type())},
         {"layer_index", index.has_layer_index() ? Json(index.layer_index()) : Json()},
         {"tensor_indices", indices},
-        {"bits", bits(group.values(i))},
+        {"bits", bits(table.nodes(i).values(group))},
     });
   }
   return result;
@@ -24,11 +23,12 @@ Json nodes(const dst::v1::NodeTable& table, const dst::v1::GroupValues& group,
 
 Json groups(const dst::v1::NodeTable& table) {
   Json result = Json::array();
-  for (const auto& group : table.groups()) {
+  for (int i = 0; i < table.groups_size(); i++) {
+    const auto& group = table.groups(i);
     result.push_back({
         {"group_id", group.group_id()},
-        {"top", nodes(table, group, group.top())},
-        {"bottom", nodes(table, group, group.bottom())},
+        {"top", nodes(table, i, group.top())},
+        {"bottom", nodes(table, i, group.bottom())},
     });
   }
   return result;
@@ -52,47 +52,50 @@ Json scored_tokens(const dst::v1::ScoredTokens& message) {
 
 }  // namespace
 
-// Reads the parts of an explanation, each of which comes as soon as it is ready.
+// Reads an explanation, each frame of which comes as soon as it is ready.
 Json explain(Server& server, const dst::v1::ExplainRequest& request) {
   Call call;
   const auto reader = server.scalars->Explain(&call, request);
   std::map<std::string, int> parts;
-  Json group_list = Json::array(), scored = Json::array(), top_logits = Json::array();
-  uint32_t messages = 0, counted = 0;
+  dst::v1::NodeTable table, logits;  // those of many nodes come in several frames
+  Json scored = Json::array(), top_logits = Json::array();
+  uint32_t frames = 0, counted = 0;
   dst::v1::ExplainResponse response;
   while (reader->Read(&response)) {
-    messages++;
-    switch (response.part_case()) {
-      case dst::v1::ExplainResponse::kHeader:
-        parts["header"]++;
-        break;
-      case dst::v1::ExplainResponse::kNodeTable:
-        parts["node_table"]++;
-        group_list = groups(response.node_table());
-        break;
-      case dst::v1::ExplainResponse::kScoredTokens:
-        parts["scored_tokens"]++;
-        scored.push_back(scored_tokens(response.scored_tokens()));
-        break;
-      case dst::v1::ExplainResponse::kTopLogits: {
-        parts["top_logits"]++;
-        const auto& table = response.top_logits();
-        const auto& logits = table.groups(0);
-        for (const auto i : logits.top()) top_logits.push_back(pair(table.vocab_tokens(i), logits.values(i)));
-        break;
+    for (const auto& frame : response.frames()) {
+      frames++;
+      switch (frame.frame_case()) {
+        case dst::v1::ExplainFrame::kHeader:
+          parts["header"]++;
+          break;
+        case dst::v1::ExplainFrame::kNodeTable:
+          parts["node_table"]++;
+          table.MergeFrom(frame.node_table());
+          break;
+        case dst::v1::ExplainFrame::kScoredTokens:
+          parts["scored_tokens"]++;
+          scored.push_back(scored_tokens(frame.scored_tokens()));
+          break;
+        case dst::v1::ExplainFrame::kTopLogits:
+          parts["top_logits"]++;
+          logits.MergeFrom(frame.top_logits());
+          break;
+        case dst::v1::ExplainFrame::kTrailer:
+          parts["trailer"]++;
+          counted = frame.trailer().frame_count();
+          break;
+        default:
+          break;  // not asked for here, or not known
       }
-      case dst::v1::ExplainResponse::kTrailer:
-        parts["trailer"]++;
-        counted = response.trailer().message_count();
-        break;
-      default:
-        break;  // not asked for here, or not known
     }
   }
   check(reader->Finish());
-  if (counted != messages) {
-    throw std::runtime_error("truncated: " + std::to_string(messages) + " messages came, the trailer counts " +
+  if (counted != frames) {
+    throw std::runtime_error("truncated: " + std::to_string(frames) + " frames came, the trailer counts " +
                              std::to_string(counted));
   }
-  return {{"parts", parts}, {"groups", group_list}, {"scored_tokens", scored}, {"top_logits", top_logits}};
+  for (const auto i : logits.groups(0).top()) {
+    top_logits.push_back(pair(logits.nodes(i).vocab_token(), logits.nodes(i).values(0)));
+  }
+  return {{"parts", parts}, {"groups", groups(table)}, {"scored_tokens", scored}, {"top_logits", top_logits}};
 }

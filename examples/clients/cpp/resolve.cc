@@ -1,4 +1,5 @@
 #include <iostream>
+#include <map>
 
 #include "steps.h"
 
@@ -36,32 +37,31 @@ Json resolve(Server& server, const dst::v1::DeriveRequest& request) {
   *message.mutable_request() = request;
   message.set_load(true);
   const auto reader = server.scalars->Resolve(&call, message);
-  Json answer = {{"stages", Json::array()}, {"loaded", Json::object()}, {"resolved", nullptr}};
+  Json stages = Json::array(), loaded = Json::object();
+  const auto enter = [&stages](const char* stage) {
+    if (stages.empty() || stages.back() != stage) stages.push_back(stage);
+  };
+  dst::v1::Resolved whole;  // that of many derived scalars comes in several frames
   dst::v1::ResolveResponse response;
   while (reader->Read(&response)) {
-    switch (response.stage_case()) {
-      case dst::v1::ResolveResponse::kValidated:
-        answer["stages"].push_back("VALIDATED");
-        break;
-      case dst::v1::ResolveResponse::kLoading: {
-        const auto& progress = response.loading();
+    for (const auto& frame : response.frames()) {
+      if (frame.has_validated()) enter("VALIDATED");
+      if (frame.has_loading()) {
+        enter("LOADING");
+        const auto& progress = frame.loading();
         std::cerr << "loading " << progress.context() << ": " << progress.bytes_done() << " of "
                   << progress.bytes_total() << " bytes\n";
-        if (answer["loaded"].empty()) answer["stages"].push_back("LOADING");
-        answer["loaded"][progress.context()] = progress.bytes_done();
-        break;
+        loaded[progress.context()] = progress.bytes_done();
       }
-      case dst::v1::ResolveResponse::kResolved:
-        answer["stages"].push_back("RESOLVED");
-        answer["resolved"] = resolved(response.resolved());
-        break;
-      case dst::v1::ResolveResponse::STAGE_NOT_SET:
-        break;  // a stage that this client does not know
+      if (frame.has_resolved()) {
+        enter("RESOLVED");
+        whole.MergeFrom(frame.resolved());
+      }
     }
   }
   check(reader->Finish());  // only the status tells an end from a failure
-  if (answer["resolved"].is_null()) throw std::runtime_error("Resolve ended without an answer");
-  return answer;
+  if (stages.empty() || stages.back() != "RESOLVED") throw std::runtime_error("Resolve ended without an answer");
+  return {{"stages", stages}, {"loaded", loaded}, {"resolved", resolved(whole)}};
 }
 
 // Asks about many requests at once. A bad one fails alone, and the answers may overtake one another.
@@ -75,11 +75,15 @@ Json resolve_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& r
   }
   stream->WritesDone();  // the server ends the stream once all are answered
   Json answers = Json::object();
+  std::map<std::string, dst::v1::Resolved> whole;
   dst::v1::ResolveStreamResponse response;
   while (stream->Read(&response)) {
-    if (response.has_resolved()) answers[response.request_id()] = {{"resolved", resolved(response.resolved())}};
-    if (response.has_error()) answers[response.request_id()] = {{"error", to_json(report(response.error()))}};
+    for (const auto& frame : response.frames()) {
+      if (frame.has_resolved()) whole[response.request_id()].MergeFrom(frame.resolved());
+      if (frame.has_error()) answers[response.request_id()] = {{"error", to_json(report(frame.error()))}};
+    }
   }
   check(stream->Finish());
+  for (const auto& [id, message] : whole) answers[id] = {{"resolved", resolved(message)}};
   return answers;
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"google.golang.org/protobuf/proto"
+
 	dst "github.com/dst-grpc/dst-grpc/gen/go/dst/v1"
 )
 
@@ -25,7 +27,9 @@ type Answer struct {
 
 // Assembler puts the answer of one request together. The zero value is ready for the first frame.
 type Assembler struct {
-	header    *dst.Header
+	header    *dst.Header // of all pieces
+	complete  bool        // whether the last of them has come
+	announced uint64      // bytes
 	data      [][]byte
 	checksums []uint32
 	current   int // the tensor being filled,
@@ -34,15 +38,15 @@ type Assembler struct {
 }
 
 // Add takes the next frame. Kinds that this client does not know are ignored.
-func (a *Assembler) Add(frame *dst.Frame) error {
-	switch frame := frame.Frame.(type) {
-	case *dst.Frame_Header:
-		return a.begin(frame.Header)
-	case *dst.Frame_Chunk:
+func (a *Assembler) Add(message *dst.DeriveFrame) error {
+	switch frame := message.Frame.(type) {
+	case *dst.DeriveFrame_Header:
+		return a.begin(frame.Header, message.Partial)
+	case *dst.DeriveFrame_Chunk:
 		return a.fill(frame.Chunk)
-	case *dst.Frame_Trailer:
+	case *dst.DeriveFrame_Trailer:
 		return a.end(frame.Trailer)
-	case *dst.Frame_ItemResult:
+	case *dst.DeriveFrame_Error:
 		return damaged("an error in place of the trailer; only DeriveStream sends those")
 	}
 	return nil
@@ -64,33 +68,37 @@ func (a *Assembler) Finish() (Answer, error) {
 	return answer, nil
 }
 
-func (a *Assembler) begin(header *dst.Header) error {
-	if a.header != nil {
+// begin takes the header, or a piece of it: that of many tensors or tokens comes in several frames, all but the last of
+// them partial.
+func (a *Assembler) begin(piece *dst.Header, partial bool) error {
+	if a.complete || (a.header != nil && piece.Model != "" && piece.Model != a.header.Model) {
 		return damaged("a second header")
 	}
-	a.header = header
-	a.data = make([][]byte, len(header.Tensors))
-	a.checksums = make([]uint32, len(header.Tensors))
-	room := uint64(maxBytes)
-	for i, info := range header.Tensors {
-		if info.TensorId != uint32(i) {
-			return damaged("tensor %d is numbered %d", i, info.TensorId)
+	a.complete = !partial
+	if a.header == nil {
+		a.header = &dst.Header{}
+	}
+	proto.Merge(a.header, piece)
+	for _, info := range piece.Tensors {
+		if info.TensorId != uint32(len(a.data)) {
+			return damaged("tensor %d is numbered %d", len(a.data), info.TensorId)
 		}
-		if info.ByteLength > room {
+		if info.ByteLength > maxBytes-a.announced {
 			return damaged("more than %d bytes announced", uint64(maxBytes))
 		}
 		if err := checkLength(info); err != nil {
 			return err
 		}
-		room -= info.ByteLength
-		a.data[i] = make([]byte, info.ByteLength)
+		a.announced += info.ByteLength
+		a.data = append(a.data, make([]byte, info.ByteLength))
+		a.checksums = append(a.checksums, 0)
 	}
 	a.skipFull()
 	return nil
 }
 
 func (a *Assembler) fill(chunk *dst.TensorChunk) error {
-	if a.header == nil || a.trailer != nil {
+	if !a.complete || a.trailer != nil {
 		return damaged("a chunk outside of header and trailer")
 	}
 	if a.current == len(a.data) || chunk.TensorId != uint32(a.current) || chunk.Offset != uint64(a.filled) {
@@ -117,7 +125,7 @@ func (a *Assembler) skipFull() {
 }
 
 func (a *Assembler) end(trailer *dst.Trailer) error {
-	if a.header == nil || a.trailer != nil {
+	if !a.complete || a.trailer != nil {
 		return damaged("a trailer without header, or a second one")
 	}
 	if a.current < len(a.data) {

@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"strings"
 	"time"
 
 	health "google.golang.org/grpc/health/grpc_health_v1"
@@ -23,7 +25,7 @@ type Model struct {
 	VocabSize      uint32   `json:"vocab_size"`
 	ContextWindow  uint32   `json:"context_window"`
 	ParameterBytes uint64   `json:"parameter_bytes"`
-	DefaultModel      bool     `json:"default_model"`
+	DefaultModel   bool     `json:"default_model"`
 	Autoencoders   []string `json:"autoencoders"`
 }
 
@@ -71,7 +73,7 @@ func listModels(ctx context.Context, server Server) []Model {
 				VocabSize:      sizes.VocabSize,
 				ContextWindow:  sizes.ContextWindow,
 				ParameterBytes: model.ParameterBytes,
-				DefaultModel:      model.DefaultModel,
+				DefaultModel:   model.DefaultModel,
 				Autoencoders:   append([]string{}, model.Autoencoders...), // [] rather than null, if there are none
 			})
 		}
@@ -107,19 +109,40 @@ func listTypes(ctx context.Context, server Server) Types {
 func tokenize(ctx context.Context, server Server, model, text string) Tokens {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	response, err := server.catalog.Tokenize(ctx, &dst.TokenizeRequest{Model: model, Text: text})
+	stream, err := server.catalog.Tokenize(ctx, &dst.TokenizeRequest{Model: model, Text: text})
 	check(err)
-	return Tokens{TokenIDs: response.TokenIds, TokenStrings: response.TokenStrings}
+	var tokens Tokens
+	for {
+		response, err := stream.Recv() // the tokens of a long text come in several messages
+		if err == io.EOF {
+			return tokens
+		}
+		check(err)
+		tokens.TokenIDs = append(tokens.TokenIDs, response.TokenIds...)
+		tokens.TokenStrings = append(tokens.TokenStrings, response.TokenStrings...)
+	}
 }
 
 func detokenize(ctx context.Context, server Server, model string, tokenIDs []uint32) string {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	var text string
+	var text strings.Builder
 	check(retrying(ctx, func() error {
-		response, err := server.catalog.Detokenize(ctx, &dst.DetokenizeRequest{Model: model, TokenIds: tokenIDs})
-		text = response.GetText()
-		return err
+		text.Reset()
+		stream, err := server.catalog.Detokenize(ctx, &dst.DetokenizeRequest{Model: model, TokenIds: tokenIDs})
+		if err != nil {
+			return err
+		}
+		for {
+			response, err := stream.Recv()
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			text.WriteString(response.Text)
+		}
 	}))
-	return text
+	return text.String()
 }

@@ -44,15 +44,15 @@ func derive(ctx context.Context, server Server, request *dst.DeriveRequest) (Ans
 }
 
 // deriveStream runs many requests, which the server batches. Answers may overtake one another, and their messages
-// interleave; all frames of a message are of one request.
+// interleave; all frames of a message are of one item. It sends everything before it reads, which does for a few requests;
+// with more than fit into a window, send from another goroutine.
 func deriveStream(ctx context.Context, server Server, requests []*dst.DeriveRequest) map[string]Prediction {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	stream, err := server.scalars.DeriveStream(ctx)
 	check(err)
-	assemblers := map[string]*Assembler{}
+	assemblers := make([]Assembler, len(requests)) // by item: the server numbers requests as they come
 	for _, request := range requests {
-		assemblers[request.RequestId] = &Assembler{}
 		check(stream.Send(&dst.DeriveStreamRequest{Message: &dst.DeriveStreamRequest_Request{Request: request}}))
 	}
 	check(stream.CloseSend())
@@ -63,25 +63,26 @@ func deriveStream(ctx context.Context, server Server, requests []*dst.DeriveRequ
 			break
 		}
 		check(err)
+		if response.ItemIndex >= uint32(len(requests)) {
+			check(damaged("item %d, which was not asked", response.ItemIndex))
+		}
 		for _, frame := range response.Frames {
 			// An item that failed ends so, in place of its trailer, and the others go on.
-			if failure := frame.GetItemResult().GetError(); failure != nil {
+			if failure := frame.GetError(); failure != nil {
 				failed := reportStatus(failure)
-				predictions[frame.RequestId] = Prediction{Error: &failed}
-				delete(assemblers, frame.RequestId)
+				predictions[response.RequestId] = Prediction{Error: &failed}
 				continue
 			}
-			assembler, asked := assemblers[frame.RequestId]
-			if !asked {
-				check(damaged("a frame for %q, which was not asked", frame.RequestId))
-			}
-			check(assembler.Add(frame))
+			check(assemblers[response.ItemIndex].Add(frame))
 		}
 	}
-	for id, assembler := range assemblers {
-		answer, err := assembler.Finish()
+	for i, request := range requests {
+		if _, failed := predictions[request.RequestId]; failed {
+			continue
+		}
+		answer, err := assemblers[i].Finish()
 		check(err)
-		predictions[id] = predict(answer)
+		predictions[request.RequestId] = predict(answer)
 	}
 	return predictions
 }

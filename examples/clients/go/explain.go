@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 
+	"google.golang.org/protobuf/proto"
+
 	dst "github.com/dst-grpc/dst-grpc/gen/go/dst/v1"
 )
 
@@ -43,14 +45,15 @@ type NodeTokens struct {
 // TokenScore is a pair of a token's text and the bits of its score.
 type TokenScore [2]string
 
-// explain reads the parts of an explanation, each of which comes as soon as it is ready.
+// explain reads an explanation, each frame of which comes as soon as it is ready.
 func explain(ctx context.Context, server Server, request *dst.ExplainRequest) Explanation {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	stream, err := server.scalars.Explain(ctx, request)
 	check(err)
 	result := Explanation{Parts: map[string]int{}}
-	messages := uint32(0)
+	frames := uint32(0)
+	table, logits := &dst.NodeTable{}, &dst.NodeTable{} // tables of many nodes come in several frames
 	var trailer *dst.RunsTrailer
 	for {
 		response, err := stream.Recv()
@@ -58,56 +61,59 @@ func explain(ctx context.Context, server Server, request *dst.ExplainRequest) Ex
 			break
 		}
 		check(err)
-		messages++
-		switch part := response.Part.(type) {
-		case *dst.ExplainResponse_Header:
-			result.Parts["header"]++
-		case *dst.ExplainResponse_NodeTable:
-			result.Parts["node_table"]++
-			result.Groups = groups(part.NodeTable)
-		case *dst.ExplainResponse_ScoredTokens:
-			result.Parts["scored_tokens"]++
-			result.ScoredTokens = append(result.ScoredTokens, scoredTokens(part.ScoredTokens))
-		case *dst.ExplainResponse_TopLogits:
-			result.Parts["top_logits"]++
-			table := part.TopLogits
-			for _, i := range table.Groups[0].Top {
-				score := TokenScore{table.VocabTokens[i], bits32(table.Groups[0].Values[i])}
-				result.TopLogits = append(result.TopLogits, score)
+		for _, frame := range response.Frames {
+			frames++
+			switch frame := frame.Frame.(type) {
+			case *dst.ExplainFrame_Header:
+				result.Parts["header"]++
+			case *dst.ExplainFrame_NodeTable:
+				result.Parts["node_table"]++
+				proto.Merge(table, frame.NodeTable)
+			case *dst.ExplainFrame_ScoredTokens:
+				result.Parts["scored_tokens"]++
+				result.ScoredTokens = append(result.ScoredTokens, scoredTokens(frame.ScoredTokens))
+			case *dst.ExplainFrame_TopLogits:
+				result.Parts["top_logits"]++
+				proto.Merge(logits, frame.TopLogits)
+			case *dst.ExplainFrame_Trailer:
+				result.Parts["trailer"]++
+				trailer = frame.Trailer
 			}
-		case *dst.ExplainResponse_Trailer:
-			result.Parts["trailer"]++
-			trailer = part.Trailer
 		}
 	}
-	if trailer.GetMessageCount() != messages {
-		check(fmt.Errorf("truncated: %d messages came, the trailer counts %d", messages, trailer.GetMessageCount()))
+	if trailer.GetFrameCount() != frames {
+		check(fmt.Errorf("truncated: %d frames came, the trailer counts %d", frames, trailer.GetFrameCount()))
+	}
+	result.Groups = groups(table)
+	for _, i := range logits.Groups[0].Top {
+		score := TokenScore{logits.Nodes[i].VocabToken, bits32(logits.Nodes[i].Values[0])}
+		result.TopLogits = append(result.TopLogits, score)
 	}
 	return result
 }
 
 func groups(table *dst.NodeTable) []Group {
 	result := []Group{}
-	for _, values := range table.Groups {
+	for i, group := range table.Groups {
 		result = append(result, Group{
-			GroupID: values.GroupId,
-			Top:     nodes(table, values, values.Top),
-			Bottom:  nodes(table, values, values.Bottom),
+			GroupID: group.GroupId,
+			Top:     nodes(table, i, group.Top),
+			Bottom:  nodes(table, i, group.Bottom),
 		})
 	}
 	return result
 }
 
 // nodes are the nodes at some positions of a table, with their values in a group.
-func nodes(table *dst.NodeTable, values *dst.GroupValues, positions []uint32) []Node {
+func nodes(table *dst.NodeTable, group int, positions []uint32) []Node {
 	result := []Node{}
 	for _, i := range positions {
-		index := table.Nodes[i]
+		index := table.Nodes[i].Node
 		node := Node{
 			NodeType:      index.NodeType.String(),
 			LayerIndex:    index.LayerIndex,
 			TensorIndices: []*uint32{},
-			Bits:          bits32(values.Values[i]),
+			Bits:          bits32(table.Nodes[i].Values[group]),
 		}
 		for _, position := range index.TensorIndices {
 			var at *uint32

@@ -25,7 +25,7 @@ const notOneToken = "not one token"
 func (in Inputs) question(id string, scalars ...*dst.DerivedScalarSpec) *dst.DeriveRequest {
 	return &dst.DeriveRequest{
 		RequestId:      id,
-		Model:          proto.String(in.Model), // an optional field is a pointer: nil is absent, "" is not
+		Model:          in.Model,
 		Prompt:         &dst.Prompt{Prompt: &dst.Prompt_Text{Text: in.Prompt}},
 		LossFnConfig:   logitDiff(in.TargetTokens, in.DistractorTokens),
 		DerivedScalars: scalars,

@@ -7,6 +7,8 @@ import (
 	"io"
 	"log"
 
+	"google.golang.org/protobuf/proto"
+
 	dst "github.com/dst-grpc/dst-grpc/gen/go/dst/v1"
 )
 
@@ -55,28 +57,32 @@ func resolve(ctx context.Context, server Server, request *dst.DeriveRequest) Loa
 			answer.Stages = append(answer.Stages, stage)
 		}
 	}
+	var all *dst.Resolved
 	for {
 		response, err := stream.Recv()
 		if err == io.EOF { // the status is OK; any other end is another error
 			break
 		}
 		check(err)
-		switch stage := response.Stage.(type) {
-		case *dst.ResolveResponse_Validated:
-			enter("VALIDATED")
-		case *dst.ResolveResponse_Loading:
-			enter("LOADING")
-			progress := stage.Loading
-			log.Printf("loading %s: %d of %d bytes", progress.Context, progress.BytesDone, progress.BytesTotal)
-			answer.Loaded[progress.Context] = progress.BytesDone
-		case *dst.ResolveResponse_Resolved:
-			enter("RESOLVED")
-			answer.Resolved = resolved(stage.Resolved)
+		for _, frame := range response.Frames {
+			switch frame := frame.Frame.(type) {
+			case *dst.ResolveFrame_Validated:
+				enter("VALIDATED")
+			case *dst.ResolveFrame_Loading:
+				enter("LOADING")
+				progress := frame.Loading
+				log.Printf("loading %s: %d of %d bytes", progress.Context, progress.BytesDone, progress.BytesTotal)
+				answer.Loaded[progress.Context] = progress.BytesDone
+			case *dst.ResolveFrame_Resolved:
+				enter("RESOLVED")
+				all = merged(all, frame.Resolved)
+			}
 		}
 	}
-	if answer.Resolved == nil {
+	if all == nil {
 		check(errors.New("Resolve ended without an answer"))
 	}
+	answer.Resolved = resolved(all)
 	return answer
 }
 
@@ -93,20 +99,36 @@ func resolveStream(ctx context.Context, server Server, requests ...*dst.DeriveRe
 	}
 	check(stream.CloseSend()) // the server ends the stream once all are answered
 	answers := map[string]Resolution{}
+	all := map[string]*dst.Resolved{}
 	for {
 		response, err := stream.Recv()
 		if err == io.EOF {
-			return answers
+			break
 		}
 		check(err)
-		switch stage := response.Stage.(type) {
-		case *dst.ResolveStreamResponse_Resolved:
-			answers[response.RequestId] = Resolution{Resolved: resolved(stage.Resolved)}
-		case *dst.ResolveStreamResponse_Error:
-			failure := reportStatus(stage.Error)
-			answers[response.RequestId] = Resolution{Error: &failure}
+		for _, frame := range response.Frames {
+			switch frame := frame.Frame.(type) {
+			case *dst.ResolveFrame_Resolved:
+				all[response.RequestId] = merged(all[response.RequestId], frame.Resolved)
+			case *dst.ResolveFrame_Error:
+				failure := reportStatus(frame.Error)
+				answers[response.RequestId] = Resolution{Error: &failure}
+			}
 		}
 	}
+	for id, message := range all {
+		answers[id] = Resolution{Resolved: resolved(message)}
+	}
+	return answers
+}
+
+// merged adds a piece: what is said of many derived scalars comes in several frames.
+func merged(all, piece *dst.Resolved) *dst.Resolved {
+	if all == nil {
+		return piece
+	}
+	proto.Merge(all, piece)
+	return all
 }
 
 func resolved(message *dst.Resolved) *Resolved {

@@ -18,6 +18,11 @@ class TruncatedAnswer < DamagedAnswer
   end
 end
 
+# Two pieces of a message as one: lists are joined. Messages in a row are one message, by the rules of protobuf.
+def joined(first, second)
+  first.class.decode(first.class.encode(first) + second.class.encode(second))
+end
+
 # A whole, undamaged answer.
 Answer = Struct.new(:header, :tensors, :trailer)
 
@@ -28,7 +33,10 @@ class Assembler
   MAX_BYTES = 8 << 30
 
   def initialize
-    @header = @trailer = nil
+    # Of all pieces: the header of many tensors or tokens comes in several frames, all but the last of them partial.
+    @header = nil
+    @complete = false # whether the last of them has come
+    @trailer = nil
     @lengths = []
     @data = []
     @checksums = []
@@ -38,10 +46,10 @@ class Assembler
   # Takes the next frame. Kinds that this client does not know are ignored.
   def add(frame)
     case frame.frame
-    when :header then start(frame.header)
+    when :header then start(frame.header, frame.partial)
     when :chunk then fill(frame.chunk)
     when :trailer then finish_with(frame.trailer)
-    when :item_result then damaged("an error in place of the trailer; only DeriveStream sends those")
+    when :error then damaged("an error in place of the trailer; only DeriveStream sends those")
     end
   end
 
@@ -55,11 +63,13 @@ class Assembler
 
   private
 
-  def start(header)
-    damaged("a second header") if @header
-    @header = header
-    header.tensors.each_with_index do |info, i|
-      damaged("tensor #{i} is numbered #{info.tensor_id}") unless info.tensor_id == i
+  def start(piece, partial)
+    damaged("a second header") if @complete
+    damaged("pieces of different headers") unless @header.nil? || ["", @header.model].include?(piece.model)
+    @complete = !partial
+    @header = @header ? joined(@header, piece) : piece
+    piece.tensors.each do |info|
+      damaged("tensor #{@data.size} is numbered #{info.tensor_id}") unless info.tensor_id == @data.size
       length = byte_length(info)
       @lengths << length
       damaged("more than #{MAX_BYTES} bytes announced") if @lengths.sum > MAX_BYTES
@@ -70,7 +80,7 @@ class Assembler
   end
 
   def fill(chunk)
-    damaged("a chunk outside of header and trailer") if @header.nil? || @trailer
+    damaged("a chunk outside of header and trailer") if !@complete || @trailer
     buffer = @data[@current]
     unless chunk.tensor_id == @current && chunk.offset == buffer&.bytesize
       damaged("a chunk of tensor #{chunk.tensor_id} at #{chunk.offset} in place of #{@current} at #{buffer&.bytesize}")
@@ -88,7 +98,7 @@ class Assembler
   end
 
   def finish_with(trailer)
-    damaged("a trailer without header, or a second one") if @header.nil? || @trailer
+    damaged("a trailer without header, or a second one") if !@complete || @trailer
     damaged("the trailer came before the end of tensor #{@current}") if @current < @data.size
     unless [trailer.tensor_count, trailer.byte_count] == [@data.size, @lengths.sum]
       damaged("the trailer does not count what came")

@@ -50,13 +50,17 @@ module Catalog
   end
 
   def tokenize(server, model, text)
-    response = server.catalog.tokenize(Dst::V1::TokenizeRequest.new(model: model, text: text))
-    { token_ids: response.token_ids.to_a, token_strings: response.token_strings.to_a }
+    # The tokens of a long text come in several messages.
+    responses = server.catalog.tokenize(Dst::V1::TokenizeRequest.new(model: model, text: text)).to_a
+    {
+      token_ids: responses.flat_map { |response| response.token_ids.to_a },
+      token_strings: responses.flat_map { |response| response.token_strings.to_a }
+    }
   end
 
   def detokenize(server, model, token_ids)
     request = Dst::V1::DetokenizeRequest.new(model: model, token_ids: token_ids)
-    Errors.retrying { server.catalog.detokenize(request) }.text
+    Errors.retrying { server.catalog.detokenize(request).map(&:text).join }
   end
 
   # Every page of a list; the block fetches the one that a token stands for.

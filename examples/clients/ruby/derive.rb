@@ -22,24 +22,27 @@ module Derive
   end
 
   # Runs many requests, which the server batches. Answers may overtake one another, and their messages interleave; all
-  # frames of a message are of one request.
+  # frames of a message are of one item.
   def derive_stream(server, requests)
-    assemblers = requests.to_h { |request| [request.request_id, Assembler.new] }
+    assemblers = requests.map { Assembler.new } # by item: the server numbers requests as they come
     messages = requests.lazy.map { |request| Dst::V1::DeriveStreamRequest.new(request: request) }
     predictions = {}
     server.scalars.derive_stream(messages).each do |response|
+      item = response.item_index
+      assembler = assemblers.fetch(item) { raise DamagedAnswer, "item #{item}, which was not asked" }
       response.frames.each do |frame|
-        id = frame.request_id
-        if frame.frame == :item_result
+        if frame.frame == :error
           # An item that failed ends so, in place of its trailer, and the others go on.
-          predictions[id] = { error: Errors.report(frame.item_result.error) }
-          assemblers.delete(id)
+          predictions[response.request_id] = { error: Errors.report(frame.error) }
         else
-          assemblers.fetch(id) { raise DamagedAnswer, "a frame for #{id}, which was not asked" }.add(frame)
+          assembler.add(frame)
         end
       end
     end
-    predictions.merge(assemblers.transform_values { |assembler| predict(assembler.answer) })
+    requests.zip(assemblers) do |request, assembler|
+      predictions[request.request_id] ||= predict(assembler.answer)
+    end
+    predictions
   end
 
   # Finds the largest logit at the last token.

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require_relative "assembler"
 require_relative "server"
 require_relative "summary"
 
@@ -9,45 +10,54 @@ module Explain
 
   module_function
 
-  # Reads the parts of an explanation, each of which comes as soon as it is ready.
+  # Reads an explanation, each frame of which comes as soon as it is ready.
   def explain(server, request)
-    document = { parts: Hash.new(0), groups: [], scored_tokens: [], top_logits: [] }
-    messages = counted = 0
+    parts = Hash.new(0)
+    scored = []
+    table = logits = nil
+    count = counted = 0
     server.scalars.explain(request).each do |response|
-      messages += 1
-      next unless PARTS.include?(response.part) # not wanted here, or not known
+      response.frames.each do |frame|
+        count += 1
+        next unless PARTS.include?(frame.frame) # not wanted here, or not known
 
-      document[:parts][response.part] += 1
-      case response.part
-      when :node_table then document[:groups] = groups(response.node_table)
-      when :scored_tokens then document[:scored_tokens] << scored_tokens(response.scored_tokens)
-      when :top_logits then document[:top_logits] = top_logits(response.top_logits)
-      when :trailer then counted = response.trailer.message_count
+        parts[frame.frame] += 1
+        case frame.frame
+        when :node_table then table = merged(table, frame.node_table)
+        when :scored_tokens then scored << scored_tokens(frame.scored_tokens)
+        when :top_logits then logits = merged(logits, frame.top_logits)
+        when :trailer then counted = frame.trailer.frame_count
+        end
       end
     end
-    raise "truncated: #{messages} messages came, the trailer counts #{counted}" unless messages == counted
+    raise "truncated: #{count} frames came, the trailer counts #{counted}" unless count == counted
 
-    document
+    { parts: parts, groups: groups(table), scored_tokens: scored, top_logits: top_tokens(logits) }
+  end
+
+  # A table of many nodes comes in several frames.
+  def merged(whole, piece)
+    whole ? joined(whole, piece) : piece
   end
 
   def groups(table)
-    table.groups.map do |group|
+    table.groups.each_with_index.map do |group, i|
       {
         group_id: group.group_id,
-        top: group.top.map { |i| node(table, group, i) },
-        bottom: group.bottom.map { |i| node(table, group, i) }
+        top: group.top.map { |position| node(table.nodes[position], i) },
+        bottom: group.bottom.map { |position| node(table.nodes[position], i) }
       }
     end
   end
 
-  # The node at a position of a table, with its value in a group.
-  def node(table, group, position)
-    index = table.nodes[position]
+  # A node of a table, with its value in a group.
+  def node(row, group)
+    index = row.node
     {
       node_type: index.node_type,
       layer_index: index.has_layer_index? ? index.layer_index : nil,
       tensor_indices: index.tensor_indices.map { |entry| entry.index == :at ? entry.at : nil }, # nil for a whole axis
-      bits: Summary.bits(group.values[position])
+      bits: Summary.bits(row.values[group])
     }
   end
 
@@ -60,8 +70,7 @@ module Explain
     messages.map { |score| [score.token, Summary.bits(score.score)] }
   end
 
-  def top_logits(table)
-    group = table.groups.first
-    group.top.map { |i| [table.vocab_tokens[i], Summary.bits(group.values[i])] }
+  def top_tokens(logits)
+    logits.groups.first.top.map { |i| [logits.nodes[i].vocab_token, Summary.bits(logits.nodes[i].values[0])] }
   end
 end

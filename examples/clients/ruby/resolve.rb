@@ -1,33 +1,36 @@
 # frozen_string_literal: true
 
+require_relative "assembler"
 require_relative "errors"
 require_relative "server"
 
 # Asking what a request would cost before it is run.
 module Resolve
+  STAGES = %w[VALIDATED LOADING RESOLVED].freeze
+
   module_function
 
   # Also loads what the request needs, and says on the way how far that is.
   def resolve(server, request)
     stages = []
     loaded = {}
-    answer = nil
+    whole = nil
     server.scalars.resolve(Dst::V1::ResolveRequest.new(request: request, load: true)).each do |response|
-      case response.stage
-      when :validated then stages << "VALIDATED"
-      when :loading
-        progress = response.loading
-        warn "loading #{progress.context}: #{progress.bytes_done} of #{progress.bytes_total} bytes"
-        stages << "LOADING" if loaded.empty?
-        loaded[progress.context] = progress.bytes_done
-      when :resolved
-        stages << "RESOLVED"
-        answer = resolved(response.resolved)
+      response.frames.each do |frame|
+        stage = frame.frame.to_s.upcase
+        stages << stage if STAGES.include?(stage) && stages.last != stage
+        case frame.frame
+        when :loading
+          progress = frame.loading
+          warn "loading #{progress.context}: #{progress.bytes_done} of #{progress.bytes_total} bytes"
+          loaded[progress.context] = progress.bytes_done
+        when :resolved then whole = merged(whole, frame.resolved)
+        end
       end
     end
-    raise "Resolve ended without an answer" unless answer
+    raise "Resolve ended without an answer" unless whole
 
-    { stages: stages, loaded: loaded, resolved: answer }
+    { stages: stages, loaded: loaded, resolved: resolved(whole) }
   end
 
   # Asks about many requests at once. A bad one fails alone, and the answers may overtake one another.
@@ -37,13 +40,22 @@ module Resolve
       Dst::V1::ResolveStreamRequest.new(request: Dst::V1::ResolveRequest.new(request: request))
     end
     answers = {}
+    whole = {}
     server.scalars.resolve_stream(messages).each do |response|
-      case response.stage
-      when :resolved then answers[response.request_id] = { resolved: resolved(response.resolved) }
-      when :error then answers[response.request_id] = { error: Errors.report(response.error) }
+      id = response.request_id
+      response.frames.each do |frame|
+        case frame.frame
+        when :resolved then whole[id] = merged(whole[id], frame.resolved)
+        when :error then answers[id] = { error: Errors.report(frame.error) }
+        end
       end
     end
-    answers
+    answers.merge(whole.transform_values { |message| { resolved: resolved(message) } })
+  end
+
+  # What is said of many derived scalars comes in several frames.
+  def merged(whole, piece)
+    whole ? joined(whole, piece) : piece
   end
 
   def resolved(message)

@@ -60,7 +60,7 @@ retrying() {
 
 tokenize() {
     jq "{model, text: .$1}" <<<"$inputs" | call "$address" dst.v1.CatalogService/Tokenize |
-        jq '{token_ids: .tokenIds, token_strings: .tokenStrings}'
+        jq --slurp '{token_ids: map(.tokenIds[]), token_strings: map(.tokenStrings[])}'
 }
 
 # What the requests share: the prompt, and how far the model prefers the targets to the distractors.
@@ -132,12 +132,13 @@ unicode=$(tokenize unicode)
 
 resolve=$(jq "{load: true, request: ($sparse)}" <<<"$inputs" |
     call "$address" dst.v1.DerivedScalarService/Resolve |
+    jq '.frames[]' |
     tee >(jq -r '.loading // empty | "loading \(.context): \(.bytesDone) of \(.bytesTotal) bytes"' >&2) |
     jq --slurp "$resolved"'{
-        stages: (reduce (.[] | keys[0] | ascii_upcase) as $stage
+        stages: (reduce (.[] | del(.partial) | keys[0] | ascii_upcase) as $stage
             ([]; if last == $stage then . else . + [$stage] end)),
         loaded: (map(.loading // empty | {(.context): (.bytesDone | tonumber)}) | add // {}),
-        resolved: (last.resolved | resolved)
+        resolved: (map(.resolved // empty) | first + {scalars: map(.scalars[])} | resolved)
     }')
 
 # All requests on one stream. A bad one fails alone, with its details as JSON, and the answers may overtake one another.
@@ -149,14 +150,16 @@ resolve_stream=$(jq "{request: {request: ($dense, $sparse, $wrong)}}" <<<"$input
             reason: (.details[].reason // empty),
             fields: [.details[].fieldViolations[]?.field]
         };
-        map(
-            if .resolved then {(.requestId): {resolved: (.resolved | resolved)}}
-            elif .error then {(.requestId): {error: (.error | error)}}
-            else empty end
+        map(.requestId as $id | .frames[] | {id: $id} + .) | group_by(.id) | map(
+            map(.resolved // empty) as $pieces | map(.error // empty) as $errors |
+            {(first.id): (
+                if $errors[0] then {error: ($errors[0] | error)}
+                else {resolved: ($pieces | first + {scalars: map(.scalars[])} | resolved)} end
+            )}
         ) | add')
 
 request=$(jq --argjson ids "$(jq .token_ids <<<"$tokens")" '{model, tokenIds: $ids}' <<<"$inputs")
-retry=$(retrying "$retry_address" dst.v1.CatalogService/Detokenize "$request")
+retry=$(retrying "$retry_address" dst.v1.CatalogService/Detokenize "$request" | jq --slurp '{text: map(.text) | add}')
 
 jq -n --argjson health "$health" --argjson models "$models" --argjson types "$types" --argjson tokens "$tokens" \
     --argjson unicode "$unicode" --argjson resolve "$resolve" --argjson resolve_stream "$resolve_stream" \

@@ -73,6 +73,24 @@ def test_a_context_counts_what_passes() -> None:
     assert (info.received_bytes, info.received_messages, info.sent_bytes, info.sent_messages) == (len(data), 1, 10, 2)
 
 
+@pytest.mark.parametrize(
+    ("peer", "identities", "token", "caller"),
+    [
+        ("ipv4:10.0.0.7:50123", None, "", "10.0.0.7"),
+        ("ipv6:%5B2001:db8::1%5D:50123", None, "", "%5B2001:db8::1%5D"),
+        ("unix:/run/dst", None, "", "/run/dst"),
+        ("ipv4:10.0.0.7:50123", [b"client.example", b"other"], "", "certificate:client.example"),
+        ("ipv4:10.0.0.7:50123", [b"client.example"], "token:12", "token:12"),
+    ],
+)
+def test_a_caller_is_known_by_token_else_by_certificate_else_by_host(
+    peer: str, identities: list[bytes] | None, token: str, caller: str
+) -> None:
+    inner: Any = SimpleNamespace(peer_identities=lambda: identities)
+    info = CallInfo(method="/a/B", peer=peer, token_name=token)
+    assert ObservedContext(inner, info, health_pb2.HealthCheckRequest).caller == caller
+
+
 def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
     context = ObservedContext(None, call(), health_pb2.HealthCheckRequest)  # type: ignore[arg-type]  # nothing is sent
     with pytest.raises(InvalidRequest, match=r"grpc\.health\.v1\.HealthCheckRequest") as caught:
@@ -103,8 +121,13 @@ def test_admission_refuses_new_work_while_draining() -> None:
 
 def test_a_known_token_passes() -> None:
     tokens = BearerTokens(["one", "two"])
-    tokens.on_start(call(authorization="Bearer two"))
-    tokens.on_start(call(authorization="bearer one"))
+    names = set()
+    for text in ("Bearer two", "bearer two", "bearer one"):
+        admitted = call(authorization=text)
+        tokens.on_start(admitted)
+        names.add(admitted.token_name)
+    assert len(names) == 2
+    assert not any("one" in name or "two" in name for name in names)
     tokens.on_start(call("/grpc.health.v1.Health/Check"))
     for wrong in ("Bearer three", "Basic one", "one", ""):
         with pytest.raises(Unauthenticated):

@@ -2,7 +2,7 @@ package tour;
 
 import com.google.protobuf.ByteString;
 import io.dstgrpc.v1.Axis;
-import io.dstgrpc.v1.Frame;
+import io.dstgrpc.v1.DeriveFrame;
 import io.dstgrpc.v1.Header;
 import io.dstgrpc.v1.TensorChunk;
 import io.dstgrpc.v1.TensorEncoding;
@@ -20,9 +20,18 @@ final class Assembler {
   /** How much an answer may announce: memory is taken before anything else has come. */
   private static final long MAX_BYTES = 8L << 30;
 
-  private Header header;
-  private byte[][] data = {};
-  private CRC32[] checksums = {};
+  /**
+   * All pieces of it: that of many tensors or tokens comes in several frames, all but the last of them partial. Null
+   * before the first.
+   */
+  private Header.Builder header;
+
+  /** Whether the last of them has come. */
+  private boolean complete;
+
+  private long announced;
+  private final List<byte[]> data = new ArrayList<>();
+  private final List<CRC32> checksums = new ArrayList<>();
 
   /** The tensor being filled, and how far it is. */
   private int current;
@@ -34,12 +43,12 @@ final class Assembler {
   record Answer(Header header, List<Tensor> tensors, Trailer trailer) {}
 
   /** Takes the next frame. Kinds that this client does not know are ignored. */
-  void add(Frame frame) throws DamagedAnswer {
+  void add(DeriveFrame frame) throws DamagedAnswer {
     switch (frame.getFrameCase()) {
-      case HEADER -> begin(frame.getHeader());
+      case HEADER -> begin(frame.getHeader(), frame.getPartial());
       case CHUNK -> fill(frame.getChunk());
       case TRAILER -> end(frame.getTrailer());
-      case ITEM_RESULT -> throw new DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
+      case ERROR -> throw new DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
       case FRAME_NOT_SET -> {}
     }
   }
@@ -50,68 +59,73 @@ final class Assembler {
       throw new DamagedAnswer.Truncated();
     }
     List<Tensor> tensors = new ArrayList<>();
-    for (int i = 0; i < data.length; i++) {
-      Tensor tensor = Tensor.decode(header.getTensors(i), data[i], checksums[i].getValue());
+    for (int i = 0; i < data.size(); i++) {
+      Tensor tensor = Tensor.decode(header.getTensors(i), data.get(i), checksums.get(i).getValue());
       check(tensor.inBounds(), "tensor " + i + ": coordinates outside of its axes");
       tensors.add(tensor);
     }
-    return new Answer(header, tensors, trailer);
+    return new Answer(header.build(), tensors, trailer);
   }
 
-  private void begin(Header first) throws DamagedAnswer {
-    check(header == null, "a second header");
-    header = first;
-    data = new byte[header.getTensorsCount()][];
-    checksums = new CRC32[data.length];
-    long room = MAX_BYTES;
-    for (int i = 0; i < data.length; i++) {
-      TensorInfo info = header.getTensors(i);
-      check(info.getTensorId() == i, "tensor " + i + " is numbered " + info.getTensorId());
-      data[i] = new byte[byteLength(info)];
-      room -= data[i].length;
-      check(room >= 0, "more than " + MAX_BYTES + " bytes announced");
-      checksums[i] = new CRC32();
+  private void begin(Header piece, boolean partial) throws DamagedAnswer {
+    check(!complete, "a second header");
+    if (header == null) {
+      header = Header.newBuilder();
+    } else {
+      String model = piece.getModel();
+      check(model.isEmpty() || model.equals(header.getModel()), "pieces of different headers");
+    }
+    header.mergeFrom(piece);
+    complete = !partial;
+    for (TensorInfo info : piece.getTensorsList()) {
+      check(info.getTensorId() == data.size(), "tensor " + data.size() + " is numbered " + info.getTensorId());
+      int length = byteLength(info);
+      announced += length;
+      check(announced <= MAX_BYTES, "more than " + MAX_BYTES + " bytes announced");
+      data.add(new byte[length]);
+      checksums.add(new CRC32());
     }
     skipFull();
   }
 
   private void fill(TensorChunk chunk) throws DamagedAnswer {
-    check(header != null && trailer == null, "a chunk outside of header and trailer");
+    check(complete && trailer == null, "a chunk outside of header and trailer");
     check(
-        current < data.length && chunk.getTensorId() == current && chunk.getOffset() == filled,
+        current < data.size() && chunk.getTensorId() == current && chunk.getOffset() == filled,
         "a chunk of tensor %d at %d in place of %d at %d"
             .formatted(chunk.getTensorId(), chunk.getOffset(), current, filled));
     ByteString piece = chunk.getData();
-    check(piece.size() <= data[current].length - filled, "too many bytes for tensor " + current);
-    piece.copyTo(data[current], filled);
-    checksums[current].update(data[current], filled, piece.size());
+    byte[] buffer = data.get(current);
+    check(piece.size() <= buffer.length - filled, "too many bytes for tensor " + current);
+    piece.copyTo(buffer, filled);
+    checksums.get(current).update(buffer, filled, piece.size());
     filled += piece.size();
     skipFull();
   }
 
   /** Moves on to the next tensor that lacks bytes; an empty tensor has no chunks. */
   private void skipFull() {
-    while (current < data.length && filled == data[current].length) {
+    while (current < data.size() && filled == data.get(current).length) {
       current++;
       filled = 0;
     }
   }
 
   private void end(Trailer last) throws DamagedAnswer {
-    check(header != null && trailer == null, "a trailer without header, or a second one");
-    check(current == data.length, "the trailer came before the end of tensor " + current);
+    check(complete && trailer == null, "a trailer without header, or a second one");
+    check(current == data.size(), "the trailer came before the end of tensor " + current);
     long bytes = 0;
     for (byte[] tensor : data) {
       bytes += tensor.length;
     }
     check(
-        last.getTensorCount() == data.length
+        last.getTensorCount() == data.size()
             && last.getByteCount() == bytes
-            && last.getChecksumsCount() == data.length,
+            && last.getChecksumsCount() == data.size(),
         "the trailer does not count what came");
-    for (int i = 0; i < data.length; i++) {
+    for (int i = 0; i < data.size(); i++) {
       // Java has no unsigned numbers: a fixed32 is an int of the same bits, CRC32 gives a long.
-      check(last.getChecksums(i) == (int) checksums[i].getValue(), "tensor " + i + ": the checksum differs");
+      check(last.getChecksums(i) == (int) checksums.get(i).getValue(), "tensor " + i + ": the checksum differs");
     }
     trailer = last;
   }

@@ -12,6 +12,7 @@ import io.dstgrpc.v1.TokenizeRequest;
 import io.dstgrpc.v1.TokenizeResponse;
 import io.grpc.health.v1.HealthCheckRequest;
 import java.util.ArrayList;
+import java.util.Iterator;
 import java.util.List;
 
 /** What can be asked: health, models, derived scalar types, tokens. */
@@ -92,12 +93,23 @@ final class Catalog {
 
   static Tokens tokenize(Server server, String model, String text) {
     TokenizeRequest request = TokenizeRequest.newBuilder().setModel(model).setText(text).build();
-    TokenizeResponse response = server.catalog().tokenize(request);
-    return new Tokens(response.getTokenIdsList(), response.getTokenStringsList());
+    Tokens tokens = new Tokens(new ArrayList<>(), new ArrayList<>());
+    Iterator<TokenizeResponse> responses = server.catalog().tokenize(request);
+    while (responses.hasNext()) { // the tokens of a long text come in several messages
+      TokenizeResponse response = responses.next();
+      tokens.token_ids().addAll(response.getTokenIdsList());
+      tokens.token_strings().addAll(response.getTokenStringsList());
+    }
+    return tokens;
   }
 
   static String detokenize(Server server, String model, List<Integer> tokenIds) throws InterruptedException {
     DetokenizeRequest request = DetokenizeRequest.newBuilder().setModel(model).addAllTokenIds(tokenIds).build();
-    return Errors.retrying(() -> server.catalog().detokenize(request)).getText();
+    return Errors.retrying(
+        () -> {
+          StringBuilder text = new StringBuilder();
+          server.catalog().detokenize(request).forEachRemaining(response -> text.append(response.getText()));
+          return text.toString();
+        });
   }
 }

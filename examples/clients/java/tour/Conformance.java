@@ -4,8 +4,8 @@ import com.google.gson.Gson;
 import com.google.gson.GsonBuilder;
 import com.google.protobuf.InvalidProtocolBufferException;
 import io.dstgrpc.v1.Axis;
+import io.dstgrpc.v1.DeriveFrame;
 import io.dstgrpc.v1.DeriveResponse;
-import io.dstgrpc.v1.Frame;
 import io.dstgrpc.v1.TensorInfo;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -50,7 +50,7 @@ public final class Conformance {
   private static Assembler.Answer assemble(Vector vector) throws DamagedAnswer, InvalidProtocolBufferException {
     Assembler assembler = new Assembler();
     for (String message : vector.messages()) {
-      for (Frame frame : DeriveResponse.parseFrom(Base64.getDecoder().decode(message)).getFramesList()) {
+      for (DeriveFrame frame : DeriveResponse.parseFrom(Base64.getDecoder().decode(message)).getFramesList()) {
         assembler.add(frame);
       }
     }

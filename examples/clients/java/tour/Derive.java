@@ -1,17 +1,9 @@
 package tour;
 
-import io.dstgrpc.v1.ContextStatus;
-import io.dstgrpc.v1.DeriveRequest;
-import io.dstgrpc.v1.DeriveResponse;
-import io.dstgrpc.v1.DeriveStreamRequest;
-import io.dstgrpc.v1.DeriveStreamResponse;
-import io.dstgrpc.v1.Frame;
-import io.dstgrpc.v1.ListContextsRequest;
-import io.dstgrpc.v1.WatchContextsRequest;
-import io.grpc.Context;
-import io.grpc.StatusRuntimeException;
+// Both whole packages: no name of dst.v1 is one of gRPC's or Java's own.
+import io.dstgrpc.v1.*;
+import io.grpc.*;
 import io.grpc.stub.StreamObserver;
-import java.util.HashMap;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -34,7 +26,7 @@ final class Derive {
       try {
         Iterator<DeriveResponse> responses = server.scalars().derive(request);
         while (responses.hasNext()) {
-          for (Frame frame : responses.next().getFramesList()) {
+          for (DeriveFrame frame : responses.next().getFramesList()) {
             assembler.add(frame);
           }
         }
@@ -47,25 +39,25 @@ final class Derive {
 
   /**
    * Runs many requests, which the server batches. Answers may overtake one another, and their messages interleave; all
-   * frames of a message are of one request.
+   * frames of a message are of one item.
    */
   static Map<String, Object> deriveStream(Server server, List<DeriveRequest> requests) throws Exception {
-    Map<String, Assembler> assemblers = new HashMap<>();
-    requests.forEach(request -> assemblers.put(request.getRequestId(), new Assembler()));
+    // By item: the server numbers requests as they come.
+    List<Assembler> assemblers = requests.stream().map(request -> new Assembler()).toList();
     Map<String, Object> predictions = new LinkedHashMap<>();
     Streamed<DeriveStreamResponse> responses =
         new Streamed<>(
             response -> {
-              for (Frame frame : response.getFramesList()) {
-                if (frame.hasItemResult()) {
+              int item = response.getItemIndex();
+              if (item < 0 || item >= assemblers.size()) {
+                throw new DamagedAnswer("item " + Integer.toUnsignedString(item) + ", which was not asked");
+              }
+              for (DeriveFrame frame : response.getFramesList()) {
+                if (frame.hasError()) {
                   // An item that failed ends so, in place of its trailer, and the others go on.
-                  Errors.Report error = Errors.report(frame.getItemResult().getError());
-                  predictions.put(frame.getRequestId(), Map.of("error", error));
-                  assemblers.remove(frame.getRequestId());
-                } else if (assemblers.containsKey(frame.getRequestId())) {
-                  assemblers.get(frame.getRequestId()).add(frame);
+                  predictions.put(response.getRequestId(), Map.of("error", Errors.report(frame.getError())));
                 } else {
-                  throw new DamagedAnswer("a frame for " + frame.getRequestId() + ", which was not asked");
+                  assemblers.get(item).add(frame);
                 }
               }
             });
@@ -75,8 +67,11 @@ final class Derive {
     }
     call.onCompleted();
     responses.await();
-    for (Map.Entry<String, Assembler> entry : assemblers.entrySet()) {
-      predictions.put(entry.getKey(), predict(entry.getValue().finish()));
+    for (int item = 0; item < requests.size(); item++) {
+      String id = requests.get(item).getRequestId();
+      if (!predictions.containsKey(id)) {
+        predictions.put(id, predict(assemblers.get(item).finish()));
+      }
     }
     return predictions;
   }

@@ -1,10 +1,11 @@
 package tour;
 
+import io.dstgrpc.v1.ExplainFrame;
 import io.dstgrpc.v1.ExplainRequest;
 import io.dstgrpc.v1.ExplainResponse;
-import io.dstgrpc.v1.GroupValues;
 import io.dstgrpc.v1.NodeIndex;
 import io.dstgrpc.v1.NodeTable;
+import io.dstgrpc.v1.TableGroup;
 import io.dstgrpc.v1.TensorIndex;
 import java.util.ArrayList;
 import java.util.Iterator;
@@ -31,64 +32,69 @@ final class Explain {
 
   record NodeTokens(int node, List<List<String>> top, List<List<String>> bottom) {}
 
-  /** Reads the parts of an explanation, each of which comes as soon as it is ready. */
+  /** Reads an explanation, each frame of which comes as soon as it is ready. */
   static Explanation explain(Server server, ExplainRequest request) {
     Map<String, Integer> parts = new TreeMap<>();
-    List<Group> groups = new ArrayList<>();
     List<ScoredTokens> scoredTokens = new ArrayList<>();
-    List<List<String>> topLogits = new ArrayList<>();
-    int messages = 0;
+    // Tables of many nodes come in several frames.
+    NodeTable.Builder table = NodeTable.newBuilder();
+    NodeTable.Builder logits = NodeTable.newBuilder();
+    int frames = 0;
     int counted = 0;
     Iterator<ExplainResponse> responses = server.scalars().explain(request);
     while (responses.hasNext()) {
-      ExplainResponse response = responses.next();
-      messages++;
-      switch (response.getPartCase()) {
-        case NODE_TABLE -> {
-          NodeTable table = response.getNodeTable();
-          table.getGroupsList().forEach(values -> groups.add(group(table, values)));
-        }
-        case SCORED_TOKENS -> scoredTokens.add(scoredTokens(response.getScoredTokens()));
-        case TOP_LOGITS -> {
-          NodeTable table = response.getTopLogits();
-          GroupValues logits = table.getGroups(0);
-          for (int i : logits.getTopList()) {
-            topLogits.add(List.of(table.getVocabTokens(i), Summary.bits(logits.getValues(i))));
+      for (ExplainFrame frame : responses.next().getFramesList()) {
+        frames++;
+        switch (frame.getFrameCase()) {
+          case NODE_TABLE -> table.mergeFrom(frame.getNodeTable());
+          case SCORED_TOKENS -> scoredTokens.add(scoredTokens(frame.getScoredTokens()));
+          case TOP_LOGITS -> logits.mergeFrom(frame.getTopLogits());
+          case TRAILER -> counted = frame.getTrailer().getFrameCount();
+          case HEADER -> {}
+          default -> {
+            continue; // not wanted here, or not known
           }
         }
-        case TRAILER -> counted = response.getTrailer().getMessageCount();
-        case HEADER -> {}
-        default -> {
-          continue; // not wanted here, or not known
-        }
+        parts.merge(frame.getFrameCase().name().toLowerCase(Locale.ROOT), 1, Integer::sum);
       }
-      parts.merge(response.getPartCase().name().toLowerCase(Locale.ROOT), 1, Integer::sum);
     }
-    if (counted != messages) {
-      throw new IllegalStateException(
-          "truncated: %d messages came, the trailer counts %d".formatted(messages, counted));
+    if (counted != frames) {
+      throw new IllegalStateException("truncated: %d frames came, the trailer counts %d".formatted(frames, counted));
     }
-    return new Explanation(parts, groups, scoredTokens, topLogits);
+    return new Explanation(parts, groups(table.build()), scoredTokens, topTokens(logits.build()));
   }
 
-  private static Group group(NodeTable table, GroupValues values) {
-    return new Group(
-        values.getGroupId(), nodes(table, values, values.getTopList()), nodes(table, values, values.getBottomList()));
+  private static List<Group> groups(NodeTable table) {
+    List<Group> groups = new ArrayList<>();
+    for (int i = 0; i < table.getGroupsCount(); i++) {
+      TableGroup group = table.getGroups(i);
+      groups.add(
+          new Group(group.getGroupId(), nodes(table, i, group.getTopList()), nodes(table, i, group.getBottomList())));
+    }
+    return groups;
   }
 
   /** The nodes at some positions of a table, with their values in a group. */
-  private static List<Node> nodes(NodeTable table, GroupValues values, List<Integer> positions) {
+  private static List<Node> nodes(NodeTable table, int group, List<Integer> positions) {
     List<Node> nodes = new ArrayList<>();
     for (int i : positions) {
-      NodeIndex index = table.getNodes(i);
+      NodeIndex index = table.getNodes(i).getNode();
       nodes.add(
           new Node(
               index.getNodeType().name(),
               index.hasLayerIndex() ? index.getLayerIndex() : null,
               index.getTensorIndicesList().stream().map(Explain::position).toList(),
-              Summary.bits(values.getValues(i))));
+              Summary.bits(table.getNodes(i).getValues(group))));
     }
     return nodes;
+  }
+
+  /** Pairs of a token and the bits of its logit. */
+  private static List<List<String>> topTokens(NodeTable logits) {
+    return logits.getGroups(0).getTopList().stream()
+        .map(logits::getNodes)
+        .map(node -> List.of(node.getVocabToken(), Summary.bits(node.getValues(0))))
+        .toList();
   }
 
   /** Null for a whole axis. */

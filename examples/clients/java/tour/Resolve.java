@@ -4,6 +4,7 @@ import io.dstgrpc.v1.AutoencoderInfo;
 import io.dstgrpc.v1.Axis;
 import io.dstgrpc.v1.DeriveRequest;
 import io.dstgrpc.v1.LoadProgress;
+import io.dstgrpc.v1.ResolveFrame;
 import io.dstgrpc.v1.ResolveRequest;
 import io.dstgrpc.v1.ResolveResponse;
 import io.dstgrpc.v1.ResolveStreamRequest;
@@ -36,48 +37,58 @@ final class Resolve {
   static Loading resolve(Server server, DeriveRequest request) {
     List<String> stages = new ArrayList<>();
     Map<String, Long> loaded = new LinkedHashMap<>();
-    Resolved resolved = null;
+    io.dstgrpc.v1.Resolved.Builder whole = io.dstgrpc.v1.Resolved.newBuilder();
     Iterator<ResolveResponse> responses =
         server.scalars().resolve(ResolveRequest.newBuilder().setRequest(request).setLoad(true).build());
     while (responses.hasNext()) { // it throws if the status is not OK
-      ResolveResponse response = responses.next();
-      switch (response.getStageCase()) {
-        case VALIDATED -> stages.add("VALIDATED");
-        case LOADING -> {
-          LoadProgress progress = response.getLoading();
-          System.err.printf(
-              "loading %s: %d of %d bytes%n",
-              progress.getContext(), progress.getBytesDone(), progress.getBytesTotal());
-          if (loaded.isEmpty()) {
-            stages.add("LOADING");
+      for (ResolveFrame frame : responses.next().getFramesList()) {
+        switch (frame.getFrameCase()) {
+          case VALIDATED -> enter(stages, "VALIDATED");
+          case LOADING -> {
+            enter(stages, "LOADING");
+            LoadProgress progress = frame.getLoading();
+            System.err.printf(
+                "loading %s: %d of %d bytes%n",
+                progress.getContext(), progress.getBytesDone(), progress.getBytesTotal());
+            loaded.put(progress.getContext(), progress.getBytesDone());
           }
-          loaded.put(progress.getContext(), progress.getBytesDone());
+          case RESOLVED -> {
+            enter(stages, "RESOLVED");
+            whole.mergeFrom(frame.getResolved()); // that of many derived scalars comes in several frames
+          }
+          default -> {} // a kind that this client does not know
         }
-        case RESOLVED -> {
-          stages.add("RESOLVED");
-          resolved = resolved(response.getResolved());
-        }
-        case STAGE_NOT_SET -> {} // a stage that this client does not know
       }
     }
-    if (resolved == null) {
+    if (!stages.contains("RESOLVED")) {
       throw new IllegalStateException("Resolve ended without an answer");
     }
-    return new Loading(stages, loaded, resolved);
+    return new Loading(stages, loaded, resolved(whole.build()));
+  }
+
+  private static void enter(List<String> stages, String stage) {
+    if (stages.isEmpty() || !stages.get(stages.size() - 1).equals(stage)) {
+      stages.add(stage);
+    }
   }
 
   /** Asks about many requests at once. A bad one fails alone, and the answers may overtake one another. */
   static Map<String, Object> resolveStream(Server server, List<DeriveRequest> requests) throws Exception {
     Map<String, Object> answers = new LinkedHashMap<>();
+    Map<String, io.dstgrpc.v1.Resolved.Builder> whole = new LinkedHashMap<>();
     Streamed<ResolveStreamResponse> responses =
         new Streamed<>(
             response -> {
-              switch (response.getStageCase()) {
-                case RESOLVED ->
-                    answers.put(response.getRequestId(), Map.of("resolved", resolved(response.getResolved())));
-                case ERROR ->
-                    answers.put(response.getRequestId(), Map.of("error", Errors.report(response.getError())));
-                default -> {} // on the way
+              String id = response.getRequestId();
+              for (ResolveFrame frame : response.getFramesList()) {
+                switch (frame.getFrameCase()) {
+                  case RESOLVED ->
+                      whole
+                          .computeIfAbsent(id, key -> io.dstgrpc.v1.Resolved.newBuilder())
+                          .mergeFrom(frame.getResolved());
+                  case ERROR -> answers.put(id, Map.of("error", Errors.report(frame.getError())));
+                  default -> {} // on the way
+                }
               }
             });
     StreamObserver<ResolveStreamRequest> call = server.scalarStreams().resolveStream(responses);
@@ -87,6 +98,7 @@ final class Resolve {
     }
     call.onCompleted(); // the server ends the stream once all are answered
     responses.await();
+    whole.forEach((id, message) -> answers.put(id, Map.of("resolved", resolved(message.build()))));
     return answers;
   }
 

@@ -5,7 +5,7 @@ import { crc32 } from "node:zlib";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 
 import { Dimension } from "../gen/dst/v1/component_pb.js";
-import { type Frame, FrameSchema, TensorInfoSchema } from "../gen/dst/v1/inference_pb.js";
+import { type DeriveFrame, DeriveFrameSchema, TensorInfoSchema } from "../gen/dst/v1/inference_pb.js";
 import { TensorElementType, TensorEncoding } from "../gen/dst/v1/tensor_pb.js";
 import { assemble, DamagedAnswer, TruncatedAnswer } from "./assemble.js";
 import { floats } from "./elements.js";
@@ -16,7 +16,7 @@ const { SEQUENCE_TOKENS, ATTN_HEADS, AUTOENCODER_LATENTS } = Dimension;
 const NUMBERS = Float32Array.of(1, -2.5, -Infinity, 0, 1e-30, 7);
 
 /** The frames of an answer, cut as the server does. */
-function cut(tensors: { info: InfoInit; data: Uint8Array }[], chunkBytes = 8): Frame[] {
+function cut(tensors: { info: InfoInit; data: Uint8Array }[], chunkBytes = 8): DeriveFrame[] {
   const infos = tensors.map(({ info, data }, tensorId) => ({
     tensorId,
     byteLength: BigInt(data.length),
@@ -24,11 +24,11 @@ function cut(tensors: { info: InfoInit; data: Uint8Array }[], chunkBytes = 8): F
     encoding: TensorEncoding.DENSE,
     ...info,
   }));
-  const frames = [create(FrameSchema, { frame: { case: "header", value: { tensors: infos } } })];
+  const frames = [create(DeriveFrameSchema, { frame: { case: "header", value: { tensors: infos } } })];
   tensors.forEach(({ data }, tensorId) => {
     for (let offset = 0; offset < data.length; offset += chunkBytes) {
       const value = { tensorId, offset: BigInt(offset), data: data.slice(offset, offset + chunkBytes) };
-      frames.push(create(FrameSchema, { frame: { case: "chunk", value } }));
+      frames.push(create(DeriveFrameSchema, { frame: { case: "chunk", value } }));
     }
   });
   const trailer = {
@@ -36,7 +36,7 @@ function cut(tensors: { info: InfoInit; data: Uint8Array }[], chunkBytes = 8): F
     byteCount: BigInt(tensors.reduce((sum, { data }) => sum + data.length, 0)),
     checksums: tensors.map(({ data }) => crc32(data)),
   };
-  return [...frames, create(FrameSchema, { frame: { case: "trailer", value: trailer } })];
+  return [...frames, create(DeriveFrameSchema, { frame: { case: "trailer", value: trailer } })];
 }
 
 function axes(...sizes: [Dimension, number][]) {
@@ -47,7 +47,7 @@ function bytes(array: Float32Array | Uint16Array | Uint32Array): Uint8Array {
   return new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
 }
 
-function example(): Frame[] {
+function example(): DeriveFrame[] {
   const matrix = axes([SEQUENCE_TOKENS, 2], [ATTN_HEADS, 3]);
   return cut([
     { info: { axes: matrix }, data: bytes(NUMBERS) },
@@ -56,7 +56,7 @@ function example(): Frame[] {
   ]);
 }
 
-async function refused(frames: Frame[], problem: RegExp): Promise<void> {
+async function refused(frames: DeriveFrame[], problem: RegExp): Promise<void> {
   await assert.rejects(assemble(frames), (error) => error instanceof DamagedAnswer && problem.test(error.message));
 }
 
@@ -71,7 +71,7 @@ test("several chunks, an empty tensor and a scalar", async () => {
 
 test("frames of a kind that is not known are ignored", async () => {
   const frames = example();
-  frames.splice(2, 0, create(FrameSchema));
+  frames.splice(2, 0, create(DeriveFrameSchema));
   assert.equal((await assemble(frames)).tensors.length, 3);
 });
 
@@ -90,12 +90,12 @@ test("a missing chunk", async () => {
 });
 
 test("chunks out of order", async () => {
-  const [header, first, second, ...rest] = example() as [Frame, Frame, Frame, ...Frame[]];
+  const [header, first, second, ...rest] = example() as [DeriveFrame, DeriveFrame, DeriveFrame, ...DeriveFrame[]];
   await refused([header, second, first, ...rest], /tensor 0 at 8: expected offset 0/);
 });
 
 test("a repeated chunk", async () => {
-  const [header, first, ...rest] = example() as [Frame, Frame, ...Frame[]];
+  const [header, first, ...rest] = example() as [DeriveFrame, DeriveFrame, ...DeriveFrame[]];
   await refused([header, first, first, ...rest], /tensor 0 at 0: expected offset 8/);
 });
 
@@ -109,11 +109,11 @@ test("a flipped bit", async () => {
 
 test("frames where none may be", async () => {
   const frames = example();
-  const [header, chunk] = frames as [Frame, Frame];
+  const [header, chunk] = frames as [DeriveFrame, DeriveFrame];
   await refused([chunk, ...frames], /header must come first/);
   await refused([header, ...frames], /header must come first, and once/);
   await refused([...frames, chunk], /a chunk after the trailer/);
-  await refused([header, create(FrameSchema, { frame: { case: "itemResult", value: {} } })], /DeriveStream/);
+  await refused([header, create(DeriveFrameSchema, { frame: { case: "error", value: {} } })], /DeriveStream/);
 });
 
 test("more bytes than announced", async () => {

@@ -3,9 +3,11 @@
 
 import { crc32 } from "node:zlib";
 
-import type { Frame, Header, TensorChunk, TensorInfo, Trailer } from "../gen/dst/v1/inference_pb.js";
+import type { DeriveFrame, Header, TensorChunk, TensorInfo, Trailer } from "../gen/dst/v1/inference_pb.js";
+import { HeaderSchema } from "../gen/dst/v1/inference_pb.js";
 import { TensorEncoding, TensorElementType } from "../gen/dst/v1/tensor_pb.js";
 import { byteWidth, floats, isFloat, uint32s } from "./elements.js";
+import { joined } from "./names.js";
 import { Tensor } from "./tensor.js";
 
 /** How much an answer may announce: memory is taken before anything else has come. */
@@ -31,7 +33,7 @@ export class TruncatedAnswer extends DamagedAnswer {
 }
 
 /** Puts the answer of one request together. */
-export async function assemble(frames: AsyncIterable<Frame> | Iterable<Frame>): Promise<Answer> {
+export async function assemble(frames: AsyncIterable<DeriveFrame> | Iterable<DeriveFrame>): Promise<Answer> {
   const assembler = new Assembler();
   for await (const frame of frames) assembler.add(frame);
   return assembler.finish();
@@ -39,23 +41,27 @@ export async function assemble(frames: AsyncIterable<Frame> | Iterable<Frame>): 
 
 /** The frames of one request go in, in order; its answer comes out. */
 export class Assembler {
+  /** All pieces of it: that of many tensors or tokens comes in several frames, all but the last of them partial. */
   #header: Header | undefined;
+  #headerIsComplete = false;
   #trailer: Trailer | undefined;
+  #announced = 0;
   #buffers: Uint8Array[] = [];
   #checksums: number[] = [];
   /** The tensor being filled, and how far it is. */
   #current = 0;
   #filled = 0;
 
-  add(message: Frame): void {
+  add(message: DeriveFrame): void {
     const { frame } = message;
     // Kinds of frames that this client does not know have no case, and are ignored.
     if (frame.case === undefined) return;
     check(!this.#trailer, `a ${frame.case} after the trailer`);
-    check((frame.case === "header") !== Boolean(this.#header), "the header must come first, and once");
+    check((frame.case === "header") !== this.#headerIsComplete, "the header must come first, and once");
     switch (frame.case) {
       case "header":
         this.#begin(frame.value);
+        this.#headerIsComplete = !message.partial;
         break;
       case "chunk":
         this.#fill(frame.value);
@@ -63,7 +69,7 @@ export class Assembler {
       case "trailer":
         this.#end(frame.value);
         break;
-      case "itemResult":
+      case "error":
         throw new DamagedAnswer("an error in place of the trailer; only DeriveStream sends those");
     }
   }
@@ -77,13 +83,17 @@ export class Assembler {
     return { header, tensors, trailer };
   }
 
-  #begin(header: Header): void {
-    header.tensors.forEach((info, id) => check(info.tensorId === id, `tensor ${id} is numbered ${info.tensorId}`));
-    const total = header.tensors.reduce((sum, info) => sum + byteLength(info), 0);
-    check(total <= MAX_BYTES, `${total} bytes announced, more than ${MAX_BYTES}`);
-    this.#header = header;
-    this.#buffers = header.tensors.map((info) => new Uint8Array(Number(info.byteLength)));
-    this.#checksums = header.tensors.map(() => 0);
+  #begin(piece: Header): void {
+    check(!this.#header || ["", this.#header.model].includes(piece.model), "pieces of different headers");
+    const first = this.#buffers.length;
+    piece.tensors.forEach((info, i) =>
+      check(info.tensorId === first + i, `tensor ${first + i} is numbered ${info.tensorId}`),
+    );
+    this.#announced += piece.tensors.reduce((sum, info) => sum + byteLength(info), 0);
+    check(this.#announced <= MAX_BYTES, `${this.#announced} bytes announced, more than ${MAX_BYTES}`);
+    this.#header = this.#header ? joined(HeaderSchema, this.#header, piece) : piece;
+    this.#buffers.push(...piece.tensors.map((info) => new Uint8Array(Number(info.byteLength))));
+    this.#checksums.push(...piece.tensors.map(() => 0));
     this.#skipFull();
   }
 

@@ -57,11 +57,17 @@ export async function listTypes({ catalog }: Server) {
 }
 
 export async function tokenize({ catalog }: Server, model: string, text: string) {
-  const { tokenIds, tokenStrings } = await catalog.tokenize({ model, text });
-  return { token_ids: tokenIds, token_strings: tokenStrings };
+  const tokens: { token_ids: number[]; token_strings: string[] } = { token_ids: [], token_strings: [] };
+  // The tokens of a long text come in several messages.
+  for await (const { tokenIds, tokenStrings } of catalog.tokenize({ model, text })) {
+    tokens.token_ids.push(...tokenIds);
+    tokens.token_strings.push(...tokenStrings);
+  }
+  return tokens;
 }
 
 export async function detokenize({ catalog }: Server, model: string, tokenIds: number[]) {
-  const { text } = await catalog.detokenize({ model, tokenIds });
-  return text;
+  let whole = "";
+  for await (const { text } of catalog.detokenize({ model, tokenIds })) whole += text;
+  return whole;
 }

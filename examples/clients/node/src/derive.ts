@@ -5,7 +5,7 @@ import { setTimeout } from "node:timers/promises";
 import { ConnectError } from "@connectrpc/connect";
 
 import { Dimension } from "../gen/dst/v1/component_pb.js";
-import type { Frame } from "../gen/dst/v1/inference_pb.js";
+import type { DeriveFrame } from "../gen/dst/v1/inference_pb.js";
 import { type Answer, assemble, Assembler, DamagedAnswer } from "./assemble.js";
 import { type ErrorReport, fromError, fromStatus } from "./errors.js";
 import type { DeriveRequestInit } from "./requests.js";
@@ -16,7 +16,7 @@ type Prediction = { token_count: number; next_token: number } | { error: ErrorRe
 /** Runs one request. */
 export async function derive({ scalars }: Server, request: DeriveRequestInit): Promise<Answer> {
   const call = new AbortController();
-  async function* frames(): AsyncIterable<Frame> {
+  async function* frames(): AsyncIterable<DeriveFrame> {
     try {
       for await (const { frames } of scalars.derive(request, { signal: call.signal })) yield* frames;
     } finally {
@@ -29,29 +29,28 @@ export async function derive({ scalars }: Server, request: DeriveRequestInit): P
 
 /**
  * Runs many requests, which the server batches. Answers may overtake one another, and their messages interleave; all
- * frames of a message are of one request.
+ * frames of a message are of one item.
  */
 export async function deriveStream({ scalars }: Server, requests: DeriveRequestInit[]) {
-  const assemblers = new Map(requests.map((request) => [request.requestId, new Assembler()]));
+  // By item: the server numbers requests as they come.
+  const assemblers = requests.map(() => new Assembler());
   async function* messages() {
     for (const value of requests) yield { message: { case: "request" as const, value } };
   }
   const predictions: Record<string, Prediction> = {};
-  for await (const { frames } of scalars.deriveStream(messages())) {
+  for await (const { requestId, itemIndex, frames } of scalars.deriveStream(messages())) {
+    const assembler = assemblers[itemIndex];
+    if (!assembler) throw new DamagedAnswer(`item ${itemIndex}, which was not asked`);
     for (const message of frames) {
-      const { requestId, frame } = message;
-      const assembler = assemblers.get(requestId);
-      if (!assembler) throw new DamagedAnswer(`a frame for ${requestId}, which was not asked`);
-      if (frame.case === "itemResult" && frame.value.result.case === "error") {
+      if (message.frame.case === "error") {
         // An item that failed ends so, in place of its trailer, and the others go on.
-        predictions[requestId] = { error: fromStatus(frame.value.result.value) };
-        assemblers.delete(requestId);
+        predictions[requestId] = { error: fromStatus(message.frame.value) };
       } else {
         assembler.add(message);
       }
     }
   }
-  for (const [requestId, assembler] of assemblers) predictions[requestId] = predict(assembler.finish());
+  requests.forEach(({ requestId = "" }, item) => (predictions[requestId] ??= predict(assemblers[item]!.finish())));
   return predictions;
 }
 

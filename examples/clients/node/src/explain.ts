@@ -3,16 +3,16 @@
 import { NodeTypeSchema } from "../gen/dst/v1/component_pb.js";
 import {
   ExplainPartSchema,
-  type GroupValues,
   type NodeTable,
+  NodeTableSchema,
   type ScoredTokens,
   type TokenScore,
 } from "../gen/dst/v1/explain_pb.js";
-import { bits, nameOf } from "./names.js";
+import { bits, joined, nameOf } from "./names.js";
 import type { ExplainRequestInit } from "./requests.js";
 import type { Server } from "./server.js";
 
-/** The parts that are wanted here, as the document calls them. */
+/** The frames that are wanted here, as the document calls them. */
 const PARTS: Record<string, string> = {
   header: "header",
   nodeTable: "node_table",
@@ -21,57 +21,68 @@ const PARTS: Record<string, string> = {
   trailer: "trailer",
 };
 
-/** Reads the parts of an explanation, each of which comes as soon as it is ready. */
+/** Reads an explanation, each frame of which comes as soon as it is ready. */
 export async function explain({ scalars }: Server, request: ExplainRequestInit) {
   const parts: Record<string, number> = {};
-  const groups: ReturnType<typeof group>[] = [];
   const scoredTokens: ReturnType<typeof scored>[] = [];
-  const topLogits: [string, string][] = [];
-  let messages = 0;
+  let table: NodeTable | undefined;
+  let logits: NodeTable | undefined;
+  let count = 0;
   let counted = 0;
-  for await (const { part } of scalars.explain(request)) {
-    messages += 1;
-    const name = PARTS[part.case ?? ""];
-    if (name === undefined) continue; // not wanted here, or not known
-    parts[name] = (parts[name] ?? 0) + 1;
-    switch (part.case) {
-      case "nodeTable":
-        groups.push(...part.value.groups.map((values) => group(part.value, values)));
-        break;
-      case "scoredTokens":
-        scoredTokens.push(scored(part.value));
-        break;
-      case "topLogits": {
-        const [logits] = part.value.groups;
-        for (const i of logits?.top ?? []) topLogits.push([part.value.vocabTokens[i]!, bits(logits!.values[i]!)]);
-        break;
+  for await (const { frames } of scalars.explain(request)) {
+    for (const { frame } of frames) {
+      count += 1;
+      const name = PARTS[frame.case ?? ""];
+      if (name === undefined) continue; // not wanted here, or not known
+      parts[name] = (parts[name] ?? 0) + 1;
+      switch (frame.case) {
+        case "nodeTable":
+          table = merged(table, frame.value);
+          break;
+        case "scoredTokens":
+          scoredTokens.push(scored(frame.value));
+          break;
+        case "topLogits":
+          logits = merged(logits, frame.value);
+          break;
+        case "trailer":
+          counted = frame.value.frameCount;
+          break;
       }
-      case "trailer":
-        counted = part.value.messageCount;
-        break;
     }
   }
-  if (counted !== messages) throw new Error(`truncated: ${messages} messages came, the trailer counts ${counted}`);
-  return { parts, groups, scored_tokens: scoredTokens, top_logits: topLogits };
+  if (counted !== count) throw new Error(`truncated: ${count} frames came, the trailer counts ${counted}`);
+  if (!table || !logits) throw new Error("an explanation without its tables");
+  return { parts, groups: groups(table), scored_tokens: scoredTokens, top_logits: topTokens(logits) };
 }
 
-function group(table: NodeTable, values: GroupValues) {
-  return {
-    group_id: values.groupId,
-    top: values.top.map((i) => node(table, values, i)),
-    bottom: values.bottom.map((i) => node(table, values, i)),
-  };
+/** A table of many nodes comes in several frames. */
+function merged(whole: NodeTable | undefined, piece: NodeTable): NodeTable {
+  return whole ? joined(NodeTableSchema, whole, piece) : piece;
+}
+
+function groups(table: NodeTable) {
+  return table.groups.map(({ groupId, top, bottom }, group) => ({
+    group_id: groupId,
+    top: top.map((i) => node(table, i, group)),
+    bottom: bottom.map((i) => node(table, i, group)),
+  }));
 }
 
 /** The node at a position of a table, with its value in a group. */
-function node(table: NodeTable, values: GroupValues, i: number) {
-  const index = table.nodes[i]!;
+function node(table: NodeTable, i: number, group: number) {
+  const { node: index, values } = table.nodes[i]!;
   return {
-    node_type: nameOf(NodeTypeSchema, index.nodeType),
-    layer_index: index.layerIndex ?? null,
-    tensor_indices: index.tensorIndices.map(({ index }) => (index.case === "at" ? index.value : null)),
-    bits: bits(values.values[i]!),
+    node_type: nameOf(NodeTypeSchema, index!.nodeType),
+    layer_index: index!.layerIndex ?? null,
+    tensor_indices: index!.tensorIndices.map(({ index }) => (index.case === "at" ? index.value : null)),
+    bits: bits(values[group]!),
   };
+}
+
+/** Pairs of a token and the bits of its logit. */
+function topTokens({ nodes, groups: [group] }: NodeTable) {
+  return group!.top.map((i) => [nodes[i]!.vocabToken, bits(nodes[i]!.values[0]!)]);
 }
 
 function scored(message: ScoredTokens) {

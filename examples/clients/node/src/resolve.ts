@@ -3,9 +3,9 @@
 import type { Axis } from "../gen/dst/v1/tensor_pb.js";
 import { DimensionSchema } from "../gen/dst/v1/component_pb.js";
 import { DerivedScalarTypeSchema } from "../gen/dst/v1/derived_scalar_type_pb.js";
-import type { Resolved } from "../gen/dst/v1/resolution_pb.js";
+import { type Resolved, ResolvedSchema } from "../gen/dst/v1/resolution_pb.js";
 import { type ErrorReport, fromStatus } from "./errors.js";
-import { nameOf } from "./names.js";
+import { joined, nameOf } from "./names.js";
 import type { DeriveRequestInit } from "./requests.js";
 import type { Server } from "./server.js";
 
@@ -14,22 +14,27 @@ export async function resolve({ scalars }: Server, request: DeriveRequestInit, l
   const stages: string[] = [];
   const loaded: Record<string, number> = {};
   let resolved: Resolved | undefined;
-  for await (const { stage } of scalars.resolve({ request, load: true })) {
-    switch (stage.case) {
-      case "validated":
-        stages.push("VALIDATED");
-        break;
-      case "loading": {
-        const { context, bytesDone, bytesTotal } = stage.value;
-        log(`loading ${context}: ${bytesDone} of ${bytesTotal} bytes`);
-        if (stages.at(-1) !== "LOADING") stages.push("LOADING");
-        loaded[context] = Number(bytesDone);
-        break;
+  const enter = (stage: string) => {
+    if (stages.at(-1) !== stage) stages.push(stage);
+  };
+  for await (const { frames } of scalars.resolve({ request, load: true })) {
+    for (const { frame } of frames) {
+      switch (frame.case) {
+        case "validated":
+          enter("VALIDATED");
+          break;
+        case "loading": {
+          const { context, bytesDone, bytesTotal } = frame.value;
+          log(`loading ${context}: ${bytesDone} of ${bytesTotal} bytes`);
+          enter("LOADING");
+          loaded[context] = Number(bytesDone);
+          break;
+        }
+        case "resolved":
+          enter("RESOLVED");
+          resolved = merged(resolved, frame.value);
+          break;
       }
-      case "resolved":
-        stages.push("RESOLVED");
-        resolved = stage.value;
-        break;
     }
   }
   if (!resolved) throw new Error("Resolve ended without an answer");
@@ -44,11 +49,20 @@ export async function resolveStream({ scalars }: Server, requests: DeriveRequest
     }
   }
   const answers: Record<string, { resolved: ReturnType<typeof summary> } | { error: ErrorReport }> = {};
-  for await (const { requestId, stage } of scalars.resolveStream(messages())) {
-    if (stage.case === "resolved") answers[requestId] = { resolved: summary(stage.value) };
-    if (stage.case === "error") answers[requestId] = { error: fromStatus(stage.value) };
+  const whole: Record<string, Resolved> = {};
+  for await (const { requestId, frames } of scalars.resolveStream(messages())) {
+    for (const { frame } of frames) {
+      if (frame.case === "resolved") whole[requestId] = merged(whole[requestId], frame.value);
+      if (frame.case === "error") answers[requestId] = { error: fromStatus(frame.value) };
+    }
   }
+  for (const [requestId, resolved] of Object.entries(whole)) answers[requestId] = { resolved: summary(resolved) };
   return answers;
+}
+
+/** What is said of many derived scalars comes in several frames. */
+function merged(whole: Resolved | undefined, piece: Resolved): Resolved {
+  return whole ? joined(ResolvedSchema, whole, piece) : piece;
 }
 
 function summary(resolved: Resolved) {

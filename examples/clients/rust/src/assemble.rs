@@ -4,9 +4,10 @@
 use std::fmt;
 
 use crc32fast::Hasher;
+use prost::Message;
 
-use crate::proto::dst::v1::frame::Frame as Kind;
-use crate::proto::dst::v1::{Frame, Header, TensorChunk, TensorEncoding, TensorInfo, Trailer};
+use crate::proto::dst::v1::derive_frame::Frame as Kind;
+use crate::proto::dst::v1::{DeriveFrame, Header, TensorChunk, TensorEncoding, TensorInfo, Trailer};
 use crate::tensor::{byte_width, Tensor};
 
 /// How much an answer may announce: memory is taken before anything else has come.
@@ -43,6 +44,11 @@ pub fn damaged<T>(problem: impl ToString) -> Result<T, DamagedAnswer> {
     Err(DamagedAnswer::Corrupt(problem.to_string()))
 }
 
+/// Adds a piece of a message: lists are joined. Messages in a row are one message, by the rules of protobuf.
+pub fn joined<M: Message>(whole: &mut M, piece: &M) {
+    whole.merge(piece.encode_to_vec().as_slice()).expect("what was encoded can be decoded");
+}
+
 /// A tensor on its way.
 struct Buffer {
     data: Vec<u8>,
@@ -53,7 +59,11 @@ struct Buffer {
 /// The frames of one request go in, in order; its answer comes out.
 #[derive(Default)]
 pub struct Assembler {
+    /// Of all pieces: that of many tensors or tokens comes in several frames, all but the last of them partial.
     header: Option<Header>,
+    /// Whether the last of them has come.
+    complete: bool,
+    announced: u64,
     buffers: Vec<Buffer>,
     /// The tensor being filled.
     current: usize,
@@ -62,12 +72,12 @@ pub struct Assembler {
 
 impl Assembler {
     /// Takes the next frame. Kinds that this client does not know are ignored.
-    pub fn add(&mut self, frame: Frame) -> Result<(), DamagedAnswer> {
+    pub fn add(&mut self, frame: DeriveFrame) -> Result<(), DamagedAnswer> {
         match frame.frame {
-            Some(Kind::Header(header)) => self.begin(header),
+            Some(Kind::Header(piece)) => self.begin(piece, frame.partial),
             Some(Kind::Chunk(chunk)) => self.fill(&chunk),
             Some(Kind::Trailer(trailer)) => self.end(trailer),
-            Some(Kind::ItemResult(_)) => damaged("an error in place of the trailer; only DeriveStream sends those"),
+            Some(Kind::Error(_)) => damaged("an error in place of the trailer; only DeriveStream sends those"),
             None => Ok(()),
         }
     }
@@ -89,30 +99,32 @@ impl Assembler {
         Ok(Answer { tensors, header, trailer })
     }
 
-    fn begin(&mut self, header: Header) -> Result<(), DamagedAnswer> {
-        if self.header.is_some() {
+    fn begin(&mut self, piece: Header, partial: bool) -> Result<(), DamagedAnswer> {
+        let differs = |header: &Header| !piece.model.is_empty() && piece.model != header.model;
+        if self.complete || self.header.as_ref().map_or(false, differs) {
             return damaged("a second header");
         }
-        let mut room = MAX_BYTES;
-        for (i, info) in header.tensors.iter().enumerate() {
-            if info.tensor_id as usize != i {
-                return damaged(format!("tensor {i} is numbered {}", info.tensor_id));
+        self.complete = !partial;
+        for info in &piece.tensors {
+            let id = self.buffers.len();
+            if info.tensor_id as usize != id {
+                return damaged(format!("tensor {id} is numbered {}", info.tensor_id));
             }
-            if info.byte_length > room {
+            if info.byte_length > MAX_BYTES - self.announced {
                 return damaged(format!("more than {MAX_BYTES} bytes announced"));
             }
             check_length(info)?;
-            room -= info.byte_length;
+            self.announced += info.byte_length;
             let length = info.byte_length as usize;
             self.buffers.push(Buffer { data: Vec::with_capacity(length), length, checksum: Hasher::new() });
         }
-        self.header = Some(header);
+        joined(self.header.get_or_insert_with(Header::default), &piece);
         self.skip_full();
         Ok(())
     }
 
     fn fill(&mut self, chunk: &TensorChunk) -> Result<(), DamagedAnswer> {
-        if self.header.is_none() || self.trailer.is_some() {
+        if !self.complete || self.trailer.is_some() {
             return damaged("a chunk outside of header and trailer");
         }
         let current = self.current;
@@ -138,7 +150,7 @@ impl Assembler {
     }
 
     fn end(&mut self, trailer: Trailer) -> Result<(), DamagedAnswer> {
-        if self.header.is_none() || self.trailer.is_some() {
+        if !self.complete || self.trailer.is_some() {
             return damaged("a trailer without header, or a second one");
         }
         if self.current < self.buffers.len() {

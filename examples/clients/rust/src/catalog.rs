@@ -72,7 +72,14 @@ pub async fn types(server: &Server) -> Result<Value, Status> {
 
 pub async fn tokenize(server: &Server, model: &str, text: &str) -> Result<TokenizeResponse, Status> {
     let request = TokenizeRequest { model: model.to_owned(), text: text.to_owned() };
-    server.catalog.tokenize(request).await
+    let mut responses = server.catalog.tokenize(request).await?;
+    let mut tokens = TokenizeResponse::default();
+    // The tokens of a long text come in several messages.
+    while let Some(response) = responses.message().await? {
+        tokens.token_ids.extend(response.token_ids);
+        tokens.token_strings.extend(response.token_strings);
+    }
+    Ok(tokens)
 }
 
 pub fn to_json(tokens: &TokenizeResponse) -> Value {
@@ -81,6 +88,13 @@ pub fn to_json(tokens: &TokenizeResponse) -> Value {
 
 pub async fn detokenize(server: &Server, model: &str, token_ids: Vec<u32>) -> Result<String, Status> {
     let request = DetokenizeRequest { model: model.to_owned(), token_ids };
-    let response = retrying(|| server.catalog.detokenize(request.clone())).await?;
-    Ok(response.text)
+    retrying(|| async {
+        let mut responses = server.catalog.detokenize(request.clone()).await?;
+        let mut text = String::new();
+        while let Some(response) = responses.message().await? {
+            text.push_str(&response.text);
+        }
+        Ok(text)
+    })
+    .await
 }

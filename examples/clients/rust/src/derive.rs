@@ -1,6 +1,5 @@
 //! Running requests: one, many on a stream, one that is late, one that is cancelled.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -10,10 +9,9 @@ use tokio::time::{sleep, Instant};
 use crate::assemble::{damaged, Answer, Assembler};
 use crate::errors::ErrorReport;
 use crate::grpc::Status;
-use crate::proto::dst::v1::frame::Frame as Kind;
-use crate::proto::dst::v1::item_result::Result::Error as ItemError;
+use crate::proto::dst::v1::derive_frame::Frame as Kind;
 use crate::proto::dst::v1::{
-    derive_stream_request, DeriveRequest, DeriveStreamRequest, ItemResult, ListContextsRequest, WatchContextsRequest,
+    derive_stream_request, DeriveRequest, DeriveStreamRequest, ListContextsRequest, WatchContextsRequest,
 };
 use crate::server::Server;
 
@@ -31,29 +29,36 @@ pub async fn derive(server: &Server, request: DeriveRequest) -> Result<Answer, B
 }
 
 /// Runs many requests, which the server batches. Answers may overtake one another, and their messages interleave; all
-/// frames of a message are of one request.
+/// frames of a message are of one item.
 pub async fn derive_stream(server: &Server, requests: Vec<DeriveRequest>) -> Result<Value, Box<dyn Error>> {
-    let ids = requests.iter().map(|request| request.request_id.clone());
-    let mut assemblers: HashMap<_, _> = ids.map(|id| (id, Assembler::default())).collect();
-    let message = |request| DeriveStreamRequest { message: Some(derive_stream_request::Message::Request(request)) };
+    // By item: the server numbers requests as they come.
+    let mut assemblers: Vec<_> =
+        requests.iter().map(|request| (request.request_id.clone(), Assembler::default())).collect();
+    let message = |request| DeriveStreamRequest {
+        message: Some(derive_stream_request::Message::Request(request)),
+        timeout: None,
+    };
     let mut responses = server.scalars.derive_stream(requests.into_iter().map(message).collect()).await?;
     let mut predictions = Map::new();
     while let Some(response) = responses.message().await? {
+        let (_, assembler) = match assemblers.get_mut(response.item_index as usize) {
+            Some(item) => item,
+            None => return Ok(damaged(format!("item {}, which was not asked", response.item_index))?),
+        };
         for frame in response.frames {
-            if let Some(Kind::ItemResult(ItemResult { result: Some(ItemError(status)) })) = &frame.frame {
+            if let Some(Kind::Error(status)) = &frame.frame {
                 // An item that failed ends so, in place of its trailer, and the others go on.
                 let error = ErrorReport::from(status).to_json();
-                assemblers.remove(&frame.request_id);
-                predictions.insert(frame.request_id, json!({"error": error}));
-            } else if let Some(assembler) = assemblers.get_mut(&frame.request_id) {
-                assembler.add(frame)?;
+                predictions.insert(response.request_id.clone(), json!({"error": error}));
             } else {
-                damaged(format!("a frame for {}, which was not asked", frame.request_id))?;
+                assembler.add(frame)?;
             }
         }
     }
     for (id, assembler) in assemblers {
-        predictions.insert(id, predict(&assembler.finish()?));
+        if !predictions.contains_key(&id) {
+            predictions.insert(id, predict(&assembler.finish()?));
+        }
     }
     Ok(predictions.into())
 }

@@ -44,7 +44,7 @@ impl Inputs {
     fn question(&self, id: &str, derived_scalars: Vec<DerivedScalarSpec>) -> DeriveRequest {
         DeriveRequest {
             request_id: id.to_owned(),
-            model: Some(self.model.clone()),
+            model: self.model.clone(),
             prompt: Some(Prompt { prompt: Some(Content::Text(self.prompt.clone())) }),
             loss_fn_config: Some(logit_diff(&self.target_tokens, &self.distractor_tokens)),
             derived_scalars,

@@ -1,13 +1,15 @@
 //! Asking what a request would cost before it is run.
 
+use std::collections::HashMap;
+
 use serde_json::{json, Map, Value};
 
+use crate::assemble::joined;
 use crate::errors::ErrorReport;
 use crate::grpc::Status;
-use crate::proto::dst::v1::resolve_response::Stage;
+use crate::proto::dst::v1::resolve_frame::Frame;
 use crate::proto::dst::v1::{
-    resolve_stream_request, resolve_stream_response, Axis, DeriveRequest, ResolveRequest, ResolveStreamRequest,
-    Resolved,
+    resolve_stream_request, Axis, DeriveRequest, ResolveRequest, ResolveStreamRequest, Resolved,
 };
 use crate::proto::google::rpc::Code;
 use crate::server::Server;
@@ -16,27 +18,30 @@ use crate::server::Server;
 pub async fn resolve(server: &Server, request: DeriveRequest) -> Result<Value, Status> {
     let mut stages = vec![];
     let mut loaded = Map::new();
-    let mut answer = None;
+    let mut whole: Option<Resolved> = None;
     let mut responses = server.scalars.resolve(ResolveRequest { request: Some(request), load: true }).await?;
     while let Some(response) = responses.message().await? {
-        match response.stage {
-            Some(Stage::Validated(_)) => stages.push("VALIDATED"),
-            Some(Stage::Loading(progress)) => {
-                eprintln!("loading {}: {} of {} bytes", progress.context, progress.bytes_done, progress.bytes_total);
-                if loaded.is_empty() {
+        for frame in response.frames {
+            match frame.frame {
+                Some(Frame::Validated(_)) => stages.push("VALIDATED"),
+                Some(Frame::Loading(progress)) => {
+                    let (done, total) = (progress.bytes_done, progress.bytes_total);
+                    eprintln!("loading {}: {done} of {total} bytes", progress.context);
                     stages.push("LOADING");
+                    loaded.insert(progress.context, done.into());
                 }
-                loaded.insert(progress.context, progress.bytes_done.into());
+                Some(Frame::Resolved(piece)) => {
+                    stages.push("RESOLVED");
+                    // What is said of many derived scalars comes in several frames.
+                    joined(whole.get_or_insert_with(Resolved::default), &piece);
+                }
+                _ => {} // a kind that this client does not know
             }
-            Some(Stage::Resolved(message)) => {
-                stages.push("RESOLVED");
-                answer = Some(resolved(&message));
-            }
-            None => {} // a stage that this client does not know
         }
     }
-    let answer = answer.ok_or_else(|| Status::new(Code::DataLoss, "Resolve ended without an answer"))?;
-    Ok(json!({"stages": stages, "loaded": loaded, "resolved": answer}))
+    stages.dedup();
+    let whole = whole.ok_or_else(|| Status::new(Code::DataLoss, "Resolve ended without an answer"))?;
+    Ok(json!({"stages": stages, "loaded": loaded, "resolved": resolved(&whole)}))
 }
 
 /// Asks about many requests at once. A bad one fails alone, and the answers may overtake one another.
@@ -46,16 +51,20 @@ pub async fn resolve_stream(server: &Server, requests: Vec<DeriveRequest>) -> Re
     };
     let mut responses = server.scalars.resolve_stream(requests.into_iter().map(message).collect()).await?;
     let mut answers = Map::new();
+    let mut whole: HashMap<String, Resolved> = HashMap::new();
     while let Some(response) = responses.message().await? {
-        let answer = match response.stage {
-            Some(resolve_stream_response::Stage::Resolved(message)) => json!({"resolved": resolved(&message)}),
-            Some(resolve_stream_response::Stage::Error(status)) => {
-                json!({"error": ErrorReport::from(&status).to_json()})
+        for frame in response.frames {
+            match frame.frame {
+                Some(Frame::Resolved(piece)) => joined(whole.entry(response.request_id.clone()).or_default(), &piece),
+                Some(Frame::Error(status)) => {
+                    let error = ErrorReport::from(&status).to_json();
+                    answers.insert(response.request_id.clone(), json!({"error": error}));
+                }
+                _ => {} // on the way
             }
-            _ => continue, // on the way
-        };
-        answers.insert(response.request_id, answer);
+        }
     }
+    answers.extend(whole.iter().map(|(id, message)| (id.clone(), json!({"resolved": resolved(message)}))));
     Ok(answers.into())
 }
 
