@@ -181,8 +181,8 @@ def main() -> None:
     x = 2 * _normal(7, N) + 0.3
     tensors: Tensors = {"x": x}
     cases: list[dict[str, Any]] = []
-    for kind, weights in WEIGHTS.items():
-        tensors |= {f"weights/{kind}/{name}": weight.contiguous() for name, weight in weights.items()}
+    for kind, own in WEIGHTS.items():
+        tensors |= {f"weights/{kind}/{name}": weight.contiguous() for name, weight in own.items()}
     todo = [("saelens", name, "layer_3", weights, config) for name, (weights, config) in SAELENS.items()]
     todo += [("sparsify", name, folder, weights, config) for name, (folder, weights, config) in SPARSIFY.items()]
     with tempfile.TemporaryDirectory() as root, torch.no_grad():

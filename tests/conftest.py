@@ -4,6 +4,7 @@ Properties are tried on few examples at a time, and on others every time; `--hyp
 """
 
 import gc
+import sys
 
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +16,11 @@ settings.load_profile("few")
 
 
 def pytest_collection_finish() -> None:
-    """Keep what libraries and collected tests hold out of garbage collections, of which the cache asks for many."""
+    """Keep what libraries and collected tests hold out of garbage collections, of which the cache asks for many.
+
+    And torch to one thread: the tensors of tests are tiny, and threads would mostly wait for each other.
+    """
     gc.collect()
     gc.freeze()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -26,10 +26,10 @@ def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int)
         findings.add(path, f"must be below the number of layers {n_layers}, not {layer}")
 
 
-def check_covered(findings: Findings, info: AutoencoderEntry, layer: int | None, path: str) -> None:
+def check_covered(findings: Findings, entry: AutoencoderEntry, layer: int | None, path: str) -> None:
     """Note a layer that an autoencoder set has none for."""
-    if layer is not None and layer not in info.layer_indices:
-        findings.add(path, f"{info.name} does not cover layer {layer}")
+    if layer is not None and layer not in entry.layer_indices:
+        findings.add(path, f"{entry.name} does not cover layer {layer}")
 
 
 def check_positions(
@@ -46,9 +46,9 @@ def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, set
     check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers)
     facts, latents = NODES[node.node_type], None
     if facts.is_autoencoder_latent and sets:
-        info = set_of(sets, node.node_type)
-        check_covered(findings, info, node.layer_index, f"{path}.layer_index")
-        latents = info.n_latents
+        entry = set_of(sets, node.node_type)
+        check_covered(findings, entry, node.layer_index, f"{path}.layer_index")
+        latents = entry.n_latents
     axes = sized(facts.axes, sizes, latents)
     check_positions(findings, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:

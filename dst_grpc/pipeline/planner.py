@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
+from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
@@ -18,7 +19,7 @@ from dst_grpc.pipeline.interventions import changes_of_gradient, planned_interve
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
-from dst_grpc.pipeline.scalar_planner import ScalarPlanner
+from dst_grpc.pipeline.scalar_planner import plan_scalar
 from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.pipeline.stand_ins import without_stand_ins
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
@@ -273,7 +274,7 @@ class _Planner:
         if spec.config is not None:
             self._lookup.check_model(config, path)
         sets = self._lookup.sets_of(config, path, spliced)
-        planner = ScalarPlanner(
+        asked = AskedScalar(
             request=request,
             spec_index=index,
             config=config,
@@ -287,7 +288,7 @@ class _Planner:
             loss=loss,
             findings=self._findings,
         )
-        return planner.plan()
+        return plan_scalar(asked)
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
         """An answer's header names every tensor."""

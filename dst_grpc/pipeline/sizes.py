@@ -67,9 +67,9 @@ class Sizes:
 
 def most_latents(sets: Iterable[AutoencoderEntry]) -> int:
     """Latents of the widest of *sets*; 0 if there are none."""
-    return max((info.n_latents for info in sets), default=0)
+    return max((entry.n_latents for entry in sets), default=0)
 
 
 def set_of(sets: Sequence[AutoencoderEntry], node_type: NodeType) -> AutoencoderEntry:
     """The set whose latents are *node_type*; for a generic latent the only, or first, of *sets*, which has some."""
-    return next((info for info in sets if info.node_type is node_type), sets[0])
+    return next((entry for entry in sets if entry.node_type is node_type), sets[0])

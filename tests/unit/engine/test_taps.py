@@ -103,15 +103,15 @@ def test_overwritten_entries_pass_nothing_upstream(decoder: Decoder) -> None:
 
 
 def test_a_gradient_is_recorded_as_it_arrives_before_its_backward_ablation(decoder: Decoder) -> None:
-    """Q13: the ablation shows upstream, not at its own tap."""
+    """Q13: the ablation shows upstream, not at its own tap, whether anything upstream is recorded or not."""
     site, upstream = (L.RESID_POST_MLP, 1), (L.RESID_POST_MLP, 0)
-    changed = gradients(
-        decoder, gradients=[site, upstream], interventions=[ablation(*site, (None, None), 0.0, gradient_pass=0)]
-    )
+    zeroed = ablation(*site, (None, None), 0.0, gradient_pass=0)
     plain = gradients(decoder, gradients=[site, upstream])
+    changed = gradients(decoder, gradients=[site, upstream], interventions=[zeroed])
     torch.testing.assert_close(changed[site], plain[site])
     assert (changed[upstream][0] == 0).all()
     torch.testing.assert_close(changed[upstream][1], plain[upstream][1])
+    torch.testing.assert_close(gradients(decoder, gradients=[site], interventions=[zeroed])[site], plain[site])
 
 
 def test_backward_ablations_change_no_value(decoder: Decoder) -> None:
