@@ -43,8 +43,10 @@ _PARTS = {
 _ACTIVATIONS = (AutoencoderActivation.RELU, AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY)
 _FREQUENCIES = "latents_activation_frequency"
 _FACTS = frozenset({"activation", "activation_state_dict", "dst", "layer_index", "normalization"})
-_HARMLESS = frozenset({_FREQUENCIES, "latents_mean_square", "stats_last_nonzero", "activation.k", "format"})
-"""Statistics, k once more, and what libraries write into every safetensors file."""
+_HARMLESS = frozenset(
+    {_FREQUENCIES, "latents_mean_square", "stats_last_nonzero", "activation.k", "activation.postact_fn", "format"}
+)
+"""Statistics, the state of TopK once more, and what libraries write into every safetensors file."""
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
 
