@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import reduce
 from operator import attrgetter, or_
@@ -217,5 +216,6 @@ def _is_arm(field: FieldDescriptor) -> bool:
 def _arms(oneof: Any, hint: Any, kind_of: KindOf) -> Arms:
     """The arms of a oneof for values of a union, or of the subclasses of a class."""
     alternatives: tuple[type, ...] = get_args(hint) or (hint, *hint.__subclasses__())
-    classes = [cls for cls in alternatives if hasattr(cls, "__dataclass_fields__") and not inspect.isabstract(cls)]
-    return Arms(oneof, {MESSAGE_NAMES.get(cls, cls.__name__): (cls, kind_of(cls)) for cls in classes})
+    names = {field.message_type.name for field in oneof.fields if field.message_type is not None}
+    named = {MESSAGE_NAMES.get(cls, cls.__name__): cls for cls in alternatives}
+    return Arms(oneof, {name: (cls, kind_of(cls)) for name, cls in named.items() if name in names})
