@@ -21,7 +21,6 @@ from dst_grpc.domain.explanations import (
     NodeTokenPairs,
     NodeTokens,
     PartKind,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -29,7 +28,7 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.results import Provenance, RunStatistics, RunSummary
+from dst_grpc.domain.results import Provenance, RunHeader, RunStatistics, RunSummary
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.wire.frames import PartCutter
 

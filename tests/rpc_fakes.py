@@ -14,7 +14,7 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
-from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunHeader
+from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind
 from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -33,6 +33,7 @@ from dst_grpc.domain.results import (
     Axis,
     DenseTensor,
     Provenance,
+    RunHeader,
     RunStatistics,
     RunSummary,
     TensorInfo,

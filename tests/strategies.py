@@ -55,7 +55,6 @@ from dst_grpc.domain.explanations import (
     NodeTokenPairs,
     NodeTokens,
     PartKind,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -76,7 +75,6 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import (
-    FLOAT_ELEMENT_TYPES,
     CancelItem,
     DerivedScalarSpec,
     DeriveRequest,
@@ -107,6 +105,7 @@ from dst_grpc.domain.results import (
     Axis,
     DenseTensor,
     Provenance,
+    RunHeader,
     RunStatistics,
     RunSummary,
     SparseTensor,
@@ -120,6 +119,7 @@ from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 
 L = ActivationLocationType
+FLOATS = tuple(element_type for element_type in TensorElementType if element_type.is_float)
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -253,7 +253,7 @@ def dst_configs(draw: st.DrawFn) -> DstConfig:
     device = draw(devices)
 
     def reference(name: str) -> st.SearchStrategy[str]:
-        element = st.sampled_from(FLOAT_ELEMENT_TYPES)
+        element = st.sampled_from(FLOATS)
         handle = st.tuples(revisions, element).map(lambda pair: f"{name}@{pair[0]}:{pair[1]}:{device}")
         return st.just(name) | handle
 
@@ -370,7 +370,7 @@ def derive_requests(draw: st.DrawFn, *, prompt: st.SearchStrategy[Prompt | None]
         ablation_specs=draw(tuples(ablation_specs())),
         autoencoders=draw(tuples(names, unique=True)),
         config=draw(dst_configs()),
-        element_type=draw(st.sampled_from(FLOAT_ELEMENT_TYPES)),
+        element_type=draw(st.sampled_from(FLOATS)),
         encoding=draw(st.sampled_from(TensorEncoding)),
         interventions=draw(tuples(interventions())),
         detach_final_layer_norm_scale=draw(optional(st.booleans())),
@@ -422,7 +422,7 @@ STORED_AS = {
 @st.composite
 def tensors(draw: st.DrawFn, tensor_id: int) -> DenseTensor | SparseTensor:
     """Tensors as a server makes them, with any bits for values: NaN of every kind, infinities, subnormals."""
-    info = draw(tensor_infos(st.just(tensor_id), FLOAT_ELEMENT_TYPES))
+    info = draw(tensor_infos(st.just(tensor_id), FLOATS))
     dtype = np.dtype(STORED_AS[info.element_type])
     elements = int(np.prod(info.shape, dtype=np.int64))
     count = elements if info.nonzero_count is None else info.nonzero_count
@@ -773,7 +773,7 @@ server_infos = st.builds(
 )
 tensor_descriptions = st.builds(
     TensorDescription,
-    element_type=st.sampled_from(FLOAT_ELEMENT_TYPES),
+    element_type=st.sampled_from(FLOATS),
     sizes=tuples(st.integers(1, 2**12)),
     ttl=optional(timeouts),
     checksum=optional(uint32),

@@ -69,7 +69,6 @@ from dst_grpc.domain.explanations import (
     NodeTokens,
     PartKind,
     RunExplanation,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -92,7 +91,7 @@ from dst_grpc.domain.resolution import (
     RegistryChange,
     Resolution,
 )
-from dst_grpc.domain.results import Axis
+from dst_grpc.domain.results import Axis, RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.server_info import ServerInfo, ServerLimits

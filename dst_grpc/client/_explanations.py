@@ -14,12 +14,12 @@ from dst_grpc.domain.explanations import (
     NodeTokens,
     PartKind,
     RunExplanation,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
     TokenPairs,
 )
+from dst_grpc.domain.results import RunHeader
 from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.assembly import PartReader
 from dst_grpc.wire.pieces import corrupt

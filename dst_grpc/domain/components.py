@@ -196,11 +196,11 @@ class ComponentTypeForAttention(StrEnum):
 
 
 class TensorElementType(StrEnum):
-    """How one element of a tensor is stored, little-endian throughout: its name, and its bytes."""
+    """How one element of a tensor is stored, little-endian throughout: its name, its bytes, whether it is a float."""
 
-    FLOAT32 = "float32", 4
-    FLOAT16 = "float16", 2
-    BFLOAT16 = "bfloat16", 2
+    FLOAT32 = "float32", 4, True
+    FLOAT16 = "float16", 2, True
+    BFLOAT16 = "bfloat16", 2, True
     INT32 = "int32", 4
     UINT32 = "uint32", 4
     INT64 = "int64", 8
@@ -209,12 +209,14 @@ class TensorElementType(StrEnum):
     _value_: str
     byte_width: int
     """Bytes of one element."""
+    is_float: bool
+    """Whether it holds what is computed: the elements of answers, of weights and of a request's tensors."""
 
-    def __new__(cls, name: str, byte_width: int = 0) -> Self:
+    def __new__(cls, name: str, byte_width: int = 0, is_float: bool = False) -> Self:
         """A member equal to its name."""
         member = str.__new__(cls, name)
         member._value_ = name
-        member.byte_width = byte_width
+        member.byte_width, member.is_float = byte_width, is_float
         return member
 
 

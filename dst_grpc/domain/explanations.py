@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dst_grpc.domain.indices import NodeIndex
-from dst_grpc.domain.results import Provenance, RunStatistics
+from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
 MAX_TOKENS_OF_PAIR_SUMS = 1000
@@ -50,22 +50,6 @@ class ExplainPart(StrEnum):
     def is_about_nodes(self) -> bool:
         """Whether it refers to nodes of the table."""
         return self.scores_tokens or self is ExplainPart.TOKEN_PAIRS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunHeader:
-    """What a run is about."""
-
-    model: str
-    """Handle of the model that ran."""
-    token_ids: tuple[int, ...]
-    """The prompt."""
-    token_strings: tuple[str, ...]
-    """Each token decoded alone."""
-    loss: float | None = None
-    """Value of the loss, which may be NaN; None if none was given."""
-    activation_value: float | None = None
-    """Value of the traced activation; None without a trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,15 +166,11 @@ class TokenPairs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunsTrailer:
-    """The end of an answer about runs. Without it the answer is truncated."""
+class RunsTrailer(RunSummary):
+    """The end of an answer about runs, which cost so much together. Without it the answer is truncated."""
 
     frame_count: int
     """Frames of the answer, this one included."""
-    statistics: RunStatistics
-    """What all runs cost together."""
-    provenance: Provenance
-    """What the numbers depend on."""
 
 
 class PartKind(StrEnum):

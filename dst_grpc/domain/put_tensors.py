@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dst_grpc.domain.components import TensorElementType
-from dst_grpc.domain.requests import FLOAT_ELEMENT_TYPES
 from dst_grpc.errors import Violations
 
 MAX_AXES = 16
@@ -33,7 +32,7 @@ class TensorDescription:
         """Check what needs no server; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         problems.check(
-            self.element_type in FLOAT_ELEMENT_TYPES,
+            self.element_type.is_float,
             "element_type",
             f"must be float32, float16 or bfloat16, not {self.element_type}",
         )

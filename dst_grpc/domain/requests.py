@@ -16,7 +16,6 @@ from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations
 
-FLOAT_ELEMENT_TYPES = (TensorElementType.FLOAT32, TensorElementType.FLOAT16, TensorElementType.BFLOAT16)
 MAX_REQUEST_ID_CHARACTERS = 256
 MIN_CHUNK_BYTES = 1024
 """Smallest chunk of a tensor that may be asked for."""
@@ -111,7 +110,7 @@ class DeriveRequest:
             except InvalidRequest as error:
                 problems.extend(error, "trace_config")
         problems.check(
-            self.element_type in FLOAT_ELEMENT_TYPES,
+            self.element_type.is_float,
             "element_type",
             f"must be float32, float16 or bfloat16, not {self.element_type}",
         )

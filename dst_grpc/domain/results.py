@@ -83,8 +83,8 @@ class SparseTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerHeader:
-    """The first thing of an answer: what will follow."""
+class RunHeader:
+    """What a run is about."""
 
     model: str
     """Handle of the model that ran."""
@@ -92,12 +92,18 @@ class AnswerHeader:
     """The prompt."""
     token_strings: tuple[str, ...]
     """Each token decoded alone."""
-    tensors: tuple[TensorInfo, ...]
-    """Every tensor that will follow, in order."""
     loss: float | None = None
     """Value of the loss, which may be NaN; None if none was given."""
     activation_value: float | None = None
     """Value of the traced activation; None without a trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerHeader(RunHeader):
+    """The first thing of an answer: what it is about, and what will follow."""
+
+    tensors: tuple[TensorInfo, ...]
+    """Every tensor that will follow, in order."""
 
 
 class AttentionImplementation(StrEnum):
@@ -151,7 +157,7 @@ class RunStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a run says at its end, before its bytes are counted."""
+    """What is said at the end of an answer, before what was sent is counted."""
 
     statistics: RunStatistics
     """What the run cost."""
@@ -160,7 +166,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerTrailer:
+class AnswerTrailer(RunSummary):
     """The last thing of an answer. Without it the answer is truncated."""
 
     tensor_count: int
@@ -169,10 +175,6 @@ class AnswerTrailer:
     """Bytes of tensors sent."""
     checksums: tuple[int, ...]
     """CRC-32 (IEEE 802.3) of each tensor's bytes, by tensor id."""
-    statistics: RunStatistics
-    """What the run cost."""
-    provenance: Provenance
-    """What the numbers depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Answer(Protocol[T_co]):
+class StepwiseAnswer(Protocol[T_co]):
     """What is made of recordings. Everything happens on the device's thread."""
 
     @property
@@ -60,7 +60,7 @@ class Executor:
     async def run(
         self,
         plans: Sequence[Plan],
-        begin: Callable[[Sequence[RunResult], ModelContext, Contexts], Answer[T]],
+        begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
         *,
         peak_bytes: int,
         operations: int,
@@ -113,11 +113,11 @@ async def _begun(
     plans: Sequence[Plan],
     model: ModelContext,
     sets: Contexts,
-    begin: Callable[[Sequence[RunResult], ModelContext, Contexts], Answer[T]],
-) -> tuple[Answer[T], Iterator[Sequence[T]], Sequence[T]]:
+    begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
+) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
     """The answer to *plans*, its steps, and what the first gives; raises the first plan's error if any failed."""
     results: dict[int, RunResult] = {}
-    begun: list[tuple[Answer[T], Iterator[Sequence[T]], Sequence[T]]] = []
+    begun: list[tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]] = []
 
     def then(i: int, result: RunResult) -> None:
         """On the device's thread, where the last plan's result is not fetched from before the answer is begun."""

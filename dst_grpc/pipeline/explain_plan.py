@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _P = ExplainPart
-_MAX_TABLE_NODES = 20_000
-_MAX_TABLE_BYTES = 3_500_000
+MAX_TABLE_NODES = 20_000
+"""Most nodes of one table."""
 _SCORES_OF_A_MESSAGE = 20_000
-_NODE_BYTES, _VALUE_BYTES = 50, 5
-"""About what a node, and a value, take on the wire."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +52,6 @@ class ExplainPlan:
     scored_token_count: int = 0
     token_pair_count: int = 0
     top_logit_count: int = 0
-
-    @property
-    def max_table_nodes(self) -> int:
-        """Most nodes of one table."""
-        return min(_MAX_TABLE_NODES, _MAX_TABLE_BYTES // (_NODE_BYTES + _VALUE_BYTES * len(self.groups)))
 
     @property
     def peak_bytes(self) -> int:
@@ -90,10 +83,10 @@ class ExplainPlan:
         total = 0
         for i, group in enumerate(self.groups):
             total += self._choices(group)
-            if total > self.max_table_nodes:
+            if total > MAX_TABLE_NODES:
                 field, k = ("k", self.k) if group.k is None else (f"groups[{i}].k", group.k)
-                limit = self.max_table_nodes
-                findings.add(field, f"{k} makes the groups choose up to {total} nodes; a table holds at most {limit}")
+                problem = f"{k} makes the groups choose up to {total} nodes; a table holds at most {MAX_TABLE_NODES}"
+                findings.add(field, problem)
                 return
 
     @property

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.explanations import ExplainPart, ExplanationPart, NodeTokenPairs, PartKind, RunHeader, TokenPairs
-from dst_grpc.domain.results import RunSummary
+from dst_grpc.domain.explanations import ExplainPart, ExplanationPart, NodeTokenPairs, PartKind, TokenPairs
+from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.pipeline.node_tables import NodeTables
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import RunResult, total_statistics

@@ -12,7 +12,7 @@ import torch
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explanations import Completeness, ExplainPart, GroupValues, NodeTable, ScalarSum
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.pipeline.explain_plan import ends_of
+from dst_grpc.pipeline.explain_plan import MAX_TABLE_NODES, ends_of
 from dst_grpc.scalars.node_groups import NodeGroups
 from dst_grpc.scalars.topk import Entries
 
@@ -78,9 +78,8 @@ class NodeTables:
         return self._asked.k if group.k is None else group.k
 
     def _check_count(self, count: int) -> None:
-        limit = self._asked.max_table_nodes
-        if count > limit:
-            raise InvalidRequest.of("k", f"the runs choose {count} nodes; a table holds at most {limit}")
+        if count > MAX_TABLE_NODES:
+            raise InvalidRequest.of("k", f"the runs choose {count} nodes; a table holds at most {MAX_TABLE_NODES}")
 
     def _chosen(self, i: int, group: TopKGroup) -> tuple[list[NodeIndex], list[NodeIndex]]:
         """The largest and the smallest nodes of a group in one run, each list descending."""

@@ -49,7 +49,7 @@ class DerivedScalarService:
     def Resolve(self, request: resolution_pb2.ResolveRequest, _context: object) -> Answer:
         """Check, complete and cost one request."""
         asked, known = _read(ResolveRequest, request)
-        steps = _one_by_one(self._pipeline.resolve(asked, known))
+        steps = _steps_of(self._pipeline.resolve(asked, known), loads=asked.load)
         return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Answer:
@@ -102,9 +102,12 @@ def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, 
     return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope)
 
 
-async def _one_by_one(stages: AsyncGenerator[Stage, None]) -> AsyncGenerator[Sequence[Stage], None]:
-    """Each stage as a step of its own."""
+async def _steps_of(stages: AsyncGenerator[Stage, None], *, loads: bool) -> AsyncGenerator[Sequence[Stage], None]:
+    """The stages as they come or, where nothing is loaded between them, together."""
     async with aclosing(stages):
+        if not loads:
+            yield [stage async for stage in stages]
+            return
         async for stage in stages:
             yield (stage,)
 
@@ -167,7 +170,7 @@ class ResolveItems:
     async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Answer:
         """Resolve one request."""
         item, known = _read(ResolveStreamRequest, message)
-        steps = _one_by_one(self._pipeline.resolve(item.message, known, root="request"))
+        steps = _steps_of(self._pipeline.resolve(item.message, known, root="request"), loads=item.message.load)
         envelope = Envelope(item.message.request.request_id, item_index=index)
         async with aclosing(messages_of(steps, resolve_frames, envelope)) as messages:
             async for each in messages:

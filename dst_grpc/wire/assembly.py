@@ -11,14 +11,21 @@ from dst_grpc.domain.explanations import (
     ExplanationPart,
     NodeTable,
     PartKind,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
     TokenPairs,
 )
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.domain.results import Answer, AnswerHeader, AnswerTrailer, DenseTensor, SparseTensor, TensorInfo
+from dst_grpc.domain.results import (
+    Answer,
+    AnswerHeader,
+    AnswerTrailer,
+    DenseTensor,
+    RunHeader,
+    SparseTensor,
+    TensorInfo,
+)
 from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.codec import read_answer
 from dst_grpc.wire.envelope import Chunk

@@ -32,7 +32,6 @@ from dst_grpc.domain.explanations import (
     NodeTokenPairs,
     NodeTokens,
     PartKind,
-    RunHeader,
     ScalarSum,
     ScoredTokens,
     TokenPairs,
@@ -41,7 +40,7 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, ScalarResolution
-from dst_grpc.domain.results import AnswerHeader, RunSummary
+from dst_grpc.domain.results import AnswerHeader, RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss
 from dst_grpc.rpc.ports import AnswerPart, Stage

@@ -21,7 +21,6 @@ from dst_grpc.domain.explanations import (
     NodeTokenPairs,
     NodeTokens,
     PartKind,
-    RunHeader,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -29,6 +28,7 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.results import RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.envelope import Envelope

@@ -14,12 +14,12 @@ from dst_grpc.contexts import ContextCache
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart as P
-from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunExplanation, RunHeader, ScoredTokens
+from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind, RunExplanation, ScoredTokens
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.requests import Prompt
-from dst_grpc.domain.results import RunSummary
+from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import Exhausted, InvalidRequest, Reason

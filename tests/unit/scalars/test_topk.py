@@ -22,7 +22,8 @@ from dst_grpc.errors import InvalidRequest
 from dst_grpc.scalars.topk import sum_to_send
 from tests import explaining, models
 
-WORLD = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
+WORLD = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, config=models.ARCHITECTURES["layer norms"])
+"""One whose windows hide keys."""
 SETS = tuple(WORLD.sets)
 TYPES = [
     T.MLP_POST_ACT,
@@ -41,7 +42,7 @@ TYPES = [
 
 
 def entries(dst: T, tokens: tuple[int, ...] = models.TOKENS) -> dict[NodeIndex, float]:
-    """Every node of a type with its value, read off the tensors one by one."""
+    """Every node of a type with its value, read off the tensors one by one; what is hidden has no score."""
     found = {}
     facts = FACTS[dst]
     tensors = WORLD.one(dst, tokens=tokens, loss_fn_config=models.LOSS, autoencoders=SETS)
@@ -52,7 +53,7 @@ def entries(dst: T, tokens: tuple[int, ...] = models.TOKENS) -> dict[NodeIndex, 
             values = torch.full((len(tokens), len(tokens), tensor.shape[-1]), math.nan, dtype=tensor.dtype)
             values[t, u] = tensor
         for place in np.ndindex(*values.shape):
-            if is_of_token_pairs(facts) and place[1] > place[0]:
+            if (is_of_token_pairs(facts) and place[1] > place[0]) or values[place].isneginf():
                 continue
             indices: tuple[int | None, ...] = place
             if facts.node_type is NodeType.ATTENTION_HEAD and len(place) == 2:
@@ -78,7 +79,7 @@ def listed(found: NodeTable, group: GroupValues, *, top: bool) -> list[tuple[Nod
 
 
 @pytest.mark.parametrize("dst", TYPES)
-@pytest.mark.parametrize("k", [1, 4, 10**6])
+@pytest.mark.parametrize("k", [4, 10**6])
 def test_nodes_sums_and_totals_are_those_of_the_whole_tensors(dst: T, k: int) -> None:
     all_entries = entries(dst)
     k = k if k < 10 else len(all_entries)
@@ -107,7 +108,7 @@ def test_nodes_sums_and_totals_are_those_of_the_whole_tensors(dst: T, k: int) ->
 
 
 @pytest.mark.parametrize("dst", [T.MLP_POST_ACT, T.ATTN_QK_PROBS, T.ATTN_WRITE_NORM, T.LOGITS, T.RESID_POST_MLP])
-@pytest.mark.parametrize("token", [0, 4, -1, -6])
+@pytest.mark.parametrize("token", [4, -6])
 def test_nodes_may_be_chosen_at_one_token(dst: T, token: int) -> None:
     at = token % len(models.TOKENS)
     all_entries = entries(dst)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dst_grpc._gen.dst.v1 import explain_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 from dst_grpc._gen.dst.v1.catalog_service_pb2 import TokenizeResponse
-from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunHeader, ScalarSum
+from dst_grpc.domain.explanations import ExplanationPart, PartKind, ScalarSum
 from dst_grpc.domain.resolution import LoadProgress, Validated
+from dst_grpc.domain.results import RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.assembly import PartReader, StageReader
 from dst_grpc.wire.envelope import CHUNK_BYTES, MESSAGE_BYTES, Chunk, Envelope, received

@@ -27,9 +27,11 @@ if _version_not_supported:
 
 class TensorServiceStub(object):
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     def __init__(self, channel):
@@ -52,16 +54,19 @@ class TensorServiceStub(object):
 
 class TensorServiceServicer(object):
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     def PutTensor(self, request_iterator, context):
         """Takes a tensor in pieces and answers with its handle.
 
-        INVALID_ARGUMENT for what is no tensor, RESOURCE_EXHAUSTED beyond the quota,
-        DATA_LOSS if the checksum is another.
+        INVALID_ARGUMENT for what is no tensor, and for numbers that are not finite,
+        RESOURCE_EXHAUSTED beyond the quota, before the pieces are read, DATA_LOSS if
+        the checksum is another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,9 +103,11 @@ def add_TensorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TensorService(object):
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     @staticmethod

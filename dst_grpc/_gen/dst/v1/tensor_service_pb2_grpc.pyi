@@ -30,9 +30,11 @@ GRPC_VERSION: str
 
 class TensorServiceStub:
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     @_typing.overload
@@ -42,8 +44,9 @@ class TensorServiceStub:
     PutTensor: _grpc.StreamUnaryMultiCallable[_tensor_service_pb2.PutTensorRequest, _tensor_service_pb2.PutTensorResponse]
     """Takes a tensor in pieces and answers with its handle.
 
-    INVALID_ARGUMENT for what is no tensor, RESOURCE_EXHAUSTED beyond the quota,
-    DATA_LOSS if the checksum is another.
+    INVALID_ARGUMENT for what is no tensor, and for numbers that are not finite,
+    RESOURCE_EXHAUSTED beyond the quota, before the pieces are read, DATA_LOSS if
+    the checksum is another.
     """
     DeleteTensor: _grpc.UnaryUnaryMultiCallable[_tensor_service_pb2.DeleteTensorRequest, _tensor_service_pb2.DeleteTensorResponse]
     """Forgets a tensor. A request that is using it goes on. NOT_FOUND if the caller
@@ -53,17 +56,20 @@ class TensorServiceStub:
 @_typing.type_check_only
 class TensorServiceAsyncStub(TensorServiceStub):
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutTensor: _aio.StreamUnaryMultiCallable[_tensor_service_pb2.PutTensorRequest, _tensor_service_pb2.PutTensorResponse]  # type: ignore[assignment]
     """Takes a tensor in pieces and answers with its handle.
 
-    INVALID_ARGUMENT for what is no tensor, RESOURCE_EXHAUSTED beyond the quota,
-    DATA_LOSS if the checksum is another.
+    INVALID_ARGUMENT for what is no tensor, and for numbers that are not finite,
+    RESOURCE_EXHAUSTED beyond the quota, before the pieces are read, DATA_LOSS if
+    the checksum is another.
     """
     DeleteTensor: _aio.UnaryUnaryMultiCallable[_tensor_service_pb2.DeleteTensorRequest, _tensor_service_pb2.DeleteTensorResponse]  # type: ignore[assignment]
     """Forgets a tensor. A request that is using it goes on. NOT_FOUND if the caller
@@ -72,9 +78,11 @@ class TensorServiceAsyncStub(TensorServiceStub):
 
 class TensorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. It is in the server's main memory, counts against
-    the caller's quota (see ServerLimits), and is gone after its life-time, after
-    DeleteTensor, or when the server stops.
+    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
+    by the names in their certificates, else by the hosts that they call from. A
+    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
+    against the caller's quota (see ServerLimits), and is gone after its life-time,
+    after DeleteTensor, or when the server stops.
     """
 
     @_abc_1.abstractmethod
@@ -85,8 +93,9 @@ class TensorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tensor_service_pb2.PutTensorResponse, _abc.Awaitable[_tensor_service_pb2.PutTensorResponse]]:
         """Takes a tensor in pieces and answers with its handle.
 
-        INVALID_ARGUMENT for what is no tensor, RESOURCE_EXHAUSTED beyond the quota,
-        DATA_LOSS if the checksum is another.
+        INVALID_ARGUMENT for what is no tensor, and for numbers that are not finite,
+        RESOURCE_EXHAUSTED beyond the quota, before the pieces are read, DATA_LOSS if
+        the checksum is another.
         """
 
     @_abc_1.abstractmethod
