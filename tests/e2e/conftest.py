@@ -22,7 +22,7 @@ from dst_grpc.errors import DstError
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.errors import error_from_status
-from tests.rpc_fakes import FakeParts
+from tests.fake_parts import FakeParts
 
 CALL_SECONDS = 30.0
 READY = re.compile(r"listening on (127\.0\.0\.1:\d+)")

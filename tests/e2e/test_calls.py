@@ -41,7 +41,7 @@ from dst_grpc.errors import (
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.wire.assembly import assemble
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged, status_of
-from tests.rpc_fakes import Script, answer, context_status, failing, failing_after_header, tensor
+from tests.fake_parts import Script, answer, context_status, failing, failing_after_header, tensor
 
 
 def derive_request(request_id: str = "") -> inference_pb2.DeriveRequest:

@@ -30,7 +30,7 @@ from dst_grpc.domain.results import RunSummary
 from dst_grpc.errors import DataLoss, DeadlineExceeded, Exhausted, Internal, InvalidRequest, PreconditionFailed, Reason
 from dst_grpc.wire.codec import to_wire
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of
-from tests.rpc_fakes import explained
+from tests.fake_parts import explained
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 ASK: dict[str, Any] = {"target": " Mary", "distractor": " John"}

@@ -31,7 +31,7 @@ from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, StartupError
 from dst_grpc.rpc.settings import Settings
 from tests.e2e.conftest import CALL_SECONDS, READY, Rig, error_of, rigged
-from tests.rpc_fakes import FakeParts, answer, context_status
+from tests.fake_parts import FakeParts, answer, context_status
 
 SERVICES = (
     *("dst.v1.CatalogService", "dst.v1.ContextService"),
@@ -340,7 +340,7 @@ PROGRAM = """
 import asyncio, sys
 from dst_grpc.rpc import server, settings
 from dst_grpc.observability.logs import configure_logging
-from tests.rpc_fakes import FakeParts, answer
+from tests.fake_parts import FakeParts, answer
 
 async def script(request):
     parts = answer()

@@ -45,7 +45,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss
 from dst_grpc.rpc.ports import AnswerPart, Stage
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
-from tests.rpc_fakes import MODEL_HANDLE, SUMMARY, FakeParts, FakeRegistry, context_status, resolution, tensor
+from tests.fake_parts import MODEL_HANDLE, SUMMARY, FakeParts, FakeRegistry, context_status, resolution, tensor
 
 LIMIT = 1 << 20
 N_TOKENS = 150_000

@@ -24,7 +24,7 @@ from dst_grpc.rpc.server import Server, StartupError, running_server
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 from tests.e2e.conftest import CALL_SECONDS, READY, rigged
-from tests.rpc_fakes import FakeRegistry, answer, context_status
+from tests.fake_parts import FakeRegistry, answer, context_status
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

@@ -20,7 +20,7 @@ from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
-from tests.rpc_fakes import Script, answer, failing, failing_after_header, tensor
+from tests.fake_parts import Script, answer, failing, failing_after_header, tensor
 
 MIB = 1 << 20
 

@@ -31,7 +31,7 @@ from dst_grpc.rpc.server import server_info
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 from dst_grpc.wire.envelope import MESSAGE_BYTES
-from tests.rpc_fakes import FakeCache, FakePipeline, FakeRegistry, answer, context_status
+from tests.fake_parts import FakeCache, FakePipeline, FakeRegistry, answer, context_status
 
 
 @pytest.fixture
