@@ -158,7 +158,8 @@ async def _drain(stream: Any) -> int:
         if isinstance(message, bytes):
             size += len(message)
         else:
-            size += sum(len(frame.data) for frame in message.frames if isinstance(frame, Chunk))
+            chunks = (frame if isinstance(frame, Chunk) else frame.chunk for frame in message.frames)
+            size += sum(len(chunk.data) for chunk in chunks)
     return size
 
 
