@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class CatalogServiceStub(object):
-    """Says what the server is and can be asked: lists models, autoencoders and
-    derived scalar types, and tokenizes.
+    """Describes the server, lists models, autoencoder sets and derived scalar
+    types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
@@ -79,8 +79,8 @@ class CatalogServiceStub(object):
 
 
 class CatalogServiceServicer(object):
-    """Says what the server is and can be asked: lists models, autoencoders and
-    derived scalar types, and tokenizes.
+    """Describes the server, lists models, autoencoder sets and derived scalar
+    types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A
@@ -125,8 +125,8 @@ class CatalogServiceServicer(object):
 
     def Tokenize(self, request, context):
         """Encodes a text as tokens. Loads the model's tokenizer, not its weights.
-        NOT_FOUND for an unknown model. The tokens of a long text come in several
-        messages: join their lists.
+        NOT_FOUND for an unknown model. The tokens of a long text are sent in
+        several messages: concatenate their lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +134,7 @@ class CatalogServiceServicer(object):
 
     def Detokenize(self, request, context):
         """Decodes tokens to text. INVALID_ARGUMENT for ids outside the vocabulary. A
-        long text comes in several messages: join their texts.
+        long text is sent in several messages: concatenate their texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,8 +187,8 @@ def add_CatalogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CatalogService(object):
-    """Says what the server is and can be asked: lists models, autoencoders and
-    derived scalar types, and tokenizes.
+    """Describes the server, lists models, autoencoder sets and derived scalar
+    types, and tokenizes.
 
     Lists are paginated: pass `next_page_token` of one answer as `page_token` of
     the next request, with the other fields unchanged, until it is empty. A

@@ -76,11 +76,12 @@ class ContextServiceServicer(object):
     def LoadContext(self, request, context):
         """Loads a context and streams its status until it is AVAILABLE or failed.
 
-        Of callers that want the same context only the first loads it; what is idle
-        goes to make room for it. The stream may be left: the load goes on.
-        NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
-        any work, if it does not fit beside what is in use or pinned, or if the
-        device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+        However many callers ask for a context, it is loaded once; idle contexts
+        are evicted to make room for it. If a caller cancels the stream, the load
+        goes on. NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the sizes
+        and before any work, if it does not fit beside the contexts that are in use
+        or pinned, or if the device runs out of memory; DATA_LOSS for a corrupt
+        checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,15 +120,17 @@ class ContextServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReloadRegistry(self, request, context):
-        """Reads the registry file, and the headers of all that it names, again, and
-        serves that from now on: all of it, or, if anything is wrong, what was
-        served before. A signal SIGHUP to the server does the same.
+        """Reads the registry file and the headers of the files that it names again,
+        and replaces the registry with the result. If anything is wrong, the call
+        fails and the old registry stays. A signal SIGHUP to the server does the
+        same.
 
-        Requests in progress end with what they began with. What was removed or
-        changed is unloaded once nobody uses it; what did not change stays loaded.
-        INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-        file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
-        of a long answer come in several messages: join their lists.
+        Requests in progress end with the contexts they began with. Contexts that
+        were removed or changed are unloaded once no request uses them; unchanged
+        ones stay loaded. INVALID_ARGUMENT for a wrong file, listing every problem
+        by its path in the file; DATA_LOSS for a corrupt checkpoint or one with
+        another digest. The names of a long answer are sent in several messages:
+        concatenate their lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

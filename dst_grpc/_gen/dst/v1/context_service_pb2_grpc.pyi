@@ -40,11 +40,12 @@ class ContextServiceStub:
     LoadContext: _grpc.UnaryStreamMultiCallable[_context_service_pb2.LoadContextRequest, _context_service_pb2.LoadContextResponse]
     """Loads a context and streams its status until it is AVAILABLE or failed.
 
-    Of callers that want the same context only the first loads it; what is idle
-    goes to make room for it. The stream may be left: the load goes on.
-    NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
-    any work, if it does not fit beside what is in use or pinned, or if the
-    device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+    However many callers ask for a context, it is loaded once; idle contexts
+    are evicted to make room for it. If a caller cancels the stream, the load
+    goes on. NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the sizes
+    and before any work, if it does not fit beside the contexts that are in use
+    or pinned, or if the device runs out of memory; DATA_LOSS for a corrupt
+    checkpoint.
     """
     UnpinContext: _grpc.UnaryUnaryMultiCallable[_context_service_pb2.UnpinContextRequest, _context_service_pb2.UnpinContextResponse]
     """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
@@ -63,15 +64,17 @@ class ContextServiceStub:
     state, until the client cancels.
     """
     ReloadRegistry: _grpc.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
-    """Reads the registry file, and the headers of all that it names, again, and
-    serves that from now on: all of it, or, if anything is wrong, what was
-    served before. A signal SIGHUP to the server does the same.
+    """Reads the registry file and the headers of the files that it names again,
+    and replaces the registry with the result. If anything is wrong, the call
+    fails and the old registry stays. A signal SIGHUP to the server does the
+    same.
 
-    Requests in progress end with what they began with. What was removed or
-    changed is unloaded once nobody uses it; what did not change stays loaded.
-    INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-    file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
-    of a long answer come in several messages: join their lists.
+    Requests in progress end with the contexts they began with. Contexts that
+    were removed or changed are unloaded once no request uses them; unchanged
+    ones stay loaded. INVALID_ARGUMENT for a wrong file, listing every problem
+    by its path in the file; DATA_LOSS for a corrupt checkpoint or one with
+    another digest. The names of a long answer are sent in several messages:
+    concatenate their lists.
     """
 
 @_typing.type_check_only
@@ -84,11 +87,12 @@ class ContextServiceAsyncStub(ContextServiceStub):
     LoadContext: _aio.UnaryStreamMultiCallable[_context_service_pb2.LoadContextRequest, _context_service_pb2.LoadContextResponse]  # type: ignore[assignment]
     """Loads a context and streams its status until it is AVAILABLE or failed.
 
-    Of callers that want the same context only the first loads it; what is idle
-    goes to make room for it. The stream may be left: the load goes on.
-    NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
-    any work, if it does not fit beside what is in use or pinned, or if the
-    device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+    However many callers ask for a context, it is loaded once; idle contexts
+    are evicted to make room for it. If a caller cancels the stream, the load
+    goes on. NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the sizes
+    and before any work, if it does not fit beside the contexts that are in use
+    or pinned, or if the device runs out of memory; DATA_LOSS for a corrupt
+    checkpoint.
     """
     UnpinContext: _aio.UnaryUnaryMultiCallable[_context_service_pb2.UnpinContextRequest, _context_service_pb2.UnpinContextResponse]  # type: ignore[assignment]
     """Unpins a context that was loaded with `pin`, and leaves it loaded. Does
@@ -107,15 +111,17 @@ class ContextServiceAsyncStub(ContextServiceStub):
     state, until the client cancels.
     """
     ReloadRegistry: _aio.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
-    """Reads the registry file, and the headers of all that it names, again, and
-    serves that from now on: all of it, or, if anything is wrong, what was
-    served before. A signal SIGHUP to the server does the same.
+    """Reads the registry file and the headers of the files that it names again,
+    and replaces the registry with the result. If anything is wrong, the call
+    fails and the old registry stays. A signal SIGHUP to the server does the
+    same.
 
-    Requests in progress end with what they began with. What was removed or
-    changed is unloaded once nobody uses it; what did not change stays loaded.
-    INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-    file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
-    of a long answer come in several messages: join their lists.
+    Requests in progress end with the contexts they began with. Contexts that
+    were removed or changed are unloaded once no request uses them; unchanged
+    ones stay loaded. INVALID_ARGUMENT for a wrong file, listing every problem
+    by its path in the file; DATA_LOSS for a corrupt checkpoint or one with
+    another digest. The names of a long answer are sent in several messages:
+    concatenate their lists.
     """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,11 +137,12 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.LoadContextResponse], _abc.AsyncIterator[_context_service_pb2.LoadContextResponse]]:
         """Loads a context and streams its status until it is AVAILABLE or failed.
 
-        Of callers that want the same context only the first loads it; what is idle
-        goes to make room for it. The stream may be left: the load goes on.
-        NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the figures and before
-        any work, if it does not fit beside what is in use or pinned, or if the
-        device runs out of memory; DATA_LOSS for a corrupt checkpoint.
+        However many callers ask for a context, it is loaded once; idle contexts
+        are evicted to make room for it. If a caller cancels the stream, the load
+        goes on. NOT_FOUND for an unknown name; RESOURCE_EXHAUSTED, with the sizes
+        and before any work, if it does not fit beside the contexts that are in use
+        or pinned, or if the device runs out of memory; DATA_LOSS for a corrupt
+        checkpoint.
         """
 
     @_abc_1.abstractmethod
@@ -184,15 +191,17 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _context_service_pb2.ReloadRegistryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.ReloadRegistryResponse], _abc.AsyncIterator[_context_service_pb2.ReloadRegistryResponse]]:
-        """Reads the registry file, and the headers of all that it names, again, and
-        serves that from now on: all of it, or, if anything is wrong, what was
-        served before. A signal SIGHUP to the server does the same.
+        """Reads the registry file and the headers of the files that it names again,
+        and replaces the registry with the result. If anything is wrong, the call
+        fails and the old registry stays. A signal SIGHUP to the server does the
+        same.
 
-        Requests in progress end with what they began with. What was removed or
-        changed is unloaded once nobody uses it; what did not change stays loaded.
-        INVALID_ARGUMENT for a wrong file, listing every problem by its path in the
-        file; DATA_LOSS for a corrupt checkpoint or one with another digest. The names
-        of a long answer come in several messages: join their lists.
+        Requests in progress end with the contexts they began with. Contexts that
+        were removed or changed are unloaded once no request uses them; unchanged
+        ones stay loaded. INVALID_ARGUMENT for a wrong file, listing every problem
+        by its path in the file; DATA_LOSS for a corrupt checkpoint or one with
+        another digest. The names of a long answer are sent in several messages:
+        concatenate their lists.
         """
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

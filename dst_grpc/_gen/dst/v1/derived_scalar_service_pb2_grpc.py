@@ -28,7 +28,7 @@ if _version_not_supported:
 
 
 class DerivedScalarServiceStub(object):
-    """Resolves and derives.
+    """Resolves, derives and explains.
     """
 
     def __init__(self, channel):
@@ -70,16 +70,17 @@ class DerivedScalarServiceStub(object):
 
 
 class DerivedScalarServiceServicer(object):
-    """Resolves and derives.
+    """Resolves, derives and explains.
     """
 
     def Resolve(self, request, context):
         """Checks, completes and costs one request without running it.
 
         Answers with frames: validated, loading any number of times (only with
-        `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and impossible
-        combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION for a type
-        whose needs the request does not meet, DATA_LOSS for a corrupt checkpoint.
+        `load`), and resolved. Returns INVALID_ARGUMENT for bad fields and
+        impossible combinations, NOT_FOUND for unknown names, FAILED_PRECONDITION
+        for a type whose needs the request does not meet, DATA_LOSS for a corrupt
+        checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,8 +100,8 @@ class DerivedScalarServiceServicer(object):
         """Runs one prompt and streams the derived scalars asked for.
 
         Frames are a header, chunks, and a trailer. Returns what Resolve returns,
-        and RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
-        than it may have (before any work), UNAVAILABLE while draining.
+        and RESOURCE_EXHAUSTED if the queue is full or the request needs more
+        memory than it may have (before any work), UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,19 +110,19 @@ class DerivedScalarServiceServicer(object):
     def DeriveStream(self, request_iterator, context):
         """Derive for many requests on one stream.
 
-        Messages carry the item's number and the request's id; answers may overtake one
-        another and their messages may interleave. An item's error is its last frame
-        and never ends the stream. An item may have a time limit of its own, and be
-        cancelled by itself. Stop reading and the server stops working: at most a few
-        megabytes of answers wait for the client.
+        Messages carry the item's number and the request's id; answers may overtake
+        one another and their messages may interleave. An item's error is its last
+        frame and never ends the stream. An item may have a time limit of its own,
+        and be cancelled by itself. If the client stops reading, the server stops
+        working: at most a few megabytes of answers wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TopK(self, request, context):
-        """Runs one or more prompts and answers with the largest and smallest entries of
-        any derived scalars, chosen where the tensors are.
+        """Runs one or more prompts and answers with the largest and smallest entries
+        of any derived scalars, selected on the server.
 
         Answers with a header and a table for each run, and a trailer. Returns what
         Derive returns; the first run that fails ends the call.
@@ -131,10 +132,10 @@ class DerivedScalarServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Explains what a model said: which parts of it made it prefer one token over
-        another, or made one node active, and what these parts read and write.
+        """Explains a prediction: which nodes of the model made it prefer one token
+        over another, or made one node active, and what these nodes read and write.
 
-        Each part of the answer is sent as soon as it is ready; a trailer ends it.
+        Each frame of the answer is sent as soon as it is ready; a trailer ends it.
         Returns what Derive returns; the first run that fails ends the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,7 +184,7 @@ def add_DerivedScalarServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DerivedScalarService(object):
-    """Resolves and derives.
+    """Resolves, derives and explains.
     """
 
     @staticmethod

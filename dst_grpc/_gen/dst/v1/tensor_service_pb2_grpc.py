@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class TensorServiceStub(object):
-    """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
-    by the names in their certificates, else by the hosts that they call from. A
-    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
-    against the caller's quota (see ServerLimits), and is gone after its life-time,
-    after DeleteTensor, or when the server stops.
+    """Stores tensors that later requests name by handle. A tensor belongs to the
+    caller who put it; for other callers its handle is NOT_FOUND. Callers are
+    identified by their bearer token, else by the name in their certificate, else
+    by the host that they call from. A tensor is kept in the server's main
+    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
+    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
+    or when the server stops.
     """
 
     def __init__(self, channel):
@@ -53,28 +54,29 @@ class TensorServiceStub(object):
 
 
 class TensorServiceServicer(object):
-    """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
-    by the names in their certificates, else by the hosts that they call from. A
-    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
-    against the caller's quota (see ServerLimits), and is gone after its life-time,
-    after DeleteTensor, or when the server stops.
+    """Stores tensors that later requests name by handle. A tensor belongs to the
+    caller who put it; for other callers its handle is NOT_FOUND. Callers are
+    identified by their bearer token, else by the name in their certificate, else
+    by the host that they call from. A tensor is kept in the server's main
+    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
+    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
+    or when the server stops.
     """
 
     def PutTensor(self, request_iterator, context):
-        """Takes a tensor in pieces and answers with its handle.
+        """Receives a tensor in pieces and returns its handle.
 
-        INVALID_ARGUMENT for what is no tensor, and for numbers that are not finite,
-        RESOURCE_EXHAUSTED beyond the quota, before the pieces are read, DATA_LOSS if
-        the checksum is another.
+        INVALID_ARGUMENT for a bad description, a wrong number of bytes, and
+        numbers that are not finite; RESOURCE_EXHAUSTED beyond the quota, before
+        the pieces are read; DATA_LOSS if the checksum does not match.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTensor(self, request, context):
-        """Forgets a tensor. A request that is using it goes on. NOT_FOUND if the caller
-        has none of that handle.
+        """Deletes a tensor. A request that is using it goes on. NOT_FOUND if the
+        caller has none of that handle.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,12 +104,13 @@ def add_TensorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TensorService(object):
-    """Keeps tensors for requests that name them. A tensor is its caller's own: another
-    caller's handle is NOT_FOUND. Callers are told apart by their bearer tokens, else
-    by the names in their certificates, else by the hosts that they call from. A
-    tensor is in the server's main memory, as FLOAT32 whatever it came as, counts
-    against the caller's quota (see ServerLimits), and is gone after its life-time,
-    after DeleteTensor, or when the server stops.
+    """Stores tensors that later requests name by handle. A tensor belongs to the
+    caller who put it; for other callers its handle is NOT_FOUND. Callers are
+    identified by their bearer token, else by the name in their certificate, else
+    by the host that they call from. A tensor is kept in the server's main
+    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
+    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
+    or when the server stops.
     """
 
     @staticmethod
