@@ -19,7 +19,7 @@ from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
 from dst_grpc.engine.families import config_values as config_file
-from dst_grpc.engine.families.family import transposed
+from dst_grpc.engine.families.family import plain, transposed
 from dst_grpc.engine.files import File, FileSet, corrupt, label, read_small
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss
@@ -165,7 +165,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _find_tensors(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
     """Names of the weight files, and by each tensor's name the file that holds it."""
     if (folder / _SINGLE).exists():
-        file = SafetensorsFile.open(File.at(folder / _SINGLE))
+        file = SafetensorsFile.open(File.at(folder / _SINGLE)).with_aliases()
         return [_SINGLE], dict.fromkeys(file.tensors, file)
     if (folder / _INDEX).exists():
         return _find_in_shards(folder)
@@ -194,7 +194,8 @@ def _find_in_shards(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]
     for name, shard in weight_map.items():
         if name not in opened[shard].tensors:
             raise corrupt(path, f"places {name!r} in {shard}, which does not hold it")
-    return [*shards, _INDEX], {name: opened[shard] for name, shard in weight_map.items()}
+    complete = [file.with_aliases() for file in opened.values()]
+    return [*shards, _INDEX], {name: file for file in complete for name in file.tensors}
 
 
 def _sources(
@@ -204,7 +205,10 @@ def _sources(
     config: DecoderConfig,
     tensors: Mapping[str, SafetensorsFile],
 ) -> tuple[dict[str, Source], tuple[str, str] | None]:
-    """Where each weight of ours comes from, in loading order; and the tied unembedding, where files hold it as well."""
+    """Where each weight of ours comes from, in loading order; and the tied unembedding, where files hold it as well.
+
+    Of an embedding and an unembedding that are tied, files may hold either, or both.
+    """
     prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), family.prefixes[0])
     found = {ours: _prefixed(source, prefix) for ours, source in family.once.items()}
     for layer in range(config.n_layers):
@@ -214,8 +218,10 @@ def _sources(
     is_tied, redundant = values.flag("tie_word_embeddings"), None
     if not is_tied:
         found["unembedding"] = transposed(head)
-    elif head in tensors:
+    elif head in tensors and found["embedding"].names[0] in tensors:
         redundant = head, found["embedding"].names[0]
+    elif head in tensors:
+        found["embedding"] = plain(head)
     found = {ours: found[ours] for ours in config.weight_shapes() if ours in found}
     used = {name for source in found.values() for name in source.names} | {head}
     for name in sorted(tensors.keys() - used):
@@ -252,6 +258,8 @@ def _are_equal(one: tuple[SafetensorsFile, str], other: tuple[SafetensorsFile, s
     header, other_header = file.tensors[name], other_file.tensors[other_name]
     if (header.shape, header.element_type) != (other_header.shape, other_header.element_type):
         return False
+    if (file.path, header.begin) == (other_file.path, other_header.begin):
+        return True
     blocks = zip(file.blocks(name), other_file.blocks(other_name), strict=True)
     return all(torch.equal(a, b) for a, b in blocks)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,6 +84,18 @@ class SafetensorsFile:
         tensors = {name: _tensor_header(path, name, entry, data_begin) for name, entry in header.items()}
         _check_spans(path, tensors, data_begin, size)
         return cls(file=file, tensors=tensors, metadata=metadata)
+
+    def with_aliases(self) -> SafetensorsFile:
+        """The same file with tensors under their other names too: `save_model` writes what is shared once.
+
+        Its metadata then has the name that was left out, with the one that was kept.
+        """
+        aliases = {
+            name: self.tensors[kept]
+            for name, kept in self.metadata.items()
+            if kept in self.tensors and name not in self.tensors
+        }
+        return replace(self, tensors={**self.tensors, **aliases})
 
     def read(self, name: str) -> torch.Tensor:
         """The float tensor *name*, in memory of its own.
