@@ -331,3 +331,15 @@ def test_exactly_the_rope_keys_that_the_reference_warns_of_are_ignored_with_a_wa
     problem = f"has no meaning where rope_type is {rope_type!r}, and is ignored"
     files = ("raw/config.json", "explicit/config.json")
     assert ours == {f"{file}: rope_parameters.{key} {problem}" for file in files for key in named}
+
+
+def test_a_published_model_whose_rope_says_how_it_was_made_is_served(caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(__file__).parents[2] / "folders" / "yarn_finetuned"
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    caplog.clear()
+    logits = open_checkpoint(folder).load("cpu", torch.float32).forward(TOKENS)
+    assert logits is not None
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model.eval()(TOKENS).logits, rtol=0, atol=5e-5)
+    (warning,) = (record.getMessage() for record in caplog.records if record.name.startswith("dst_grpc"))
+    assert warning.startswith("yarn_finetuned/config.json: rope_scaling.finetuned has no meaning")
