@@ -25,7 +25,7 @@ from dst_grpc.cli._console import (
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import human_bytes, human_count, print_rows
 from dst_grpc.client import DEFAULT_TARGET
-from dst_grpc.errors import NotFound, Reason
+from dst_grpc.errors import DataLoss, NotFound, Reason
 
 if TYPE_CHECKING:
     from dst_grpc.rpc.settings import Settings
@@ -99,15 +99,24 @@ def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
 
 
 def show_registry(registry: Path, hub_cache: Path | None, *, as_json: bool) -> None:
-    """Show what *registry* names, and whether it was pulled; asks no server."""
+    """Show what *registry* names, and whether it was pulled; asks no server, and fails for what one could not serve."""
+    from dst_grpc.rpc.registering import build_registry
+
     settings = _settings(None, registry=registry, hub_cache=hub_cache)
     with errors_reported(as_json=as_json):
         rows = list(_listed(_wanted(settings, []), _cache(settings)))
+        failed = {one.name: one for one in build_registry(settings).failed}
+    named = {row["name"] for row in rows}
+    rows += [_here(one.name, one.source) for one in failed.values() if one.name not in named]
+    for row in rows:
+        row["failure"] = failed[row["name"]].error.message if row["name"] in failed else ""
     if as_json:
         print_json(rows)
-        return
-    table = [(row["name"], row["source"], _revision(row), _yes_or_no(row["pulled"]), row["digest"]) for row in rows]
-    print_rows(console(), ("model", "source", "revision", "pulled", "registered digest"), table)
+    else:
+        table = [(row["name"], row["source"], _revision(row), _yes_or_no(row["pulled"]), row["digest"]) for row in rows]
+        print_rows(console(), ("model", "source", "revision", "pulled", "registered digest"), table)
+    if failed:
+        fail("\n  ".join(["not all of it can be served:", *map(str, failed.values())]), code=1)
 
 
 @contextmanager
@@ -158,10 +167,13 @@ def _listed(specs: list[ModelSpec], cache: HubCache) -> Iterator[dict[str, Any]]
     def facts(name: str, source: Source, key: Callable[[str], str], digest: str) -> dict[str, Any]:
         from dst_grpc.sources import HubSource
 
-        row: dict[str, Any] = {"name": name, "source": str(source), "digest": digest}
+        row = _here(name, str(source), digest)
         if not isinstance(source, HubSource):
-            return row | {"revision": "", "commit": "", "pulled": None}
-        pulled = cache.find(source, key(source.path))
+            return row
+        try:
+            pulled = cache.find(source, key(source.path))
+        except DataLoss:  # pulled, and damaged since: why it cannot be served
+            pulled = None
         commit = "" if pulled is None else pulled.commit
         return row | {"revision": source.revision, "commit": commit, "pulled": pulled is not None}
 
@@ -170,6 +182,11 @@ def _listed(specs: list[ModelSpec], cache: HubCache) -> Iterator[dict[str, Any]]
         for one in spec.autoencoders:
             source = spec.source_of(one)
             yield facts(f"{spec.name}/{one.name}", source, lambda path, one=one: set_key(path, one), one.digest)  # type: ignore[misc]  # mypy sees no default
+
+
+def _here(name: str, source: str, digest: str = "") -> dict[str, Any]:
+    """What is known of a model or set that is not on the hub."""
+    return {"name": name, "source": source, "digest": digest, "revision": "", "commit": "", "pulled": None}
 
 
 def _revision(row: dict[str, Any]) -> str:

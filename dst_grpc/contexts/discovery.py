@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from dst_grpc.contexts.entries import AutoencoderEntry, Registered
 from dst_grpc.contexts.fit import agree, layer_problem, misfit
+from dst_grpc.contexts.set_files import SetFiles
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.files import File, FileSet, corrupt, read_small
 from dst_grpc.engine.formats.detect import open_autoencoder
 from dst_grpc.engine.formats.format import layer_in_path
-from dst_grpc.engine.formats.layouts import NATIVE, FileGroup, is_weights
+from dst_grpc.engine.formats.layouts import NATIVE, FileGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.engine.formats.header import AutoencoderHeader
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 _T = DerivedScalarType
 _CONFIG = "config.json"
-_MAX_DEPTH = 6
-_LAYER_FOLDERS = frozenset({"autoencoders"})
+_FIGURES = {"l0", "fvu"}
 _VERSIONED = re.compile(r"(.+?)(_v\d.*)?")
 
 
@@ -87,10 +86,10 @@ def open_sets(
     """
     config = _read_config(folder / _CONFIG) if names is None or _CONFIG in names else {}
     by_dst: dict[DerivedScalarType, dict[int | None, AutoencoderFile]] = {}
-    weights: Iterable[tuple[int | None, Path]] = files.items() if files is not None else _weights_below(folder, names)
-    has_weights = False
+    found = None if files is not None else SetFiles.below(folder, names)
+    weights: Iterable[tuple[int | None, Path]]
+    weights = (files or {}).items() if found is None else [(_number_of(path), path) for path in found.weights]
     for number, path in weights:
-        has_weights = True
         if layers is not None and number is not None and number not in layers:
             continue
         file = open_autoencoder(FileGroup.at(path))
@@ -100,9 +99,12 @@ def open_sets(
             continue
         other = by_dst.setdefault(reads, {}).setdefault(layer, file)
         if other is not file:
-            raise corrupt(path, f"is the second autoencoder of its layer, beside {_below(other.path, folder)}")
+            problem = f"is the second autoencoder of its layer, beside {_below(other.path, folder)}"
+            raise corrupt(path, f"{problem}: leave one of them, or register a set of its own for each, with a pattern")
+    if found is not None and not found.weights:
+        raise found.nothing_here(folder)
     if not by_dst:
-        raise corrupt(folder, "holds no autoencoder of these layers" if has_weights else "holds no autoencoders")
+        raise corrupt(folder, "holds no autoencoder of these layers")
     return tuple(_entry(folder, config, model, reads, by_layer) for reads, by_layer in sorted(by_dst.items()))
 
 
@@ -133,52 +135,35 @@ def _entry(
     )
 
 
-def sets_beside(
-    model: ModelEntry, folder: Path, *, besides: Collection[str], registered: Registered
-) -> list[AutoencoderEntry]:
-    """The autoencoder sets in *folder*, in folders of their own that are not among *besides*.
+def set_folders(folder: Path, *, besides: Collection[str]) -> list[Path]:
+    """The folders in *folder* that hold a set each, in order; those called as one of *besides* are left out."""
+    if not folder.is_dir():
+        return []
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in found if path.name not in besides]
+
+
+def sets_in(folder: Path, model: ModelEntry, registered: Registered) -> list[AutoencoderEntry]:
+    """The autoencoder sets in *folder*, by names of their own.
 
     They are named MODEL/FOLDER, or MODEL/FOLDER-DST where one folder holds sets that read different derived scalars.
 
     Raises:
         DataLoss: if a file is corrupt, or does not fit the model.
     """
-    if not folder.is_dir():
-        return []
-    kinds = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = open_sets(folder, model)
     entries = []
-    for one in (kind for kind in kinds if kind.name not in besides):
-        found = open_sets(one, model)
-        for each in found:
-            name = one.name if len(found) == 1 else f"{one.name}-{each.dst}"
-            entry = replace(each, name=f"{model.name}/{name}", registered=registered)
-            entry.digest_if_small()
-            entries.append(entry)
+    for each in found:
+        name = folder.name if len(found) == 1 else f"{folder.name}-{each.dst}"
+        entry = replace(each, name=f"{model.name}/{name}", registered=registered)
+        entry.digest_if_small()
+        entries.append(entry)
     return entries
 
 
-def _weights_below(folder: Path, names: Collection[str] | None) -> Iterator[tuple[int | None, Path]]:
-    """The files of weights below *folder*, in order, with the layer that their own name is, if it is a number.
-
-    Raises:
-        DataLoss: for one of *folder* itself that is named oddly.
-    """
-    for place, folders, found in os.walk(folder):
-        here = Path(place)
-        depth = len(here.relative_to(folder).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
-        for name in sorted(found):
-            path = here / name
-            if not is_weights(name) or name.startswith("."):
-                continue
-            if names is not None and path.relative_to(folder).as_posix() not in names:
-                continue
-            if FileGroup.at(path).layout not in {None, NATIVE}:
-                yield None, path
-            elif path.stem.isdecimal() and (not depth or here.name in _LAYER_FOLDERS):
-                yield int(path.stem), path
-            elif not depth:
-                raise corrupt(path, "is named after no layer: LAYER.safetensors or LAYER.pt is expected")
+def _number_of(path: Path) -> int | None:
+    """The layer that the name of weights is, if it is a number."""
+    return int(path.stem) if path.stem.isdecimal() else None
 
 
 def _below(path: Path, folder: Path) -> str:
@@ -209,15 +194,21 @@ def _layer_of(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    """What a set's own config says; empty if there is none, or it is a stranger's, such as that of a training run."""
+    if not path.is_file():
         return {}
     try:
         config = json.loads(read_small(File.at(path)))
     except (ValueError, RecursionError) as error:
         raise corrupt(path, f"is no sound JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise corrupt(path, "is no JSON object")
-    return config
+    return config if isinstance(config, dict) and _is_a_set_s(config) else {}
+
+
+def _is_a_set_s(config: dict[str, Any]) -> bool:
+    """Whether a config names what a set reads, or has the figures of a layer."""
+    layers = config.get("layers")
+    rows = layers.values() if isinstance(layers, dict) else ()
+    return "dst" in config or any(isinstance(row, dict) and _FIGURES & row.keys() for row in rows)
 
 
 def _dst_of(

@@ -1,20 +1,20 @@
 """Opening what is registered: from a spec to an entry. Reads headers, and no weights.
 
-First every source is located, so that all that are missing are reported together; then the files are opened, and the
-first corrupt one raises.
+What cannot be opened is noted, and keeps nothing else from being offered.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc import embedded
+from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
-from dst_grpc.contexts.discovery import open_set, sets_beside
+from dst_grpc.contexts.discovery import open_set, set_folders, sets_in
 from dst_grpc.contexts.entries import ModelEntry, Registered
 from dst_grpc.engine.checkpoint import open_checkpoint
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.errors import InvalidRequest
 from dst_grpc.sources.selections import layer_files, model_key, set_key
 from dst_grpc.sources.specs import (
     AUTOENCODERS,
@@ -27,10 +27,11 @@ from dst_grpc.sources.specs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from dst_grpc.contexts.entries import AutoencoderEntry, Entry
+    from dst_grpc.contexts.failed import Attempts
     from dst_grpc.domain.components import TensorElementType
     from dst_grpc.sources.hub_cache import HubCache
     from dst_grpc.sources.specs import ModelSpec, Source
@@ -57,16 +58,6 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Located:
-    """A model, with where everything of it is."""
-
-    spec: ModelSpec
-    device: str
-    place: Place
-    autoencoders: tuple[tuple[AutoencoderSpec, Place], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Opener:
     """Opens specs."""
 
@@ -78,108 +69,112 @@ class Opener:
     """What was pulled."""
     pull_command: str
     """The command that pulls a model, but for the model's name."""
+    omit_dead_latents: bool = False
+    """Whether autoencoders are loaded without their dead latents."""
+    known: Mapping[str, Entry] = field(default_factory=dict)
+    """Entries of another registry, by name, which are taken over where they stand for the same files, unchanged."""
 
-    def located(self, specs: Sequence[ModelSpec]) -> list[Located]:
-        """Where everything is that *specs* name.
+    def open(self, spec: ModelSpec, attempts: Attempts) -> list[Entry]:
+        """The model of *spec*, and its sets: those that are registered, and those that lie beside it unregistered.
 
-        Raises:
-            InvalidRequest: (fields as in the registry file) listing each folder that is not there, each source that was
-                not pulled, and each device that this machine has not.
-            DataLoss: if something was pulled and then damaged.
+        What cannot be opened is noted in *attempts* and left out: something that is not where it should be, a device
+        that this machine has not, a file that is corrupt or does not fit, or has another digest than is registered.
         """
-        problems = Violations()
-        found = []
-        for spec in specs:
-            field = field_of(spec.name)
-            device = self._device(spec, field, problems)
-            place = self._place(
-                spec.source, model_key(_path(spec.source)), embedded.MODEL_FOLDER, field, problems, spec
-            )
-            sets = []
-            for one in spec.autoencoders:
-                source, own = spec.source_of(one), field_of(spec.name, one.name)
-                shipped = embedded.AUTOENCODERS_FOLDER / one.name
-                sets.append((one, self._place(source, set_key(_path(source), one), shipped, own, problems, spec)))
-            present = [(one, where) for one, where in sets if where is not None]
-            if place is not None:
-                found.append(Located(spec=spec, device=device, place=place, autoencoders=tuple(present)))
-        problems.raise_if_any()
-        return found
+        found: list[ModelEntry] = []
+        sets: list[AutoencoderEntry] = []
+        with attempts.at(spec.name, spec.name, str(spec.source)) as attempt:
+            place = self._place(spec, spec.source, model_key(_path(spec.source)), embedded.MODEL_FOLDER)
+            attempt.root = place.folder
+            model = self._kept(self._model(spec, place))
+            found.append(model)
+            sets += self._beside(spec, place, model, attempts)
+        sets += self._named(spec, found[0] if found else None, attempts)
+        return [*found, *sets]
 
-    def _device(self, spec: ModelSpec, field: str, problems: Violations) -> str:
+    def _device(self, spec: ModelSpec) -> str:
         if spec.device is None:
             return pick_device(self.device)
         try:
             return pick_device(spec.device)
         except InvalidRequest as error:
-            problems.extend(error, field)
-            return "cpu"
+            raise error.under(field_of(spec.name)) from None
 
-    def _place(
-        self, source: Source, key: str, shipped: Path, field: str, problems: Violations, model: ModelSpec
-    ) -> Place | None:
-        """Where *source* is; None if it is not there, which is noted. *shipped* is where it is if it is embedded."""
+    def _place(self, model: ModelSpec, source: Source, key: str, shipped: Path, autoencoders: str = "") -> Place:
+        """Where *source* is; *shipped* is where it is if it is embedded. Raises InvalidRequest if it is not there."""
+        where = f"{field_of(model.name, autoencoders)}.source"
         if isinstance(source, HubSource):
             pulled = self.hub.find(source, key)
             if pulled is not None:
                 return Place(folder=pulled.folder, names=pulled.names, commit=pulled.commit)
             command = f"{self.pull_command} {model.name}"
-            problems.add(f"{field}.source", f"{source.repository} at {source.revision} is not pulled; run: {command}")
-            return None
+            raise InvalidRequest.of(where, f"{source.repository} at {source.revision} is not pulled; run: {command}")
         folder = source.folder if isinstance(source, FolderSource) else shipped
         if not folder.is_dir():
-            problems.add(f"{field}.source", f"there is no folder {str(folder)!r}")
-            return None
+            raise InvalidRequest.of(where, f"there is no folder {str(folder)!r}")
         return Place(folder=folder)
 
-    def model(self, located: Located) -> ModelEntry:
-        """The entry of a model; raises DataLoss if a file is corrupt or has another digest than is registered."""
-        spec = located.spec
-        checkpoint = open_checkpoint(located.place.folder)
+    def _model(self, spec: ModelSpec, place: Place) -> ModelEntry:
+        checkpoint = open_checkpoint(place.folder)
         return _checked(
             ModelEntry(
                 name=spec.name,
                 element_type=spec.element_type or self.element_type,
-                device=located.device,
+                device=self._device(spec),
                 files=checkpoint.files,
-                registered=_registered(spec, spec.source, located.place),
+                registered=_registered(spec, spec.source, place),
                 checkpoint=checkpoint,
             ),
             field_of(spec.name),
         )
 
-    def autoencoders(self, located: Located, model: ModelEntry) -> list[AutoencoderEntry]:
-        """The entries of a model's sets: those that are registered, and those that lie beside it unregistered.
+    def _beside(
+        self, spec: ModelSpec, place: Place, model: ModelEntry, attempts: Attempts
+    ) -> Iterator[AutoencoderEntry]:
+        """The sets beside *model* that are not registered."""
+        if isinstance(spec.source, HubSource):  # whatever else is in the cache was pulled for somebody else
+            return
+        is_embedded = isinstance(spec.source, EmbeddedSource)
+        beside = embedded.AUTOENCODERS_FOLDER if is_embedded else place.folder / AUTOENCODERS
+        registered = Registered(source=str(spec.source))
+        for folder in set_folders(beside, besides={one.name for one in spec.autoencoders}):
+            with attempts.at(f"{model.name}/{folder.name}", model.name, str(spec.source)) as attempt:
+                attempt.root = folder
+                yield from map(self._offered, sets_in(folder, model, registered))
 
-        Raises:
-            InvalidRequest: for a pattern or layers that fit no files.
-            DataLoss: if a file is corrupt, does not fit the model, or has another digest than is registered.
-        """
-        source, named = located.spec.source, {one.name for one, _ in located.autoencoders}
-        found: list[AutoencoderEntry] = []
-        if not isinstance(source, HubSource):  # whatever else is in the cache was pulled for somebody else
-            is_embedded = isinstance(source, EmbeddedSource)
-            beside = embedded.AUTOENCODERS_FOLDER if is_embedded else located.place.folder / AUTOENCODERS
-            found += sets_beside(model, beside, besides=named, registered=Registered(source=str(source)))
-        for spec, place in located.autoencoders:
-            found.append(self._set(spec, place, model, _registered(spec, located.spec.source_of(spec), place)))
-        return found
+    def _named(self, spec: ModelSpec, model: ModelEntry | None, attempts: Attempts) -> Iterator[AutoencoderEntry]:
+        """The registered sets of *model*; without it none, but what is not where it should be is noted even so."""
+        for one in spec.autoencoders:
+            source = spec.source_of(one)
+            with attempts.at(f"{spec.name}/{one.name}", spec.name, str(source)) as attempt:
+                shipped = embedded.AUTOENCODERS_FOLDER / one.name
+                place = self._place(spec, source, set_key(_path(source), one), shipped, one.name)
+                attempt.root = place.folder
+                if model is not None:
+                    yield self._offered(self._set(one, place, model, _registered(one, source, place)))
 
     def _set(self, spec: AutoencoderSpec, place: Place, model: ModelEntry, registered: Registered) -> AutoencoderEntry:
-        field, name = field_of(model.name, spec.name), f"{model.name}/{spec.name}"
+        where, name = field_of(model.name, spec.name), f"{model.name}/{spec.name}"
         if spec.pattern is None:
             found = open_set(place.folder, model, dst=spec.dst, layers=spec.layers, names=place.names)
             lacking = sorted({*(spec.layers or ())} - found.by_layer.keys())
             if lacking:
-                raise InvalidRequest.of(f"{field}.layers", f"there is no file for layer {', '.join(map(str, lacking))}")
-            return _checked(replace(found, name=name, registered=registered), field)
+                raise InvalidRequest.of(f"{where}.layers", f"there is no file for layer {', '.join(map(str, lacking))}")
+            return _checked(replace(found, name=name, registered=registered), where)
         try:
             by_layer = layer_files(place.below(), spec.pattern, spec.layers)
         except InvalidRequest as error:
-            raise error.under(field) from None
+            raise error.under(where) from None
         files = {layer: place.folder / file for layer, file in by_layer.items()}
         found = open_set(place.folder, model, dst=spec.dst, files=files, names=place.names)
-        return _checked(replace(found, name=name, registered=registered), field)
+        return _checked(replace(found, name=name, registered=registered), where)
+
+    def _offered(self, entry: AutoencoderEntry) -> AutoencoderEntry:
+        return self._kept(without_dead_latents(entry) if self.omit_dead_latents else entry)
+
+    def _kept(self, entry: _E) -> _E:
+        """The equal entry that is known if there is one, so that digest and tokenizer are not read again."""
+        before = self.known.get(entry.name)
+        return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
 
 
 def _path(source: Source) -> str:
@@ -197,11 +192,11 @@ def _registered(spec: ModelSpec | AutoencoderSpec, source: Source, place: Place)
     )
 
 
-def _checked(entry: _E, field: str) -> _E:
+def _checked(entry: _E, where: str) -> _E:
     """*entry*, if its registered digests are of files of it, and are theirs as far as that is quickly known."""
     for name in entry.registered.digests:
         if name not in entry.files.names:
             known = ", ".join(entry.files.names)
-            raise InvalidRequest.of(f"{field}.digests.{toml_key(name)}", f"is none of its files, which are {known}")
+            raise InvalidRequest.of(f"{where}.digests.{toml_key(name)}", f"is none of its files, which are {known}")
     entry.digest_if_small()
     return entry

@@ -1,7 +1,7 @@
 """Registry: which models and autoencoder sets there are, under which names.
 
-Headers of all that the operator names are read once, when the registry is built, so that a corrupt checkpoint stops the
-server at its start and not a request later. No weights are read here; only the cache knows what is loaded.
+Headers of all that the operator names are read once, when the registry is built, so that a corrupt checkpoint is known
+at the start and not a request later. No weights are read here; only the cache knows what is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
 from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.contexts.failed import Attempts, FailedEntry
 from dst_grpc.contexts.opening import Opener
 from dst_grpc.contexts.path_sets import set_of_config
 from dst_grpc.contexts.paths import AllowedRoots
@@ -21,12 +22,12 @@ from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations
+from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Violations
 from dst_grpc.sources import EmbeddedSource, FolderSource, HubCache, ModelSpec, default_folder
 from dst_grpc.sources.specs import field_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dst_grpc.domain.config import AutoencoderConfig
@@ -52,8 +53,10 @@ class Registry:
         default_model: str,
         preload: Iterable[str] = (),
         omit_dead_latents: bool = False,
+        failed: Iterable[FailedEntry] = (),
     ) -> None:
         """Use `build`, unless the entries are at hand already."""
+        self._failed = {entry.name: entry for entry in sorted(failed, key=lambda entry: entry.name)}
         self._omit_dead_latents = omit_dead_latents
         self._models = {entry.name: entry for entry in sorted(models, key=lambda entry: entry.name)}
         self._autoencoders = {entry.name: entry for entry in sorted(autoencoders, key=lambda entry: entry.name)}
@@ -81,6 +84,8 @@ class Registry:
     ) -> Registry:
         """Read the headers of all models and of the autoencoders beside them.
 
+        What cannot be opened is among `failed`, and nothing else suffers from it.
+
         Args:
             models: folder of each model that is nothing but a folder, by name.
             specs: models of a registry file.
@@ -97,8 +102,7 @@ class Registry:
                 are loaded in the same way; and with them the sets that clients named by path.
 
         Raises:
-            InvalidRequest: if a setting is wrong, or something is not where it should be; lists everything.
-            DataLoss: if a checkpoint is corrupt or not supported, or has another digest; names the file.
+            InvalidRequest: if a setting is wrong; lists everything.
         """
         folders = [ModelSpec(name=name, source=FolderSource(folder=folder)) for name, folder in models.items()]
         shipped = [ModelSpec(name=EMBEDDED, source=EmbeddedSource())] if include_embedded else []
@@ -109,21 +113,20 @@ class Registry:
             element_type=element_type,
             hub=hub or HubCache(default_folder()),
             pull_command=pull_command,
-        )
-        known = {} if previous is None else previous.registered()
-        entries: list[ModelEntry] = []
-        sets: list[AutoencoderEntry] = []
-        for located in opener.located(wanted):
-            entries.append(_kept(opener.model(located), known))
-            found = opener.autoencoders(located, entries[-1])
-            sets += [_kept(_offered(one, omit_dead_latents), known) for one in found]
-        registry = cls(
-            entries,
-            sets,
-            roots=AllowedRoots(autoencoder_roots),
-            default_model=default_model or _default(wanted),
-            preload=_preloaded(specs),
             omit_dead_latents=omit_dead_latents,
+            known={} if previous is None else previous.registered(),
+        )
+        attempts = Attempts()
+        entries = [entry for spec in wanted for entry in opener.open(spec, attempts)]
+        served = {entry.name for entry in entries}
+        registry = cls(
+            [entry for entry in entries if isinstance(entry, ModelEntry)],
+            [entry for entry in entries if isinstance(entry, AutoencoderEntry)],
+            roots=AllowedRoots(autoencoder_roots),
+            default_model=default_model or _default(wanted, served),
+            preload=[name for name in _preloaded(specs) if name in served],
+            omit_dead_latents=omit_dead_latents,
+            failed=attempts.failed,
         )
         if previous is not None:
             registry._adopt_sets_by_path(previous)
@@ -154,6 +157,32 @@ class Registry:
             changed=tuple(sorted(name for name in now.keys() & before.keys() if now[name] is not before[name])),
         )
 
+    @property
+    def failed(self) -> tuple[FailedEntry, ...]:
+        """The models and sets that the operator names, or that lie beside a model, and that cannot be offered."""
+        return tuple(self._failed.values())
+
+    def check_served(self, previous: Registry | None = None) -> None:
+        """Raise unless all that is named can be offered; what failed in *previous* as well is left out.
+
+        Raises:
+            InvalidRequest: if what is wrong is the registry; lists everything.
+            DataLoss: if there is anything else; names everything.
+        """
+        known = set() if previous is None else {one.name for one in previous.failed}
+        failed = [one for one in self.failed if one.name not in known]
+        problems = Violations()
+        for one in failed:
+            if isinstance(one.error, InvalidRequest):
+                problems.extend(one.error)
+            else:
+                problems.add("", str(one))
+        if any(not isinstance(one.error, InvalidRequest) for one in failed):
+            reasons = {one.error.reason for one in failed if isinstance(one.error, DataLoss)}
+            reason = reasons.pop() if len(reasons) == 1 else DataLoss.default_reason
+            raise DataLoss(problems.error().message, reason=reason)
+        problems.raise_if_any()
+
     def models(self) -> list[ModelInfo]:
         """Every model, by name; none of them as loaded, which only the cache can tell."""
         return [self._info(entry) for entry in self._models.values()]
@@ -176,7 +205,8 @@ class Registry:
             InvalidRequest: if layers or files do not fit the model.
             DataLoss: for a corrupt file.
         """
-        entry = _offered(set_of_config(config, self.model_entry(model), self._roots), self._omit_dead_latents)
+        entry = set_of_config(config, self.model_entry(model), self._roots)
+        entry = without_dead_latents(entry) if self._omit_dead_latents else entry
         with self._lock:
             entry = self._sets_by_path.setdefault(entry.name, entry)
             self._sets_by_path.move_to_end(entry.name)
@@ -200,7 +230,7 @@ class Registry:
 
     def model_entry(self, ref: str) -> ModelEntry:
         """As `model`, with all that loading needs."""
-        return _find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
+        return self._find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
 
     def autoencoder_entry(self, ref: str, model: str) -> AutoencoderEntry:
         """The autoencoder set of a name or handle.
@@ -209,7 +239,7 @@ class Registry:
             NotFound: if it, or *model*, is unknown.
             InvalidRequest: (IMPOSSIBLE_COMBINATION, field "") if it belongs to another model.
         """
-        entry = _find(ref, self._sets(), "autoencoder", Reason.AUTOENCODER_NOT_FOUND)
+        entry = self._find(ref, self._sets(), "autoencoder", Reason.AUTOENCODER_NOT_FOUND)
         owner = self.model_entry(model)
         if entry.model is not owner:
             problem = f"{entry.name!r} belongs to the model {entry.model.name!r}, not to {owner.name!r}"
@@ -219,7 +249,16 @@ class Registry:
     def entry(self, ref: str) -> Entry:
         """A model or an autoencoder set of a name or handle; raises NotFound (CONTEXT_NOT_FOUND)."""
         entries: dict[str, Entry] = {**self._models, **self._sets()}
-        return _find(ref, entries, "context", Reason.CONTEXT_NOT_FOUND)
+        return self._find(ref, entries, "context", Reason.CONTEXT_NOT_FOUND)
+
+    def _find(self, ref: str, entries: Mapping[str, _E], resource_type: str, reason: Reason) -> _E:
+        name = ContextRef.parse(ref).name
+        entry = entries.get(name)
+        if entry is not None:
+            entry.check_answers_to(ref, resource_type, reason)
+            return entry
+        failed = self._failed.get(name) or self._failed.get(name.partition("/")[0])
+        raise failed.told() if failed is not None else NotFound.unknown(resource_type, ref, entries, reason=reason)
 
     def _sets(self) -> dict[str, AutoencoderEntry]:
         with self._lock:
@@ -234,29 +273,12 @@ class Registry:
         return f"Registry({', '.join([*self._models, *self._autoencoders])})"
 
 
-def _find(ref: str, entries: Mapping[str, _E], resource_type: str, reason: Reason) -> _E:
-    entry = entries.get(ContextRef.parse(ref).name)
-    if entry is None:
-        raise NotFound.unknown(resource_type, ref, entries, reason=reason)
-    entry.check_answers_to(ref, resource_type, reason)
-    return entry
-
-
-def _offered(entry: AutoencoderEntry, omit_dead_latents: bool) -> AutoencoderEntry:
-    return without_dead_latents(entry) if omit_dead_latents else entry
-
-
-def _kept(entry: _E, known: Mapping[str, Entry]) -> _E:
-    """The equal entry of *known* if there is one, so that digest and tokenizer are not read again; else *entry*."""
-    before = known.get(entry.name)
-    return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
-
-
-def _default(specs: Sequence[ModelSpec]) -> str:
-    """The model of requests that name none, where no setting says."""
+def _default(specs: Sequence[ModelSpec], served: Collection[str]) -> str:
+    """The model of requests that name none, where no setting says: if possible, one of those that are *served*."""
     said = [spec.name for spec in specs if spec.is_default]
     shipped = [spec.name for spec in specs if isinstance(spec.source, EmbeddedSource)]
-    return (said or shipped or [min(spec.name for spec in specs)])[0]
+    names = sorted(spec.name for spec in specs)
+    return (said or shipped or [name for name in names if name in served] or names)[0]
 
 
 def _preloaded(specs: Iterable[ModelSpec]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
 from dst_grpc.engine.families import config_values as config_file
 from dst_grpc.engine.families.family import plain, transposed
-from dst_grpc.engine.files import File, FileSet, corrupt, label, read_small
+from dst_grpc.engine.files import CorruptFile, File, FileSet, corrupt, read_small
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss
 
@@ -265,4 +265,4 @@ def _are_equal(one: tuple[SafetensorsFile, str], other: tuple[SafetensorsFile, s
 
 
 def _about_tensor(path: Path, name: str, problem: str) -> DataLoss:
-    return DataLoss(f"{label(path)}: tensor {name!r} {problem}", metadata={"file": label(path), "tensor": name})
+    return CorruptFile(path, f"tensor {name!r} {problem}", metadata={"tensor": name})

@@ -45,18 +45,45 @@ def label(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def corrupt(path: Path, problem: str) -> DataLoss:
+class CorruptFile(DataLoss):
+    """A file that is not what it should be."""
+
+    def __init__(
+        self,
+        path: Path,
+        problem: str,
+        *,
+        name: str = "",
+        reason: Reason | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """The file at *path* has a *problem*, told as the rest of a sentence that begins with its *name*.
+
+        Without a name it is called by its own and its folder's.
+        """
+        self.path, self.problem = path, problem
+        name = name or label(path)
+        super().__init__(f"{name}: {problem}", reason=reason, metadata={**(metadata or {}), "file": name})
+
+    def below(self, root: Path) -> CorruptFile:
+        """The same error, which names the file by its path below *root*, if that is where it lies."""
+        name = ""
+        if self.path == root:
+            name = root.name
+        elif self.path.is_relative_to(root):
+            name = self.path.relative_to(root).as_posix()
+        return CorruptFile(self.path, self.problem, name=name, reason=self.reason, metadata=self.metadata)
+
+
+def corrupt(path: Path, problem: str) -> CorruptFile:
     """The error for a file that is not what it should be."""
-    return DataLoss(f"{label(path)}: {problem}", metadata={"file": label(path)})
+    return CorruptFile(path, problem)
 
 
-def changed(path: Path) -> DataLoss:
+def changed(path: Path) -> CorruptFile:
     """The error for a file that is no longer the one that was checked."""
-    return DataLoss(
-        f"{label(path)}: changed since it was checked; ask again, or reload the registry, to use the new file",
-        reason=Reason.DIGEST_MISMATCH,
-        metadata={"file": label(path)},
-    )
+    problem = "changed since it was checked; ask again, or reload the registry, to use the new file"
+    return CorruptFile(path, problem, reason=Reason.DIGEST_MISMATCH)
 
 
 def regular_file_status(path: Path) -> stat_result:

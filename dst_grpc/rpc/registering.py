@@ -12,6 +12,8 @@ from dst_grpc.sources import HubCache, default_folder, read_registry
 def build_registry(settings: Settings, previous: Registry | None = None) -> Registry:
     """What the settings and their registry file name; what is unchanged since *previous* is taken over from it.
 
+    What cannot be served is among those that failed; but not if it could be served before, or the settings are strict.
+
     Raises:
         InvalidRequest: if the file is wrong, or something is not where it should be; lists everything.
         DataLoss: if a checkpoint is corrupt, or has another digest than is registered; names the file.
@@ -19,7 +21,7 @@ def build_registry(settings: Settings, previous: Registry | None = None) -> Regi
     options = [f"--registry {shlex.quote(str(settings.registry))}"]
     if settings.hub_cache is not None:
         options.append(f"--hub-cache {shlex.quote(str(settings.hub_cache))}")
-    return Registry.build(
+    registry = Registry.build(
         models=settings.models,
         specs=read_registry(settings.registry) if settings.registry is not None else (),
         hub=HubCache(settings.hub_cache or default_folder()),
@@ -31,3 +33,6 @@ def build_registry(settings: Settings, previous: Registry | None = None) -> Regi
         omit_dead_latents=settings.omit_dead_latents,
         previous=previous,
     )
+    if settings.strict or previous is not None:
+        registry.check_served(previous)
+    return registry

@@ -98,6 +98,8 @@ def build_parts(settings: Settings) -> Parts:
         raise StartupError("\n  ".join(["the models cannot be served:", *map(_line, error.violations)])) from error
     except DstError as error:
         raise StartupError(error.message) from error
+    for failed in registry.failed:
+        _log.error("cannot be served: %s", failed)
     loader = FileLoader(allow_failed_checks=settings.allow_failed_checks)
     cache = ContextCache(
         registry, budget_bytes=settings.budget_bytes, ttl_seconds=settings.context_ttl_seconds, loader=loader

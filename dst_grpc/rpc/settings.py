@@ -166,6 +166,9 @@ class Settings(BaseSettings):
     context_ttl_seconds: Annotated[float, Field(gt=0)] | None = None
     """How long a model or an autoencoder set may be loaded without being used; None = for ever."""
 
+    strict: bool = False
+    """Whether not to start if a model or an autoencoder set cannot be served; else it is listed as failed, with the
+    reason, and all others are served."""
     omit_dead_latents: bool = False
     """Whether to load autoencoders without dead latents, those that their files say are active less than once in 10^8
     tokens: equally many at each layer of a set. The others move up, in order; handles of such sets say -live."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dst_grpc.engine.files import corrupt
-from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.engine.files import CorruptFile, corrupt
+from dst_grpc.errors import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,7 +162,7 @@ class HubCache:
         for name in names:
             if name not in facts.files or not facts.files[name].is_at(folder / name):
                 problem = "is not what was pulled: pull it again"
-                raise DataLoss(corrupt(folder / name, problem).message, reason=Reason.DIGEST_MISMATCH)
+                raise CorruptFile(folder / name, problem, reason=Reason.DIGEST_MISMATCH)
         prefix = f"{source.path}/" if source.path else ""
         return Pulled(
             folder=folder / source.path, commit=commit, names=tuple(name.removeprefix(prefix) for name in names)

@@ -127,7 +127,7 @@ async def test_a_wrong_file_changes_nothing(folder: Path) -> None:
         assert mismatch.value.reason is Reason.DIGEST_MISMATCH
         register(folder, a="a", b="b")
         (folder / "b" / "config.json").write_text("{")
-        with pytest.raises(DataLoss, match=r"b/config\.json"):
+        with pytest.raises(DataLoss, match=r"b: config\.json"):
             await client.reload_registry()
         assert await client.models() == expected
 
@@ -198,12 +198,12 @@ async def test_an_error_of_the_build_is_the_callers() -> None:
             await client.reload_registry()
 
 
-def test_a_server_does_not_start_with_a_wrong_registry(folder: Path) -> None:
+def test_a_strict_server_does_not_start_with_what_it_cannot_serve(folder: Path) -> None:
     async def start() -> None:
-        async with serving(folder):
+        async with serving(folder, strict=True):
             raise AssertionError
 
-    register(folder, 'device = "gpu"\n', b="none")
+    register(folder, 'device = "gpu"\n', b="b")
     with pytest.raises(StartupError, match=r"the models cannot be served:\n  models\.b\.device: must be"):
         asyncio.run(start())
     register(folder, '[models.far]\nsource = { hub = "org/tiny", revision = "main" }\n', a="a")
@@ -211,6 +211,32 @@ def test_a_server_does_not_start_with_a_wrong_registry(folder: Path) -> None:
         asyncio.run(start())
     command = f"dst-grpc pull --registry {folder / 'registry.toml'} far"
     assert f"models.far.source: org/tiny at main is not pulled; run: {command}" in str(caught.value)
+    (folder / "a" / "config.json").write_text("{")
+    register(folder, a="a")
+    with pytest.raises(StartupError, match=r"a: config\.json: is no sound JSON"):
+        asyncio.run(start())
+
+
+async def test_a_server_serves_what_it_can_and_tells_of_the_rest(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "b" / "config.json").write_text("{")
+    register(folder, a="a", b="b")
+    async with serving(folder) as (_, client, _channel):
+        assert (await client.derive("ab", "logits", model="a")).model.startswith("a@")
+        with pytest.raises(DataLoss, match=r"'b' cannot be served: config\.json: is no sound JSON"):
+            await client.derive("ab", "logits", model="b")
+        assert "cannot be served: b: config.json: is no sound JSON" in caplog.text
+        checkpoints.write_model(folder / "c")
+        register(folder, a="a", b="b", c="c")
+        assert (await client.reload_registry()).added == ("c",), "what failed before keeps nothing from being served"
+        (folder / "a" / "tokenizer.json").unlink()
+        with pytest.raises(DataLoss, match=r"a: tokenizer\.json: "):
+            await client.reload_registry()
+        assert (await client.derive("ab", "logits", model="a")).model.startswith("a@")
+        checkpoints.write_model(folder / "a")
+        checkpoints.write_model(folder / "b")
+        assert (await client.reload_registry()).added == ("b",)
 
 
 async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None:

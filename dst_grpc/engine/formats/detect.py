@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats import dictionary_learning, gemma_scope, llama_scope, native, saelens, sparsify
+from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.errors import DataLoss
 
 if TYPE_CHECKING:
+    from dst_grpc.engine.files import File
     from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.weights import AutoencoderFile
 
@@ -27,6 +30,15 @@ FORMATS = (
 """Every format."""
 
 _BY_LAYOUT = {one.layout: one for one in FORMATS}
+
+
+def holds_native_tensors(file: File) -> bool | None:
+    """Whether any tensor of *file* is one of a native autoencoder; None if it cannot be read."""
+    try:
+        source = open_tensors(file)
+    except DataLoss:
+        return None
+    return any(part.key in source.shapes or part.key in source.others for part in native.PARTS.values())
 
 
 def open_autoencoder(files: FileGroup) -> AutoencoderFile:

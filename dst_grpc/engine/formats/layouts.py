@@ -59,6 +59,11 @@ SUFFIXES = (".safetensors", ".pt", ".npz")
 _BESIDE = {name for layout in LAYOUTS for name in layout.beside}
 
 
+def layout_named(name: str) -> Layout | None:
+    """The layout whose weights are called *name*; None if that is no layout's, or those of weights of any name."""
+    return next((layout for layout in LAYOUTS if name in layout.weights), None)
+
+
 def is_weights(name: str) -> bool:
     """Whether a file called *name* holds weights: statistics that lie beside some have their endings too."""
     return name.endswith(SUFFIXES) and name not in _BESIDE

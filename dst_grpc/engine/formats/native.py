@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
-_PARTS = {
+PARTS = {
     Role.PRE_BIAS: Part("pre_bias"),
     Role.ENCODER: Part("encoder.weight"),
     Role.LATENT_BIAS: Part("latent_bias"),
     Role.DECODER: Part("decoder.weight"),
 }
+"""Its tensors."""
 _ACTIVATIONS = (AutoencoderActivation.RELU, AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY)
 _FREQUENCIES = "latents_activation_frequency"
 _FACTS = frozenset({"activation", "activation_state_dict", "dst", "layer_index", "normalization"})
@@ -63,9 +64,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
     k, postact = (
         _top_k(path, state) if activation is AutoencoderActivation.TOP_K else (None, AutoencoderActivation.RELU)
     )
-    header = describe(
-        source, _PARTS, layout=NATIVE, activation=activation, place=None, k=k, harmless=_FACTS | _HARMLESS
-    )
+    header = describe(source, PARTS, layout=NATIVE, activation=activation, place=None, k=k, harmless=_FACTS | _HARMLESS)
     for name in sorted(facts.keys() - source.others - _FACTS - _HARMLESS):
         raise corrupt(path, f"its metadata's {name!r} {UNKNOWN}")
     header = replace(
@@ -79,7 +78,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
         files=files,
         header=header,
         source=source,
-        parts=_PARTS,
+        parts=PARTS,
         frequencies=lambda: read_frequencies(source, _FREQUENCIES, header.n_latents),
     )
 

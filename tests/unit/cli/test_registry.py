@@ -87,11 +87,13 @@ def test_pull_may_be_of_some(hub: FakeHub, registry: Path) -> None:
 
 
 def test_models_may_be_looked_up_without_a_server(hub: FakeHub, registry: Path) -> None:
-    def shown() -> dict[str, list[str]]:
-        return rows(cli("models", "--registry", str(registry), registry=registry))
+    def shown(*, exit_code: int = 0) -> dict[str, list[str]]:
+        result = cli("models", "--registry", str(registry), registry=registry)
+        assert result.exit_code == exit_code, result.output
+        return {line.split()[0]: line.split() for line in result.stdout.splitlines()}
 
-    assert shown()["far"][1:] == [f"hub:{REPOSITORY}", "main", "no"]
-    assert shown()["near"][1:] == ["folder"]
+    assert shown(exit_code=1)["far"][1:] == [f"hub:{REPOSITORY}", "main", "no"]
+    assert shown(exit_code=1)["near"][1:] == ["folder"]
     cli("pull", "far", hub=hub, registry=registry)
     assert shown()["far"][1:] == [f"hub:{REPOSITORY}", "main", f"({hub.refs[REPOSITORY, 'main'][:12]})", "yes"]
     listed = json.loads(cli("models", "--registry", str(registry), "--json", registry=registry).stdout)
@@ -100,10 +102,27 @@ def test_models_may_be_looked_up_without_a_server(hub: FakeHub, registry: Path) 
     ]  # fmt: skip
 
 
+def test_looking_up_models_fails_for_what_serve_could_not_serve(hub: FakeHub, registry: Path) -> None:
+    near = registry.parent / "repository"
+    (near / "autoencoders" / "resid_delta_mlp" / "0.safetensors").write_bytes(b"cut short")
+    result = cli("models", "--registry", str(registry), registry=registry)
+    assert result.exit_code == 1
+    command = f"run: dst-grpc pull --registry {registry} --hub-cache {registry.parent / 'hub'} far"
+    assert f"far: models.far.source: org/tiny at main is not pulled; {command}" in result.stderr
+    assert "near/resid_delta_mlp: 0.safetensors: claims a header of" in result.stderr
+    as_json = cli("models", "--registry", str(registry), "--json", registry=registry)
+    assert as_json.exit_code == 1
+    failures = {row["name"]: row["failure"] for row in json.loads(as_json.stdout)}
+    assert failures["near"] == ""
+    assert failures["near/resid_delta_mlp"].startswith("0.safetensors: claims a header of")
+    assert failures["far"].startswith("models.far.source: org/tiny at main is not pulled")
+    assert failures["far/mlp_post_act"].startswith("models.far.autoencoders.mlp_post_act.source: org/tiny at main is")
+
+
 def test_what_serve_wants_pulled_is_what_pull_pulls(hub: FakeHub, registry: Path) -> None:
     settings = Settings(registry=registry, hub_cache=registry.parent / "hub", device="cpu")
     with pytest.raises(InvalidRequest) as caught:
-        build_registry(settings)
+        build_registry(settings).check_served()
     fields = {violation.field: violation.description for violation in caught.value.violations}
     assert fields.keys() == {
         "models.far.source", "models.far.autoencoders.mlp_post_act.source", "models.other.source",
@@ -112,6 +131,7 @@ def test_what_serve_wants_pulled_is_what_pull_pulls(hub: FakeHub, registry: Path
         command = description.partition("run: dst-grpc ")[2].split()
         assert cli(*command, hub=hub).exit_code == 0
     built = build_registry(settings)
+    built.check_served()
     assert [model.name for model in built.models()] == ["far", "near", "other"]
     assert built.model("far").digest == built.model("near").digest == built.model("other").digest
 

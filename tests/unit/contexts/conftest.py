@@ -30,6 +30,13 @@ def leased(
     return cache.lease(registry.model_entry(model), entries, handles=handles, **options)
 
 
+def whole(registry: Registry) -> Registry:
+    """*registry*, if nothing of it failed; raises what the first that did is told for."""
+    for failed in registry.failed:
+        raise failed.told()
+    return registry
+
+
 class FakeLoader:
     """Makes contexts without weights. By name: waits for a gate, raises an error, counts its calls."""
 

@@ -29,6 +29,8 @@ from dst_grpc.sources import AutoencoderSpec, FolderSource, ModelSpec
 from tests import checkpoints, families
 from tests.checkpoints import WIDTH
 
+from .conftest import whole
+
 LATENTS = 2 * WIDTH
 PAIRS = torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)])
 """[Z, n]: what the latents read, and what they write."""
@@ -40,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def build(folder: Path, **settings: Any) -> Registry:
-    return Registry.build(models={"m": folder}, device="cpu", include_embedded=False, **settings)
+    return whole(Registry.build(models={"m": folder}, device="cpu", include_embedded=False, **settings))
 
 
 def loaded(registry: Registry, name: str, *, allow_failed_checks: bool = False) -> AutoencoderContext:
@@ -402,7 +404,7 @@ def test_a_path_to_weights_takes_their_config_along(folder: Path, tmp_path: Path
 def registered(folder: Path, source: Path, **facts: Any) -> Registry:
     one = AutoencoderSpec(name="s", source=FolderSource(folder=source), **facts)
     spec = ModelSpec(name="m", source=FolderSource(folder=folder), autoencoders=(one,))
-    return Registry.build(specs=[spec], device="cpu", include_embedded=False)
+    return whole(Registry.build(specs=[spec], device="cpu", include_embedded=False))
 
 
 @pytest.mark.parametrize("dst", [None, T.RESID_POST_MLP])

@@ -19,13 +19,13 @@ from dst_grpc.domain.config import AutoencoderConfig
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.checkpoint import open_checkpoint
-from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, NotFound, Reason
 from dst_grpc.sources import AutoencoderSpec, EmbeddedSource, FolderSource, HubCache, HubSource, ModelSpec
 from dst_grpc.sources.pull import Puller
 from tests import checkpoints
 from tests.fake_hub import REPOSITORY, FakeHub, fake_hub, files_below
 
-from .conftest import leased
+from .conftest import leased, whole
 
 
 @pytest.fixture
@@ -48,13 +48,19 @@ def local(folder: Path, *sets: AutoencoderSpec, **facts: Any) -> ModelSpec:
 
 def build(*specs: ModelSpec, **settings: Any) -> Registry:
     usual: dict[str, Any] = {"device": "cpu", "include_embedded": False}
-    return Registry.build(specs=specs, **usual | settings)
+    return whole(Registry.build(specs=specs, **usual | settings))
 
 
 def problems(*specs: ModelSpec, **settings: Any) -> dict[str, str]:
-    with pytest.raises(InvalidRequest) as caught:
-        build(*specs, **settings)
-    return {violation.field: violation.description for violation in caught.value.violations}
+    """What is wrong with the registry file, by field: with all of it, or with single models and sets."""
+    usual: dict[str, Any] = {"device": "cpu", "include_embedded": False}
+    try:
+        errors: list[DstError] = [one.error for one in Registry.build(specs=specs, **usual | settings).failed]
+    except InvalidRequest as error:
+        errors = [error]
+    invalid = [error for error in errors if isinstance(error, InvalidRequest)]
+    assert invalid == errors
+    return {violation.field: violation.description for error in invalid for violation in error.violations}
 
 
 def test_a_model_is_loaded_as_it_is_registered(folder: Path) -> None:
@@ -118,14 +124,15 @@ def test_what_is_not_there_is_reported_together(folder: Path, tmp_path: Path) ->
     nowhere = FolderSource(folder=tmp_path / "none")
     far = HubSource(repository=REPOSITORY, revision="main")
     found = problems(
-        ModelSpec(name="gone", source=nowhere, device="cuda:99"),
+        ModelSpec(name="gone", source=nowhere),
+        ModelSpec(name="elsewhere", source=FolderSource(folder=folder), device="cuda:99"),
         local(folder, AutoencoderSpec(name="s", source=nowhere), AutoencoderSpec(name="t", source=far)),
         ModelSpec(name="far", source=far),
         hub=HubCache(tmp_path / "hub"),
         pull_command="dst-grpc pull --registry r.toml",
     )
     assert found.pop("models.gone.source") == f"there is no folder {str(tmp_path / 'none')!r}"
-    assert "no 'cuda:99'" in found.pop("models.gone.device")
+    assert "no 'cuda:99'" in found.pop("models.elsewhere.device")
     assert found.pop("models.m.autoencoders.s.source").startswith("there is no folder")
     problem = "org/tiny at main is not pulled; run: dst-grpc pull --registry r.toml"
     assert found.pop("models.m.autoencoders.t.source") == f"{problem} m"

@@ -21,6 +21,8 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import DataLoss, InvalidRequest, NotAllowed, NotFound, Reason
 from tests import checkpoints
 
+from .conftest import whole
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 def build(folder: Path, **settings: Any) -> Registry:
     fixed: dict[str, Any] = {"models": {"m": folder}, "device": "cpu", "include_embedded": False}
-    return Registry.build(**fixed | settings)
+    return whole(Registry.build(**fixed | settings))
 
 
 def test_models_are_listed_by_name_with_all_that_headers_tell(registry: Registry) -> None:
@@ -105,9 +107,8 @@ def test_declared_figures_come_from_the_config(folder: Path) -> None:
     ("content", "problem"),
     [
         ("{", "no sound JSON"),
-        ("[]", "no JSON object"),
-        ('{"layers": {"0": {}}}', "figures by layer are not sound"),
-        ('{"layers": [1]}', "figures by layer are not sound"),
+        ('{"layers": {"0": {"l0": 3}}}', "figures by layer are not sound"),
+        ('{"dst": "mlp_post_act", "layers": [1]}', "figures by layer are not sound"),
         ('{"layers": {"0": {"l0": NaN, "fvu": 0}}}', "figures that are no numbers"),
         ('{"dst": "resid_delta_mlp"}', "disagree on what they read"),
     ],

@@ -1,0 +1,96 @@
+"""What cannot be offered, and why: a model or an autoencoder set whose files are not there, or not as they should be.
+
+One that fails keeps nothing else from being offered. It stays known by name, so that whoever asks for it is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.resolution import ContextKind
+from dst_grpc.engine.files import CorruptFile
+from dst_grpc.errors import DataLoss, DstError, Internal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedEntry:
+    """A model or an autoencoder set that cannot be offered."""
+
+    name: str
+    """Name that it is registered under, or would be."""
+    model: str
+    """Name of the model: its own, or that of the one that a set is for."""
+    source: str
+    """Where it comes from, for humans."""
+    error: DstError
+    """What is wrong; a file is named by its path below the folder of the model or the set."""
+
+    @property
+    def kind(self) -> ContextKind:
+        """What it is."""
+        return ContextKind.MODEL if self.name == self.model else ContextKind.AUTOENCODER
+
+    def told(self) -> DstError:
+        """The error for whoever asks for it."""
+        if isinstance(self.error, Internal):
+            return Internal(self.error.message, error_id=self.error.error_id, metadata=self.error.metadata)
+        reason = self.error.reason if isinstance(self.error, DataLoss) else DataLoss.default_reason
+        message = f"{self.name!r} cannot be served: {self.error.message}"
+        return DataLoss(message, reason=reason, metadata={**self.error.metadata, "context": self.name})
+
+    def __str__(self) -> str:
+        """One line: which it is, and what is wrong."""
+        return f"{self.name}: {self.error.message}"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt at opening a model or a set."""
+
+    root: Path | None = None
+    """The folder that it lies in, for names of files; None as long as it is not known."""
+
+
+class Attempts:
+    """Attempts at opening models and sets: each that fails is noted, and the next goes on."""
+
+    def __init__(self) -> None:
+        """None has failed yet."""
+        self.failed: list[FailedEntry] = []
+        """Those that failed, in order."""
+
+    @contextmanager
+    def at(self, name: str, model: str, source: str) -> Iterator[Attempt]:
+        """Attempt what is called *name*, of the *model* of that name; whatever is raised in the block is noted."""
+        attempt = Attempt()
+        try:
+            yield attempt
+        except Exception as error:  # noqa: BLE001  one that fails, in whatever way, keeps no other from being offered
+            problem = _problem(error, name, attempt.root)
+            self.failed.append(FailedEntry(name=name, model=model, source=source, error=problem))
+
+
+def _problem(error: Exception, name: str, root: Path | None) -> DstError:
+    """What *error* says is wrong with *name*; one that is not ours is a fault of the server, and logged."""
+    match error:
+        case CorruptFile():
+            return error if root is None else error.below(root)
+        case DstError():
+            return error
+        case OSError():
+            return DataLoss(f"{Path(str(error.filename)).name} cannot be read: {error.strerror}")
+        case _:
+            error_id = secrets.token_hex(8)
+            _log.error("internal error", exc_info=error, extra={"error_id": error_id, "context": name})
+            text = f"a fault of the server, which its log has under the id {error_id}"
+            return Internal(text, error_id=error_id, metadata={"error_id": error_id})

@@ -1,0 +1,89 @@
+"""Which files below a set's folder are weights of autoencoders, and which are a stranger's and ignored.
+
+Training leaves optimizers, checkpoints and configs of its own beside what it makes, with the same endings. What belongs
+to an autoencoder is told by the layout of the files around it; for weights that may have any name, by the tensors in
+them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.files import File, corrupt
+from dst_grpc.engine.formats.detect import holds_native_tensors
+from dst_grpc.engine.formats.layouts import NATIVE, FileGroup, is_weights, layout_named
+from dst_grpc.engine.formats.strangers import what_they_are
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from dst_grpc.errors import DataLoss
+
+_MAX_DEPTH = 6
+_LAYER_FOLDERS = frozenset({"autoencoders"})
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetFiles:
+    """The files below a set's folder that end as weights do."""
+
+    weights: tuple[Path, ...]
+    """Those of autoencoders, in order."""
+    ignored: tuple[str, ...]
+    """Names below the folder of the others."""
+
+    @classmethod
+    def below(cls, folder: Path, names: Collection[str] | None) -> SetFiles:
+        """Tell apart what lies below *folder*, or, of it, the files *names*.
+
+        Raises:
+            DataLoss: for an autoencoder that lacks its config, or that nothing tells the layer of.
+        """
+        laid_out: list[Path] = []
+        numbered: list[Path] = []
+        ignored: list[Path] = []
+        for path, depth in _files_below(folder):
+            if names is not None and path.relative_to(folder).as_posix() not in names:
+                continue
+            group = FileGroup.at(path)
+            if group.layout not in {None, NATIVE}:
+                laid_out.append(path)
+            elif (layout := layout_named(path.name)) is not None:
+                raise corrupt(path, f"lacks {layout.config} beside it, without which nothing says what it is")
+            elif path.stem.isdecimal() and (not depth or path.parent.name in _LAYER_FOLDERS):
+                numbered.append(path)
+            elif not depth and holds_native_tensors(group.weights):
+                raise corrupt(path, "is named after no layer: LAYER.safetensors or LAYER.pt is expected")
+            else:
+                ignored.append(path)
+        native: list[Path] = []
+        for path in numbered:
+            # One that cannot be read is damaged, unless all others are laid out differently.
+            is_native = holds_native_tensors(File.at(path))
+            (native if is_native or (is_native is None and not laid_out) else ignored).append(path)
+        names_ignored = sorted(path.relative_to(folder).as_posix() for path in ignored)
+        return cls(weights=(*laid_out, *native), ignored=tuple(names_ignored))
+
+    def nothing_here(self, folder: Path) -> DataLoss:
+        """The error for a *folder* that holds no autoencoder."""
+        if not self.ignored:
+            return corrupt(folder, "holds no autoencoders")
+        shown = ", ".join(self.ignored[:_SHOWN]) + (", ..." if len(self.ignored) > _SHOWN else "")
+        known = what_they_are(self.ignored)
+        return corrupt(folder, f"holds no autoencoders: {shown} {known or 'are in none of the known formats'}")
+
+
+def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The regular files below *folder* that end as weights do, in order, with how many folders lie between."""
+    for place, folders, found in os.walk(folder):
+        here = Path(place)
+        depth = len(here.relative_to(folder).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
+        for name in sorted(found):
+            path = here / name
+            if is_weights(name) and not name.startswith(".") and path.is_file():
+                yield path, depth
