@@ -1,7 +1,7 @@
-"""The tree of our errors, and the reason codes they carry.
+"""The error classes of this package, and the reason codes they carry.
 
-This module imports nothing of ours and knows nothing of gRPC: `wire.errors` holds the one table from these classes to
-status codes, and rebuilds the same classes on the client's side.
+This module imports nothing else of this package and nothing of gRPC: `wire.errors` maps these classes to status codes,
+and rebuilds them on the client.
 
     DstError
     ├── InvalidRequest       a bad field, an impossible combination, a malformed message
@@ -89,7 +89,7 @@ class FieldViolation:
 
 
 def join_path(prefix: str, field: str) -> str:
-    """Join two parts of a field path; a subscript (`[2]`) follows without a dot."""
+    """Join two segments of a field path; a subscript (`[2]`) follows without a dot."""
     if not prefix or not field:
         return prefix or field
     return f"{prefix}{field}" if field.startswith("[") else f"{prefix}.{field}"
@@ -178,23 +178,23 @@ class Violations:
             self.add(field, description)
 
     def extend(self, error: InvalidRequest, prefix: str = "") -> None:
-        """Take over what another value found, below *prefix*."""
+        """Add the violations of a nested value, with *prefix* before their paths."""
         for violation in error.violations:
             self.add(join_path(prefix, violation.field), violation.description, error.reason)
         self.count += error.omitted
 
     def move(self, start: int, prefix: str) -> None:
-        """Move those that are listed from position *start* on below *prefix*."""
+        """Put *prefix* before the paths of those that are listed from position *start* on."""
         if start < len(self.listed):
             self.listed[start:] = [violation.under(prefix) for violation in self.listed[start:]]
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Paths of the fields that are wrong, as far as they are listed."""
+        """Paths of the listed violations."""
         return tuple(violation.field for violation in self.listed)
 
     def error(self) -> InvalidRequest:
-        """All that was found, each once, as one error. A reason that all share is its reason."""
+        """One error of all violations, without repetitions. Its reason is that of the violations if they share one."""
         reason = next(iter(self._reasons)) if len(self._reasons) == 1 else Reason.INVALID_FIELD
         return InvalidRequest(dict.fromkeys(self.listed), omitted=self.count - len(self.listed), reason=reason)
 
@@ -227,7 +227,7 @@ class NotFound(DstError):
 
     @classmethod
     def unknown(cls, resource_type: str, name: str, known: Iterable[str], *, reason: Reason) -> NotFound:
-        """The error for *name*, which is none of *known*; names the nearest ones."""
+        """The error for *name*, which is not among *known*; suggests the nearest ones."""
         candidates = sorted(known)
         nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:3]
         hint = f"; the nearest are {', '.join(map(repr, nearest))}" if nearest else "; none is registered"
@@ -342,7 +342,7 @@ class Internal(DstError):
 
 
 def require(value: T | None) -> T:
-    """*value*, which whoever planned the work has made sure of; raises Internal if it is missing."""
+    """*value*, which planning guarantees to be present; raises Internal if it is None."""
     if value is None:
         raise Internal("a value is missing that the plan should have made sure of")
     return value

@@ -1,1 +1,1 @@
-"""Frozen values: what can be asked for and answered, with the rules that need no model."""
+"""Frozen values: requests, answers and what they consist of, with the rules that need no model."""

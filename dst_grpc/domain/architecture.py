@@ -1,7 +1,7 @@
-"""What a model is, in plain values: its sizes, how its parts hang together, and what that rules out.
+"""Sizes and architecture of a model as plain values, and which taps and derived scalar types it rules out.
 
-An `Architecture` says in which ways a model departs from the plainest decoder, GPT-2's, which is its default. Whatever
-plans, derives or describes asks these fields and never a family's name.
+An `Architecture` says in which ways a model departs from GPT-2, its default. Planning, derivation and descriptions read
+these fields, never the name of a family.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NormKind(StrEnum):
 
 
 class PositionKind(StrEnum):
-    """How a model knows where in the prompt a token stands."""
+    """How a model encodes positions."""
 
     LEARNED = "learned"
     """A vector per position is added to the embedding."""
@@ -55,7 +55,7 @@ class ModelDimensions:
     d_head: int
     d_mlp: int
     vocab_size: int
-    """Tokens the tokenizer and the embedding know."""
+    """Tokens of the vocabulary."""
     context_window: int
     """Longest prompt, in tokens."""
 
@@ -82,37 +82,38 @@ class ModelDimensions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How the parts of a model hang together. The defaults are GPT-2's."""
+    """In which ways a model departs from GPT-2, whose values are the defaults."""
 
     norm: NormKind = NormKind.LAYER_NORM
-    """Which norm stands before attention, MLP and logits."""
+    """The norm before attention, MLP and logits."""
     positions: PositionKind = PositionKind.LEARNED
-    """How positions enter."""
+    """How positions are encoded."""
     layers_without_positions: tuple[int, ...] = ()
-    """Layers that rotate nothing in a model whose others do."""
+    """Layers without rotary positions in a model whose other layers have them."""
     activation: ActivationFunction = ActivationFunction.GELU_TANH
     """Nonlinearity of the MLPs."""
     gated: bool = False
-    """Whether a neuron is act(gate) times up, rather than act alone."""
+    """Whether the MLPs are gated: a neuron is act(gate) times up."""
     parallel: bool = False
-    """Whether the MLP reads the residual that enters the layer, beside attention rather than after it."""
+    """Whether attention and MLP are parallel: both read the residual that enters the layer."""
     post_norms: bool = False
-    """Whether what attention and MLP write is normed before it is added to the residual."""
+    """Whether the outputs of attention and MLP are normed before they are added to the residual (post-norms)."""
     qk_norm: bool = False
     """Whether queries and keys are normed, head by head, before they are rotated."""
     attn_softcap: float | None = None
-    """s becomes softcap tanh(s / softcap) before masks and softmax; None if it stays s."""
+    """Soft cap of attention scores: s becomes softcap tanh(s / softcap) before masks and softmax; None = no cap."""
     final_softcap: float | None = None
     """The same of the logits."""
     sliding_windows: tuple[int | None, ...] = ()
-    """By layer, how many tokens back a query sees, itself included; None for all. Empty if every layer sees all."""
+    """By layer, how many tokens back a query attends, its own included; None for all. Empty if every layer attends to
+    all."""
 
     def window(self, layer: int) -> int | None:
-        """How many tokens back the queries of *layer* see, themselves included; None for all."""
+        """How many tokens back the queries of *layer* attend, their own included; None for all."""
         return self.sliding_windows[layer] if self.sliding_windows else None
 
     def why_without(self, location: ActivationLocationType) -> str | None:
-        """Why the model has no such tap; None if it has, or if it depends on more than the model."""
+        """Why the model has no such tap; None if it has one, or if that depends on more than the model."""
         if self.parallel and location.facts.needs_sequential_layers:
             return "attention and MLP of its layers read the same residual, and there is none between them"
         if not self.post_norms and location.facts.needs_post_norms:
@@ -126,7 +127,7 @@ class UnsupportedType:
 
     dst: DerivedScalarType
     reason: str
-    """Why, as the end of a sentence about the model."""
+    """Why, as the predicate of a sentence about the model."""
 
 
 def unsupported_types(architecture: Architecture) -> tuple[UnsupportedType, ...]:

@@ -1,8 +1,8 @@
-"""One row of facts per derived scalar as the input of an autoencoder: the table of what autoencoders may read.
+"""One row of facts per derived scalar type as the input of an autoencoder.
 
-What an autoencoder reads decides the type of its latents, where it can be spliced into a run, and what its
-reconstruction stands for (section 7 of the specification). Every derived scalar type has a row; most can only be read
-offline, from recorded taps, and some cannot be read at all: `width` is None.
+The input of an autoencoder determines the type of its latents, where it can be spliced into a run, and what its
+reconstruction replaces (section 7 of the specification). Every derived scalar type has a row; most can only be read
+offline, from recorded taps, and some not at all: their `width` is None.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AutoencoderInput:
-    """A derived scalar type as what an autoencoder reads."""
+    """A derived scalar type as the input of an autoencoder."""
 
     type: DerivedScalarType
     """The derived scalar that is read."""
     node_type: NodeType = NodeType.AUTOENCODER_LATENT
-    """Type of the latents: the MLPs', attention's, or, of anything else, the generic one."""
+    """Type of the latents: that of the MLPs, that of attention, or, for any other input, the generic one."""
     location: LocationWithinLayer = LocationWithinLayer.MLP
-    """Place of the latents within the layer. Latents of a residual lie with the last thing that goes into it: they are
-    its parts, and come before all that reads it."""
+    """Place of the latents within the layer. Latents of a residual have the place of the last write that is added to
+    it: they precede everything that reads the residual."""
     is_spliceable: bool = False
-    """Whether the autoencoder can be put into a run; if not, it only reads recorded taps."""
+    """Whether the autoencoder can be spliced into a run; if not, it only reads recorded taps."""
     is_traced: bool = False
-    """Whether its latents can be traced and be ends of edges: it reads what one part of the layer writes."""
+    """Whether its latents can be traced and be ends of edges: it reads the output of the layer's attention or MLP."""
     error_tap: ActivationLocationType | None = None
-    """Tap of its reconstruction error in a run; None if that is not tapped, as of the residual stream itself."""
+    """Tap of its reconstruction error in a run; None if there is no such tap, as for residuals."""
     written_as: Component | None = None
-    """Component that its reconstruction stands for, and writes as; None if it is a vector of the residual stream."""
+    """Component that its reconstruction replaces, and writes as; None if the input is a vector of the residual
+    stream."""
     offline_component: Component | None = None
-    """Component whose writes are its offline input; None if that is a tap as it is."""
+    """Component whose writes make up its offline input; None if that is a tap as it is."""
     same_as: DerivedScalarType | None = None
-    """Another type that the same autoencoders may be read from; None if there is none."""
+    """Another type that the same autoencoders may read instead; None if there is none."""
 
     @property
     def facts(self) -> ScalarFacts:
@@ -59,7 +60,7 @@ class AutoencoderInput:
 
     @property
     def tap(self) -> ActivationLocationType:
-        """The tap that is read, of what is one; raises Internal of anything else."""
+        """The tap that is read; raises Internal for a type that is not a tap."""
         return require(FACTS[self.type].tap)
 
     @property
@@ -70,7 +71,7 @@ class AutoencoderInput:
 
     @property
     def is_residual(self) -> bool:
-        """Whether it is a tapped vector of the residual stream, or of what is added to it."""
+        """Whether it is a tapped residual, or a tapped vector that is added to the residual stream."""
         return self.facts.is_raw and self.facts.dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
 
     @property
@@ -85,16 +86,16 @@ class AutoencoderInput:
 
     @property
     def writes_to_residual(self) -> bool:
-        """Whether its reconstruction ends up in the residual stream, as it is or by way of a matrix."""
+        """Whether its reconstruction is added to the residual stream, as it is or through an output matrix."""
         return self.written_as is not None or self.facts.dimensions[-1] is Dimension.RESIDUAL_STREAM_CHANNELS
 
     @property
     def reads_head_pairs(self) -> bool:
-        """Whether it reads the writes of single heads, a row for each pair of tokens and head."""
+        """Whether it reads the writes of single heads, one row for each pair of tokens and each head."""
         return self.offline_component is Component.HEAD_PAIR
 
     def width(self, dimensions: ModelDimensions) -> int | None:
-        """Width of what is read in a model of *dimensions*; None if no autoencoder can read the type.
+        """Width of the input in a model of *dimensions*; None if no autoencoder can read the type.
 
         Its rows run over tokens, token pairs or pairs and heads, and its columns over the last axis; only heads at a
         token are read together, [T, H, c] as [T, H c].
@@ -139,14 +140,14 @@ AUTOENCODER_INPUTS = one_row_each(DerivedScalarType, (*_ROWS, *_OFFLINE_ONLY))
 """The table."""
 
 SPLICED_AT: dict[ActivationLocationType, AutoencoderInput] = {row.tap: row for row in _ROWS if row.is_spliceable}
-"""What an autoencoder reads that is spliced in at a tap."""
+"""The input of an autoencoder that is spliced in at a tap."""
 
 TRACED_INPUTS = tuple(row for row in _ROWS if row.is_traced)
 """Inputs whose latents can be traced."""
 
 
 def accepted_inputs(facts: ScalarFacts) -> tuple[AutoencoderInput, ...] | None:
-    """What the autoencoder of a type may read; None if that follows from the type of its latents."""
+    """Inputs that the autoencoder of a type may have; None if they follow from the type of its latents."""
     if facts.inputs:
         return tuple(AUTOENCODER_INPUTS[dst] for dst in facts.inputs)
     if facts.component in {Component.NEURON_ERROR, Component.RESIDUAL_ERROR}:

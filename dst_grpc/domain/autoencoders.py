@@ -1,4 +1,4 @@
-"""What an autoencoder does to what it reads: its nonlinearity, and the norms before it."""
+"""The nonlinearity of an autoencoder, and the norms applied to its input."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class AutoencoderActivation(StrEnum):
 
 
 class InputNormalization(StrEnum):
-    """What an autoencoder does to each input vector before it encodes it, and undoes after it decoded."""
+    """How an autoencoder normalizes each input vector before encoding; undone after decoding."""
 
     NONE = "none"
-    """Nothing."""
+    """Not at all."""
     CENTRED = "centred"
     """The mean over channels is subtracted."""
     LAYER_NORM = "layer_norm"
-    """The same, and it is divided by its standard deviation (of a sample: n - 1) plus 1e-5."""
+    """The mean is subtracted, and the result divided by its standard deviation (of a sample: n - 1) plus 1e-5."""
     CONSTANT_NORM = "constant_norm"
-    """It is scaled to a length of root n."""
+    """It is scaled to a norm of sqrt(n), n being its size."""
 
     @property
     def scales(self) -> bool:
-        """Whether it divides by a scale, so that what a latent writes depends on its token's input too."""
+        """Whether it divides by a scale, so that a latent's write depends on its token's input too."""
         return self in {InputNormalization.LAYER_NORM, InputNormalization.CONSTANT_NORM}
 
 
 class ModelNorm(StrEnum):
-    """The norm of the model that stands between the recorded tap and what an autoencoder reads."""
+    """The norm of the model that is applied to the recorded tap before an autoencoder reads it."""
 
     NONE = "none"
     """None: it reads the tap itself."""

@@ -1,9 +1,8 @@
-"""The vocabulary: node types, dimensions, components and the other enums.
+"""Enums that all of the package uses: node types, dimensions, components and others.
 
-Every other module speaks in these words; the places of a model are in `locations`, the derived scalars in `scalars`.
-Members and values are the research code's, so that users who know its
-names find them; `protos/dst/v1/component.proto` mirrors the enums that travel, member for member. Nothing here
-computes.
+Taps are in `locations`, derived scalars in `scalars`. Members and values are those of the reference implementation,
+OpenAI's transformer-debugger (https://github.com/openai/transformer-debugger); `protos/dst/v1/component.proto` mirrors
+the enums that messages carry, member for member. Nothing here computes.
 
 One legend of axis letters, used in shapes throughout the package:
 
@@ -19,7 +18,7 @@ from typing import Self
 
 
 class NodeType(StrEnum):
-    """What kind of thing a node is; its row of facts is in `nodes`."""
+    """The kind of a node; its row of facts is in `nodes`."""
 
     ATTENTION_HEAD = "attention_head"
     QK_CHANNEL = "qk_channel"
@@ -59,7 +58,7 @@ class Dimension(StrEnum):
     letter: str
     """The axis in the legend; empty for one that no tensor has."""
     node_type: NodeType | None
-    """What a tensor's nodes are if this is its last axis; None if it never is."""
+    """Type of a tensor's nodes if this is its last axis; None if it never is."""
 
     def __new__(cls, name: str, letter: str = "", node_type: NodeType | None = None) -> Self:
         """A member equal to its name."""
@@ -94,7 +93,7 @@ class PassType(StrEnum):
 
 
 class LocationWithinLayer(IntEnum):
-    """Order of things inside a layer; a component affects only what comes strictly later."""
+    """Order of computation inside a layer; a component affects only what comes strictly later."""
 
     END_OF_PREV_LAYER = 1
     ATTN = 2
@@ -104,14 +103,14 @@ class LocationWithinLayer(IntEnum):
 
 
 class Component(Enum):
-    """What part of the model a derived scalar is about."""
+    """The component of the model that a derived scalar is about."""
 
     TAP = auto()
     """A tapped tensor as it is."""
     RESIDUAL = auto()
     """A residual vector per token: the embedding, a residual sum, a layer's write."""
     PREVIOUS_RESIDUAL = auto()
-    """The residual entering a layer."""
+    """The residual that enters a layer."""
     ONE = auto()
     """The constant one, per token."""
     NEURON = auto()
@@ -151,7 +150,7 @@ class Component(Enum):
 
 
 class AttentionTraceType(StrEnum):
-    """Through which inputs of an attention head a trace goes back."""
+    """The inputs of an attention head that the gradient of a trace flows through."""
 
     Q = "Q"
     K = "K"
@@ -182,14 +181,14 @@ class LossFnName(StrEnum):
 
 
 class ComponentTypeForMlp(StrEnum):
-    """What stands for the MLPs in a debugging request."""
+    """Which nodes represent the MLPs in an Explain request."""
 
     NEURON = "neuron"
     AUTOENCODER_LATENT = "autoencoder_latent"
 
 
 class ComponentTypeForAttention(StrEnum):
-    """What stands for attention in a debugging request."""
+    """Which nodes represent attention in an Explain request."""
 
     ATTENTION_HEAD = "attention_head"
     AUTOENCODER_LATENT = "autoencoder_latent"
@@ -210,7 +209,7 @@ class TensorElementType(StrEnum):
     byte_width: int
     """Bytes of one element."""
     is_float: bool
-    """Whether it holds what is computed: the elements of answers, of weights and of a request's tensors."""
+    """Whether it is a float type: one of answers, of weights and of tensors in requests."""
 
     def __new__(cls, name: str, byte_width: int = 0, is_float: bool = False) -> Self:
         """A member equal to its name."""
@@ -221,7 +220,7 @@ class TensorElementType(StrEnum):
 
 
 class TensorEncoding(StrEnum):
-    """Whether a tensor travels whole, or as its nonzero entries."""
+    """Whether a tensor is sent whole, or as its nonzero entries."""
 
     DENSE = "dense"
     SPARSE_LATENTS = "sparse_latents"

@@ -1,6 +1,6 @@
 """DstConfig and AutoencoderConfig: how a derived scalar is to be computed.
 
-Fields and their meaning are the research code's. What is a live object there (`model_context`,
+Fields and their meaning are those of the reference implementation. What is a live object there (`model_context`,
 `autoencoder_context`, `multi_autoencoder_context`) is here the name or handle of a context that the server holds.
 """
 
@@ -45,7 +45,7 @@ class AutoencoderConfig:
             problems.check(bool(path), f"{field}[{i}].path", "must not be empty")
             check_text(problems, f"{field}[{i}].path", path)
         problems.raise_if_any()
-        # Order carries no meaning, so one order stands for all: equal configs compare and digest equal.
+        # Order carries no meaning, so entries are sorted: equal configs compare and digest equal.
         pairs = sorted(self.autoencoder_path_by_layer_index, key=lambda pair: -1 if pair[0] is None else pair[0])
         object.__setattr__(self, "autoencoder_path_by_layer_index", tuple(pairs))
 
@@ -71,17 +71,17 @@ class DstConfig:
     multi_autoencoder_context: tuple[str, ...] | None = None
     """Names or handles of autoencoder contexts, at most one per node type."""
     trace_config: TraceConfig | None = None
-    """Where the backward pass started, or the latent to read; None = a loss."""
+    """The trace that the backward pass starts from, or the latent to read; None = a loss."""
     node_index_for_attention_write: NodeIndex | None = None
-    """Validated; read by no type."""
+    """Validated, but no type uses it."""
     device_for_raw_activations: str | None = None
     """Device where nothing else determines one: cpu, cuda:N or mps:N."""
     activation_index_for_fake_grad: ActivationIndex | None = None
-    """The node whose reads of the vocabulary are asked for."""
+    """The node that VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION is about."""
     node_index_for_attribution: NodeIndex | None = None
-    """The one node at the fixed end of an edge."""
+    """The node at the fixed end of the edges."""
     detach_layer_norm_scale_for_attribution: bool = False
-    """Whether edge attributions pass no gradient through layer-norm scales."""
+    """Whether edge attributions hold the scales of layer norms constant."""
 
     def __post_init__(self) -> None:
         """Check rules 1 to 6 and the numbers; raises InvalidRequest with all that is wrong."""
@@ -105,7 +105,7 @@ class DstConfig:
         problems.raise_if_any()
 
     def _check_contexts(self, problems: Violations) -> None:
-        """Rules 1 to 3, as far as names and handles tell."""
+        """Rules 1 to 3, as far as names and handles show."""
         references: dict[str, ContextRef] = {}
         named = [("model_name", self.model_name), ("model_context", self.model_context)]
         named.append(("autoencoder_context", self.autoencoder_context))

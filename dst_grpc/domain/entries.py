@@ -1,7 +1,7 @@
-"""Which entries of derived scalars are nodes, and the index of the node at an entry.
+"""Whether the entries of a derived scalar are nodes, and the index of the node at an entry.
 
-Most types have one axis per entry of their node's index. Two forms of attention heads differ: the flattened one, whose
-first axis runs over pairs of tokens, and that of a head at a query token, whose node is the head's whole row.
+Most types have one axis per entry of their node's index. Two forms of attention heads differ: in the flattened one the
+first axis runs over pairs of tokens, and for heads at a query token the node is the head's whole row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def entries_are_nodes(facts: ScalarFacts) -> bool:
 
 
 def is_of_token_pairs(facts: ScalarFacts) -> bool:
-    """Whether entries lie at a query token and a key token, so that those of later keys are no nodes."""
+    """Whether entries are at a query token and a key token, so that those of later keys are not nodes."""
     return facts.is_flattened or (
         facts.dimensions[:2] == (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)
     )

@@ -1,4 +1,4 @@
-"""What TopK and Explain are asked: runs, groups of derived scalars that compete for places, and what to say of them.
+"""Requests of TopK and Explain: runs, the groups of derived scalars to select nodes by, and what to send.
 
 The groups that an Explain request has unless it names its own are in `groups`.
 """
@@ -37,7 +37,7 @@ MAX_TOP_LOGITS = 10_000
 
 
 class TopKSelection(StrEnum):
-    """Which end of an order to choose nodes from."""
+    """Which nodes to select: those with the largest values, the smallest, or both."""
 
     TOP = "top"
     """The largest."""
@@ -48,24 +48,24 @@ class TopKSelection(StrEnum):
 
 
 class NodeScope(StrEnum):
-    """What a list of nodes is chosen for."""
+    """Whether the runs of a request share one list of nodes."""
 
     BATCH = "batch"
-    """Every run chooses, and every run answers for all that were chosen."""
+    """All runs have the same list: every node that any of them selects."""
     PROMPT = "prompt"
-    """Each run chooses for itself."""
+    """Each run has a list of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopKGroup:
-    """Derived scalars that compete for places in a list of nodes."""
+    """Derived scalars to select nodes by, at most one per node type."""
 
     group_id: str
     """The client's own name of the group."""
     dsts: tuple[DerivedScalarType, ...]
     """The types, at most one per node type."""
     k: int | None = None
-    """Entries to choose of each type, at each end; None = as many as the request says."""
+    """Entries to select of each type, at each end; None = the request's `k`."""
     selection: TopKSelection = TopKSelection.BOTH
     """Which end."""
 
@@ -96,13 +96,13 @@ class TopKRequest:
     runs: tuple[DeriveRequest, ...]
     """The runs, without derived scalars of their own."""
     groups: tuple[TopKGroup, ...]
-    """What to choose from."""
+    """What to select nodes by."""
     request_id: str = ""
     """The client's own id."""
     k: int = DEFAULT_K
-    """Entries to choose of each type, at each end."""
+    """Entries to select of each type, at each end."""
     token_index: int | None = None
-    """Choose only among nodes at this token; negative from the end; None = every token."""
+    """Select only nodes at this token; negative from the end; None = every token."""
     node_scope: NodeScope | None = None
     """Whether the runs share one list; None = if they can."""
     with_sums: bool = False
@@ -135,12 +135,13 @@ class TopKRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeAblation:
-    """A node to switch off, or to set."""
+    """A node to ablate: its activation is overwritten."""
 
     node_index: NodeIndex
-    """A head (t, u, h), whose whole row of attention at t is meant; or a neuron or latent (t, n). With a layer."""
+    """A head (t, u, h), whose whole row of attention at t is overwritten; or a neuron or latent (t, n). With a
+    layer."""
     value: float = 0.0
-    """What to put there."""
+    """The value to overwrite it with."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -174,17 +175,17 @@ class ExplainRun:
     prompt: Prompt
     """The prompt."""
     loss_fn_config: LossFnConfig | None = None
-    """What the model said, and perhaps what it did not say."""
+    """The loss: the targets, and perhaps distractors."""
     trace_config: TraceConfig | None = None
     """The node to explain instead."""
     node_ablations: tuple[NodeAblation, ...] = ()
-    """Nodes to switch off or set."""
+    """Nodes to ablate."""
     ablation_specs: tuple[AblationSpec, ...] = ()
-    """Other entries to overwrite, before the nodes."""
+    """Other entries to overwrite, applied before the nodes."""
     interventions: tuple[Intervention, ...] = ()
-    """What else to change, in order, after the nodes."""
+    """Interventions, applied in order after the nodes."""
     detach_final_layer_norm_scale: bool | None = None
-    """Whether no gradient flows through the final norm's scale; None = none does."""
+    """Whether the final norm's scale is held constant in gradients; None = it is."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -202,7 +203,7 @@ class ExplainRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainRequest:
-    """Why did the model say A and not B here, and what if this part had been off?"""
+    """Why did the model prefer A to B here, and what if some node had been ablated?"""
 
     runs: tuple[ExplainRun, ...]
     """What to explain."""
@@ -213,15 +214,15 @@ class ExplainRequest:
     autoencoders: tuple[str, ...] = ()
     """Names or handles of autoencoders to splice into the runs."""
     component_type_for_mlp: ComponentTypeForMlp = ComponentTypeForMlp.NEURON
-    """What stands for the MLPs."""
+    """Which nodes represent the MLPs."""
     component_type_for_attention: ComponentTypeForAttention = ComponentTypeForAttention.ATTENTION_HEAD
-    """What stands for attention."""
+    """Which nodes represent attention."""
     groups: tuple[TopKGroup, ...] = ()
-    """What to choose nodes by; empty = the default groups."""
+    """What to select nodes by; empty = the default groups."""
     k: int = DEFAULT_K
-    """Nodes to choose of each type, at each end."""
+    """Nodes to select of each type, at each end."""
     parts: tuple[ExplainPart, ...] = ()
-    """Which parts to send; empty = all that make sense for the request."""
+    """Which parts to send; empty = all that apply to the request."""
     scored_token_count: int = DEFAULT_SCORED_TOKENS
     """Tokens to score at each end, per node."""
     token_pair_count: int = DEFAULT_TOKEN_PAIRS
@@ -275,13 +276,13 @@ def default_groups(
     has_origin: bool = True,
     k: int | None = None,
 ) -> tuple[TopKGroup, ...]:
-    """The debugging request's groups: how much each part writes, matters, writes towards the answer, and is active.
+    """The default groups: write norm, act x grad, direct effect and activation of every node.
 
     Args:
-        mlp: what stands for the MLPs.
-        attention: what stands for attention.
+        mlp: which nodes represent the MLPs.
+        attention: which nodes represent attention.
         has_origin: whether there are gradients; without, two groups remain.
-        k: entries to choose of each type, at each end; None = the request's.
+        k: entries to select of each type, at each end; None = the request's.
     """
     mlp_place = int(mlp is ComponentTypeForMlp.AUTOENCODER_LATENT)
     attention_place = int(attention is ComponentTypeForAttention.AUTOENCODER_LATENT)

@@ -1,4 +1,4 @@
-"""What TopK and Explain answer: nodes that were chosen, their values, and what they read and write. Plain values."""
+"""Answers of TopK and Explain: the selected nodes, their values, and what they read and write. Plain values."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
 MAX_TOKENS_OF_PAIR_SUMS = 1000
-"""Longest prompt whose pairs of tokens are summed apart: [T, U] must fit into a message of 4 MiB."""
+"""Longest prompt whose sums are kept by pair of tokens: [T, U] must fit into a message of 4 MiB."""
 
 
 class ExplainPart(StrEnum):
-    """Parts of an explanation."""
+    """The parts that an explanation can have."""
 
     NODE_TABLE = "node_table"
     """The nodes of the groups, and their sums."""
     COMPONENT_SUMS = "component_sums"
-    """Sums of neurons and heads by token, whatever stands for MLPs and attention."""
+    """Sums of neurons and heads by token, whatever the groups are."""
     UPVOTED_OUTPUT_TOKENS = "upvoted_output_tokens"
     """Tokens of the vocabulary that the write of a node promotes and demotes."""
     INPUT_TOKENS_THAT_UPVOTE_MLP = "input_tokens_that_upvote_mlp"
-    """Tokens that would excite a neuron, or a latent of the MLPs."""
+    """Tokens whose embedding would raise the activation of a neuron, or of a latent of the MLPs."""
     INPUT_TOKENS_THAT_UPVOTE_ATTN_Q = "input_tokens_that_upvote_attn_q"
     """Tokens that, at the query, would raise a head's score for its pair of tokens."""
     INPUT_TOKENS_THAT_UPVOTE_ATTN_K = "input_tokens_that_upvote_attn_k"
     """Tokens that, at the key, would raise a head's score for its pair of tokens."""
     TOKEN_PAIRS = "token_pairs"
-    """Tokens that a latent of attention gets its activation from."""
+    """Tokens that contribute to the activation of a latent of attention."""
     TOP_LOGITS = "top_logits"
     """The largest and smallest output logits at the traced node's token, else at the last."""
 
     @property
     def scores_tokens(self) -> bool:
-        """Whether it says of nodes which tokens of the vocabulary lie along a vector of theirs."""
+        """Whether it scores the tokens of the vocabulary for each node."""
         return self in {
             ExplainPart.UPVOTED_OUTPUT_TOKENS,
             ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP,
@@ -66,7 +66,7 @@ class ScalarSum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completeness:
-    """How much of what was asked about the nodes of a group account for."""
+    """How much of the whole the listed nodes of a group account for."""
 
     listed: float
     """Sum of the group's values over the listed nodes."""
@@ -78,14 +78,14 @@ class Completeness:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupValues:
-    """The nodes of a table as one group sees them."""
+    """The values of a table's nodes in one group, and which of them the group selected."""
 
     group_id: str
     """Which group."""
     values: np.ndarray[Any, Any]
     """Value of each node [N], float32, parallel to the table's nodes; NaN where the group has none of its type."""
     top: tuple[int, ...]
-    """Positions, among the nodes, of the group's own choice of the largest in this run, descending by value."""
+    """Positions, among the nodes, of the largest that the group itself selected in this run, descending by value."""
     bottom: tuple[int, ...]
     """Likewise of the smallest, descending by value."""
     completeness: Completeness | None = None
@@ -94,17 +94,17 @@ class GroupValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTable:
-    """A list of nodes and their values, group by group."""
+    """A list of nodes and their values in each group."""
 
     nodes: tuple[NodeIndex, ...]
-    """The nodes, none twice: those that each group chose, in the order of the groups."""
+    """The nodes, none twice: those that each group selected, in the order of the groups."""
     groups: tuple[GroupValues, ...]
     """One per group, in the request's order."""
     vocab_tokens: tuple[str, ...] = ()
     """Text of each node that is a token of the vocabulary, "" for others; empty if no node is one."""
 
     def group(self, group_id: str) -> GroupValues:
-        """The group of that name; raises KeyError with the names that there are."""
+        """The group of that name; raises KeyError listing the existing names."""
         for group in self.groups:
             if group.group_id == group_id:
                 return group
@@ -122,7 +122,7 @@ class TokenScore:
     score: float
     """Its score."""
     normalized_score: float
-    """The score over the largest absolute score of the node's lists; 0 if that is 0."""
+    """The score divided by the largest absolute score of the node's lists; 0 if that is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +149,12 @@ class ScoredTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTokenPairs:
-    """The tokens that a latent of attention gets most from."""
+    """The tokens that contribute most to a latent of attention."""
 
     node: int
     """The node: its position in the run's node table."""
     attended_tokens: tuple[tuple[int, float], ...]
-    """Position of each token in the prompt, and what comes from there; descending."""
+    """Position of each token in the prompt, and its attribution; descending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class TokenPairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunsTrailer(RunSummary):
-    """The end of an answer about runs, which cost so much together. Without it the answer is truncated."""
+    """The last frame of an answer about runs, with their cost together. Without it the answer is truncated."""
 
     frame_count: int
     """Frames of the answer, this one included."""
@@ -185,9 +185,9 @@ class PartKind(StrEnum):
     SCALAR_SUM = "scalar_sum"
     """A ScalarSum, one for each type of the tables."""
     SCORED_TOKENS = "scored_tokens"
-    """ScoredTokens; those of many nodes come in several parts."""
+    """ScoredTokens; those of many nodes are sent in several frames."""
     TOKEN_PAIRS = "token_pairs"
-    """TokenPairs; those of many nodes come in several parts."""
+    """TokenPairs; those of many nodes are sent in several frames."""
     TOP_LOGITS = "top_logits"
     """A NodeTable with the one group "logits"."""
     TRAILER = "trailer"
@@ -196,24 +196,25 @@ class PartKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExplanationPart:
-    """One part of an answer of Explain or TopK, as it comes."""
+    """One frame of an answer of Explain or TopK."""
 
     kind: PartKind
     """What it holds."""
     value: RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer
-    """What is in it."""
+    """Its content."""
     run_index: int = 0
     """Which run, by its position in the request; 0 in the trailer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunExplanation:
-    """Everything said of one run; a part that was not wanted, or makes no sense for the request, is None or absent."""
+    """The whole answer about one run. Parts that were not asked for, or do not apply to the request, are None or
+    empty."""
 
     header: RunHeader
-    """What it is about."""
+    """Model, tokens and origin of the run."""
     node_table: NodeTable | None = None
-    """The nodes that the groups chose."""
+    """The nodes that the groups selected."""
     component_sums: NodeTable | None = None
     """The same groups for neurons and heads, with k = 1."""
     sums: tuple[ScalarSum, ...] = ()
@@ -226,7 +227,7 @@ class RunExplanation:
     """Output logits, as the one group "logits"."""
 
     def sum_of(self, dst: DerivedScalarType) -> np.ndarray[Any, Any]:
-        """The sum [T] or [T, U] of a whole derived scalar; raises KeyError with the types that there are."""
+        """The sum [T] or [T, U] of a whole derived scalar; raises KeyError listing the types that have one."""
         for found in self.sums:
             if found.dst is dst:
                 return found.values

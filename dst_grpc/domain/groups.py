@@ -1,4 +1,4 @@
-"""The groups of the debugging request: what stands for the embedding, the MLPs and attention in each of them."""
+"""The default groups of Explain: a derived scalar type of each for the embedding, the MLPs and attention."""
 
 from __future__ import annotations
 

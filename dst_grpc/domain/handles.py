@@ -1,8 +1,9 @@
-"""Names of what the server can load, and handles of what it has loaded.
+"""Names and handles of contexts.
 
-A name ("embedded", "embedded/mlp_post_act") is what an operator registers. A handle adds what pins its meaning down:
-`name@revision:element_type:device`, e.g. `embedded@1f0c9a27:float32:cpu`. Wherever a context is expected, either may
-be given; a name stands for whatever the registry maps it to.
+A name ("embedded", "embedded/mlp_post_act") is what an operator registers. A handle adds revision, element type and
+device, and so identifies one context exactly: `name@revision:element_type:device`, e.g.
+`embedded@1f0c9a27:float32:cpu`. Wherever a context is expected, either may be given; a name means whatever the registry
+maps it to.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dst_grpc.domain.components import TensorElementType
 from dst_grpc.errors import InvalidRequest
 
 DIGEST_CHARACTERS = 12
-"""How much of a digest stands in a handle, and is shown to people."""
+"""How many characters of a digest handles contain and people are shown."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
 _REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -37,7 +38,7 @@ class ContextRef:
     element_type: TensorElementType | None = None
     """Element type of the weights; None in a bare name."""
     device: str | None = None
-    """Device the context lives on; None in a bare name."""
+    """Device of the context; None in a bare name."""
 
     @classmethod
     def parse(cls, text: str) -> ContextRef:

@@ -1,4 +1,4 @@
-"""Indices: which entries of which tensor. Frozen, hashable, free of any model.
+"""Indices: which entries of which tensor. Frozen, hashable, independent of any model.
 
 In every index `tensor_indices` follows the axes of the tensor it points into; None selects the whole axis, and
 omitted trailing axes are whole too. The reference's `"All"` is our None.
@@ -19,7 +19,7 @@ TensorIndices = tuple[int | None, ...]
 """One entry per axis: a position from 0, or None for the whole axis."""
 
 MAX_INDEX = 2**32 - 1
-"""Largest index that travels (uint32)."""
+"""Largest index that a message can carry (uint32)."""
 
 
 def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:
@@ -38,7 +38,7 @@ class NodeIndex:
     """A node, or several: an attention head at (t, u, h), a neuron at (t, n), a latent at (t, j), ..."""
 
     node_type: NodeType
-    """What kind of node."""
+    """The kind of node."""
     tensor_indices: TensorIndices = ()
     """Position along each axis of the node's reference tensor; None selects all."""
     layer_index: int | None = None

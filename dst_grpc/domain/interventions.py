@@ -1,7 +1,8 @@
-"""Interventions: what is changed in a run. Each is a selection of entries of a tap, and an action on them.
+"""Interventions: changes to a run's activations or gradients. Each is a selection of entries of a tap, and an action.
 
-An action is a value with its own formula: what it makes of the selected entries, with nothing but the arithmetic that
-every array library has. A new kind of intervention is a new subclass of `Action`, and an arm of the message.
+An action is a value with its own formula: the new entries as a function of the selected ones, written with the
+arithmetic that every array library has. A new kind of intervention is a new subclass of `Action`, and an arm of the
+message.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_FLOAT32 = 3.4028234663852886e38
 
 
 class Values(Protocol):
-    """Numbers with arithmetic: of the engine, its tensors."""
+    """An array with arithmetic; in the engine, a tensor."""
 
     def __add__(self, other: Any, /) -> Values:
         """Sum by entries."""
@@ -36,13 +37,13 @@ class Values(Protocol):
 
 
 class Context(Protocol):
-    """What an action may look at besides the entries that it changes."""
+    """What an action may read besides the entries that it changes."""
 
     def tensor(self, tensor: RequestTensor) -> Values:
-        """The numbers that the request brought, beside the run's own."""
+        """A tensor of the request, in the run's element type and on its device."""
 
     def of_run(self, name: str) -> Values:
-        """The same entries as another run recorded them: one that `Action.runs` names."""
+        """The same entries as recorded in another run, one that `Action.runs` names."""
 
 
 UNCHANGED = "unchanged"
@@ -65,10 +66,10 @@ class Action(ABC):
 
     @abstractmethod
     def apply(self, x: Values, context: Context) -> Values | float:
-        """What stands in place of the selected entries *x* afterwards, or a number for all of them."""
+        """What the selected entries *x* are replaced by, or a number for all of them."""
 
     def check(self, problems: Violations, at: TapSelection) -> None:
-        """Note, by fields of Intervention, what is wrong with it at a selection."""
+        """Note what is wrong with it at a selection, by fields of Intervention."""
         if at.pass_type not in self.pass_types:
             known = " or ".join(sorted(each.value for each in self.pass_types))
             problems.add("at.pass_type", f"must be {known} for {self.arm!r}, not {at.pass_type}")
@@ -82,14 +83,14 @@ class Action(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetValue(Action):
-    """Puts numbers in place of the selected entries."""
+    """Overwrites the selected entries."""
 
     arm = "set"
     pass_types = frozenset(PassType)
     scalar: float | None = None
     """One number for all; None if a tensor is given. Rounded to the model's element type when it is used."""
     tensor: RequestTensor | None = None
-    """A number for each, stretched to the selected entries as numpy does."""
+    """A number for each, broadcast to the selected entries as in numpy."""
 
     def __post_init__(self) -> None:
         """Check that exactly one form is given; raises InvalidRequest with all that is wrong."""
@@ -105,7 +106,7 @@ class SetValue(Action):
         return context.tensor(self.tensor) if self.scalar is None and self.tensor is not None else self.scalar or 0.0
 
     def check(self, problems: Violations, at: TapSelection) -> None:
-        """Of gradients only one number."""
+        """Gradients can only be set to one number."""
         Action.check(self, problems, at)
         if at.pass_type is PassType.BACKWARD and self.tensor is not None:
             problems.add("set.tensor", "must be absent: gradients are set to one number")
@@ -113,13 +114,13 @@ class SetValue(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddVector(Action):
-    """Adds a vector, times a factor, to the selected entries: steering."""
+    """Adds a vector, times a factor, to the selected entries (steering)."""
 
     arm = "add"
     vector: RequestTensor
-    """What to add, stretched to the selected entries as numpy does."""
+    """The vector, broadcast to the selected entries as in numpy."""
     factor: float = 1.0
-    """What to multiply it by."""
+    """The factor."""
 
     def __post_init__(self) -> None:
         """Check the factor; raises InvalidRequest."""
@@ -128,13 +129,13 @@ class AddVector(Action):
         problems.raise_if_any()
 
     def apply(self, x: Values, context: Context) -> Values | float:
-        """X + factor vector."""
+        """Return x + factor * vector."""
         return x + context.tensor(self.vector) * self.factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleValue(Action):
-    """Multiplies the selected entries: 0 switches off, 1 changes nothing."""
+    """Multiplies the selected entries by a factor: 0 ablates them, 1 changes nothing."""
 
     arm = "scale"
     factor: float
@@ -147,14 +148,14 @@ class ScaleValue(Action):
         problems.raise_if_any()
 
     def apply(self, x: Values, context: Context) -> Values | float:
-        """Factor x."""
+        """Return factor * x."""
         del context
         return x * self.factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetachGradient(Action):
-    """Lets no gradient pass: of gradients only."""
+    """Stops the gradient at the selected entries. For gradients only."""
 
     arm = "detach"
     pass_types = frozenset({PassType.BACKWARD})
@@ -174,25 +175,25 @@ def _check_finite(problems: Violations, path: str, value: float | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intervention:
-    """A change of some entries of a tap, in the forward pass or, of gradients, in the backward pass.
+    """A change to some entries of a tap, in the forward pass, or to their gradients, in the backward pass.
 
-    Whatever comes later in the pass is computed from what it makes.
+    The rest of the pass is computed from the changed entries.
     """
 
     at: TapSelection
     """Which entries."""
     action: Action
-    """What is done to them."""
+    """How they are changed."""
 
     def __post_init__(self) -> None:
-        """Check that the action makes sense there; raises InvalidRequest with all that is wrong."""
+        """Check that the action is possible there; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         self.action.check(problems, self.at)
         problems.raise_if_any()
 
     @property
     def key(self) -> Hashable:
-        """What tells it from others, without the numbers of tensors."""
+        """Equal for equal interventions, and hashable: tensors are represented by their identity."""
         tensors = self.action.tensors
         if not tensors:
             return self
@@ -205,7 +206,7 @@ class Intervention:
         return {join_path(self.action.arm, field): tensor for field, tensor in self.action.tensors.items()}
 
     def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Intervention:
-        """It with each of its tensors that *known* has replaced by what stands there."""
+        """The same intervention with the tensors at the paths of *known* replaced."""
         changed: dict[str, Any] = {
             field: known[tensor] for field, tensor in self.action.tensors.items() if tensor in known
         }
@@ -214,12 +215,12 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationSpec:
-    """Entries of a tap to overwrite with one number: the plain case of an intervention."""
+    """Entries of a tap to overwrite with one number (0: zero ablation): the simplest intervention."""
 
     index: ActivationIndex
     """The entries. `layer_index` None at a tap with layers means every layer."""
     value: float
-    """What to put there; finite, and rounded to float32 when it is used."""
+    """The number; finite, and rounded to float32 when it is used."""
 
     def __post_init__(self) -> None:
         """Check rule 28; raises InvalidRequest with all that is wrong."""
@@ -257,4 +258,4 @@ FINAL_NORM_DETACHED = Intervention(
     ),
     action=DetachGradient(),
 )
-"""Lets no gradient through the final norm's scale: direct effects are then shares of the loss."""
+"""Holds the final norm's scale constant in gradients: direct effects are then shares of the loss."""

@@ -1,6 +1,6 @@
-"""One row of facts per activation location (tap): its axes, its place in the layer, what its tensor costs.
+"""One row of facts per activation location (tap): its axes, its place in the layer, when it exists.
 
-What depends on a model (sizes) or on a derived scalar is elsewhere.
+Facts that depend on a model (sizes) or on a derived scalar are elsewhere.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ActivationLocationType(StrEnum):
 
 
 def node_type_of(dimensions: tuple[Dimension, ...]) -> NodeType:
-    """What the entries along the last of *dimensions* are; raises ValueError if they are no nodes."""
+    """Type of the nodes along the last of *dimensions*; raises ValueError if they are not nodes."""
     node_type = dimensions[-1].node_type
     if node_type is None:
         raise ValueError(f"{dimensions[-1]} is the last axis of no tensor")
@@ -103,17 +103,17 @@ class LocationFacts:
     is_after_layers: bool = False
     """Whether it is computed after the last layer."""
     needs_sequential_layers: bool = False
-    """Whether it exists only where the MLP reads what attention has written."""
+    """Whether it exists only in models whose MLP reads the residual after attention."""
     needs_post_norms: bool = False
-    """Whether it exists only where what attention and MLP write is normed before it is added to the residual."""
+    """Whether it exists only in models with post-norms."""
     needs_splice: bool = False
     """Whether it exists only while an autoencoder is spliced in."""
     is_made_on_demand: bool = False
-    """Whether its tensor is computed only for who asks; the others are there in any pass, and recording them costs
-    memory but next to no time."""
+    """Whether its tensor is computed only on demand; the others are computed in any pass, so recording them costs
+    memory but almost no time."""
     keeps_gradient: bool = False
-    """Whether gradients at it serve more than the raw gradient. A backward pass frees the others as it goes; keeping
-    them too would triple its memory."""
+    """Whether derived scalars other than the tap itself read gradients at it. A backward pass frees the other gradients
+    as it goes; keeping them too would triple its memory."""
     traced_at: PreOrPostAct | None = None
     """Whether a trace from an entry starts before or after the nonlinearity; None if none can start here."""
     head_input: AttentionTraceType | None = None
@@ -126,7 +126,7 @@ class LocationFacts:
 
     @property
     def is_free(self) -> bool:
-        """Whether its tensor is there in any pass of a model that has it, whether or not anybody asks."""
+        """Whether any pass of a model that has it computes its tensor, recorded or not."""
         return not self.is_made_on_demand and not self.needs_splice
 
 

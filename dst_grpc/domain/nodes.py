@@ -1,4 +1,4 @@
-"""One row of facts per node type: what its index points into, where its activation is, what it is called.
+"""One row of facts per node type: the tensor that its index points into, its component, its names.
 
 Where a fact depends on the autoencoder that a latent belongs to, it is in `autoencoder_inputs`.
 """
@@ -18,18 +18,18 @@ class NodeFacts:
 
     type: NodeType
     word: str
-    """What a node is called in tables."""
+    """Its name in tables."""
     tap: ActivationLocationType | None = None
     """Tap whose entries are the nodes' activations: what an index of a node points into; None if there is none."""
     component: Component | None = None
-    """What a node is an entry of where it is ablated, traced, written or the end of an edge; None if it never is."""
+    """The component of a node that is ablated, traced, or the end of an edge; None if nodes of the type never are."""
     letter: str = ""
     """How the type is written on the command line, as in 2.h3; empty if it is not."""
     location: LocationWithinLayer | None = None
-    """Place within the layer; None if it has none, or if that follows its autoencoder."""
+    """Place within the layer; None if it has none, or if that depends on its autoencoder."""
     reads: LocationWithinLayer | None = None
-    """Which residual it is computed from: the one entering the layer (END_OF_PREV_LAYER), or the one that the MLP reads
-    (RESID_POST_ATTN). None if it is computed from neither, or if that follows its autoencoder."""
+    """The residual that it is computed from: the one entering the layer (END_OF_PREV_LAYER), or the one that the MLP
+    reads (RESID_POST_ATTN). None if it is computed from neither, or if that depends on its autoencoder."""
     autoencoder: str = ""
     """For latents: the autoencoder that they need, in words."""
     is_autoencoder_latent: bool = False
@@ -52,7 +52,7 @@ class NodeFacts:
 
     @property
     def may_read_mlp_input(self) -> bool:
-        """Whether nodes of the type are computed from what the MLP reads; of generic latents some are."""
+        """Whether nodes of the type can be computed from the MLP's input; some generic latents are."""
         follows_autoencoder = self.reads is None and self.component is Component.LATENT
         return follows_autoencoder or self.reads is LocationWithinLayer.RESID_POST_ATTN
 

@@ -1,4 +1,4 @@
-"""Origins: the scalar of a run that a backward pass starts from. A trace, the other kind, has a module of its own."""
+"""Origins: the scalar of a run that a backward pass starts from. Traces, the other kind, are in `trace`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dst_grpc.errors import Violations
 class LossFnConfig:
     """A scalar of the logits at the prompt's last token.
 
-    logit_diff: mean of the targets' logits less the mean of the distractors'; logit_minus_mean: mean of the targets'
-    less the mean over the vocabulary; probs: sum of the targets' probabilities; zero: 0. A token listed twice counts
+    logit_diff: mean of the targets' logits minus the mean of the distractors'; logit_minus_mean: mean of the targets'
+    minus the mean over the vocabulary; probs: sum of the targets' probabilities; zero: 0. A token listed twice counts
     twice. Tokens are given as strings, each of which must be exactly one token, as ids, or as both together.
     """
 
     name: LossFnName
     """Which scalar."""
     target_tokens: tuple[str, ...] = ()
-    """Tokens to raise, as strings."""
+    """Target tokens, as strings."""
     distractor_tokens: tuple[str, ...] = ()
-    """Tokens to lower, as strings; for logit_diff only."""
+    """Distractor tokens, as strings; for logit_diff only."""
     target_token_ids: tuple[int, ...] = ()
-    """Tokens to raise, as ids."""
+    """Further target tokens, as ids."""
     distractor_token_ids: tuple[int, ...] = ()
-    """Tokens to lower, as ids; for logit_diff only."""
+    """Further distractor tokens, as ids; for logit_diff only."""
 
     def __post_init__(self) -> None:
         """Check rule 32 as far as no tokenizer is needed; raises InvalidRequest with all that is wrong."""

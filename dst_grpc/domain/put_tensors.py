@@ -1,4 +1,4 @@
-"""Tensors that are put before the requests that name them."""
+"""Tensors that clients store on the server for later requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_ELEMENTS = 2**48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorDescription:
-    """What a tensor is whose bytes follow."""
+    """Type, sizes and lifetime of a tensor whose bytes follow."""
 
     element_type: TensorElementType
     """Type of the elements: float32, float16 or bfloat16."""
@@ -57,11 +57,11 @@ class TensorDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutTensor:
-    """A tensor that the server keeps."""
+    """A tensor that the server has stored."""
 
     handle: str
-    """What requests call it."""
+    """What requests name it by."""
     byte_count: int
     """Bytes that count against the caller's quota."""
     expire_time: datetime
-    """When it is forgotten."""
+    """When it is deleted."""

@@ -1,4 +1,4 @@
-"""Tensors of a request: numbers that it brings, or that were put before it."""
+"""Tensors of a request: inline, or stored on the server before."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MAX_HANDLE_CHARACTERS = 256
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RequestTensor:
-    """Numbers that a request brings: themselves, or by the handle of a tensor that was put before.
+    """A tensor of a request: inline, or by the handle of a tensor that was stored before.
 
-    Tensors are equal if their numbers are, whatever is in memory twice.
+    Tensors are equal if their numbers are.
     """
 
     tensor: np.ndarray[Any, np.dtype[Any]] | None = None
@@ -40,10 +40,10 @@ class RequestTensor:
             )
             check_text(problems, "handle", self.handle)
         if self.tensor is not None:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is told of below
+            with np.errstate(over="ignore"):  # numbers beyond float32 are reported below
                 numbers = np.ascontiguousarray(self.tensor, dtype=np.float32).reshape(np.shape(self.tensor))
             if numbers.flags.writeable:
-                # Of its own: whoever made it may go on changing it.
+                # A copy: the caller may change the array afterwards.
                 numbers = numbers.copy()
                 numbers.flags.writeable = False
             object.__setattr__(self, "tensor", numbers)
@@ -55,7 +55,7 @@ class RequestTensor:
 
     @cached_property
     def identity(self) -> tuple[object, ...]:
-        """What tells it from others: its shape and the SHA-256 of its numbers, or its handle."""
+        """Its identity: its shape and the SHA-256 of its numbers, or its handle."""
         if self.tensor is None:
             return (self.handle,)
         return (self.tensor.shape, hashlib.sha256(self.tensor.data).hexdigest())
@@ -65,16 +65,16 @@ class RequestTensor:
         return isinstance(other, RequestTensor) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        """Hash of what tells it from others."""
+        """Hash of its identity."""
         return hash(self.identity)
 
     def __repr__(self) -> str:
-        """Its handle, or its shape and digest, which stand for its numbers in a request's digest."""
+        """Its handle, or its shape and digest: a request's digest is computed from this."""
         return f"RequestTensor{self.identity!r}"
 
 
 class TensorSource(Protocol):
-    """Where tensors are kept that were put before."""
+    """A store of tensors by handle."""
 
     def get(self, handle: str) -> RequestTensor:
-        """The numbers at *handle*, in the form of a tensor; raises NotFound."""
+        """The stored tensor; raises NotFound."""

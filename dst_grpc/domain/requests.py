@@ -1,4 +1,4 @@
-"""What a client asks for: one prompt, one origin, and any number of derived scalars of it."""
+"""Requests of Derive and Resolve: one run (prompt, origin, interventions), and any number of derived scalars of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DerivedScalarSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeriveRequest:
-    """One prompt, one origin, its ablations, and the derived scalars wanted of that run."""
+    """One run (a prompt, an origin, interventions) and the derived scalars asked of it."""
 
     prompt: Prompt | None
     """The prompt; None only in a request to resolve, which then plans for a full context window."""
@@ -66,15 +66,15 @@ class DeriveRequest:
     model: str | None = None
     """Name or handle of the model; None = the config's, else the server's default."""
     loss_fn_config: LossFnConfig | None = None
-    """The origin of the backward pass, unless a trace is given; beside a V trace the loss that it reads."""
+    """The origin of the backward pass, unless a trace is given; a trace through V may use its gradient."""
     trace_config: TraceConfig | None = None
     """The origin of the backward pass."""
     ablation_specs: tuple[AblationSpec, ...] = ()
-    """What to overwrite with a number, in order."""
+    """Entries to overwrite with a number, applied in order."""
     interventions: tuple[Intervention, ...] = ()
-    """What else to change, in order, after `ablation_specs`."""
+    """Interventions, applied in order after `ablation_specs`."""
     detach_final_layer_norm_scale: bool | None = None
-    """Whether no gradient flows through the final norm's scale; None = it does."""
+    """Whether the final norm's scale is held constant in gradients; None = it is not."""
     autoencoders: tuple[str, ...] = ()
     """Names or handles of autoencoders to splice into the run; configs without any of their own use them too."""
     config: DstConfig = field(default_factory=DstConfig)
@@ -82,9 +82,9 @@ class DeriveRequest:
     element_type: TensorElementType = TensorElementType.FLOAT32
     """Element type on the wire: float32, float16 or bfloat16."""
     encoding: TensorEncoding = TensorEncoding.DENSE
-    """Whether latents travel whole or sparse."""
+    """Whether latents are sent whole or sparse."""
     max_chunk_bytes: int = 0
-    """Largest chunk of a tensor wanted, and about the largest message; 0 = as large as the server makes them."""
+    """Largest chunk of a tensor to send, and about the largest message; 0 = the server's own choice."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -128,7 +128,7 @@ class DeriveRequest:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What is asked of the model, whoever asks, whatever it is called and however the answer is cut."""
+        """All fields that determine the plan for a given model: the request without its id, model and chunk size."""
         return _QUESTION(self)
 
     def config_of(self, spec: DerivedScalarSpec) -> DstConfig:
@@ -142,7 +142,7 @@ _QUESTION = attrgetter(*(each.name for each in fields(DeriveRequest) if each.nam
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveRequest:
-    """A request to be checked, completed and costed, and not run."""
+    """A request to be checked, completed and costed, but not run."""
 
     request: DeriveRequest
     """What would be derived."""
@@ -152,7 +152,7 @@ class ResolveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelItem:
-    """Ends one item of a stream."""
+    """Cancels one item of a stream."""
 
     request_id: str
     """Id of the item's request."""
@@ -160,10 +160,10 @@ class CancelItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeriveStreamRequest:
-    """What a client sends on a stream of requests to derive: an item, or the end of one."""
+    """A message of a client on DeriveStream: an item, or the cancellation of one."""
 
     message: DeriveRequest | CancelItem
-    """The next item, or which one to end."""
+    """The next item, or which one to cancel."""
     timeout: float | None = None
     """Seconds that the item may take from its arrival; None = as long as the call."""
 
@@ -178,7 +178,7 @@ class DeriveStreamRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveStreamRequest:
-    """What a client sends on a stream of requests to resolve: an item."""
+    """A message of a client on ResolveStream: an item."""
 
     message: ResolveRequest
     """The next item."""

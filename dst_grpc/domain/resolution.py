@@ -1,4 +1,4 @@
-"""What the server says about a request before running it, and about what it can load."""
+"""Answers of Resolve, and descriptions of models, autoencoder sets and contexts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ContextState(StrEnum):
     """State of a context in the cache."""
 
     NOT_LOADED = "not_loaded"
-    """Known; never loaded, or unloaded since."""
+    """Registered but not loaded: not loaded yet, or unloaded."""
     LOADING = "loading"
     """Being loaded."""
     AVAILABLE = "available"
@@ -27,7 +27,7 @@ class ContextState(StrEnum):
     UNLOADING = "unloading"
     """Being unloaded; its memory still counts."""
     FAILED = "failed"
-    """Its load failed. Loaded anew for whoever wants it next."""
+    """Its load failed. The next request that needs it loads it again."""
 
 
 class ContextKind(StrEnum):
@@ -39,7 +39,7 @@ class ContextKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCheck:
-    """An autoencoder's figures at one layer: those declared with it, or those measured at load."""
+    """Quality of an autoencoder at one layer: declared with it, or measured at load."""
 
     layer_index: int
     """Layer; 0 for the autoencoder of what exists once per model."""
@@ -50,9 +50,9 @@ class LayerCheck:
     dead_latents: int | None = None
     """Latents never active on the data of the measurement; None if not counted."""
     orientation: float | None = None
-    """Mean cosine between what a latent reads and what it writes; None for a transcoder, and if it was not measured."""
+    """Mean cosine between a latent's read and write direction; None for a transcoder, and if it was not measured."""
     reading: str = ""
-    """How the file was understood, where it left that open; chosen by these figures."""
+    """How the file was interpreted, where its format leaves that open; chosen by these figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class ModelInfo:
     autoencoders: tuple[str, ...]
     """Names of the autoencoder sets for this model."""
     architecture: Architecture = field(default_factory=Architecture)
-    """How its parts hang together."""
+    """Its architecture."""
     unsupported: tuple[UnsupportedType, ...] = ()
     """The derived scalar types that have no meaning in it."""
     revision: str = ""
@@ -95,7 +95,7 @@ class AutoencoderInfo:
     model: str
     """Name of the model it belongs to."""
     dst: DerivedScalarType
-    """What it reads."""
+    """The derived scalar that it reads."""
     node_type: NodeType
     """Type of its latents."""
     layer_indices: tuple[int, ...]
@@ -105,7 +105,7 @@ class AutoencoderInfo:
     activations: tuple[AutoencoderActivation, ...]
     """Nonlinearity; several if the layers differ."""
     spliceable: bool
-    """Whether it can be put into a run, rather than only read recorded taps."""
+    """Whether it can be spliced into a run, rather than only read recorded taps."""
     parameter_bytes: int
     digest: str
     state: ContextState
@@ -116,13 +116,13 @@ class AutoencoderInfo:
     formats: tuple[str, ...] = ()
     """File format; several if the layers differ."""
     output: DerivedScalarType | None = None
-    """For transcoders, what they predict; None if they reconstruct what they read."""
+    """For transcoders, what they predict; None if they reconstruct their input."""
     normalizations: tuple[InputNormalization, ...] = (InputNormalization.NONE,)
-    """What is done to each input vector; several if the layers differ, or a file leaves open which it is."""
+    """Normalizations of each input vector; several if the layers differ, or a file leaves open which it is."""
     input_norms: tuple[ModelNorm, ...] = (ModelNorm.NONE,)
-    """What the model does to `dst` before it is read; several as above."""
+    """Norms of the model applied to `dst` before it is read; several as above."""
     folded: tuple[str, ...] = ()
-    """What loading folds into the weights, exactly."""
+    """Transformations that loading folds into the weights, without changing results."""
     source: str = ""
     """Where it comes from, for humans; empty if the server does not say."""
     revision: str = ""
@@ -139,7 +139,7 @@ class TapUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalarResolution:
-    """What deriving one type will take and give."""
+    """What deriving one type needs and yields."""
 
     dst: DerivedScalarType
     config: DstConfig
@@ -147,11 +147,11 @@ class ScalarResolution:
     requires_grad: bool
     """Whether it needs the backward pass."""
     taps: tuple[TapUse, ...]
-    """What it reads."""
+    """The taps that it reads."""
     pass_types: tuple[PassType, ...]
-    """What it yields."""
+    """The passes that it yields."""
     layer_indices: tuple[int, ...]
-    """Layers of the result; empty for what exists once per model."""
+    """Layers of the result; empty for a type that exists once per model."""
     axes: tuple[Axis, ...]
     """Axes of one layer's tensor."""
     output_bytes: int
@@ -198,7 +198,7 @@ class Validated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress:
-    """How far the load of a context is."""
+    """Progress of the load of a context."""
 
     context: str
     """Handle, or the name if the handle is not known yet."""
@@ -214,20 +214,20 @@ class ContextStatus:
     kind: ContextKind
     state: ContextState
     bytes_total: int
-    """Bytes it takes, or will take."""
+    """Bytes that it occupies once loaded."""
     bytes_loaded: int
     """Bytes read so far."""
     device: str
     pins: int
     """Requests using it now."""
     hits: int
-    """Times it was wanted and there."""
+    """Number of requests that found it loaded."""
     idle_duration: float
-    """Seconds since it was last wanted."""
+    """Seconds since a request last used it."""
     error: DstError | None = None
     """Why its load failed; None unless FAILED."""
     pinned: bool = False
-    """Whether an operator pinned it, so that it stays loaded while nobody uses it."""
+    """Whether an operator pinned it, so that it stays loaded while no request uses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +235,8 @@ class RegistryChange:
     """What a reload of the registry changed: names of models and autoencoder sets, each in order."""
 
     added: tuple[str, ...] = ()
-    """Those that there were not before."""
+    """Those that are new."""
     removed: tuple[str, ...] = ()
-    """Those that there are no more."""
+    """Those that are gone."""
     changed: tuple[str, ...] = ()
-    """Those whose files, source or ways of loading are others than before."""
+    """Those whose files, source or load settings differ from before."""

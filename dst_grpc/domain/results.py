@@ -1,4 +1,4 @@
-"""What a run answers: a header, tensors, a trailer. Plain values; the tensors are numpy arrays."""
+"""Answers of Derive: a header, tensors, a trailer. Plain values; the tensors are numpy arrays."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Axis:
     dimension: Dimension
     """What it runs over."""
     size: int
-    """How many."""
+    """Its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """Everything about a tensor but its elements."""
+    """A tensor without its elements."""
 
     tensor_id: int
     """Number of the tensor within its answer, from 0."""
@@ -35,7 +35,7 @@ class TensorInfo:
     pass_type: PassType
     """Which pass of it."""
     layer_index: int | None
-    """Which layer of it; None for what exists once per model."""
+    """Which layer of it; None for a type that exists once per model."""
     axes: tuple[Axis, ...]
     """Axes, outermost first."""
     element_type: TensorElementType = TensorElementType.FLOAT32
@@ -84,7 +84,7 @@ class SparseTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
-    """What a run is about."""
+    """Model, tokens and origin of a run."""
 
     model: str
     """Handle of the model that ran."""
@@ -100,19 +100,19 @@ class RunHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerHeader(RunHeader):
-    """The first thing of an answer: what it is about, and what will follow."""
+    """The start of an answer: its run, and the tensors that follow."""
 
     tensors: tuple[TensorInfo, ...]
-    """Every tensor that will follow, in order."""
+    """Every tensor that follows, in order."""
 
 
 class AttentionImplementation(StrEnum):
     """How attention is computed."""
 
     EAGER = "eager"
-    """Matrix by matrix: scores, probabilities, and their products with values."""
+    """Step by step: scores, probabilities, and their products with values."""
     SDPA = "sdpa"
-    """By a fused kernel that makes no attention matrix."""
+    """By a fused kernel that does not store the attention matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,33 +141,33 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
-    """What the run cost."""
+    """The cost of a run."""
 
     forward_passes: int
-    """Forward passes run for this answer; 0 if the recorded taps were still there."""
+    """Forward passes run for this answer; 0 if the recording of an earlier run was used."""
     backward_passes: int
     """Backward passes run for this answer."""
     queue_duration: float = 0.0
-    """Waiting for the device, in seconds."""
+    """Time spent waiting for the device, in seconds."""
     pass_duration: float = 0.0
-    """Forward and backward, in seconds."""
+    """Time of the forward and backward passes, in seconds."""
     derive_duration: float = 0.0
-    """From taps to derived scalars, in seconds."""
+    """Time of computing derived scalars from recorded taps, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What is said at the end of an answer, before what was sent is counted."""
+    """The trailer of an answer without the counts of what was sent."""
 
     statistics: RunStatistics
-    """What the run cost."""
+    """The cost of a run."""
     provenance: Provenance
     """What the numbers depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerTrailer(RunSummary):
-    """The last thing of an answer. Without it the answer is truncated."""
+    """The end of an answer. Without it the answer is truncated."""
 
     tensor_count: int
     """Tensors sent."""
@@ -184,8 +184,8 @@ class Answer:
     request_id: str
     """The request's own id."""
     header: AnswerHeader
-    """What was announced."""
+    """Its header."""
     trailer: AnswerTrailer
-    """How it ended."""
+    """Its trailer."""
     tensors: tuple[DenseTensor | SparseTensor, ...] = field(default_factory=tuple)
     """The tensors, by tensor id."""

@@ -1,4 +1,4 @@
-"""What a row of facts about a derived scalar type says, and what follows from it.
+"""The columns of a row of facts about a derived scalar type, and what follows from them.
 
 A derived scalar is a **component** of the model (residual vector, neuron, head, latent, ...), a **quantity** of it
 (activation, write vector, write norm, act x grad, projection of the write on a direction, ...), where the quantity
@@ -18,7 +18,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 
 
 class Quantity(Enum):
-    """What is said about a component."""
+    """The quantity of a component."""
 
     ACTIVATION = auto()
     WRITE = auto()
@@ -29,7 +29,7 @@ class Quantity(Enum):
     DIRECTION = auto()
     """The direction itself."""
     IN_EDGE_ACTIVATION = auto()
-    """How the component's activation moves with the write of one upstream node."""
+    """Derivative of the component's activation along the write of one upstream node."""
     IN_EDGE_ATTRIBUTION = auto()
     """The same, times the component's gradient."""
 
@@ -54,13 +54,13 @@ class Direction(Enum):
     SUBNODE_GRAD = auto()
     """Gradient of one downstream subnode's attribution at the residual before it."""
     LATENT_READ = auto()
-    """What one traced latent reads: its gradient at the autoencoder's input."""
+    """The read direction of one traced latent: its gradient at the autoencoder's input."""
     ALL_LATENT_READS = auto()
-    """What each latent of the layer's autoencoder reads."""
+    """The read directions of all latents of the layer's autoencoder."""
 
 
 class Form(Enum):
-    """What is done with the full tensor of a quantity, once it is there."""
+    """How the full tensor of a quantity is reshaped or summed."""
 
     FULL = auto()
     FLATTENED = auto()
@@ -96,13 +96,13 @@ class ScalarFacts:
     direction: Direction | None = None
     form: Form = Form.FULL
     is_summed: bool = False
-    """True if it is about what all heads or all neurons write together."""
+    """True if writes are summed over all heads or all neurons."""
     tap: ActivationLocationType | None = None
     """The tapped tensor, for TAP, RESIDUAL and RESIDUAL_ERROR components."""
     autoencoder: NodeType | None = None
     """Type of autoencoder the type needs: generic (the only one), MLP or attention; None if it needs none."""
     formula: str = ""
-    """The value in words and symbols of the legend in `components`."""
+    """The formula, in words and the letters of the legend in `components`."""
     once: bool = False
     """True if there is one tensor per model rather than one per layer."""
     single_layer: bool = False
@@ -110,17 +110,19 @@ class ScalarFacts:
     node: NodeType | None = None
     """Node type where it does not follow from the last axis."""
     inputs: tuple[DerivedScalarType, ...] = ()
-    """What its autoencoder may read, where neither the type of its latents nor its component says; else empty."""
+    """Inputs that its autoencoder may have, where they follow neither from the type of its latents nor from its
+    component; else empty."""
     is_value_only: bool = False
-    """True if it has no gradient and says so, where others that have none refuse the request."""
+    """True if it has no gradient and `derive_gradients` adds nothing, where other types without gradient refuse the
+    request."""
     has_hidden_entries: bool = False
-    """True if entries of keys that a query does not see are -inf rather than 0."""
+    """True if entries of keys that a query does not attend to are -inf rather than 0."""
     note: str = ""
-    """What is peculiar about it, for the catalogue, where the formula alone would mislead; empty if nothing is."""
+    """A remark for the catalogue, where the formula alone would mislead; else empty."""
 
     @property
     def node_type(self) -> NodeType:
-        """What the entries along the last axis are."""
+        """Type of the nodes along the last axis."""
         return self.node or node_type_of(self.dimensions)
 
     @property
@@ -189,7 +191,7 @@ class ScalarFacts:
 
     @property
     def location_within_layer(self) -> LocationWithinLayer | None:
-        """Where in its layer the component lies; None where the type alone does not say."""
+        """Place of the component in its layer; None where the type alone does not determine it."""
         if self.node_type is NodeType.VOCAB_TOKEN:
             return None
         if self.tap is not None and (self.is_raw or self.component is Component.NEURON_ERROR):

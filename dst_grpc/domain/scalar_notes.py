@@ -1,7 +1,7 @@
-"""What is peculiar about some derived scalar types: remarks for the catalogue, where the formula alone would mislead.
+"""Remarks on derived scalar types, for the catalogue, where the formula alone would mislead.
 
-The peculiarities are the research code's, kept because published numbers have them. Computation does not read this;
-which remark is about which type stands in the rows of `scalars`.
+The peculiarities are those of the reference implementation, kept because published numbers have them. Computation does
+not read this; the rows of `scalars` say which remark belongs to which type.
 """
 
 from __future__ import annotations

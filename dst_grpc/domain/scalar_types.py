@@ -1,6 +1,6 @@
 """The names of the 106 derived scalar types, in the specification's order.
 
-Only the names: what each type is stands in its row of facts in `scalars`.
+Only the names; everything else about a type is in its row of facts in `scalars`.
 """
 
 from __future__ import annotations

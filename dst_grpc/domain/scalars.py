@@ -1,8 +1,8 @@
 """One row of facts per derived scalar type: the table that everything else reads.
 
-The planner, the algebra in `dst_grpc.scalars`, the catalogue and the documentation all derive what they need from
-these rows; no fact about a type stands anywhere else, but what it is as an autoencoder's input (`autoencoder_inputs`).
-`scalar_facts` says what the columns mean.
+The planner, the algebra in `dst_grpc.scalars`, the catalogue and the documentation all derive what they need from these
+rows. The columns are defined in `scalar_facts`. A type as the input of an autoencoder has a row of its own, in
+`autoencoder_inputs`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _G = NodeType.AUTOENCODER_LATENT
 _M = NodeType.MLP_AUTOENCODER_LATENT
 _A = NodeType.ATTENTION_AUTOENCODER_LATENT
 
-# Of the two kinds of channels of a head, only the value's are an axis of a type that is no tap.
+# Of the two kinds of head channels, types that are not taps have only the value's as an axis.
 _OF_LETTER = {axis.letter: axis for axis in Dimension if axis is not Dimension.QUERY_AND_KEY_CHANNELS}
 
 _C = Component
@@ -195,7 +195,7 @@ _ROWS: tuple[ScalarFacts, ...] = (
     _row(_T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, "T d", _C.RESIDUAL_ERROR, _Q.ACTIVATION,
          "attention's write less its reconstruction", tap=_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
          autoencoder=_A),
-    # What one latent reads, and what heads write to it
+    # The read direction of one latent, and the projection of heads on it
     _row(_T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, "T d", _C.RESIDUAL, _Q.DIRECTION, f"R[t], {_READ}",
          on=Direction.LATENT_READ, autoencoder=_G,
          inputs=(_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP, _T.RESID_POST_ATTN, _T.RESID_POST_MLP)),
@@ -251,7 +251,7 @@ _ROWS: tuple[ScalarFacts, ...] = (
          f"h[t,j] D[j] . G[t], {_SUB}", on=_SUBNODE, autoencoder=_G),
     _row(_T.TOKEN_OUT_EDGE_ATTRIBUTION, "T 1", _C.RESIDUAL, _Q.PROJECTION, f"e[t] . G[t], {_SUB}", on=_SUBNODE,
          tap=_L.RESID_POST_EMBEDDING),
-    # What the vocabulary writes to one node
+    # The input direction of one node, projected on the vocabulary
     _row(_T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, "T V", _C.VOCABULARY, _Q.ACTIVATION,
          "pre-activation of the node with the embedding of token v as the residual before its MLP; equal rows",
          is_value_only=True),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionList:
-    """Some positions along an axis; what is selected stands in their order."""
+    """Some positions along an axis; the selected entries are in their order."""
 
     positions: tuple[int, ...]
     """The positions, from 0; none twice."""
@@ -38,7 +38,7 @@ class PositionRange:
     start: int
     """The first."""
     stop: int
-    """The first that is not meant any more."""
+    """The position after the last."""
 
     def __post_init__(self) -> None:
         """Check the numbers; raises InvalidRequest with all that is wrong."""
@@ -57,7 +57,7 @@ AxisSelection = int | PositionList | PositionRange | None
 class TapSelection:
     """Entries of a tap: those whose position is selected along every axis.
 
-    They have an axis for each of the tap's along which not one single position is given.
+    The selected entries have the axes of the tap, without those along which a single position is given.
     """
 
     activation_location_type: ActivationLocationType

@@ -1,16 +1,17 @@
-"""What a server is: its version, its limits, its features."""
+"""Version, limits and features of a server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 PROTOCOL_VERSION = 1
-"""How much of dst.v1 this package speaks: 1 is that of version 0.1.0; each release that adds to it counts one up."""
+"""Which additions to dst.v1 this package has: 1 is dst.v1 as of version 0.1.0; each release that adds to it counts one
+up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """Figures that a server refuses or divides work by."""
+    """Limits of a server."""
 
     max_request_bytes: int
     """Largest message that it takes."""
@@ -23,21 +24,21 @@ class ServerLimits:
     max_items_per_stream: int
     """Items of one stream in all."""
     max_run_bytes: int
-    """Estimated device memory, weights apart, that all runs may take together."""
+    """Estimated device memory, without weights, that all runs may take together."""
     max_put_tensor_bytes: int
-    """Bytes of tensors that one caller may have put and not deleted."""
+    """Bytes of tensors that one caller may have stored."""
     max_put_tensor_ttl: float
-    """Longest life of a tensor that was put, in seconds."""
+    """Longest lifetime of a stored tensor, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a server is."""
+    """Version, limits and features of a server."""
 
     version: str
     """Its version, e.g. "0.1.0"."""
     protocol_version: int
-    """How much of dst.v1 it speaks; see `PROTOCOL_VERSION`."""
+    """Which additions to dst.v1 it has; see `PROTOCOL_VERSION`."""
     limits: ServerLimits
     """Its limits."""
     features: tuple[str, ...] = ()

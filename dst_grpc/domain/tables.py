@@ -1,7 +1,7 @@
-"""Tables of facts: one frozen row per member of an enum, complete when its module is imported.
+"""Tables of facts: one frozen row per member of an enum, checked for completeness on import.
 
-A fact about a node type, a tap, a derived scalar type or an autoencoder's input is a column of its row, so that adding
-or removing a member is an edit of one table, and nothing else names the members one by one.
+A fact about a node type, a tap, a derived scalar type or an autoencoder's input is a column of its row: adding or
+removing a member is an edit of one table, and no other table is keyed by the members.
 """
 
 from __future__ import annotations

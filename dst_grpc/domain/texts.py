@@ -1,4 +1,5 @@
-"""Texts that can travel: UTF-8, so without lone surrogates, which Python makes of undecodable arguments and names."""
+"""Reject strings that protobuf cannot encode: lone surrogates, which Python makes of undecodable arguments and file
+names."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from dst_grpc.errors import Violations
 
 
 def check_text(problems: Violations, field: str, text: str) -> None:
-    """Note that *text* is none which UTF-8 can carry."""
+    """Note it if *text* cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -11,26 +11,28 @@ from dst_grpc.domain.nodes import NODES
 from dst_grpc.errors import InvalidRequest, Violations
 
 MAX_TRACE_DEPTH = 8
-"""Most traces that follow one another, each but the last through V."""
+"""Longest chain of traces; each but the last is through V."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceConfig:
-    """A node to trace back from, and how."""
+    """A node whose activation a backward pass starts from."""
 
     node_index: NodeIndex
     """The node: a neuron (t, n), a head (t, u, h) or a latent (t, j). (None, j) only names a latent to read."""
     pre_or_post_act: PreOrPostAct
     """Start before or after the node's nonlinearity. Ignored when tracing through V."""
     detach_layer_norm_scale: bool
-    """Whether the layer norm before the node, and one on a write that it reads, have scales that pass no gradient."""
+    """Whether the scales of the layer norm before the node, and of a post-norm on a write that it reads, are held
+    constant."""
     attention_trace_type: AttentionTraceType | None = None
-    """Which inputs of an attention head to go back through; None unless the node is a head."""
+    """Which inputs of an attention head the gradient flows through; None unless the node is a head."""
     downstream_trace_config: TraceConfig | None = None
-    """With V: the node whose gradient the head's value is read with, itself perhaps through V; None = the loss."""
+    """With V: the downstream node on whose gradient the head's value is projected, itself perhaps through V; None = the
+    loss."""
 
     def __post_init__(self) -> None:
-        """Check rules 7 and 8, and how long the chain is; raises InvalidRequest with all that is wrong."""
+        """Check rules 7 and 8, and the length of the chain; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         is_head = self.node_index.node_type is NodeType.ATTENTION_HEAD
         problems.check(
@@ -54,7 +56,8 @@ class TraceConfig:
 
     @classmethod
     def from_activation_index(cls, index: ActivationIndex, *, detach_layer_norm_scale: bool = True) -> TraceConfig:
-        """The trace of the node at *index*; raises InvalidRequest for a tap that is no node's activation."""
+        """The trace of the node at *index*; raises InvalidRequest for a tap whose entries are not activations of
+        nodes."""
         location = index.activation_location_type
         start = location.facts.traced_at
         if start is None:
@@ -85,7 +88,7 @@ class TraceConfig:
         return 1 if downstream is None else 1 + downstream.depth
 
     def check_can_run(self) -> None:
-        """Check rule 10, what a backward pass from this trace needs; raises InvalidRequest with all that lacks."""
+        """Check rule 10, what a backward pass from this trace needs; raises InvalidRequest with all that is missing."""
         problems = Violations()
         node = self.node_index
         if node.layer_index is None:

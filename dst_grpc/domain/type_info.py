@@ -1,4 +1,4 @@
-"""What the catalogue says of a derived scalar type."""
+"""The catalogue's entry of a derived scalar type."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class DerivedScalarTypeInfo:
     dst: DerivedScalarType
     """The type."""
     name: str
-    """The research code's name of it."""
+    """Its name in the reference implementation."""
     dimensions: tuple[Dimension, ...]
     """Axes of one tensor, outermost first."""
     flattened: bool
     """Whether the first axis runs over token pairs of the lower triangle."""
     node_type: NodeType
-    """What the entries along the last axis are."""
+    """Type of the nodes along the last axis."""
     once_per_model: bool
     """Whether there is one tensor per model rather than one per layer."""
     requires_grad_for_forward_pass: bool
@@ -37,13 +37,13 @@ class DerivedScalarTypeInfo:
     needs_fields: tuple[str, ...]
     """Fields of DstConfig that must be set."""
     formula: str
-    """The value in words and symbols."""
+    """Its formula, in words and symbols."""
     note: str
-    """What is peculiar about it; empty if nothing is."""
+    """A remark where the formula alone would mislead; else empty."""
 
     @classmethod
     def of(cls, dst: DerivedScalarType) -> DerivedScalarTypeInfo:
-        """What the facts say of *dst*."""
+        """The entry of *dst*, from its row of facts."""
         facts = FACTS[dst]
         return cls(
             dst=dst,
