@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import contexts, deriving, explain, serving
+from benchmarks import cancelling, contexts, deriving, explain, serving
 
 REPORTS = {
     "deriving": deriving.report,
     "explain": explain.report,
     "serving": serving.report,
     "contexts": contexts.report,
+    "cancelling": cancelling.report,
     "smollm2": deriving.report_of_smollm2,
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.blockwise import blockwise_product
 from dst_grpc.engine.decoder_config import DecoderConfig
 from dst_grpc.engine.layer import Layer, softcapped
 from dst_grpc.engine.norm import Norm
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "DecoderConfig", "Layer"]
 
 _L = ActivationLocationType
+_SMALL_PRODUCT = 1 << 26
+"""Multiplications of a product that is over at once, and is not worth being cut into blocks."""
 
 
 class Decoder:
@@ -45,6 +48,7 @@ class Decoder:
         self.unembedding = frozen["unembedding"]
         self.final_norm = Norm(config, "final_norm", frozen)
         self.layers = _layers(config, frozen)
+        self._layer_size = sum(w.numel() for name, w in frozen.items() if name.startswith("layers.0."))
         storages = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in frozen.values()}
         self.parameter_bytes = sum(storages.values())
 
@@ -156,10 +160,19 @@ class Decoder:
     def _logits(self, x: torch.Tensor, taps: Taps, logits_at: torch.Tensor | None) -> torch.Tensor:
         normed = _tapped_norm(self.final_norm, x, taps, _L.RESID_FINAL_LAYER_NORM_SCALE, None)
         if taps.touches(_L.LOGITS, None):
-            return taps.visit(_L.LOGITS, None, self.unembed(normed))
+            return taps.visit(_L.LOGITS, None, self._unembed_in_blocks(normed, x, taps))
         if logits_at is not None:
             normed = normed[torch.arange(len(normed), device=normed.device), logits_at].unsqueeze(1)
-        return self.unembed(normed)
+        return self._unembed_in_blocks(normed, x, taps)
+
+    def _unembed_in_blocks(self, normed: torch.Tensor, x: torch.Tensor, taps: Taps) -> torch.Tensor:
+        """As `unembed`, in blocks of which none costs more than a layer of the pass, whose last residual is *x*."""
+        of_a_layer = x.shape[:-1].numel() * self._layer_size
+        n_rows = max(max(of_a_layer, _SMALL_PRODUCT) // self.unembedding.numel(), 1)
+        if normed.shape[:-1].numel() <= n_rows:
+            return self.unembed(normed)
+        product = blockwise_product(normed, self.unembedding, n_rows, taps.check)
+        return softcapped(product, self.config.final_softcap)
 
     def __repr__(self) -> str:
         """Sizes only."""

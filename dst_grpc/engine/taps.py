@@ -4,6 +4,7 @@ A `Taps` value is handed to the decoder, which offers it the tensor at every act
 never global state, and serves one forward pass. At each location, in this order (specification, section 4): forward
 interventions; the value is recorded; gradients are recorded as they arrive, before backward interventions change what
 flows on; an autoencoder is spliced in. What is not touched costs nothing: the decoder takes its fused path there.
+Whether the pass is cancelled is checked at every location, and in each gradient pass once per layer.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import torch
 
 from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.pacing import Pacing
 from dst_grpc.engine.propagation import PLAIN, Propagation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.interventions import RowIntervention
@@ -47,6 +50,7 @@ class Taps:
         interventions: Iterable[RowIntervention] = (),
         splices: Mapping[Site, Autoencoder] | None = None,
         propagation: Propagation = PLAIN,
+        check: Check = never_cancelled,
     ) -> None:
         """Plan the pass; nothing is recorded yet.
 
@@ -56,7 +60,11 @@ class Taps:
             interventions: in the order in which they apply.
             splices: by the site that it reads, the autoencoder to put into the graph there.
             propagation: how gradients pass through what is not linear.
+            check: raises Cancelled, wherever it is made, to end the pass.
         """
+        self.check = check
+        """Raises Cancelled if the pass is."""
+        self._pacing = Pacing()
         self.propagation = propagation
         """How gradients pass through what is not linear."""
         self._wanted = frozenset(values)
@@ -90,13 +98,34 @@ class Taps:
 
     def visit(self, location: ActivationLocationType, layer: int | None, x: torch.Tensor) -> torch.Tensor:
         """Do what is wanted at a site with its tensor *x* [b, ...]; the result flows on in its place."""
+        self.check()
         site = (location, layer)
+        if location is _L.RESID_POST_MLP:
+            self._end_layer(x)
         if location in self._interventions:
             x = self._change_and_record(site, x)
         elif site in self._recorded:
             self._record(site, x)
         autoencoder = self._splices.get(site)
         return x if autoencoder is None else self._splice(site, x, autoencoder)
+
+    def _end_layer(self, x: torch.Tensor) -> None:
+        """What is done once per layer with its output *x*, in the forward pass and in gradient passes."""
+        if x.is_cuda:
+            self._pacing.launched()
+        if x.requires_grad:
+            x.register_hook(self._checks_backward())
+
+    def _checks_backward(self) -> Callable[[torch.Tensor], None]:
+        """A hook that makes the check. It refers to no tensor, and so keeps no graph alive."""
+        check, pacing = self.check, self._pacing
+
+        def hook(gradient: torch.Tensor) -> None:
+            check()
+            if gradient.is_cuda:
+                pacing.launched()
+
+        return hook
 
     def _record(self, site: Site, x: torch.Tensor) -> None:
         if site in self._wanted:
@@ -130,6 +159,8 @@ class Taps:
         latents = autoencoder.encode(x)
         # The error reads the untapped latents, so the tapped ones must be a tensor of their own in the graph.
         tapped = self.visit(taps.latent_tap, layer, latents.view_as(latents))
+        if tapped.requires_grad:  # its backward pass may cost more than a layer's
+            tapped.register_hook(self._checks_backward())
         error = x - autoencoder.decode(latents, x)
         if taps.error_tap is not None:
             error = self.visit(taps.error_tap, layer, error)

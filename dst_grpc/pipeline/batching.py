@@ -1,8 +1,8 @@
 """Batching: plans that wait for the same device run together, right-padded, under a budget of tokens.
 
 Nothing waits in order to be batched: while one batch runs, others gather. A plan whose recording is still kept runs
-nothing. If a batch fails, each of its plans is run again alone, so that a poisoned one fails by itself. Lives on the
-event loop; runs on the worker's thread.
+nothing. If a batch fails, each of its plans is run again alone, so that a poisoned one fails by itself. A batch goes on
+for as long as any of its callers waits. Lives on the event loop; runs on the worker's thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dst_grpc.errors import DstError
+from dst_grpc.engine.cancellation import cancelled
+from dst_grpc.errors import Cancelled, DstError
 from dst_grpc.pipeline.run import RunResult, run
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class _Waiting:
         """What must be equal within a batch: the model, the autoencoders in its graph, and how gradients propagate."""
         return id(self.decoder), tuple(info.name for info in self.plan.spliced), self.plan.run.propagation
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its caller went away, or has the answer. Asked on both threads: it only reads a state."""
+        return self.result.done()
+
 
 class Batcher:
     """Runs plans on one device, as many at a time as wait and fit."""
@@ -60,7 +66,7 @@ class Batcher:
     async def run(
         self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[RunResult], T]
     ) -> T:
-        """Run *plan*; a caller that is cancelled before its batch forms is left out of it.
+        """Run *plan*; a caller that is cancelled before its batch forms is left out of it, one later is cut off.
 
         Args:
             plan: what to run.
@@ -86,7 +92,7 @@ class Batcher:
             except DstError as error:  # the worker is closed
                 results = [error] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
-                if waiting.result.done():
+                if waiting.is_over:
                     continue
                 if isinstance(result, Exception):
                     waiting.result.set_exception(result)
@@ -100,7 +106,7 @@ class Batcher:
         sets: dict[str, AutoencoderSet] = {}
         longest = 0
         for waiting in self._waiting:
-            if waiting.result.done():
+            if waiting.is_over:
                 continue
             longer = max(longest, len(waiting.plan.token_ids))
             fits = not batch or (
@@ -134,7 +140,9 @@ class Batcher:
         sets = {name: found for waiting in batch for name, found in waiting.sets.items()}
         plans = [self._store.widened(waiting.plan) for waiting in batch]
         try:
-            found = run(plans, batch[0].decoder, sets)
+            found = run(plans, batch[0].decoder, sets, partial(_check_wanted, batch))
+        except Cancelled:
+            return [cancelled() for _ in batch]  # without the frames, and so the tensors, of the one that was raised
         except Exception as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             if len(batch) == 1:
                 return [self._worker.translated(error)]
@@ -145,9 +153,17 @@ class Batcher:
 
     def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:
         """What the caller gets: what it makes of its result, or its error."""
-        if isinstance(result, Exception):
+        if isinstance(result, Exception) or waiting.is_over:
             return result
         try:
             return waiting.then(replace(result, queue_duration=started - waiting.since))
         except Exception as error:  # noqa: BLE001  likewise
             return self._worker.translated(error)
+
+
+def _check_wanted(batch: Sequence[_Waiting]) -> None:
+    """Raise Cancelled if nobody waits for any of *batch*."""
+    for waiting in batch:
+        if not waiting.is_over:
+            return
+    raise cancelled()

@@ -2,15 +2,17 @@
 
 Derive, TopK and Explain differ in what they make of what was recorded, not in how they get there. Steps are done on the
 device's thread, and only one ahead of the reader: a slow one holds neither the device nor more than its own recorded
-taps.
+taps. A caller who goes away leaves the device within about a layer's time, wherever its request is.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.store import RecordingStore
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.results import RunSummary
+    from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.run import RunResult
 
@@ -80,19 +83,24 @@ class Executor:
         """
         entries = dict.fromkeys(entry for plan in plans for entry in plan.autoencoders)
         handles = [handle for plan in plans for handle in plan.handles]
+        deriving = Cancellation()
         async with (
             self._admission.admitted(peak_bytes),
             self._cache.lease(plans[0].model, entries, handles=handles) as lease,
         ):
             worker, batcher = self._device(lease.model.device)
-            answer, steps, ready = await _begun(batcher, plans, lease.model, dict(lease.autoencoders), begin)
-            while not answer.is_complete:
-                following = asyncio.ensure_future(worker.submit(partial(_next_items, steps), operations=operations))
-                try:
-                    yield ready
-                    ready = await following
-                finally:
-                    following.cancel()
+            contexts = dict(lease.autoencoders)
+            try:
+                answer, steps, ready = await _begun(batcher, plans, lease.model, contexts, begin, deriving.check)
+                while not answer.is_complete:
+                    following = asyncio.ensure_future(worker.submit(partial(_next_items, steps), operations=operations))
+                    try:
+                        yield ready
+                        ready = await following
+                    finally:
+                        following.cancel()
+            finally:
+                deriving.cancel()
             yield [*ready, answer.summary()]
 
     async def close(self) -> None:
@@ -114,14 +122,18 @@ async def _begun(
     model: ModelContext,
     sets: Contexts,
     begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
+    check: Check,
 ) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
-    """The answer to *plans*, its steps, and what the first gives; raises the first plan's error if any failed."""
+    """The answer to *plans*, its steps, and what the first gives; raises the first plan's error if any failed.
+
+    *check* is made wherever something is derived of the results.
+    """
     results: dict[int, RunResult] = {}
     begun: list[tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]] = []
 
     def then(i: int, result: RunResult) -> None:
         """On the device's thread, where the last plan's result is not fetched from before the answer is begun."""
-        results[i] = result
+        results[i] = replace(result, check=check)
         if len(results) == len(plans):
             answer = begin([results[k] for k in range(len(plans))], model, sets)
             steps = answer.steps()

@@ -71,6 +71,7 @@ class ExplanationAnswer:
         work = self._work()
         step: Callable[[], Parts] | None = next(work)
         while step is not None:
+            self._results[0].check()
             started = time.perf_counter()
             with torch.no_grad():
                 parts = step()

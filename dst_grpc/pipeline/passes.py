@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.results import RunStatistics
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.interventions import RowIntervention
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps
@@ -88,14 +89,14 @@ class _Pass:
     n_tokens: int
     taps: Taps
     last_logits: torch.Tensor | None
+    """Of every row's own last token, [b, V]."""
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
 
     def logits(self) -> torch.Tensor:
         if self.last_logits is None:
             raise Internal("an origin reads logits that it did not say it needs")
-        position = 0 if self.last_logits.shape[1] == 1 else self.n_tokens - 1
-        return self.last_logits[self.row, position]
+        return self.last_logits[self.row]
 
     def value(self, site: Site) -> torch.Tensor:
         return _own(site, self.taps.values[site], self.row, self.n_tokens)
@@ -114,6 +115,7 @@ def run_batch(
     *,
     splices: Mapping[Site, Autoencoder],
     propagation: Propagation = PLAIN,
+    check: Check = never_cancelled,
 ) -> tuple[Batch, list[Recording]]:
     """Run *rows* together.
 
@@ -123,6 +125,10 @@ def run_batch(
         sets: the autoencoders that origins name.
         splices: the autoencoders in the graph, by the site that each reads.
         propagation: how gradients pass through what is not linear.
+        check: raises Cancelled to end the batch.
+
+    Raises:
+        Cancelled: what *check* raises.
     """
     started = time.perf_counter()
     taps = Taps(
@@ -131,16 +137,21 @@ def run_batch(
         interventions=_interventions(rows, decoder),
         splices=splices,
         propagation=propagation,
+        check=check,
     )
     tokens, last = _padded(rows, decoder)
     stops = [row.stop_after_layer for row in rows]
     stop = None if None in stops else max(s for s in stops if s is not None)
-    logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop)
-    with torch.set_grad_enabled(any(row.gradients for row in rows)):
-        scalars = [_scalars(row.run, _Pass(i, row.n_tokens, taps, logits, decoder, sets)) for i, row in enumerate(rows)]
-    reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
-    passes = list(_gradients(rows, taps, scalars))
-    taps.attached.clear()
+    try:
+        logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop)
+        with torch.set_grad_enabled(any(row.gradients for row in rows)):
+            last_logits = None if logits is None else _last(logits, last)
+            forwards = [_Pass(i, row.n_tokens, taps, last_logits, decoder, sets) for i, row in enumerate(rows)]
+            scalars = [_scalars(row.run, forward) for row, forward in zip(rows, forwards, strict=True)]
+        reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
+        passes = list(_gradients(rows, taps, scalars))
+    finally:
+        taps.attached.clear()
     statistics = RunStatistics(
         forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
     )
@@ -195,6 +206,14 @@ def _padded(rows: Sequence[Row], decoder: Decoder) -> tuple[torch.Tensor, torch.
         tokens[i, : lengths[i]] = torch.tensor(row.run.token_ids)
     last = torch.tensor(lengths) - 1
     return tokens.to(decoder.device), last.to(decoder.device)
+
+
+def _last(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Of *logits* [b, T, V], or [b, 1, V] if there are no others, those at position *last* [b] of each row, [b, V].
+
+    All rows at once: each for itself would be a gradient of the size of all logits.
+    """
+    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(logits), device=logits.device), last]
 
 
 def _scalars(run: Run, forward: _Pass) -> dict[Origin, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.pipeline.passes import Batch, Row, run_batch
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.recording import Recording
@@ -41,6 +42,8 @@ class RunResult:
     """Those that it took: before its own those of the runs that it reads. Plans that ran together share them."""
     queue_duration: float = 0.0
     """How long it waited."""
+    check: Check = never_cancelled
+    """Made where the answer is made of it; raises Cancelled once nobody wants that any more."""
 
     @property
     def batch_size(self) -> int:
@@ -76,7 +79,7 @@ class RunResult:
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
         model = ExplainedModel(self.decoder, scalar.topology, tuple(self.sets[info.name] for info in scalar.sets))
-        return Derivation(model, self.recording.taps, scalar)
+        return Derivation(model, self.recording.taps, scalar, self.check)
 
 
 def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunStatistics:
@@ -90,13 +93,19 @@ def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunS
     )
 
 
-def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> list[RunResult]:
+def run(
+    plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet], check: Check = never_cancelled
+) -> list[RunResult]:
     """Run *plans* as one batch; runs that they read run before it, as one batch for each step of reading.
 
     Args:
         plans: of the same model, with the same autoencoders spliced in and the same propagation.
         decoder: the model.
         sets: the autoencoders that the plans use, by name.
+        check: raises Cancelled to end the batch.
+
+    Raises:
+        Cancelled: what *check* raises.
     """
     splices: dict[Site, Autoencoder] = {
         (info.input.tap, layer): autoencoder
@@ -109,11 +118,13 @@ def run(plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderS
     results: list[RunResult | None] = [None] * len(plans)
     batches: list[Batch] = []
     for step in range(max(order.steps) + 1):
+        check()
         own = [i for i, its_step in enumerate(order.steps) if its_step == step]
         sources = order.sources(step)
         rows = [Row(source, sites, sources=_sources(source, read)) for source, sites in sources.items()]
         rows += [Row(plans[i].run, plans[i].values, plans[i].gradients, _sources(plans[i].run, read)) for i in own]
-        batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=plans[0].run.propagation)
+        propagation = plans[0].run.propagation
+        batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=propagation, check=check)
         batches.append(batch)
         read |= {source: recording.taps.values for source, recording in zip(sources, recordings, strict=False)}
         for i, recording in zip(own, recordings[len(sources) :], strict=True):

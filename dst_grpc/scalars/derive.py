@@ -14,6 +14,7 @@ import torch
 
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_facts import Backward, Form, Quantity
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import require
 from dst_grpc.scalars.components import Bound, Component, LayerOfRun, Writes, component_of_task
 from dst_grpc.scalars.directions import DIRECTIONS, BoundDirection
@@ -51,10 +52,13 @@ class Derivation:
     model: ExplainedModel
     recorded: RecordedTaps
     task: Task
+    check: Check = never_cancelled
+    """Made before every layer; raises Cancelled once nobody wants the tensors any more."""
 
     @torch.no_grad()
     def at(self, layer: int | None) -> dict[PassType, torch.Tensor]:
         """The tensors at one of the task's layers, by pass, in the axes that its row of facts declares."""
+        self.check()
         found = {PassType.FORWARD: self._formed(self._forward(layer))}
         if PassType.BACKWARD in self.task.passes:
             found[PassType.BACKWARD] = self._formed(self._backward(layer))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.scalars.extremes import extremes
 
 CHUNK_TOKENS = 4096
@@ -29,7 +30,14 @@ class TokenExtremes:
     """Their tokens."""
 
 
-def extreme_tokens(vectors: torch.Tensor, vocabulary: torch.Tensor, count: int, *, centred: bool) -> TokenExtremes:
+def extreme_tokens(
+    vectors: torch.Tensor,
+    vocabulary: torch.Tensor,
+    count: int,
+    *,
+    centred: bool,
+    check: Check = never_cancelled,
+) -> TokenExtremes:
     """The tokens with the highest and lowest inner products.
 
     Args:
@@ -37,6 +45,7 @@ def extreme_tokens(vectors: torch.Tensor, vocabulary: torch.Tensor, count: int, 
         vocabulary: a column per token, [d, V].
         count: tokens at each end.
         centred: whether each vector's mean over all tokens is subtracted.
+        check: made before each chunk; raises Cancelled once nobody wants them any more.
     """
     n_tokens = vocabulary.shape[1]
     # Runs share what neurons and latents write, and equal prompts more than that.
@@ -44,6 +53,7 @@ def extreme_tokens(vectors: torch.Tensor, vocabulary: torch.Tensor, count: int, 
     found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
     sums = vectors.new_zeros(len(vectors), 1, dtype=torch.float64)
     for start in range(0, n_tokens, CHUNK_TOKENS):
+        check()
         scores = (vectors @ vocabulary[:, start : start + CHUNK_TOKENS]).float()
         if centred:
             sums += scores.sum(dim=1, keepdim=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
@@ -20,6 +21,7 @@ from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
+from dst_grpc.scalars.origins import LossOrigin
 from tests import models
 
 if TYPE_CHECKING:
@@ -114,6 +116,105 @@ async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, re
     assert result.batch_size == 1
     with pytest.raises(asyncio.CancelledError):
         await running[0]
+
+
+class Cancelling:
+    """Cancels tasks from within a chosen layer, and returns to that layer once they know; counts the layers run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, decoder: Decoder, *, layer: int) -> None:
+        self.layers: list[int] = []
+        self.tasks: list[asyncio.Task[RunResult]] = []
+        self._loop = asyncio.get_running_loop()
+        block = decoder._block
+
+        def counted(index: int, *arguments: Any) -> torch.Tensor:
+            self.layers.append(index)
+            if index == layer:
+                asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
+            return block(index, *arguments)
+
+        monkeypatch.setattr(decoder, "_block", counted)
+
+    async def _cancel(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+
+async def test_a_batch_stops_where_it_is_once_nobody_waits_for_it(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything of it run again, or kept; the device is free at once."""
+    store = RecordingStore()
+    batcher = Batcher(worker, store)
+    cancelling = Cancelling(monkeypatch, decoder, layer=1)
+    plans = [plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])]
+    cancelling.tasks = [asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in plans]
+    for error in await asyncio.gather(*cancelling.tasks, return_exceptions=True):
+        assert isinstance(error, asyncio.CancelledError)
+    await worker.submit(list)
+    assert cancelling.layers == [0, 1]
+    assert store.byte_count == 0
+
+
+async def test_a_batch_goes_on_for_whoever_still_waits(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of those who do not, nothing is made."""
+    batcher = Batcher(worker, RecordingStore(0))
+    cancelling = Cancelling(monkeypatch, decoder, layer=1)
+    made: list[int] = []
+
+    def note(result: RunResult) -> RunResult:
+        made.append(len(result.plan.token_ids))
+        return result
+
+    gone, other = (
+        asyncio.create_task(batcher.run(plan_of(registry, tokens), decoder, {}, note)) for tokens in ([1], [1, 2])
+    )
+    cancelling.tasks = [gone]
+    assert (await other).batch_size == 2
+    assert gone.cancelled()
+    assert made == [2]
+    assert cancelling.layers == [0, 1, 2]
+
+
+async def test_a_poisoned_batch_is_not_run_again_for_those_who_are_gone(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = Batcher(worker, RecordingStore(0))
+    cancelling = Cancelling(monkeypatch, decoder, layer=0)
+    poisoned = plan_of(registry, [1, 2, 3])
+    target = replace(poisoned.run.passes[0].origin.config, target_token_ids=(10**6,))  # type: ignore[attr-defined]
+    poisoned = replace(poisoned, run=replace(poisoned.run, origins=(LossOrigin(target),)))
+    running = [
+        asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in (plan_of(registry, [1, 2]), poisoned)
+    ]
+    cancelling.tasks = running[:1]
+    results = await asyncio.gather(*running, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert isinstance(results[1], IndexError)
+    assert cancelling.layers == [0, 1, 2] * 2
+
+
+async def test_queued_work_of_those_who_are_gone_never_starts(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is formed already, but waits for the device's thread."""
+    batcher = Batcher(worker, RecordingStore(0))
+    cancelling = Cancelling(monkeypatch, decoder, layer=0)
+    is_free = threading.Event()
+    before = asyncio.create_task(worker.submit(is_free.wait))
+    caller = asyncio.create_task(batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not batcher._waiting
+    caller.cancel()
+    is_free.set()
+    assert await before
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await worker.submit(list)
+    assert not cancelling.layers
 
 
 async def test_a_closed_worker_refuses(decoder: Decoder, registry: Registry) -> None:

@@ -31,6 +31,7 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.service import Pipeline
+from dst_grpc.scalars.derive import Derivation
 from tests import checkpoints, interventions, models
 
 SETS = ("tiny/mlp_post_act", "tiny/resid_delta_attn")
@@ -175,6 +176,35 @@ async def test_cancelling_a_caller_frees_what_it_held(pipeline: Pipeline, cache:
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
+    assert_idle(pipeline, cache)
+
+
+@pytest.mark.parametrize("steps_taken", [0, 1, 2])
+async def test_a_caller_who_goes_away_while_an_answer_is_derived_stops_it_at_the_next_layer(
+    pipeline: Pipeline, cache: ContextCache, monkeypatch: pytest.MonkeyPatch, steps_taken: int
+) -> None:
+    """In the first step, which the batch does, and in those after it."""
+    loop, derived, at = asyncio.get_running_loop(), 0, Derivation.at
+    last = 40 * (1 + steps_taken)
+
+    async def cancel() -> None:
+        caller.cancel()
+        await asyncio.wait([caller])
+
+    def watched(derivation: Derivation, layer: int | None) -> Any:
+        nonlocal derived
+        derived += 1
+        if derived == last:
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result()
+        return at(derivation, layer)
+
+    monkeypatch.setattr(Derivation, "at", watched)
+    caller = asyncio.create_task(everything(pipeline.derive(large())))
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    worker, _ = pipeline._executor._device("cpu")
+    await worker.submit(list)
+    assert derived == last
     assert_idle(pipeline, cache)
 
 
