@@ -1,4 +1,4 @@
-"""Zip archives that a stranger may have made: opened by the descriptor of a checked file, and read with bounds."""
+"""Untrusted zip archives: opened by the descriptor of a checked file, and read with bounds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from dst_grpc.engine.files import OpenFile
 
 MAX_READ_BYTES = 1 << 20
-"""Bytes that are read at a time, at most; so long may the list of members be."""
+"""Most bytes that are read at a time, and so the longest list of members."""
 
 
 class _Bounded(io.FileIO):
-    """A file of which little is read at a time: the list of an archive's members is as long as the archive says."""
+    """A file with bounded reads: otherwise the archive itself would decide how long its list of members is."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As a file does; raises BadZipFile instead of reading a lot."""
+        """Read as a file does; raises BadZipFile for more than `MAX_READ_BYTES`."""
         wanted = MAX_READ_BYTES + 1 if size is None or size < 0 else size
         found = super().read(min(wanted, MAX_READ_BYTES + 1))
         if len(found) > MAX_READ_BYTES:
@@ -33,7 +33,7 @@ def opened_archive(file: OpenFile) -> Iterator[zipfile.ZipFile]:
     """The zip archive in *file*. Its members are to be read in pieces of at most `MAX_READ_BYTES`.
 
     Raises:
-        BadZipFile: if it is none, or its list of members is longer than that.
+        BadZipFile: if it is not a zip archive, or its list of members is longer than that.
     """
     with _Bounded(file.descriptor, closefd=False) as raw, zipfile.ZipFile(raw) as archive:
         yield archive

@@ -4,8 +4,8 @@
     pre(x) = (n(x) - b_pre) Wenc^T + b_lat             h = phi(pre(x))
     dec(h, x) = scale (h Wdec^T + b_dec) + mean        plus x Wskip^T, for the transcoders that have one
 
-b_dec is b_pre unless the autoencoder has one of its own. What normalisation takes from an input is computed from that
-input whenever it is needed and kept nowhere, so that any number of calls may use one autoencoder at once.
+b_dec is b_pre unless the autoencoder has one of its own. Mean and scale of an input are computed when they are needed
+and not stored, so that any number of calls may use one autoencoder at once.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Autoencoder:
     latent_bias: torch.Tensor
     """b_lat [Z]."""
     decoder: torch.Tensor
-    """Wdec [n_out, Z]; column j is what latent j writes, at a scale of 1."""
+    """Wdec [n_out, Z]; column j is the write direction of latent j, at a scale of 1."""
     decoder_bias: torch.Tensor | None = None
     """b_dec [n_out]; None if it is b_pre."""
     threshold: torch.Tensor | None = None
     """With JumpReLU: theta [Z], above which a latent is active."""
     skip: torch.Tensor | None = None
-    """Wskip [n_out, n_in]; None if what is decoded does not depend on the input but through the latents."""
+    """Wskip [n_out, n_in]; None if the output depends on the input only through the latents."""
     activation: AutoencoderActivation = AutoencoderActivation.RELU
     """phi."""
     k: int | None = None
@@ -47,10 +47,10 @@ class Autoencoder:
     normalization: InputNormalization = InputNormalization.NONE
     """n."""
     input_norm: ModelNorm = ModelNorm.NONE
-    """What the model does to the tap before it is read; whoever takes x from a tap must do it too."""
+    """The norm of the model applied to the tap before it is read; callers that take x from a tap must apply it."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit; raises DataLoss naming the one that does not."""
+        """Check that the weights fit together; raises DataLoss naming the one that does not."""
         latents, inputs = self.encoder.shape
         outputs = inputs if self.decoder_bias is None else len(self.decoder_bias)
         wanted = {
@@ -79,12 +79,12 @@ class Autoencoder:
 
     @property
     def n_inputs(self) -> int:
-        """Width of what it reads."""
+        """Width of its input."""
         return self.encoder.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.encoder.device
 
     @property
@@ -100,7 +100,7 @@ class Autoencoder:
         return self.normalization.scales
 
     def write_scale(self, x: torch.Tensor) -> torch.Tensor | None:
-        """What the columns of Wdec are multiplied by at inputs *x* [..., n_in]: [..., 1]; None if that is 1."""
+        """The factor of the columns of Wdec at inputs *x* [..., n_in]: [..., 1]; None if that is 1."""
         return self._mean_and_scale(x)[1]
 
     def pre_activation(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ class Autoencoder:
         return decoded if mean is None else decoded + mean
 
     def _mean_and_scale(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Mean and scale of each input vector [..., 1]; None where there is nothing to take off or to divide by."""
+        """Mean and scale of each input vector [..., 1]; None where nothing is subtracted or divided by."""
         match self.normalization:
             case InputNormalization.NONE:
                 return None, None

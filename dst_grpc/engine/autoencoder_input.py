@@ -1,4 +1,4 @@
-"""Where an autoencoder reads, and what it reads there: in one place, for the self-check and for offline latents."""
+"""The tap that an autoencoder reads, and its input there: shared by the self-check and offline latents."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architecture) -> Site:
-    """The tap that autoencoders of *dst* read at *layer*; None where the derived scalar exists once per model.
+    """The tap that autoencoders of *dst* read; *layer* is None if the derived scalar exists once per model.
 
-    RESID_POST_ATTN stands for what the MLP reads, and transcoders of an MLP are called that in every model: in parallel
+    RESID_POST_ATTN means the input of the MLP, and transcoders of an MLP are declared so in every model: in parallel
     layers it is the residual that enters the layer.
 
     Raises:
-        Internal: if *dst* is no tap.
+        Internal: if *dst* is not a tap.
     """
     tap = FACTS[dst].tap
     if tap is None:
@@ -36,12 +36,12 @@ def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architec
 
 
 def autoencoder_input(autoencoder: Autoencoder, tap: torch.Tensor, block: Layer | None) -> torch.Tensor:
-    """What *autoencoder* reads, [T, n_in].
+    """The input of *autoencoder*, [T, n_in].
 
     Args:
-        autoencoder: says whether the model's norm stands before it.
-        tap: the recorded tap of one prompt: [T, n], or [T, H, c], whose heads are read side by side.
-        block: the layer of the tap; None for what exists once per model, where no norm stands before anything.
+        autoencoder: says whether a norm of the model is applied first.
+        tap: the recorded tap of one prompt: [T, n], or [T, H, c], whose heads are concatenated.
+        block: the layer of the tap; None for a tap that exists once per model, to which no norm is applied.
     """
     tap = tap.flatten(1)
     if autoencoder.input_norm is ModelNorm.NONE:

@@ -1,7 +1,7 @@
 """Model checkpoints: a folder with `config.json`, safetensors and `tokenizer.json` becomes a `Decoder`.
 
-Opening reads the config and the headers only and finds everything that is unknown, missing or misshapen; loading then
-moves one tensor at a time. What a checkpoint's names mean is the family's table; where checkpoints lie, the registry's.
+Opening reads only the config and the headers, and finds every tensor that is unknown, missing or misshapen; loading
+then moves one tensor at a time. The family maps a checkpoint's names to ours; the registry knows where checkpoints are.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ class Checkpoint:
     """A checkpoint whose config and headers are sound. Holds no weights."""
 
     folder: Path
-    """Where it lies."""
+    """Its path."""
     family: str
     """Name of its family."""
     config: DecoderConfig
     """Its architecture."""
     files: FileSet
-    """All files that its meaning depends on."""
+    """All files that it consists of."""
     sources: Mapping[str, Source]
-    """Where each of our weights comes from; a tied unembedding has no source."""
+    """The source of each of our weights; a tied unembedding has none."""
     tensors: Mapping[str, SafetensorsFile]
     """The file that holds each tensor, by the checkpoint's name."""
     redundant_unembedding: tuple[str, str] | None
-    """Names of an unembedding and the embedding that it must equal, being tied by the config; None if there is none."""
+    """Names of an unembedding that the config ties but the files hold as well, and of the embedding that it must equal;
+    None if there is none."""
 
     @property
     def parameter_bytes(self) -> int:
@@ -79,9 +80,10 @@ class Checkpoint:
         """Read the weights, one at a time straight to *device*, as *dtype*.
 
         Args:
-            device: where they go.
-            dtype: what they become.
-            on_progress: told the bytes done after each weight, `bytes_as(dtype)` at last; what it raises ends the load.
+            device: the device of the weights.
+            dtype: their element type.
+            on_progress: called with the bytes done after each weight, finally `bytes_as(dtype)`; an exception ends the
+            load.
 
         Raises:
             DataLoss: if a weight is not finite, or a file is corrupt or changed since the checkpoint was opened.
@@ -100,12 +102,13 @@ class Checkpoint:
         return Decoder(self.config, weights)
 
     def _largest_first(self) -> list[tuple[str, Source]]:
-        """Sources, those of large weights first: a copy made in passing then never adds to nearly all the weights."""
+        """Sources, those of large weights first, so that a temporary copy of one never comes on top of nearly all
+        weights."""
         shapes = self.config.weight_shapes()
         return sorted(self.sources.items(), key=lambda item: -math.prod(shapes[item[0]]))
 
     def _weight(self, source: Source, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """One of our weights, of *shape*, filled where it will stay: temporaries would leave holes in the memory."""
+        """One of our weights, of *shape*, filled in place: temporaries would fragment the memory."""
         stored = torch.empty(shape[::-1] if source.is_transposed else shape, device=device, dtype=dtype)
         widths = stored.shape[:1] if source.widths is None else source.widths(self.config)
         for key, part in zip(source.names, torch.split(stored, list(widths)), strict=True):
@@ -113,7 +116,7 @@ class Checkpoint:
         return stored.t() if source.is_transposed else stored
 
     def _read_into(self, part: torch.Tensor, source: Source, key: str) -> None:
-        """Fill *part* with the checkpoint's tensor *key*, and let go of the file."""
+        """Fill *part* with the checkpoint's tensor *key*."""
         place = part if source.in_file_order is None else source.in_file_order(part, self.config)
         self.tensors[key].fill(key, place)
         if is_finite(part):
@@ -205,9 +208,9 @@ def _sources(
     config: DecoderConfig,
     tensors: Mapping[str, SafetensorsFile],
 ) -> tuple[dict[str, Source], tuple[str, str] | None]:
-    """Where each weight of ours comes from, in loading order; and the tied unembedding, where files hold it as well.
+    """The source of each of our weights, in loading order; and the tied unembedding, if the files hold it as well.
 
-    Of an embedding and an unembedding that are tied, files may hold either, or both.
+    If embedding and unembedding are tied, files may hold either, or both.
     """
     prefix = next((p for p in family.prefixes if any(name.startswith(p) for name in tensors)), family.prefixes[0])
     found = {ours: _prefixed(source, prefix) for ours, source in family.once.items()}
@@ -240,7 +243,7 @@ def _prefixed(source: Source, prefix: str, layer: int = 0) -> Source:
 def _check_source(
     source: Source, shape: tuple[int, ...], config: DecoderConfig, tensors: Mapping[str, SafetensorsFile]
 ) -> None:
-    """Compare what the headers promise with the *shape* of our weight."""
+    """Compare the shapes in the headers with the *shape* of our weight."""
     widths = shape[-1:] if source.widths is None else source.widths(config)
     for name, width in zip(source.names, widths, strict=True):
         header, path, wanted = tensors[name].tensors[name], tensors[name].path, [*shape[:-1], width]

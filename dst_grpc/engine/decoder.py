@@ -1,10 +1,10 @@
 """The one transformer: a decoder driven by its config's fields, never by a model's name.
 
-`Layer` holds the arithmetic of a block; `Decoder.forward` strings it together and offers every intermediate tensor to
-the taps. Weights are frozen: gradients are taken at taps, never at weights.
+`Layer` holds the arithmetic of a layer; `Decoder.forward` runs the layers and offers every intermediate tensor to the
+taps. Weights are frozen: gradients are taken at taps, never at weights.
 
 Shapes use the legend of `dst_grpc.domain.components`, with b for the prompt within a batch. Prompts shorter than the
-batch's longest are padded on the right; as attention is causal, no real token ever sees a pad.
+batch's longest are padded on the right; as attention is causal, no real token ever attends to a pad.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.embedding.device
 
     @property
@@ -75,9 +75,9 @@ class Decoder:
         Args:
             tokens: ids [b, T], right-padded with anything.
             taps: what to record and change; None for nothing.
-            logits_at: position [b] of the one token of each prompt whose logits are wanted; None for all tokens.
-                Ignored if the logits themselves are tapped.
-            stop_after_layer: leave after this layer (-1: after the embedding) and compute no logits.
+            logits_at: position [b] of the one token of each prompt to compute logits at; None for all tokens. Ignored
+                if the logits themselves are tapped.
+            stop_after_layer: stop after this layer (-1: after the embedding) and compute no logits.
 
         Returns:
             Logits [b, T, V], or [b, 1, V] with *logits_at*, or None after stopping early. Attached to a graph that
@@ -127,7 +127,7 @@ class Decoder:
         return taps.visit(_L.RESID_POST_MLP, index, x + mlp)
 
     def _attn_write(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
-        """What attention adds to the residual *x* that enters the block, [b, T, d]."""
+        """Attention's write [b, T, d], from the residual *x* that enters the layer."""
         layer = self.layers[index]
         propagation = taps.propagation
         normed = _tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index)
@@ -149,7 +149,7 @@ class Decoder:
         return _tapped_norm(layer.attn_post_norm, write, taps, _L.ATTN_OUTPUT_LAYER_NORM_SCALE, index)
 
     def _mlp_write(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
-        """What the MLP adds to the residual of the residual *x* that it reads, [b, T, d]."""
+        """The MLP's write [b, T, d], from the residual *x* that it reads."""
         layer = self.layers[index]
         normed = _tapped_norm(layer.mlp_norm, x, taps, _L.MLP_INPUT_LAYER_NORM_SCALE, index)
         pre = taps.visit(_L.MLP_PRE_ACT, index, layer.mlp_pre_act(normed))
@@ -201,7 +201,7 @@ def _layers(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> list[
 def _tapped_norm(
     norm: Norm | None, x: torch.Tensor, taps: Taps, location: ActivationLocationType, layer: int | None
 ) -> torch.Tensor:
-    """*x* normed: fused, unless somebody touches the scale; as it is without a norm."""
+    """*x* normed, or as it is if *norm* is None; fused unless the scale is tapped."""
     if norm is None:
         return x
     if not taps.touches(location, layer):

@@ -1,7 +1,7 @@
-"""What the decoder's arithmetic depends on: sizes, and in which ways a model departs from GPT-2.
+"""The decoder's config: sizes, and in which ways a model departs from GPT-2.
 
-Fields say what is computed and never whose model it is; `families` fill them from checkpoints. The names and shapes of
-the weights follow from them alone.
+Fields say what is computed, never which family a model belongs to; `families` fill them from checkpoints. The names and
+shapes of the weights follow from them.
 """
 
 from __future__ import annotations
@@ -24,73 +24,74 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """An architecture with its sizes. What has a default is as in GPT-2 unless it is given."""
+    """An architecture with its sizes. Defaults are those of GPT-2."""
 
     n_layers: int
-    """Blocks."""
+    """Layers."""
     d_model: int
     """Channels of the residual stream (d)."""
     n_heads: int
-    """Attention heads of a block (H)."""
+    """Attention heads of a layer (H)."""
     n_key_value_heads: int
-    """Key and value heads of a block (KV); heads h KV // H share one."""
+    """Key and value heads of a layer (KV); head h uses number h KV // H."""
     d_head: int
     """Channels of a head (c)."""
     d_mlp: int
-    """Neurons of a block (F)."""
+    """Neurons of a layer (F)."""
     vocab_size: int
     """Tokens (V)."""
     context_window: int
     """Longest prompt, in tokens."""
     norm: NormKind = NormKind.LAYER_NORM
-    """Every norm's kind; only layer norms have a bias."""
+    """The kind of every norm; only layer norms have a bias."""
     norm_epsilon: float = 1e-5
     """Added to the variance, or the mean square, under the root of a norm's scale."""
     norm_gain_offset: float = 0.0
     """Added to every norm's gain; if it is not 0, the gain applies before results are rounded to the weights' type."""
     rotary: tuple[Rotary | None, ...] | None = None
-    """By layer, how positions enter, None for not at all; None as a whole for learned positions at the embedding."""
+    """By layer, the rotation of queries and keys, None for a layer without; None as a whole for learned positions."""
     query_scale: float | None = None
     """Factor of attention scores; None for d_head**-0.5."""
     attn_softcap: float | None = None
-    """Scores become softcap tanh(score / softcap), before the mask."""
+    """Soft cap of attention scores: a score becomes softcap tanh(score / softcap), before the mask; None = no cap."""
     final_softcap: float | None = None
     """The same of logits."""
     sliding_windows: tuple[int | None, ...] = ()
-    """By layer, how many tokens back a query sees, itself included; None for all. Empty if every layer sees all."""
+    """By layer, how many tokens back a query attends, its own included; None for all. Empty if every layer attends to
+    all."""
     has_qkv_bias: bool = True
     """Whether queries, keys and values have biases."""
     has_attn_out_bias: bool = True
-    """Whether what attention writes has one."""
+    """Whether attention's output has a bias."""
     has_mlp_bias: bool = True
     """Whether the MLP has biases."""
     qk_norm: bool = False
     """Whether each head's query and key are normed before they are rotated."""
     post_norms: bool = False
-    """Whether what attention and MLP write is normed before it is added to the residual."""
+    """Whether the outputs of attention and MLP are normed before they are added to the residual."""
     activation: ActivationFunction = ActivationFunction.GELU_TANH
     """Nonlinearity of the MLP."""
     gated: bool = False
-    """Whether a neuron is act(gate) times up, of two linear maps, rather than act of one."""
+    """Whether the MLPs are gated: a neuron is act(gate) times up, of two linear maps."""
     parallel: bool = False
-    """Whether the MLP reads the residual that enters the block, beside attention rather than after it."""
+    """Whether attention and MLP are parallel: both read the residual that enters the layer."""
     embedding_scale: float = 1.0
     """Factor of the token embedding, rounded to the weights' type."""
 
     @property
     def score_scale(self) -> float:
-        """Factor of attention scores; half of it, as a root each, is in queries and half in keys."""
+        """Factor of attention scores; queries and keys are each multiplied by its square root."""
         return self.d_head**-0.5 if self.query_scale is None else self.query_scale
 
     @property
     def qkv_widths(self) -> tuple[int, int, int]:
-        """Columns of queries, keys and values in the weight that makes all three."""
+        """Columns of queries, keys and values in the weight that holds all three."""
         shared = self.n_key_value_heads * self.d_head
         return self.n_heads * self.d_head, shared, shared
 
     @cached_property
     def dimensions(self) -> ModelDimensions:
-        """Its sizes, for others."""
+        """Its sizes, as the domain's value."""
         return ModelDimensions(
             n_layers=self.n_layers,
             d_model=self.d_model,
@@ -104,7 +105,7 @@ class DecoderConfig:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """What others may know of it."""
+        """Its architecture, as the domain's value."""
         rotary = self.rotary or ()
         return Architecture(
             norm=self.norm,

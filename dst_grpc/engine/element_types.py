@@ -1,4 +1,4 @@
-"""Which torch type stands for which element type of the wire, and the checks a tensor passes on its way in."""
+"""The torch type of each element type, and checks of tensors that are loaded."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TORCH_TYPES = {
 
 
 def moved(tensor: torch.Tensor, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """*tensor* as *dtype* on *device*, contiguous, in memory that holds nothing else.
+    """*tensor* as *dtype* on *device*, contiguous, in memory of its own.
 
-    A tensor that is all this already is returned as it is: a copy would double the memory that loading it takes.
+    A tensor that is so already is returned as it is: a copy would double the memory of loading.
     """
     found = tensor.detach().to(device=device, dtype=dtype).contiguous()
     return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()

@@ -1,7 +1,7 @@
-"""Files of a checkpoint: how one is opened, what their digest is, whether they changed since they were registered.
+"""Files of a checkpoint: opening them safely, their digest, and whether they changed since they were registered.
 
-A file is identified by what the system says of it, not by its path: whatever is read was read from the very file that
-was checked. Knows nothing of what is inside; that is `safetensors_file`, `checkpoint` and `formats`.
+A file is identified by device, inode, size and modification time, not by its path, so that everything is read from the
+very file that was checked. Contents are parsed by `safetensors_file`, `checkpoint` and `formats`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Identity(NamedTuple):
-    """What tells a file from every other, and from itself after it was written to."""
+    """Identifies a file: differs from that of any other file, and after the file was written to."""
 
     device: int
     inode: int
@@ -41,12 +41,12 @@ class Identity(NamedTuple):
 
 
 def label(path: Path) -> str:
-    """How messages name a file: with its folder, but without the rest of the server's tree."""
+    """The name of a file in messages: with its folder, but without the rest of its path."""
     return f"{path.parent.name}/{path.name}"
 
 
 class CorruptFile(DataLoss):
-    """A file that is not what it should be."""
+    """A file whose content is wrong."""
 
     def __init__(
         self,
@@ -57,16 +57,16 @@ class CorruptFile(DataLoss):
         reason: Reason | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """The file at *path* has a *problem*, told as the rest of a sentence that begins with its *name*.
+        """The file at *path* has a *problem*: the predicate of a sentence whose subject is its *name*.
 
-        Without a name it is called by its own and its folder's.
+        Without a *name* it is the file's label.
         """
         self.path, self.problem = path, problem
         name = name or label(path)
         super().__init__(f"{name}: {problem}", reason=reason, metadata={**(metadata or {}), "file": name})
 
     def below(self, root: Path) -> CorruptFile:
-        """The same error, which names the file by its path below *root*, if that is where it lies."""
+        """The same error, naming the file by its path below *root*, if it is there."""
         name = ""
         if self.path == root:
             name = root.name
@@ -76,7 +76,7 @@ class CorruptFile(DataLoss):
 
 
 def corrupt(path: Path, problem: str) -> CorruptFile:
-    """The error for a file that is not what it should be."""
+    """The error for a file whose content is wrong."""
     return CorruptFile(path, problem)
 
 
@@ -90,7 +90,7 @@ def regular_file_status(path: Path) -> stat_result:
     """Status of the file at *path*, looked up before it is opened: to open a device may do something to it.
 
     Raises:
-        DataLoss: if there is none, or it is a directory, a FIFO or a device.
+        DataLoss: if there is no file, or it is a directory, a FIFO or a device.
     """
     try:
         status = path.stat()
@@ -106,10 +106,10 @@ def _check_regular(path: Path, status: stat_result) -> None:
 
 
 class OpenFile:
-    """A regular file that is open, until it is closed or nobody refers to it."""
+    """A regular file that is open until it is closed or garbage collected."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Take over *descriptor*; raises DataLoss, and closes it, if it is of no regular file."""
+        """Take over *descriptor*; raises DataLoss, and closes it, if it is not of a regular file."""
         self.path = path
         self.descriptor = descriptor
         self.close = weakref.finalize(self, os.close, descriptor)
@@ -141,15 +141,15 @@ class OpenFile:
             done += n_bytes
 
     def check_unchanged(self) -> None:
-        """Raise DataLoss (DIGEST_MISMATCH) if somebody wrote to it since it was opened."""
+        """Raise DataLoss (DIGEST_MISMATCH) if it was written to since it was opened."""
         if Identity.of(os.fstat(self.descriptor)) != self.identity:
             raise changed(self.path)
 
 
 class File:
-    """A regular file, told from every other by its identity: whatever takes its place or is written to it is not read.
+    """A regular file with its identity: if it is replaced or written to, it is not read any more.
 
-    While it is held open it is read through that one descriptor; else each reading opens it by its path.
+    While it is held open it is read through that one descriptor; otherwise each read opens it by its path.
     """
 
     __slots__ = ("_held", "identity", "path")
@@ -162,12 +162,13 @@ class File:
 
     @classmethod
     def at(cls, path: Path) -> File:
-        """The file that lies at *path* now; raises DataLoss if there is none, or it is no regular file."""
+        """The file at *path*; raises DataLoss if there is none, or it is not a regular file."""
         return cls(path, Identity.of(regular_file_status(path)))
 
     @classmethod
     def held_open(cls, path: Path, descriptor: int) -> File:
-        """The file of *descriptor*, which it takes over; raises DataLoss, and closes it, if it is no regular file."""
+        """The file of *descriptor*, which it takes over; raises DataLoss, and closes it, if it is not a regular
+        file."""
         held = OpenFile(path, descriptor)
         return cls(path, held.identity, held)
 
@@ -176,10 +177,10 @@ class File:
         """The file, open for reading, and unchanged until the block ends.
 
         Raises:
-            DataLoss: if it is missing, no regular file or cannot be read; (DIGEST_MISMATCH) if another one took its
-                place, or somebody wrote to it.
+            DataLoss: if it is missing, not a regular file or cannot be read; (DIGEST_MISMATCH) if it was replaced or
+                written to.
         """
-        held = self._held  # of our own: it stays open for us whoever lets go of it meanwhile
+        held = self._held  # a reference of our own: `let_go` of another thread does not close it
         if held is not None:
             held.check_unchanged()
             yield held
@@ -195,7 +196,7 @@ class File:
             file.close()
 
     def let_go(self) -> None:
-        """Hold it open no more; whoever reads it meanwhile can read on."""
+        """Stop holding it open; reads in progress go on."""
         self._held = None
 
     def check_in_place(self) -> None:
@@ -204,7 +205,7 @@ class File:
             raise changed(self.path)
 
     def __repr__(self) -> str:
-        """Where it lies, and whether it is held open."""
+        """Its path, and whether it is held open."""
         return f"File({label(self.path)}{', held open' if self._held is not None else ''})"
 
 
@@ -218,7 +219,7 @@ def _opened(path: Path) -> OpenFile:
 
 
 def read_small(file: File, limit_bytes: int = 1 << 20) -> bytes:
-    """Contents of a file that has no business being large.
+    """Contents of a file that must be small.
 
     Raises:
         DataLoss: if it cannot be read or is longer than *limit_bytes*.
@@ -231,7 +232,7 @@ def read_small(file: File, limit_bytes: int = 1 << 20) -> bytes:
 
 
 class FileSet:
-    """The files of one checkpoint, by the name that each has in it, as they were when this was made."""
+    """The files of one checkpoint by their names in it, as they were when this was made."""
 
     def __init__(self, files: Mapping[str, File]) -> None:
         """Consist of *files*."""
@@ -252,11 +253,11 @@ class FileSet:
 
     @property
     def known_digest(self) -> str:
-        """The digest if somebody has asked for it before, else the empty string."""
+        """The digest if it has been computed before, else the empty string."""
         return self._digest
 
     def identity(self) -> str:
-        """A text that differs once another file lies in the place of one of these, or it is written to."""
+        """A string that changes when any of the files is replaced or written to."""
         return "\0".join(f"{name}\0{file.path}\0{tuple(file.identity)}" for name, file in self._files.items())
 
     def digest(self) -> str:
@@ -285,12 +286,12 @@ class FileSet:
             return self._digests[name]
 
     def check_unchanged(self) -> None:
-        """Raise DataLoss (DIGEST_MISMATCH) if another file lies in the place of one, or somebody wrote to it."""
+        """Raise DataLoss (DIGEST_MISMATCH) if any of them was replaced or written to."""
         for file in self._files.values():
             file.check_in_place()
 
     def let_go(self) -> None:
-        """Hold no file open any more."""
+        """Stop holding files open."""
         for file in self._files.values():
             file.let_go()
 

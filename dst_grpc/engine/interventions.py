@@ -1,4 +1,4 @@
-"""Interventions in a batch: the one form in which taps apply them, to the row of the prompt that they belong to."""
+"""Interventions in a batch: how taps apply them, each to the row of its own prompt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
 
 Entries = tuple[int | slice | torch.Tensor, ...]
-"""Which entries of a tensor, as torch indexes: an element per axis."""
+"""Indices of entries of a tensor, as torch takes them: one element per axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowIntervention:
-    """An intervention in one prompt of a batch, and the context that its action may look at."""
+    """An intervention in one prompt of a batch, and the context that its action may read."""
 
     row: int
     """Which prompt of the batch."""
     intervention: Intervention
-    """What is changed; at one layer, if it reads other runs."""
+    """The intervention; at one layer, if it reads other runs."""
     n_tokens: int | None = None
     """Length of the prompt in a padded batch: axes of tokens that are selected whole end there. None = no padding."""
     gradient_pass: int | None = None
@@ -40,7 +40,7 @@ class RowIntervention:
 
     @property
     def location(self) -> ActivationLocationType:
-        """Which tap it changes."""
+        """The tap that it changes."""
         return self.intervention.at.activation_location_type
 
     def is_at(self, layer: int | None) -> bool:
@@ -54,21 +54,21 @@ class RowIntervention:
         entries = self._entries(own.shape)
         before = own[entries]
         if before.requires_grad:
-            before = before.clone()  # what an action keeps of it for its gradient is not written over
+            before = before.clone()  # a copy, as the action may keep its argument for the gradient
         after = self.intervention.action.apply(before, self)
         if isinstance(after, torch.Tensor):
             if self.location is ActivationLocationType.ATTN_QK_LOGITS:
-                # A key that the query does not see has no score to compute with: it stays unseen, unless it is set.
+                # The score of a masked key is -inf: it stays masked, unless it is set.
                 after = torch.where(before.isneginf() & ~after.isfinite(), before, after)
             after = after.to(own.dtype)
         own[entries] = cast("torch.Tensor | float", after)
 
     def tensor(self, tensor: RequestTensor) -> torch.Tensor:
-        """The numbers of a tensor of the request (see `Context`)."""
+        """A tensor of the request (see `Context`)."""
         return self.tensors[tensor]
 
     def of_run(self, name: str) -> torch.Tensor:
-        """The same entries as another run recorded them (see `Context`)."""
+        """The same entries as recorded in another run (see `Context`)."""
         recorded = self.runs[name][self.location, self.intervention.at.layer_index]
         return recorded[self._entries(recorded.shape)]
 
@@ -80,7 +80,7 @@ def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None)
     """The selected entries of one prompt's tap, as an index into its tensor.
 
     Args:
-        at: what is selected.
+        at: the selection.
         shape: of the tap, pads included.
         n_tokens: length of the prompt; None = no pads.
     """
@@ -101,7 +101,8 @@ def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None)
 
 
 def _outer(selections: Sequence[int | slice | torch.Tensor], shape: Sequence[int]) -> Entries:
-    """All combinations of the positions selected along each axis, as numpy's `ix_`; one alone takes no axis."""
+    """All combinations of the positions selected along each axis, as numpy's `ix_`; a single position drops its
+    axis."""
     rank = sum(not isinstance(one, int) for one in selections)
     found: list[int | slice | torch.Tensor] = []
     axis = 0

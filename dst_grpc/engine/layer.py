@@ -1,6 +1,6 @@
-"""One block's weights and arithmetic, as small functions: the forward pass, traces and edges all use the same ones.
+"""One layer's weights and arithmetic, as small functions: the forward pass, traces and edges all use the same ones.
 
-Nothing here knows about taps. Shapes use the legend of `dst_grpc.domain.components`; any leading axes may stand before
+Nothing here knows about taps. Shapes use the legend of `dst_grpc.domain.components`; any leading axes may come before
 them. Equations: specification, section 2.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Layer:
-    """A block."""
+    """A layer: attention and MLP, with their norms."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class Layer:
         rotation: Rotation | None = None,
         window: int | None = None,
     ) -> None:
-        """Take what the block needs.
+        """Take the weights of the layer.
 
         Args:
             config: the architecture.
-            weights: by their names within the block.
-            rotation: what positions do to queries and keys; None for nothing.
-            window: how many tokens back a query sees, itself included; None for all.
+            weights: by their names within the layer.
+            rotation: rotates queries and keys by position; None for no rotation.
+            window: how many tokens back a query attends, its own included; None for all.
         """
         self._config, self._rotation, self.window = config, rotation, window
         self._qkv_weight, self._qkv_bias = weights["attn.qkv.weight"], weights.get("attn.qkv.bias")
@@ -53,9 +53,9 @@ class Layer:
         self._query_norm = Norm(config, "attn.query_norm", weights) if config.qk_norm else None
         self._key_norm = Norm(config, "attn.key_norm", weights) if config.qk_norm else None
         self.attn_post_norm = Norm(config, "attn_post_norm", weights) if config.post_norms else None
-        """What norms attention's write; None if nothing does."""
+        """The norm on attention's output; None if there is none."""
         self.mlp_post_norm = Norm(config, "mlp_post_norm", weights) if config.post_norms else None
-        """What norms the MLP's write; None if nothing does."""
+        """The norm on the MLP's output; None if there is none."""
 
     @property
     def attn_out(self) -> torch.Tensor:
@@ -66,7 +66,7 @@ class Layer:
     def attn_out_triangle(self) -> torch.Tensor:
         """R [H, c, c] with WO[h] = (Q R)^T, Q orthonormal: |v WO[h]| = |R v|, without going through d channels.
 
-        With a post-norm, of what WO writes through it at scale 1.
+        With a post-norm, WO means the write through it at scale 1.
         """
         with torch.no_grad():
             writes = unit_write(wide(self.attn_out), self.attn_post_norm)
@@ -74,7 +74,7 @@ class Layer:
 
     @cached_property
     def mlp_out_norms(self) -> torch.Tensor:
-        """Length of what each neuron writes at activation 1, [F]; with a post-norm, at scale 1 through it."""
+        """Norm of each neuron's write at activation 1, [F]; with a post-norm, through it at scale 1."""
         with torch.no_grad():
             return torch.linalg.vector_norm(unit_write(self.mlp_out, self.mlp_post_norm), dim=1)
 
@@ -83,9 +83,9 @@ class Layer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values [..., T, H, c] of a normed residual [..., T, d].
 
-        Its tokens are those at *positions* [T] of the prompt; None stands for the first ones.
+        The tokens are those at *positions* [T] of the prompt; None means the first ones.
 
-        Queries and keys are what the scores multiply: normed, rotated, and each scaled by the root of the scores'
+        Queries and keys are as they enter the scores: normed, rotated, and each times the square root of the scores'
         factor. Keys and values that heads share are repeated for each of them.
         """
         q, k, v = self.shared_qkv(normed, positions)
@@ -114,13 +114,13 @@ class Layer:
         return shared if group == 1 else shared.repeat_interleave(group, dim=-2)
 
     def hidden(self, n_tokens: int, device: torch.device) -> torch.Tensor:
-        """Which keys a query does not see [T, U]: later ones, and those before the sliding window."""
+        """Which keys are masked for a query [T, U]: later ones, and those before the sliding window."""
         everything = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device)
         later = everything.triu(1)
         return later if self.window is None else later | everything.tril(-self.window)
 
     def attn_scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Attention scores [..., T, U, H] of *q* [..., T, H, c] and *k* [..., U, H, c], -inf where u is not seen."""
+        """Attention scores [..., T, U, H] of *q* [..., T, H, c] and *k* [..., U, H, c], -inf where u is masked."""
         scores = softcapped(torch.einsum("...thc,...uhc->...htu", q, k), self._config.attn_softcap)
         return scores.masked_fill(self.hidden(q.shape[-3], q.device), -math.inf).movedim(-3, -1)
 
@@ -133,9 +133,9 @@ class Layer:
         return torch.einsum("...tuh,...uhc->...thc", probs, v)
 
     def attn_fused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """What scores, probabilities and mix make of *q* [b, T, H, c], *k* and *v* [b, T, KV or H, c], in one kernel.
+        """Scores, probabilities and weighted values of *q* [b, T, H, c], *k* and *v* [b, T, KV or H, c], in one kernel.
 
-        No attention matrix is made, except where scores are capped, which no kernel does.
+        No attention matrix is stored, unless scores are capped, which the kernel does not support.
         """
         if self._config.attn_softcap is not None:
             k, v = self.for_each_head(k), self.for_each_head(v)
@@ -150,15 +150,15 @@ class Layer:
         ).transpose(1, 2)
 
     def attn_project(self, mixed: torch.Tensor) -> torch.Tensor:
-        """What the heads write together with their bias, [..., T, d], of *mixed* [..., T, H, c]."""
+        """Attention's output with its bias, [..., T, d], from *mixed* [..., T, H, c]."""
         return _linear(mixed.flatten(-2), self._out_weight, self.attn_bias)
 
     def attn_write(self, mixed: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
-        """What attention adds to the residual, [..., T, d]: the same, normed if the model has post-norms."""
+        """Attention's write, [..., T, d]: its output, normed if the model has post-norms."""
         return _post_normed(self.attn_project(mixed), self.attn_post_norm, detach_scale=detach_scale)
 
     def mlp_pre_act(self, normed: torch.Tensor) -> torch.Tensor:
-        """Neurons before the nonlinearity, [..., F], of a normed residual; of a gated MLP, its gates."""
+        """Neurons before the nonlinearity, [..., F], of a normed residual; in a gated MLP, the gate's."""
         return _linear(normed, self._in_weight, self._in_bias)
 
     def neuron_pre_act(self, normed: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ class Layer:
         return pre if self._in_bias is None else pre + self._in_bias[neurons]
 
     def mlp_up(self, normed: torch.Tensor) -> torch.Tensor | None:
-        """What a gated MLP's gates multiply, [..., F]; None of one without gates."""
+        """The factor "up" of a gated MLP, [..., F]; None of one without gates."""
         return None if self._up_weight is None else _linear(normed, self._up_weight, self._up_bias)
 
     def mlp_act(self, pre: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
@@ -180,26 +180,26 @@ class Layer:
         return self.mlp_act(self.mlp_pre_act(normed), self.mlp_up(normed))
 
     def mlp_project(self, act: torch.Tensor) -> torch.Tensor:
-        """What the neurons write together with their bias, [..., d], of *act* [..., F]."""
+        """The MLP's output with its bias, [..., d], from *act* [..., F]."""
         return _linear(act, self.mlp_out, self.mlp_bias)
 
     def mlp_write(self, act: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
-        """What the MLP adds to the residual, [..., d]: the same, normed if the model has post-norms."""
+        """The MLP's write, [..., d]: its output, normed if the model has post-norms."""
         return _post_normed(self.mlp_project(act), self.mlp_post_norm, detach_scale=detach_scale)
 
 
 def unit_write(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
-    """What a layer adds to the residual for the part *x* [..., d] of its raw write, if its post-norm's scale is 1."""
+    """The contribution of a term *x* [..., d] of the output to the write, through the post-norm at scale 1."""
     return x if norm is None else norm.unit(x)
 
 
 def unit_read(direction: torch.Tensor, norm: Norm | None) -> torch.Tensor:
-    """*direction* [..., d] of the residual as one of raw writes: unit_write(x) . direction = x . result."""
+    """The transpose of `unit_write`, applied to *direction* [..., d]: unit_write(x) . direction = x . result."""
     return direction if norm is None else norm.unit_transposed(direction)
 
 
 def softcapped(x: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """*x* bent smoothly so that no entry exceeds *cap*; unchanged without one."""
+    """Return cap tanh(x / cap), so that no entry exceeds *cap*; *x* itself without one."""
     return x if cap is None else (x / cap).tanh() * cap
 
 

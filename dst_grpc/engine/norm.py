@@ -1,4 +1,4 @@
-"""Norms: layer norms and root-mean-square norms, with the scale (the divisor) as a tensor where somebody wants it."""
+"""Norms: layer norms and RMS norms, with the scale (the divisor) as a tensor where it is needed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Norm:
         self._kind, self._epsilon = config.norm, config.norm_epsilon
         self._rounds_before_gain = config.norm is NormKind.RMS_NORM and not config.norm_gain_offset
         self.gain = wide(gain) + config.norm_gain_offset if config.norm_gain_offset else gain
-        """What is multiplied, the config's offset in it, [n]."""
+        """The gain [n], with the config's offset added."""
         self.bias = weights.get(f"{name}.bias")
-        """What is added, [n]; None if nothing is."""
+        """The bias [n]; None if there is none."""
 
     def __call__(self, x: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
         """Normalise *x* [..., n]; with *detach_scale* no gradient flows through the divisor."""
@@ -56,7 +56,7 @@ class Norm:
         return (normed if self.bias is None else normed + self.bias).to(x.dtype)
 
     def without_gain(self, x: torch.Tensor) -> torch.Tensor:
-        """*x* [..., n] over its scale, centred first by a layer norm; before gain and bias."""
+        """*x* [..., n] divided by its scale, centred first in a layer norm; before gain and bias."""
         return self._divided(x, self.scale(x)).to(x.dtype)
 
     def _divided(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -64,11 +64,11 @@ class Norm:
         return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) / scale
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
-        """The part of the norm that is linear in *x* [..., n], at scale 1 and without bias."""
+        """The norm of *x* [..., n] at scale 1 and without bias: linear in *x*."""
         return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) * self.gain.to(x.dtype)
 
     def unit_transposed(self, direction: torch.Tensor) -> torch.Tensor:
-        """What `unit` puts along *direction* [..., n], as a direction in its input: unit(x) . g = x . result."""
+        """The transpose of `unit`, applied to *direction* g [..., n]: unit(x) . g = x . result."""
         scaled = direction * self.gain.to(direction.dtype)
         return _centred(scaled) if self._kind is NormKind.LAYER_NORM else scaled
 

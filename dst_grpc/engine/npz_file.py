@@ -1,8 +1,8 @@
 """Npz archives: numpy arrays in a zip file, read one at a time and never unpickled.
 
-The header of every array is checked against its place in the archive before anything is allocated, so that a
-truncated or forged file is an error that names it. Compressed members are refused: weights do not compress, and what
-does may be a few kilobytes that unpack to any size. Not here: what the arrays mean.
+The header of every array is checked against its place in the archive before anything is allocated, so that a truncated
+or forged file is an error that names it. Compressed members are refused: weights do not compress, and a few compressed
+kilobytes can unpack to any size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NpzFile:
-    """An npz archive whose structure is sound."""
+    """An npz archive whose structure has been checked."""
 
     file: File
     """The file."""
@@ -49,8 +49,8 @@ class NpzFile:
         """Read and check the headers of *file*, and no weights.
 
         Raises:
-            DataLoss: if it is missing, truncated, compressed, or holds what is no plain array; (DIGEST_MISMATCH) if
-                another file took its place.
+            DataLoss: if it is missing, truncated, compressed, or holds anything but plain arrays; (DIGEST_MISMATCH) if
+                it was replaced.
         """
         path, size = file.path, file.identity.size_bytes
         shapes: dict[str, tuple[int, ...]] = {}
@@ -116,7 +116,7 @@ def _checked_shape(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 
 
 def _array_header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic], bool]:
-    """Shape, element type and whether the columns lie one behind the other; *file* is left where the data begins."""
+    """Shape, element type and whether the array is in Fortran order; *file* is left where the data begins."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise corrupt(path, f"array {name!r} is in version {version} of the npy format, which is not supported")

@@ -1,8 +1,8 @@
-"""How gradients pass through the parts of a model that are not linear.
+"""Propagation rules: how gradients pass through norms, softmax and gates.
 
-The plain rule is calculus. Another rule is a subclass, a frozen dataclass, whose methods give the same values with
-another graph behind them: norms whose scale is a constant, probabilities whose softmax is differentiated at another
-temperature, gates that share what arrives between their factors. The decoder asks; nothing else knows which rule runs.
+The plain rule is calculus. Another rule is a subclass, a frozen dataclass, whose methods return the same values with a
+different graph: norms with constant scale, a softmax differentiated at another temperature, gates that split the
+gradient between their factors. Only the decoder calls these methods.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Propagation:
     """The plain rule."""
 
     fuses_attention: ClassVar[bool] = True
-    """Whether attention may run as one kernel, which asks nothing about probabilities."""
+    """Whether attention may run as one kernel, which does not call `probs`."""
 
     def normed(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
         """*x* [..., n] through a norm."""
@@ -37,7 +37,7 @@ class Propagation:
         return layer.attn_probs(scores)
 
     def act(self, layer: Layer, pre: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
-        """Neurons [..., F] after the nonlinearity, of those before it and, of gated ones, of what gates multiply."""
+        """Neurons [..., F] after the nonlinearity, from those before it and, in a gated MLP, the factor *up*."""
         return layer.mlp_act(pre, up)
 
 

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys rotated pair by pair of channels, by angles that grow with the position."""
+"""Rotary positions: each pair of channels of queries and keys is rotated by an angle that grows with the position."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Rotation:
     """Rotates by a `Rotary`; one is shared by all layers that have an equal one.
 
     Sines and cosines are kept for as many positions as the longest prompt so far needed, and at most twice as many:
-    tables for a whole context window of 131,072 tokens would take more memory than a small model. They are replaced
-    as a whole, so that threads which meet here do the same work twice at worst.
+    tables for a whole context window of 131,072 tokens would take more memory than a small model. They are replaced as
+    a whole, so that concurrent threads at worst compute the same tables twice.
     """
 
     def __init__(self, rotary: Rotary, device: torch.device, dtype: torch.dtype) -> None:
         """For vectors of *dtype* on *device*."""
-        # As the reference implementations do, angles are float32 and only sines and cosines become the model's type.
+        # As in the reference implementations, angles are float32 and only sines and cosines have the model's type.
         wide = torch.promote_types(dtype, torch.float32)
         self._frequencies = torch.tensor(rotary.frequencies, dtype=wide, device=device)
         self._scale, self._dtype, self._n_pairs = rotary.scale, dtype, len(rotary.frequencies)
@@ -31,7 +31,7 @@ class Rotation:
     def __call__(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """*x* [..., T, H, c] with each vector rotated by its position times each frequency.
 
-        *positions* are [T]; None stands for 0, 1, 2, ...
+        *positions* are [T]; None means 0, 1, 2, ...
         """
         n, half = x.shape[-3] if positions is None else int(positions.max()) + 1, self._n_pairs
         if n > len(self._tables[0]):

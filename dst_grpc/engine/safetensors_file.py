@@ -1,8 +1,8 @@
-"""Safetensors files: a header read by hand and not trusted, and tensors read one at a time.
+"""Safetensors files: the header is parsed here and checked, and tensors are read one at a time.
 
 The header is checked against the size of the file, so that a truncated or forged file is an error that names the file
 rather than a crash or an allocation. Values are read rather than mapped: pages of a mapping count as the process's
-memory, and a file that somebody cuts short under a mapping kills the process. Not here: what the tensors mean.
+memory, and truncating a mapped file kills the process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ELEMENT_BYTES = {name: dtype.itemsize for name, dtype in _FLOATS.items()} | _OT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorHeader:
-    """What a file says of one tensor."""
+    """The header of one tensor."""
 
     shape: tuple[int, ...]
     """Sizes of its axes."""
@@ -53,18 +53,18 @@ class TensorHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetensorsFile:
-    """A safetensors file whose header is sound."""
+    """A safetensors file whose header has been checked."""
 
     file: File
     """The file."""
     tensors: Mapping[str, TensorHeader]
-    """What it holds, by name."""
+    """Its tensors, by name."""
     metadata: Mapping[str, str]
-    """Texts that came with it."""
+    """Its metadata."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Its path."""
         return self.file.path
 
     @classmethod
@@ -72,8 +72,8 @@ class SafetensorsFile:
         """Read and check the header of *file*, and no weights.
 
         Raises:
-            DataLoss: if it is missing, truncated, too long for its header, or its header is no sound header;
-                (DIGEST_MISMATCH) if another file took its place.
+            DataLoss: if it is missing, truncated, too long for its header, or its header is invalid; (DIGEST_MISMATCH)
+                if it was replaced.
         """
         path, size = file.path, file.identity.size_bytes
         with file.opened() as opened:
@@ -86,9 +86,9 @@ class SafetensorsFile:
         return cls(file=file, tensors=tensors, metadata=metadata)
 
     def with_aliases(self) -> SafetensorsFile:
-        """The same file with tensors under their other names too: `save_model` writes what is shared once.
+        """The same file with tensors under their other names too: `save_model` writes shared tensors once.
 
-        Its metadata then has the name that was left out, with the one that was kept.
+        Its metadata maps each omitted name to the one that was kept.
         """
         aliases = {
             name: self.tensors[kept]
@@ -185,7 +185,7 @@ def _tensor_header(path: Path, name: str, entry: Any, data_begin: int) -> Tensor
 
 
 def _check_spans(path: Path, tensors: Mapping[str, TensorHeader], data_begin: int, size: int) -> None:
-    """The tensors must lie one behind the other and fill the file of *size* bytes."""
+    """The tensors must be contiguous and fill the file of *size* bytes."""
     position = data_begin
     for begin, n_bytes, name in sorted((header.begin, header.n_bytes, name) for name, header in tensors.items()):
         if begin != position:

@@ -1,10 +1,10 @@
 """Taps: what to record, change and splice in during one forward pass and the gradient passes after it.
 
-A `Taps` value is handed to the decoder, which offers it the tensor at every activation location. It is an argument,
-never global state, and serves one forward pass. At each location, in this order (specification, section 4): forward
-interventions; the value is recorded; gradients are recorded as they arrive, before backward interventions change what
-flows on; an autoencoder is spliced in. What is not touched costs nothing: the decoder takes its fused path there.
-Whether the pass is cancelled is checked at every location, and in each gradient pass once per layer.
+A `Taps` object is passed to the decoder, which offers it the tensor at every activation location. It is an argument,
+never global state, and is used for one forward pass. At each location, in this order (specification, section 4):
+forward interventions; the value is recorded; gradients are recorded as they arrive, before backward interventions
+change what flows on; an autoencoder is spliced in. A site that is not touched costs nothing: the decoder takes its
+fused path there. Whether the pass is cancelled is checked at every location, and in each gradient pass once per layer.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _L = ActivationLocationType
 
 Site = tuple[ActivationLocationType, int | None]
-"""A location and its layer; the layer is None for what exists once per model."""
+"""A location and its layer; the layer is None for a location that exists once per model."""
 
 _AFTER_ALL_LAYERS = 2**31
 
 
 def site_entering(layer: int) -> Site:
-    """Where the residual that enters *layer* is tapped."""
+    """The site of the residual that enters *layer*."""
     return (_L.RESID_POST_MLP, layer - 1) if layer else (_L.RESID_POST_EMBEDDING, None)
 
 
@@ -58,15 +58,15 @@ class Taps:
             values: sites whose value to record.
             gradients: sites to record attached to the graph, so that gradients can be taken there.
             interventions: in the order in which they apply.
-            splices: by the site that it reads, the autoencoder to put into the graph there.
-            propagation: how gradients pass through what is not linear.
+            splices: the autoencoders to splice in, by the site that each reads.
+            propagation: the propagation rule of gradients.
             check: raises Cancelled, wherever it is made, to end the pass.
         """
         self.check = check
         """Raises Cancelled if the pass is."""
         self._pacing = Pacing()
         self.propagation = propagation
-        """How gradients pass through what is not linear."""
+        """The propagation rule of gradients."""
         self._wanted = frozenset(values)
         self._wanted_attached = frozenset(gradients)
         self._splices = dict(splices or {})
@@ -76,13 +76,13 @@ class Taps:
         self._recorded = self._wanted | self._wanted_attached
         self._gradient_pass = 0
         self.values: dict[Site, torch.Tensor] = {}
-        """What was recorded, detached, [b, ...]."""
+        """Recorded values, detached, [b, ...]."""
         self.attached: dict[Site, torch.Tensor] = {}
-        """What was recorded attached to the graph, [b, ...]."""
+        """Recorded values attached to the graph, [b, ...]."""
 
     @property
     def graph_starts_at_layer(self) -> int | None:
-        """First layer whose tensors need a graph: -1 for the embedding, None if no gradient is wanted."""
+        """First layer whose tensors need a graph: -1 for the embedding, None if no gradients are recorded."""
         starts = [
             -1 if location is _L.RESID_POST_EMBEDDING else _AFTER_ALL_LAYERS if layer is None else layer
             for location, layer in self._wanted_attached
@@ -97,7 +97,8 @@ class Taps:
         return any(one.is_at(layer) for one in self._interventions.get(location, ()))
 
     def visit(self, location: ActivationLocationType, layer: int | None, x: torch.Tensor) -> torch.Tensor:
-        """Do what is wanted at a site with its tensor *x* [b, ...]; the result flows on in its place."""
+        """Record, change and splice the tensor *x* [b, ...] of a site; the result takes its place in the forward
+        pass."""
         self.check()
         site = (location, layer)
         if location is _L.RESID_POST_MLP:
@@ -142,13 +143,13 @@ class Taps:
         arriving = x
         if backward and x.requires_grad:
             x.register_hook(lambda gradient: self._changed_gradient(gradient, backward))
-            # A view of its own keeps the recorded gradient the one that arrives, before the hook changes it.
+            # A separate view, so that the recorded gradient is the one that arrives, before the hook changes it.
             arriving = x.view_as(x)
         self._record(site, arriving)
         return arriving
 
     def _changed_gradient(self, gradient: torch.Tensor, interventions: list[RowIntervention]) -> torch.Tensor:
-        """*gradient* as the interventions of the gradient pass that runs now leave it."""
+        """*gradient* after the interventions of the current gradient pass."""
         mine = [one for one in interventions if one.gradient_pass == self._gradient_pass]
         return _changed(gradient, mine) if mine else gradient
 
@@ -172,7 +173,7 @@ class Taps:
         """Gradient of the scalar *origin* at every attached site that it depends on, [b, ...].
 
         Args:
-            origin: what is differentiated.
+            origin: the scalar to differentiate.
             gradient_pass: which pass it is; gradients are changed by its interventions.
             keeps_graph: whether another pass follows.
         """
@@ -187,7 +188,7 @@ class Taps:
 
 
 def _changed(x: torch.Tensor, interventions: list[RowIntervention]) -> torch.Tensor:
-    """A copy of *x* [b, ...] that *interventions* have changed, one after the other."""
+    """A copy of *x* [b, ...] with *interventions* applied in order."""
     x = x.clone()
     for one in interventions:
         one.change(x)

@@ -1,8 +1,7 @@
 """Tokenizer: text to token ids and back, from a `tokenizer.json`.
 
 Text is encoded as it is: no begin token, no truncation, no padding, whatever the file's post-processor says. A token's
-text is what it adds to the text before it, so it keeps the space that some decoders take from the front of a text. Not
-here: what a prompt may be, or how long.
+text is what it adds to the text before it, so it keeps the space that some decoders strip from the front of a text.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ FILE_NAME = "tokenizer.json"
 _MAX_FILE_BYTES = 1 << 28
 _SHOWN_TOKENS = 8
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How the pieces of SentencePiece vocabularies write a space; byte-level ones never hold it."""
+"""The character for a space in SentencePiece vocabularies; byte-level ones never contain it."""
 
 
 class Tokenizer:
-    """A vocabulary and how text falls into it. Immutable; calls may run on any thread."""
+    """A vocabulary, and how text is split into its tokens. Immutable; calls may run on any thread."""
 
     def __init__(self, tokenizer: _Tokenizer, n_embedded: int | None = None) -> None:
         """Wrap the library's *tokenizer*, which must not be changed afterwards.
@@ -64,8 +63,8 @@ class Tokenizer:
         """Token ids of *text*; special tokens written out, such as `<|endoftext|>`, are recognised.
 
         Raises:
-            InvalidRequest: if *text* holds half a surrogate pair, which no byte sequence stands for, or a token that
-                the model does not embed.
+            InvalidRequest: if *text* holds a lone surrogate, which cannot be encoded, or a token that the model does
+                not embed.
         """
         try:
             text.encode()
@@ -79,14 +78,15 @@ class Tokenizer:
         return ids
 
     def begin_tokens(self) -> list[int]:
-        """What the file's post-processor would put before a text: the begin token of models trained with one."""
+        """The tokens that the file's post-processor would put before a text: the begin token of models trained with
+        one."""
         encoding = self._tokenizer.encode("a", add_special_tokens=True)
         mask: list[int] = encoding.special_tokens_mask
         ids: list[int] = encoding.ids
         return ids[: mask.index(0)] if 0 in mask else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of *ids*, special tokens written out; bytes that are no valid text become U+FFFD.
+        """Text of *ids*, special tokens written out; bytes that are not valid text become U+FFFD.
 
         Raises:
             InvalidRequest: naming every id that is not a token.
@@ -114,7 +114,7 @@ class Tokenizer:
         """The id of the one token whose text is *text*, or that *text* encodes to.
 
         Raises:
-            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do.
+            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if only a space is wrong, the fix.
         """
         token = self._one(text)
         if token is None:

@@ -1,6 +1,6 @@
 """Families of checkpoints, one row each: how a `config.json` and its tensors become a `DecoderConfig` and our weights.
 
-A new family is a module with a row and a table of names; nothing else knows a model's name.
+A new family is a module with a row and a table of names; no other code knows a family's name.
 """
 
 from __future__ import annotations

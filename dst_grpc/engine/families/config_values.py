@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "config.json"
 UNKNOWN = "is not known here, and might change what is computed: if it does not, take it out"
-"""What is wrong with a key or tensor that nobody here has a meaning for."""
+"""The problem of a key or tensor that has no meaning here."""
 _MAX_SIZE = 2**31 - 1
 
 _ACTIVATIONS = {
@@ -45,11 +45,11 @@ class ConfigValues:
     values: Mapping[str, Any]
     """What it holds."""
     within: str = ""
-    """What stands before a key in messages: the keys of the objects around it, each with a dot."""
+    """Prefix of keys in messages: the keys of the enclosing objects, each with a dot."""
 
     @classmethod
     def read(cls, file: File) -> ConfigValues:
-        """Read *file*; raises DataLoss if it is missing or no JSON object."""
+        """Read *file*; raises DataLoss if it is missing or not a JSON object."""
         path = file.path
         try:
             values = json.loads(read_small(file))
@@ -66,12 +66,12 @@ class ConfigValues:
         return error
 
     def renamed(self, aliases: Mapping[str, str]) -> ConfigValues:
-        """These values with what stands under an alias under the key that it means instead, even if that is there."""
+        """These values with every alias replaced by its key, whose own value it overrides."""
         own = {key: value for key, value in self.values.items() if key not in aliases}
         return replace(self, values=own | {aliases[key]: self.values[key] for key in self.values if key in aliases})
 
     def over(self, defaults: Mapping[str, Any]) -> ConfigValues:
-        """These values, with *defaults* for keys that are absent; a key that holds null is not."""
+        """These values, with *defaults* for absent keys; a key that holds null is not absent."""
         return replace(self, values={**defaults, **self.values})
 
     def nested(self, key: str) -> ConfigValues | None:
@@ -97,7 +97,7 @@ class ConfigValues:
         return default
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A positive number; null is none, and absent it is only with a *default*."""
+        """A positive number; it may only be absent if there is a *default*, and may not be null."""
         if default is None and key not in self.values:
             raise self.refusal(key, "is missing")
         value = self.positive_or_none(key) if key in self.values else default
@@ -134,14 +134,14 @@ class ConfigValues:
         return _ACTIVATIONS[name]
 
     def text(self, key: str) -> str:
-        """A text."""
+        """A string."""
         value = self.values.get(key)
         if not isinstance(value, str):
             raise self.refusal(key, "is missing" if value is None else f"must be a text, not {value!r}")
         return value
 
     def flag(self, key: str, *, default: bool | None = None) -> bool:
-        """A boolean; absent it is only with a *default*."""
+        """A boolean; it may only be absent if there is a *default*."""
         if default is None and key not in self.values:
             raise self.refusal(key, "is missing")
         value = self.values.get(key, default)

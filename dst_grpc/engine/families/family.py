@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: one row of facts, and a table from its tensors to our weights."""
+"""A family of checkpoints: one row of facts, and a table from its tensors to our weights."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ if TYPE_CHECKING:
     from dst_grpc.engine.families.config_values import ConfigValues
 
 MAX_LAYERS = 1000
-"""Most blocks that a checkpoint is believed to have."""
+"""Most layers that a checkpoint may claim."""
 MAX_WIDTH = 1 << 20
-"""Most channels of its residual or of a head."""
+"""Most channels of the residual, or of a head, that it may claim."""
 _CHANGES_EVERY_FAMILY: Mapping[str, tuple[Any, ...]] = {"quantization_config": (None,), "per_layer_config": (None, {})}
 """Keys that change what any family computes, with the values that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one of our weights comes from: one tensor, or several that lie one behind the other."""
+    """The source of one of our weights: one tensor, or several that are concatenated."""
 
     names: tuple[str, ...]
     """Names in the checkpoint, `{i}` standing for the layer."""
     is_transposed: bool = False
-    """Whether matrices lie in the file with the output axis first, [n_out, n_in]; ours have it last."""
+    """Whether the file stores matrices with the output axis first, [n_out, n_in]; ours have it last."""
     widths: Callable[[DecoderConfig], Sequence[int]] | None = None
-    """How much of the output axis each of several tensors fills, in the order of their names."""
+    """How many entries of the output axis each of several tensors fills, in the order of their names."""
     in_file_order: Callable[[torch.Tensor, DecoderConfig], torch.Tensor] | None = None
-    """A view of a weight, laid out as the file has it, whose elements are in the file's order; None if they are."""
+    """A view of a weight, in the file's layout, whose elements are in the file's order; None if they are in that order
+    already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +43,17 @@ class Family:
     """A family of checkpoints."""
 
     name: str
-    """What the catalogue calls it."""
+    """Its name in the catalogue."""
     model_types: tuple[str, ...]
     """Values of `model_type` in `config.json`."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of keys of `config.json`, by that name; as in the reference implementation, these win."""
     defaults: Mapping[str, Any]
-    """What the reference implementation takes for keys that are absent. Null is a value of its own."""
+    """The reference implementation's values of absent keys. Null is a value of its own."""
     read_config: Callable[[ConfigValues], DecoderConfig]
     """The architecture of complete values; raises DataLoss for one that the decoder does not implement."""
     prefixes: tuple[str, ...]
-    """What the checkpoint's names may begin with; the first that fits any name holds for all."""
+    """Prefixes that a checkpoint's names may have; the first that fits any name applies to all."""
     once: Mapping[str, Source]
     """Weights that exist once, by our name; those of the unembedding are in `unembedding`."""
     per_layer: Mapping[str, Source]
@@ -60,7 +61,7 @@ class Family:
     unembeddings: tuple[str, ...]
     """Names that the unembedding [V, d] may have, the usual one first; never prefixed, and absent where it is tied."""
     skipped: re.Pattern[str]
-    """Names that hold no weights: masks and the like."""
+    """Names of tensors that are not weights, such as masks."""
 
     def complete(self, values: ConfigValues) -> ConfigValues:
         """*values* of a `config.json` under the family's own names, with its defaults; raises DataLoss as `require`."""
@@ -80,5 +81,5 @@ def transposed(name: str) -> Source:
 
 
 def query_key_value(queries: str, keys: str, values: str) -> Source:
-    """Three matrices stored [n_out, n_in], or three biases, that become one."""
+    """Three matrices stored [n_out, n_in], or three biases, that are concatenated."""
     return Source((queries, keys, values), is_transposed=True, widths=lambda config: config.qkv_widths)

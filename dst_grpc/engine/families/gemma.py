@@ -1,8 +1,8 @@
-"""Gemma 2 and the language part of Gemma 3: Llama's house with norms before and behind each part, gains of 1 + w,
-capped scores and logits (2) or norms of queries and keys (3), and layers whose queries see a window.
+"""Gemma 2 and the language model of Gemma 3: as Llama, with norms before and after attention and MLP, gains of 1 + w,
+soft caps (2) or norms of queries and keys (3), and layers with sliding windows.
 
 Gemma 3 from 4B on nests the language model's config and weights beside those of a vision tower, which is skipped. Such
-a nested config leaves out what equals the reference's defaults, so they stand here.
+a nested config omits values that equal the reference's defaults, so these are listed here.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _read_gemma3_text(values: ConfigValues) -> DecoderConfig:
 
 
 def _rotaries(values: ConfigValues, d_head: int) -> tuple[Rotary, Rotary]:
-    """How layers that see all tokens rotate, and those that see a window."""
+    """The rotations of layers that attend to all tokens, and of layers with a sliding window."""
     both = values.nested("rope_parameters") or replace(values, values={})
     both.refuse_others((FULL, SLIDING))
     found = []

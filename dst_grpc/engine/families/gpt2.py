@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, pre-norm blocks, weights stored [in, out], with query, key and value blocks side by side.
+"""GPT-2: learned positions, pre-norm layers, weights stored [in, out], with queries, keys and values side by side.
 
 The layout is ours already: `c_attn.weight` [d, 3d] is q | k | v with head-major columns, so every row is a plain name.
 """

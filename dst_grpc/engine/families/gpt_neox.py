@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: rotary positions on a part of each head, attention and MLP side by side, layer norms.
+"""GPT-NeoX and Pythia: rotary positions on some channels of each head, parallel attention and MLP, layer norms.
 
 Queries, keys and values are packed head by head, [H, 3, c], in one matrix stored [n_out, n_in].
 """
@@ -93,7 +93,7 @@ FAMILY = Family(
         "attn.qkv.bias": _packed("layers.{i}.attention.query_key_value.bias"),
         "attn.out.weight": transposed("layers.{i}.attention.dense.weight"),
         "attn.out.bias": plain("layers.{i}.attention.dense.bias"),
-        # Named for what it follows; it stands before the MLP.
+        # Despite its name, this is the norm before the MLP.
         "mlp_norm.gain": plain("layers.{i}.post_attention_layernorm.weight"),
         "mlp_norm.bias": plain("layers.{i}.post_attention_layernorm.bias"),
         "mlp.in.weight": transposed("layers.{i}.mlp.dense_h_to_4h.weight"),

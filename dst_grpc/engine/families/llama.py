@@ -1,8 +1,8 @@
-"""Llama and what is built like it: Mistral, SmolLM2, SmolLM3; the shared table and config serve Qwen and Gemma as well.
+"""Llama and models like it: Mistral, SmolLM2, SmolLM3; Qwen and Gemma use the same table and config.
 
 RMS norms, rotary positions, keys and values shared by groups of heads, gated MLPs; matrices are stored [n_out, n_in].
-Names that only some members of the house have (norms of queries and keys, biases) stand in the one table: what a
-config does not have is looked for nowhere, and is an unknown weight if a file holds it.
+The table also has names that only some of the families use (norms of queries and keys, biases): weights that a config
+does not have are not looked for, and are unknown weights if a file holds them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PER_LAYER: dict[str, Source] = {
     "attn.key_norm.gain": plain("layers.{i}.self_attn.k_norm.weight"),
     "attn.out.weight": transposed("layers.{i}.self_attn.o_proj.weight"),
     "attn.out.bias": plain("layers.{i}.self_attn.o_proj.bias"),
-    # Named for what it follows; it stands before the MLP.
+    # Despite its name, this is the norm before the MLP.
     "mlp_norm.gain": plain("layers.{i}.post_attention_layernorm.weight"),
     "mlp.in.weight": transposed("layers.{i}.mlp.gate_proj.weight"),
     "mlp.in.bias": plain("layers.{i}.mlp.gate_proj.bias"),
@@ -50,7 +50,7 @@ SKIPPED = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _KINDS_OF_LAYERS = {FULL: FULL, SLIDING: SLIDING, "attention": FULL}
-"""Kinds of layers by the names that configs give them, an older one of the first among them."""
+"""Kinds of layers by their names in configs, including an older name of the first."""
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -65,11 +65,11 @@ DEFAULTS: dict[str, Any] = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
-"""What Llama takes for keys that are absent. The members of the house lay theirs over it."""
+"""Llama's values of absent keys. Families like it override some of them."""
 
 
 def read_common(values: ConfigValues) -> DecoderConfig:
-    """What the whole house shares; every layer rotates alike and sees all tokens."""
+    """The config that all these families share; every layer has the same rotation and attends to all tokens."""
     d_model, n_heads = values.size("hidden_size", at_most=MAX_WIDTH), values.size("num_attention_heads")
     n_key_value_heads = values.size("num_key_value_heads", default=n_heads)
     if n_heads % n_key_value_heads:
@@ -110,10 +110,10 @@ def rotated(values: ConfigValues, config: DecoderConfig) -> DecoderConfig:
 def with_windows(
     values: ConfigValues, config: DecoderConfig, usual: list[str], *, is_used: bool = True
 ) -> DecoderConfig:
-    """*config* with the sliding windows of `layer_types`, or where there are none of the *usual* ones.
+    """*config* with the sliding windows of `layer_types`, or, if that is absent, the *usual* ones.
 
     Raises:
-        DataLoss: if there are any though they are not used.
+        DataLoss: if there are sliding windows although they are not used.
     """
     said = values.list_of("layer_types", config.n_layers, _KINDS_OF_LAYERS)
     kinds = usual if said is None else [_KINDS_OF_LAYERS[kind] for kind in said]

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen3: Llama's house, with biases that no key mentions (2), or norms of queries and keys (3)."""
+"""Qwen2 and Qwen3: as Llama, with biases that no key of the config mentions (2), or norms of queries and keys (3)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Rotary positions of a checkpoint: from the keys of its config to the frequencies that the decoder rotates by.
 
 Frequencies are computed in float32 and in the reference implementation's order of operations, so that they are its
-frequencies to the bit. Variants whose frequencies depend on the length of the prompt are read where that does not show
-within the context window: `dynamic` begins to stretch behind it, and for `longrope` it ends where the long factors
-would begin.
+frequencies to the bit. Variants whose frequencies depend on the length of the prompt are supported as far as they do
+not change within the context window: `dynamic` begins to stretch only beyond it, and for `longrope` the window ends
+where the long factors would begin.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ _KEYS = {
     "longrope": _EVERYWHERE
     | {"factor", "attention_factor", "short_factor", "long_factor", "original_max_position_embeddings"},
 }
-"""Keys that each variant has a meaning for. Others are ignored with a warning, as they are by the reference."""
+"""Keys that each variant uses. Others are ignored with a warning, as in the reference."""
 _log = logging.getLogger(__name__)
 
 
 def rope_object(values: ConfigValues) -> ConfigValues:
-    """What describes rotary positions in *values*: `rope_scaling` where it holds anything, or `rope_parameters`."""
+    """The object that describes rotary positions in *values*: `rope_scaling` unless it is empty, or
+    `rope_parameters`."""
     old = values.nested("rope_scaling")
     if old is not None and old.values:
         return old
@@ -74,7 +75,8 @@ def read_rotary(rope: ConfigValues, values: ConfigValues, d_head: int) -> Rotary
 
 
 def context_window(rope: ConfigValues, values: ConfigValues) -> int:
-    """Longest prompt for which the frequencies hold: all that the config promises, but of `longrope` its short part."""
+    """Longest prompt for which the frequencies hold: the config's context window; for `longrope`, the window of its
+    short factors."""
     window = values.size("max_position_embeddings")
     return min(window, _original_window(rope, values)) if _type(rope) == "longrope" else window
 
@@ -120,7 +122,7 @@ def _dynamic(rope: ConfigValues, _values: ConfigValues, n: int) -> tuple[torch.T
 
 
 def _llama3(rope: ConfigValues, values: ConfigValues, n: int) -> tuple[torch.Tensor, float]:
-    """Slow channels are slowed further, fast ones are left, and those between are mixed."""
+    """Low frequencies are divided by a factor, high ones are left, and those between are interpolated."""
     factor, window = rope.positive("factor"), _original_window(rope, values)
     low, high = rope.positive("low_freq_factor"), rope.positive("high_freq_factor")
     if low >= high:
@@ -135,11 +137,11 @@ def _llama3(rope: ConfigValues, values: ConfigValues, n: int) -> tuple[torch.Ten
 
 
 def _yarn(rope: ConfigValues, values: ConfigValues, n: int) -> tuple[torch.Tensor, float]:
-    """Channels that turn seldom within the old window are slowed, those that turn often are not; a ramp between."""
+    """Channels of few turns within the original window are slowed, those of many are not; a ramp between."""
     factor, theta = _factor(rope, values), rope.positive("rope_theta")
 
     def channel(turns: float) -> float:
-        """Which pair of channels makes so many turns within the old window."""
+        """The pair of channels that makes *turns* turns within the original window."""
         return n * math.log(_original_window(rope, values) / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     first = channel(rope.positive_or_none("beta_fast") or 32.0)
@@ -193,4 +195,4 @@ _VARIANTS: dict[str, Callable[[ConfigValues, ConfigValues, int], tuple[torch.Ten
     "yarn": _yarn,
     "longrope": _longrope,
 }
-"""By name of the variant, the frequencies of so many channels, and the factor of what is rotated."""
+"""By name of the variant: the frequencies of n channels, and the factor of the rotated channels."""

@@ -1,1 +1,1 @@
-"""Autoencoder file formats: a module for each says what its files hold; `detect` finds the right one."""
+"""Autoencoder file formats: one module for each; `detect` finds the format of given files."""

@@ -1,7 +1,6 @@
-"""The formats that are known, and which of them a file is in.
+"""The list of formats, and which of them given files are in.
 
-The layout of the files tells the format, and then they have to be what it promises: keys and shapes are checked when a
-file is opened.
+The names of the files determine the format; keys and shapes are then checked when a file is opened.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _BY_LAYOUT = {one.layout: one for one in FORMATS}
 
 
 def holds_native_tensors(file: File) -> bool | None:
-    """Whether any tensor of *file* is one of a native autoencoder; None if it cannot be read."""
+    """Whether *file* has any tensor of a native autoencoder; None if it cannot be read."""
     try:
         source = open_tensors(file)
     except DataLoss:
@@ -42,11 +41,11 @@ def holds_native_tensors(file: File) -> bool | None:
 
 
 def open_autoencoder(files: FileGroup) -> AutoencoderFile:
-    """The autoencoder in *files*, checked as far as that can be done without reading its weights.
+    """The autoencoder in *files*, checked as far as possible without reading its weights.
 
     Raises:
-        DataLoss: if a file is corrupt, lacks a key, has misshapen ones, or does what is not supported;
-            (DIGEST_MISMATCH) if another file took its place.
+        DataLoss: if a file is corrupt, lacks a key, has misshapen tensors, or uses an unsupported feature;
+            (DIGEST_MISMATCH) if it was replaced.
     """
     layout = files.layout
     if layout is None:

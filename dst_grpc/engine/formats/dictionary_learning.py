@@ -7,8 +7,9 @@
     AutoEncoderTopK                         the k largest of relu(h) at each token
     BatchTopKSAE, MatryoshkaBatchTopKSAE    outside training, relu(h) where h > theta, one theta for all latents
 
-Decoders are left as they are: what the library divides by their norms when it loads an AutoEncoder, it multiplies back
-into the encoder. A norm by which inputs were divided in training is folded in when they are saved.
+Decoders are left as they are: when the library loads an AutoEncoder it normalizes the decoder and multiplies its norms
+into the encoder, which computes the same. A norm by which inputs were divided in training is folded in when they are
+saved.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _CLASSES: dict[str, tuple[AutoencoderActivation, dict[Role, Part]]] = {
         _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD,
     ),
 }
-# What training was like; a norm by which inputs were divided is folded in when an autoencoder is saved.
+# Settings of training; a norm by which inputs were divided is folded in when an autoencoder is saved.
 _TRAINING = """
 activation_queue_length anneal_end anneal_start auxk_alpha bandwidth batch_size compile ctx_len decay_start device
 entropy group_fractions group_sizes group_weights initial_sparsity_penalty io l1_penalty lm_name lr n_sparsity_updates
@@ -96,7 +97,7 @@ _KEYS = KnownKeys(
     harmless=frozenset(_TRAINING.split()),
 )
 _STATISTICS = ("k", "threshold", "group_sizes")
-"""Tensors that those which keep the k largest may hold besides: of training, or the same as the config says."""
+"""Further tensors of top-k autoencoders: of training, or repeating the config."""
 
 
 def _open(files: FileGroup) -> AutoencoderFile:
@@ -150,7 +151,7 @@ def _trainer(file: File) -> ConfigValues:
 
 
 def _with_input_bias(config: ConfigValues, parts: Mapping[Role, Part]) -> dict[Role, Part]:
-    """*parts*, with the bias also taken off the input if the config of one that usually does not says so."""
+    """*parts*, with the bias also subtracted from the input if the config says so where the class usually does not."""
     found = dict(parts)
     if Role.THRESHOLD in found and config.flag("apply_b_dec_to_input", default=False):
         found[Role.PRE_BIAS] = found.pop(Role.DECODER_BIAS)

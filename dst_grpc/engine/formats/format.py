@@ -1,4 +1,4 @@
-"""What a format is: the files that are in it, and how they are opened; and what formats share."""
+"""A format: the files that it consists of, and how they are opened; and functions that formats share."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Format:
     """One way in which autoencoders are published."""
 
     layout: Layout
-    """The files that an autoencoder in it consists of; they tell the format."""
+    """The files of an autoencoder in it; their names determine the format."""
     open: Callable[[FileGroup], AutoencoderFile]
-    """Opens such files; raises DataLoss if they are not as they should be."""
+    """Opens such files; raises DataLoss if their content is wrong."""
 
 
 def describe(
@@ -47,9 +47,9 @@ def describe(
     folded: Iterable[str] = (),
     harmless: Collection[str] = (),
 ) -> AutoencoderHeader:
-    """The header of a file whose *parts* are checked against each other and against what its config *says*.
+    """The header of a file; its *parts* are checked against each other and against the sizes that its config *says*.
 
-    What the file holds besides them is refused by name, but for what is *harmless*: that changes nothing.
+    Any other tensor in the file is refused by name, unless it is *harmless*: without effect on the result.
     """
     n_latents, n_inputs, n_outputs = sizes_of(source, parts, says=says)
     known = {part.key for part in parts.values()} | {*harmless}
@@ -78,7 +78,8 @@ def describe(
 
 
 def readings_of(place: Place | None, normalizations: tuple[InputNormalization, ...]) -> tuple[Reading, ...]:
-    """Every way to understand a file that leaves open which of *normalizations* it means, or what stands before it."""
+    """All interpretations of a file that leaves open which of *normalizations* it means, or which norm comes before
+    it."""
     input_norms = (ModelNorm.NONE,) if place is None else place.input_norms
     found = [(Reading(normalization=one, input_norm=norm), one, norm) for one in normalizations for norm in input_norms]
     if len(found) == 1:

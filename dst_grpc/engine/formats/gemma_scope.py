@@ -1,9 +1,9 @@
 """Gemma Scope: JumpReLU autoencoders and transcoders, of the first release (`params.npz`) and the second.
 
-Nothing is taken off the input, and nothing normalised. The first release has no config: layer and L0 stand in the path
-(`layer_12/width_16k/average_l0_82/params.npz`), what is read in the repository's name, if that is among the folders
-(`gemma-scope-2b-pt-res`). The second has `config.json` beside `params.safetensors`; its skip connection is stored the
-other way round than everybody else's: x is multiplied by it as it is.
+Inputs are encoded as they are. The first release has no config: layer and L0 are in the path
+(`layer_12/width_16k/average_l0_82/params.npz`), the input in the repository's name, if that is among the folders
+(`gemma-scope-2b-pt-res`). The second has `config.json` beside `params.safetensors`; unlike in other formats, its skip
+connection is stored [n_in, n_out].
 """
 
 from __future__ import annotations
@@ -111,13 +111,13 @@ SECOND = Format(layout=GEMMA_SCOPE_2, open=_open_second)
 
 
 def _spelled(key: str, known: object) -> str:
-    """*key* as the file spells it: some write the W in lower case."""
+    """*key* as the file spells it: some have a lower-case W."""
     others = (key, key[0].swapcase() + key[1:])
     return next((name for name in others if name in known), key)  # type: ignore[operator]
 
 
 def _place_in_path(path: Path, pattern: re.Pattern[str]) -> Place | None:
-    """What a folder above the file says that it reads; None if none does, or no layer is named."""
+    """The place that a folder above the file names; None if none does, or no layer is named."""
     layer = layer_in_path(path.parent)
     kinds = [found[1] for folder in list(path.parents)[:5] if (found := pattern.fullmatch(folder.name))]
     if layer is None or not kinds:

@@ -1,4 +1,4 @@
-"""What an autoencoder file says without its weights, in words that all formats share."""
+"""The header of an autoencoder file: all that it says besides its weights, in the same form for all formats."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where in a model an autoencoder reads, and what it reconstructs."""
+    """The input of an autoencoder in a model, and what it reconstructs."""
 
     dst: DerivedScalarType
     """The recorded tap that it reads."""
     layer_index: int | None
-    """Layer of the tap; None for what exists once per model."""
+    """Layer of the tap; None for a tap that exists once per model."""
     input_norms: tuple[ModelNorm, ...] = (ModelNorm.NONE,)
-    """What the model does to the tap first: the candidates, if the name of the place leaves that open."""
+    """Norms of the model applied to the tap first: several candidates, if the name of the place leaves that open."""
     output: DerivedScalarType | None = None
-    """For a transcoder, the tap that it predicts; None for what reconstructs its input."""
+    """For a transcoder, the tap that it predicts; None if the input is reconstructed."""
     is_before_post_norm: bool = False
-    """Whether it is what attention or MLP puts out before a norm on it, in models that have one."""
+    """Whether it is the output of attention or MLP before the post-norm, in models that have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One way to understand a file. Where a file leaves something open there are several, and measuring decides."""
+    """One interpretation of a file. Where a format leaves something open there are several, and the self-check
+    decides."""
 
     name: str = ""
-    """What tells it from the others, for humans; empty if it is the only one."""
+    """What distinguishes it from the others, for humans; empty if it is the only one."""
     normalization: InputNormalization = InputNormalization.NONE
-    """What is done to each input vector."""
+    """Normalization of each input vector."""
     input_norm: ModelNorm = ModelNorm.NONE
-    """What the model does to the tap before it is read."""
+    """Norm of the model applied to the tap before it is read."""
     threshold_scale: float = 1.0
-    """What the file's thresholds are multiplied by."""
+    """Factor of the file's thresholds."""
 
     def of(self, autoencoder: Autoencoder) -> Autoencoder:
-        """*autoencoder*, read that way; shares its large weights."""
+        """*autoencoder* in this interpretation; shares its large weights."""
         threshold = autoencoder.threshold
         if threshold is not None and self.threshold_scale != 1.0:
             threshold = threshold * self.threshold_scale
@@ -52,22 +53,22 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderHeader:
-    """What an autoencoder file says without its weights."""
+    """All that an autoencoder file says besides its weights."""
 
     format: str
     """Name of the format that it is in."""
     n_inputs: int
-    """Width of what it reads."""
+    """Width of its input."""
     n_latents: int
-    """Latents that loading it gives."""
+    """Latents once it is loaded."""
     n_outputs: int
-    """Width of what it reconstructs."""
+    """Width of its output."""
     activation: AutoencoderActivation
     """Its nonlinearity."""
     k: int | None = None
     """With TopK: latents kept at a token."""
     postact: AutoencoderActivation = AutoencoderActivation.RELU
-    """With TopK: applied to what is kept."""
+    """With TopK: applied to the kept values."""
     dst: str | None = None
     """Value of the derived scalar type that it reads; None if the file does not say."""
     layer_index: int | None = None
@@ -75,28 +76,29 @@ class AutoencoderHeader:
     output: DerivedScalarType | None = None
     """For a transcoder, what it predicts."""
     is_before_post_norm: bool = False
-    """Whether it reads, or predicts, what attention or MLP puts out before a norm on it, in models that have one."""
+    """Whether it reads, or predicts, the output of attention or MLP before the post-norm, in models that have one."""
     readings: tuple[Reading, ...] = (Reading(),)
-    """How it can be understood, the likeliest first."""
+    """Its possible interpretations, the likeliest first."""
     has_own_decoder_bias: bool = False
-    """Whether what is added at the end differs from what is taken off at the start."""
+    """Whether the bias added at the end differs from that subtracted at the start."""
     has_skip: bool = False
     """Whether its output depends on its input directly."""
     declared_l0: float | None = None
-    """Latents that are said to be active at a token; None if the file does not say."""
+    """Declared mean number of latents active at a token; None if the file does not say."""
     folded: tuple[str, ...] = ()
-    """What loading folds into the weights, exactly, so that the numbers stay."""
+    """Transformations that loading folds into the weights, without changing results."""
     n_dropped: int = 0
-    """Latents of the file that loading it leaves out."""
+    """Latents of the file that are not loaded."""
 
     @property
     def reads_rows_of_encoder(self) -> bool:
-        """Whether what an active latent reads is its row of the encoder: with ReLU, and inputs as they are."""
+        """Whether the read direction of an active latent is its row of the encoder: with ReLU, and inputs as they
+        are."""
         raw = all(reading.normalization is InputNormalization.NONE for reading in self.readings)
         return raw and self.activation is AutoencoderActivation.RELU
 
     def without(self, n_dropped: int) -> AutoencoderHeader:
-        """This header if loading leaves out *n_dropped* more latents."""
+        """This header if *n_dropped* more latents are not loaded."""
         return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)
 
     def bytes_as(self, dtype: torch.dtype) -> int:

@@ -1,7 +1,7 @@
-"""The names that formats give to places of a model, and the derived scalars that are recorded there.
+"""Names of hook points in autoencoder configs, and the derived scalars that are recorded there.
 
 Two vocabularies: TransformerLens hooks (`blocks.7.hook_resid_pre`) and modules of Hugging Face models
-(`model.layers.7.mlp`, meaning its output unless the name says otherwise). A place that is no tap of ours is refused.
+(`model.layers.7.mlp`, meaning its output unless the name says otherwise). A place without a tap here is refused.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _LENS_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
     "mlp.hook_post": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
     "hook_mlp_in": (_T.RESID_POST_ATTN, (ModelNorm.NONE,)),
     "mlp.hook_in": (_T.RESID_POST_ATTN, _NORMED),
-    # With its gain where the library keeps that in a layer norm, without it where it is folded into the weights that
-    # follow, and for the norms that have no mean.
+    # With its gain where the library keeps it in a layer norm; without it where the library folds it into the next
+    # weights, and for RMS norms.
     "ln2.hook_normalized": (_T.RESID_POST_ATTN, (ModelNorm.MLP_NORM_WITHOUT_GAIN, ModelNorm.MLP_NORM)),
 }
 _MODULE = re.compile(r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
@@ -53,7 +53,7 @@ _MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
     "mlp.down_proj.input": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
 }
 _WHOLE_PARTS = frozenset({"mlp", "self_attn", "attn", "attention"})
-"""Modules that are all of a part but a norm on its output, which some models put into a module of its own."""
+"""Modules of all of attention or the MLP, without the post-norm, which some models have in a module of its own."""
 
 
 def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | None = None) -> Place:
@@ -61,11 +61,11 @@ def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | Non
 
     Args:
         name: a TransformerLens hook or a Hugging Face module.
-        refused: makes the error from what is wrong.
-        output: where a transcoder writes; None for what reconstructs its input.
+        refused: makes the error from a description of the problem.
+        output: the place that a transcoder predicts; None if the input is reconstructed.
 
     Raises:
-        DataLoss: if a name is of no place that is recorded, or the two do not belong together.
+        DataLoss: if a name is not that of a tap, or the two do not belong together.
     """
     place = _tap_of(name, refused)
     if output is None or output == name:
@@ -82,7 +82,7 @@ def _tap_of(name: str, refused: Callable[[str], DataLoss]) -> Place:
     if found := _LENS.fullmatch(name):
         layer, rest = int(found[1]), found[2]
         if rest == "hook_resid_pre":
-            # The residual that enters a layer is the one that leaves the layer before.
+            # The residual that enters a layer is tapped as the one that leaves the layer before.
             if layer:
                 return Place(dst=_T.RESID_POST_MLP, layer_index=layer - 1)
             return Place(dst=_T.RESID_POST_EMBEDDING, layer_index=None)

@@ -21,11 +21,11 @@ class KnownKeys:
     """The keys of one object in a config."""
 
     read: frozenset[str]
-    """Keys that the format's reader looks at."""
+    """Keys that the format's code reads."""
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Keys that change what is computed, with the values under which it is what is read here; they may be absent."""
+    """Keys that change what is computed, with the supported values; they may be absent."""
     harmless: frozenset[str] = frozenset()
-    """Keys that say how the autoencoder was made, or what others do with it, and change nothing that it computes."""
+    """Keys that do not change what the autoencoder computes: about its training, or for other programs."""
 
     def check(self, config: ConfigValues) -> None:
         """Raise DataLoss, naming every one, if a key of *config* is not known or has a value that is not supported."""

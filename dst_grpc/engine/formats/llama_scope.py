@@ -1,8 +1,8 @@
 """Llama Scope: a folder with `hyperparams.json` and `checkpoints/final.safetensors`.
 
-JumpReLU with one threshold for all latents; nothing is taken off. Inputs are multiplied by s = sqrt(d) over their
-average norm in training, which is folded. Whether the published threshold is meant before or after that scaling is
-told differently by the code that reads these files, so both readings are loaded and the self-check decides.
+JumpReLU with one threshold for all latents; no bias is subtracted from the input. Inputs are multiplied by s = sqrt(d)
+over their average norm in training, which is folded. Programs that read these files differ on whether the published
+threshold applies before or after that scaling, so both interpretations are loaded and the self-check decides.
 """
 
 from __future__ import annotations

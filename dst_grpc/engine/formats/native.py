@@ -1,12 +1,12 @@
-"""The research code's files and this project's: `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight`.
+"""Files of OpenAI's published autoencoders and of this project: `pre_bias`, `encoder.weight`, `latent_bias`,
+`decoder.weight`.
 
-The research code saves `.pt` state dicts; ours are safetensors with the same keys. What else they say (activation, k)
-stands in entries of the state dict or in the header's metadata. Of the statistics that come with them, only the
-frequencies of latents are ever read.
+OpenAI's files are `.pt` state dicts; ours are safetensors with the same keys. Activation and k are entries of the state
+dict or in the header's metadata. Of the statistics that come with them, only the frequencies of latents are ever read.
 
-Whether the input is normalised is stored nowhere by the research code. Its published TopK autoencoders (v5) all
-normalise theirs, so a file below a folder named after that version does; another TopK file is read both ways, and the
-self-check decides, unless the file says `normalization`.
+OpenAI's files do not say whether the input is normalised. The published TopK autoencoders (v5) all do, so a file below
+a folder named after that version does; another TopK file is interpreted both ways, and the self-check decides, unless
+the file says `normalization`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FACTS = frozenset({"activation", "activation_state_dict", "dst", "layer_index",
 _HARMLESS = frozenset(
     {_FREQUENCIES, "latents_mean_square", "stats_last_nonzero", "activation.k", "activation.postact_fn", "format"}
 )
-"""Statistics, the state of TopK once more, and what libraries write into every safetensors file."""
+"""Statistics, a copy of TopK's k, and metadata that libraries write into every safetensors file."""
 _VERSION_5 = re.compile(r"_v5(_|$)")
 
 
@@ -90,7 +90,7 @@ def read_frequencies(source: TensorSource, key: str, n_latents: int) -> torch.Te
     """How often each latent is active, as float32 [Z], from the tensor *key*; None if it is absent.
 
     Raises:
-        DataLoss: if these are no frequencies.
+        DataLoss: if these are not frequencies.
     """
     shape = source.shapes.get(key)
     if shape is None:
@@ -123,7 +123,7 @@ def _normalizations(
 def _activation(path: Path, name: Any) -> AutoencoderActivation:
     if name in _ACTIVATIONS:
         return AutoencoderActivation(name)
-    # The research code falls back to ReLU here, which would answer with numbers of another autoencoder.
+    # The reference implementation falls back to ReLU here, which would compute another autoencoder.
     known = ", ".join(_ACTIVATIONS)
     raise corrupt(path, f"has the unknown activation {name!r}; these are known: {known}")
 

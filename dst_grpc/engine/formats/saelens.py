@@ -6,9 +6,9 @@
     topk                        the k largest of h; if rescaled, as if the decoder's rows had length 1 (folded)
     ..._transcoder              the same from one place to another; `W_skip` adds x W_skip^T
 
-b_dec is taken off the input unless `apply_b_dec_to_input` is false; transcoders never do. Keys of versions before 6.0
-are understood. What is refused: architectures and normalisations that are no function of one token's vector alone, and
-a normalisation by a factor that the files do not hold (SAELens itself only warns, and goes on without it).
+b_dec is subtracted from the input unless `apply_b_dec_to_input` is false; in transcoders it never is. Keys of versions
+before 6.0 are supported. Refused are architectures and normalisations that are not a function of one token's vector
+alone, and a normalisation by a factor that the files do not hold (SAELens itself only warns, and omits it).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _NORMALIZATIONS = {
 }
 _IS_FINETUNED = "finetuning_scaling_factor"
 _FINETUNED_SCALES = ("scaling_factor", _IS_FINETUNED)
-"""Names of the tensor that latents are multiplied by before they are decoded."""
+"""Names of the tensor of factors that latents are multiplied by before they are decoded."""
 _BY_FACTOR = ("expected_average_only_in", "constant_scalar_rescale")
 
 
@@ -179,7 +179,7 @@ def _is_one(source: TensorSource, key: str) -> bool:
 def _normalizations(
     config: SaeLensConfig, scaler: File | None, place: Place | None, *, is_transcoder: bool
 ) -> tuple[tuple[InputNormalization, ...], float | None]:
-    """What may be done to each input vector, and the factor to fold if there is one."""
+    """Possible normalizations of each input vector, and the factor to fold if there is one."""
     said = config.get("normalize_activations")
     if isinstance(said, bool):
         said = _BY_FACTOR[0] if said else "none"
@@ -192,21 +192,21 @@ def _normalizations(
         known = ", ".join([*_NORMALIZATIONS, *_BY_FACTOR])
         raise config.values.refusal("normalize_activations", f"is {name!r}, which is not supported; these are: {known}")
     normalization = _NORMALIZATIONS[name]
-    # A model with centred writing weights centres what consists of channels of the residual stream.
+    # In a model with centred writing weights all vectors of the residual stream are centred.
     is_residual = place is not None and AUTOENCODER_INPUTS[place.dst].is_residual
     if normalization is not InputNormalization.NONE or not is_residual or is_transcoder:
         return (normalization,), None
     arguments = config.get("model_from_pretrained_kwargs")
     if isinstance(arguments, dict) and "center_writing_weights" in arguments:
         return (InputNormalization.CENTRED if arguments["center_writing_weights"] else InputNormalization.NONE,), None
-    # Before version 3 models were loaded with centred weights, and nothing says so.
+    # Before version 3 models were loaded with centred weights, and the config does not say so.
     if not config.has_metadata and not arguments:
         return (InputNormalization.NONE, InputNormalization.CENTRED), None
     return (InputNormalization.NONE,), None
 
 
 def _factor(config: SaeLensConfig, scaler: File | None, name: str) -> float:
-    """The factor that inputs are multiplied by, wherever it stands."""
+    """The factor that inputs are multiplied by, from wherever it is stored."""
     if FACTOR in config.values.values:
         return config.values.positive(FACTOR)
     if scaler is not None:
@@ -228,7 +228,7 @@ def _frequencies(file: File | None, n_latents: int) -> torch.Tensor | None:
     if source.shapes.get("sparsity") != (n_latents,):
         raise corrupt(path, f"lacks the float tensor 'sparsity' of {n_latents} latents")
     logarithms = moved(source.read("sparsity"), "cpu", torch.float32)
-    # An infinitely negative logarithm is a latent that is never active.
+    # A logarithm of minus infinity means a latent that is never active.
     if logarithms.isnan().any() or (logarithms > 1e-3).any():
         raise corrupt(path, "'sparsity' has values that are no logarithms of frequencies")
     return 10.0**logarithms

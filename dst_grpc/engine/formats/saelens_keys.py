@@ -1,4 +1,4 @@
-"""The keys of SAELens's `cfg.json`, of every version that wrote one, and how old ones are read as the present ones."""
+"""The keys of SAELens's `cfg.json` in every version that wrote one, and the present names of old ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.files import File
 
 FACTOR = "norm_scaling_factor"
-"""What inputs are multiplied by, where a config says that there is such a factor; it is written in by hand."""
+"""The factor that inputs are multiplied by, if a config says that there is one; it is added to the file by hand."""
 _RENAMED = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -21,8 +21,8 @@ _OF_METADATA = (
     *("hook_name", "hook_name_out", "hook_head_index", "hook_head_index_out", "hf_hook_name", "hf_hook_name_out"),
     *("model_from_pretrained_kwargs", FACTOR),
 )
-"""Keys that stand in `metadata` since version 6, and beside everything else before."""
-# What training, the model and the data were like, as versions 0 to 5 wrote it beside everything else.
+"""Keys that are in `metadata` since version 6, and at the top level before."""
+# Settings of training, model and data, which versions 0 to 5 wrote at the top level.
 _TRAINING = """
 act_store_device activation_normalization_factor adam_beta1 adam_beta2 autocast autocast_lm aux_loss_coefficient
 b_dec_init_method cached_activations_path checkpoint_path compile_llm compile_sae context_size dataset_path
@@ -53,10 +53,10 @@ _ARGUMENTS = KnownKeys(read=frozenset({"k"}), only={"signed": (None, False)})
 
 
 class SaeLensConfig:
-    """The values of a `cfg.json`, under their present names and wherever its version puts them."""
+    """The values of a `cfg.json`, under their present names, from wherever its version puts them."""
 
     def __init__(self, file: File) -> None:
-        """Read *file*; raises DataLoss if it is no sound config, or holds a key that is not known."""
+        """Read *file*; raises DataLoss if it is not a valid config, or holds an unknown key."""
         config = ConfigValues.read(file)
         values = {_RENAMED.get(key, key): value for key, value in config.values.items()}
         metadata = values.get("metadata") or {}
@@ -71,12 +71,13 @@ class SaeLensConfig:
             _ARGUMENTS.check(self._arguments)
 
     def get(self, key: str) -> Any:
-        """What stands under *key*; None if nothing does."""
+        """The value of *key*; None if it is absent."""
         return self.values.values.get(key)
 
     @property
     def k(self) -> int:
-        """Latents that a top-k autoencoder keeps, where versions 3 to 5 wrote it or 6 does; raises DataLoss without."""
+        """Latents that a top-k autoencoder keeps, from where versions 3 to 5 or 6 store it; raises DataLoss if it is
+        absent."""
         if self._arguments is not None and self._arguments.values.get("k") is not None:
             return self._arguments.size("k")
         return self.values.size("k")

@@ -1,7 +1,7 @@
-"""Where a format finds its tensors: a safetensors file, a state dict of torch, an npz archive.
+"""Files of tensors: a safetensors file, a state dict of torch, an npz archive.
 
-Each tells the shapes of its float tensors without reading them, and reads one tensor at a time. A `.pt` file is read
-with `weights_only` alone: no pickle of somebody's runs here.
+Each gives the shapes of its float tensors without reading them, and reads one tensor at a time. A `.pt` file is read
+only with `weights_only`: no foreign pickle is run here.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ _ADVICE = "convert it to safetensors (dst-grpc convert), or save a plain state d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSource:
-    """A file of tensors whose structure is sound."""
+    """A file of tensors whose structure has been checked."""
 
     file: File
     """The file."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its float tensors."""
     reading: Callable[[], AbstractContextManager[Callable[[str], torch.Tensor]]]
-    """Gives what reads one of them into memory of its own, any number of times within its block; both raise DataLoss
-    (DIGEST_MISMATCH) if the file is another by then."""
+    """Gives a function that reads one of them into memory of its own, usable any number of times within its block; both
+    raise DataLoss (DIGEST_MISMATCH) if the file was replaced."""
     facts: Mapping[str, Any]
-    """What else stands in it: metadata, or entries that are no float tensors."""
+    """Its other content: metadata, or entries that are not float tensors."""
     others: frozenset[str] = frozenset()
-    """Names of what it holds besides float tensors and metadata."""
+    """Names of its entries other than float tensors and metadata."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Its path."""
         return self.file.path
 
     def read(self, name: str) -> torch.Tensor:
-        """One of them, in memory of its own; raises as `reading` does."""
+        """One tensor, in memory of its own; raises as `reading` does."""
         with self.reading() as read:
             return read(name)
 
 
 def open_tensors(file: File) -> TensorSource:
-    """The tensors in *file*, which is of the kind that its ending tells.
+    """The tensors in *file*; its suffix determines the kind of file.
 
     Raises:
-        DataLoss: if it is truncated, forged, or one that only running its pickle could read; (DIGEST_MISMATCH) if
-            another file took its place.
+        DataLoss: if it is truncated, forged, or could only be read by running its pickle; (DIGEST_MISMATCH) if it was
+            replaced.
     """
     match file.path.suffix:
         case ".safetensors":
@@ -98,7 +98,7 @@ def _state_dict(file: File) -> TensorSource:
     }
     size = file.identity.size_bytes
     for name, tensor in tensors.items():
-        # A stride of 0 lets a few bytes pose as any number of elements.
+        # With a stride of 0 a few bytes can be any number of elements.
         if tensor.nbytes > size:
             raise corrupt(path, f"tensor {name!r} claims {tensor.nbytes} bytes in a file of {size}")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -106,8 +106,8 @@ def _state_dict(file: File) -> TensorSource:
 
     @contextmanager
     def reading() -> Iterator[Callable[[str], torch.Tensor]]:
-        # Mapped anew, and no longer than that. Written over by somebody, the mapping shows it: the file is checked
-        # again once the values are ours.
+        # Mapped again, only for this read. If the file is written to, the mapping changes: it is checked again once the
+        # values are copied.
         with file.opened() as opened:
             mapped = _load_state_dict(opened)
             yield lambda name: mapped[name].detach().clone()
@@ -116,7 +116,7 @@ def _state_dict(file: File) -> TensorSource:
 
 
 def _unmapped(entry: Any) -> Any:
-    """*entry*, or the number that it is as a tensor, which would keep the file mapped; None for any other tensor."""
+    """*entry*, or its number if it is a scalar tensor, which would keep the file mapped; None for any other tensor."""
     if not isinstance(entry, torch.Tensor):
         return entry
     return entry.item() if _has_values(entry) and entry.numel() == 1 else None
@@ -129,7 +129,7 @@ def _has_values(tensor: torch.Tensor) -> bool:
 def _load_state_dict(file: OpenFile) -> dict[str, Any]:
     """The state dict in *file*, its tensors mapped rather than read."""
     path = file.path
-    # By its descriptor where that has a path, so that what is mapped is what was opened.
+    # By its descriptor where that has a path, so that the file that was opened is mapped.
     same = _DESCRIPTORS / str(file.descriptor) if _DESCRIPTORS.is_dir() else path
     try:
         with opened_archive(file) as archive:

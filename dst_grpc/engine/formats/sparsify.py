@@ -1,7 +1,7 @@
 """EleutherAI sparsify: a folder, named after a module of the model, with `cfg.json` and `sae.safetensors`.
 
-It reads what the module puts out, and keeps the k largest of relu((x - b_dec) W^T + b). A transcoder predicts what the
-module puts out from what comes in, takes nothing off (but for old ones), and may add x W_skip^T.
+It reads the module's output, and keeps the k largest of relu((x - b_dec) W^T + b). A transcoder predicts the module's
+output from its input, does not subtract b_dec (except old ones), and may add x W_skip^T.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEYS = KnownKeys(
     harmless=frozenset({"normalize_decoder", "multi_topk", "lookup_max_order", "gram_table_hash"}),
 )
 _DEFAULTS = {"num_latents": 0, "expansion_factor": 32, "k": 32, "transcode": False, "skip_connection": False}
-"""What the library takes for keys that are absent."""
+"""The library's values of absent keys."""
 
 
 def _open(files: FileGroup) -> AutoencoderFile:
@@ -38,8 +38,8 @@ def _open(files: FileGroup) -> AutoencoderFile:
     _KEYS.check(config)
     config = config.over(_DEFAULTS)
     skips, subtracts = config.flag("skip_connection"), not config.flag("transcode")
-    # Skipping would copy the input of an autoencoder: before there was a key for transcoders, that tells one, and it
-    # takes the bias off its input.
+    # A skip connection would copy the input of an autoencoder: in configs without a key for transcoders it identifies
+    # one, and there the bias is subtracted from the input.
     is_transcoder = skips or not subtracts
     parts = {
         Role.ENCODER: Part("encoder.weight"),

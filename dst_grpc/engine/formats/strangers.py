@@ -1,4 +1,4 @@
-"""Files of weights that are published for other programs: what they are, and what to do with them."""
+"""Weights that are published in formats of other programs: what they are, and what to do with them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
         "are states of a training run, and no autoencoder lies beside them",
     ),
 )
-"""Names below a set's folder, and what files of such names are, as the end of a sentence."""
+"""Patterns of names below a set's folder, and what such files are, as the predicate of a sentence."""
 
 
 def what_they_are(names: Iterable[str]) -> str:
-    """What files called *names* are, as the end of a sentence about them; empty if that is not known."""
+    """What files called *names* are, as the predicate of a sentence about them; empty if that is not known."""
     found = {next((text for pattern, text in _KINDS if pattern.fullmatch(name)), "") for name in names}
     return found.pop() if len(found) == 1 else ""

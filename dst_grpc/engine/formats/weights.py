@@ -1,8 +1,8 @@
-"""From the tensors of a file to an `Autoencoder`: one way for all formats, which only say what is where.
+"""From the tensors of a file to an `Autoencoder`: the same for all formats, which only say where each tensor is.
 
-A format lists the parts that it stores (`Part`: under which key, and which way round) and, where it stores something
-else than the engine computes with, folds it into the weights. Shapes are checked when the file is opened, values when
-it is loaded; no two large weights are ever in memory twice.
+A format lists its tensors by role (`Part`: under which key, transposed or not) and, where it stores something else than
+the engine computes with, folds it into the weights. Shapes are checked when the file is opened, values when it is
+loaded; no two large weights are ever in memory twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """What a stored tensor is; the value names its axes: Z latents, n inputs, m outputs."""
+    """The role of a stored tensor; the value names its axes: Z latents, n inputs, m outputs."""
 
     ENCODER = "Zn", "encoder"
     LATENT_BIAS = "Z", "latent bias"
@@ -50,12 +50,12 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a format stores something."""
+    """A stored tensor: its key, and whether it is transposed."""
 
     key: str
     """Name of the tensor."""
     is_swapped: bool = False
-    """Whether a matrix is stored with its two axes the other way round than its role names them."""
+    """Whether a matrix is stored transposed, compared with the axes of its role."""
 
 
 Weights = dict[Role, torch.Tensor]
@@ -63,18 +63,18 @@ Weights = dict[Role, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderFile:
-    """The file of one autoencoder, opened and found sound: what it says, and how its weights are read."""
+    """The file of one autoencoder, opened and checked: its header, and how its weights are read."""
 
     files: FileGroup
     """The weights, and the files beside them."""
     header: AutoencoderHeader
-    """What they say."""
+    """Their header."""
     source: TensorSource
     """Its tensors."""
     parts: Mapping[Role, Part]
-    """What they are."""
+    """Its tensors by role."""
     fold: Callable[[Weights], None] = lambda _: None
-    """Turns what the format stores into what the engine computes with, in place; vectors are float32."""
+    """Folds what the format stores into the engine's weights, in place; vectors are float32."""
     threshold: float | None = None
     """The threshold of all latents, for a format that keeps it outside its tensors."""
     frequencies: Callable[[], torch.Tensor | None] = lambda: None
@@ -82,29 +82,29 @@ class AutoencoderFile:
 
     @property
     def path(self) -> Path:
-        """Where the weights lie."""
+        """Path of the weights."""
         return self.files.path
 
     def without(self, n_dropped: int) -> AutoencoderFile:
-        """The same, if loading leaves out *n_dropped* more latents: those that are active least often."""
+        """The same, without *n_dropped* more latents, those that are active least often."""
         return replace(self, header=self.header.without(n_dropped))
 
     def load(
         self, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None] = lambda _: None
     ) -> dict[Reading, Autoencoder]:
-        """Read the weights to *device* as *dtype*, understood in every way that the file leaves open.
+        """Read the weights to *device* as *dtype*, in every interpretation that the file leaves open.
 
         Args:
-            device: where the weights go.
-            dtype: what they become.
-            on_progress: told the bytes done after each tensor; what it raises ends the load.
+            device: the device of the weights.
+            dtype: their element type.
+            on_progress: called with the bytes done after each tensor; an exception ends the load.
 
         Returns:
-            By reading, the likeliest first. They share their large weights.
+            By interpretation, the likeliest first. They share their large weights.
 
         Raises:
-            DataLoss: if a weight is not finite, or nothing tells which latents to leave out; (DIGEST_MISMATCH) if
-                another file took its place.
+            DataLoss: if a weight is not finite, or latents are to be left out but their frequencies are unknown;
+                (DIGEST_MISMATCH) if the file was replaced.
         """
         autoencoder = _load(self, device, dtype, on_progress)
         return {reading: reading.of(autoencoder) for reading in self.header.readings}
@@ -122,11 +122,11 @@ class AutoencoderFile:
 def sizes_of(
     source: TensorSource, parts: Mapping[Role, Part], *, says: Mapping[str, int | None] | None = None
 ) -> tuple[int, int, int]:
-    """Latents, inputs and outputs, as the encoder and the decoder's outputs have them.
+    """Numbers of latents, inputs and outputs, from the shapes of encoder and decoder.
 
     Args:
         source: the tensors.
-        parts: what they are; the encoder gives latents and inputs, a decoder of another width the outputs.
+        parts: the tensors by role; the encoder gives latents and inputs, a decoder of another width the outputs.
         says: what a config claims, by axis letter; None = nothing.
 
     Raises:
@@ -140,7 +140,7 @@ def sizes_of(
         if len(source.shapes[part.key]) != 2:
             raise corrupt(source.path, f"{part.key!r} must have two axes, not shape {list(source.shapes[part.key])}")
     n_latents, n_inputs = _in_order(source.shapes[encoder.key], encoder)
-    # Only a bias of its own can tell a transcoder's width from a decoder that is transposed.
+    # Only a bias of its own shows whether this is a transcoder of another width or a transposed decoder.
     own_bias = Role.DECODER_BIAS in parts and len(source.shapes[parts[Role.DECODER_BIAS].key]) == 1
     n_outputs = source.shapes[parts[Role.DECODER_BIAS].key][0] if own_bias else n_inputs
     sizes = {"Z": n_latents, "n": n_inputs, "m": n_outputs}
@@ -204,7 +204,7 @@ def _load(
 
 
 def _complete(weights: Weights, file: AutoencoderFile) -> None:
-    """Fold, and make what the format leaves out because it is the same everywhere."""
+    """Fold, and add the weights that the format omits because they are constant."""
     n_latents = file.header.n_latents
     vector = weights[Role.LATENT_BIAS if Role.LATENT_BIAS in weights else Role.GATE_BIAS]
     one = weights.pop(Role.ONE_THRESHOLD, None)
@@ -220,7 +220,7 @@ def _complete(weights: Weights, file: AutoencoderFile) -> None:
 
 
 def _selected(tensor: torch.Tensor, role: Role, part: Part, kept: torch.Tensor | None) -> torch.Tensor:
-    """The stored part of the latents *kept* alone; None = of all."""
+    """The entries of the latents *kept*; None = of all."""
     if kept is None or "Z" not in role.axes:
         return tensor
     axis = role.axes.index("Z")
@@ -233,8 +233,8 @@ def _selected(tensor: torch.Tensor, role: Role, part: Part, kept: torch.Tensor |
 def fold_gate(weights: Weights) -> None:
     """A gated autoencoder as a JumpReLU one, exactly.
 
-    Its gate opens where x W + b_gate > 0 and lets through the magnitude m = s x W + b_mag, s = exp(r) > 0. As x W is
-    (m - b_mag) / s, the gate is open where m > b_mag - s b_gate. LATENT_BIAS is b_mag.
+    Its gate is open where x W + b_gate > 0, and the latent is then the magnitude m = s x W + b_mag, s = exp(r) > 0. As
+    x W is (m - b_mag) / s, the gate is open where m > b_mag - s b_gate. LATENT_BIAS is b_mag.
     """
     scale = weights.pop(Role.LOG_MAGNITUDE).exp()
     weights[Role.ENCODER] *= scale.to(weights[Role.ENCODER].dtype).unsqueeze(1)
@@ -242,7 +242,7 @@ def fold_gate(weights: Weights) -> None:
 
 
 def fold_input_scale(scale: float) -> Callable[[Weights], None]:
-    """What is encoded is *scale* times the input, and what is decoded is divided by it."""
+    """The input is multiplied by *scale* before encoding, and the output divided by it after decoding."""
 
     def fold(weights: Weights) -> None:
         weights[Role.ENCODER] *= scale
@@ -255,8 +255,8 @@ def fold_input_scale(scale: float) -> Callable[[Weights], None]:
 
 
 def fold_decoder_norms(weights: Weights) -> None:
-    """Latents are what they would be if every column of the decoder had length 1."""
-    # In slices: the square of a large decoder would be a second one.
+    """Normalize the columns of the decoder, and scale latents accordingly."""
+    # In slices: the square of a large decoder would take as much memory again.
     norms = torch.cat([torch.linalg.vector_norm(part.float(), dim=0) for part in weights[Role.DECODER].split(4096, 1)])
     norms = norms.clamp_min(1e-8)
     weights[Role.ENCODER] *= norms.to(weights[Role.ENCODER].dtype).unsqueeze(1)
