@@ -1,12 +1,14 @@
-"""Which paths of a client are allowed: regular files below the operator's roots, after symlinks are resolved.
+"""Which paths of a client are allowed: those that lead to regular files below the operator's roots.
 
-A path outside is refused with the same message whether or not it exists, so that nobody can explore the server's disk.
-What is allowed is a file, not a path: it is opened here, once, and whoever reads it later reads through that
-descriptor.
+What counts is where a path leads once all links are followed. One that leads outside is refused with the same message
+whether or not a file is there, so that nobody can explore the server's disk. What is allowed is a file, not a path: it
+is opened here, once, and whoever reads it later reads through that descriptor. It keeps the name that was given, as
+caches of published files name them by links to blobs that have no names.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -19,6 +21,7 @@ from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_log = logging.getLogger(__name__)
 _MAX_PATH_BYTES = 4096
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,11 +44,16 @@ class AllowedRoots:
             if not root.is_dir():
                 raise InvalidRequest.of(f"autoencoder_roots[{i}]", f"{str(root)!r} is not a folder")
         self._roots = tuple(root.resolve(strict=True) for root in roots)
+        self._as_given = tuple(Path(os.path.normpath(root.absolute())) for root in roots)
+        for root in self._roots:
+            if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+                _log.warning("%s holds links to %s: allow that instead", root, root.parent.parent)
 
     def open(self, text: str) -> File:
         """The file that a client means by *text*, held open; a relative path is looked up below each root in turn.
 
-        Nothing else is opened but folders. The file's path is free of links.
+        Nothing else is opened but folders. The file's path is the one that is meant, normalised, if that lies below a
+        root; else the one that its links lead to.
 
         Raises:
             NotAllowed: (PATH_NOT_ALLOWED) if it lies outside every root, or is a folder, a FIFO, a socket or a device,
@@ -60,11 +68,11 @@ class AllowedRoots:
             raise _refused(text, problem)
         inside = self._inside(text)
         if not inside:
-            raise _refused(text, f"{text!r} lies outside the folders that the operator allows")
-        for root, path in inside:
+            raise _refused(text, f"{text!r} lies outside the folders that the operator allows, or leads out of them")
+        for start, root, path in inside:
             descriptor = _opened_below(text, root, path)
             if descriptor is not None:
-                return File.held_open(path, descriptor)
+                return File.held_open(self._named(start / text, path), descriptor)
         raise NotFound(
             f"there is no file {text!r}",
             resource_type="autoencoder",
@@ -73,15 +81,25 @@ class AllowedRoots:
             metadata={"resource_type": "autoencoder", "resource_name": text},
         )
 
-    def _inside(self, text: str) -> list[tuple[Path, Path]]:
-        """Where *text* may lead to, below which root; none twice."""
-        found: dict[Path, Path] = {}
+    def _inside(self, text: str) -> list[tuple[Path, Path, Path]]:
+        """From which root *text* leads where, and below which root that lies; none twice."""
+        found: dict[Path, tuple[Path, Path]] = {}
         for start in self._roots:
             path = _resolved(start / text)
             root = next((root for root in self._roots if path.is_relative_to(root)), None)
             if root is not None:
-                found.setdefault(path, root)
-        return [(root, path) for path, root in found.items()]
+                found.setdefault(path, (start, root))
+        return [(start, root, path) for path, (start, root) in found.items()]
+
+    def _named(self, given: Path, path: Path) -> Path:
+        """*given*, which leads to *path*, without dots and below a root; *path* if that cannot be said."""
+        plain = Path(os.path.normpath(given))
+        for before, root in zip((*self._roots, *self._as_given), self._roots * 2, strict=True):
+            if plain.is_relative_to(before):
+                named = root / plain.relative_to(before)
+                # Dots behind a link to a folder mean what lies around the folder that it leads to.
+                return named if _resolved(named) == path else path
+        return path
 
 
 def _no_path(text: str) -> str:

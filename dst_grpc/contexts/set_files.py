@@ -79,10 +79,15 @@ class SetFiles:
 
 def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
     """The regular files below *folder* that end as weights do, in order, with how many folders lie between."""
-    for place, folders, found in os.walk(folder):
+    for place, folders, found in os.walk(folder, followlinks=True):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and depth < _MAX_DEPTH)
+        around = here.resolve()
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and depth < _MAX_DEPTH and not around.is_relative_to((here / name).resolve())
+        )
         for name in sorted(found):
             path = here / name
             if is_weights(name) and not name.startswith(".") and path.is_file():

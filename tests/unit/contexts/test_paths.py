@@ -74,7 +74,51 @@ def test_a_link_out_of_the_root_is_refused_and_one_within_is_followed(
     (root / "in.pt").symlink_to("sub/a.pt")
     assert "outside" in refused(roots, "out.pt")
     assert "outside" in refused(roots, "folder/secret.pt")
-    assert roots.open("in.pt").path == root / "sub" / "a.pt"
+    assert read_small(roots.open("in.pt")) == b"a"
+
+
+def test_a_file_keeps_the_name_that_is_given_rather_than_that_of_where_links_lead(
+    roots: AllowedRoots, root: Path
+) -> None:
+    (root / "x").mkdir()
+    (root / "x" / "in.pt").symlink_to(root / "sub" / "a.pt")
+    (root / "deep").symlink_to("x")
+    for text in ("x/in.pt", "./x/../x/in.pt", f"{root}/x//in.pt"):
+        assert roots.open(text).path == root / "x" / "in.pt"
+    assert roots.open("deep/in.pt").path == root / "deep" / "in.pt"
+
+
+def test_dots_behind_a_link_mean_what_lies_around_where_it_leads(roots: AllowedRoots, root: Path) -> None:
+    (root / "x").mkdir()
+    (root / "deep").symlink_to("sub/folder")
+    (root / "sub" / "folder").mkdir()
+    (root / "a.pt").write_text("another")
+    allowed = roots.open("deep/../a.pt")
+    assert (allowed.path, read_small(allowed)) == (root / "sub" / "a.pt", b"a")
+
+
+def test_a_name_outside_the_roots_that_leads_inside_is_not_kept(
+    roots: AllowedRoots, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.pt").symlink_to(root / "sub" / "a.pt")
+    assert roots.open(str(tmp_path / "link.pt")).path == root / "sub" / "a.pt"
+
+
+def test_a_snapshot_of_a_hugging_face_cache_is_no_root_without_what_its_links_lead_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository = tmp_path / "models--x--y"
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "5eed").write_text("a")
+    (snapshot / "a.pt").symlink_to("../../blobs/5eed")
+    assert "leads out of them" in refused(AllowedRoots([snapshot]), "a.pt")
+    assert f"{snapshot} holds links to {repository}: allow that instead" in caplog.text
+    caplog.clear()
+    for roots in (AllowedRoots([repository]), AllowedRoots([tmp_path])):
+        assert roots.open(str(snapshot / "a.pt")).path == snapshot / "a.pt"
+    assert not caplog.text
 
 
 def test_a_root_that_is_a_link_is_resolved(root: Path, tmp_path: Path) -> None:
