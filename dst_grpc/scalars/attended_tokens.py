@@ -1,4 +1,4 @@
-"""Where latents of attention get their activation from: the tokens whose values the heads bring to a latent's token."""
+"""Tokens that contribute most to latents of attention: those whose values the heads write to a latent's token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sites_of_attended_tokens(read: AutoencoderInput, layers: Sequence[int], topology: Topology) -> Iterator[Site]:
-    """Taps that `attended_tokens` reads of latents of an autoencoder of *read*, what attention writes."""
+    """Taps that `attended_tokens` reads, for latents of an autoencoder of attention's write whose input is *read*."""
     for layer in layers:
         yield read.tap, layer
         for _, site in HeadPair(topology).taps(layer, Quantity.WRITE):
@@ -30,10 +30,10 @@ def sites_of_attended_tokens(read: AutoencoderInput, layers: Sequence[int], topo
 def attended_tokens(
     model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex], count: int
 ) -> list[tuple[int, list[tuple[int, float]]]]:
-    """For each active latent of attention, the *count* tokens that most of its activation comes from, descending.
+    """For each active latent of attention, the *count* tokens that contribute most to it, descending.
 
-    What all heads write from a token to the latent's own, along what the latent reads. Inactive latents, and other
-    nodes, are left out.
+    A contribution is the write of all heads from a token to the latent's own, projected on the latent's read direction.
+    Inactive latents, and other nodes, are left out.
     """
     found = []
     for group in NodeGroups(nodes):
@@ -45,7 +45,7 @@ def attended_tokens(
         autoencoder = component.autoencoder(run)
         active = autoencoder.encode(run.value(component.input.tap)[t]).gather(1, latents.unsqueeze(1)).squeeze(1) > 0
         pairs = HeadPair(model.topology).bind(run)
-        # One direction per node rather than per token: the row of the probabilities is that of the node's token.
+        # One direction per node rather than per token, with the probabilities' row of the node's token.
         attributions = pairs.coefficients[t] * pairs.directions.project(autoencoder.encoder[latents])
         by_token = attributions.sum(dim=2)
         for place, token, is_active, of_node in zip(

@@ -1,6 +1,6 @@
-"""From recorded taps to a derived scalar: component, quantity, direction and form put together, one layer at a time.
+"""From recorded taps to a derived scalar: component, quantity, direction and form combined, one layer at a time.
 
-`taps_of` says what a task is computed from, for the planner, and `Derivation` computes it: both ask the same component,
+`taps_of` names the taps of a task, for the planner, and `Derivation` computes it: both use the same component,
 direction or edges, each of which knows its own taps.
 """
 
@@ -47,13 +47,13 @@ def taps_of(task: Task) -> Iterator[Tap]:
 
 @dataclass(frozen=True)
 class Derivation:
-    """One task on one run. `at` gives the tensors of a layer; nothing is kept between layers but what they share."""
+    """One task on one run. `at` computes the tensors of a layer; only what layers share is kept between them."""
 
     model: ExplainedModel
     recorded: RecordedTaps
     task: Task
     check: Check = never_cancelled
-    """Made before every layer; raises Cancelled once nobody wants the tensors any more."""
+    """Called before every layer; raises Cancelled if the request is cancelled."""
 
     @torch.no_grad()
     def at(self, layer: int | None) -> dict[PassType, torch.Tensor]:
@@ -70,7 +70,7 @@ class Derivation:
 
     @cached_property
     def _direction(self) -> BoundDirection:
-        """The same for every layer, or made layer by layer as it is asked for."""
+        """The task's direction, bound to the run."""
         return DIRECTIONS[require(self.task.facts.direction)](self.task).bind(self.model, self.recorded)
 
     @cached_property
@@ -81,7 +81,7 @@ class Derivation:
         return self._component.bind(LayerOfRun(self.model, self.recorded, layer))
 
     def _writes(self, layer: int | None) -> Writes:
-        """The rows of facts pair no other component with a quantity of writes."""
+        """The component's writes: only components that write have quantities of writes in the rows of facts."""
         return cast("Writes", self._bound(layer))
 
     def _forward(self, layer: int | None) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""What writes are projected on: directions [T, d] of the residual stream, one class each, which knows its taps.
+"""Directions [T, d] of the residual stream that writes are projected on: one class each, which knows its taps.
 
-The write of a component times the gradient at the last residual before the origin is its direct effect on the origin:
-direct logit attribution where the origin is a logit. A direction affects only what comes strictly before it.
+A write projected on the gradient at the last residual before the origin is its direct effect on the origin: direct
+logit attribution where the origin is a logit. Only components that come strictly before a direction's residual have a
+projection on it.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Direction(ABC):
-    """What the writes of a task are projected on."""
+    """The direction that the writes of a task are projected on."""
 
     task: Task
 
     @abstractmethod
     def taps(self) -> Iterator[Tap]:
-        """What it is computed from, at all of the task's layers."""
+        """Taps that it is computed from, at all of the task's layers."""
 
     @abstractmethod
     def bind(self, model: ExplainedModel, recorded: RecordedTaps) -> BoundDirection:
@@ -69,7 +70,7 @@ class _ResidualGradient(Direction):
 
     @property
     def residual(self) -> Residual:
-        """Where: the last residual before the origin."""
+        """The last residual before the origin."""
         return self.task.topology.final_residual(self.task.trace)
 
     @abstractmethod
@@ -91,7 +92,7 @@ class _BoundGradient(BoundDirection):
         return self.gradient
 
     def _seen_by(self, writes: Writes) -> torch.Tensor:
-        # What a component writes affects only what comes strictly after it (Q4).
+        # A write affects only what comes strictly after it (Q4).
         precedes = self.residual.is_after(writes.component.location, writes.run.layer)
         return self.gradient if precedes else torch.zeros_like(self.gradient)
 
@@ -116,7 +117,7 @@ class LocalTraceGradient(_ResidualGradient):
     """The gradient of a trace at the residual before its node, recomputed there; needs no backward pass."""
 
     def taps(self) -> Iterator[Tap]:
-        """The residual, and those that a trace through V reads besides."""
+        """The residual, and the other residuals that a trace through V reads."""
         yield PassType.FORWARD, self.residual.site
         for site in self.task.topology.residuals_of_trace_value(require(self.task.trace)):
             yield PassType.FORWARD, site
@@ -137,16 +138,16 @@ class SubnodeGradient(_ResidualGradient):
 
     @cached_property
     def downstream(self) -> NodeComponent:
-        """What it is an entry of."""
+        """The component that it is an entry of."""
         return component_of_subnode(self.node, self.task.topology)
 
     @property
     def residual(self) -> Residual:
-        """What the subnode is computed from."""
+        """The residual that the subnode is computed from."""
         return self.downstream.residual_before(require(self.node.layer_index))
 
     def taps(self) -> Iterator[Tap]:
-        """The residual, and the gradient that weighs the subnode."""
+        """The residual, and the gradient that weights the subnode."""
         yield PassType.FORWARD, self.residual.site
         yield PassType.BACKWARD, self.downstream.gradient_site(self.node.layer_index)
 
@@ -165,10 +166,10 @@ class SubnodeGradient(_ResidualGradient):
 
 
 class LatentRead(Direction):
-    """What one traced latent reads: its gradient at the input of its autoencoder, of which each layer has its own."""
+    """The read direction of one traced latent: its gradient at the input of the layer's autoencoder."""
 
     def site(self, layer: int | None) -> Site:
-        """That input, as the run has it."""
+        """The site of that input."""
         read = require(self.task.topology.inputs.of(require(self.task.facts.autoencoder)))
         return input_site(read.type, layer, self.task.topology.architecture)
 
@@ -195,22 +196,22 @@ class _BoundLatentRead(BoundDirection):
         block = self.model.decoder.layers[require(layer)]
 
         def total(x: torch.Tensor) -> torch.Tensor:
-            # Each token's latent depends on its own input alone, so that the sum's gradient is that of each.
+            # Each token's latent depends only on its own input, so the gradient of their sum is that of each.
             return autoencoder.encode(autoencoder_input(autoencoder, x, block))[:, latent].sum()
 
         return gradient_at(total, self.recorded.value(self.direction.site(layer)))
 
 
 class AllLatentReads(Direction):
-    """What every latent reads, its row of the encoder, at the tokens where it is active."""
+    """The read directions of all latents, their rows of the encoder, at the tokens where each is active."""
 
     @cached_property
     def latents(self) -> OfflineLatent:
-        """Tells which are active."""
+        """The latents, of which some are active."""
         return OfflineLatent.of_task(self.task)
 
     def taps(self) -> Iterator[Tap]:
-        """What the latents are computed from."""
+        """Taps that the latents are computed from."""
         for layer in self.task.layers:
             yield from self.latents.taps(layer, Quantity.ACTIVATION)
 

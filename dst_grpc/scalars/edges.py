@@ -1,8 +1,8 @@
-"""Edges: how one upstream node's write moves the activations after it.
+"""Edges: derivatives of downstream activations along the write of one upstream node.
 
-An edge is a derivative of a recomputation at the recorded residual: along one node's write for the edges into many
-downstream nodes, here, and with respect to the residual for the direction that the edges out of many upstream nodes are
-projected on, in `directions` (specification, 10.12 and 10.13).
+An edge is a derivative of a recomputation at the recorded residual. Edges from one upstream node into many downstream
+nodes are derivatives along the node's write (here); edges from many upstream nodes into one downstream node are
+projections of their writes on its gradient (`directions`). See the specification, 10.12 and 10.13.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ class InEdges:
 
     @cached_property
     def upstream(self) -> SingleNode:
-        """What writes."""
+        """The upstream node."""
         return SingleNode.of_task(self.task)
 
     @cached_property
     def downstream(self) -> NodeComponent:
-        """What is moved."""
+        """The downstream component."""
         return cast("NodeComponent", component_of_task(self.task))
 
     @property
     def is_weighed(self) -> bool:
-        """Whether each derivative is weighed by the gradient of what it moves."""
+        """Whether each derivative is weighted by the gradient of the downstream activation."""
         return self.task.facts.quantity is Quantity.IN_EDGE_ATTRIBUTION
 
     def reach(self, layer: int) -> bool:
-        """Whether the upstream node comes before what the downstream component of *layer* is computed from."""
+        """Whether the upstream node comes before the residual that the downstream component of *layer* is computed
+        from."""
         residual = self.downstream.residual_before(layer)
         return residual.is_after(self.upstream.location, self.upstream.node.layer_index)
 
     def taps(self) -> Iterator[Tap]:
-        """What they are computed from.
+        """Taps that they are computed from.
 
-        Nothing downstream where the node comes too late: a gradient there would make the backward pass longer.
+        None of layers that the node does not reach: a gradient there would make the backward pass longer.
         """
         for layer in self.task.layers:
             if self.reach(require(layer)):
@@ -83,14 +84,14 @@ class BoundInEdges:
 
     @cached_property
     def _write(self) -> torch.Tensor:
-        """What the upstream node writes, [T, d]; the same for every downstream layer."""
+        """The write of the upstream node, [T, d]; the same for every downstream layer."""
         upstream = self.edges.upstream
         return upstream.bind(LayerOfRun(self.model, self.recorded, upstream.node.layer_index)).write()
 
     def at(self, layer: int) -> torch.Tensor:
         """Derivatives of the downstream activations of *layer* along the write: [T, U, H], [T, F] or [T, Z].
 
-        0 where the write comes too late, or where the origin does not depend on what it moves.
+        0 in layers that the node does not reach, or where the origin does not depend on the activation.
         """
         edges = self.edges
         downstream, gradient = edges.downstream, None
@@ -100,7 +101,7 @@ class BoundInEdges:
             gradient = self.recorded.gradients.get(downstream.gradient_site(layer))
             if gradient is None:
                 return self._zeros(layer)
-        # How an activation moves is told at a constant scale of the norm; for attributions the config says.
+        # Edge activations hold the scale of the norm constant; for attributions the config decides.
         detach_scale = edges.task.detach_scale if edges.is_weighed else True
 
         def end(rho: torch.Tensor) -> torch.Tensor:
@@ -118,7 +119,8 @@ class BoundInEdges:
 
 
 def component_of_subnode(node: NodeIndex, topology: Topology) -> NodeComponent:
-    """What a downstream subnode is an entry of: heads reached through a query, key or value; neurons; latents."""
+    """The component that a downstream subnode is an entry of: heads reached through query, key or value; neurons;
+    latents."""
     if isinstance(node, AttnSubNodeIndex):
         return heads_through(require(node.q_k_or_v.facts.head_input))(topology)
     return require(component_of_nodes(node.node_type, topology))
@@ -127,11 +129,12 @@ def component_of_subnode(node: NodeIndex, topology: Topology) -> NodeComponent:
 def directional_derivative(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, direction: torch.Tensor
 ) -> torch.Tensor:
-    """Derivative of *function* at *x* along *direction*; detached parts count as constants."""
+    """Derivative of *function* at *x* along *direction*; detached terms are constants."""
     with torch.enable_grad():
         attached = x.detach().requires_grad_()
         value = function(attached)
-        # Twice backward: the gradient is linear in its weights, and its derivative by them is the one along x.
+        # Two backward passes: the gradient is linear in its weights, and its derivative with respect to them is the one
+        # along x.
         weights = torch.zeros_like(value, requires_grad=True)
         (gradient,) = torch.autograd.grad(value, attached, weights, create_graph=True)
         (derivative,) = torch.autograd.grad(gradient, weights, direction)

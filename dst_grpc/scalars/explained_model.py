@@ -26,18 +26,18 @@ class AutoencoderSet(AutoencoderKind, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExplainedModel:
-    """What is explained: a model, with the autoencoders in use."""
+    """A model, with the autoencoders in use."""
 
     decoder: Decoder
     """The model."""
     topology: Topology
-    """How the model hangs together, with what the autoencoders read."""
+    """The order of computation in the model, with the inputs of its autoencoders."""
     sets: tuple[AutoencoderSet, ...] = ()
     """The autoencoders, at most one per node type."""
 
     @property
     def inputs(self) -> AutoencoderInputs:
-        """What the autoencoders read."""
+        """The inputs of the autoencoders."""
         return self.topology.inputs
 
     def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:

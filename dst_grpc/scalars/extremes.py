@@ -1,7 +1,7 @@
 """The largest or smallest entries of tensors too large to sort: exact, at about the cost of reading them once.
 
-`topk` compares entry by entry, while the maximum of a block is found at the memory's speed. The k largest entries lie
-in the k blocks with the largest maxima, so only those blocks are compared entry by entry.
+`topk` compares entry by entry, while the maximum of a block is found at memory speed. The k largest entries are in the
+k blocks with the largest maxima, so only those blocks are compared entry by entry.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 _BLOCK = 64
 _WORTH_BLOCKS = 4
-"""Blocks per entry wanted, from which on finding the blocks first pays."""
+"""Blocks per selected entry from which on finding the blocks first is faster."""
 
 
 def extremes(x: torch.Tensor, k: int, *, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,7 +18,7 @@ def extremes(x: torch.Tensor, k: int, *, largest: bool) -> tuple[torch.Tensor, t
 
     Args:
         x: rows [N, n], without NaN.
-        k: entries wanted.
+        k: entries to select.
         largest: which end.
 
     Returns:

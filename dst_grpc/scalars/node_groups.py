@@ -23,7 +23,7 @@ class NodeGroup:
     node_type: NodeType
     layer: int | None
     positions: torch.Tensor
-    """Where they stand in the list, [n]."""
+    """Their positions in the list, [n]."""
     entries: torch.Tensor
     """Their indices in a tensor of the type, [n, axes]; axes that are open are left out."""
 

@@ -1,7 +1,7 @@
-"""What nodes write, and what raises them, as vectors of the residual stream.
+"""Write and input vectors of nodes in the residual stream, for scoring tokens.
 
-What a node writes is a number times a direction, which nodes at other tokens share. What raises a node is the gradient
-of its activation before the nonlinearity at the residual before it, with the scale of the norm held constant.
+A node's write is a number times a direction that nodes at other tokens share. Its input vector is the gradient of its
+activation before the nonlinearity at the residual before it, with the scale of the norm held constant.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Vectors:
     directions: torch.Tensor
     """[M, d], M at most the number of nodes."""
     rows: tuple[int, ...]
-    """Which direction is each node's."""
+    """The row of each node's direction."""
     coefficients: tuple[float, ...]
-    """What it is multiplied by."""
+    """The coefficient of each."""
 
 
 def sites_of_vectors(node_type: NodeType, layers: Sequence[int], topology: Topology) -> Iterator[Site]:
-    """Taps that what nodes of a type at *layers* write, and what raises them, is computed from."""
+    """Taps that write and input vectors of nodes of a type at *layers* are computed from."""
     if node_type is NodeType.LAYER:
         yield _L.RESID_POST_EMBEDDING, None
     component = component_of_nodes(node_type, topology)
@@ -64,7 +64,7 @@ def sites_of_vectors(node_type: NodeType, layers: Sequence[int], topology: Topol
 
 @torch.no_grad()
 def written_vectors(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> Vectors:
-    """What each node adds to the residual stream at its own token; nodes of which that is not known are left out.
+    """The write of each node at its own token; nodes without a known write are left out.
 
     The embedding's node is one of type LAYER outside any layer. A latent writes if its autoencoder is in the run, and
     an attention head for a pair of tokens.
@@ -97,7 +97,7 @@ def _written(model: ExplainedModel, recorded: RecordedTaps, group: NodeGroup) ->
 
 
 def mlp_input_vectors(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> Vectors:
-    """What raises each neuron, and each latent of the MLPs; other nodes are left out."""
+    """The input vector of each neuron and each latent of the MLPs; other nodes are left out."""
     places: list[int] = []
     gradients: list[torch.Tensor] = []
     for group in NodeGroups(nodes):
@@ -118,12 +118,12 @@ def mlp_input_vectors(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequ
 def score_input_vectors(
     model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]
 ) -> tuple[Vectors, Vectors]:
-    """What raises the score of each attention head for its pair of tokens.
+    """The input vectors of each attention head's score for its pair of tokens.
 
-    Other nodes are left out, and pairs that a sliding window hides.
+    Other nodes are left out, and pairs that a sliding window masks.
 
     Returns:
-        The gradients at the query's residual with the key held, and at the key's with the query held.
+        The gradients at the query's residual with the key held constant, and at the key's with the query held constant.
     """
     places: list[int] = []
     of_queries: list[torch.Tensor] = []

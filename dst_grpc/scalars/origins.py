@@ -1,6 +1,7 @@
 """Origins: the scalars of a run that gradient passes start from, in one form (specification, sections 6 and 8).
 
-An origin says what it reads and computes its scalar; who runs it asks nothing else. A new kind is a new class.
+An origin names the taps that it reads and computes its scalar; the code that runs it needs nothing else. A new kind of
+origin is a new class.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ForwardPass(Protocol):
-    """What one prompt's forward pass left to compute scalars from."""
+    """The results of one prompt's forward pass that an origin's scalar is computed from."""
 
     def logits(self) -> torch.Tensor:
         """Logits [V] at the prompt's last token, for an origin that needs them."""
@@ -52,10 +53,10 @@ class Origin(Protocol):
 
     @property
     def attached(self) -> frozenset[Site]:
-        """Those of them that it is differentiated by, and by what they depend on."""
+        """Those of them that gradients flow through."""
 
     def depends_on(self, site: Site) -> bool:
-        """Whether its gradient arrives at *site*."""
+        """Whether its gradient reaches *site*."""
 
     def scalar(self, run: ForwardPass) -> torch.Tensor:
         """The scalar."""
@@ -66,16 +67,16 @@ class LossOrigin:
     """A loss: a scalar of the logits at the last token."""
 
     config: LossFnConfig
-    """Which; its tokens are ids."""
+    """The loss; its tokens are ids."""
 
     @property
     def needs_logits(self) -> bool:
-        """It does."""
+        """True."""
         return True
 
     @property
     def values(self) -> frozenset[Site]:
-        """None: logits come by themselves."""
+        """None: it reads only logits."""
         return frozenset()
 
     @property
@@ -84,7 +85,7 @@ class LossOrigin:
         return frozenset()
 
     def depends_on(self, site: Site) -> bool:
-        """On everything."""
+        """Always."""
         del site
         return True
 
@@ -111,22 +112,22 @@ class TraceOrigin:
     """A traced activation, recomputed from the residual before its node."""
 
     trace: TraceConfig
-    """Which node, and how."""
+    """The trace."""
     loss: LossOrigin | None
-    """What a trace through V without downstream node reads."""
+    """The loss whose gradient a trace through V without downstream node uses."""
     autoencoders: tuple[str, ...]
     """Names of the autoencoders that traced latents belong to."""
     topology: Topology = field(compare=False, repr=False)
-    """Of the model with those autoencoders."""
+    """The topology of the model with those autoencoders."""
 
     @property
     def needs_logits(self) -> bool:
-        """It recomputes what it needs."""
+        """False: the activation is recomputed from the residual."""
         return False
 
     @property
     def values(self) -> frozenset[Site]:
-        """The residual before the node, and what a trace through V reads further down."""
+        """The residual before the node, and the other residuals that a trace through V reads."""
         return frozenset({self._rho.site, *self.topology.residuals_of_trace_value(self.trace)})
 
     @property
@@ -139,7 +140,7 @@ class TraceOrigin:
         return self.topology.residual_of_trace(self.trace)
 
     def depends_on(self, site: Site) -> bool:
-        """On what goes into the residual before the node."""
+        """Whether *site* precedes the residual before the node."""
         return self._rho.depends_on(site)
 
     def scalar(self, run: ForwardPass) -> torch.Tensor:

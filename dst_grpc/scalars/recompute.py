@@ -1,7 +1,7 @@
 """A traced activation as a function of the residual just before its node, and its gradient there.
 
-A trace's value is one entry of what a component recomputes from that residual (`NodeComponent.recompute`); a trace
-through V is what a head writes along a gradient further on (specification, section 8).
+A trace's value is one entry of a component's activations, recomputed from that residual (`NodeComponent.recompute`). A
+trace through V is a head's write, through its value, projected on a downstream gradient (specification, section 8).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def trace_value(
 
     Args:
         model: the model, and the autoencoders of traced latents.
-        trace: which node, and how.
+        trace: the node, and how it is traced.
         rho: the residual before it.
         recorded: gives the recorded value [T, d] of another residual; only a trace through V asks for one.
-        loss: what a trace through V without downstream node reads.
+        loss: the loss whose gradient a trace through V without downstream node uses.
     """
     node, through = trace.node_index, trace.attention_trace_type
     if through is AttentionTraceType.V:
@@ -53,7 +53,8 @@ def trace_value(
 
 
 def _value_trace(model: ExplainedModel, trace: TraceConfig, rho: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """What a head writes, through its value, along *gradient* [T, d]; probabilities and norm scales are constants."""
+    """A head's write, through its value, projected on *gradient* [T, d]; probabilities and norm scales are
+    constants."""
     t, u, h = trace.node_index.tensor_indices
     layer = model.decoder.layers[require(trace.node_index.layer_index)]
     q, k, v = heads(layer, rho, AttentionTraceType.V, detach_scale=True)
@@ -68,7 +69,7 @@ def _value_trace(model: ExplainedModel, trace: TraceConfig, rho: torch.Tensor, g
 def downstream_gradient(
     model: ExplainedModel, trace: TraceConfig, recorded: Callable[[Site], torch.Tensor], loss: LossOrigin | None
 ) -> torch.Tensor:
-    """The gradient [T, d] that a trace through V reads its head's value with: a downstream trace's, or the loss's."""
+    """The gradient [T, d] that a trace through V is projected on: a downstream trace's, or the loss's."""
     downstream = trace.downstream_trace_config
     residual = model.topology.final_residual(downstream)
     if downstream is not None:

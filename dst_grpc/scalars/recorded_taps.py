@@ -1,4 +1,4 @@
-"""What one run recorded of one prompt: values and gradients at its taps."""
+"""The recording of one run of one prompt: values and gradients at its taps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
 
 Tap = tuple["PassType", "Site"]
-"""What a run can record at a site: the value (FORWARD), or the gradient (BACKWARD)."""
+"""A recorded tensor: the value (FORWARD) or the gradient (BACKWARD) at a site."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +31,7 @@ class RecordedTaps:
     """T."""
 
     def value(self, site: Site) -> torch.Tensor:
-        """The value at *site*; raises Internal if the plan did not ask for it."""
+        """The value at *site*; raises Internal if it was not recorded."""
         if site not in self.values:
             raise Internal(f"the plan recorded no value at {site[0]}, layer {site[1]}")
         return self.values[site]

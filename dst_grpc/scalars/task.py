@@ -1,6 +1,6 @@
 """A task: one derived scalar of one request, with everything resolved that does not need weights.
 
-Built by the planner. `derive` says which taps it is computed from, and computes it.
+Made by the planner. `derive` names the taps that it is computed from, and computes it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class Task:
     facts: ScalarFacts
     """Its row of facts."""
     layers: tuple[int | None, ...]
-    """Keys of its tensors: layers, or a lone None."""
+    """The layers of its tensors; a single None for a type that exists once per model."""
     passes: tuple[PassType, ...]
     """Passes that it yields."""
     topology: Topology
     """The model, with the config's autoencoders."""
     trace: TraceConfig | None = None
-    """Where the backward pass started, or the latent to read; None = the loss."""
+    """The trace that the backward pass started from, or the latent to read; None = the loss."""
     loss: LossOrigin | None = None
-    """The request's loss, which a trace through V reads."""
+    """The request's loss, which a trace through V may use."""
     node: NodeIndex | None = None
-    """The one node at the fixed end of an edge."""
+    """The node at the fixed end of the edges."""
     detach_scale: bool = False
-    """Whether edge attributions pass no gradient through layer-norm scales."""
+    """Whether edge attributions hold the scales of layer norms constant."""
     fake_grad: ActivationIndex | None = None
-    """The node whose reads of the vocabulary are asked for."""
+    """The node that VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION is about."""

@@ -1,6 +1,6 @@
-"""Which tokens of the vocabulary lie along vectors of the residual stream: as outputs, or as inputs.
+"""Score the tokens of the vocabulary by their inner products with vectors of the residual stream.
 
-All products with the vocabulary are one per list of vectors, in chunks bounded in memory.
+Each list of vectors takes one product with the vocabulary, in chunks of bounded memory.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.scalars.extremes import extremes
 
 CHUNK_TOKENS = 4096
-"""Tokens scored at a time: memory is bounded, and what is multiplied stays in the caches."""
+"""Tokens scored at a time: bounds the memory, and keeps the operands in the CPU's caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenExtremes:
-    """For each of N vectors the tokens along it: the best first, the worst first."""
+    """For each of N vectors the tokens of the highest and of the lowest scores."""
 
     top: torch.Tensor
     """Scores [N, count], descending."""
@@ -45,10 +45,10 @@ def extreme_tokens(
         vocabulary: a column per token, [d, V].
         count: tokens at each end.
         centred: whether each vector's mean over all tokens is subtracted.
-        check: made before each chunk; raises Cancelled once nobody wants them any more.
+        check: called before each chunk; raises Cancelled if the request is cancelled.
     """
     n_tokens = vocabulary.shape[1]
-    # Runs share what neurons and latents write, and equal prompts more than that.
+    # Different runs have vectors in common: write directions of the same neurons and latents.
     vectors, which = vectors.unique(dim=0, return_inverse=True)
     found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
     sums = vectors.new_zeros(len(vectors), 1, dtype=torch.float64)

@@ -1,8 +1,7 @@
 """All entries of one derived scalar of one run: its largest and smallest nodes, its sum, and its values at any nodes.
 
-A type is gone through once, layer by layer, and nothing of it is kept but candidates and sums: memory is that of one
-layer, however long the prompt. To look nodes up, the layers that they are in are derived again, which costs less than
-keeping all.
+A type is derived once, layer by layer, and only candidates and sums are kept: the memory is that of one layer, however
+long the prompt. To look nodes up, their layers are derived again, which costs less than keeping all.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Ranked = list[tuple[float, "NodeIndex"]]
 
 
 class Entries:
-    """One derived scalar of one run. Lives on the device's thread."""
+    """One derived scalar of one run. Used on the device's thread only."""
 
     def __init__(self, derivation: Derivation) -> None:
         """Derive nothing yet."""
@@ -50,11 +49,11 @@ class Entries:
         return self._derivation.at(layer)[PassType.FORWARD]
 
     def scan(self, k: int, token: int | None, ends: Iterable[bool]) -> None:
-        """Go through all layers once: find the *k* best at each of *ends* (True = largest), and sum up.
+        """Derive all layers once: find the *k* best entries at each of *ends* (True = largest), and sum.
 
         Args:
-            k: nodes to choose at each end; more than there are means all.
-            token: choose only at this token; None = at every one.
+            k: nodes to select at each end; more than there are means all.
+            token: select only at this token; None = at every one.
             ends: which ends, largest or not.
 
         Raises:
@@ -70,7 +69,7 @@ class Entries:
             rows = _rows(self.facts, x, token)
             layout = _Layout(self.facts, layer, token or 0, rows.shape[1:])
             for largest in found:
-                # Scores of keys that are not seen are no scores: they rank last at either end, and are left out.
+                # Scores of masked keys are -inf: they rank last at either end, and are left out.
                 ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
                 values, positions = extremes(ranked.reshape(1, -1), k, largest=largest)
                 pairs = zip(values[0].tolist(), positions[0].tolist(), strict=True)
@@ -84,11 +83,11 @@ class Entries:
             self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
 
     def best(self, k: int, *, largest: bool) -> Ranked:
-        """The *k* best nodes at one end, of those that `scan` found."""
+        """The *k* best nodes at one end, found by `scan`."""
         return self._best[largest][:k]
 
     def _summed(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum [T] or [T, U] of one layer over the axes that are not of tokens; later keys take no part."""
+        """Sum [T] or [T, U] of one layer over the axes that are not of tokens, without keys later than their query."""
         if not is_of_token_pairs(self.facts):
             return x.flatten(1).sum(dim=1)
         if self.facts.is_flattened:
@@ -128,13 +127,13 @@ class Entries:
 
 
 def sum_to_send(summed: torch.Tensor) -> torch.Tensor:
-    """A sum [T] or [T, U] as it travels: [T] if the pairs of tokens are too many for a message."""
+    """A sum [T] or [T, U] as it is sent: [T] if the pairs of tokens are too many for a message."""
     return summed.sum(dim=1) if summed.ndim == 2 and len(summed) > MAX_TOKENS_OF_PAIR_SUMS else summed
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which node is where among the entries of one layer that may be chosen."""
+    """Maps the entries of one layer that may be selected to nodes."""
 
     facts: ScalarFacts
     layer: int | None
@@ -158,7 +157,7 @@ class _Layout:
 
 
 def _rows(facts: ScalarFacts, x: torch.Tensor, token: int | None) -> torch.Tensor:
-    """The entries of one layer that may be chosen: a row per token, or per pair of tokens in a triangle's order."""
+    """The entries of one layer that may be selected: a row per token, or per pair of tokens of the lower triangle."""
     if is_of_token_pairs(facts):
         return _triangle(x, is_flattened=facts.is_flattened, token=token)
     return x if token is None else x[token : token + 1]

@@ -1,7 +1,7 @@
-"""What precedes what: the order of a model's parts, and the residual that each of them is computed from.
+"""The order of computation in a model, and the residual that each node is computed from.
 
-A `Topology` is a model's architecture together with what the autoencoders of a config read. The planner and the
-components ask it where a node lies and what it is computed from, so that none of them asks what kind of model it is.
+A `Topology` is a model's architecture together with the inputs of a config's autoencoders. It tells the planner and the
+components where a node is in that order and what it is computed from, so that neither depends on the kind of model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _L = ActivationLocationType
 
 
 class AutoencoderKind(Protocol):
-    """What tells one set of autoencoders from another: a catalogue's row, or the loaded set."""
+    """What planning needs of an autoencoder set: its row of the catalogue, or the loaded set."""
 
     @property
     def dst(self) -> DerivedScalarType:
-        """What they read."""
+        """The derived scalar that they read."""
 
     @property
     def node_type(self) -> NodeType:
@@ -40,25 +40,25 @@ class AutoencoderKind(Protocol):
 
     @property
     def has_write_scale(self) -> bool:
-        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        """Whether a latent's write depends on its token's input too."""
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderInputs:
-    """What the autoencoders of a config read, by the type of their latents."""
+    """The inputs of a config's autoencoders, by the type of their latents."""
 
     mlp: AutoencoderInput | None = None
     """Input of the autoencoder of the MLPs; None if there is none."""
     attention: AutoencoderInput | None = None
     """Input of the autoencoder of attention; None if there is none."""
     other: AutoencoderInput | None = None
-    """Input of an autoencoder of neither: of the residual stream, of the heads' values; None if there is none."""
+    """Input of any other autoencoder, such as one of the residual stream or of heads' values; None if there is none."""
     scaled: frozenset[AutoencoderInput] = frozenset()
-    """Those of the inputs whose autoencoders write at a scale of each token's own."""
+    """Those of the inputs whose autoencoders scale their output by the token's input."""
 
     @classmethod
     def of_sets(cls, sets: Iterable[AutoencoderKind]) -> AutoencoderInputs:
-        """What *sets* read, at most one of them per node type."""
+        """The inputs of *sets*, at most one of them per node type."""
         present = tuple(sets)
         by_type = {one.node_type: AUTOENCODER_INPUTS[one.dst] for one in present}
         return cls(
@@ -80,14 +80,14 @@ class AutoencoderInputs:
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A residual vector per token that something is computed from."""
+    """A residual, one vector per token, that a node is computed from."""
 
     site: Site
     """The tap."""
     location: LocationWithinLayer
     """Its place in the order within *layer*."""
     layer: int
-    """The layer that reads it."""
+    """The layer whose attention or MLP reads it."""
 
     def is_after(self, location: LocationWithinLayer | None, layer: int | None) -> bool:
         """Whether a component at (*location*, *layer*) precedes this residual; one without a layer always does."""
@@ -96,7 +96,7 @@ class Residual:
         return layer == self.layer and location is not None and location < self.location
 
     def depends_on(self, site: Site) -> bool:
-        """Whether what is tapped at *site* goes into this residual."""
+        """Whether this residual depends on the tensor at *site*."""
         location, layer = site
         if layer is None:
             return location is _L.RESID_POST_EMBEDDING
@@ -105,29 +105,30 @@ class Residual:
 
 
 def residual_entering(layer: int) -> Residual:
-    """What the attention of *layer* reads."""
+    """The residual that the attention of *layer* reads."""
     return Residual(site_entering(layer), LocationWithinLayer.END_OF_PREV_LAYER, layer)
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """How the parts of one model hang together, with the autoencoders of one config."""
+    """The order of computation in one model, with the autoencoders of one config."""
 
     n_layers: int
     """Layers of the model."""
     architecture: Architecture
     """The model's."""
     inputs: AutoencoderInputs
-    """What the config's autoencoders read."""
+    """The inputs of the config's autoencoders."""
 
     def residual_before_mlp(self, layer: int) -> Residual:
-        """What the MLP of *layer* reads: in a parallel layer the same as its attention."""
+        """The residual that the MLP of *layer* reads: in a parallel layer the same as its attention."""
         if self.architecture.parallel:
             return residual_entering(layer)
         return Residual((_L.RESID_POST_ATTN, layer), LocationWithinLayer.RESID_POST_ATTN, layer)
 
     def residual_before(self, node_type: NodeType, layer: int) -> Residual:
-        """What a node is computed from: neurons and latents of the MLPs read what the MLP reads."""
+        """The residual that a node is computed from: for neurons and latents of the MLPs, the one that the MLP
+        reads."""
         facts = NODES[node_type]
         kind = self.inputs.of(node_type) if facts.is_autoencoder_latent else None
         reads = facts.reads if kind is None else NODES[kind.node_type].reads
@@ -135,27 +136,27 @@ class Topology:
         return self.residual_before_mlp(layer) if of_mlp else residual_entering(layer)
 
     def location_of_latents(self, node_type: NodeType) -> LocationWithinLayer:
-        """Where the latents of *node_type* lie within a layer: where their autoencoder's input does."""
+        """The place of the latents of *node_type* within a layer: that of their autoencoder's input."""
         return require(self.inputs.of(node_type)).location
 
     def location_of_node(self, node: NodeIndex) -> LocationWithinLayer:
-        """Where a node lies within its layer."""
+        """The place of a node within its layer."""
         facts = NODES[node.node_type]
         return self.location_of_latents(node.node_type) if facts.is_autoencoder_latent else require(facts.location)
 
     def residual_of_trace(self, trace: TraceConfig) -> Residual:
-        """What a traced node is computed from; for V that of the upstream head (specification, 8.1)."""
+        """The residual that a traced node is computed from; for V that of the upstream head (specification, 8.1)."""
         return self.residual_before(trace.node_index.node_type, require(trace.node_index.layer_index))
 
     def final_residual(self, trace: TraceConfig | None) -> Residual:
-        """The last residual before the origin: before the traced node, or what leaves the last layer."""
+        """The last residual before the origin: before the traced node, or after the last layer."""
         if trace is None:
             last = self.n_layers - 1
             return Residual((_L.RESID_POST_MLP, last), LocationWithinLayer.RESID_POST_MLP, last)
         return self.residual_of_trace(trace)
 
     def residuals_of_trace_value(self, trace: TraceConfig) -> tuple[Site, ...]:
-        """Recorded residuals, besides its own, that the value of *trace* depends on: V reads a downstream gradient."""
+        """Recorded residuals, besides its own, that the value of *trace* depends on: V needs a downstream gradient."""
         if trace.attention_trace_type is not AttentionTraceType.V:
             return ()
         downstream = trace.downstream_trace_config

@@ -1,8 +1,8 @@
 """Write directions (W_out, W_O, W_dec) as lazy [K, d_model] matrices.
 
-What a component writes at coefficient 1, one direction per entry. The matrix is made only where it is asked for: sums
-and projections go through the factors that it is a product of. Of a write that passes a norm this is the part at
-scale 1; the scale is in the coefficients (`components`).
+A write direction is what an entry writes at coefficient 1. The matrix is formed only on demand: sums and projections
+use the factors that it is a product of. Directions of writes that pass a post-norm are at scale 1; the scale is in the
+coefficients (`components`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WriteDirections(LinearWrite):
 
     @abstractmethod
     def norms(self) -> torch.Tensor:
-        """Their lengths [K]."""
+        """Their norms [K]."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class NeuronDirections(WriteDirections):
 
 @dataclass(frozen=True)
 class ValueDirections(WriteDirections):
-    """v[u,h] W_O[h], what each head writes of each key's value: [U, H, d]."""
+    """v[u,h] W_O[h], the value of each key through each head's output matrix: [U, H, d]."""
 
     layer: Layer
     values: torch.Tensor
@@ -88,7 +88,7 @@ class ValueDirections(WriteDirections):
         return torch.einsum("tuh,uhd->tud", coefficients, self.matrix())
 
     def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """[T, U, H]: the direction is brought to each head's channels before it meets the values."""
+        """[T, U, H]: (*direction* @ W_O[h]^T) . v[u,h], without forming v W_O."""
         direction = unit_read(direction, self.layer.attn_post_norm)
         per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
         return torch.einsum("thc,uhc->tuh", per_head, self.values)
@@ -131,7 +131,7 @@ class LatentDirections(WriteDirections):
 
     autoencoder: Autoencoder
     behind: LinearWrite | None
-    """What the decoder's output is coefficients of; None if it is a vector of the residual stream."""
+    """The map from the decoder's output to the residual stream; None if the output is a vector of it."""
 
     def combined(self, coefficients: torch.Tensor) -> torch.Tensor:
         """[..., d]."""

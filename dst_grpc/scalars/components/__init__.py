@@ -1,4 +1,4 @@
-"""The components that derived scalars are about: one class each, which knows the taps that it is computed from.
+"""The components that derived scalars are about: one class each, which knows the taps it is computed from.
 
 Each module registers its classes in `base.COMPONENTS`, and this package imports every module.
 """

@@ -1,7 +1,7 @@
-"""Attention heads: at a pair of tokens, and at a query token with the keys summed up.
+"""Attention heads: at a pair of tokens, and at a query token summed over keys.
 
-A pair writes A[t,u,h] v[u,h] W_O[h]: its coefficient is the attention probability, and its direction what the head
-writes of the key's value.
+A pair writes A[t,u,h] v[u,h] W_O[h]: its coefficient is the attention probability, and its direction the key's value
+through the head's output matrix.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HeadPair(NodeComponent):
     """A head h at a query token t and a key token u."""
 
     through: ClassVar[AttentionTraceType] = AttentionTraceType.QK
-    """The inputs of the head that a recomputation goes through; the others are constants in it."""
+    """The inputs of the head that depend on the residual in a recomputation; the others are constants."""
     tap = _L.ATTN_QK_PROBS
     node_type = NodeType.ATTENTION_HEAD
     location = LocationWithinLayer.ATTN
@@ -74,7 +74,7 @@ class HeadPairWrites(ScaledWrites):
         return self.value.unsqueeze(-1) * self.directions.values
 
     def autoencoder_input(self) -> torch.Tensor:
-        """A row per pair of tokens and head, [P H, d], without making the upper triangle."""
+        """A row per pair of tokens and head, [P H, d], without computing the upper triangle."""
         t, u = torch.tril_indices(*self.coefficients.shape[:2], device=self.coefficients.device)
         writes = self.coefficients[t, u].unsqueeze(-1) * self.directions.matrix()[u]
         return writes.flatten(0, 1)
@@ -96,9 +96,9 @@ class Key(HeadPair):
 
 @registered(Kind.VALUE)
 class Value(HeadPair):
-    """A head at a pair of tokens, as reached through its value: what an edge moves is A[t,u,h] v[u,h].
+    """A head at a pair of tokens, as reached through its value: the activation of an edge is A[t,u,h] v[u,h].
 
-    Its gradient is that of the values weighted by the probabilities, [T, H, c], which each of them adds to.
+    Its gradient is that of the weighted sum of values, [T, H, c], of which it is a term.
     """
 
     tap = _L.ATTN_WEIGHTED_SUM_OF_VALUES
@@ -116,7 +116,7 @@ class Value(HeadPair):
 
 @registered(Kind.HEAD_AT_TOKEN)
 class HeadAtToken(Writer):
-    """A head h at a query token t, its keys summed up: writes o[t,h] W_O[h], o the weighted sum of values."""
+    """A head h at a query token t, summed over keys: writes o[t,h] W_O[h], o the weighted sum of values."""
 
     tap = _L.ATTN_WEIGHTED_SUM_OF_VALUES
     location = LocationWithinLayer.ATTN
@@ -136,7 +136,7 @@ class HeadAtTokenWrites(Writes):
 
     @property
     def _written(self) -> torch.Tensor:
-        """The values as they are written, [T, H, c]."""
+        """The weighted sums of values times the write factor, [T, H, c]."""
         return times(self.value, self.component.write_factor(self.run))
 
     def write(self) -> torch.Tensor:

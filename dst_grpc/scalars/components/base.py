@@ -1,8 +1,8 @@
-"""What every component is: the taps that it is computed from, and, at one layer of one run, what they say of it.
+"""Base classes of components: the taps that a component is computed from, and its quantities at one layer of one run.
 
-A component is the part of a model that a derived scalar is about: a neuron, an attention head, a latent, a residual
-vector. A `Component` knows its taps without weights, for the planner; bound to a layer of a run it is a `Bound`, which
-reads exactly those taps, each when a quantity first needs it.
+A component is what a derived scalar is about: neurons, attention heads, latents, residual vectors. A `Component` knows
+its taps without weights, for the planner; bound to a layer of a run it is a `Bound`, which reads exactly those taps,
+each when a quantity first needs it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerOfRun:
-    """One layer of one run: its weights, and what was recorded at it."""
+    """One layer of one run: its weights, and its recorded taps."""
 
     model: ExplainedModel
     recorded: RecordedTaps
     layer: int | None
-    """None for what exists once per model."""
+    """None for a component that exists once per model."""
 
     @property
     def block(self) -> Layer:
@@ -47,18 +47,18 @@ class LayerOfRun:
         return self.model.decoder.layers[require(self.layer)]
 
     def value(self, location: ActivationLocationType) -> torch.Tensor:
-        """What was recorded at a location of the layer."""
+        """The recorded value of a location of the layer."""
         return self.recorded.value((location, self.layer))
 
 
 @dataclass(frozen=True)
 class Component(ABC):
-    """A part of a model, at every token and, where it has them, every layer."""
+    """A component of a model, at every token and, where it has them, every layer."""
 
     tap: ClassVar[ActivationLocationType | None] = None
-    """Where its activation is tapped, of components that have one tap; None of the others."""
+    """The tap of its activation; None for a component that is not read from one tap."""
     topology: Topology
-    """The model's parts in order, with what the autoencoders read."""
+    """The order of computation in the model, with the inputs of its autoencoders."""
 
     @classmethod
     def of_task(cls, task: Task) -> Self:
@@ -66,22 +66,23 @@ class Component(ABC):
         return cls(task.topology)
 
     def site(self, layer: int | None) -> Site | None:
-        """Where its activation, or the coefficient of its write, is tapped, and its gradient; None if nowhere."""
+        """The site of its activation, or of the coefficient of its write, and of its gradient; None if there is
+        none."""
         return None if self.tap is None else (self.tap, layer)
 
     def activation_sites(self, layer: int | None) -> Iterator[Site]:
-        """What its activation is computed from."""
+        """Sites that its activation is computed from."""
         site = self.site(layer)
         if site is not None:
             yield site
 
     def scale_sites(self, layer: int | None) -> Iterator[Site]:
-        """What its write takes besides: the scales that it is multiplied by on its way to the residual stream."""
+        """Further sites that its write is computed from: scales between the activation and the residual stream."""
         del layer
         yield from ()
 
     def taps(self, layer: int | None, quantity: Quantity) -> Iterator[Tap]:
-        """What *quantity* of it is computed from at *layer*, besides any direction."""
+        """Taps that *quantity* of it is computed from at *layer*, without those of a direction."""
         if quantity is Quantity.ACT_TIMES_GRAD:
             site = require(self.site(layer))
             yield PassType.FORWARD, site
@@ -111,7 +112,7 @@ class Bound:
         return self.run.recorded.value(require(self.component.site(self.run.layer)))
 
     def activation(self) -> torch.Tensor:
-        """Its activation, in the axes that the type declares."""
+        """Its activation, with the axes that the type declares."""
         return self.value
 
     def gradient(self) -> torch.Tensor:
@@ -127,26 +128,26 @@ class Writer(Component):
     """A component that adds vectors to the residual stream."""
 
     post_norm_scale: ClassVar[ActivationLocationType | None] = None
-    """Where models with post-norms tap the scale of the one that its write passes; None if it passes none."""
+    """Tap of the scale of the post-norm that its write passes in models with post-norms; None if it passes none."""
 
     @property
     @abstractmethod
     def location(self) -> LocationWithinLayer | None:
-        """Its place in the order within its layer; None where unknown."""
+        """Its place in the order within its layer; None if unknown."""
 
     @property
     def output_norm_scale(self) -> ActivationLocationType | None:
-        """Where the scale of the norm is tapped that its write passes; None if it passes none."""
+        """Tap of the scale of the post-norm that its write passes; None if it passes none."""
         return self.post_norm_scale if self.topology.architecture.post_norms else None
 
     def scale_sites(self, layer: int | None) -> Iterator[Site]:
-        """The scale of the norm that its write passes."""
+        """The scale of the post-norm that its write passes."""
         scale = self.output_norm_scale
         if scale is not None:
             yield scale, layer
 
     def write_factor(self, run: LayerOfRun) -> torch.Tensor | None:
-        """What its coefficients are multiplied by where it writes, token by token, [T, 1]; None if by nothing.
+        """Factor of its coefficients in the write, by token, [T, 1]; None if there is none.
 
         The norm's scale is a constant as recorded, so that the writes of all heads or neurons still add up.
         """
@@ -159,7 +160,7 @@ class Writer(Component):
 
 
 class Writes(Bound, ABC):
-    """What a component writes at one layer of one run. Biases belong to no component."""
+    """The writes of a component at one layer of one run. Biases belong to no component."""
 
     component: Writer
 
@@ -168,7 +169,7 @@ class Writes(Bound, ABC):
         """Write vectors [T, ..., d]."""
 
     def summed_write(self) -> torch.Tensor:
-        """Write vectors summed over the heads or neurons, [T, ..., d], without making them apart."""
+        """Write vectors summed over the heads or neurons, [T, ..., d], without computing each."""
         return self.write()
 
     @abstractmethod

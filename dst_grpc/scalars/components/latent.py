@@ -1,7 +1,7 @@
 """Latents of autoencoders: those of one that is spliced into the run, and those computed offline from recorded taps.
 
-A latent j writes h[t,j] D[j]: D is the decoder, and behind it, for an autoencoder of neurons or of heads' values, what
-those write (specification, 7.4). Autoencoders that read what a layer adds to the residual stand behind its post-norm.
+A latent j writes h[t,j] D[j]: D is the decoder, followed by the output matrix for an autoencoder of neurons or of
+heads' values (specification, 7.4). Autoencoders of attention's or the MLP's write read it after the post-norm.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Latents(ScaledComponent):
     """The latents, at every token, of the autoencoders of one input."""
 
     node_type: NodeType
-    """Which autoencoders."""
+    """Type of the latents."""
 
     @classmethod
     def of_task(cls, task: Task) -> Self:
@@ -50,23 +50,23 @@ class _Latents(ScaledComponent):
 
     @property
     def input(self) -> AutoencoderInput:
-        """What the autoencoders read."""
+        """The input of the autoencoders."""
         return require(self.topology.inputs.of(self.node_type))
 
     @property
     def location(self) -> LocationWithinLayer:
-        """Where their autoencoders' input lies."""
+        """The place of their autoencoders' input within the layer."""
         return self.topology.location_of_latents(self.node_type)
 
     @property
     def _behind(self) -> Neuron | HeadAtToken | None:
-        """What a reconstruction is an activation of; None if it is a vector of the residual stream."""
+        """The component whose activations are reconstructed; None if the input is a vector of the residual stream."""
         kind = self.input.written_as
         return None if kind is None else cast("type[Neuron | HeadAtToken]", COMPONENTS[kind])(self.topology)
 
     @property
     def output_norm_scale(self) -> ActivationLocationType | None:
-        """That of what stands behind the decoder."""
+        """That of the component whose activations are reconstructed."""
         return None if self._behind is None else self._behind.output_norm_scale
 
     def directions(self, run: LayerOfRun) -> LatentDirections:
@@ -101,11 +101,12 @@ class Latent(_Latents, NodeComponent):
         return self.input.is_of_mlp and self.input.is_traced
 
     def site(self, layer: int | None) -> Site:
-        """Where the latents [T, Z] are tapped."""
+        """The site of the latents [T, Z]."""
         return self.input.latent_tap, layer
 
     def scale_sites(self, layer: int | None) -> Iterator[Site]:
-        """The scale of the norm that they pass, and the input that an autoencoder may scale by."""
+        """The scale of the post-norm that their writes pass, and the input, if the autoencoder scales its output by
+        it."""
         yield from super().scale_sites(layer)
         if self.input in self.topology.inputs.scaled:
             yield self.input.tap, layer
@@ -125,7 +126,7 @@ class Latent(_Latents, NodeComponent):
         return autoencoder.encode(read) if at is PreOrPostAct.POST else autoencoder.pre_activation(read)
 
     def _input_from(self, block: Layer, rho: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
-        """What the autoencoder reads, [T, n_in], from the residual *rho* [T, d] before it."""
+        """The autoencoder's input, [T, n_in], recomputed from the residual *rho* [T, d] before it."""
         if self.input.is_of_attention_write:
             q, k, v = block.qkv(block.attn_norm(rho, detach_scale=detach_scale))
             mixed = block.attn_mix(block.attn_probs(block.attn_scores(q, k)), v)
@@ -140,12 +141,12 @@ class OfflineLatent(_Latents):
 
     @property
     def source(self) -> ScaledComponent | None:
-        """What the autoencoder reads the writes of; None if it reads a tap as it is."""
+        """The component whose writes the autoencoder reads; None if it reads a tap as it is."""
         kind = self.input.offline_component
         return None if kind is None else cast("type[ScaledComponent]", COMPONENTS[kind])(self.topology)
 
     def activation_sites(self, layer: int | None) -> Iterator[Site]:
-        """What the autoencoder reads, or what that is computed from."""
+        """The tap that the autoencoder reads, or the taps that its input is computed from."""
         if self.source is None:
             yield input_site(self.input.type, layer, self.topology.architecture)
         else:
@@ -164,7 +165,7 @@ class OfflineLatentWrites(ScaledWrites):
 
     @cached_property
     def read(self) -> torch.Tensor:
-        """What the autoencoder reads, [T, n_in] or [P H, n_in]."""
+        """The autoencoder's input, [T, n_in] or [P H, n_in]."""
         component, run = self.component, self.run
         if component.source is not None:
             return component.source.bind(run).autoencoder_input()

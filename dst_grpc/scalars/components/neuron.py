@@ -1,4 +1,4 @@
-"""MLP neurons, and what an autoencoder spliced in after their nonlinearity does not reconstruct of them."""
+"""MLP neurons, and the reconstruction errors of an autoencoder that is spliced in after their nonlinearity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _WrittenThroughNeurons(ScaledComponent):
-    """A value [T, F] that writes as the neurons do: times the rows of W_out."""
+    """A value [T, F] that is written through the rows of W_out."""
 
     location = LocationWithinLayer.MLP
     post_norm_scale = ActivationLocationType.MLP_OUTPUT_LAYER_NORM_SCALE
@@ -47,13 +47,13 @@ class Neuron(_WrittenThroughNeurons, NodeComponent):
     def pre_activations(
         self, model: ExplainedModel, layer: int, rho: torch.Tensor, which: torch.Tensor
     ) -> torch.Tensor:
-        """[n], without making the other neurons'."""
+        """[n], without computing the other neurons."""
         block = model.decoder.layers[layer]
         return block.neuron_pre_act(block.mlp_norm(rho, detach_scale=True), which)
 
 
 @registered(Kind.NEURON_ERROR)
 class NeuronError(_WrittenThroughNeurons):
-    """A neuron's activation less its reconstruction: writes eps[t,n] W_out[n]."""
+    """A neuron's activation minus its reconstruction: writes eps[t,n] W_out[n]."""
 
     tap = ActivationLocationType.ONLINE_MLP_AUTOENCODER_ERROR

@@ -1,7 +1,7 @@
-"""Components whose entries are nodes: what can be traced, and be at either end of an edge.
+"""Components whose entries are nodes: they can be traced, and be at either end of an edge.
 
-Their activations can be recomputed from the residual just before them. No taps are offered there: ablations and splices
-of the node's own layer do not reach a recomputation (specification, sections 5 and 8).
+Their activations can be recomputed from the residual just before them. A recomputation has no taps: ablations and
+splices of the node's own layer do not apply in it (specification, sections 5 and 8).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NodeComponent(ScaledComponent):
     """Neurons, attention heads at pairs of tokens, or latents of a spliced autoencoder."""
 
     node_type: NodeType
-    """What an entry is."""
+    """Type of the entries."""
 
     @classmethod
     def of_nodes(cls, node_type: NodeType, topology: Topology) -> Self:
@@ -36,16 +36,16 @@ class NodeComponent(ScaledComponent):
         return cls(topology)
 
     def gradient_site(self, layer: int | None) -> Site:
-        """Where the gradient that weighs an edge into it is tapped."""
+        """The site of the gradient that weights an edge into it."""
         return require(self.site(layer))
 
     @property
     def reads_mlp_input(self) -> bool:
-        """Whether it is computed from what the MLP reads, one token at a time."""
+        """Whether it is computed from the MLP's input, one token at a time."""
         return NODES[self.node_type].reads is LocationWithinLayer.RESID_POST_ATTN
 
     def residual_before(self, layer: int) -> Residual:
-        """What it is computed from."""
+        """The residual that it is computed from."""
         return self.topology.residual_before(self.node_type, layer)
 
     @abstractmethod
@@ -70,7 +70,7 @@ class NodeComponent(ScaledComponent):
         Args:
             model: the weights.
             layer: which layer.
-            rho: residuals [n, d], each of a token of its own: only of what reads one token at a time.
+            rho: residuals [n, d], each of a separate token; only for components that read one token at a time.
             which: the entries [n].
         """
         pre = self.recompute(model, layer, rho, at=PreOrPostAct.PRE, detach_scale=True)
@@ -81,14 +81,15 @@ class NodeComponent(ScaledComponent):
     ) -> torch.Tensor:
         """The activations at the downstream end of edges as a function of *rho* [T, d].
 
-        They are weighed by *gradient*, that at `gradient_site`, if one is given.
+        They are weighted by *gradient*, that at `gradient_site`, if one is given.
         """
         x = self.recompute(model, layer, rho, at=PreOrPostAct.POST, detach_scale=detach_scale)
         return x if gradient is None else x * gradient
 
 
 def component_of_nodes(node_type: NodeType, topology: Topology) -> NodeComponent | None:
-    """What nodes of *node_type* are entries of in a run; None if of nothing, as latents of what is not spliced in."""
+    """The component that nodes of *node_type* are entries of in a run; None if there is none, as for latents of an
+    autoencoder that is not spliced in."""
     facts = NODES[node_type]
     if facts.component is None:
         return None

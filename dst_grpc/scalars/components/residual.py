@@ -1,4 +1,4 @@
-"""Vectors of the residual stream, which are their own write: residual sums, layers' writes, errors, a node's write."""
+"""Vectors of the residual stream, which are their own write: residuals, layers' writes, errors, a node's write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ResidualVector(Writer):
     """A tapped vector per token."""
 
     tapped: ActivationLocationType
-    """Which one."""
+    """Its tap."""
 
     @classmethod
     def of_task(cls, task: Task) -> Self:

@@ -1,7 +1,7 @@
 """Components that write a scalar coefficient times a direction: neurons, attention heads at pairs of tokens, latents.
 
-The direction is at unit scale: where a layer norms what it adds to the residual, the norm's gain is in the directions
-and its scale, a constant as recorded, in the coefficients. So is the scale at which an autoencoder decodes.
+The direction is at scale 1: in models with post-norms, the norm's gain is in the directions and its scale, a recorded
+constant, in the coefficients. So is the scale at which an autoencoder decodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ScaledComponent(Writer):
 
     @abstractmethod
     def directions(self, run: LayerOfRun) -> WriteDirections:
-        """What the entries write at coefficient 1."""
+        """The write directions: what the entries write at coefficient 1."""
 
     def bind(self, run: LayerOfRun) -> ScaledWrites:
         """The component at one layer of one run."""
@@ -33,7 +33,7 @@ class ScaledComponent(Writer):
 
 @dataclass(frozen=True, slots=True)
 class EntryWrites:
-    """What n entries write, each at its own token: entry i its coefficient times directions[which[i]]."""
+    """The writes of n entries, each at its own token: entry i writes its coefficient times directions[which[i]]."""
 
     coefficients: torch.Tensor
     """[n]."""
@@ -50,7 +50,7 @@ class ScaledWrites(Writes):
 
     @cached_property
     def factor(self) -> torch.Tensor | None:
-        """What `value` is multiplied by, token by token, [T, 1], to give the coefficients; None if by nothing."""
+        """Factor of `value` in the coefficients, by token, [T, 1]; None if there is none."""
         return self.component.write_factor(self.run)
 
     @cached_property
@@ -88,11 +88,11 @@ class ScaledWrites(Writes):
         return result
 
     def autoencoder_input(self) -> torch.Tensor:
-        """The writes as an autoencoder reads them: a row per token, summed, [T, d]."""
+        """The writes as the input of an autoencoder: summed, a row per token, [T, d]."""
         return self.summed_write()
 
     def at(self, entries: torch.Tensor) -> EntryWrites:
-        """What some entries write. *entries* are their indices, [n, axes], a query token first."""
+        """The writes of some entries. *entries* are their indices, [n, axes], a query token first."""
         places, which = entries[:, 1:].unique(dim=0, return_inverse=True)
         factor = None if self.factor is None else self.factor[entries[:, 0]]
         coefficients = times(self.value[tuple(entries.t())], factor)

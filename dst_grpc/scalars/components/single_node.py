@@ -1,4 +1,4 @@
-"""The one node that `node_index_for_attribution` names, as what it writes at its own token."""
+"""The write of the node that `node_index_for_attribution` names, at its own token."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class SingleNode(Writer):
 
     @property
     def of_nodes(self) -> NodeComponent:
-        """What the node is an entry of."""
+        """The component that the node is an entry of."""
         return require(component_of_nodes(self.node.node_type, self.topology))
 
     def activation_sites(self, layer: int | None) -> Iterator[Site]:
-        """What the component is computed from."""
+        """Sites that the component is computed from."""
         return self.of_nodes.activation_sites(layer)
 
     def scale_sites(self, layer: int | None) -> Iterator[Site]:
-        """What the component's writes take besides."""
+        """Further sites that the component's writes are computed from."""
         return self.of_nodes.scale_sites(layer)
 
     def bind(self, run: LayerOfRun) -> SingleNodeWrites:
@@ -59,7 +59,7 @@ class SingleNode(Writer):
 
 
 class SingleNodeWrites(ResidualWrites):
-    """w [T, d]: what the node writes at its token, elsewhere 0."""
+    """w [T, d]: the node's write at its token, elsewhere 0."""
 
     component: SingleNode
 

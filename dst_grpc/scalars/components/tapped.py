@@ -45,7 +45,7 @@ class PreviousResidual(Component):
     """The residual [T, d] that enters a layer: the sum after the layer before, or the embedding."""
 
     def site(self, layer: int | None) -> Site:
-        """Where that is tapped."""
+        """The site of that residual."""
         return residual_entering(require(layer)).site
 
     def bind(self, run: LayerOfRun) -> Bound:

@@ -1,4 +1,4 @@
-"""Every token of the vocabulary as an input: how far its embedding alone drives one neuron or latent."""
+"""Every token of the vocabulary as an input: the pre-activation of one neuron or latent for its embedding alone."""
 
 from __future__ import annotations
 
