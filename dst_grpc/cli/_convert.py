@@ -1,4 +1,7 @@
-"""`dst-grpc convert`: a pickled file of tensors made a safetensors file, offline and without running its pickle."""
+"""`dst-grpc convert`: offline, what the server refuses made what it reads.
+
+A pickled file of tensors becomes a safetensors file, without running its pickle; a GGUF file a folder with a model.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,75 @@ from typing import Annotated
 
 import typer
 
-from dst_grpc.cli._console import console, errors_reported
+from dst_grpc.cli._console import console, errors_reported, fail
 from dst_grpc.cli._tables import human_bytes, human_count
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file written by torch.save.")
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="A file written by torch.save, or a GGUF file."
+        ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT.safetensors", dir_okay=False, help="Where to write; must not exist yet.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Where to write, OUT.safetensors or, for GGUF, a folder; must not exist yet."
+        ),
     ],
-    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Give up on a file of torch.save after this long.")
+    ] = 600.0,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="For GGUF: the tokenizer.json of the model it was made of.",
+        ),
+    ] = None,
 ) -> None:
-    """Make a safetensors file of a pickled one that the server refuses, without running what is in it."""
+    """Make a safetensors file of a pickled one that the server refuses, without running what is in it.
+
+    Or make a folder, in float32, of a GGUF file with a model of the Llama architecture.
+    """
+    with errors_reported():
+        if _is_gguf(source):
+            _convert_gguf(source, target, tokenizer)
+        else:
+            _convert_pickle(source, target, timeout)
+
+
+def _is_gguf(source: Path) -> bool:
+    with source.open("rb") as file:
+        return source.suffix == ".gguf" or file.read(4) == b"GGUF"
+
+
+def _convert_pickle(source: Path, target: Path, timeout: float) -> None:
     # The server's part of the package, which a bare install lacks.
     from dst_grpc.contexts.conversion import convert_pickle
 
-    with errors_reported():
-        converted = convert_pickle(source, target, timeout_seconds=timeout)
-    console().print(
+    converted = convert_pickle(source, target, timeout_seconds=timeout)
+    _say(
         f"{target}: {human_count(converted.n_tensors, 'tensor')}, {human_bytes(converted.byte_count)}, "
-        f"and {human_count(len(converted.texts), 'text')} ({', '.join(converted.texts) or 'none'})",
-        markup=False,
-        soft_wrap=True,
+        f"and {human_count(len(converted.texts), 'text')} ({', '.join(converted.texts) or 'none'})"
     )
+
+
+def _convert_gguf(source: Path, folder: Path, tokenizer: Path | None) -> None:
+    try:
+        from dst_grpc.contexts.gguf_folder import convert_gguf
+    except ModuleNotFoundError as error:
+        fail(
+            f"to convert GGUF, dst-grpc needs {error.name}; install it with: pip install 'dst-grpc[server,gguf]'",
+            code=1,
+        )
+    written = convert_gguf(source, folder, tokenizer)
+    _say(f"{folder}: {human_count(written.parameter_count, 'parameter')}, {human_bytes(written.parameter_bytes)}")
+
+
+def _say(text: str) -> None:
+    console().print(text, markup=False, soft_wrap=True)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from scripts.real_model.gguf_folder import GgufError, write_folder
+from dst_grpc.contexts.gguf_folder import convert_gguf
+from dst_grpc.errors import DstError
 from scripts.serving import server
 
 FOLDER: Final = Path(__file__).parents[2] / "build" / "smollm2-135m-instruct"
@@ -29,7 +30,8 @@ def ready_folder(folder: Path = FOLDER) -> Path:
     """*folder*, written now unless it was before."""
     if not folder.exists():
         print(f"Writing {source().name} as float32 to {folder} ...", flush=True)
-        write_folder(source(), folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert_gguf(source(), folder)
     return folder
 
 
@@ -41,8 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         folder = ready_folder(arguments.folder)
-    except GgufError as error:
-        sys.exit(str(error))
+    except DstError as error:
+        sys.exit(error.message)
     if arguments.only_write:
         return
     with server("--model", f"{NAME}={folder}", "--default-model", NAME) as address:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,7 +15,6 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.tokenizer import Tokenizer
 from scripts.real_model.__main__ import ready_folder
-from scripts.real_model.gguf_folder import halves_apart
 
 PROMPTS = {
     "The capital of France is": " Paris",
@@ -62,8 +60,3 @@ def test_it_speaks_english(prompt: str, following: str, decoder: Decoder, tokeni
 
 def test_digits_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_strings(tokenizer.encode("In 2018")) == ["In", " ", "2", "0", "1", "8"]
-
-
-def test_rotary_pairs_are_moved_apart_head_by_head() -> None:
-    rows = np.arange(8, dtype=np.float32).reshape(8, 1)
-    assert halves_apart(rows, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,3 +82,17 @@ def test_convert(run: Run, tmp_path: Path) -> None:
     again = run("convert", str(source), str(target))
     assert again.exit_code == 1
     assert "exists already" in again.stderr
+
+
+def test_convert_of_gguf_says_which_package_it_needs_and_what_is_wrong_with_a_file(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.write_bytes(b"GGUF and no more")
+    result = run("convert", str(source), str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "model: is no sound GGUF file" in result.stderr
+    code = "import sys; sys.modules['gguf'] = None; from dst_grpc.cli import main; main()"
+    command = [sys.executable, "-c", code, "convert", str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'dst-grpc[server,gguf]'" in done.stderr
+    assert "Traceback" not in done.stderr
