@@ -1,1 +1,1 @@
-"""What operators see of the server: logs and metrics. It watches calls and never changes them."""
+"""Logs and metrics of the server's calls. It observes calls and never changes them."""

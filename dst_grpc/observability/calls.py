@@ -1,4 +1,4 @@
-"""The one protocol by which logs, metrics and guards follow calls, whatever shape the call has.
+"""The protocol by which logs, metrics and guards observe calls of every shape.
 
 `rpc` adapts it once to the four shapes of gRPC; observers never touch streams, requests or responses.
 """
@@ -13,7 +13,7 @@ from typing import Protocol
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CallInfo:
-    """One call while it lasts. The counts grow until it ends."""
+    """One call in progress. The counts grow until it ends."""
 
     method: str
     """Full name, e.g. `/dst.v1.DerivedScalarService/Derive`."""
@@ -22,9 +22,9 @@ class CallInfo:
     peer: str = ""
     """Address of the caller as gRPC prints it."""
     metadata: Sequence[tuple[str, str | bytes]] = ()
-    """What the caller sent beside the request; keys are lower case."""
+    """The caller's metadata; keys are lower case."""
     token_name: str = ""
-    """What stands for the bearer token that the caller was admitted with; empty without one."""
+    """Name of the bearer token that the caller was admitted with; empty without one."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when the call came in."""
     received_bytes: int = 0
@@ -37,7 +37,7 @@ class CallInfo:
     """Response messages so far."""
 
     def header(self, key: str) -> str | None:
-        """The text that the caller sent under *key*; None without it."""
+        """The text of the caller's metadata under *key*; None if there is none."""
         for name, value in self.metadata:
             if name == key:
                 return value if isinstance(value, str) else value.decode("utf-8", "replace")
@@ -55,17 +55,17 @@ class CallOutcome:
     reason: str = ""
     """Reason of the error; empty without one."""
     error_id: str = ""
-    """What finds a fault's text in the log; empty unless the code is INTERNAL."""
+    """Id under which the log has the error's text; empty unless the code is INTERNAL."""
 
 
 class CallObserver(Protocol):
-    """Follows calls from their start to their end."""
+    """Observes calls from their start to their end."""
 
     def on_start(self, call: CallInfo) -> object:
-        """Take notice of a call before anything of it is read; what is returned comes back to `on_end`.
+        """Called before anything of a call is read; the result is passed to `on_end`.
 
         Raising one of our errors refuses the call. `on_end` is called for every observer whose `on_start` returned.
         """
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
-        """Take notice of the end; *token* is what `on_start` returned."""
+        """Called at the end; *token* is what `on_start` returned."""

@@ -1,7 +1,7 @@
 """Structured logs: an event's name and its fields, as `key=value` or as JSON, one line each.
 
-Modules log with the standard library: `_log.info("context loaded", extra={"context": handle})`. Here is only how such
-a record is written, and the observer that writes one line per call. Nothing is configured on import.
+Modules log with the standard library: `_log.info("context loaded", extra={"context": handle})`. This module formats
+such records, and has the observer that writes one line per call. Nothing is configured on import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What the caller passed as `extra`."""
+    """The fields that were passed as `extra`."""
     return {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
 
 
@@ -30,7 +30,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value as it stands after `key=`; quoted only where a reader could not tell its end."""
+    """A value as written after `key=`; quoted only where its end would not be clear."""
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
 
@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: TextIO | None = None) -> None:
     """Write this package's records to *stream* (standard error), as `text` or `json`, from *level* on.
 
-    gRPC's own records go the same way, so that nothing of the server's is written in another form.
+    gRPC's own records are written the same way.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
@@ -81,7 +81,7 @@ class LogCalls:
     """One line per call at INFO."""
 
     def on_start(self, call: CallInfo) -> None:
-        """Nothing is written at the start."""
+        """Do nothing at the start."""
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Write the line."""

@@ -1,7 +1,7 @@
 """Prometheus metrics of the calls, under the names of gRFC A66 as Prometheus spells them.
 
-The grpc.aio server reports none of these itself. Each exporter has a registry of its own, so that two servers in one
-process do not count together.
+The grpc.aio server reports none of these itself. Each server has a registry of its own, so that two servers in one
+process count separately.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class CallMetrics:
 
 
 def follow_put_tensors(registry: CollectorRegistry, byte_count: Callable[[], int]) -> None:
-    """Register a gauge of the bytes of tensors that callers put, with *registry*."""
+    """Register a gauge of the bytes of tensors that callers have stored, with *registry*."""
     gauge = Gauge("dst_put_tensor_bytes", "Bytes of tensors that callers put.", registry=registry)
     gauge.set_function(byte_count)
 
 
 def _label(call: CallInfo) -> str:
-    """The method without its leading slash; unknown ones share a label, or strangers could invent any number."""
+    """The method without its leading slash; unknown methods share a label, so that callers cannot create labels."""
     return call.method.removeprefix("/") if call.is_known else _OTHER
 
 

@@ -1,4 +1,4 @@
-"""Answers put together again by the client, and checked: what contradicts itself is DataLoss."""
+"""Reassembles and checks answers on the client: an inconsistent answer is DataLoss."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ Tensor = DenseTensor | SparseTensor
 
 
 class Assembler:
-    """Rebuilds the answer to one request from its frames.
+    """Reassembles the answer to one request from its frames.
 
-    Tensors are handed out as soon as they are whole; whether their bytes are those that were sent is known with the
-    trailer. float32 and float16 arrive as such, bfloat16 widened to float32. Each tensor is allocated once, and only
-    after its announced length was found to be that of its axes.
+    Tensors are returned as soon as they are complete; their checksums are checked with the trailer. float32 and float16
+    arrive as such, bfloat16 widened to float32. Each tensor is allocated once, and only after its declared length was
+    compared with its axes.
     """
 
     def __init__(self, request_id: str = "", *, max_bytes: int = MAX_ANSWER_BYTES) -> None:
@@ -70,11 +70,11 @@ class Assembler:
         """The trailer, once it arrived."""
 
     def add(self, frame: pb.DeriveFrame | Chunk) -> tuple[Tensor, ...]:
-        """Take the next frame; answers the tensors that it completes, empty ones included.
+        """Take the next frame; returns the tensors that it completes, empty ones included.
 
         Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if the frame does not fit what came before, the header announces
-                more than may be allocated, or counts or checksums are wrong.
+            DataLoss: with reason ANSWER_CORRUPT, if the frame contradicts earlier ones, the header declares more than
+                may be allocated, or counts or checksums are wrong.
             DstError: the server's own, if the frame holds the error that ended the item.
         """
         if isinstance(frame, Chunk):
@@ -127,7 +127,7 @@ class Assembler:
         return self._next_tensors(header)
 
     def _next_tensors(self, header: AnswerHeader) -> tuple[Tensor, ...]:
-        """Hand out the tensors that are empty, up to the next one that has bytes, and allocate that."""
+        """Return the tensors that are empty, up to the next one that has bytes, and allocate that."""
         done: list[Tensor] = []
         while len(self._checksums) < len(header.tensors):
             info = header.tensors[len(self._checksums)]
@@ -181,7 +181,7 @@ class Assembler:
 
 
 def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
-    """The answer that *frames* make up; raises as Assembler does."""
+    """The answer in *frames*; raises as Assembler does."""
     assembler = Assembler(max_bytes=max_bytes)
     for frame in frames:
         assembler.add(frame)
@@ -198,10 +198,10 @@ class PartReader:
         """Frames so far."""
 
     def read(self, frame: explain_pb2.TopKFrame | explain_pb2.ExplainFrame) -> ExplanationPart | None:
-        """The part that is whole with *frame*; None while it is partial, and for kinds that are not known here.
+        """The part that *frame* completes; None while it is partial, and for unknown kinds.
 
         Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or does not fit what came before.
+            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or contradicts earlier ones.
         """
         self.count += 1
         kind = frame.WhichOneof("frame")
@@ -226,10 +226,10 @@ class StageReader:
         self._pieces: Pieces[resolution_pb2.ResolveFrame] = Pieces()
 
     def read(self, frame: resolution_pb2.ResolveFrame) -> Validated | LoadProgress | Resolution | None:
-        """The stage that is whole with *frame*; None while it is partial, and for kinds that are not known here.
+        """The stage that *frame* completes; None while it is partial, and for unknown kinds.
 
         Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or does not fit what came before.
+            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or contradicts earlier ones.
             DstError: the server's own, if the frame holds the error that ended the item.
         """
         kind = frame.WhichOneof("frame")

@@ -1,4 +1,4 @@
-"""What is checked of an answer beyond the rules of its values, before anybody allocates what it says."""
+"""Checks of an answer beyond the rules of its values, before anything of the declared size is allocated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_ELEMENTS = 2**62
 
 
 def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, problems: Violations) -> None:
-    """Note sizes that contradict one another, or what they are counted by and is not there."""
+    """Note sizes that contradict one another, and a missing number of nonzero entries."""
     for field in ("element_type", "encoding"):
         problems.check(getattr(message, field) != 0, field, "is required in an answer")
     is_sparse = info.encoding is TensorEncoding.SPARSE_LATENTS
@@ -27,7 +27,7 @@ def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, probl
         return
     shape = info.shape
     count = math.prod(shape)
-    # Sizes of 0 make a tensor empty however large its other axes claim to be; those are bounded too.
+    # A size of 0 makes a tensor empty however large its other axes are; those are bounded too.
     bound = count or math.prod(size or 1 for size in shape[: MAX_AXES + 1])
     if len(shape) > MAX_AXES or bound > MAX_ELEMENTS:
         problems.add("axes", f"describe {len(shape)} axes of more elements than any tensor has")

@@ -1,14 +1,15 @@
-"""Between domain values and messages: one codec, made of the fields of a class and of its message's descriptor.
+"""One codec between domain values and messages, built from the fields of a class and the descriptor of its message.
 
-A frozen dataclass and the message of its name mirror each other. A field is the message's field of the same name;
-one that is named like a oneof holds what its arm holds, told by its class. Enums go by name, tuples are lists, a tuple
-of a fixed length is a message's fields in order, pairs of a mapping are sorted. None is what is absent, as are an
-empty text and an unspecified enum, everywhere. What cannot go by these rules is in `particulars` and `tables`.
+A frozen dataclass and the message of its name mirror each other. A field corresponds to the message's field of the same
+name; a field that is named like a oneof holds the content of its arm, and its class determines the arm. Enums are
+converted by name, tuples are lists, a tuple of a fixed length is a message's fields in order, pairs of a mapping are
+sorted. An absent field, an empty string and an unspecified enum are None, everywhere. Exceptions to these rules are in
+`particulars` and `tables`.
 
-Reading does not stop at a bad field. It notes what is wrong and puts a *stand-in* in its place, a value about which no
-rule complains, so that all that is wrong is found: by the rules of the class, and, of requests, by those who look at
-the value afterwards. A value is not kept if a field is bad that the others depend on; its parent then has a stand-in
-for it. Work is linear in the size of a message, and what is noted is bounded (see `errors.MAX_VIOLATIONS`).
+Reading does not stop at a bad field. It notes the violation and puts a *stand-in* in its place, a valid value, so that
+all violations are found: by the rules of the class, and, for requests, by planning. A value is dropped if a field is
+bad that the others depend on; its parent then has a stand-in for it. Work is linear in the size of a message, and the
+number of violations is bounded (see `errors.MAX_VIOLATIONS`).
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ def read(cls: type[T], message: Message) -> T:
 def read_request(cls: type[T], message: Message) -> tuple[T | None, Violations]:
     """The value in *message*, and all that is wrong with it, by paths that begin at *message*.
 
-    What is wrong is replaced by stand-ins, about which nothing more is to be said. The value is None if nothing of it
-    can be looked at.
+    Bad fields hold stand-ins, whose violations are not to be reported. The value is None if nothing of it is usable.
     """
     problems = Violations()
     value = codec_of(cls).read(message, problems)
@@ -66,8 +66,8 @@ def read_request(cls: type[T], message: Message) -> tuple[T | None, Violations]:
 def read_answer(cls: type[T], message: Message) -> T:
     """The value of class *cls* in a *message* that a server sent.
 
-    An answer may come from a newer server, with members of enums that this version does not know. Values of the
-    domain cannot hold those, and to leave them out would silently falsify the answer, so such a message is refused.
+    An answer may come from a newer server, with enum members that this version does not know. Domain values cannot hold
+    those, and omitting them would silently falsify the answer, so such a message is refused.
 
     Raises:
         DataLoss: naming every field that cannot be read, with reason ANSWER_CORRUPT.
@@ -86,7 +86,7 @@ class Codec:
     """One class, both ways."""
 
     def __init__(self, cls: type) -> None:
-        """Find the message; the fields are looked at when they are first needed."""
+        """Find the message; the fields are paired when they are first needed."""
         self._cls = cls
         self._check = CHECKS.get(cls)
         self._specific = SPECIFIC.get(cls)
@@ -94,7 +94,7 @@ class Codec:
 
     @cached_property
     def kind(self) -> Kind:
-        """How values travel within others."""
+        """How values are converted within others."""
         return Kind(self.write if self._specific is None else _write, self.read, self.stand_in)
 
     @cached_property
@@ -104,7 +104,7 @@ class Codec:
 
     @cached_property
     def write(self) -> Write:
-        """Makes what the message's constructor takes."""
+        """The function from a value to the argument of the message's constructor."""
         return _writer(self.fields)
 
     def read(self, message: Any, problems: Violations) -> Any:
@@ -125,7 +125,7 @@ class Codec:
         return self._mended(values, problems, start)
 
     def _values(self, message: Any, problems: Violations) -> dict[str, Any]:
-        """What *message* holds, by the names of fields; BAD for what cannot be read."""
+        """The values in *message*, by the names of fields; BAD where one cannot be read."""
         fields = self.fields
         values = dict(fields.absent)
         at, seen = len(problems.listed), problems.count
@@ -145,9 +145,9 @@ class Codec:
         return values
 
     def _mended(self, values: dict[str, Any], problems: Violations, start: int) -> Any:
-        """The value of fields of which some are bad, with stand-ins; BAD if it is good for nothing.
+        """The value of fields of which some are bad, with stand-ins; BAD if it is not usable.
 
-        Notes what the class's rules find, except of what was noted from position *start* on.
+        Notes violations of the class's rules, except at paths that were noted from position *start* on.
         """
         fields = self.fields
         bad = {name for name, value in values.items() if value is BAD}
@@ -177,7 +177,7 @@ class Codec:
     def _replace(
         self, values: dict[str, Any], path: str, bad: set[str], replaced: set[str], *, only_whole: bool
     ) -> None:
-        """Put a stand-in where a rule complains of *path*: for an element at first, then for the field."""
+        """Put a stand-in where a rule is violated at *path*: first for the element, then for the field."""
         first, index = cast("re.Match[str]", _PLACE.match(path)).groups()
         name = self.fields.names.get(first)
         if name is None or name in bad:
@@ -192,7 +192,7 @@ class Codec:
             values[name] = (*values[name][:i], self.fields.elements[name](), *values[name][i + 1 :])
 
     def stand_in(self) -> Any:
-        """A value about which no rule says anything, made of the fields that must be there."""
+        """A valid value, made of the required fields."""
         if self._cls in STAND_INS:
             return STAND_INS[self._cls]()
         fields = self.fields
@@ -203,7 +203,8 @@ _PLACE = re.compile(r"(\w*)(?:\[(\d+)\])?")
 
 
 def _writer(fields: Fields) -> Write:
-    """What makes a constructor's arguments of a value; a closure, since it is called for every element of a list."""
+    """A function from a value to its constructor's arguments; a closure, since it is called for every element of a
+    list."""
     (names, values_of), writes, exact, arms = fields.plain, fields.writes, fields.exact, fields.arms
 
     def write(value: Any) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _writer(fields: Fields) -> Write:
 
 
 def _is_within(path: str, known: set[str]) -> bool:
-    """Whether *path* is one of *known*, or that of something within it."""
+    """Whether *path* is one of *known*, or within one."""
     while path:
         if path in known:
             return True
@@ -234,7 +235,7 @@ def _is_within(path: str, known: set[str]) -> bool:
 
 
 class TableCodec(Codec):
-    """Tables of nodes, which hold columns and travel as rows."""
+    """Tables of nodes, which are columns in the domain and rows in messages."""
 
     @cached_property
     def fields(self) -> Fields:
@@ -243,7 +244,7 @@ class TableCodec(Codec):
 
     @cached_property
     def write(self) -> Write:
-        """Makes what the message's constructor takes."""
+        """The function from a value to the argument of the message's constructor."""
         write_rows = codec_of(TableRows).write
         return lambda table: write_rows(rows_of(table))
 
@@ -278,7 +279,7 @@ def _write(value: Any) -> Any:
 
 
 def _read_trace(message: Any, problems: Violations) -> Any:
-    """A trace, and those downstream of it; messages that nest deeper than any valid chain are not followed."""
+    """A trace, and those downstream of it; nesting deeper than the longest valid chain is not followed."""
     depth, last = 1, message
     while last.HasField("downstream_trace_config"):
         depth, last = depth + 1, last.downstream_trace_config

@@ -1,4 +1,4 @@
-"""Durations: seconds as a float in the domain, google.protobuf.Duration on the wire. Moments: a datetime in UTC."""
+"""Durations are float seconds in the domain, google.protobuf.Duration in messages; times are a datetime in UTC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_SECONDS = 315_576_000_000
 
 
 def duration_to_wire(seconds: float) -> Duration:
-    """*seconds* to the nearest nanosecond; infinities become the longest Duration, NaN none at all."""
+    """*seconds* to the nearest nanosecond; infinities become the longest Duration, NaN 0."""
     if math.isnan(seconds):
         return Duration()
     nanos = round(max(-_MAX_SECONDS, min(_MAX_SECONDS, seconds)) * _NANOS)
@@ -40,7 +40,7 @@ def time_to_wire(moment: datetime) -> Timestamp:
 
 
 def time_from_wire(timestamp: Timestamp) -> datetime:
-    """The moment, to the microsecond; what is beyond the calendar is its last, or 1970."""
+    """The time, to the microsecond; one beyond the calendar is its last, or 1970."""
     try:
         return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
     except OverflowError:

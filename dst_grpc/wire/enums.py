@@ -1,7 +1,7 @@
-"""Enums of the wire and of the domain, converted by name; there are no tables by hand.
+"""Enums of messages and of the domain, converted by name.
 
-A wire value's name is its enum's prefix and the domain member's: `NODE_TYPE_MLP_NEURON` is `NodeType.MLP_NEURON`.
-What an unspecified number means depends on the field, so `codec` decides about it.
+A wire value's name is its enum's prefix and the domain member's: `NODE_TYPE_MLP_NEURON` is `NodeType.MLP_NEURON`. The
+meaning of an unspecified number depends on the field, so `codec` handles it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class EnumCodec(Generic[E]):
     """One enum, both ways."""
 
     def __init__(self, members: type[E]) -> None:
-        """Pair the members by name; raises KeyError if the wire lacks the enum or one of its members."""
+        """Pair the members by name; raises KeyError if dst.v1 lacks the enum or one of its members."""
         self.members = members
         self.descriptor = ENUMS[_RENAMED.get(members, members.__name__)]
         values = self.descriptor.values_by_name
         zero: str = self.descriptor.values_by_number[0].name
         self._prefix = zero.removesuffix(_UNSPECIFIED)
         self.number_of: dict[E, int] = {member: values[self._prefix + member.name].number for member in members}
-        """The wire's number of each member."""
+        """The number of each member in messages."""
         self.member_of: dict[int, E] = {number: member for member, number in self.number_of.items()}
-        """The member of each number; neither 0 (unspecified) nor what this version does not know is there."""
+        """The member of each number, without 0 (unspecified) and unknown ones."""
 
     def name(self, member: E) -> str:
         """The member's name as JSON clients send it."""
@@ -49,7 +49,7 @@ class EnumCodec(Generic[E]):
         return f"one of {', '.join(names[:_MAX_NAMES_SHOWN])}, ... ({len(names)} in all)"
 
     def complaint(self, number: int) -> str:
-        """What is wrong with *number*, which is no member's, where a member is required."""
+        """The violation of a *number* that is not a member's, where a member is required."""
         if number == 0:
             return f"is required: {self.choices}"
         nearest = min(self.member_of, key=lambda known: (abs(known - number), known))
@@ -66,5 +66,5 @@ def enum_codec(members: type[E]) -> EnumCodec[E]:
 
 
 def number_of(member: Enum) -> Any:
-    """The wire's number of *member*; typed Any because generated stubs want their own nominal int."""
+    """The number of *member* in messages; typed Any because generated stubs want their own nominal int."""
     return enum_codec(type(member)).number_of[member]

@@ -1,10 +1,10 @@
-"""The messages that answers travel in: frames that were ready together, under the id of their request.
+"""The messages of streamed answers: frames that were ready together, with the id of their request.
 
-DeriveResponse, ResolveResponse, TopKResponse and ExplainResponse are alike on the wire, as are those of the two
-streams, which number their item too. They are written and read around their frames here, because a message that holds
-a chunk of a tensor is nearly all data, which the message classes copy three times on each side: here it is copied
-once when it is written, and not at all when it is read. Whatever is not laid out as expected is left to the classes,
-which know every form; a test holds both against each other.
+DeriveResponse, ResolveResponse, TopKResponse and ExplainResponse have the same layout, as do those of the two streams,
+which number their item too. They are serialized and parsed by hand here, because a message that holds a chunk of a
+tensor is nearly all data, which the message classes copy three times on each side: here it is copied once when it is
+written, and not at all when it is read. A message with any other layout is left to the message classes; a test compares
+both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 1 << 20
 """Most bytes of a message, unless a single element is larger: where loopback throughput levels off."""
 ENVELOPE_BYTES = 2048
-"""More than a message takes besides the content of its frames; a request's id has at most 1024 bytes."""
+"""Upper bound of a message's bytes besides the content of its frames; a request's id has at most 1024 bytes."""
 CHUNK_BYTES = MESSAGE_BYTES - ENVELOPE_BYTES
 """Most bytes of a chunk, or of another frame's content."""
 
@@ -27,7 +27,7 @@ CHUNK_BYTES = MESSAGE_BYTES - ENVELOPE_BYTES
 _REQUEST_ID, _FRAME, _ITEM_INDEX = 0x0A, 0x12, 0x18
 _CHUNK, _TENSOR_ID, _OFFSET, _DATA = 0x12, 0x08, 0x10, 0x1A
 _MORE = 0x80
-"""Set in every byte of a varint but its last."""
+"""The bit that is set in every byte of a varint but its last."""
 
 Buffers = tuple[bytes | bytearray | memoryview, ...]
 """The bytes of a frame, in pieces."""
@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
 
     @property
     def buffers(self) -> Buffers:
-        """The bytes of a DeriveFrame that holds it."""
+        """The bytes of the DeriveFrame that holds it."""
         inner = bytearray()
         if self.tensor_id:
             inner += _field(_TENSOR_ID, self.tensor_id)
@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
 
 
 class Envelope:
-    """What the messages of one answer have in common."""
+    """The common fields of the messages of one answer."""
 
     def __init__(self, request_id: str, *, item_index: int = 0, max_chunk_bytes: int = 0) -> None:
         """Describe an answer.
@@ -64,7 +64,7 @@ class Envelope:
         Args:
             request_id: Id of the request.
             item_index: Number of the item on a stream; 0 elsewhere.
-            max_chunk_bytes: What the request says: the largest chunk wanted, 0 for as large as may be.
+            max_chunk_bytes: The request's `max_chunk_bytes`; 0 for the largest.
         """
         text = request_id.encode()
         self._prefix = _field(_REQUEST_ID, len(text)) + text if text else b""
@@ -73,7 +73,7 @@ class Envelope:
         """Most bytes of a chunk, or of another frame's content."""
 
     def pack(self, frames: Iterable[Buffers]) -> Iterator[bytes]:
-        """Messages of *frames*, as many to a message as there is room for."""
+        """Messages of *frames*, as many in each as fit."""
         message: list[bytes | bytearray | memoryview] = []
         held = len(self._prefix)
         for frame in frames:
@@ -96,11 +96,11 @@ class Received(NamedTuple):
     item_index: int
     """Number of the item on a stream."""
     frames: Sequence[pb.DeriveFrame | Chunk]
-    """What it holds."""
+    """Its frames."""
 
 
 def received(data: bytes) -> Received:
-    """The message whose bytes are *data*; raises DecodeError if they are none."""
+    """The message whose bytes are *data*; raises DecodeError if they are not a message."""
     try:
         found = _chunk_in(data)
     except (IndexError, UnicodeDecodeError):
@@ -112,7 +112,7 @@ def received(data: bytes) -> Received:
 
 
 def _chunk_in(data: bytes) -> Received | None:
-    """What *data* holds, if that is one chunk and laid out as here: the last fields reaching to the end."""
+    """The chunk in *data*, if it holds just one and has the layout written here: its last fields reach to the end."""
     request_id, item_index, at = "", 0, 0
     if data[at] == _REQUEST_ID:
         size, at = _varint_at(data, at + 1)
@@ -144,7 +144,7 @@ def _reaches_end(data: bytes, at: int, tag: int) -> bool:
 
 
 def _varint_at(data: bytes, at: int) -> tuple[int, int]:
-    """The number at *at*, and where the next thing begins."""
+    """The number at *at*, and the position after it."""
     value = shift = 0
     while data[at] & _MORE:
         value |= (data[at] & ~_MORE) << shift

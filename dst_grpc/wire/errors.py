@@ -1,7 +1,7 @@
-"""Our errors as google.rpc.Status with details, and back. The one table from error classes to status codes.
+"""Errors as google.rpc.Status with details, and back. The table from error classes to status codes.
 
-A status travels in the trailing metadata, where peers allow 8 KiB for everything, base64 included; what does not fit is
-trimmed and says so. Nothing here raises: any error has a status, and any status has an error.
+A status is sent in the trailing metadata, where peers allow 8 KiB for everything, base64 included; longer details are
+trimmed and say so. Nothing here raises: any error has a status, and any status has an error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DOMAIN = "dstgrpc.io"
 """The domain of our ErrorInfo."""
 
 MAX_STATUS_BYTES = 4608
-"""Largest status made here: as base64, and with its message repeated beside it, it stays below 8 KiB."""
+"""Largest status: as base64, and with its message repeated beside it, it stays below 8 KiB."""
 MAX_MESSAGE_BYTES = 512
 """Longest message; violations are listed in the details anyway."""
 
@@ -142,7 +142,7 @@ def _precondition(reason: Reason) -> Callable[[FieldViolation], details_pb.Preco
 
 
 def _fitting(violations: tuple[FieldViolation, ...], convert: Callable[[FieldViolation], D], room: int) -> Iterable[D]:
-    """As many violations as have room, and one that counts the others."""
+    """As many violations as fit, and one that counts the others."""
     for i, violation in enumerate(violations):
         converted = convert(violation)
         room -= converted.ByteSize() + _OVERHEAD_BYTES
@@ -153,7 +153,7 @@ def _fitting(violations: tuple[FieldViolation, ...], convert: Callable[[FieldVio
 
 
 def _trimmed(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The entries that have room, long values cut."""
+    """The entries that fit, long values cut."""
     room, kept = _MAX_METADATA_BYTES, {}
     for key, value in metadata.items():
         short_key, short_value = _clip(key, _MAX_TEXT_BYTES), _clip(value, _MAX_TEXT_BYTES)
@@ -185,11 +185,11 @@ def _clip(text: str, max_bytes: int) -> str:
 
 
 def error_from_status(status: Status) -> DstError:
-    """The error that *status* stands for: the same that `error_to_status` was given, as far as nothing was trimmed.
+    """The error that *status* was made from by `error_to_status`, except for trimmed details.
 
     A status without our details (made by a proxy, or by gRPC itself) gives the class of its code with that class's
-    default reason; a code that no class has gives Internal, which names it. Details that cannot be decoded, and
-    reasons that this version does not know, are passed over; the reason's name is then in the metadata.
+    default reason; a code that no class has gives Internal, which names it. Details that cannot be decoded, and reasons
+    that this version does not know, are ignored; the reason's name is then in the metadata.
     """
     details = _Details(status)
     cls = _ERROR_OF_CODE.get(status.code, Internal)
@@ -230,7 +230,7 @@ def error_from_status(status: Status) -> DstError:
 
 
 class _Details:
-    """The details of a status, each type at most once; empty messages stand for those that are not there."""
+    """The details of a status, each type at most once; missing ones are empty messages."""
 
     def __init__(self, status: Status) -> None:
         self._anys = list(status.details)

@@ -1,4 +1,4 @@
-"""What a class and its message say of their fields: which mirror each other, and how they travel."""
+"""The fields of a class paired with those of its message, and how each is converted."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
     from dst_grpc.wire.kinds import Read, Write
 
 KindOf = Callable[[type], Kind]
-"""How the values of a class travel."""
+"""How the values of a class are converted."""
 
 
 class Fields(NamedTuple):
-    """What a class and its message say of their fields. Names are the class's, paths the message's."""
+    """The fields of a class and its message. Names are the class's, paths the message's."""
 
     plain: tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
-    """Names of fields of which something empty is absent, and what gets them of a value."""
+    """Names of fields whose empty value is written as absent, and a getter of them."""
     writes: tuple[tuple[str, Write], ...]
-    """Those of them that travel in another form, and how to write it."""
+    """Those of them that need conversion, and how to write them."""
     exact: tuple[tuple[str, Write | None], ...]
-    """Fields of which only None is absent, and how to write them."""
+    """Fields of which only None is written as absent, and how to write them."""
     arms: tuple[tuple[str, Write], ...]
     """Fields that hold the content of a oneof's arm, and how to write it."""
     reads: Mapping[FieldDescriptor, tuple[str, str, Read | None]]
     """By the message's field: name, path, and how to read it."""
     absent: Mapping[str, Any]
-    """What the absence of a field means, where it is not the class's default."""
+    """The value of an absent field, where it is not the class's default."""
     required: Mapping[str, tuple[str, str]]
-    """Fields that may not be absent: their path, and what is said if they are."""
+    """Required fields: their path, and the violation if they are absent."""
     stand_ins: Mapping[str, Callable[[], Any]]
-    """What makes a value that stands where a field's is bad."""
+    """Makes a stand-in for a bad field."""
     elements: Mapping[str, Callable[[], Any]]
-    """What makes one that stands where an element of a field is bad."""
+    """Makes a stand-in for a bad element of a field."""
     optional: frozenset[str]
-    """Fields without which the others make sense."""
+    """Fields that the others do not depend on."""
     names: Mapping[str, str]
     """The name of the field at a path."""
 
 
 def fields_of(cls: type, message: Descriptor, kind_of: KindOf) -> Fields:
-    """Pair the fields of *cls* with those of *message*; *kind_of* says of other classes how their values travel."""
+    """Pair the fields of *cls* with those of *message*; *kind_of* says how values of other classes are converted."""
     pairs = [_pair(cls, field, hint, message, kind_of) for field, hint in _hinted_fields(cls)]
     plain = [pair for pair in pairs if not (pair.is_exact or pair.is_oneof)]
     names = [*(pair.name for pair in plain), *COMPUTED.get(cls, ())]
@@ -75,7 +75,7 @@ def fields_of(cls: type, message: Descriptor, kind_of: KindOf) -> Fields:
 
 
 class _Pair(NamedTuple):
-    """A field of a class, and what of the message mirrors it; see `Fields`."""
+    """A field of a class and its counterpart in the message; see `Fields`."""
 
     name: str
     is_oneof: bool
@@ -125,7 +125,7 @@ def _pair(cls: type, field: dataclasses.Field[Any], hint: Any, message: Descript
 
 
 def _is_exact(cls: type, field: FieldDescriptor, hint: Any) -> bool:
-    """Whether something empty in a field differs from absence. Of floats it does, since -0.0 is no 0."""
+    """Whether an empty value of a field differs from absence. For floats it does, since -0.0 is not 0."""
     if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
         return not field.is_repeated
     if not field.has_presence or dataclasses.is_dataclass(hint):
@@ -140,7 +140,7 @@ def _hinted_fields(cls: Any) -> Iterable[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Callable[[], Any] | None:
-    """What makes the default of a field, if it has one."""
+    """Makes the default of a field, if it has one."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory
     if field.default is not dataclasses.MISSING:
@@ -157,14 +157,14 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """What gets the attributes *names* of a value."""
+    """A getter of the attributes *names* of a value."""
     if len(names) > 1:
         return attrgetter(*names)
     return lambda value: tuple(getattr(value, name) for name in names)
 
 
 def _kind(field: FieldDescriptor, hint: Any, kind_of: KindOf) -> Kind:
-    """How the values of a field travel."""
+    """How the values of a field are converted."""
     inner, may_be_none = _without_none(hint)
     if field.is_repeated:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -174,14 +174,14 @@ def _kind(field: FieldDescriptor, hint: Any, kind_of: KindOf) -> Kind:
 
 
 def _element_kind(field: FieldDescriptor, hint: Any, kind_of: KindOf) -> Kind:
-    """How an element of a list travels."""
+    """How an element of a list is converted."""
     if field.message_type is None and _without_none(hint)[1]:
         return kinds.NUMBER_OR_NONE
     return _single_kind(field, hint, kind_of, may_be_none=False)
 
 
 def _single_kind(field: FieldDescriptor, hint: Any, kind_of: KindOf, *, may_be_none: bool) -> Kind:
-    """How one value travels."""
+    """How a single value is converted."""
     message = field.message_type
     if field.enum_type is not None:
         return kinds.enum(hint)
@@ -208,7 +208,7 @@ _WELL_KNOWN = {
 
 
 def _is_arm(field: FieldDescriptor) -> bool:
-    """Whether a field belongs to a oneof that is written as one."""
+    """Whether a field is one of several arms of a oneof."""
     oneof = field.containing_oneof
     return oneof is not None and len(oneof.fields) > 1
 

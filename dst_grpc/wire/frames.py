@@ -1,8 +1,8 @@
-"""Answers as frames: cut by the server. Pure; no sockets, no threads.
+"""Splits answers into frames, on the server. Pure; no sockets, no threads.
 
 The frames of a request to derive are a header, the chunks of each tensor in the header's order, and a trailer with a
-CRC-32 of each. Those of TopK and Explain are their parts and a trailer that counts them; those of Resolve its stages.
-A failed item of a stream ends with an error instead. `envelope` makes messages of them.
+CRC-32 of each. Those of TopK and Explain are their parts and a trailer that counts them; those of Resolve its stages. A
+failed item of a stream ends with an error instead. `envelope` packs them into messages.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _content(kind: str, value: Any) -> dict[str, Any]:
 
 
 def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
-    """The frames that *value* travels in, as *kind*: one if it is small enough."""
+    """The frames of *value*, of kind *kind*: one if it is small enough."""
     frame = frame_class(**_content(kind, value), **fields)
     data = frame.SerializeToString()
     if len(data) <= chunk_bytes:
@@ -74,7 +74,7 @@ def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields:
 
 
 class PartCutter:
-    """Cuts the parts of an answer of TopK or Explain into frames, and counts them."""
+    """Splits the parts of an answer of TopK or Explain into frames, and counts them."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class PartCutter:
 
 
 class FrameCutter:
-    """Cuts the parts of one answer of Derive into frames, counting and checksumming."""
+    """Splits the parts of one answer of Derive into frames, with counts and checksums."""
 
     def __init__(self, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Start an answer, in chunks of at most *chunk_bytes*."""
@@ -124,13 +124,13 @@ class FrameCutter:
         self._is_finished = False
 
     def cut(self, part: Part) -> Iterator[Buffers]:
-        """The frames of the next part of the answer, chunks as views of their tensor.
+        """The frames of the next part of the answer; chunks are views of their tensor.
 
-        The parts are a header, its tensors in its order, and a summary. Each part's frames must be drawn to their end
-        before the next part is cut.
+        The parts are a header, its tensors in its order, and a summary. Each part's frames must be consumed before the
+        next part is cut.
 
         Raises:
-            Internal: if the part is not the one that is due, or not what the header announces.
+            Internal: if the part is out of order, or not as the header declares.
         """
         if self._is_finished:
             raise Internal("the answer has its trailer already")

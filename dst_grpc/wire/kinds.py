@@ -1,4 +1,4 @@
-"""How values travel that are no dataclasses: numbers, texts, enums, durations, errors, arrays, lists, alternatives."""
+"""Conversion of values that are not dataclasses: numbers, strings, enums, durations, errors, arrays, lists, oneofs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dst_grpc.errors import Violations
 
     Write = Callable[[Any], Any]
-    """Makes of a value what a message's constructor takes."""
+    """From a value to the argument of a message's constructor."""
     Read = Callable[[Any, Violations], Any]
-    """Makes a value of what a message holds, and notes what is wrong with it."""
+    """From the content of a message to a value, noting violations."""
 
 
 class _Bad:
@@ -33,41 +33,41 @@ class _Bad:
 
 
 BAD: Final = _Bad()
-"""What reading gives for what is no value at all; what is wrong with it has been noted."""
+"""The result of reading an invalid value, whose violation has been noted."""
 
 
 class Kind(NamedTuple):
-    """How one value travels."""
+    """How values of one type are converted."""
 
     write: Write | None = None
-    """How to write it; None if a message's constructor takes the value."""
+    """Writes it; None if a message's constructor takes the value as it is."""
     read: Read | None = None
-    """How to read it; None if what a message holds is the value."""
+    """Reads it; None if a message holds the value as it is."""
     stand_in: Callable[[], Any] | None = None
-    """Makes a value to stand where a bad one was; None if reading never finds a bad one."""
+    """Makes a stand-in for a bad value; None if reading never fails."""
     element: Callable[[], Any] | None = None
-    """Of lists: makes one to stand where a bad element was."""
+    """For lists: makes a stand-in for a bad element."""
 
 
 def scalar(python_type: type) -> Kind:
-    """Numbers, texts, bytes and booleans."""
+    """Numbers, strings, bytes and booleans."""
     return Kind(stand_in=python_type)
 
 
 OPTIONAL_TEXT = Kind(read=lambda text, _: text or None)
-"""A text that may be absent; an empty one is."""
+"""A string that may be absent; an empty one is absent."""
 NUMBER_OR_NONE = Kind(lambda number: number or 0, lambda number, _: number or None)
-"""An element of a list that may be missing; 0 is what is missing."""
+"""An element of a list that may be None, written as 0."""
 MAPPING = Kind(dict, lambda pairs, _: tuple(sorted(pairs.items())), tuple)
-"""Pairs of texts, ascending by key."""
+"""Pairs of strings, ascending by key."""
 DURATION = Kind(duration_to_wire, lambda message, _: seconds_from_wire(message), float)
 """Seconds."""
 TIME = Kind(time_to_wire, lambda message, _: time_from_wire(message))
-"""A moment, in UTC."""
+"""A time, in UTC."""
 ERROR = Kind(error_to_status, lambda message, _: error_from_status(message))
-"""Any error of ours."""
+"""Any error of this package."""
 _STAND_INS: dict[type[Enum], Enum] = {NodeType: NodeType.LAYER, LossFnName: LossFnName.ZERO}
-"""Members about which no rule says anything, where the first is not one."""
+"""Members that are valid everywhere, for enums whose first member is not."""
 
 
 def enum(members: type[Enum]) -> Kind:
@@ -85,7 +85,7 @@ def enum(members: type[Enum]) -> Kind:
 
 
 def array(*dimensions: Dimension) -> Kind:
-    """Numbers along the first ones of *dimensions*, in float32; if there are none, along any, and in any floats."""
+    """A float32 array whose axes are the first of *dimensions*; without *dimensions*, any axes and any float type."""
 
     def write(values: Array) -> dict[str, Any]:
         axes = [{"size": size} for size in values.shape]
@@ -119,7 +119,7 @@ def array(*dimensions: Dimension) -> Kind:
 
 
 def _element_type(message: Any, problems: Violations, *, are_floats: bool) -> TensorElementType:
-    """The element type of a Tensor; float32 stands for what it may not be."""
+    """The element type of a Tensor; float32 if it is invalid."""
     number: int = message.element_type
     found = enum_codec(TensorElementType).member_of.get(number)
     if are_floats and (number == 0 or found in _FLOATS):
@@ -156,7 +156,7 @@ def list_of(element: Kind) -> Kind:
 
 
 def wrapped_list(name: str, elements: Kind) -> Kind:
-    """A list in a message of its own, so that it may be absent."""
+    """A list in a message of its own, so that it can be absent."""
     write_list, read_list, *_ = list_of(elements)
 
     def write(values: Iterable[Any]) -> dict[str, Any]:
@@ -189,14 +189,14 @@ def fields_in_order(message: Descriptor) -> Kind:
 
 
 class Arms:
-    """The arms of a oneof, each for a class of values; a bare number is itself, and an arm without content None."""
+    """The arms of a oneof, each for a class of values; a number is the arm's own value, and an empty message None."""
 
     def __init__(self, oneof: OneofDescriptor, classes: Mapping[str, tuple[type, Kind]]) -> None:
-        """Pair the arms with *classes* and how their values travel, by the names of their messages."""
+        """Pair the arms with *classes* and their kinds, by the names of their messages."""
         self._oneof = oneof.name
         self._arms: dict[type, tuple[str, Write | None]] = {}
         self.reads: dict[FieldDescriptor, Read | None] = {}
-        """How to read what is in an arm."""
+        """Reads the content of an arm."""
         for field in oneof.fields:
             cls, kind = (int, Kind()) if field.message_type is None else classes.get(field.message_type.name, _NOTHING)
             self._arms[cls] = field.name, kind.write
@@ -205,16 +205,16 @@ class Arms:
 
     @property
     def complaint(self) -> str:
-        """What is said if no arm is set."""
+        """The violation if no arm is set."""
         return f"is required: set one of {', '.join(field.name for field in self.reads)}"
 
     def write(self, value: Any) -> dict[str, Any]:
-        """The arm of *value*, by name, with what its constructor takes."""
+        """The arm of *value*, by name, with the argument of its constructor."""
         arm, write = self._arms.get(type(value)) or self._arms[int]
         return {arm: value if write is None else write(value)}
 
     def read(self, message: Any, problems: Violations) -> Any:
-        """The value in a *message* that is nothing but this oneof."""
+        """The value in a *message* that has only this oneof."""
         arm = message.WhichOneof(self._oneof)
         if arm is None:
             problems.add("", self.complaint)
@@ -229,12 +229,12 @@ class Arms:
 
     @property
     def kind(self) -> Kind:
-        """How values travel in a message that is nothing but this oneof."""
+        """The kind of a message that has only this oneof."""
         return Kind(self.write, self.read, int)
 
 
 def none() -> None:
-    """What stands for what may be absent."""
+    """The stand-in of an optional value: None."""
 
 
 _NOTHING = (type(None), Kind(lambda _: {}, lambda *_: None))

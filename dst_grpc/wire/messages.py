@@ -56,4 +56,4 @@ MESSAGES: Mapping[str, type[Message]] = {
 ENUMS: Mapping[str, EnumDescriptor] = {
     name: enum for file in _FILES for name, enum in file.DESCRIPTOR.enum_types_by_name.items()
 }
-"""What each enum holds."""
+"""The descriptor of each enum."""

@@ -1,4 +1,4 @@
-"""From bytes to messages, with our own error for bytes that are none. What the message says is not looked at."""
+"""Parse bytes as messages; malformed bytes raise InvalidRequest. The content is checked elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse(message_type: type[M], data: bytes) -> M:
     """Parse *data* as a message of *message_type*.
 
     Raises:
-        InvalidRequest: with reason MALFORMED_MESSAGE, if the bytes are no such message or nest too deeply.
+        InvalidRequest: with reason MALFORMED_MESSAGE, if the bytes are not such a message or nest too deeply.
     """
     try:
         return message_type.FromString(data)

@@ -1,4 +1,4 @@
-"""What the fields of classes and messages do not say by themselves: the exceptions to the rules of `codec`."""
+"""Exceptions to the rules of `codec`: what fields of classes and messages do not say by themselves."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ MESSAGE_NAMES: Mapping[type, str] = {
     AttnSubActivationIndex: "ActivationIndex",
     TableRows: "NodeTable",
 }
-"""Messages that do not bear the name of their class."""
+"""Messages whose name differs from that of their class."""
 SPECIFIC: Mapping[type, tuple[str, type]] = {
     NodeIndex: ("q_k_or_v", AttnSubNodeIndex),
     ActivationIndex: ("q_or_k", AttnSubActivationIndex),
 }
-"""Classes of which a message holds a more specific one if a field is set."""
+"""Classes that are read as a more specific class if a field is set."""
 COMPUTED: Mapping[type, tuple[str, ...]] = {TensorInfo: ("byte_length",)}
-"""Properties that travel too, so that clients need not compute them."""
+"""Properties that are sent too, so that clients need not compute them."""
 CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
     TensorInfo: check_tensor_info,
     AnswerHeader: check_header,
 }
-"""What is checked of an answer beyond the rules of its classes."""
+"""Checks of an answer beyond the rules of its classes."""
 PART_BY_PART = frozenset({DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
-"""Requests: what is wrong with one of their fields says nothing of the others, whichever it is."""
+"""Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""
 _NUMBERS = count()
 STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     Prompt: lambda: Prompt(token_ids=(0,)),
@@ -75,7 +75,7 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (RequestTensor, "tensor"): lambda: np.zeros(1, np.float32),
     (SetValue, "tensor"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
 }
-"""Makes values of a class, or for a field, about which no rule complains, where those made of defaults would not do."""
+"""Makes stand-ins of a class, or for a field, where one made of defaults would not be valid."""
 ARRAYS: Mapping[tuple[type, str], Kind] = {
     (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
     (RequestTensor, "tensor"): array(),

@@ -1,6 +1,6 @@
-"""What is too large for a message, cut into pieces and put together again, as protobuf merges messages.
+"""Splits a frame that is too large for a message into pieces, and merges pieces as protobuf merges messages.
 
-All but the last of the pieces say that they are partial. Sums, whose numbers are one field, are cut between tokens.
+All pieces but the last are marked as partial. Sums, whose numbers are one field, are split between tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 
 _OVERHEAD_BYTES = 10
-"""More than the tag and length of an element take, and as much as any number does."""
+"""Upper bound of the bytes of an element's tag and length, and of any number."""
 
 
 def split(message: M, max_bytes: int) -> Iterator[M]:
     """Pieces of *message* that merge to it, of at most *max_bytes* unless one element of a list is larger.
 
-    Whatever is no element of a list is in the first.
+    Fields other than lists are in the first.
     """
     if message.ByteSize() <= max_bytes:
         yield message
@@ -65,22 +65,22 @@ def split_text(text: str, max_bytes: int) -> Iterator[str]:
 
 
 def corrupt(what: str) -> DataLoss:
-    """The error of an answer that contradicts itself."""
+    """The error of an inconsistent answer."""
     return DataLoss(f"the answer is corrupt: {what}", reason=Reason.ANSWER_CORRUPT)
 
 
 class Pieces(Generic[M]):
-    """Puts frames together that continue one another."""
+    """Merges frames that continue one another."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._held: list[M] = []
 
     def whole(self, frame: M, kind: str) -> M | None:
-        """The frame that is whole with *frame*, which holds *kind*; None while it is partial.
+        """The merged frame, once *frame*, which holds *kind*, completes it; None while it is partial.
 
         Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if it does not continue what was partial before it.
+            DataLoss: with reason ANSWER_CORRUPT, if it does not continue the partial frames before it.
         """
         if not self._held and not _is_partial(frame):
             return frame
@@ -120,7 +120,7 @@ def _is_set(message: Message, field: FieldDescriptor) -> bool:
 
 
 def _join_sums(whole: explain_pb2.ScalarSum, sums: list[explain_pb2.ScalarSum]) -> None:
-    """Join the rows of *sums*."""
+    """Concatenate the rows of *sums*."""
     rows = 0
     shape = [(axis.dimension, axis.size) for axis in whole.values.axes][1:]
     for found in sums:

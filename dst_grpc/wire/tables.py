@@ -1,4 +1,4 @@
-"""Tables of nodes: rows on the wire, so that a table can be cut between nodes, and columns in the domain."""
+"""Tables of nodes: rows in messages, so that a table can be split between nodes, and columns in the domain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TableNode:
 
 @dataclass(slots=True, kw_only=True)
 class TableGroup:
-    """What one group chose of the nodes."""
+    """The nodes that one group selected."""
 
     group_id: str
     top: tuple[int, ...] = ()
@@ -35,7 +35,7 @@ class TableGroup:
 
 @dataclass(slots=True, kw_only=True)
 class TableRows:
-    """A NodeTable as it travels."""
+    """A NodeTable as it is sent."""
 
     nodes: tuple[TableNode, ...] = ()
     groups: tuple[TableGroup, ...] = ()

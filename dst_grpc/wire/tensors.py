@@ -1,6 +1,7 @@
-"""The bytes of tensors. Who sends which bytes when is the business of `frames`.
+"""The bytes of tensors.
 
-Bytes are little-endian and row-major on every host. Sparse tensors are their values followed by their coordinates.
+Little-endian and row-major on every host. A sparse tensor is its values followed by its coordinates. `frames` splits
+them into chunks.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ MAX_AXES = 16
 
 
 def stored_as(element_type: TensorElementType) -> np.dtype[Any]:
-    """How numpy holds the bytes of elements; bfloat16, which it lacks, as the bits."""
+    """The numpy type of stored elements; bfloat16, which numpy lacks, as its bits."""
     return _STORED_AS[element_type]
 
 
 def tensor_buffers(tensor: DenseTensor | SparseTensor) -> tuple[memoryview, ...]:
-    """The tensor's bytes, in order, as views of its own memory wherever that is laid out as the wire wants it.
+    """The tensor's bytes, in order, as views of its memory where that has the layout of messages.
 
     Raises:
-        Internal: if the values are not of the type and shape that the tensor's info announces.
+        Internal: if the values are not of the type and shape that the tensor's info declares.
     """
     info = tensor.info
     stored = _STORED_AS[info.element_type]
@@ -69,14 +70,14 @@ def tensor_of(info: TensorInfo, data: Array) -> DenseTensor | SparseTensor:
     float32 and float16 keep their type; bfloat16, which numpy lacks, is widened to float32, exactly.
 
     Raises:
-        DataLoss: if the coordinates of a sparse tensor lie outside it or do not ascend.
+        DataLoss: if the coordinates of a sparse tensor are outside it or do not ascend.
     """
     stored = _STORED_AS[info.element_type]
     if info.nonzero_count is None:
         return DenseTensor(info, widened(data.view(stored), info.element_type).reshape(info.shape))
     split = info.nonzero_count * stored.itemsize
     values = widened(data[:split].view(stored), info.element_type)
-    # Values of two bytes may leave the coordinates at a half word; only then are they copied.
+    # After values of two bytes the coordinates may be unaligned; only then are they copied.
     aligned = np.require(data[split:].view(_COORDINATES), requirements="A")
     coordinates = aligned.reshape(info.nonzero_count, len(info.axes))
     _check_coordinates(info, coordinates)
@@ -84,7 +85,7 @@ def tensor_of(info: TensorInfo, data: Array) -> DenseTensor | SparseTensor:
 
 
 def widened(values: Array, element_type: TensorElementType) -> Array:
-    """*values* as they are stored, in a type that numpy has: bfloat16 as float32, exactly."""
+    """Stored *values* in a type that numpy has: bfloat16 as float32, exactly."""
     if element_type is not TensorElementType.BFLOAT16:
         return values
     return (values.astype(np.uint32) << 16).view(np.float32)
@@ -95,7 +96,7 @@ def _check_coordinates(info: TensorInfo, coordinates: Array) -> None:
         return
     if (coordinates.max(axis=0) >= info.shape).any():
         raise _damaged(info, "has coordinates outside its axes")
-    # One number per entry, in the order of the coordinates; the shape's product was checked to fit.
+    # One number per entry, in the order of the coordinates; the product of the sizes was checked not to overflow.
     places = np.ravel_multi_index(tuple(coordinates.T.astype(np.int64)), info.shape)
     if (np.diff(places) <= 0).any():
         raise _damaged(info, "has coordinates that do not ascend")
