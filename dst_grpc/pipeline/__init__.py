@@ -1,4 +1,4 @@
-"""From a request to its answer: plan it, run it, derive from it; and the queue before the device."""
+"""From a request to its answer: planning, admission, batching, running, and deriving."""
 
 from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.service import Pipeline

@@ -1,4 +1,4 @@
-"""Admission: how many requests may wait, and how many bytes those that run may take together."""
+"""Admission: limits the requests that wait, and the estimated bytes of those that run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the pipeline takes on."""
+    """Limits of the pipeline."""
 
     max_queued_requests: int = 64
     """Requests that may wait; one more is refused."""
     max_run_bytes: int | None = None
-    """Estimated device memory of all requests that run, weights apart; None = 4 GiB."""
+    """Estimated device memory of all requests that run, without weights; None = 4 GiB."""
     store_bytes: int = DEFAULT_STORE_BYTES
-    """Bytes of recordings kept for further questions about the same run; 0 keeps none."""
+    """Bytes of recordings kept for later requests about the same run; 0 keeps none."""
 
 
 class Admission:
-    """First come, first served. Lives on the event loop."""
+    """First come, first served. Used on the event loop only."""
 
     def __init__(self, limits: Limits) -> None:
         """Start with nothing admitted."""
@@ -81,7 +81,7 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # Admitted and cancelled at once: give the bytes back.
+            if not turn.cancelled():  # Admitted and cancelled at the same time: return the bytes.
                 self._used_bytes -= estimated_bytes
             elif entry in self._waiting:
                 self._waiting.remove(entry)
@@ -91,12 +91,12 @@ class Admission:
     def _wake(self) -> None:
         while self._waiting and self._used_bytes + self._waiting[0][0] <= self._max_bytes:
             estimated_bytes, turn = self._waiting.popleft()
-            if not turn.done():  # A caller that is gone has not taken itself off the queue yet.
+            if not turn.done():  # A cancelled caller may not have removed itself from the queue yet.
                 self._used_bytes += estimated_bytes
                 turn.set_result(None)
 
     def close(self) -> None:
-        """Refuse everyone from now on, and those who wait."""
+        """Refuse all further requests, and those that wait."""
         self._is_closed = True
         while self._waiting:
             _, turn = self._waiting.popleft()

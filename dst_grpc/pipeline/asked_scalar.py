@@ -1,4 +1,4 @@
-"""One derived scalar of a request, with all that the rules of its type look at."""
+"""One derived scalar of a request, with all that the rules of its type check."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class AskedScalar:
     spec_index: int
     """Its position in the request."""
     config: DstConfig
-    """How it is to be computed."""
+    """Its config."""
     path: str
-    """Where its config stands in the request."""
+    """Path of its config in the request."""
     spec_path: str
-    """Where it stands itself."""
+    """Its own path in the request."""
     model: ModelEntry
     sizes: Sizes
     topology: Topology
@@ -39,10 +39,10 @@ class AskedScalar:
     sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that its config names."""
     spliced: tuple[AutoencoderEntry, ...]
-    """Those in the graph."""
+    """The autoencoders spliced into the run."""
     loss: LossOrigin | None
     findings: Findings
-    """Take what is wrong with it, and what it lacks."""
+    """Collects what is wrong with it, and what it lacks."""
 
     @property
     def facts(self) -> ScalarFacts:
@@ -56,7 +56,7 @@ class AskedScalar:
 
     @property
     def inputs(self) -> AutoencoderInputs:
-        """What the config's autoencoders read."""
+        """The inputs of the config's autoencoders."""
         return self.topology.inputs
 
     @property

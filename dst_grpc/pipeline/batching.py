@@ -1,8 +1,8 @@
 """Batching: plans that wait for the same device run together, right-padded, under a budget of tokens.
 
-Nothing waits in order to be batched: while one batch runs, others gather. A plan whose recording is still kept runs
-nothing. If a batch fails, each of its plans is run again alone, so that a poisoned one fails by itself. A batch goes on
-for as long as any of its callers waits. Lives on the event loop; runs on the worker's thread.
+No plan is delayed to be batched: plans queue while a batch runs. A plan whose recording is still kept runs nothing. If
+a batch fails, each of its plans is run again alone, so that only the faulty one fails. A batch continues as long as any
+of its callers waits. Used on the event loop; batches run on the worker's thread.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class _Waiting:
 
     @property
     def group(self) -> tuple[int, tuple[str, ...], Propagation]:
-        """What must be equal within a batch: the model, the autoencoders in its graph, and how gradients propagate."""
+        """Equal for all plans of a batch: the model, the spliced autoencoders, and the propagation rule."""
         return id(self.decoder), tuple(info.name for info in self.plan.spliced), self.plan.run.propagation
 
     @property
     def is_over(self) -> bool:
-        """Whether its caller went away, or has the answer. Asked on both threads: it only reads a state."""
+        """Whether its caller was cancelled, or has the answer. Thread-safe."""
         return self.result.done()
 
 
 class Batcher:
-    """Runs plans on one device, as many at a time as wait and fit."""
+    """Runs plans on one device, as many of the waiting ones at a time as fit."""
 
     def __init__(self, worker: Worker, store: RecordingStore, max_batch_tokens: int = MAX_BATCH_TOKENS) -> None:
         """Run on *worker*; keep and look for recordings in *store*, which only its thread touches."""
@@ -66,16 +66,17 @@ class Batcher:
     async def run(
         self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[RunResult], T]
     ) -> T:
-        """Run *plan*; a caller that is cancelled before its batch forms is left out of it, one later is cut off.
+        """Run *plan*; a caller that is cancelled before its batch is formed is left out of it; a later one gets no
+        result.
 
         Args:
             plan: what to run.
             decoder: the model.
             sets: the autoencoders that the plan uses, by name.
-            then: what to make of the result, on the worker's thread, before it comes back from there.
+            then: applied to the result on the worker's thread.
 
         Returns:
-            What *then* gave.
+            The result of *then*.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(plan, decoder, sets, then, result, time.perf_counter()))
@@ -100,7 +101,7 @@ class Batcher:
                     waiting.result.set_result(result)
 
     def _next_batch(self) -> list[_Waiting]:
-        """The plan that has waited longest, with all later ones of its group that fit beside it."""
+        """The plan that has waited longest, with all later ones of its group that fit."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         sets: dict[str, AutoencoderSet] = {}
@@ -123,7 +124,7 @@ class Batcher:
         return batch
 
     def _run(self, batch: Sequence[_Waiting]) -> list[object]:
-        """On the worker's thread: what is not recorded runs as one batch, or, if that fails, one by one."""
+        """On the worker's thread: plans without a kept recording run as one batch, or, if that fails, one by one."""
         started = time.perf_counter()
         results: dict[int, RunResult | Exception] = {}
         for i, waiting in enumerate(batch):
@@ -142,7 +143,7 @@ class Batcher:
         try:
             found = run(plans, batch[0].decoder, sets, partial(_check_wanted, batch))
         except Cancelled:
-            return [cancelled() for _ in batch]  # without the frames, and so the tensors, of the one that was raised
+            return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
         except Exception as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             if len(batch) == 1:
                 return [self._worker.translated(error)]
@@ -152,7 +153,7 @@ class Batcher:
         return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
 
     def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:
-        """What the caller gets: what it makes of its result, or its error."""
+        """The caller's result, after its *then*, or its error."""
         if isinstance(result, Exception) or waiting.is_over:
             return result
         try:
@@ -162,7 +163,7 @@ class Batcher:
 
 
 def _check_wanted(batch: Sequence[_Waiting]) -> None:
-    """Raise Cancelled if nobody waits for any of *batch*."""
+    """Raise Cancelled if all callers of *batch* have been cancelled."""
     for waiting in batch:
         if not waiting.is_over:
             return

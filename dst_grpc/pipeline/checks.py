@@ -27,7 +27,7 @@ def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int)
 
 
 def check_covered(findings: Findings, entry: AutoencoderEntry, layer: int | None, path: str) -> None:
-    """Note a layer that an autoencoder set has none for."""
+    """Note a layer that an autoencoder set does not cover."""
     if layer is not None and layer not in entry.layer_indices:
         findings.add(path, f"{entry.name} does not cover layer {layer}")
 
@@ -42,7 +42,7 @@ def check_positions(
 
 
 def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderEntry]) -> None:
-    """Note what of a node does not exist in the model, prompt or autoencoder."""
+    """Note indices of a node that do not exist in the model, prompt or autoencoder."""
     check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers)
     facts, latents = NODES[node.node_type], None
     if facts.is_autoencoder_latent and sets:
@@ -58,7 +58,7 @@ def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, set
 
 
 def _check_is_seen(findings: Findings, t: int, u: int, layer: int | None, path: str, sizes: Sizes) -> None:
-    """Note a key token *u* that the query token *t* does not see."""
+    """Note a key token *u* that the query token *t* does not attend to."""
     if u > t:
         findings.add(path, f"must not lie after the query token {t}: attention is causal")
     window = sizes.architecture.window(layer) if layer is not None and layer < sizes.n_layers else None
@@ -70,7 +70,7 @@ def _check_is_seen(findings: Findings, t: int, u: int, layer: int | None, path: 
 def check_trace_indices(
     findings: Findings, trace: TraceConfig, path: str, sizes: Sizes, sets: Sequence[AutoencoderEntry]
 ) -> None:
-    """Note what of a trace's nodes does not exist."""
+    """Note indices of a trace's nodes that do not exist."""
     check_node(findings, trace.node_index, f"{path}.node_index", sizes, sets)
     if trace.downstream_trace_config is not None:
         downstream = f"{path}.downstream_trace_config"
@@ -80,7 +80,7 @@ def check_trace_indices(
 def check_trace_can_run(
     findings: Findings, trace: TraceConfig, path: str, inputs: AutoencoderInputs, *, has_loss: bool
 ) -> None:
-    """Note what running *trace* lacks: the autoencoder of a latent, the loss that a V trace reads."""
+    """Note what running *trace* lacks: the autoencoder of a latent, the loss that a trace through V uses."""
     node_type = trace.node_index.node_type
     facts, kind = NODES[node_type], inputs.of(node_type)
     if facts.is_autoencoder_latent and (kind is None or not kind.is_traced):

@@ -1,4 +1,4 @@
-"""What a request will cost: estimates for admission, not measurements."""
+"""Estimates of a request's cost, for admission."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def parameters_of_blocks(model: ModelDimensions, architecture: Architecture) -> int:
-    """Weights of all blocks."""
+    """Weights of all layers."""
     attention = model.d_model * model.d_head * (2 * model.n_heads + 2 * model.n_key_value_heads)
     matrices_of_mlp = 3 if architecture.gated else 2
     return model.n_layers * (attention + matrices_of_mlp * model.d_model * model.d_mlp)
 
 
 def _graph_bytes(sizes: Sizes) -> int:
-    """What autograd keeps of all layers, counted in the code of the decoder.
+    """Bytes that autograd keeps of all layers, counted from the code of the decoder.
 
-    Residuals and what the norms make of them; queries, keys, values and their mix; the neurons before and after the
-    nonlinearity and, of gated ones, both factors of the product; where scores are capped, what the kernel that keeps
-    no attention matrix cannot do: the capped scores and the probabilities.
+    Residuals and their normed copies; queries, keys, values and their weighted sums; the neurons before and after the
+    nonlinearity and, in gated MLPs, both factors of the product; where scores are capped, which the fused kernel does
+    not support, the capped scores and the probabilities.
     """
     model, architecture = sizes.model, sizes.architecture
     residual = model.d_model * (6 if architecture.post_norms else 4)
@@ -47,15 +47,15 @@ def estimate_cost(
     needs_logits: bool,
     tensor_bytes: int = 0,
 ) -> CostEstimate:
-    """What recording *values* and *gradients* and deriving *scalars* will take.
+    """The cost of recording *values* and *gradients* and deriving *scalars*.
 
     Args:
         sizes: of the model and prompt.
         values: sites whose value is recorded.
         gradients: sites whose gradient is.
-        scalars: what is derived.
-        needs_logits: whether the head runs.
-        tensor_bytes: of tensors that the request brings.
+        scalars: the derived scalars.
+        needs_logits: whether logits are computed.
+        tensor_bytes: bytes of the request's tensors.
     """
     model, tokens = sizes.model, sizes.n_tokens
     gradient_sites = list(gradients)

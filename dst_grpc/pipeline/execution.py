@@ -1,8 +1,8 @@
-"""How plans become an answer: admitted, with their contexts leased, run as one batch, then answered step by step.
+"""Executes plans: admission, lease of their contexts, one batch, then the answer step by step.
 
-Derive, TopK and Explain differ in what they make of what was recorded, not in how they get there. Steps are done on the
-device's thread, and only one ahead of the reader: a slow one holds neither the device nor more than its own recorded
-taps. A caller who goes away leaves the device within about a layer's time, wherever its request is.
+Shared by Derive, TopK and Explain, which differ only in the answer they make of recordings. Steps run on the device's
+thread, only one ahead of the reader: a slow reader holds neither the device nor more than its own recorded taps. A
+cancelled request leaves the device within about a layer's time.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class StepwiseAnswer(Protocol[T_co]):
-    """What is made of recordings. Everything happens on the device's thread."""
+    """An answer that is computed from recordings in steps, on the device's thread."""
 
     @property
     def is_complete(self) -> bool:
         """Whether there is no further step."""
 
     def steps(self) -> Iterator[Sequence[T_co]]:
-        """Each pull does the next step, and gives what is to be sent of it, if anything. Called once."""
+        """Yields the items of each step, which may be none. Called once."""
 
     def summary(self) -> RunSummary:
-        """What it all cost, and what the numbers depend on."""
+        """The cost of the whole, and the provenance of the numbers."""
 
 
 class Executor:
-    """Runs plans on the devices of their models. Lives on the event loop; torch runs on the workers' threads."""
+    """Runs plans on the devices of their models. Used on the event loop only; torch runs on the workers' threads."""
 
     def __init__(self, cache: ContextCache, limits: Limits) -> None:
-        """Work on what *cache* holds, within *limits*."""
+        """Use the contexts of *cache*, within *limits*."""
         self._cache = cache
         self._admission = Admission(limits)
         self._store_bytes = limits.store_bytes
@@ -68,15 +68,15 @@ class Executor:
         peak_bytes: int,
         operations: int,
     ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
-        """Run *plans*, all of one model, and yield what is ready of the answer, at last its summary.
+        """Run *plans*, all of one model, and yield the items of the answer as they are ready, finally its summary.
 
-        The next step is done while the reader has what came before, and no further.
+        Works one step ahead of the reader.
 
         Args:
-            plans: what to run, together if it fits into one batch.
-            begin: begins the answer, with what each plan recorded.
-            peak_bytes: estimated device memory, weights apart.
-            operations: floating-point operations of it all, about.
+            plans: the plans, run together if they fit into one batch.
+            begin: begins the answer, given the result of each plan.
+            peak_bytes: estimated device memory, without weights.
+            operations: approximate floating-point operations of the whole.
 
         Raises:
             DstError: what `Admission.admitted` and `ContextCache.lease` raise, before anything is yielded.
@@ -104,7 +104,7 @@ class Executor:
             yield [*ready, answer.summary()]
 
     async def close(self) -> None:
-        """Refuse what waits and stop the workers."""
+        """Refuse waiting requests and stop the workers."""
         self._admission.close()
         for worker, _ in self._devices.values():
             await worker.close()
@@ -124,22 +124,22 @@ async def _begun(
     begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
     check: Check,
 ) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
-    """The answer to *plans*, its steps, and what the first gives; raises the first plan's error if any failed.
+    """The answer to *plans*, its steps, and the items of the first; raises the first plan's error if any failed.
 
-    *check* is made wherever something is derived of the results.
+    *check* is called wherever something is derived from the results.
     """
     results: dict[int, RunResult] = {}
     begun: list[tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]] = []
 
     def then(i: int, result: RunResult) -> None:
-        """On the device's thread, where the last plan's result is not fetched from before the answer is begun."""
+        """On the device's thread: the last plan's result begins the answer before it returns to the event loop."""
         results[i] = replace(result, check=check)
         if len(results) == len(plans):
             answer = begin([results[k] for k in range(len(plans))], model, sets)
             steps = answer.steps()
             begun.append((answer, steps, _next_items(steps)))
 
-    # All wait before the first batch is formed, so that they run together.
+    # All are queued before the first batch is formed, so that they run together.
     runs = [batcher.run(plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]
     for error in await asyncio.gather(*runs, return_exceptions=True):
         if error is not None:
@@ -148,5 +148,5 @@ async def _begun(
 
 
 def _next_items(steps: Iterator[Sequence[T]]) -> Sequence[T]:
-    """What the next step gives that gives anything; empty if none does."""
+    """The items of the next step that has any; empty if none has."""
     return next((items for items in steps if items), ())

@@ -1,6 +1,6 @@
-"""Plans of TopK and Explain: the plans of their runs, and what is to be said of them. Plain values.
+"""Plans of TopK and Explain: the plans of their runs, the groups, and the parts to send. Plain values.
 
-Both are one kind of request: runs, groups that choose among their nodes, and parts to say of them.
+Both have the same form: runs, groups to select nodes by, and parts of the explanation.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ class ExplainPlan:
     plans: tuple[Plan, ...]
     """Its runs."""
     groups: tuple[TopKGroup, ...]
-    """What to choose nodes by."""
+    """What to select nodes by."""
     component_groups: tuple[TopKGroup, ...]
-    """What the component sums are of; empty if they are not wanted."""
+    """The groups of the component sums; empty if these are not asked for."""
     k: int
     token_indices: tuple[int | None, ...]
-    """The one token of each run to choose at; None = every token."""
+    """The token of each run to select nodes at; None = every token."""
     logit_tokens: tuple[int, ...]
     """The token of each run whose logits are ranked."""
     is_shared: bool
     """Whether the runs share one list of nodes."""
     with_sums: bool
     parts: frozenset[ExplainPart]
-    """What to say, the node table included if anything refers to it."""
+    """The parts to send, including the node table if another part refers to it."""
     scored_token_count: int = 0
     token_pair_count: int = 0
     top_logit_count: int = 0
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated memory of all its runs together, and of what is made of them."""
+        """Estimated memory of all its runs together, and of the answer."""
         return sum(plan.cost.peak_bytes for plan in self.plans) + self._scoring_bytes
 
     @property
     def _scoring_bytes(self) -> int:
-        """Of the scores of one chunk of the vocabulary, and a copy of them while the best are found."""
+        """Bytes of the scores of one chunk of the vocabulary, and of a copy while the best are found."""
         if not any(part.scores_tokens for part in self.parts):
             return 0
         chosen = sum(self._choices(group) for group in self.groups)
@@ -69,17 +69,17 @@ class ExplainPlan:
 
     @property
     def nodes_of_a_message(self) -> int:
-        """Nodes of one run whose scored tokens are found, and sent, together."""
+        """Nodes of one run whose tokens are scored, and sent, together."""
         return max(_SCORES_OF_A_MESSAGE // (2 * self.scored_token_count), 1)
 
     def _choices(self, group: TopKGroup) -> int:
-        """The most nodes that *group* can choose in one run."""
+        """The most nodes that *group* can select in one run."""
         sizes = {scalar.facts.type: scalar.output_bytes // 4 for scalar in self.plans[0].scalars}
         wanted = (self.k if group.k is None else group.k) * len(ends_of(group.selection))
         return sum(min(wanted, sizes.get(dst, 0)) for dst in group.dsts)
 
     def check_size(self, findings: Findings) -> None:
-        """Note the k that goes too far, if a table of even one run may hold too much."""
+        """Note a k that is too large: one that may overfill the table of a single run."""
         total = 0
         for i, group in enumerate(self.groups):
             total += self._choices(group)
@@ -102,10 +102,10 @@ class ExplainPlan:
 
 
 def ends_of(selection: TopKSelection) -> tuple[bool, ...]:
-    """Which ends are chosen from: True for the largest."""
+    """The ends to select from: True for the largest."""
     return {TopKSelection.TOP: (True,), TopKSelection.BOTTOM: (False,)}.get(selection, (True, False))
 
 
 def logits_are_changed(plan: Plan) -> bool:
-    """Whether an intervention makes the logits differ from what the last residual says."""
+    """Whether an intervention makes the logits differ from those of the last residual."""
     return any(one.at.activation_location_type.facts.is_after_layers for one in plan.run.interventions)

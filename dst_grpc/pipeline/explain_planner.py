@@ -1,7 +1,6 @@
-"""Planning what TopK and Explain ask. Pure.
+"""Planning of TopK and Explain. Pure.
 
-A run is planned as a request to derive what the groups name. What is wrong with it is told at the fields that it was
-made from.
+A run is planned as a DeriveRequest of the groups' types. Violations are reported at the fields that it was made from.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | Non
     """Plan *request*.
 
     Args:
-        request: what is asked.
-        registry: what can be loaded.
-        known: what reading the request's message found, as for `make_plan`.
+        request: the request.
+        registry: the models and autoencoders that can be loaded.
+        known: violations found by reading the request's message, as for `make_plan`.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all runs, and those of *known*.
@@ -140,7 +139,7 @@ def _derive_request(request: ExplainRequest, run: ExplainRun, types: Sequence[De
 
 
 def _ablation(ablation: NodeAblation) -> AblationSpec:
-    """The tap's entries that stand for a node; of an attention head the whole row of its query token."""
+    """The tap's entries of a node; for an attention head the whole row of its query token."""
     node = ablation.node_index
     indices = node.tensor_indices
     if node.node_type is NodeType.ATTENTION_HEAD:
@@ -156,7 +155,7 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
 def _plans(
     runs: Sequence[DeriveRequest], sources: Sequence[SourceMap], registry: Registry, findings: Findings
 ) -> tuple[Plan, ...]:
-    """The plans of all runs; raises what is wrong with all of them, or missing."""
+    """The plans of all runs; raises all that is wrong, or missing."""
     found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
     plans = tuple(plan for plan in found if plan is not None)
     if not found or len(plans) < len(found):
@@ -165,7 +164,7 @@ def _plans(
 
 
 def _sources_of_types(types: Sequence[DerivedScalarType], groups: Sequence[TopKGroup]) -> dict[str, str]:
-    """What derived scalars of *types* were made from: where *groups* name them first, or what implies them."""
+    """The source of derived scalars of *types*: where *groups* first name them, or the field that implies them."""
     named: dict[DerivedScalarType, str] = {}
     for g, group in enumerate(groups):
         for j, dst in enumerate(group.dsts):
@@ -176,7 +175,7 @@ def _sources_of_types(types: Sequence[DerivedScalarType], groups: Sequence[TopKG
 
 
 def _source_of_run(i: int, run: ExplainRun, made_from: Mapping[str, str]) -> SourceMap:
-    """Where the fields of the request that *run*, the one at *i*, became came from."""
+    """The source map of the DeriveRequest that is made from *run*, the one at *i*."""
     moved = dict.fromkeys(("model", "config.model_context", "config.model_name"), "model")
     moved["autoencoders"] = "autoencoders"
     for n in range(len(run.node_ablations)):
@@ -207,7 +206,7 @@ def _is_shared(plans: Sequence[Plan], scope: NodeScope | None, findings: Finding
 
 
 def _token_indices(plans: Sequence[Plan], token_index: int | None, findings: Findings) -> tuple[int | None, ...]:
-    """The token meant in each run, counted from the start."""
+    """The selected token of each run, counted from the start."""
     if token_index is None:
         return (None,) * len(plans)
     for i, plan in enumerate(plans):
@@ -224,7 +223,7 @@ def _token_indices(plans: Sequence[Plan], token_index: int | None, findings: Fin
 
 
 def _parts(request: ExplainRequest, groups: Sequence[TopKGroup]) -> frozenset[ExplainPart]:
-    """The parts wanted, or those that make sense; the node table too if another part refers to it."""
+    """The parts asked for, or those that apply; the node table too if another part refers to it."""
     if request.parts:
         found = set(request.parts)
         return frozenset(found | {_P.NODE_TABLE} if any(part.is_about_nodes for part in found) else found)
@@ -257,7 +256,7 @@ def _logit_token(plan: Plan) -> int:
 
 
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:
-    """What has to be recorded for the parts besides what the types read."""
+    """Sites to record for the parts, besides those of the types."""
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if any(part.scores_tokens for part in parts):

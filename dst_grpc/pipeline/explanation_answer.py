@@ -1,7 +1,7 @@
 """The answer to TopK and Explain: parts about each run, then a summary.
 
-Each step is short, so that parts leave as soon as they are there and other callers' work fits in between. What a step
-needs of the earlier ones (tensors, the table's nodes) is kept until the end.
+Each step is short, so that parts are sent as soon as they are ready and other callers' work fits in between. Results of
+earlier steps (tensors, the table's nodes) are kept until the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Parts = list[ExplanationPart]
 
 
 class ExplanationAnswer:
-    """The answer to one request in the making."""
+    """The answer to one request, computed in steps."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ExplanationAnswer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Do nothing yet; *results* are of the plans of *asked*."""
+        """Compute nothing yet; *results* are those of the plans of *asked*."""
         self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
             ExplainedModel(model.decoder, result.plan.topology, tuple(sets[info.name] for info in result.plan.spliced))
@@ -81,7 +81,7 @@ class ExplanationAnswer:
             yield parts
 
     def _work(self) -> Iterator[Callable[[], Parts]]:
-        """What there is to do, in order; what comes later may depend on what the steps before found."""
+        """The steps, in order; later ones use results of earlier ones."""
         parts, runs = self._asked.parts, range(len(self._results))
         yield self._headers
         if _P.NODE_TABLE in parts or _P.COMPONENT_SUMS in parts:
@@ -103,7 +103,7 @@ class ExplanationAnswer:
                 yield from self._scoring(part)
 
     def summary(self) -> RunSummary:
-        """What all runs cost together, and what the numbers depend on."""
+        """The cost of all runs together, and the provenance of the numbers."""
         queue_duration = max(result.queue_duration for result in self._results)
         batches = [batch for result in self._results for batch in result.batches]
         statistics = replace(total_statistics(batches, queue_duration=queue_duration), derive_duration=self._seconds)
@@ -166,7 +166,7 @@ class ExplanationAnswer:
         ]
 
     def _scoring(self, part: ExplainPart) -> Iterator[Callable[[], Parts]]:
-        """One step for each message's worth of nodes, of all runs together."""
+        """One step for the nodes of each message, of all runs together."""
         step = self._asked.nodes_of_a_message
         longest = max(map(len, self._nodes))
         for start in range(0, max(longest, 1), step):

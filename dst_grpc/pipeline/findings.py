@@ -1,7 +1,7 @@
-"""What planning finds wrong or missing, told at the paths of the message that was sent.
+"""What planning finds wrong or missing, with paths of the message that was sent.
 
-What is planned is often made from another message: a run of Explain becomes a request to derive. A source map says
-where each of its fields came from, so that the rules name fields as they know them and the client reads its own.
+The request that is planned is often made from another message: a run of Explain becomes a DeriveRequest. A source map
+translates its paths to those of the message that was sent, so that rules need not know it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceMap:
-    """Where the fields of a request came from. The nearest field that is mentioned decides for those within it."""
+    """Maps paths of a request to paths of the message it was made from. The nearest enclosing path in the map
+    applies."""
 
     root: str = ""
-    """Where the fields that are not mentioned stand in the message that was sent."""
+    """Prefix, in the message that was sent, of paths that are not in the map."""
     moved: Mapping[str, str] = field(default_factory=dict)
     """Path of a field, and its path in the message that was sent."""
     made_from: Mapping[str, str] = field(default_factory=dict)
-    """Path of a field, and of the one field of the message that it was made from, fields within it included."""
+    """Path of a field, and of the one field of the message that it, with all fields within it, was made from."""
 
     def path_sent(self, path: str) -> str:
-        """The path, in the message that was sent, of what stands at *path* in the request."""
+        """The path, in the message that was sent, of the request's *path*."""
         known = path
         while known:
             if known in self.made_from:
@@ -44,26 +45,26 @@ class Findings:
     """What is wrong with the fields of a request, and what the request lacks, collected over all its rules."""
 
     source: SourceMap = SourceMap()
-    """Where the request's fields came from."""
+    """The source map of the request."""
     violations: Violations = field(default_factory=Violations)
-    """What is wrong, at the paths sent; at first, what reading the message found."""
+    """What is wrong, by path sent; initially, the violations found by reading the message."""
     missing: dict[FieldViolation, Reason] = field(default_factory=dict)
-    """What is missing, each once, at the paths sent."""
+    """What is missing, each once, by path sent."""
     known: tuple[str, ...] = ()
-    """Paths sent that reading the message found bad. They hold stand-ins, of which nothing more is said."""
+    """Paths sent that reading the message found bad. They hold stand-ins, whose violations are not reported."""
     count: int = 0
-    """How many things were found in this request, said or not."""
+    """How many violations were found in this request, reported or not."""
 
     @classmethod
     def after(cls, violations: Violations | None, root: str = "") -> Findings:
-        """What is found in the request at *root* of a message beside *violations*, which reading found, if any."""
+        """Empty findings for the request at *root* of a message, after reading found *violations*, if any."""
         source = SourceMap(root=root)
         if violations is None:
             return cls(source=source)
         return cls(source=source, violations=violations, known=violations.fields)
 
     def about(self, source: SourceMap) -> Findings:
-        """These findings, to be added to by the rules of a request made from the same message."""
+        """The same findings, with the source map of a request made from the same message."""
         return replace(self, source=source, count=0)
 
     def add(self, path: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
@@ -79,7 +80,7 @@ class Findings:
             self.add(path, description)
 
     def extend(self, error: InvalidRequest, prefix: str = "") -> None:
-        """Note what another value found in itself, which stands at *prefix*."""
+        """Note the violations of the value at *prefix*."""
         for violation in error.violations:
             self.add(join_path(prefix, violation.field), violation.description, error.reason)
 
@@ -89,7 +90,7 @@ class Findings:
         self.missing.setdefault(FieldViolation(self.source.path_sent(path), description), reason)
 
     def holds_stand_in(self, path: str) -> bool:
-        """Whether what stands at *path*, a part of it, or what it is a part of, was found bad by reading."""
+        """Whether the field at *path*, one within it, or one around it, was found bad by reading."""
         return bool(self.known) and self._is_known(self.source.path_sent(path))
 
     def _is_known(self, sent: str) -> bool:

@@ -1,4 +1,4 @@
-"""Interventions of a request against a model's sizes: what is selected, and which tensors fit there."""
+"""Checks a request's interventions against a model's sizes: selections, and the shapes of tensors."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _L = ActivationLocationType
 def planned_interventions(
     request: DeriveRequest, findings: Findings, sizes: Sizes, spliced: Sequence[AutoencoderEntry]
 ) -> Iterator[Intervention]:
-    """What *request* changes, in order; notes what does not exist. What reads other runs is told layer by layer."""
+    """The interventions of *request*, in order; notes what does not exist. Those that read other runs are split by
+    layer."""
     if findings.holds_stand_in("autoencoders"):
-        return  # which taps there are depends on them
+        return  # the existing taps depend on them
     given = [
         (f"ablation_specs[{i}]", "index", "tensor_indices", spec.intervention)
         for i, spec in enumerate(request.ablation_specs)
@@ -58,9 +59,9 @@ def planned_interventions(
 
 
 def changes_of_gradient(interventions: Iterable[Intervention], origin: Origin, n_layers: int) -> Iterator[Intervention]:
-    """Those of *interventions* that change a gradient which *origin* sends.
+    """Those of *interventions* that change a gradient of *origin*.
 
-    The rest would do nothing to this prompt alone; in a batch, the gradients of others would set it off.
+    The others have no effect on this prompt alone; in a batch, gradients of other prompts would trigger them.
     """
     for one in interventions:
         at = one.at
@@ -78,7 +79,7 @@ def changes_of_gradient(interventions: Iterable[Intervention], origin: Origin, n
 
 
 def tensor_bytes(interventions: Iterable[Intervention], sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> int:
-    """Bytes of the tensors that *interventions* read, at most: none is larger than what it is put into."""
+    """Upper bound of the bytes of the tensors that *interventions* read: none is larger than its selection."""
     found = {
         tensor: math.prod(_shape(one.at, sizes, spliced))
         for one in interventions
@@ -96,18 +97,18 @@ def _checked(
     *,
     axes: str = "axes",
 ) -> TapSelection:
-    """Note what of a selection does not exist in the graph.
+    """Note indices of a selection that do not exist in the run.
 
     Args:
-        findings: takes what is wrong.
-        at: what is selected.
-        path: where it stands.
+        findings: collects what is wrong.
+        at: the selection.
+        path: its path.
         sizes: of the model and prompt.
-        spliced: the autoencoders in the graph.
+        spliced: the autoencoders spliced into the run.
         axes: the field that its axes are in.
 
     Returns:
-        *at*, at the tap that a generic latent's stands for.
+        *at*, with the tap of generic latents replaced by that of the spliced autoencoder.
     """
     if at.activation_location_type is _L.ONLINE_AUTOENCODER_LATENT and len(spliced) != 1:
         description = f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}"
@@ -164,20 +165,20 @@ def _shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) 
 
 
 def _meant(at: TapSelection, spliced: Sequence[AutoencoderEntry]) -> TapSelection:
-    """*at*, at the tap that a generic latent's stands for if one autoencoder is in the graph."""
+    """*at*, with the tap of generic latents replaced by that of the only spliced autoencoder."""
     if at.activation_location_type is not _L.ONLINE_AUTOENCODER_LATENT or len(spliced) != 1:
         return at
     return replace(at, activation_location_type=spliced[0].input.latent_tap)
 
 
 def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> list[tuple[Dimension, int | None]]:
-    """Axes of a tap with their sizes; that of latents is None if no autoencoder in the graph has the tap."""
+    """Axes of a tap with their sizes; that of latents is None if no spliced autoencoder has the tap."""
     owner = _owner(at.activation_location_type, spliced)
     return sized(at.activation_location_type.dimensions, sizes, None if owner is None else owner.n_latents)
 
 
 def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
-    """The autoencoder in the graph that has the tap *location*."""
+    """The spliced autoencoder that has the tap *location*."""
     return next((info for info in spliced if location in info.input.splice_taps), None)
 
 
@@ -185,7 +186,7 @@ def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]
 
 
 def _check_tensors(findings: Findings, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
-    """Note the tensors with numbers that do not stretch to *shape*; those with handles are not known yet."""
+    """Note inline tensors that cannot be broadcast to *shape*; those named by handle are not known yet."""
     for field, tensor in intervention.tensor_paths().items():
         if tensor.tensor is not None:
             reason = _why_not_stretched(tensor, shape)
@@ -193,7 +194,7 @@ def _check_tensors(findings: Findings, intervention: Intervention, path: str, sh
 
 
 def _why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
-    """Why *tensor*, whose numbers are known, cannot be stretched to *shape*; empty if it can."""
+    """Why *tensor*, whose numbers are known, cannot be broadcast to *shape*; empty if it can."""
     own = () if tensor.tensor is None else tensor.tensor.shape
     # From the last axis on sizes agree, or the tensor's is 1; it may have fewer axes, but not more.
     fits = len(own) <= len(shape) and all(
@@ -203,15 +204,15 @@ def _why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
 
 
 def with_tensors(plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]) -> tuple[Plan, ...]:
-    """*plans* with the numbers of every tensor that their requests name by a handle.
+    """*plans* with every tensor handle replaced by the tensor.
 
     Args:
-        plans: of requests.
-        source: where the caller's tensors are kept; None = nowhere.
-        roots: where each request stands in the message.
+        plans: the plans.
+        source: the store of the caller's tensors; None = there is none.
+        roots: the path of each plan's request in the message.
 
     Raises:
-        InvalidRequest: listing every handle whose tensor does not stretch to what is selected.
+        InvalidRequest: listing every handle whose tensor cannot be broadcast to its selection.
         NotFound: for an unknown handle.
     """
     problems = Violations()

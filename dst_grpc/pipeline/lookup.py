@@ -1,4 +1,4 @@
-"""Looking up what a request names: autoencoder sets by name, handle or path, and whether all of it is of one model."""
+"""Looks up the autoencoder sets that a request names by name, handle or path, and checks that they fit its model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Lookup:
-    """Looks up for one request; what is wrong with its fields is noted, what is unknown raises NotFound."""
+    """Lookups for one request: bad fields are noted, unknown names raise NotFound."""
 
     def __init__(self, registry: Registry, model: ModelEntry, findings: Findings) -> None:
-        """*model* is the request's; *findings* takes what is wrong."""
+        """*model* is the request's; *findings* collects what is wrong."""
         self._registry, self._model, self._findings = registry, model, findings
         self.handles: dict[str, None] = {}
-        """Handles by which anything was named: only loading tells whether they are of these revisions."""
+        """Handles that the request used: only loading shows whether their revisions are current."""
         # The same files are read once for a request, however many of its types read latents of them.
         self._by_path: dict[AutoencoderConfig, AutoencoderEntry] = {}
 
@@ -69,7 +69,7 @@ class Lookup:
         return self._registry.autoencoder_entry(ref, self._model.name)
 
     def note_handle(self, ref: str) -> None:
-        """Remember *ref* if it is a handle, and no name."""
+        """Remember *ref* if it is a handle rather than a name."""
         if "@" in ref:
             self.handles[ref] = None
 

@@ -1,6 +1,6 @@
-"""Tables of the nodes that groups choose among the derived scalars of runs, and sums of whole derived scalars.
+"""Tables of the nodes that groups select in runs, and sums of whole derived scalars.
 
-Every type of every run is gone through once, for all groups together.
+Every type of every run is derived once, for all groups together.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _P = ExplainPart
 
 
 class NodeTables:
-    """What the groups of one request choose. Lives on the device's thread."""
+    """The selections of the groups of one request. Used on the device's thread only."""
 
     def __init__(self, asked: ExplainPlan, results: Sequence[RunResult], tokenizer: Tokenizer) -> None:
-        """Derive nothing yet; *results* are of the plans of *asked*."""
+        """Derive nothing yet; *results* are those of the plans of *asked*."""
         self._asked, self._results, self._tokenizer = asked, results, tokenizer
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         """The types of each run."""
 
     def scan(self) -> None:
-        """Go once through every type of every run; the rest is made of what that found."""
+        """Derive every type of every run once; sums and tables are then made from the candidates."""
         asked = self._asked
         groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
         for i, result in enumerate(self._results):
@@ -57,7 +57,7 @@ class NodeTables:
         ]
 
     def tables(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
-        """The table of each run, of the nodes that it chose itself or, if shared, that any run chose."""
+        """The table of each run: the nodes that it selected itself or, if shared, that any run selected."""
         chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._results))]
         lists = [[node for top, bottom in of_run for node in (*top, *bottom)] for of_run in chosen]
         if self._asked.is_shared:

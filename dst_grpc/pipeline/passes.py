@@ -57,12 +57,12 @@ class Row:
 
     @property
     def sites(self) -> frozenset[Site]:
-        """Sites whose value has to be there: to be recorded, or to be read by an origin."""
+        """Sites whose value is needed: to be recorded, or for an origin."""
         return self.values | self.run.values
 
     @property
     def attached(self) -> frozenset[Site]:
-        """Sites that have to be in the graph: where gradients are wanted and, if they are, where they start."""
+        """Sites that must be in the graph: those of recorded gradients and, if there are any, those of the origins."""
         return self.gradients | self.run.attached if self.gradients else self.gradients
 
     @property
@@ -73,17 +73,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Runs that ran together: what they took."""
+    """The cost of runs that ran together."""
 
     size: int
-    """How many."""
+    """Number of runs."""
     statistics: RunStatistics
     """Passes and time of all together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pass:
-    """What the forward pass left of one row, as its origins read it."""
+    """Results of the forward pass of one row, for its origins."""
 
     row: int
     n_tokens: int
@@ -120,11 +120,11 @@ def run_batch(
     """Run *rows* together.
 
     Args:
-        rows: what runs.
+        rows: the runs.
         decoder: the model.
         sets: the autoencoders that origins name.
-        splices: the autoencoders in the graph, by the site that each reads.
-        propagation: how gradients pass through what is not linear.
+        splices: the autoencoders to splice in, by the site that each reads.
+        propagation: the propagation rule of gradients.
         check: raises Cancelled to end the batch.
 
     Raises:
@@ -189,7 +189,7 @@ def _interventions(rows: Sequence[Row], decoder: Decoder) -> Iterator[RowInterve
 
 
 def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], decoder: Decoder) -> None:
-    """Bring the tensors that *intervention* reads to the device, each once, in float32 or what is wider."""
+    """Move the tensors that *intervention* reads to the device, each once, as float32 or wider."""
     wide = torch.promote_types(decoder.dtype, torch.float32)
     for tensor in intervention.action.tensors.values():
         if tensor not in tensors:
@@ -211,7 +211,7 @@ def _padded(rows: Sequence[Row], decoder: Decoder) -> tuple[torch.Tensor, torch.
 def _last(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """Of *logits* [b, T, V], or [b, 1, V] if there are no others, those at position *last* [b] of each row, [b, V].
 
-    All rows at once: each for itself would be a gradient of the size of all logits.
+    All rows at once: one by one, each would have a gradient of the size of all logits.
     """
     return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(logits), device=logits.device), last]
 
@@ -223,7 +223,7 @@ def _scalars(run: Run, forward: _Pass) -> dict[Origin, torch.Tensor]:
 def _gradients(
     rows: Sequence[Row], taps: Taps, scalars: Sequence[Mapping[Origin, torch.Tensor]]
 ) -> Iterator[Mapping[Site, torch.Tensor]]:
-    """Gradients [b, ...] of each gradient pass, of all rows that have so many."""
+    """Gradients [b, ...] of each gradient pass, of all rows that have that many."""
     count = max(map(_n_passes, rows))
     for number in range(count):
         started_from = [
@@ -236,12 +236,12 @@ def _gradients(
 def _cut(
     sites: Iterable[Site], found: Mapping[Site, torch.Tensor], row: int, n_tokens: int
 ) -> dict[Site, torch.Tensor]:
-    """One row's part of what was *found* at *sites*."""
+    """One row of the tensors *found* at *sites*."""
     return {site: _own(site, found[site], row, n_tokens) for site in sites if site in found}
 
 
 def _own(site: Site, x: torch.Tensor, row: int, n_tokens: int) -> torch.Tensor:
-    """One row's part of *x* [b, ...], without pads."""
+    """One row of *x* [b, ...], without pads."""
     x = x[row]
     for axis, dimension in enumerate(site[0].dimensions):
         if dimension.is_sequence_token_dimension:

@@ -1,4 +1,4 @@
-"""Plans: a request, checked and completed, with all that a run needs but weights. Plain values."""
+"""Plans: a request, checked and completed, with all that executing it needs except weights. Plain values."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ class PlannedScalar(Task):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """A request, checked and completed: everything that a run needs but weights."""
+    """A request, checked and completed: everything that executing it needs except weights."""
 
     request: DeriveRequest
     model: ModelEntry
     run: Run
-    """The prompt, what is changed, and the origins."""
+    """The prompt, the interventions and the origins."""
     token_strings: tuple[str, ...]
     vocab_size: int
-    """Tokens of the vocabulary; an embedding may be padded with rows that are no token's."""
+    """Tokens of the vocabulary; an embedding may be padded with more rows."""
     loss: LossOrigin | None
     """The loss, if the request has one: one of the run's origins."""
     trace: TraceOrigin | None
-    """The traced activation, if the request has one: another."""
+    """The traced activation, if the request has one: another of the run's origins."""
     spliced: tuple[AutoencoderEntry, ...]
-    """Autoencoders in the graph."""
+    """Autoencoders spliced into the run."""
     shared_sets: tuple[AutoencoderEntry, ...]
-    """The autoencoders that the shared config names; those in the graph if it names none."""
+    """The autoencoders that the shared config names; the spliced ones if it names none."""
     handles: tuple[str, ...]
-    """Handles by which the request named any of these; loading tells whether they are of these revisions."""
+    """Handles that the request used; loading shows whether their revisions are current."""
     topology: Topology
     """The model, with the autoencoders that a traced latent belongs to."""
     scalars: tuple[PlannedScalar, ...]
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def origin_sets(self) -> tuple[AutoencoderEntry, ...]:
-        """The autoencoders that a traced latent belongs to: those in the graph, else those of the shared config."""
+        """The autoencoders that a traced latent belongs to: the spliced ones, else those of the shared config."""
         return self.spliced or self.shared_sets
 
     @cached_property
@@ -119,9 +119,9 @@ class Plan:
 
     @property
     def run_key(self) -> Hashable:
-        """Everything that determines what a run records, whatever is then derived from it.
+        """Everything that determines what the run records, whatever is then derived from it.
 
-        Entries rather than names: a name may come to mean something else, an entry means the same files for good.
+        Entries rather than names: a reload can change the meaning of a name, but an entry always means the same files.
         """
         return self.model, self.spliced, self.origin_sets, self.run.key
 
@@ -131,7 +131,7 @@ class Plan:
 
 
 def last_layer_of(sites: Iterable[Site]) -> int | None:
-    """The last layer that has to run for *sites* to be recorded; None if what follows the layers has to run too."""
+    """The last layer that has to run for *sites* to be recorded; None if final norm or logits are needed too."""
     last = -1
     for location, layer in sites:
         if location.facts.is_after_layers:

@@ -1,4 +1,5 @@
-"""Planning: from a request to what a run has to record and every task to derive from it. Pure; touches no weights.
+"""Planning: from a request to the taps that a run has to record and the tasks to derive from them. Pure; reads no
+weights.
 
 All rules that need the model are checked here, before anything is loaded onto a device: names, ranks, index ranges,
 layers, what each type needs. Every bad field is reported at once; what is missing is reported only if nothing is bad.
@@ -50,10 +51,10 @@ def make_plan(
     Args:
         request: what is asked.
         registry: what can be loaded.
-        known: what reading the request's message found, whose paths hold stand-ins in *request*. All else is checked,
-            and everything told together.
-        root: where the request stands in the message.
-        needs_prompt: whether it is to be run, and not only resolved.
+        known: violations found by reading the request's message, whose paths hold stand-ins in *request*. All else is
+            checked, and all violations are reported together.
+        root: the path of the request in the message.
+        needs_prompt: whether it is to be run, not only resolved.
 
     Raises:
         InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
@@ -70,10 +71,10 @@ def make_plan(
 
 
 def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> Plan | None:
-    """The plan of *request*; None if there is something in *findings*, which takes what is wrong or missing.
+    """The plan of *request*; None if *findings*, which collects what is wrong or missing, is not empty.
 
     Raises:
-        NotFound: for an unknown model or autoencoder, unless the request has other faults that are known.
+        NotFound: for an unknown model or autoencoder, unless other violations of the request are known.
     """
     if any(map(findings.holds_stand_in, ("model", "config.model_context", "config.model_name"))):
         return None
@@ -92,7 +93,7 @@ def model_ref(request: DeriveRequest) -> str:
 
 
 class _Planner:
-    """The state of one planning: what was found, and what is wrong."""
+    """The state of planning one request."""
 
     def __init__(self, request: DeriveRequest, registry: Registry, model: ModelEntry, findings: Findings) -> None:
         self._request, self._model, self._findings = request, model, findings
@@ -105,7 +106,7 @@ class _Planner:
         return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
 
     def _topology(self, sets: tuple[AutoencoderEntry, ...]) -> Topology:
-        """The model with *sets*, the same for all that name them."""
+        """The topology with *sets*, one object for all types that name them."""
         if sets not in self._topologies:
             inputs = AutoencoderInputs.of_sets(sets)
             self._topologies[sets] = Topology(self._sizes.n_layers, self._model.architecture, inputs)
@@ -147,7 +148,7 @@ class _Planner:
         values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
         gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
-        # What origins read is not kept, but taken up memory for.
+        # What origins read is not kept, but takes up memory.
         recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
         return Plan(
             request=request,

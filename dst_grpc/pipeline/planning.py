@@ -1,4 +1,4 @@
-"""Where plans are made and kept: on the event loop if nothing has to be read for them, else on a thread."""
+"""Makes plans, on the event loop if no file has to be read, else on a thread, and keeps recent ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _THREADS = 4
 
 
 class Planning:
-    """Makes plans with the newest registry, and keeps the most recent of single runs. Lives on the event loop."""
+    """Makes plans with the current registry, and keeps the most recent of Derive and Resolve. Used on the event loop
+    only."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -43,7 +44,7 @@ class Planning:
         root: str = "",
         needs_prompt: bool = False,
     ) -> Plan:
-        """As `make_plan`, but kept for who asks the same, unless it depends on more than the request."""
+        """As `make_plan`, but kept for equal requests, unless the plan depends on more than the request."""
         if registry is not self._registry:
             self._registry = registry
             self._kept.clear()
@@ -57,7 +58,7 @@ class Planning:
             self._kept.move_to_end(question)
             return plan
         if registry.model_entry(model_ref(request)).has_tokenizer:
-            plan = make()  # costs less than a thread
+            plan = make()  # cheaper than a thread
         else:
             plan = await self._threads.run(make)
         if registry is self._registry:
@@ -67,20 +68,20 @@ class Planning:
         return plan
 
     async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
-        """As the function of this name."""
+        """As the function of the same name."""
         return await self._threads.run(plan_top_k, request, registry, known)
 
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
-        """As the function of this name."""
+        """As the function of the same name."""
         return await self._threads.run(plan_explain, request, registry, known)
 
 
 def _names_files(request: DeriveRequest) -> bool:
-    """Whether *request* names autoencoders by path: their files are read, and may be others by the next time."""
+    """Whether *request* names autoencoders by path: their files are read, and may change before the next request."""
     configs = (request.config, *(spec.config for spec in request.derived_scalars))
     return any(config is not None and config.autoencoder_config is not None for config in configs)
 
 
 def _brings_numbers(request: DeriveRequest) -> bool:
-    """Whether *request* holds tensors, rather than handles of some: they may be too large to keep."""
+    """Whether *request* holds inline tensors: they may be too large to keep."""
     return any(tensor.tensor is not None for one in request.interventions for tensor in one.action.tensors.values())

@@ -28,7 +28,7 @@ def provenance_of(
     """What the numbers of an answer depend on.
 
     Args:
-        plans: what ran for it.
+        plans: the plans that ran for it.
         model: the model.
         sets: the autoencoders in use, by name.
         digest: of the canonical request.

@@ -1,4 +1,4 @@
-"""Recordings: what a run recorded of its prompt, cut to the prompt's own length."""
+"""Recordings of a run's taps, without pads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What one run recorded."""
+    """The recording of one run."""
 
     taps: RecordedTaps
-    """Values, and the gradients that formulas read: the sum over all gradient passes, by their weights."""
+    """Values, and the gradients that formulas read: the weighted sum over all gradient passes."""
     passes: tuple[Tensors, ...]
-    """Gradients of each gradient pass; none if none was wanted. Sites that the origin does not depend on are absent."""
+    """Gradients of each gradient pass; empty if none was recorded. Sites that the origin does not depend on are
+    absent."""
     gradient_sites: frozenset[Site]
-    """Where gradients were asked for."""
+    """Sites whose gradients were recorded."""
     scalars: tuple[float, ...]
     """Values of the run's origins that are reported, in order."""
 
@@ -41,17 +42,17 @@ class Recording:
         gradient_sites: frozenset[Site],
         scalars: Sequence[float],
     ) -> Recording:
-        """The recording of *values*, and of the gradients of each pass, which count for *weights* in the sum."""
+        """The recording of *values*, and of the gradients of each pass, which have *weights* in the sum."""
         taps = RecordedTaps(values, weighted_sum(passes, weights), n_tokens)
         return cls(taps, tuple(passes), gradient_sites, tuple(scalars))
 
     def alone(self) -> Recording:
-        """A copy that keeps nothing else of its batch alive."""
+        """A copy that does not keep the tensors of its batch alive."""
         copies = {id(x): x.clone() for x in self._tensors()}
         return self._changed(lambda tensors: {site: copies[id(x)] for site, x in tensors.items()})
 
     def merged(self, older: Recording) -> Recording:
-        """This recording with what only *older*, of the same run, holds."""
+        """This recording, extended by the sites that only *older*, of the same run, has."""
         passes = self.passes or ({},) * len(older.passes)
         before = older.passes or ({},) * len(passes)
         return Recording(
@@ -67,7 +68,7 @@ class Recording:
 
     @property
     def byte_count(self) -> int:
-        """Bytes that it keeps alive; tensors that share memory count once."""
+        """Bytes of its tensors; those that share memory count once."""
         storages = (x.untyped_storage() for x in self._tensors())
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -81,7 +82,7 @@ class Recording:
 
 
 def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
-    """Gradients of several passes, or of several runs, added up by *weights*; a site that is absent counts as zeros."""
+    """Weighted sum of the gradients of several passes or runs; a site that is absent counts as zeros."""
     if len(passes) == 1 and weights[0] == 1:
         return passes[0]
     total: dict[Site, torch.Tensor] = {}

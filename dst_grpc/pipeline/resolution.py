@@ -1,6 +1,6 @@
-"""What clients are told of a plan: its configs in canonical form, what it reads, gives and costs.
+"""Descriptions of plans for clients: canonical configs, taps, outputs and cost.
 
-Handles are told as far as they are known: of files whose digest nobody has computed yet, the name stands in.
+A context whose files have no known digest yet is given by name instead of handle.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Resolver:
-    """Says what is told of plans. Lives on the event loop."""
+    """Describes plans. Used on the event loop only."""
 
     def __init__(self, cache: ContextCache) -> None:
-        """Tell what *cache* knows of contexts."""
+        """Describe contexts as *cache* does."""
         self._cache = cache
         self._kept: WeakKeyDictionary[Plan, Resolution] = WeakKeyDictionary()
-        """What stays the same of those plans of which every handle is known."""
+        """The unchanging part of the descriptions of plans whose handles are all known."""
 
     def resolution(self, plan: Plan, registry: Registry) -> Resolution:
-        """What is told of *plan*, which was made with *registry*, now."""
+        """The present description of *plan*, which was made with *registry*."""
         entries = (plan.model, *plan.autoencoders)
         told = self._kept.get(plan)
         if told is None:
@@ -50,7 +50,7 @@ class Resolver:
 
 
 def _resolution(plan: Plan, registry: Registry) -> Resolution:
-    """What is told of a request, whatever is loaded."""
+    """The description of a request, independent of what is loaded."""
     request = plan.request
     return Resolution(
         config=_canonical(request.config, plan, plan.shared_sets, request.trace_config, request.config.layer_indices),

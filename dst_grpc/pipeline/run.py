@@ -1,4 +1,4 @@
-"""Running plans: the runs that others read first, then the rest, each time as one batch; and what it gave each plan."""
+"""Runs plans: first the runs that others read, then the rest, each step as one batch; and the result for each plan."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult:
-    """What a plan's run gave."""
+    """The result of a plan's run."""
 
     plan: Plan
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
     """Autoencoders by name."""
     recording: Recording
-    """What it recorded."""
+    """Its recording."""
     batches: tuple[Batch, ...]
-    """Those that it took: before its own those of the runs that it reads. Plans that ran together share them."""
+    """The batches that it took: those of the runs that it reads, then its own. Plans that ran together share them."""
     queue_duration: float = 0.0
-    """How long it waited."""
+    """Seconds that it waited for the device."""
     check: Check = never_cancelled
-    """Made where the answer is made of it; raises Cancelled once nobody wants that any more."""
+    """Called while the answer is computed from it; raises Cancelled if the request is cancelled."""
 
     @property
     def batch_size(self) -> int:
@@ -52,7 +52,7 @@ class RunResult:
 
     @property
     def statistics(self) -> RunStatistics:
-        """What its batches took."""
+        """Cost of its batches."""
         return total_statistics(self.batches, queue_duration=self.queue_duration)
 
     @property
@@ -68,7 +68,7 @@ class RunResult:
 
     @property
     def target(self) -> float | None:
-        """What effects are shares of: the traced activation, else the loss; None if there is neither."""
+        """The value that effects are shares of: the traced activation, else the loss; None if there is neither."""
         return self.loss if self.plan.trace is None else self.activation_value
 
     def _scalar(self, origin: Origin | None) -> float | None:
@@ -83,7 +83,7 @@ class RunResult:
 
 
 def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunStatistics:
-    """What *batches*, each counted once, took together."""
+    """The cost of *batches* together, each counted once."""
     each = [batch.statistics for batch in dict.fromkeys(batches)]
     return RunStatistics(
         forward_passes=sum(one.forward_passes for one in each),
@@ -96,7 +96,7 @@ def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunS
 def run(
     plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet], check: Check = never_cancelled
 ) -> list[RunResult]:
-    """Run *plans* as one batch; runs that they read run before it, as one batch for each step of reading.
+    """Run *plans* as one batch, after the runs that they read, which run as one batch for each step of dependency.
 
     Args:
         plans: of the same model, with the same autoencoders spliced in and the same propagation.
@@ -134,16 +134,16 @@ def run(
 
 
 def _sources(run: Run, read: Mapping[Run, Mapping[Site, torch.Tensor]]) -> dict[str, Mapping[Site, torch.Tensor]]:
-    """What the runs that *run* reads recorded, by the names that its interventions give them."""
+    """The recordings of the runs that *run* reads, by the names that its interventions give them."""
     return {name: read[run.source(name)] for one in run.interventions for name in one.action.runs}
 
 
 class _Order:
-    """The order in which runs are executed: a run that reads others takes the step after the last of them."""
+    """The order in which runs are executed: a run that reads others is in the step after the last of them."""
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         self._sources: dict[Run, tuple[int, frozenset[Site]]] = {}
-        """Runs that others read: their step, and what they have to record."""
+        """Runs that others read: their step, and the sites that they have to record."""
         self._last_read: dict[Run, int] = {}
         self.steps = [self._step(plan.run) for plan in plans]
         """The step of each plan's run."""
@@ -161,9 +161,9 @@ class _Order:
         return step
 
     def sources(self, step: int) -> dict[Run, frozenset[Site]]:
-        """Runs of a step that others read, and what they have to record for them."""
+        """Runs of a step that others read, and the sites that they have to record."""
         return {run: sites for run, (its_step, sites) in self._sources.items() if its_step == step}
 
     def is_needed_after(self, run: Run, step: int) -> bool:
-        """Whether a later step reads what *run* recorded."""
+        """Whether a later step reads the recording of *run*."""
         return self._last_read[run] > step

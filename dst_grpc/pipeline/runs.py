@@ -1,7 +1,7 @@
-"""Runs: what determines the numbers that a forward pass and the gradient passes after it record. Plain values.
+"""Runs: all that determines what a forward pass and its gradient passes record. Plain values.
 
-A run may read what others recorded: it names them, and they are executed before it. The plan of a plain request has
-one run that reads none.
+A run may read the recordings of others: it names them, and they are executed before it. The plan of a simple request
+has one run that reads none.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class GradientPass:
     """One backward pass through a run's graph."""
 
     origin: Origin
-    """The scalar that is differentiated."""
+    """The scalar to differentiate."""
     interventions: tuple[Intervention, ...] = ()
-    """What changes the gradients on their way, in order."""
+    """Interventions on its gradients, in order."""
     weight: float = 1.0
-    """What its gradients count for in the sum over the run's passes, which formulas read."""
+    """Weight of its gradients in the sum over the run's passes, which formulas read."""
 
     @property
     def key(self) -> Hashable:
-        """What tells it from others, without the numbers of tensors."""
+        """Equal for equal ones, and hashable: tensors are represented by their identity."""
         return self.origin, tuple(one.key for one in self.interventions), self.weight
 
 
@@ -46,19 +46,19 @@ class Run:
     token_ids: tuple[int, ...]
     """The prompt; empty if the request had none."""
     interventions: tuple[Intervention, ...] = ()
-    """What changes its values, in order; what reads other runs names one layer, if its tap has any."""
+    """Interventions on its values, in order; one that reads other runs is at a single layer, if its tap has layers."""
     origins: tuple[Origin, ...] = ()
     """Scalars to report."""
     passes: tuple[GradientPass, ...] = ()
-    """Gradient passes, made if gradients are wanted."""
+    """Gradient passes, run if gradients are recorded."""
     sources: tuple[tuple[str, Run], ...] = ()
-    """Runs of the same model, with the same autoencoders in the graph, that interventions read, by name."""
+    """Runs of the same model, with the same spliced autoencoders, that interventions read, by name."""
     propagation: Propagation = PLAIN
-    """How gradients pass through what is not linear."""
+    """The propagation rule of gradients."""
 
     @property
     def key(self) -> Hashable:
-        """What tells it from others, without the numbers of tensors."""
+        """Equal for equal ones, and hashable: tensors are represented by their identity."""
         return (
             self.token_ids,
             tuple(one.key for one in self.interventions),
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def all_origins(self) -> tuple[Origin, ...]:
-        """The scalars that are computed, each once: those to report first."""
+        """All scalars to compute, each once: those to report come first."""
         return tuple(dict.fromkeys((*self.origins, *(one.origin for one in self.passes))))
 
     @property
@@ -80,24 +80,25 @@ class Run:
 
     @property
     def values(self) -> frozenset[Site]:
-        """Taps whose value an origin reads."""
+        """Sites whose value an origin reads."""
         return frozenset().union(*(origin.values for origin in self.all_origins))
 
     @property
     def attached(self) -> frozenset[Site]:
-        """Taps in the graph that the origin of a gradient pass is differentiated by."""
+        """Sites in the graph that the gradient of an origin flows through."""
         return frozenset().union(*(one.origin.attached for one in self.passes))
 
     @property
     def locations(self) -> frozenset[ActivationLocationType]:
-        """Taps that it, or a run that it reads, changes."""
+        """Taps that its interventions, or those of a run that it reads, change."""
         own = [*self.interventions, *(change for one in self.passes for change in one.interventions)]
         return frozenset(one.at.activation_location_type for one in own).union(
             *(source.locations for _, source in self.sources)
         )
 
     def reads(self) -> Mapping[Run, frozenset[Site]]:
-        """Other runs that have to be executed before it, and what they have to record for its interventions."""
+        """Other runs that have to be executed before it, and the sites that they have to record for its
+        interventions."""
         found: dict[Run, frozenset[Site]] = {}
         for one in self.interventions:
             for name in one.action.runs:
@@ -111,7 +112,7 @@ class Run:
         return Run(token_ids=self.token_ids) if name == UNCHANGED else dict(self.sources)[name]
 
     def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Run:
-        """It with each tensor of a request that *known* has replaced by what stands there."""
+        """The same run with the tensors in *known* replaced."""
 
         def filled(interventions: tuple[Intervention, ...]) -> tuple[Intervention, ...]:
             return tuple(one.with_tensors(known) for one in interventions)

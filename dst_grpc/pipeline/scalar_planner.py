@@ -1,4 +1,4 @@
-"""Planning one derived scalar: which tensors it has, if the rules of its type allow it."""
+"""Planning of one derived scalar: its tensors, if it conforms to the rules of its type."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _passes(asked: AskedScalar) -> tuple[PassType, ...]:
 
 
 def _layers(asked: AskedScalar) -> tuple[int | None, ...]:
-    """Keys of the result (specification, 9.1), restricted to the config's layers."""
+    """Layers of the result (specification, 9.1), restricted to those of the config."""
     facts, wanted, path = asked.facts, asked.config.layer_indices or (), f"{asked.path}.layer_indices"
     for i, layer in enumerate(wanted):
         check_layer(asked.findings, layer, f"{path}.layer_indices[{i}]", asked.sizes.n_layers)

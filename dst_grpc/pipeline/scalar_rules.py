@@ -1,6 +1,6 @@
-"""The rules of a derived scalar type: what it needs of the model, the autoencoders, the trace and the config.
+"""The rules of derived scalar types: what each needs of the model, the autoencoders, the trace and the config.
 
-What is wrong and what is missing are collected over all of a request; nothing here raises.
+Violations and missing fields are collected for the whole request; nothing here raises.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _L = ActivationLocationType
 
 
 def check_scalar(asked: AskedScalar) -> None:
-    """Note everything that is wrong with *asked*, or missing, but for its passes, layers and origin."""
+    """Note everything that is wrong with *asked*, or missing, except its passes, layers and origin."""
     _check_model(asked)
     _check_autoencoder(asked)
     _check_trace(asked)
@@ -42,7 +42,7 @@ def check_scalar(asked: AskedScalar) -> None:
 
 
 def _check_model(asked: AskedScalar) -> None:
-    """What the model's architecture rules out."""
+    """Note a type that the model's architecture rules out."""
     reason = None if asked.facts.tap is None else asked.model.architecture.why_without(asked.facts.tap)
     if reason is not None:
         description = f"{asked.name} has no meaning in {asked.model.name!r}: {reason}"
@@ -78,7 +78,7 @@ def _check_autoencoder(asked: AskedScalar) -> None:
 
 
 def _check_reads_are_rows(asked: AskedScalar, entry: AutoencoderEntry) -> None:
-    """Only then is what an active latent reads its row of the encoder."""
+    """Note an autoencoder whose read directions are not the rows of its encoder."""
     if not entry.reads_rows_of_encoder:
         info = entry.info()
         has = f"{'/'.join(info.activations)}, with the normalization {'/'.join(info.normalizations)}"
@@ -140,7 +140,7 @@ def _check_latent_read(asked: AskedScalar, trace: TraceConfig, path: str) -> Non
     )
     entry = asked.own_set
     if entry is not None:
-        # The latent is looked up in the type's own autoencoder, whatever type of latent the node is.
+        # The latent is one of the type's own autoencoder, whatever the node's type of latent.
         axes = [(axis, asked.sizes.of(axis, entry.n_latents)) for axis in NODES[entry.node_type].axes]
         check_positions(asked.findings, indices, axes, f"{path}.node_index.tensor_indices")
     if asked.facts.single_layer and asked.config.layer_indices not in {None, (), (node.layer_index,)}:
@@ -149,7 +149,7 @@ def _check_latent_read(asked: AskedScalar, trace: TraceConfig, path: str) -> Non
         asked.findings.add(f"{asked.path}.layer_indices", description)
 
 
-# The one node of an edge
+# The node at the end of an edge
 
 
 def _check_attribution_node(asked: AskedScalar) -> None:
@@ -192,7 +192,7 @@ def _check_node_autoencoder(asked: AskedScalar, node: NodeIndex) -> None:
     _check_is_spliced(asked, next(entry for entry in asked.sets if entry.input is kind))
 
 
-# Reads of the vocabulary
+# The node of VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION
 
 
 def _check_fake_grad(asked: AskedScalar) -> None:

@@ -1,4 +1,4 @@
-"""Scored tokens: which tokens of the vocabulary nodes of a table promote, or would be raised by."""
+"""Scored tokens: the tokens of the vocabulary that a table's nodes promote, or that would raise them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _P = ExplainPart
 
 
 class TokenScorer:
-    """Scores the tokens for the nodes of one request's runs. Lives on the device's thread."""
+    """Scores the tokens for the nodes of one request's runs. Used on the device's thread only."""
 
     def __init__(
         self, results: Sequence[RunResult], explained: Sequence[ExplainedModel], model: ModelContext, count: int
@@ -30,10 +30,10 @@ class TokenScorer:
         """Score nothing yet.
 
         Args:
-            results: of the runs.
-            explained: the model of each run, with the autoencoders in its graph.
+            results: the results of the runs.
+            explained: the model of each run, with its spliced autoencoders.
             model: the model.
-            count: tokens to find at each end.
+            count: tokens to select at each end.
         """
         self._results, self._explained, self._model, self._count = results, explained, model, count
         self._score_inputs: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
@@ -41,7 +41,7 @@ class TokenScorer:
     def scored(
         self, part: ExplainPart, tables: Sequence[Sequence[NodeIndex]], start: int, stop: int
     ) -> list[ScoredTokens]:
-        """Scored tokens of the nodes from *start* to *stop* of each run's table, in one go through the vocabulary."""
+        """Scored tokens of the nodes from *start* to *stop* of each run's table, in one pass over the vocabulary."""
         vectors = [self._vectors(part, i, table[start:stop], start) for i, table in enumerate(tables)]
         decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
         directions = torch.cat([one.directions for one in vectors])
@@ -57,13 +57,13 @@ class TokenScorer:
         return scored
 
     def _vectors(self, part: ExplainPart, i: int, nodes: Sequence[NodeIndex], start: int) -> Vectors:
-        """What is scored of *nodes* of one run, the first of which is at *start* of its table."""
+        """The vectors to score of *nodes* of one run, the first of which is at *start* of its table."""
         model, taps = self._explained[i], self._results[i].recording.taps
         if part is _P.UPVOTED_OUTPUT_TOKENS:
             return written_vectors(model, taps, nodes)
         if part is _P.INPUT_TOKENS_THAT_UPVOTE_MLP:
             return mlp_input_vectors(model, taps, nodes)
-        if (i, start) not in self._score_inputs:  # one pass finds them for queries and for keys
+        if (i, start) not in self._score_inputs:  # one computation gives those of queries and of keys
             self._score_inputs[i, start] = score_input_vectors(model, taps, nodes)
         of_queries, of_keys = self._score_inputs[i, start]
         return of_queries if part is _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q else of_keys
@@ -76,14 +76,14 @@ def _node_tokens(
     start: int,
     texts: Callable[[Sequence[int]], list[str]],
 ) -> tuple[NodeTokens, ...]:
-    """Scored tokens of each node: those of its direction times its coefficient, which may swap the ends.
+    """Scored tokens of each node: those of its direction times its coefficient; a negative one swaps the ends.
 
     Args:
         vectors: one run's vectors.
-        found: the tokens along all directions.
-        first: where this run's directions begin there.
+        found: the scored tokens of all directions.
+        first: the row of this run's first direction in *found*.
         start: the number, in the table, of the first node of the list.
-        texts: gives tokens as texts.
+        texts: gives the text of a token.
     """
     scores = torch.stack((found.top, found.bottom)).tolist()
     ids = torch.stack((found.top_ids, found.bottom_ids)).tolist()

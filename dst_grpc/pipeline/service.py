@@ -1,4 +1,4 @@
-"""The pipeline as the services see it: requests in, plain values out, as they get ready and only when pulled."""
+"""The pipeline's interface to the services: requests in, plain values out, lazily and as they are ready."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class Pipeline:
-    """Plans, runs and answers. A request ends with the registry that it began with.
+    """Plans, runs and answers requests. A request ends with the registry that it began with.
 
-    All methods take what reading the request's message found, if anything: the rest of the request is checked, and
-    everything that is wrong told together. Lives on the event loop.
+    All methods take the violations found by reading the request's message, if any: the rest of the request is checked,
+    and all violations are reported together. Used on the event loop only.
     """
 
     def __init__(self, cache: ContextCache, limits: Limits | None = None) -> None:
-        """Work on what *cache* holds, and what its registry says could be loaded."""
+        """Use the contexts and the registry of *cache*."""
         self._cache = cache
         self._planning = Planning()
         self._resolver = Resolver(cache)
@@ -53,8 +53,8 @@ class Pipeline:
 
         Args:
             request: what is asked.
-            known: what reading the message found.
-            root: where the request stands in the message.
+            known: violations found by reading the message.
+            root: the path of the request in the message.
 
         Raises:
             DstError: what `make_plan` and `ContextCache.lease` raise.
@@ -81,9 +81,9 @@ class Pipeline:
 
         Args:
             request: what is asked.
-            known: what reading the message found.
-            root: where the request stands in the message.
-            tensors: where the tensors are that the caller has put.
+            known: violations found by reading the message.
+            root: the path of the request in the message.
+            tensors: the store of the caller's tensors.
 
         Raises:
             DstError: what `make_plan`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before the
@@ -103,7 +103,7 @@ class Pipeline:
     async def top_k(
         self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        """Run a request's runs as one batch: of each a header and a table, of all a summary.
+        """Run a request's runs as one batch: a header and a table of each, then a summary.
 
         Raises:
             DstError: what `plan_top_k`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before
@@ -142,7 +142,7 @@ class Pipeline:
         await self._executor.close()
 
     async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
-        """Lease what *plan* needs on *stack*, telling meanwhile of the newest progress of each context."""
+        """Lease the contexts of *plan* on *stack*, yielding the latest progress of each meanwhile."""
         newest: dict[str, LoadProgress] = {}
         news = asyncio.Event()
 
@@ -163,4 +163,4 @@ class Pipeline:
         finally:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
-                await leased  # so that whoever stops listening holds no pin any more
+                await leased  # so that a cancelled caller holds no pin

@@ -30,7 +30,7 @@ class Sizes:
     model: ModelDimensions
     n_tokens: int
     architecture: Architecture
-    """What the sizes are of."""
+    """The model's architecture."""
 
     @property
     def n_layers(self) -> int:
@@ -38,7 +38,7 @@ class Sizes:
         return self.model.n_layers
 
     def of(self, dimension: Dimension, n_latents: int = 0) -> int:
-        """Size of an axis; *n_latents* for an autoencoder's."""
+        """Size of an axis; *n_latents* for that of latents."""
         return n_latents if dimension.is_parameterized_dimension else self._of_axes[dimension]
 
     @cached_property
@@ -71,5 +71,5 @@ def most_latents(sets: Iterable[AutoencoderEntry]) -> int:
 
 
 def set_of(sets: Sequence[AutoencoderEntry], node_type: NodeType) -> AutoencoderEntry:
-    """The set whose latents are *node_type*; for a generic latent the only, or first, of *sets*, which has some."""
+    """The set whose latents are *node_type*; for a generic latent the first of *sets*, which is not empty."""
     return next((entry for entry in sets if entry.node_type is node_type), sets[0])

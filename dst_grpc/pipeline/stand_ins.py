@@ -1,4 +1,4 @@
-"""Requests whose messages could not be read whole: what holds a stand-in is left out, and the rest can be planned."""
+"""Removes stand-ins from a request whose message had bad fields, so that the rest can be planned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def without_stand_ins(request: DeriveRequest, findings: Findings) -> DeriveRequest:
-    """*request* without what is known to be bad and could mislead the rules about other fields."""
+    """*request* without the optional fields that hold stand-ins and would mislead the rules about other fields."""
     if not findings.known:
         return request
     optional: dict[str, Any] = {

@@ -1,9 +1,9 @@
-"""The store of recent recordings: another question about the same run costs no new pass.
+"""The store of recent recordings: another request about the same run needs no new pass.
 
-A recording is kept under everything that determines it: model, prompt, interventions, origins, autoencoders in the
-graph. To make the next question likely to find what it needs, a run that will be kept records sideways: every tap of
-the layers that it passes through anyway, which costs memory but next to no time. The least recently used go when the
-budget is spent. Lives on its device's thread.
+A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders. To
+make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
+the layers it runs, which costs memory but almost no time. The least recently used are evicted when the budget is spent.
+Used on its device's thread only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _GRADIENTS_PER_LAYER = tuple(tap for tap in _L if tap.facts.keeps_gradient)
 
 DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_SHARE = 4
-"""A recording wider than this part of the budget would push out too much, so it is kept as narrow as it was asked."""
+"""A recording larger than this share of the budget would evict too much, so that only the taps asked for are
+recorded."""
 
 
 class RecordingStore:
@@ -43,7 +44,8 @@ class RecordingStore:
         """Bytes kept now."""
 
     def widened(self, plan: Plan) -> Plan:
-        """*plan*, recording sideways if the store can afford to keep that."""
+        """*plan*, also recording every cheap tap of the layers it runs, if that fits the largest share of the
+        budget."""
         if not self._budget_bytes:
             return plan
         values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values), _PER_LAYER))
@@ -58,7 +60,7 @@ class RecordingStore:
         return replace(plan, values=values, gradients=gradients)
 
     def find(self, plan: Plan) -> Recording | None:
-        """The recording of the same run, if it covers *plan*."""
+        """The recording of the same run, if it has all that *plan* needs."""
         kept = self._kept.get(plan.run_key)
         if kept is None or not _covers(kept[0], plan):
             return None
@@ -66,7 +68,7 @@ class RecordingStore:
         return kept[0]
 
     def keep(self, plan: Plan, recording: Recording, *, batch_size: int = 1) -> None:
-        """Keep *recording* of *plan*'s run in a batch, and let go of the least recently used beyond the budget."""
+        """Keep *recording* of *plan*'s run in a batch, and evict the least recently used beyond the budget."""
         if not self._budget_bytes:
             return
         if batch_size > 1:

@@ -1,7 +1,7 @@
 """The answer to Derive: a header, tensors layer by layer, a summary.
 
-Tensors are derived when their step comes, so that an answer never holds more than the recorded taps and about 1 MiB of
-tensors. Only sparse ones are made before the header, which has to know their number of entries.
+Tensors are derived step by step, so that an answer never holds more than the recorded taps and about 1 MiB of tensors.
+Only sparse ones are derived before the header, which needs their number of entries.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.run import RunResult
 
 _STEP_BYTES = 1 << 20
-"""A step derives tensors until it has this many bytes of them: a small answer is a single step."""
+"""A step derives tensors until it has this many bytes; a small answer is a single step."""
 
 
 class TensorAnswer:
-    """The answer to one plan in the making."""
+    """The answer to one plan, computed in steps."""
 
     def __init__(self, result: RunResult, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
         """Prepare; sparse tensors are derived now."""
@@ -60,7 +60,7 @@ class TensorAnswer:
         return self._is_complete
 
     def steps(self) -> Iterator[list[AnswerHeader | DenseTensor | SparseTensor]]:
-        """The header with the first tensors, then the next ones, about `_STEP_BYTES` at a time."""
+        """The header with the first tensors, then the other tensors, about `_STEP_BYTES` at a time."""
         ready: list[AnswerHeader | DenseTensor | SparseTensor] = [self.header()]
         size = 0
         for tensor in self._tensors():
@@ -73,7 +73,7 @@ class TensorAnswer:
         yield ready
 
     def header(self) -> AnswerHeader:
-        """What will follow."""
+        """The header."""
         return AnswerHeader(
             model=self._model.handle,
             token_ids=self._plan.token_ids,
@@ -98,7 +98,7 @@ class TensorAnswer:
                 yield DenseTensor(info, to_numpy(tensor, info.element_type))
 
     def summary(self) -> RunSummary:
-        """What the run cost and what its numbers depend on."""
+        """The cost of the run, and the provenance of its numbers."""
         return RunSummary(
             statistics=replace(self._result.statistics, derive_duration=self._derive_seconds),
             provenance=provenance_of(
@@ -160,7 +160,7 @@ def to_numpy(
     """*tensor* on the host, row-major, in its element type on the wire; bfloat16 as its bits."""
     tensor = tensor.detach().to(TORCH_TYPES[element_type]).contiguous()
     if tensor.device.type == "cuda":
-        # Through pinned memory the copy runs at the bus's speed; only a GPU can show it.
+        # Through pinned memory the copy from a GPU runs at the speed of the bus.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         torch.cuda.current_stream(tensor.device).synchronize()

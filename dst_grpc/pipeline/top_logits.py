@@ -25,7 +25,7 @@ LOGITS_GROUP = "logits"
 
 
 def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelContext) -> list[NodeTable]:
-    """The table of each run, at its token; of all runs the same tokens if they share nodes and the token."""
+    """The table of each run, at its token; runs that share nodes, and the token, have the same list."""
     found = [_logits(result, token, model.decoder) for result, token in zip(results, asked.logit_tokens, strict=True)]
     rows = torch.stack(found).float()
     count = min(asked.top_logit_count, rows.shape[1])

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORTH_THREADS = 500_000_000
-"""Operations below which a job is done before other threads could help, while their waiting would keep a core from
-whoever serves the callers."""
+"""Operations below which a job runs on one thread: more threads would not make it faster, and would take cores from the
+event loop."""
 
 
 class Worker:
-    """Runs one job at a time, in the order in which they came. A job cancelled while it waits never runs."""
+    """Runs one job at a time, in order of arrival. A job cancelled while it waits never runs."""
 
     def __init__(self, device: str) -> None:
         """Start the thread of *device*."""
@@ -32,11 +32,11 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
 
     async def submit(self, job: Callable[[], T], *, operations: int = 0) -> T:
-        """Run *job* and give its result.
+        """Run *job* and return its result.
 
         Args:
-            job: what to run.
-            operations: floating-point operations that it will take, about; small jobs keep to this one thread.
+            job: the function to run.
+            operations: its approximate floating-point operations; small jobs run on one thread.
 
         Raises:
             Exhausted: (OUT_OF_MEMORY) if the device cannot hold it.
@@ -49,7 +49,7 @@ class Worker:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_closed and task is not None and not task.cancelling():
-                raise _stopping() from None  # it is the job that was dropped, not its caller who went away
+                raise _stopping() from None  # the job was dropped; its caller was not cancelled
             raise
 
     def _check_open(self) -> None:
@@ -69,7 +69,7 @@ class Worker:
             raise told from error
 
     def translated(self, error: Exception) -> Exception:
-        """*error*, or what the caller is told in its place."""
+        """*error*, or the error that replaces it for the caller."""
         if not is_out_of_memory(error):
             return error
         if self._device.startswith("cuda"):
