@@ -1,4 +1,4 @@
-"""Who gets in: the guards that refuse a call before anything of it is read. They are observers that may say no."""
+"""Admission of calls: observers that may refuse a call before anything of it is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME_DIGITS = 16
 class Admission:
     """Bounds the calls in flight, and refuses new ones while draining.
 
-    Health checks always pass: a full or stopping server must still be able to say so.
+    Health checks always pass: a full or stopping server must still report it.
     """
 
     def __init__(self, drain: DrainSignal, max_concurrent_calls: int | None) -> None:
@@ -27,7 +27,7 @@ class Admission:
         self._in_flight = 0
 
     def on_start(self, call: CallInfo) -> int:
-        """Admit or refuse; the token is what the call counts for."""
+        """Admit or refuse a call; the token is how many calls it counts as."""
         if call.method.startswith(_HEALTH_PREFIX):
             return 0
         if self._drain.given:
@@ -54,7 +54,7 @@ class BearerTokens:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         """Accept *tokens*; only their digests are kept."""
-        # Looking up a digest takes a time that tells nothing of how much of a guess was right.
+        # The time of looking up a digest does not reveal how much of a guessed token was right.
         self._digests = frozenset(_digest(token) for token in tokens)
 
     @classmethod
@@ -67,11 +67,11 @@ class BearerTokens:
         return cls(tokens)
 
     def __repr__(self) -> str:
-        """How many, and nothing else."""
+        """The number of tokens only."""
         return f"BearerTokens({len(self._digests)} tokens)"
 
     def on_start(self, call: CallInfo) -> None:
-        """Refuse a caller without a known token, and name the others by theirs."""
+        """Refuse a caller without a known token, and note the name of the token of others."""
         if call.method.startswith(_HEALTH_PREFIX):
             return
         scheme, _, token = (call.header("authorization") or "").partition(" ")
@@ -83,7 +83,7 @@ class BearerTokens:
         call.token_name = f"token:{digest.hex()[:_NAME_DIGITS]}"
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def _digest(token: str) -> bytes:

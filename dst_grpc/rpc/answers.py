@@ -1,4 +1,4 @@
-"""From what the pipeline answers, step by step, to messages of frames."""
+"""From the steps of the pipeline's answers to messages of frames."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 async def messages_of(
     steps: AsyncGenerator[Sequence[T], None], cut: Callable[[T], Iterable[Buffers]], envelope: Envelope
 ) -> AsyncGenerator[bytes, None]:
-    """The messages that answer a request, serialised, no further than they are taken.
+    """The messages that answer a request, serialised, produced lazily.
 
     Args:
-        steps: what is ready to be sent, step by step: the frames of one step share messages. Closed at the end.
-        cut: the frames of a part of a step.
-        envelope: what the messages have in common.
+        steps: the parts that are ready, step by step; the frames of one step share messages. Closed at the end.
+        cut: splits a part of a step into frames.
+        envelope: the common fields of the messages.
     """
     async with aclosing(steps):
         async for step in steps:

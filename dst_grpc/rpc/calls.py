@@ -1,11 +1,11 @@
-"""What surrounds every call: parsing, observers, error mapping, writing. Once, for all four shapes and all services.
+"""The layer around every call: parsing, observers, error mapping, writing. Shared by all four call shapes and services.
 
 A service registers here by its descriptor, so that a method without implementation is found at start. Its methods take
 (request or iterator of requests, context): coroutines for a single response; asynchronous generators, or coroutines
 that call `context.write`, for a stream. A response that is `bytes` already is sent as it is.
 
-gRPC sees only bytes: parsing inside our own layer makes a corrupt message INVALID_ARGUMENT where gRPC would answer
-UNKNOWN with the exception's text, and it is what lets calls be counted in bytes.
+gRPC handles only bytes: parsing in this layer makes a corrupt message INVALID_ARGUMENT, where gRPC would answer UNKNOWN
+with the exception's text, and allows counting the bytes of calls.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Behaviour = Callable[[Any, Any], Any]
 
 
 class ObservedContext:
-    """The context that a method gets: gRPC's own, but its messages are counted, parsed and serialised here."""
+    """The context that methods are given: gRPC's, with messages counted, parsed and serialised here."""
 
     def __init__(self, context: Context, info: CallInfo, request_type: type[Message]) -> None:
         """Wrap *context* for one call."""
@@ -44,9 +44,9 @@ class ObservedContext:
 
     @property
     def caller(self) -> str:
-        """Who calls: by token, else by the name in its certificate, else the host that it calls from.
+        """The caller's identity: its token's name, else the name in its certificate, else the host that it calls from.
 
-        To be asked for while the call lasts: afterwards gRPC knows no certificate any more, and reads freed memory.
+        Only valid during the call: afterwards gRPC has no certificate any more, and reads freed memory.
         """
         if self.info.token_name:
             return self.info.token_name
@@ -57,11 +57,11 @@ class ObservedContext:
         return address.rpartition(":")[0] if kind in {"ipv4", "ipv6"} else address
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever is not defined here is gRPC's."""
+        """Anything else is that of gRPC's context."""
         return getattr(self.inner, name)
 
     async def write(self, message: Message | bytes) -> None:
-        """Send one response; returns when gRPC took it, which is later the slower the client reads."""
+        """Send one response; returns when gRPC has taken it, which waits for a slow client."""
         await self.inner.write(self.serialise(message))
 
     def serialise(self, message: Message | bytes) -> bytes:
@@ -72,7 +72,7 @@ class ObservedContext:
         return data
 
     def parse(self, data: bytes) -> Message:
-        """The request in *data*, counted; raises InvalidRequest if it is none."""
+        """The request in *data*, counted; raises InvalidRequest if it cannot be parsed."""
         self.info.received_messages += 1
         self.info.received_bytes += len(data)
         try:
@@ -86,7 +86,7 @@ class ObservedContext:
             ) from None
 
     async def parse_all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        """The requests of a stream, one by one as they are asked for."""
+        """The requests of a stream, parsed lazily."""
         async for data in messages:
             yield self.parse(data)
 
@@ -98,12 +98,12 @@ class MethodTable(grpc.GenericRpcHandler):
     """Every method of the server, by full name."""
 
     def __init__(self, observers: Sequence[CallObserver]) -> None:
-        """Start empty; every call is shown to *observers*, in order at its start and in reverse at its end."""
+        """Start empty; *observers* observe every call, in order at its start and in reverse at its end."""
         self._observers = tuple(observers)
         self._handlers: dict[str, _Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """What gRPC asks at each call."""
+        """Called by gRPC at each call."""
         return self._handlers.get(handler_call_details.method) or self._unknown(handler_call_details.method)
 
     def add(self, service: ServiceDescriptor, implementation: object, *, name: str | None = None) -> None:
@@ -135,7 +135,7 @@ class MethodTable(grpc.GenericRpcHandler):
         return make_handler(observed)
 
     def _unknown(self, full_name: str) -> _Handler:
-        """The handler of a method that there is not: it takes any shape, and observers see the call."""
+        """The handler of an unknown method: it takes any call shape, and observers see the call."""
 
         async def refuse(_data: object, _context: ObservedContext) -> None:
             raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
@@ -159,15 +159,15 @@ class MethodTable(grpc.GenericRpcHandler):
                 code = context.code().name
                 raise
             except grpc.aio.BaseError:
-                # The connection went away beneath a read or a write; whoever could be told is gone. Passed on as it
-                # is, gRPC would log a fault of ours.
+                # The connection was lost during a read or a write; nobody is left to be told. If it were raised, gRPC
+                # would log it as an error of the server.
                 code = "CANCELLED"
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError as stop:
                 if _is_cancelled():
                     code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
                     raise
-                # Nobody cancelled the call: a task inside it did. Passed on, it would leave the client waiting.
+                # The call was not cancelled: a task inside it was. If this were raised, the client would wait forever.
                 error = as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=context.info.method)
             except Exception as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
                 error = as_dst_error(failure, method=context.info.method)
@@ -185,12 +185,12 @@ class MethodTable(grpc.GenericRpcHandler):
 
 
 def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:
-    """What the caller sent beside the request; the stubs promise another type than the server's context returns."""
+    """The caller's metadata; its type in the stubs differs from what the server's context returns."""
     return cast("Sequence[tuple[str, str | bytes]]", context.invocation_metadata() or ())
 
 
 def _is_cancelled() -> bool:
-    """Whether the current task was asked to stop, by gRPC for a client that left or a deadline that passed."""
+    """Whether gRPC cancelled the current task, because the client cancelled or the deadline passed."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -212,8 +212,8 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
         return written
 
     async def streamed(data: Any, context: ObservedContext) -> None:
-        # gRPC would leave a generator that it stops reading to the garbage collector; closing it here is what ends
-        # the work behind it at once.
+        # gRPC would leave a generator that it stops reading to the garbage collector; closing it here ends its work at
+        # once.
         async with aclosing(behaviour(_request(data, context), context)) as messages:
             async for message in messages:
                 await context.write(message)
@@ -222,5 +222,5 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
 
 
 def _request(data: Any, context: ObservedContext) -> Message | AsyncIterator[Message]:
-    """The request, or the iterator of requests, behind what gRPC handed over."""
+    """The request, or the iterator of requests, from gRPC's argument."""
     return context.parse(data) if isinstance(data, bytes) else context.parse_all(data)

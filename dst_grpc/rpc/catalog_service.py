@@ -1,4 +1,4 @@
-"""CatalogService: what can be asked. Reads the registry and the table of facts; the cache only adds what is loaded."""
+"""CatalogService. Reads the registry and the table of facts; the cache adds the state of contexts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dst_grpc.wire.pieces import split_text
 
 T = TypeVar("T")
 _OVERHEAD_BYTES = 12
-"""More than the tags and lengths take of a field with nearly all of a message."""
+"""Upper bound of the bytes of tags and lengths around a field that fills a message."""
 
 
 class CatalogService:
-    """Says what the server is and can be asked, and tokenizes."""
+    """Describes the server, its models, autoencoder sets and derived scalar types, and tokenizes."""
 
     def __init__(self, cache: CachePort, server: ServerInfo) -> None:
-        """Read the registry of *cache*, which knows what of it is loaded; *server* is what is said of the server."""
+        """Read the registry and states of *cache*; *server* describes the server."""
         self._cache = cache
         self._server = server
 
     async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: object) -> pb.GetServerInfoResponse:
-        """Say what the server is."""
+        """Get the server's version, limits and features."""
         info: pb.GetServerInfoResponse = to_wire(self._server)
         return info
 
@@ -90,12 +90,12 @@ class CatalogService:
             yield pb.DetokenizeResponse(text=piece)
 
     def _described(self, info: InfoT) -> Any:
-        """The row of a model or an autoencoder set, with what only the cache knows of it."""
+        """The description of a model or an autoencoder set, with its state in the cache."""
         return to_wire(self._cache.describe(info))
 
 
 async def _aside(read: Callable[[], T]) -> T:
-    """Run *read*, which may open files or take a while, without holding up the calls in progress."""
+    """Run *read*, which may open files or take long, off the event loop."""
     return await asyncio.to_thread(read)
 
 
@@ -104,7 +104,7 @@ def _name(info: ModelInfo | AutoencoderInfo) -> str:
 
 
 def _number(dst: DerivedScalarType) -> str:
-    """Numbers as text of one width, which sorts as they do."""
+    """Its number as text of fixed width, so that text sorts as numbers do."""
     return f"{dst.number:06d}"
 
 
@@ -113,7 +113,7 @@ def _type_info(dst: DerivedScalarType) -> Any:
 
 
 def _tokens(token_ids: Sequence[int], token_strings: Sequence[str]) -> Iterator[pb.TokenizeResponse]:
-    """The tokens in as few messages as hold them; one without any for none."""
+    """The tokens in as few messages as possible, and at least one."""
     start, size = 0, _OVERHEAD_BYTES
     for i, (token_id, text) in enumerate(zip(token_ids, token_strings, strict=True)):
         n_bytes = len(text.encode())

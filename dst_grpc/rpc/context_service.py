@@ -27,7 +27,7 @@ class ContextService:
     async def LoadContext(
         self, request: pb.LoadContextRequest, _context: object
     ) -> AsyncGenerator[pb.LoadContextResponse, None]:
-        """Load a context and tell how far it is."""
+        """Load a context and report its progress."""
         async with aclosing(self._cache.load(request.context, pin=request.pin)) as statuses:
             async for status in statuses:
                 yield pb.LoadContextResponse(status=to_wire(status))
@@ -50,7 +50,7 @@ class ContextService:
     async def WatchContexts(
         self, _request: pb.WatchContextsRequest, _context: object
     ) -> AsyncGenerator[pb.WatchContextsResponse, None]:
-        """Tell of every context, and of its changes, until the client leaves."""
+        """Report every context and its changes, until the client cancels."""
         async with aclosing(self._cache.watch()) as statuses:
             async for status in until_drained(statuses, self._drain):
                 yield pb.WatchContextsResponse(status=to_wire(status))
@@ -58,6 +58,6 @@ class ContextService:
     async def ReloadRegistry(
         self, _request: pb.ReloadRegistryRequest, _context: object
     ) -> AsyncGenerator[pb.ReloadRegistryResponse, None]:
-        """Read the registry again, and serve it."""
+        """Read the registry again, and replace the old one."""
         for piece in split(to_wire(await self._reload()), MESSAGE_BYTES):
             yield piece

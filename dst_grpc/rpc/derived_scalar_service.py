@@ -40,7 +40,7 @@ class DerivedScalarService:
     """Resolves, derives and explains."""
 
     def __init__(self, pipeline: PipelinePort, tensors: TensorStore, limits: StreamLimits, drain: DrainSignal) -> None:
-        """Serve *pipeline*, with the *tensors* that callers put, holding each stream to *limits*."""
+        """Serve *pipeline*, with the store of callers' *tensors*, and *limits* for each stream."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._limits = limits
@@ -59,13 +59,13 @@ class DerivedScalarService:
         return derived(steps, asked)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Answer:
-        """Choose nodes."""
+        """Select nodes."""
         asked, known = _read(TopKRequest, request)
         steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(context.caller))
         return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Answer:
-        """Explain what a model said."""
+        """Explain runs."""
         asked, known = _read(ExplainRequest, request)
         steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(context.caller))
         return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
@@ -85,10 +85,10 @@ class DerivedScalarService:
 
 
 def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:
-    """The request in *message*, with stand-ins for what is wrong with it, and that; None if nothing is.
+    """The request in *message*, with stand-ins for bad fields, and the violations; None if there are none.
 
     Raises:
-        InvalidRequest: Nothing of it can be looked at.
+        InvalidRequest: Nothing of it is usable.
     """
     value, found = read_request(cls, message)
     if value is None:
@@ -97,13 +97,13 @@ def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:
 
 
 def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Answer:
-    """The messages that answer *request*, in chunks as large as it wants them."""
+    """The messages that answer *request*, in chunks of the size that it asks for."""
     envelope = Envelope(request.request_id, item_index=item_index, max_chunk_bytes=request.max_chunk_bytes)
     return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope)
 
 
 async def _steps_of(stages: AsyncGenerator[Stage, None], *, loads: bool) -> AsyncGenerator[Sequence[Stage], None]:
-    """The stages as they come or, where nothing is loaded between them, together."""
+    """The stages one by one or, where nothing is loaded between them, together."""
     async with aclosing(stages):
         if not loads:
             yield [stage async for stage in stages]
@@ -119,12 +119,12 @@ class DeriveItems:
     id_path = "request.request_id"
 
     def __init__(self, pipeline: PipelinePort, tensors: TensorSource) -> None:
-        """Run items on *pipeline*, with the *tensors* that the caller put."""
+        """Run items on *pipeline*, with the caller's *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
 
     def read(self, message: inference_pb2.DeriveStreamRequest) -> Item | Cancellation:
-        """What *message* says."""
+        """The item or cancellation in *message*."""
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
@@ -132,13 +132,13 @@ class DeriveItems:
             request_id=message.request.request_id,
             answers=lambda index: self._answers(message, index),
             problems=lambda: read_request(DeriveStreamRequest, message)[1],
-            timeout_seconds=seconds if seconds > 0 else None,  # none, or a bad one, which reading the rest will find
+            timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
     async def _answers(self, message: inference_pb2.DeriveStreamRequest, index: int) -> Answer:
         """Derive one request."""
         item, known = _read(DeriveStreamRequest, message)
-        asked = cast("DeriveRequest", item.message)  # a cancellation is no item
+        asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
         steps = self._pipeline.derive(asked, known, root="request", tensors=self._tensors)
         async with aclosing(derived(steps, asked, item_index=index)) as messages:
             async for each in messages:
@@ -160,7 +160,7 @@ class ResolveItems:
         self._pipeline = pipeline
 
     def read(self, message: resolution_pb2.ResolveStreamRequest) -> Item:
-        """What *message* says."""
+        """The item or cancellation in *message*."""
         return Item(
             request_id=message.request.request.request_id,
             answers=lambda index: self._answers(message, index),
@@ -187,7 +187,7 @@ def _failed(
     request_id: str,
     error: DstError,
 ) -> bytes:
-    """The last message of an item that failed; its id may be the very thing that is wrong with it."""
+    """The last message of an item that failed, perhaps because of its id."""
     envelope = Envelope(request_id[:MAX_REQUEST_ID_CHARACTERS], item_index=item_index)
     (message,) = envelope.pack([error_frame(frame_class, error)])
     return message

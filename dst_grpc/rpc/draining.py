@@ -1,4 +1,4 @@
-"""Whether the server is stopping, and how calls that would otherwise go on learn of it."""
+"""The signal that the server is stopping, for calls that would otherwise continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def draining_error() -> Unavailable:
-    """What new work is answered with from the moment the server stops."""
+    """The error of new requests once the server is stopping."""
     return Unavailable(
         "the server is stopping; try another, or this one again once it is back",
         reason=Reason.DRAINING,
@@ -24,15 +24,15 @@ def draining_error() -> Unavailable:
 
 
 class DrainSignal:
-    """Given once, on the event loop, when the server begins to stop."""
+    """Set once, on the event loop, when the server begins to stop."""
 
     def __init__(self) -> None:
-        """Not given yet."""
+        """Start unset."""
         self._callbacks: set[Callable[[], object]] = set()
         self.given = False
 
     def give(self) -> None:
-        """Tell everyone. Giving it again does nothing."""
+        """Set it. Setting it again does nothing."""
         if self.given:
             return
         self.given = True
@@ -41,7 +41,7 @@ class DrainSignal:
 
     @contextmanager
     def calling(self, callback: Callable[[], object]) -> Iterator[None]:
-        """Call *callback* when the signal is given within the block; at once if it was given before."""
+        """Call *callback* when the signal is set within the block; at once if it was set before."""
         if self.given:
             callback()
         self._callbacks.add(callback)
@@ -52,10 +52,10 @@ class DrainSignal:
 
 
 async def until_drained(source: AsyncIterator[T], drain: DrainSignal) -> AsyncGenerator[T, None]:
-    """What *source* yields, for calls that would last as long as their caller likes.
+    """Yield from *source* until the server drains, for calls without an end of their own.
 
     Raises:
-        Unavailable: The drain signal was given.
+        Unavailable: The drain signal was set.
     """
     while True:
         step = asyncio.ensure_future(anext(source))

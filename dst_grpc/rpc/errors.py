@@ -1,7 +1,7 @@
-"""How a failure leaves the server: as the status of a call, or as the status inside one item of a stream.
+"""Errors as the status of a call, or as the status of one item of a stream.
 
-Which error has which code and details is decided in `wire.errors`; here is only the last step, and the rule that text
-which was not written for callers stays in the log.
+`wire.errors` determines codes and details. Here is the last step, and the rule that the text of unexpected errors stays
+in the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def as_dst_error(error: BaseException, *, method: str, request_id: str = "") -> DstError:
-    """*error* itself if it is one of ours; otherwise log it and return what a stranger may know of it."""
+    """*error* itself if it is a DstError; otherwise log it and return an Internal error without its text."""
     if isinstance(error, DstError):
         return error
     error_id = secrets.token_hex(8)
@@ -42,7 +42,7 @@ def code_of(error: DstError) -> grpc.StatusCode:
 
 
 def pushback(error: DstError) -> str | None:
-    """When gRPC's own retries may try again, in milliseconds; "-1" for never, None if the error has no say in it."""
+    """Milliseconds until gRPC's own retries may try again; "-1" for never, None if the error does not determine it."""
     if not isinstance(error, Exhausted | Unavailable):
         return None
     if error.retry_after_seconds is None:

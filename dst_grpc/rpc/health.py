@@ -1,11 +1,10 @@
 """grpc.health.v1: whether the server serves, per service ("dst.v1.CatalogService") and per model ("model/NAME").
 
-A model is SERVING whenever a request for it can be: also one that is not loaded yet, which the first request loads. It
-is NOT_SERVING once its load failed, until another one succeeds. Before the server is ready and while it drains, nothing
-is SERVING.
+A model is SERVING whenever it can be used, even if it is not loaded yet: the first request loads it. It is NOT_SERVING
+after its load failed, until another one succeeds. Before the server is ready and while it drains, nothing is SERVING.
 
-Messages are those of grpcio-health-checking. Its asyncio servicer has no List, and its watches would hold up a drain
-for the whole grace period, so the three methods are here.
+Messages are those of grpcio-health-checking. Its asyncio servicer has no List, and its watches would delay a drain by
+the whole grace period, so the three methods are implemented here.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ _MODEL = "model/"
 
 
 class Health:
-    """Knows the status of every name, and tells those who watch."""
+    """Holds the status of every name, and streams changes to watchers."""
 
     def __init__(self, services: Iterable[str], models: Iterable[str], drain: DrainSignal) -> None:
-        """Know *services* and *models*; nothing serves until `set_serving`."""
+        """Start with *services* and *models*, all NOT_SERVING until `set_serving`."""
         self._services = ("", *services)
         names = (*self._services, *map(model_service, models))
         self._statuses: dict[str, int] = dict.fromkeys(names, Response.NOT_SERVING)
@@ -49,7 +48,7 @@ class Health:
             self._tell()
 
     def set_serving(self, cache: CachePort) -> None:
-        """The server as a whole and its services serve, and each model as *cache* says."""
+        """Set the server as a whole and its services to SERVING, and each model by its state in *cache*."""
         self._is_ready = True
         for name in self._services:
             self.set(name, Response.SERVING)
@@ -57,7 +56,7 @@ class Health:
             self._look_at(name.removeprefix(_MODEL), cache)
 
     def set_draining(self) -> None:
-        """Nothing serves any more, for good; call it once the drain signal is given."""
+        """Set everything to NOT_SERVING, for good; call it once the drain signal is set."""
         self._statuses.update(dict.fromkeys(self._statuses, Response.NOT_SERVING))
         self._tell()
 
@@ -73,7 +72,7 @@ class Health:
 
     async def List(self, _request: object, _context: object) -> Message:
         """The status of every name."""
-        # By its descriptor, because the package's types do not know this message.
+        # By its descriptor, because the package's type stubs lack this message.
         response_type = GetMessageClass(SERVICE.methods_by_name["List"].output_type)
         return response_type(statuses={name: Response(status=status) for name, status in self._statuses.items()})
 
@@ -92,7 +91,7 @@ class Health:
                 await changed.wait()
 
     def set_models(self, models: Iterable[str], cache: CachePort) -> None:
-        """Know *models*, and no others any more, each with the status that *cache* says."""
+        """Replace the models by *models*, each with its status in *cache*."""
         known = {model_service(model): model for model in models}
         gone = self._statuses.keys() - known.keys() - {*self._services}
         for name in gone:
@@ -103,7 +102,7 @@ class Health:
         self._tell()
 
     async def follow(self, cache: CachePort) -> None:
-        """Keep the status of models at what *cache* holds, until cancelled."""
+        """Keep the status of models up to date with *cache*, until cancelled."""
         async with aclosing(cache.watch()) as statuses:
             async for status in statuses:
                 model = ContextRef.parse(status.handle).name
@@ -111,11 +110,11 @@ class Health:
                     self._look_at(model, cache)
 
     def _look_at(self, model: str, cache: CachePort) -> None:
-        # Not what a watch told: after a reload, that may be of another model that had the name before.
+        # Not the status from the watch: after a reload, that may be of another model that had the name before.
         is_serving = self._is_ready and cache.status(model).state is not ContextState.FAILED
         self.set(model_service(model), Response.SERVING if is_serving else Response.NOT_SERVING)
 
 
 def model_service(model: str) -> str:
-    """The name under which a model's health is asked for."""
+    """The name of a model in health checks."""
     return f"{_MODEL}{model}"

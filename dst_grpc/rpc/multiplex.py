@@ -1,8 +1,8 @@
-"""Many requests on one stream: how `DeriveStream` and `ResolveStream` run items side by side within bounds.
+"""Many requests on one stream: `DeriveStream` and `ResolveStream` run items concurrently within limits.
 
-Knows neither protobuf nor sockets: messages come from an iterator, answers leave as bytes through a callable. Items are
-numbered by arrival. At most so many run at once, and reading pauses beyond; finished answers wait in an outbox bounded
-by bytes, so that a client who stops reading stops the work. An item's failure is an answer of that item.
+Independent of protobuf and sockets: messages come from an iterator, answers are written as bytes to a callable. Items
+are numbered by arrival. A limited number runs at once, and reading pauses beyond; answers wait in an outbox bounded by
+bytes, so that a client that stops reading stops the work. A failed item is answered with its error.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamLimits:
-    """How much one stream may hold."""
+    """Limits of one stream."""
 
     max_items_in_flight: int = 16
     """Items that run at once; reading pauses at the next."""
     outbox_bytes: int = 4 * _MIB
-    """Bytes of answers that wait for the client; items pause beyond. One answer may always wait."""
+    """Bytes of answers that wait for the client; items pause beyond. At least one answer may wait."""
     max_items: int = 1_000_000
     """Items in all; a further one fails."""
 
@@ -42,25 +42,25 @@ class Item:
     """A request of a stream."""
 
     request_id: str
-    """The client's own id, whatever else is wrong with it."""
+    """The client's own id, even if the rest is invalid."""
     answers: Callable[[int], AsyncGenerator[bytes, None]]
     """The messages that answer it, in order, given its number. Closing the generator stops the work."""
     problems: Callable[[], Violations]
-    """What is wrong with it as it was sent."""
+    """The violations of the item as it was sent."""
     timeout_seconds: float | None = None
     """How long it may take from its arrival; None = as long as the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A wish that an item end."""
+    """A request to cancel an item."""
 
     request_id: str
     """The item's id."""
 
 
 class ItemHandler(Protocol[MessageT_contra]):
-    """What the items of a stream are."""
+    """Reads and answers the items of a stream."""
 
     @property
     def method(self) -> str:
@@ -71,7 +71,7 @@ class ItemHandler(Protocol[MessageT_contra]):
         """Path of an item's id in its message."""
 
     def read(self, message: MessageT_contra) -> Item | Cancellation:
-        """What *message* says. Does not raise: what is wrong with an item is found by drawing its answers."""
+        """The item or cancellation in *message*. Does not raise: a bad item raises when its answers are iterated."""
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The message that ends a failed item."""
@@ -90,7 +90,7 @@ class Outbox:
         self._writers: deque[asyncio.Future[None]] = deque()
 
     async def put(self, frame: bytes) -> None:
-        """Add a frame once there is room for it; writers get room in the order in which they came."""
+        """Add a frame once there is room for it; writers get room in order of arrival."""
         while self._frames and self._held_bytes + len(frame) > self._limit_bytes:
             room = asyncio.get_running_loop().create_future()
             self._writers.append(room)
@@ -100,7 +100,7 @@ class Outbox:
         _wake(self._reader)
 
     def close(self) -> None:
-        """Let the reader finish once the frames put so far are taken."""
+        """End the reader once the frames put so far are taken."""
         self._closed = True
         _wake(self._reader)
 
@@ -140,17 +140,17 @@ class Multiplexer(Generic[MessageT]):
         self._is_cut_short = False
 
     async def run(self, messages: AsyncIterator[MessageT], write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Answer every item of *messages* through *write*; returns once they ended and all answers are written.
+        """Answer every item of *messages* through *write*; returns once all have ended and all answers are written.
 
         Cancelling stops every item before this returns.
 
         Raises:
-            Unavailable: The server is stopping: what was in flight is answered, later messages are not read.
-            DstError: *messages* raised it; nothing more can be said on this stream.
+            Unavailable: The server is stopping: items in flight are answered, later messages are not read.
+            DstError: *messages* raised it; nothing more can be sent on this stream.
         """
         producing = asyncio.create_task(self._produce(messages))
         try:
-            # A write is never cut short because reading failed: a status that overtook it would be lost.
+            # A write is never cancelled because reading failed: a status sent before it ends would be lost.
             async for answer in self._outbox:
                 await write(answer)
             await producing
@@ -163,19 +163,19 @@ class Multiplexer(Generic[MessageT]):
             raise draining_error()
 
     async def _produce(self, messages: AsyncIterator[MessageT]) -> None:
-        """Read and run until there is nothing more to do."""
+        """Read and run items until all have ended."""
         try:
             async with asyncio.TaskGroup() as items:
                 reader = items.create_task(self._read(messages, items))
                 with self._drain.calling(reader.cancel):
-                    # A cancelled reader is the way of draining; what it started goes on to its end.
+                    # Draining cancels the reader; items that it started run to their end.
                     await asyncio.wait([reader])
                     self._is_cut_short = reader.cancelled()
         finally:
             self._outbox.close()
 
     async def _read(self, messages: AsyncIterator[MessageT], items: asyncio.TaskGroup) -> None:
-        """Start each item, never more at once than may be, and cancel those that are to be cancelled."""
+        """Start each item, within the limit, and cancel items on request."""
         index = 0
         async for message in messages:
             read = self._handler.read(message)
@@ -195,11 +195,11 @@ class Multiplexer(Generic[MessageT]):
                 await self._fail(index, read.request_id, error)
             else:
                 items.create_task(self._run_item(index, read, deadline))
-                await asyncio.sleep(0)  # it has begun before a message can cancel it
+                await asyncio.sleep(0)  # so that it has begun before a message can cancel it
             index += 1
 
     def _check(self, index: int, item: Item) -> None:
-        """Raise for an item too many, or one that its id does not tell from others."""
+        """Raise for an item beyond the limit, or one whose id is missing or repeated."""
         limit, path = self._limits.max_items, self._handler.id_path
         if index >= limit:
             raise Exhausted(
@@ -224,7 +224,7 @@ class Multiplexer(Generic[MessageT]):
             scope.reschedule(asyncio.get_running_loop().time())
 
     async def _run_item(self, index: int, item: Item, deadline: float | None) -> None:
-        """Put the answers of one item, and its failure if it fails."""
+        """Put the answers of one item, and its error if it fails."""
         request_id = item.request_id
         scope = asyncio.timeout_at(deadline)
         try:
@@ -245,7 +245,7 @@ class Multiplexer(Generic[MessageT]):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Nobody cancelled the item: something inside it was. The client must not wait for it forever.
+            # The item was not cancelled: something inside it was. The client must not wait for it forever.
             await self._fail(index, request_id, RuntimeError(f"cancelled from within: {stop!r}"))
         except Exception as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
             await self._fail(index, request_id, error)

@@ -16,7 +16,7 @@ from dst_grpc.wire.envelope import MESSAGE_BYTES
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 _ROOM_BYTES = 4096
-"""What a page has besides its rows: the token, and a tag and a length for each."""
+"""Bytes of a page besides its rows: the token, and a tag and a length for each."""
 _ROW_BYTES = 6
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class PageRequest(Protocol):
     page_size: int
     """Most rows in the answer; 0 means `DEFAULT_PAGE_SIZE`."""
     page_token: str
-    """Where to go on; empty = at the start."""
+    """The next page's token of the previous answer; empty = the first page."""
 
 
 def page_of(
@@ -44,11 +44,11 @@ def page_of(
     """A page of *items*, which ascend in *key*, as messages, and the token of the next one, empty after the last.
 
     A page ends where it would take more than *max_bytes*, but has one row at least. Tokens name the last key sent
-    rather than a position, so that items which come and go meanwhile shift nothing. *scope* names the list and its
-    filters; a token of another one is refused.
+    rather than a position, so that added and removed items do not shift pages. *scope* names the list and its filters;
+    a token of another scope is refused.
 
     Raises:
-        InvalidRequest: The page token is none that this list gave out.
+        InvalidRequest: The page token is not one of this list.
     """
     size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     last = _key_in(request.page_token, scope) if request.page_token else None

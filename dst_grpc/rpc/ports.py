@@ -1,4 +1,4 @@
-"""What the services need of the parts behind them. The real ones are wired in `server`; tests bring fakes."""
+"""Interfaces that the services need. The real implementations are wired in `server`; tests use fakes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Stage = Validated | LoadProgress | Resolution
 class PipelinePort(Protocol):
     """Runs requests. Pull-based: closing a generator stops its work.
 
-    What reading a request's message found wrong, if anything, is *known*; it is told with all that planning finds.
-    *root* is where the request stands in the message, and *tensors* holds what its caller put.
+    *known* are the violations found by reading the request's message, if any; they are reported with those of planning.
+    *root* is the path of the request in the message, and *tensors* the store of its caller's tensors.
     """
 
     def resolve(
@@ -48,12 +48,12 @@ class PipelinePort(Protocol):
         root: str = "",
         tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        """Run a request: what is ready to be sent, step by step."""
+        """Run a request; yields what is ready to be sent, step by step."""
 
     def top_k(
         self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        """Choose nodes of a request's runs."""
+        """Select nodes of a request's runs."""
 
     def explain(
         self, request: ExplainRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
@@ -65,7 +65,7 @@ class PipelinePort(Protocol):
 
 
 class TokenizerPort(Protocol):
-    """Turns text into tokens and back."""
+    """Converts text to tokens and back."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*."""
@@ -78,10 +78,10 @@ class TokenizerPort(Protocol):
 
 
 class RegistryPort(Protocol):
-    """Knows what may be loaded. A snapshot: a reload makes another one."""
+    """The models and sets that may be loaded. A snapshot: a reload makes another one."""
 
     preload: tuple[str, ...]
-    """What is to be loaded before the server calls itself ready."""
+    """Contexts to load before the server is ready."""
 
     def models(self) -> list[ModelInfo]:
         """Every model, by name."""
@@ -98,26 +98,26 @@ class RegistryPort(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRegistry:
-    """A registry that was read and checked, and is not served yet."""
+    """A registry that was read and checked, but is not in use yet."""
 
     registry: RegistryPort
-    """What it knows."""
+    """The registry."""
     adopt: Callable[[], RegistryChange]
-    """Serves it from now on; what it has no more goes once nobody uses that. Called on the event loop."""
+    """Puts it in use; contexts that it no longer has are unloaded once unused. Called on the event loop."""
 
 
 class CachePort(Protocol):
-    """Holds what is loaded. Touched on the event loop only."""
+    """The loaded contexts. Used on the event loop only."""
 
     @property
     def registry(self) -> RegistryPort:
-        """What may be loaded now."""
+        """The current registry."""
 
     def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         """Load a context, and pin it; yields its status until it is available."""
 
     def unpin(self, ref: str) -> ContextStatus:
-        """Let a context go when its time comes."""
+        """Unpin a context, so that it can be evicted or expire."""
 
     async def unload(self, ref: str) -> ContextStatus:
         """Unload a context."""
@@ -129,17 +129,17 @@ class CachePort(Protocol):
         """One context of the registry, loaded or not; raises NotFound."""
 
     def describe(self, info: InfoT) -> InfoT:
-        """What the registry says of a context, with its state and what only loading it could tell."""
+        """The registry's description of a context, completed by its state and by what loading it has shown."""
 
     def watch(self) -> AsyncGenerator[ContextStatus, None]:
-        """Every context now, then each change."""
+        """The status of every context now, then each change."""
 
     async def close(self) -> None:
         """Free everything."""
 
 
 class AdoptingCache(CachePort, Protocol[RegistryT_contra]):
-    """A cache that takes registries of its own kind."""
+    """A cache that can adopt registries of its own type."""
 
     def adopt(self, registry: RegistryT_contra) -> RegistryChange:
-        """Serve another registry from now on; what that has no more goes once nobody uses it."""
+        """Use another registry from now on; contexts that it no longer has are unloaded once unused."""

@@ -43,10 +43,10 @@ def service_v1() -> ServiceDescriptor:
 
 
 class Reflection:
-    """Answers for services, and for reflection itself, until the server drains."""
+    """Describes services, and reflection itself, until the server drains."""
 
     def __init__(self, services: Iterable[str], drain: DrainSignal) -> None:
-        """Answer for *services*."""
+        """Describe *services*."""
         names = [*services, service_v1().full_name, SERVICE_V1ALPHA.full_name]
         # An asynchronous generator, which the package's types take for a coroutine.
         self._answer: Any = aio.ReflectionServicer(names).ServerReflectionInfo
@@ -55,6 +55,6 @@ class Reflection:
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest], context: object
     ) -> AsyncGenerator[reflection_pb2.ServerReflectionResponse, None]:
-        """Answer one request after the other."""
+        """Answer each request in order."""
         async for response in self._answer(until_drained(requests, self._drain), context):
             yield response

@@ -1,4 +1,4 @@
-"""From settings to the registry, when the server starts and whenever it reloads."""
+"""Builds the registry from settings, at start and at each reload."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dst_grpc.sources import HubCache, default_folder, read_registry
 
 
 def build_registry(settings: Settings, previous: Registry | None = None) -> Registry:
-    """What the settings and their registry file name; what is unchanged since *previous* is taken over from it.
+    """The registry of the settings and their registry file; unchanged entries are taken over from *previous*.
 
-    What cannot be served is among those that failed; but not if it could be served before, or the settings are strict.
+    Entries that cannot be served are listed as failed; it is an error if they could be served before, or if the
+    settings are strict.
 
     Raises:
-        InvalidRequest: if the file is wrong, or something is not where it should be; lists everything.
+        InvalidRequest: if the file is wrong, or a source does not exist; lists everything.
         DataLoss: if a checkpoint is corrupt, or has another digest than is registered; names the file.
     """
     options = [f"--registry {shlex.quote(str(settings.registry))}"]

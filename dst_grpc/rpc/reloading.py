@@ -1,4 +1,5 @@
-"""Reloading the registry: what it says is read and checked on the side, and then served all at once, or not at all."""
+"""Reloading the registry: the new one is read and checked in the background, then replaces the old one, or none of it
+does."""
 
 from __future__ import annotations
 
@@ -16,21 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Replaces the registry of a cache, one reload after the other."""
+    """Replaces the registry of a cache, one reload at a time."""
 
     def __init__(self, build: Callable[[], NewRegistry], cache: CachePort, health: Health) -> None:
-        """Replace what *cache* serves by what *build* gives, on a thread; *health* is told which models there are."""
+        """Replace the registry of *cache* by that of *build*, which runs on a thread; the models of *health* follow."""
         self._build, self._cache, self._health = build, cache, health
         self._lock = asyncio.Lock()
         self._preloading: set[asyncio.Task[None]] = set()
 
     async def reload(self) -> RegistryChange:
-        """Read the registry again and serve it; answers what it changed.
+        """Read the registry again and put it in use; returns what changed.
 
-        What is new and to be preloaded begins to load; nobody waits for it.
+        New contexts to preload begin to load in the background.
 
         Raises:
-            InvalidRequest: if it is wrong, listing everything; the old one is served on.
+            InvalidRequest: if it is wrong, listing everything; the old one stays in use.
             DataLoss: if a file of it is corrupt, or has another digest; likewise.
         """
         async with self._lock:
@@ -45,14 +46,14 @@ class Reloader:
         return change
 
     async def reload_if_sound(self) -> None:
-        """As `reload`, for whoever has nobody to tell of an error: it is logged."""
+        """As `reload`, but errors are logged."""
         try:
             await self.reload()
         except DstError as error:
             _log.error("registry not reloaded, the old one is served on: %s", error.message)
 
     async def close(self) -> None:
-        """Stop waiting for what is being preloaded."""
+        """Stop waiting for contexts that are being preloaded."""
         for task in self._preloading:
             task.cancel()
         await asyncio.gather(*self._preloading, return_exceptions=True)

@@ -9,21 +9,21 @@ _FIRST_SLOTS = 64
 
 
 class SeenIds:
-    """A set of texts that knows only their digests.
+    """A set of strings that stores only their digests.
 
-    Two different texts have the same digest with a probability of n^2 / 2^65 among n of them: 3 in 10^8 for a million.
-    Python's hashing is keyed anew in each process, so that nobody outside can make them collide.
+    Among n strings two have the same digest with a probability of n^2 / 2^65: 3 in 10^8 for a million. Python's hashes
+    have a new key in each process, so clients cannot cause collisions.
     """
 
     def __init__(self) -> None:
         """Start empty."""
-        # Hash tables, each twice as large as the one before it and half full: filling the last begins another, so that
-        # no addition ever has to move the others.
+        # Hash tables, each twice as large as the one before and filled to half: when the last is full another is begun,
+        # so that entries are never moved.
         self._tables = [array("Q", [_EMPTY]) * _FIRST_SLOTS]
         self._in_last = 0
 
     def add(self, text: str) -> bool:
-        """Add an id; answers whether it is new."""
+        """Add an id; returns whether it is new."""
         digest = hash(text) & 0xFFFF_FFFF_FFFF_FFFF or 1
         slot = 0
         for table in self._tables:

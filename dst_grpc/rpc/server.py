@@ -1,6 +1,6 @@
-"""The composition root: from settings to a server, and its life from the first byte to the exit.
+"""The composition root: builds a server from settings, starts it, drains it and stops it.
 
-The only module that knows all the parts. Everything else gets what it needs through its constructor.
+The only module that depends on all others. Everything else gets what it needs through its constructor.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ class StartupError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What is behind the services. They live as long as the server, which closes them."""
+    """The objects behind the services. The server closes them when it stops."""
 
     pipeline: PipelinePort
     """Runs requests."""
     cache: CachePort
-    """What is loaded, and the registry of what may be."""
+    """The loaded contexts, and the registry."""
     build_registry: Callable[[], NewRegistry]
-    """Builds the registry anew, from what it was built from; runs on a thread."""
+    """Builds the registry again from the same settings; runs on a thread."""
 
     @classmethod
     def of(cls, pipeline: PipelinePort, cache: AdoptingCache[RegistryT], build: Callable[[], RegistryT]) -> Parts:
-        """The parts with a registry that *build* builds anew, and *cache* then adopts."""
+        """Parts whose registry *build* builds again and *cache* then adopts."""
 
         def built() -> NewRegistry:
             registry = build()
@@ -86,7 +86,7 @@ def build_parts(settings: Settings) -> Parts:
         StartupError: The registry is wrong, a model's or autoencoder's folder cannot be used, or the device is not
             there.
     """
-    # Imported here, because they bring torch: whoever serves fakes does without.
+    # Imported here, because they import torch, which tests with fakes do not need.
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.loading import FileLoader
     from dst_grpc.pipeline import Limits, Pipeline
@@ -117,7 +117,7 @@ def _line(violation: FieldViolation) -> str:
 
 
 def server_info(settings: Settings) -> ServerInfo:
-    """What a server with *settings* says of itself."""
+    """The description of a server with *settings*."""
     features = {"autoencoder_paths": bool(settings.autoencoder_roots), "reflection": settings.reflection}
     return ServerInfo(
         version=__version__,
@@ -137,13 +137,13 @@ def server_info(settings: Settings) -> ServerInfo:
 
 
 class Server:
-    """Serves *parts* as *settings* say. Runs on the event loop it is started on.
+    """Serves *parts* with *settings*. Runs on the event loop it is started on.
 
     `start`, then either `stop`, or `run_until` with an event; the parts are closed with it.
     """
 
     def __init__(self, settings: Settings, parts: Parts) -> None:
-        """Put everything together; nothing listens yet."""
+        """Build the server; it does not listen yet."""
         self._settings = settings
         self._parts = parts
         self._drain = DrainSignal()
@@ -170,16 +170,16 @@ class Server:
 
     @property
     def metrics_port(self) -> int | None:
-        """Where its metrics are; None without them."""
+        """Port of its metrics; None without metrics."""
         return self._metrics_port
 
     @property
     def put_tensor_bytes(self) -> int:
-        """Bytes of the tensors that callers put."""
+        """Bytes of the tensors that callers have stored."""
         return self._tensors.byte_count
 
     async def start(self) -> None:
-        """Listen, load what is to be preloaded, and report to be serving.
+        """Listen, preload contexts, and report to be serving.
 
         Raises:
             StartupError: It cannot; nothing is left running.
@@ -208,7 +208,7 @@ class Server:
             self._closing = stack.pop_all()
 
     async def reload(self) -> RegistryChange:
-        """Read the registry again and serve it, or go on with the old one; raises what `Reloader.reload` does."""
+        """Read the registry again and put it in use, or keep the old one; raises what `Reloader.reload` does."""
         return await self._reloader.reload()
 
     async def reload_if_sound(self) -> None:
@@ -218,8 +218,8 @@ class Server:
     async def drain(self) -> None:
         """Refuse new work and finish what is in flight, within the grace period; then stop.
 
-        Health says NOT_SERVING first, for as long as the settings say, so that balancers turn away before connections
-        close. Streams end once their items in flight are answered, watches at once.
+        First, health checks report NOT_SERVING for the time in the settings, so that load balancers stop sending
+        requests before connections close. Streams end once their items in flight are answered, watches at once.
         """
         if self._drain.given:
             return
@@ -238,7 +238,7 @@ class Server:
         _log.info("stopped")
 
     def _observers(self, stack: AsyncExitStack) -> list[CallObserver]:
-        """Those who watch calls, and those who may refuse them; the former see the refusals of the latter."""
+        """Observers of calls, then those that may refuse them; the former observe refusals too."""
         observers: list[CallObserver] = [LogCalls()]
         settings = self._settings
         if settings.metrics_port is not None:
@@ -262,7 +262,7 @@ class Server:
         return observers
 
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
-        """Our services, with what implements them."""
+        """Our services, with their implementations."""
         limits = StreamLimits(
             max_items_in_flight=self._settings.max_items_in_flight_per_stream,
             outbox_bytes=self._settings.max_stream_buffer_bytes,
@@ -289,7 +289,7 @@ class Server:
             names = [*(descriptor.full_name for descriptor, _ in services), health.SERVICE.full_name]
             servicer = reflection.Reflection(names, self._drain)
             methods.add(reflection.SERVICE_V1ALPHA, servicer)
-            # Its requests are parsed as v1alpha's, which is the same on the wire.
+            # Its requests are parsed as those of v1alpha, which have the same encoding.
             methods.add(reflection.SERVICE_V1ALPHA, servicer, name=reflection.service_v1().full_name)
         return methods
 
@@ -298,7 +298,7 @@ class Server:
             handlers=(methods,),
             options=(
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes),
-                # Long runs send nothing for a while; clients may ping meanwhile to see that the server is there.
+                # Long runs send nothing for a while; clients may send keepalive pings meanwhile.
                 ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -308,7 +308,7 @@ class Server:
         )
 
     def _bind(self) -> str:
-        """Take the port; answers the address."""
+        """Bind the port; returns the address."""
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         wanted = f"{host}:{self._settings.port}"
         credentials = self._credentials()
@@ -337,7 +337,7 @@ class Server:
         )
 
     async def _preload_all(self, references: Sequence[str]) -> None:
-        """Load everything, in order; it must be there together."""
+        """Preload in order; raise StartupError if they do not all fit at once."""
         wanted = list(dict.fromkeys(references))
         for number, reference in enumerate(wanted, start=1):
             try:
@@ -351,7 +351,7 @@ class Server:
             raise StartupError(f"budget_bytes is too small for all that is preloaded: {names} had to go again")
 
     async def _preload(self, reference: str, number: str) -> None:
-        """Load a context, telling the log how far it is at every tenth of the way."""
+        """Load a context, logging every tenth of its progress."""
         told = 0
         async with aclosing(self._parts.cache.load(reference, pin=reference in self._settings.pin)) as statuses:
             async for status in statuses:
@@ -370,7 +370,7 @@ def _only_service(module: Any) -> ServiceDescriptor:
 
 
 async def _cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
-    """Cancel *task* and wait until it is over; what it died of before is logged."""
+    """Cancel *task* and wait until it is over; an earlier error of it is logged."""
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
@@ -379,7 +379,8 @@ async def _cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def running_server(settings: Settings, parts: Parts | None = None) -> AsyncGenerator[Server, None]:
-    """A server that serves within the block, on the real parts unless others are given; then it stops at once."""
+    """A server that serves within the block, with the real parts unless others are given, and is then stopped at
+    once."""
     server = Server(settings, parts or build_parts(settings))
     await server.start()
     try:
@@ -426,7 +427,7 @@ async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) 
 
 
 async def _unless_signalled(work: Coroutine[Any, Any, None], signals: asyncio.Queue[str]) -> bool:
-    """Run *work* to its end and answer True; or, at a signal, cancel it and answer False."""
+    """Run *work* to its end and return True; or, at a signal, cancel it and return False."""
     running, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
     await asyncio.wait([running, signalled], return_when=asyncio.FIRST_COMPLETED)
     if not running.done():

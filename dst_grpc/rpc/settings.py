@@ -1,7 +1,7 @@
-"""Settings of the server: one frozen value, from flags over environment over a TOML file over defaults.
+"""Settings of the server: one frozen value, from flags, the environment, a TOML file and defaults, in this precedence.
 
 Every setting has one name: `grace_seconds` in the file, DST_GRACE_SECONDS in the environment, `--grace-seconds` as a
-flag. Whatever is wrong is reported together, before anything starts. Nothing is opened here but the settings file.
+flag. All problems are reported together, before anything starts. Only the settings file is opened here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Problem:
     field: str
     """Name of the setting, with the key or position within it; empty for the settings as a whole."""
     value: str
-    """What was given, as text."""
+    """The given value, as text."""
     description: str
     """What is wrong."""
 
@@ -59,7 +59,7 @@ class Problem:
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. `problems` lists everything that is wrong."""
+    """The settings are invalid. `problems` lists everything that is wrong."""
 
     def __init__(self, problems: list[Problem]) -> None:
         """Make the error; its text has a line for each problem."""
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     registry: ExistingFile | None = None
     """TOML file that names models and autoencoder sets. The embedded model is then served only if it is named there."""
     hub_cache: Path | None = None
-    """Folder of what `dst-grpc pull` fetched; None = in the one that the platform has for caches."""
+    """Folder of files that `dst-grpc pull` fetched; None = in the platform's folder for caches."""
     hub_endpoint: str | None = None
     """Server that `dst-grpc pull` fetches from; None = HF_ENDPOINT, else huggingface.co."""
     models: Annotated[dict[ModelName, ExistingFolder], BeforeValidator(_split_pairs)] = {}
@@ -156,9 +156,9 @@ class Settings(BaseSettings):
     autoencoder_roots: Annotated[tuple[ExistingFolder, ...], BeforeValidator(_split)] = ()
     """Folders below which clients may name autoencoders by path."""
     preload: Annotated[tuple[Reference, ...], BeforeValidator(_split)] = ()
-    """Models and autoencoder sets to load before the server calls itself ready."""
+    """Models and autoencoder sets to load before the server is ready."""
     pin: Annotated[tuple[Reference, ...], BeforeValidator(_split)] = ()
-    """Models and autoencoder sets to load before that too, and never to unload unless an operator unpins them."""
+    """Models and autoencoder sets to preload as well, and never to unload unless an operator unpins them."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Device of the models: auto, cpu, cuda:N or mps:N."""
     budget_bytes: Annotated[int, Field(gt=0)] | None = None
@@ -167,63 +167,63 @@ class Settings(BaseSettings):
     """How long a model or an autoencoder set may be loaded without being used; None = for ever."""
 
     strict: bool = False
-    """Whether not to start if a model or an autoencoder set cannot be served; else it is listed as failed, with the
-    reason, and all others are served."""
+    """Whether to refuse to start if a model or an autoencoder set cannot be served; else it is listed as failed, with
+    the reason, and all others are served."""
     omit_dead_latents: bool = False
     """Whether to load autoencoders without dead latents, those that their files say are active less than once in 10^8
     tokens: equally many at each layer of a set. The others move up, in order; handles of such sets say -live."""
     allow_failed_checks: bool = False
-    """Whether to serve autoencoders that do not reconstruct what they claim to read; clients see their figures."""
+    """Whether to serve autoencoders that do not reconstruct their declared input; clients see their figures."""
 
     max_queued_requests: Annotated[int, Field(ge=1)] = 64
     """Requests that may wait before more are refused."""
     max_run_bytes: Annotated[int, Field(gt=0)] = 4096 * _MIB
-    """Device memory, weights apart, that the requests which run may take together."""
+    """Device memory, without weights, that running requests may take together."""
     store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
-    """Bytes of recordings kept, so that another question about a run needs no pass; 0 = none."""
+    """Bytes of recordings to keep, so that another request about a run needs no pass; 0 = none."""
     max_items_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
     """Items of one stream that run at once; reading pauses beyond."""
     max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000
-    """Items of one stream in all; a further one fails."""
+    """Items of one stream in all; further ones fail."""
     max_stream_buffer_bytes: Annotated[int, Field(ge=1)] = 4 * _MIB
     """Bytes of answers that wait for a client which does not read, per stream."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * _MIB
     """Largest request message."""
     max_put_tensor_bytes: Annotated[int, Field(ge=0)] = 256 * _MIB
-    """Bytes of tensors, 4 a number, that one caller may have put for its requests; 0 = none."""
+    """Bytes of tensors, 4 a number, that one caller may store for its requests; 0 = none."""
     max_put_tensor_total_bytes: Annotated[int, Field(ge=0)] = 1024 * _MIB
-    """Bytes of tensors that all callers together may have put."""
+    """Bytes of tensors that all callers together may store."""
     put_tensor_ttl_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    """How long a tensor is kept that a caller put."""
+    """How long a caller's tensor is kept."""
     max_concurrent_calls: Annotated[int, Field(ge=1)] | None = None
     """Calls in progress before more are refused; None = no bound."""
 
     reflection: bool = True
-    """Whether tools may ask for the services and their messages."""
+    """Whether tools can list the services and their messages (server reflection)."""
     tls_certificate: ExistingFile | None = None
     """Certificate chain in PEM; None = no TLS."""
     tls_key: ExistingFile | None = None
     """Private key in PEM."""
     tls_client_ca: ExistingFile | None = None
-    """Certificates in PEM that clients' certificates must come from; None = clients need none."""
+    """Certificates in PEM of the authorities of clients' certificates; None = clients need none."""
     auth_token_file: ExistingFile | None = None
     """Bearer tokens, one per line, of which clients must send one; None = clients need none."""
 
     grace_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How long calls in progress may go on once the server stops."""
     drain_notice_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How long the server says NOT_SERVING, and refuses new work, before it closes connections."""
+    """How long health checks report NOT_SERVING, and new work is refused, before connections are closed."""
 
     metrics_port: PortNumber | None = None
     """Port of Prometheus metrics over HTTP, on the same host; 0 lets the system choose, None = no metrics."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """From which level on."""
+    """Lowest level to write."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        """What no field can tell alone."""
+        """Rules about several fields."""
         problems = []
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key must be given together")
@@ -253,7 +253,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None =
     content = _read(file) if file is not None else {}
 
     class FromEverywhere(Settings):
-        """The settings with the file among their sources, which pydantic-settings wants to know by class."""
+        """The settings with the file as a source, which pydantic-settings takes from the class."""
 
         @classmethod
         def settings_customise_sources(
@@ -275,7 +275,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None =
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The content of the settings file, its relative paths made independent of the working folder."""
+    """The content of the settings file, with relative paths resolved against its folder."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -299,7 +299,7 @@ def _below(folder: Path, value: Any) -> Any:
 
 
 def _problem(detail: dict[str, Any], flags: Mapping[str, Any], file: Path | None) -> Problem:
-    """One of pydantic's errors, as an operator should read it."""
+    """One of pydantic's errors, in words for an operator."""
     path = [str(part) for part in detail["loc"] if part != "[key]"]
     text = str(detail["msg"]).removeprefix("Value error, ")
     if not path:

@@ -1,4 +1,4 @@
-"""TensorService: takes tensors in pieces, for requests of the same caller that name them."""
+"""TensorService: receives tensors in pieces, for later requests of the same caller."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dst_grpc.wire.tensors import Array, stored_as, widened
 
 
 class TensorService:
-    """Keeps tensors for requests that name them."""
+    """Stores tensors that later requests name."""
 
     def __init__(self, store: TensorStore) -> None:
-        """Keep them in *store*."""
+        """Store them in *store*."""
         self._store = store
 
     async def PutTensor(
         self, messages: AsyncIterator[pb.PutTensorRequest], context: ObservedContext
     ) -> pb.PutTensorResponse:
-        """Take a tensor, and answer with its handle."""
+        """Receive a tensor, and return its handle."""
         description = await _description(messages)
         with self._store.arriving(context.caller, description.element_count) as keep:
             data = await _bytes(messages, description.byte_count)
@@ -42,13 +42,13 @@ class TensorService:
         return answer
 
     async def DeleteTensor(self, request: pb.DeleteTensorRequest, context: ObservedContext) -> pb.DeleteTensorResponse:
-        """Forget a tensor."""
+        """Delete a tensor."""
         self._store.delete(context.caller, request.handle)
         return pb.DeleteTensorResponse()
 
 
 async def _description(messages: AsyncIterator[pb.PutTensorRequest]) -> TensorDescription:
-    """What the first message says. Raises InvalidRequest."""
+    """The description in the first message. Raises InvalidRequest."""
     first = await anext(messages, None)
     if first is None or not first.HasField("description"):
         raise InvalidRequest.of("description", "must come first")
@@ -59,7 +59,7 @@ async def _description(messages: AsyncIterator[pb.PutTensorRequest]) -> TensorDe
 
 
 async def _bytes(messages: AsyncIterator[pb.PutTensorRequest], byte_count: int) -> Array:
-    """What the other messages bring, [byte_count] of uint8. Raises InvalidRequest if it is more or less."""
+    """The bytes of the other messages, [byte_count] of uint8. Raises InvalidRequest if there are more or fewer."""
     data, filled = np.empty(byte_count, np.uint8), 0
     async for message in messages:
         if not message.HasField("data"):
@@ -78,7 +78,7 @@ def _tensor(data: Array, description: TensorDescription) -> RequestTensor:
     """The tensor of the bytes *data*.
 
     Raises:
-        DataLoss: They are not those that the checksum is of.
+        DataLoss: They do not match the checksum.
         InvalidRequest: Some of the numbers are not finite.
     """
     checksum = zlib.crc32(data.data)
@@ -95,5 +95,5 @@ def _tensor(data: Array, description: TensorDescription) -> RequestTensor:
         tensor = RequestTensor(tensor=values)
     except InvalidRequest as error:
         raise InvalidRequest.of("data", error.violations[0].description) from None
-    _ = tensor.identity  # found here rather than on the event loop: it takes a while
+    _ = tensor.identity  # computed here rather than on the event loop: it takes a while
     return tensor

@@ -1,6 +1,6 @@
-"""Tensors that callers put for their requests: kept in main memory, each caller's own, within quotas, for a time.
+"""The store of callers' tensors, in main memory: per caller, with quotas and lifetimes.
 
-Touched on the event loop only. What a request has got stays whole while it uses it, whatever happens here.
+Used on the event loop only. A tensor that a request uses stays alive until the request ends.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
 from dst_grpc.errors import Exhausted, NotFound, Reason
 
 _SWEEP_SECONDS = 30.0
-"""How often memory of what has expired is freed while nobody calls."""
+"""How often expired tensors are deleted while there are no calls."""
 _LEAST_BYTES = 1024
-"""What the smallest tensor counts for: it takes an entry here, too."""
+"""Least bytes that a tensor counts for, because of its entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLimits:
-    """How much is kept, and how long."""
+    """Limits of size and lifetime."""
 
     max_caller_bytes: int = 256 << 20
     """Bytes of one caller's tensors."""
     max_total_bytes: int = 1 << 30
     """Bytes of all tensors."""
     max_ttl_seconds: float = 3600.0
-    """Longest life of a tensor."""
+    """Longest lifetime of a tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptTensor:
-    """A tensor, and until when it is kept."""
+    """A stored tensor."""
 
     handle: str
-    """What requests call it."""
+    """What requests name it by."""
     caller: str
-    """Whose it is."""
+    """Its owner."""
     tensor: RequestTensor
     """The numbers."""
     byte_count: int
@@ -51,15 +51,15 @@ class KeptTensor:
     ttl_seconds: float
     """How long it is kept."""
     expires_at: float
-    """Reading of the store's clock, in seconds, when it is forgotten."""
+    """Reading of the store's clock, in seconds, when it is deleted."""
 
 
 Keep = Callable[[RequestTensor, float | None], KeptTensor]
-"""Keeps a tensor for a number of seconds; None = as long as any is."""
+"""Stores a tensor for a number of seconds; None = for the longest lifetime."""
 
 
 class Timer(Protocol):
-    """Something that is to be called later."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
         """Do not call it."""
@@ -78,9 +78,9 @@ class TensorStore:
         """Start empty.
 
         Args:
-            limits: how much is kept.
+            limits: limits of size and lifetime.
             clock: gives seconds, from any beginning.
-            call_later: calls something after a number of seconds; None = on the running event loop.
+            call_later: schedules a call after a number of seconds; None = on the running event loop.
         """
         self.limits = limits
         self._clock = clock
@@ -91,12 +91,12 @@ class TensorStore:
 
     @property
     def byte_count(self) -> int:
-        """Bytes of all tensors, those that are still arriving included."""
+        """Bytes of all tensors, including those that are still arriving."""
         return self._bytes_of.total()
 
     @contextmanager
     def arriving(self, caller: str, n_elements: int) -> Iterator[Keep]:
-        """Reserve room for a tensor; yields what keeps it once it is here.
+        """Reserve room for a tensor; yields the function that stores it once it has arrived.
 
         Raises:
             Exhausted: There is no room; waiting helps only if tensors expire or are deleted meanwhile.
@@ -129,19 +129,19 @@ class TensorStore:
                 self._release(caller, byte_count)
 
     def of(self, caller: str) -> TensorSource:
-        """The tensors that *caller* put."""
+        """The tensors of *caller*."""
         return _CallersTensors(self, caller)
 
     def get(self, caller: str, handle: str) -> RequestTensor:
-        """The tensor that *caller* put; raises NotFound."""
+        """The tensor of *caller* at *handle*; raises NotFound."""
         return self._find(caller, handle).tensor
 
     def delete(self, caller: str, handle: str) -> None:
-        """Forget a tensor that *caller* put; raises NotFound."""
+        """Delete a tensor of *caller*; raises NotFound."""
         self._forget(self._find(caller, handle))
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete everything."""
         self._kept.clear()
         self._bytes_of.clear()
         if self._sweeping is not None:
@@ -153,7 +153,7 @@ class TensorStore:
             if found.expires_at > self._clock():
                 return found
             self._forget(found)
-        # No nearest names: handles are nobody's to guess.
+        # Without similar names: handles must not be guessable.
         raise NotFound(
             f"there is no tensor {handle!r}: it was not put by this caller, or it has expired",
             resource_type="tensor",
@@ -195,7 +195,7 @@ class TensorStore:
             self._forget(kept)
 
     def _sweep_later(self) -> None:
-        """Sweep now and then, as long as there is something: one timer, however many tensors."""
+        """Delete expired tensors periodically, as long as there are any: one timer for all."""
         if self._sweeping is None:
             call_later = self._call_later or asyncio.get_running_loop().call_later
             self._sweeping = call_later(_SWEEP_SECONDS, self._sweep_on)
