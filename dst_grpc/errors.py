@@ -21,6 +21,7 @@ and rebuilds them on the client.
 from __future__ import annotations
 
 import difflib
+from asyncio import CancelledError
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -339,6 +340,14 @@ class Internal(DstError):
         """Make the error with the id that the log carries too."""
         super().__init__(message, reason=Reason.INTERNAL, metadata=metadata)
         self.error_id = error_id
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether *error* says that something went wrong, rather than that somebody wants this to stop.
+
+    Libraries in other languages raise failures of theirs that are no Exception: those of Rust panic.
+    """
+    return not isinstance(error, CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit)
 
 
 def require(value: T | None) -> T:

@@ -229,7 +229,7 @@ class FakeModelEntry(ModelEntry):
     """A model without files."""
 
     own_tokenizer: Tokenizer
-    has_tokenizer = True
+    has_quick_tokenizer = True
 
     def tokenizer(self) -> Tokenizer:
         """Its own."""

@@ -155,8 +155,8 @@ class _LazyTokenizer:
         self._tokenizer: Tokenizer | None = None
 
     @property
-    def is_read(self) -> bool:
-        return self._tokenizer is not None
+    def is_quick(self) -> bool:
+        return self._tokenizer is not None and not self._tokenizer.is_confined
 
     def get(self, checkpoint: Checkpoint) -> Tokenizer:
         with self._lock:
@@ -194,9 +194,9 @@ class ModelEntry(Entry):
         return self.checkpoint.config.architecture
 
     @property
-    def has_tokenizer(self) -> bool:
-        """Whether its tokenizer is at hand, so that asking for it does not block."""
-        return self._tokenizer.is_read
+    def has_quick_tokenizer(self) -> bool:
+        """Whether its tokenizer is read, and runs in this process, so that asking it does not block."""
+        return self._tokenizer.is_quick
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, read once; raises DataLoss if it is unreadable or knows more tokens than the model."""

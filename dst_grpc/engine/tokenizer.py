@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer as _Tokenizer
-
+from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import File, corrupt, read_small
+from dst_grpc.engine.tokenizer_library import Library, open_library, told
 from dst_grpc.errors import InvalidRequest, Reason, Violations
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 class Tokenizer:
     """A vocabulary, and how text is split into its tokens. Immutable; calls may run on any thread."""
 
-    def __init__(self, tokenizer: _Tokenizer, n_embedded: int | None = None) -> None:
+    def __init__(self, tokenizer: Library, n_embedded: int | None = None) -> None:
         """Wrap the library's *tokenizer*, which must not be changed afterwards.
 
         Of its tokens only those below *n_embedded* count, if that is given: vocabularies are shared between models,
@@ -46,31 +46,36 @@ class Tokenizer:
         """Read `tokenizer.json` in *folder*.
 
         Raises:
-            DataLoss: if it is missing or unreadable, or has tokens, other than added ones, from *n_embedded* on.
+            DataLoss: if it is missing or unreadable, fails on a text that it is tried on, or has tokens, other than
+                added ones, from *n_embedded* on.
         """
         path = folder / FILE_NAME
         raw = read_small(File.at(path), _MAX_FILE_BYTES)
-        try:
-            tokenizer = _Tokenizer.from_buffer(raw)
-        except Exception as error:  # the library raises bare Exception
-            raise corrupt(path, f"is no tokenizer: {error}") from error
+        tokenizer = open_library(path, raw)
         n_ids = _n_ids(tokenizer, with_added_tokens=False)
         if n_embedded is not None and n_ids > n_embedded:
             raise corrupt(path, f"has {n_ids} tokens, but the model embeds only {n_embedded}")
         return cls(tokenizer, n_embedded)
 
+    @property
+    def is_confined(self) -> bool:
+        """Whether it runs in a process of its own, and may take a while."""
+        return isinstance(self._tokenizer, ConfinedTokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of *text*; special tokens written out, such as `<|endoftext|>`, are recognised.
 
         Raises:
-            InvalidRequest: if *text* holds a lone surrogate, which cannot be encoded, or a token that the model does
-                not embed.
+            InvalidRequest: if *text* holds a lone surrogate, which cannot be encoded, or something that the vocabulary
+                has no token for, or a token that the model does not embed.
+            DataLoss: if the tokenizer fails on it, or takes too much time or memory.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest.of("text", f"is not valid Unicode at character {error.start}") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with told():
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         for token in ids:
             if token >= self.vocab_size:
                 problem = f"holds {self._tokenizer.id_to_token(token)!r}, which this model has no embedding for"
@@ -80,9 +85,9 @@ class Tokenizer:
     def begin_tokens(self) -> list[int]:
         """The tokens that the file's post-processor would put before a text: the begin token of models trained with
         one."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        mask: list[int] = encoding.special_tokens_mask
-        ids: list[int] = encoding.ids
+        with told():
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        mask, ids = encoding.special_tokens_mask, encoding.ids
         return ids[: mask.index(0)] if 0 in mask else []
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -92,8 +97,8 @@ class Tokenizer:
             InvalidRequest: naming every id that is not a token.
         """
         self._check(ids)
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
+        with told():
+            return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Text of each of *ids*, decoded alone; raises InvalidRequest as `decode` does."""
@@ -102,7 +107,8 @@ class Tokenizer:
         return [self._texts[token] if token in self._texts else self._decoded(token) for token in ids]
 
     def _decoded(self, token: int) -> str:
-        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        with told():
+            text = self._tokenizer.decode([token], skip_special_tokens=False)
         piece = self._tokenizer.id_to_token(token) or ""
         n_spaces = len(piece) - len(piece.lstrip(_SPACE))
         if n_spaces:
@@ -126,7 +132,7 @@ class Tokenizer:
         if len(ids) == 1 and self.token_strings(ids) == [text]:
             return ids[0]
         # Some tokenizers put a space before every text, so that encoding never yields a token without one.
-        token: int | None = self._tokenizer.token_to_id(text.replace(" ", _SPACE))
+        token = self._tokenizer.token_to_id(text.replace(" ", _SPACE))
         if token is not None and token < self.vocab_size and self.token_strings([token]) == [text]:
             return token
         return ids[0] if len(ids) == 1 else None
@@ -158,6 +164,6 @@ class Tokenizer:
         return f"Tokenizer({self.vocab_size} tokens)"
 
 
-def _n_ids(tokenizer: _Tokenizer, *, with_added_tokens: bool) -> int:
+def _n_ids(tokenizer: Library, *, with_added_tokens: bool) -> int:
     """One more than the last id; ids may have gaps."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=with_added_tokens).values(), default=-1)

@@ -57,7 +57,7 @@ class Planning:
         if plan is not None:
             self._kept.move_to_end(question)
             return plan
-        if registry.model_entry(model_ref(request)).has_tokenizer:
+        if registry.model_entry(model_ref(request)).has_quick_tokenizer:
             plan = make()  # cheaper than a thread
         else:
             plan = await self._threads.run(make)

@@ -1,0 +1,120 @@
+"""The tokenizers library, asked so that whatever a `tokenizer.json` does to it is an error of ours.
+
+A file may make the library panic, search for ever, or turn one character into a gigabyte; in this process nothing could
+stop it, as the library holds the interpreter meanwhile. So only files that are known to take time and memory in
+proportion to the text are opened here; every other is confined to a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
+from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.tokenizer_growth import grows_in_proportion, patterns_of
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, is_failure
+
+_REPEATS = 64
+
+
+class Encoding(Protocol):
+    """What a text was encoded to."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens."""
+
+    @property
+    def special_tokens_mask(self) -> list[int]:
+        """For each, 1 if the post-processor put it there, else 0."""
+
+
+class Library(Protocol):
+    """What is needed of the library's tokenizer, under the library's names."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
+        """Tokens of a text."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of *ids*."""
+
+    def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
+        """Every piece with its token."""
+
+    def no_truncation(self) -> None:
+        """Encode texts whole."""
+
+    def no_padding(self) -> None:
+        """Encode nothing but the text."""
+
+    def id_to_token(self, id: int) -> str | None:  # noqa: A002  the library's name
+        """The piece of a token."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """The token of a piece."""
+
+
+def open_library(path: Path, raw: bytes) -> Library:
+    """The tokenizer in *raw*, the content of the file at *path*.
+
+    Raises:
+        DataLoss: if it is none, or fails on one of the texts that it is tried on.
+    """
+    try:
+        content = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise corrupt(path, f"is no sound JSON: {error}") from error
+    if not isinstance(content, dict) or not grows_in_proportion(content):
+        confined = ConfinedTokenizer(path, raw)
+        for text in _trials(content):
+            confined.try_out(text)
+        return confined
+    try:
+        tokenizer: Library = Tokenizer.from_buffer(raw)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise corrupt(path, f"is no tokenizer: {error}") from error
+    return tokenizer
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _trials(content: Mapping[str, Any]) -> Iterator[str]:
+    """Texts that harm whoever searches badly: what patterns look for, again and again, and then something else."""
+    yield from ("a", "Hello, world! 123\n\n  \N{SNOWMAN}", "")
+    patterns = {*patterns_of(content.get("normalizer")), *patterns_of(content.get("pre_tokenizer"))}
+    letters = sorted({letter for pattern in patterns for letter in pattern if letter.isalnum()})
+    for text in (*sorted(patterns), "a", " ", "0", "\n", *letters):
+        yield text * _REPEATS + "\N{NULL}"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell what the library raises within the block as an error of ours.
+
+    Raises:
+        InvalidRequest: (at "text") if it refuses a text.
+        DataLoss: if it panics.
+    """
+    try:
+        yield
+    except DstError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise InvalidRequest.of("text", f"cannot be encoded by this model's tokenizer: {error}") from error
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise DataLoss(f"tokenizer.json: fails on a text: {error}", metadata={"file": "tokenizer.json"}) from error
