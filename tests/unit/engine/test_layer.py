@@ -78,12 +78,15 @@ def test_heads_of_a_group_share_their_key_and_value() -> None:
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_the_fused_kernel_makes_what_the_steps_make(name: str) -> None:
+@pytest.mark.parametrize("n_tokens", [1, 3, 5, 7])
+def test_the_fused_kernel_makes_what_the_steps_make(name: str, n_tokens: int) -> None:
+    """Windows of 2 and 4 tokens among them, in prompts of just one token more."""
+    normed = normal(2, n_tokens, 8)
     for layer in models.decoder(config=models.ARCHITECTURES[name]).layers:
-        q, k, v = layer.qkv(normal(2, 7, 8))
+        q, k, v = layer.qkv(normed)
         steps = layer.attn_mix(layer.attn_probs(layer.attn_scores(q, k)), v)
         torch.testing.assert_close(layer.attn_fused(q, k, v), steps)
-        torch.testing.assert_close(layer.attn_fused(*layer.shared_qkv(normal(2, 7, 8))), steps)
+        torch.testing.assert_close(layer.attn_fused(*layer.shared_qkv(normed)), steps)
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)

@@ -65,6 +65,12 @@ def test_the_recorded_value_is_the_ablated_one(decoder: Decoder) -> None:
     assert not torch.equal(logits[0], plain_logits[0])
 
 
+def test_an_ablation_without_a_layer_is_one_at_every_layer(decoder: Decoder) -> None:
+    sites: list[Site] = [(L.MLP_POST_ACT, layer) for layer in range(3)]
+    _, taps = run(decoder, values=sites, interventions=[ablation(L.MLP_POST_ACT, None, (2, 7), 4.5)])
+    assert [float(taps.values[site][0, 2, 7]) for site in sites] == [4.5] * 3
+
+
 def test_ablations_apply_in_their_order(decoder: Decoder) -> None:
     site: Site = (L.RESID_POST_MLP, 0)
     both = [ablation(*site, (None, 3), 1.0), ablation(*site, (2, 3), 2.0)]
