@@ -109,6 +109,9 @@ class Opener:
             command = f"{self.pull_command} {model.name}"
             raise InvalidRequest.of(where, f"{source.repository} at {source.revision} is not pulled; run: {command}")
         folder = source.folder if isinstance(source, FolderSource) else shipped
+        if folder.is_file():
+            gguf = ": make one of it with dst-grpc convert" if folder.suffix == ".gguf" else ""
+            raise InvalidRequest.of(where, f"{str(folder)!r} is a file and no folder{gguf}")
         if not folder.is_dir():
             raise InvalidRequest.of(where, f"there is no folder {str(folder)!r}")
         return Place(folder=folder)

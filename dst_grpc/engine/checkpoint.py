@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.engine import tokenizer
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.families import ConfigValues, Family, Source, family_of
-from dst_grpc.engine.families import config_values as config_file
 from dst_grpc.engine.families.family import plain, transposed
 from dst_grpc.engine.files import CorruptFile, File, FileSet, corrupt, read_small
+from dst_grpc.engine.model_folder import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    WEIGHTS,
+    check_whole_model,
+    missing,
+    what_tensor_is,
+)
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import DataLoss
 
@@ -30,8 +37,6 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.decoder import DecoderConfig
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 1 << 26
 
 
@@ -146,14 +151,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         DataLoss: naming the file and what is wrong with it: an unsupported value in the config, a corrupt header, or a
             tensor that is unknown, missing or misshapen.
     """
-    family, values = family_of(ConfigValues.read(File.at(folder / config_file.FILE_NAME)))
+    check_whole_model(folder)
+    family, values = family_of(ConfigValues.read(File.at(folder / CONFIG)))
     config = family.read_config(values)
     files, tensors = _find_tensors(folder)
     sources, redundant = _sources(folder, family, values, config, tensors)
     for name, shape in config.weight_shapes().items():
         if name in sources:
             _check_source(sources[name], shape, config, tensors)
-    names = [*files, config_file.FILE_NAME, tokenizer.FILE_NAME]
+    if not (folder / TOKENIZER).exists():
+        raise missing(folder, TOKENIZER)
+    names = [*files, CONFIG, TOKENIZER]
     return Checkpoint(
         folder=folder,
         family=family.name,
@@ -167,20 +175,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _find_tensors(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
     """Names of the weight files, and by each tensor's name the file that holds it."""
-    if (folder / _SINGLE).exists():
-        file = SafetensorsFile.open(File.at(folder / _SINGLE)).with_aliases()
-        return [_SINGLE], dict.fromkeys(file.tensors, file)
-    if (folder / _INDEX).exists():
+    if (folder / WEIGHTS).exists():
+        file = SafetensorsFile.open(File.at(folder / WEIGHTS)).with_aliases()
+        return [WEIGHTS], dict.fromkeys(file.tensors, file)
+    if (folder / INDEX).exists():
         return _find_in_shards(folder)
-    if (folder / "pytorch_model.bin").exists():
-        raise corrupt(
-            folder / "pytorch_model.bin", "is a pickle, which is never loaded here: convert it to model.safetensors"
-        )
-    raise corrupt(folder / _SINGLE, "is missing")
+    raise missing(folder, WEIGHTS)
 
 
 def _find_in_shards(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]]:
-    path = folder / _INDEX
+    path = folder / INDEX
     try:
         weight_map = json.loads(read_small(File.at(path), _MAX_INDEX_BYTES))["weight_map"]
         shards = sorted(set(weight_map.values()))
@@ -198,7 +202,7 @@ def _find_in_shards(folder: Path) -> tuple[list[str], dict[str, SafetensorsFile]
         if name not in opened[shard].tensors:
             raise corrupt(path, f"places {name!r} in {shard}, which does not hold it")
     complete = [file.with_aliases() for file in opened.values()]
-    return [*shards, _INDEX], {name: file for file in complete for name in file.tensors}
+    return [*shards, INDEX], {name: file for file in complete for name in file.tensors}
 
 
 def _sources(
@@ -229,10 +233,11 @@ def _sources(
     used = {name for source in found.values() for name in source.names} | {head}
     for name in sorted(tensors.keys() - used):
         if not family.skipped.fullmatch(name.removeprefix(prefix)):
-            raise _about_tensor(tensors[name].path, name, f"is no weight of a {family.name} checkpoint as configured")
+            problem = what_tensor_is(name) or f"is no weight of a {family.name} checkpoint as configured"
+            raise _about_tensor(tensors[name].path, name, problem)
     for name in sorted(used - tensors.keys()):
         if name != head or not is_tied:
-            raise _about_tensor(folder / config_file.FILE_NAME, name, "is needed, but no weight file holds it")
+            raise _about_tensor(folder / CONFIG, name, "is needed, but no weight file holds it")
     return found, redundant
 
 

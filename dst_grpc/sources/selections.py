@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.formats.layouts import SUFFIXES, below, is_weights
+from dst_grpc.engine.model_folder import ADAPTER, ADAPTER_FILE, CONFIG, INDEX, TOKENIZER, WEIGHTS, instead_of
 from dst_grpc.errors import DataLoss, InvalidRequest
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 LAYER = "{layer}"
 """Stands for the number of a layer in a pattern."""
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""Weights in one file, or what says in which files they are; the first is read if both are there."""
 _CONFIGS = (".json", ".yaml", ".yml")
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 
@@ -42,14 +40,15 @@ def model_files(names: Collection[str], read: Callable[[str], bytes]) -> tuple[s
     Raises:
         DataLoss: if one is missing, or the index is not sound.
     """
-    weights = (SINGLE,) if SINGLE in names else (INDEX, *_shards(read(INDEX))) if INDEX in names else ()
-    if not weights:
-        only = (
-            "pytorch_model.bin, a pickle, which is never loaded here" if "pytorch_model.bin" in names else "no weights"
-        )
-        raise DataLoss(f"it has {only}: {SINGLE} or {INDEX} is needed")
+    if ADAPTER_FILE in names:
+        raise DataLoss(f"its {ADAPTER_FILE} {ADAPTER}")
+    weights = (INDEX, *_shards(read(INDEX))) if INDEX in names and WEIGHTS not in names else (WEIGHTS,)
     files = (CONFIG, TOKENIZER, *weights)
     missing = [name for name in files if name not in names]
+    for name in missing:
+        instead = instead_of(name, names)
+        if instead is not None:
+            raise DataLoss(f"its {instead[0]} {instead[1]}")
     if missing:
         raise DataLoss(f"it lacks {', '.join(missing)}")
     return files

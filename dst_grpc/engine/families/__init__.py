@@ -8,6 +8,7 @@ from __future__ import annotations
 from dst_grpc.engine.families import gemma, gpt2, gpt_neox, llama, qwen
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.families.family import Family, Source
+from dst_grpc.engine.model_folder import FLOATS_ONLY
 
 FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
@@ -22,10 +23,21 @@ FAMILIES: tuple[Family, ...] = (
     gemma.GEMMA3,
 )
 """Every family that can be loaded."""
+_QUANTISED = {"quantization_config": "quant_method", "quantization": "mode"}
+"""Keys that say how weights were quantised, as transformers and MLX write them, with the key in them of the method."""
 
 
 def family_of(values: ConfigValues) -> tuple[Family, ConfigValues]:
-    """The family that `config.json` names, and its values, complete; raises DataLoss for one that is not supported."""
+    """The family that `config.json` names, and its values, complete.
+
+    Raises:
+        DataLoss: for a family that is not supported, or weights that are said to be quantised.
+    """
+    for key, method in _QUANTISED.items():
+        said = values.nested(key)
+        if said is not None and said.values:
+            how = said.values.get(method) or f"{said.values.get('bits', 'a few')} bits"
+            raise values.refusal(key, f"says that the weights are quantised ({how}): {FLOATS_ONLY}")
     model_type = values.text("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:

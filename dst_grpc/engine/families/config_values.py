@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.files import File
     from dst_grpc.errors import DataLoss
 
-FILE_NAME = "config.json"
 UNKNOWN = "is not known here, and might change what is computed: if it does not, take it out"
 """The problem of a key or tensor that has no meaning here."""
 _MAX_SIZE = 2**31 - 1

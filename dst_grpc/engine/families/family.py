@@ -19,7 +19,7 @@ MAX_LAYERS = 1000
 """Most layers that a checkpoint may claim."""
 MAX_WIDTH = 1 << 20
 """Most channels of the residual, or of a head, that it may claim."""
-_CHANGES_EVERY_FAMILY: Mapping[str, tuple[Any, ...]] = {"quantization_config": (None,), "per_layer_config": (None, {})}
+_CHANGES_EVERY_FAMILY: Mapping[str, tuple[Any, ...]] = {"per_layer_config": (None, {})}
 """Keys that change what any family computes, with the values that change nothing."""
 
 

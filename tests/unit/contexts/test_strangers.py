@@ -183,7 +183,7 @@ def test_if_nothing_can_be_served_whoever_names_no_model_is_told_why(model: Path
     (model / "config.json").unlink()
     registry = build(model)
     assert (registry.models(), registry.default_model) == ([], "m")
-    with pytest.raises(DataLoss, match=r"'m' cannot be served: config\.json: cannot be read: No such file"):
+    with pytest.raises(DataLoss, match=r"'m' cannot be served: config\.json: is missing"):
         registry.model_entry("")
 
 
@@ -288,3 +288,17 @@ def test_an_autoencoder_of_no_layer_of_the_model_is_named(model: Path) -> None:
     run = put(model, "sparsify_run")
     (run / "h.0").rename(run / "h.7")
     assert problems(build(model))["m/sparsify_run"] == "h.7/sae.safetensors: layer 7 does not exist: 'm' has 2 layers"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("model.gguf", "model.gguf' is a file and no folder: make one of it with dst-grpc convert"),
+        ("model.safetensors", "model.safetensors' is a file and no folder"),
+        ("gone", "there is no folder"),
+    ],
+)
+def test_a_model_that_is_no_folder_is_told_what_it_is(name: str, problem: str, tmp_path: Path) -> None:
+    if name != "gone":
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert problem in problems(build(tmp_path / name))["m"]

@@ -129,7 +129,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ({"scale_attn_weights": False}, "scale_attn_weights is False"),
     ({"add_cross_attention": True}, "add_cross_attention is True"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised (4 bits)"),
     ({"n_head": 3}, "n_head is 3, which does not divide n_embd, 8"),
     ({"n_layer": 0}, "n_layer must be an integer between 1 and 1000, not 0"),
     ({"n_layer": 10**9}, "n_layer must be an integer"),

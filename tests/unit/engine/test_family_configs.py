@@ -139,7 +139,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         _in_rope(partial_rotary_factor=1.5),
         "rope_parameters.partial_rotary_factor is 1.5, which rotates no whole pairs of 8 channels",
     ),
-    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is"),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config says that the weights are quantised (4 bits)"),
     ("llama", {"num_key_value_heads": 3}, "num_key_value_heads is 3, which does not divide num_attention_heads, 4"),
     ("llama", {"num_attention_heads": 8, "head_dim": None}, "num_attention_heads is 8, which does not divide"),
     ("llama", {"sliding_window": 4}, "sliding_window is 4"),
