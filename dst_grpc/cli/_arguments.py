@@ -1,4 +1,4 @@
-"""The options that say what to derive, shared by `derive` and `resolve`, and the request they describe."""
+"""The options of `derive` and `resolve`, and the request they describe."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ LayerOption = Annotated[
 GradientsOption = Annotated[bool, typer.Option("--gradients", help="Derive the gradients (the BACKWARD pass) too.")]
 
 DEFAULT_TYPES = ("mlp_write_to_final_residual_grad", "unflattened_attn_write_to_final_residual_grad")
-"""What explains an output best, if there is a loss or a trace."""
+"""Types derived by default, if there is a loss or a trace: direct effects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """The prompt, and the options that say what to derive of it."""
+    """The prompt, and the options of what to derive."""
 
     prompt: PromptArgument
     types: TypeOption = None
@@ -131,7 +131,7 @@ class RequestOptions:
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """*command*, with the options of RequestOptions in place of its first parameter, which gets them."""
+    """*command* with its first parameter, a RequestOptions, replaced by the options themselves."""
     hints = get_type_hints(RequestOptions, include_extras=True)
     shared = [
         inspect.Parameter(

@@ -1,4 +1,4 @@
-"""`dst-grpc models`, `types`, `tokenize`, `server-info`: what can be asked, and of whom."""
+"""`dst-grpc models`, `types`, `tokenize`, `server-info`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def models(
 
 
 def _reads(info: AutoencoderInfo) -> str:
-    """What a set reads, with all that is done to it first, and for transcoders what it predicts."""
+    """The input of a set, with the norms applied to it, and for transcoders the output."""
     words = ("/".join(info.input_norms), "/".join(info.normalizations))
     done = [word for word in words if word not in {"", "none"}]
     reads = f"{info.dst} ({', '.join(done)})" if done else info.dst.value
@@ -114,7 +114,7 @@ def _architecture_row(info: ModelInfo) -> tuple[str, ...]:
 
 
 def _traits(info: ModelInfo) -> Iterator[str]:
-    """How a model is built, in a few words each."""
+    """The architecture of a model, in a few words each."""
     one, sizes = info.architecture, info.dimensions
     yield one.norm.value.replace("_", " ")
     yield f"{one.positions.value} positions"

@@ -1,4 +1,4 @@
-"""What every command shares: where to print, how errors look, which server to ask."""
+"""Shared by all commands: the console, the format of errors, the connection to the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dst_grpc.client import DEFAULT_TARGET, Client, Tls
 from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed
 
 PIPE_WIDTH = 200
-"""Columns where there is no terminal: enough that nothing a program reads is cut."""
+"""Columns where there is no terminal: wide enough that nothing is cut."""
 
 ServerOption = Annotated[
     str,
@@ -41,12 +41,12 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print *value* as JSON, indented, with text as it is."""
+    """Print *value* as JSON, indented, without escaping non-ASCII text."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True))
 
 
 def connect(server: str) -> Client:
-    """A client of *server*; DST_CLIENT_TOKEN and DST_CLIENT_CA, if set, say how to be let in.
+    """A client of *server*; the environment's DST_CLIENT_TOKEN and DST_CLIENT_CA, if set, are its credentials.
 
     Raises:
         InvalidRequest: If one of them cannot be used.
@@ -58,7 +58,7 @@ def connect(server: str) -> Client:
 
 @contextmanager
 def errors_reported(*, as_json: bool = False) -> Iterator[None]:
-    """Print one of our errors as a person, or a program, can read it, and exit with 1."""
+    """Print a DstError as text or JSON, and exit with 1."""
     try:
         yield
     except DstError as error:
@@ -73,13 +73,13 @@ def errors_reported(*, as_json: bool = False) -> Iterator[None]:
 
 def fail(problem: str, *, code: int) -> NoReturn:
     """Print what is wrong, and exit with *code*."""
-    # Not folded: there may be a command in it, to be copied.
+    # Not wrapped: there may be a command in it, to be copied.
     console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {problem}"), soft_wrap=True)
     raise typer.Exit(code)
 
 
 def print_error(error: DstError) -> None:
-    """Print an error: its sentence, each bad field on a line of its own, what to try."""
+    """Print an error: its message, each bad field on a line of its own, suggestions."""
     out = console(stderr=True)
     violations = error.violations if isinstance(error, InvalidRequest | PreconditionFailed) else ()
     sentence = error.message

@@ -1,4 +1,4 @@
-"""`dst-grpc contexts`, `load`, `unpin`, `unload`: what the server holds in memory."""
+"""`dst-grpc contexts`, `load`, `unpin`, `unload`: the contexts in the server's memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a model or an autoencoder set, and wait until it is there."""
+    """Load a model or an autoencoder set, and wait until it is available."""
     with errors_reported(as_json=as_json), connect(server) as client:
         with progress_bar() as bar:
             task = bar.add_task("loading", total=None)
@@ -60,7 +60,7 @@ def unpin(
     timeout: TimeoutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a pinned model or autoencoder set go when its time comes."""
+    """Unpin a model or an autoencoder set, so that it can be evicted or expire."""
     with errors_reported(as_json=as_json), connect(server) as client:
         _show([client.unpin_context(context, timeout=timeout)], as_json)
 

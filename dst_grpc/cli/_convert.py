@@ -1,4 +1,4 @@
-"""`dst-grpc convert`: offline, what the server refuses made what it reads.
+"""`dst-grpc convert`: converts files that the server refuses to ones that it reads, offline.
 
 A pickled file of tensors becomes a safetensors file, without running its pickle; a GGUF file a folder with a model.
 """
@@ -41,7 +41,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Make a safetensors file of a pickled one that the server refuses, without running what is in it.
+    """Convert a pickled file, which the server refuses, to safetensors, without running its pickle.
 
     Or make a folder, in float32, of a GGUF file with a model of the Llama architecture.
     """
@@ -58,7 +58,7 @@ def _is_gguf(source: Path) -> bool:
 
 
 def _convert_pickle(source: Path, target: Path, timeout: float) -> None:
-    # The server's part of the package, which a bare install lacks.
+    # From the server's extra, which a bare install lacks.
     from dst_grpc.contexts.conversion import convert_pickle
 
     converted = convert_pickle(source, target, timeout_seconds=timeout)

@@ -59,7 +59,7 @@ def derive(
         with connect(server) as client:
             with progress_bar() as progress:
                 if not progress.disable:
-                    # Loading is the long part the first time; `derive` would do it without saying how far it is.
+                    # The first time, loading takes longest; `derive` itself would not report its progress.
                     task = progress.add_task("loading", total=None)
                     client.resolve_request(
                         ResolveRequest(request=request, load=True),
@@ -85,7 +85,7 @@ def _passes(scalar: DerivedScalar) -> list[DerivedScalar]:
 
 def _top(scalar: DerivedScalar, answer: Answer, count: int, by: TopBy, at: int | None) -> list[Entry]:
     if at is None and scalar.dst is DerivedScalarType.LOGITS and scalar.pass_type is PassType.FORWARD:
-        # Of logits a person wants the model's guess: the largest of the last token, not of any token, nor the smallest.
+        # For logits, show the model's guesses: the largest of the last token.
         at, by = -1, TopBy.VALUE
     if at is not None and at < 0:
         at += len(answer.tokens)

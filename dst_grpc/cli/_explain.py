@@ -1,4 +1,4 @@
-"""`dst-grpc explain`: why the model said one token and not another, in pictures."""
+"""`dst-grpc explain`: why the model prefers one token over another, as tables and bars."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ T = TypeVar("T")
 ALL_GROUPS = "all"
 MAX_PAGE_HEADS = 32
 MAX_PAGE_TOKENS = 256
-"""A page shows the attention of so many heads, and of no longer prompts: it grows with the square of the prompt."""
+"""Limits of a page's attention, which grows with the square of the prompt: number of heads, and tokens of the
+prompt."""
 MLP_TYPES = {"neurons": ComponentTypeForMlp.NEURON, "latents": ComponentTypeForMlp.AUTOENCODER_LATENT}
 ATTENTION_TYPES = {
     "heads": ComponentTypeForAttention.ATTENTION_HEAD,
@@ -123,7 +124,7 @@ def explain(
         bool, typer.Option("--json", help="Print the answer's frames (dst.v1.ExplainFrame), one a line.")
     ] = False,
 ) -> None:
-    """Explain why the model says one token and not another: which parts of it, reading what.
+    """Explain why the model prefers one token over another: which nodes cause it, and what they read.
 
     Nodes are printed as --trace and --ablate take them: LAYER.hHEAD@TOKEN,READ, LAYER.nNEURON@TOKEN, emb@TOKEN, and
     LAYER.zLATENT@TOKEN (of an MLP) or LAYER.aLATENT@TOKEN (of attention). "promotes" are the output tokens that a node
@@ -185,7 +186,7 @@ def explain_request_of(
     autoencoder: list[str] | None = None,
     model: str | None = None,
 ) -> ExplainRequest:
-    """The request that the options describe: the prompt as it is, then, if anything is, with that changed.
+    """The request that the options describe: the prompt as it is, then, if there are interventions, with them.
 
     Raises:
         InvalidRequest: If an option cannot be valid, whatever the model.
@@ -235,7 +236,7 @@ def _chosen_groups(request: ExplainRequest, names: list[str] | None) -> tuple[To
 
 
 def heads_of(request: ExplainRequest, explanation: Explanation) -> list[tuple[int, int]]:
-    """The layers and numbers of the heads in the answer's tables, from the first group on, the largest first."""
+    """The layers and numbers of the heads in the answer's tables, by group, the largest first."""
     rows = (
         row
         for group in groups_of(request)
@@ -253,7 +254,7 @@ def attention_of(
     *,
     timeout: float | None = None,
 ) -> dict[tuple[int, int], np.ndarray]:
-    """The attention [T, U] of each of the heads, in the prompt as it is.
+    """The attention [T, U] of each head, in the prompt as it is.
 
     Raises:
         InvalidRequest: If there is no such head.

@@ -1,4 +1,4 @@
-"""What the pictures of an explanation show, as plain values: the same for a terminal and for a page."""
+"""The content of an explanation's pictures, as plain values: the same for terminal and page."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ TITLES = {
     "write_norm": ("Writes", "how long the vector is that each part writes"),
     "activation": ("Activations", "neurons, latents and attention, whatever they lead to"),
 }
-"""Title of each group that a request has by default, and what it is."""
+"""Title and description of each default group."""
 EFFECTS = frozenset({"direction_write", "act_times_grad"})
-"""Groups whose values are shares of the answer, so that both ends matter."""
+"""Groups whose values are effects on the answer, so that both signs matter."""
 
 SMALLEST_SHARE = 0.005
 """Probability below which a guess would be shown as 0%."""
@@ -43,7 +43,7 @@ SMALLEST_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRow:
-    """A node of a table, and what is known about it."""
+    """A node of a table, with all that the answer says about it."""
 
     index: NodeIndex
     """Which node."""
@@ -54,20 +54,20 @@ class NodeRow:
     demotes: tuple[TokenScore, ...] = ()
     """Output tokens that its write lowers most, the lowest first."""
     excited_by: tuple[TokenScore, ...] = ()
-    """Input tokens that would raise it most: a neuron or latent; of a head, as the token that it reads."""
+    """Input tokens that would raise a neuron or latent most; for a head, as the token at its key."""
     asked_by: tuple[TokenScore, ...] = ()
-    """Of a head: input tokens that, where it is, would make it read there more."""
+    """Of a head: input tokens that would raise its score most as the token at its query."""
     comes_from: tuple[tuple[int, float], ...] = ()
-    """Of a latent of attention: positions that its activation comes from, and how much."""
+    """Of a latent of attention: positions that contribute to its activation, and how much."""
 
     @property
     def text(self) -> str:
-        """The node as it is typed."""
+        """The node as written on the command line."""
         return node_text(self.index)
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The token that it is at; of a head at a pair of tokens, also the one that it reads."""
+        """The position of its token; for a head at a pair of tokens, also that of the token it reads."""
         return tuple(at for at in self.index.tensor_indices[:-1] if at is not None)
 
     @property
@@ -87,7 +87,7 @@ class Change:
 
     @property
     def difference(self) -> float:
-        """How much was added."""
+        """The change of its value."""
         return self.after - self.row.value
 
 
@@ -104,7 +104,7 @@ class Guess:
 
 
 def question_of(run: ExplainRun) -> str:
-    """What the run explains, in words: "' Mary' over ' John'"."""
+    """The origin of the run, in words: "' Mary' over ' John'"."""
     trace = run.trace_config
     if trace is None:
         return "" if run.loss_fn_config is None else _loss_text(run.loss_fn_config)
@@ -141,14 +141,14 @@ def path_of(run: ExplainRun) -> tuple[str, ...]:
 
 
 def ablations_of(run: ExplainRun) -> tuple[str, ...]:
-    """What the run overwrites."""
+    """The ablations of the run, in words."""
     changes: tuple[NodeAblation | AblationSpec | Intervention, ...]
     changes = (*run.ablation_specs, *run.node_ablations, *run.interventions)
     return tuple(map(ablation_text, changes))
 
 
 def groups_of(request: ExplainRequest) -> tuple[TopKGroup, ...]:
-    """The groups of the request, what explains best first."""
+    """The groups of the request, in the order of TITLES, then others."""
     rank = list(TITLES)
     return tuple(
         sorted(request.effective_groups, key=lambda g: rank.index(g.group_id) if g.group_id in rank else len(rank))
@@ -156,13 +156,13 @@ def groups_of(request: ExplainRequest) -> tuple[TopKGroup, ...]:
 
 
 def target_of(run: RunExplanation) -> float | None:
-    """The number that is explained: the traced activation, or the loss."""
+    """The explained value: the traced activation, or the loss."""
     header = run.header
     return header.loss if header.activation_value is None else header.activation_value
 
 
 def token_sums(run: RunExplanation, group: TopKGroup) -> np.ndarray:
-    """Sums of a group's values by token [T]: what a head reads counts for the token that it reads."""
+    """Sums of a group's values by token [T]; a head at a pair of tokens counts for the token that it reads."""
     total = np.zeros(len(run.header.token_strings))
     for dst in group.dsts:
         values = run.sum_of(dst).astype(np.float64)
@@ -198,18 +198,18 @@ def rows_of(run: RunExplanation, group_id: str) -> list[NodeRow]:
 
 
 def foremost(rows: Iterable[NodeRow], count: int, group_id: str) -> list[NodeRow]:
-    """The rows that say most: of effects the largest by size, else by value."""
+    """The most important rows: for effects the largest by size, else by value."""
     return sorted(rows, key=lambda row: -abs(row.value) if group_id in EFFECTS else -row.value)[:count]
 
 
 def decimals_for(values: Iterable[float]) -> int:
-    """Decimals to print values with, so that the largest has three digits that count; at least two."""
+    """Decimals to print values with: three significant digits of the largest, and at least two decimals."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return 2 if largest == 0 else max(2, 2 - math.floor(math.log10(largest)))
 
 
 def number_text(value: float, decimals: int = 2, *, signed: bool = True) -> str:
-    """A value with so many decimals, and its sign; zero is never negative."""
+    """A value with *decimals* decimals, and its sign; zero is never negative."""
     return f"{value:{'+' if signed else ''}z.{decimals}f}"
 
 
@@ -249,7 +249,7 @@ def guesses_of(run: RunExplanation) -> list[Guess]:
 
 
 def guessing_at(run: RunExplanation) -> int:
-    """The token that the guesses come after: the traced node's, else the last."""
+    """The token after which the guesses come: the traced node's, else the last."""
     nodes = () if run.top_logits is None else run.top_logits.nodes
     at = nodes[0].tensor_indices[0] if nodes else None
     return len(run.header.token_strings) - 1 if at is None else at
@@ -274,7 +274,7 @@ def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, cou
 
 
 def percent(share: float) -> str:
-    """A probability for people: never 0% or 100% of what is merely close."""
+    """A probability for people: 0% and 100% only if exact."""
     if 0 < share < SMALLEST_SHARE:
         return "<1%"
     return ">99%" if 1 - SMALLEST_SHARE <= share < 1 else f"{share:.0%}"

@@ -1,4 +1,4 @@
-"""How a node is written, in tables as on the command line: what is printed can be pasted behind --trace and --ablate.
+"""The text form of nodes, in tables and on the command line: printed nodes can be pasted after --trace and --ablate.
 
 2.h3@13,1     head 3 of layer 2, at token 13, reading token 1
 2.n353@13     neuron 353 of layer 2, at token 13
@@ -46,7 +46,7 @@ ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, emb@13 or, at every token, 2.h3"
 
 
 def node_text(node: NodeIndex) -> str:
-    """How the node is written; of a head at (t, all, h), without the token that it reads."""
+    """The text of a node; for a head at (t, all, h), without the token that it reads."""
     positions = node.tensor_indices
     if node.node_type is NodeType.LAYER and node.layer_index is None:
         return f"emb@{positions[0]}"
@@ -59,19 +59,19 @@ def node_text(node: NodeIndex) -> str:
 
 
 def trace_text(trace: TraceConfig) -> str:
-    """How one step of a trace is written, without what lies downstream of it."""
+    """The text of one step of a trace, without its downstream trace."""
     through = trace.attention_trace_type
     return f"{node_text(trace.node_index)}{'' if through is None else f':{through}'}"
 
 
 def ablation_text(ablation: NodeAblation | AblationSpec | Intervention) -> str:
-    """How a change of a run is written."""
+    """The text of an ablation."""
     if isinstance(ablation, Intervention):
         return f"{_entries_text(ablation.at)}{_action_text(ablation.action)}"
     if isinstance(ablation, NodeAblation):
         node = ablation.node_index
         if node.node_type is NodeType.ATTENTION_HEAD:
-            # All that the head reads there is overwritten, whichever token it was named with.
+            # The head's whole row is overwritten, whichever key it was named with.
             node = replace(node, tensor_indices=(node.tensor_indices[0], None, node.tensor_indices[-1]))
         return f"{node_text(node)}={ablation.value:g}"
     index = ablation.index
@@ -87,7 +87,7 @@ def ablation_text(ablation: NodeAblation | AblationSpec | Intervention) -> str:
 
 
 def _entries_text(at: TapSelection) -> str:
-    """How entries of a tap are written."""
+    """The text of entries of a tap."""
     layer = "" if at.layer_index is None else f"@{at.layer_index}"
     return f"{at.activation_location_type}{layer}[{','.join(map(_axis_text, at.all_axes))}]"
 
@@ -113,12 +113,12 @@ def _action_text(action: Action) -> str:
 
 
 def read_trace(text: str) -> TraceConfig | None:
-    """The step of a trace that *text* is; None if it is written in no such way.
+    """The step of a trace in *text*; None if it does not have the form of a node.
 
-    A head without `:Q`, `:K`, `:QK` or `:V` is traced through V: what it carries.
+    A head without `:Q`, `:K`, `:QK` or `:V` is traced through V.
 
     Raises:
-        InvalidRequest: If it is a node, but none that can be traced, or lacks a token.
+        InvalidRequest: If it is a node that cannot be traced, or lacks a token.
     """
     match = _TRACED.fullmatch(text)
     if match is None:
@@ -141,7 +141,7 @@ def read_trace(text: str) -> TraceConfig | None:
 
 
 def read_ablation(text: str) -> NodeAblation | AblationSpec | None:
-    """The ablation that *text* is, to 0 unless it says `=VALUE`; None if it is written in no such way.
+    """The ablation in *text*, to 0 unless it has `=VALUE`; None if it does not have the form of a node.
 
     Raises:
         InvalidRequest: If it is a node with the wrong number of tokens.

@@ -1,7 +1,7 @@
-"""A page of pictures of an explanation: one file that asks nobody for anything, to keep, send or put online.
+"""Self-contained HTML report of an explanation; makes no network requests.
 
-The skeleton, the style and the script are in the folder `page`; here they are put together with the data. The page's
-policy permits that style and that script, by their digests, and nothing else.
+Skeleton, style and script are in the folder `page`; here they are combined with the data. The page's content security
+policy permits only this style and this script, by their digests.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def page(request: ExplainRequest, explanation: Explanation, attention: Mapping[t
     """The page, as HTML.
 
     Args:
-        request: What was asked; of two runs, the second is the first with something switched off.
+        request: The request; of two runs, the second is the first with an ablation.
         explanation: The answer.
-        attention: Attention [T, U] of the heads that can be looked at, by layer and head.
+        attention: Attention [T, U] of the heads to show, by layer and head.
     """
     folder = files("dst_grpc.cli") / "page"
     skeleton, style, script = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
@@ -65,19 +65,19 @@ def page(request: ExplainRequest, explanation: Explanation, attention: Mapping[t
         "script_digest": _digest(script),
         "data": script_safe(facts),
     }
-    # In one go, so that nothing within a part is taken for a mark.
+    # All at once, so that no content is mistaken for a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], skeleton)
 
 
 def script_safe(value: Any) -> str:
-    """JSON that may stand in a script element: no text in it can end the element or open a comment."""
+    """JSON that is safe in a script element: no text in it can end the element or open a comment."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def page_facts(
     request: ExplainRequest, explanation: Explanation, attention: Mapping[tuple[int, int], np.ndarray]
 ) -> dict[str, Any]:
-    """What the page's script draws."""
+    """The data of the page's script."""
     run, *others = explanation.runs
     return {
         "title": title_of(request, run),
@@ -190,7 +190,7 @@ def _texts(scores: Iterable[TokenScore]) -> list[str]:
 
 
 def _short(value: float | None) -> float | None:
-    """A number with as many digits as a picture can show; JSON has no others than finite ones."""
+    """A number with as many digits as a picture can show; None if it is not finite, which JSON lacks."""
     return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
 
 

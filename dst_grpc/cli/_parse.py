@@ -1,11 +1,11 @@
-"""What a person types for a change of a run or a trace, and the values it stands for.
+"""Parses ablations, scalings and traces from the command line.
 
 attn.qk_probs@2[:,:,1]=0     overwrite head 1 of layer 2, for every pair of tokens, with 0
 mlp.post_act@2[5:9,(1,4)]=0  neurons 1 and 4 of layer 2, at the tokens 5 to 8
 mlp.post_act@2[13,5]*0.5     halve neuron 5 of layer 2 at token 13; without @2, of every layer
 mlp.post_act@2[13,5]         the activation of neuron 5 of layer 2 at token 13
 
-A trace, and what `explain` ablates, may be a node as tables write it, too: see `_nodes`.
+Traces, and ablations of `explain`, may also be nodes as written in tables: see `_nodes`.
 """
 
 from __future__ import annotations
@@ -90,10 +90,9 @@ def parse_trace(text: str) -> TraceConfig:
 
 
 def parse_path(texts: list[str]) -> TraceConfig | None:
-    """The trace at the end of a path that starts at the output; None without steps.
+    """The trace at the end of a path that begins at the output; None without steps.
 
-    A step through V is read with the gradient of the step before it; any other step starts anew, from its own
-    activation, whatever led to it.
+    A step through V is projected on the gradient of the step before it; any other step starts from its own activation.
 
     Raises:
         InvalidRequest: If a step has another form, or names no single activation that can be traced.
@@ -107,7 +106,7 @@ def parse_path(texts: list[str]) -> TraceConfig | None:
 
 
 def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Intervention:
-    """Read a node, with `=VALUE` if it is not to be 0, or what `parse_ablation` reads.
+    """Read a node, with `=VALUE` unless it is to be 0, or the form of `parse_ablation`.
 
     Raises:
         InvalidRequest: If the text has another form, or names no entries of a tap.
@@ -121,7 +120,7 @@ def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Interventio
 
 
 def _selection(match: re.Match[str], option: str) -> TapSelection:
-    """The entries that an option names."""
+    """The selection in an option."""
     try:
         location = ActivationLocationType(match["location"])
     except ValueError:
@@ -156,7 +155,7 @@ def _axes(text: str) -> tuple[AxisSelection, ...]:
 
 
 def _index_of(at: TapSelection) -> ActivationIndex | None:
-    """The same entries as an index, which knows one or all positions of each axis; None if it needs more."""
+    """The selection as an index, which has one or all positions of each axis; None if that does not suffice."""
     positions = tuple(axis for axis in at.axes if axis is None or isinstance(axis, int))
     if len(positions) < len(at.axes):
         return None

@@ -1,4 +1,4 @@
-"""Pictures of an explanation for a terminal: from plain values to what rich prints. Nothing here asks a server."""
+"""Tables and bars of an explanation for a terminal, from plain values, drawn with rich."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ from dst_grpc.cli._facts import (
 from dst_grpc.client import ExplainRequest, Explanation, RunExplanation, TopKGroup
 
 BAR = 12
-"""Columns of a bar, where there is room."""
+"""Most columns of a bar."""
 GUESSES = 5
 MAX_HEAT = 40
-"""Tokens that have a bar; of a longer prompt, those with the largest sums."""
+"""Tokens that have a bar; in a longer prompt, those with the largest sums."""
 LABEL = 16
-"""Columns that a token may take before it is cut."""
+"""Columns from which on a token is cut."""
 SHADES = " .:+*#"
-"""Attention from none to all, where there is no Unicode."""
+"""Shades of attention from 0 to 1, without Unicode."""
 BLOCKS = " ░▒▓█"
 
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """What a picture is drawn on."""
+    """The output that a picture is drawn for."""
 
     width: int
     """Columns."""
     is_plain: bool
-    """Whether only ASCII may be used to draw: no terminal, or one that can do nothing."""
+    """Whether to draw with ASCII only: no terminal, or one without Unicode."""
 
     @classmethod
     def of(cls, out: Console) -> Paper:
-        """That of a console."""
+        """The output of a console."""
         plain = not out.is_terminal or out.is_dumb_terminal or not out.encoding.lower().startswith("utf")
         return cls(out.width, plain)
 
     def bar(self, value: float, largest: float, columns: int) -> str:
-        """A bar as long as the value is large; a negative one is of another stuff."""
+        """A bar whose length is proportional to the value's size; negative ones have another character."""
         length = round(columns * abs(value) / largest) if largest else 0
         if not length and value and abs(value) >= largest / columns / 4:
             length = 1
@@ -71,7 +71,7 @@ class Paper:
         return (hollow if value < 0 else filled) * length
 
     def shade(self, share: float) -> str:
-        """A cell as dark as the share, between 0 and 1, is large."""
+        """A cell whose darkness is proportional to the share, between 0 and 1."""
         shades = SHADES if self.is_plain else BLOCKS
         return shades[min(len(shades) - 1, int(np.ceil(share * (len(shades) - 1) - 0.25)))] if share > 0 else " "
 
@@ -94,12 +94,12 @@ def pictures(
     top: int,
     attention: dict[tuple[int, int], np.ndarray] | None = None,
 ) -> Iterator[RenderableType]:
-    """Everything, from above to below.
+    """All pictures, top to bottom.
 
     Args:
-        request: What was asked; of two runs, the second is the first with something switched off.
+        request: The request; of two runs, the second is the first with an ablation.
         explanation: The answer.
-        paper: What to draw on.
+        paper: The output to draw for.
         top: Nodes to show of each group.
         attention: Attention [T, U] of the heads to show, by layer and head.
     """
@@ -126,7 +126,7 @@ def title(text: str, explained: str = "") -> Text:
 
 
 def headline(request: ExplainRequest, run: RunExplanation, paper: Paper) -> Text:
-    """The prompt, what comes next, and the number that is explained."""
+    """The prompt, the next tokens, and the explained value."""
     asked = request.runs[0]
     text = Text.assemble((f"{''.join(run.header.token_strings)} ...", "bold"))
     guesses = [guess for guess in guesses_of(run)[:3] if guess.share >= SMALLEST_SHARE] or guesses_of(run)[:1]
@@ -172,7 +172,7 @@ def heat(run: RunExplanation, group: TopKGroup, paper: Paper) -> Iterator[Render
 
 
 def node_table(run: RunExplanation, group_id: str, paper: Paper, *, top: int) -> Iterator[RenderableType]:
-    """The foremost nodes of a group, and how much of the whole the listed ones account for."""
+    """The most important nodes of a group, and how much of the whole the listed ones account for."""
     rows = rows_of(run, group_id)
     shown = foremost(rows, top, group_id)
     named, explained = TITLES.get(group_id, (group_id, ""))
@@ -237,7 +237,7 @@ def _narrow(rows: Sequence[NodeRow], numbers: Sequence[str], tokens: Sequence[st
 
 
 def plain_table(*names: str, right: int = 0) -> Table:
-    """A table without lines, the first *right* columns flush right."""
+    """A table without lines, with the first *right* columns aligned right."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(names):
         table.add_column(name, justify="right" if i < right else "left", no_wrap=True, overflow="crop")
@@ -245,7 +245,7 @@ def plain_table(*names: str, right: int = 0) -> Table:
 
 
 def place(row: NodeRow, tokens: Sequence[str], paper: Paper) -> str:
-    """Where a node is: "' to'", or, of a head, "' to' <- ' Mary'"."""
+    """The place of a node: "' to'", or, for a head, "' to' <- ' Mary'"."""
     arrow = " <- " if paper.is_plain else " ← "
     return arrow.join(paper.token(tokens[at], LABEL) for at in row.positions if at < len(tokens))
 
@@ -256,14 +256,14 @@ def promoted(row: NodeRow, paper: Paper) -> list[str]:
 
 
 def exciting(row: NodeRow, tokens: Sequence[str], paper: Paper) -> list[str]:
-    """What excites a node: tokens of the vocabulary; of a latent of attention, those of the prompt that did."""
+    """Tokens that excite a node: of the vocabulary; for a latent of attention, those of the prompt that did."""
     if row.comes_from:
         return [paper.token(tokens[at], LABEL) for at, _ in row.comes_from if at < len(tokens)]
     return [paper.token(score.token, LABEL) for score in row.excited_by]
 
 
 def fitting(words: Sequence[str], columns: int, count: int = 3) -> str:
-    """As many of the first words as fit, at least one if there is any."""
+    """As many of the first words as fit, and at least one if there are any."""
     chosen = list(words[:count])
     while len(chosen) > 1 and Text(" ".join(chosen)).cell_len > columns:
         chosen.pop()
@@ -273,7 +273,7 @@ def fitting(words: Sequence[str], columns: int, count: int = 3) -> str:
 def comparison(
     request: ExplainRequest, before: RunExplanation, after: RunExplanation, which: int, paper: Paper, *, top: int
 ) -> Iterator[RenderableType]:
-    """What becomes of the answer, of the guesses and of the nodes when something is switched off."""
+    """The change of the explained value, of the guesses and of the nodes under an ablation."""
     arrow = "->" if paper.is_plain else "→"
     yield title(f"With {', '.join(ablations_of(request.runs[which]))}")
     was, now = target_of(before), target_of(after)
@@ -315,7 +315,7 @@ def _changes(
 def attention_grid(
     run: RunExplanation, layer: int, head: int, probabilities: np.ndarray, paper: Paper
 ) -> Iterator[RenderableType]:
-    """A head's attention: a line for each token, a cell for each token that it can read, and what it reads most."""
+    """A head's attention: a line for each query, a cell for each key, and the key with the most attention."""
     tokens = run.header.token_strings
     yield title(f"Attention of {layer}.h{head}", "a row per token; a cell per token that it reads; what it reads most")
     labels = [paper.token(token, LABEL) for token in tokens]

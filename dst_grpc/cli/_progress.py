@@ -1,4 +1,4 @@
-"""Progress of what takes a while, shown on stderr while it lasts."""
+"""Progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dst_grpc.client import LoadProgress, TransferProgress
 
 
 def progress_bar() -> Progress:
-    """A progress bar on stderr that leaves nothing behind; none where stderr is no terminal."""
+    """A progress bar on stderr that disappears at the end; none where stderr is not a terminal."""
     out = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     return Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
 
 
 def show_load(progress: Progress, task: TaskID, load: LoadProgress) -> None:
-    """Show how far a load is."""
+    """Show the progress of a load."""
     description = f"loading {escape(load.context)}"
     progress.update(task, description=description, completed=load.bytes_done, total=load.bytes_total)
 

@@ -25,15 +25,13 @@ from dst_grpc.cli._console import (
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import human_bytes, human_count, print_rows
 from dst_grpc.client import DEFAULT_TARGET
+from dst_grpc.domain.handles import DIGEST_CHARACTERS
 from dst_grpc.errors import DataLoss, NotFound, Reason
 
 if TYPE_CHECKING:
     from dst_grpc.rpc.settings import Settings
     from dst_grpc.sources import HubCache, ModelSpec, Source
     from dst_grpc.sources.pull import PullReport
-
-_COMMIT_CHARACTERS = 12
-"""How much of a commit or a digest is shown to people."""
 
 HubCacheOption = Annotated[
     Path | None,
@@ -60,7 +58,7 @@ def pull(
     verify: Annotated[bool, typer.Option("--verify", help="Read again what is there already, and check it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch what a registry file names on the Hugging Face hub; a server uses only what was pulled."""
+    """Fetch what a registry file names on the Hugging Face hub; servers download nothing themselves."""
     settings = _settings(config, registry=registry, hub_cache=hub_cache, hub_endpoint=hub_endpoint)
     try:
         from dst_grpc.sources.pull import Puller
@@ -85,7 +83,7 @@ def pull(
 
 
 def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
-    """Have the server read its registry file again; if anything is wrong with it, the server goes on as before."""
+    """Have the server read its registry file again; if anything is wrong with it, the old registry stays."""
     with errors_reported(as_json=as_json), connect(server) as client:
         change = client.reload_registry(timeout=timeout)
     if as_json:
@@ -99,7 +97,7 @@ def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
 
 
 def show_registry(registry: Path, hub_cache: Path | None, *, as_json: bool) -> None:
-    """Show what *registry* names, and whether it was pulled; asks no server, and fails for what one could not serve."""
+    """Show what *registry* names, and whether it was pulled, without a server; fails for what could not be served."""
     from dst_grpc.rpc.registering import build_registry
 
     settings = _settings(None, registry=registry, hub_cache=hub_cache)
@@ -121,7 +119,7 @@ def show_registry(registry: Path, hub_cache: Path | None, *, as_json: bool) -> N
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each file while it is fetched; nothing where stderr is no terminal."""
+    """A bar for each file while it is fetched; none where stderr is not a terminal."""
     with progress_bar() as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -172,7 +170,7 @@ def _listed(specs: list[ModelSpec], cache: HubCache) -> Iterator[dict[str, Any]]
             return row
         try:
             pulled = cache.find(source, key(source.path))
-        except DataLoss:  # pulled, and damaged since: why it cannot be served
+        except DataLoss:  # pulled, but damaged since: it cannot be served
             pulled = None
         commit = "" if pulled is None else pulled.commit
         return row | {"revision": source.revision, "commit": commit, "pulled": pulled is not None}
@@ -185,12 +183,12 @@ def _listed(specs: list[ModelSpec], cache: HubCache) -> Iterator[dict[str, Any]]
 
 
 def _here(name: str, source: str, digest: str = "") -> dict[str, Any]:
-    """What is known of a model or set that is not on the hub."""
+    """The row of a model or set that is not on the hub."""
     return {"name": name, "source": source, "digest": digest, "revision": "", "commit": "", "pulled": None}
 
 
 def _revision(row: dict[str, Any]) -> str:
-    commit: str = row["commit"][:_COMMIT_CHARACTERS]
+    commit: str = row["commit"][:DIGEST_CHARACTERS]
     revision: str = row["revision"]
     if not commit:
         return revision
@@ -205,7 +203,7 @@ def _row(report: PullReport) -> tuple[str, ...]:
     return (
         report.name,
         report.source.repository + (f"/{report.source.path}" if report.source.path else ""),
-        report.commit[:_COMMIT_CHARACTERS],
+        report.commit[:DIGEST_CHARACTERS],
         human_count(report.n_files, "file"),
         human_bytes(report.total_bytes),
         human_bytes(report.fetched_bytes),

@@ -1,4 +1,4 @@
-"""Names of things for people: which node an entry is, and where it reads."""
+"""Texts for entries of derived scalars: node and place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dst_grpc.domain.nodes import NODES
 
 
 def node_name(entry: Entry) -> str:
-    """What the entry is about, without its layer and token: "head 1", "neuron 33", "latent 7"; empty if one thing."""
+    """The node without its layer and token: "head 1", "neuron 33", "latent 7"; empty if the last axis has size 1."""
     if entry.node is None:
         return ""
     kind = NODES[entry.node_type].word
@@ -20,7 +20,7 @@ def node_name(entry: Entry) -> str:
 
 
 def place(entry: Entry, tokens: Sequence[str]) -> str:
-    """Where the entry is: "' to' (13)", or, where attention reads, "' to' (13) <- ' Mary' (1)"."""
+    """The place of the entry: "' to' (13)", or, at a pair of tokens, "' to' (13) <- ' Mary' (1)"."""
     parts = [
         f"{tokens[at]!r} ({at})" for at in (entry.token, entry.attended_token) if at is not None and at < len(tokens)
     ]

@@ -1,4 +1,4 @@
-"""`dst-grpc resolve`: what a request would take and give, without running it."""
+"""`dst-grpc resolve`: checks, completes and costs a request without running it."""
 
 from __future__ import annotations
 

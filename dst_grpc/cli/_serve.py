@@ -1,7 +1,7 @@
 """`dst-grpc serve`: every setting of the server is a flag.
 
-The flags are made from the settings' own fields, so that the two cannot differ; values are checked by the settings
-alone, which report everything that is wrong at once.
+The flags are generated from the settings' fields; only the settings check values, and report everything that is wrong
+at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 from dst_grpc.cli._console import fail
 
 _ALIASES = {"models": ("--model", "NAME=FOLDER"), "autoencoder_roots": ("--autoencoder-root", "FOLDER")}
-"""Settings that hold several values: the flag for one of them, which may be repeated."""
+"""Flags of settings with several values: each gives one of them, and may be repeated."""
 
 _METAVARS = {
     "host": "ADDRESS",
@@ -38,7 +38,7 @@ _METAVARS = {
     "format": "text|json",
     "level": "LEVEL",
 }
-"""What stands for a value in the help, by the last word of the setting's name; a number where nothing is said."""
+"""Placeholder of a value in the help, by the last word of the setting's name; by default a number."""
 
 
 def make_serve() -> Callable[..., None]:
@@ -87,7 +87,7 @@ def _serve(config: Path | None, flags: dict[str, Any]) -> None:
     from dst_grpc.rpc.server import StartupError, serve
     from dst_grpc.rpc.settings import SettingsError, load_settings
 
-    # An option that may be repeated is an empty list, not None, if it is not given at all.
+    # An option that may be repeated is an empty list, not None, if it is not given.
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
         serve(load_settings(given, file=config), on_ready=_say_ready)
@@ -98,14 +98,14 @@ def _serve(config: Path | None, flags: dict[str, Any]) -> None:
 
 
 def _say_ready(address: str) -> None:
-    # The one line on stdout: who started the server waits for it, and reads the port that was chosen. Logs are on
+    # The only line on stdout: programs that start the server wait for it, and read the port from it. Logs are on
     # stderr.
     typer.echo(f"dst-grpc is ready at {address}")
     sys.stdout.flush()
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """The strings that stand below the fields of a class, by field; their line breaks become spaces."""
+    """The docstrings of a class's fields, by field; their line breaks become spaces."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     docs = {}

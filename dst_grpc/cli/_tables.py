@@ -1,4 +1,4 @@
-"""Rows for terminals of every width, and numbers as people say them."""
+"""Tables for terminals of every width, and numbers as text for people."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.text import Text
 from dst_grpc.client import AutoencoderInfo, ContextState
 
 NUMBERS = {"layer", "value", "size", "position", "id", "hits", "pins", "idle", "memory", "weights", "latents"}
-"""Columns that are set flush right."""
+"""Columns that are aligned right."""
 
 
 def print_rows(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str]], *, fold: str | None = None) -> None:
     """Print a table; where it would not fit, each row as a block of lines below its first cell.
 
     Args:
-        out: Where.
+        out: The console.
         columns: Names of the columns.
         rows: Cells, taken as they are: no markup.
-        fold: A column of long text, which may take several lines as long as the others leave it a third of the width.
+        fold: A column of long text, which is wrapped if the others leave it a third of the width.
     """
     listed = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -46,7 +46,7 @@ def print_rows(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str
 
 
 def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], fold: str | None) -> int:
-    """Columns of the terminal that the table takes, but for the one that may be folded."""
+    """Width of the table without the column that may be wrapped."""
     widths = [
         max(Text(cell).cell_len for cell in (name, *(row[i] for row in rows)))
         for i, name in enumerate(columns)
@@ -56,7 +56,7 @@ def _width(columns: Sequence[str], rows: Sequence[Sequence[str]], fold: str | No
 
 
 def human_bytes(count: int) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes, with its unit."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if size < 1024:
@@ -66,17 +66,17 @@ def human_bytes(count: int) -> str:
 
 
 def human_value(value: float) -> str:
-    """A derived scalar: four decimals, or as many as a small one needs."""
+    """A derived scalar: four decimals, or more for a small one."""
     return f"{value:+.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:+.2e}"
 
 
 def human_count(count: int, noun: str) -> str:
-    """A number of things."""
+    """A number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human_ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers with runs drawn together: "0-3, 5"."""
+    """Ascending numbers with ranges: "0-3, 5"."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -102,7 +102,7 @@ def human_check(info: AutoencoderInfo) -> str:
 
 
 def _figure(name: str, measured: Sequence[float], declared: Sequence[float], form: str) -> str:
-    """One figure, from its lowest to its highest; empty if it was not measured."""
+    """The range of one figure; empty if it was not measured."""
     found, promised = _span(measured, form), _span(declared, form)
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""The Python client: arrays out, our errors raised, no torch needed.
+"""The Python client: answers are numpy arrays, errors are those of `dst_grpc.errors`; torch is not needed.
 
     from dst_grpc.client import Client
 
@@ -11,8 +11,7 @@
         )
         print(answer.loss, answer["mlp_write_to_final_residual_grad"].top(3))
 
-`AsyncClient` has the same methods for asyncio. What requests are made of is re-exported here; errors are in
-`dst_grpc.errors`.
+`AsyncClient` has the same methods for asyncio. The classes of requests are re-exported here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run answered, in the form a person asks for it: by name, layer and pass."""
+"""The answer to Derive, indexed by name, layer and pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Answer:
 
     def __init__(self, answer: results.Answer) -> None:
         self.domain = answer
-        """The whole answer as the wire defines it."""
+        """The whole answer as a domain value."""
         self.tensors = tuple(DerivedScalarTensor.from_domain(tensor) for tensor in answer.tensors)
         """Every tensor, in the order of arrival."""
 
@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def loss(self) -> float | None:
-        """Value of the loss; which may be NaN; None if none was given."""
+        """Value of the loss, which may be NaN; None if none was given."""
         return self.domain.header.loss
 
     @property
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def statistics(self) -> RunStatistics:
-        """What the run cost."""
+        """The cost of the run."""
         return self.domain.trailer.statistics
 
     @property
@@ -66,7 +66,7 @@ class Answer:
 
     @property
     def types(self) -> tuple[DerivedScalarType, ...]:
-        """The derived scalars there are, each once, in the order asked for."""
+        """The types of its derived scalars, each once, in the order asked for."""
         return tuple(dict.fromkeys(tensor.dst for tensor in self.tensors))
 
     def tensor(
@@ -79,11 +79,11 @@ class Answer:
 
         Args:
             dst: Name of the derived scalar, or its position in the request.
-            layer_index: Which layer; None for what exists once per model.
+            layer_index: Which layer; None for a type that exists once per model.
             pass_type: Value, or gradient.
 
         Raises:
-            KeyError: If the answer has no such tensor; the message says what it has.
+            KeyError: If the answer has no such tensor; the message lists those it has.
         """
         scalar = self[dst]
         return (scalar if pass_type is PassType.FORWARD else scalar.backward)[layer_index]

@@ -1,4 +1,4 @@
-"""What every call shares: the channel, the metadata, the deadline, the translation of errors."""
+"""Shared by all calls: the channel, the metadata, the deadline, the translation of errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PageT = TypeVar("PageT", bound=_Page)
 
 
 class Calls:
-    """Owner of a channel. It is opened at the first call, on the event loop of that call, and belongs to that loop."""
+    """Owner of a channel. It is opened at the first call, on the event loop of that call, and bound to that loop."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class Calls:
 
     @property
     def target(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._connection.target
 
     @cached_property
@@ -42,10 +42,10 @@ class Calls:
         return self._connection.open()
 
     async def close(self) -> None:
-        """Cancel what is still running and close the connection. Closing twice is harmless."""
+        """Cancel running calls and close the connection. Closing twice is harmless."""
         self._closed = True
         channel: grpc.aio.Channel | None = self.__dict__.pop("_channel", None)
-        # The stubs and methods made of it hold the channel too.
+        # Stubs and methods made from it refer to the channel too.
         for name in [name for name in self.__dict__ if isinstance(getattr(type(self), name, None), cached_property)]:
             del self.__dict__[name]
         if channel is not None:
@@ -83,7 +83,7 @@ class Calls:
 
 
 async def pages(page: Callable[[str], Awaitable[PageT]]) -> AsyncGenerator[PageT]:
-    """Every page of a list; *page* fetches the one that a token stands for."""
+    """Every page of a list; *page* fetches the page of a token."""
     token = ""
     while True:
         response = await page(token)

@@ -1,4 +1,4 @@
-"""Asking what there is: models, autoencoders, derived scalar types, tokens; and whether the server serves."""
+"""The catalogue (models, autoencoder sets, derived scalar types), tokenization, and the server's health."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import cached_property
 from operator import index
 from typing import TYPE_CHECKING, SupportsIndex
 
-# The health messages have one field each, of the same number and wire type as the well-known wrappers. The package
-# that holds their own classes is not part of the bare install.
+# The health messages have one field each, with the number and type of the well-known wrappers. The package with their
+# own classes is not part of the bare install.
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
@@ -23,12 +23,12 @@ from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.wire.codec import read_answer, read_request
 
 if TYPE_CHECKING:
-    # Only the stubs' own types know it.
+    # For the type checker only.
     from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceAsyncStub
 
 
 class ServingStatus(StrEnum):
-    """What a server says of its own health."""
+    """Health of a server, a service or a model."""
 
     UNKNOWN = "unknown"
     SERVING = "serving"
@@ -42,7 +42,7 @@ class Tokens:
     ids: tuple[int, ...]
     """Token ids."""
     strings: tuple[str, ...]
-    """Each token decoded alone; bytes that are no text of their own become U+FFFD."""
+    """Each token decoded alone; bytes that are not text on their own become U+FFFD."""
 
 
 class CatalogCalls(Calls):
@@ -97,7 +97,7 @@ class CatalogCalls(Calls):
         return [read_answer(AutoencoderInfo, info) async for page in listed for info in page.autoencoders]
 
     async def derived_scalar_types(self, *, timeout: float | None = None) -> list[DerivedScalarTypeInfo]:
-        """List the derived scalar types that the server knows, by number; those newer than this client are left out.
+        """List the server's derived scalar types, by number; those newer than this client are left out.
 
         Raises:
             DstError: If the call fails.

@@ -1,6 +1,6 @@
-"""The connection: what a client is told about a server, as a value, and the channel that follows from it.
+"""The connection: how to reach a server, as a value, and the channel made from it.
 
-Nothing here knows an RPC.
+Independent of any RPC.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 """Where `dst-grpc serve` listens unless told otherwise."""
 
 SERVICE_CONFIG = files("dst_grpc.client").joinpath("service_config.json").read_text(encoding="utf-8")
-"""What gRPC does by itself, in any language. Every RPC is idempotent and the server sends no headers before it has
+"""Retry policy, the same in any language. Every RPC is idempotent and the server sends no headers before it has
 admitted a call, so a call that failed as UNAVAILABLE did no work and is sent again."""
 
 
@@ -63,7 +63,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where the server is and how to talk to it."""
+    """Address of a server, and credentials."""
 
     target: str = DEFAULT_TARGET
     """`HOST:PORT`, or any other target that gRPC knows (`unix:///run/dst.sock`, `dns:///name:port`)."""
@@ -75,7 +75,7 @@ class Connection:
     """Further metadata, sent with every call."""
 
     def __post_init__(self) -> None:
-        """Refuse what can be no target and no token; raises InvalidRequest."""
+        """Refuse an invalid target or token; raises InvalidRequest."""
         problems = Violations()
         problems.check(bool(self.target), "target", "must not be empty; give HOST:PORT")
         for scheme in ("http://", "https://", "grpc://"):
@@ -84,7 +84,7 @@ class Connection:
                 "target",
                 f"give HOST:PORT without {scheme}; TLS is an argument of its own",
             )
-        # The value is a secret, so the sentence does not repeat it.
+        # The value is a secret, so the message does not repeat it.
         problems.check(
             self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token),
             "token",
@@ -94,7 +94,7 @@ class Connection:
 
     @property
     def call_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
+        """Metadata of every call."""
         pairs = tuple((key.lower(), value) for key, value in self.metadata.items())
         return pairs if self.token is None else (*pairs, ("authorization", f"Bearer {self.token}"))
 

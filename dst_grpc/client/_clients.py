@@ -1,4 +1,4 @@
-"""The two clients. The async one is its calls; the sync one is the async one on a loop of its own."""
+"""The two clients. The sync client runs the async one on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class AsyncClient(InferenceCalls, ExplainCalls, CatalogCalls, ContextCalls, Tens
 
 
 class Client(Blocking[AsyncClient]):
-    """A client of one server, for any thread; every method is that of AsyncClient, and waits.
+    """A client of one server, for any thread; every method is the blocking form of AsyncClient's.
 
     Use it as a context manager, or `close` it. Interrupting a call cancels it on the server too.
     """
@@ -78,7 +78,7 @@ class Client(Blocking[AsyncClient]):
 
     @property
     def target(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._client.target
 
     derive = blocking(AsyncClient.derive)
@@ -118,7 +118,7 @@ class Client(Blocking[AsyncClient]):
     ) -> Generator[tuple[str, Answer | DstError]]:
         """Run many requests on one stream; see AsyncClient.derive_stream.
 
-        *requests* is iterated on another thread, so that it may wait for something without stopping the answers.
+        *requests* is iterated on another thread, so that it may block without delaying the answers.
         """
         items = _loop.from_thread(requests)
         answers = self._client.derive_stream(
@@ -138,7 +138,7 @@ class Client(Blocking[AsyncClient]):
         return self._loop.iterate(self._client.resolve_stream(items, timeout=timeout, max_in_flight=max_in_flight))
 
     def close(self) -> None:
-        """Cancel what is still running, close the connection and end the thread. Closing twice is harmless."""
+        """Cancel running calls, close the connection and end the thread. Closing twice is harmless."""
         if not self._loop.is_closed:
             self._loop.run(self._client.close())
             self._loop.close()

@@ -1,4 +1,4 @@
-"""What makes one request's answer of its messages, alone or among those of others on a stream."""
+"""Collectors: assemble one request's answer from its messages, of a call or of an item of a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TransferProgress:
 
 
 class AnswerCollector:
-    """Frames to an Answer."""
+    """From frames to an Answer."""
 
     def __init__(self, request_id: str, on_progress: Callable[[TransferProgress], None] | None = None) -> None:
         self._assembler = Assembler(request_id)
@@ -42,7 +42,7 @@ class AnswerCollector:
 
 
 class ResolutionCollector:
-    """Stages to a Resolution."""
+    """From stages to a Resolution."""
 
     def __init__(self, on_progress: Callable[[LoadProgress], None] | None = None) -> None:
         self._reader = StageReader()

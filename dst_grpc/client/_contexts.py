@@ -15,7 +15,7 @@ from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.codec import read_answer
 
 if TYPE_CHECKING:
-    # Only the stubs' own types know it.
+    # For the type checker only.
     from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceAsyncStub
 
 
@@ -39,15 +39,15 @@ class ContextCalls(Calls):
         Args:
             context: Its name or handle.
             pin: Whether it stays loaded until it is unpinned, used or not.
-            on_progress: Told how far the load is; of a sync client, on another thread.
-            timeout: Seconds; None = no limit. A load that others wait for goes on without this call.
+            on_progress: Called with the progress of the load; by a sync client, on another thread.
+            timeout: Seconds; None = no limit. The load goes on if this call ends early.
 
         Returns:
             Its status once loaded.
 
         Raises:
             NotFound: If there is no context of that name.
-            Exhausted: If it does not fit beside what is in use.
+            Exhausted: If it does not fit beside the contexts in use.
             DataLoss: If its files are corrupt.
         """
         last: ContextStatus | None = None
@@ -64,7 +64,7 @@ class ContextCalls(Calls):
         return last
 
     async def unpin_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
-        """Let a pinned context go when its time comes; it stays loaded until then.
+        """Unpin a context, so that it can be evicted or expire; it stays loaded until then.
 
         Raises:
             NotFound: If it is not loaded.
@@ -74,7 +74,7 @@ class ContextCalls(Calls):
         return read_answer(ContextStatus, response.status)
 
     async def unload_context(self, context: str, *, timeout: float | None = None) -> ContextStatus:
-        """Unload a context; the answer comes once its memory is free.
+        """Unload a context; returns once its memory is free.
 
         Raises:
             NotFound: If it is not loaded.
@@ -98,7 +98,7 @@ class ContextCalls(Calls):
         return [read_answer(ContextStatus, status) async for page in listed for status in page.contexts]
 
     async def reload_registry(self, *, timeout: float | None = None) -> RegistryChange:
-        """Have the server read its registry again and serve that, all of it or, if anything is wrong, the old one.
+        """Have the server read its registry again and replace the old one; if anything is wrong, the old one stays.
 
         Returns:
             The names of what was added, removed and changed.
@@ -118,7 +118,7 @@ class ContextCalls(Calls):
         """Watch the cache: every context now, then each that changes its state, until the iterator is closed.
 
         Raises:
-            DstError: If the server goes away.
+            DstError: If the call fails.
         """
         method, request = self._contexts_stub.WatchContexts, pb.WatchContextsRequest()
         async with aclosing(self._responses(method, request, timeout)) as responses:

@@ -1,7 +1,7 @@
-"""From a failed call to our errors: rebuilt from the status details, or told from the bare code.
+"""From a failed call to a DstError: rebuilt from the status details, or made from the code alone.
 
-A server of ours always sends details. What comes without them comes from gRPC itself or from a proxy, whose texts are
-for its own developers: those become a sentence that says what to do.
+A dst-grpc server always sends details. A status without them is from gRPC itself or a proxy; its text is replaced by
+one that says what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 @contextmanager
 def our_errors(target: str, timeout: float | None = None) -> Iterator[None]:
-    """Raise what fails inside as one of our errors; *target* and *timeout* are for its sentence.
+    """Raise failed calls inside as DstErrors; *target* and *timeout* are for their messages.
 
     Raises:
         DstError: If a call fails; the gRPC error is its cause.
@@ -34,7 +34,7 @@ def our_errors(target: str, timeout: float | None = None) -> Iterator[None]:
 
 
 def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | None = None) -> DstError:
-    """Our error for a failed call."""
+    """The DstError of a failed call."""
     status = _status_details(error)
     if status is not None:
         return error_from_status(status)
@@ -54,7 +54,7 @@ def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | Non
 
 
 def _status_details(error: grpc.aio.AioRpcError) -> Status | None:
-    """The rich status that our server sends along, if there is one that agrees with the call's code."""
+    """The google.rpc.Status that the server sent, if there is one that agrees with the call's code."""
     for key, value in error.trailing_metadata() or ():
         if key != DETAILS_KEY or not isinstance(value, bytes):
             continue
@@ -62,7 +62,7 @@ def _status_details(error: grpc.aio.AioRpcError) -> Status | None:
             status = Status.FromString(value)
         except DecodeError:
             return None
-        # A proxy may replace the code and leave the details; the code then is the truth.
+        # A proxy may replace the code and leave the details; then the code counts.
         return status if status.code == error.code().value[0] else None
     return None
 

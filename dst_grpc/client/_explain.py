@@ -1,4 +1,4 @@
-"""Explaining, and choosing the largest nodes: the calls whose answers come in parts."""
+"""Explain and TopK, whose answers are sent in parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.codec import to_wire
 
 if TYPE_CHECKING:
-    # Only the stubs' own types know it.
+    # For the type checker only.
     from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceAsyncStub
 
 
@@ -39,13 +39,13 @@ class ExplainCalls(Calls):
     async def explain(
         self, prompt: PromptLike, *, timeout: float | None = None, **arguments: Unpack[ExplainArguments]
     ) -> Explanation:
-        """Ask why the model said one token and not another, or why a node is active: which parts of it made it so.
+        """Explain why the model prefers one token over another, or why a node is active: which nodes caused it.
 
         Args:
             prompt: A text, token ids, or a Prompt.
             timeout: Seconds after which the server stops working and the call fails; None = never.
             **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss* or *trace*: what to
-                explain. *ablate*: nodes to switch off first. *beside*: further runs, to compare. *mlp*, *attention*,
+                explain. *ablate*: nodes to ablate. *beside*: further runs, to compare. *mlp*, *attention*,
                 *autoencoders*: neurons and heads, or latents. *groups*, *k*, *parts* and more: see ExplainArguments.
 
         Returns:
@@ -55,7 +55,7 @@ class ExplainCalls(Calls):
             InvalidRequest: If a field is bad; it lists every one.
             NotFound: If a name is unknown; it lists the nearest.
             PreconditionFailed: If an origin or an autoencoder is needed that is not given.
-            DstError: Whatever else a call can fail with; see dst_grpc.errors.
+            DstError: Any other failure of a call; see dst_grpc.errors.
         """
         return await self.explain_request(make_explain_request(prompt, **arguments), timeout=timeout)
 
@@ -78,11 +78,11 @@ class ExplainCalls(Calls):
             timeout: Seconds after which the call fails; None = never.
 
         Yields:
-            Each part as soon as it is there: of each run a header, its table, and what refers to it; at the very end
+            Each part as soon as it has arrived: for each run a header, its table, and parts that refer to it; finally
             the trailer.
 
         Raises:
-            DstError: If it fails, or if the answer is truncated or damaged, after the parts that came before.
+            DstError: If it fails, or if the answer is truncated or damaged, after the parts before.
         """
         collector = ExplanationCollector(request.request_id, len(request.runs))
         whole: Explanation | None = None
@@ -105,11 +105,11 @@ class ExplainCalls(Calls):
         timeout: float | None = None,
         **arguments: Unpack[TopKArguments],
     ) -> Explanation:
-        """Run one prompt and choose the largest and smallest entries of derived scalars, where the tensors are.
+        """Run one prompt and select the largest and smallest entries of derived scalars, on the server.
 
         Args:
             prompt: A text, token ids, or a Prompt.
-            groups: What competes: TopKGroups, or, by the names of groups, types with different node types.
+            groups: What to select nodes by: TopKGroups, or, by the names of groups, types with different node types.
             timeout: Seconds after which the server stops working and the call fails; None = never.
             **arguments: *k*, *token_index* and *with_sums*, and those of `derive`; see TopKArguments.
 
@@ -122,7 +122,7 @@ class ExplainCalls(Calls):
         return await self.top_k_request(make_top_k_request(prompt, groups, **arguments), timeout=timeout)
 
     async def top_k_request(self, request: TopKRequest, *, timeout: float | None = None) -> Explanation:
-        """Choose entries of one or more runs; see `top_k`.
+        """Select entries of one or more runs; see `top_k`.
 
         Raises:
             DstError: If it fails, or if the answer is truncated or damaged.

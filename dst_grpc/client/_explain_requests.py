@@ -1,4 +1,4 @@
-"""From the arguments of a friendly call to a request of Explain or TopK."""
+"""From keyword arguments to a request of Explain or TopK."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ GroupsLike: TypeAlias = Iterable[TopKGroup] | Mapping[str, str | Iterable[str]]
 
 
 class RunArguments(TypedDict, total=False):
-    """The keyword arguments that say what one run of `explain` is about."""
+    """The keyword arguments of one run of `explain`."""
 
     target: TokensLike | None
-    """What the model said, or might have said."""
+    """Target tokens."""
     distractor: TokensLike | None
-    """What it did not say."""
+    """Distractor tokens."""
     loss: LossFnConfig | LossFnName | str | None
     """A whole loss; or its name, for the target and distractor given."""
     trace: TraceConfig | None
     """A node to explain instead."""
     ablate: NodeToAblate | Iterable[NodeToAblate]
-    """Nodes to switch off, or to set to a value."""
+    """Nodes to ablate: set to 0, or to a value."""
     ablations: Iterable[AblationSpec]
-    """Other entries to overwrite, before the nodes."""
+    """Other entries to overwrite, applied before the nodes."""
     interventions: Iterable[Intervention]
-    """What else to change in the run, in order, after the nodes."""
+    """Interventions, applied in order after the nodes."""
     detach_final_layer_norm_scale: bool
     """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the logits."""
 
@@ -63,21 +63,21 @@ class ExplainArguments(RunArguments, total=False):
     """The keyword arguments of `explain`, besides its prompt."""
 
     beside: Iterable[ExplainRun]
-    """Further runs to explain beside this one, such as the same prompt with a node switched off."""
+    """Further runs to explain beside this one, such as the same prompt with a node ablated."""
     model: str | None
     """Name or handle of the model; None = the server's default."""
     autoencoders: str | Iterable[str]
     """Names or handles of autoencoders to splice into the runs."""
     mlp: ComponentTypeForMlp | str
-    """What stands for the MLPs: `neuron` or `autoencoder_latent`."""
+    """Which nodes represent the MLPs: `neuron` or `autoencoder_latent`."""
     attention: ComponentTypeForAttention | str
-    """What stands for attention: `attention_head` or `autoencoder_latent`."""
+    """Which nodes represent attention: `attention_head` or `autoencoder_latent`."""
     groups: GroupsLike
-    """What to choose nodes by; nothing = the default groups."""
+    """What to select nodes by; nothing = the default groups."""
     k: int
-    """Nodes to choose of each type, at each end."""
+    """Nodes to select of each type, at each end."""
     parts: Iterable[ExplainPart | str]
-    """Which parts to send; nothing = all that make sense."""
+    """Which parts to send; nothing = all that apply."""
     scored_token_count: int
     """Tokens to score at each end, per node."""
     token_pair_count: int
@@ -91,12 +91,12 @@ class ExplainArguments(RunArguments, total=False):
 
 
 class TopKArguments(RequestArguments, total=False):
-    """The keyword arguments of `top_k`: those of `derive`, and how to choose."""
+    """The keyword arguments of `top_k`: those of `derive`, and how to select."""
 
     k: int
-    """Entries to choose of each type, at each end."""
+    """Entries to select of each type, at each end."""
     token_index: int | None
-    """Choose only at this token, from the end if negative."""
+    """Select only nodes at this token, from the end if negative."""
     with_sums: bool
     """Whether to send the sums of whole derived scalars too."""
 

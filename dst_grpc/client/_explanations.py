@@ -1,4 +1,4 @@
-"""What makes an Explanation of the parts that Explain and TopK answer with."""
+"""Assembles an Explanation from the parts of an answer of Explain or TopK."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dst_grpc.wire.pieces import corrupt
 
 @dataclass(slots=True)
 class _Run:
-    """What has come of one run."""
+    """The parts of one run so far."""
 
     header: RunHeader
     tables: dict[PartKind, NodeTable] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class _Run:
 
 
 class ExplanationCollector:
-    """Messages to an Explanation, checked: nothing is missing, doubled or out of order when it is handed out."""
+    """From messages to an Explanation, checked: nothing is missing, repeated or out of order."""
 
     def __init__(self, request_id: str, n_runs: int) -> None:
         self._request_id = request_id
@@ -68,7 +68,7 @@ class ExplanationCollector:
         return whole
 
     def read(self, frame: TopKFrame | ExplainFrame) -> ExplanationPart | None:
-        """The part that is whole with the next frame, if one is; raises DataLoss if it cannot be read."""
+        """The part that the next frame completes, if any; raises DataLoss if it cannot be read."""
         return self._reader.read(frame)
 
     def take(self, part: ExplanationPart) -> Explanation | None:
@@ -78,8 +78,7 @@ class ExplanationCollector:
             The explanation, if this part is the trailer.
 
         Raises:
-            DataLoss: If the part contradicts what came before (ANSWER_CORRUPT), or frames are missing
-                (ANSWER_TRUNCATED).
+            DataLoss: If the part contradicts earlier ones (ANSWER_CORRUPT), or frames are missing (ANSWER_TRUNCATED).
         """
         if part.kind is PartKind.TRAILER:
             return self._finished(cast("RunsTrailer", part.value))

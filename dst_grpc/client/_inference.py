@@ -1,4 +1,4 @@
-"""Deriving and resolving: the calls that are about prompts."""
+"""Derive and Resolve, as calls and as streams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dst_grpc.wire.codec import to_wire
 from dst_grpc.wire.envelope import Received, received
 
 if TYPE_CHECKING:
-    # Only the stubs' own types know it.
+    # For the type checker only.
     from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceAsyncStub
 
 _SERVICE = inference_service.DESCRIPTOR.services_by_name["DerivedScalarService"].full_name
@@ -47,7 +47,7 @@ class InferenceCalls(Calls):
     def _inference_stub(self) -> DerivedScalarServiceAsyncStub:
         return DerivedScalarServiceStub(self._channel)
 
-    # The two that carry tensors bring their own reading of the responses, which makes no copies of chunks.
+    # The two RPCs that carry tensors parse their responses by hand, without copying chunks.
 
     @cached_property
     def _derive(self) -> grpc.aio.UnaryStreamMultiCallable[inference_pb2.DeriveRequest, Received]:
@@ -81,12 +81,11 @@ class InferenceCalls(Calls):
         Args:
             prompt: A text, token ids, or a Prompt.
             types: What to derive: names, members of DerivedScalarType, or a DerivedScalarSpec with its own config.
-            on_progress: Told how much of the answer has arrived; of a sync client, on another thread.
+            on_progress: Called with the bytes of the answer that have arrived; by a sync client, on another thread.
             timeout: Seconds after which the server stops working and the call fails; None = never.
-            **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss* or *trace*: where
-                the backward pass starts. *ablations*, *interventions*, *autoencoders*: what changes the run.
-                *config*: how to derive. *model*, *element_type*, *encoding*, *request_id* and more: see
-                RequestArguments.
+            **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss* or *trace*: where the
+                backward pass starts. *ablations*, *interventions*, *autoencoders*: changes of the run. *config*: how to
+                derive. *model*, *element_type*, *encoding*, *request_id* and more: see RequestArguments.
 
         Returns:
             The answer: `answer["mlp_act_times_grad"][2]` is layer 2 of that derived scalar.
@@ -95,7 +94,7 @@ class InferenceCalls(Calls):
             InvalidRequest: If a field is bad; it lists every one.
             NotFound: If a name is unknown; it lists the nearest.
             PreconditionFailed: If a type needs an origin, an autoencoder or a field that is not given.
-            DstError: Whatever else a call can fail with; see dst_grpc.errors.
+            DstError: Any other failure of a call; see dst_grpc.errors.
         """
         request = make_request(prompt, types, **arguments)
         return await self.derive_request(request, on_progress=on_progress, timeout=timeout)
@@ -126,18 +125,18 @@ class InferenceCalls(Calls):
     ) -> AsyncGenerator[tuple[str, Answer | DstError]]:
         """Run many requests on one stream, batched together by the server.
 
-        The next request is taken only when fewer than *max_in_flight* are unanswered, and an answer counts as such
-        until the next one is asked for: neither side ever holds more than that many.
+        The next request is taken only when fewer than *max_in_flight* are unanswered. A request counts as unanswered
+        until the next answer is asked for, so neither side ever holds more than that many.
 
         Args:
-            requests: The requests. One without an id is known by its position: "0", "1", ...
+            requests: The requests. One without an id gets its position as id: "0", "1", ...
             timeout: Seconds for the whole stream; None = no limit.
             item_timeout: Seconds for each request from its arrival; its answer is then DeadlineExceeded.
             max_in_flight: Most requests sent and not yet answered.
-            cancels: What ends single requests while the others go on.
+            cancels: Cancels single requests while the others go on.
 
         Yields:
-            A request's id with its answer, or with the error that it failed with, in the order in which they come.
+            A request's id with its answer, or with its error, in order of arrival.
 
         Raises:
             DstError: If the stream itself fails.
@@ -172,8 +171,8 @@ class InferenceCalls(Calls):
         Args:
             prompt: As in `derive`; None plans for a prompt that fills the context window.
             types: As in `derive`.
-            load: Whether to load the model and autoencoders that it needs. If not, no weights are touched.
-            on_progress: Told how far a load is; of a sync client, on another thread.
+            load: Whether to load the model and autoencoders that it needs. If not, no weights are read.
+            on_progress: Called with the progress of loads; by a sync client, on another thread.
             timeout: As in `derive`.
             **arguments: As in `derive`.
 
@@ -211,7 +210,7 @@ class InferenceCalls(Calls):
         """Resolve many requests on one stream; the arguments, the ids and the errors are those of `derive_stream`.
 
         Yields:
-            A request's id with its resolution, or with the error that it failed with, in the order in which they come.
+            A request's id with its resolution, or with its error, in order of arrival.
 
         Raises:
             DstError: If the stream itself fails.
@@ -230,10 +229,10 @@ class InferenceCalls(Calls):
 
 
 async def answer_of(responses: AsyncGenerator[ResponseT], collector: Collector[ResponseT, AnswerT]) -> AnswerT:
-    """The answer that the messages of one call make up; raises DataLoss if they end before it is complete."""
+    """The answer in the messages of one call; raises DataLoss if they end before it is complete."""
     answer: AnswerT | None = None
     async with aclosing(responses):
-        # To the very end: the status that follows the last message counts, and leaving earlier would cancel the call.
+        # Read to the end: the status after the last message counts, and stopping earlier would cancel the call.
         async for response in responses:
             added = collector.add(response)
             answer = answer if added is None else added

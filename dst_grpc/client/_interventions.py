@@ -1,4 +1,4 @@
-"""Interventions from friendly arguments: where in a run, and what to do there."""
+"""Functions that make interventions: which entries of a tap, and how to change them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TapLike: TypeAlias = ActivationLocationType | str
 AxisLike: TypeAlias = SupportsIndex | slice | Sequence[SupportsIndex] | None
 """Positions along one axis: one, a range, several, or None for all."""
 TensorLike: TypeAlias = ArrayLike | PutTensor | RequestTensor
-"""Numbers: an array, or a tensor that was put on the server before."""
+"""An array, or a tensor that was stored on the server before."""
 
 
 def steer(
     tap: TapLike, vector: TensorLike, *, factor: float = 1.0, layer: int | None = None, at: Sequence[AxisLike] = ()
 ) -> Intervention:
-    """Add a vector, times a factor, at a tap.
+    """Add a vector, times a factor, at a tap (steering).
 
     Args:
-        tap: Where.
-        vector: What to add; stretched to the selected entries as numpy does.
-        factor: What to multiply it by.
+        tap: The tap.
+        vector: The vector; broadcast to the selected entries as in numpy.
+        factor: Its factor.
         layer: Layer from 0; None for a tap outside any layer, or every layer.
         at: Positions along the tap's axes, outermost first; omitted trailing axes are whole. `at=[-1]` is refused:
             positions count from 0.
@@ -53,7 +53,7 @@ def set_value(
     at: Sequence[AxisLike] = (),
     pass_type: PassType | str = PassType.FORWARD,
 ) -> Intervention:
-    """Put numbers in place of entries of a tap: one for all, or one for each; of gradients (`backward`) one for all.
+    """Overwrite entries of a tap with one number, or one for each; gradients (`backward`) only with one number.
 
     The other arguments and errors are those of `steer`.
     """
@@ -63,12 +63,12 @@ def set_value(
 
 
 def scale(tap: TapLike, factor: float, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
-    """Multiply entries of a tap: 0 switches off, 1 changes nothing. Arguments and errors are those of `steer`."""
+    """Multiply entries of a tap: 0 ablates them, 1 changes nothing. Arguments and errors are those of `steer`."""
     return Intervention(at=_at(tap, layer, at), action=ScaleValue(factor=factor))
 
 
 def detach_gradient(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
-    """Let no gradient pass entries of a tap. Arguments and errors are those of `steer`."""
+    """Stop the gradient at entries of a tap. Arguments and errors are those of `steer`."""
     return Intervention(at=_at(tap, layer, at, PassType.BACKWARD), action=DetachGradient())
 
 

@@ -1,6 +1,6 @@
-"""An event loop in a thread of its own, and the turning of async methods into blocking ones.
+"""An event loop in a thread of its own, and the blocking forms of async methods.
 
-The sync client is the async client seen through this module; nothing is written twice.
+The sync client is the async client wrapped by this module; nothing is implemented twice.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _END = object()
 
 
 class BackgroundLoop:
-    """Runs coroutines for threads that have no event loop, or have one that must not be used."""
+    """Runs coroutines for threads without an event loop, or whose loop must not be used."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dst-grpc-client", daemon=True)
         self._thread.start()
-        # Runs when `close` is called, when nobody refers to this object any more, or when the interpreter ends: a
-        # thread that then still waited for the loop would wait forever.
+        # Runs when `close` is called, when this object is garbage collected, or when the interpreter ends: otherwise a
+        # thread that still waits for the loop would wait forever.
         self._close = weakref.finalize(self, _shut_down, self._loop, self._thread)
 
     @property
@@ -53,7 +53,7 @@ class BackgroundLoop:
             raise
 
     def iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
-        """Yield what *source* yields, asking for one item at a time; closing the iterator closes the source."""
+        """Yield the items of *source*, one at a time on demand; closing the iterator closes the source."""
         pulling: list[asyncio.Task[Any]] = []
         try:
             while (item := self.run(_next(source, pulling))) is not _END:
@@ -66,19 +66,19 @@ class BackgroundLoop:
             return
         closing = _finish(source, pulling)
         if threading.current_thread() is self._thread:
-            # The garbage collector dropped the iterator here: waiting for this very thread would never end.
+            # The garbage collector runs on this very thread, which cannot wait for itself.
             self._loop.create_task(closing)
         else:
             self.run(closing)
 
     def close(self) -> None:
-        """Cancel what still runs and end the thread. Closing twice is harmless."""
+        """Cancel running coroutines and end the thread. Closing twice is harmless."""
         self._close()
 
 
 def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     if threading.current_thread() is thread:
-        # The garbage collector came by on this very thread, which cannot wait for itself.
+        # The garbage collector runs on this very thread, which cannot wait for itself.
         loop.stop()
         return
     asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
@@ -120,7 +120,7 @@ async def _cancel_others() -> None:
 
 
 class Blocking(Generic[AsyncT_co]):
-    """Holds an async object and the loop that it lives on."""
+    """Holds an async object and its event loop."""
 
     def __init__(self, client: AsyncT_co, loop: BackgroundLoop) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""Putting tensors on the server, for requests to name."""
+"""TensorService: stores tensors on the server, for requests to name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dst_grpc.wire.envelope import CHUNK_BYTES
 from dst_grpc.wire.tensors import stored_as
 
 if TYPE_CHECKING:
-    # Only the stubs' own types know it.
+    # For the type checker only.
     from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceAsyncStub
 
 
@@ -35,19 +35,19 @@ class TensorCalls(Calls):
     async def put_tensor(
         self, values: ArrayLike, *, ttl: float | None = None, timeout: float | None = None
     ) -> PutTensor:
-        """Put numbers on the server, for interventions of later requests to name by `handle`.
+        """Store a tensor on the server, for interventions of later requests to name by `handle`.
 
         Args:
-            values: The numbers; float16 travels as such, everything else as float32.
+            values: The numbers; float16 is sent as such, everything else as float32.
             ttl: Seconds that they are kept; None = as long as the server allows.
             timeout: Seconds; None = no limit.
 
         Returns:
-            The tensor that the server keeps: its handle, and when it is forgotten.
+            The stored tensor: its handle, and when it is deleted.
 
         Raises:
-            Exhausted: If it is more than the server keeps for one caller.
-            DstError: Whatever else a call can fail with.
+            Exhausted: If it exceeds the caller's quota.
+            DstError: Any other failure of a call.
         """
         array = np.asarray(values)
         element_type = TensorElementType.FLOAT16 if array.dtype == np.float16 else TensorElementType.FLOAT32
@@ -63,14 +63,14 @@ class TensorCalls(Calls):
             return read_answer(PutTensor, await call)
 
     async def delete_tensor(self, tensor: PutTensor | str, *, timeout: float | None = None) -> None:
-        """Have the server forget a tensor; requests that are using it go on.
+        """Delete a tensor on the server; requests that are using it go on.
 
         Args:
             tensor: The tensor, or its handle.
             timeout: Seconds; None = no limit.
 
         Raises:
-            NotFound: If it keeps none of that handle for this caller.
+            NotFound: If this caller has none of that handle.
         """
         handle = tensor.handle if isinstance(tensor, PutTensor) else tensor
         await self._unary(self._tensor_stub.DeleteTensor, pb.DeleteTensorRequest(handle=handle), timeout)

@@ -1,4 +1,4 @@
-"""From the arguments of a friendly call to a request of the domain."""
+"""From keyword arguments to a DeriveRequest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dst_grpc.errors import InvalidRequest, Violations
 PromptLike: TypeAlias = str | Iterable[SupportsIndex] | Prompt
 """A text, token ids, or a Prompt."""
 TypeLike: TypeAlias = str | DerivedScalarType | DerivedScalarSpec
-"""A derived scalar by name, by member, or with a config of its own."""
+"""A derived scalar by name, by enum member, or with a config of its own."""
 TokensLike: TypeAlias = str | SupportsIndex | Iterable[str | SupportsIndex]
 """One token or several, each as its text (mind the leading space) or its id."""
 
@@ -31,17 +31,17 @@ class RequestArguments(TypedDict, total=False):
     """The keyword arguments that `derive` and `resolve` share."""
 
     target: TokensLike | None
-    """Tokens to raise."""
+    """Target tokens."""
     distractor: TokensLike | None
-    """Tokens to lower."""
+    """Distractor tokens."""
     loss: LossFnConfig | LossFnName | str | None
     """A whole loss; or its name, for the target and distractor given."""
     trace: TraceConfig | None
     """A node to start the backward pass from, instead of a loss."""
     ablations: Iterable[AblationSpec]
-    """What to overwrite with a number, in order."""
+    """Entries to overwrite with a number, applied in order."""
     interventions: Iterable[Intervention]
-    """What else to change in the run, in order: see `steer`, `set_value`, `scale` and `detach_gradient`."""
+    """Interventions, applied in order after `ablations`: see `steer`, `set_value`, `scale` and `detach_gradient`."""
     detach_final_layer_norm_scale: bool
     """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the loss."""
     autoencoders: str | Iterable[str]
@@ -51,11 +51,11 @@ class RequestArguments(TypedDict, total=False):
     model: str | None
     """Name or handle of the model; None = the server's default."""
     element_type: TensorElementType | str
-    """Type of the numbers on the wire: float32, float16 or bfloat16."""
+    """Element type of the answer's tensors: float32, float16 or bfloat16."""
     encoding: TensorEncoding | str
-    """Whether latents travel dense or sparse (`sparse_latents`)."""
+    """Whether latents are sent dense or sparse (`sparse_latents`)."""
     max_chunk_bytes: int
-    """Largest chunk of a tensor wanted, and about the largest message; 0 = as large as the server makes them."""
+    """Largest chunk of a tensor to send, and about the largest message; 0 = the server's own choice."""
     request_id: str
     """Your own id, carried by the answer."""
 
@@ -122,7 +122,7 @@ def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
 
 
 def prompt_of(prompt: PromptLike) -> Prompt:
-    """The prompt that is a text, token ids, or one already; raises InvalidRequest if it is empty."""
+    """A Prompt from a text, token ids, or a Prompt; raises InvalidRequest if it is empty."""
     if isinstance(prompt, Prompt):
         return prompt
     if isinstance(prompt, str):
@@ -172,5 +172,5 @@ def _tokens(tokens: TokensLike | None) -> tuple[str | int, ...]:
     if tokens is None:
         return ()
     listed = tokens if isinstance(tokens, Iterable) and not isinstance(tokens, str) else (tokens,)
-    # `index` makes ids of numpy's integers too, and refuses 0.5.
+    # `index` accepts numpy's integers too, and refuses 0.5.
     return tuple(token if isinstance(token, str) else index(token) for token in listed)

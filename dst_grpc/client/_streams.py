@@ -1,6 +1,6 @@
-"""Many requests on one stream: who is in flight, whose answer a message belongs to, when to send the next.
+"""Many requests on one stream: requests in flight, the item of each message, when to send the next.
 
-Neither derives nor resolves: a `Collector` makes an answer of one request's messages, whatever they are.
+Shared by DeriveStream and ResolveStream: a `Collector` assembles an answer from one request's messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT_IN_FLIGHT = 16
 
 
 class Collector(Protocol[MessageT_contra, AnswerT_co]):
-    """Makes one request's answer of its messages."""
+    """Assembles one request's answer from its messages."""
 
     def add(self, message: MessageT_contra, /) -> AnswerT_co | None:
         """Take the next message.
@@ -39,24 +39,24 @@ class Collector(Protocol[MessageT_contra, AnswerT_co]):
             The answer, if this message completes it.
 
         Raises:
-            DstError: If the request failed, or the message does not fit what came before.
+            DstError: If the request failed, or the message contradicts earlier ones.
         """
         ...  # pragma: no cover
 
 
 class ItemCancels:
-    """Ends items of a stream one by one: make one, give it to one call, and tell it ids, from any thread."""
+    """Cancels items of a stream: create one, pass it to one call, and `cancel` ids from any thread."""
 
     def __init__(self) -> None:
         self._told: deque[str | None] = deque()
         self._bell: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def cancel(self, request_id: str) -> None:
-        """End the item of that id: its answer is then the error Cancelled, unless it was quicker."""
+        """Cancel the item of that id: its answer is then the error Cancelled, unless it has ended before."""
         self._tell(request_id)
 
     def end(self) -> None:
-        """Say that there is nothing left to end."""
+        """Declare that nothing more will be cancelled."""
         self._tell(None)
 
     def _tell(self, what: str | None) -> None:
@@ -66,7 +66,7 @@ class ItemCancels:
             loop.call_soon_threadsafe(event.set)
 
     async def ids(self) -> AsyncGenerator[str]:
-        """What was told, as it is told, to the end."""
+        """The cancelled ids, as they are cancelled, until `end`."""
         event = asyncio.Event()
         self._bell = asyncio.get_running_loop(), event
         while True:
@@ -81,20 +81,20 @@ class ItemCancels:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
-    """What distinguishes one kind of stream from another."""
+    """The RPC and conversions of one kind of stream."""
 
     method: grpc.aio.StreamStreamMultiCallable[RequestT, ResponseT]
     """The RPC."""
     id_of_item: Callable[[ItemT], str]
-    """The id that the caller gave; empty for none."""
+    """The id that the caller gave; empty if none."""
     to_request: Callable[[ItemT, str], RequestT]
     """The message that sends an item under an id."""
     item_of_response: Callable[[ResponseT], int]
     """Number of the item that a message belongs to."""
     collector: Callable[[str], Collector[ResponseT, AnswerT]]
-    """Makes what collects the answer to the item of an id."""
+    """Makes the collector of the item of an id."""
     to_cancel: Callable[[str], RequestT] | None = None
-    """The message that ends the item of an id; None if there is none."""
+    """The message that cancels the item of an id; None if there is none."""
 
     async def run(
         self,
@@ -105,9 +105,9 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         cancels: ItemCancels | None = None,
     ) -> AsyncGenerator[tuple[str, AnswerT | DstError]]:
-        """Yield each item's id and its answer or error, in the order in which they come.
+        """Yield each item's id and its answer or error, in order of arrival.
 
-        An item without an id is known by its position: "0", "1", ...
+        An item without an id gets its position as id: "0", "1", ...
 
         Raises:
             DstError: If the stream itself fails.
@@ -127,7 +127,7 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
             async for response in responses:
                 item = self.item_of_response(response)
                 if item not in in_flight:
-                    continue  # its answer broke earlier
+                    continue  # its answer has failed before
                 request_id, collector = in_flight[item]
                 try:
                     answer: AnswerT | DstError | None = collector.add(response)
@@ -164,7 +164,7 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         cancels: ItemCancels | None,
         answered: Callable[[], Awaitable[None]],
     ) -> None:
-        """Send the items, and cancellations until all of them are answered, and say that this was all."""
+        """Send the items, and cancellations until all items are answered; then end the sending side."""
         lock = asyncio.Lock()
         if cancels is None:
             await _send(call, outgoing, lock)
@@ -174,7 +174,7 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
                 await _send(call, outgoing, lock)
                 await answered()
             finally:
-                # Whoever is cancelled while it writes cancels the call.
+                # A task that is cancelled while it writes cancels the call.
                 cancels.end()
                 await cancelling
         with suppress(*_OVER):
@@ -188,7 +188,7 @@ class Exchange(Generic[ItemT, RequestT, ResponseT, AnswerT]):
 
 
 _OVER = (grpc.aio.AioRpcError, asyncio.InvalidStateError)
-"""What writing raises when the call is over; whoever reads it learns why."""
+"""Errors of writing when the call is over; reading raises the reason."""
 
 
 async def _converse(
@@ -197,7 +197,7 @@ async def _converse(
     connection: Connection,
     timeout: float | None,
 ) -> AsyncGenerator[ResponseT]:
-    """Write and read at the same time; what goes wrong with the writing is raised where one reads."""
+    """Write and read at the same time; errors of writing are raised to the reader."""
     writing = asyncio.create_task(sending)
     writing.add_done_callback(lambda task: call.cancel() if task.cancelled() or task.exception() else None)
     try:

@@ -22,7 +22,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class TopBy(StrEnum):
-    """What makes an entry large."""
+    """How entries are ranked."""
 
     MAGNITUDE = "magnitude"
     """Distance from zero: a strong negative effect counts like a strong positive one."""
@@ -35,11 +35,11 @@ class Entry:
     """One entry of a derived scalar."""
 
     dst: DerivedScalarType
-    """Of which derived scalar."""
+    """The derived scalar."""
     pass_type: PassType
-    """Of which pass."""
+    """The pass."""
     layer_index: int | None
-    """Of which layer; None for what exists once per model."""
+    """The layer; None for a type that exists once per model."""
     indices: tuple[int, ...]
     """Position along each axis."""
     dimensions: tuple[Dimension, ...]
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def token(self) -> int | None:
-        """Position of the token where the node is: of the query, for attention. None if no axis runs over tokens."""
+        """Position of the node's token; for attention, of the query. None if no axis runs over tokens."""
         if Dimension.SEQUENCE_TOKENS not in self.dimensions:
             return None
         position = self.indices[self.dimensions.index(Dimension.SEQUENCE_TOKENS)]
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def attended_token(self) -> int | None:
-        """Position of the token that attention reads. None for what is no pair of tokens."""
+        """Position of the token that attention reads. None if the entry is not at a pair of tokens."""
         if FACTS[self.dst].is_flattened:
             return token_pair(self.indices[0])[1]
         if Dimension.ATTENDED_TO_SEQUENCE_TOKENS not in self.dimensions:
@@ -66,13 +66,13 @@ class Entry:
 
     @property
     def node(self) -> int | None:
-        """Number of the neuron, head, latent, ... None where the last axis is a single thing."""
+        """Number of the neuron, head, latent, ... None if the last axis has size 1."""
         last = self.dimensions[-1] if self.dimensions else Dimension.SINGLETON
         return None if last is Dimension.SINGLETON or last.node_type is None else self.indices[-1]
 
     @property
     def node_type(self) -> NodeType:
-        """What `node` is the number of."""
+        """Type of the node."""
         return FACTS[self.dst].node_type
 
     def __repr__(self) -> str:
@@ -99,19 +99,19 @@ class DerivedScalarTensor:
     pass_type: PassType
     """Which pass of it."""
     layer_index: int | None
-    """Which layer of it; None for what exists once per model."""
+    """Which layer of it; None for a type that exists once per model."""
     axes: tuple[Axis, ...]
     """What each axis of the whole tensor runs over, and how long it is."""
     values: Array = field(repr=False)
-    """The elements, shaped like `axes`; of a sparse tensor its nonzero entries alone [nnz]."""
+    """The elements, shaped like `axes`; for a sparse tensor only its nonzero entries [nnz]."""
     coordinates: Array | None = field(default=None, repr=False)
-    """Of a sparse tensor where its entries are [nnz, axes], ascending; None if dense."""
+    """Positions of the entries of a sparse tensor [nnz, axes], ascending; None if dense."""
     spec_index: int = 0
     """Position, in the request, of the derived scalar that asked for it."""
 
     @classmethod
     def from_domain(cls, tensor: DenseTensor | SparseTensor) -> DerivedScalarTensor:
-        """The tensor as the wire hands it out: float32 or float16, bfloat16 widened."""
+        """From an answer's tensor: float32 or float16, bfloat16 widened."""
         return cls(
             dst=tensor.info.dst,
             pass_type=tensor.info.pass_type,
@@ -174,12 +174,12 @@ class DerivedScalarTensor:
         ]
 
     def _position(self, element: int) -> tuple[int, ...]:
-        """Position along each axis of the element that is number *element* of the values."""
+        """Position along each axis of element *element* of the values."""
         where = np.unravel_index(element, self.shape) if self.coordinates is None else self.coordinates[element]
         return tuple(int(i) for i in where)
 
     def _elements_at(self, token: int | None) -> Array:
-        """Which of the values belong to *token*; the first axis runs over tokens, or over pairs of them."""
+        """Indices of the values at *token*; the first axis runs over tokens, or over pairs of them."""
         if token is None:
             return np.arange(self.values.size)
         pairs = FACTS[self.dst].is_flattened
@@ -210,7 +210,8 @@ class DerivedScalarTensor:
 
 
 class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
-    """All tensors of one derived scalar and one pass, by layer; the key is None for what exists once per model."""
+    """All tensors of one derived scalar and one pass, by layer; the key is None for a type that exists once per
+    model."""
 
     def __init__(
         self, dst: DerivedScalarType, tensors: Iterable[DerivedScalarTensor], pass_type: PassType = PassType.FORWARD
@@ -240,7 +241,7 @@ class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
         return DerivedScalar(self.dst, self._all, PassType.BACKWARD)
 
     def stack(self) -> Array:
-        """All layers in one array, the layer as its first axis; what exists once per model is one layer.
+        """All layers in one array, with the layer as first axis; a type that exists once per model has one layer.
 
         Raises:
             ValueError: If there is no tensor.
@@ -261,7 +262,7 @@ class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
 
 
 def _largest(flat: Array, count: int, by: TopBy, among: Array) -> list[int]:
-    """The *count* largest entries of those *among* which to look, by their positions, largest first."""
+    """Positions of the *count* largest of the entries *among*, largest first."""
     keys = np.abs(flat[among]) if by is TopBy.MAGNITUDE else flat[among]
     is_number = ~np.isnan(keys)
     keys, among = keys[is_number], among[is_number]
