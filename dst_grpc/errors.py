@@ -342,12 +342,19 @@ class Internal(DstError):
         self.error_id = error_id
 
 
-def is_failure(error: BaseException) -> bool:
-    """Whether *error* says that something went wrong, rather than that somebody wants this to stop.
+def failure_of(error: BaseException) -> Exception:
+    """*error* as an Exception: libraries written in Rust panic, which is none, and passes those who catch them.
 
-    Libraries in other languages raise failures of theirs that are no Exception: those of Rust panic.
+    Raises:
+        BaseException: *error* itself if it does not say that something failed, but asks for an end.
     """
-    return not isinstance(error, CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit)
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
+        raise error
+    failure = RuntimeError(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def require(value: T | None) -> T:

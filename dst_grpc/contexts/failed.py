@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import ContextKind
 from dst_grpc.engine.files import CorruptFile
-from dst_grpc.errors import DataLoss, DstError, Internal
+from dst_grpc.errors import DataLoss, DstError, Internal, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +75,8 @@ class Attempts:
         attempt = Attempt()
         try:
             yield attempt
-        except Exception as error:  # noqa: BLE001  one that fails, in whatever way, keeps no other from being offered
-            problem = _problem(error, name, attempt.root)
+        except BaseException as error:  # noqa: BLE001  one that fails, in whatever way, keeps no other from being offered
+            problem = _problem(failure_of(error), name, attempt.root)
             self.failed.append(FailedEntry(name=name, model=model, source=source, error=problem))
 
 

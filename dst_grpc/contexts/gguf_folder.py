@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dst_grpc.engine.checkpoint import Checkpoint, open_checkpoint
 from dst_grpc.engine.files import CorruptFile, corrupt
+from dst_grpc.engine.tokenizer_library import open_library
 from dst_grpc.errors import InvalidRequest
 
 Weights = npt.NDArray[np.float32]
@@ -153,10 +154,7 @@ class GgufFacts:
 
     def check_tokens(self, path: Path) -> None:
         """Raise DataLoss unless the tokenizer at *path* calls every token that it has as the file does."""
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise corrupt(path, f"is no tokenizer: {error}") from error
+        tokenizer = open_library(path, path.read_bytes())
         for i, token in enumerate(self.values("tokens")):
             found = tokenizer.id_to_token(i)
             if found not in {None, token}:

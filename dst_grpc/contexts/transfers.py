@@ -20,7 +20,7 @@ from dst_grpc.contexts.failures import closing, copied, still_held, translated, 
 from dst_grpc.contexts.memory_release import when_released
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.resolution import ContextState
-from dst_grpc.errors import DstError, Unavailable
+from dst_grpc.errors import DstError, Unavailable, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -164,8 +164,8 @@ class Transfers:
         """Load *record*; a failure is returned, not raised, as there may be nobody left to hear it."""
         try:
             context = await self._read(record)
-        except Exception as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
-            failure = translated(record.entry, error)
+        except BaseException as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
+            failure = translated(record.entry, failure_of(error))
             _log.warning("load failed context=%s reason=%s", record.entry.name, failure.reason, exc_info=error)
             without_frames(failure)
         else:

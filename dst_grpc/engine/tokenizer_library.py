@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.tokenizer_growth import grows_in_proportion, patterns_of
-from dst_grpc.errors import DataLoss, DstError, InvalidRequest, is_failure
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, failure_of
 
 _REPEATS = 64
 
@@ -78,9 +78,7 @@ def open_library(path: Path, raw: bytes) -> Library:
     try:
         tokenizer: Library = Tokenizer.from_buffer(raw)
     except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise corrupt(path, f"is no tokenizer: {error}") from error
+        raise corrupt(path, f"is no tokenizer: {failure_of(error)}") from error
     return tokenizer
 
 
@@ -115,6 +113,5 @@ def told() -> Iterator[None]:
     except Exception as error:  # the library raises bare Exception
         raise InvalidRequest.of("text", f"cannot be encoded by this model's tokenizer: {error}") from error
     except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise DataLoss(f"tokenizer.json: fails on a text: {error}", metadata={"file": "tokenizer.json"}) from error
+        message = f"tokenizer.json: fails on a text: {failure_of(error)}"
+        raise DataLoss(message, metadata={"file": "tokenizer.json"}) from error

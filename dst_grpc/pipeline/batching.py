@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.engine.cancellation import cancelled
-from dst_grpc.errors import Cancelled, DstError
+from dst_grpc.errors import Cancelled, failure_of
 from dst_grpc.pipeline.run import RunResult, run
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Batcher:
             results: Sequence[object]
             try:
                 results = await self._worker.submit(partial(self._run, batch), operations=operations)
-            except DstError as error:  # the worker is closed
-                results = [error] * len(batch)
+            except BaseException as error:  # noqa: BLE001  the worker is closed, or there was no room to keep a recording
+                results = [failure_of(error)] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
                 if waiting.is_over:
                     continue
@@ -144,9 +144,9 @@ class Batcher:
             found = run(plans, batch[0].decoder, sets, partial(_check_wanted, batch))
         except Cancelled:
             return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
-        except Exception as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             if len(batch) == 1:
-                return [self._worker.translated(error)]
+                return [self._worker.translated(failure_of(error))]
             return [result for waiting in batch for result in self._run_new([waiting])]
         for waiting, result in zip(batch, found, strict=True):
             self._store.keep(waiting.plan, result.recording, batch_size=len(batch))
@@ -158,8 +158,8 @@ class Batcher:
             return result
         try:
             return waiting.then(replace(result, queue_duration=started - waiting.since))
-        except Exception as error:  # noqa: BLE001  likewise
-            return self._worker.translated(error)
+        except BaseException as error:  # noqa: BLE001  likewise
+            return self._worker.translated(failure_of(error))
 
 
 def _check_wanted(batch: Sequence[_Waiting]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from dst_grpc.engine.element_types import is_out_of_memory
-from dst_grpc.errors import Exhausted, Reason, Unavailable
+from dst_grpc.errors import Exhausted, Reason, Unavailable, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,8 @@ class Worker:
             torch.set_num_threads(threads)
         try:
             return job()
-        except Exception as error:
-            told = self.translated(error)
+        except BaseException as error:
+            told = self.translated(failure_of(error))
             if told is error:
                 raise
             raise told from error

@@ -24,7 +24,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from dst_grpc.errors import Internal, InvalidRequest, Reason, Unimplemented
+from dst_grpc.errors import Internal, InvalidRequest, Reason, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 
@@ -169,8 +169,8 @@ class MethodTable(grpc.GenericRpcHandler):
                     raise
                 # The call was not cancelled: a task inside it was. If this were raised, the client would wait forever.
                 error = as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=context.info.method)
-            except Exception as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
-                error = as_dst_error(failure, method=context.info.method)
+            except BaseException as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
+                error = as_dst_error(failure_of(failure), method=context.info.method)
             code = code_of(error).name
             await abort(context.inner, error)
         finally:

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations, failure_of
 from dst_grpc.rpc.draining import DrainSignal, draining_error
 from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.seen_ids import SeenIds
@@ -247,8 +247,8 @@ class Multiplexer(Generic[MessageT]):
                 raise
             # The item was not cancelled: something inside it was. The client must not wait for it forever.
             await self._fail(index, request_id, RuntimeError(f"cancelled from within: {stop!r}"))
-        except Exception as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
-            await self._fail(index, request_id, error)
+        except BaseException as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
+            await self._fail(index, request_id, failure_of(error))
         finally:
             self._cancelled.discard(request_id)
             self._slots.release()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
 from dst_grpc.domain.resolution import RegistryChange
-from dst_grpc.errors import DstError
+from dst_grpc.errors import failure_of
+from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.health import Health
 from dst_grpc.rpc.ports import CachePort, NewRegistry
 
@@ -49,8 +50,9 @@ class Reloader:
         """As `reload`, but errors are logged."""
         try:
             await self.reload()
-        except DstError as error:
-            _log.error("registry not reloaded, the old one is served on: %s", error.message)
+        except BaseException as error:  # noqa: BLE001  nobody else would hear of it
+            known = as_dst_error(failure_of(error), method="SIGHUP")
+            _log.error("registry not reloaded, the old one is served on: %s", known.message)
 
     async def close(self) -> None:
         """Stop waiting for contexts that are being preloaded."""
@@ -69,5 +71,6 @@ class Reloader:
             async with aclosing(self._cache.load(name)) as statuses:
                 async for _ in statuses:
                     pass
-        except DstError as error:
-            _log.error("preload failed context=%s: %s", name, error.message)
+        except BaseException as error:  # noqa: BLE001  likewise
+            known = as_dst_error(failure_of(error), method="preload")
+            _log.error("preload failed context=%s: %s", name, known.message)

@@ -390,19 +390,29 @@ async def running_server(settings: Settings, parts: Parts | None = None) -> Asyn
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads the registry.
+    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads the registry;
+    before the server serves, as soon as it does.
 
     *on_ready* is called with the address once the server serves.
 
     Raises:
         StartupError: The server cannot start.
     """
+    hangups = _noted_hangups()
     configure_logging(log_format=settings.log_format, level=settings.log_level)
-    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=on_ready))
+    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=on_ready, hangups=hangups))
 
 
-async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Start *server*, and serve until a signal; see `serve`."""
+def _noted_hangups() -> Sequence[int]:
+    """From now on SIGHUP does not end the process: each is added to what this returns."""
+    noted: list[int] = []
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, lambda number, _frame: noted.append(number))
+    return noted
+
+
+async def run(server: Server, *, on_ready: Callable[[str], None] | None = None, hangups: Sequence[int] = ()) -> None:
+    """Start *server*, and serve until a signal; see `serve`. Reload once if there are any *hangups* by then."""
     signals: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -416,8 +426,10 @@ async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) 
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    if hasattr(signal, "SIGHUP"):  # Windows has none
+    if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, reload)
+    if hangups:
+        reload()
     _log.info("listening on %s", server.address)
     if on_ready is not None:
         on_ready(server.address)

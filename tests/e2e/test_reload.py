@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from asyncio.subprocess import Process
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -239,21 +240,14 @@ async def test_a_server_serves_what_it_can_and_tells_of_the_rest(
         assert (await client.reload_registry()).added == ("b",)
 
 
-async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "dst_grpc.cli",
-        "serve",
-        "--port",
-        "0",
-        "--registry",
-        str(folder / "registry.toml"),
-    ]
+@asynccontextmanager
+async def process_of(*command: str) -> AsyncGenerator[tuple[Process, Callable[[str], Awaitable[str]]], None]:
+    """A Python process that serves, and what waits for a line of its log; it is ended by SIGTERM."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=pipe, stdout=pipe)
-    assert process.stderr is not None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, env=environment, stdin=pipe, stderr=pipe, stdout=pipe
+    )
 
     async def logged(part: str) -> str:
         assert process.stderr is not None
@@ -264,6 +258,19 @@ async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None
                 return line
 
     try:
+        yield process, logged
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+
+
+async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None:
+    command = ("-m", "dst_grpc.cli", "serve", "--port", "0", "--registry", str(folder / "registry.toml"))
+    async with process_of(*command) as (process, logged):
         found = READY.search(await logged("listening on"))
         assert found is not None
         async with AsyncClient(found[1]) as client:
@@ -275,10 +282,44 @@ async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None
             process.send_signal(signal.SIGHUP)
             assert "models.a.colour: there is no such key" in await logged("registry not reloaded")
             assert [model.name for model in await client.models()] == ["a", "b"]
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0
+
+
+SLOW_START = """
+import sys
+from dst_grpc.rpc import server, settings
+from tests.fake_parts import FakeParts, FakeRegistry
+
+def wait(stage):
+    print(stage, file=sys.stderr, flush=True)
+    sys.stdin.readline()
+
+class SlowParts(FakeParts):
+    def build_registry(self):
+        return FakeRegistry(2)
+
+def build(_settings):
+    wait("building")
+    parts = SlowParts()
+    preload = parts.cache.load
+    def load(*arguments, **options):
+        wait("preloading now")
+        return preload(*arguments, **options)
+    parts.cache.load = load
+    return parts.parts
+
+server.build_parts = build
+server.serve(settings.Settings(port=0, preload=("tiny",)))
+"""
+
+
+@pytest.mark.parametrize("stage", ["building", "preloading now"])
+async def test_a_hangup_before_the_server_serves_reloads_once_it_does(stage: str) -> None:
+    """However early: when what is to be served is built, when it is preloaded."""
+    async with process_of("-c", SLOW_START) as (process, logged):
+        assert process.stdin is not None
+        for reached in ("building", "preloading now"):
+            await logged(reached)
+            if reached == stage:
+                process.send_signal(signal.SIGHUP)
+            process.stdin.write(b"go on\n")
+        assert "added=model-000" in await logged("registry reloaded")

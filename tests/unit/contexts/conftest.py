@@ -37,6 +37,10 @@ def whole(registry: Registry) -> Registry:
     return registry
 
 
+class Panic(BaseException):
+    """As libraries in other languages raise it: no Exception."""
+
+
 class FakeLoader:
     """Makes contexts without weights. By name: waits for a gate, raises an error, counts its calls."""
 

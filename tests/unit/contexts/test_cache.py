@@ -26,7 +26,7 @@ from dst_grpc.errors import (
     Unavailable,
 )
 
-from .conftest import Clock, FakeLoader, leased
+from .conftest import Clock, FakeLoader, Panic, leased
 
 NOT_LOADED, LOADING, AVAILABLE = ContextState.NOT_LOADED, ContextState.LOADING, ContextState.AVAILABLE
 UNLOADING, FAILED = ContextState.UNLOADING, ContextState.FAILED
@@ -105,12 +105,13 @@ async def test_a_failed_load_fails_every_waiter_and_is_tried_again(cache: Contex
         (OSError(errno.ENOMEM, "no memory to map"), Exhausted, Reason.OUT_OF_MEMORY),
         (torch.OutOfMemoryError("of a GPU"), Exhausted, Reason.OUT_OF_MEMORY),
         (RuntimeError("of another kind"), Unavailable, Reason.LOAD_FAILED),
+        (Panic("of another language"), Unavailable, Reason.LOAD_FAILED),
         (DataLoss("x"), DataLoss, Reason.CHECKPOINT_CORRUPT),
     ],
     ids=repr,
 )
 async def test_any_failure_becomes_an_error_of_ours(
-    cache: ContextCache, loader: FakeLoader, error: Exception, kind: type[DstError], reason: Reason
+    cache: ContextCache, loader: FakeLoader, error: BaseException, kind: type[DstError], reason: Reason
 ) -> None:
     loader.errors["a"] = error
     with pytest.raises(kind) as caught:

@@ -107,6 +107,26 @@ async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, reg
     assert batch_sizes(results) == [1, 1]
 
 
+@pytest.mark.parametrize("where", ["find", "widened", "keep"])
+async def test_whatever_fails_everyone_is_told(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A panic of a library, which is no Exception, included."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Panic("in another language")
+
+    store = RecordingStore()
+    monkeypatch.setattr(store, where, fail)
+    plans = [plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])]
+    for error in await together(Batcher(worker, store), decoder, plans):
+        assert isinstance(error, RuntimeError)
+        assert str(error) == "Panic: in another language"
+
+
 async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """A caller who goes away before the batch forms costs nothing, and the others go on."""
     batcher = Batcher(worker, RecordingStore(0))

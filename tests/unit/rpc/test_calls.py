@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unauthenticated, Unavailable
+from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unauthenticated, Unavailable, failure_of
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.admission import Admission, BearerTokens
 from dst_grpc.rpc.calls import MethodTable, ObservedContext
@@ -31,36 +31,75 @@ def test_a_service_without_one_of_its_methods_is_found_at_start() -> None:
         MethodTable([]).add(SERVICE, Lacking())
 
 
-async def test_a_connection_that_breaks_beneath_a_call_ends_it_as_a_cancel_does() -> None:
-    class Gone:
+class Peer:
+    """What a call needs of gRPC's context."""
+
+    def __init__(self) -> None:
+        self.aborted: list[grpc.StatusCode] = []
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def invocation_metadata(self) -> None: ...
+
+    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+        self.aborted.append(code)
+
+
+class Ends:
+    """Notes how calls end."""
+
+    def __init__(self) -> None:
+        self.seen: list[CallOutcome] = []
+
+    def on_start(self, _info: CallInfo) -> None: ...
+
+    def on_end(self, _token: object, _info: CallInfo, outcome: CallOutcome) -> None:
+        self.seen.append(outcome)
+
+
+class Panic(BaseException):
+    """As libraries in other languages raise it."""
+
+
+async def called(error: BaseException, ends: Ends, peer: Peer) -> None:
+    """Call a method that raises *error*."""
+
+    class Raising:
         async def Check(self, _request: object, _context: object) -> object:
-            raise grpc.aio.InternalError
+            raise error
 
         List = Watch = Check
 
-    class Peer:
-        def peer(self) -> str:
-            return "ipv4:127.0.0.1:1"
-
-        def invocation_metadata(self) -> None: ...
-
-    class Ends:
-        def __init__(self) -> None:
-            self.seen: list[CallOutcome] = []
-
-        def on_start(self, _info: CallInfo) -> None: ...
-
-        def on_end(self, _token: object, _info: CallInfo, outcome: CallOutcome) -> None:
-            self.seen.append(outcome)
-
-    ends = Ends()
     table = MethodTable([ends])
-    table.add(SERVICE, Gone())
+    table.add(SERVICE, Raising())
     details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check")
     handler: Any = table.service(details)
+    await handler.unary_unary(b"", peer)
+
+
+async def test_a_connection_that_breaks_beneath_a_call_ends_it_as_a_cancel_does() -> None:
+    ends = Ends()
     with pytest.raises(asyncio.CancelledError):
-        await handler.unary_unary(b"", Peer())
+        await called(grpc.aio.InternalError(), ends, Peer())
     assert [outcome.code for outcome in ends.seen] == ["CANCELLED"]
+
+
+async def test_a_panic_of_a_library_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    """It is no Exception, and yet no wish to stop."""
+    ends, peer = Ends(), Peer()
+    await called(Panic("in another language"), ends, peer)
+    assert peer.aborted == [grpc.StatusCode.INTERNAL]
+    (outcome,) = ends.seen
+    assert (outcome.code, outcome.reason) == ("INTERNAL", Reason.INTERNAL)
+    assert "in another language" in caplog.text
+    assert outcome.error_id == caplog.records[0].__dict__["error_id"]
+
+
+@pytest.mark.parametrize("wish", [KeyboardInterrupt, SystemExit])
+def test_a_wish_to_stop_is_no_failure(wish: type[BaseException]) -> None:
+    with pytest.raises(wish):
+        failure_of(wish())
 
 
 def test_a_context_counts_what_passes() -> None:

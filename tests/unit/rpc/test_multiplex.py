@@ -12,6 +12,10 @@ from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, Outbox, Stre
 SECONDS = 10.0
 
 
+class Panic(BaseException):
+    """As libraries in other languages raise it: no Exception."""
+
+
 class Items:
     """Items that are their own ids; each yields its id with a number, as often as the test says."""
 
@@ -47,6 +51,8 @@ class Items:
                 await self.gates[request].wait()
             if request.startswith("bad"):
                 raise InvalidRequest.of("request", "is bad")
+            if request == "panic":
+                raise Panic
             for i in range(self.frames):
                 self.produced += 1
                 yield f"{request}:{i}".encode() + self.padding
@@ -111,6 +117,10 @@ async def test_reading_pauses_while_enough_items_run() -> None:
 async def test_a_failed_item_ends_with_its_error_and_the_others_go_on() -> None:
     written = await run(Items(frames=1), given("a", "bad", "b"))
     assert sorted(written) == ["1:bad!INVALID_FIELD", "a:0", "b:0"]
+
+
+async def test_a_panic_of_a_library_fails_its_item_alone() -> None:
+    assert sorted(await run(Items(frames=1), given("a", "panic", "b"))) == ["1:panic!INTERNAL", "a:0", "b:0"]
 
 
 async def test_an_id_is_refused_once_an_earlier_item_had_it() -> None:
