@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,9 +56,8 @@ class RunResult:
 
     @property
     def loss(self) -> float | None:
-        """Value of the loss; None if there is none, or if it is not a number."""
-        loss = self._scalar(self.plan.loss)
-        return None if loss is None or math.isnan(loss) else loss
+        """Value of the loss, which may be NaN; None if there is none."""
+        return self._scalar(self.plan.loss)
 
     @property
     def activation_value(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -220,12 +221,13 @@ def test_a_trace_beats_a_loss_which_is_still_reported() -> None:
         assert torch.equal(models.tensors(found)[key], tensor)
 
 
-def test_a_loss_that_is_no_number_is_not_reported() -> None:
+def test_a_loss_that_is_not_a_number_differs_from_none() -> None:
     index = ActivationIndex(activation_location_type=L.RESID_POST_MLP, layer_index=2, tensor_indices=(None, 0))
     enormous = AblationSpec(index=index, value=3e38)
     decoder = models.decoder(dtype=torch.float32)
     (result,) = models.World(decoder).results(models.request(loss_fn_config=models.LOSS, ablation_specs=(enormous,)))
-    assert result.loss is None
+    assert result.loss is not None
+    assert math.isnan(result.loss)
 
 
 def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_names_itself() -> None:
