@@ -15,6 +15,7 @@ number of violations is bounded (see `errors.MAX_VIOLATIONS`).
 from __future__ import annotations
 
 import re
+from enum import Enum
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -153,6 +154,8 @@ class Codec:
         bad = {name for name, value in values.items() if value is BAD}
         known = {violation.field for violation in problems.listed[start:]}
         known |= {path for path, name in fields.names.items() if name in bad}
+        # A member in place of an unknown number may exclude the other members of its list.
+        known |= {path for path in _lists_of(known) if _is_of_enums(values.get(fields.names.get(path, "")))}
         for name in bad:
             values[name] = fields.stand_ins[name]()
         replaced: set[str] = set()
@@ -223,6 +226,15 @@ def _writer(fields: Fields) -> Write:
         return found
 
     return write
+
+
+def _lists_of(known: set[str]) -> set[str]:
+    """Paths of the lists of which an element is one of *known*."""
+    return {path[: path.rfind("[")] for path in known if path.endswith("]")}
+
+
+def _is_of_enums(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Enum)
 
 
 def _is_within(path: str, known: set[str]) -> bool:

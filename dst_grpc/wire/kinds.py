@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from dst_grpc.domain.components import Dimension, LossFnName, NodeType, TensorElementType
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.wire.durations import duration_to_wire, seconds_from_wire, time_from_wire, time_to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.errors import error_from_status, error_to_status
@@ -66,7 +67,11 @@ TIME = Kind(time_to_wire, lambda message, _: time_from_wire(message))
 """A time, in UTC."""
 ERROR = Kind(error_to_status, lambda message, _: error_from_status(message))
 """Any error of this package."""
-_STAND_INS: dict[type[Enum], Enum] = {NodeType: NodeType.LAYER, LossFnName: LossFnName.ZERO}
+_STAND_INS: dict[type[Enum], Enum] = {
+    NodeType: NodeType.LAYER,
+    LossFnName: LossFnName.ZERO,
+    ActivationLocationType: ActivationLocationType.ATTN_QK_PROBS,  # has layers, and no tap has more axes
+}
 """Members that are valid everywhere, for enums whose first member is not."""
 
 

@@ -10,7 +10,13 @@ import numpy as np
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ScalarSum
-from dst_grpc.domain.indices import ActivationIndex, AttnSubActivationIndex, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.indices import (
+    ActivationIndex,
+    AttnSubActivationIndex,
+    AttnSubNodeIndex,
+    DerivedScalarIndex,
+    NodeIndex,
+)
 from dst_grpc.domain.interventions import AblationSpec, Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
@@ -68,6 +74,7 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (NodeAblation, "node_index"): lambda: NodeIndex(
         node_type=NodeType.MLP_NEURON, tensor_indices=(0, 0), layer_index=0
     ),
+    (DerivedScalarIndex, "dst"): lambda: DerivedScalarType.ATTN_QK_PROBS,
     (AblationSpec, "index"): lambda: ActivationIndex(
         activation_location_type=ActivationLocationType.RESID_POST_EMBEDDING, tensor_indices=(None, None)
     ),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dst_grpc._gen.dst.v1 import context_pb2, explain_pb2, index_pb2, inference_pb2, intervention_pb2, trace_pb2
@@ -45,7 +46,7 @@ from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, Provenance, Ten
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.trace import MAX_TRACE_DEPTH, TraceConfig
-from dst_grpc.errors import MAX_VIOLATIONS, DataLoss, DstError, InvalidRequest, Reason
+from dst_grpc.errors import MAX_VIOLATIONS, DataLoss, DstError, InvalidRequest, Reason, join_path
 from dst_grpc.wire.codec import codec_of, read, read_answer, read_request, to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.parsing import parse
@@ -363,6 +364,44 @@ def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ..
 
 
 # Stand-ins
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        strategies.derive_requests(),
+        strategies.top_k_requests(),
+        strategies.explain_requests(),
+        strategies.interventions(),
+        strategies.activation_indices(),
+        strategies.derived_scalar_indices(),
+    ],
+)
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_an_unknown_number_makes_nothing_else_wrong(values: st.SearchStrategy[Any], data: st.DataObject) -> None:
+    value = data.draw(values)
+    message = to_wire(value)
+    enums = list(enums_of(message))
+    assume(enums)
+    path, put = data.draw(st.sampled_from(enums))
+    put(77777)
+    assert read_request(type(value), message)[1].fields == (path,)
+
+
+def enums_of(message: Any, prefix: str = "") -> Iterator[tuple[str, Callable[[int], object]]]:
+    """The path of each enum that is set in *message*, with what overwrites it."""
+    for field, content in message.ListFields():
+        path = join_path(prefix, field.name)
+        if field.enum_type is not None and field.is_repeated:
+            yield from ((f"{path}[{i}]", partial(content.__setitem__, i)) for i in range(len(content)))
+        elif field.enum_type is not None:
+            yield path, partial(setattr, message, field.name)
+        elif field.message_type is not None and field.is_repeated:
+            for i, each in enumerate(content):
+                yield from enums_of(each, f"{path}[{i}]")
+        elif field.message_type is not None:
+            yield from enums_of(content, path)
 
 
 def test_what_is_good_is_there_beside_what_is_not() -> None:
