@@ -1,4 +1,4 @@
-"""What can be loaded (the registry) and what is loaded (the cache): models and autoencoder sets.
+"""Models and autoencoder sets: those that can be loaded (the registry) and those that are (the cache).
 
     registry      names -> entries: what is known of each model and set without its weights
     loading       entry -> context: the weights

@@ -1,4 +1,4 @@
-"""Autoencoder sets that are loaded: one autoencoder per layer, all reading the same derived scalar."""
+"""Loaded autoencoder sets: one autoencoder per layer, all reading the same derived scalar."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class AutoencoderContext:
     model: str
     """Name of the model that it belongs to."""
     dst: DerivedScalarType
-    """What it reads."""
+    """The derived scalar that it reads."""
     node_type: NodeType
-    """What its latents are."""
+    """Type of its latents."""
     by_layer: Mapping[int | None, Autoencoder]
-    """The autoencoders by layer; the layer is None for what exists once per model."""
+    """The autoencoders by layer; the layer is None for one that exists once per model."""
     digest: str
     """SHA-256 of its files."""
     device: str
-    """Where it lives."""
+    """Device of the weights."""
     parameter_bytes: int
     """Bytes of its weights."""
     measured: tuple[LayerCheck, ...]
-    """Its figures on the prompts of the self-check; empty for a kind that is no recorded tap."""
+    """Its figures on the prompts of the self-check; empty if its input is not a tap."""
 
     @property
     def has_write_scale(self) -> bool:
-        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        """Whether a latent's write depends on its token's input too."""
         return any(autoencoder.has_write_scale for autoencoder in self.by_layer.values())
 
     @property

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Budget:
-    """Decides what fits. Each device has the same budget, and memory of its own."""
+    """Decides which contexts fit. Each device has its own memory, and the same budget."""
 
     def __init__(self, lifecycle: Lifecycle, memory: Callable[[str], DeviceMemory], budget_bytes: int | None) -> None:
         """Count the bytes of the contexts of *lifecycle*.
 
         Args:
             lifecycle: the cache's records.
-            memory: of a device.
+            memory: the memory of a device.
             budget_bytes: for each device; None = no bound.
         """
         self._lifecycle = lifecycle
@@ -56,8 +56,8 @@ class Budget:
         """The context to evict next to make room for that of *record*; None if there is room.
 
         Args:
-            record: whose bytes are wanted.
-            stuck: contexts whose memory somebody outside the cache holds.
+            record: the record of the context to load.
+            stuck: unloaded contexts whose memory is still referenced outside the cache.
 
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if evicting everything idle would not make enough room.
@@ -82,6 +82,6 @@ class Budget:
         return used + needed - self._budget_bytes
 
     def _next(self, device: str, keep: Collection[Entry] = ()) -> list[CacheRecord]:
-        """Contexts of *device*: those being unloaded, then those idle and not to *keep*, longest unused first."""
+        """Contexts of *device*: those being unloaded, then idle ones other than *keep*, least recently used first."""
         idle = [record for record in self._lifecycle.evictable() if record.entry not in keep]
         return [record for record in (*self._lifecycle.unloading(), *idle) if record.entry.device == device]

@@ -1,8 +1,8 @@
-"""ContextCache: leases on loaded contexts, and the operators' view of what is loaded.
+"""ContextCache: leases on loaded contexts, and operators' access to the cache.
 
-The public side of three parts: `lifecycle` owns the records of all contexts and their states, `budget` decides what
-fits, and `transfers` loads and unloads. All state is touched on the event loop only. Which contexts exist is up to the
-registry.
+The public interface of three modules: `lifecycle` owns the records and states of all contexts, `budget` decides which
+fit, and `transfers` loads and unloads. All state is used on the event loop only. The registry decides which contexts
+exist.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _Info = TypeVar("_Info", ModelInfo, AutoencoderInfo)
 class ContextCache:
     """The contexts that are loaded.
 
-    Of those who want the same context one loads it and all get it; different ones load in parallel. A context in use is
-    pinned and stays.
+    A context is loaded once however many requests need it; different contexts load in parallel. A context in use is
+    pinned, so it is not unloaded.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class ContextCache:
         """Start empty.
 
         Args:
-            registry: what may be loaded.
+            registry: the contexts that may be loaded.
             budget_bytes: bytes that loaded contexts may take together on a device; None = no limit.
             ttl_seconds: how long a context may be idle before it is unloaded; None = for ever.
-            loader: reads what is not loaded; None = from files.
-            memory: of a device.
-            clock: seconds, from any beginning.
+            loader: loads contexts; None = from files.
+            memory: the memory of a device.
+            clock: a monotonic clock, in seconds.
             sleep: waits for a number of seconds.
-            release_seconds: how long to wait for the memory of an unloaded context that somebody still holds.
+            release_seconds: how long to wait for the memory of an unloaded context that is still referenced.
         """
         self._registry = registry
         self._clock = clock
@@ -91,11 +91,11 @@ class ContextCache:
 
     @property
     def registry(self) -> Registry:
-        """What may be loaded now."""
+        """The current registry."""
         return self._registry
 
     def adopt(self, registry: Registry) -> RegistryChange:
-        """From now on, load what *registry* holds; other contexts are unloaded as soon as nobody uses them."""
+        """Use *registry* from now on; contexts that it does not have are unloaded once unused."""
         previous, self._registry = self._registry, registry
         for record in self._lifecycle.records():
             if not registry.holds(record.entry):
@@ -115,16 +115,16 @@ class ContextCache:
         """Hold a model and its autoencoder sets, loading what is not loaded yet.
 
         Args:
-            model: of the registry that this cache has, or one that it had.
-            autoencoders: of *model*.
-            handles: those by which a client named any of these. While the digest of the files is not known, a registry
-                cannot check them; loading tells it.
-            on_progress: told of the progress of loads that this waits for.
+            model: an entry of the cache's registry, or of a former one.
+            autoencoders: sets of *model*.
+            handles: the handles that a client used for any of these. They are checked after loading, as the digest of
+                the files may not be known before.
+            on_progress: called with the progress of loads that this waits for.
 
         Raises:
             NotFound: if one of *handles* is of another revision than the files.
-            Exhausted: (MEMORY_BUDGET_EXCEEDED) if they do not fit beside what is pinned, known before anything is
-                loaded unless it is pinned meanwhile; (OUT_OF_MEMORY).
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if they do not fit beside the pinned contexts, raised before anything is
+                loaded unless one is pinned meanwhile; (OUT_OF_MEMORY).
             DataLoss: if files are corrupt, have changed, or fail their self-check.
             Unavailable: if a load failed for a reason that may pass, or the cache is closing.
         """
@@ -146,7 +146,7 @@ class ContextCache:
     async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         """Load a context and yield its status as it changes, AVAILABLE last.
 
-        With *pin*, it stays loaded until `unpin`, whether anybody uses it or not.
+        With *pin*, it stays loaded until `unpin`, used or not.
 
         Raises:
             NotFound: if it is unknown.
@@ -162,12 +162,12 @@ class ContextCache:
             try:
                 self._budget.check([entry.model, entry] if isinstance(entry, AutoencoderEntry) else [entry])
                 async with self._transfers.held(entry, note):
-                    entry.check_answers_to(ref, "context", Reason.CONTEXT_NOT_FOUND)  # now that its digest is known
+                    entry.check_answers_to(ref, "context", Reason.CONTEXT_NOT_FOUND)  # its digest is known now
                     record = self._record(entry)
                     if pin:
                         self._lifecycle.set_pinned(record, pinned=True)
                     status = record.status(self._clock())
-                    return replace(status, pins=status.pins - 1)  # but for this pin, which is about to go
+                    return replace(status, pins=status.pins - 1)  # except for this pin, which is about to be removed
             finally:
                 mailbox.close()
 
@@ -191,12 +191,12 @@ class ContextCache:
         return record.status(self._clock())
 
     async def unload(self, ref: str) -> ContextStatus:
-        """Unload a context and answer once its memory is free.
+        """Unload a context; returns once its memory is free.
 
         Raises:
             NotFound: (CONTEXT_NOT_FOUND) if it is unknown or not loaded.
-            PreconditionFailed: (CONTEXT_IN_USE) if somebody uses it or waits for it; (CONTEXT_PINNED).
-            Unavailable: if something outside the cache holds on to its memory.
+            PreconditionFailed: (CONTEXT_IN_USE) if a request uses it or waits for it; (CONTEXT_PINNED).
+            Unavailable: if its memory is still referenced outside the cache.
         """
         record = self._loaded(ref)
         if record.pins or record.state is ContextState.LOADING:
@@ -216,10 +216,11 @@ class ContextCache:
         return self._record(self._registry.entry(ref)).status(self._clock())
 
     def describe(self, info: _Info) -> _Info:
-        """*info* of the registry with the context's state, and what only loading tells: handle, digest, figures."""
+        """*info* of the registry, with the context's state and what only loading determines: handle, digest,
+        figures."""
         try:
             record = self._lifecycle.find(self._registry.entry(info.name))
-        except NotFound:  # the registry changed since
+        except NotFound:  # the registry has changed since
             return info
         if record is None:
             return info
@@ -232,7 +233,7 @@ class ContextCache:
         return known
 
     async def watch(self) -> AsyncGenerator[ContextStatus, None]:
-        """Every context now, then each that changes its state; a slow watcher gets the newest state of each."""
+        """Every context now, then each that changes its state; a slow watcher gets the latest state of each."""
         now = self._clock()
         records = sorted(self._lifecycle.records(), key=lambda record: record.entry.name)
         async with aclosing(self._watches.watch((record.entry, record.status(now)) for record in records)) as statuses:
@@ -240,7 +241,7 @@ class ContextCache:
                 yield status
 
     async def close(self) -> None:
-        """Stop loads, unload what is idle and end every watch. Whoever still holds a lease keeps what it holds."""
+        """Stop loads, unload idle contexts and end every watch. Open leases keep their contexts."""
         await self._transfers.close()
         self._watches.close()
 
@@ -248,7 +249,7 @@ class ContextCache:
         return self._registry.holds(entry)
 
     def _record(self, entry: Entry) -> CacheRecord:
-        """The record of *entry*; a blank one, which nobody keeps, if there is none."""
+        """The record of *entry*; a new one, which is not kept, if there is none."""
         return self._lifecycle.find(entry) or CacheRecord(entry=entry, last_used=self._clock())
 
     def _loaded(self, ref: str) -> CacheRecord:
@@ -264,6 +265,6 @@ class ContextCache:
         return record
 
     def __repr__(self) -> str:
-        """What it holds, by name."""
+        """Its contexts, by name."""
         records = sorted(f"{record.entry.name} {record.state}" for record in self._lifecycle.records())
         return f"ContextCache({', '.join(records)})"

@@ -1,8 +1,8 @@
 """Converting pickled files to safetensors: offline, on an operator's command, in a process of its own.
 
-The process is a script that imports nothing of ours (`unpickle_process`): it has limits on memory, time and the size
-of what it writes, is given no environment, and rebuilds tensors and plain containers only. What it writes is checked
-here like any untrusted file before it gets its name.
+The process is a script that imports nothing of this package (`unpickle_process`): it has limits on memory, time and
+output size, an empty environment, and rebuilds tensors and plain containers only. Its output is checked here like any
+untrusted file before it gets its final name.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _MAX_MESSAGE = 4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What was written."""
+    """A file that was converted."""
 
     n_tensors: int
-    """Tensors."""
+    """Number of tensors."""
     byte_count: int
     """Bytes of the file."""
     texts: Mapping[str, str]
-    """What else stood in the file: texts as they are, numbers and containers as JSON."""
+    """The other content of the file: strings as they are, numbers and containers as JSON."""
 
 
 def convert_pickle(source: Path, target: Path, *, timeout_seconds: float = 600.0) -> Converted:
     """Write the tensors and plain values of *source*, a file of torch.save, to *target*, a safetensors file.
 
     Raises:
-        InvalidRequest: if *target* is named wrongly, exists, or lies in no folder.
+        InvalidRequest: if *target* has a wrong name, exists, or its folder does not exist.
         DataLoss: if *source* is corrupt, holds anything but tensors and plain values (all of it is named), or needs
             more time or memory than is allowed.
     """
@@ -61,7 +61,7 @@ def convert_pickle(source: Path, target: Path, *, timeout_seconds: float = 600.0
         converted = Converted(
             n_tensors=len(file.tensors), byte_count=written.stat().st_size, texts=dict(sorted(file.metadata.items()))
         )
-        # A hard link rather than a rename, which would replace what has come to lie there meanwhile.
+        # A hard link rather than a rename, which would replace a file created there meanwhile.
         try:
             target.hardlink_to(written)
         except FileExistsError:
@@ -70,7 +70,7 @@ def convert_pickle(source: Path, target: Path, *, timeout_seconds: float = 600.0
 
 
 def _run(source: Path, written: Path, size: int, timeout_seconds: float) -> None:
-    """Run the process; raises DataLoss with what it says if it does not succeed."""
+    """Run the process; raises DataLoss with its message if it fails."""
     command = [sys.executable, "-I", str(_SCRIPT), str(source.resolve()), str(written), str(size), str(timeout_seconds)]
     try:
         process = subprocess.run(  # noqa: S603  our own script, with paths as arguments and no shell

@@ -1,7 +1,7 @@
 """Dead latents: how many latents of a set can be left out when it is loaded.
 
-Deviates from the reference on purpose, which cuts off the last latents, dead or not, and forgets pre-bias and
-activation. Which latents of a file are left out is up to its format; here only their number is decided.
+Deviates on purpose from the reference implementation, which removes the last latents, dead or not, and loses pre-bias
+and activation. The format decides which latents are left out; here only their number is decided.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _DEAD_BELOW = 1e-8
 
 
 def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
-    """*entry* with dead latents left out: at every layer as many as the layer with the fewest.
+    """*entry* without dead latents: at every layer, as many are left out as the layer with the fewest has.
 
     Reads the statistics of its files, and no weights.
 
     Raises:
-        DataLoss: if the frequencies of a layer are all 0, or are no frequencies.
+        DataLoss: if the frequencies of a layer are all 0, or are not frequencies.
     """
     n = min(map(_n_spare, entry.by_layer.values()))
     if not n:

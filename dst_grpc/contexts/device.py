@@ -1,4 +1,4 @@
-"""Devices: which one to use, and how much of its memory is used."""
+"""Devices: selection, and memory in use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dst_grpc.errors import InvalidRequest
 
 
 def pick_device(wanted: str) -> str:
-    """The device that *wanted* means: itself, or for "auto" the best there is.
+    """The device of *wanted*: itself, or for "auto" the best available.
 
     Raises:
-        InvalidRequest: (field `device`) if it is no device, or not one of this machine.
+        InvalidRequest: (field `device`) if it is not a device of this machine.
     """
     has_mps = torch.backends.mps.is_available()
     if wanted == "auto":
@@ -52,7 +52,7 @@ class CountedMemory:
         """Have the C library return freed memory to the system: glibc keeps blocks of up to 32 MiB for itself."""
         try:
             trim = ctypes.CDLL(None).malloc_trim
-        except (OSError, AttributeError, TypeError):  # another C library, which knows better or has no such call
+        except (OSError, AttributeError, TypeError):  # another C library, which has no such function
             return
         trim(0)
 
@@ -76,8 +76,8 @@ class CudaAllocator(Protocol):
 class CudaMemory:
     """A GPU's memory as torch's allocator measures it.
 
-    Only a GPU can show two things: that `memory_allocated` falls by a model's bytes once the model is dropped, and that
-    other processes see the blocks after `empty_cache`. The tests run with a stand-in.
+    Two things can only be shown on a GPU: that `memory_allocated` falls by a model's bytes once the model is dropped,
+    and that other processes can use the blocks after `empty_cache`. The tests use a fake allocator.
     """
 
     def __init__(self, device: str, allocator: CudaAllocator = torch.cuda) -> None:

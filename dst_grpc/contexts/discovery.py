@@ -45,15 +45,15 @@ def open_set(
     files: Mapping[int, Path] | None = None,
     names: Collection[str] | None = None,
 ) -> AutoencoderEntry:
-    """The one autoencoder set of *model* in *folder*; with *dst*, that of its sets which reads it. It has no name yet.
+    """The one autoencoder set of *model* in *folder*; with *dst*, the one that reads it. It has no name yet.
 
     Args:
-        folder: where it lies.
+        folder: its folder.
         model: the model that it is for.
-        dst: what it reads; None = as its files say. Files that do not say are taken to read it.
-        layers: the layers to take, of those that are there; None = all.
-        files: its weights below *folder*, by the layer that their names say; None = whatever lies there.
-        names: the files below *folder* that are its own, by name; None = all.
+        dst: the derived scalar that it reads; None = as its files say. Files that do not say are assumed to read it.
+        layers: the layers to take, of those that exist; None = all.
+        files: its weights below *folder*, by the layer in their names; None = all weights there.
+        names: the names of its files below *folder*; None = all.
 
     Raises:
         DataLoss: if a file is corrupt, does not fit the model, or the folder holds several sets, or none.
@@ -77,7 +77,8 @@ def open_sets(
     files: Mapping[int, Path] | None = None,
     names: Collection[str] | None = None,
 ) -> tuple[AutoencoderEntry, ...]:
-    """Every autoencoder set of *model* in *folder*, one for each derived scalar that its files read. None has a name.
+    """Every autoencoder set of *model* in *folder*, one for each derived scalar that its files read. They have no
+    names.
 
     The arguments are those of `open_set`.
 
@@ -136,7 +137,7 @@ def _entry(
 
 
 def set_folders(folder: Path, *, besides: Collection[str]) -> list[Path]:
-    """The folders in *folder* that hold a set each, in order; those called as one of *besides* are left out."""
+    """The folders in *folder* that hold a set each, in order, without those in *besides*."""
     if not folder.is_dir():
         return []
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -162,7 +163,7 @@ def sets_in(folder: Path, model: ModelEntry, registered: Registered) -> list[Aut
 
 
 def _number_of(path: Path) -> int | None:
-    """The layer that the name of weights is, if it is a number."""
+    """The layer in the name of weights, if that is a number."""
     return int(path.stem) if path.stem.isdecimal() else None
 
 
@@ -173,13 +174,13 @@ def _below(path: Path, folder: Path) -> str:
 def _layer_of(
     file: AutoencoderFile, dst: DerivedScalarType, model: ModelEntry, number: int | None = None
 ) -> int | None:
-    """The layer of a set's file: as the file says, else *number*, else as its path does.
+    """The layer of a set's file: the one in the file, else *number*, else the one in its path.
 
-    Where a file says it by the name of a hook, that may be another number than the layer's: what enters layer 1 is what
-    leaves layer 0.
+    A file that names a hook point may have another number than its layer: the residual that enters layer 1 is the one
+    that leaves layer 0.
 
     Raises:
-        DataLoss: if it does not fit, or is a native file that says otherwise.
+        DataLoss: if it does not fit, or contradicts a native file.
     """
     path, header, layer = file.path, file.header, file.header.layer_index
     named = layer_in_path(path) if number is None else number
@@ -194,7 +195,7 @@ def _layer_of(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """What a set's own config says; empty if there is none, or it is a stranger's, such as that of a training run."""
+    """The config of a set; empty if there is none, or if it is a file of another program, such as a training run's."""
     if not path.is_file():
         return {}
     try:
@@ -205,7 +206,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _is_a_set_s(config: dict[str, Any]) -> bool:
-    """Whether a config names what a set reads, or has the figures of a layer."""
+    """Whether a config names the input of a set, or has the figures of a layer."""
     layers = config.get("layers")
     rows = layers.values() if isinstance(layers, dict) else ()
     return "dst" in config or any(isinstance(row, dict) and _FIGURES & row.keys() for row in rows)
@@ -214,9 +215,10 @@ def _is_a_set_s(config: dict[str, Any]) -> bool:
 def _dst_of(
     folder: Path, config: dict[str, Any], header: AutoencoderHeader, dst: DerivedScalarType | None
 ) -> DerivedScalarType:
-    """What a set's file reads: as the set's config says, else the file, else *dst*, else the name of the folder.
+    """The input of a set's file: the one in the set's config, else in the file, else *dst*, else the name of the
+    folder.
 
-    Where a file names a derived scalar that is as good as *dst*, it is *dst*.
+    If a file names a derived scalar that is equivalent to *dst*, it is *dst*.
     """
     said = {name for name in (config.get("dst"), header.dst) if isinstance(name, str)}
     named = {name for name in said if not agree(said, name)}
@@ -254,7 +256,7 @@ def _declared(path: Path, config: dict[str, Any]) -> tuple[LayerCheck, ...]:
 
 
 def declared_by(by_layer: Mapping[int | None, AutoencoderFile]) -> tuple[LayerCheck, ...]:
-    """The figures that the files themselves declare: L0 alone, where they do."""
+    """The figures that the files themselves declare: at most L0."""
     return tuple(
         LayerCheck(layer_index=layer or 0, l0=file.header.declared_l0, fraction_of_variance_unexplained=None)
         for layer, file in by_layer.items()

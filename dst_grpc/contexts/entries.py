@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from dst_grpc.engine.formats.weights import AutoencoderFile
 
 EAGER_DIGEST_BYTES = 1 << 26
-"""Files up to this size are digested when they are registered, larger ones when they are first loaded."""
+"""Files up to this size are digested on registration, larger ones when they are first loaded."""
 _LIVE = "-live"
 _W = TypeVar("_W", bound=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """What the operator says of a model or an autoencoder set beyond its files."""
+    """What the operator's registry says of a model or an autoencoder set."""
 
     source: str = "folder"
     """Where it comes from, for humans."""
@@ -50,39 +50,39 @@ class Registered:
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 that single files must have, by name."""
     is_pinned: bool = False
-    """Whether it stays loaded when others need room."""
+    """Whether it is pinned: not evicted to make room for others."""
     allows_failed_checks: bool = False
-    """Whether it may be served whatever its self-check says."""
+    """Whether it may be served even if its self-check fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry(ABC):
-    """What models and autoencoder sets have in common. The cache tells entries apart by identity."""
+    """Base of models and autoencoder sets. The cache distinguishes entries by identity."""
 
     name: str
     """Registered name."""
     element_type: TensorElementType
-    """What its weights are loaded as."""
+    """Element type of its weights once loaded."""
     device: str
-    """Where they are loaded."""
+    """Device of its weights once loaded."""
     files: FileSet
     """The files that it consists of."""
     registered: Registered = Registered()
-    """What the operator says of it."""
+    """What the registry says of it."""
 
     @property
     @abstractmethod
     def kind(self) -> ContextKind:
-        """What it is."""
+        """Its kind."""
 
     @property
     @abstractmethod
     def parameter_bytes(self) -> int:
-        """Bytes that loading it takes."""
+        """Bytes of its weights."""
 
     @property
     def handle(self) -> str:
-        """Its handle; the empty string while its digest is not known."""
+        """Its handle; the empty string if its digest is not known yet."""
         digest = self.files.known_digest
         return self.handle_of(digest) if digest else ""
 
@@ -93,21 +93,22 @@ class Entry(ABC):
         return str(ref)
 
     def revision_of(self, digest: str) -> str:
-        """What its handle says of its content, given its *digest*."""
+        """The revision in its handle, given its *digest*."""
         return digest[:DIGEST_CHARACTERS] + self.variant
 
     @property
     def variant(self) -> str:
-        """End of its revision, to tell it from another entry of the same files; empty if they are loaded whole."""
+        """Suffix of its revision, which distinguishes it from another entry of the same files; empty if they are loaded
+        whole."""
         return ""
 
     def check_answers_to(self, ref: str, resource_type: str, reason: Reason) -> None:
-        """Raise NotFound, of *resource_type* and for *reason*, unless the name or handle *ref* means this entry."""
+        """Raise NotFound, with *resource_type* and *reason*, unless the name or handle *ref* means this entry."""
         if not self.answers_to(ContextRef.parse(ref)):
             raise NotFound.unknown(resource_type, ref, [self.handle or self.name], reason=reason)
 
     def answers_to(self, ref: ContextRef) -> bool:
-        """Whether *ref* means this entry, as far as is known: a revision is checked once the digest is known."""
+        """Whether *ref* means this entry; its revision is only checked if the digest is known."""
         if ref.name != self.name:
             return False
         if not ref.is_handle:
@@ -148,7 +149,7 @@ class Entry(ABC):
 
 
 class _LazyTokenizer:
-    """Reads a tokenizer when it is first needed, on whichever thread needs it."""
+    """Reads a tokenizer when it is first needed, on the thread that needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,7 +191,7 @@ class ModelEntry(Entry):
 
     @property
     def architecture(self) -> Architecture:
-        """How its parts hang together."""
+        """Its architecture."""
         return self.checkpoint.config.architecture
 
     @property
@@ -199,11 +200,11 @@ class ModelEntry(Entry):
         return self._tokenizer.is_quick
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, read once; raises DataLoss if it is unreadable or knows more tokens than the model."""
+        """Its tokenizer, read once; raises DataLoss if it is unreadable or has more tokens than the model."""
         return self._tokenizer.get(self.checkpoint)
 
     def info(self, *, default_model: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
-        """What the catalogue says while it is not loaded."""
+        """Its catalogue entry while it is not loaded."""
         return ModelInfo(
             name=self.name,
             handle=self.handle,
@@ -230,13 +231,13 @@ class AutoencoderEntry(Entry):
     model: ModelEntry
     """The model that it belongs to."""
     dst: DerivedScalarType
-    """What it reads."""
+    """The derived scalar that it reads."""
     by_layer: Mapping[int | None, AutoencoderFile]
-    """Its autoencoders by layer, in order; the layer is None for what exists once per model."""
+    """Its autoencoders by layer, in order; the layer is None for one that exists once per model."""
     declared: tuple[LayerCheck, ...] = ()
-    """The figures that came with it."""
+    """The declared figures."""
     is_named_by_path: bool = False
-    """Whether a client named its files, rather than the operator."""
+    """Whether a client named its files by path."""
 
     @property
     def kind(self) -> ContextKind:
@@ -250,12 +251,12 @@ class AutoencoderEntry(Entry):
 
     @property
     def headers(self) -> list[AutoencoderHeader]:
-        """What the files of its layers say, in order; all have equally many latents."""
+        """The headers of its layers' files, in order; all have equally many latents."""
         return [file.header for file in self.by_layer.values()]
 
     @property
     def input(self) -> AutoencoderInput:
-        """The row of facts of what it reads."""
+        """The row of facts of its input."""
         return AUTOENCODER_INPUTS[self.dst]
 
     @property
@@ -275,33 +276,33 @@ class AutoencoderEntry(Entry):
 
     @property
     def has_write_scale(self) -> bool:
-        """Whether what a latent writes depends on its token's input, besides on the latent."""
+        """Whether a latent's write depends on its token's input too."""
         return any(reading.normalization.scales for header in self.headers for reading in header.readings)
 
     @property
     def reads_rows_of_encoder(self) -> bool:
-        """Whether what an active latent reads is its row of the encoder, at every layer."""
+        """Whether the read direction of an active latent is its row of the encoder, at every layer."""
         return all(header.reads_rows_of_encoder for header in self.headers)
 
     @property
     def spliceable(self) -> bool:
-        """Whether it can be put into a run: it reads a tap that allows it, and reconstructs what it reads."""
+        """Whether it can be spliced into a run: its input is a spliceable tap, and it reconstructs its input."""
         return self.input.is_spliceable and all(header.output is None for header in self.headers)
 
     @property
     def load_facts(self) -> tuple[object, ...]:
-        """As for every entry; the model counts too, as one that changed has its sets checked against it anew."""
+        """As for every entry, with those of the model, as the sets of a changed model must be checked again."""
         dropped = tuple(header.n_dropped for header in self.headers)
-        # The short form of super() would mean the class before dataclass gave it slots.
+        # super() without arguments would refer to the class before dataclass gave it slots.
         return (*super(AutoencoderEntry, self).load_facts, id(self.model), self.dst, dropped)
 
     @property
     def variant(self) -> str:
-        """Whether latents are left out. A set that has none to lose is the full set, and keeps its handle."""
+        """The suffix -live if latents are left out. A set without dead latents is the full set, with its handle."""
         return _LIVE if any(header.n_dropped for header in self.headers) else ""
 
     def info(self) -> AutoencoderInfo:
-        """What the catalogue says while it is not loaded."""
+        """Its catalogue entry while it is not loaded."""
         headers = self.headers
         readings = [reading for header in headers for reading in header.readings]
         return AutoencoderInfo(

@@ -1,4 +1,4 @@
-"""Expiry: unload contexts that have been idle for longer than a time to live."""
+"""Expiry: unloads contexts that have been idle for longer than a time to live."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Expiry:
-    """Unloads contexts that have been idle for the time to live. One task at most, asleep until the next is due."""
+    """Unloads contexts that have been idle for the time to live, with at most one task, which sleeps until the next is
+    due."""
 
     def __init__(
         self,
@@ -23,13 +24,13 @@ class Expiry:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """Nothing runs before `look`.
+        """Start no task before `look`.
 
         Args:
             ttl_seconds: how long a context may be idle; None = for ever.
-            idle: what may be unloaded.
-            unload: begins to unload one, which is idle no more.
-            clock: seconds, from any beginning.
+            idle: the contexts that may be unloaded.
+            unload: begins to unload one.
+            clock: a monotonic clock, in seconds.
             sleep: waits for a number of seconds.
         """
         self._ttl_seconds = ttl_seconds
@@ -38,12 +39,12 @@ class Expiry:
         self._task: asyncio.Task[None] | None = None
 
     def look(self) -> None:
-        """A context became idle."""
+        """Called when a context becomes idle."""
         if self._ttl_seconds is not None and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._run(self._ttl_seconds))
 
     async def _run(self, ttl_seconds: float) -> None:
-        """Unload each when its time comes, until nothing is idle."""
+        """Unload each context when it is due, until none is idle."""
         while idle := list(self._idle()):
             now = self._clock()
             for record in idle:
@@ -54,7 +55,7 @@ class Expiry:
                 await self._sleep(min(left))
 
     async def close(self) -> None:
-        """Unload nothing any more."""
+        """Stop unloading."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -1,6 +1,6 @@
-"""What cannot be offered, and why: a model or an autoencoder set whose files are not there, or not as they should be.
+"""Models and autoencoder sets that cannot be served, because their files are missing or invalid.
 
-One that fails keeps nothing else from being offered. It stays known by name, so that whoever asks for it is told.
+One that fails does not affect the others. It stays known by name, so that requests for it get the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedEntry:
-    """A model or an autoencoder set that cannot be offered."""
+    """A model or an autoencoder set that cannot be served."""
 
     name: str
     """Name that it is registered under, or would be."""
@@ -33,7 +33,7 @@ class FailedEntry:
     source: str
     """Where it comes from, for humans."""
     error: DstError
-    """What is wrong; a file is named by its path below the folder of the model or the set."""
+    """The reason; a file is named by its path below the folder of the model or the set."""
 
     @property
     def kind(self) -> ContextKind:
@@ -41,7 +41,7 @@ class FailedEntry:
         return ContextKind.MODEL if self.name == self.model else ContextKind.AUTOENCODER
 
     def told(self) -> DstError:
-        """The error for whoever asks for it."""
+        """The error of requests for it."""
         if isinstance(self.error, Internal):
             return Internal(self.error.message, error_id=self.error.error_id, metadata=self.error.metadata)
         reason = self.error.reason if isinstance(self.error, DataLoss) else DataLoss.default_reason
@@ -49,7 +49,7 @@ class FailedEntry:
         return DataLoss(message, reason=reason, metadata={**self.error.metadata, "context": self.name})
 
     def __str__(self) -> str:
-        """One line: which it is, and what is wrong."""
+        """One line: its name and the reason."""
         return f"{self.name}: {self.error.message}"
 
 
@@ -58,20 +58,20 @@ class Attempt:
     """One attempt at opening a model or a set."""
 
     root: Path | None = None
-    """The folder that it lies in, for names of files; None as long as it is not known."""
+    """Its folder, for names of files; None as long as it is not known."""
 
 
 class Attempts:
     """Attempts at opening models and sets: each that fails is noted, and the next goes on."""
 
     def __init__(self) -> None:
-        """None has failed yet."""
+        """Start without failures."""
         self.failed: list[FailedEntry] = []
         """Those that failed, in order."""
 
     @contextmanager
     def at(self, name: str, model: str, source: str) -> Iterator[Attempt]:
-        """Attempt what is called *name*, of the *model* of that name; whatever is raised in the block is noted."""
+        """An attempt to open *name*, of the *model* of that name; errors raised in the block are noted."""
         attempt = Attempt()
         try:
             yield attempt
@@ -81,7 +81,7 @@ class Attempts:
 
 
 def _problem(error: Exception, name: str, root: Path | None) -> DstError:
-    """What *error* says is wrong with *name*; one that is not ours is a fault of the server, and logged."""
+    """The DstError to report for *name*; any other error is a bug of the server, and logged."""
     match error:
         case CorruptFile():
             return error if root is None else error.below(root)

@@ -25,12 +25,12 @@ _RETRY_SECONDS = 1.0
 
 
 def closing() -> Unavailable:
-    """The cache is closing, so nothing is loaded any more."""
+    """The cache is closing, and loads nothing more."""
     return Unavailable("the server is shutting down", reason=Reason.DRAINING, retry_after_seconds=_RETRY_SECONDS)
 
 
 def still_held(entry: Entry, waited_seconds: float) -> Unavailable:
-    """An unloaded context is not free yet: somebody keeps a reference outside a lease."""
+    """The memory of an unloaded context is not free: it is still referenced outside a lease."""
     return Unavailable(
         f"something still holds on to {entry.name!r}, so its memory is not free yet",
         reason=Reason.CONTEXT_IN_USE,
@@ -76,7 +76,7 @@ def not_loaded(ref: str) -> NotFound:
 
 
 def translated(entry: Entry, error: Exception) -> DstError:
-    """*error* of a load as one for its waiters; the text of an error that is not a DstError stays in the log."""
+    """*error* of a load as the error of its waiters; the text of an error that is not a DstError stays in the log."""
     if isinstance(error, DstError):
         return error
     failure: DstError
@@ -98,10 +98,10 @@ def translated(entry: Entry, error: Exception) -> DstError:
 
 
 def without_frames(error: DstError) -> DstError:
-    """*error* without its traceback and its causes': the variables of their frames hold the tensors loaded so far."""
+    """*error* without its traceback and those of its causes, whose frames refer to the tensors loaded so far."""
     link: BaseException | None = error
     while link is not None:
-        # Cleared as well as dropped, since whoever logged the error may keep the traceback.
+        # Cleared as well as dropped, since a logger may keep the traceback.
         traceback.clear_frames(link.__traceback__)
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
@@ -109,7 +109,7 @@ def without_frames(error: DstError) -> DstError:
 
 
 def copied(error: DstError) -> DstError:
-    """A copy of *error* for one waiter: raising the original would attach the waiter's frames to it for good."""
+    """A copy of *error* for one waiter: raising the original would attach the waiter's frames to it."""
     copy = type(error).__new__(type(error))
     copy.__dict__.update(error.__dict__)
     copy.args = error.args

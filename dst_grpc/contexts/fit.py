@@ -1,6 +1,6 @@
-"""Whether an autoencoder fits its model, the derived scalar that it reads, and its layer.
+"""Checks whether an autoencoder fits its model, its input and its layer.
 
-Each function returns why it does not fit, or an empty text; the caller puts the file or the field before it.
+Each function returns why it does not fit, or an empty string; the caller puts the file or the field before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def agree(names: set[str], name: str) -> bool:
-    """Whether all *names* of derived scalars may stand for *name*: equal to it, or read alike."""
+    """Whether all *names* of derived scalars are *name* or equivalent to it as an input."""
     return names == {name} or any(
         names <= {row.type, row.same_as} for row in AUTOENCODER_INPUTS.values() if row.same_as is not None
     )
@@ -36,7 +36,7 @@ def layer_problem(layer: int | None, dst: DerivedScalarType, model: ModelEntry) 
 def _architecture_problem(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry) -> str:
     architecture, tap = model.checkpoint.config.architecture, FACTS[dst].tap
     reason = None if tap is None else architecture.why_without(tap)
-    # A transcoder reads what the MLP does, which every model has, whatever it is called.
+    # A transcoder reads the input of the MLP, which every model has, whatever its name.
     if reason is not None and header.output is None:
         return f"reads {dst}, which {model.name!r} does not have: {reason}"
     if header.is_before_post_norm and architecture.post_norms:

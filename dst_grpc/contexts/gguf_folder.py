@@ -1,8 +1,8 @@
 """From a GGUF file of the Llama architecture to a folder as Hugging Face writes it. Needs the package `gguf`.
 
-What GGUF changes of a checkpoint is undone: names, quantisation, and the order of the query and key rows. Rotary
-embeddings turn pairs of channels; GGUF stores the two channels of a pair side by side (x0 y0 x1 y1 ...), Hugging Face
-stores all first ones and then all second ones (x0 x1 ... y0 y1 ...).
+Undoes GGUF's changes to a checkpoint: names, quantisation, and the order of the query and key rows. Rotary embeddings
+rotate pairs of channels; GGUF stores the two channels of a pair side by side (x0 y0 x1 y1 ...), Hugging Face all first
+ones and then all second ones (x0 x1 ... y0 y1 ...).
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ _READ: Final = _WIDTHS | {
     "rope.scaling.type",
     "vocab_size",
 }
-"""Facts of a Llama that are read, without their prefix; another one might change what is computed."""
+"""Metadata keys of a Llama that are read, without their prefix; any other might change what is computed."""
 
 
 class GgufFacts:
-    """What the metadata of a GGUF file says of a Llama."""
+    """The metadata of a GGUF file of a Llama."""
 
     def __init__(self, source: Path, facts: dict[str, Any]) -> None:
-        """*facts* by their names in *source*.
+        """Take *facts*, by their names in *source*.
 
         Raises:
-            DataLoss: for another architecture, a part of a model, or a fact that nobody here has a meaning for.
+            DataLoss: for another architecture, a split model, or an unknown fact.
         """
         self.source, self.facts = source, facts
         architecture = facts.get("general.architecture")
@@ -95,7 +95,7 @@ class GgufFacts:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number of the architecture, without the digits beyond the seventh, which mean nothing in GGUF's float32."""
+        """A number of the architecture, rounded to seven digits, the precision of GGUF's float32."""
         value = self.facts.get(f"llama.{name}", default)
         if not isinstance(value, float | int):
             raise self.refusal(f"llama.{name}", f"must be a number, not {value!r}")
@@ -109,7 +109,7 @@ class GgufFacts:
         return value
 
     def config(self) -> dict[str, Any]:
-        """What `config.json` says of it."""
+        """The `config.json` of the model."""
         n_heads, d_model = self.size("attention.head_count"), self.size("embedding_length")
         d_head = self.size("attention.key_length", d_model // n_heads)
         for name in sorted(_WIDTHS):
@@ -153,7 +153,7 @@ class GgufFacts:
             raise self.refusal("tokenizer.ggml", f"is not sound: {error}") from error
 
     def check_tokens(self, path: Path) -> None:
-        """Raise DataLoss unless the tokenizer at *path* calls every token that it has as the file does."""
+        """Raise DataLoss unless every token of the tokenizer at *path* has the text that the file gives it."""
         tokenizer = open_library(path, path.read_bytes())
         for i, token in enumerate(self.values("tokens")):
             found = tokenizer.id_to_token(i)
@@ -166,19 +166,20 @@ class GgufFacts:
 def convert_gguf(source: Path, folder: Path, tokenizer: Path | None = None) -> Checkpoint:
     """Write the model in *source* to *folder*: config.json, model.safetensors in float32, tokenizer.json.
 
-    The folder appears at once, when all is written; until then all weights are in memory.
+    The folder is created at the end, complete; until then all weights are in memory.
 
     Args:
         source: the GGUF file.
-        folder: where to write; must not exist.
-        tokenizer: the `tokenizer.json` of the model that *source* was made of; None = made of what *source* says.
+        folder: the folder to write; must not exist.
+        tokenizer: the `tokenizer.json` of the model that *source* was made from; None = made from the metadata of
+        *source*.
 
     Returns:
-        What was written, opened as the server opens it.
+        The written checkpoint, opened as the server opens it.
 
     Raises:
-        InvalidRequest: if *folder* exists, or lies in no folder.
-        DataLoss: if *source* is corrupt, or its architecture, its tokenizer or a tensor is one that this does not know.
+        InvalidRequest: if *folder* exists, or its parent does not.
+        DataLoss: if *source* is corrupt, or its architecture, its tokenizer or a tensor is not supported.
     """
     if folder.exists():
         raise InvalidRequest.of("OUT", f"{folder} exists already")
@@ -189,7 +190,7 @@ def convert_gguf(source: Path, folder: Path, tokenizer: Path | None = None) -> C
         facts = GgufFacts(source, {name: field.contents() for name, field in reader.fields.items()})
     except CorruptFile:
         raise
-    except Exception as error:  # the library raises whatever its reading of a wrong byte leads to
+    except Exception as error:  # the library raises all kinds of errors for corrupt files
         raise corrupt(source, f"is no sound GGUF file: {error}") from error
     config = facts.config()
     if tokenizer is None:
@@ -208,13 +209,13 @@ def convert_gguf(source: Path, folder: Path, tokenizer: Path | None = None) -> C
         (written / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (written / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         save_file(weights, written / "model.safetensors", metadata={"format": "pt"})
-        open_checkpoint(written)  # raises for what the file lacks, before anything gets its name
+        open_checkpoint(written)  # raises if the file is incomplete, before the folder gets its name
         written.rename(folder)
     return open_checkpoint(folder)
 
 
 def hugging_face_name(source: Path, name: str) -> str:
-    """The checkpoint's name of the tensor *name* in *source*; raises DataLoss for one that no Llama has."""
+    """The checkpoint's name of the tensor *name* in *source*; raises DataLoss for one that is not a Llama's."""
     if name in _ONCE:
         return _ONCE[name]
     match = _LAYER_NAME.fullmatch(name)
@@ -224,7 +225,7 @@ def hugging_face_name(source: Path, name: str) -> str:
 
 
 def _byte_level_bpe(tokens: list[str], kinds: list[int], merges: list[str]) -> Tokenizer:
-    """SmolLM's tokenizer, of its *tokens*, what *kinds* each is of, and its *merges*."""
+    """SmolLM's tokenizer, from its *tokens*, the kind of each, and its *merges*."""
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
@@ -238,7 +239,7 @@ def _byte_level_bpe(tokens: list[str], kinds: list[int], merges: list[str]) -> T
 
 
 def _floats(source: Path, tensor: Any) -> Weights:
-    """The values of a tensor of GGUF's reader, no longer quantised."""
+    """The dequantised values of a tensor of GGUF's reader."""
     try:
         return dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     except NotImplementedError as error:

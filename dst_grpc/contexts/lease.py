@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """Contexts that stay loaded while the lease is open. No reference to one may be kept afterwards."""
+    """Contexts that stay loaded while the lease is open. No reference to them may be kept afterwards."""
 
     __slots__ = ("_autoencoders", "_model")
 
@@ -47,7 +47,7 @@ class Lease:
                 raise NotFound.unknown("autoencoder", handle, [leased.handle], reason=Reason.AUTOENCODER_NOT_FOUND)
 
     def end(self) -> None:
-        """Drop all references, so that a variable that still names the lease keeps no memory from being freed."""
+        """Drop all references, so that a remaining reference to the lease does not keep weights in memory."""
         self._model = None
         self._autoencoders.clear()
 

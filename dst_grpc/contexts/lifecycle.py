@@ -5,8 +5,8 @@
                    v   |
                   FAILED
 
-`Lifecycle` owns the records and is the only one that changes them; any other transition raises Internal. It loads and
-frees nothing itself: `transfers` does, and reports here. Not thread-safe: used on the event loop only.
+Only `Lifecycle` changes the records; any other transition raises Internal. It loads and frees nothing itself:
+`transfers` does, and reports here. Not thread-safe: used on the event loop only.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CacheRecord:
-    """What the cache knows of one context. To be read by everybody, and changed by `Lifecycle` alone."""
+    """What the cache knows of one context. Changed only by `Lifecycle`."""
 
     entry: Entry
-    """What it is."""
+    """The model or autoencoder set."""
     last_used: float
-    """When it was last requested or released, on the cache's clock."""
+    """Time of the last request or release, on the cache's clock."""
     state: ContextState = ContextState.NOT_LOADED
     """Its state."""
     context: Context | None = None
@@ -58,32 +58,32 @@ class CacheRecord:
     error: DstError | None = None
     """Why the last load failed; None unless FAILED."""
     pins: int = 0
-    """Those who use it or wait for it."""
+    """Number of requests that use it or wait for it."""
     pinned: bool = False
-    """Whether an operator pinned it: it stays, used or not."""
+    """Whether an operator pinned it: it stays loaded, used or not."""
     withdrawn: bool = False
-    """Whether the registry no longer has it: it is unloaded once nobody uses it."""
+    """Whether the registry no longer has it: it is unloaded once unused."""
     hits: int = 0
-    """Times it was requested while it was loaded."""
+    """Number of requests that found it loaded."""
     bytes_loaded: int = 0
     """Bytes read so far."""
     counted_bytes: int = 0
     """Bytes that count against the budget: from before the load begins until the memory is free again."""
     listeners: set[OnLoadProgress] = field(default_factory=set)
-    """Who wants to be told of its load's progress."""
+    """Callbacks for the progress of its load."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is loaded and nobody uses it."""
+        """Whether it is loaded and unused."""
         return self.state is ContextState.AVAILABLE and not self.pins
 
     @property
     def is_evictable(self) -> bool:
-        """Whether it may be unloaded to make room, or because its time is up."""
+        """Whether it may be unloaded to make room, or because it expired."""
         return self.is_idle and not self.pinned
 
     def progress(self) -> LoadProgress:
-        """How far its load is."""
+        """Progress of its load."""
         return LoadProgress(
             context=self.entry.handle or self.entry.name,
             bytes_done=self.bytes_loaded,
@@ -91,7 +91,7 @@ class CacheRecord:
         )
 
     def status(self, now: float) -> ContextStatus:
-        """What operators see."""
+        """Its status for operators."""
         return ContextStatus(
             handle=self.entry.handle or self.entry.name,
             kind=self.entry.kind,
@@ -108,14 +108,14 @@ class CacheRecord:
 
 
 class Lifecycle:
-    """The records of all contexts that somebody uses, or whose state is not NOT_LOADED."""
+    """The records of all contexts that are in use, or whose state is not NOT_LOADED."""
 
     def __init__(self, clock: Callable[[], float], on_change: Callable[[Entry, ContextStatus], None]) -> None:
         """Start without records.
 
         Args:
-            clock: seconds, from any beginning.
-            on_change: told of each change of a state, and of a pin.
+            clock: a monotonic clock, in seconds.
+            on_change: called on each change of a state or a pin.
         """
         self._clock, self._on_change = clock, on_change
         self._records: dict[Entry, CacheRecord] = {}
@@ -131,7 +131,7 @@ class Lifecycle:
         return self._records.get(entry)
 
     def counted_bytes(self, device: str) -> int:
-        """Bytes of memory that count for the contexts of *device*, together."""
+        """Bytes that count for all contexts of *device* together."""
         return sum(record.counted_bytes for record in self._records.values() if record.entry.device == device)
 
     def is_counted(self, entry: Entry) -> bool:
@@ -140,20 +140,20 @@ class Lifecycle:
         return record is not None and record.counted_bytes > 0 and record.state is not ContextState.UNLOADING
 
     def evictable(self) -> list[CacheRecord]:
-        """What may be unloaded, longest unused first."""
+        """Contexts that may be unloaded, least recently used first."""
         found = [record for record in self._records.values() if record.is_evictable]
         return sorted(found, key=lambda record: record.last_used)
 
     def unloading(self) -> list[CacheRecord]:
-        """What is being unloaded."""
+        """Contexts that are being unloaded."""
         return [record for record in self._records.values() if record.state is ContextState.UNLOADING]
 
     # Who uses it
 
     def pin(self, entry: Entry, *, offered: bool) -> CacheRecord:
-        """Count one more user of *entry*, which is not UNLOADING; *offered* says whether the registry still holds it.
+        """Count one more user of *entry*, which is not UNLOADING; *offered* says whether the registry still has it.
 
-        An entry that the operator wants pinned is, from its first user on.
+        An entry that is pinned in the registry is pinned from its first user on.
         """
         record = self._records.get(entry)
         if record is None:
@@ -168,19 +168,19 @@ class Lifecycle:
         return record
 
     def unpin(self, record: CacheRecord) -> None:
-        """Count one user less; raises Internal if there is none."""
+        """Count one user fewer; raises Internal if there is none."""
         if not record.pins:
             raise Internal(f"{record.entry.name} is let go by somebody who did not use it")
         record.pins -= 1
         record.last_used = self._clock()
 
     def set_pinned(self, record: CacheRecord, *, pinned: bool) -> None:
-        """An operator pins or unpins it."""
+        """Pin or unpin it for an operator."""
         record.pinned = pinned
         self._tell(record)
 
     def withdraw(self, record: CacheRecord) -> None:
-        """The registry no longer has it: it is unpinned, and the record of a failed load is removed."""
+        """Note that the registry no longer has it: it is unpinned, and the record of a failed load is removed."""
         record.withdrawn, record.pinned = True, False
         if record.state is ContextState.FAILED:
             del self._records[record.entry]
@@ -194,11 +194,11 @@ class Lifecycle:
         self._tell(record)
 
     def reserve(self, record: CacheRecord) -> None:
-        """Count its bytes, before the first of them is read."""
+        """Count its bytes, before loading begins."""
         record.counted_bytes = record.entry.parameter_bytes
 
     def note_progress(self, record: CacheRecord, bytes_loaded: int) -> None:
-        """*bytes_loaded* of it are read so far; tells its listeners."""
+        """Note the bytes read so far, and call its listeners."""
         record.bytes_loaded = bytes_loaded
         for listener in tuple(record.listeners):
             listener(record.progress())
@@ -212,9 +212,9 @@ class Lifecycle:
         self._tell(record)
 
     def failed(self, record: CacheRecord, error: DstError) -> None:
-        """LOADING -> FAILED, once nothing is left of it in memory.
+        """LOADING -> FAILED, once none of it is left in memory.
 
-        What is withdrawn, or was named by path, has no record afterwards.
+        A context that is withdrawn, or was named by path, has no record afterwards.
         """
         self._enter(record, ContextState.FAILED)
         record.error = error
@@ -224,7 +224,7 @@ class Lifecycle:
             del self._records[record.entry]
 
     def begin_unload(self, record: CacheRecord) -> None:
-        """AVAILABLE -> UNLOADING; raises Internal if somebody uses it."""
+        """AVAILABLE -> UNLOADING; raises Internal if it is in use."""
         if record.pins:
             raise Internal(f"{record.entry.name} is unloaded while {record.pins} use it")
         self._enter(record, ContextState.UNLOADING)

@@ -1,6 +1,6 @@
 """Loading: from an entry to a context. Blocks, so the cache calls it on a thread.
 
-`FileLoader` reads the files; `Loader` is the protocol, so that tests of the cache need not load anything.
+`FileLoader` reads files; `Loader` is its protocol, which tests of the cache implement without files.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Loader(Protocol):
     """Loads what an entry describes. Called on several threads at once, for different entries."""
 
     def load_model(self, entry: ModelEntry, on_progress: OnProgress) -> ModelContext:
-        """The model; tells *on_progress* the bytes done so far, and lets through what that raises."""
+        """Load a model; calls *on_progress* with the bytes done so far, whose exceptions end the load."""
         ...
 
     def load_autoencoders(
         self, entry: AutoencoderEntry, model: ModelContext, on_progress: OnProgress
     ) -> AutoencoderContext:
-        """The set, checked against its loaded *model*; progress as for a model."""
+        """Load a set and check it against its loaded *model*; progress as for a model."""
         ...
 
 
@@ -51,11 +51,13 @@ class FileLoader:
     """Loads from files."""
 
     def __init__(self, *, allow_failed_checks: bool = False) -> None:
-        """With *allow_failed_checks*, sets are served whatever their self-check says; it is reported all the same."""
+        """With *allow_failed_checks*, sets are served even if their self-check fails; the figures are reported all the
+        same."""
         self._allow_failed_checks = allow_failed_checks
 
     def load_model(self, entry: ModelEntry, on_progress: OnProgress) -> ModelContext:
-        """Read the model; raises DataLoss if its files are corrupt, changed, or not those that are registered."""
+        """Load the model; raises DataLoss if its files are corrupt, have changed, or have another digest than
+        registered."""
         digest = entry.digest()
         tokenizer = entry.tokenizer()
         decoder = entry.checkpoint.load(entry.device, TORCH_TYPES[entry.element_type], on_progress)
@@ -73,7 +75,7 @@ class FileLoader:
     def load_autoencoders(
         self, entry: AutoencoderEntry, model: ModelContext, on_progress: OnProgress
     ) -> AutoencoderContext:
-        """Read the set; raises DataLoss as for a model, or if it fails its self-check."""
+        """Load the set; raises DataLoss as for a model, or if it fails its self-check."""
         try:
             return self._load_autoencoders(entry, model, on_progress)
         finally:
@@ -120,14 +122,14 @@ class FileLoader:
 
 
 class _Samples:
-    """What the autoencoders of a set are measured on, recorded once for all its layers."""
+    """The activations that a set is measured on, recorded once for all its layers."""
 
     def __init__(self, decoder: Decoder, dst: DerivedScalarType, prompts: Sequence[dict[Site, torch.Tensor]]) -> None:
         self._decoder, self._dst, self._prompts = decoder, dst, prompts
 
     @classmethod
     def recorded(cls, entry: AutoencoderEntry, model: ModelContext) -> _Samples | None:
-        """Run the self-check's sentences; None for a set that reads no tap, but what is made of several."""
+        """Run the self-check's sentences; None for a set whose input is not a tap."""
         facts = FACTS[entry.dst]
         if facts.tap is None or Dimension.ATTENDED_TO_SEQUENCE_TOKENS in facts.dimensions:
             return None
@@ -144,7 +146,7 @@ class _Samples:
         return cls(model.decoder, entry.dst, [record(model.decoder, sites, prompt) for prompt in prompts])
 
     def of(self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder) -> self_check.Sample:
-        """What *autoencoder* of *layer* reads, and what it should put out: *output*, or, if that is None, the same."""
+        """The input of *autoencoder* at *layer*, and its target: *output*, or, if that is None, the input."""
         block = None if layer is None else self._decoder.layers[layer]
         architecture = self._decoder.config.architecture
         read = input_site(self._dst, layer, architecture)
@@ -157,7 +159,7 @@ class _Samples:
 
 
 def record(decoder: Decoder, sites: Sequence[Site], tokens: list[int]) -> dict[Site, torch.Tensor]:
-    """The taps at *sites* when the model reads *tokens*, [T, ...]; a write has its bias in it."""
+    """The taps at *sites* for *tokens*, [T, ...]; writes include their biases."""
     taps = Taps(values=sites)
     last = max((layer for _, layer in sites if layer is not None), default=-1)
     decoder.forward(torch.tensor([tokens], device=decoder.device), taps, stop_after_layer=last)

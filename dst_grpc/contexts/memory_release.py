@@ -1,7 +1,7 @@
-"""Memory release: a context is free not once it is deleted, but once the storage of its last tensor is.
+"""Memory release: a context's memory is free once the storages of all its tensors are, not once the context is deleted.
 
 A view, a graph or an array that shares memory with a weight keeps the weight's storage alive after the context is
-deleted. So the storages themselves are watched.
+deleted. So the storages themselves are watched, by weak references.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _OURS = __name__.partition(".")[0]
 
 
 def when_released(context: Context) -> asyncio.Future[None]:
-    """A future that is done once *context* and the memory of all its weights have been freed. Keeps none of it alive.
+    """A future that is done once *context* and the memory of all its weights have been freed. Keeps no reference to
+    them.
 
-    The caller's own references count too: it must let go of them before it waits.
+    The caller must drop its own references before it waits.
     """
     loop = asyncio.get_running_loop()
     released = loop.create_future()
@@ -38,7 +39,7 @@ def when_released(context: Context) -> asyncio.Future[None]:
             released.set_result(None)
 
     def on_any_thread() -> None:
-        # Objects that outlive the loop have nobody left to tell.
+        # The loop may be closed before the objects are freed.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(one_less)
 
@@ -48,7 +49,7 @@ def when_released(context: Context) -> asyncio.Future[None]:
 
 
 def storages_of(context: Context) -> Iterator[torch.UntypedStorage]:
-    """The storages of every tensor in *context*, also of those that were computed from its weights and kept."""
+    """The storages of every tensor in *context*, including cached tensors that were computed from its weights."""
     seen: set[int] = set()
     waiting: list[object] = list(context.parts)
     while waiting:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
 class ModelContext:
-    """A loaded model. Immutable; whoever holds it outside a lease keeps its memory from being freed."""
+    """A loaded model. Immutable; a reference to it outside a lease keeps its memory from being freed."""
 
     handle: str
     """Name, revision, element type and device."""
@@ -26,7 +26,7 @@ class ModelContext:
     digest: str
     """SHA-256 of its files."""
     device: str
-    """Where it lives."""
+    """Device of the weights."""
     element_type: TensorElementType
     """Type of its weights."""
     parameter_bytes: int

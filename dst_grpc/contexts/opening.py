@@ -1,6 +1,6 @@
-"""Opening what is registered: from a spec to an entry. Reads headers, and no weights.
+"""Opens registered models and sets: from a spec to an entry. Reads headers, and no weights.
 
-What cannot be opened is noted, and keeps nothing else from being offered.
+A model or set that cannot be opened is noted as failed, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _E = TypeVar("_E", bound="Entry")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the files of a source are."""
+    """The location of a source's files."""
 
     folder: Path
     """The folder that it names."""
     names: tuple[str, ...] | None = None
-    """The files that are its own, by name below the folder; None = whatever is there."""
+    """The names of its files below the folder; None = all files there."""
     commit: str = ""
-    """The commit that they were pulled at, if they were."""
+    """The commit that they were pulled at; empty if they were not pulled."""
 
     def below(self) -> Iterable[str]:
         """Names of all its files."""
@@ -62,23 +62,23 @@ class Opener:
     """Opens specs."""
 
     device: str
-    """Device of models that do not say: auto, cpu, cuda, cuda:N or mps."""
+    """Default device of models: auto, cpu, cuda, cuda:N or mps."""
     element_type: TensorElementType
-    """Element type of models that do not say."""
+    """Default element type of models."""
     hub: HubCache
-    """What was pulled."""
+    """The cache of pulled files."""
     pull_command: str
-    """The command that pulls a model, but for the model's name."""
+    """The command that pulls a model, without the model's name."""
     omit_dead_latents: bool = False
     """Whether autoencoders are loaded without their dead latents."""
     known: Mapping[str, Entry] = field(default_factory=dict)
-    """Entries of another registry, by name, which are taken over where they stand for the same files, unchanged."""
+    """Entries of another registry, by name, which are reused if their files are the same and unchanged."""
 
     def open(self, spec: ModelSpec, attempts: Attempts) -> list[Entry]:
-        """The model of *spec*, and its sets: those that are registered, and those that lie beside it unregistered.
+        """The model of *spec*, and its sets: registered ones, and those in its `autoencoders` folder.
 
-        What cannot be opened is noted in *attempts* and left out: something that is not where it should be, a device
-        that this machine has not, a file that is corrupt or does not fit, or has another digest than is registered.
+        Those that cannot be opened are noted in *attempts* and left out: a missing source, a device that this machine
+        lacks, a file that is corrupt, does not fit, or has another digest than registered.
         """
         found: list[ModelEntry] = []
         sets: list[AutoencoderEntry] = []
@@ -100,7 +100,8 @@ class Opener:
             raise error.under(field_of(spec.name)) from None
 
     def _place(self, model: ModelSpec, source: Source, key: str, shipped: Path, autoencoders: str = "") -> Place:
-        """Where *source* is; *shipped* is where it is if it is embedded. Raises InvalidRequest if it is not there."""
+        """The location of *source*; *shipped* is that of an embedded one. Raises InvalidRequest if it does not
+        exist."""
         where = f"{field_of(model.name, autoencoders)}.source"
         if isinstance(source, HubSource):
             pulled = self.hub.find(source, key)
@@ -133,8 +134,8 @@ class Opener:
     def _beside(
         self, spec: ModelSpec, place: Place, model: ModelEntry, attempts: Attempts
     ) -> Iterator[AutoencoderEntry]:
-        """The sets beside *model* that are not registered."""
-        if isinstance(spec.source, HubSource):  # whatever else is in the cache was pulled for somebody else
+        """The unregistered sets in the `autoencoders` folder of *model*."""
+        if isinstance(spec.source, HubSource):  # other files in the cache were pulled for other models
             return
         is_embedded = isinstance(spec.source, EmbeddedSource)
         beside = embedded.AUTOENCODERS_FOLDER if is_embedded else place.folder / AUTOENCODERS
@@ -145,7 +146,7 @@ class Opener:
                 yield from map(self._offered, sets_in(folder, model, registered))
 
     def _named(self, spec: ModelSpec, model: ModelEntry | None, attempts: Attempts) -> Iterator[AutoencoderEntry]:
-        """The registered sets of *model*; without it none, but what is not where it should be is noted even so."""
+        """The registered sets of *model*; none if it failed to open, but missing sources are noted even so."""
         for one in spec.autoencoders:
             source = spec.source_of(one)
             with attempts.at(f"{spec.name}/{one.name}", spec.name, str(source)) as attempt:
@@ -175,7 +176,7 @@ class Opener:
         return self._kept(without_dead_latents(entry) if self.omit_dead_latents else entry)
 
     def _kept(self, entry: _E) -> _E:
-        """The equal entry that is known if there is one, so that digest and tokenizer are not read again."""
+        """The equal known entry if there is one, so that digest and tokenizer are not read again."""
         before = self.known.get(entry.name)
         return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
 
@@ -196,7 +197,7 @@ def _registered(spec: ModelSpec | AutoencoderSpec, source: Source, place: Place)
 
 
 def _checked(entry: _E, where: str) -> _E:
-    """*entry*, if its registered digests are of files of it, and are theirs as far as that is quickly known."""
+    """*entry*, after checking that its registered digests are for its files, and match as far as is quickly known."""
     for name in entry.registered.digests:
         if name not in entry.files.names:
             known = ", ".join(entry.files.names)

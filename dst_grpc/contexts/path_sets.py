@@ -1,6 +1,6 @@
 """Autoencoder sets that clients name by path, if the operator allows their files.
 
-Every file is opened once, by `AllowedRoots`, and held open: what is checked here is what is loaded.
+Every file is opened once, by `AllowedRoots`, and held open, so that the file that is checked is the one that is loaded.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ _FIELD = "autoencoder_path_by_layer_index"
 def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRoots) -> AutoencoderEntry:
     """The set that a client's *config* names by path, if its paths are allowed and its files fit *model*.
 
-    Its name, "path/" and 12 hexadecimal digits, stands for these very files: others in their place get another name.
+    Its name, "path/" and 12 hexadecimal digits, identifies these very files: if they are replaced, the name changes.
 
     Raises:
-        NotAllowed, NotFound: for a path that is not allowed, or leads nowhere.
-        InvalidRequest: for a layer that the model lacks, or a file that does not fit it; all of them at once.
-        DataLoss: for a file that is corrupt.
+        NotAllowed, NotFound: for a path that is not allowed, or does not exist. InvalidRequest: for a layer that the
+        model lacks, or a file that does not fit it; all of them at once. DataLoss: for a file that is corrupt.
     """
     if AUTOENCODER_INPUTS[config.dst].width(model.dimensions) is None:
         raise InvalidRequest.of("dst", f"{config.dst} cannot be read by an autoencoder")
@@ -56,7 +55,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
         problem = disagreement(file.header, config.dst, layer) or misfit(file.header, config.dst, model)
         problems.check(not problem, f"{_FIELD}[{i}].path", problem)
         n_latents.add(file.header.n_latents)
-        if not wrong_layer:  # else a request could hold any number of files open
+        if not wrong_layer:  # otherwise a request could hold any number of files open
             by_layer[layer] = file
     problems.check(len(n_latents) <= 1, _FIELD, "the autoencoders must have equally many latents")
     problems.raise_if_any()
@@ -77,7 +76,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
 
 
 def _opened_beside(path: Path, roots: AllowedRoots) -> dict[str, File]:
-    """The files beside the weights at *path* that belong to them; raises NotAllowed unless a client may name them."""
+    """The other files of the weights at *path*; raises NotAllowed unless a client may name them."""
     found = {}
     for name in beside(path.name):
         place = Path(os.path.normpath(path.parent / name))

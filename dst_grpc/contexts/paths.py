@@ -1,9 +1,8 @@
-"""Which paths of a client are allowed: those that lead to regular files below the operator's roots.
+"""Allowed paths of clients: those that lead to regular files below the operator's roots.
 
-What counts is where a path leads once all links are followed. One that leads outside is refused with the same message
-whether or not a file is there, so that nobody can explore the server's disk. What is allowed is a file, not a path: it
-is opened here, once, and whoever reads it later reads through that descriptor. It keeps the name that was given, as
-caches of published files name them by links to blobs that have no names.
+A path is judged after following all links. One that leads outside is refused with the same message whether or not a
+file exists there, so that clients cannot explore the server's disk. The file is opened here, once, and later reads use
+that descriptor. It keeps the given name, as caches of published files name them by links to blobs that have no names.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class AllowedRoots:
     """The folders below which clients may name files."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        """Resolve *roots* once; raises InvalidRequest (field `autoencoder_roots[i]`) for one that is no folder."""
+        """Resolve *roots* once; raises InvalidRequest (field `autoencoder_roots[i]`) for one that is not a folder."""
         for i, root in enumerate(roots):
             if not root.is_dir():
                 raise InvalidRequest.of(f"autoencoder_roots[{i}]", f"{str(root)!r} is not a folder")
@@ -50,15 +49,15 @@ class AllowedRoots:
                 _log.warning("%s holds links to %s: allow that instead", root, root.parent.parent)
 
     def open(self, text: str) -> File:
-        """The file that a client means by *text*, held open; a relative path is looked up below each root in turn.
+        """The file that a client names by *text*, held open; a relative path is looked up below each root in turn.
 
-        Nothing else is opened but folders. The file's path is the one that is meant, normalised, if that lies below a
-        root; else the one that its links lead to.
+        Nothing else is opened except folders. The file's path is the given one, normalised, if that is below a root;
+        else the one that its links lead to.
 
         Raises:
-            NotAllowed: (PATH_NOT_ALLOWED) if it lies outside every root, or is a folder, a FIFO, a socket or a device,
-                or no path at all.
-            NotFound: if it would be allowed, but is not there.
+            NotAllowed: (PATH_NOT_ALLOWED) if it is outside every root, is a folder, a FIFO, a socket or a device, or is
+                not a valid path.
+            NotFound: if it would be allowed, but does not exist.
             DataLoss: if it cannot be opened.
         """
         if not self._roots:
@@ -82,7 +81,7 @@ class AllowedRoots:
         )
 
     def _inside(self, text: str) -> list[tuple[Path, Path, Path]]:
-        """From which root *text* leads where, and below which root that lies; none twice."""
+        """The paths that *text* leads to, from each root, with the root that each is below; none twice."""
         found: dict[Path, tuple[Path, Path]] = {}
         for start in self._roots:
             path = _resolved(start / text)
@@ -92,18 +91,18 @@ class AllowedRoots:
         return [(start, root, path) for path, (start, root) in found.items()]
 
     def _named(self, given: Path, path: Path) -> Path:
-        """*given*, which leads to *path*, without dots and below a root; *path* if that cannot be said."""
+        """*given*, which leads to *path*, without dots and below a root; *path* if there is no such form."""
         plain = Path(os.path.normpath(given))
         for before, root in zip((*self._roots, *self._as_given), self._roots * 2, strict=True):
             if plain.is_relative_to(before):
                 named = root / plain.relative_to(before)
-                # Dots behind a link to a folder mean what lies around the folder that it leads to.
+                # Dots after a link to a folder are relative to the folder that the link leads to.
                 return named if _resolved(named) == path else path
         return path
 
 
 def _no_path(text: str) -> str:
-    """Why *text* can be no path of a file; empty if it can."""
+    """Why *text* cannot be the path of a file; empty if it can."""
     if not text:
         return "a path must not be empty"
     if "\0" in text:
@@ -119,15 +118,15 @@ def _resolved(path: Path) -> Path:
     """*path* with its links followed; one that cannot be followed stays, and `_opened_below` reports it."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # Python before 3.13 raises for links that lead round in a circle
+    except (OSError, RuntimeError):  # Python before 3.13 raises for cycles of links
         return Path(os.path.normpath(path))
 
 
 def _opened_below(text: str, root: Path, path: Path) -> int | None:
-    """Descriptor of the regular file at *path*, following no link between *root* and it; None if there is nothing.
+    """Descriptor of the regular file at *path*, following no link below *root*; None if it does not exist.
 
-    Folder by folder, each looked up in the one before: what a link is put in the place of meanwhile is not followed.
-    Looked up before it is opened, since opening a device may do something to it.
+    Each folder is opened relative to the one before, so that a link created meanwhile is not followed. The file is
+    looked up before it is opened, since opening a device may have side effects.
     """
     *folders, name = path.relative_to(root).parts or (".",)
     descriptors = []
@@ -140,7 +139,7 @@ def _opened_below(text: str, root: Path, path: Path) -> int | None:
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
             raise _refused(text, f"{text!r} is not a regular file but {kind}")
         return _opened(path, name, descriptors[-1])
-    except (FileNotFoundError, NotADirectoryError):  # the latter for a link too, where a folder is wanted
+    except (FileNotFoundError, NotADirectoryError):  # the latter also for a link in place of a folder
         return None
     except OSError as error:
         raise _refused(text, f"{text!r} cannot be opened: {error.strerror}") from None
@@ -154,7 +153,7 @@ def _opened(path: Path, name: str, folder: int) -> int:
         return os.open(name, OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:
         raise
-    except OSError as error:  # such as a file that we may not read, or a link that took its place
+    except OSError as error:  # such as a file without read permission, or a link created meanwhile
         raise corrupt(path, f"cannot be read: {error.strerror}") from None
 
 

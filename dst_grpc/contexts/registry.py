@@ -1,7 +1,7 @@
-"""Registry: which models and autoencoder sets there are, under which names.
+"""Registry: the models and autoencoder sets that may be loaded, by name.
 
-Headers of all that the operator names are read once, when the registry is built, so that a corrupt checkpoint is known
-at the start and not a request later. No weights are read here; only the cache knows what is loaded.
+The headers of all registered files are read once, when the registry is built, so that a corrupt checkpoint is found at
+the start rather than by a request. No weights are read here; only the cache knows what is loaded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _E = TypeVar("_E", bound=Entry)
 
 
 class Registry:
-    """What may be loaded: a snapshot, but for the sets that clients name by path. A reload makes another one."""
+    """The models and sets that may be loaded. Immutable, except for the sets that clients name by path; a reload makes
+    another one."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Registry:
         omit_dead_latents: bool = False,
         failed: Iterable[FailedEntry] = (),
     ) -> None:
-        """Use `build`, unless the entries are at hand already."""
+        """Use `build`, unless the entries exist already."""
         self._failed = {entry.name: entry for entry in sorted(failed, key=lambda entry: entry.name)}
         self._omit_dead_latents = omit_dead_latents
         self._models = {entry.name: entry for entry in sorted(models, key=lambda entry: entry.name)}
@@ -84,22 +85,22 @@ class Registry:
     ) -> Registry:
         """Read the headers of all models and of the autoencoders beside them.
 
-        What cannot be opened is among `failed`, and nothing else suffers from it.
+        Models and sets that cannot be opened are in `failed`; the others are not affected.
 
         Args:
-            models: folder of each model that is nothing but a folder, by name.
+            models: the folders of models without a registry file, by name.
             specs: models of a registry file.
-            hub: what was pulled; None = in the folder that the platform has for caches.
-            pull_command: how to pull a model, but for its name, for messages.
+            hub: the cache of pulled files; None = in the platform's folder for caches.
+            pull_command: the command that pulls a model, without its name, for messages.
             autoencoder_roots: folders below which clients may name autoencoder files.
-            device: auto, cpu, cuda, cuda:N or mps; of models that do not say.
-            element_type: what weights are loaded as, of models that do not say.
+            device: default device of models: auto, cpu, cuda, cuda:N or mps.
+            element_type: default element type of models.
             include_embedded: whether to offer the model that ships with the package, under its own name.
-            default_model: name of the model for requests without one; None = the one that *specs* say, else the
-                embedded one, else the first by name.
+            default_model: name of the model for requests without one; None = the default of *specs*, else the embedded
+                one, else the first by name.
             omit_dead_latents: whether autoencoders are loaded without their dead latents.
-            previous: another registry, whose entries are taken over where they stand for the same files, unchanged, and
-                are loaded in the same way; and with them the sets that clients named by path.
+            previous: another registry, whose entries are reused if their files are the same and unchanged, and they are
+                loaded in the same way; and with them the sets that clients named by path.
 
         Raises:
             InvalidRequest: if a setting is wrong; lists everything.
@@ -138,18 +139,18 @@ class Registry:
         self._sets_by_path.update((entry.name, entry) for entry in known if self.holds(entry.model))
 
     def holds(self, entry: Entry) -> bool:
-        """Whether *entry* is one of this registry's, and not merely of the same name."""
+        """Whether *entry* is one of this registry's, not merely of the same name."""
         with self._lock:
             return entry in {
                 self._models.get(entry.name), self._autoencoders.get(entry.name), self._sets_by_path.get(entry.name)
             }  # fmt: skip
 
     def registered(self) -> dict[str, Entry]:
-        """The entry of every model and set by name, but for the sets that clients named by path."""
+        """The entry of every model and set by name, without the sets that clients named by path."""
         return {**self._models, **self._autoencoders}
 
     def change_from(self, previous: Registry) -> RegistryChange:
-        """What differs from *previous*; sets that clients named by path are left out."""
+        """The difference from *previous*, without sets that clients named by path."""
         before, now = previous.registered(), self.registered()
         return RegistryChange(
             added=tuple(sorted(now.keys() - before.keys())),
@@ -159,15 +160,15 @@ class Registry:
 
     @property
     def failed(self) -> tuple[FailedEntry, ...]:
-        """The models and sets that the operator names, or that lie beside a model, and that cannot be offered."""
+        """The models and sets that are registered, or in a model's `autoencoders` folder, but cannot be served."""
         return tuple(self._failed.values())
 
     def check_served(self, previous: Registry | None = None) -> None:
-        """Raise unless all that is named can be offered; what failed in *previous* as well is left out.
+        """Raise unless all of them can be served; those that failed in *previous* too are ignored.
 
         Raises:
-            InvalidRequest: if what is wrong is the registry; lists everything.
-            DataLoss: if there is anything else; names everything.
+            InvalidRequest: if only the registry is wrong; lists everything.
+            DataLoss: otherwise; lists everything.
         """
         known = set() if previous is None else {one.name for one in previous.failed}
         failed = [one for one in self.failed if one.name not in known]
@@ -184,7 +185,7 @@ class Registry:
         problems.raise_if_any()
 
     def models(self) -> list[ModelInfo]:
-        """Every model, by name; none of them as loaded, which only the cache can tell."""
+        """Every model, by name, described as not loaded: only the cache knows its state."""
         return [self._info(entry) for entry in self._models.values()]
 
     def autoencoders(self, model: str | None = None) -> list[AutoencoderInfo]:
@@ -197,11 +198,11 @@ class Registry:
         return self._info(self.model_entry(ref))
 
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
-        """The set whose files *config* names; afterwards its name can be used like a registered one.
+        """The set whose files *config* names by path; afterwards its name can be used like a registered one.
 
         Raises:
             NotAllowed: for a path outside the allowed roots, or to something other than a regular file.
-            NotFound: for a path that leads nowhere, or an unknown *model*.
+            NotFound: for a path that does not exist, or an unknown *model*.
             InvalidRequest: if layers or files do not fit the model.
             DataLoss: for a corrupt file.
         """
@@ -213,11 +214,11 @@ class Registry:
             if len(self._sets_by_path) > _MAX_SETS_BY_PATH:
                 self._sets_by_path.popitem(last=False)[1].files.let_go()
             self._let_go_of_old_files()
-        entry.digest_if_small()  # once for the same files, however often they are asked for
+        entry.digest_if_small()  # once for the same files, however often they are named
         return entry
 
     def _let_go_of_old_files(self) -> None:
-        """Keep at most `_MAX_HELD_FILES` files open for sets that are planned and not loaded: the newest."""
+        """Keep at most `_MAX_HELD_FILES` files open for sets that are planned but not loaded: those of the newest."""
         n_held = 0
         for i, entry in enumerate(reversed(self._sets_by_path.values())):
             n_held += len(entry.files.names)
@@ -229,7 +230,7 @@ class Registry:
         return self.model_entry(ref).tokenizer()
 
     def model_entry(self, ref: str) -> ModelEntry:
-        """As `model`, with all that loading needs."""
+        """As `model`, but the entry, which has all that loading needs."""
         return self._find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
 
     def autoencoder_entry(self, ref: str, model: str) -> AutoencoderEntry:
@@ -269,12 +270,12 @@ class Registry:
         return entry.info(default_model=entry.name == self.default_model, autoencoders=autoencoders)
 
     def __repr__(self) -> str:
-        """What it knows, by name."""
+        """Its models and sets, by name."""
         return f"Registry({', '.join([*self._models, *self._autoencoders])})"
 
 
 def _default(specs: Sequence[ModelSpec], served: Collection[str]) -> str:
-    """The model of requests that name none, where no setting says: if possible, one of those that are *served*."""
+    """The default model if no setting names one: if possible, one of those that are *served*."""
     said = [spec.name for spec in specs if spec.is_default]
     shipped = [spec.name for spec in specs if isinstance(spec.source, EmbeddedSource)]
     names = sorted(spec.name for spec in specs)
@@ -298,7 +299,7 @@ def _check_settings(
     *,
     include_embedded: bool,
 ) -> None:
-    """Raise InvalidRequest unless the names are valid and distinct, and the other settings are."""
+    """Raise InvalidRequest unless the names are valid and distinct, and the other settings valid."""
     problems = Violations()
     given = set(models)
     for name in models:

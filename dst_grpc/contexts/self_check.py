@@ -1,9 +1,9 @@
-"""The self-check of an autoencoder set: its figures on a few fixed sentences, and whether a weight is transposed.
+"""The self-check of an autoencoder set: its figures on a few fixed sentences.
 
-An autoencoder that is read the wrong way round, at the wrong place or into the wrong model still yields numbers, and
-nothing about them looks wrong. Its figures do: L0, the fraction of variance unexplained, and the mean cosine between
-what a latent reads and what it writes. Where a file can be understood in several ways, the reading with the best
-figures is chosen. The caller supplies the activations; no decoder is used here.
+An autoencoder with transposed weights, at the wrong place or of the wrong model still yields plausible numbers. Its
+figures show the mistake: L0, the fraction of variance unexplained, and the mean cosine between the read and write
+directions of latents. If a file has several interpretations, the one with the best figures is chosen. The caller
+supplies the activations.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SENTENCES = (
     "The dogs near the house are barking at a man with a red hat.",
     "Nobody knew why the train was late, but everybody waited for it.",
 )
-"""The prompts. They never change, or figures of different versions could not be compared."""
+"""The prompts. They never change, so that figures of different versions can be compared."""
 
-# The declared figures come from other text than these sentences, and a few sentences are a small sample. A wrong
-# place or orientation explains nothing, or lights up latents by the hundred; it does not hide in these margins.
+# The declared figures are from other text, and a few sentences are a small sample, so the margins are wide. A wrong
+# place or orientation explains nothing, or activates latents by the hundred, which is far beyond them.
 _FVU_MARGIN = 0.5
 _MAX_FVU = 1.0
 _L0_FACTOR = 5.0
@@ -45,19 +45,19 @@ _COSINES_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What an autoencoder is measured on."""
+    """Activations that an autoencoder is measured on."""
 
     x: torch.Tensor
-    """What it reads, [tokens, n_in]."""
+    """Its input, [tokens, n_in]."""
     target: torch.Tensor | None = None
-    """What a transcoder should put out, [tokens, n_out]; None for what reconstructs its input."""
+    """The target of a transcoder, [tokens, n_out]; None if the input is reconstructed."""
 
 
 def collect(prompts: Sequence[Sample]) -> Sample:
-    """The tokens of all *prompts* but the first of each, unless that is the only one.
+    """The tokens of all *prompts* without the first of each, unless that is the only one.
 
-    The first token's activations are of another magnitude in most models, and many autoencoders never saw them in
-    training: alone they would decide every figure.
+    The first token's activations have another magnitude in most models, and many autoencoders were not trained on them:
+    they would dominate every figure.
     """
     targets = [_counted(sample.target) for sample in prompts if sample.target is not None]
     return Sample(torch.cat([_counted(sample.x) for sample in prompts]), torch.cat(targets) if targets else None)
@@ -69,7 +69,8 @@ def _counted(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(layer: int, autoencoder: Autoencoder, sample: Sample, *, reading: str = "") -> LayerCheck:
-    """Figures on *sample* of the *autoencoder* of *layer*. `dead_latents` is None: a few sentences cannot tell."""
+    """Figures on *sample* of the *autoencoder* of *layer*. `dead_latents` is None: a few sentences are not enough to
+    count."""
     x, target = sample.x, sample.x if sample.target is None else sample.target
     latents = autoencoder.encode(x)
     error = (autoencoder.decode(latents, x) - target).float().square().sum().item()
@@ -86,9 +87,9 @@ def measure(layer: int, autoencoder: Autoencoder, sample: Sample, *, reading: st
 
 @torch.no_grad()
 def orientation(autoencoder: Autoencoder) -> float:
-    """Mean, over latents, of the cosine between what a latent reads and what it writes."""
+    """Mean, over latents, of the cosine between read and write direction."""
     total = 0.0
-    # In slices: a copy of a large encoder would be a second one.
+    # In slices: a copy of a large encoder would take as much memory again.
     for rows, columns in zip(
         autoencoder.encoder.split(_COSINES_AT_ONCE), autoencoder.decoder.split(_COSINES_AT_ONCE, dim=1), strict=True
     ):
@@ -102,9 +103,10 @@ def choose(
     sample_of: Callable[[Autoencoder], Sample],
     declared: LayerCheck | None,
 ) -> tuple[Autoencoder, LayerCheck]:
-    """The one of *candidates* that leaves the least unexplained among those that pass, and its figures.
+    """The one of *candidates* with the smallest fraction of variance unexplained among those that pass, and its
+    figures.
 
-    If none passes it is the first: figures that are all wrong choose nothing.
+    If none passes it is the first.
     """
     measured = [
         (autoencoder, measure(layer, autoencoder, sample_of(autoencoder), reading=reading.name))
@@ -115,7 +117,8 @@ def choose(
 
 
 def compare(name: str, measured: Sequence[LayerCheck], declared: Sequence[LayerCheck]) -> None:
-    """Raise DataLoss (SELF_CHECK_FAILED) if a figure *measured* of the set makes no sense or is not as *declared*."""
+    """Raise DataLoss (SELF_CHECK_FAILED) if a *measured* figure of the set is implausible or differs from the
+    *declared* one."""
     promised = {check.layer_index: check for check in declared}
     for check in measured:
         problem = _problem(check, promised.get(check.layer_index))

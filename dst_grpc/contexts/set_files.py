@@ -1,8 +1,7 @@
-"""Which files below a set's folder are weights of autoencoders, and which are a stranger's and ignored.
+"""Separates the files of autoencoders below a set's folder from files of other programs, which are ignored.
 
-Training leaves optimizers, checkpoints and configs of its own beside what it makes, with the same endings. What belongs
-to an autoencoder is told by the layout of the files around it; for weights that may have any name, by the tensors in
-them.
+Training leaves optimizers, checkpoints and configs beside autoencoders, with the same suffixes. The layout of the files
+around weights determines whether they are an autoencoder's; for weights that may have any name, their tensors do.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetFiles:
-    """The files below a set's folder that end as weights do."""
+    """The files below a set's folder that have a suffix of weights."""
 
     weights: tuple[Path, ...]
-    """Those of autoencoders, in order."""
+    """Weights of autoencoders, in order."""
     ignored: tuple[str, ...]
-    """Names below the folder of the others."""
+    """The other files, by name below the folder."""
 
     @classmethod
     def below(cls, folder: Path, names: Collection[str] | None) -> SetFiles:
-        """Tell apart what lies below *folder*, or, of it, the files *names*.
+        """Separate the files below *folder*, or those of them called *names*.
 
         Raises:
-            DataLoss: for an autoencoder that lacks its config, or that nothing tells the layer of.
+            DataLoss: for an autoencoder without its config, or whose layer is unknown.
         """
         laid_out: list[Path] = []
         numbered: list[Path] = []
@@ -62,7 +61,7 @@ class SetFiles:
                 ignored.append(path)
         native: list[Path] = []
         for path in numbered:
-            # One that cannot be read is damaged, unless all others are laid out differently.
+            # One that cannot be read is damaged, unless all others have another layout.
             is_native = holds_native_tensors(File.at(path))
             (native if is_native or (is_native is None and not laid_out) else ignored).append(path)
         names_ignored = sorted(path.relative_to(folder).as_posix() for path in ignored)
@@ -78,7 +77,7 @@ class SetFiles:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
-    """The regular files below *folder* that end as weights do, in order, with how many folders lie between."""
+    """The regular files below *folder* with a suffix of weights, in order, with the number of folders between."""
     for place, folders, found in os.walk(folder, followlinks=True):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)

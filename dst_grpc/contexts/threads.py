@@ -13,22 +13,24 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Runs work off the event loop, a few pieces at a time.
+    """Runs functions off the event loop, a limited number at a time.
 
-    OpenMP keeps a pool of threads for every thread that ever computed, and several pools slow one another down: left
-    alive, a thread that once loaded would make each pass of the device's thread several times slower.
+    OpenMP keeps a pool of threads for every thread that has computed, and several pools slow one another down: a
+    loading thread that stayed alive would make each pass of the device's thread several times slower.
     """
 
     def __init__(self, name: str, *, at_once: int) -> None:
-        """Call threads *name*; at most *at_once* of them run, and further work waits."""
+        """Name threads *name*; at most *at_once* of them run, and further calls wait."""
         self._name = name
         self._free = asyncio.Semaphore(at_once)
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """What *work* of *arguments* returns, or raises. Cancelled, it goes on alone and its outcome is dropped."""
+        """The result of *work* of *arguments*, or its exception. If the caller is cancelled, *work* goes on and its
+        result is dropped."""
         async with self._free:
             thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-            # In a list of ours: futures that cross threads form cycles, and would keep a result until a collection.
+            # Passed in a list: futures that cross threads form reference cycles, which would keep a result until a
+            # collection.
             results: list[T] = []
             try:
                 await asyncio.get_running_loop().run_in_executor(thread, _append, results, work, *arguments)
@@ -38,5 +40,5 @@ class Threads:
 
 
 def _append(results: list[T], work: Callable[..., T], *arguments: object) -> None:
-    """Append what *work* returns. No closure, whose variables would outlive a cleared frame."""
+    """Append the result of *work*. Not a closure, whose variables would outlive a cleared frame."""
     results.append(work(*arguments))

@@ -1,8 +1,7 @@
 """Transfers: the tasks that load contexts on demand, and unload others to make room.
 
-At most one load or unload of a context is under way, and everybody who needs its result waits for the same task. The
-states are kept by `lifecycle`, and what fits is decided by `budget`. Used on the event loop; what blocks runs on
-threads.
+At most one load or unload of a context is in progress, and all who need its result wait for the same task. `lifecycle`
+keeps the states, and `budget` decides what fits. Used on the event loop; blocking work runs on threads.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Transfers:
-    """Loads and unloads what *lifecycle* has records of."""
+    """Loads and unloads the contexts of *lifecycle*."""
 
     def __init__(
         self,
@@ -52,16 +51,16 @@ class Transfers:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """Nothing is under way yet.
+        """Start without tasks.
 
         Args:
             lifecycle: the records.
-            budget: what fits on which device.
-            loader: reads contexts.
-            is_offered: whether the registry still holds an entry.
+            budget: decides which contexts fit.
+            loader: loads contexts.
+            is_offered: whether the registry still has an entry.
             ttl_seconds: how long a context may be idle before it is unloaded; None = for ever.
-            release_seconds: how long to wait for the memory of an unloaded context that somebody still holds.
-            clock: seconds, from any beginning.
+            release_seconds: how long to wait for the memory of an unloaded context that is still referenced.
+            clock: a monotonic clock, in seconds.
             sleep: waits for a number of seconds.
         """
         self._lifecycle, self._budget, self._loader = lifecycle, budget, loader
@@ -71,13 +70,13 @@ class Transfers:
         self._expiry = Expiry(ttl_seconds, lifecycle.evictable, self.begin_unload, clock=clock, sleep=sleep)
         self._loads: dict[CacheRecord, asyncio.Task[Context | DstError]] = {}
         self._unloads: dict[CacheRecord, asyncio.Task[None]] = {}
-        # One at a time makes room on a device, or two would count on the same bytes. The loads run in parallel.
+        # One load at a time makes room on a device, or two would rely on the same bytes. The loads run in parallel.
         self._making_room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_closing = False
 
     @asynccontextmanager
     async def held(self, entry: Entry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
-        """The context of *entry*, loaded if it is not there, and not unloaded within the block.
+        """The context of *entry*, loaded if necessary, and not unloaded within the block.
 
         Raises:
             DstError: as `ContextCache.lease` does.
@@ -104,7 +103,7 @@ class Transfers:
         return self._unloads[record]
 
     async def release(self, record: CacheRecord) -> None:
-        """Unload *record*, or wait for the unload that is under way; raises Unavailable if it takes too long."""
+        """Unload *record*, or wait for its unload in progress; raises Unavailable if it takes too long."""
         unload = self._unloads.get(record) or self.begin_unload(record)
         try:
             async with asyncio.timeout(self._release_seconds):
@@ -113,7 +112,7 @@ class Transfers:
             raise still_held(record.entry, self._release_seconds) from None
 
     async def close(self) -> None:
-        """Stop loads and unload what is idle."""
+        """Stop loads and unload idle contexts."""
         self._is_closing = True
         await self._expiry.close()
         await asyncio.gather(*self._loads.values())
@@ -121,7 +120,7 @@ class Transfers:
             if record.is_idle:
                 self.begin_unload(record)
         if self._unloads:
-            # Whoever keeps a context beyond its lease is not waited for: there will be no other use for the memory.
+            # References outside leases are not waited for: the memory is not needed any more.
             _, stuck = await asyncio.wait(self._unloads.values(), timeout=_CLOSE_SECONDS)
             for unload in stuck:
                 unload.cancel()
@@ -136,7 +135,7 @@ class Transfers:
         return self._lifecycle.pin(entry, offered=self._is_offered(entry))
 
     async def _context(self, record: CacheRecord, on_progress: OnLoadProgress | None) -> Context:
-        """The context of a pinned *record*: there, or awaited from the load under way, or from one begun now."""
+        """The context of a pinned *record*: as loaded, or from the load in progress, or from one begun now."""
         if record.context is not None:
             return record.context
         load = self._loads.get(record) or self._begin_load(record)
@@ -144,7 +143,7 @@ class Transfers:
             record.listeners.add(on_progress)
             on_progress(record.progress())
         try:
-            # Shielded: one who stops waiting must not stop the load for the others.
+            # Shielded: cancelling one waiter must not stop the load for the others.
             outcome = await asyncio.shield(load)
         finally:
             if on_progress is not None:
@@ -156,12 +155,12 @@ class Transfers:
     def _begin_load(self, record: CacheRecord) -> asyncio.Task[Context | DstError]:
         self._lifecycle.begin_load(record)
         load = self._loads[record] = asyncio.create_task(self._load(record))
-        # Those who wait may all be gone by the time it is there.
+        # All waiters may have been cancelled by the time it is loaded.
         load.add_done_callback(lambda _: self.settle(record))
         return load
 
     async def _load(self, record: CacheRecord) -> Context | DstError:
-        """Load *record*; a failure is returned, not raised, as there may be nobody left to hear it."""
+        """Load *record*; an error is returned, not raised, as there may be no waiter left."""
         try:
             context = await self._read(record)
         except BaseException as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
@@ -172,7 +171,8 @@ class Transfers:
             del self._loads[record]
             self._lifecycle.loaded(record, context)
             return context
-        # Of what was loaded so far nothing is left but cycles and what allocators keep; it counts until those are gone.
+        # Of the tensors loaded so far only reference cycles and allocators' caches may be left; the bytes count until
+        # those are freed.
         if record.counted_bytes:
             await self._threads.run(gc.collect)
             await self._reclaim(record.entry)
@@ -198,11 +198,11 @@ class Transfers:
         return await self._threads.run(self._loader.load_model, cast("ModelEntry", entry), on_progress)
 
     async def _make_room(self, record: CacheRecord) -> None:
-        """Evict what is idle, longest unused first, until the bytes of *record* fit; then count them.
+        """Evict idle contexts, least recently used first, until the bytes of *record* fit; then count them.
 
         Raises:
             Exhausted: (MEMORY_BUDGET_EXCEEDED) if they cannot fit.
-            Unavailable: (CONTEXT_IN_USE) if somebody outside the cache holds on to what was unloaded.
+            Unavailable: (CONTEXT_IN_USE) if an unloaded context is still referenced outside the cache.
         """
         async with self._making_room[record.entry.device]:
             stuck: dict[CacheRecord, Unavailable] = {}
@@ -214,7 +214,7 @@ class Transfers:
             self._lifecycle.reserve(record)
 
     def _next_to_go(self, record: CacheRecord, stuck: dict[CacheRecord, Unavailable]) -> CacheRecord | None:
-        """As `Budget.next_to_go`, but if evicting what is stuck would have been enough, raise why it is stuck."""
+        """As `Budget.next_to_go`, but if evicting stuck contexts would have been enough, raise why they are stuck."""
         try:
             return self._budget.next_to_go(record, stuck)
         except Exception as refusal:
@@ -226,9 +226,10 @@ class Transfers:
         """Drop the context and wait until its memory is free; until then it counts."""
         released = when_released(cast("Context", record.context))
         self._lifecycle.drop(record)
-        await asyncio.sleep(0)  # usually that was the last reference, and the loop hears of it now
+        await asyncio.sleep(0)  # usually that was the last reference, and the loop is notified now
         if not released.done():
-            # A cycle may hold on, such as that of an exception with its frames. Costly, so only then.
+            # A reference cycle may remain, such as that of an exception with its frames. Collecting is costly, so only
+            # then.
             await self._threads.run(gc.collect)
         await released
         await self._reclaim(record.entry)
@@ -239,5 +240,5 @@ class Transfers:
         try:
             await self._threads.run(self._budget.memory(entry.device).reclaim)
         except RuntimeError:
-            # A device in trouble must not leave the context unloading for ever; the next load will say what is wrong.
+            # A device error must not leave the context unloading for ever; the next load will report it.
             _log.exception("memory not reclaimed context=%s", entry.name)

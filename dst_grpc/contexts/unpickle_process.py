@@ -1,9 +1,9 @@
-"""The process that opens a pickle, started by `conversion` as a script of its own: nothing of ours is imported here.
+"""The process that opens a pickle, started by `conversion` as a script: it imports nothing of this package.
 
-A pickle is a program: it names functions, and they are called. This one may name only those below, which rebuild
-tensors, arrays and plain containers and do nothing else. Every other name stands for an inert object, so that nothing
-is called and all such names can be listed; a file that has any is refused. What is left that a forged file can do is
-to ask for memory and time, and of both there is a limit. There is nothing here to reach a network or another file by.
+A pickle is a program: it names functions, which are called. Here it may name only those below, which rebuild tensors,
+arrays and plain containers and do nothing else. Every other name becomes an inert object, so that nothing is called and
+all such names can be listed; a file that has any is refused. A forged file can still use memory and time, and both are
+limited. No function here can reach the network or another file.
 
     python -I unpickle_process.py SOURCE TARGET SIZE SECONDS
 """
@@ -45,7 +45,8 @@ _STORAGES = (
 
 
 class _Inert:
-    """Stands for whatever a pickle must not have; takes all that a pickle may do to an object, and does nothing."""
+    """Replaces anything that a pickle must not name; accepts all that a pickle may do to an object, and does
+    nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -64,7 +65,7 @@ class _Inert:
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as protocol 2 writes them; a codec may be a program too, so that only this one is applied."""
+    """Bytes as protocol 2 writes them; only this codec is allowed."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it encodes text as {encoding}")
     return text.encode("latin1")
@@ -110,7 +111,8 @@ def _load(file: Any, **arguments: Any) -> Any:
 
 
 def _limit(size: int, seconds: float) -> None:
-    """No more memory than the file can need beside what is mapped now, no more time, no larger file, no children."""
+    """Limit memory to what the file can need beyond what is mapped now, time, size of files written, and child
+    processes."""
     limits = {
         resource.RLIMIT_CPU: int(seconds) + 1,
         resource.RLIMIT_FSIZE: 2 * size + (1 << 20),
@@ -127,7 +129,7 @@ def _limit(size: int, seconds: float) -> None:
 
 
 def _check_container(source: str) -> None:
-    """Raise for what torch.load would open by other means than the unpickler: a program, or its format before 0.2."""
+    """Raise for files that torch.load would not open with the unpickler: TorchScript, or the format before 0.2."""
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
@@ -139,7 +141,7 @@ def _check_container(source: str) -> None:
 def _flattened(
     prefix: str, value: Any, tensors: dict[str, torch.Tensor], texts: dict[str, str], *, depth: int = 0
 ) -> None:
-    """Sort what was unpickled into tensors and texts; a mapping that holds tensors becomes names with dots."""
+    """Sort the unpickled values into tensors and texts; a mapping that holds tensors becomes names with dots."""
     if depth > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject and value.dtype.kind in "fiub":
@@ -165,7 +167,7 @@ def _holds_tensors(value: Any, depth: int) -> bool:
 
 
 def _check_count(value: Any) -> None:
-    """Raise unless *value* has a sensible number of parts: shared ones count as often as they would be written."""
+    """Raise unless *value* has a reasonable number of elements; shared ones count as often as they would be written."""
     left, waiting = _MAX_VALUES, [value]
     while waiting:
         one = waiting.pop()

@@ -1,4 +1,4 @@
-"""Watches: streams of the changes of contexts, each with the changes that its watcher has not seen yet."""
+"""Watches: streams of changes of contexts, with a mailbox of unseen changes for each watcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Mailbox:
-    """What a watcher has not seen yet: the newest status of each context, however slow the watcher is."""
+    """The unseen changes of one watcher: the latest status of each context, however slow the watcher is."""
 
     def __init__(self) -> None:
         """Start empty and open."""
@@ -23,18 +23,18 @@ class Mailbox:
         self._closed = False
 
     def put(self, entry: Entry, status: ContextStatus) -> None:
-        """Leave the newest status of the context *entry*."""
+        """Put the latest status of the context *entry*."""
         self._newest.pop(entry, None)
         self._newest[entry] = status
         self._changed.set()
 
     def close(self) -> None:
-        """End `take` once everything is taken."""
+        """End `take` once everything has been taken."""
         self._closed = True
         self._changed.set()
 
     async def take(self) -> AsyncGenerator[ContextStatus, None]:
-        """Every status that is put, or the newest of each context; until it is closed."""
+        """Every status that is put, or the latest of each context, until it is closed."""
         while True:
             while self._newest:
                 yield self._newest.pop(next(iter(self._newest)))

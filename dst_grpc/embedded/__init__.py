@@ -1,5 +1,5 @@
-"""Where the embedded default lies: the small model and its autoencoders that ship inside the package. It holds paths
-only; loading is the engine's job, and `MODEL_CARD.md` beside this file says how everything here was made."""
+"""Paths of the embedded default: the small model and its autoencoders that ship inside the package. `MODEL_CARD.md`
+beside this file says how they were made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Where models and autoencoder sets come from: the registry file, the hub, and the cache folder of what was pulled.
+"""Sources of models and autoencoder sets: the registry file, the hub, and the cache folder of pulled files.
 
-Knows names, folders and files, and nothing of what is in the files; opening them is `contexts`. Without torch, so that
-`dst-grpc pull` starts at once.
+Handles names, folders and files; `contexts` opens the files. Without torch, so that `dst-grpc pull` starts quickly.
 """
 
 from __future__ import annotations

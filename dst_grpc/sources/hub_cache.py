@@ -1,10 +1,10 @@
-"""The cache folder of what was pulled from the hub, and the lock in it that says what is whole.
+"""The cache folder of files pulled from the hub, and its lock files, which list what is complete.
 
     FOLDER/ORG--NAME/lock.json       which commit a revision was, which files are there, which selections are whole
     FOLDER/ORG--NAME/COMMIT/...      the files, as they lie in the repository
 
-Reads the lock and the sizes of files; fetching is `pull`. A file is in the lock only once its content was checked, and
-a selection only once all its files are.
+Reads locks and the sizes of files; `pull` fetches. A file is in the lock only once its content was checked, and a
+selection only once all its files are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCK = "lock.json"
 
 
 def default_folder() -> Path:
-    """Where this platform wants caches to be."""
+    """The platform's folder for caches."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -54,30 +54,30 @@ class PulledFile:
 
 @dataclass(slots=True, kw_only=True)
 class Commit:
-    """What is there of one commit."""
+    """The pulled files of one commit."""
 
     files: dict[str, PulledFile] = field(default_factory=dict)
     """The files, by name in the repository."""
     selections: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The files of each selection that is whole, by its key."""
+    """The files of each complete selection, by its key."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Lock:
-    """What is there of one repository."""
+    """The pulled files of one repository."""
 
     revisions: dict[str, str] = field(default_factory=dict)
-    """The commit that a tag or branch was when it was last pulled."""
+    """The commit of each tag or branch when it was last pulled."""
     commits: dict[str, Commit] = field(default_factory=dict)
-    """What is there of each commit."""
+    """The pulled files of each commit."""
 
     def commit_of(self, source: HubSource) -> str | None:
-        """The commit that *source* means here; None if its revision was never pulled."""
+        """The commit of *source* when it was pulled; None if its revision never was."""
         return source.revision if source.is_pinned else self.revisions.get(source.revision)
 
     @classmethod
     def read(cls, path: Path) -> Lock:
-        """The lock at *path*, empty if there is none; raises DataLoss if it is not sound."""
+        """The lock at *path*, empty if there is none; raises DataLoss if it is invalid."""
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -94,7 +94,7 @@ class Lock:
             raise corrupt(path, "is no sound lock: remove it, and pull again") from error
 
     def write(self, path: Path) -> None:
-        """Put the lock at *path*, whole or not at all."""
+        """Write the lock to *path*, atomically."""
         content = {
             "revisions": dict(sorted(self.revisions.items())),
             "commits": {
@@ -125,7 +125,7 @@ def _commit(facts: Mapping[str, Any]) -> Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """A model or autoencoder set that is whole in the cache."""
+    """A complete model or autoencoder set in the cache."""
 
     folder: Path
     """The folder that its source names, within the commit."""
@@ -136,21 +136,21 @@ class Pulled:
 
 
 class HubCache:
-    """What was pulled, below one folder."""
+    """Pulled files below one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Look below *folder*, which need not exist."""
+        """Use *folder*, which need not exist."""
         self.folder = folder
 
     def repository_folder(self, source: HubSource) -> Path:
-        """Where everything of the repository of *source* is."""
+        """The folder of the repository of *source*."""
         return self.folder / source.repository.replace("/", "--")
 
     def find(self, source: HubSource, key: str) -> Pulled | None:
-        """The selection *key* of *source*; None if it was not pulled, or not all of it.
+        """The selection *key* of *source*; None if it was not pulled completely.
 
         Raises:
-            DataLoss: if the lock is not sound, or a file that it lists is gone or has another size.
+            DataLoss: if the lock is invalid, or a file that it lists is missing or has another size.
         """
         folder = self.repository_folder(source)
         lock = Lock.read(folder / LOCK)
@@ -169,5 +169,5 @@ class HubCache:
         )
 
     def __repr__(self) -> str:
-        """Where it is."""
+        """Its folder."""
         return f"HubCache({self.folder})"

@@ -1,8 +1,8 @@
-"""Pulling: what a registry file names on the hub is fetched into the cache folder, and nothing else.
+"""Pulling: fetches the files that a registry file names on the hub into the cache folder.
 
-A file is fetched next to its place, checked against the digest that the repository gives for it and against those of
-the registry file, and only then moved to its place; a fetch that was interrupted goes on where it stopped. The only
-module that knows `huggingface_hub`, whose rules hold for tokens, proxies and redirects.
+A file is fetched next to its destination, checked against the digests of the repository and of the registry file, and
+only then moved there; an interrupted fetch is resumed. The only module that uses `huggingface_hub`, whose rules apply
+for tokens, proxies and redirects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dst_grpc.sources.specs import AutoencoderSpec, ModelSpec
 
     OnFile = Callable[[str, int, int], None]
-    """Told the name of a file in the repository, the bytes of it that are there, and those that it has."""
+    """Called with the name of a file in the repository, the bytes fetched, and its size."""
 
 _BLOCK_BYTES = 1 << 20
 _RETRY_SECONDS = 10.0
@@ -42,22 +42,22 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullReport:
-    """What was pulled for a model or an autoencoder set."""
+    """The result of pulling a model or an autoencoder set."""
 
     name: str
     """Name of the model, or MODEL/SET."""
     source: HubSource
-    """Where it came from."""
+    """Its source."""
     commit: str
-    """The commit that its revision was."""
+    """The commit of its revision."""
     folder: Path
-    """Where it is now."""
+    """Its folder in the cache."""
     n_files: int
-    """Its files."""
+    """Number of its files."""
     total_bytes: int
-    """Their bytes."""
+    """Bytes of its files."""
     fetched_bytes: int
-    """The bytes that had to be fetched."""
+    """Bytes that were fetched now."""
 
 
 class Puller:
@@ -67,23 +67,24 @@ class Puller:
         """Fetch into *cache*.
 
         Args:
-            cache: where to.
+            cache: the cache folder.
             endpoint: base address of a server that speaks the hub's API; None = as `huggingface_hub` is configured.
-            verify: whether to read again what is there already, rather than to trust its size.
+            verify: whether to check the digests of existing files, rather than only their sizes.
         """
         self._cache, self._verify = cache, verify
         self._api = HfApi(endpoint=endpoint)
         disable_progress_bars()
 
     def pull(self, model: ModelSpec, on_file: OnFile) -> Iterator[PullReport]:
-        """Fetch *model* and its autoencoder sets, those parts that are on the hub; one report for each as it is whole.
+        """Fetch *model* and its autoencoder sets, as far as they are on the hub; yields a report for each once it is
+        complete.
 
         Raises:
-            NotFound: for a repository or revision that is not there, or is hidden from this token.
-            NotAllowed: for one that wants terms to be accepted first.
-            InvalidRequest: for a pattern that fits nothing.
-            DataLoss: if files are missing, or a file has another digest than it should; that file is removed.
-            Unavailable: if the server cannot be reached, or fails; what was fetched so far is kept.
+            NotFound: for a repository or revision that does not exist, or is hidden from this token.
+            NotAllowed: for one whose terms must be accepted first.
+            InvalidRequest: for a pattern without a match.
+            DataLoss: if files are missing, or a file has a wrong digest; that file is removed.
+            Unavailable: if the server cannot be reached, or fails; bytes fetched so far are kept.
         """
         if isinstance(model.source, HubSource):
             yield self._pull(model.source, _Wanted.model(model), on_file)
@@ -127,7 +128,7 @@ class Puller:
         )
 
     def _listing(self, source: HubSource) -> tuple[str, dict[str, RepoFile]]:
-        """The commit that *source* means now, and the files of it, by name in the repository."""
+        """The present commit of *source*, and its files, by name in the repository."""
         with _translated(source, self._api.endpoint):
             commit = self._api.model_info(source.repository, revision=source.revision).sha or ""
         if not is_commit(commit) or (source.is_pinned and commit != source.revision):
@@ -139,7 +140,7 @@ class Puller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What to select of a source."""
+    """A selection of a source's files."""
 
     name: str
     field: str
@@ -170,7 +171,7 @@ class _Wanted:
 
 
 class _Fetch:
-    """Fetches files of one commit, and notes them in the lock's memory."""
+    """Fetches files of one commit, and adds them to the lock in memory."""
 
     def __init__(
         self, api: HfApi, source: HubSource, commit: str, folder: Path, lock: Lock, on_file: OnFile, *, verify: bool
@@ -182,7 +183,8 @@ class _Fetch:
         self.fetched_bytes = 0
 
     def fetch(self, file: RepoFile, registered: str | None) -> Path:
-        """See that *file* is in its place, whole; *registered* is its SHA-256 in the registry file, if that has one."""
+        """Ensure that *file* is complete at its destination; *registered* is its SHA-256 in the registry file, if that
+        has one."""
         place = self._folder / file.path
         if file.path not in self._checked:
             facts = self._there(file, place) or self._fetched(file, place)
@@ -196,7 +198,7 @@ class _Fetch:
         return place
 
     def _there(self, file: RepoFile, place: Path) -> PulledFile | None:
-        """The facts of *file* if it is in its place already, or can be put there from another commit."""
+        """The facts of *file* if it exists already, or can be linked from another commit."""
         facts = self._files.get(file.path)
         if facts is not None and facts.is_at(place) and not (self._verify and _sha256_of(place) != facts.sha256):
             return facts
@@ -213,9 +215,9 @@ class _Fetch:
         return None
 
     def _fetched(self, file: RepoFile, place: Path) -> PulledFile:
-        """Fetch *file* and check it; what is there of it from an earlier attempt is not fetched again."""
+        """Fetch *file* and check it, resuming an earlier attempt."""
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Named after the content, so that what another commit left behind is not gone on with.
+        # Named after the content, so that a partial file of another commit is not resumed.
         identity = file.lfs.sha256 if file.lfs is not None else file.blob_id
         partial = place.with_name(f"{place.name}.{identity[:16]}.part")
         with partial.open("ab") as out:
@@ -230,7 +232,7 @@ class _Fetch:
         return facts
 
     def _get_rest(self, file: RepoFile, out: IO[bytes]) -> None:
-        """Fetch what *out* lacks of *file*, over as many connections as it takes, while each brings something."""
+        """Fetch the rest of *file* that *out* lacks, reconnecting as long as each connection makes progress."""
         while True:
             before = out.tell()
             try:
@@ -257,7 +259,7 @@ class _Fetch:
 
 
 class _Counted:
-    """A file that tells how far it is written. Has what `http_get` calls."""
+    """A file that reports its progress. Has the methods that `http_get` calls."""
 
     def __init__(self, out: IO[bytes], on_bytes: Callable[[int], None]) -> None:
         self._out, self._on_bytes = out, on_bytes
@@ -275,12 +277,12 @@ class _Counted:
 
 
 def _problem(file: RepoFile, path: Path, facts: PulledFile) -> str:
-    """How the content at *path* differs from what the repository says of *file*; empty if it does not."""
+    """How the content at *path* differs from the repository's size and digest of *file*; empty if it does not."""
     if facts.size != file.size:
         return f"has {facts.size} bytes, not {file.size}"
     if file.lfs is not None:
         return "" if facts.sha256 == file.lfs.sha256 else f"has the SHA-256 {facts.sha256}, not {file.lfs.sha256}"
-    # What git, and so the hub, knows a small file by.
+    # The digest by which git, and so the hub, identifies a small file.
     found = _fed(hashlib.sha1(f"blob {facts.size}\0".encode(), usedforsecurity=False), path)
     return "" if found == file.blob_id else f"has the git id {found}, not {file.blob_id}"
 
@@ -297,7 +299,7 @@ def _fed(sha: hashlib._Hash, path: Path) -> str:
 
 
 def _link(path: Path, place: Path) -> None:
-    """Put the file at *path* at *place* too, without a copy where the file system can."""
+    """Put the file at *path* at *place* too, without a copy if the file system allows it."""
     try:
         os.link(path, place)
     except OSError:
@@ -305,7 +307,7 @@ def _link(path: Path, place: Path) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether *name* stays below the folder that it is put in."""
+    """Whether the path *name* stays below its folder."""
     return "\\" not in name and not any(part in {"", ".", ".."} for part in name.split("/"))
 
 
@@ -321,7 +323,7 @@ def _mismatch(file: RepoFile, problem: str) -> DataLoss:
 
 @contextmanager
 def _named(wanted: _Wanted, source: HubSource) -> Iterator[None]:
-    """Say in errors of ours what was pulled."""
+    """Add the name of what was pulled to DstErrors."""
     try:
         yield
     except InvalidRequest as error:
@@ -333,7 +335,7 @@ def _named(wanted: _Wanted, source: HubSource) -> Iterator[None]:
 
 @contextmanager
 def _translated(source: HubSource, endpoint: str) -> Iterator[None]:
-    """Make what the hub's library raises errors of ours."""
+    """Translate errors of the hub's library to DstErrors."""
     name = f"{source.repository} at {source.revision}"
     about = {"resource_type": "repository", "resource_name": source.repository}
     try:
@@ -358,7 +360,7 @@ def _translated(source: HubSource, endpoint: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
-        # The library's transport, another one from version to version, has errors of its own.
+        # The library's transport, which differs by version, has its own errors.
         raise _unavailable(f"the transfer of {name} from {endpoint} broke off ({type(error).__name__})") from error
 
 

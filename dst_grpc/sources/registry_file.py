@@ -1,6 +1,6 @@
-"""The registry file: TOML that names models and autoencoder sets. Reading it looks at nothing but the file.
+"""The registry file: TOML that names models and autoencoder sets. Reading it opens no other file.
 
-`examples/registry.toml` shows all there is. Everything that is wrong is reported together, by its path in the file.
+`examples/registry.toml` shows every key. Everything that is wrong is reported together, by its path in the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NO_DEFAULT: dict[str, Any] = {}
 
 
 def read_registry(file: Path) -> tuple[ModelSpec, ...]:
-    """The models that *file* names, in its order; its relative folders are below its own.
+    """The models that *file* names, in its order; relative folders are relative to its own.
 
     Raises:
         InvalidRequest: listing everything that is wrong with it.
@@ -134,7 +134,7 @@ def _autoencoders(name: str, table: _Table, base: Path) -> AutoencoderSpec:
 
 
 def _source(table: _Table, base: Path, *, allows_embedded: bool) -> Source | None:
-    """Where a model or set comes from; None if nothing is said of it, or it is wrong."""
+    """The source of a model or set; None if it is absent or wrong."""
     content = table.take("source", dict, None)
     if content is None:
         return None
@@ -206,7 +206,7 @@ def _digests(table: _Table) -> dict[str, str]:
 
 
 class _Table:
-    """A table of the file: what is wrong with its keys is noted, and those that nobody asks for are wrong too."""
+    """A table of the file; notes wrong values, and unknown keys."""
 
     def __init__(self, content: dict[str, Any], path: str, problems: Violations) -> None:
         self._content, self.path, self.problems = content, path, problems
@@ -214,7 +214,7 @@ class _Table:
         self._wrong: set[str] = set()
 
     def take(self, key: str, kind: type[Any], default: Any) -> Any:
-        """The value of *key*; *default* if it is absent, or noted not to be of its *kind*."""
+        """The value of *key*; *default* if it is absent, or not of its *kind*, which is noted."""
         self._asked.append(key)
         value = self._content.get(key, default)
         if key not in self._content or (type(value) is kind and value != ""):
@@ -234,7 +234,7 @@ class _Table:
         return key in self._wrong
 
     def finish(self) -> None:
-        """Note the keys that nobody asked for."""
+        """Note the keys that were not taken."""
         for key in self._content:
             if key not in self._asked:
                 self.problem(toml_key(key), f"there is no such key{_near(key, self._asked)}")

@@ -1,7 +1,7 @@
-"""Which files of a source a model or an autoencoder set consists of. Works on names alone, of a folder or repository.
+"""Selects the files of a model or an autoencoder set in a source, by name, in a folder or repository.
 
-What was pulled is remembered under a key, a text that says what was asked for, so that a registry file which asks for
-more is noticed.
+A pulled selection is stored under a key, a string of all that was asked for, so that a registry file that asks for more
+is noticed.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from dst_grpc.sources.specs import AutoencoderSpec
 
 LAYER = "{layer}"
-"""Stands for the number of a layer in a pattern."""
+"""Placeholder of a layer's number in a pattern."""
 _CONFIGS = (".json", ".yaml", ".yml")
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 
 
 def model_key(path: str) -> str:
-    """What a model in the folder *path* of a repository is remembered under."""
+    """The key of a model in the folder *path* of a repository."""
     return f"model {path}".strip()
 
 
 def model_files(names: Collection[str], read: Callable[[str], bytes]) -> tuple[str, ...]:
-    """The files of a model among *names*: its config, tokenizer and weights, and nothing else.
+    """The files of a model among *names*: its config, tokenizer and weights.
 
     Args:
-        names: of all files in its folder.
-        read: the content of one, asked for only if the weights are sharded.
+        names: the names of all files in its folder.
+        read: reads the content of one, called only if the weights are sharded.
 
     Raises:
-        DataLoss: if one is missing, or the index is not sound.
+        DataLoss: if one is missing, or the index is invalid.
     """
     if ADAPTER_FILE in names:
         raise DataLoss(f"its {ADAPTER_FILE} {ADAPTER}")
@@ -66,13 +66,13 @@ def _shards(index: bytes) -> list[str]:
 
 
 def set_key(path: str, spec: AutoencoderSpec) -> str:
-    """What an autoencoder set in the folder *path* of a repository is remembered under."""
+    """The key of an autoencoder set in the folder *path* of a repository."""
     layers = "" if spec.layers is None else f" layers {','.join(map(str, spec.layers))}"
     return f"autoencoders {path} {spec.pattern or ''}{layers}"
 
 
 def set_files(names: Iterable[str], spec: AutoencoderSpec) -> tuple[str, ...]:
-    """The files of an autoencoder set among *names*: its weights, and the configs and statistics that go with them.
+    """The files of an autoencoder set among *names*: its weights, and the configs and statistics that belong to them.
 
     Raises:
         InvalidRequest: (field `pattern` or `layers`) as `layer_files` does.
@@ -102,11 +102,11 @@ def _name(name: str) -> str:
 def layer_files(names: Iterable[str], pattern: str, layers: Collection[int] | None) -> dict[int, str]:
     """The file of each layer, by layer: those of *names* that fit *pattern*, of *layers* or, if that is None, of any.
 
-    In a pattern, {layer} is a number, the same wherever it stands, and * is anything but a slash.
+    In a pattern, {layer} is a number, the same at each occurrence, and * is anything but a slash.
 
     Raises:
-        InvalidRequest: (field `pattern`) if nothing fits, or two files do for one layer; (field `layers`) if one has
-            no file.
+        InvalidRequest: (field `pattern`) if no file fits, or two fit for one layer; (field `layers`) if one has no
+            file.
     """
     expression = _compiled(pattern)
     found: dict[int, str] = {}
@@ -129,7 +129,7 @@ def layer_files(names: Iterable[str], pattern: str, layers: Collection[int] | No
 
 
 def pattern_problem(pattern: str) -> str:
-    """What is wrong with *pattern* in itself; empty if nothing is."""
+    """What is wrong with the syntax of *pattern*; empty if nothing is."""
     if LAYER not in pattern:
         return f"must hold {LAYER} where the number of the layer stands"
     parts = pattern.split("/")
@@ -141,5 +141,5 @@ def pattern_problem(pattern: str) -> str:
 def _compiled(pattern: str) -> re.Pattern[str]:
     first, *others = pattern.split(LAYER)
     parts = ["[^/]*".join(map(re.escape, part.split("*"))) for part in (first, *others)]
-    # A number that has a zero in front would be a second name for its layer.
+    # A number with a leading zero would be a second name for its layer.
     return re.compile(r"(?P<layer>0|[1-9][0-9]*)".join(parts[:2]) + "".join(f"(?P=layer){part}" for part in parts[2:]))

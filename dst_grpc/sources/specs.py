@@ -1,4 +1,4 @@
-"""What an operator registers: a model or an autoencoder set, where it comes from, and how it is to be loaded."""
+"""Specs: models and autoencoder sets as an operator registers them, with their sources and how they are loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 AUTOENCODERS = "autoencoders"
-"""Folder beside a model that holds a folder for each set."""
+"""Folder beside a model that has a folder for each set."""
 
 
 def is_commit(revision: str) -> bool:
-    """Whether *revision* is the full name of a commit, and so will always mean the same files."""
+    """Whether *revision* is the full name of a commit, which always means the same files."""
     return _COMMIT.fullmatch(revision) is not None
 
 
@@ -30,14 +30,14 @@ def toml_key(name: str) -> str:
 
 
 def field_of(model: str, autoencoders: str = "") -> str:
-    """Where the registry file says something of *model*, or of one of its *autoencoders*."""
+    """The path in the registry file of *model*, or of one of its *autoencoders*."""
     field = f"models.{toml_key(model)}"
     return f"{field}.autoencoders.{toml_key(autoencoders)}" if autoencoders else field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedSource:
-    """What ships with the package."""
+    """Files that ship with the package."""
 
     def __str__(self) -> str:
         """For humans."""
@@ -49,10 +49,10 @@ class FolderSource:
     """A folder of this machine."""
 
     folder: Path
-    """Where it is, absolute or relative to the working folder."""
+    """Its path, absolute or relative to the working folder."""
 
     def __str__(self) -> str:
-        """For humans who may know that it is a folder, not which."""
+        """For humans, without the path of the folder."""
         return "folder"
 
 
@@ -92,24 +92,24 @@ class AutoencoderSpec:
     name: str
     """Its name within its model; clients say MODEL/NAME."""
     source: Source | None = None
-    """Where it comes from; None = it lies beside its model, in autoencoders/NAME."""
+    """Its source; None = the folder autoencoders/NAME beside its model."""
     pattern: str | None = None
-    """Which files of the source are its autoencoders, with {layer} where the number of the layer stands; None = the
-    source is a folder that says so itself."""
+    """Pattern of its files in the source, with {layer} for the number of the layer; None = the source is a folder of
+    its own."""
     layers: tuple[int, ...] | None = None
-    """Layers to offer; None = every one that is found."""
+    """Layers to serve; None = all that are found."""
     dst: DerivedScalarType | None = None
-    """What it reads; None = as its files say."""
+    """The derived scalar that it reads; None = as its files say."""
     digest: str = ""
     """SHA-256 over all its files, as the catalogue reports it; empty = not checked."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of single files, by name."""
     allow_failed_checks: bool = False
-    """Whether to serve it whatever its self-check says."""
+    """Whether to serve it even if its self-check fails."""
     preload: bool = False
-    """Whether to load it before the server calls itself ready."""
+    """Whether to load it before the server is ready."""
     pin: bool = False
-    """Whether it stays loaded when others need room."""
+    """Whether it is pinned: not evicted to make room for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +119,11 @@ class ModelSpec:
     name: str
     """The name that clients use."""
     source: Source
-    """Where it comes from."""
+    """Its source."""
     element_type: TensorElementType | None = None
-    """What its weights are loaded as; None = float32."""
+    """Element type of its weights once loaded; None = float32."""
     device: str | None = None
-    """Where it is loaded; None = on the server's device."""
+    """Its device; None = the server's."""
     digest: str = ""
     """SHA-256 over all its files, as the catalogue reports it; empty = not checked."""
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -131,14 +131,14 @@ class ModelSpec:
     is_default: bool = False
     """Whether it is the model of requests that name none."""
     preload: bool = False
-    """Whether to load it before the server calls itself ready."""
+    """Whether to load it before the server is ready."""
     pin: bool = False
-    """Whether it stays loaded when others need room."""
+    """Whether it is pinned: not evicted to make room for others."""
     autoencoders: tuple[AutoencoderSpec, ...] = ()
     """The sets that are registered for it, by name."""
 
     def source_of(self, autoencoders: AutoencoderSpec) -> Source:
-        """Where a set of this model comes from."""
+        """The source of a set of this model."""
         if autoencoders.source is not None:
             return autoencoders.source
         folder = f"{AUTOENCODERS}/{autoencoders.name}"
