@@ -202,7 +202,12 @@ class FakePipeline:
             self._leave(request.request_id)
 
     async def resolve(
-        self, request: ResolveRequest, known: Violations | None = None, *, root: str = ""
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Stage, None]:
         (known or Violations()).raise_if_any()
         request_id = request.request.request_id

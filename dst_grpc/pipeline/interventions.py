@@ -232,7 +232,8 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
                 problems.add(path, "must be absent: no tensors are kept here")
                 continue
             known[tensor] = source.get(tensor.handle)
-            sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
+            dimensions = plan.model.dimensions
+            sizes = Sizes(dimensions, len(plan.token_ids) or dimensions.context_window, plan.model.architecture)
             reason = _why_not_stretched(known[tensor], _shape(intervention.at, sizes, plan.spliced))
             problems.check(not reason, path, reason)
     if not known:

@@ -47,7 +47,12 @@ class Pipeline:
         self._executor = Executor(cache, limits or Limits())
 
     async def resolve(
-        self, request: ResolveRequest, known: Violations | None = None, *, root: str = ""
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
         """Check, complete and cost a request; with `load`, also load what it needs.
 
@@ -55,12 +60,14 @@ class Pipeline:
             request: what is asked.
             known: violations found by reading the message.
             root: the path of the request in the message.
+            tensors: the store of the caller's tensors.
 
         Raises:
-            DstError: what `make_plan` and `ContextCache.lease` raise.
+            DstError: what `make_plan`, `with_tensors` and `ContextCache.lease` raise.
         """
-        registry = self._cache.registry
-        plan = await self._planning.plan(request.request, registry, known, root=join_path(root, "request"))
+        registry, path = self._cache.registry, join_path(root, "request")
+        plan = await self._planning.plan(request.request, registry, known, root=path)
+        with_tensors([plan], tensors, [path])  # raises what Derive would
         yield Validated()
         async with AsyncExitStack() as stack:
             if request.load:

@@ -46,10 +46,11 @@ class DerivedScalarService:
         self._limits = limits
         self._drain = drain
 
-    def Resolve(self, request: resolution_pb2.ResolveRequest, _context: object) -> Answer:
+    def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Answer:
         """Check, complete and cost one request."""
         asked, known = _read(ResolveRequest, request)
-        steps = _steps_of(self._pipeline.resolve(asked, known), loads=asked.load)
+        stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(context.caller))
+        steps = _steps_of(stages, loads=asked.load)
         return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Answer:
@@ -74,7 +75,8 @@ class DerivedScalarService:
         self, messages: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
-        await Multiplexer(ResolveItems(self._pipeline), self._limits, self._drain).run(messages, context.write)
+        items = ResolveItems(self._pipeline, self._tensors.of(context.caller))
+        await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
 
     async def DeriveStream(
         self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest], context: ObservedContext
@@ -155,9 +157,10 @@ class ResolveItems:
     method = f"{_SERVICE}/ResolveStream"
     id_path = "request.request.request_id"
 
-    def __init__(self, pipeline: PipelinePort) -> None:
-        """Resolve items on *pipeline*."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorSource) -> None:
+        """Resolve items on *pipeline*, with the *tensors* that the caller put."""
         self._pipeline = pipeline
+        self._tensors = tensors
 
     def read(self, message: resolution_pb2.ResolveStreamRequest) -> Item:
         """The item or cancellation in *message*."""
@@ -170,7 +173,8 @@ class ResolveItems:
     async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Answer:
         """Resolve one request."""
         item, known = _read(ResolveStreamRequest, message)
-        steps = _steps_of(self._pipeline.resolve(item.message, known, root="request"), loads=item.message.load)
+        stages = self._pipeline.resolve(item.message, known, root="request", tensors=self._tensors)
+        steps = _steps_of(stages, loads=item.message.load)
         envelope = Envelope(item.message.request.request_id, item_index=index)
         async with aclosing(messages_of(steps, resolve_frames, envelope)) as messages:
             async for each in messages:

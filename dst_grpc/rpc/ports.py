@@ -36,7 +36,12 @@ class PipelinePort(Protocol):
     """
 
     def resolve(
-        self, request: ResolveRequest, known: Violations | None = None, *, root: str = ""
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        tensors: TensorSource | None = None,
     ) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 

@@ -130,6 +130,9 @@ async def test_tensors_come_with_the_request_or_by_handle(pipeline: Pipeline) ->
             assert np.array_equal(ours.values, theirs.values)
             assert not np.array_equal(ours.values, before.values)
         assert inline[-1].provenance.config_digest == put[-1].provenance.config_digest
+        for prompt in (by_handle.prompt, None):
+            resolve = ResolveRequest(request=replace(by_handle, prompt=prompt))
+            assert len(await everything(pipeline.resolve(resolve, tensors=interventions.Shelf(v=tensor)))) == 2
 
 
 async def test_tensors_that_cannot_be_used_are_refused_at_their_handles(
@@ -150,6 +153,12 @@ async def test_tensors_that_cannot_be_used_are_refused_at_their_handles(
     assert [one.field for one in caught.value.violations] == [f"runs[{i}].{field}" for i in range(2)]
     with pytest.raises(NotFound, match="'v'"):
         await everything(pipeline.derive(by_handle, tensors=interventions.Shelf()))
+    resolve = ResolveRequest(request=by_handle)
+    with pytest.raises(InvalidRequest, match="does not stretch") as caught:
+        await everything(pipeline.resolve(resolve, root="request", tensors=wide))
+    assert caught.value.violations[0].field == f"request.request.{field}"
+    with pytest.raises(NotFound, match="'v'"):
+        await everything(pipeline.resolve(resolve, tensors=interventions.Shelf()))
     assert_idle(pipeline, cache)
 
 

@@ -189,7 +189,7 @@ async def test_resolve_and_derive_name_fields_alike() -> None:
     with pytest.raises(InvalidRequest) as derived:
         _ = [frame async for frame in service.Derive(request, CALL)]
     with pytest.raises(InvalidRequest) as resolved:
-        _ = [stage async for stage in service.Resolve(resolution_pb2.ResolveRequest(request=request), None)]
+        _ = [stage async for stage in service.Resolve(resolution_pb2.ResolveRequest(request=request), CALL)]
     of_derive = {violation.under("request") for violation in derived.value.violations}
     assert "request.element_type" in {violation.field for violation in resolved.value.violations}
     assert set(resolved.value.violations) <= of_derive  # the prompt is Derive's alone
