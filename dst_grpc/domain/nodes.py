@@ -6,13 +6,14 @@ Where a fact depends on the autoencoder that a latent belongs to, it is in `auto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from dst_grpc.domain.components import Component, Dimension, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.tables import one_row_each
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class NodeFacts:
     """What is known about a node type without a model."""
 
@@ -40,7 +41,7 @@ class NodeFacts:
         """Axes of the tensor that its index points into; empty if there is none."""
         return () if self.tap is None else self.tap.dimensions
 
-    @property
+    @cached_property
     def rank(self) -> int | None:
         """Number of axes that its index has; None if it points into no tensor."""
         return None if self.tap is None else len(self.tap.dimensions)

@@ -56,7 +56,7 @@ class TensorInfo:
     def byte_length(self) -> int:
         """Bytes on the wire: dense elements, or values followed by uint32 coordinates [nnz, rank]."""
         if self.nonzero_count is None:
-            return math.prod(self.shape) * self.element_type.byte_width
+            return math.prod([axis.size for axis in self.axes]) * self.element_type.byte_width
         return self.nonzero_count * (self.element_type.byte_width + 4 * len(self.axes))
 
 

@@ -21,18 +21,19 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dst_grpc.domain.explanations import NodeTable
+from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.trace import MAX_TRACE_DEPTH, TraceConfig
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason, Violations
 from dst_grpc.wire.fields import Fields, fields_of
-from dst_grpc.wire.kinds import BAD, Kind
+from dst_grpc.wire.kinds import BAD, Kind, list_reader, within
 from dst_grpc.wire.messages import MESSAGES
 from dst_grpc.wire.particulars import CHECKS, MESSAGE_NAMES, PART_BY_PART, SPECIFIC, STAND_INS
-from dst_grpc.wire.tables import TableRows, rows_of, table_of
+from dst_grpc.wire.tables import TableGroup, check_table, table_of, texts_of, values_of
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from dst_grpc.wire.kinds import Write
+    from dst_grpc.wire.kinds import Read, Write
 
 T = TypeVar("T")
 
@@ -208,15 +209,14 @@ _PLACE = re.compile(r"(\w*)(?:\[(\d+)\])?")
 def _writer(fields: Fields) -> Write:
     """A function from a value to its constructor's arguments; a closure, since it is called for every element of a
     list."""
-    (names, values_of), writes, exact, arms = fields.plain, fields.writes, fields.exact, fields.arms
+    plain, values_of, exact, arms = fields.plain, fields.plain_values, fields.exact, fields.arms
 
     def write(value: Any) -> dict[str, Any]:
         values = values_of(value)
-        found: dict[str, Any] = dict(compress(zip(names, values, strict=False), values))
-        for name, convert in writes:
-            each = found.get(name)
-            if each is not None:
-                found[name] = convert(each)
+        found: dict[str, Any] = {
+            name: each if to_plain is None else to_plain(each)
+            for (name, to_plain), each in compress(zip(plain, values, strict=False), values)
+        }
         for name, to_exact in exact:
             each = getattr(value, name)
             if each is not None:
@@ -247,23 +247,45 @@ def _is_within(path: str, known: set[str]) -> bool:
 
 
 class TableCodec(Codec):
-    """Tables of nodes, which are columns in the domain and rows in messages."""
-
-    @cached_property
-    def fields(self) -> Fields:
-        """Those of the rows."""
-        return codec_of(TableRows).fields
+    """Tables of nodes, which are columns in the domain and rows in messages. A table may have thousands of rows."""
 
     @cached_property
     def write(self) -> Write:
         """The function from a value to the argument of the message's constructor."""
-        write_rows = codec_of(TableRows).write
-        return lambda table: write_rows(rows_of(table))
+        write_node, write_group = cast("Write", codec_of(NodeIndex).kind.write), codec_of(TableGroup).write
+
+        def write(table: NodeTable) -> dict[str, Any]:
+            rows = zip(map(write_node, table.nodes), texts_of(table), values_of(table), strict=True)
+            return {
+                "nodes": [{"node": node, "vocab_token": text, "values": values} for node, text, values in rows],
+                "groups": [write_group(group) for group in table.groups],
+            }
+
+        return write
+
+    @cached_property
+    def _read_nodes(self) -> Read:
+        read_node = within("node", codec_of(NodeIndex).read)
+
+        def read_row(row: Any, problems: Violations) -> Any:
+            if row.HasField("node"):
+                return read_node(row.node, problems)
+            problems.add("node", "is required")
+            return BAD
+
+        return within("nodes", list_reader(read_row))
+
+    @cached_property
+    def _read_groups(self) -> Read:
+        group = codec_of(TableGroup)
+        return within("groups", list_reader(group.read, group.stand_in))
 
     def read(self, message: Any, problems: Violations) -> Any:
         """The table in *message*, or BAD; notes what is wrong, by paths that begin at *message*."""
-        rows = codec_of(TableRows).read(message, problems)
-        return BAD if rows is BAD else table_of(rows, problems) or BAD
+        before, rows = problems.count, list(message.nodes)
+        nodes, groups = self._read_nodes(rows, problems), self._read_groups(message.groups, problems)
+        check_table(rows, groups, problems)
+        return BAD if problems.count > before else table_of(nodes, rows, groups)
 
     def stand_in(self) -> NodeTable:
         """An empty table."""

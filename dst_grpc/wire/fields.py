@@ -30,10 +30,10 @@ KindOf = Callable[[type], Kind]
 class Fields(NamedTuple):
     """The fields of a class and its message. Names are the class's, paths the message's."""
 
-    plain: tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
-    """Names of fields whose empty value is written as absent, and a getter of them."""
-    writes: tuple[tuple[str, Write], ...]
-    """Those of them that need conversion, and how to write them."""
+    plain: tuple[tuple[str, Write | None], ...]
+    """Fields whose empty value is written as absent, and how to write them."""
+    plain_values: Callable[[Any], tuple[Any, ...]]
+    """A getter of them."""
     exact: tuple[tuple[str, Write | None], ...]
     """Fields of which only None is written as absent, and how to write them."""
     arms: tuple[tuple[str, Write], ...]
@@ -58,10 +58,10 @@ def fields_of(cls: type, message: Descriptor, kind_of: KindOf) -> Fields:
     """Pair the fields of *cls* with those of *message*; *kind_of* says how values of other classes are converted."""
     pairs = [_pair(cls, field, hint, message, kind_of) for field, hint in _hinted_fields(cls)]
     plain = [pair for pair in pairs if not (pair.is_exact or pair.is_oneof)]
-    names = [*(pair.name for pair in plain), *COMPUTED.get(cls, ())]
+    computed = COMPUTED.get(cls, ())
     return Fields(
-        plain=(tuple(names), _getter(names)),
-        writes=tuple((pair.name, pair.write) for pair in plain if pair.write is not None),
+        plain=(*((pair.name, pair.write) for pair in plain), *((name, None) for name in computed)),
+        plain_values=_getter([*(pair.name for pair in plain), *computed]),
         exact=tuple((pair.name, pair.write) for pair in pairs if pair.is_exact),
         arms=tuple((pair.name, pair.write) for pair in pairs if pair.write is not None and pair.is_oneof),
         reads={field: (pair.name, field.name, read) for pair in pairs for field, read in pair.reads.items()},

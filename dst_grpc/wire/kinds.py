@@ -138,14 +138,32 @@ def _element_type(message: Any, problems: Violations, *, are_floats: bool) -> Te
 _FLOATS = (TensorElementType.FLOAT32, TensorElementType.FLOAT16, TensorElementType.BFLOAT16)
 
 
+def within(name: str, read: Read) -> Read:
+    """*read* for the content of the field *name*: what it notes is noted by paths that begin there."""
+
+    def read_within(content: Any, problems: Violations) -> Any:
+        at, before = len(problems.listed), problems.count
+        value = read(content, problems)
+        if problems.count != before:
+            problems.move(at, name)
+        return value
+
+    return read_within
+
+
 def list_of(element: Kind) -> Kind:
     """A list of any length."""
     write_one, read_one, stand_in, _ = element
     write = None if write_one is None else lambda values: list(map(write_one, values))
+    return Kind(write, list_reader(read_one, stand_in), tuple, stand_in)
+
+
+def list_reader(read_one: Read | None, stand_in: Callable[[], Any] | None = None) -> Read:
+    """Reads a list; *stand_in*, if there is one, makes an element in the place of a bad one."""
+    if read_one is None:
+        return lambda contents, _: tuple(contents)
 
     def read(contents: Iterable[Any], problems: Violations) -> Any:
-        if read_one is None:
-            return tuple(contents)
         found = []
         at, seen = len(problems.listed), problems.count
         for i, content in enumerate(contents):
@@ -157,21 +175,19 @@ def list_of(element: Kind) -> Kind:
             found.append(value)
         return tuple(found)
 
-    return Kind(write, read, tuple, stand_in)
+    return read
 
 
 def wrapped_list(name: str, elements: Kind) -> Kind:
     """A list in a message of its own, so that it can be absent."""
-    write_list, read_list, *_ = list_of(elements)
+    write_list = list_of(elements).write
+    read_elements = within(name, list_reader(elements.read, elements.stand_in))
 
     def write(values: Iterable[Any]) -> dict[str, Any]:
         return {name: values if write_list is None else write_list(values)}
 
     def read(content: Any, problems: Violations) -> Any:
-        start = len(problems.listed)
-        found = getattr(content, name) if read_list is None else read_list(getattr(content, name), problems)
-        problems.move(start, name)
-        return found
+        return read_elements(getattr(content, name), problems)
 
     return Kind(write, read, tuple)
 
@@ -206,7 +222,9 @@ class Arms:
             cls, kind = (int, Kind()) if field.message_type is None else classes.get(field.message_type.name, _NOTHING)
             self._arms[cls] = field.name, kind.write
             self.reads[field] = kind.read
-        self._by_name = {field.name: read for field, read in self.reads.items()}
+        self._by_name = {
+            field.name: None if read is None else within(field.name, read) for field, read in self.reads.items()
+        }
 
     @property
     def complaint(self) -> str:
@@ -224,13 +242,8 @@ class Arms:
         if arm is None:
             problems.add("", self.complaint)
             return BAD
-        convert, content = self._by_name[arm], getattr(message, arm)
-        if convert is None:
-            return content
-        start = len(problems.listed)
-        value = convert(content, problems)
-        problems.move(start, arm)
-        return value
+        read, content = self._by_name[arm], getattr(message, arm)
+        return content if read is None else read(content, problems)
 
     @property
     def kind(self) -> Kind:

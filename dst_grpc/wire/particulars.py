@@ -29,7 +29,6 @@ from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.wire.checks import check_header, check_tensor_info
 from dst_grpc.wire.kinds import Kind, array
-from dst_grpc.wire.tables import TableRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +44,6 @@ MESSAGE_NAMES: Mapping[type, str] = {
     PutTensor: "PutTensorResponse",
     AttnSubNodeIndex: "NodeIndex",
     AttnSubActivationIndex: "ActivationIndex",
-    TableRows: "NodeTable",
 }
 """Messages whose name differs from that of their class."""
 SPECIFIC: Mapping[type, tuple[str, type]] = {

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dst_grpc.domain.explanations import Completeness, GroupValues, NodeTable
-from dst_grpc.domain.indices import NodeIndex
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.errors import Violations
 
 
 @dataclass(slots=True, kw_only=True)
-class TableNode:
-    """A node, with its value in each group."""
-
-    node: NodeIndex
-    vocab_token: str = ""
-    values: tuple[float, ...] = ()
-
-
-@dataclass(slots=True, kw_only=True)
 class TableGroup:
-    """The nodes that one group selected."""
+    """The nodes that one group selected: GroupValues without the values, which are in the rows."""
 
     group_id: str
     top: tuple[int, ...] = ()
@@ -33,45 +26,34 @@ class TableGroup:
     completeness: Completeness | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class TableRows:
-    """A NodeTable as it is sent."""
-
-    nodes: tuple[TableNode, ...] = ()
-    groups: tuple[TableGroup, ...] = ()
+def texts_of(table: NodeTable) -> Sequence[str]:
+    """The text of each row."""
+    return table.vocab_tokens or ("",) * len(table.nodes)
 
 
-def rows_of(table: NodeTable) -> TableRows:
-    """The rows of *table*."""
+def values_of(table: NodeTable) -> Sequence[Sequence[float]]:
+    """The values of each row."""
     columns = [group.values for group in table.groups]
-    values = np.stack(columns, axis=1).tolist() if columns else [()] * len(table.nodes)
-    texts = table.vocab_tokens or ("",) * len(table.nodes)
-    nodes = [
-        TableNode(node=node, vocab_token=text, values=row)
-        for node, text, row in zip(table.nodes, texts, values, strict=True)
-    ]
-    groups = [
-        TableGroup(group_id=group.group_id, top=group.top, bottom=group.bottom, completeness=group.completeness)
-        for group in table.groups
-    ]
-    return TableRows(nodes=tuple(nodes), groups=tuple(groups))
+    rows: list[list[float]] = np.stack(columns, axis=1).tolist() if columns else [[]] * len(table.nodes)
+    return rows
 
 
-def table_of(rows: TableRows, problems: Violations) -> NodeTable | None:
-    """The table of *rows*; None if they contradict one another, which is noted."""
-    before, n_nodes, n_groups = problems.count, len(rows.nodes), len(rows.groups)
-    for i, node in enumerate(rows.nodes):
-        if len(node.values) != n_groups:
-            problems.add(f"nodes[{i}].values", f"holds {len(node.values)} values for {n_groups} groups")
-    for i, group in enumerate(rows.groups):
+def check_table(rows: Sequence[Any], groups: Sequence[TableGroup], problems: Violations) -> None:
+    """Note where the *rows* of a message and what was read of its *groups* contradict one another."""
+    for i, row in enumerate(rows):
+        if len(row.values) != len(groups):
+            problems.add(f"nodes[{i}].values", f"holds {len(row.values)} values for {len(groups)} groups")
+    for i, group in enumerate(groups):
         for end, positions in (("top", group.top), ("bottom", group.bottom)):
-            if any(position >= n_nodes for position in positions):
-                problems.add(f"groups[{i}].{end}", f"names a node beyond the {n_nodes}")
-    if problems.count > before:
-        return None
-    values = np.array([node.values for node in rows.nodes], np.float32).reshape(n_nodes, n_groups)
-    texts = tuple(node.vocab_token for node in rows.nodes)
-    groups = [
+            if any(position >= len(rows) for position in positions):
+                problems.add(f"groups[{i}].{end}", f"names a node beyond the {len(rows)}")
+
+
+def table_of(nodes: tuple[NodeIndex, ...], rows: Sequence[Any], groups: Sequence[TableGroup]) -> NodeTable:
+    """The table of the *rows* of a message, and what was read of their *nodes* and of its *groups*."""
+    values = np.array([list(row.values) for row in rows], np.float32).reshape(len(rows), len(groups))
+    texts = tuple([row.vocab_token for row in rows])
+    columns = [
         GroupValues(
             group_id=group.group_id,
             values=values[:, i].copy(),
@@ -79,10 +61,6 @@ def table_of(rows: TableRows, problems: Violations) -> NodeTable | None:
             bottom=group.bottom,
             completeness=group.completeness,
         )
-        for i, group in enumerate(rows.groups)
+        for i, group in enumerate(groups)
     ]
-    return NodeTable(
-        nodes=tuple(node.node for node in rows.nodes),
-        groups=tuple(groups),
-        vocab_tokens=texts if any(texts) else (),
-    )
+    return NodeTable(nodes=nodes, groups=tuple(columns), vocab_tokens=texts if any(texts) else ())

@@ -20,7 +20,7 @@ from dst_grpc.wire.messages import MESSAGES
 from dst_grpc.wire.particulars import COMPUTED, MESSAGE_NAMES, SPECIFIC
 
 BY_HAND = {NodeTable, SparseTensor}
-"""A table travels as the rows of `wire.tables`. A sparse tensor is never a message: its pieces are chunks."""
+"""A table is read and written by columns. A sparse tensor is never a message: its pieces are chunks."""
 NOT_OF_THE_DOMAIN = {
     # What wraps a single value or a list so that it may be absent or one of several.
     "AllPositions",
@@ -32,6 +32,9 @@ NOT_OF_THE_DOMAIN = {
     "Tensor",
     "TensorIndex",
     "TokenIds",
+    # A table, and its rows.
+    "NodeTable",
+    "TableNode",
     # What frames and messages of answers hold, which `wire.frames` makes and `wire.assembly` reads.
     "DeriveFrame",
     "DeriveResponse",

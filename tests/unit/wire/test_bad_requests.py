@@ -50,6 +50,7 @@ from dst_grpc.errors import MAX_VIOLATIONS, DataLoss, DstError, InvalidRequest, 
 from dst_grpc.wire.codec import codec_of, read, read_answer, read_request, to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.parsing import parse
+from dst_grpc.wire.tables import TableGroup
 from tests import strategies
 
 REQUESTS: list[type] = [
@@ -448,7 +449,7 @@ def test_a_request_of_which_nothing_is_left_is_no_value() -> None:
     assert set(problems.fields) == {"runs", "groups"}
 
 
-@pytest.mark.parametrize("cls", [*REQUESTS, *ANSWERS])
+@pytest.mark.parametrize("cls", [*REQUESTS, *(cls for cls in ANSWERS if cls is not NodeTable), TableGroup])
 def test_whatever_is_bad_has_a_stand_in_that_is_none(cls: type) -> None:
     fields = codec_of(cls).fields
     for make in (*fields.stand_ins.values(), *fields.elements.values()):
