@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -50,9 +51,8 @@ class RowIntervention:
 
     def change(self, x: torch.Tensor) -> None:
         """Change the selected entries of *x* [b, ...] in place."""
-        own = x[self.row]
-        entries = self._entries(own.shape)
-        before = own[entries]
+        selected = (self.row, *self._entries(x.shape[1:]))
+        before = x[selected]
         if before.requires_grad:
             before = before.clone()  # a copy, as the action may keep its argument for the gradient
         after = self.intervention.action.apply(before, self)
@@ -60,8 +60,8 @@ class RowIntervention:
             if self.location is ActivationLocationType.ATTN_QK_LOGITS:
                 # The score of a masked key is -inf: it stays masked, unless it is set.
                 after = torch.where(before.isneginf() & ~after.isfinite(), before, after)
-            after = after.to(own.dtype)
-        own[entries] = cast("torch.Tensor | float", after)
+            after = after.to(x.dtype)
+        x[selected] = cast("torch.Tensor | float", after)
 
     def tensor(self, tensor: RequestTensor) -> torch.Tensor:
         """A tensor of the request (see `Context`)."""
@@ -85,7 +85,8 @@ def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None)
         n_tokens: length of the prompt; None = no pads.
     """
     found: list[int | slice | torch.Tensor] = []
-    for axis, dimension in zip(at.all_axes, at.activation_location_type.dimensions, strict=True):
+    is_outer = False
+    for axis, dimension in zip_longest(at.axes, at.activation_location_type.dimensions):
         match axis:
             case int():
                 found.append(axis)
@@ -93,11 +94,10 @@ def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None)
                 found.append(slice(axis.start, axis.stop))
             case PositionList():
                 found.append(torch.tensor(axis.positions))
+                is_outer = True
             case None:
                 found.append(slice(n_tokens if dimension.is_sequence_token_dimension else None))
-    if any(isinstance(one, torch.Tensor) for one in found):
-        return _outer(found, shape)
-    return tuple(found)
+    return _outer(found, shape) if is_outer else tuple(found)
 
 
 def _outer(selections: Sequence[int | slice | torch.Tensor], shape: Sequence[int]) -> Entries:
