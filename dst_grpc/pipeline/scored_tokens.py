@@ -94,11 +94,7 @@ def _node_tokens(
         for end in (0, 1) if coefficient >= 0 else (1, 0):
             tokens = ids[end][first + row]
             of_end = [score * coefficient for score in scores[end][first + row]]
-            ends.append(
-                tuple(
-                    TokenScore(token, text, score, score / largest if largest else 0.0)
-                    for token, text, score in zip(tokens, texts(tokens), of_end, strict=True)
-                )
-            )
+            normalized = [score / largest if largest else 0.0 for score in of_end]
+            ends.append(tuple(map(TokenScore, tokens, texts(tokens), of_end, normalized)))
         result.append(NodeTokens(node=start + node, top=ends[0], bottom=ends[1]))
     return tuple(result)
