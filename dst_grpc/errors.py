@@ -14,6 +14,7 @@ and rebuilds them on the client.
     ├── NotAllowed           the caller, or a path, is not permitted
     ├── DeadlineExceeded     the caller's deadline passed first
     ├── Cancelled            the caller went away
+    ├── OutOfRange           a run has values that are not finite, beyond what its numbers can hold
     ├── Unimplemented        the server has no such method
     └── Internal             anything else; its text stays in the server's log
 """
@@ -69,6 +70,7 @@ class Reason(StrEnum):
     TENSOR_NOT_FOUND = "TENSOR_NOT_FOUND"
     METHOD_NOT_FOUND = "METHOD_NOT_FOUND"
     TENSOR_CORRUPT = "TENSOR_CORRUPT"
+    NOT_FINITE = "NOT_FINITE"
 
 
 MAX_VIOLATIONS = 100
@@ -325,6 +327,12 @@ class Cancelled(DstError):
     """The caller cancelled; the work was stopped."""
 
     default_reason = Reason.CANCELLED
+
+
+class OutOfRange(DstError):
+    """A run has values that are not finite: they left the range of the numbers that the model is loaded with."""
+
+    default_reason = Reason.NOT_FINITE
 
 
 class Unimplemented(DstError):

@@ -231,6 +231,8 @@ class ExplainRequest:
     """Output logits at each end."""
     node_scope: NodeScope | None = None
     """Whether the runs share one list of nodes; None = if they can."""
+    unit_length_embeddings: bool | None = None
+    """Whether input tokens are scored by their embeddings scaled to unit length; None = by them as they are."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""

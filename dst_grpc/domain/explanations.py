@@ -74,6 +74,17 @@ class Completeness:
     """Sum over all nodes of the group's types, listed or not."""
     target: float | None
     """The loss or traced value; None without an origin."""
+    reconstruction_error: float | None = None
+    """Direct effect of what autoencoders do not reconstruct where their latents stand; None where none do."""
+    uncovered_layers: float | None = None
+    """Direct effect of MLPs and attention at the layers without latents to stand for them; None as before."""
+
+    @property
+    def unaccounted(self) -> float | None:
+        """What of the target belongs to no node, listed or not: biases, and what is not linear; None without one."""
+        if self.target is None:
+            return None
+        return self.target - self.total - (self.reconstruction_error or 0.0) - (self.uncovered_layers or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,6 +113,8 @@ class NodeTable:
     """One per group, in the request's order."""
     vocab_tokens: tuple[str, ...] = ()
     """Text of each node that is a token of the vocabulary, "" for others; empty if no node is one."""
+    log_normalizer: float | None = None
+    """Of output logits: the logarithm of the sum of the exponentials of all of the token's, listed or not."""
 
     def group(self, group_id: str) -> GroupValues:
         """The group of that name; raises KeyError listing the existing names."""
@@ -109,6 +122,18 @@ class NodeTable:
             if group.group_id == group_id:
                 return group
         raise KeyError(f"no group {group_id!r}; there are {', '.join(group.group_id for group in self.groups)}")
+
+    @property
+    def probabilities(self) -> np.ndarray[Any, Any]:
+        """Of output logits, the probability [N] of each listed token among all of the vocabulary, float64.
+
+        Raises:
+            ValueError: If it is a table of something else.
+        """
+        if self.log_normalizer is None:
+            raise ValueError("only a table of output logits has probabilities")
+        (logits,) = self.groups
+        return np.exp(logits.values.astype(np.float64) - self.log_normalizer)
 
 
 @dataclass(frozen=True, slots=True)

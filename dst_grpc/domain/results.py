@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class TensorInfo:
     """Number of entries of a sparse tensor; None if dense."""
     spec_index: int = 0
     """Position, in the request, of the derived scalar that asked for it."""
+    zero_by_definition: bool = False
+    """Whether it is 0 because a projection counts only what lies strictly before where its gradient is read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,6 +86,22 @@ class SparseTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotFinite:
+    """Where a run first has values that are not finite, other than the scores of masked pairs of tokens."""
+
+    description: str
+    """Where and why it is likely, in a sentence."""
+    activation_location_type: ActivationLocationType | None = None
+    """Which tap, in the order in which the pass reaches them; None = none, but what is computed from them."""
+    layer_index: int | None = None
+    """Its layer; None for a tap outside any layer."""
+    token_index: int | None = None
+    """The first token there that has such values; None if they are of no token."""
+    pass_type: PassType = PassType.FORWARD
+    """Backward if the values are finite and only gradients are not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
     """Model, tokens and origin of a run."""
 
@@ -96,6 +115,8 @@ class RunHeader:
     """Value of the loss, which may be NaN; None if none was given."""
     activation_value: float | None = None
     """Value of the traced activation; None without a trace."""
+    detach_final_layer_norm_scale: bool = False
+    """Whether no gradient flowed through the final norm's scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +125,8 @@ class AnswerHeader(RunHeader):
 
     tensors: tuple[TensorInfo, ...]
     """Every tensor that follows, in order."""
+    not_finite: NotFinite | None = None
+    """Where the run first has values that are not finite; None if it is finite."""
 
 
 class AttentionImplementation(StrEnum):

@@ -256,9 +256,11 @@ class TableCodec(Codec):
 
         def write(table: NodeTable) -> dict[str, Any]:
             rows = zip(map(write_node, table.nodes), texts_of(table), values_of(table), strict=True)
+            known = {} if table.log_normalizer is None else {"log_normalizer": table.log_normalizer}
             return {
                 "nodes": [{"node": node, "vocab_token": text, "values": values} for node, text, values in rows],
                 "groups": [write_group(group) for group in table.groups],
+                **known,
             }
 
         return write
@@ -285,7 +287,8 @@ class TableCodec(Codec):
         before, rows = problems.count, list(message.nodes)
         nodes, groups = self._read_nodes(rows, problems), self._read_groups(message.groups, problems)
         check_table(rows, groups, problems)
-        return BAD if problems.count > before else table_of(nodes, rows, groups)
+        log_normalizer = message.log_normalizer if message.HasField("log_normalizer") else None
+        return BAD if problems.count > before else table_of(nodes, rows, groups, log_normalizer)
 
     def stand_in(self) -> NodeTable:
         """An empty table."""

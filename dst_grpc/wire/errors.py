@@ -24,6 +24,7 @@ from dst_grpc.errors import (
     InvalidRequest,
     NotAllowed,
     NotFound,
+    OutOfRange,
     PreconditionFailed,
     Reason,
     Unauthenticated,
@@ -60,6 +61,7 @@ CODE_OF_ERROR: Mapping[type[DstError], int] = {
     NotAllowed: 7,
     Exhausted: 8,
     PreconditionFailed: 9,
+    OutOfRange: 11,
     Unimplemented: 12,
     Internal: 13,
     Unavailable: 14,
@@ -74,7 +76,6 @@ _OTHER_CODES = {
     2: "UNKNOWN",
     6: "ALREADY_EXISTS",
     10: "ABORTED",
-    11: "OUT_OF_RANGE",
 }
 
 

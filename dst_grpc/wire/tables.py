@@ -49,8 +49,10 @@ def check_table(rows: Sequence[Any], groups: Sequence[TableGroup], problems: Vio
                 problems.add(f"groups[{i}].{end}", f"names a node beyond the {len(rows)}")
 
 
-def table_of(nodes: tuple[NodeIndex, ...], rows: Sequence[Any], groups: Sequence[TableGroup]) -> NodeTable:
-    """The table of the *rows* of a message, and what was read of their *nodes* and of its *groups*."""
+def table_of(
+    nodes: tuple[NodeIndex, ...], rows: Sequence[Any], groups: Sequence[TableGroup], log_normalizer: float | None
+) -> NodeTable:
+    """The table of the *rows* of a message, and what was read of their *nodes*, of its *groups* and of the rest."""
     values = np.array([list(row.values) for row in rows], np.float32).reshape(len(rows), len(groups))
     texts = tuple([row.vocab_token for row in rows])
     columns = [
@@ -63,4 +65,9 @@ def table_of(nodes: tuple[NodeIndex, ...], rows: Sequence[Any], groups: Sequence
         )
         for i, group in enumerate(groups)
     ]
-    return NodeTable(nodes=nodes, groups=tuple(columns), vocab_tokens=texts if any(texts) else ())
+    return NodeTable(
+        nodes=nodes,
+        groups=tuple(columns),
+        vocab_tokens=texts if any(texts) else (),
+        log_normalizer=log_normalizer,
+    )

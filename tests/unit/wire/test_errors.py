@@ -161,7 +161,7 @@ def test_a_status_of_somebody_else_is_still_an_error_of_ours(code: int) -> None:
 
 
 def test_a_code_that_no_class_has_is_named() -> None:
-    assert error_from_status(Status(code=11, message="no")).message == "no (status OUT_OF_RANGE)"
+    assert error_from_status(Status(code=10, message="no")).message == "no (status ABORTED)"
 
 
 def test_a_reason_of_a_newer_server_is_kept_in_the_metadata() -> None:

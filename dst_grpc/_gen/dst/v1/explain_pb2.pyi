@@ -114,14 +114,18 @@ class ScalarSum(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[int] = ...) -> None: ...
 
 class Completeness(_message.Message):
-    __slots__ = ("listed", "total", "target")
+    __slots__ = ("listed", "total", "target", "reconstruction_error", "uncovered_layers")
     LISTED_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    UNCOVERED_LAYERS_FIELD_NUMBER: _ClassVar[int]
     listed: float
     total: float
     target: float
-    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ...) -> None: ...
+    reconstruction_error: float
+    uncovered_layers: float
+    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ..., reconstruction_error: _Optional[float] = ..., uncovered_layers: _Optional[float] = ...) -> None: ...
 
 class TableNode(_message.Message):
     __slots__ = ("node", "vocab_token", "values")
@@ -146,26 +150,30 @@ class TableGroup(_message.Message):
     def __init__(self, group_id: _Optional[str] = ..., top: _Optional[_Iterable[int]] = ..., bottom: _Optional[_Iterable[int]] = ..., completeness: _Optional[_Union[Completeness, _Mapping]] = ...) -> None: ...
 
 class NodeTable(_message.Message):
-    __slots__ = ("nodes", "groups")
+    __slots__ = ("nodes", "groups", "log_normalizer")
     NODES_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    LOG_NORMALIZER_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[TableNode]
     groups: _containers.RepeatedCompositeFieldContainer[TableGroup]
-    def __init__(self, nodes: _Optional[_Iterable[_Union[TableNode, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[TableGroup, _Mapping]]] = ...) -> None: ...
+    log_normalizer: float
+    def __init__(self, nodes: _Optional[_Iterable[_Union[TableNode, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[TableGroup, _Mapping]]] = ..., log_normalizer: _Optional[float] = ...) -> None: ...
 
 class RunHeader(_message.Message):
-    __slots__ = ("model", "token_ids", "token_strings", "loss", "activation_value")
+    __slots__ = ("model", "token_ids", "token_strings", "loss", "activation_value", "detach_final_layer_norm_scale")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
     model: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     token_strings: _containers.RepeatedScalarFieldContainer[str]
     loss: float
     activation_value: float
-    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., activation_value: _Optional[float] = ...) -> None: ...
+    detach_final_layer_norm_scale: bool
+    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., activation_value: _Optional[float] = ..., detach_final_layer_norm_scale: bool = ...) -> None: ...
 
 class RunsTrailer(_message.Message):
     __slots__ = ("frame_count", "statistics", "provenance")
@@ -228,7 +236,7 @@ class ExplainRun(_message.Message):
     def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope")
+    __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope", "unit_length_embeddings")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +250,7 @@ class ExplainRequest(_message.Message):
     TOKEN_PAIR_COUNT_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGIT_COUNT_FIELD_NUMBER: _ClassVar[int]
     NODE_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_LENGTH_EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     runs: _containers.RepeatedCompositeFieldContainer[ExplainRun]
@@ -255,7 +264,8 @@ class ExplainRequest(_message.Message):
     token_pair_count: int
     top_logit_count: int
     node_scope: NodeScope
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[ExplainRun, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., component_type_for_mlp: _Optional[_Union[ComponentTypeForMlp, str]] = ..., component_type_for_attention: _Optional[_Union[ComponentTypeForAttention, str]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[ExplainPart, str]]] = ..., scored_token_count: _Optional[int] = ..., token_pair_count: _Optional[int] = ..., top_logit_count: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ...) -> None: ...
+    unit_length_embeddings: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[ExplainRun, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., component_type_for_mlp: _Optional[_Union[ComponentTypeForMlp, str]] = ..., component_type_for_attention: _Optional[_Union[ComponentTypeForAttention, str]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[ExplainPart, str]]] = ..., scored_token_count: _Optional[int] = ..., token_pair_count: _Optional[int] = ..., top_logit_count: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ..., unit_length_embeddings: bool = ...) -> None: ...
 
 class TokenScore(_message.Message):
     __slots__ = ("token_id", "token", "score", "normalized_score")

@@ -81,7 +81,7 @@ class DeriveRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., derived_scalars: _Optional[_Iterable[_Union[DerivedScalarSpec, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
-    __slots__ = ("tensor_id", "dst", "pass_type", "layer_index", "axes", "element_type", "encoding", "byte_length", "nonzero_count", "spec_index")
+    __slots__ = ("tensor_id", "dst", "pass_type", "layer_index", "axes", "element_type", "encoding", "byte_length", "nonzero_count", "spec_index", "zero_by_definition")
     TENSOR_ID_FIELD_NUMBER: _ClassVar[int]
     DST_FIELD_NUMBER: _ClassVar[int]
     PASS_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class TensorInfo(_message.Message):
     BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NONZERO_COUNT_FIELD_NUMBER: _ClassVar[int]
     SPEC_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ZERO_BY_DEFINITION_FIELD_NUMBER: _ClassVar[int]
     tensor_id: int
     dst: _derived_scalar_type_pb2.DerivedScalarType
     pass_type: _component_pb2.PassType
@@ -102,23 +103,42 @@ class TensorInfo(_message.Message):
     byte_length: int
     nonzero_count: int
     spec_index: int
-    def __init__(self, tensor_id: _Optional[int] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., layer_index: _Optional[int] = ..., axes: _Optional[_Iterable[_Union[_tensor_pb2.Axis, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., byte_length: _Optional[int] = ..., nonzero_count: _Optional[int] = ..., spec_index: _Optional[int] = ...) -> None: ...
+    zero_by_definition: bool
+    def __init__(self, tensor_id: _Optional[int] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., layer_index: _Optional[int] = ..., axes: _Optional[_Iterable[_Union[_tensor_pb2.Axis, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., byte_length: _Optional[int] = ..., nonzero_count: _Optional[int] = ..., spec_index: _Optional[int] = ..., zero_by_definition: bool = ...) -> None: ...
+
+class NotFinite(_message.Message):
+    __slots__ = ("activation_location_type", "layer_index", "token_index", "pass_type", "description")
+    ACTIVATION_LOCATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PASS_TYPE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    activation_location_type: _component_pb2.ActivationLocationType
+    layer_index: int
+    token_index: int
+    pass_type: _component_pb2.PassType
+    description: str
+    def __init__(self, activation_location_type: _Optional[_Union[_component_pb2.ActivationLocationType, str]] = ..., layer_index: _Optional[int] = ..., token_index: _Optional[int] = ..., pass_type: _Optional[_Union[_component_pb2.PassType, str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("model", "token_ids", "token_strings", "loss", "activation_value", "tensors")
+    __slots__ = ("model", "token_ids", "token_strings", "loss", "activation_value", "tensors", "detach_final_layer_norm_scale", "not_finite")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_STRINGS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_VALUE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
     model: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     token_strings: _containers.RepeatedScalarFieldContainer[str]
     loss: float
     activation_value: float
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
-    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., activation_value: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
+    detach_final_layer_norm_scale: bool
+    not_finite: NotFinite
+    def __init__(self, model: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., activation_value: _Optional[float] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., not_finite: _Optional[_Union[NotFinite, _Mapping]] = ...) -> None: ...
 
 class TensorChunk(_message.Message):
     __slots__ = ("tensor_id", "offset", "data")
