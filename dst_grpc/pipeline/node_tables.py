@@ -118,8 +118,8 @@ class NodeTables:
     def _texts(self, nodes: Mapping[NodeIndex, int]) -> tuple[str, ...]:
         """Text of each node that is a token of the vocabulary; nothing if none is."""
         ids = [node.tensor_indices[-1] if node.node_type is NodeType.VOCAB_TOKEN else None for node in nodes]
-        known = [token for token in ids if token is not None and token < self._asked.plans[0].vocab_size]
+        known = [token for token in ids if token is not None]
         if not known:
             return ()
         texts = dict(zip(known, self._tokenizer.token_strings(known), strict=True))
-        return tuple(texts.get(token, "") if token is not None else "" for token in ids)
+        return tuple("" if token is None else texts[token] for token in ids)

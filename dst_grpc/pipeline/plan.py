@@ -65,8 +65,6 @@ class Plan:
     run: Run
     """The prompt, the interventions and the origins."""
     token_strings: tuple[str, ...]
-    vocab_size: int
-    """Tokens of the vocabulary; an embedding may be padded with more rows."""
     loss: LossOrigin | None
     """The loss, if the request has one: one of the run's origins."""
     trace: TraceOrigin | None

@@ -155,7 +155,6 @@ class _Planner:
             model=self._model,
             run=run,
             token_strings=tuple(tokenizer.token_strings(run.token_ids)),
-            vocab_size=self._vocab_size(tokenizer),
             loss=loss,
             trace=trace,
             spliced=spliced,
@@ -177,9 +176,6 @@ class _Planner:
 
     # The run
 
-    def _vocab_size(self, tokenizer: Tokenizer) -> int:
-        return min(self._model.dimensions.vocab_size, tokenizer.vocab_size)
-
     def _tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         prompt = self._request.prompt
         if prompt is None:
@@ -189,7 +185,7 @@ class _Planner:
             self._findings.check(bool(tokens), "prompt.text", "holds no token")
         else:
             tokens = prompt.token_ids or ()
-            vocabulary = self._vocab_size(tokenizer)
+            vocabulary = self._model.dimensions.vocab_size
             for i, token in enumerate(tokens):
                 if token >= vocabulary:
                     field = f"prompt.token_ids.token_ids[{i}]"

@@ -47,7 +47,6 @@ class TokenScorer:
         directions = torch.cat([one.directions for one in vectors])
         directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
         vocabulary = decoder.unembedding if is_output else decoder.embedding.t()
-        vocabulary = vocabulary[:, : self._results[0].plan.vocab_size]
         found = extreme_tokens(directions, vocabulary, self._count, centred=is_output, check=self._results[0].check)
         scored, first = [], 0
         for one in vectors:

@@ -55,8 +55,8 @@ def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelCon
 
 def _logits(result: RunResult, token: int, decoder: Decoder) -> torch.Tensor:
     """Logits [V] of one run at *token*: recorded if they were changed, else of the last residual."""
-    taps, vocab_size = result.recording.taps, result.plan.vocab_size
+    taps = result.recording.taps
     if logits_are_changed(result.plan):
-        return taps.value((_L.LOGITS, None))[token, :vocab_size]
+        return taps.value((_L.LOGITS, None))[token]
     last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
-    return decoder.unembed(decoder.final_norm(last))[:vocab_size]
+    return decoder.unembed(decoder.final_norm(last))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from dst_grpc.engine.tokenizer import Tokenizer
@@ -151,14 +151,67 @@ def test_a_piece_that_does_not_exist_is_refused_with_the_hint_about_the_space(pi
         pieces.single_token(" ry", "token")
 
 
-def test_ids_may_have_gaps() -> None:
+def test_a_token_without_text_is_shown_and_named_by_its_id() -> None:
     library = Library(models.WordLevel({"a": 0, "b": 5}, unk_token="a"))
-    tokenizer = Tokenizer(library)
-    assert tokenizer.vocab_size == 6
-    assert tokenizer.token_strings([0, 5]) == ["a", "b"]
+    tokenizer = Tokenizer(library, 8)
+    assert tokenizer.vocab_size == 8
+    assert tokenizer.token_strings([0, 3, 5, 7]) == ["a", "<3>", "b", "<7>"]
+    assert tokenizer.decode([3, 5, 7]) == "<3>b<7>"
+    assert tokenizer.single_token("<7>", "token") == 7
+    with pytest.raises(InvalidRequest, match="is no token of this model, which reads it as 'a'"):
+        tokenizer.single_token("<8>", "token")
     with pytest.raises(InvalidRequest) as caught:
-        tokenizer.decode([0, 3, 5, 6])
-    assert [v.field for v in caught.value.violations] == ["token_ids[1]", "token_ids[3]"]
+        tokenizer.decode([0, 3, 5, 8])
+    assert [v.field for v in caught.value.violations] == ["token_ids[3]"]
+
+
+def test_the_space_after_a_token_without_text_is_kept(pieces: Tokenizer) -> None:
+    tokenizer = Tokenizer(spaced(prefixed=True), pieces.vocab_size + 1)
+    mary = tokenizer.single_token(" Mary", "token")
+    assert tokenizer.decode([mary, pieces.vocab_size, mary, mary]) == f"Mary<{pieces.vocab_size}> Mary Mary"
+
+
+@pytest.mark.parametrize(("text", "name"), [("\n", "<0x0A>"), ("\t", "<0x09>"), ("!", "<0x21>"), ("\x7f", "<0x7F>")])
+def test_a_byte_of_its_own_is_found_by_its_character_and_by_its_name(pieces: Tokenizer, text: str, name: str) -> None:
+    token = pieces.single_token(text, "token")
+    assert token == pieces.single_token(name, "token") == pieces.single_token(f"<{token}>", "token")
+    assert pieces.token_strings([token]) == [text]
+
+
+def test_a_byte_that_is_part_of_a_character_is_found_by_its_name(pieces: Tokenizer) -> None:
+    with pytest.raises(InvalidRequest, match=r"'☃' must be one token, .*'<0xE2>', '<0x98>', '<0x83>'$"):
+        pieces.single_token("☃", "token")
+    assert pieces.single_token("<0xE2>", "token") == 1 + 0xE2
+
+
+def test_a_token_that_is_part_of_a_character_is_named_by_its_id(tokenizer: Tokenizer) -> None:
+    first, *_ = tokenizer.encode("☃")
+    with pytest.raises(InvalidRequest, match=rf"'☃' must be one token, but splits into 3: '<{first}>', "):
+        tokenizer.single_token("☃", "token")
+    assert tokenizer.single_token(f"<{first}>", "token") == first
+
+
+def test_a_word_that_the_vocabulary_does_not_know_is_no_token() -> None:
+    tokenizer = Tokenizer(Library(models.WordLevel({"?": 0, "b": 1}, unk_token="?")))
+    assert tokenizer.single_token("?", "token") == 0
+    with pytest.raises(InvalidRequest, match=r"'c' is no token of this model, which reads it as '\?'"):
+        tokenizer.single_token("c", "token")
+
+
+@pytest.mark.parametrize("text", ["a", "Mary gave ", "☃", " "])
+def test_a_long_text_is_not_encoded_whole(tokenizer: Tokenizer, text: str) -> None:
+    whole = text * 50_000
+    assert tokenizer.encode_at_most(whole, 100) is None
+    short = text * 20
+    assert tokenizer.encode_at_most(short, 100) == tokenizer.encode(short)
+    with pytest.raises(InvalidRequest, match=rf"must be one token, but has {len(whole)} characters"):
+        tokenizer.single_token(whole, "token")
+
+
+def test_a_text_of_few_tokens_is_encoded_whole_however_long_it_is() -> None:
+    library = Library(models.WordLevel({"?": 0, "b": 1}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert Tokenizer(library).encode_at_most("b" + 100_000 * " " + "b", 2) == [1, 1]
 
 
 def test_tokens_added_for_other_models_are_none_of_this_one_s(tmp_path: Path) -> None:
@@ -171,6 +224,6 @@ def test_tokens_added_for_other_models_are_none_of_this_one_s(tmp_path: Path) ->
         tokenizer.encode("Mary <image>")
     with pytest.raises(InvalidRequest, match=f"between 0 and {size - 1}, not {size}"):
         tokenizer.decode([size])
-    assert Tokenizer.from_folder(tmp_path, size + 100).vocab_size == size + 1
+    assert Tokenizer.from_folder(tmp_path, size + 100).vocab_size == size + 100
     with pytest.raises(DataLoss, match=f"has {size} tokens, but the model embeds only {size - 1}"):
         Tokenizer.from_folder(tmp_path, size - 1)
