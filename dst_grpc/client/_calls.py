@@ -10,6 +10,7 @@ import grpc.aio
 
 from dst_grpc.client._channel import Connection
 from dst_grpc.client._errors import our_errors
+from dst_grpc.client._forks import note_closed
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -50,6 +51,7 @@ class Calls:
             del self.__dict__[name]
         if channel is not None:
             await channel.close()
+            note_closed(channel)
 
     async def __aenter__(self) -> Self:
         return self

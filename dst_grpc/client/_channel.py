@@ -5,6 +5,7 @@ Independent of any RPC.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -13,6 +14,7 @@ from pathlib import Path
 import grpc.aio
 
 from dst_grpc import __version__
+from dst_grpc.client._forks import check_may_open, check_same_process, note_open
 from dst_grpc.errors import Violations
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -73,6 +75,8 @@ class Connection:
     """Bearer token, sent with every call; give it over TLS or to this machine only."""
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Further metadata, sent with every call."""
+    pid: int = field(default_factory=os.getpid, repr=False)
+    """The process that calls may be made in."""
 
     def __post_init__(self) -> None:
         """Refuse an invalid target or token; raises InvalidRequest."""
@@ -94,12 +98,23 @@ class Connection:
 
     @property
     def call_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata of every call."""
+        """Metadata of every call; raises RuntimeError in a child of the process that this was made in."""
+        check_same_process(self.pid)
         pairs = tuple((key.lower(), value) for key, value in self.metadata.items())
         return pairs if self.token is None else (*pairs, ("authorization", f"Bearer {self.token}"))
 
     def open(self) -> grpc.aio.Channel:
-        """Make the channel, on the running event loop. It connects at the first call."""
+        """Make the channel, on the running event loop. It connects at the first call.
+
+        Raises:
+            RuntimeError: If the process was forked while a channel was open.
+        """
+        check_may_open()
+        channel = self._channel()
+        note_open(channel)
+        return channel
+
+    def _channel(self) -> grpc.aio.Channel:
         options: list[tuple[str, str | int]] = [
             ("grpc.primary_user_agent", f"dst-grpc-python/{__version__}"),
             ("grpc.enable_retries", 1),

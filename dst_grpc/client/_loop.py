@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from dst_grpc.client._forks import check_same_process
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,26 +27,28 @@ class BackgroundLoop:
     """Runs coroutines for threads without an event loop, or whose loop must not be used."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dst-grpc-client", daemon=True)
         self._thread.start()
         # Runs when `close` is called, when this object is garbage collected, or when the interpreter ends: otherwise a
         # thread that still waits for the loop would wait forever.
-        self._close = weakref.finalize(self, _shut_down, self._loop, self._thread)
+        self._close = weakref.finalize(self, _shut_down, self._loop, self._thread, self._pid)
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._loop.is_closed()
+        """Whether `close` was called, or the thread is that of a parent process."""
+        return self._loop.is_closed() or os.getpid() != self._pid
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run *coroutine* and wait for it; interrupting the wait cancels it.
 
         Raises:
-            RuntimeError: If the loop is closed.
+            RuntimeError: If the loop is closed, or the process is a child of the one that it runs in.
         """
         if self.is_closed:
             coroutine.close()
+            check_same_process(self._pid)
             raise RuntimeError("this client is closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
@@ -76,7 +81,9 @@ class BackgroundLoop:
         self._close()
 
 
-def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
+    if os.getpid() != pid:
+        return  # in a child the thread is not there
     if threading.current_thread() is thread:
         # The garbage collector runs on this very thread, which cannot wait for itself.
         loop.stop()
