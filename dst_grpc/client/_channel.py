@@ -15,6 +15,7 @@ import grpc.aio
 
 from dst_grpc import __version__
 from dst_grpc.client._forks import check_may_open, check_same_process, note_open
+from dst_grpc.client._unreachable import is_this_machine
 from dst_grpc.errors import Violations
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -119,6 +120,8 @@ class Connection:
             ("grpc.primary_user_agent", f"dst-grpc-python/{__version__}"),
             ("grpc.enable_retries", 1),
             ("grpc.service_config", SERVICE_CONFIG),
+            # Proxies are for other machines, whatever the environment's no_proxy forgets.
+            ("grpc.enable_http_proxy", int(not is_this_machine(self.target))),
         ]
         if self.tls is None:
             return grpc.aio.insecure_channel(self.target, options=options)

@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
+from dst_grpc.client._unreachable import why_unreachable
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Unavailable, Unimplemented
 from dst_grpc.wire.errors import error_from_status
 
@@ -41,7 +42,7 @@ def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | Non
     details = error.details() or "no details"
     match error.code():
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(_why_unavailable(details, target), metadata={"target": target})
+            return Unavailable(why_unreachable(details, target), metadata={"target": target})
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             within = "in time" if timeout is None else f"within {timeout:g} seconds"
             return DeadlineExceeded(f"{target} did not answer {within}")
@@ -65,14 +66,3 @@ def _status_details(error: grpc.aio.AioRpcError) -> Status | None:
         # A proxy may replace the code and leave the details; then the code counts.
         return status if status.code == error.code().value[0] else None
     return None
-
-
-def _why_unavailable(details: str, target: str) -> str:
-    text = details.lower()
-    if "dns" in text or "name resolution" in text:
-        return f"the name in {target!r} cannot be resolved"
-    if "handshake" in text or "certificate" in text or "ssl" in text:
-        return f"no TLS connection to {target}: {details}"
-    if "failed to connect" in text or "connection refused" in text or "no such file" in text:
-        return f"no server answers at {target}; start one with `dst-grpc serve`"
-    return f"the connection to {target} broke: {details}"

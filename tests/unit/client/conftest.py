@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +28,18 @@ def _client(service: FakeService) -> Iterator[Client]:
 async def _async_client(service: FakeService) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(service.target) as client:
         yield client
+
+
+@pytest.fixture(name="pki", scope="module")
+def _pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for localhost, as cert.pem and key.pem."""
+    folder = tmp_path_factory.mktemp("pki")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *key, "-out", "cert.pem", "-days", "2", *subject],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder

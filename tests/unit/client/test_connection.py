@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from pathlib import Path
 
@@ -13,21 +12,6 @@ from dst_grpc.client import AsyncClient, Client, Tls
 from dst_grpc.client._channel import Connection
 from dst_grpc.errors import InvalidRequest, Unavailable
 from tests.fake_service import FakeService, fake_server
-
-
-@pytest.fixture(name="pki", scope="module")
-def _pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost, as cert.pem and key.pem."""
-    folder = tmp_path_factory.mktemp("pki")
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *key, "-out", "cert.pem", "-days", "2", *subject],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    return folder
 
 
 def test_a_token_and_metadata_travel_with_every_call(service: FakeService) -> None:
