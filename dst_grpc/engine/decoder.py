@@ -100,6 +100,7 @@ class Decoder:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             for layer in range(before_graph, last + 1):
                 x = self._block(layer, x, taps)
+            taps.last_residual = x.detach()
             return self._logits(x, taps, logits_at) if stop_after_layer is None else None
 
     def unembed(self, normed: torch.Tensor) -> torch.Tensor:

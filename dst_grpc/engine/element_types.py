@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from dst_grpc.domain.components import TensorElementType
+from dst_grpc.errors import OutOfRange
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TORCH_TYPES = {
     TensorElementType.FLOAT32: torch.float32,
@@ -32,6 +37,20 @@ def is_finite(tensor: torch.Tensor) -> bool:
         return True
     low, high = torch.aminmax(tensor)
     return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def why_out_of_range(dtype: torch.dtype) -> str:
+    """Why values of a model that is loaded as *dtype* are not finite."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype is torch.float16:
+        return f"{name}, which the model is loaded as, holds nothing beyond 65504; load it as float32 or bfloat16"
+    return f"they are beyond what {name}, which the model is loaded as, holds"
+
+
+def out_of_range(problem: str, dtype: torch.dtype, metadata: Mapping[str, object] | None = None) -> OutOfRange:
+    """The error of a *problem* with values of a model that is loaded as *dtype*."""
+    known = {"element_type": str(dtype).removeprefix("torch.").upper(), **(metadata or {})}
+    return OutOfRange(problem, metadata={name: str(value) for name, value in known.items() if value is not None})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -69,7 +69,8 @@ class Taps:
         """The propagation rule of gradients."""
         self._wanted = frozenset(values)
         self._wanted_attached = frozenset(gradients)
-        self._splices = dict(splices or {})
+        self.splices = dict(splices or {})
+        """The autoencoders in the graph, by the site that each reads."""
         self._interventions: dict[ActivationLocationType, list[RowIntervention]] = defaultdict(list)
         for one in interventions:
             self._interventions[one.location].append(one)
@@ -79,6 +80,8 @@ class Taps:
         """Recorded values, detached, [b, ...]."""
         self.attached: dict[Site, torch.Tensor] = {}
         """Recorded values attached to the graph, [b, ...]."""
+        self.last_residual: torch.Tensor | None = None
+        """The residual [b, T, d] that the pass ended with, detached: not finite if any value before it was not."""
 
     @property
     def graph_starts_at_layer(self) -> int | None:
@@ -92,7 +95,7 @@ class Taps:
     def touches(self, location: ActivationLocationType, layer: int | None) -> bool:
         """Whether anything happens at a site, so that its tensor must be made."""
         site = (location, layer)
-        if site in self._recorded or site in self._splices:
+        if site in self._recorded or site in self.splices:
             return True
         return any(one.is_at(layer) for one in self._interventions.get(location, ()))
 
@@ -107,7 +110,7 @@ class Taps:
             x = self._change_and_record(site, x)
         elif site in self._recorded:
             self._record(site, x)
-        autoencoder = self._splices.get(site)
+        autoencoder = self.splices.get(site)
         return x if autoencoder is None else self._splice(site, x, autoencoder)
 
     def _end_layer(self, x: torch.Tensor) -> None:

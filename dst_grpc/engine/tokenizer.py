@@ -214,7 +214,7 @@ class Tokenizer:
         (text,) = self.token_strings([token])
         if _NO_TEXT not in text:
             return text
-        piece: str = self._tokenizer.id_to_token(token)
+        piece: str = self._tokenizer.id_to_token(token) or ""
         return piece if _BYTE_PIECE.fullmatch(piece) else _shown_id(token)
 
     def _check(self, ids: Sequence[int]) -> None:

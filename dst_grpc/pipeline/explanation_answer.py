@@ -16,6 +16,7 @@ import torch
 from dst_grpc.domain.explanations import ExplainPart, ExplanationPart, NodeTokenPairs, PartKind, TokenPairs
 from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.pipeline.node_tables import NodeTables
+from dst_grpc.pipeline.not_finite import error_of
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import RunResult, total_statistics
 from dst_grpc.pipeline.scored_tokens import TokenScorer
@@ -49,7 +50,14 @@ class ExplanationAnswer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Compute nothing yet; *results* are those of the plans of *asked*."""
+        """Compute nothing yet; *results* are those of the plans of *asked*.
+
+        Raises:
+            OutOfRange: if a run has values that are not finite, which nothing can be chosen by.
+        """
+        for result in results:
+            if result.recording.not_finite is not None:
+                raise error_of(result.recording.not_finite, model.decoder.dtype)
         self._asked, self._results, self._model, self._sets = asked, results, model, sets
         self._explained = [
             ExplainedModel(model.decoder, result.plan.topology, tuple(sets[info.name] for info in result.plan.spliced))
@@ -135,6 +143,7 @@ class ExplanationAnswer:
             token_strings=result.plan.token_strings,
             loss=result.loss,
             activation_value=result.activation_value,
+            detach_final_layer_norm_scale=bool(result.plan.request.detach_final_layer_norm_scale),
         )
 
     def _scanned(self, tables: NodeTables) -> Parts:

@@ -6,9 +6,10 @@ run together: the sum of the rows' scalars is differentiated once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ import torch
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.interventions import RowIntervention
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps
-from dst_grpc.errors import Internal
+from dst_grpc.errors import Internal, require
+from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
 from dst_grpc.pipeline.plan import last_layer_of
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
+    from dst_grpc.domain.results import NotFinite
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
@@ -152,6 +156,7 @@ def run_batch(
         passes = list(_gradients(rows, taps, scalars))
     finally:
         taps.attached.clear()
+    found = _found_not_finite(rows, taps, reported, passes, decoder)
     statistics = RunStatistics(
         forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
     )
@@ -163,6 +168,7 @@ def run_batch(
             n_tokens=row.n_tokens,
             gradient_sites=row.gradients,
             scalars=reported[i],
+            not_finite=found.get(i),
         )
         for i, row in enumerate(rows)
     ]
@@ -231,6 +237,43 @@ def _gradients(
         ]
         total = torch.stack(started_from).sum()
         yield taps.gradients(total, gradient_pass=number, keeps_graph=number + 1 < count)
+
+
+def _found_not_finite(
+    rows: Sequence[Row],
+    taps: Taps,
+    reported: Sequence[Sequence[float]],
+    passes: Sequence[Mapping[Site, torch.Tensor]],
+    decoder: Decoder,
+) -> dict[int, NotFinite]:
+    """What is said of the rows that have values that are not finite."""
+    found: dict[int, NotFinite] = {}
+    residual = require(taps.last_residual)
+    is_clean = is_finite(residual)
+    for i, row in enumerate(rows):
+        if not (is_clean or is_finite(residual[i, : row.n_tokens])) or not all(map(math.isfinite, reported[i])):
+            changed, plain = (
+                _watched(one, taps, decoder) for one in (row, replace(row, run=replace(row.run, interventions=())))
+            )
+            found[i] = not_finite(changed, plain, decoder)
+        elif decoder.dtype is torch.float16:  # whose range is so small that gradients leave it alone
+            for one in passes[: _n_passes(row)]:
+                gradient = gradient_not_finite(_cut(row.gradients, one, i, row.n_tokens), decoder)
+                if gradient is not None:
+                    found.setdefault(i, gradient)
+    return found
+
+
+def _watched(row: Row, taps: Taps, decoder: Decoder) -> Watch:
+    """The forward pass of one row by itself, watched, in which the same happens as in that of *taps*."""
+    watch = Watch(
+        interventions=_interventions([row], decoder),
+        splices=taps.splices,
+        propagation=taps.propagation,
+        check=taps.check,
+    )
+    tokens, _ = _padded([row], decoder)
+    return watched(watch, tokens, decoder, stop_after_layer=row.stop_after_layer)
 
 
 def _cut(

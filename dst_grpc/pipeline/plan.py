@@ -11,7 +11,7 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.resolution import CostEstimate
 from dst_grpc.domain.results import Axis
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
-from dst_grpc.scalars.derive import taps_of
+from dst_grpc.scalars.derive import is_zero_by_definition, taps_of
 from dst_grpc.scalars.task import Task
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class PlannedScalar(Task):
     def taps(self) -> frozenset[Tap]:
         """Taps that it is computed from."""
         return frozenset(taps_of(self))
+
+    @cached_property
+    def layers_of_zeros(self) -> frozenset[int | None]:
+        """Layers of which all tensors are 0 by definition."""
+        return frozenset(layer for layer in self.layers if is_zero_by_definition(self, layer))
 
     @property
     def output_bytes(self) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dst_grpc.domain.results import NotFinite
     from dst_grpc.engine.taps import Site
 
     Tensors = Mapping[Site, torch.Tensor]
@@ -30,6 +31,8 @@ class Recording:
     """Sites whose gradients were recorded."""
     scalars: tuple[float, ...]
     """Values of the run's origins that are reported, in order."""
+    not_finite: NotFinite | None = None
+    """Where the run first has values that are not finite; None if it is finite."""
 
     @classmethod
     def of(
@@ -41,10 +44,11 @@ class Recording:
         n_tokens: int,
         gradient_sites: frozenset[Site],
         scalars: Sequence[float],
+        not_finite: NotFinite | None = None,
     ) -> Recording:
         """The recording of *values*, and of the gradients of each pass, which have *weights* in the sum."""
         taps = RecordedTaps(values, weighted_sum(passes, weights), n_tokens)
-        return cls(taps, tuple(passes), gradient_sites, tuple(scalars))
+        return cls(taps, tuple(passes), gradient_sites, tuple(scalars), not_finite)
 
     def alone(self) -> Recording:
         """A copy that does not keep the tensors of its batch alive."""
@@ -64,6 +68,7 @@ class Recording:
             tuple({**old, **new} for old, new in zip(before, passes, strict=True)),
             self.gradient_sites | older.gradient_sites,
             self.scalars,
+            self.not_finite or older.not_finite,
         )
 
     @property
@@ -78,7 +83,8 @@ class Recording:
 
     def _changed(self, change: Callable[[Tensors], Tensors]) -> Recording:
         taps = RecordedTaps(change(self.taps.values), change(self.taps.gradients), self.taps.n_tokens)
-        return Recording(taps, tuple(map(change, self.passes)), self.gradient_sites, self.scalars)
+        passes = tuple(map(change, self.passes))
+        return Recording(taps, passes, self.gradient_sites, self.scalars, self.not_finite)
 
 
 def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -81,6 +81,8 @@ class TensorAnswer:
             tensors=tuple(self._infos),
             loss=self._result.loss,
             activation_value=self._result.activation_value,
+            detach_final_layer_norm_scale=bool(self._plan.request.detach_final_layer_norm_scale),
+            not_finite=self._result.recording.not_finite,
         )
 
     def _tensors(self) -> Iterator[DenseTensor | SparseTensor]:
@@ -131,6 +133,7 @@ class TensorAnswer:
                 axes=scalar.axes,
                 element_type=element_type,
                 spec_index=scalar.spec_index,
+                zero_by_definition=layer in scalar.layers_of_zeros and pass_type is PassType.FORWARD,
             )
 
         is_latent = scalar.facts.dimensions[-1] is Dimension.AUTOENCODER_LATENTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explanations import Completeness, GroupValues, NodeTable
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.element_types import out_of_range, why_out_of_range
 from dst_grpc.pipeline.explain_plan import logits_are_changed
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ LOGITS_GROUP = "logits"
 
 
 def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelContext) -> list[NodeTable]:
-    """The table of each run, at its token; runs that share nodes, and the token, have the same list."""
+    """The table of each run, at its token; runs that share nodes, and the token, have the same list.
+
+    Raises:
+        OutOfRange: if a logit is not finite.
+    """
     found = [_logits(result, token, model.decoder) for result, token in zip(results, asked.logit_tokens, strict=True)]
     rows = torch.stack(found).float()
     count = min(asked.top_logit_count, rows.shape[1])
@@ -38,6 +44,10 @@ def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelCon
         ids = list(dict.fromkeys(everyone if is_shared else (*top, *bottom)))
         numbers = {token: number for number, token in enumerate(ids)}
         values = row[ids].cpu()
+        log_normalizer = row.double().logsumexp(dim=0).item()
+        if not math.isfinite(log_normalizer):
+            dtype = model.decoder.dtype
+            raise out_of_range(f"logits are not finite: {why_out_of_range(dtype)}", dtype, {"token_index": at})
         group = GroupValues(
             group_id=LOGITS_GROUP,
             values=values.numpy(),
@@ -49,7 +59,7 @@ def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelCon
         )
         nodes = tuple(NodeIndex(node_type=NodeType.VOCAB_TOKEN, tensor_indices=(at, token)) for token in ids)
         texts = tuple(model.tokenizer.token_strings(ids))
-        tables.append(NodeTable(nodes=nodes, groups=(group,), vocab_tokens=texts))
+        tables.append(NodeTable(nodes=nodes, groups=(group,), vocab_tokens=texts, log_normalizer=log_normalizer))
     return tables
 
 

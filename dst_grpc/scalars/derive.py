@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dst_grpc.scalars.components import ScaledWrites
+    from dst_grpc.scalars.components.base import Writer
     from dst_grpc.scalars.recorded_taps import Tap
 
 
@@ -43,6 +44,16 @@ def taps_of(task: Task) -> Iterator[Tap]:
                 yield PassType.BACKWARD, require(component.site(layer))
     if facts.direction is not None:
         yield from DIRECTIONS[facts.direction](task).taps()
+
+
+def is_zero_by_definition(task: Task, layer: int | None) -> bool:
+    """Whether *task* is a projection of something that, at *layer*, does not precede what it is projected on (Q4)."""
+    facts = task.facts
+    if facts.quantity is not Quantity.PROJECTION:
+        return False
+    # The rows of facts pair no other component with a projection.
+    writer = cast("Writer", component_of_task(task))
+    return not DIRECTIONS[require(facts.direction)](task).counts(writer, layer)
 
 
 @dataclass(frozen=True)

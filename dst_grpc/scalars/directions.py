@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.components.base import Writer
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.recorded_taps import RecordedTaps, Tap
     from dst_grpc.scalars.topology import Residual
@@ -47,6 +48,11 @@ class Direction(ABC):
     @abstractmethod
     def bind(self, model: ExplainedModel, recorded: RecordedTaps) -> BoundDirection:
         """The direction in one run."""
+
+    def counts(self, component: Writer, layer: int | None) -> bool:
+        """Whether what *component* writes at *layer* has an effect along it at all."""
+        del component, layer
+        return True
 
 
 class BoundDirection(ABC):
@@ -79,22 +85,25 @@ class _ResidualGradient(Direction):
 
     def bind(self, model: ExplainedModel, recorded: RecordedTaps) -> BoundDirection:
         """The gradient in one run."""
-        return _BoundGradient(self.gradient(model, recorded), self.residual)
+        return _BoundGradient(self, self.gradient(model, recorded))
+
+    def counts(self, component: Writer, layer: int | None) -> bool:
+        """A write affects only what comes strictly after it (Q4)."""
+        return self.residual.is_after(component.location, layer)
 
 
 @dataclass(frozen=True)
 class _BoundGradient(BoundDirection):
+    direction: _ResidualGradient
     gradient: torch.Tensor
-    residual: Residual
 
     def at(self, layer: int | None) -> torch.Tensor:
         del layer
         return self.gradient
 
     def _seen_by(self, writes: Writes) -> torch.Tensor:
-        # A write affects only what comes strictly after it (Q4).
-        precedes = self.residual.is_after(writes.component.location, writes.run.layer)
-        return self.gradient if precedes else torch.zeros_like(self.gradient)
+        counts = self.direction.counts(writes.component, writes.run.layer)
+        return self.gradient if counts else torch.zeros_like(self.gradient)
 
 
 class FinalResidualGradient(_ResidualGradient):

@@ -16,7 +16,7 @@ import torch
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.entries import is_of_token_pairs, node_at
 from dst_grpc.domain.explanations import MAX_TOKENS_OF_PAIR_SUMS
-from dst_grpc.errors import InvalidRequest, Reason
+from dst_grpc.engine.element_types import out_of_range, why_out_of_range
 from dst_grpc.scalars.extremes import extremes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Entries:
             ends: which ends, largest or not.
 
         Raises:
-            InvalidRequest: if there are entries that are not finite, which have no order.
+            OutOfRange: if there are entries that are not finite, which have no order.
         """
         found: dict[bool, list[tuple[float, int, _Layout]]] = {largest: [] for largest in ends}
         sums = None
@@ -76,8 +76,9 @@ class Entries:
                 found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
         self._sum = sums
         if not math.isfinite(self.total):
-            message = f"{self.facts.type} has values that are not finite: what is ablated is set to something too large"
-            raise InvalidRequest.of("runs", message, reason=Reason.IMPOSSIBLE_COMBINATION)
+            dtype = self._derivation.model.decoder.dtype
+            problem = f"{self.facts.type} has values that are not finite: {why_out_of_range(dtype)}"
+            raise out_of_range(problem, dtype)
         for largest, best in found.items():
             best.sort(key=lambda entry: entry[0], reverse=largest)
             self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]

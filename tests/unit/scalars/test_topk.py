@@ -18,7 +18,7 @@ from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import InvalidRequest, OutOfRange
 from dst_grpc.scalars.topk import sum_to_send
 from tests import explaining, models
 
@@ -192,7 +192,7 @@ def test_what_is_not_finite_has_no_order() -> None:
     index = ActivationIndex(activation_location_type=L.MLP_POST_ACT, tensor_indices=(1, 2), layer_index=0)
     poisoned = models.request(ablation_specs=(AblationSpec(index=index, value=1e38),))
     world = models.world(dtype=torch.float32)
-    with pytest.raises(InvalidRequest, match="not finite"):
+    with pytest.raises(OutOfRange, match="not finite"):
         explaining.explain(world, ask(TopKGroup(group_id="g", dsts=(T.LOGITS,)), runs=(poisoned,)))
 
 
