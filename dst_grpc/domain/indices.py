@@ -6,6 +6,7 @@ omitted trailing axes are whole too. The reference's `"All"` is our None.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType
@@ -20,6 +21,14 @@ TensorIndices = tuple[int | None, ...]
 
 MAX_INDEX = 2**32 - 1
 """Largest index that a message can carry (uint32)."""
+
+
+def check_token_ids(problems: Violations, field: str, ids: Sequence[int]) -> None:
+    """Note the *ids* that no vocabulary has. A prompt may have a million."""
+    if not ids or 0 <= min(ids) <= max(ids) <= MAX_INDEX:
+        return
+    for i, token in enumerate(ids):
+        problems.check(0 <= token <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}")
 
 
 def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:

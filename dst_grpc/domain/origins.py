@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_token_ids
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
 
@@ -49,6 +49,5 @@ class LossFnConfig:
             for i, text in enumerate(getattr(self, field)):
                 check_text(problems, f"{field}[{i}]", text)
         for field in ("target_token_ids", "distractor_token_ids"):
-            for i, token in enumerate(getattr(self, field)):
-                problems.check(0 <= token <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}")
+            check_token_ids(problems, field, getattr(self, field))
         problems.raise_if_any()

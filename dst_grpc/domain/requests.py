@@ -8,7 +8,7 @@ from operator import attrgetter
 from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.handles import ContextRef
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import MAX_INDEX, check_token_ids
 from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -38,8 +38,7 @@ class Prompt:
         problems.check(self.text != "", "text", "must not be empty")
         check_text(problems, "text", self.text or "")
         problems.check(self.token_ids != (), "token_ids", "must not be empty")
-        for i, token in enumerate(self.token_ids or ()):
-            problems.check(0 <= token <= MAX_INDEX, f"token_ids.token_ids[{i}]", f"must be between 0 and {MAX_INDEX}")
+        check_token_ids(problems, "token_ids.token_ids", self.token_ids or ())
         problems.raise_if_any()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import File, corrupt, read_small
+from dst_grpc.engine.model_folder import TOKENIZER
 from dst_grpc.engine.tokenizer_library import Library, open_library, told
 from dst_grpc.errors import InvalidRequest, Reason, Violations
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-FILE_NAME = "tokenizer.json"
 _MAX_FILE_BYTES = 1 << 28
 _SHOWN_TOKENS = 8
 _CHARACTERS_PER_TOKEN = 16
@@ -64,7 +64,7 @@ class Tokenizer:
             DataLoss: if it is missing or unreadable, fails on a text that it is tried on, or has tokens, other than
                 added ones, from *n_embedded* on.
         """
-        path = folder / FILE_NAME
+        path = folder / TOKENIZER
         raw = read_small(File.at(path), _MAX_FILE_BYTES)
         tokenizer = open_library(path, raw)
         n_ids = _n_ids(tokenizer.get_vocab(with_added_tokens=False))

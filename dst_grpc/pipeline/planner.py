@@ -177,24 +177,26 @@ class _Planner:
     # The run
 
     def _tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        prompt = self._request.prompt
+        """The prompt's tokens; none if it is not known, or longer than the window."""
+        prompt, window = self._request.prompt, self._model.dimensions.context_window
         if prompt is None:
             return ()
-        if prompt.text is not None:
-            tokens = tuple(tokenizer.encode(prompt.text))
-            self._findings.check(bool(tokens), "prompt.text", "holds no token")
+        if prompt.text is None:
+            tokens: Sequence[int] | None = prompt.token_ids or ()
         else:
-            tokens = prompt.token_ids or ()
-            vocabulary = self._model.dimensions.vocab_size
-            for i, token in enumerate(tokens):
-                if token >= vocabulary:
-                    field = f"prompt.token_ids.token_ids[{i}]"
-                    self._findings.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
-        window = self._model.dimensions.context_window
-        if len(tokens) > window:
-            message = f"has {len(tokens)} tokens, but the context window of {self._model.name!r} holds {window}"
-            self._findings.add("prompt", message, Reason.PROMPT_TOO_LONG)
-        return tokens
+            tokens = tokenizer.encode_at_most(prompt.text, window)
+            self._findings.check(tokens != [], "prompt.text", "holds no token")
+        vocabulary = self._model.dimensions.vocab_size
+        for i, token in enumerate(tokens or ()):
+            if token >= vocabulary:
+                field = f"prompt.token_ids.token_ids[{i}]"
+                self._findings.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
+        if tokens is not None and len(tokens) <= window:
+            return tuple(tokens)
+        count = f"more than {window}" if tokens is None else len(tokens)
+        message = f"has {count} tokens, but the context window of {self._model.name!r} holds {window}"
+        self._findings.add("prompt", message, Reason.PROMPT_TOO_LONG)
+        return ()
 
     def _loss(self, tokenizer: Tokenizer) -> LossOrigin | None:
         given = self._request.loss_fn_config

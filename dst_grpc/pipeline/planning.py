@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _PLANS_KEPT = 256
 _THREADS = 4
+_LONG_TEXT = 10_000
+"""Characters whose tokens take longer to find than a thread to start."""
+_LONG_LIST = 500
 
 
 class Planning:
@@ -57,7 +60,7 @@ class Planning:
         if plan is not None:
             self._kept.move_to_end(question)
             return plan
-        if registry.model_entry(model_ref(request)).has_quick_tokenizer:
+        if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request):
             plan = make()  # cheaper than a thread
         else:
             plan = await self._threads.run(make)
@@ -74,6 +77,19 @@ class Planning:
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
         return await self._threads.run(plan_explain, request, registry, known)
+
+
+def _is_long(request: DeriveRequest) -> bool:
+    """Whether planning *request* takes a while: there is much to tokenize, or much that it lists."""
+    texts, n_listed = 0, len(request.derived_scalars) + len(request.ablation_specs) + len(request.interventions)
+    if request.prompt is not None:
+        texts += len(request.prompt.text or "")
+        n_listed += len(request.prompt.token_ids or ())
+    if request.loss_fn_config is not None:
+        tokens = (*request.loss_fn_config.target_tokens, *request.loss_fn_config.distractor_tokens)
+        texts += sum(map(len, tokens))
+        n_listed += len(tokens)
+    return texts > _LONG_TEXT or n_listed > _LONG_LIST
 
 
 def _names_files(request: DeriveRequest) -> bool:
