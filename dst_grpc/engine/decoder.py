@@ -9,6 +9,7 @@ batch's longest are padded on the right; as attention is causal, no real token e
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +62,12 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         """Element type of the weights."""
         return self.embedding.dtype
+
+    @cached_property
+    def embedding_lengths(self) -> torch.Tensor:
+        """Norms [V] of the embeddings, in float32; 1 for those that are 0."""
+        lengths = torch.linalg.vector_norm(self.embedding, dim=1, dtype=torch.float32)
+        return torch.where(lengths > 0, lengths, 1.0)
 
     def forward(
         self,

@@ -52,6 +52,8 @@ class ExplainPlan:
     scored_token_count: int = 0
     token_pair_count: int = 0
     top_logit_count: int = 0
+    unit_length_embeddings: bool = False
+    """Whether input tokens are scored by embeddings of unit length."""
 
     @property
     def peak_bytes(self) -> int:

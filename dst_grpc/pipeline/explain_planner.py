@@ -23,6 +23,7 @@ from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.scalars.attended_tokens import sites_of_attended_tokens
+from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_vectors import sites_of_vectors
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | Non
     runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
     made_from = _sources_of_types(types, request.groups)
     sources = [SourceMap(root=f"runs[{i}]", made_from=made_from) for i in range(len(runs))]
-    plans = _plans(runs, sources, registry, findings)
+    plans = tuple(one.also_recording(_sites_left_out(one)) for one in _plans(runs, sources, registry, findings))
     _check_model(plans, findings)
     tokens = _token_indices(plans, request.token_index, findings)
     asked = ExplainPlan(
@@ -105,6 +106,7 @@ def plan_explain(request: ExplainRequest, registry: Registry, known: Violations 
         scored_token_count=request.scored_token_count,
         token_pair_count=request.token_pair_count,
         top_logit_count=request.top_logit_count,
+        unit_length_embeddings=request.unit_length_embeddings is True,
     )
     return _checked(asked, findings)
 
@@ -255,8 +257,17 @@ def _logit_token(plan: Plan) -> int:
     return len(plan.token_ids) - 1 if token is None else token
 
 
+def _sites_left_out(plan: Plan) -> Iterator[Site]:
+    """What has to be recorded to say what latents leave out."""
+    for scalar in plan.scalars:
+        left_out = LeftOut.of(scalar)
+        if left_out is not None:
+            yield from left_out.sites()
+
+
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:
     """Sites to record for the parts, besides those of the types."""
+    yield from _sites_left_out(plan)
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if any(part.scores_tokens for part in parts):

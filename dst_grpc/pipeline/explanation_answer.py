@@ -65,7 +65,7 @@ class ExplanationAnswer:
         ]
         self._nodes: list[tuple[NodeIndex, ...]] = []
         """Nodes of each run's table."""
-        self._scorer = TokenScorer(results, self._explained, model, asked.scored_token_count)
+        self._scorer = TokenScorer(asked, results, self._explained, model)
         self._seconds = 0.0
         self._is_complete = False
 

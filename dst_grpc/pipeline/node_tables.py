@@ -13,6 +13,7 @@ from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explanations import Completeness, ExplainPart, GroupValues, NodeTable, ScalarSum
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.explain_plan import MAX_TABLE_NODES, ends_of
+from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_groups import NodeGroups
 from dst_grpc.scalars.topk import Entries
 
@@ -103,6 +104,7 @@ class NodeTables:
         values = torch.full((places.count,), torch.nan)
         for dst in group.dsts:
             self._entries[i][dst].values_at(places, values)
+        error, uncovered = self._left_out(i, group)
         return GroupValues(
             group_id=group.group_id,
             values=values.numpy(),
@@ -112,8 +114,23 @@ class NodeTables:
                 listed=values.double().nansum().item(),
                 total=sum(self._entries[i][dst].total for dst in group.dsts),
                 target=self._results[i].target,
+                reconstruction_error=error,
+                uncovered_layers=uncovered,
             ),
         )
+
+    def _left_out(self, i: int, group: TopKGroup) -> tuple[float | None, float | None]:
+        """Direct effects of the reconstruction errors, and of the layers without autoencoder, of a group's latents."""
+        found = [self._effects_left_out(i, dst) for dst in group.dsts]
+        effects = [pair for pair in found if pair is not None]
+        if not effects:
+            return None, None
+        return sum(error for error, _ in effects), sum(uncovered for _, uncovered in effects)
+
+    def _effects_left_out(self, i: int, dst: DerivedScalarType) -> tuple[float, float] | None:
+        derivation = self._entries[i][dst].derivation
+        left_out = LeftOut.of(derivation.task)
+        return None if left_out is None else left_out.effects(derivation.model, derivation.recorded)
 
     def _texts(self, nodes: Mapping[NodeIndex, int]) -> tuple[str, ...]:
         """Text of each node that is a token of the vocabulary; nothing if none is."""

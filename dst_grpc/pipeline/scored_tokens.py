@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.run import RunResult
     from dst_grpc.scalars.explained_model import ExplainedModel
 
@@ -25,17 +26,21 @@ class TokenScorer:
     """Scores the tokens for the nodes of one request's runs. Used on the device's thread only."""
 
     def __init__(
-        self, results: Sequence[RunResult], explained: Sequence[ExplainedModel], model: ModelContext, count: int
+        self,
+        asked: ExplainPlan,
+        results: Sequence[RunResult],
+        explained: Sequence[ExplainedModel],
+        model: ModelContext,
     ) -> None:
         """Score nothing yet.
 
         Args:
+            asked: the plan: how many tokens to select, and how input tokens are scored.
             results: the results of the runs.
             explained: the model of each run, with its spliced autoencoders.
             model: the model.
-            count: tokens to select at each end.
         """
-        self._results, self._explained, self._model, self._count = results, explained, model, count
+        self._asked, self._results, self._explained, self._model = asked, results, explained, model
         self._score_inputs: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
 
     def scored(
@@ -46,8 +51,14 @@ class TokenScorer:
         decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
         directions = torch.cat([one.directions for one in vectors])
         directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
-        vocabulary = decoder.unembedding if is_output else decoder.embedding.t()
-        found = extreme_tokens(directions, vocabulary, self._count, centred=is_output, check=self._results[0].check)
+        found = extreme_tokens(
+            directions,
+            decoder.unembedding if is_output else decoder.embedding.t(),
+            self._asked.scored_token_count,
+            centred=is_output,
+            lengths=decoder.embedding_lengths if self._asked.unit_length_embeddings and not is_output else None,
+            check=self._results[0].check,
+        )
         scored, first = [], 0
         for one in vectors:
             nodes = _node_tokens(one, found, first, start, self._model.tokenizer.token_strings)

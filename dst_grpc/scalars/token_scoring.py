@@ -36,6 +36,7 @@ def extreme_tokens(
     count: int,
     *,
     centred: bool,
+    lengths: torch.Tensor | None = None,
     check: Check = never_cancelled,
 ) -> TokenExtremes:
     """The tokens with the highest and lowest inner products.
@@ -45,6 +46,7 @@ def extreme_tokens(
         vocabulary: a column per token, [d, V].
         count: tokens at each end.
         centred: whether each vector's mean over all tokens is subtracted.
+        lengths: what to divide the products of each token by, [V]; None = nothing.
         check: called before each chunk; raises Cancelled if the request is cancelled.
     """
     n_tokens = vocabulary.shape[1]
@@ -55,6 +57,8 @@ def extreme_tokens(
     for start in range(0, n_tokens, CHUNK_TOKENS):
         check()
         scores = (vectors @ vocabulary[:, start : start + CHUNK_TOKENS]).float()
+        if lengths is not None:
+            scores /= lengths[start : start + CHUNK_TOKENS]
         if centred:
             sums += scores.sum(dim=1, keepdim=True)
         for end, largest in enumerate((True, False)):

@@ -36,17 +36,17 @@ class Entries:
 
     def __init__(self, derivation: Derivation) -> None:
         """Derive nothing yet."""
-        self._derivation = derivation
+        self.derivation = derivation
         self.facts: ScalarFacts = derivation.task.facts
         self._best: dict[bool, Ranked] = {}
         self._sum: torch.Tensor | None = None
 
     @property
     def _layers(self) -> tuple[int | None, ...]:
-        return self._derivation.task.layers
+        return self.derivation.task.layers
 
     def _tensor(self, layer: int | None) -> torch.Tensor:
-        return self._derivation.at(layer)[PassType.FORWARD]
+        return self.derivation.at(layer)[PassType.FORWARD]
 
     def scan(self, k: int, token: int | None, ends: Iterable[bool]) -> None:
         """Derive all layers once: find the *k* best entries at each of *ends* (True = largest), and sum.
@@ -76,7 +76,7 @@ class Entries:
                 found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
         self._sum = sums
         if not math.isfinite(self.total):
-            dtype = self._derivation.model.decoder.dtype
+            dtype = self.derivation.model.decoder.dtype
             problem = f"{self.facts.type} has values that are not finite: {why_out_of_range(dtype)}"
             raise out_of_range(problem, dtype)
         for largest, best in found.items():
@@ -103,7 +103,7 @@ class Entries:
     def sum(self) -> torch.Tensor:
         """Sum over layers and all axes but those of the tokens: [T] or [T, U]; long prompts have [T] only."""
         if self._sum is None:
-            return torch.zeros(self._derivation.recorded.n_tokens)
+            return torch.zeros(self.derivation.recorded.n_tokens)
         return sum_to_send(self._sum)
 
     @cached_property
