@@ -46,6 +46,8 @@ NODES = (
 )
 VALUES = np.array([0.25, 4.5, -2.25, 1.0, 0.5, np.nan], np.float32)
 LOGITS = ((" Mary", 12.0), (" John", 10.0), ("\n", 2.0))
+LISTED = 0.8
+"""Their probabilities together; the rest is that of tokens that are not listed."""
 
 
 def parts_of(
@@ -112,6 +114,7 @@ def _run(
             token_strings=tokens,
             loss=5.0 * factor,
             activation_value=3.0 * factor if has_trace else None,
+            detach_final_layer_norm_scale=True,
         ),
     )
     complete = Completeness(listed=4.0 * factor, total=4.5 * factor, target=5.0 * factor)
@@ -146,5 +149,6 @@ def _run(
             nodes=tuple(NodeIndex(node_type=NodeType.VOCAB_TOKEN, tensor_indices=(3, i)) for i in range(len(LOGITS))),
             groups=(GroupValues(group_id="logits", values=logits * factor, top=(0, 1, 2), bottom=()),),
             vocab_tokens=tuple(token for token, _ in LOGITS),
+            log_normalizer=float(np.log(np.exp(logits.astype(np.float64) * factor).sum() / LISTED)),
         ),
     )

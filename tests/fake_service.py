@@ -189,6 +189,7 @@ def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[infe
         tensors=tuple(tensor.info for tensor in tensors),
         loss=1.5 if request.loss_fn_config else None,
         activation_value=0.5 if request.trace_config else None,
+        detach_final_layer_norm_scale=bool(request.detach_final_layer_norm_scale),
     )
     for part in (header, *tensors, SUMMARY):
         for frame in cutter.cut(part):

@@ -104,6 +104,7 @@ from dst_grpc.domain.results import (
     AttentionImplementation,
     Axis,
     DenseTensor,
+    NotFinite,
     Provenance,
     RunHeader,
     RunStatistics,
@@ -409,6 +410,7 @@ def tensor_infos(
         encoding=TensorEncoding.SPARSE_LATENTS if is_sparse else TensorEncoding.DENSE,
         nonzero_count=draw(st.integers(0, elements)) if is_sparse else None,
         spec_index=draw(uint32),
+        zero_by_definition=draw(st.booleans()),
     )
 
 
@@ -467,6 +469,16 @@ answer_trailers = st.builds(
 )
 
 
+not_finites = st.builds(
+    NotFinite,
+    description=texts,
+    activation_location_type=optional(st.sampled_from(ActivationLocationType)),
+    layer_index=optional(layers),
+    token_index=optional(uint32),
+    pass_type=pass_types,
+)
+
+
 @st.composite
 def answer_headers(draw: st.DrawFn, infos: tuple[TensorInfo, ...] | None = None) -> AnswerHeader:
     if infos is None:
@@ -478,6 +490,8 @@ def answer_headers(draw: st.DrawFn, infos: tuple[TensorInfo, ...] | None = None)
         tensors=infos,
         loss=draw(optional(doubles)),
         activation_value=draw(optional(doubles)),
+        detach_final_layer_norm_scale=draw(st.booleans()),
+        not_finite=draw(optional(not_finites)),
     )
 
 
@@ -679,6 +693,7 @@ def explain_requests(draw: st.DrawFn) -> ExplainRequest:
         token_pair_count=draw(st.integers(1, 1000)),
         top_logit_count=draw(st.integers(1, 10_000)),
         node_scope=draw(optional(st.sampled_from(NodeScope))),
+        unit_length_embeddings=draw(optional(st.booleans())),
     )
 
 
@@ -689,6 +704,7 @@ run_headers = st.builds(
     token_strings=tuples(texts),
     loss=optional(doubles),
     activation_value=optional(doubles),
+    detach_final_layer_norm_scale=st.booleans(),
 )
 
 
@@ -706,7 +722,14 @@ def scalar_sums(draw: st.DrawFn) -> ScalarSum:
     return ScalarSum(dst=draw(scalar_types), values=draw(arrays32(shape)), first_token=draw(uint32))
 
 
-completenesses = st.builds(Completeness, listed=doubles, total=doubles, target=optional(doubles))
+completenesses = st.builds(
+    Completeness,
+    listed=doubles,
+    total=doubles,
+    target=optional(doubles),
+    reconstruction_error=optional(doubles),
+    uncovered_layers=optional(doubles),
+)
 
 
 @st.composite
@@ -729,6 +752,7 @@ def node_tables(draw: st.DrawFn) -> NodeTable:
         nodes=nodes,
         groups=tuple(draw(group_values(len(nodes))) for _ in range(draw(st.integers(0, 2)))),
         vocab_tokens=vocab_tokens if any(vocab_tokens) and draw(st.booleans()) else (),
+        log_normalizer=draw(optional(doubles)),
     )
 
 

@@ -61,8 +61,9 @@ ScaleOption = Annotated[
 DetachOption = Annotated[
     bool,
     typer.Option(
-        "--detach-final-norm",
-        help="Hold the final norm's scale constant in gradients, so that direct effects are shares of the loss.",
+        "--detach-final-layer-norm-scale/--no-detach-final-layer-norm-scale",
+        help="Freeze the final norm: hold its scale constant in gradients, so that direct effects are shares of the "
+        "loss. Otherwise they are those of a small change, of which the norm takes back a part.",
     ),
 ]
 AutoencoderOption = Annotated[
@@ -94,7 +95,7 @@ class RequestOptions:
     trace: TraceOption = None
     ablate: AblateOption = None
     scale: ScaleOption = None
-    detach_final_norm: DetachOption = False
+    detach_final_layer_norm_scale: DetachOption = True
     autoencoder: AutoencoderOption = None
     read: ReadOption = None
     layer: LayerOption = None
@@ -119,7 +120,7 @@ class RequestOptions:
             trace=None if self.trace is None else parse_trace(self.trace),
             ablations=[found for found in ablations if isinstance(found, AblationSpec)],
             interventions=[*changes, *map(parse_scale, self.scale or ())],
-            detach_final_layer_norm_scale=self.detach_final_norm,
+            detach_final_layer_norm_scale=self.detach_final_layer_norm_scale,
             autoencoders=self.autoencoder or (),
             config=DstConfig(
                 derive_gradients=self.gradients,

@@ -30,6 +30,10 @@ _LEGEND = (
     "axes: T token, U attended-to token, P token pair, d residual channel, F neuron, H head, c channel of a head, "
     "Z latent, V vocabulary"
 )
+_CONVENTION = (
+    "gradients and G, of a loss: the final norm's scale is frozen, so that direct effects are shares of the loss, but "
+    "for --no-detach-final-layer-norm-scale (in requests: detach_final_layer_norm_scale)"
+)
 
 
 def models(
@@ -158,10 +162,17 @@ def types(
         console(stderr=True).print(f"no name holds {' and '.join(words or ())}", markup=False)
         raise typer.Exit(1)
     out = console()
-    rows = [(info.dst.value, _axes(info), ", ".join(_needs(info)), info.formula) for info in found]
+    rows = [(info.dst.value, _axes(info), ", ".join(_needs(info)), _formula(info)) for info in found]
     print_rows(out, ("type", "axes", "needs", "formula"), rows, fold="formula")
     out.print()
     out.print(_LEGEND)
+    if any(info.requires_grad_for_forward_pass or info.yields_backward for info in found):
+        out.print(_CONVENTION)
+
+
+def _formula(info: DerivedScalarTypeInfo) -> str:
+    """What the type is, with what is peculiar about it."""
+    return f"{info.formula}. {info.note}" if info.note else info.formula
 
 
 def _axes(info: DerivedScalarTypeInfo) -> str:

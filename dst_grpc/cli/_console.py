@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -41,8 +42,19 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print *value* as JSON, indented, without escaping non-ASCII text."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True))
+    """Print *value* as JSON, indented, without escaping non-ASCII text; NaN and infinities as protobuf writes them."""
+    typer.echo(json.dumps(_json_value(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _json_value(value: Any) -> Any:
+    """*value* without numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _json_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(each) for each in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
 
 
 def connect(server: str) -> Client:

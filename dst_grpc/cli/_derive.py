@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from dst_grpc.cli._arguments import RequestOptions, takes_request
 from dst_grpc.cli._console import (
@@ -20,7 +22,7 @@ from dst_grpc.cli._console import (
 )
 from dst_grpc.cli._progress import progress_bar, show_load, show_transfer
 from dst_grpc.cli._render import entry_facts, node_name, place
-from dst_grpc.cli._tables import human_count, human_value, print_rows
+from dst_grpc.cli._tables import human_count, human_ranges, human_value, print_rows
 from dst_grpc.client import (
     DEFAULT_TARGET,
     Answer,
@@ -33,6 +35,7 @@ from dst_grpc.client import (
     ResolveRequest,
     TopBy,
 )
+from dst_grpc.domain.scalars import FACTS
 
 
 @takes_request
@@ -89,7 +92,11 @@ def _top(scalar: DerivedScalar, answer: Answer, count: int, by: TopBy, at: int |
         at, by = -1, TopBy.VALUE
     if at is not None and at < 0:
         at += len(answer.tokens)
-    return scalar.top(count, by=by, at=at)
+    # A 0 that nothing measured is not listed.
+    measured = DerivedScalar(
+        scalar.dst, [one for one in scalar.values() if not one.zero_by_definition], scalar.pass_type
+    )
+    return measured.top(count, by=by, at=at)
 
 
 def _vocabulary(client: Client, entries: list[Entry], model: str) -> dict[int, str]:
@@ -112,10 +119,13 @@ def _print_answer(
     if answer.activation_value is not None:
         facts.append(f"traced activation {human_value(answer.activation_value)}")
     out.print(", ".join(facts), markup=False)
+    if answer.not_finite is not None:
+        out.print(Text(f"Warning: {answer.not_finite.description}.", style="bold red"))
     for scalar, entries in chosen:
-        backward = ", gradients" if scalar.pass_type is PassType.BACKWARD else ""
         out.print()
-        out.print(f"{scalar.dst}{backward}", style="bold cyan", overflow="fold")
+        out.print(_title(scalar, answer), style="bold cyan", overflow="fold")
+        for remark in _remarks(scalar):
+            out.print(Text(remark))
         rows = [
             (
                 "" if entry.layer_index is None else str(entry.layer_index),
@@ -126,6 +136,26 @@ def _print_answer(
             for entry in entries
         ]
         print_rows(out, ("layer", "value", "node", "tokens"), rows, fold="tokens")
+
+
+def _title(scalar: DerivedScalar, answer: Answer) -> str:
+    """The type and the pass, and, of what depends on gradients of a loss, how it is to be read."""
+    is_backward = scalar.pass_type is PassType.BACKWARD
+    convention = answer.domain.header.convention
+    reads_gradients = is_backward or FACTS[scalar.dst].requires_grad_for_forward_pass
+    parts = [scalar.dst.value, *(["gradients"] if is_backward else [])]
+    return ", ".join([*parts, convention] if convention and reads_gradients else parts)
+
+
+def _remarks(scalar: DerivedScalar) -> Iterator[str]:
+    """What the numbers of a scalar do not say by themselves."""
+    broken = sum(tensor.not_finite_count for tensor in scalar.values())
+    if broken:
+        yield f"{broken} of {sum(tensor.values.size for tensor in scalar.values())} values are not finite."
+    undefined = [layer for layer, tensor in scalar.items() if tensor.zero_by_definition and layer is not None]
+    if undefined:
+        where = "layer" if len(undefined) == 1 else "layers"
+        yield f"Without {where} {human_ranges(undefined)}, 0 by definition. {FACTS[scalar.dst].note}"
 
 
 def _answer_facts(
@@ -142,11 +172,14 @@ def _answer_facts(
         "tokens": list(answer.tokens),
         "loss": answer.loss,
         "activation_value": answer.activation_value,
+        "detach_final_layer_norm_scale": answer.detach_final_layer_norm_scale,
+        "not_finite": None if answer.not_finite is None else dataclasses.asdict(answer.not_finite),
         "derived_scalars": [
             {
                 "dst": scalar.dst.value,
                 "pass_type": scalar.pass_type.value,
                 "layers": list(scalar),
+                "layers_zero_by_definition": [layer for layer, one in scalar.items() if one.zero_by_definition],
                 "top": [facts(entry) for entry in entries],
             }
             for scalar, entries in chosen

@@ -26,6 +26,8 @@ from dst_grpc.client import (
     TokenScore,
     TopKGroup,
 )
+from dst_grpc.domain.entries import is_of_token_pairs
+from dst_grpc.domain.scalars import FACTS
 
 TITLES = {
     "direction_write": ("Direct effects", "what each part itself writes towards the answer"),
@@ -36,9 +38,6 @@ TITLES = {
 """Title and description of each default group."""
 EFFECTS = frozenset({"direction_write", "act_times_grad"})
 """Groups whose values are effects on the answer, so that both signs matter."""
-
-SMALLEST_SHARE = 0.005
-"""Probability below which a guess would be shown as 0%."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +88,6 @@ class Change:
     def difference(self) -> float:
         """The change of its value."""
         return self.after - self.row.value
-
-
-@dataclass(frozen=True, slots=True)
-class Guess:
-    """A token that might come next."""
-
-    token_id: int
-    """The token."""
-    token: str
-    """Its text."""
-    share: float
-    """Its probability among the tokens whose logits the answer lists: a little more than among all."""
 
 
 def question_of(run: ExplainRun) -> str:
@@ -161,6 +148,13 @@ def target_of(run: RunExplanation) -> float | None:
     return header.loss if header.activation_value is None else header.activation_value
 
 
+def group_title(run: RunExplanation, group_id: str) -> tuple[str, str]:
+    """The title of a group, which says of effects how they are to be read, and what the group is."""
+    named, about = TITLES.get(group_id, (group_id, ""))
+    is_of_loss = group_id in EFFECTS and run.header.convention
+    return (f"{named} ({run.header.convention})" if is_of_loss else named), about
+
+
 def token_sums(run: RunExplanation, group: TopKGroup) -> np.ndarray:
     """Sums of a group's values by token [T]; a head at a pair of tokens counts for the token that it reads."""
     total = np.zeros(len(run.header.token_strings))
@@ -168,6 +162,11 @@ def token_sums(run: RunExplanation, group: TopKGroup) -> np.ndarray:
         values = run.sum_of(dst).astype(np.float64)
         total += values.sum(axis=0) if values.ndim == 2 else values
     return total
+
+
+def reads_are_summed(run: RunExplanation, group: TopKGroup) -> bool:
+    """Whether the sums of a group say which token is read; those of a long prompt say only where heads are."""
+    return all(run.sum_of(dst).ndim == 2 for dst in group.dsts if is_of_token_pairs(FACTS[dst]))
 
 
 def rows_of(run: RunExplanation, group_id: str) -> list[NodeRow]:
@@ -213,57 +212,30 @@ def number_text(value: float, decimals: int = 2, *, signed: bool = True) -> str:
     return f"{value:{'+' if signed else ''}z.{decimals}f}"
 
 
-def completeness_text(run: RunExplanation, group_id: str) -> str:
-    """How much of the answer the listed nodes account for, in a sentence; empty if nothing is known."""
+def completeness_of(run: RunExplanation, group_id: str) -> list[str]:
+    """How much of the answer the listed nodes account for, and what does for the rest, a line each."""
     rows = rows_of(run, group_id)
     found = None if run.node_table is None or not rows else run.node_table.group(group_id).completeness
     if found is None:
-        return ""
+        return []
     decimals = decimals_for((found.listed, found.total, found.target or 0.0))
 
     def say(value: float) -> str:
         return number_text(value, decimals, signed=group_id in EFFECTS)
 
     nodes = f"The {len(rows)} listed nodes"
-    if group_id != "direction_write" or found.target is None:
-        return f"{nodes} sum to {say(found.listed)}, all nodes to {say(found.total)}."
+    if group_id != "direction_write" or found.target is None or found.unaccounted is None:
+        return [f"{nodes} sum to {say(found.listed)}, all nodes to {say(found.total)}."]
     text = f"{nodes} account for {say(found.listed)} of {say(found.target)}"
-    if say(found.total) == say(found.target):
-        return f"{text}."
-    rest = say(found.target - found.total)
-    return f"{text}, all nodes for {say(found.total)}; the rest, {rest}, belongs to no node."
-
-
-def guesses_of(run: RunExplanation) -> list[Guess]:
-    """The tokens that come next, the likeliest first; none if the run has no logits."""
-    table = run.top_logits
-    if table is None or not table.nodes:
-        return []
-    logits = np.nan_to_num(table.group("logits").values.astype(np.float64), nan=-np.inf)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
-    return [
-        Guess(table.nodes[i].tensor_indices[-1] or 0, table.vocab_tokens[i], float(shares[i]))
-        for i in np.argsort(-logits, kind="stable")
-    ]
-
-
-def guessing_at(run: RunExplanation) -> int:
-    """The token after which the guesses come: the traced node's, else the last."""
-    nodes = () if run.top_logits is None else run.top_logits.nodes
-    at = nodes[0].tensor_indices[0] if nodes else None
-    return len(run.header.token_strings) - 1 if at is None else at
-
-
-def changed_guesses(before: RunExplanation, after: RunExplanation, count: int) -> list[tuple[str, float, float]]:
-    """The likeliest tokens of either run: text, share before, share after."""
-    were = {guess.token_id: guess for guess in guesses_of(before)}
-    are = {guess.token_id: guess for guess in guesses_of(after)}
-    listed = dict.fromkeys([*list(were)[:count], *list(are)[:count]])
-    return [
-        ((were.get(i) or are[i]).token, were[i].share if i in were else 0.0, are[i].share if i in are else 0.0)
-        for i in listed
-    ]
+    rest = f"the rest, {say(found.unaccounted)}, belongs to no node."
+    if found.reconstruction_error is None:
+        is_all = say(found.total) == say(found.target)
+        return [f"{text}." if is_all else f"{text}, all nodes for {say(found.total)}; {rest}"]
+    lines = [f"{text}, all nodes for {say(found.total)}."]
+    lines.append(f"Reconstruction errors of the autoencoders account for {say(found.reconstruction_error)}.")
+    if found.uncovered_layers:
+        lines.append(f"Layers without an autoencoder account for {say(found.uncovered_layers)}.")
+    return [*lines, rest.capitalize()]
 
 
 def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, count: int) -> list[Change]:
@@ -271,13 +243,6 @@ def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, cou
     values = {row.index: row.value for row in rows_of(after, group_id)}
     changes = [Change(row=row, after=values[row.index]) for row in rows_of(before, group_id) if row.index in values]
     return sorted(changes, key=lambda change: -abs(change.difference))[:count]
-
-
-def percent(share: float) -> str:
-    """A probability for people: 0% and 100% only if exact."""
-    if 0 < share < SMALLEST_SHARE:
-        return "<1%"
-    return ">99%" if 1 - SMALLEST_SHARE <= share < 1 else f"{share:.0%}"
 
 
 def _listed(texts: Sequence[str], ids: Sequence[int]) -> str:

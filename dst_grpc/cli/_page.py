@@ -19,23 +19,20 @@ import numpy as np
 
 from dst_grpc.cli._facts import (
     EFFECTS,
-    SMALLEST_SHARE,
-    TITLES,
     NodeRow,
     ablations_of,
-    changed_guesses,
     changes_of,
-    completeness_text,
+    completeness_of,
     decimals_for,
+    group_title,
     groups_of,
-    guesses_of,
-    guessing_at,
     path_of,
     question_of,
     rows_of,
     target_of,
     token_sums,
 )
+from dst_grpc.cli._guesses import SMALLEST_SHARE, changed_guesses, guesses_of, guessing_at, hint_of
 from dst_grpc.client import ExplainRequest, Explanation, LossFnName, RunExplanation, TokenScore
 
 SMALLEST_ATTENTION = 0.005
@@ -85,6 +82,7 @@ def page_facts(
         "question": question_of(request.runs[0]),
         "target": _short(target_of(run)),
         "decimals": decimals_for([target_of(run) or 0.0]),
+        "hint": hint_of(request, run),
         "path": path_of(request.runs[0]),
         "tokens": run.header.token_strings,
         "guesses": [
@@ -120,7 +118,7 @@ def title_of(request: ExplainRequest, run: RunExplanation) -> str:
 def _group(request: ExplainRequest, run: RunExplanation, place: int) -> dict[str, Any]:
     group = groups_of(request)[place]
     rows = rows_of(run, group.group_id)
-    title, about = TITLES.get(group.group_id, (group.group_id, ""))
+    title, about = group_title(run, group.group_id)
     return {
         "id": group.group_id,
         "title": title,
@@ -128,7 +126,7 @@ def _group(request: ExplainRequest, run: RunExplanation, place: int) -> dict[str
         "signed": group.group_id in EFFECTS,
         "decimals": decimals_for(row.value for row in rows),
         "sums": [_short(value) for value in token_sums(run, group).tolist()],
-        "completeness": completeness_text(run, group.group_id),
+        "completeness": completeness_of(run, group.group_id),
         "rows": [_row(row) for row in rows],
     }
 
@@ -171,7 +169,7 @@ def _comparison(request: ExplainRequest, before: RunExplanation, after: RunExpla
 def _changes(before: RunExplanation, after: RunExplanation, group_id: str) -> dict[str, Any]:
     changes = changes_of(before, after, group_id, CHANGES)
     return {
-        "title": TITLES[group_id][0],
+        "title": group_title(before, group_id)[0],
         "decimals": decimals_for(max(abs(change.row.value), abs(change.after)) for change in changes),
         "rows": [
             {

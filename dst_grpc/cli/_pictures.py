@@ -13,26 +13,23 @@ from rich.text import Text
 
 from dst_grpc.cli._facts import (
     EFFECTS,
-    SMALLEST_SHARE,
-    TITLES,
     NodeRow,
     ablations_of,
-    changed_guesses,
     changes_of,
-    completeness_text,
+    completeness_of,
     decimals_for,
     foremost,
+    group_title,
     groups_of,
-    guesses_of,
-    guessing_at,
     number_text,
     path_of,
-    percent,
     question_of,
+    reads_are_summed,
     rows_of,
     target_of,
     token_sums,
 )
+from dst_grpc.cli._guesses import SMALLEST_SHARE, changed_guesses, guesses_of, guessing_at, hint_of, percent
 from dst_grpc.client import ExplainRequest, Explanation, RunExplanation, TopKGroup
 
 BAR = 12
@@ -45,6 +42,8 @@ LABEL = 16
 SHADES = " .:+*#"
 """Shades of attention from 0 to 1, without Unicode."""
 BLOCKS = " ░▒▓█"
+READS = "heads count for the token that they read"
+QUERIES = "heads count for the token that they are at, as the prompt is long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,8 @@ def headline(request: ExplainRequest, run: RunExplanation, paper: Paper) -> Text
         text.append(f"\nTo explain: {question}, ")
         text.append_text(coloured(number_text(value, decimals_for([value])), value))
         text.append(".")
+    if hint_of(request, run):
+        text.append(f"\n{hint_of(request, run)}", style="yellow")
     if path_of(asked):
         arrow = " <- " if paper.is_plain else " ← "
         text.append(f"\nTraced: {arrow.join(('output', *path_of(asked)))}")
@@ -149,8 +150,8 @@ def headline(request: ExplainRequest, run: RunExplanation, paper: Paper) -> Text
 def heat(run: RunExplanation, group: TopKGroup, paper: Paper) -> Iterator[RenderableType]:
     """The tokens, each with a bar for the sum of the group's values there."""
     sums = token_sums(run, group)
-    named = TITLES.get(group.group_id, (group.group_id, ""))[0]
-    yield title(f"{named} by token", "what a head reads counts for the token that it reads")
+    named, _ = group_title(run, group.group_id)
+    yield title(f"{named} by token", READS if reads_are_summed(run, group) else QUERIES)
     shown: Sequence[int] = range(len(sums))
     if len(sums) > MAX_HEAT:
         shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:MAX_HEAT].tolist())
@@ -175,15 +176,13 @@ def node_table(run: RunExplanation, group_id: str, paper: Paper, *, top: int) ->
     """The most important nodes of a group, and how much of the whole the listed ones account for."""
     rows = rows_of(run, group_id)
     shown = foremost(rows, top, group_id)
-    named, explained = TITLES.get(group_id, (group_id, ""))
-    yield title(named, explained)
+    yield title(*group_title(run, group_id))
     if not shown:
         yield Text("  no nodes")
         return
     yield rows_picture(shown, run.header.token_strings, paper, is_effect=group_id in EFFECTS)
-    sentence = completeness_text(run, group_id)
-    if sentence:
-        yield Text(f"{len(shown)} shown. {sentence}" if len(shown) < len(rows) else sentence)
+    for i, line in enumerate(completeness_of(run, group_id)):
+        yield Text(f"{len(shown)} shown. {line}" if i == 0 and len(shown) < len(rows) else line)
 
 
 def rows_picture(rows: Sequence[NodeRow], tokens: Sequence[str], paper: Paper, *, is_effect: bool) -> RenderableType:
@@ -301,7 +300,7 @@ def _changes(
     changes = changes_of(before, after, group_id, top)
     if not changes:
         return
-    yield Text(f"\n{TITLES[group_id][0]} that change most:", style="bold")
+    yield Text(f"\n{group_title(before, group_id)[0]} that change most:", style="bold")
     decimals = decimals_for(max(abs(change.row.value), abs(change.after)) for change in changes)
     is_wide = paper.width >= 72
     table = plain_table("before", "after", "change", "node", *(["tokens"] if is_wide else []), right=3)

@@ -90,7 +90,7 @@ from dst_grpc.domain.resolution import (
     RegistryChange,
     Resolution,
 )
-from dst_grpc.domain.results import Axis, RunHeader
+from dst_grpc.domain.results import Axis, NotFinite, RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.server_info import ServerInfo, ServerLimits
@@ -147,6 +147,7 @@ __all__ = [
     "NodeTokenPairs",
     "NodeTokens",
     "NodeType",
+    "NotFinite",
     "PartKind",
     "PassType",
     "PreOrPostAct",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor
 from dst_grpc.domain import results
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.results import Provenance, RunStatistics
+from dst_grpc.domain.results import NotFinite, Provenance, RunStatistics
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
 
@@ -53,6 +53,16 @@ class Answer:
     def activation_value(self) -> float | None:
         """Value of the traced activation; None without a trace."""
         return self.domain.header.activation_value
+
+    @property
+    def detach_final_layer_norm_scale(self) -> bool:
+        """Whether the final norm's scale was held constant in gradients."""
+        return self.domain.header.detach_final_layer_norm_scale
+
+    @property
+    def not_finite(self) -> NotFinite | None:
+        """Where the run first has values that are not finite; None if it is finite."""
+        return self.domain.header.not_finite
 
     @property
     def statistics(self) -> RunStatistics:
@@ -114,7 +124,8 @@ class Answer:
     def __repr__(self) -> str:
         parts = [f"{self.request_id!r}"] if self.request_id else []
         parts += [self.model, f"{len(self.tokens)} tokens"]
-        parts += [f"loss={self.loss:.4g}"] if self.loss is not None else []
+        parts += [f"loss={self.loss:.4g}", self.domain.header.convention] if self.loss is not None else []
         parts += [f"activation_value={self.activation_value:.4g}"] if self.activation_value is not None else []
         parts += [f"{scalar.dst}[{len(scalar)}]" for scalar in self]
+        parts += ["not finite"] if self.not_finite is not None else []
         return f"<Answer {', '.join(parts)}>"

@@ -86,6 +86,8 @@ class ExplainArguments(RunArguments, total=False):
     """Output logits at each end."""
     node_scope: NodeScope | str | None
     """Whether the runs share one list of nodes (`batch`) or not (`prompt`); None = if they can."""
+    unit_length_embeddings: bool
+    """Whether input tokens are scored by embeddings scaled to unit length, so that no long ones head all lists."""
     request_id: str
     """Your own id, carried by the answer."""
 
@@ -144,6 +146,7 @@ def make_explain_request(
     token_pair_count: int = 3,
     top_logit_count: int = 100,
     node_scope: NodeScope | str | None = None,
+    unit_length_embeddings: bool = True,
     request_id: str = "",
     **run: Unpack[RunArguments],
 ) -> ExplainRequest:
@@ -166,6 +169,7 @@ def make_explain_request(
         token_pair_count=token_pair_count,
         top_logit_count=top_logit_count,
         node_scope=None if node_scope is None else member(NodeScope, node_scope, "node_scope"),
+        unit_length_embeddings=unit_length_embeddings,
     )
 
 

@@ -70,7 +70,7 @@ def make_request(
     trace: TraceConfig | None = None,
     ablations: Iterable[AblationSpec] = (),
     interventions: Iterable[Intervention] = (),
-    detach_final_layer_norm_scale: bool = False,
+    detach_final_layer_norm_scale: bool = True,
     autoencoders: str | Iterable[str] = (),
     config: DstConfig | None = None,
     model: str | None = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -108,6 +108,8 @@ class DerivedScalarTensor:
     """Positions of the entries of a sparse tensor [nnz, axes], ascending; None if dense."""
     spec_index: int = 0
     """Position, in the request, of the derived scalar that asked for it."""
+    zero_by_definition: bool = False
+    """Whether it projects a residual that does not lie strictly before where the gradient is read, and so is 0."""
 
     @classmethod
     def from_domain(cls, tensor: DenseTensor | SparseTensor) -> DerivedScalarTensor:
@@ -120,6 +122,7 @@ class DerivedScalarTensor:
             values=tensor.values,
             coordinates=tensor.coordinates if isinstance(tensor, SparseTensor) else None,
             spec_index=tensor.info.spec_index,
+            zero_by_definition=tensor.info.zero_by_definition,
         )
 
     @property
@@ -143,17 +146,22 @@ class DerivedScalarTensor:
             return self
         whole = np.zeros(self.shape, dtype=self.values.dtype)
         whole[tuple(self.coordinates.T)] = self.values
-        return DerivedScalarTensor(
-            dst=self.dst,
-            pass_type=self.pass_type,
-            layer_index=self.layer_index,
-            axes=self.axes,
-            values=whole,
-            spec_index=self.spec_index,
-        )
+        return replace(self, values=whole, coordinates=None)
+
+    @property
+    def not_finite_count(self) -> int:
+        """How many values are NaN or infinite, but for the scores of pairs of tokens that are masked."""
+        return int(self.values.size - np.isfinite(self.values).sum() - self._is_hidden.sum())
+
+    @property
+    def _is_hidden(self) -> Array:
+        """Which of the values [n] are scores of pairs that are masked, -inf."""
+        flat = self.values.ravel()
+        has_hidden = FACTS[self.dst].has_hidden_entries and self.pass_type is PassType.FORWARD
+        return np.isneginf(flat) if has_hidden else np.zeros(flat.shape, np.bool_)
 
     def top(self, count: int = 10, *, by: TopBy = TopBy.MAGNITUDE, at: int | None = None) -> list[Entry]:
-        """The largest entries, largest first; NaN never counts as large.
+        """The largest entries, largest first; NaN counts as the largest of all, and scores that are masked as none.
 
         Args:
             count: How many at most.
@@ -161,6 +169,9 @@ class DerivedScalarTensor:
             at: Only nodes at this token (of a pair: the query's); None = at all of them.
         """
         flat = self.values.ravel()
+        among = self._elements_at(at)
+        if FACTS[self.dst].has_hidden_entries:
+            among = among[~self._is_hidden[among]]
         return [
             Entry(
                 dst=self.dst,
@@ -170,7 +181,7 @@ class DerivedScalarTensor:
                 dimensions=self.dimensions,
                 value=float(flat[element]),
             )
-            for element in _largest(flat, count, by, self._elements_at(at))
+            for element in _largest(flat, count, by, among)
         ]
 
     def _position(self, element: int) -> tuple[int, ...]:
@@ -206,7 +217,9 @@ class DerivedScalarTensor:
         layer = "" if self.layer_index is None else f" layer {self.layer_index}"
         backward = " backward" if self.pass_type is PassType.BACKWARD else ""
         sparse = f", {len(self.values)} nonzero" if self.is_sparse else ""
-        return f"<{self.dst}{layer}{backward} [{axes}] {self.values.dtype}{sparse}>"
+        broken = f", {self.not_finite_count} not finite" if self.not_finite_count else ""
+        zero = ", 0 by definition" if self.zero_by_definition else ""
+        return f"<{self.dst}{layer}{backward} [{axes}] {self.values.dtype}{sparse}{broken}{zero}>"
 
 
 class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
@@ -243,15 +256,20 @@ class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
     def stack(self) -> Array:
         """All layers in one array, with the layer as first axis; a type that exists once per model has one layer.
 
+        A layer that is 0 by definition is NaN here, so that what is plotted of it does not end in a false 0.
+
         Raises:
             ValueError: If there is no tensor.
         """
-        return np.stack([np.asarray(tensor) for tensor in self.values()])
+        layers = [np.asarray(tensor) for tensor in self.values()]
+        undefined = [tensor.zero_by_definition for tensor in self.values()]
+        return np.stack([np.full_like(x, np.nan) if no else x for x, no in zip(layers, undefined, strict=True)])
 
     def top(self, count: int = 10, *, by: TopBy = TopBy.MAGNITUDE, at: int | None = None) -> list[Entry]:
         """The largest entries of all layers, largest first; see `DerivedScalarTensor.top`."""
         entries = [entry for tensor in self.values() for entry in tensor.top(count, by=by, at=at)]
-        return sorted(entries, key=lambda e: abs(e.value) if by is TopBy.MAGNITUDE else e.value, reverse=True)[:count]
+        keys = _keys(np.array([entry.value for entry in entries]), by)
+        return [entries[i] for i in np.argsort(-keys, kind="stable")[: max(count, 0)]]
 
     def __repr__(self) -> str:
         backward = " backward" if self.pass_type is PassType.BACKWARD else ""
@@ -263,10 +281,14 @@ class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
 
 def _largest(flat: Array, count: int, by: TopBy, among: Array) -> list[int]:
     """Positions of the *count* largest of the entries *among*, largest first."""
-    keys = np.abs(flat[among]) if by is TopBy.MAGNITUDE else flat[among]
-    is_number = ~np.isnan(keys)
-    keys, among = keys[is_number], among[is_number]
+    keys = _keys(flat[among], by)
     if 0 < count < len(keys):
         chosen = np.argpartition(-keys, count - 1)[:count]
         keys, among = keys[chosen], among[chosen]
     return [int(i) for i in among[np.argsort(-keys, kind="stable")]][: max(count, 0)]
+
+
+def _keys(values: Array, by: TopBy) -> Array:
+    """What to order *values* by."""
+    keys = np.abs(values) if by is TopBy.MAGNITUDE else values
+    return np.where(np.isnan(keys), np.inf, keys)

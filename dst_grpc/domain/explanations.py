@@ -133,7 +133,8 @@ class NodeTable:
         if self.log_normalizer is None:
             raise ValueError("only a table of output logits has probabilities")
         (logits,) = self.groups
-        return np.exp(logits.values.astype(np.float64) - self.log_normalizer)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.exp(logits.values.astype(np.float64) - self.log_normalizer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,11 @@ class LocationFacts:
     """Q, K or V for the query, key or value of a head; None for the rest."""
 
     @property
+    def is_residual(self) -> bool:
+        """Whether it is the residual stream itself, the sum of all that was written so far."""
+        return self.location_within_layer in {LocationWithinLayer.RESID_POST_ATTN, LocationWithinLayer.RESID_POST_MLP}
+
+    @property
     def is_attention_matrix(self) -> bool:
         """Whether it has an entry per pair of tokens, which fused attention never makes."""
         return self.dimensions[:2] == (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)

@@ -48,7 +48,7 @@ class TensorInfo:
     spec_index: int = 0
     """Position, in the request, of the derived scalar that asked for it."""
     zero_by_definition: bool = False
-    """Whether it is 0 because a projection counts only what lies strictly before where its gradient is read."""
+    """Whether it projects a residual that does not lie strictly before where the gradient is read, and so is 0."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,6 +117,17 @@ class RunHeader:
     """Value of the traced activation; None without a trace."""
     detach_final_layer_norm_scale: bool = False
     """Whether no gradient flowed through the final norm's scale."""
+
+    @property
+    def convention(self) -> str:
+        """How effects on the loss are to be read, in words; empty without a loss, which alone the final norm is before.
+
+        With the norm frozen they add up to the loss; else they are those of a small change, which the norm takes back
+        a part of.
+        """
+        if self.loss is None:
+            return ""
+        return "final norm frozen" if self.detach_final_layer_norm_scale else "final norm not frozen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ def not_finite(changed: Watch, plain: Watch, decoder: Decoder) -> NotFinite:
         activation_location_type=location,
         layer_index=layer,
         token_index=changed.token,
-        description=f"its values are not finite{where}: {why}",
+        description=f"values are not finite{where}: {why}",
     )
 
 
@@ -85,7 +85,7 @@ def gradient_not_finite(gradients: Mapping[Site, torch.Tensor], decoder: Decoder
                 layer_index=layer,
                 token_index=int((~x.isfinite()).flatten(1).any(dim=1).nonzero()[0]),
                 pass_type=PassType.BACKWARD,
-                description=f"its values are finite, but {where}: {why_out_of_range(decoder.dtype)}",
+                description=f"values are finite, but {where}: {why_out_of_range(decoder.dtype)}",
             )
     return None
 

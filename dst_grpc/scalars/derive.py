@@ -47,9 +47,12 @@ def taps_of(task: Task) -> Iterator[Tap]:
 
 
 def is_zero_by_definition(task: Task, layer: int | None) -> bool:
-    """Whether *task* is a projection of something that, at *layer*, does not precede what it is projected on (Q4)."""
+    """Whether *task* is a projection of the residual at *layer*, which does not precede what it is projected on (Q4).
+
+    Of what parts write, a 0 there is the truth: they have no effect. A residual has one, or is past having one.
+    """
     facts = task.facts
-    if facts.quantity is not Quantity.PROJECTION:
+    if facts.quantity is not Quantity.PROJECTION or facts.tap is None or not facts.tap.facts.is_residual:
         return False
     # The rows of facts pair no other component with a projection.
     writer = cast("Writer", component_of_task(task))

@@ -61,16 +61,38 @@ def test_shapes_are_those_that_resolving_announces(client: Client) -> None:
             assert tensor.axes == announced.axes
 
 
-def test_direct_effects_add_up_to_nothing(client: Client) -> None:
+PARTS = [
+    "resid_post_embedding_proj_to_final_residual_grad",
+    "attn_layer_write_to_final_residual_grad",
+    "mlp_layer_write_to_final_residual_grad",
+]
+
+
+def test_direct_effects_are_shares_of_the_loss(client: Client) -> None:
+    """With the final norm frozen, but for what its bias adds."""
+    answer = client.derive(PROMPT, PARTS, target=" Mary", distractor=" John")
+    effects = np.concatenate([answer[part].stack()[:, -1, 0] for part in PARTS])
+    assert answer.detach_final_layer_norm_scale
+    assert "loss=14.72, final norm frozen" in repr(answer)
+    assert effects.sum() == pytest.approx(answer.loss, rel=0.05)
+
+
+def test_direct_effects_add_up_to_nothing_if_the_final_norm_is_not_frozen(client: Client) -> None:
     """The last norm undoes any change of the residual's length, so the gradient is orthogonal to the sum of writes."""
-    parts = [
-        "resid_post_embedding_proj_to_final_residual_grad",
-        "attn_layer_write_to_final_residual_grad",
-        "mlp_layer_write_to_final_residual_grad",
-    ]
-    answer = client.derive(PROMPT, parts, target=" Mary", distractor=" John")
-    effects = np.concatenate([answer[part].stack()[:, -1, 0] for part in parts])
+    answer = client.derive(PROMPT, PARTS, target=" Mary", distractor=" John", detach_final_layer_norm_scale=False)
+    effects = np.concatenate([answer[part].stack()[:, -1, 0] for part in PARTS])
+    assert "final norm not frozen" in repr(answer)
     assert abs(effects.sum()) < 1e-4 * np.abs(effects).sum()
+
+
+def test_a_residual_s_projection_ends_in_no_false_0(client: Client) -> None:
+    """The last layer's is 0 by definition, and says so; all others are of the model."""
+    dst = "resid_post_mlp_proj_to_final_residual_grad"
+    layers = client.derive(PROMPT, dst, target=" Mary", distractor=" John")[dst]
+    assert [tensor.zero_by_definition for tensor in layers.values()] == [False, False, False, True]
+    assert np.isnan(layers.stack()[-1]).all()
+    assert np.isfinite(layers.stack()[:-1]).all()
+    assert not np.asarray(layers[3]).any()
 
 
 def test_an_ablation_changes_the_answer(client: Client) -> None:

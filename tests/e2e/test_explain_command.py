@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dst_grpc.cli._explain import attention_of, explain_request_of
-from dst_grpc.cli._facts import guesses_of, rows_of
+from dst_grpc.cli._facts import rows_of
+from dst_grpc.cli._guesses import guesses_of
 from dst_grpc.client import Client, NodeType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,15 +60,13 @@ def test_the_ablated_node_is_off(client: Client) -> None:
     assert after[head.text] == 0
 
 
-def test_guesses_are_close_to_the_probabilities(client: Client) -> None:
-    """Too high by what lies beyond the listed tokens, and by no more."""
+def test_guesses_are_the_model_s_probabilities(client: Client) -> None:
     explanation = client.explain_request(explain_request_of("The key to the cabinets"))
     logits = np.asarray(client.derive("The key to the cabinets", "logits")["logits"][None])[-1].astype(np.float64)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
-    beyond = 1 - np.sort(shares)[-100:].sum()
     for guess in guesses_of(explanation.runs[0])[:10]:
-        assert shares[guess.token_id] <= guess.share <= shares[guess.token_id] / (1 - beyond) + 1e-6
+        assert guess.share == pytest.approx(shares[guess.token_id], rel=1e-5)
 
 
 def test_attention_is_that_of_the_head(client: Client) -> None:

@@ -34,6 +34,7 @@
   function hero() {
     const shown = el("header", {}, el("h1", {}, data.title), el("p", { class: "soft" }, data.model));
     if (data.target !== null && data.question) shown.append(el("p", {}, `${data.question}: `, el("span", { class: `big number ${data.target < 0 ? "less" : "more"}` }, number(data.target, data.decimals))));
+    if (data.hint) shown.append(el("p", { role: "note" }, data.hint));
     if (data.path.length) shown.append(el("p", {}, "Traced: output ", ...data.path.flatMap((step) => ["← ", el("code", {}, step), " "])));
     return shown;
   }
@@ -98,7 +99,7 @@
     };
     const table = el("table", { class: "nodes", role: "table", "aria-label": title }, el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, COLUMNS.map(heading))), el("tbody", { role: "rowgroup" }, shown.map(line)));
     const more = rows.length > SHOWN && el("p", {}, el("button", { type: "button", "data-more": true, onclick: () => { state.all = !state.all; draw("[data-more]"); } }, state.all ? `Show ${SHOWN}` : `Show all ${rows.length}`));
-    return [completeness ? el("p", { class: "soft" }, completeness) : null, el("div", { class: "scroll" }, table), more || null];
+    return [...completeness.map((line) => el("p", { class: "soft" }, line)), el("div", { class: "scroll" }, table), more || null];
   }
 
   function attention() {

@@ -50,7 +50,8 @@ def test_derive_shows_the_largest_of_each_type(run: Run) -> None:
     lines = [line.split() for line in result.stdout.splitlines()]
     assert result.exit_code == 0
     assert result.stdout.startswith(f"4 tokens, {HANDLE}, loss +1.5000\n")
-    assert ["mlp_act_times_grad"] in lines
+    assert ["mlp_act_times_grad,", "final", "norm", "frozen"] in lines
+    assert ["attn_qk_probs"] in lines
     assert ["0", "+17.0000", "neuron", "4", "'", "John'", "(3)"] in lines
     assert ["0", "+29.0000", "head", "1", "'", "John'", "(3)", "<-", "'", "John'", "(3)"] in lines
 

@@ -55,7 +55,7 @@ def test_latents_and_groups(run: Run, service: FakeService) -> None:
     assert request.autoencoders == ("tiny/mlp_post_act",)
     assert [group.group_id for group in request.groups] == ["write_norm", "act_times_grad"]
     # Whatever the order they were named in, effects come first.
-    assert result.stdout.index("Total effects: ") < result.stdout.index("Writes: ")
+    assert result.stdout.index("Total effects (final norm frozen): ") < result.stdout.index("Writes: ")
 
 
 def test_without_a_target_activations_are_shown(run: Run, service: FakeService) -> None:

@@ -87,16 +87,17 @@ def test_the_options_of_derive_make_its_request() -> None:
         prompt="x",
         ablate=["mlp.post_act@2[1,4]=0", "mlp.post_act@2[1:3,4]=0"],
         scale=["mlp.post_act@2[1,4]*2"],
-        detach_final_norm=True,
+        detach_final_layer_norm_scale=False,
     ).request()
     assert [spec.index.tensor_indices for spec in request.ablation_specs] == [(1, 4)]
     assert [type(change.action) for change in request.interventions] == [SetValue, ScaleValue]
-    assert request.detach_final_layer_norm_scale is True
+    assert request.detach_final_layer_norm_scale is False
 
 
-def test_both_commands_always_say_whether_the_final_norm_is_held() -> None:
-    assert RequestOptions(prompt="x").request().detach_final_layer_norm_scale is False
+def test_all_commands_always_say_that_the_final_norm_is_frozen() -> None:
+    assert RequestOptions(prompt="x").request().detach_final_layer_norm_scale is True
     assert explain_request_of("x").runs[0].detach_final_layer_norm_scale is True
+    assert explain_request_of("x", detach_final_layer_norm_scale=False).runs[0].detach_final_layer_norm_scale is False
 
 
 def test_explain_compares_with_what_is_scaled() -> None:

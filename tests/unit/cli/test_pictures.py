@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dst_grpc.cli._explain import explain_request_of
-from dst_grpc.cli._facts import decimals_for, number_text, percent, question_of
+from dst_grpc.cli._facts import decimals_for, number_text, question_of
+from dst_grpc.cli._guesses import percent
 from dst_grpc.cli._pictures import Paper, attention_grid, pictures
 from dst_grpc.client import ExplainRequest
 from tests.explanations import ATTENTION, TOKENS, explanation_of
@@ -19,10 +20,10 @@ ABLATED = explain_request_of("x", target=[" Mary"], distractor=[" John"], ablate
 
 WIDE = """\
 When Mary saw John ...
-The model goes on with ' Mary' 88%, ' John' 12%.
+The model goes on with ' Mary' 70%, ' John' 10%.
 To explain: ' Mary' over ' John', +5.00.
 
-Direct effects by token: what a head reads counts for the token that it reads
+Direct effects (final norm frozen) by token: heads count for the token that they read
    0 'When'  -2.00 ------------
    1 ' Mary' +2.00 ++++++++++++
    2 ' saw'  -1.00 ------
@@ -31,16 +32,16 @@ Direct effects by token: what a head reads counts for the token that it reads
 With 0.h1@3=0
 ' Mary' over ' John': +5.00 -> +2.50 (-2.50)
 before  after  next token
-   88%    73%  ' Mary'
-   12%    27%  ' John'
+   70%    58%  ' Mary'
+   10%    21%  ' John'
 
-Direct effects that change most:
+Direct effects (final norm frozen) that change most:
 before  after  change  node      tokens
  +4.50  +2.25   -2.25  0.h1@3,1  ' John' <- ' Mary'
  -2.25  -1.12   +1.12  1.h0@3,2  ' John' <- ' saw'
  +1.00  +0.50   -0.50  1.n4@3    ' John'
 
-Direct effects: what each part itself writes towards the answer
+Direct effects (final norm frozen): what each part itself writes towards the answer
 effect                node      tokens              promotes             excited by
  +4.50  ++++++++++++  0.h1@3,1  ' John' <- ' Mary'  ' Mary' '</script>'
  -2.25  ------        1.h0@3,2  ' John' <- ' saw'   ' Mary' '</script>'
@@ -57,12 +58,13 @@ Attention of 0.h1: a row per token; a cell per token that it reads; what it read
 
 NARROW = """\
 When Mary saw John ...
-The model goes on with ' Mary' 88%, '
-John' 12%.
+The model goes on with ' Mary' 70%, '
+John' 10%.
 To explain: ' Mary' over ' John', +5.00.
 
-Direct effects by token: what a head
-reads counts for the token that it reads
+Direct effects (final norm frozen) by
+token: heads count for the token that
+they read
    0 'When'  -2.00 ----------
    1 ' Mary' +2.00 ++++++++++
    2 ' saw'  -1.00 -----
@@ -72,17 +74,19 @@ With 0.h1@3=0
 ' Mary' over ' John': +5.00 -> +2.50
 (-2.50)
 before  after  next token
-   88%    73%  ' Mary'
-   12%    27%  ' John'
+   70%    58%  ' Mary'
+   10%    21%  ' John'
 
-Direct effects that change most:
+Direct effects (final norm frozen) that
+change most:
 before  after  change  node
  +4.50  +2.25   -2.25  0.h1@3,1
  -2.25  -1.12   +1.12  1.h0@3,2
  +1.00  +0.50   -0.50  1.n4@3
 
-Direct effects: what each part itself
-writes towards the answer
+Direct effects (final norm frozen): what
+each part itself writes towards the
+answer
 +4.50 0.h1@3,1 ++++++
       ' John' <- ' Mary'
       promotes ' Mary' '</script>'
@@ -165,7 +169,7 @@ def test_colours_follow_the_sign() -> None:
     seen = drawn(ABLATED, colours=True)
     assert "\x1b[32m+5.00\x1b[0m" in seen
     assert "\x1b[31m-2.00\x1b[0m" in seen
-    assert "\x1b[1;36mDirect effects\x1b[0m" in seen
+    assert "\x1b[1;36mDirect effects (final norm frozen)\x1b[0m" in seen
     assert Text.from_ansi(seen).plain.split() == drawn(ABLATED).split()
 
 
@@ -184,7 +188,7 @@ def test_a_trace_is_said_from_the_output_back() -> None:
     seen = drawn(request)
     assert "To explain: what 0.h1@2,1 carries to 1.h0@3,2:V, +3.00.\n" in seen
     assert "Traced: output <- 1.h0@3,2:V <- 0.h1@2,1:V\n" in seen
-    assert "Total effects by token" in seen
+    assert "Total effects (final norm frozen) by token" in seen
     assert "The 5 listed nodes sum to +4.00, all nodes to +4.50.\n" in seen
     assert "\nvalue " in seen
     assert "The 5 listed nodes sum to 4.00, all nodes to 4.50.\n" in seen

@@ -128,7 +128,7 @@ async def test_a_domain_request_is_taken_whole(async_client: AsyncClient) -> Non
 
 def test_reprs_are_short_and_say_what_is_inside(client: Client, service: FakeService) -> None:
     answer = client.derive(PROMPT, [NEURONS, "logits"], target=" Mary")
-    assert repr(answer) == f"<Answer {HANDLE}, 4 tokens, loss=1.5, {NEURONS}[2], logits[1]>"
+    assert repr(answer) == f"<Answer {HANDLE}, 4 tokens, loss=1.5, final norm frozen, {NEURONS}[2], logits[1]>"
     assert repr(answer[NEURONS]) == f"<{NEURONS}: 2 layers of [4, 5]>"
     assert repr(answer["logits"]) == "<logits: one per model of [4, 7]>"
     assert repr(answer[NEURONS][1]) == f"<{NEURONS} layer 1 [sequence_tokens: 4, mlp_acts: 5] float32>"

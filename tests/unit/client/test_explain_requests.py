@@ -36,7 +36,8 @@ LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_tokens=(" A",), distracto
 
 def test_the_plain_case_stays_plain() -> None:
     assert make_explain_request("x", target=" A", distractor=3) == ExplainRequest(
-        runs=(ExplainRun(prompt=Prompt(text="x"), loss_fn_config=LOSS, detach_final_layer_norm_scale=True),)
+        runs=(ExplainRun(prompt=Prompt(text="x"), loss_fn_config=LOSS, detach_final_layer_norm_scale=True),),
+        unit_length_embeddings=True,
     )
 
 
@@ -76,6 +77,7 @@ def test_every_argument_has_its_place() -> None:
         token_pair_count=5,
         top_logit_count=6,
         node_scope="prompt",
+        unit_length_embeddings=False,
         request_id="id",
     )
     first = ExplainRun(
@@ -103,6 +105,7 @@ def test_every_argument_has_its_place() -> None:
         token_pair_count=5,
         top_logit_count=6,
         node_scope=NodeScope.PROMPT,
+        unit_length_embeddings=False,
     )
 
 

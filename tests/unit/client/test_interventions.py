@@ -83,13 +83,13 @@ def test_what_cannot_be_is_refused(make: Any, field: str) -> None:
 
 def test_interventions_travel_with_their_request(client: Client, service: FakeService) -> None:
     wanted = [steer("resid.post_mlp", VECTOR, layer=1, at=[[0, 1]]), scale("mlp.post_act", 0.0, at=[slice(0, 2)])]
-    client.derive("a b", ["logits"], interventions=wanted, max_chunk_bytes=4096, detach_final_layer_norm_scale=True)
+    client.derive("a b", ["logits"], interventions=wanted, max_chunk_bytes=4096, detach_final_layer_norm_scale=False)
     assert service.derived is not None
     assert list(service.derived.interventions) == wanted
     assert service.derived.max_chunk_bytes == 4096
-    assert service.derived.detach_final_layer_norm_scale is True
-    client.derive("a b", ["logits"])
     assert service.derived.detach_final_layer_norm_scale is False
+    client.derive("a b", ["logits"])
+    assert service.derived.detach_final_layer_norm_scale is True
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])

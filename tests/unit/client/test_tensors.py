@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ T, U, H, F = (
 
 
 def tensor(
-    values: Array, *dimensions: Dimension, dst: str = "mlp_post_act", layer: int | None = 0
+    values: Array, *dimensions: Dimension, dst: str = "mlp_post_act", layer: int | None = 0, **others: Any
 ) -> DerivedScalarTensor:
     return DerivedScalarTensor(
         dst=DerivedScalarType(dst),
@@ -28,6 +30,7 @@ def tensor(
         layer_index=layer,
         axes=tuple(Axis(d, size) for d, size in zip(dimensions, values.shape, strict=True)),
         values=values,
+        **others,
     )
 
 
@@ -59,9 +62,36 @@ def test_the_largest_by_magnitude_and_by_value() -> None:
     assert it.top(3, at=9) == []
 
 
-def test_no_number_is_never_large() -> None:
-    it = tensor(np.array([[np.nan, -1.0], [np.inf, 0.0]]), T, F)
-    assert [entry.value for entry in it.top(4)] == [np.inf, -1, 0]
+def test_what_is_no_number_comes_first() -> None:
+    it = tensor(np.array([[-1.0, 2.0], [np.inf, np.nan]]), T, F)
+    for by, others in ((TopBy.MAGNITUDE, [2, -1]), (TopBy.VALUE, [2, -1])):
+        first, second, *rest = [entry.value for entry in it.top(4, by=by)]
+        assert {str(first), str(second)} == {"nan", "inf"}
+        assert rest == others
+    assert it.not_finite_count == 2
+    assert "2 not finite" in repr(it)
+    scalar = DerivedScalar(DerivedScalarType.MLP_POST_ACT, [tensor(np.ones((1, 2)), T, F, layer=0), it])
+    assert not np.isfinite([entry.value for entry in scalar.top(2)]).any()
+
+
+@pytest.mark.parametrize("by", list(TopBy))
+def test_the_score_of_a_masked_pair_is_none(by: TopBy) -> None:
+    scores = np.array([[[3.0], [-np.inf]], [[-4.0], [np.nan]]], np.float32)
+    it = tensor(scores, T, U, H, dst=DerivedScalarType.ATTN_QK_LOGITS)
+    first, *rest = [entry.value for entry in it.top(9, by=by)]
+    assert np.isnan(first)
+    assert rest == ([-4, 3] if by is TopBy.MAGNITUDE else [3, -4])
+    assert [entry.value for entry in it.top(9, by=by, at=0)] == [3]
+    assert it.not_finite_count == 1
+
+
+def test_a_layer_that_is_0_by_definition_is_no_0_of_a_plot() -> None:
+    layers = [tensor(np.full((2, 1), 1.0 - n), T, F, layer=n, zero_by_definition=n == 1) for n in range(2)]
+    scalar = DerivedScalar(DerivedScalarType.RESID_POST_MLP_PROJ_TO_FINAL_RESIDUAL_GRAD, layers)
+    np.testing.assert_array_equal(scalar.stack(), [[[1.0], [1.0]], [[np.nan], [np.nan]]])
+    assert np.asarray(scalar[1]).tolist() == [[0.0], [0.0]]
+    assert "0 by definition" in repr(scalar[1])
+    assert "0 by definition" not in repr(scalar[0])
 
 
 def test_an_empty_tensor_has_no_largest() -> None:

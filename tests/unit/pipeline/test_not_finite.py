@@ -55,7 +55,7 @@ def test_a_model_in_too_narrow_an_element_type() -> None:
         activation_location_type=L.MLP_PRE_ACT,
         layer_index=1,
         token_index=4,
-        description="its values are not finite from mlp.pre_act of layer 1, token 4, on: float16, which the model is "
+        description="values are not finite from mlp.pre_act of layer 1, token 4, on: float16, which the model is "
         "loaded as, holds nothing beyond 65504; load it as float32 or bfloat16",
     )
     assert headers(WIDE, models.request(T.LOGITS))[0].not_finite is None
@@ -101,7 +101,7 @@ def test_gradients_beyond_the_range() -> None:
     (header,) = headers(narrow, request)
     assert header.not_finite is not None
     assert header.not_finite.pass_type is PassType.BACKWARD
-    assert "its values are finite, but gradients are not from " in header.not_finite.description
+    assert "values are finite, but gradients are not from " in header.not_finite.description
 
 
 def test_a_loss_of_nothing_is_not_finite_either() -> None:
