@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dst_grpc._gen.dst.v1.catalog_service_pb2 import TokenizeRequest
+from dst_grpc._gen.dst.v1.catalog_service_pb2 import GetModelRequest
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.client import Answer, Client, make_request
 from dst_grpc.errors import NotFound, Reason
@@ -71,10 +71,9 @@ def test_a_server_that_dies_under_load_costs_no_call_of_a_client_that_retries(
     methods = {"name": [{}], "retryPolicy": policy | {"retryableStatusCodes": ["UNAVAILABLE"]}}
     options = [("grpc.service_config", json.dumps({"methodConfig": [methods]}))]
     with grpc.insecure_channel(address, options) as channel, ThreadPoolExecutor(THREADS) as threads:
-        tokenize = CatalogServiceStub(channel).Tokenize
-        request = TokenizeRequest(text="ab")
-        expected = tokenize(request)
-        calls = [threads.submit(tokenize, request) for _ in range(CALLS)]
+        get_model = CatalogServiceStub(channel).GetModel
+        expected = get_model(GetModelRequest())
+        calls = [threads.submit(get_model, GetModelRequest()) for _ in range(CALLS)]
         calls[CALLS // 4].result()
         assert not calls[-1].done()
         backends[0].kill()
