@@ -98,6 +98,13 @@ def join_path(prefix: str, field: str) -> str:
     return f"{prefix}{field}" if field.startswith("[") else f"{prefix}.{field}"
 
 
+def first_of(names: Iterable[str], count: int = 8) -> str:
+    """*names* for a sentence: the first *count*, and how many there are if there are more."""
+    known = list(names)
+    shown = ", ".join(known[:count])
+    return shown if len(known) <= count else f"{shown}, ... ({len(known)} in all)"
+
+
 class DstError(Exception):
     """Base of every error this package raises on purpose."""
 
@@ -230,12 +237,15 @@ class NotFound(DstError):
 
     @classmethod
     def unknown(cls, resource_type: str, name: str, known: Iterable[str], *, reason: Reason) -> NotFound:
-        """The error for *name*, which is not among *known*; suggests the nearest ones."""
-        candidates = sorted(known)
-        nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4) or candidates[:3]
-        hint = f"; the nearest are {', '.join(map(repr, nearest))}" if nearest else "; none is registered"
+        """The error for *name*, which is not among *known*; suggests the nearest ones, if any is near."""
+        candidates = sorted(filter(None, known))
+        nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.4)
+        if nearest:
+            hint = f"the nearest are {', '.join(map(repr, nearest))}"
+        else:
+            hint = f"known are {first_of(map(repr, candidates))}" if candidates else "none is registered"
         return cls(
-            f"unknown {resource_type} {name!r}{hint}",
+            f"unknown {resource_type} {name!r}; {hint}",
             resource_type=resource_type,
             resource_name=name,
             nearest=nearest,

@@ -15,7 +15,7 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.errors import InvalidRequest, Violations, first_of
 
 PromptLike: TypeAlias = str | Iterable[SupportsIndex] | Prompt
 """A text, token ids, or a Prompt."""
@@ -113,7 +113,7 @@ def member(enum: type[E], name: E | str, field: str) -> E:
     except ValueError:
         known = [m.value for m in enum]
         nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(nearest)}" if nearest else f"known are {', '.join(known[:8])}"
+        hint = f"the nearest are {', '.join(nearest)}" if nearest else f"known are {first_of(known)}"
         raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
 
 

@@ -43,6 +43,8 @@ class TensorService:
 
     async def DeleteTensor(self, request: pb.DeleteTensorRequest, context: ObservedContext) -> pb.DeleteTensorResponse:
         """Delete a tensor."""
+        if not request.handle:
+            raise InvalidRequest.of("handle", "is required")
         self._store.delete(context.caller, request.handle)
         return pb.DeleteTensorResponse()
 
@@ -62,6 +64,8 @@ async def _bytes(messages: AsyncIterator[pb.PutTensorRequest], byte_count: int) 
     """The bytes of the other messages, [byte_count] of uint8. Raises InvalidRequest if there are more or fewer."""
     data, filled = np.empty(byte_count, np.uint8), 0
     async for message in messages:
+        if message.HasField("description"):
+            raise InvalidRequest.of("description", "must come once, in the first message")
         if not message.HasField("data"):
             raise InvalidRequest.of("data", "must follow the description, and nothing else")
         piece = np.frombuffer(message.data, np.uint8)

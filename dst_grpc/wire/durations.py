@@ -23,6 +23,12 @@ def duration_to_wire(seconds: float) -> Duration:
     return Duration(seconds=sign * whole, nanos=sign * rest)
 
 
+def is_valid_duration(duration: Duration) -> bool:
+    """Whether *duration* is within the range of a Duration, and its seconds and nanoseconds have one sign."""
+    seconds, nanos = duration.seconds, duration.nanos
+    return abs(seconds) <= _MAX_SECONDS and abs(nanos) < _NANOS and seconds * nanos >= 0
+
+
 def seconds_from_wire(duration: Duration) -> float:
     """The duration in seconds; exact for what `duration_to_wire` made of a number of whole nanoseconds."""
     return (duration.seconds * _NANOS + duration.nanos) / _NANOS

@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from dst_grpc.errors import Reason
+from dst_grpc.errors import Reason, first_of
 from dst_grpc.wire.messages import ENUMS
 
 E = TypeVar("E", bound=Enum)
@@ -43,10 +43,7 @@ class EnumCodec(Generic[E]):
     @property
     def choices(self) -> str:
         """The members' names for a sentence, cut short where there are many."""
-        names = [self.name(member) for member in self.members]
-        if len(names) <= _MAX_NAMES_SHOWN:
-            return "one of " + ", ".join(names)
-        return f"one of {', '.join(names[:_MAX_NAMES_SHOWN])}, ... ({len(names)} in all)"
+        return f"one of {first_of(map(self.name, self.members), _MAX_NAMES_SHOWN)}"
 
     def complaint(self, number: int) -> str:
         """The violation of a *number* that is not a member's, where a member is required."""

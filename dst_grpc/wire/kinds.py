@@ -10,7 +10,7 @@ import numpy as np
 
 from dst_grpc.domain.components import Dimension, LossFnName, NodeType, TensorElementType
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.wire.durations import duration_to_wire, seconds_from_wire, time_from_wire, time_to_wire
+from dst_grpc.wire.durations import duration_to_wire, is_valid_duration, seconds_from_wire, time_from_wire, time_to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.errors import error_from_status, error_to_status
 from dst_grpc.wire.tensors import MAX_AXES, Array, stored_as, widened
@@ -61,7 +61,16 @@ NUMBER_OR_NONE = Kind(lambda number: number or 0, lambda number, _: number or No
 """An element of a list that may be None, written as 0."""
 MAPPING = Kind(dict, lambda pairs, _: tuple(sorted(pairs.items())), tuple)
 """Pairs of strings, ascending by key."""
-DURATION = Kind(duration_to_wire, lambda message, _: seconds_from_wire(message), float)
+
+
+def _read_duration(message: Any, problems: Violations) -> Any:
+    if not is_valid_duration(message):
+        problems.add("", f"has seconds {message.seconds} and nanos {message.nanos}, which is no valid Duration")
+        return BAD
+    return seconds_from_wire(message)
+
+
+DURATION = Kind(duration_to_wire, _read_duration, float)
 """Seconds."""
 TIME = Kind(time_to_wire, lambda message, _: time_from_wire(message))
 """A time, in UTC."""

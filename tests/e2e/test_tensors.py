@@ -103,7 +103,7 @@ MANY = np.ones(300)
         ([], "description"),
         ([pb.PutTensorRequest()], "description"),
         (messages(MANY)[1:], "description"),
-        ([messages(MANY)[0], *messages(MANY)], "data"),
+        ([messages(MANY)[0], *messages(MANY)], "description"),
         (messages(MANY)[:1], "data"),
         (messages(MANY, 4)[:-1], "data"),
         ([*messages(MANY), pb.PutTensorRequest(data=b"x")], "data"),
@@ -112,6 +112,8 @@ MANY = np.ones(300)
         (messages(MANY, sizes=[300, 0]), "description.sizes[1]"),
         (messages(MANY, sizes=[2**40, 2**40]), "description.sizes"),
         (messages(MANY, ttl={"seconds": -1}), "description.ttl"),
+        (messages(MANY, ttl={"seconds": 2**62}), "description.ttl"),
+        (messages(MANY, ttl={"seconds": 1, "nanos": -5}), "description.ttl"),
     ],
 )
 async def test_what_is_no_tensor_is_refused_and_nothing_is_kept(rig: Rig, sent: list[Message], field: str) -> None:
@@ -208,6 +210,8 @@ async def test_a_run_is_steered_by_a_tensor_that_was_put(embedded_address: str) 
             np.testing.assert_array_equal(np.asarray(one[None]), np.asarray(other[None]))
         assert np.abs(np.asarray(plain["logits"][None]) - np.asarray(by_handle["logits"][None])).max() > 0.1
         await client.delete_tensor(kept)
+        with pytest.raises(InvalidRequest, match="handle: is required"):
+            await client.delete_tensor("")
         with pytest.raises(NotFound) as caught:
             await client.derive(PROMPT, "logits", interventions=[steer("resid.post_mlp", kept, layer=1)])
         assert caught.value.reason is Reason.TENSOR_NOT_FOUND

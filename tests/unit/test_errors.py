@@ -57,6 +57,13 @@ def test_an_unknown_name_comes_with_the_nearest_known_ones() -> None:
     assert error.metadata == {"resource_type": "model", "resource_name": "embedd"}
 
 
+def test_an_unknown_name_that_is_near_none_comes_with_the_first_known_ones() -> None:
+    few = NotFound.unknown("service", "zzz", ["", "dst.v1.A", "model/b"], reason=Reason.CONTEXT_NOT_FOUND)
+    assert (str(few), few.nearest) == ("unknown service 'zzz'; known are 'dst.v1.A', 'model/b'", ())
+    many = NotFound.unknown("model", "zzz", [f"m{i}" for i in range(9)], reason=Reason.MODEL_NOT_FOUND)
+    assert str(many).endswith("'m7', ... (9 in all)")
+
+
 def test_an_unknown_name_among_none_says_so() -> None:
     error = NotFound.unknown("model", "x", [], reason=Reason.MODEL_NOT_FOUND)
     assert str(error) == "unknown model 'x'; none is registered"
