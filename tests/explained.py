@@ -23,6 +23,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.taps import Site
+from dst_grpc.pipeline.run import RunResult
 from tests import models, plain, traces
 from tests.plain import Taps
 
@@ -115,17 +116,10 @@ class Explained:
         spliced = tuple(one.name for one in self.world.sets.values() if one.dst in SPLICEABLE)
         return {"autoencoders": spliced, **traces.fields_of(self.origin, models.LOSS)}
 
-    def derive(self, *specs: DerivedScalarSpec, **fields: Any) -> list[dict[tuple[Any, int | None], Tensor]]:
-        """What the code under test makes of each of *specs*, by pass and layer, in one run."""
+    def run(self, *specs: DerivedScalarSpec, **fields: Any) -> RunResult:
+        """Of the code under test, for *specs* all together; *fields* of the request."""
         (result,) = self.world.results(models.request(derived_scalars=specs, **{**self.fields, **fields}))
-        return [
-            {
-                (pass_type, layer): tensor
-                for layer in scalar.layers
-                for pass_type, tensor in result.derivation(scalar).at(layer).items()
-            }
-            for scalar in result.plan.scalars
-        ]
+        return result
 
     def one(self, dst: T, config: DstConfig | None = None, **fields: Any) -> dict[int | None, Tensor]:
         """The FORWARD tensors of one type, by layer."""

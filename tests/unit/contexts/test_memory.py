@@ -110,7 +110,7 @@ def test_unloading_gives_all_memory_back(tmp_path: Path) -> None:
     found = measured(
         """
 before = settled()
-for _ in range(50):
+for _ in range(20):
     await want(cache, "large")
     await cache.unload("large")
 after = status("VmRSS")

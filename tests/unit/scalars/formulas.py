@@ -314,10 +314,12 @@ ENDS_OF_EDGES = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
 
 
 def nodes(x: Explained, given: tuple[NodeIndex, ...]) -> list[DstConfig]:
-    """A config for each of the nodes that there are, with the norm's scale detached and not."""
+    """A config for each of the nodes that there are, with the norm's scale detached and not; a few with two sets."""
+    if len(x.kinds) > 1:
+        return [DstConfig(node_index_for_attribution=given[0])]
     return [
         DstConfig(node_index_for_attribution=node, detach_layer_norm_scale_for_attribution=detach)
-        for node in (given if len(x.kinds) == 1 and x.kinds[0] in ENDS_OF_EDGES else given[:-1])
+        for node in (given if x.kinds and x.kinds[0] in ENDS_OF_EDGES else given[:-1])
         for detach in (False, True)
     ]
 
@@ -352,8 +354,11 @@ def edge_in(node_type: NodeType, through: AttentionTraceType | None = None, *, a
         found = jvp(end, rho.vector, x.node_write(node))
         return found if rho.is_after(*x.node_place(node)) else torch.zeros_like(found)
 
+    def configs(x: Explained) -> list[DstConfig]:
+        return [c for c in upstream(x) if attribution or not c.detach_layer_norm_scale_for_attribution]
+
     kinds = ENDS_OF_EDGES if node_type is traces.LATENT else None
-    return Row(formula, None, kinds, alone=True, configs=upstream)
+    return Row(formula, None, kinds, alone=True, configs=configs)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Every derived scalar type is what the specification's formula says, on every architecture, origin and autoencoder."""
+"""Every derived scalar type is what its formula says, on every architecture, origin and autoencoder."""
 
 from __future__ import annotations
 
@@ -68,17 +68,23 @@ def test_every_type_of_autoencoders_is_what_its_formula_says(x: Explained) -> No
 
 
 def check(x: Explained, rows: dict[T, Row]) -> None:
-    """Derive, in one run, what of *rows* has a meaning there, and compare."""
+    """Derive, in one run, what of *rows* has a meaning there; compare numbers, and axes and bytes with the plan's."""
     specs = specs_for(x, rows)
-    for spec, found in zip(specs, x.derive(*specs), strict=True):
-        row, config = FORMULAS[spec.dst], spec.config
+    result = x.run(*specs)
+    for spec, scalar in zip(specs, result.plan.scalars, strict=True):
+        row, config, derivation, n_numbers = FORMULAS[spec.dst], spec.config, result.derivation(scalar), 0
         assert config is not None
         formulas = {PassType.FORWARD: row.forward} | ({PassType.BACKWARD: row.backward} if row.backward else {})
-        assert {pass_type for pass_type, _ in found} == formulas.keys()
-        for (pass_type, layer), tensor in found.items():
-            where = f"{pass_type} of {spec.dst} at layer {layer} with {config}: {{}}"
-            expected = formulas[pass_type](x, config, layer or 0)
-            torch.testing.assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where.format)
+        for layer in scalar.layers:
+            found = derivation.at(layer)
+            assert found.keys() == formulas.keys()
+            for pass_type, tensor in found.items():
+                where = f"{pass_type} of {spec.dst} at layer {layer} with {config}: {{}}"
+                expected = formulas[pass_type](x, config, layer or 0)
+                torch.testing.assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where.format)
+                assert tensor.shape == tuple(axis.size for axis in scalar.axes)
+                n_numbers += tensor.numel()
+        assert scalar.output_bytes == 4 * n_numbers
 
 
 def test_every_type_is_tried_on_every_architecture_that_has_it() -> None:

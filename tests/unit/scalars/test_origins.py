@@ -149,10 +149,10 @@ def test_a_gradient_is_what_the_traced_value_does_when_a_tap_is_moved(architectu
         (T.MLP_PRE_ACT, 0, (3, 8)),
         (T.RESID_POST_EMBEDDING, None, (3, 5)),
     ):
-        ((gradient, value),) = (
-            (float(found[PassType.BACKWARD, layer][entry]), float(found[PassType.FORWARD, layer][entry]))
-            for found in x.derive(DerivedScalarSpec(dst=dst, config=DstConfig(derive_gradients=True)))
-        )
+        result = x.run(DerivedScalarSpec(dst=dst, config=DstConfig(derive_gradients=True)))
+        (scalar,) = result.plan.scalars
+        found = result.derivation(scalar).at(layer)
+        value, gradient = (float(found[pass_type][entry]) for pass_type in (PassType.FORWARD, PassType.BACKWARD))
         up, down = (traced_value(x, at(L[dst.name], layer, entry, value + side)) for side in (1e-5, -1e-5))
         assert gradient == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-8), dst
 
