@@ -26,7 +26,7 @@ real-model: $(SERVER) $(REAL) ## serve SmolLM2-135M-Instruct and explain a promp
 	$(BIN)/python -m scripts.real_model
 
 test: $(DEV) ## run the test suite (Python only; see also `polyglot`, `mesh`, `real` and `browser`)
-	$(BIN)/python -m pytest --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real --ignore=tests/browser
+	$(BIN)/python -m pytest --numprocesses 2 --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real --ignore=tests/browser
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py

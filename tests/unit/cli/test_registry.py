@@ -53,6 +53,7 @@ def _registry(tmp_path: Path) -> Path:
 def cli(*arguments: str, hub: FakeHub | None = None, registry: Path | None = None) -> Result:
     """Run `dst-grpc ARGUMENTS` with an environment that knows the hub and the registry."""
     environment = {
+        "COLUMNS": None,
         "DST_HUB_ENDPOINT": hub.address if hub is not None else None,
         "DST_HUB_CACHE": str(registry.parent / "hub") if registry is not None else None,
         "DST_REGISTRY": str(registry) if registry is not None else None,
