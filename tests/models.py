@@ -35,7 +35,7 @@ from dst_grpc.engine.checkpoint import Checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.files import File, FileSet, Identity
-from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
+from dst_grpc.engine.formats.header import AutoencoderHeader, Interpretation
 from dst_grpc.engine.formats.layouts import FileGroup
 from dst_grpc.engine.formats.sources import TensorSource
 from dst_grpc.engine.formats.weights import AutoencoderFile
@@ -276,7 +276,7 @@ def _file(autoencoder: Autoencoder) -> AutoencoderFile:
     return AutoencoderFile(
         files=FileGroup(weights=file, beside={}),
         header=_header(autoencoder),
-        source=TensorSource(file=file, shapes={}, reading=lambda: nullcontext(tensors.__getitem__), facts={}),
+        source=TensorSource(file=file, shapes={}, opened=lambda: nullcontext(tensors.__getitem__), facts={}),
         parts={},
     )
 
@@ -288,7 +288,7 @@ def _header(autoencoder: Autoencoder) -> AutoencoderHeader:
         n_latents=autoencoder.n_latents,
         n_outputs=autoencoder.n_inputs,
         activation=autoencoder.activation,
-        readings=(Reading(normalization=autoencoder.normalization),),
+        interpretations=(Interpretation(normalization=autoencoder.normalization),),
     )
 
 

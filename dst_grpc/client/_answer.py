@@ -18,7 +18,7 @@ class Answer:
     `answer["mlp_post_act"].backward[2]` a gradient. Iterating yields the derived scalars in the order asked for.
     """
 
-    def __init__(self, answer: results.Answer) -> None:
+    def __init__(self, answer: results.AssembledAnswer) -> None:
         self.domain = answer
         """The whole answer as a domain value."""
         self.tensors = tuple(DerivedScalarTensor.from_domain(tensor) for tensor in answer.tensors)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from dst_grpc.contexts.device import DeviceMemory
-    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.entries import ContextEntry
     from dst_grpc.contexts.lifecycle import CacheRecord, Lifecycle
 
 
@@ -39,7 +39,7 @@ class Budget:
             self._memories[device] = self._memory_of(device)
         return self._memories[device]
 
-    def check(self, wanted: Collection[Entry]) -> None:
+    def check(self, wanted: Collection[ContextEntry]) -> None:
         """Check, before any work, whether contexts fit together.
 
         Raises:
@@ -71,7 +71,7 @@ class Budget:
             raise self._refusal([entry], needed, excess)
         return candidates[0]
 
-    def _refusal(self, entries: Sequence[Entry], needed: int, excess: int) -> Exception:
+    def _refusal(self, entries: Sequence[ContextEntry], needed: int, excess: int) -> Exception:
         return does_not_fit(entries, needed, self._budget_bytes or 0, excess)
 
     def _excess(self, device: str, needed: int) -> int:
@@ -81,7 +81,7 @@ class Budget:
         used = self.memory(device).used_bytes(self._lifecycle.counted_bytes(device))
         return used + needed - self._budget_bytes
 
-    def _next(self, device: str, keep: Collection[Entry] = ()) -> list[CacheRecord]:
+    def _next(self, device: str, keep: Collection[ContextEntry] = ()) -> list[CacheRecord]:
         """Contexts of *device*: those being unloaded, then idle ones other than *keep*, least recently used first."""
         idle = [record for record in self._lifecycle.evictable() if record.entry not in keep]
         return [record for record in (*self._lifecycle.unloading(), *idle) if record.entry.device == device]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.device import DeviceMemory
-    from dst_grpc.contexts.entries import Entry, ModelEntry
+    from dst_grpc.contexts.entries import ContextEntry, ModelEntry
     from dst_grpc.contexts.lifecycle import OnLoadProgress
     from dst_grpc.contexts.loading import Loader
     from dst_grpc.contexts.model import ModelContext
@@ -245,10 +245,10 @@ class ContextCache:
         await self._transfers.close()
         self._watches.close()
 
-    def _is_offered(self, entry: Entry) -> bool:
+    def _is_offered(self, entry: ContextEntry) -> bool:
         return self._registry.holds(entry)
 
-    def _record(self, entry: Entry) -> CacheRecord:
+    def _record(self, entry: ContextEntry) -> CacheRecord:
         """The record of *entry*; a new one, which is not kept, if there is none."""
         return self._lifecycle.find(entry) or CacheRecord(entry=entry, last_used=self._clock())
 

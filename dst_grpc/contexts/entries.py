@@ -56,7 +56,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry(ABC):
+class ContextEntry(ABC):
     """Base of models and autoencoder sets. The cache distinguishes entries by identity."""
 
     name: str
@@ -167,7 +167,7 @@ class _LazyTokenizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ModelEntry(Entry):
+class ModelEntry(ContextEntry):
     """A model that can be loaded."""
 
     checkpoint: Checkpoint
@@ -225,7 +225,7 @@ class ModelEntry(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AutoencoderEntry(Entry):
+class AutoencoderEntry(ContextEntry):
     """An autoencoder set that can be loaded."""
 
     model: ModelEntry
@@ -277,7 +277,7 @@ class AutoencoderEntry(Entry):
     @property
     def has_write_scale(self) -> bool:
         """Whether a latent's write depends on its token's input too."""
-        return any(reading.normalization.scales for header in self.headers for reading in header.readings)
+        return any(one.normalization.scales for header in self.headers for one in header.interpretations)
 
     @property
     def reads_rows_of_encoder(self) -> bool:
@@ -304,7 +304,7 @@ class AutoencoderEntry(Entry):
     def info(self) -> AutoencoderInfo:
         """Its catalogue entry while it is not loaded."""
         headers = self.headers
-        readings = [reading for header in headers for reading in header.readings]
+        interpretations = [one for header in headers for one in header.interpretations]
         return AutoencoderInfo(
             name=self.name,
             handle=self.handle,
@@ -321,8 +321,8 @@ class AutoencoderEntry(Entry):
             declared=self.declared,
             formats=_distinct(header.format for header in headers),
             output=next((header.output for header in headers if header.output is not None), None),
-            normalizations=_distinct(reading.normalization for reading in readings),
-            input_norms=_distinct(reading.input_norm for reading in readings),
+            normalizations=_distinct(one.normalization for one in interpretations),
+            input_norms=_distinct(one.input_norm for one in interpretations),
             folded=tuple(dict.fromkeys(text for header in headers for text in header.folded)),
             source=self.registered.source,
             revision=self.registered.revision,

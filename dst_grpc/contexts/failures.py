@@ -19,7 +19,7 @@ from dst_grpc.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.entries import ContextEntry
 
 _RETRY_SECONDS = 1.0
 
@@ -29,7 +29,7 @@ def closing() -> Unavailable:
     return Unavailable("the server is shutting down", reason=Reason.DRAINING, retry_after_seconds=_RETRY_SECONDS)
 
 
-def still_held(entry: Entry, waited_seconds: float) -> Unavailable:
+def still_held(entry: ContextEntry, waited_seconds: float) -> Unavailable:
     """The memory of an unloaded context is not free: it is still referenced outside a lease."""
     return Unavailable(
         f"something still holds on to {entry.name!r}, so its memory is not free yet",
@@ -38,7 +38,7 @@ def still_held(entry: Entry, waited_seconds: float) -> Unavailable:
     )
 
 
-def does_not_fit(entries: Sequence[Entry], needed_bytes: int, budget_bytes: int, excess_bytes: int) -> Exhausted:
+def does_not_fit(entries: Sequence[ContextEntry], needed_bytes: int, budget_bytes: int, excess_bytes: int) -> Exhausted:
     """Even with everything idle unloaded, *entries*, of *needed_bytes* together, would be over the budget."""
     used = budget_bytes + excess_bytes - needed_bytes
     names = " and ".join(repr(entry.name) for entry in entries)
@@ -52,13 +52,13 @@ def does_not_fit(entries: Sequence[Entry], needed_bytes: int, budget_bytes: int,
     )
 
 
-def is_pinned(entry: Entry) -> PreconditionFailed:
+def is_pinned(entry: ContextEntry) -> PreconditionFailed:
     """An operator pinned *entry*, so it is not unloaded."""
     problem = f"{entry.name!r} is pinned; unpin it first"
     return PreconditionFailed([FieldViolation("context", problem)], reason=Reason.CONTEXT_PINNED)
 
 
-def is_in_use(entry: Entry, pins: int) -> PreconditionFailed:
+def is_in_use(entry: ContextEntry, pins: int) -> PreconditionFailed:
     """Requests use *entry*, so it is not unloaded."""
     problem = f"{entry.name!r} is in use by {pins} requests; try again when they are done"
     return PreconditionFailed([FieldViolation("context", problem)], reason=Reason.CONTEXT_IN_USE)
@@ -75,7 +75,7 @@ def not_loaded(ref: str) -> NotFound:
     )
 
 
-def translated(entry: Entry, error: Exception) -> DstError:
+def translated(entry: ContextEntry, error: Exception) -> DstError:
     """*error* of a load as the error of its waiters; the text of an error that is not a DstError stays in the log."""
     if isinstance(error, DstError):
         return error

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
-    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.entries import ContextEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.errors import DstError
 
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 class CacheRecord:
     """What the cache knows of one context. Changed only by `Lifecycle`."""
 
-    entry: Entry
+    entry: ContextEntry
     """The model or autoencoder set."""
     last_used: float
     """Time of the last request or release, on the cache's clock."""
@@ -110,7 +110,7 @@ class CacheRecord:
 class Lifecycle:
     """The records of all contexts that are in use, or whose state is not NOT_LOADED."""
 
-    def __init__(self, clock: Callable[[], float], on_change: Callable[[Entry, ContextStatus], None]) -> None:
+    def __init__(self, clock: Callable[[], float], on_change: Callable[[ContextEntry, ContextStatus], None]) -> None:
         """Start without records.
 
         Args:
@@ -118,7 +118,7 @@ class Lifecycle:
             on_change: called on each change of a state or a pin.
         """
         self._clock, self._on_change = clock, on_change
-        self._records: dict[Entry, CacheRecord] = {}
+        self._records: dict[ContextEntry, CacheRecord] = {}
 
     # What there is
 
@@ -126,7 +126,7 @@ class Lifecycle:
         """Every record."""
         return list(self._records.values())
 
-    def find(self, entry: Entry) -> CacheRecord | None:
+    def find(self, entry: ContextEntry) -> CacheRecord | None:
         """The record of *entry*; None if there is none, and it is NOT_LOADED."""
         return self._records.get(entry)
 
@@ -134,7 +134,7 @@ class Lifecycle:
         """Bytes that count for all contexts of *device* together."""
         return sum(record.counted_bytes for record in self._records.values() if record.entry.device == device)
 
-    def is_counted(self, entry: Entry) -> bool:
+    def is_counted(self, entry: ContextEntry) -> bool:
         """Whether the bytes of *entry* count already, and are not about to be freed."""
         record = self._records.get(entry)
         return record is not None and record.counted_bytes > 0 and record.state is not ContextState.UNLOADING
@@ -150,7 +150,7 @@ class Lifecycle:
 
     # Who uses it
 
-    def pin(self, entry: Entry, *, offered: bool) -> CacheRecord:
+    def pin(self, entry: ContextEntry, *, offered: bool) -> CacheRecord:
         """Count one more user of *entry*, which is not UNLOADING; *offered* says whether the registry still has it.
 
         An entry that is pinned in the registry is pinned from its first user on.

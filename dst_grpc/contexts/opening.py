@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from dst_grpc.contexts.entries import AutoencoderEntry, Entry
+    from dst_grpc.contexts.entries import AutoencoderEntry, ContextEntry
     from dst_grpc.contexts.failed import Attempts
     from dst_grpc.domain.components import TensorElementType
     from dst_grpc.sources.hub_cache import HubCache
     from dst_grpc.sources.specs import ModelSpec, Source
 
-_E = TypeVar("_E", bound="Entry")
+_E = TypeVar("_E", bound="ContextEntry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class SourceLocation:
     """The location of a source's files."""
 
     folder: Path
@@ -71,10 +71,10 @@ class Opener:
     """The command that pulls a model, without the model's name."""
     omit_dead_latents: bool = False
     """Whether autoencoders are loaded without their dead latents."""
-    known: Mapping[str, Entry] = field(default_factory=dict)
+    known: Mapping[str, ContextEntry] = field(default_factory=dict)
     """Entries of another registry, by name, which are reused if their files are the same and unchanged."""
 
-    def open(self, spec: ModelSpec, attempts: Attempts) -> list[Entry]:
+    def open(self, spec: ModelSpec, attempts: Attempts) -> list[ContextEntry]:
         """The model of *spec*, and its sets: registered ones, and those in its `autoencoders` folder.
 
         Those that cannot be opened are noted in *attempts* and left out: a missing source, a device that this machine
@@ -99,14 +99,16 @@ class Opener:
         except InvalidRequest as error:
             raise error.under(field_of(spec.name)) from None
 
-    def _place(self, model: ModelSpec, source: Source, key: str, shipped: Path, autoencoders: str = "") -> Place:
+    def _place(
+        self, model: ModelSpec, source: Source, key: str, shipped: Path, autoencoders: str = ""
+    ) -> SourceLocation:
         """The location of *source*; *shipped* is that of an embedded one. Raises InvalidRequest if it does not
         exist."""
         where = f"{field_of(model.name, autoencoders)}.source"
         if isinstance(source, HubSource):
             pulled = self.hub.find(source, key)
             if pulled is not None:
-                return Place(folder=pulled.folder, names=pulled.names, commit=pulled.commit)
+                return SourceLocation(folder=pulled.folder, names=pulled.names, commit=pulled.commit)
             command = f"{self.pull_command} {model.name}"
             raise InvalidRequest.of(where, f"{source.repository} at {source.revision} is not pulled; run: {command}")
         folder = source.folder if isinstance(source, FolderSource) else shipped
@@ -115,9 +117,9 @@ class Opener:
             raise InvalidRequest.of(where, f"{str(folder)!r} is a file and no folder{gguf}")
         if not folder.is_dir():
             raise InvalidRequest.of(where, f"there is no folder {str(folder)!r}")
-        return Place(folder=folder)
+        return SourceLocation(folder=folder)
 
-    def _model(self, spec: ModelSpec, place: Place) -> ModelEntry:
+    def _model(self, spec: ModelSpec, place: SourceLocation) -> ModelEntry:
         checkpoint = open_checkpoint(place.folder)
         return _checked(
             ModelEntry(
@@ -132,7 +134,7 @@ class Opener:
         )
 
     def _beside(
-        self, spec: ModelSpec, place: Place, model: ModelEntry, attempts: Attempts
+        self, spec: ModelSpec, place: SourceLocation, model: ModelEntry, attempts: Attempts
     ) -> Iterator[AutoencoderEntry]:
         """The unregistered sets in the `autoencoders` folder of *model*."""
         if isinstance(spec.source, HubSource):  # other files in the cache were pulled for other models
@@ -156,7 +158,9 @@ class Opener:
                 if model is not None:
                     yield self._offered(self._set(one, place, model, _registered(one, source, place)))
 
-    def _set(self, spec: AutoencoderSpec, place: Place, model: ModelEntry, registered: Registered) -> AutoencoderEntry:
+    def _set(
+        self, spec: AutoencoderSpec, place: SourceLocation, model: ModelEntry, registered: Registered
+    ) -> AutoencoderEntry:
         where, name = field_of(model.name, spec.name), f"{model.name}/{spec.name}"
         if spec.pattern is None:
             found = open_set(place.folder, model, dst=spec.dst, layers=spec.layers, names=place.names)
@@ -185,7 +189,7 @@ def _path(source: Source) -> str:
     return source.path if isinstance(source, HubSource) else ""
 
 
-def _registered(spec: ModelSpec | AutoencoderSpec, source: Source, place: Place) -> Registered:
+def _registered(spec: ModelSpec | AutoencoderSpec, source: Source, place: SourceLocation) -> Registered:
     return Registered(
         source=str(source),
         revision=place.commit,

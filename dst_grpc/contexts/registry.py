@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
-from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.contexts.entries import AutoencoderEntry, ContextEntry, ModelEntry
 from dst_grpc.contexts.failed import Attempts, FailedEntry
 from dst_grpc.contexts.opening import Opener
 from dst_grpc.contexts.path_sets import set_of_config
@@ -38,7 +38,7 @@ EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
 _MAX_SETS_BY_PATH = 256
 _MAX_HELD_FILES = 256
-_E = TypeVar("_E", bound=Entry)
+_E = TypeVar("_E", bound=ContextEntry)
 
 
 class Registry:
@@ -138,14 +138,14 @@ class Registry:
             known = list(previous._sets_by_path.values())
         self._sets_by_path.update((entry.name, entry) for entry in known if self.holds(entry.model))
 
-    def holds(self, entry: Entry) -> bool:
+    def holds(self, entry: ContextEntry) -> bool:
         """Whether *entry* is one of this registry's, not merely of the same name."""
         with self._lock:
             return entry in {
                 self._models.get(entry.name), self._autoencoders.get(entry.name), self._sets_by_path.get(entry.name)
             }  # fmt: skip
 
-    def registered(self) -> dict[str, Entry]:
+    def registered(self) -> dict[str, ContextEntry]:
         """The entry of every model and set by name, without the sets that clients named by path."""
         return {**self._models, **self._autoencoders}
 
@@ -247,9 +247,9 @@ class Registry:
             raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)
         return entry
 
-    def entry(self, ref: str) -> Entry:
+    def entry(self, ref: str) -> ContextEntry:
         """A model or an autoencoder set of a name or handle; raises NotFound (CONTEXT_NOT_FOUND)."""
-        entries: dict[str, Entry] = {**self._models, **self._sets()}
+        entries: dict[str, ContextEntry] = {**self._models, **self._sets()}
         return self._find(ref, entries, "context", Reason.CONTEXT_NOT_FOUND)
 
     def _find(self, ref: str, entries: Mapping[str, _E], resource_type: str, reason: Reason) -> _E:

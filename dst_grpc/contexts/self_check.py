@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.formats.header import Reading
+    from dst_grpc.engine.formats.header import Interpretation
 
 SENTENCES = (
     "When Mary and John went to the store, John gave a drink to Mary.",
@@ -99,7 +99,7 @@ def orientation(autoencoder: Autoencoder) -> float:
 
 def choose(
     layer: int,
-    candidates: Mapping[Reading, Autoencoder],
+    candidates: Mapping[Interpretation, Autoencoder],
     sample_of: Callable[[Autoencoder], Sample],
     declared: LayerCheck | None,
 ) -> tuple[Autoencoder, LayerCheck]:
@@ -109,8 +109,8 @@ def choose(
     If none passes it is the first.
     """
     measured = [
-        (autoencoder, measure(layer, autoencoder, sample_of(autoencoder), reading=reading.name))
-        for reading, autoencoder in candidates.items()
+        (autoencoder, measure(layer, autoencoder, sample_of(autoencoder), reading=one.name))
+        for one, autoencoder in candidates.items()
     ]
     passed = [pair for pair in measured if not _problem(pair[1], declared)]
     return min(passed, key=lambda pair: pair[1].fraction_of_variance_unexplained or 0.0, default=measured[0])

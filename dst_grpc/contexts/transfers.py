@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from dst_grpc.contexts.budget import Budget
-    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.entries import ContextEntry
     from dst_grpc.contexts.lifecycle import CacheRecord, Context, Lifecycle, OnLoadProgress
     from dst_grpc.contexts.loading import Loader
     from dst_grpc.contexts.model import ModelContext
@@ -45,7 +45,7 @@ class Transfers:
         budget: Budget,
         loader: Loader,
         *,
-        is_offered: Callable[[Entry], bool],
+        is_offered: Callable[[ContextEntry], bool],
         ttl_seconds: float | None,
         release_seconds: float,
         clock: Callable[[], float],
@@ -75,7 +75,7 @@ class Transfers:
         self._is_closing = False
 
     @asynccontextmanager
-    async def held(self, entry: Entry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
+    async def held(self, entry: ContextEntry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
         """The context of *entry*, loaded if necessary, and not unloaded within the block.
 
         Raises:
@@ -126,7 +126,7 @@ class Transfers:
                 unload.cancel()
             await asyncio.gather(*stuck, return_exceptions=True)
 
-    async def _pinned(self, entry: Entry) -> CacheRecord:
+    async def _pinned(self, entry: ContextEntry) -> CacheRecord:
         """The record of *entry*, pinned once it is not being unloaded."""
         if self._is_closing:
             raise closing()
@@ -236,7 +236,7 @@ class Transfers:
         del self._unloads[record]
         self._lifecycle.unloaded(record)
 
-    async def _reclaim(self, entry: Entry) -> None:
+    async def _reclaim(self, entry: ContextEntry) -> None:
         try:
             await self._threads.run(self._budget.memory(entry.device).reclaim)
         except RuntimeError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-    from dst_grpc.contexts.entries import Entry
+    from dst_grpc.contexts.entries import ContextEntry
     from dst_grpc.domain.resolution import ContextStatus
 
 
@@ -18,11 +18,11 @@ class Mailbox:
 
     def __init__(self) -> None:
         """Start empty and open."""
-        self._newest: dict[Entry, ContextStatus] = {}
+        self._newest: dict[ContextEntry, ContextStatus] = {}
         self._changed = asyncio.Event()
         self._closed = False
 
-    def put(self, entry: Entry, status: ContextStatus) -> None:
+    def put(self, entry: ContextEntry, status: ContextStatus) -> None:
         """Put the latest status of the context *entry*."""
         self._newest.pop(entry, None)
         self._newest[entry] = status
@@ -56,12 +56,12 @@ class Watches:
         """Number of watchers."""
         return len(self._mailboxes)
 
-    def tell(self, entry: Entry, status: ContextStatus) -> None:
+    def tell(self, entry: ContextEntry, status: ContextStatus) -> None:
         """Put *status* of the context *entry* into every mailbox."""
         for mailbox in self._mailboxes:
             mailbox.put(entry, status)
 
-    async def watch(self, now: Iterable[tuple[Entry, ContextStatus]]) -> AsyncGenerator[ContextStatus, None]:
+    async def watch(self, now: Iterable[tuple[ContextEntry, ContextStatus]]) -> AsyncGenerator[ContextStatus, None]:
         """The statuses *now*, then every change, until the watches are closed."""
         mailbox = Mailbox()
         for entry, status in now:

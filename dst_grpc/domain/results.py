@@ -212,7 +212,7 @@ class AnswerTrailer(RunSummary):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
+class AssembledAnswer:
     """A whole answer, reassembled."""
 
     request_id: str

@@ -14,7 +14,7 @@ _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _NAME_DIGITS = 16
 
 
-class Admission:
+class CallAdmission:
     """Bounds the calls in flight, and refuses new ones while draining.
 
     Health checks always pass: a full or stopping server must still report it.

@@ -31,7 +31,7 @@ from dst_grpc.wire.envelope import Envelope
 from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, resolve_frames
 
 T = TypeVar("T")
-Answer = AsyncGenerator[bytes, None]
+Messages = AsyncGenerator[bytes, None]
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 
@@ -46,26 +46,26 @@ class DerivedScalarService:
         self._limits = limits
         self._drain = drain
 
-    def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Answer:
+    def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Messages:
         """Check, complete and cost one request."""
         asked, known = _read(ResolveRequest, request)
         stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(context.caller))
         steps = _steps_of(stages, loads=asked.load)
         return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
 
-    def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Answer:
+    def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
         """Run one prompt."""
         asked, known = _read(DeriveRequest, request)
         steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(context.caller))
         return derived(steps, asked)
 
-    def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Answer:
+    def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
         asked, known = _read(TopKRequest, request)
         steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(context.caller))
         return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
-    def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Answer:
+    def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
         asked, known = _read(ExplainRequest, request)
         steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(context.caller))
@@ -98,7 +98,7 @@ def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:
     return value, found if found.count else None
 
 
-def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Answer:
+def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Messages:
     """The messages that answer *request*, in chunks of the size that it asks for."""
     envelope = Envelope(request.request_id, item_index=item_index, max_chunk_bytes=request.max_chunk_bytes)
     return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope)
@@ -137,7 +137,7 @@ class DeriveItems:
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
-    async def _answers(self, message: inference_pb2.DeriveStreamRequest, index: int) -> Answer:
+    async def _answers(self, message: inference_pb2.DeriveStreamRequest, index: int) -> Messages:
         """Derive one request."""
         item, known = _read(DeriveStreamRequest, message)
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
@@ -170,7 +170,7 @@ class ResolveItems:
             problems=lambda: read_request(ResolveStreamRequest, message)[1],
         )
 
-    async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Answer:
+    async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Messages:
         """Resolve one request."""
         item, known = _read(ResolveStreamRequest, message)
         stages = self._pipeline.resolve(item.message, known, root="request", tensors=self._tensors)

@@ -32,7 +32,7 @@ from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_put_tensors
 from dst_grpc.rpc import health, reflection
-from dst_grpc.rpc.admission import Admission, BearerTokens
+from dst_grpc.rpc.admission import BearerTokens, CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.context_service import ContextService
@@ -147,7 +147,7 @@ class Server:
         self._settings = settings
         self._parts = parts
         self._drain = DrainSignal()
-        self._admission = Admission(self._drain, settings.max_concurrent_calls)
+        self._admission = CallAdmission(self._drain, settings.max_concurrent_calls)
         self._tensors = TensorStore(
             TensorLimits(
                 max_caller_bytes=settings.max_put_tensor_bytes,

@@ -18,9 +18,9 @@ from dst_grpc.domain.explanations import (
 )
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
-    Answer,
     AnswerHeader,
     AnswerTrailer,
+    AssembledAnswer,
     DenseTensor,
     RunHeader,
     SparseTensor,
@@ -104,7 +104,7 @@ class Assembler:
             raise corrupt(f"a {kind} came before the header")
         return self.header
 
-    def finish(self) -> Answer:
+    def finish(self) -> AssembledAnswer:
         """The whole answer. Raises DataLoss with reason ANSWER_TRUNCATED if there was no trailer."""
         if self.header is None or self.trailer is None:
             count = len(self._checksums)
@@ -112,7 +112,7 @@ class Assembler:
                 f"the answer is truncated: it ended after {count} tensors, without a trailer",
                 reason=Reason.ANSWER_TRUNCATED,
             )
-        return Answer(
+        return AssembledAnswer(
             request_id=self._request_id, header=self.header, trailer=self.trailer, tensors=tuple(self._tensors)
         )
 
@@ -180,7 +180,7 @@ class Assembler:
         self.trailer = trailer
 
 
-def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_ANSWER_BYTES) -> AssembledAnswer:
     """The answer in *frames*; raises as Assembler does."""
     assembler = Assembler(max_bytes=max_bytes)
     for frame in frames:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dst_grpc.errors import DstError
 
 Tensor = DenseTensor | SparseTensor
-Part = AnswerHeader | Tensor | RunSummary
+AnswerPart = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
 
@@ -123,7 +123,7 @@ class FrameCutter:
         self._byte_count = 0
         self._is_finished = False
 
-    def cut(self, part: Part) -> Iterator[Buffers]:
+    def cut(self, part: AnswerPart) -> Iterator[Buffers]:
         """The frames of the next part of the answer; chunks are views of their tensor.
 
         The parts are a header, its tensors in its order, and a summary. Each part's frames must be consumed before the

@@ -25,7 +25,7 @@ from dst_grpc._gen.dst.v1 import (
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
-from dst_grpc.domain.results import Answer
+from dst_grpc.domain.results import AssembledAnswer
 from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Reason
 from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
@@ -48,7 +48,7 @@ def request(*types: int, loss: bool = False, text: str = SENTENCE, **fields: Any
     )
 
 
-async def derive(channel: grpc.aio.Channel, message: inference_pb2.DeriveRequest) -> Answer:
+async def derive(channel: grpc.aio.Channel, message: inference_pb2.DeriveRequest) -> AssembledAnswer:
     stub: Any = DerivedScalarServiceStub(channel)
     responses = stub.Derive(message, timeout=CALL_SECONDS)
     return assemble([frame async for response in responses for frame in response.frames])

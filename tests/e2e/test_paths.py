@@ -24,7 +24,7 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarSe
 from dst_grpc.contexts import AutoencoderContext, ContextCache, ModelContext, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
-from dst_grpc.domain.results import Answer
+from dst_grpc.domain.results import AssembledAnswer
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline import Pipeline
 from dst_grpc.rpc.server import Parts, running_server
@@ -277,7 +277,7 @@ class Rig:
     cache: ContextCache
     channel: grpc.aio.Channel
 
-    async def derive(self, *paths: str, model: str = "a") -> Answer:
+    async def derive(self, *paths: str, model: str = "a") -> AssembledAnswer:
         stub: Any = DerivedScalarServiceStub(self.channel)
         named = [config_pb2.AutoencoderPath(layer_index=i, path=path) for i, path in enumerate(paths)]
         config = config_pb2.DstConfig(

@@ -27,7 +27,7 @@ from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import DICTIONARY_LEARNING
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_gate
+from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor, fold_gate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,39 +37,42 @@ if TYPE_CHECKING:
     from dst_grpc.engine.formats.sources import TensorSource
 
 _LINEAR = {
-    Role.ENCODER: Part("encoder.weight"),
-    Role.LATENT_BIAS: Part("encoder.bias"),
-    Role.DECODER: Part("decoder.weight"),
+    Role.ENCODER: StoredTensor("encoder.weight"),
+    Role.LATENT_BIAS: StoredTensor("encoder.bias"),
+    Role.DECODER: StoredTensor("decoder.weight"),
 }
 _MATRICES = {
-    Role.ENCODER: Part("W_enc", is_swapped=True),
-    Role.LATENT_BIAS: Part("b_enc"),
-    Role.DECODER: Part("W_dec", is_swapped=True),
+    Role.ENCODER: StoredTensor("W_enc", is_swapped=True),
+    Role.LATENT_BIAS: StoredTensor("b_enc"),
+    Role.DECODER: StoredTensor("W_dec", is_swapped=True),
 }
-_ONE_THRESHOLD = {Role.ONE_THRESHOLD: Part("threshold")}
-_CLASSES: dict[str, tuple[AutoencoderActivation, dict[Role, Part]]] = {
-    "AutoEncoder": (AutoencoderActivation.RELU, _LINEAR | {Role.PRE_BIAS: Part("bias")}),
-    "AutoEncoderNew": (AutoencoderActivation.RELU, _LINEAR | {Role.DECODER_BIAS: Part("decoder.bias")}),
+_ONE_THRESHOLD = {Role.ONE_THRESHOLD: StoredTensor("threshold")}
+_CLASSES: dict[str, tuple[AutoencoderActivation, dict[Role, StoredTensor]]] = {
+    "AutoEncoder": (AutoencoderActivation.RELU, _LINEAR | {Role.PRE_BIAS: StoredTensor("bias")}),
+    "AutoEncoderNew": (AutoencoderActivation.RELU, _LINEAR | {Role.DECODER_BIAS: StoredTensor("decoder.bias")}),
     "GatedAutoEncoder": (
         AutoencoderActivation.JUMP_RELU,
         {
-            Role.ENCODER: Part("encoder.weight"),
-            Role.DECODER: Part("decoder.weight"),
-            Role.PRE_BIAS: Part("decoder_bias"),
-            Role.LATENT_BIAS: Part("mag_bias"),
-            Role.GATE_BIAS: Part("gate_bias"),
-            Role.LOG_MAGNITUDE: Part("r_mag"),
+            Role.ENCODER: StoredTensor("encoder.weight"),
+            Role.DECODER: StoredTensor("decoder.weight"),
+            Role.PRE_BIAS: StoredTensor("decoder_bias"),
+            Role.LATENT_BIAS: StoredTensor("mag_bias"),
+            Role.GATE_BIAS: StoredTensor("gate_bias"),
+            Role.LOG_MAGNITUDE: StoredTensor("r_mag"),
         },
     ),
     "JumpReluAutoEncoder": (
         AutoencoderActivation.JUMP_RELU,
-        _MATRICES | {Role.DECODER_BIAS: Part("b_dec"), Role.THRESHOLD: Part("threshold")},
+        _MATRICES | {Role.DECODER_BIAS: StoredTensor("b_dec"), Role.THRESHOLD: StoredTensor("threshold")},
     ),
-    "AutoEncoderTopK": (AutoencoderActivation.TOP_K, _LINEAR | {Role.PRE_BIAS: Part("b_dec")}),
-    "BatchTopKSAE": (AutoencoderActivation.JUMP_RELU, _LINEAR | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD),
+    "AutoEncoderTopK": (AutoencoderActivation.TOP_K, _LINEAR | {Role.PRE_BIAS: StoredTensor("b_dec")}),
+    "BatchTopKSAE": (
+        AutoencoderActivation.JUMP_RELU,
+        _LINEAR | {Role.PRE_BIAS: StoredTensor("b_dec")} | _ONE_THRESHOLD,
+    ),
     "MatryoshkaBatchTopKSAE": (
         AutoencoderActivation.JUMP_RELU,
-        _MATRICES | {Role.PRE_BIAS: Part("b_dec")} | _ONE_THRESHOLD,
+        _MATRICES | {Role.PRE_BIAS: StoredTensor("b_dec")} | _ONE_THRESHOLD,
     ),
 }
 # Settings of training; a norm by which inputs were divided is folded in when an autoencoder is saved.
@@ -150,7 +153,7 @@ def _trainer(file: File) -> ConfigValues:
     return ConfigValues(config.path, trainer, within="trainer.")
 
 
-def _with_input_bias(config: ConfigValues, parts: Mapping[Role, Part]) -> dict[Role, Part]:
+def _with_input_bias(config: ConfigValues, parts: Mapping[Role, StoredTensor]) -> dict[Role, StoredTensor]:
     """*parts*, with the bias also subtracted from the input if the config says so where the class usually does not."""
     found = dict(parts)
     if Role.THRESHOLD in found and config.flag("apply_b_dec_to_input", default=False):

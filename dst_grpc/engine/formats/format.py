@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.engine.families.config_values import UNKNOWN
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.header import AutoencoderHeader, Place, Reading
+from dst_grpc.engine.formats.header import AutoencoderHeader, Interpretation, Place
 from dst_grpc.engine.formats.weights import Role, sizes_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.formats.layouts import FileGroup, Layout
     from dst_grpc.engine.formats.sources import TensorSource
-    from dst_grpc.engine.formats.weights import AutoencoderFile, Part
+    from dst_grpc.engine.formats.weights import AutoencoderFile, StoredTensor
 
 _LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-])|(?:^|-)L(\d+)[RMA](?=$|-)")
 
@@ -35,7 +35,7 @@ class Format:
 
 def describe(
     source: TensorSource,
-    parts: Mapping[Role, Part],
+    parts: Mapping[Role, StoredTensor],
     *,
     layout: Layout,
     activation: AutoencoderActivation,
@@ -69,7 +69,7 @@ def describe(
         layer_index=None if place is None else place.layer_index,
         output=None if place is None else place.output,
         is_before_post_norm=place is not None and place.is_before_post_norm,
-        readings=readings_of(place, tuple(normalizations)),
+        interpretations=interpretations_of(place, tuple(normalizations)),
         has_own_decoder_bias=Role.DECODER_BIAS in parts,
         has_skip=Role.SKIP in parts,
         declared_l0=declared_l0 if declared_l0 is not None else k,
@@ -77,18 +77,24 @@ def describe(
     )
 
 
-def readings_of(place: Place | None, normalizations: tuple[InputNormalization, ...]) -> tuple[Reading, ...]:
+def interpretations_of(
+    place: Place | None, normalizations: tuple[InputNormalization, ...]
+) -> tuple[Interpretation, ...]:
     """All interpretations of a file that leaves open which of *normalizations* it means, or which norm comes before
     it."""
     input_norms = (ModelNorm.NONE,) if place is None else place.input_norms
-    found = [(Reading(normalization=one, input_norm=norm), one, norm) for one in normalizations for norm in input_norms]
+    found = [
+        (Interpretation(normalization=one, input_norm=norm), one, norm)
+        for one in normalizations
+        for norm in input_norms
+    ]
     if len(found) == 1:
         return (found[0][0],)
     named = []
-    for reading, one, norm in found:
+    for interpretation, one, norm in found:
         words = [f"normalization {one}"] if len(normalizations) > 1 else []
         words += [f"input {norm}"] if len(input_norms) > 1 else []
-        named.append(replace(reading, name=", ".join(words)))
+        named.append(replace(interpretation, name=", ".join(words)))
     return tuple(named)
 
 

@@ -21,7 +21,7 @@ from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,11 +54,11 @@ _KEYS = KnownKeys(
 def _open_first(files: FileGroup) -> AutoencoderFile:
     path, source = files.path, open_tensors(files.weights)
     parts = {
-        Role.ENCODER: Part(_spelled("W_enc", source.shapes), is_swapped=True),
-        Role.DECODER: Part(_spelled("W_dec", source.shapes), is_swapped=True),
-        Role.LATENT_BIAS: Part("b_enc"),
-        Role.DECODER_BIAS: Part("b_dec"),
-        Role.THRESHOLD: Part("threshold"),
+        Role.ENCODER: StoredTensor(_spelled("W_enc", source.shapes), is_swapped=True),
+        Role.DECODER: StoredTensor(_spelled("W_dec", source.shapes), is_swapped=True),
+        Role.LATENT_BIAS: StoredTensor("b_enc"),
+        Role.DECODER_BIAS: StoredTensor("b_dec"),
+        Role.THRESHOLD: StoredTensor("threshold"),
     }
     l0 = _L0.search(path.parent.name)
     header = describe(
@@ -75,17 +75,17 @@ def _open_first(files: FileGroup) -> AutoencoderFile:
 def _open_second(files: FileGroup) -> AutoencoderFile:
     path, source = files.path, open_tensors(files.weights)
     parts = {
-        Role.ENCODER: Part(_spelled("w_enc", source.shapes), is_swapped=True),
-        Role.DECODER: Part(_spelled("w_dec", source.shapes), is_swapped=True),
-        Role.LATENT_BIAS: Part("b_enc"),
-        Role.DECODER_BIAS: Part("b_dec"),
-        Role.THRESHOLD: Part("threshold"),
+        Role.ENCODER: StoredTensor(_spelled("w_enc", source.shapes), is_swapped=True),
+        Role.DECODER: StoredTensor(_spelled("w_dec", source.shapes), is_swapped=True),
+        Role.LATENT_BIAS: StoredTensor("b_enc"),
+        Role.DECODER_BIAS: StoredTensor("b_dec"),
+        Role.THRESHOLD: StoredTensor("threshold"),
     }
     found = next(iter(files.beside.values()), None)
     config = ConfigValues(path, {}) if found is None else ConfigValues.read(found)
     _KEYS.check(config)
     if "affine_skip_connection" in source.shapes:
-        parts[Role.SKIP] = Part("affine_skip_connection", is_swapped=True)
+        parts[Role.SKIP] = StoredTensor("affine_skip_connection", is_swapped=True)
     elif config.flag("affine_connection", default=False):
         raise corrupt(path, "lacks 'affine_skip_connection', although its config has affine_connection")
     place = _place_in_path(path, _SECOND_KIND)

@@ -30,7 +30,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Interpretation:
     """One interpretation of a file. Where a format leaves something open there are several, and the self-check
     decides."""
 
@@ -77,7 +77,7 @@ class AutoencoderHeader:
     """For a transcoder, what it predicts."""
     is_before_post_norm: bool = False
     """Whether it reads, or predicts, the output of attention or MLP before the post-norm, in models that have one."""
-    readings: tuple[Reading, ...] = (Reading(),)
+    interpretations: tuple[Interpretation, ...] = (Interpretation(),)
     """Its possible interpretations, the likeliest first."""
     has_own_decoder_bias: bool = False
     """Whether the bias added at the end differs from that subtracted at the start."""
@@ -94,7 +94,7 @@ class AutoencoderHeader:
     def reads_rows_of_encoder(self) -> bool:
         """Whether the read direction of an active latent is its row of the encoder: with ReLU, and inputs as they
         are."""
-        raw = all(reading.normalization is InputNormalization.NONE for reading in self.readings)
+        raw = all(one.normalization is InputNormalization.NONE for one in self.interpretations)
         return raw and self.activation is AutoencoderActivation.RELU
 
     def without(self, n_dropped: int) -> AutoencoderHeader:

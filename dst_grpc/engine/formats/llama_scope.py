@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.formats.format import Format, describe
-from dst_grpc.engine.formats.header import Reading
+from dst_grpc.engine.formats.header import Interpretation
 from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import LLAMA_SCOPE
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role, fold_input_scale
+from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor, fold_input_scale
 
 if TYPE_CHECKING:
     from dst_grpc.engine.formats.layouts import FileGroup
@@ -48,10 +48,10 @@ def _open(files: FileGroup) -> AutoencoderFile:
     config, source = ConfigValues.read(files.beside[LLAMA_SCOPE.config]), open_tensors(files.weights)
     _KEYS.check(config)
     parts = {
-        Role.ENCODER: Part("encoder.weight"),
-        Role.LATENT_BIAS: Part("encoder.bias"),
-        Role.DECODER: Part("decoder.weight"),
-        Role.DECODER_BIAS: Part("decoder.bias"),
+        Role.ENCODER: StoredTensor("encoder.weight"),
+        Role.LATENT_BIAS: StoredTensor("encoder.bias"),
+        Role.DECODER: StoredTensor("decoder.weight"),
+        Role.DECODER_BIAS: StoredTensor("decoder.bias"),
     }
     name = config.text("hook_point_in")
     if config.values.get("hook_point_out", name) != name:
@@ -72,13 +72,13 @@ def _open(files: FileGroup) -> AutoencoderFile:
         declared_l0=float(config.size("top_k")) if config.values.get("top_k") is not None else None,
         folded=[f"its input's scale {scale:.6g} is folded"],
     )
-    readings = (
-        Reading(name="threshold as published"),
-        Reading(name="threshold times the scale", threshold_scale=scale),
+    interpretations = (
+        Interpretation(name="threshold as published"),
+        Interpretation(name="threshold times the scale", threshold_scale=scale),
     )
     return AutoencoderFile(
         files=files,
-        header=replace(header, readings=readings),
+        header=replace(header, interpretations=interpretations),
         source=source,
         parts=parts,
         fold=fold_input_scale(scale),

@@ -22,10 +22,10 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalizati
 from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.families.config_values import UNKNOWN
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.format import Format, describe, readings_of
+from dst_grpc.engine.formats.format import Format, describe, interpretations_of
 from dst_grpc.engine.formats.layouts import NATIVE
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from dst_grpc.engine.formats.sources import TensorSource
 
 PARTS = {
-    Role.PRE_BIAS: Part("pre_bias"),
-    Role.ENCODER: Part("encoder.weight"),
-    Role.LATENT_BIAS: Part("latent_bias"),
-    Role.DECODER: Part("decoder.weight"),
+    Role.PRE_BIAS: StoredTensor("pre_bias"),
+    Role.ENCODER: StoredTensor("encoder.weight"),
+    Role.LATENT_BIAS: StoredTensor("latent_bias"),
+    Role.DECODER: StoredTensor("decoder.weight"),
 }
 """Its tensors."""
 _ACTIVATIONS = (AutoencoderActivation.RELU, AutoencoderActivation.TOP_K, AutoencoderActivation.IDENTITY)
@@ -72,7 +72,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
         postact=postact,
         dst=_text(facts.get("dst")),
         layer_index=_layer(path, facts.get("layer_index")),
-        readings=readings_of(None, _normalizations(path, facts, activation)),
+        interpretations=interpretations_of(None, _normalizations(path, facts, activation)),
     )
     return AutoencoderFile(
         files=files,

@@ -29,8 +29,8 @@ from dst_grpc.engine.formats.saelens_keys import FACTOR, SaeLensConfig
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import (
     AutoencoderFile,
-    Part,
     Role,
+    StoredTensor,
     Weights,
     fold_decoder_norms,
     fold_gate,
@@ -149,25 +149,27 @@ def _place(config: SaeLensConfig, *, is_transcoder: bool) -> Place | None:
     return place
 
 
-def _parts(config: SaeLensConfig, source: TensorSource, architecture: str, *, is_transcoder: bool) -> dict[Role, Part]:
-    parts = {Role.ENCODER: Part("W_enc", is_swapped=True), Role.DECODER: Part("W_dec", is_swapped=True)}
+def _parts(
+    config: SaeLensConfig, source: TensorSource, architecture: str, *, is_transcoder: bool
+) -> dict[Role, StoredTensor]:
+    parts = {Role.ENCODER: StoredTensor("W_enc", is_swapped=True), Role.DECODER: StoredTensor("W_dec", is_swapped=True)}
     if architecture == "gated":
-        parts[Role.LATENT_BIAS] = Part("b_mag")
-        parts[Role.GATE_BIAS] = Part("b_gate")
-        parts[Role.LOG_MAGNITUDE] = Part("r_mag")
+        parts[Role.LATENT_BIAS] = StoredTensor("b_mag")
+        parts[Role.GATE_BIAS] = StoredTensor("b_gate")
+        parts[Role.LOG_MAGNITUDE] = StoredTensor("r_mag")
     else:
-        parts[Role.LATENT_BIAS] = Part("b_enc")
+        parts[Role.LATENT_BIAS] = StoredTensor("b_enc")
     if architecture.startswith("jumprelu"):
-        parts[Role.THRESHOLD] = Part("threshold")
+        parts[Role.THRESHOLD] = StoredTensor("threshold")
     subtracts = not is_transcoder and config.values.flag("apply_b_dec_to_input", default=True)
-    parts[Role.PRE_BIAS if subtracts else Role.DECODER_BIAS] = Part("b_dec")
+    parts[Role.PRE_BIAS if subtracts else Role.DECODER_BIAS] = StoredTensor("b_dec")
     if "skip" in architecture:
-        parts[Role.SKIP] = Part("W_skip")
+        parts[Role.SKIP] = StoredTensor("W_skip")
     for key in _FINETUNED_SCALES:
         if key in source.shapes and not _is_one(source, key):
             if config.get(_IS_FINETUNED) is False:
                 raise config.values.refusal(_IS_FINETUNED, f"is false, though the weights hold a {key!r} other than 1")
-            parts[Role.OUTPUT_SCALE] = Part(key)
+            parts[Role.OUTPUT_SCALE] = StoredTensor(key)
     return parts
 
 

@@ -37,7 +37,7 @@ class TensorSource:
     """The file."""
     shapes: Mapping[str, tuple[int, ...]]
     """Its float tensors."""
-    reading: Callable[[], AbstractContextManager[Callable[[str], torch.Tensor]]]
+    opened: Callable[[], AbstractContextManager[Callable[[str], torch.Tensor]]]
     """Gives a function that reads one of them into memory of its own, usable any number of times within its block; both
     raise DataLoss (DIGEST_MISMATCH) if the file was replaced."""
     facts: Mapping[str, Any]
@@ -51,8 +51,8 @@ class TensorSource:
         return self.file.path
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in memory of its own; raises as `reading` does."""
-        with self.reading() as read:
+        """One tensor, in memory of its own; raises as `opened` does."""
+        with self.opened() as read:
             return read(name)
 
 
@@ -70,7 +70,7 @@ def open_tensors(file: File) -> TensorSource:
             return TensorSource(
                 file=file,
                 shapes=shapes,
-                reading=lambda: nullcontext(tensors.read),
+                opened=lambda: nullcontext(tensors.read),
                 facts=tensors.metadata,
                 others=frozenset(tensors.tensors.keys() - shapes.keys()),
             )
@@ -79,7 +79,7 @@ def open_tensors(file: File) -> TensorSource:
             return TensorSource(
                 file=file,
                 shapes=archive.shapes,
-                reading=lambda: nullcontext(archive.read),
+                opened=lambda: nullcontext(archive.read),
                 facts={},
                 others=archive.others,
             )
@@ -105,14 +105,14 @@ def _state_dict(file: File) -> TensorSource:
     facts = {name: _unmapped(entry) for name, entry in entries.items() if name not in tensors}
 
     @contextmanager
-    def reading() -> Iterator[Callable[[str], torch.Tensor]]:
+    def mapped_again() -> Iterator[Callable[[str], torch.Tensor]]:
         # Mapped again, only for this read. If the file is written to, the mapping changes: it is checked again once the
         # values are copied.
         with file.opened() as opened:
             mapped = _load_state_dict(opened)
             yield lambda name: mapped[name].detach().clone()
 
-    return TensorSource(file=file, shapes=shapes, reading=reading, facts=facts, others=frozenset(map(str, facts)))
+    return TensorSource(file=file, shapes=shapes, opened=mapped_again, facts=facts, others=frozenset(map(str, facts)))
 
 
 def _unmapped(entry: Any) -> Any:

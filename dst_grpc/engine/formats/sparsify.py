@@ -16,7 +16,7 @@ from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import SPARSIFY
 from dst_grpc.engine.formats.sources import open_tensors
-from dst_grpc.engine.formats.weights import AutoencoderFile, Part, Role
+from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
 
 if TYPE_CHECKING:
     from dst_grpc.engine.formats.layouts import FileGroup
@@ -42,13 +42,13 @@ def _open(files: FileGroup) -> AutoencoderFile:
     # one, and there the bias is subtracted from the input.
     is_transcoder = skips or not subtracts
     parts = {
-        Role.ENCODER: Part("encoder.weight"),
-        Role.LATENT_BIAS: Part("encoder.bias"),
-        Role.DECODER: Part("W_dec", is_swapped=True),
-        (Role.PRE_BIAS if subtracts else Role.DECODER_BIAS): Part("b_dec"),
+        Role.ENCODER: StoredTensor("encoder.weight"),
+        Role.LATENT_BIAS: StoredTensor("encoder.bias"),
+        Role.DECODER: StoredTensor("W_dec", is_swapped=True),
+        (Role.PRE_BIAS if subtracts else Role.DECODER_BIAS): StoredTensor("b_dec"),
     }
     if skips:
-        parts[Role.SKIP] = Part("W_skip")
+        parts[Role.SKIP] = StoredTensor("W_skip")
     name = path.parent.name
 
     def refused(problem: str) -> DataLoss:

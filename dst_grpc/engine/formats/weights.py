@@ -1,8 +1,8 @@
 """From the tensors of a file to an `Autoencoder`: the same for all formats, which only say where each tensor is.
 
-A format lists its tensors by role (`Part`: under which key, transposed or not) and, where it stores something else than
-the engine computes with, folds it into the weights. Shapes are checked when the file is opened, values when it is
-loaded; no two large weights are ever in memory twice.
+A format lists its tensors by role (`StoredTensor`: under which key, transposed or not) and, where it stores something
+else than the engine computes with, folds it into the weights. Shapes are checked when the file is opened, values when
+it is loaded; no two large weights are ever in memory twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from dst_grpc.engine.formats.header import AutoencoderHeader, Reading
+    from dst_grpc.engine.formats.header import AutoencoderHeader, Interpretation
     from dst_grpc.engine.formats.layouts import FileGroup
     from dst_grpc.engine.formats.sources import TensorSource
 
@@ -49,7 +49,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StoredTensor:
     """A stored tensor: its key, and whether it is transposed."""
 
     key: str
@@ -71,7 +71,7 @@ class AutoencoderFile:
     """Their header."""
     source: TensorSource
     """Its tensors."""
-    parts: Mapping[Role, Part]
+    parts: Mapping[Role, StoredTensor]
     """Its tensors by role."""
     fold: Callable[[Weights], None] = lambda _: None
     """Folds what the format stores into the engine's weights, in place; vectors are float32."""
@@ -91,7 +91,7 @@ class AutoencoderFile:
 
     def load(
         self, device: torch.device | str, dtype: torch.dtype, on_progress: Callable[[int], None] = lambda _: None
-    ) -> dict[Reading, Autoencoder]:
+    ) -> dict[Interpretation, Autoencoder]:
         """Read the weights to *device* as *dtype*, in every interpretation that the file leaves open.
 
         Args:
@@ -107,7 +107,7 @@ class AutoencoderFile:
                 (DIGEST_MISMATCH) if the file was replaced.
         """
         autoencoder = _load(self, device, dtype, on_progress)
-        return {reading: reading.of(autoencoder) for reading in self.header.readings}
+        return {one: one.of(autoencoder) for one in self.header.interpretations}
 
     def kept_latents(self) -> torch.Tensor | None:
         """Indices, in order, of the latents that are loaded; of equally frequent ones the last stay. None = all."""
@@ -120,7 +120,7 @@ class AutoencoderFile:
 
 
 def sizes_of(
-    source: TensorSource, parts: Mapping[Role, Part], *, says: Mapping[str, int | None] | None = None
+    source: TensorSource, parts: Mapping[Role, StoredTensor], *, says: Mapping[str, int | None] | None = None
 ) -> tuple[int, int, int]:
     """Numbers of latents, inputs and outputs, from the shapes of encoder and decoder.
 
@@ -159,7 +159,7 @@ def sizes_of(
     return n_latents, n_inputs, n_outputs
 
 
-def _in_order(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+def _in_order(shape: tuple[int, ...], part: StoredTensor) -> tuple[int, ...]:
     return shape[::-1] if part.is_swapped else shape
 
 
@@ -171,7 +171,7 @@ def _load(
     kept = file.kept_latents()
     weights: Weights = {}
     done = 0
-    with source.reading() as read:
+    with source.opened() as read:
         for role, part in file.parts.items():
             stored = _selected(read(part.key), role, part, kept)
             is_matrix = len(role.axes) == 2
@@ -219,7 +219,7 @@ def _complete(weights: Weights, file: AutoencoderFile) -> None:
         weights.pop(Role.THRESHOLD, None)
 
 
-def _selected(tensor: torch.Tensor, role: Role, part: Part, kept: torch.Tensor | None) -> torch.Tensor:
+def _selected(tensor: torch.Tensor, role: Role, part: StoredTensor, kept: torch.Tensor | None) -> torch.Tensor:
     """The entries of the latents *kept*; None = of all."""
     if kept is None or "Z" not in role.axes:
         return tensor

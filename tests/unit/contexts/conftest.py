@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dst_grpc.contexts import AutoencoderContext, ContextCache, Lease, ModelContext, Registry
-from dst_grpc.contexts.entries import AutoencoderEntry, Entry, ModelEntry
+from dst_grpc.contexts.entries import AutoencoderEntry, ContextEntry, ModelEntry
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.engine.decoder import Decoder
 from tests import checkpoints
@@ -50,7 +50,7 @@ class FakeLoader:
         self.gates: dict[str, threading.Event] = {}
         self.begun: defaultdict[str, threading.Event] = defaultdict(threading.Event)
 
-    def _begin(self, entry: Entry, on_progress: Callable[[int], None]) -> None:
+    def _begin(self, entry: ContextEntry, on_progress: Callable[[int], None]) -> None:
         self.calls[entry.name] += 1
         self.begun[entry.name].set()
         on_progress(entry.parameter_bytes // 2)

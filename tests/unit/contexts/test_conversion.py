@@ -46,8 +46,8 @@ def test_a_file_of_the_research_code_is_the_same_autoencoder_afterwards(tmp_path
     assert torch.equal(before.encoder, after.encoder)
     assert torch.equal(before.decoder, after.decoder)
     assert (after.activation, after.k) == (before.activation, before.k)
-    assert [r.name for r in read_header(source).readings] == [
-        r.name for r in read_header(tmp_path / "out.safetensors").readings
+    assert [r.name for r in read_header(source).interpretations] == [
+        r.name for r in read_header(tmp_path / "out.safetensors").interpretations
     ]
 
 

@@ -13,7 +13,7 @@ from dst_grpc.contexts.self_check import Sample
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.resolution import LayerCheck
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.formats.header import Reading
+from dst_grpc.engine.formats.header import Interpretation
 from dst_grpc.errors import DataLoss, Reason
 
 
@@ -83,12 +83,12 @@ def test_orientation_is_the_mean_cosine_over_all_latents() -> None:
 
 
 def test_of_several_readings_the_one_that_fits_is_chosen() -> None:
-    readings = {Reading(name=f"times {scale}"): autoencoder(scale) for scale in (3.0, 0.5, 1.0, 0.9)}
-    chosen, found = self_check.choose(1, readings, lambda _: sample(), None)
+    interpretations = {Interpretation(name=f"times {scale}"): autoencoder(scale) for scale in (3.0, 0.5, 1.0, 0.9)}
+    chosen, found = self_check.choose(1, interpretations, lambda _: sample(), None)
     assert (found.reading, found.layer_index) == ("times 1.0", 1)
-    assert chosen is readings[Reading(name="times 1.0")]
+    assert chosen is interpretations[Interpretation(name="times 1.0")]
     # What is declared counts as well: here no reading has the right L0, so that the first stands.
-    _, found = self_check.choose(1, readings, lambda _: sample(), check(90.0, 0.0))
+    _, found = self_check.choose(1, interpretations, lambda _: sample(), check(90.0, 0.0))
     assert found.reading == "times 3.0"
 
 

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unauthenticated, Unavailable, failure_of
 from dst_grpc.observability.calls import CallInfo, CallOutcome
-from dst_grpc.rpc.admission import Admission, BearerTokens
+from dst_grpc.rpc.admission import BearerTokens, CallAdmission
 from dst_grpc.rpc.calls import MethodTable, ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.errors import as_dst_error, pushback
@@ -138,7 +138,7 @@ def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
 
 
 def test_admission_bounds_the_calls_in_flight() -> None:
-    admission = Admission(DrainSignal(), 1)
+    admission = CallAdmission(DrainSignal(), 1)
     token = admission.on_start(call())
     with pytest.raises(Exhausted) as caught:
         admission.on_start(call())
@@ -152,7 +152,7 @@ def test_admission_bounds_the_calls_in_flight() -> None:
 def test_admission_refuses_new_work_while_draining() -> None:
     drain = DrainSignal()
     drain.give()
-    admission = Admission(drain, None)
+    admission = CallAdmission(drain, None)
     with pytest.raises(Unavailable):
         admission.on_start(call())
     admission.on_start(call("/grpc.health.v1.Health/Watch"))

@@ -28,7 +28,7 @@ def test_gemma_scope(tmp_path: Path, repository: str, dst: T, input_norm: ModelN
     path = write(tmp_path / repository / "layer_12" / "width_16k" / "average_l0_105" / "params.npz", f)
     header = read_header(path)
     assert (header.format, header.dst, header.layer_index, header.output) == ("gemma_scope", dst, 12, output)
-    assert (header.declared_l0, header.readings[0].input_norm) == (105.0, input_norm)
+    assert (header.declared_l0, header.interpretations[0].input_norm) == (105.0, input_norm)
     h = jump(X @ f["W_enc"] + f["b_enc"], f["threshold"])
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"])
 
@@ -69,7 +69,7 @@ def test_gemma_scope_2_transcoders_multiply_by_the_skip_as_it_is_stored(tmp_path
     check(loaded(path), h, h @ f["w_dec"] + f["b_dec"] + (X @ f["affine_skip_connection"] if affine else 0))
     header = read_header(path)
     assert (header.format, header.dst, header.layer_index) == ("gemma_scope_2", T.RESID_POST_ATTN, 12)
-    assert (header.output, header.readings[0].input_norm, header.declared_l0) == (
+    assert (header.output, header.interpretations[0].input_norm, header.declared_l0) == (
         T.RESID_DELTA_MLP,
         ModelNorm.MLP_NORM,
         52.0,

@@ -41,9 +41,9 @@ def test_llama_scope_is_read_in_both_ways(tmp_path: Path) -> None:
     }
     path = llama(tmp_path, f)
     s = np.sqrt(N) / 5.0
-    readings = opened(path).load("cpu", torch.float32)
-    assert [reading.name for reading in readings] == ["threshold as published", "threshold times the scale"]
-    for autoencoder, threshold in zip(readings.values(), (0.8, 0.8 * s), strict=True):
+    interpretations = opened(path).load("cpu", torch.float32)
+    assert [one.name for one in interpretations] == ["threshold as published", "threshold times the scale"]
+    for autoencoder, threshold in zip(interpretations.values(), (0.8, 0.8 * s), strict=True):
         h = jump(s * X @ f["encoder.weight"].T + f["encoder.bias"], threshold)
         check(autoencoder, h, (h @ f["decoder.weight"].T + f["decoder.bias"]) / s)
     header = read_header(path)

@@ -26,15 +26,15 @@ def test_openai_v5_normalises_its_input(tmp_path: Path, folder: str) -> None:
     path.parent.mkdir(parents=True)
     state = {"k": K, "postact_fn": "ReLU"}
     torch.save(tensors_of(f) | {"activation": "TopK", "activation_state_dict": state, "activation.k": K}, path)
-    readings = {reading.normalization: one for reading, one in opened(path).load("cpu", torch.float32).items()}
+    interpretations = {one.normalization: one for reading, one in opened(path).load("cpu", torch.float32).items()}
     assert (
-        list(readings) == [InputNormalization.LAYER_NORM]
+        list(interpretations) == [InputNormalization.LAYER_NORM]
         if "v5" in folder
         else [InputNormalization.NONE, InputNormalization.LAYER_NORM]
     )
     mean, std = X.mean(1, keepdims=True), X.std(1, ddof=1, keepdims=True)
     h = top_k(((X - mean) / (std + 1e-5) - f["pre_bias"]) @ f["encoder.weight"].T + f["latent_bias"], K)
-    check(readings[InputNormalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
+    check(interpretations[InputNormalization.LAYER_NORM], h, (h @ f["decoder.weight"].T + f["pre_bias"]) * std + mean)
 
 
 def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_native_file_may_say_how_it_normalises(tmp_path: Path) -> None:
     }
     path = tmp_path / "0.safetensors"
     save_file(tensors_of(f), path, metadata={"normalization": "centred"})
-    assert read_header(path).readings[0].normalization is InputNormalization.CENTRED
+    assert read_header(path).interpretations[0].normalization is InputNormalization.CENTRED
     save_file(tensors_of(f), path, metadata={"normalization": "batch"})
     with pytest.raises(DataLoss, match="unknown normalization 'batch'; these are known: none, centred"):
         read_header(path)

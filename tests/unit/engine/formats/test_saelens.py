@@ -153,7 +153,7 @@ def test_saelens_before_version_6(tmp_path: Path) -> None:
     mean = X.mean(1, keepdims=True)
     h = top_k((X - mean - f["b_dec"]) @ f["W_enc"] + f["b_enc"], K)
     check(centred, h, h @ f["W_dec"] + f["b_dec"] + mean)
-    assert centred.encoder.data_ptr() == raw.encoder.data_ptr(), "readings share their weights"
+    assert centred.encoder.data_ptr() == raw.encoder.data_ptr(), "interpretations share their weights"
 
 
 @pytest.mark.parametrize(("said", "expected"), [(True, InputNormalization.CENTRED), (False, InputNormalization.NONE)])
@@ -161,7 +161,7 @@ def test_centred_writing_weights_are_obeyed_where_they_are_told(
     tmp_path: Path, said: bool, expected: InputNormalization
 ) -> None:
     path = saelens(tmp_path, sae(), model_from_pretrained_kwargs={"center_writing_weights": said})
-    assert [reading.normalization for reading in read_header(path).readings] == [expected]
+    assert [one.normalization for one in read_header(path).interpretations] == [expected]
 
 
 TRANSCODER = {"metadata": {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}, "d_out": M}
@@ -180,7 +180,7 @@ def test_saelens_transcoders(tmp_path: Path, architecture: str) -> None:
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + (X @ f["W_skip"].T if "skip" in architecture else 0))
     header = read_header(path)
     assert (header.dst, header.layer_index, header.output) == (T.RESID_POST_ATTN, 3, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
+    assert header.interpretations[0].input_norm is ModelNorm.MLP_NORM
 
 
 def test_saelens_sparsity_is_a_logarithm(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_sparsify_transcoders_take_nothing_off_and_may_skip(tmp_path: Path) -> N
     check(loaded(path), h, h @ f["W_dec"] + f["b_dec"] + X @ f["W_skip"].T)
     header = read_header(path)
     assert (header.dst, header.output) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP)
-    assert header.readings[0].input_norm is ModelNorm.MLP_NORM
+    assert header.interpretations[0].input_norm is ModelNorm.MLP_NORM
 
 
 @pytest.mark.parametrize(
