@@ -336,6 +336,8 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         """What Derive was asked last."""
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
         """What was put, by handle."""
+        self.autoencoders = [AUTOENCODER]
+        """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
         """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
@@ -476,7 +478,7 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
 
     async def ListAutoencoders(self, request: Any, context: Any) -> Any:
         await self._enter(context)
-        return catalog_service_pb2.ListAutoencodersResponse(autoencoders=[to_wire(AUTOENCODER)])
+        return catalog_service_pb2.ListAutoencodersResponse(autoencoders=map(to_wire, self.autoencoders))
 
     async def ListDerivedScalarTypes(self, request: Any, context: Any) -> Any:
         await self._enter(context)

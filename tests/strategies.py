@@ -524,7 +524,7 @@ model_infos = st.builds(
     handle=texts,
     family=texts,
     dimensions=model_dimensions,
-    element_type=st.sampled_from(TensorElementType),
+    element_type=optional(st.sampled_from(TensorElementType)),
     device=texts,
     digest=texts,
     parameter_bytes=uint64,
@@ -535,6 +535,7 @@ model_infos = st.builds(
     architecture=architectures,
     unsupported=tuples(unsupported_types),
     revision=texts,
+    error=st.none(),
 )
 layer_checks = st.builds(
     LayerCheck,
@@ -550,8 +551,8 @@ autoencoder_infos = st.builds(
     name=texts,
     handle=texts,
     model=texts,
-    dst=scalar_types,
-    node_type=st.sampled_from(NodeType),
+    dst=optional(scalar_types),
+    node_type=optional(st.sampled_from(NodeType)),
     layer_indices=tuples(uint32),
     n_latents=uint32,
     activations=tuples(st.sampled_from(AutoencoderActivation)),
@@ -568,6 +569,7 @@ autoencoder_infos = st.builds(
     folded=tuples(texts),
     source=texts,
     revision=texts,
+    error=st.none(),
 )
 registry_changes = st.builds(RegistryChange, added=tuples(texts), removed=tuples(texts), changed=tuples(texts))
 context_statuses = st.builds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
+    error_facts,
     errors_reported,
     print_json,
 )
@@ -59,8 +60,8 @@ def models(
     if as_json:
         print_json(
             {
-                "models": [dataclasses.asdict(info) for info in found],
-                "autoencoders": [dataclasses.asdict(info) for info in sets],
+                "models": [_facts(info) for info in found],
+                "autoencoders": [_facts(info) for info in sets],
             }
         )
         return
@@ -70,7 +71,8 @@ def models(
     print_rows(out, names, map(_model_row, found))
     if verbose:
         out.print()
-        print_rows(out, ("model", "architecture", "without"), map(_architecture_row, found), fold="architecture")
+        known = [info for info in found if info.element_type is not None]
+        print_rows(out, ("model", "architecture", "without"), map(_architecture_row, known), fold="architecture")
     if sets:
         rows = [
             (
@@ -78,7 +80,7 @@ def models(
                 info.state.value,
                 _reads(info),
                 human_ranges(info.layer_indices),
-                str(info.n_latents),
+                _number(info.n_latents),
                 "/".join(info.activations),
                 "/".join(info.formats),
                 human_check(info),
@@ -90,10 +92,27 @@ def models(
         columns = ("autoencoder", "state", "reads", "layers", "latents", "activation", "format", "self-check")
         out.print()
         print_rows(out, (*columns, "source", "digest"), rows)
+    listed: list[ModelInfo | AutoencoderInfo] = [*found, *sets]
+    failed = [(info.name, info.error.message) for info in listed if info.error is not None]
+    if failed:
+        out.print()
+        print_rows(out, ("failed", "why"), failed, fold="why")
+
+
+def _facts(info: ModelInfo | AutoencoderInfo) -> dict[str, Any]:
+    facts = dataclasses.asdict(dataclasses.replace(info, error=None))
+    return facts | {"error": None if info.error is None else error_facts(info.error)}
+
+
+def _number(size: int) -> str:
+    """A size; of what cannot be loaded, nothing."""
+    return str(size) if size else ""
 
 
 def _reads(info: AutoencoderInfo) -> str:
     """The input of a set, with the norms applied to it, and for transcoders the output."""
+    if info.dst is None:
+        return ""
     words = ("/".join(info.input_norms), "/".join(info.normalizations))
     done = [word for word in words if word not in {"", "none"}]
     reads = f"{info.dst} ({', '.join(done)})" if done else info.dst.value
@@ -104,7 +123,8 @@ def _model_row(info: ModelInfo) -> tuple[str, ...]:
     sizes = info.dimensions
     numbers = (sizes.n_layers, sizes.d_model, sizes.n_heads, sizes.d_mlp, sizes.vocab_size, sizes.context_window)
     name = f"{info.name} (default)" if info.default_model else info.name
-    sizes_shown = (*map(str, numbers), human_bytes(info.parameter_bytes))
+    weights = human_bytes(info.parameter_bytes) if info.parameter_bytes else ""
+    sizes_shown = (*map(_number, numbers), weights)
     return (name, info.state.value, info.family, *sizes_shown, _source(info), info.digest[:DIGEST_CHARACTERS])
 
 

@@ -213,20 +213,25 @@ class ContextCache:
 
     def status(self, ref: str) -> ContextStatus:
         """One context, NOT_LOADED if it is not in the cache; raises NotFound if it is unknown."""
+        failed = self._registry.failure(ref)
+        if failed is not None:
+            return failed.status()
         return self._record(self._registry.entry(ref)).status(self._clock())
 
     def describe(self, info: _Info) -> _Info:
-        """*info* of the registry, with the context's state and what only loading determines: handle, digest,
-        figures."""
+        """*info* of the registry, with the context's state and what only loading determines: handle, digest, figures,
+        error."""
+        if info.error is not None:  # it cannot be loaded
+            return info
         try:
             record = self._lifecycle.find(self._registry.entry(info.name))
-        except NotFound:  # the registry has changed since
+        except DstError:  # the registry has changed since
             return info
         if record is None:
             return info
         context = record.context
         if context is None:
-            return replace(info, state=record.state)
+            return replace(info, state=record.state, error=record.error)
         known = replace(info, state=record.state, handle=context.handle, digest=context.digest)
         if isinstance(known, AutoencoderInfo):
             return replace(known, measured=cast("AutoencoderContext", context).measured)

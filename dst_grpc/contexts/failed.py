@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.resolution import ContextKind
+from dst_grpc.domain.architecture import ModelDimensions
+from dst_grpc.domain.resolution import AutoencoderInfo, ContextKind, ContextState, ContextStatus, ModelInfo
 from dst_grpc.engine.files import CorruptFile
 from dst_grpc.errors import DataLoss, DstError, Internal, failure_of
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _log = logging.getLogger(__name__)
+_NO_SIZES = ModelDimensions(
+    n_layers=0, d_model=0, n_heads=0, n_key_value_heads=0, d_head=0, d_mlp=0, vocab_size=0, context_window=0
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,60 @@ class FailedEntry:
         reason = self.error.reason if isinstance(self.error, DataLoss) else DataLoss.default_reason
         message = f"{self.name!r} cannot be served: {self.error.message}"
         return DataLoss(message, reason=reason, metadata={**self.error.metadata, "context": self.name})
+
+    def model_info(self, *, default_model: bool) -> ModelInfo:
+        """What the catalogue says of a model."""
+        return ModelInfo(
+            name=self.name,
+            handle="",
+            family="",
+            dimensions=_NO_SIZES,
+            element_type=None,
+            device="",
+            digest="",
+            parameter_bytes=0,
+            source=self.source,
+            default_model=default_model,
+            state=ContextState.FAILED,
+            autoencoders=(),
+            error=self.told(),
+        )
+
+    def autoencoder_info(self) -> AutoencoderInfo:
+        """What the catalogue says of an autoencoder set."""
+        return AutoencoderInfo(
+            name=self.name,
+            handle="",
+            model=self.model,
+            dst=None,
+            node_type=None,
+            layer_indices=(),
+            n_latents=0,
+            activations=(),
+            spliceable=False,
+            parameter_bytes=0,
+            digest="",
+            state=ContextState.FAILED,
+            normalizations=(),
+            input_norms=(),
+            source=self.source,
+            error=self.told(),
+        )
+
+    def status(self) -> ContextStatus:
+        """What operators see."""
+        return ContextStatus(
+            handle=self.name,
+            kind=self.kind,
+            state=ContextState.FAILED,
+            bytes_total=0,
+            bytes_loaded=0,
+            device="",
+            pins=0,
+            hits=0,
+            idle_duration=0.0,
+            error=self.told(),
+        )
 
     def __str__(self) -> str:
         """One line: its name and the reason."""

@@ -20,7 +20,7 @@ from dst_grpc.contexts.path_sets import set_of_config
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.handles import ContextRef
-from dst_grpc.domain.resolution import RegistryChange
+from dst_grpc.domain.resolution import ContextKind, RegistryChange
 from dst_grpc.engine.element_types import TORCH_TYPES
 from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Violations
 from dst_grpc.sources import EmbeddedSource, FolderSource, HubCache, ModelSpec, default_folder
@@ -185,17 +185,31 @@ class Registry:
         problems.raise_if_any()
 
     def models(self) -> list[ModelInfo]:
-        """Every model, by name, described as not loaded: only the cache knows its state."""
-        return [self._info(entry) for entry in self._models.values()]
+        """Every model, failed ones too, by name, described as not loaded: only the cache knows its state."""
+        found = [self._info(entry) for entry in self._models.values()]
+        found += [self._failed_info(one) for one in self.failed if one.kind is ContextKind.MODEL]
+        return sorted(found, key=lambda info: info.name)
 
     def autoencoders(self, model: str | None = None) -> list[AutoencoderInfo]:
-        """Every registered autoencoder set, by name, or those of one *model*; raises NotFound if that is unknown."""
-        owner = None if model is None else self.model_entry(model)
-        return [entry.info() for entry in self._autoencoders.values() if owner in {None, entry.model}]
+        """Every registered autoencoder set, by name, those that failed too.
+
+        Those of one *model*, if it is given; raises NotFound if that is unknown.
+        """
+        owner = None if model is None else self.model(model).name
+        found = [entry.info() for entry in self._autoencoders.values() if owner in {None, entry.model.name}]
+        failed = [one for one in self.failed if one.kind is ContextKind.AUTOENCODER and owner in {None, one.model}]
+        return sorted([*found, *(one.autoencoder_info() for one in failed)], key=lambda info: info.name)
 
     def model(self, ref: str) -> ModelInfo:
         """The model of a name or handle, "" meaning the default; raises NotFound with the nearest names."""
+        failed = self.failure(ref or self.default_model)
+        if failed is not None and failed.kind is ContextKind.MODEL:
+            return self._failed_info(failed)
         return self._info(self.model_entry(ref))
+
+    def failure(self, ref: str) -> FailedEntry | None:
+        """The model or set of a name or handle, if it is one that failed."""
+        return self._failed.get(ContextRef.parse(ref).name)
 
     def autoencoder_by_config(self, config: AutoencoderConfig, model: str) -> AutoencoderEntry:
         """The set whose files *config* names by path; afterwards its name can be used like a registered one.
@@ -268,6 +282,9 @@ class Registry:
     def _info(self, entry: ModelEntry) -> ModelInfo:
         autoencoders = tuple(one.name for one in self._autoencoders.values() if one.model is entry)
         return entry.info(default_model=entry.name == self.default_model, autoencoders=autoencoders)
+
+    def _failed_info(self, failed: FailedEntry) -> ModelInfo:
+        return failed.model_info(default_model=failed.name == self.default_model)
 
     def __repr__(self) -> str:
         """Its models and sets, by name."""

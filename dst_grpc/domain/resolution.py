@@ -27,7 +27,8 @@ class ContextState(StrEnum):
     UNLOADING = "unloading"
     """Being unloaded; its memory still counts."""
     FAILED = "failed"
-    """Its load failed. The next request that needs it loads it again."""
+    """Its load failed, and the next request that needs it loads it again; or the registry knows that it cannot be
+    loaded."""
 
 
 class ContextKind(StrEnum):
@@ -57,14 +58,19 @@ class LayerCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What the catalogue says of a model."""
+    """What the catalogue says of a model.
+
+    Of one that cannot be loaded, only `name`, `source`, `default_model`, `state` and `error` mean anything.
+    """
 
     name: str
     handle: str
     """Empty if its files have not been read yet."""
     family: str
     dimensions: ModelDimensions
-    element_type: TensorElementType
+    """Its sizes; all 0 if it cannot be loaded."""
+    element_type: TensorElementType | None
+    """Element type of its weights once loaded; None if it cannot be."""
     device: str
     digest: str
     """SHA-256 of the files; empty if not known yet."""
@@ -75,7 +81,7 @@ class ModelInfo:
     default_model: bool
     """Whether a request without a model gets this one."""
     state: ContextState
-    """Whether it is loaded."""
+    """Whether it is loaded; FAILED also if it cannot be."""
     autoencoders: tuple[str, ...]
     """Names of the autoencoder sets for this model."""
     architecture: Architecture = field(default_factory=Architecture)
@@ -84,20 +90,25 @@ class ModelInfo:
     """The derived scalar types that have no meaning in it."""
     revision: str = ""
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
+    error: DstError | None = None
+    """Why its load failed, or why it cannot be loaded; None unless FAILED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoencoderInfo:
-    """What the catalogue says of an autoencoder set."""
+    """What the catalogue says of an autoencoder set.
+
+    Of one that cannot be loaded, only `name`, `model`, `source`, `state` and `error` mean anything.
+    """
 
     name: str
     handle: str
     model: str
     """Name of the model it belongs to."""
-    dst: DerivedScalarType
-    """The derived scalar that it reads."""
-    node_type: NodeType
-    """Type of its latents."""
+    dst: DerivedScalarType | None
+    """The derived scalar that it reads; None if it cannot be loaded."""
+    node_type: NodeType | None
+    """Type of its latents; likewise."""
     layer_indices: tuple[int, ...]
     """Layers it covers."""
     n_latents: int
@@ -127,6 +138,8 @@ class AutoencoderInfo:
     """Where it comes from, for humans; empty if the server does not say."""
     revision: str = ""
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
+    error: DstError | None = None
+    """Why its load failed, or why it cannot be loaded; None unless FAILED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from dst_grpc._gen.dst.v1 import (
 )
 from dst_grpc.domain.resolution import ContextState, RegistryChange
 from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimits
-from dst_grpc.errors import DstError, FieldViolation, InvalidRequest
+from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_put_tensors
@@ -337,15 +337,23 @@ class Server:
         )
 
     async def _preload_all(self, references: Sequence[str]) -> None:
-        """Preload in order; raise StartupError if they do not all fit at once."""
+        """Preload in order; raise StartupError if they do not all fit at once.
+
+        What cannot be loaded because of its files is only logged, unless the settings are strict.
+        """
         wanted = list(dict.fromkeys(references))
+        loaded = []
         for number, reference in enumerate(wanted, start=1):
             try:
                 await self._preload(reference, f"{number} of {len(wanted)}")
             except DstError as error:
-                raise StartupError(f"preload of {reference!r} failed: {error.message}") from error
+                if self._settings.strict or not isinstance(error, DataLoss | Internal):
+                    raise StartupError(f"preload of {reference!r} failed: {error.message}") from error
+                _log.error("preload failed: %s", error.message, extra={"context": reference})
+            else:
+                loaded.append(reference)
         status = self._parts.cache.status
-        gone = [repr(reference) for reference in wanted if status(reference).state is not ContextState.AVAILABLE]
+        gone = [repr(reference) for reference in loaded if status(reference).state is not ContextState.AVAILABLE]
         if gone:
             names = ", ".join(gone)
             raise StartupError(f"budget_bytes is too small for all that is preloaded: {names} had to go again")

@@ -25,7 +25,7 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, infer
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import ContextState
-from dst_grpc.errors import DataLoss, Reason, Unauthenticated, Unavailable
+from dst_grpc.errors import DataLoss, DstError, Internal, NotFound, Reason, Unauthenticated, Unavailable
 from dst_grpc.rpc.health import SERVICE as HEALTH
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, StartupError
@@ -135,11 +135,27 @@ async def test_a_port_in_use_is_an_error(rig: Rig) -> None:
 
 async def test_a_preload_that_fails_is_an_error() -> None:
     parts = FakeParts()
-    parts.cache.load_error = DataLoss("the file is cut short")
-    with pytest.raises(StartupError, match=r"tiny.*cut short"):
+    parts.cache.load_error = NotFound("there is no such model", resource_type="model", resource_name="tiny")
+    with pytest.raises(StartupError, match=r"tiny.*no such model"):
         async with rigged(parts, preload=("tiny",)):
             pytest.fail("it must not start")
     assert parts.cache.is_closed
+
+
+@pytest.mark.parametrize("error", [DataLoss("the file is cut short"), Internal("a fault", error_id="0123")])
+async def test_what_cannot_be_preloaded_for_its_files_is_an_error_only_if_the_server_is_strict(
+    error: DstError, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = FakeParts()
+    parts.cache.load_error = error
+    async with rigged(parts, preload=("tiny",)) as rig:
+        assert (await rig.catalog.ListModels(catalog_service_pb2.ListModelsRequest())).models
+    assert f"preload failed: {error.message}" in caplog.text
+    strict = FakeParts()
+    strict.cache.load_error = error
+    with pytest.raises(StartupError, match=f"tiny.*{error.message}"):
+        async with rigged(strict, preload=("tiny",), strict=True):
+            pytest.fail("it must not start")
 
 
 async def test_nothing_serves_before_all_is_preloaded() -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import grpc.aio
 import pytest
+import torch
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from dst_grpc.client import AsyncClient, RegistryChange
+from dst_grpc.client import AsyncClient, ContextState, RegistryChange
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.rpc.ports import AnswerPart
@@ -223,11 +224,12 @@ async def test_a_server_serves_what_it_can_and_tells_of_the_rest(
 ) -> None:
     (folder / "b" / "config.json").write_text("{")
     register(folder, a="a", b="b")
-    async with serving(folder) as (_, client, _channel):
+    async with serving(folder) as (_, client, channel):
         assert (await client.derive("ab", "logits", model="a")).model.startswith("a@")
         with pytest.raises(DataLoss, match=r"'b' cannot be served: config\.json: is no sound JSON"):
             await client.derive("ab", "logits", model="b")
         assert "cannot be served: b: config.json: is no sound JSON" in caplog.text
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": NOT_SERVING}
         checkpoints.write_model(folder / "c")
         register(folder, a="a", b="b", c="c")
         assert (await client.reload_registry()).added == ("c",), "what failed before keeps nothing from being served"
@@ -238,6 +240,45 @@ async def test_a_server_serves_what_it_can_and_tells_of_the_rest(
         checkpoints.write_model(folder / "a")
         checkpoints.write_model(folder / "b")
         assert (await client.reload_registry()).added == ("b",)
+        assert await statuses(channel) == {"model/a": SERVING, "model/b": SERVING}
+
+
+async def test_what_cannot_be_loaded_is_listed_with_the_reason(folder: Path) -> None:
+    (folder / "b" / "config.json").write_text("{")
+    autoencoder = folder / "a" / "autoencoders" / "resid_delta_mlp" / "1.safetensors"
+    autoencoder.write_bytes(autoencoder.read_bytes()[:-9])
+    register(folder, a="a", b="b")
+    async with serving(folder) as (_, client, _channel):
+        a, b = await client.models()
+        assert (a.state, a.error, a.autoencoders) == (
+            ContextState.NOT_LOADED, None, ("a/mlp_post_act", "a/resid_delta_attn")
+        )  # fmt: skip
+        assert (b.name, b.state, b.source, b.handle, b.element_type) == ("b", ContextState.FAILED, "folder", "", None)
+        assert isinstance(b.error, DataLoss)
+        assert (b.error.reason, b.error.metadata["file"]) == (Reason.CHECKPOINT_CORRUPT, "config.json")
+        assert b.error.message.startswith("'b' cannot be served: config.json: is no sound JSON")
+        assert str((await client.model("b")).error) == str(b.error)
+        sets = {one.name: one for one in await client.autoencoders()}
+        assert [name for name, one in sets.items() if one.error is not None] == ["a/resid_delta_mlp"]
+        failed = sets["a/resid_delta_mlp"]
+        assert (failed.state, failed.model, failed.dst, failed.node_type) == (ContextState.FAILED, "a", None, None)
+        assert "'a/resid_delta_mlp' cannot be served: 1.safetensors: " in str(failed.error)
+        assert [one.name for one in await client.autoencoders("a")] == [*sets]
+        assert await client.autoencoders("b") == []
+        with pytest.raises(DataLoss) as caught:
+            await client.load_context("b")
+        assert str(caught.value) == str(b.error)
+
+
+async def test_a_load_that_fails_is_told_with_the_model(folder: Path) -> None:
+    tensors = checkpoints.weights() | {"transformer.h.1.ln_1.bias": torch.full((checkpoints.WIDTH,), torch.nan)}
+    checkpoints.write_model(folder / "b", tensors=tensors)
+    register(folder, b="b")
+    async with serving(folder, preload=("b",)) as (_, client, channel):
+        model = await client.model("b")
+        assert (model.state, model.dimensions.n_layers) == (ContextState.FAILED, checkpoints.LAYERS)
+        assert "tensor 'transformer.h.1.ln_1.bias' has values that are NaN or infinite" in str(model.error)
+        assert (await statuses(channel))["model/b"] == NOT_SERVING
 
 
 @asynccontextmanager

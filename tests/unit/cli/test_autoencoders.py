@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,9 @@ from dst_grpc.cli._tables import human_check
 from dst_grpc.client import AutoencoderInfo, ContextState, DerivedScalarType, NodeType
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.resolution import LayerCheck
+from dst_grpc.errors import DataLoss
 from tests import checkpoints
+from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
 
 INFO = AutoencoderInfo(
@@ -69,6 +72,24 @@ def test_models_shows_formats_and_checks(run: Run) -> None:
     shown = run("models").stdout
     assert "self-check" in shown
     assert "format" in shown
+
+
+def test_models_tell_what_cannot_be_loaded_and_why(run: Run, service: FakeService) -> None:
+    assert "why" not in run("models").stdout
+    assert json.loads(run("models", "--json").stdout)["autoencoders"][0]["error"] is None
+    problem = "'tiny/bad' cannot be served: h.0/cfg.json: gram_lookup is True"
+    service.autoencoders.append(
+        replace(
+            INFO, name="tiny/bad", dst=None, node_type=None, layer_indices=(), n_latents=0, activations=(),
+            state=ContextState.FAILED, error=DataLoss(problem),
+        )
+    )  # fmt: skip
+    shown = run("models", columns=300).stdout
+    row, why = (line.split() for line in shown.splitlines() if line.startswith("tiny/bad"))
+    assert row == ["tiny/bad", "failed", "not", "loaded"]
+    assert " ".join(why) == f"tiny/bad {problem}"
+    failed = json.loads(run("models", "--json").stdout)["autoencoders"][1]
+    assert (failed["state"], failed["dst"], failed["error"]["message"]) == ("failed", None, problem)
 
 
 def test_convert(run: Run, tmp_path: Path) -> None:

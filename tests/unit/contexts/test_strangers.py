@@ -19,7 +19,8 @@ from dst_grpc.contexts import AutoencoderContext, Registry
 from dst_grpc.contexts.failed import Attempts, FailedEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.resolution import ContextKind
+from dst_grpc.domain.resolution import ContextKind, ContextState
+from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss, Internal, InvalidRequest, NotFound, Reason
 from tests import checkpoints
 
@@ -52,7 +53,7 @@ def loaded(registry: Registry, name: str) -> AutoencoderContext:
 
 
 def served(registry: Registry) -> dict[str, tuple[int, ...]]:
-    return {info.name: info.layer_indices for info in registry.autoencoders()}
+    return {info.name: info.layer_indices for info in registry.autoencoders() if info.error is None}
 
 
 # What others leave beside autoencoders
@@ -160,6 +161,11 @@ def test_one_bad_set_keeps_no_other_from_being_served_and_is_told_by_name(model:
         registry.entry("m/saelens_5_topk")
     with pytest.raises(NotFound):
         registry.autoencoder_entry("m/none", "m")
+    listed = {info.name: (info.state, info.model, info.dst) for info in registry.autoencoders("m")}
+    assert listed == {
+        "m/saelens_5_topk": (ContextState.FAILED, "m", None),
+        "m/sparsify_run": (ContextState.NOT_LOADED, "m", DerivedScalarType.RESID_POST_MLP),
+    }
 
 
 def test_one_bad_model_keeps_no_other_from_being_served_and_is_told_by_name(model: Path, tmp_path: Path) -> None:
@@ -167,7 +173,12 @@ def test_one_bad_model_keeps_no_other_from_being_served_and_is_told_by_name(mode
     put(bad, "sparsify_run")
     (bad / "model.safetensors").write_bytes(b"cut short")
     registry = build(model, a=bad)
-    assert [info.name for info in registry.models()] == ["m"]
+    assert [(info.name, info.state, info.error is None) for info in registry.models()] == [
+        ("a", ContextState.FAILED, False),
+        ("m", ContextState.NOT_LOADED, True),
+    ]
+    assert str(registry.model("a").error).startswith("'a' cannot be served: model.safetensors: ")
+    assert registry.autoencoders("a") == []
     ((name, message),) = problems(registry).items()
     assert (name, message.partition(":")[0]) == ("a", "model.safetensors")
     assert registry.default_model == "m"
@@ -182,7 +193,10 @@ def test_one_bad_model_keeps_no_other_from_being_served_and_is_told_by_name(mode
 def test_if_nothing_can_be_served_whoever_names_no_model_is_told_why(model: Path) -> None:
     (model / "config.json").unlink()
     registry = build(model)
-    assert (registry.models(), registry.default_model) == ([], "m")
+    assert [(info.name, info.state, info.default_model) for info in registry.models()] == [
+        ("m", ContextState.FAILED, True)
+    ]
+    assert registry.model("").source == "folder"
     with pytest.raises(DataLoss, match=r"'m' cannot be served: config\.json: is missing"):
         registry.model_entry("")
 

@@ -2,6 +2,7 @@ from dst_grpc._gen.dst.v1 import component_pb2 as _component_pb2
 from dst_grpc._gen.dst.v1 import context_pb2 as _context_pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as _tensor_pb2
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -134,7 +135,7 @@ class UnsupportedType(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "default_model", "state", "autoencoders", "architecture", "unsupported", "revision")
+    __slots__ = ("name", "handle", "family", "dimensions", "element_type", "device", "digest", "parameter_bytes", "source", "default_model", "state", "autoencoders", "architecture", "unsupported", "revision", "error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +151,7 @@ class ModelInfo(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     UNSUPPORTED_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     family: str
@@ -165,7 +167,8 @@ class ModelInfo(_message.Message):
     architecture: Architecture
     unsupported: _containers.RepeatedCompositeFieldContainer[UnsupportedType]
     revision: str
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., default_model: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ...) -> None: ...
+    error: _status_pb2.Status
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., family: _Optional[str] = ..., dimensions: _Optional[_Union[ModelDimensions, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., device: _Optional[str] = ..., digest: _Optional[str] = ..., parameter_bytes: _Optional[int] = ..., source: _Optional[str] = ..., default_model: bool = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., architecture: _Optional[_Union[Architecture, _Mapping]] = ..., unsupported: _Optional[_Iterable[_Union[UnsupportedType, _Mapping]]] = ..., revision: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class LayerCheck(_message.Message):
     __slots__ = ("layer_index", "l0", "fraction_of_variance_unexplained", "dead_latents", "orientation", "reading")
@@ -184,7 +187,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ..., orientation: _Optional[float] = ..., reading: _Optional[str] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activations", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "formats", "output", "normalizations", "input_norms", "folded", "source", "revision")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activations", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "formats", "output", "normalizations", "input_norms", "folded", "source", "revision", "error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +209,7 @@ class AutoencoderInfo(_message.Message):
     FOLDED_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     model: str
@@ -227,7 +231,8 @@ class AutoencoderInfo(_message.Message):
     folded: _containers.RepeatedScalarFieldContainer[str]
     source: str
     revision: str
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activations: _Optional[_Iterable[_Union[AutoencoderActivation, str]]] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., formats: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalizations: _Optional[_Iterable[_Union[InputNormalization, str]]] = ..., input_norms: _Optional[_Iterable[_Union[ModelNorm, str]]] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
+    error: _status_pb2.Status
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activations: _Optional[_Iterable[_Union[AutoencoderActivation, str]]] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., formats: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalizations: _Optional[_Iterable[_Union[InputNormalization, str]]] = ..., input_norms: _Optional[_Iterable[_Union[ModelNorm, str]]] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
     __slots__ = ("dst", "name", "dimensions", "flattened", "node_type", "once_per_model", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
