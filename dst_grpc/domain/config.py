@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import InferenceEngineType, NodeType, PassType
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.handles import ContextRef, is_device
 from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex, NodeIndex
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -100,7 +101,7 @@ class DstConfig:
         problems.check(
             trace is None or trace.pass_type is PassType.FORWARD,
             "trace_config.node_index.pass_type",
-            "must be forward: a gradient cannot be traced",
+            f"must be {json_name(PassType.FORWARD)}: a gradient cannot be traced",
         )
         problems.raise_if_any()
 
@@ -139,7 +140,7 @@ class DstConfig:
         problems.check(
             node.node_type is NodeType.ATTENTION_HEAD,
             f"{field}.node_type",
-            f"must be attention_head, not {node.node_type}",
+            f"must be {json_name(NodeType.ATTENTION_HEAD)}, not {json_name(node.node_type)}",
         )
         problems.check(node.layer_index is not None, f"{field}.layer_index", "is required")
         trace = self.trace_config

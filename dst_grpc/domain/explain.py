@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, NodeType, PassType
 from dst_grpc.domain.entries import entries_are_nodes
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.groups import DEFAULT_GROUPS
 from dst_grpc.domain.handles import ContextRef
@@ -80,10 +81,13 @@ class TopKGroup:
             facts = FACTS[dst]
             if not entries_are_nodes(facts):
                 axes = ", ".join(axis.value for axis in facts.dimensions)
-                problems.add(f"dsts[{i}]", f"{dst} has no nodes to choose from: its entries are [{axes}]")
+                problems.add(f"dsts[{i}]", f"{json_name(dst)} has no nodes to choose from: its entries are [{axes}]")
             elif facts.node_type in taken:
                 other = taken[facts.node_type]
-                problems.add(f"dsts[{i}]", f"{dst} and {other} both have nodes of {facts.node_type}: one per group")
+                problems.add(
+                    f"dsts[{i}]",
+                    f"{json_name(dst)} and {json_name(other)} both have nodes of {facts.node_type}: one per group",
+                )
             taken.setdefault(facts.node_type, dst)
         _check_count(problems, "k", self.k)
         problems.raise_if_any()
@@ -149,8 +153,8 @@ class NodeAblation:
         node = self.node_index
         facts = NODES[node.node_type]
         if facts.ablated_tap is None:
-            known = ", ".join(each for each, row in NODES.items() if row.ablated_tap is not None)
-            problems.add("node_index.node_type", f"must be one of {known}, not {node.node_type}")
+            known = json_names(each for each, row in NODES.items() if row.ablated_tap is not None)
+            problems.add("node_index.node_type", f"must be {known}, not {json_name(node.node_type)}")
         else:
             indices = node.tensor_indices
             problems.check(
@@ -159,7 +163,9 @@ class NodeAblation:
                 f"must have {facts.rank} entries, the first and the last of them positions",
             )
         problems.check(not isinstance(node, AttnSubNodeIndex), "node_index.q_k_or_v", "must be absent")
-        problems.check(node.pass_type is PassType.FORWARD, "node_index.pass_type", "must be forward")
+        problems.check(
+            node.pass_type is PassType.FORWARD, "node_index.pass_type", f"must be {json_name(PassType.FORWARD)}"
+        )
         problems.check(node.layer_index is not None, "node_index.layer_index", "is required")
         # Comparison is false for NaN.
         problems.check(
@@ -245,7 +251,7 @@ class ExplainRequest:
         _check_count(problems, "token_pair_count", self.token_pair_count, MAX_TOKEN_PAIRS)
         _check_count(problems, "top_logit_count", self.top_logit_count, MAX_TOP_LOGITS)
         for part, count in Counter(self.parts).items():
-            problems.check(count == 1, "parts", f"names {part} more than once")
+            problems.check(count == 1, "parts", f"names {json_name(part)} more than once")
         for path, name in [
             ("model", self.model),
             *((f"autoencoders[{i}]", n) for i, n in enumerate(self.autoencoders)),

@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, Violations
 
+_HEAD_INPUTS = (
+    ActivationLocationType.ATTN_QUERY,
+    ActivationLocationType.ATTN_KEY,
+    ActivationLocationType.ATTN_VALUE,
+)
 TensorIndices = tuple[int | None, ...]
 """One entry per axis: a position from 0, or None for the whole axis."""
 
@@ -84,12 +90,12 @@ class AttnSubNodeIndex(NodeIndex):
         problems.check(
             self.node_type is NodeType.ATTENTION_HEAD,
             "node_type",
-            f"only an attention_head has a query, key or value, not {self.node_type}",
+            f"must be {json_name(NodeType.ATTENTION_HEAD)}, not {json_name(self.node_type)}",
         )
         problems.check(
             self.q_k_or_v.facts.head_input is not None,
             "q_k_or_v",
-            f"must be attn.q, attn.k or attn.v, not {self.q_k_or_v}",
+            f"must be {json_names(_HEAD_INPUTS)}, not {json_name(self.q_k_or_v)}",
         )
         problems.raise_if_any()
 
@@ -130,12 +136,12 @@ class AttnSubActivationIndex(ActivationIndex):
         problems.check(
             location.node_type is NodeType.ATTENTION_HEAD,
             "activation_location_type",
-            f"only a tap of attention heads is reached through a query or key, not {location}",
+            f"must be a tap of attention heads, not {json_name(location)}",
         )
         problems.check(
             self.q_or_k.facts.head_input in {AttentionTraceType.Q, AttentionTraceType.K},
             "q_or_k",
-            f"must be attn.q or attn.k, not {self.q_or_k}",
+            f"must be {json_names(_HEAD_INPUTS[:2])}, not {json_name(self.q_or_k)}",
         )
         problems.raise_if_any()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -71,8 +72,8 @@ class Action(ABC):
     def check(self, problems: Violations, at: TapSelection) -> None:
         """Note what is wrong with it at a selection, by fields of Intervention."""
         if at.pass_type not in self.pass_types:
-            known = " or ".join(sorted(each.value for each in self.pass_types))
-            problems.add("at.pass_type", f"must be {known} for {self.arm!r}, not {at.pass_type}")
+            known = json_names(each for each in PassType if each in self.pass_types)
+            problems.add("at.pass_type", f"must be {known} for {self.arm!r}, not {json_name(at.pass_type)}")
 
     @property
     def tensors(self) -> Mapping[str, RequestTensor]:

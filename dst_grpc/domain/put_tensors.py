@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dst_grpc.domain.components import TensorElementType
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.errors import Violations
 
 MAX_AXES = 16
@@ -31,11 +32,9 @@ class TensorDescription:
     def __post_init__(self) -> None:
         """Check what needs no server; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        problems.check(
-            self.element_type.is_float,
-            "element_type",
-            f"must be float32, float16 or bfloat16, not {self.element_type}",
-        )
+        if not self.element_type.is_float:
+            floats = json_names(each for each in TensorElementType if each.is_float)
+            problems.add("element_type", f"must be {floats}, not {json_name(self.element_type)}")
         problems.check(len(self.sizes) <= MAX_AXES, "sizes", f"must be at most {MAX_AXES}, not {len(self.sizes)}")
         for i, size in enumerate(self.sizes):
             problems.check(0 < size <= MAX_ELEMENTS, f"sizes[{i}]", f"must be between 1 and {MAX_ELEMENTS}, not {size}")

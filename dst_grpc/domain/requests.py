@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, check_token_ids
 from dst_grpc.domain.interventions import AblationSpec, Intervention
@@ -108,11 +109,9 @@ class DeriveRequest:
                 self.trace_config.check_can_run()
             except InvalidRequest as error:
                 problems.extend(error, "trace_config")
-        problems.check(
-            self.element_type.is_float,
-            "element_type",
-            f"must be float32, float16 or bfloat16, not {self.element_type}",
-        )
+        if not self.element_type.is_float:
+            floats = json_names(each for each in TensorElementType if each.is_float)
+            problems.add("element_type", f"must be {floats}, not {json_name(self.element_type)}")
         problems.check(
             self.max_chunk_bytes == 0 or MIN_CHUNK_BYTES <= self.max_chunk_bytes <= MAX_INDEX,
             "max_chunk_bytes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PassType, PreOrPostAct
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.indices import ActivationIndex, NodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
@@ -38,14 +39,14 @@ class TraceConfig:
         problems.check(
             is_head or self.attention_trace_type is None,
             "attention_trace_type",
-            f"must be absent unless the node is an attention_head; it is {self.node_index.node_type}",
+            f"must be absent unless node_type is {json_name(NodeType.ATTENTION_HEAD)}",
         )
         downstream = self.downstream_trace_config
         if downstream is not None:
             problems.check(
                 self.attention_trace_type is AttentionTraceType.V,
                 "downstream_trace_config",
-                "must be absent unless attention_trace_type is V",
+                f"must be absent unless attention_trace_type is {json_name(AttentionTraceType.V)}",
             )
             problems.check(
                 self.depth <= MAX_TRACE_DEPTH,
@@ -96,7 +97,8 @@ class TraceConfig:
         if NODES[node.node_type].component is None:
             problems.add(
                 "node_index.node_type",
-                f"must be attention_head, mlp_neuron or a type of autoencoder latent, not {node.node_type}",
+                f"must be {json_names(each for each, row in NODES.items() if row.component is not None)}, "
+                f"not {json_name(node.node_type)}",
             )
         else:
             problems.check(
@@ -104,11 +106,9 @@ class TraceConfig:
                 "node_index.tensor_indices",
                 f"must name one node; {node.ndim} of its axes are open",
             )
-        problems.check(
-            node.node_type is not NodeType.ATTENTION_HEAD or self.attention_trace_type is not None,
-            "attention_trace_type",
-            "is required for an attention_head: Q, K, QK or V",
-        )
+        if node.node_type is NodeType.ATTENTION_HEAD and self.attention_trace_type is None:
+            head, known = json_name(NodeType.ATTENTION_HEAD), json_names(AttentionTraceType)
+            problems.add("attention_trace_type", f"is required for {head}: {known}")
         if self.downstream_trace_config is not None:
             try:
                 self.downstream_trace_config.check_can_run()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explain import NodeScope, default_groups
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import ActivationIndex
@@ -203,7 +204,7 @@ def _is_shared(plans: Sequence[Plan], scope: NodeScope | None, findings: Finding
     are_equal = len(set(lengths)) == 1
     if scope is NodeScope.BATCH and not are_equal:
         counts = ", ".join(map(str, lengths))
-        findings.add("node_scope", f"must not be BATCH: the prompts have {counts} tokens")
+        findings.add("node_scope", f"must not be {json_name(NodeScope.BATCH)}: the prompts have {counts} tokens")
     return are_equal if scope is None else scope is NodeScope.BATCH
 
 
@@ -246,7 +247,7 @@ def _node_types(groups: Sequence[TopKGroup]) -> frozenset[NodeType]:
 
 def _check_has_attention_latents(plans: Sequence[Plan], findings: Findings) -> None:
     if not any(info.input.is_of_attention_write for info in plans[0].spliced):
-        description = "TOKEN_PAIRS needs an autoencoder that reads resid.delta_attn"
+        description = f"{json_name(_P.TOKEN_PAIRS)} needs an autoencoder that reads resid.delta_attn"
         findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
 from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.indices import AttnSubNodeIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
@@ -130,7 +131,7 @@ def _check_latent_read(asked: AskedScalar, trace: TraceConfig, path: str) -> Non
     asked.findings.check(
         NODES[node.node_type].is_autoencoder_latent,
         f"{path}.node_index.node_type",
-        f"{asked.name} reads a latent, not a node of {node.node_type}",
+        f"{asked.name} reads a latent, not a node of {json_name(node.node_type)}",
     )
     indices = node.tensor_indices
     asked.findings.check(
@@ -161,12 +162,14 @@ def _check_attribution_node(asked: AskedScalar) -> None:
         asked.findings.lack(path, f"{asked.name} needs the one node of the edges")
         return
     check_node(asked.findings, node, path, asked.sizes, asked.sets)
-    asked.findings.check(node.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be forward")
+    asked.findings.check(
+        node.pass_type is PassType.FORWARD, f"{path}.pass_type", f"must be {json_name(PassType.FORWARD)}"
+    )
     asked.findings.check(node.layer_index is not None, f"{path}.layer_index", "is required")
     facts = NODES[node.node_type]
     if facts.component is None:
-        names = "attention_head, mlp_neuron or a type of autoencoder latent"
-        asked.findings.add(f"{path}.node_type", f"must be {names}, not {node.node_type}")
+        names = json_names(each for each, row in NODES.items() if row.component is not None)
+        asked.findings.add(f"{path}.node_type", f"must be {names}, not {json_name(node.node_type)}")
         return
     asked.findings.check(node.ndim == 0, f"{path}.tensor_indices", f"must name one node; {node.ndim} axes are open")
     _check_subnode(asked, node, path)
@@ -208,7 +211,7 @@ def _check_fake_grad(asked: AskedScalar) -> None:
     asked.findings.check(
         location in taps,
         f"{path}.activation_location_type",
-        f"must be one of {', '.join(taps)}, not {location}",
+        f"must be {json_names(taps)}, not {json_name(location)}",
     )
     asked.findings.check(index.layer_index is not None, f"{path}.layer_index", "is required")
     check_layer(asked.findings, index.layer_index, f"{path}.layer_index", asked.sizes.n_layers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from dst_grpc.domain.components import Dimension, LossFnName, NodeType, TensorElementType
+from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.wire.durations import duration_to_wire, is_valid_duration, seconds_from_wire, time_from_wire, time_to_wire
 from dst_grpc.wire.enums import enum_codec
@@ -139,8 +140,8 @@ def _element_type(message: Any, problems: Violations, *, are_floats: bool) -> Te
     if are_floats and (number == 0 or found in _FLOATS):
         return found or TensorElementType.FLOAT32
     if found is not TensorElementType.FLOAT32:
-        names = ", ".join(map(enum_codec(TensorElementType).name, _FLOATS if are_floats else _FLOATS[:1]))
-        problems.add("element_type", f"must be {names}, not {found or number}")
+        names = json_names(_FLOATS if are_floats else _FLOATS[:1])
+        problems.add("element_type", f"must be {names}, not {json_name(found) if found else number}")
     return TensorElementType.FLOAT32
 
 

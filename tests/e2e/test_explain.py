@@ -199,7 +199,7 @@ async def test_prompts_of_different_lengths_answer_each_for_itself(embedded_addr
     async with AsyncClient(embedded_address) as client:
         answer = await client.explain(PROMPT, **ASK, beside=[short], parts=["node_table", "top_logits"])
         (alone,) = (await client.explain("Once upon a time", **ASK, parts=["node_table"])).runs
-        with pytest.raises(InvalidRequest, match="must not be BATCH"):
+        with pytest.raises(InvalidRequest, match="must not be NODE_SCOPE_BATCH"):
             await client.explain(PROMPT, **ASK, beside=[short], node_scope="batch")
     long, found = answer.runs
     assert long.node_table is not None
