@@ -127,7 +127,7 @@ class RequestOptions:
                 layer_indices=tuple(self.layer) if self.layer else None,
                 multi_autoencoder_context=tuple(self.read) if self.read else None,
             ),
-            model=self.model,
+            model=self.model or None,
         )
 
 

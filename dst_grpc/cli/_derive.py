@@ -36,6 +36,7 @@ from dst_grpc.client import (
     TopBy,
 )
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.errors import InvalidRequest
 
 
 @takes_request
@@ -92,6 +93,11 @@ def _top(scalar: DerivedScalar, answer: Answer, count: int, by: TopBy, at: int |
         at, by = -1, TopBy.VALUE
     if at is not None and at < 0:
         at += len(answer.tokens)
+    if at is not None and not 0 <= at < len(answer.tokens):
+        count = len(answer.tokens)
+        raise InvalidRequest.of(
+            "--at", f"must be between {-count} and {count - 1} for the {count} tokens of the prompt"
+        )
     # A 0 that nothing measured is not listed.
     measured = DerivedScalar(
         scalar.dst, [one for one in scalar.values() if not one.zero_by_definition], scalar.pass_type

@@ -150,7 +150,7 @@ def explain(
             mlp=mlp,
             attention=attention,
             autoencoder=autoencoder,
-            model=model,
+            model=model or None,
         )
         with connect(server) as client:
             if as_json:
@@ -205,7 +205,7 @@ def explain_request_of(
         mlp=_choice("--mlp", mlp, MLP_TYPES),
         attention=_choice("--attention", attention, ATTENTION_TYPES),
         k=k,
-        model=model,
+        model=model or None,
     )
     changes = [*map(parse_what_to_ablate, ablate or ()), *map(parse_scale, scale or ())]
     (run,) = request.runs

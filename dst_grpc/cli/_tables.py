@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -67,6 +68,8 @@ def human_bytes(count: int) -> str:
 
 def human_value(value: float) -> str:
     """A derived scalar: four decimals, or more for a small one."""
+    if math.isnan(value):
+        return "nan"
     return f"{value:+.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:+.2e}"
 
 

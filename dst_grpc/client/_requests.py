@@ -125,9 +125,12 @@ def prompt_of(prompt: PromptLike) -> Prompt:
     """A Prompt from a text, token ids, or a Prompt; raises InvalidRequest if it is empty."""
     if isinstance(prompt, Prompt):
         return prompt
-    if isinstance(prompt, str):
-        return Prompt(text=prompt)
-    return Prompt(token_ids=tuple(index(token) for token in prompt))
+    try:
+        if isinstance(prompt, str):
+            return Prompt(text=prompt)
+        return Prompt(token_ids=tuple(index(token) for token in prompt))
+    except InvalidRequest as error:
+        raise error.under("prompt") from None
 
 
 def _specs(types: TypeLike | Iterable[TypeLike]) -> tuple[DerivedScalarSpec, ...]:

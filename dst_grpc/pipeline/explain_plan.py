@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.explain import TopKSelection
@@ -82,12 +83,11 @@ class ExplainPlan:
 
     def check_size(self, findings: Findings) -> None:
         """Note a k that is too large: one that may overfill the table of a single run."""
-        total = 0
-        for i, group in enumerate(self.groups):
-            total += self._choices(group)
+        sums = list(accumulate(map(self._choices, self.groups)))
+        for i, (group, total) in enumerate(zip(self.groups, sums, strict=True)):
             if total > MAX_TABLE_NODES:
                 field, k = ("k", self.k) if group.k is None else (f"groups[{i}].k", group.k)
-                problem = f"{k} makes the groups choose up to {total} nodes; a table holds at most {MAX_TABLE_NODES}"
+                problem = f"{k} makes the groups choose up to {sums[-1]} nodes; a table holds at most {MAX_TABLE_NODES}"
                 findings.add(field, problem)
                 return
 
