@@ -5,7 +5,8 @@ A run is planned as a DeriveRequest of the groups' types. Violations are reporte
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import NodeType
@@ -19,10 +20,10 @@ from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.errors import Reason, require
+from dst_grpc.errors import NotFound, Reason, require
 from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
-from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.pipeline.planner import model_ref, plan_run
 from dst_grpc.scalars.attended_tokens import sites_of_attended_tokens
 from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_vectors import sites_of_vectors
@@ -59,22 +60,26 @@ def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | Non
     runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
     made_from = _sources_of_types(types, request.groups)
     sources = [SourceMap(root=f"runs[{i}]", made_from=made_from) for i in range(len(runs))]
-    plans = tuple(one.also_recording(_sites_left_out(one)) for one in _plans(runs, sources, registry, findings))
-    _check_model(plans, findings)
-    tokens = _token_indices(plans, request.token_index, findings)
+    found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+    prompts = _known_prompts(runs, found, registry, findings)
+    _check_model(prompts, findings)
+    _check_token_index(prompts, request.token_index, findings)
+    is_shared = _is_shared(prompts, request.node_scope, findings)
+    plans = tuple(one.also_recording(_sites_left_out(one)) for one in _planned(found, findings))
+    token = request.token_index
     asked = ExplainPlan(
         request_id=request.request_id,
         plans=plans,
         groups=request.groups,
         component_groups=(),
         k=request.k,
-        token_indices=tokens,
+        token_indices=tuple(None if token is None else token % len(plan.token_ids) for plan in plans),
         logit_tokens=(),
-        is_shared=_is_shared(plans, request.node_scope, findings),
+        is_shared=is_shared,
         with_sums=request.with_sums,
         parts=frozenset({_P.NODE_TABLE}),
     )
-    return _checked(asked, findings)
+    return _checked(asked, len(runs), findings)
 
 
 def plan_explain(request: ExplainRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
@@ -89,7 +94,9 @@ def plan_explain(request: ExplainRequest, registry: Registry, known: Violations 
     runs = [_derive_request(request, run, types) for run in request.runs]
     made_from = {"config": "groups", **_sources_of_types(types, request.groups)}
     sources = [_source_of_run(i, run, made_from) for i, run in enumerate(request.runs)]
-    plans = _plans(runs, sources, registry, findings)
+    found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+    is_shared = _is_shared(_known_prompts(runs, found, registry, findings), request.node_scope, findings)
+    plans = _planned(found, findings)
     if _P.TOKEN_PAIRS in request.parts:
         _check_has_attention_latents(plans, findings)
     plans = tuple(one.also_recording(_sites(one, groups, parts)) for one in plans)
@@ -101,7 +108,7 @@ def plan_explain(request: ExplainRequest, registry: Registry, known: Violations 
         k=request.k,
         token_indices=(None,) * len(plans),
         logit_tokens=tuple(map(_logit_token, plans)),
-        is_shared=_is_shared(plans, request.node_scope, findings),
+        is_shared=is_shared,
         with_sums=True,
         parts=parts,
         scored_token_count=request.scored_token_count,
@@ -109,12 +116,13 @@ def plan_explain(request: ExplainRequest, registry: Registry, known: Violations 
         top_logit_count=request.top_logit_count,
         unit_length_embeddings=request.unit_length_embeddings is True,
     )
-    return _checked(asked, findings)
+    return _checked(asked, len(runs), findings)
 
 
-def _checked(asked: ExplainPlan, findings: Findings) -> ExplainPlan:
+def _checked(asked: ExplainPlan, n_runs: int, findings: Findings) -> ExplainPlan:
+    """*asked*, if nothing is wrong with it and all its *n_runs* runs could be planned; raises all that is wrong."""
     asked.check_size(findings)
-    if findings.count:
+    if findings.count or len(asked.plans) < n_runs:
         raise findings.error()
     return asked
 
@@ -155,13 +163,10 @@ def _ablation(ablation: NodeAblation) -> AblationSpec:
     return AblationSpec(index=index, value=ablation.value)
 
 
-def _plans(
-    runs: Sequence[DeriveRequest], sources: Sequence[SourceMap], registry: Registry, findings: Findings
-) -> tuple[Plan, ...]:
-    """The plans of all runs; raises all that is wrong, or missing."""
-    found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+def _planned(found: Sequence[Plan | None], findings: Findings) -> tuple[Plan, ...]:
+    """The plans of the runs that could be planned; raises all that is wrong, or missing, if none could."""
     plans = tuple(plan for plan in found if plan is not None)
-    if not found or len(plans) < len(found):
+    if not plans:
         raise findings.error()
     return plans
 
@@ -192,34 +197,59 @@ def _source_of_run(i: int, run: ExplainRun, made_from: Mapping[str, str]) -> Sou
 # Rules over all runs
 
 
-def _check_model(plans: Sequence[Plan], findings: Findings) -> None:
-    first = plans[0].model.name
-    for i, plan in enumerate(plans):
-        name = plan.model.name
-        findings.check(name == first, f"runs[{i}].model", f"is {name!r}, but that of runs[0] is {first!r}")
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What the rules over all runs read of a run."""
+
+    model: str
+    token_count: int
 
 
-def _is_shared(plans: Sequence[Plan], scope: NodeScope | None, findings: Findings) -> bool:
-    lengths = [len(plan.token_ids) for plan in plans]
-    are_equal = len(set(lengths)) == 1
+def _known_prompts(
+    runs: Sequence[DeriveRequest], found: Sequence[Plan | None], registry: Registry, findings: Findings
+) -> dict[int, _Prompt]:
+    """The prompts of the runs, by place; also of those that could not be planned, unless it is the prompt or the model
+    that is bad."""
+    prompts = {}
+    for i, (run, plan) in enumerate(zip(runs, found, strict=True)):
+        if plan is not None:
+            prompts[i] = _Prompt(plan.model.name, len(plan.token_ids))
+        elif not any(map(findings.holds_stand_in, (f"runs[{i}].prompt", f"runs[{i}].model", "model"))):
+            with suppress(NotFound):  # other violations are reported instead
+                prompts[i] = _prompt(run, registry)
+    return {i: prompt for i, prompt in prompts.items() if prompt.token_count}
+
+
+def _prompt(run: DeriveRequest, registry: Registry) -> _Prompt:
+    model, given = registry.model_entry(model_ref(run)), require(run.prompt)
+    tokens = given.token_ids if given.text is None else model.tokenizer().encode(given.text)
+    return _Prompt(model.name, len(tokens or ()))
+
+
+def _check_model(prompts: Mapping[int, _Prompt], findings: Findings) -> None:
+    first = min(prompts, default=0)
+    for i, prompt in prompts.items():
+        description = f"is {prompt.model!r}, but that of runs[{first}] is {prompts[first].model!r}"
+        findings.check(prompt.model == prompts[first].model, f"runs[{i}].model", description)
+
+
+def _is_shared(prompts: Mapping[int, _Prompt], scope: NodeScope | None, findings: Findings) -> bool:
+    lengths = [prompt.token_count for prompt in prompts.values()]
+    are_equal = len(set(lengths)) <= 1
     if scope is NodeScope.BATCH and not are_equal:
         counts = ", ".join(map(str, lengths))
         findings.add("node_scope", f"must not be {json_name(NodeScope.BATCH)}: the prompts have {counts} tokens")
     return are_equal if scope is None else scope is NodeScope.BATCH
 
 
-def _token_indices(plans: Sequence[Plan], token_index: int | None, findings: Findings) -> tuple[int | None, ...]:
-    """The selected token of each run, counted from the start."""
-    if token_index is None:
-        return (None,) * len(plans)
-    for i, plan in enumerate(plans):
-        count = len(plan.token_ids)
+def _check_token_index(prompts: Mapping[int, _Prompt], token_index: int | None, findings: Findings) -> None:
+    for i, prompt in prompts.items():
+        count = prompt.token_count
         findings.check(
-            -count <= token_index < count,
+            token_index is None or -count <= token_index < count,
             "token_index",
             f"must be between {-count} and {count - 1} for the {count} tokens of runs[{i}], not {token_index}",
         )
-    return tuple(token_index % len(plan.token_ids) for plan in plans)
 
 
 # Parts

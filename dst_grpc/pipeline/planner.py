@@ -13,7 +13,7 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
-from dst_grpc.pipeline.checks import check_trace_can_run, check_trace_indices
+from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.interventions import changes_of_gradient, planned_interventions, tensor_bytes
@@ -121,6 +121,9 @@ class _Planner:
         loss = self._loss(tokenizer)
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
+        for i, layer in enumerate(request.config.layer_indices or ()):
+            # Checked here too because there may be no derived scalar that reads it.
+            check_layer(self._findings, layer, f"config.layer_indices.layer_indices[{i}]", self._sizes.n_layers)
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         topology = self._topology(spliced or shared_sets)
         trace = self._trace(loss, spliced or shared_sets, topology)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import dst_grpc
 from dst_grpc.cli._app import app
+from dst_grpc.cli._tables import human_value
 from dst_grpc.errors import Exhausted, FieldViolation, Internal, NotFound, PreconditionFailed, Reason
 from tests.fake_service import HANDLE, FakeService
 from tests.unit.cli.conftest import Run
@@ -54,6 +55,16 @@ def test_derive_shows_the_largest_of_each_type(run: Run) -> None:
     assert ["attn_qk_probs"] in lines
     assert ["0", "+17.0000", "neuron", "4", "'", "John'", "(3)"] in lines
     assert ["0", "+29.0000", "head", "1", "'", "John'", "(3)", "<-", "'", "John'", "(3)"] in lines
+
+
+def test_a_token_beyond_the_prompt_is_an_error(run: Run) -> None:
+    result = run("derive", PROMPT, "--at", "99", "--model", "")
+    assert result.exit_code == 1
+    assert "--at: must be between" in result.stderr
+
+
+def test_a_value_that_is_no_number_is_printed_as_nan() -> None:
+    assert human_value(float("nan")) == "nan"
 
 
 def test_derive_without_a_type_explains_the_target(run: Run) -> None:

@@ -185,3 +185,22 @@ def test_rules_over_all_runs_are_told_together() -> None:
     with pytest.raises(InvalidRequest) as caught:
         explaining.plan(WORLD, request)
     assert {*complaints(caught.value)} == {"runs[1].model", "token_index", "node_scope"}
+
+
+def test_rules_over_all_runs_are_told_beside_what_is_wrong_with_one() -> None:
+    bad = DstConfig(layer_indices=(77,))
+    group = TopKGroup(group_id="g", dsts=(T.MLP_POST_ACT,))
+    for runs in ((models.request(config=bad),), (models.request(), models.request(config=bad))):
+        request = TopKRequest(runs=runs, groups=(group,), token_index=99)
+        with pytest.raises(InvalidRequest) as caught:
+            explaining.plan(WORLD, request)
+        at = f"runs[{len(runs) - 1}].config.layer_indices.layer_indices[0]"
+        assert {violation.field for violation in caught.value.violations} == {at, "token_index"}
+
+
+def test_a_layer_of_the_shared_config_is_checked_without_a_type_that_reads_it() -> None:
+    request = models.request(config=DstConfig(layer_indices=(77,)))
+    assert not request.derived_scalars
+    with pytest.raises(InvalidRequest) as caught:
+        make_plan(request, WORLD.registry)
+    assert {*complaints(caught.value)} == {"config.layer_indices.layer_indices[0]"}
