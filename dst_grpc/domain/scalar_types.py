@@ -1,4 +1,4 @@
-"""The names of the 106 derived scalar types, in the specification's order.
+"""The names of the derived scalar types, in the specification's order.
 
 Only the names; everything else about a type is in its row of facts in `scalars`.
 """
@@ -9,7 +9,7 @@ from enum import StrEnum, auto
 
 
 class DerivedScalarType(StrEnum):
-    """The 106 types; values are the lower-cased names."""
+    """A derived scalar type; values are the lower-cased names."""
 
     LOGITS = auto()
     RESID_POST_EMBEDDING = auto()
@@ -120,7 +120,7 @@ class DerivedScalarType(StrEnum):
 
     @property
     def number(self) -> int:
-        """1 to 106, the specification's number."""
+        """The specification's number, from 1."""
         return _NUMBERS[self]
 
 

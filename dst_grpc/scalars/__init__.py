@@ -1,4 +1,4 @@
-"""The algebra of derived scalars: from recorded taps to the 106 types.
+"""The algebra of derived scalars: from recorded taps to derived scalars.
 
 `task` is one type of one request, resolved, and `topology` the order of computation in its model. `derive` names the
 taps that a task is computed from and computes it, layer by layer, out of `components` (what is measured, and what it

@@ -53,7 +53,6 @@ def test_an_enum_has_the_same_members_on_both_sides(name: str) -> None:
 
 
 def test_types_are_numbered_as_in_the_specification() -> None:
-    assert len(DerivedScalarType) == 106
     for dst in DerivedScalarType:
         assert number_of(dst) == dst.number
 

@@ -18,7 +18,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
+from dst_grpc._gen.dst.v1 import (
+    catalog_service_pb2,
+    context_service_pb2,
+    derived_scalar_service_pb2,
+    tensor_service_pb2,
+)
 from dst_grpc.wire.errors import CODE_OF_ERROR
 from scripts.guide.__main__ import check
 from scripts.guide.blocks import commands_of
@@ -91,7 +96,7 @@ def run_command(arguments: list[str], address: str) -> None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    for module in (derived_scalar_service_pb2, catalog_service_pb2, context_service_pb2):
+    for module in (derived_scalar_service_pb2, catalog_service_pb2, context_service_pb2, tensor_service_pb2):
         for service in module.DESCRIPTOR.services_by_name.values():
             assert f"| `{service.name}` |" in README
             for method in service.methods:
@@ -104,7 +109,20 @@ def test_every_error_is_in_the_table() -> None:
     assert rows == {(codes[code], error.__name__) for error, code in CODE_OF_ERROR.items()}
 
 
-@pytest.mark.parametrize("page", ["README.md", PAGE])
+PAGES = ["README.md", "CONTRIBUTING.md", PAGE, "docs/architecture.md", "docs/glossary.md", "tests/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_that_is_named_exists(page: str) -> None:
+    """Paths from the top, and modules of a package of ours; NAME, SERVICE and LANGUAGE stand for any."""
+    found = re.findall(r"`([\w.-]+/[\w./-]*)`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(found) > 10
+    for path in found:
+        pattern = re.sub(r"NAME|SERVICE|LANGUAGE", "*", path)
+        assert any(any(top.glob(pattern)) for top in (ROOT, ROOT / "dst_grpc")), path

@@ -1,4 +1,4 @@
-"""The specification's formula of each of the 106 derived scalar types, one row each, on the plain model.
+"""The specification's formula of each derived scalar type, one row each, on the plain model.
 
 A formula gives what `Explained` makes of a layer, under a config of the type's own. Rows also say where a type has a
 meaning: with which autoencoders, and whether it needs a trace.
