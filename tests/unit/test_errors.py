@@ -14,7 +14,7 @@ from dst_grpc.errors import (
     Violations,
     join_path,
 )
-from tests.strategies import CONCRETE_ERRORS
+from tests.arbitrary.errors import CONCRETE_ERRORS
 
 
 @pytest.mark.parametrize(

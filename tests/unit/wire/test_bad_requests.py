@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dst_grpc._gen.dst.v1 import context_pb2, explain_pb2, index_pb2, inference_pb2, intervention_pb2, trace_pb2
@@ -51,7 +51,7 @@ from dst_grpc.wire.codec import codec_of, read, read_answer, read_request, to_wi
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.parsing import parse
 from dst_grpc.wire.tables import TableGroup
-from tests import strategies
+from tests.arbitrary import messages, requests
 
 REQUESTS: list[type] = [
     NodeIndex,
@@ -293,10 +293,9 @@ def test_a_chain_of_traces_is_refused_however_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_message_is_a_value_or_invalid(cls: type, data: st.DataObject) -> None:
-    message = data.draw(strategies.messages(message_of(cls)))
+    message = data.draw(messages.messages(message_of(cls)))
     value: Any
     value, problems = read_request(cls, message)
     if problems.count:
@@ -308,10 +307,9 @@ def test_any_message_is_a_value_or_invalid(cls: type, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("cls", ANSWERS)
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_answer_is_a_value_or_data_loss(cls: type, data: st.DataObject) -> None:
-    message = data.draw(strategies.messages(message_of(cls), depth=4))
+    message = data.draw(messages.messages(message_of(cls), depth=4))
     error = outcome(lambda: read_answer(cls, message))
     assert error is None or (isinstance(error, DataLoss) and error.reason is Reason.ANSWER_CORRUPT)
 
@@ -371,15 +369,14 @@ def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ..
 @pytest.mark.parametrize(
     "values",
     [
-        strategies.derive_requests(),
-        strategies.top_k_requests(),
-        strategies.explain_requests(),
-        strategies.interventions(),
-        strategies.activation_indices(),
-        strategies.derived_scalar_indices(),
+        requests.derive_requests(),
+        requests.top_k_requests(),
+        requests.explain_requests(),
+        requests.interventions(),
+        requests.activation_indices(),
+        requests.derived_scalar_indices(),
     ],
 )
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_unknown_number_makes_nothing_else_wrong(values: st.SearchStrategy[Any], data: st.DataObject) -> None:
     value = data.draw(values)

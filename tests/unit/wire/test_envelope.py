@@ -15,14 +15,15 @@ from dst_grpc._gen.dst.v1 import explain_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 from dst_grpc._gen.dst.v1.catalog_service_pb2 import TokenizeResponse
 from dst_grpc.domain.explanations import ExplanationPart, PartKind, ScalarSum
-from dst_grpc.domain.resolution import LoadProgress, Validated
+from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.assembly import PartReader, StageReader
 from dst_grpc.wire.envelope import CHUNK_BYTES, MESSAGE_BYTES, Chunk, Envelope, received
 from dst_grpc.wire.frames import FrameCutter, PartCutter, part_to_wire, resolve_frames
 from dst_grpc.wire.pieces import split, split_text
-from tests import strategies
+from tests.arbitrary import answers, messages
+from tests.arbitrary.answers import values_of
 from tests.comparing import same
 from tests.unit.wire.test_frames import SUMMARY, dense, header_of
 
@@ -122,7 +123,7 @@ def test_a_client_may_want_smaller_chunks(wanted: int, largest: int) -> None:
 # Pieces
 
 
-@given(strategies.explanation_parts(), st.integers(1, 60))
+@given(answers.explanation_parts(), st.integers(1, 60))
 def test_parts_that_were_cut_are_read_as_they_were(part: ExplanationPart, chunk_bytes: int) -> None:
     cutter, reader = PartCutter(explain_pb2.ExplainFrame, chunk_bytes=chunk_bytes), PartReader()
     frames = [explain_pb2.ExplainFrame.FromString(b"".join(frame)) for frame in cutter.cut(part)]
@@ -146,7 +147,7 @@ def test_sums_of_pairs_are_cut_between_tokens() -> None:
     assert [reader.read(frame) is None for frame in pieces] == [True, False]
 
 
-@given(strategies.messages(TokenizeResponse), st.integers(1, 40))
+@given(messages.messages(TokenizeResponse), st.integers(1, 40))
 def test_pieces_merge_to_the_whole(message: Any, max_bytes: int) -> None:
     whole = TokenizeResponse()
     pieces = list(split(message, max_bytes))
@@ -164,7 +165,7 @@ def test_pieces_of_a_text_join_to_it(text: str, max_bytes: int) -> None:
     assert pieces
 
 
-@given(strategies.resolutions, st.integers(1, 200))
+@given(values_of(Resolution), st.integers(1, 200))
 def test_stages_are_read_as_they_were(resolution: Any, chunk_bytes: int) -> None:
     reader = StageReader()
     stages = [Validated(), LoadProgress(context="m", bytes_done=1, bytes_total=2), resolution]

@@ -19,7 +19,8 @@ from dst_grpc.wire.errors import (
     error_from_status,
     error_to_status,
 )
-from tests import strategies
+from tests.arbitrary import messages
+from tests.arbitrary.errors import CONCRETE_ERRORS, dst_errors
 
 
 def details(status: Status, message_type: type[Message]) -> list[Message]:
@@ -47,7 +48,7 @@ def is_whole(error: errors.DstError) -> bool:
     )
 
 
-@given(strategies.dst_errors())
+@given(dst_errors())
 def test_an_error_comes_back_as_itself(error: errors.DstError) -> None:
     rebuilt = error_from_status(error_to_status(error))
     if not is_whole(error):
@@ -60,7 +61,7 @@ def test_an_error_comes_back_as_itself(error: errors.DstError) -> None:
     assert facts(rebuilt) == facts(error)
 
 
-@given(strategies.dst_errors(max_size=3000, max_violations=60), st.integers(1, 400))
+@given(dst_errors(max_size=3000, max_violations=60), st.integers(1, 400))
 def test_no_status_outgrows_its_limit(error: errors.DstError, times: int) -> None:
     if isinstance(error, (InvalidRequest, PreconditionFailed)):
         error = type(error)(error.violations * times, reason=error.reason, metadata=error.metadata)
@@ -96,7 +97,7 @@ def test_metadata_and_names_without_room_are_left_out() -> None:
 
 
 def test_every_class_of_error_has_a_code_of_its_own() -> None:
-    assert set(CODE_OF_ERROR) == set(strategies.CONCRETE_ERRORS)
+    assert set(CODE_OF_ERROR) == set(CONCRETE_ERRORS)
     assert len(set(CODE_OF_ERROR.values())) == len(CODE_OF_ERROR)
 
 
@@ -189,7 +190,7 @@ def test_details_that_cannot_be_decoded_are_passed_over(name: str, code: int, va
     assert error.message == "no"
 
 
-@given(strategies.messages(Status))
+@given(messages.messages(Status))
 def test_any_status_has_an_error(status: Status) -> None:
     assert error_from_status(status).message
 

@@ -29,7 +29,7 @@ from dst_grpc.errors import DataLoss, Exhausted, Internal, Reason
 from dst_grpc.wire.assembly import Assembler, assemble
 from dst_grpc.wire.envelope import CHUNK_BYTES
 from dst_grpc.wire.frames import FrameCutter, error_frame
-from tests import strategies
+from tests.arbitrary import answers
 
 Tensor = DenseTensor | SparseTensor
 SUMMARY = RunSummary(
@@ -83,7 +83,7 @@ def reason_of(frames: list[pb.DeriveFrame]) -> Reason:
     return caught.value.reason
 
 
-@given(strategies.answers(), st.integers(1, 40))
+@given(answers.answers(), st.integers(1, 40))
 def test_what_is_cut_assembles_to_the_same_bits(answer: Any, chunk_bytes: int) -> None:
     header, tensors, summary = answer
     rebuilt = assemble(frames_of(header, *tensors, summary, chunk_bytes=chunk_bytes))
