@@ -72,7 +72,7 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (NodeAblation, "node_index"): lambda: NodeIndex(
         node_type=NodeType.MLP_NEURON, tensor_indices=(0, 0), layer_index=0
     ),
-    (DerivedScalarIndex, "dst"): lambda: DerivedScalarType.ATTN_QK_PROBS,
+    (DerivedScalarIndex, "dst"): lambda: DerivedScalarType.ATTN_WRITE,  # no type has more axes
     (AblationSpec, "index"): lambda: ActivationIndex(
         activation_location_type=ActivationLocationType.RESID_POST_EMBEDDING, tensor_indices=(None, None)
     ),
