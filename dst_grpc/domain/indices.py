@@ -17,11 +17,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, Violations
 
-_HEAD_INPUTS = (
-    ActivationLocationType.ATTN_QUERY,
-    ActivationLocationType.ATTN_KEY,
-    ActivationLocationType.ATTN_VALUE,
-)
+_HEAD_INPUTS = tuple(tap for tap in ActivationLocationType if tap.facts.head_input is not None)
 TensorIndices = tuple[int | None, ...]
 """One entry per axis: a position from 0, or None for the whole axis."""
 
