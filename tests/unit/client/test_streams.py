@@ -24,7 +24,7 @@ def requests(*ids: str, prompt: str = "a b") -> list[DeriveRequest]:
 async def _failing(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
     yield next(frames_of(request))
     frame = inference_pb2.DeriveFrame()
-    error = NotFound.unknown("model", "x", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
+    error = NotFound.unknown("model", "tinny", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
     frame.error.CopyFrom(error_to_status(error))
     yield frame
 
