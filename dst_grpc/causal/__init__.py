@@ -1,0 +1,1 @@
+"""Causal questions: the graph of a model's nodes, attribution along its edges, circuits."""
