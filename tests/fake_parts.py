@@ -11,6 +11,7 @@ import numpy as np
 
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.domain.callers import LOCAL, Caller
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -176,6 +177,8 @@ class FakePipeline:
         self.is_closed = False
         self.tensors: TensorSource | None = None
         """Those that the last request came with."""
+        self.caller = LOCAL
+        """Who sent it."""
 
     async def derive(
         self,
@@ -184,8 +187,9 @@ class FakePipeline:
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        self.tensors = tensors
+        self.tensors, self.caller = tensors, caller
         problems = known or Violations()
         problems.check(request.prompt is not None, join_path(root, "prompt"), "is required")
         problems.raise_if_any()
@@ -208,6 +212,7 @@ class FakePipeline:
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Stage, None]:
         (known or Violations()).raise_if_any()
         request_id = request.request.request_id
@@ -229,6 +234,7 @@ class FakePipeline:
         known: Violations | None = None,
         *,
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         (known or Violations()).raise_if_any()
         self._enter(request.request_id)
@@ -244,9 +250,14 @@ class FakePipeline:
             self._leave(request.request_id)
 
     def top_k(
-        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+        self,
+        request: TopKRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        return self.explain(request, known, tensors=tensors)
+        return self.explain(request, known, tensors=tensors, caller=caller)
 
     async def close(self) -> None:
         self.is_closed = True

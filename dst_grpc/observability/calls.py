@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dst_grpc.domain.callers import NOBODY, Caller
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CallInfo:
@@ -23,8 +25,8 @@ class CallInfo:
     """Address of the caller as gRPC prints it."""
     metadata: Sequence[tuple[str, str | bytes]] = ()
     """The caller's metadata; keys are lower case."""
-    token_name: str = ""
-    """Name of the bearer token that the caller was admitted with; empty without one."""
+    caller: Caller = NOBODY
+    """Who it comes from, once that is known."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when the call came in."""
     received_bytes: int = 0

@@ -28,6 +28,8 @@ class Limits:
     """Estimated device memory of all requests that run, without weights; None = 4 GiB."""
     store_bytes: int = DEFAULT_STORE_BYTES
     """Bytes of recordings kept for later requests about the same run; 0 keeps none."""
+    share_recordings: bool = False
+    """Whether callers find one another's plans and recordings, and can tell by the time that an answer takes."""
 
 
 class Admission:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, failure_of
 from dst_grpc.pipeline.run import RunResult, run
@@ -21,6 +22,7 @@ from dst_grpc.pipeline.run import RunResult, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from dst_grpc.domain.callers import Caller
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.propagation import Propagation
     from dst_grpc.pipeline.plan import Plan
@@ -40,6 +42,7 @@ class _Waiting:
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
     then: Callable[[RunResult], Any]
+    caller: Caller
     result: asyncio.Future[Any]
     since: float
 
@@ -64,7 +67,12 @@ class Batcher:
         self._pump: asyncio.Task[None] | None = None
 
     async def run(
-        self, plan: Plan, decoder: Decoder, sets: Mapping[str, AutoencoderSet], then: Callable[[RunResult], T]
+        self,
+        plan: Plan,
+        decoder: Decoder,
+        sets: Mapping[str, AutoencoderSet],
+        then: Callable[[RunResult], T],
+        caller: Caller = LOCAL,
     ) -> T:
         """Run *plan*; a caller that is cancelled before its batch is formed is left out of it; a later one gets no
         result.
@@ -74,12 +82,13 @@ class Batcher:
             decoder: the model.
             sets: the autoencoders that the plan uses, by name.
             then: applied to the result on the worker's thread.
+            caller: who asks; it finds kept recordings of its own only, unless they are shared.
 
         Returns:
             The result of *then*.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(plan, decoder, sets, then, result, time.perf_counter()))
+        self._waiting.append(_Waiting(plan, decoder, sets, then, caller, result, time.perf_counter()))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run_all())
         return await result
@@ -128,7 +137,7 @@ class Batcher:
         started = time.perf_counter()
         results: dict[int, RunResult | Exception] = {}
         for i, waiting in enumerate(batch):
-            recording = self._store.find(waiting.plan)
+            recording = self._store.find(waiting.plan, waiting.caller)
             if recording is not None:
                 results[i] = RunResult(waiting.plan, waiting.decoder, waiting.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
@@ -149,7 +158,7 @@ class Batcher:
                 return [self._worker.translated(failure_of(error))]
             return [result for waiting in batch for result in self._run_new([waiting])]
         for waiting, result in zip(batch, found, strict=True):
-            self._store.keep(waiting.plan, result.recording, batch_size=len(batch))
+            self._store.keep(waiting.plan, result.recording, waiting.caller, batch_size=len(batch))
         return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
 
     def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.batching import Batcher
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.results import RunSummary
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.plan import Plan
@@ -57,7 +59,7 @@ class Executor:
         """Use the contexts of *cache*, within *limits*."""
         self._cache = cache
         self._admission = Admission(limits)
-        self._store_bytes = limits.store_bytes
+        self._limits = limits
         self._devices: dict[str, tuple[Worker, Batcher]] = {}
 
     async def run(
@@ -67,6 +69,7 @@ class Executor:
         *,
         peak_bytes: int,
         operations: int,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
         """Run *plans*, all of one model, and yield the items of the answer as they are ready, finally its summary.
 
@@ -77,6 +80,7 @@ class Executor:
             begin: begins the answer, given the result of each plan.
             peak_bytes: estimated device memory, without weights.
             operations: approximate floating-point operations of the whole.
+            caller: who asks.
 
         Raises:
             DstError: what `Admission.admitted` and `ContextCache.lease` raise, before anything is yielded.
@@ -91,7 +95,9 @@ class Executor:
             worker, batcher = self._device(lease.model.device)
             contexts = dict(lease.autoencoders)
             try:
-                answer, steps, ready = await _begun(batcher, plans, lease.model, contexts, begin, deriving.check)
+                answer, steps, ready = await _begun(
+                    batcher, plans, lease.model, contexts, begin, deriving.check, caller
+                )
                 while not answer.is_complete:
                     following = asyncio.ensure_future(worker.submit(partial(_next_items, steps), operations=operations))
                     try:
@@ -112,7 +118,8 @@ class Executor:
     def _device(self, device: str) -> tuple[Worker, Batcher]:
         if device not in self._devices:
             worker = Worker(device)
-            self._devices[device] = worker, Batcher(worker, RecordingStore(self._store_bytes))
+            store = RecordingStore(self._limits.store_bytes, shared=self._limits.share_recordings)
+            self._devices[device] = worker, Batcher(worker, store)
         return self._devices[device]
 
 
@@ -123,6 +130,7 @@ async def _begun(
     sets: Contexts,
     begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
     check: Check,
+    caller: Caller,
 ) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
     """The answer to *plans*, its steps, and the items of the first; raises the first plan's error if any failed.
 
@@ -140,7 +148,7 @@ async def _begun(
             begun.append((answer, steps, _next_items(steps)))
 
     # All are queued before the first batch is formed, so that they run together.
-    runs = [batcher.run(plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]
+    runs = [batcher.run(plan, model.decoder, sets, partial(then, i), caller) for i, plan in enumerate(plans)]
     for error in await asyncio.gather(*runs, return_exceptions=True):
         if error is not None:
             raise error

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
@@ -31,8 +33,10 @@ class Planning:
     """Makes plans with the current registry, and keeps the most recent of Derive and Resolve. Used on the event loop
     only."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, *, shared: bool = False) -> None:
+        """Start empty. A caller finds only plans of its own requests, unless all are *shared*: how long planning takes
+        would tell it what others ask."""
+        self._shared = shared
         self._threads = Threads("dst-plan", at_once=_THREADS)
         self._registry: Registry | None = None
         self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -46,6 +50,7 @@ class Planning:
         *,
         root: str = "",
         needs_prompt: bool = False,
+        caller: Caller = LOCAL,
     ) -> Plan:
         """As `make_plan`, but kept for equal requests, unless the plan depends on more than the request."""
         if registry is not self._registry:
@@ -55,7 +60,7 @@ class Planning:
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _names_files(request) or _brings_numbers(request):
             return await self._threads.run(make)
-        question = request.model, request.question
+        question = None if self._shared else caller.name, request.model, request.question
         plan = self._kept.get(question)
         if plan is not None:
             self._kept.move_to_end(question)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.admission import Limits
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.request_tensors import TensorSource
@@ -42,9 +44,10 @@ class Pipeline:
     def __init__(self, cache: ContextCache, limits: Limits | None = None) -> None:
         """Use the contexts and the registry of *cache*."""
         self._cache = cache
-        self._planning = Planning()
+        limits = limits or Limits()
+        self._planning = Planning(shared=limits.share_recordings)
         self._resolver = Resolver(cache)
-        self._executor = Executor(cache, limits or Limits())
+        self._executor = Executor(cache, limits)
 
     async def resolve(
         self,
@@ -53,6 +56,7 @@ class Pipeline:
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
         """Check, complete and cost a request; with `load`, also load what it needs.
 
@@ -61,12 +65,13 @@ class Pipeline:
             known: violations found by reading the message.
             root: the path of the request in the message.
             tensors: the store of the caller's tensors.
+            caller: who asks.
 
         Raises:
             DstError: what `make_plan`, `with_tensors` and `ContextCache.lease` raise.
         """
         registry, path = self._cache.registry, join_path(root, "request")
-        plan = await self._planning.plan(request.request, registry, known, root=path)
+        plan = await self._planning.plan(request.request, registry, known, root=path, caller=caller)
         with_tensors([plan], tensors, [path])  # raises what Derive would
         yield Validated()
         async with AsyncExitStack() as stack:
@@ -83,6 +88,7 @@ class Pipeline:
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[AnswerHeader | DenseTensor | SparseTensor | RunSummary], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
@@ -91,24 +97,34 @@ class Pipeline:
             known: violations found by reading the message.
             root: the path of the request in the message.
             tensors: the store of the caller's tensors.
+            caller: who asks.
 
         Raises:
             DstError: what `make_plan`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before the
                 header.
         """
         registry = self._cache.registry
-        plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True)
+        plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True, caller=caller)
         (plan,) = with_tensors([plan], tensors, [root])
         cost = plan.cost
         answer = self._executor.run(
-            [plan], TensorAnswer.of_one, peak_bytes=cost.peak_bytes, operations=cost.floating_point_operations
+            [plan],
+            TensorAnswer.of_one,
+            peak_bytes=cost.peak_bytes,
+            operations=cost.floating_point_operations,
+            caller=caller,
         )
         async with aclosing(answer) as steps:
             async for ready in steps:
                 yield ready
 
     async def top_k(
-        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+        self,
+        request: TopKRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: a header and a table of each, then a summary.
 
@@ -117,12 +133,17 @@ class Pipeline:
                 any part.
         """
         asked = await self._planning.plan_top_k(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked, tensors)) as steps:
+        async with aclosing(self._explained(asked, tensors, caller)) as steps:
             async for ready in steps:
                 yield ready
 
     async def explain(
-        self, request: ExplainRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+        self,
+        request: ExplainRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
 
@@ -131,18 +152,19 @@ class Pipeline:
                 any part.
         """
         asked = await self._planning.plan_explain(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked, tensors)) as steps:
+        async with aclosing(self._explained(asked, tensors, caller)) as steps:
             async for ready in steps:
                 yield ready
 
     def _explained(
-        self, asked: ExplainPlan, tensors: TensorSource | None
+        self, asked: ExplainPlan, tensors: TensorSource | None, caller: Caller
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         roots = [f"runs[{i}]" for i in range(len(asked.plans))]
         asked = replace(asked, plans=with_tensors(asked.plans, tensors, roots))
         begin = partial(ExplanationAnswer, asked)
         operations = asked.floating_point_operations
-        return self._executor.run(asked.plans, begin, peak_bytes=asked.peak_bytes, operations=operations)
+        peak_bytes = asked.peak_bytes
+        return self._executor.run(asked.plans, begin, peak_bytes=peak_bytes, operations=operations, caller=caller)
 
     async def close(self) -> None:
         """Refuse what waits and stop the workers."""

@@ -1,6 +1,7 @@
 """The store of recent recordings: another request about the same run needs no new pass.
 
-A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders. To
+A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders; and
+by the caller unless recordings are shared, as the time that an answer takes would tell one caller what others ask. To
 make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
 the layers it runs, which costs memory but almost no time. The least recently used are evicted when the budget is spent.
 Used on its device's thread only.
@@ -13,12 +14,14 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.pipeline.sizes import Sizes, most_latents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dst_grpc.domain.callers import Caller
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.recording import Recording
@@ -36,9 +39,10 @@ recorded."""
 class RecordingStore:
     """Recent recordings, the most recently used last."""
 
-    def __init__(self, budget_bytes: int = DEFAULT_STORE_BYTES) -> None:
-        """Start empty; a budget of 0 keeps nothing."""
+    def __init__(self, budget_bytes: int = DEFAULT_STORE_BYTES, *, shared: bool = False) -> None:
+        """Start empty; a budget of 0 keeps nothing. A caller finds only its own recordings unless they are *shared*."""
         self._budget_bytes = budget_bytes
+        self._shared = shared
         self._kept: OrderedDict[Hashable, tuple[Recording, int]] = OrderedDict()
         self.byte_count = 0
         """Bytes kept now."""
@@ -59,32 +63,37 @@ class RecordingStore:
             return plan
         return replace(plan, values=values, gradients=gradients)
 
-    def find(self, plan: Plan) -> Recording | None:
-        """The recording of the same run, if it has all that *plan* needs."""
-        kept = self._kept.get(plan.run_key)
+    def find(self, plan: Plan, caller: Caller = LOCAL) -> Recording | None:
+        """The recording of the same run that *caller* may find, if it has all that *plan* needs."""
+        key = self._key(plan, caller)
+        kept = self._kept.get(key)
         if kept is None or not _covers(kept[0], plan):
             return None
-        self._kept.move_to_end(plan.run_key)
+        self._kept.move_to_end(key)
         return kept[0]
 
-    def keep(self, plan: Plan, recording: Recording, *, batch_size: int = 1) -> None:
-        """Keep *recording* of *plan*'s run in a batch, and evict the least recently used beyond the budget."""
+    def keep(self, plan: Plan, recording: Recording, caller: Caller = LOCAL, *, batch_size: int = 1) -> None:
+        """Keep *recording* of *plan*'s run in a batch for *caller*; evict the least recently used beyond the budget."""
         if not self._budget_bytes:
             return
         if batch_size > 1:
             recording = recording.alone()
-        older, size = self._kept.pop(plan.run_key, (None, 0))
+        key = self._key(plan, caller)
+        older, size = self._kept.pop(key, (None, 0))
         self.byte_count -= size
         if older is not None:
             recording = recording.merged(older)
         size = recording.byte_count
         if size > self._budget_bytes:
             return
-        self._kept[plan.run_key] = (recording, size)
+        self._kept[key] = (recording, size)
         self.byte_count += size
         while self.byte_count > self._budget_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self.byte_count -= freed
+
+    def _key(self, plan: Plan, caller: Caller) -> Hashable:
+        return None if self._shared else caller.name, plan.run_key
 
 
 def _covers(recording: Recording, plan: Plan) -> bool:

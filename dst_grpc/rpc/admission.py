@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from dst_grpc.domain.callers import Caller
 from dst_grpc.errors import Exhausted, Reason, Unauthenticated
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
@@ -80,7 +81,7 @@ class BearerTokens:
         digest = _digest(token.strip())
         if digest not in self._digests:
             raise Unauthenticated("the bearer token is not one that this server knows")
-        call.token_name = f"token:{digest.hex()[:_NAME_DIGITS]}"
+        call.caller = Caller(name=f"token:{digest.hex()[:_NAME_DIGITS]}")
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Do nothing."""

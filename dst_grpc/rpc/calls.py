@@ -24,9 +24,11 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from dst_grpc.domain.callers import Caller
 from dst_grpc.errors import Internal, InvalidRequest, Reason, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
+from dst_grpc.rpc.identity import caller_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -43,18 +45,9 @@ class ObservedContext:
         self.info: Final = info
 
     @property
-    def caller(self) -> str:
-        """The caller's identity: its token's name, else the name in its certificate, else the host that it calls from.
-
-        Only valid during the call: afterwards gRPC has no certificate any more, and reads freed memory.
-        """
-        if self.info.token_name:
-            return self.info.token_name
-        identities = self.inner.peer_identities()
-        if identities:
-            return f"certificate:{next(iter(identities)).decode('utf-8', 'replace')}"
-        kind, _, address = self.info.peer.partition(":")
-        return address.rpartition(":")[0] if kind in {"ipv4", "ipv6"} else address
+    def caller(self) -> Caller:
+        """Who calls."""
+        return self.info.caller
 
     def __getattr__(self, name: str) -> Any:
         """Anything else is that of gRPC's context."""
@@ -123,7 +116,7 @@ class MethodTable(grpc.GenericRpcHandler):
         work = _work_of(behaviour, method)
 
         async def observed(data: Any, context: Context) -> bytes | None:
-            info = CallInfo(method=full_name, peer=context.peer(), metadata=_metadata(context))
+            info = _info(full_name, context)
             wrapped = ObservedContext(context, info, request_type)
             return await self._observe(work, data, wrapped)
 
@@ -141,7 +134,7 @@ class MethodTable(grpc.GenericRpcHandler):
             raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
 
         async def observed(data: object, context: Context) -> None:
-            info = CallInfo(method=full_name, is_known=False, peer=context.peer(), metadata=_metadata(context))
+            info = _info(full_name, context, is_known=False)
             await self._observe(refuse, data, ObservedContext(context, info, Empty))
 
         return grpc.stream_stream_rpc_method_handler(observed)
@@ -182,6 +175,13 @@ class MethodTable(grpc.GenericRpcHandler):
             )
             for observer, token in reversed(started):
                 observer.on_end(token, context.info, outcome)
+
+
+def _info(method: str, context: Context, *, is_known: bool = True) -> CallInfo:
+    """What observers are told of a call at its start."""
+    peer = context.peer()
+    caller = Caller(name=caller_name(peer, context.peer_identities()))
+    return CallInfo(method=method, is_known=is_known, peer=peer, metadata=_metadata(context), caller=caller)
 
 
 def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
-from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import (
     MAX_REQUEST_ID_CHARACTERS,
     DeriveRequest,
@@ -48,41 +48,45 @@ class DerivedScalarService:
 
     def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Messages:
         """Check, complete and cost one request."""
+        caller = context.caller
         asked, known = _read(ResolveRequest, request)
-        stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(context.caller))
+        stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
         steps = _steps_of(stages, loads=asked.load)
         return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
         """Run one prompt."""
+        caller = context.caller
         asked, known = _read(DeriveRequest, request)
-        steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(context.caller))
+        steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
         return derived(steps, asked)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
+        caller = context.caller
         asked, known = _read(TopKRequest, request)
-        steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(context.caller))
+        steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
         return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
+        caller = context.caller
         asked, known = _read(ExplainRequest, request)
-        steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(context.caller))
+        steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
         return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
 
     async def ResolveStream(
         self, messages: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
-        items = ResolveItems(self._pipeline, self._tensors.of(context.caller))
+        items = ResolveItems(self._pipeline, self._tensors, context.caller)
         await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
 
     async def DeriveStream(
         self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors.of(context.caller))
+        items = DeriveItems(self._pipeline, self._tensors, context.caller)
         await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
 
 
@@ -120,10 +124,11 @@ class DeriveItems:
     method = f"{_SERVICE}/DeriveStream"
     id_path = "request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorSource) -> None:
-        """Run items on *pipeline*, with the caller's *tensors*."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller) -> None:
+        """Run items of *caller* on *pipeline*, with its *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
+        self._caller = caller
 
     def read(self, message: inference_pb2.DeriveStreamRequest) -> Item | Cancellation:
         """The item or cancellation in *message*."""
@@ -141,7 +146,8 @@ class DeriveItems:
         """Derive one request."""
         item, known = _read(DeriveStreamRequest, message)
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
-        steps = self._pipeline.derive(asked, known, root="request", tensors=self._tensors)
+        tensors = self._tensors.of(self._caller.name)
+        steps = self._pipeline.derive(asked, known, root="request", tensors=tensors, caller=self._caller)
         async with aclosing(derived(steps, asked, item_index=index)) as messages:
             async for each in messages:
                 yield each
@@ -157,10 +163,11 @@ class ResolveItems:
     method = f"{_SERVICE}/ResolveStream"
     id_path = "request.request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorSource) -> None:
-        """Resolve items on *pipeline*, with the *tensors* that the caller put."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller) -> None:
+        """Resolve items of *caller* on *pipeline*, with the *tensors* that it put."""
         self._pipeline = pipeline
         self._tensors = tensors
+        self._caller = caller
 
     def read(self, message: resolution_pb2.ResolveStreamRequest) -> Item:
         """The item or cancellation in *message*."""
@@ -173,7 +180,8 @@ class ResolveItems:
     async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Messages:
         """Resolve one request."""
         item, known = _read(ResolveStreamRequest, message)
-        stages = self._pipeline.resolve(item.message, known, root="request", tensors=self._tensors)
+        tensors = self._tensors.of(self._caller.name)
+        stages = self._pipeline.resolve(item.message, known, root="request", tensors=tensors, caller=self._caller)
         steps = _steps_of(stages, loads=item.message.load)
         envelope = Envelope(item.message.request.request_id, item_index=index)
         async with aclosing(messages_of(steps, resolve_frames, envelope)) as messages:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from dst_grpc.domain.callers import LOCAL, Caller
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.request_tensors import TensorSource
@@ -32,7 +33,7 @@ class PipelinePort(Protocol):
     """Runs requests. Pull-based: closing a generator stops its work.
 
     *known* are the violations found by reading the request's message, if any; they are reported with those of planning.
-    *root* is the path of the request in the message, and *tensors* the store of its caller's tensors.
+    *root* is the path of the request in the message, and *tensors* the store of its *caller*'s tensors.
     """
 
     def resolve(
@@ -42,6 +43,7 @@ class PipelinePort(Protocol):
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 
@@ -52,16 +54,27 @@ class PipelinePort(Protocol):
         *,
         root: str = "",
         tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
         """Run a request; yields what is ready to be sent, step by step."""
 
     def top_k(
-        self, request: TopKRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+        self,
+        request: TopKRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Select nodes of a request's runs."""
 
     def explain(
-        self, request: ExplainRequest, known: Violations | None = None, *, tensors: TensorSource | None = None
+        self,
+        request: ExplainRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
 

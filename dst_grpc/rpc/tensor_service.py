@@ -31,7 +31,7 @@ class TensorService:
     ) -> pb.PutTensorResponse:
         """Receive a tensor, and return its handle."""
         description = await _description(messages)
-        with self._store.arriving(context.caller, description.element_count) as keep:
+        with self._store.arriving(context.caller.name, description.element_count) as keep:
             data = await _bytes(messages, description.byte_count)
             tensor = await asyncio.to_thread(_tensor, data, description)
             kept = keep(tensor, description.ttl)
@@ -45,7 +45,7 @@ class TensorService:
         """Delete a tensor."""
         if not request.handle:
             raise InvalidRequest.of("handle", "is required")
-        self._store.delete(context.caller, request.handle)
+        self._store.delete(context.caller.name, request.handle)
         return pb.DeleteTensorResponse()
 
 

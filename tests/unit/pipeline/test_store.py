@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
@@ -60,6 +61,20 @@ def test_another_run_is_not_found(world: models.World, other: dict[str, object])
     store.keep(first, recorded(world, store.widened(first)))
     assert store.find(plan_of(world, T.MLP_POST_ACT)) is not None
     assert store.find(plan_of(world, T.MLP_POST_ACT, **other)) is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_caller_finds_what_others_recorded_only_if_recordings_are_shared(world: models.World, shared: bool) -> None:
+    store = RecordingStore(shared=shared)
+    first, second = Caller(name="first"), Caller(name="second")
+    plan = plan_of(world, T.MLP_POST_ACT)
+    recording = recorded(world, store.widened(plan))
+    store.keep(plan, recording, first)
+    assert store.find(plan, first) is not None
+    assert (store.find(plan, second) is not None) is shared
+    store.keep(plan, recording, second)
+    assert store.find(plan, second) is not None
+    assert store.byte_count == recording.byte_count * (1 if shared else 2)
 
 
 def test_what_was_not_recorded_is_not_found(world: models.World) -> None:

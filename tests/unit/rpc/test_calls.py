@@ -15,6 +15,7 @@ from dst_grpc.rpc.calls import MethodTable, ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.errors import as_dst_error, pushback
 from dst_grpc.rpc.health import SERVICE
+from dst_grpc.rpc.identity import caller_name
 
 OUTCOME = CallOutcome(code="OK", seconds=0.0)
 
@@ -41,6 +42,8 @@ class Peer:
         return "ipv4:127.0.0.1:1"
 
     def invocation_metadata(self) -> None: ...
+
+    def peer_identities(self) -> None: ...
 
     async def abort(self, code: grpc.StatusCode, *_: object) -> None:
         self.aborted.append(code)
@@ -113,21 +116,16 @@ def test_a_context_counts_what_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("peer", "identities", "token", "caller"),
+    ("peer", "identities", "caller"),
     [
-        ("ipv4:10.0.0.7:50123", None, "", "10.0.0.7"),
-        ("ipv6:%5B2001:db8::1%5D:50123", None, "", "%5B2001:db8::1%5D"),
-        ("unix:/run/dst", None, "", "/run/dst"),
-        ("ipv4:10.0.0.7:50123", [b"client.example", b"other"], "", "certificate:client.example"),
-        ("ipv4:10.0.0.7:50123", [b"client.example"], "token:12", "token:12"),
+        ("ipv4:10.0.0.7:50123", None, "10.0.0.7"),
+        ("ipv6:%5B2001:db8::1%5D:50123", None, "%5B2001:db8::1%5D"),
+        ("unix:/run/dst", None, "unix"),
+        ("ipv4:10.0.0.7:50123", [b"client.example", b"other"], "certificate:client.example"),
     ],
 )
-def test_a_caller_is_known_by_token_else_by_certificate_else_by_host(
-    peer: str, identities: list[bytes] | None, token: str, caller: str
-) -> None:
-    inner: Any = SimpleNamespace(peer_identities=lambda: identities)
-    info = CallInfo(method="/a/B", peer=peer, token_name=token)
-    assert ObservedContext(inner, info, health_pb2.HealthCheckRequest).caller == caller
+def test_a_caller_is_known_by_certificate_else_by_host(peer: str, identities: list[bytes] | None, caller: str) -> None:
+    assert caller_name(peer, identities) == caller
 
 
 def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
@@ -164,7 +162,7 @@ def test_a_known_token_passes() -> None:
     for text in ("Bearer two", "bearer two", "bearer one"):
         admitted = call(authorization=text)
         tokens.on_start(admitted)
-        names.add(admitted.token_name)
+        names.add(admitted.caller.name)
     assert len(names) == 2
     assert not any("one" in name or "two" in name for name in names)
     tokens.on_start(call("/grpc.health.v1.Health/Check"))

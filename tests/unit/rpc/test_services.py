@@ -17,6 +17,7 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
 from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
 from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_LOADING, CONTEXT_STATE_NOT_LOADED
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalars import FACTS
@@ -149,7 +150,7 @@ def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
     assert server_info(Settings(autoencoder_roots=(tmp_path,))).features == ("autoencoder_paths", "reflection")
 
 
-CALL: Any = SimpleNamespace(caller="somebody")
+CALL: Any = SimpleNamespace(caller=Caller(name="somebody"))
 
 
 def service_of(pipeline: FakePipeline) -> DerivedScalarService:
