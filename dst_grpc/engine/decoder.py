@@ -74,6 +74,7 @@ class Decoder:
         tokens: torch.Tensor,
         taps: Taps | None = None,
         *,
+        entering: tuple[int, torch.Tensor] | None = None,
         logits_at: torch.Tensor | None = None,
         stop_after_layer: int | None = None,
     ) -> torch.Tensor | None:
@@ -82,6 +83,8 @@ class Decoder:
         Args:
             tokens: ids [b, T], right-padded with anything.
             taps: what to record and change; None for nothing.
+            entering: the first layer to run, and the residual [b, T, d] that enters it; the number of layers for none.
+                None for all layers, from the embedding of *tokens*.
             logits_at: position [b] of the one token of each prompt to compute logits at; None for all tokens. Ignored
                 if the logits themselves are tapped.
             stop_after_layer: stop after this layer (-1: after the embedding) and compute no logits.
@@ -94,16 +97,16 @@ class Decoder:
         start = taps.graph_starts_at_layer
         last = self.config.n_layers - 1 if stop_after_layer is None else stop_after_layer
         with torch.set_grad_enabled(False):
-            x = self._embedded(tokens)
-            if start != -1:
+            first, x = (0, self._embedded(tokens)) if entering is None else entering
+            if start != -1 and entering is None:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
-            before_graph = last + 1 if start is None else min(max(start, 0), last + 1)
-            for layer in range(before_graph):
+            before_graph = last + 1 if start is None else min(max(start, first), last + 1)
+            for layer in range(first, before_graph):
                 x = self._block(layer, x, taps)
         with torch.set_grad_enabled(start is not None):
             if start is not None:
                 x = x.requires_grad_()
-            if start == -1:
+            if start == -1 and entering is None:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             for layer in range(before_graph, last + 1):
                 x = self._block(layer, x, taps)
@@ -139,7 +142,7 @@ class Decoder:
         layer = self.layers[index]
         propagation = taps.propagation
         normed = _tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index)
-        q, k, v = layer.shared_qkv(normed, propagation=propagation)
+        q, k, v = taps.qkv(index, layer, x, layer.shared_qkv(normed, propagation=propagation))
         makes_matrix = not propagation.fuses_attention or any(
             taps.touches(location, index) for location in (_L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
         )
@@ -157,8 +160,9 @@ class Decoder:
         return _tapped_norm(layer.attn_post_norm, write, taps, _L.ATTN_OUTPUT_LAYER_NORM_SCALE, index)
 
     def _mlp_write(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
-        """The MLP's write [b, T, d], from the residual *x* that it reads."""
+        """The MLP's write [b, T, d], from the residual *x* before it."""
         layer = self.layers[index]
+        x = taps.mlp_input(index, x)
         normed = _tapped_norm(layer.mlp_norm, x, taps, _L.MLP_INPUT_LAYER_NORM_SCALE, index)
         pre = taps.visit(_L.MLP_PRE_ACT, index, layer.mlp_pre_act(normed))
         act = taps.propagation.act(layer, pre, layer.mlp_up(normed))
@@ -166,6 +170,7 @@ class Decoder:
         return _tapped_norm(layer.mlp_post_norm, write, taps, _L.MLP_OUTPUT_LAYER_NORM_SCALE, index)
 
     def _logits(self, x: torch.Tensor, taps: Taps, logits_at: torch.Tensor | None) -> torch.Tensor:
+        x = taps.final_input(x)
         normed = _tapped_norm(self.final_norm, x, taps, _L.RESID_FINAL_LAYER_NORM_SCALE, None)
         if taps.touches(_L.LOGITS, None):
             return taps.visit(_L.LOGITS, None, self._unembed_in_blocks(normed, x, taps))

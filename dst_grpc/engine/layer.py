@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from dst_grpc.domain.architecture import ActivationFunction
+from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.engine.norm import Norm, wide, wide_type
 from dst_grpc.engine.propagation import PLAIN, Propagation
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.decoder_config import DecoderConfig
     from dst_grpc.engine.rotary import Rotation
+
+
+_HEAD_INPUTS = (AttentionTraceType.Q, AttentionTraceType.K, AttentionTraceType.V)
+"""The inputs of a head, in the order of their columns in the weight that holds all three."""
 
 
 class Layer:
@@ -101,12 +106,31 @@ class Layer:
         c = self._config
         flat = torch.split(_linear(normed, self._qkv_weight, self._qkv_bias), list(c.qkv_widths), dim=-1)
         q, k, v = (x.unflatten(-1, (-1, c.d_head)) for x in flat)
-        if self._query_norm is not None and self._key_norm is not None:
-            q, k = propagation.normed(self._query_norm, q), propagation.normed(self._key_norm, k)
+        q = self._scores_factor(q, self._query_norm, positions, propagation)
+        return q, self._scores_factor(k, self._key_norm, positions, propagation), v
+
+    def _scores_factor(
+        self, x: torch.Tensor, norm: Norm | None, positions: torch.Tensor | None, propagation: Propagation
+    ) -> torch.Tensor:
+        """Queries or keys [..., T, H or KV, c] as they enter the scores, from those that *x* was projected to."""
+        if norm is not None:
+            x = propagation.normed(norm, x)
         if self._rotation is not None:
-            q, k = self._rotation(q, positions), self._rotation(k, positions)
-        scale = math.sqrt(c.score_scale)
-        return q * scale, k * scale, v
+            x = self._rotation(x, positions)
+        return x * math.sqrt(self._config.score_scale)
+
+    def head_input(self, part: AttentionTraceType, head: int, normed: torch.Tensor) -> torch.Tensor:
+        """The query, key or value of one query head [..., T, c], from a normed residual of its own [..., T, d]."""
+        c = self._config
+        group = 1 if part is AttentionTraceType.Q else c.n_heads // c.n_key_value_heads
+        start = sum(c.qkv_widths[: _HEAD_INPUTS.index(part)]) + head // group * c.d_head
+        columns = slice(start, start + c.d_head)
+        bias = None if self._qkv_bias is None else self._qkv_bias[columns]
+        x = _linear(normed, self._qkv_weight[:, columns], bias)
+        if part is AttentionTraceType.V:
+            return x
+        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
+        return self._scores_factor(x.unsqueeze(-2), norm, None, PLAIN).squeeze(-2)
 
     def for_each_head(self, shared: torch.Tensor) -> torch.Tensor:
         """*shared* [..., T, KV, c] as [..., T, H, c]: head h has that of group h KV // H."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.interventions import RowIntervention
+    from dst_grpc.engine.layer import Layer
 
 _L = ActivationLocationType
 
@@ -112,6 +113,27 @@ class Taps:
             self._record(site, x)
         autoencoder = self.splices.get(site)
         return x if autoencoder is None else self._splice(site, x, autoencoder)
+
+    # What is read of the residual: a subclass may give readers inputs of their own.
+
+    def qkv(
+        self, index: int, layer: Layer, x: torch.Tensor, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [b, T, H, c], keys and values [b, T, KV or H, c] of a layer that the residual *x* [b, T, d] enters.
+
+        *qkv* are those that heads have which read *x*.
+        """
+        del index, layer, x
+        return qkv
+
+    def mlp_input(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """What the MLP of a layer reads, [b, T, d], where the residual is *x*."""
+        del index
+        return x
+
+    def final_input(self, x: torch.Tensor) -> torch.Tensor:
+        """What the final norm reads, [b, T, d], where the residual is *x*."""
+        return x
 
     def _end_layer(self, x: torch.Tensor) -> None:
         """What is done once per layer with its output *x*, in the forward pass and in gradient passes."""

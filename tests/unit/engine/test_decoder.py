@@ -17,7 +17,7 @@ from dst_grpc.embedded import MODEL_FOLDER
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.decoder_config import DecoderConfig
-from dst_grpc.engine.taps import Site, Taps
+from dst_grpc.engine.taps import Site, Taps, site_entering
 from dst_grpc.errors import DataLoss
 from tests import families, models
 
@@ -53,6 +53,33 @@ def test_the_architectures_of_the_tests_depart_from_gpt2_in_every_way() -> None:
             assert any(getattr(one, field.name) != field.default for one in architectures), field.name
     assert {one.norm for one in architectures} == set(NormKind)
     assert {one.activation for one in architectures} == set(ActivationFunction)
+
+
+def _begins_after(site: Site, layer: int) -> bool:
+    location, index = site
+    return location.facts.is_after_layers or (index is not None and index >= layer)
+
+
+@EVERY_ARCHITECTURE
+def test_a_pass_from_the_residual_that_enters_a_layer_ends_as_the_whole_pass(name: str) -> None:
+    decoder = models.decoder(config=models.ARCHITECTURES[name])
+    whole = Taps(values=models.sites(decoder.config))
+    logits = logits_of(decoder, PROMPT, whole)
+    for layer in range(decoder.config.n_layers + 1):
+        after = [site for site in whole.values if _begins_after(site, layer)]
+        taps = Taps(values=after)
+        entering = (layer, whole.values[site_entering(layer)])
+        assert torch.equal(logits_of(decoder, PROMPT, taps, entering=entering), logits)
+        assert all(torch.equal(taps.values[site], whole.values[site]) for site in after)
+
+
+def test_gradients_of_a_pass_from_a_layer_begin_there(decoder: Decoder) -> None:
+    site: Site = (L.RESID_DELTA_MLP, 1)
+    whole, part = (Taps(values=[site_entering(1)], gradients=[site]) for _ in range(2))
+    found = whole.gradients(logits_of(decoder, PROMPT, whole).square().sum())
+    entering = (1, whole.values[site_entering(1)])
+    again = part.gradients(logits_of(decoder, PROMPT, part, entering=entering).square().sum())
+    assert torch.equal(again[site], found[site])
 
 
 def test_empty_taps_are_no_taps_to_the_bit(decoder: Decoder) -> None:

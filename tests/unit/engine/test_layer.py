@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.layer import softcapped
 from dst_grpc.engine.rotary import Rotation
@@ -75,6 +76,18 @@ def test_heads_of_a_group_share_their_key_and_value() -> None:
     for head in range(6):
         assert torch.equal(k[:, head], shared_k[:, head // 2])
         assert torch.equal(v[:, head], shared_v[:, head // 2])
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_a_head_s_inputs_are_computed_alone_as_beside_the_others(name: str) -> None:
+    config = models.ARCHITECTURES[name]
+    normed = normal(2, 5, config.d_model)
+    for layer in models.decoder(config=config).layers:
+        together = dict(zip("QKV", layer.qkv(normed), strict=True))
+        for part, expected in together.items():
+            for head in range(config.n_heads):
+                found = layer.head_input(AttentionTraceType(part), head, normed)
+                torch.testing.assert_close(found, expected[..., head, :])
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
