@@ -71,10 +71,9 @@ class CallMetrics:
         self._received.labels(method, outcome.code).observe(call.received_bytes)
 
 
-def follow_put_tensors(registry: CollectorRegistry, byte_count: Callable[[], int]) -> None:
-    """Register a gauge of the bytes of tensors that callers have stored, with *registry*."""
-    gauge = Gauge("dst_put_tensor_bytes", "Bytes of tensors that callers put.", registry=registry)
-    gauge.set_function(byte_count)
+def follow_bytes(registry: CollectorRegistry, name: str, help_text: str, byte_count: Callable[[], int]) -> None:
+    """Register a gauge, with *registry*, of something that is counted in bytes elsewhere."""
+    Gauge(name, help_text, registry=registry).set_function(byte_count)
 
 
 def _label(call: CallInfo) -> str:

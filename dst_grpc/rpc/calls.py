@@ -2,7 +2,7 @@
 
 A service registers here by its descriptor, so that a method without implementation is found at start. Its methods take
 (request or iterator of requests, context): coroutines for a single response; asynchronous generators, or coroutines
-that call `context.write`, for a stream. A response that is `bytes` already is sent as it is.
+that put into `context.outbox`, for a stream. A response that is `bytes` already is sent as it is.
 
 gRPC handles only bytes: parsing in this layer makes a corrupt message INVALID_ARGUMENT, where gRPC would answer UNKNOWN
 with the exception's text, and allows counting the bytes of calls.
@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from functools import cached_property
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
@@ -25,10 +25,11 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import Internal, InvalidRequest, Reason, Unimplemented, failure_of
+from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 from dst_grpc.rpc.identity import caller_name
+from dst_grpc.rpc.outbox import Outbox, Unread
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -38,10 +39,10 @@ _Behaviour = Callable[[Any, Any], Any]
 class ObservedContext:
     """The context that methods are given: gRPC's, with messages counted, parsed and serialised here."""
 
-    def __init__(self, context: Context, info: CallInfo, request_type: type[Message]) -> None:
-        """Wrap *context* for one call."""
+    def __init__(self, context: Context, info: CallInfo, request_type: type[Message], unread: Unread) -> None:
+        """Wrap *context* for one call, whose answer waits in an outbox of *unread* until it is read."""
         self.inner: Final = context
-        self._request_type = request_type
+        self._request_type, self._unread = request_type, unread
         self.info: Final = info
 
     @property
@@ -53,13 +54,13 @@ class ObservedContext:
         """Anything else is that of gRPC's context."""
         return getattr(self.inner, name)
 
-    async def write(self, message: Message | bytes) -> None:
-        """Send one response; returns when gRPC has taken it, which waits for a slow client."""
-        await self.inner.write(self.serialise(message))
+    @cached_property
+    def outbox(self) -> Outbox:
+        """The messages of a streamed answer."""
+        return self._unread.outbox(self.caller.name, lambda data: self.inner.write(self.counted(data)))
 
-    def serialise(self, message: Message | bytes) -> bytes:
-        """The bytes of a response, counted."""
-        data = message if isinstance(message, bytes) else message.SerializeToString()
+    def counted(self, data: bytes) -> bytes:
+        """*data*, the bytes of a response, counted."""
         self.info.sent_messages += 1
         self.info.sent_bytes += len(data)
         return data
@@ -90,9 +91,14 @@ _Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
 class MethodTable(grpc.GenericRpcHandler):
     """Every method of the server, by full name."""
 
-    def __init__(self, observers: Sequence[CallObserver]) -> None:
-        """Start empty; *observers* observe every call, in order at its start and in reverse at its end."""
-        self._observers = tuple(observers)
+    def __init__(self, observers: Sequence[CallObserver], unread: Unread | None = None) -> None:
+        """Start empty.
+
+        Args:
+            observers: observe every call, in order at its start and in reverse at its end.
+            unread: where streamed answers wait for their readers; None for one of its own.
+        """
+        self._observers, self._unread = tuple(observers), unread or Unread()
         self._handlers: dict[str, _Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
@@ -117,7 +123,7 @@ class MethodTable(grpc.GenericRpcHandler):
 
         async def observed(data: Any, context: Context) -> bytes | None:
             info = _info(full_name, context)
-            wrapped = ObservedContext(context, info, request_type)
+            wrapped = ObservedContext(context, info, request_type, self._unread)
             return await self._observe(work, data, wrapped)
 
         make_handler: Callable[..., _Handler] = getattr(
@@ -135,14 +141,27 @@ class MethodTable(grpc.GenericRpcHandler):
 
         async def observed(data: object, context: Context) -> None:
             info = _info(full_name, context, is_known=False)
-            await self._observe(refuse, data, ObservedContext(context, info, Empty))
+            await self._observe(refuse, data, ObservedContext(context, info, Empty, self._unread))
 
         return grpc.stream_stream_rpc_method_handler(observed)
 
     async def _observe(self, work: _Work, data: object, context: ObservedContext) -> bytes | None:
         """Run a call between its observers. Error mapping is innermost: observers see the code that was sent."""
         started: list[tuple[CallObserver, object]] = []
-        code, error = "OK", None
+        code = "OK"
+        error: DstError | None = None
+
+        def end() -> None:
+            outcome = CallOutcome(
+                code=code,
+                seconds=time.perf_counter() - context.info.started_at,
+                reason=error.reason if error else "",
+                error_id=error.error_id if isinstance(error, Internal) else "",
+            )
+            while started:
+                observer, token = started.pop()
+                observer.on_end(token, context.info, outcome)
+
         try:
             try:
                 for observer in self._observers:
@@ -165,16 +184,10 @@ class MethodTable(grpc.GenericRpcHandler):
             except BaseException as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
                 error = as_dst_error(failure_of(failure), method=context.info.method)
             code = code_of(error).name
+            end()  # before the status is sent, which waits until the client has read all that was sent before
             await abort(context.inner, error)
         finally:
-            outcome = CallOutcome(
-                code=code,
-                seconds=time.perf_counter() - context.info.started_at,
-                reason=error.reason if error else "",
-                error_id=error.error_id if isinstance(error, Internal) else "",
-            )
-            for observer, token in reversed(started):
-                observer.on_end(token, context.info, outcome)
+            end()
 
 
 def _info(method: str, context: Context, *, is_known: bool = True) -> CallInfo:
@@ -200,7 +213,7 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     if not method.server_streaming:
 
         async def single(data: Any, context: ObservedContext) -> bytes:
-            return context.serialise(await behaviour(_request(data, context), context))
+            return context.counted(_bytes_of(await behaviour(_request(data, context), context)))
 
         return single
 
@@ -212,13 +225,14 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
         return written
 
     async def streamed(data: Any, context: ObservedContext) -> None:
-        # gRPC would leave a generator that it stops reading to the garbage collector; closing it here ends its work at
-        # once.
-        async with aclosing(behaviour(_request(data, context), context)) as messages:
-            async for message in messages:
-                await context.write(message)
+        await context.outbox.send(behaviour(_request(data, context), context), _bytes_of)
 
     return streamed
+
+
+def _bytes_of(message: Message | bytes) -> bytes:
+    """The bytes of a response."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _request(data: Any, context: ObservedContext) -> Message | AsyncIterator[Message]:

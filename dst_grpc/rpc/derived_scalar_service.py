@@ -80,14 +80,14 @@ class DerivedScalarService:
     ) -> None:
         """Resolve for many requests."""
         items = ResolveItems(self._pipeline, self._tensors, context.caller)
-        await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
+        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages)
 
     async def DeriveStream(
         self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
         items = DeriveItems(self._pipeline, self._tensors, context.caller)
-        await Multiplexer(items, self._limits, self._drain).run(messages, context.write)
+        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages)
 
 
 def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from asyncio import CancelledError
 from typing import Any, Never
 
 import grpc
@@ -27,8 +28,13 @@ _log = logging.getLogger(__name__)
 
 
 def as_dst_error(error: BaseException, *, method: str, request_id: str = "") -> DstError:
-    """*error* itself if it is a DstError; otherwise log it and return an Internal error without its text."""
+    """*error* itself if it is a DstError; otherwise log it and return an Internal error without its text.
+
+    It comes without its traceback, whose frames would keep alive what they held for as long as the client takes to be
+    told.
+    """
     if isinstance(error, DstError):
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
     error_id = secrets.token_hex(8)
     fields = {"error_id": error_id, "method": method} | ({"request_id": request_id} if request_id else {})
@@ -51,10 +57,20 @@ def pushback(error: DstError) -> str | None:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DstError) -> Never:
-    """End the call with the error's status, details and pushback. Raises grpc.aio.AbortError."""
+    """End the call with the error's status, details and pushback.
+
+    Raises:
+        grpc.aio.AbortError: It is ended.
+        CancelledError: The client went away meanwhile.
+    """
     status = rpc_status.to_status(wire_errors.error_to_status(error))
     trailing = tuple(status.trailing_metadata or ())
     delay = pushback(error)
     if delay is not None:
         trailing += ((PUSHBACK_KEY, delay),)
-    await context.abort(status.code, status.details, trailing)
+    try:
+        await context.abort(status.code, status.details, trailing)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError:
+        raise CancelledError from None

@@ -1,15 +1,14 @@
 """Many requests on one stream: `DeriveStream` and `ResolveStream` run items concurrently within limits.
 
-Independent of protobuf and sockets: messages come from an iterator, answers are written as bytes to a callable. Items
-are numbered by arrival. A limited number runs at once, and reading pauses beyond; answers wait in an outbox bounded by
-bytes, so that a client that stops reading stops the work. A failed item is answered with its error.
+Independent of protobuf and sockets: messages come from an iterator, answers go as bytes into the call's outbox, which
+stops the work of a client that stops reading. Items are numbered by arrival. A limited number runs at once, and reading
+pauses beyond. A failed item is answered with its error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -17,12 +16,11 @@ from typing import Generic, Protocol, TypeVar
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations, failure_of
 from dst_grpc.rpc.draining import DrainSignal, draining_error
 from dst_grpc.rpc.errors import as_dst_error
+from dst_grpc.rpc.outbox import Outbox
 from dst_grpc.rpc.seen_ids import SeenIds
 
 MessageT = TypeVar("MessageT")
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
-
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +29,6 @@ class StreamLimits:
 
     max_items_in_flight: int = 16
     """Items that run at once; reading pauses at the next."""
-    outbox_bytes: int = 4 * _MIB
-    """Bytes of answers that wait for the client; items pause beyond. At least one answer may wait."""
     max_items: int = 1_000_000
     """Items in all; a further one fails."""
 
@@ -77,102 +73,47 @@ class ItemHandler(Protocol[MessageT_contra]):
         """The message that ends a failed item."""
 
 
-class Outbox:
-    """A queue of frames, bounded by bytes."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        """Start empty."""
-        self._limit_bytes = limit_bytes
-        self._frames: deque[bytes] = deque()
-        self._held_bytes = 0
-        self._closed = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writers: deque[asyncio.Future[None]] = deque()
-
-    async def put(self, frame: bytes) -> None:
-        """Add a frame once there is room for it; writers get room in order of arrival."""
-        while self._frames and self._held_bytes + len(frame) > self._limit_bytes:
-            room = asyncio.get_running_loop().create_future()
-            self._writers.append(room)
-            await room
-        self._frames.append(frame)
-        self._held_bytes += len(frame)
-        _wake(self._reader)
-
-    def close(self) -> None:
-        """End the reader once the frames put so far are taken."""
-        self._closed = True
-        _wake(self._reader)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Take the frames, for a single reader."""
-        while True:
-            while self._frames:
-                frame = self._frames.popleft()
-                self._held_bytes -= len(frame)
-                while self._writers:
-                    _wake(self._writers.popleft())
-                yield frame
-            if self._closed:
-                return
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-
-
-def _wake(waiting: asyncio.Future[None] | None) -> None:
-    if waiting is not None and not waiting.done():
-        waiting.set_result(None)
-
-
 class Multiplexer(Generic[MessageT]):
     """Runs the items of one stream."""
 
-    def __init__(self, handler: ItemHandler[MessageT], limits: StreamLimits, drain: DrainSignal) -> None:
-        """Make it for one call."""
+    def __init__(
+        self, handler: ItemHandler[MessageT], limits: StreamLimits, drain: DrainSignal, outbox: Outbox
+    ) -> None:
+        """Make it for one call, whose answers go into *outbox*."""
         self._handler = handler
         self._limits = limits
         self._drain = drain
-        self._outbox = Outbox(limits.outbox_bytes)
+        self._outbox = outbox
         self._slots = asyncio.Semaphore(limits.max_items_in_flight)
         self._seen = SeenIds()
         self._running: dict[str, asyncio.Timeout] = {}
         self._cancelled: set[str] = set()
         self._is_cut_short = False
 
-    async def run(self, messages: AsyncIterator[MessageT], write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Answer every item of *messages* through *write*; returns once all have ended and all answers are written.
+    async def run(self, messages: AsyncIterator[MessageT]) -> None:
+        """Answer every item of *messages*; returns once all have ended and all answers are taken.
 
         Cancelling stops every item before this returns.
 
         Raises:
             Unavailable: The server is stopping: items in flight are answered, later messages are not read.
-            DstError: *messages* raised it; nothing more can be sent on this stream.
+            DstError: *messages* raised it, and nothing more can be sent on this stream; or what `Outbox.carry` raises.
         """
-        producing = asyncio.create_task(self._produce(messages))
         try:
-            # A write is never cancelled because reading failed: a status sent before it ends would be lost.
-            async for answer in self._outbox:
-                await write(answer)
-            await producing
+            await self._outbox.carry(self._produce(messages))
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
-        finally:
-            producing.cancel()
-            await asyncio.gather(producing, return_exceptions=True)
         if self._is_cut_short:
             raise draining_error()
 
     async def _produce(self, messages: AsyncIterator[MessageT]) -> None:
         """Read and run items until all have ended."""
-        try:
-            async with asyncio.TaskGroup() as items:
-                reader = items.create_task(self._read(messages, items))
-                with self._drain.calling(reader.cancel):
-                    # Draining cancels the reader; items that it started run to their end.
-                    await asyncio.wait([reader])
-                    self._is_cut_short = reader.cancelled()
-        finally:
-            self._outbox.close()
+        async with asyncio.TaskGroup() as items:
+            reader = items.create_task(self._read(messages, items))
+            with self._drain.calling(reader.cancel):
+                # Draining cancels the reader; items that it started run to their end.
+                await asyncio.wait([reader])
+                self._is_cut_short = reader.cancelled()
 
     async def _read(self, messages: AsyncIterator[MessageT], items: asyncio.TaskGroup) -> None:
         """Start each item, within the limit, and cancel items on request."""

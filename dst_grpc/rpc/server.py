@@ -30,7 +30,7 @@ from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimi
 from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
-from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_put_tensors
+from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.admission import BearerTokens, CallAdmission
 from dst_grpc.rpc.calls import MethodTable
@@ -39,6 +39,7 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
+from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
 from dst_grpc.rpc.reloading import Reloader
 from dst_grpc.rpc.settings import Settings
@@ -155,6 +156,13 @@ class Server:
                 max_ttl_seconds=settings.put_tensor_ttl_seconds,
             )
         )
+        self._unread = Unread(
+            UnreadLimits(
+                max_caller_bytes=settings.max_unread_bytes,
+                max_total_bytes=settings.max_unread_total_bytes,
+                slow_reader_seconds=settings.slow_reader_seconds,
+            )
+        )
         self._closing = AsyncExitStack()
         self._address = ""
         self._metrics_port: int | None = None
@@ -177,6 +185,11 @@ class Server:
     def put_tensor_bytes(self) -> int:
         """Bytes of the tensors that callers have stored."""
         return self._tensors.byte_count
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of answers that wait for their readers."""
+        return self._unread.byte_count
 
     async def start(self) -> None:
         """Listen, preload contexts, and report to be serving.
@@ -244,7 +257,12 @@ class Server:
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
             observers.append(CallMetrics(registry))
-            follow_put_tensors(registry, lambda: self.put_tensor_bytes)
+            follow_bytes(
+                registry, "dst_put_tensor_bytes", "Bytes of tensors that callers put.", lambda: self.put_tensor_bytes
+            )
+            follow_bytes(
+                registry, "dst_unread_bytes", "Bytes of answers that wait for their readers.", lambda: self.unread_bytes
+            )
             try:
                 metrics = MetricsServer(registry, settings.host, settings.metrics_port)
             except OSError as error:
@@ -265,7 +283,6 @@ class Server:
         """Our services, with their implementations."""
         limits = StreamLimits(
             max_items_in_flight=self._settings.max_items_in_flight_per_stream,
-            outbox_bytes=self._settings.max_stream_buffer_bytes,
             max_items=self._settings.max_items_per_stream,
         )
         parts = self._parts
@@ -281,7 +298,7 @@ class Server:
         self, observers: Sequence[CallObserver], services: Sequence[tuple[ServiceDescriptor, object]]
     ) -> MethodTable:
         """All methods: ours, health, reflection."""
-        methods = MethodTable(observers)
+        methods = MethodTable(observers, self._unread)
         for descriptor, implementation in services:
             methods.add(descriptor, implementation)
         methods.add(health.SERVICE, self._health)

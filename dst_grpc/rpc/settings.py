@@ -185,8 +185,12 @@ class Settings(BaseSettings):
     """Items of one stream that run at once; reading pauses beyond."""
     max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000
     """Items of one stream in all; further ones fail."""
-    max_stream_buffer_bytes: Annotated[int, Field(ge=1)] = 4 * _MIB
-    """Bytes of answers that wait for a client which does not read, per stream."""
+    max_unread_bytes: Annotated[int, Field(ge=0)] = 64 * _MIB
+    """Bytes of answers that may be made ahead of a caller's reading, over all its calls; work pauses beyond."""
+    max_unread_total_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
+    """The same for all callers together."""
+    slow_reader_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a message may wait for a client to take it before its call is ended."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * _MIB
     """Largest request message."""
     max_put_tensor_bytes: Annotated[int, Field(ge=0)] = 256 * _MIB

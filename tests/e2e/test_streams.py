@@ -19,7 +19,7 @@ from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, Reason
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
-from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged
 from tests.fake_parts import Script, answer, failing, failing_after_header, tensor
 
 MIB = 1 << 20
@@ -284,7 +284,7 @@ async def test_a_deadline_stops_the_producer(rig: Rig) -> None:
 @pytest.mark.parametrize("shape", ["Derive", "DeriveStream"])
 async def test_a_reader_that_stops_stops_production(shape: str) -> None:
     """What waits for it is bounded: gRPC's own windows, of a few MiB, and our outbox."""
-    async with rigged(max_stream_buffer_bytes=4 * MIB) as rig:
+    async with rigged(max_unread_bytes=4 * MIB) as rig:
         produced: Counter[str] = Counter()
         ids = ["x", "y", "z"] if shape == "DeriveStream" else ["x"]
         rig.parts.pipeline.scripts.update(dict.fromkeys(ids, endless(produced)))
@@ -305,6 +305,27 @@ async def test_a_reader_that_stops_stops_production(shape: str) -> None:
         call.cancel()
         for _ in ids:
             await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS)
+
+
+@pytest.mark.parametrize("shape", ["Derive", "DeriveStream"])
+async def test_a_client_that_does_not_read_is_given_up_before_it_is_told(shape: str) -> None:
+    """GRPC tells it only after what it has not read: its work and its place must not wait for that."""
+    async with rigged(max_unread_bytes=MIB, slow_reader_seconds=0.2, max_concurrent_calls=1) as rig:
+        rig.parts.pipeline.scripts["x"] = endless(Counter())
+        if shape == "Derive":
+            call = rig.scalars.Derive(item("x").request, timeout=CALL_SECONDS)
+        else:
+            call = rig.scalars.DeriveStream(iter([item("x")]), timeout=CALL_SECONDS)
+        await call.read()
+        assert await asyncio.wait_for(rig.parts.pipeline.ended.get(), CALL_SECONDS) == "x"
+        async with grpc.aio.insecure_channel(rig.server.address) as other:
+            served = await rig._replace(channel=other).scalars.Derive(item("y").request, timeout=CALL_SECONDS).read()
+        assert served.request_id == "y"
+        assert rig.server.unread_bytes == 0
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collected(call)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error_of(caught.value).reason is Reason.SLOW_READER
 
 
 async def test_closing_the_requests_ends_an_idle_stream_cleanly(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.errors import as_dst_error, pushback
 from dst_grpc.rpc.health import SERVICE
 from dst_grpc.rpc.identity import caller_name
+from dst_grpc.rpc.outbox import Unread
 
 OUTCOME = CallOutcome(code="OK", seconds=0.0)
 
@@ -107,11 +108,11 @@ def test_a_wish_to_stop_is_no_failure(wish: type[BaseException]) -> None:
 
 def test_a_context_counts_what_passes() -> None:
     info = call()
-    context = ObservedContext(None, info, health_pb2.HealthCheckRequest)  # type: ignore[arg-type]  # nothing is sent
+    context = ObservedContext(None, info, health_pb2.HealthCheckRequest, Unread())  # type: ignore[arg-type]  # nothing is sent
     data = health_pb2.HealthCheckRequest(service="abc").SerializeToString()
     assert context.parse(data) == health_pb2.HealthCheckRequest(service="abc")
-    assert context.serialise(health_pb2.HealthCheckResponse(status=1)) == b"\x08\x01"
-    assert context.serialise(b"as it is") == b"as it is"
+    assert context.counted(b"\x08\x01") == b"\x08\x01"
+    assert context.counted(b"as it is") == b"as it is"
     assert (info.received_bytes, info.received_messages, info.sent_bytes, info.sent_messages) == (len(data), 1, 10, 2)
 
 
@@ -129,7 +130,7 @@ def test_a_caller_is_known_by_certificate_else_by_host(peer: str, identities: li
 
 
 def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
-    context = ObservedContext(None, call(), health_pb2.HealthCheckRequest)  # type: ignore[arg-type]  # nothing is sent
+    context = ObservedContext(None, call(), health_pb2.HealthCheckRequest, Unread())  # type: ignore[arg-type]  # nothing is sent
     with pytest.raises(InvalidRequest, match=r"grpc\.health\.v1\.HealthCheckRequest") as caught:
         context.parse(b"\xff")
     assert caught.value.reason is Reason.MALFORMED_MESSAGE

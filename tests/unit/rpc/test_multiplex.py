@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Unavailable, Violations
 from dst_grpc.rpc.draining import DrainSignal
-from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, Outbox, StreamLimits
+from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
+from dst_grpc.rpc.outbox import Unread, UnreadLimits
 
 SECONDS = 10.0
 
@@ -69,6 +70,18 @@ async def given(*requests: str) -> AsyncGenerator[str, None]:
         yield request
 
 
+def multiplexer(
+    items: Items,
+    write: Callable[[bytes], Awaitable[None]],
+    limits: StreamLimits | None = None,
+    drain: DrainSignal | None = None,
+    unread: Unread | None = None,
+) -> Multiplexer[str]:
+    """One whose answers *write* sends."""
+    outbox = (unread or Unread()).outbox("caller", write)
+    return Multiplexer(items, limits or StreamLimits(), drain or DrainSignal(), outbox)
+
+
 async def run(items: Items, requests: AsyncIterator[str], **limits: int) -> list[str]:
     """Everything that a client who reads at once gets."""
     written: list[str] = []
@@ -76,8 +89,7 @@ async def run(items: Items, requests: AsyncIterator[str], **limits: int) -> list
     async def write(frame: bytes) -> None:
         written.append(frame.decode())
 
-    multiplexer = Multiplexer(items, StreamLimits(**limits), DrainSignal())
-    await asyncio.wait_for(multiplexer.run(requests, write), SECONDS)
+    await asyncio.wait_for(multiplexer(items, write, StreamLimits(**limits)).run(requests), SECONDS)
     return written
 
 
@@ -144,7 +156,7 @@ async def test_an_id_is_refused_once_an_earlier_item_had_it() -> None:
         if frame == b"a:0":
             answered.set()
 
-    await asyncio.wait_for(Multiplexer(items, StreamLimits(), DrainSignal()).run(requests(), write), SECONDS)
+    await asyncio.wait_for(multiplexer(items, write).run(requests()), SECONDS)
     refused = ["1:a!INVALID_FIELD", "2:a!INVALID_FIELD", "3:bad!INVALID_FIELD", "4:bad!INVALID_FIELD"]
     assert sorted(written) == [*refused, "a:0"]
 
@@ -195,8 +207,7 @@ async def test_an_item_that_was_answered_is_not_cancelled() -> None:
         answered.set()
 
     written: list[str] = []
-    multiplexer = Multiplexer(Items(frames=1), StreamLimits(), DrainSignal())
-    await asyncio.wait_for(multiplexer.run(requests(), write), SECONDS)
+    await asyncio.wait_for(multiplexer(Items(frames=1), write).run(requests()), SECONDS)
     assert written == ["a:0", "b:0"]
 
 
@@ -238,7 +249,7 @@ async def test_what_is_being_written_is_written_before_an_error_of_the_requests_
         raise InvalidRequest.of("", "no message", reason=Reason.MALFORMED_MESSAGE)
 
     with pytest.raises(InvalidRequest, match="no message"):
-        await Multiplexer(Items(frames=1), StreamLimits(), DrainSignal()).run(requests(), write)
+        await multiplexer(Items(frames=1), write).run(requests())
     assert written == [b"a:0"]
 
 
@@ -251,8 +262,8 @@ async def test_a_writer_that_waits_stops_production_at_the_bound() -> None:
         first.set()
         await writing.wait()
 
-    limits = StreamLimits(max_items_in_flight=4, outbox_bytes=10_000)
-    running = asyncio.create_task(Multiplexer(items, limits, DrainSignal()).run(given(*"abcd"), write))
+    limits, unread = StreamLimits(max_items_in_flight=4), Unread(UnreadLimits(max_caller_bytes=10_000))
+    running = asyncio.create_task(multiplexer(items, write, limits, unread=unread).run(given(*"abcd")))
     await first.wait()
     before = -1
     while items.produced > before:
@@ -306,7 +317,7 @@ async def test_an_error_of_the_writer_ends_the_stream() -> None:
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await Multiplexer(items, StreamLimits(), DrainSignal()).run(given("a"), write)
+        await multiplexer(items, write).run(given("a"))
     assert not items.running
 
 
@@ -325,7 +336,7 @@ async def test_draining_finishes_what_is_in_flight_and_says_so() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(Unavailable) as caught:
-        await asyncio.wait_for(Multiplexer(items, StreamLimits(), drain).run(requests(), write), SECONDS)
+        await asyncio.wait_for(multiplexer(items, write, drain=drain).run(requests()), SECONDS)
     assert caught.value.reason is Reason.DRAINING
     assert written == [b"a:0"]
 
@@ -338,11 +349,4 @@ async def test_a_stream_that_opens_while_draining_reads_nothing() -> None:
         pytest.fail("there is nothing to write")
 
     with pytest.raises(Unavailable):
-        await Multiplexer(items, StreamLimits(), drain).run(given("a"), write)
-
-
-async def test_one_frame_may_exceed_the_outbox() -> None:
-    outbox = Outbox(10)
-    await outbox.put(b"." * 100)
-    outbox.close()
-    assert [len(frame) async for frame in outbox] == [100]
+        await multiplexer(items, write, drain=drain).run(given("a"))

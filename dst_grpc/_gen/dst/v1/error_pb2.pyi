@@ -42,6 +42,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_METHOD_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_TENSOR_CORRUPT: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_FINITE: _ClassVar[ErrorReason]
+    ERROR_REASON_SLOW_READER: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_IMPOSSIBLE_COMBINATION: ErrorReason
@@ -78,3 +79,4 @@ ERROR_REASON_TENSOR_NOT_FOUND: ErrorReason
 ERROR_REASON_METHOD_NOT_FOUND: ErrorReason
 ERROR_REASON_TENSOR_CORRUPT: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
+ERROR_REASON_SLOW_READER: ErrorReason

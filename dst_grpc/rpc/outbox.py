@@ -1,0 +1,226 @@
+"""Unread answers: messages that were made for a client which has not taken them yet.
+
+The answer of a call is made ahead of its reader, as far as the budget of its caller allows, so that the work behind it
+ends, and gives back the device and its memory, however slowly it is read. Beyond the budget the work pauses. A client
+that takes nothing for a time is given up: its messages and its work are gone before it is told, because gRPC tells it
+only after what it has not read.
+
+All that a server streams passes through here. Used on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from dst_grpc.errors import Exhausted, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+
+    Write = Callable[[bytes], Awaitable[None]]
+
+T = TypeVar("T")
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadLimits:
+    """Limits of the answers that wait for their readers."""
+
+    max_caller_bytes: int = 64 * _MIB
+    """Bytes that wait for one caller, over all its calls."""
+    max_total_bytes: int = 512 * _MIB
+    """Bytes that wait for all callers together."""
+    slow_reader_seconds: float = 30.0
+    """How long a message may wait to be taken before its call is ended."""
+
+
+class Unread:
+    """The bytes that wait for each caller, and who waits for room.
+
+    One message of each call may always wait, whatever the budget, so that no call depends on how others are read.
+    """
+
+    def __init__(self, limits: UnreadLimits | None = None) -> None:
+        """Start with nothing."""
+        self.limits = limits or UnreadLimits()
+        self.byte_count = 0
+        """Bytes that wait now."""
+        self._held: Counter[str] = Counter()
+        self._queues: dict[str, deque[_Put]] = {}
+        """Those that wait for room, by caller, in order of arrival."""
+
+    def outbox(self, caller: str, write: Write) -> Outbox:
+        """The outbox of a call of *caller*, whose messages *write* sends: it returns when gRPC has taken one."""
+        return Outbox(self, caller, write)
+
+    def hold(self, caller: str, size: int) -> None:
+        """Count *size* bytes that wait for *caller*."""
+        self._held[caller] += size
+        self.byte_count += size
+
+    def give_back(self, caller: str, size: int) -> None:
+        """Count them no more, and let in those for whom there is room now."""
+        self._held[caller] -= size
+        if not self._held[caller]:
+            del self._held[caller]
+        self.byte_count -= size
+        for each in list(self._queues):
+            self._let_in(each)
+
+    def fits(self, caller: str, size: int) -> bool:
+        """Whether *size* more bytes may wait for *caller*."""
+        within = self._held[caller] + size <= self.limits.max_caller_bytes
+        return within and self.byte_count + size <= self.limits.max_total_bytes
+
+    def is_waited_for(self, caller: str) -> bool:
+        """Whether some message of *caller* waits for room."""
+        return caller in self._queues
+
+    def enqueue(self, caller: str, put: _Put) -> None:
+        """Let *put* in when it is its turn among those of *caller*."""
+        self._queues.setdefault(caller, deque()).append(put)
+
+    def _let_in(self, caller: str) -> None:
+        queue = self._queues[caller]
+        while queue and (queue[0].is_over or self.fits(caller, queue[0].size)):
+            queue.popleft().let_in()
+        if not queue:
+            del self._queues[caller]
+
+
+class _Put:
+    """A message that waits for room."""
+
+    def __init__(self, outbox: Outbox, size: int) -> None:
+        self._outbox, self.size = outbox, size
+        self.room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was let in already, or given up."""
+        return self.room.done()
+
+    def let_in(self) -> None:
+        """Count its bytes, and wake who puts it."""
+        if not self.is_over:
+            self._outbox.hold(self.size)
+            self.room.set_result(None)
+
+
+class Outbox:
+    """The messages of one call, in order. Several tasks may put; `carry` alone delivers."""
+
+    def __init__(self, unread: Unread, caller: str, write: Write) -> None:
+        """Start empty."""
+        self._unread, self._caller, self._write = unread, caller, write
+        self._messages: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._waiting: deque[_Put] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._is_complete = False
+
+    async def put(self, message: bytes) -> None:
+        """Add *message*, once there is room for it."""
+        size = len(message)
+        if not self._held_bytes or (
+            not self._unread.is_waited_for(self._caller) and self._unread.fits(self._caller, size)
+        ):
+            self.hold(size)
+        else:
+            await self._wait(_Put(self, size))
+        self._messages.append(message)
+        self._wake()
+        if self._held_bytes > size:
+            await asyncio.sleep(0)  # what is made without a pause must leave time to others
+
+    async def send(self, messages: AsyncGenerator[T, None], to_bytes: Callable[[T], bytes]) -> None:
+        """Deliver the bytes of *messages*, made ahead of the reader; closes the generator. Raises as `carry`."""
+        await self.carry(self._put_all(messages, to_bytes))
+
+    async def carry(self, production: Coroutine[object, object, None]) -> None:
+        """Deliver what *production* puts, until it has ended and all is taken.
+
+        If this is cancelled or fails, production has ended, and nothing of the call is held, before it raises.
+
+        Raises:
+            Exhausted: (SLOW_READER) if the client takes nothing for too long.
+            BaseException: what *production* raises, once what it had put is taken.
+        """
+        producing = asyncio.create_task(production)
+        producing.add_done_callback(self._complete)
+        try:
+            await self._deliver()
+            await producing
+        finally:
+            producing.cancel()
+            await asyncio.gather(producing, return_exceptions=True)
+            self._messages.clear()
+            self._give_back(self._held_bytes)
+
+    def hold(self, size: int) -> None:
+        """Count *size* bytes that wait in this outbox."""
+        self._held_bytes += size
+        self._unread.hold(self._caller, size)
+
+    def _give_back(self, size: int) -> None:
+        self._held_bytes -= size
+        while not self._held_bytes and self._waiting:  # one message of each call may always wait
+            self._waiting.popleft().let_in()
+        self._unread.give_back(self._caller, size)
+
+    async def _put_all(self, messages: AsyncGenerator[T, None], to_bytes: Callable[[T], bytes]) -> None:
+        async with aclosing(messages):  # gRPC would leave that to the garbage collector
+            async for message in messages:
+                await self.put(to_bytes(message))
+
+    async def _wait(self, put: _Put) -> None:
+        self._waiting.append(put)
+        self._unread.enqueue(self._caller, put)
+        try:
+            await put.room
+        except asyncio.CancelledError:
+            # It may have been let in and cancelled at the same time. If not, those behind it move up.
+            self._give_back(0 if put.room.cancelled() else put.size)
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(put)
+
+    async def _deliver(self) -> None:
+        loop, seconds = asyncio.get_running_loop(), self._unread.limits.slow_reader_seconds
+        while True:
+            while self._messages:
+                message = self._messages.popleft()
+                try:
+                    async with asyncio.timeout(seconds):
+                        await self._write(message)
+                except TimeoutError:
+                    raise _slow_reader(seconds, self._held_bytes) from None
+                self._give_back(len(message))
+            if self._is_complete:
+                return
+            self._reader = loop.create_future()
+            await self._reader
+
+    def _complete(self, _: object) -> None:
+        self._is_complete = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+def _slow_reader(seconds: float, unread_bytes: int) -> Exhausted:
+    return Exhausted(
+        f"the client took nothing for {seconds:g} s; {unread_bytes} bytes waited for it: read answers as they come, or"
+        " ask for less at a time",
+        reason=Reason.SLOW_READER,
+        metadata={"slow_reader_seconds": f"{seconds:g}", "unread_bytes": str(unread_bytes)},
+    )

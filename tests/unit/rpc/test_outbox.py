@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.rpc.outbox import Outbox, Unread, UnreadLimits
+
+SECONDS = 10.0
+
+
+class Reader:
+    """A client: it takes messages while `reads` is set."""
+
+    def __init__(self, *, reads: bool = False) -> None:
+        self.got: list[bytes] = []
+        self.reads = asyncio.Event()
+        if reads:
+            self.reads.set()
+
+    async def write(self, message: bytes) -> None:
+        await self.reads.wait()
+        self.got.append(message)
+
+
+class Work:
+    """What makes messages of a given size, one after another."""
+
+    def __init__(self, count: int, size: int = 1) -> None:
+        self.count, self.size = count, size
+        self.made = 0
+        self.is_over = False
+
+    async def messages(self) -> AsyncGenerator[bytes, None]:
+        try:
+            for _ in range(self.count):
+                self.made += 1
+                yield b"." * self.size
+        finally:
+            self.is_over = True
+
+
+def carried(outbox: Outbox, work: Work) -> asyncio.Task[None]:
+    return asyncio.create_task(outbox.send(work.messages(), bytes))
+
+
+async def until_still(*works: Work) -> None:
+    """Wait until nobody makes anything any more."""
+    before = -1
+    while (made := sum(work.made for work in works)) > before:
+        before = made
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+
+async def ended(*tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait_for(asyncio.gather(*tasks), SECONDS)
+
+
+async def test_an_answer_within_the_budget_is_made_whole_before_it_is_read() -> None:
+    unread, reader, work = Unread(UnreadLimits(max_caller_bytes=100)), Reader(), Work(10, 10)
+    sending = carried(unread.outbox("a", reader.write), work)
+    await until_still(work)
+    assert work.is_over
+    assert unread.byte_count == 100
+    reader.reads.set()
+    await ended(sending)
+    assert reader.got == [b"." * 10] * 10
+    assert unread.byte_count == 0
+
+
+async def test_work_pauses_beyond_the_budget_and_goes_on_as_it_is_read() -> None:
+    unread, reader, work = Unread(UnreadLimits(max_caller_bytes=100)), Reader(), Work(1000, 30)
+    sending = carried(unread.outbox("a", reader.write), work)
+    await until_still(work)
+    assert unread.byte_count == 90
+    assert not work.is_over
+    reader.reads.set()
+    await ended(sending)
+    assert len(reader.got) == 1000
+
+
+async def test_calls_of_a_caller_share_its_budget_and_leave_that_of_others_alone() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=100))
+    readers, works = [Reader(), Reader(), Reader()], [Work(1000, 10) for _ in range(3)]
+    tasks = [
+        carried(unread.outbox(caller, reader.write), work)
+        for caller, reader, work in zip("aab", readers, works, strict=True)
+    ]
+    await until_still(*works)
+    assert unread.byte_count <= 100 + 100
+    assert works[2].made == 10 + 1  # the last has no room
+    for reader in readers:
+        reader.reads.set()
+    await ended(*tasks)
+
+
+async def test_all_callers_together_have_a_budget_too() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=100, max_total_bytes=150))
+    readers, works = [Reader() for _ in range(5)], [Work(100, 10) for _ in range(5)]
+    tasks = [
+        carried(unread.outbox(str(i), reader.write), work)
+        for i, (reader, work) in enumerate(zip(readers, works, strict=True))
+    ]
+    await until_still(*works)
+    assert 140 < unread.byte_count <= 150
+    for reader in reversed(readers):  # the room that one leaves is everybody's
+        reader.reads.set()
+        await until_still(*works)
+    await ended(*tasks)
+    assert [len(reader.got) for reader in readers] == [100] * 5
+
+
+async def test_one_message_of_each_call_may_wait_however_full_the_budget_is() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=100))
+    greedy, work = Reader(), Work(1000, 10)
+    stuck = carried(unread.outbox("a", greedy.write), work)
+    await until_still(work)
+    honest = Reader(reads=True)
+    await ended(carried(unread.outbox("a", honest.write), Work(50, 1000)))
+    assert len(honest.got) == 50
+    stuck.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stuck
+    assert work.is_over
+    assert unread.byte_count == 0
+
+
+async def test_those_who_wait_for_room_get_it_in_order_of_arrival() -> None:
+    unread, reader = Unread(UnreadLimits(max_caller_bytes=10)), Reader()
+    outbox = unread.outbox("a", reader.write)
+    puts = 5
+
+    async def put(i: int) -> None:
+        await outbox.put(b"%d" % i * 10)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*map(put, range(puts)))
+
+    sending = asyncio.create_task(outbox.carry(all_of_them()))
+    await asyncio.sleep(0)
+    reader.reads.set()
+    await ended(sending)
+    assert reader.got == [b"%d" % i * 10 for i in range(puts)]
+
+
+async def test_one_who_gives_up_waiting_lets_those_behind_it_move_up() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=10))
+    full, other = unread.outbox("a", Reader().write), unread.outbox("a", Reader().write)
+    await full.put(b"." * 8)
+    await other.put(b"." * 2)
+    first = asyncio.create_task(full.put(b"." * 9))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(other.put(b""))
+    await asyncio.sleep(0)
+    assert not second.done()
+    first.cancel()
+    await asyncio.wait_for(second, SECONDS)
+    assert unread.byte_count == 10
+
+
+async def test_a_client_that_takes_nothing_is_given_up_and_everything_of_it_with_it() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=100, slow_reader_seconds=0.01))
+    work = Work(1000, 30)
+    with pytest.raises(Exhausted, match=r"nothing for 0\.01 s; 90 bytes") as caught:
+        await asyncio.wait_for(unread.outbox("a", Reader().write).send(work.messages(), bytes), SECONDS)
+    assert caught.value.reason is Reason.SLOW_READER
+    assert caught.value.retry_after_seconds is None
+    assert work.is_over
+    assert unread.byte_count == 0
+
+
+async def test_who_makes_nothing_for_long_is_no_slow_reader() -> None:
+    unread, reader = Unread(UnreadLimits(slow_reader_seconds=0.01)), Reader(reads=True)
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.03, later.set)
+        await later.wait()
+        yield b"b"
+
+    await ended(asyncio.create_task(unread.outbox("a", reader.write).send(slow(), bytes)))
+    assert reader.got == [b"a", b"b"]
+
+
+async def test_what_was_made_is_delivered_before_the_error_that_ended_the_work() -> None:
+    unread, reader = Unread(), Reader(reads=True)
+
+    async def failing() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        yield b"b"
+        raise Exhausted("no more")
+
+    with pytest.raises(Exhausted, match="no more"):
+        await unread.outbox("a", reader.write).send(failing(), bytes)
+    assert reader.got == [b"a", b"b"]
+    assert unread.byte_count == 0
+
+
+async def test_a_client_that_is_lost_ends_the_work() -> None:
+    unread, work = Unread(UnreadLimits(max_caller_bytes=10)), Work(1000, 4)
+
+    async def write(_: bytes) -> None:
+        await asyncio.sleep(0)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await unread.outbox("a", write).send(work.messages(), bytes)
+    assert work.is_over
+    assert unread.byte_count == 0
