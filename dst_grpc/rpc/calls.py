@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeAlias, cast
 
@@ -21,15 +21,16 @@ import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented, failure_of
+from dst_grpc.errors import DstError, Internal, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 from dst_grpc.rpc.identity import caller_name
 from dst_grpc.rpc.outbox import Outbox, Unread
+from dst_grpc.rpc.reading import Reading, RequestStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -39,10 +40,12 @@ _Behaviour = Callable[[Any, Any], Any]
 class ObservedContext:
     """The context that methods are given: gRPC's, with messages counted, parsed and serialised here."""
 
-    def __init__(self, context: Context, info: CallInfo, request_type: type[Message], unread: Unread) -> None:
-        """Wrap *context* for one call, whose answer waits in an outbox of *unread* until it is read."""
+    def __init__(
+        self, context: Context, info: CallInfo, request_type: type[Message], reading: Reading, unread: Unread
+    ) -> None:
+        """Wrap *context* for one call: *reading* parses its requests, its answer waits in an outbox of *unread*."""
         self.inner: Final = context
-        self._request_type, self._unread = request_type, unread
+        self._request_type, self._reading, self._unread = request_type, reading, unread
         self.info: Final = info
 
     @property
@@ -65,24 +68,11 @@ class ObservedContext:
         self.info.sent_bytes += len(data)
         return data
 
-    def parse(self, data: bytes) -> Message:
-        """The request in *data*, counted; raises InvalidRequest if it cannot be parsed."""
+    async def parse(self, data: bytes) -> Message:
+        """The request in *data*, counted; raises InvalidRequest if it cannot be parsed, or is too large."""
         self.info.received_messages += 1
         self.info.received_bytes += len(data)
-        try:
-            return self._request_type.FromString(data)
-        except DecodeError:
-            name = self._request_type.DESCRIPTOR.full_name
-            raise InvalidRequest.of(
-                "",
-                f"the {len(data)} bytes sent are no {name}: corrupt, nested too deeply, or text that is not UTF-8",
-                reason=Reason.MALFORMED_MESSAGE,
-            ) from None
-
-    async def parse_all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        """The requests of a stream, parsed lazily."""
-        async for data in messages:
-            yield self.parse(data)
+        return await self._reading.parsed(self._request_type, data)
 
 
 _Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
@@ -99,6 +89,7 @@ class MethodTable(grpc.GenericRpcHandler):
             unread: where streamed answers wait for their readers; None for one of its own.
         """
         self._observers, self._unread = tuple(observers), unread or Unread()
+        self._reading = Reading()
         self._handlers: dict[str, _Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
@@ -123,7 +114,7 @@ class MethodTable(grpc.GenericRpcHandler):
 
         async def observed(data: Any, context: Context) -> bytes | None:
             info = _info(full_name, context)
-            wrapped = ObservedContext(context, info, request_type, self._unread)
+            wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
             return await self._observe(work, data, wrapped)
 
         make_handler: Callable[..., _Handler] = getattr(
@@ -141,7 +132,7 @@ class MethodTable(grpc.GenericRpcHandler):
 
         async def observed(data: object, context: Context) -> None:
             info = _info(full_name, context, is_known=False)
-            await self._observe(refuse, data, ObservedContext(context, info, Empty, self._unread))
+            await self._observe(refuse, data, ObservedContext(context, info, Empty, self._reading, self._unread))
 
         return grpc.stream_stream_rpc_method_handler(observed)
 
@@ -213,19 +204,19 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     if not method.server_streaming:
 
         async def single(data: Any, context: ObservedContext) -> bytes:
-            return context.counted(_bytes_of(await behaviour(_request(data, context), context)))
+            return context.counted(_bytes_of(await behaviour(await _request(data, context), context)))
 
         return single
 
     if inspect.iscoroutinefunction(behaviour):
 
         async def written(data: Any, context: ObservedContext) -> None:
-            await behaviour(_request(data, context), context)
+            await behaviour(await _request(data, context), context)
 
         return written
 
     async def streamed(data: Any, context: ObservedContext) -> None:
-        await context.outbox.send(behaviour(_request(data, context), context), _bytes_of)
+        await context.outbox.send(behaviour(await _request(data, context), context), _bytes_of)
 
     return streamed
 
@@ -235,6 +226,6 @@ def _bytes_of(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _request(data: Any, context: ObservedContext) -> Message | AsyncIterator[Message]:
-    """The request, or the iterator of requests, from gRPC's argument."""
-    return context.parse(data) if isinstance(data, bytes) else context.parse_all(data)
+async def _request(data: Any, context: ObservedContext) -> Message | RequestStream[Message]:
+    """The request, or the stream of requests, from gRPC's argument."""
+    return await context.parse(data) if isinstance(data, bytes) else RequestStream(data, context.parse)

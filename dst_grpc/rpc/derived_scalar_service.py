@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -24,11 +25,12 @@ from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
 from dst_grpc.rpc.ports import PipelinePort, Stage
+from dst_grpc.rpc.reading import Reading, Refused, RequestStream
 from dst_grpc.rpc.tensor_store import TensorStore
-from dst_grpc.wire.codec import read_request
 from dst_grpc.wire.durations import seconds_from_wire
 from dst_grpc.wire.envelope import Envelope
 from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, resolve_frames
+from dst_grpc.wire.parsing import text_at
 
 T = TypeVar("T")
 Messages = AsyncGenerator[bytes, None]
@@ -45,61 +47,77 @@ class DerivedScalarService:
         self._tensors = tensors
         self._limits = limits
         self._drain = drain
+        self._reading = Reading()
 
     def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Messages:
         """Check, complete and cost one request."""
+
+        def answers(asked: ResolveRequest, known: Violations | None) -> Messages:
+            stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            return resolved(stages, asked)
+
         caller = context.caller
-        asked, known = _read(ResolveRequest, request)
-        stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-        steps = _steps_of(stages, loads=asked.load)
-        return messages_of(steps, resolve_frames, Envelope(asked.request.request_id))
+        return _answers(self._reading, ResolveRequest, request, answers)
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
         """Run one prompt."""
+
+        def answers(asked: DeriveRequest, known: Violations | None) -> Messages:
+            steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            return derived(steps, asked)
+
         caller = context.caller
-        asked, known = _read(DeriveRequest, request)
-        steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-        return derived(steps, asked)
+        return _answers(self._reading, DeriveRequest, request, answers)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
+
+        def answers(asked: TopKRequest, known: Violations | None) -> Messages:
+            steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
+
         caller = context.caller
-        asked, known = _read(TopKRequest, request)
-        steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-        return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
+        return _answers(self._reading, TopKRequest, request, answers)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
+
+        def answers(asked: ExplainRequest, known: Violations | None) -> Messages:
+            steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
+
         caller = context.caller
-        asked, known = _read(ExplainRequest, request)
-        steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-        return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
+        return _answers(self._reading, ExplainRequest, request, answers)
 
     async def ResolveStream(
-        self, messages: AsyncIterator[resolution_pb2.ResolveStreamRequest], context: ObservedContext
+        self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
-        items = ResolveItems(self._pipeline, self._tensors, context.caller)
-        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages)
+        items = ResolveItems(self._pipeline, self._tensors, context.caller, self._reading)
+        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
     async def DeriveStream(
-        self, messages: AsyncIterator[inference_pb2.DeriveStreamRequest], context: ObservedContext
+        self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors, context.caller)
-        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages)
+        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading)
+        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
 
-def _read(cls: type[T], message: Message) -> tuple[T, Violations | None]:
-    """The request in *message*, with stand-ins for bad fields, and the violations; None if there are none.
+async def _answers(
+    reading: Reading, cls: type[T], message: Message, answers: Callable[[T, Violations | None], Messages]
+) -> Messages:
+    """The messages of *answers* to the request in *message*, once it is read; raises what `Reading.read` does."""
+    asked, known = await reading.read(cls, message)
+    async with aclosing(answers(asked, known)) as messages:
+        async for each in messages:
+            yield each
 
-    Raises:
-        InvalidRequest: Nothing of it is usable.
-    """
-    value, found = read_request(cls, message)
-    if value is None:
-        raise found.error()
-    return value, found if found.count else None
+
+def resolved(stages: AsyncGenerator[Stage, None], request: ResolveRequest, *, item_index: int = 0) -> Messages:
+    """The messages that answer *request*."""
+    envelope = Envelope(request.request.request_id, item_index=item_index)
+    return messages_of(_steps_of(stages, loads=request.load), resolve_frames, envelope)
 
 
 def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Messages:
@@ -124,33 +142,33 @@ class DeriveItems:
     method = f"{_SERVICE}/DeriveStream"
     id_path = "request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller) -> None:
-        """Run items of *caller* on *pipeline*, with its *tensors*."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller, reading: Reading) -> None:
+        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._caller = caller
+        self._reading = reading
 
-    def read(self, message: inference_pb2.DeriveStreamRequest) -> Item | Cancellation:
+    def read(self, message: inference_pb2.DeriveStreamRequest | Refused) -> Item | Cancellation:
         """The item or cancellation in *message*."""
+        if isinstance(message, Refused):
+            return _refused(message, inference_pb2.DeriveStreamRequest, self.id_path)
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
         return Item(
             request_id=message.request.request_id,
-            answers=lambda index: self._answers(message, index),
-            problems=lambda: read_request(DeriveStreamRequest, message)[1],
+            answers=lambda index: _answers(self._reading, DeriveStreamRequest, message, partial(self._derive, index)),
+            problems=lambda: self._reading.violations(DeriveStreamRequest, message),
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
-    async def _answers(self, message: inference_pb2.DeriveStreamRequest, index: int) -> Messages:
+    def _derive(self, index: int, item: DeriveStreamRequest, known: Violations | None) -> Messages:
         """Derive one request."""
-        item, known = _read(DeriveStreamRequest, message)
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
         tensors = self._tensors.of(self._caller.name)
         steps = self._pipeline.derive(asked, known, root="request", tensors=tensors, caller=self._caller)
-        async with aclosing(derived(steps, asked, item_index=index)) as messages:
-            async for each in messages:
-                yield each
+        return derived(steps, asked, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
@@ -163,34 +181,54 @@ class ResolveItems:
     method = f"{_SERVICE}/ResolveStream"
     id_path = "request.request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller) -> None:
-        """Resolve items of *caller* on *pipeline*, with the *tensors* that it put."""
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller, reading: Reading) -> None:
+        """Resolve items of *caller*, read by *reading*, on *pipeline*, with the *tensors* that it put."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._caller = caller
+        self._reading = reading
 
-    def read(self, message: resolution_pb2.ResolveStreamRequest) -> Item:
-        """The item or cancellation in *message*."""
+    def read(self, message: resolution_pb2.ResolveStreamRequest | Refused) -> Item:
+        """The item in *message*."""
+        if isinstance(message, Refused):
+            return _refused(message, resolution_pb2.ResolveStreamRequest, self.id_path)
         return Item(
             request_id=message.request.request.request_id,
-            answers=lambda index: self._answers(message, index),
-            problems=lambda: read_request(ResolveStreamRequest, message)[1],
+            answers=lambda index: _answers(self._reading, ResolveStreamRequest, message, partial(self._resolve, index)),
+            problems=lambda: self._reading.violations(ResolveStreamRequest, message),
         )
 
-    async def _answers(self, message: resolution_pb2.ResolveStreamRequest, index: int) -> Messages:
+    def _resolve(self, index: int, item: ResolveStreamRequest, known: Violations | None) -> Messages:
         """Resolve one request."""
-        item, known = _read(ResolveStreamRequest, message)
         tensors = self._tensors.of(self._caller.name)
         stages = self._pipeline.resolve(item.message, known, root="request", tensors=tensors, caller=self._caller)
-        steps = _steps_of(stages, loads=item.message.load)
-        envelope = Envelope(item.message.request.request_id, item_index=index)
-        async with aclosing(messages_of(steps, resolve_frames, envelope)) as messages:
-            async for each in messages:
-                yield each
+        return resolved(stages, item.message, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
         return _failed(resolution_pb2.ResolveFrame, item_index, request_id, error)
+
+
+def _refused(refused: Refused, message_type: type[Message], id_path: str) -> Item:
+    """The item in a message that is refused; raises its error if not even that can be told."""
+    request_id = text_at(message_type, refused.data, id_path)
+    if request_id is None:
+        raise refused.error
+
+    async def problems() -> Violations:
+        found = Violations()
+        found.extend(refused.error)
+        return found
+
+    return Item(request_id=request_id, answers=lambda _: _failing(refused.error), problems=problems)
+
+
+async def _failing(error: DstError) -> Messages:
+    """An answer that is nothing but *error*."""
+    nothing: Sequence[bytes] = ()
+    for message in nothing:
+        yield message
+    raise error
 
 
 def _failed(

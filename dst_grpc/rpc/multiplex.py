@@ -8,7 +8,7 @@ pauses beyond. A failed item is answered with its error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -41,7 +41,7 @@ class Item:
     """The client's own id, even if the rest is invalid."""
     answers: Callable[[int], AsyncGenerator[bytes, None]]
     """The messages that answer it, in order, given its number. Closing the generator stops the work."""
-    problems: Callable[[], Violations]
+    problems: Callable[[], Awaitable[Violations]]
     """The violations of the item as it was sent."""
     timeout_seconds: float | None = None
     """How long it may take from its arrival; None = as long as the call."""
@@ -67,7 +67,11 @@ class ItemHandler(Protocol[MessageT_contra]):
         """Path of an item's id in its message."""
 
     def read(self, message: MessageT_contra) -> Item | Cancellation:
-        """The item or cancellation in *message*. Does not raise: a bad item raises when its answers are iterated."""
+        """The item or cancellation in *message*. A bad item raises when its answers are iterated.
+
+        Raises:
+            DstError: it cannot be told which item is bad; nothing more is read.
+        """
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The message that ends a failed item."""
@@ -127,7 +131,7 @@ class Multiplexer(Generic[MessageT]):
             if read.timeout_seconds is not None:
                 deadline = asyncio.get_running_loop().time() + read.timeout_seconds
             try:
-                self._check(index, read)
+                await self._check(index, read)
                 async with asyncio.timeout_at(deadline):
                     await self._slots.acquire()
             except TimeoutError:
@@ -139,7 +143,7 @@ class Multiplexer(Generic[MessageT]):
                 await asyncio.sleep(0)  # so that it has begun before a message can cancel it
             index += 1
 
-    def _check(self, index: int, item: Item) -> None:
+    async def _check(self, index: int, item: Item) -> None:
         """Raise for an item beyond the limit, or one whose id is missing or repeated."""
         limit, path = self._limits.max_items, self._handler.id_path
         if index >= limit:
@@ -154,7 +158,7 @@ class Multiplexer(Generic[MessageT]):
         elif not self._seen.add(item.request_id):
             complaint = "must differ from that of every earlier item of the stream"
         if complaint:
-            problems = item.problems()
+            problems = await item.problems()
             problems.add(path, complaint)
             raise problems.error()
 

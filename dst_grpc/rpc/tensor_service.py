@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -27,9 +27,10 @@ class TensorService:
         self._store = store
 
     async def PutTensor(
-        self, messages: AsyncIterator[pb.PutTensorRequest], context: ObservedContext
+        self, requests: AsyncIterable[pb.PutTensorRequest], context: ObservedContext
     ) -> pb.PutTensorResponse:
         """Receive a tensor, and return its handle."""
+        messages = aiter(requests)
         description = await _description(messages)
         with self._store.arriving(context.caller.name, description.element_count) as keep:
             data = await _bytes(messages, description.byte_count)

@@ -107,7 +107,7 @@ def _details(error: DstError, status: Status) -> Iterable[Message]:
     """The details besides the ErrorInfo."""
     room = MAX_STATUS_BYTES - status.ByteSize() - _RESERVED_BYTES
     if isinstance(error, InvalidRequest):
-        yield details_pb.BadRequest(field_violations=_fitting(error.violations, _field_violation, room))
+        yield details_pb.BadRequest(field_violations=_fitting(error.violations, _field_violation, room, error.omitted))
     elif isinstance(error, PreconditionFailed):
         yield details_pb.PreconditionFailure(violations=_fitting(error.violations, _precondition(error.reason), room))
     elif isinstance(error, NotFound):
@@ -142,15 +142,19 @@ def _precondition(reason: Reason) -> Callable[[FieldViolation], details_pb.Preco
     return convert
 
 
-def _fitting(violations: tuple[FieldViolation, ...], convert: Callable[[FieldViolation], D], room: int) -> Iterable[D]:
-    """As many violations as fit, and one that counts the others."""
+def _fitting(
+    violations: tuple[FieldViolation, ...], convert: Callable[[FieldViolation], D], room: int, omitted: int = 0
+) -> Iterable[D]:
+    """As many violations as fit, and one that counts the others, with those that are *omitted* already."""
     for i, violation in enumerate(violations):
         converted = convert(violation)
         room -= converted.ByteSize() + _OVERHEAD_BYTES
         if room < 0:
-            yield convert(FieldViolation("", f"and {len(violations) - i} more"))
-            return
+            omitted += len(violations) - i
+            break
         yield converted
+    if omitted:
+        yield convert(FieldViolation("", f"and {omitted} more"))
 
 
 def _trimmed(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,8 @@ from dst_grpc._gen.dst.v1 import (
     explain_pb2,
     inference_pb2,
     resolution_pb2,
+    tensor_pb2,
+    tensor_service_pb2,
     trace_pb2,
 )
 from dst_grpc.domain.requests import DeriveRequest
@@ -301,9 +303,19 @@ async def test_every_bad_field_is_listed_with_enums_as_json_spells_them(rig: Rig
 
 async def test_a_larger_message_passes_where_the_operator_allows_it() -> None:
     async with rigged(max_message_bytes=8 << 20) as rig:
-        request = catalog_service_pb2.TokenizeRequest(text="a" * 5_000_000)
-        answers = [answer async for answer in rig.catalog.Tokenize(request, timeout=CALL_SECONDS)]
-        assert sum(len(answer.token_ids) for answer in answers) == 5_000_000
+        put: Any = rig.channel.stream_unary(
+            "/dst.v1.TensorService/PutTensor",
+            request_serializer=tensor_service_pb2.PutTensorRequest.SerializeToString,
+            response_deserializer=tensor_service_pb2.PutTensorResponse.FromString,
+        )
+        description = tensor_service_pb2.TensorDescription(
+            element_type=tensor_pb2.TENSOR_ELEMENT_TYPE_FLOAT32, sizes=[1_250_000]
+        )
+        requests = [
+            tensor_service_pb2.PutTensorRequest(description=description),
+            tensor_service_pb2.PutTensorRequest(data=bytes(5_000_000)),
+        ]
+        assert (await put(iter(requests), timeout=CALL_SECONDS)).byte_count == 5_000_000
 
 
 @pytest.mark.parametrize("method", ["/dst.v1.DerivedScalarService/Explode", "/dst.v1.OtherService/Derive", "/x"])

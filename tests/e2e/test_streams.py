@@ -239,6 +239,30 @@ async def test_chunks_and_messages_are_as_small_as_an_item_wants_them(rig: Rig) 
     assert len(assemble(frames).tensors) == 201
 
 
+async def test_an_item_that_is_too_large_fails_alone(rig: Rig) -> None:
+    large, nameless = item("large"), item("")
+    for request in (large, nameless):
+        request.request.autoencoders.extend(["x"] * 1000)
+    call = rig.scalars.DeriveStream(iter([item("a"), large, nameless, item("b")]), timeout=CALL_SECONDS)
+    found = {(response.request_id, response.item_index): response async for response in call}
+    assert fields(found["large", 1]) == ["request.autoencoders"]
+    assert sorted(fields(found["", 2])) == ["request.autoencoders", "request.request_id"]
+    assert kinds(found["b", 3].frames) == kinds(found["a", 0].frames) == ["header", "chunk", "trailer"]
+    resolving = resolve_item("c")
+    resolving.request.request.prompt.text = "x" * 1_000_001
+    call = rig.scalars.ResolveStream(iter([resolving]), timeout=CALL_SECONDS)
+    assert fields(await call.read()) == ["request.request.prompt.text"]
+
+
+async def test_a_message_that_may_not_even_be_an_item_ends_the_stream(rig: Rig) -> None:
+    cancel = inference_pb2.DeriveStreamRequest(cancel=inference_pb2.CancelItem(request_id="x" * 5000))
+    call = rig.scalars.DeriveStream(iter([item("a"), cancel]), timeout=CALL_SECONDS)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collected(call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cancel.request_id" in (caught.value.details() or "")
+
+
 async def test_resolve_stream_answers_by_id_and_keeps_errors_apart(rig: Rig) -> None:
     call = rig.scalars.ResolveStream(
         iter([resolve_item("a"), resolution_pb2.ResolveStreamRequest(), resolve_item("b")]), timeout=CALL_SECONDS

@@ -17,6 +17,7 @@ from dst_grpc.rpc.errors import as_dst_error, pushback
 from dst_grpc.rpc.health import SERVICE
 from dst_grpc.rpc.identity import caller_name
 from dst_grpc.rpc.outbox import Unread
+from dst_grpc.rpc.reading import Reading
 
 OUTCOME = CallOutcome(code="OK", seconds=0.0)
 
@@ -106,11 +107,16 @@ def test_a_wish_to_stop_is_no_failure(wish: type[BaseException]) -> None:
         failure_of(wish())
 
 
-def test_a_context_counts_what_passes() -> None:
+def context_of(info: CallInfo) -> ObservedContext:
+    inner: Any = None  # nothing is sent
+    return ObservedContext(inner, info, health_pb2.HealthCheckRequest, Reading(), Unread())
+
+
+async def test_a_context_counts_what_passes() -> None:
     info = call()
-    context = ObservedContext(None, info, health_pb2.HealthCheckRequest, Unread())  # type: ignore[arg-type]  # nothing is sent
+    context = context_of(info)
     data = health_pb2.HealthCheckRequest(service="abc").SerializeToString()
-    assert context.parse(data) == health_pb2.HealthCheckRequest(service="abc")
+    assert await context.parse(data) == health_pb2.HealthCheckRequest(service="abc")
     assert context.counted(b"\x08\x01") == b"\x08\x01"
     assert context.counted(b"as it is") == b"as it is"
     assert (info.received_bytes, info.received_messages, info.sent_bytes, info.sent_messages) == (len(data), 1, 10, 2)
@@ -129,10 +135,10 @@ def test_a_caller_is_known_by_certificate_else_by_host(peer: str, identities: li
     assert caller_name(peer, identities) == caller
 
 
-def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
-    context = ObservedContext(None, call(), health_pb2.HealthCheckRequest, Unread())  # type: ignore[arg-type]  # nothing is sent
+async def test_bytes_that_are_no_message_are_the_callers_fault() -> None:
+    context = context_of(call())
     with pytest.raises(InvalidRequest, match=r"grpc\.health\.v1\.HealthCheckRequest") as caught:
-        context.parse(b"\xff")
+        await context.parse(b"\xff")
     assert caught.value.reason is Reason.MALFORMED_MESSAGE
 
 

@@ -40,9 +40,12 @@ class Items:
         return Item(
             request_id=request_id,
             answers=lambda _index: self.run(request_id),
-            problems=Violations,
+            problems=self.problems,
             timeout_seconds=float(timeout) if timeout else None,
         )
+
+    async def problems(self) -> Violations:
+        return Violations()
 
     async def run(self, request: str) -> AsyncGenerator[bytes, None]:
         self.running.add(request)

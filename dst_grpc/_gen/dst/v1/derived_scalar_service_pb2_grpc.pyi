@@ -14,6 +14,10 @@ oneof; the last frame of an answer (a trailer, `resolved`, or an error) says
 how it ended. No message of any answer is larger than 1 MiB, unless a single
 element of a list is.
 
+A request holds at most 250000 fields, with those of all messages within it,
+and a text takes at most 4096 bytes in UTF-8 where no other limit is stated.
+A request beyond a limit is INVALID_ARGUMENT.
+
 Every error status that the server sets carries one google.rpc.ErrorInfo (see
 ErrorReason, also for the statuses that gRPC itself sets) and:
 INVALID_ARGUMENT a google.rpc.BadRequest that lists every bad field by its
