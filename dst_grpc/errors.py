@@ -22,6 +22,7 @@ and rebuilds them on the client.
 from __future__ import annotations
 
 import difflib
+import errno
 from asyncio import CancelledError
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 T = TypeVar("T")
+
+_TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
+_TEXTS_OF_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # torch, on a CPU
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "Arena alloc failed",  # protobuf, parsing
+    "Failed to serialize proto",  # protobuf: nothing else that it writes here can fail
+    "can't start new thread",
+    "annot allocate memory",  # a file that cannot be mapped
+)
 
 
 class Reason(StrEnum):
@@ -374,6 +386,28 @@ def failure_of(error: BaseException) -> Exception:
     failure = RuntimeError(f"{type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether *error* says that memory ran out: Python's, a device's, or that of a library without a class for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == _TORCH_OUT_OF_MEMORY:
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    has_no_class = isinstance(error, RuntimeError) or type(error).__module__.startswith("google.")
+    return has_no_class and any(text in str(error) for text in _TEXTS_OF_OUT_OF_MEMORY)
+
+
+def raise_if_out_of_memory(error: BaseException) -> None:
+    """Raise *error* again if it says that memory ran out, so that it is not taken for a fault of what was read."""
+    if is_out_of_memory(error):
+        raise error
+
+
+def out_of_memory(device: str = "the server") -> Exhausted:
+    """The error of a request for which *device* had not enough memory."""
+    message = f"{device} ran out of memory; ask for fewer derived scalars, layers or tokens"
+    return Exhausted(message, reason=Reason.OUT_OF_MEMORY)
 
 
 def require(value: T | None) -> T:

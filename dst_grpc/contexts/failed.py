@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextKind, ContextState, ContextStatus, ModelInfo
 from dst_grpc.engine.files import CorruptFile
-from dst_grpc.errors import DataLoss, DstError, Internal, failure_of
+from dst_grpc.errors import DataLoss, DstError, Internal, failure_of, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +134,7 @@ class Attempts:
         try:
             yield attempt
         except BaseException as error:  # noqa: BLE001  one that fails, in whatever way, keeps no other from being offered
+            raise_if_out_of_memory(error)  # which is no fault of this one
             problem = _problem(failure_of(error), name, attempt.root)
             self.failed.append(FailedEntry(name=name, model=model, source=source, error=problem))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from dst_grpc.engine.element_types import is_out_of_memory
 from dst_grpc.errors import (
     DstError,
     Exhausted,
@@ -14,6 +13,7 @@ from dst_grpc.errors import (
     PreconditionFailed,
     Reason,
     Unavailable,
+    is_out_of_memory,
 )
 
 if TYPE_CHECKING:

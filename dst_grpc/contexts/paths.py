@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import OPEN_FLAGS, File, corrupt
-from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
+from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,6 +142,7 @@ def _opened_below(text: str, root: Path, path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):  # the latter also for a link in place of a folder
         return None
     except OSError as error:
+        raise_if_out_of_memory(error)
         raise _refused(text, f"{text!r} cannot be opened: {error.strerror}") from None
     finally:
         for descriptor in descriptors:
@@ -154,6 +155,7 @@ def _opened(path: Path, name: str, folder: int) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:  # such as a file without read permission, or a link created meanwhile
+        raise_if_out_of_memory(error)
         raise corrupt(path, f"cannot be read: {error.strerror}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from typing import TYPE_CHECKING
 
@@ -51,12 +50,3 @@ def out_of_range(problem: str, dtype: torch.dtype, metadata: Mapping[str, object
     """The error of a *problem* with values of a model that is loaded as *dtype*."""
     known = {"element_type": str(dtype).removeprefix("torch.").upper(), **(metadata or {})}
     return OutOfRange(problem, metadata={name: str(value) for name, value in known.items() if value is not None})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether *error* says that memory ran out: Python's, a device's, or the CPU's, for which torch has no class."""
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -14,7 +14,7 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.errors import DataLoss, Reason, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -95,6 +95,7 @@ def regular_file_status(path: Path) -> stat_result:
     try:
         status = path.stat()
     except OSError as error:
+        raise_if_out_of_memory(error)
         raise corrupt(path, f"cannot be read: {error.strerror}") from error
     _check_regular(path, status)
     return status
@@ -135,6 +136,7 @@ class OpenFile:
             try:
                 n_bytes = os.preadv(self.descriptor, [target[done:]], offset + done)
             except OSError as error:
+                raise_if_out_of_memory(error)
                 raise corrupt(self.path, f"cannot be read: {error.strerror}") from error
             if not n_bytes:
                 raise changed(self.path)
@@ -214,6 +216,7 @@ def _opened(path: Path) -> OpenFile:
     try:
         descriptor = os.open(path, OPEN_FLAGS)
     except OSError as error:
+        raise_if_out_of_memory(error)
         raise corrupt(path, f"cannot be read: {error.strerror}") from error
     return OpenFile(path, descriptor)
 

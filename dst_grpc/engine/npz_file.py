@@ -17,6 +17,7 @@ import torch
 
 from dst_grpc.engine.archives import MAX_READ_BYTES, opened_archive
 from dst_grpc.engine.files import corrupt
+from dst_grpc.errors import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,7 @@ class NpzFile:
                     else:
                         shapes[name] = shape
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise_if_out_of_memory(error)
             raise corrupt(path, f"is truncated, or no npz archive: {error}") from error
         return cls(file=file, shapes=shapes, others=frozenset(others))
 
@@ -95,6 +97,7 @@ class NpzFile:
                     left[: len(block)] = block
                     left = left[len(block) :]
         except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError) as error:
+            raise_if_out_of_memory(error)
             raise corrupt(path, f"array {name!r} cannot be read: {error}") from error
         return torch.from_numpy(array.T if is_column_major else array)
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.tokenizer_growth import grows_in_proportion, patterns_of
-from dst_grpc.errors import DataLoss, DstError, InvalidRequest, failure_of
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, failure_of, raise_if_out_of_memory
 
 _REPEATS = 64
 
@@ -78,6 +78,7 @@ def open_library(path: Path, raw: bytes) -> Library:
     try:
         tokenizer: Library = Tokenizer.from_buffer(raw)
     except BaseException as error:
+        raise_if_out_of_memory(error)
         raise corrupt(path, f"is no tokenizer: {failure_of(error)}") from error
     return tokenizer
 
@@ -111,6 +112,7 @@ def told() -> Iterator[None]:
     except DstError:
         raise
     except Exception as error:  # the library raises bare Exception
+        raise_if_out_of_memory(error)
         raise InvalidRequest.of("text", f"cannot be encoded by this model's tokenizer: {error}") from error
     except BaseException as error:
         message = f"tokenizer.json: fails on a text: {failure_of(error)}"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dst_grpc.engine.element_types import is_out_of_memory
-from dst_grpc.errors import Exhausted, Reason, Unavailable, failure_of
+from dst_grpc.errors import Reason, Unavailable, failure_of, is_out_of_memory, out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +73,7 @@ class Worker:
             return error
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
-        message = f"{self._device} ran out of memory; ask for fewer derived scalars, layers or tokens"
-        return Exhausted(message, reason=Reason.OUT_OF_MEMORY)
+        return out_of_memory(self._device)
 
     async def close(self) -> None:
         """Let the running job end and drop the others."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from dst_grpc.errors import InvalidRequest, Reason, join_path
+from dst_grpc.errors import InvalidRequest, Reason, join_path, raise_if_out_of_memory
 from dst_grpc.wire.limits import MAX_ENTRIES, MAX_FIELDS, MAX_LONG_TEXT_BYTES, MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def parse(message_type: type[M], data: bytes) -> M:
         _check(message_type, data, MAX_FIELDS)
     try:
         return message_type.FromString(data)
-    except (DecodeError, RecursionError):
+    except (DecodeError, RecursionError) as error:
+        raise_if_out_of_memory(error)
         name = message_type.DESCRIPTOR.full_name
         raise InvalidRequest.of(
             "",

@@ -19,6 +19,7 @@ from dst_grpc.engine.archives import opened_archive
 from dst_grpc.engine.files import File, OpenFile, corrupt
 from dst_grpc.engine.npz_file import NpzFile
 from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.errors import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -144,6 +145,7 @@ def _load_state_dict(file: OpenFile) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise corrupt(path, f"holds objects that only running its pickle could make: {_ADVICE}") from error
     except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise_if_out_of_memory(error)
         raise corrupt(path, f"is no sound file of torch.save: {type(error).__name__}") from error
     if not isinstance(entries, dict):
         raise corrupt(path, f"holds a {type(entries).__name__} rather than a state dict")
