@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,13 @@ def anything(
     is_scale = location.dimensions[-1] is Dimension.SINGLETON
     done = action(chance, at.shape(shape), act or chance.choice(ACTIONS), is_scale=is_scale)
     return Intervention(at=at, action=done)
+
+
+def is_selected(at: TapSelection, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether each entry of a tap is selected."""
+    found = np.zeros(shape, dtype=bool)
+    found[np.ix_(*(_positions(each, size) for each, size in zip(at.all_axes, shape, strict=True)))] = True
+    return found
 
 
 def by_hand(x: torch.Tensor, intervention: Intervention) -> torch.Tensor:

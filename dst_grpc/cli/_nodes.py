@@ -27,7 +27,7 @@ from dst_grpc.client import (
     TapSelection,
     TraceConfig,
 )
-from dst_grpc.domain.interventions import Action, ScaleValue, SetValue
+from dst_grpc.domain.interventions import Action, CopyFromRun, ScaleValue, SetValue
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
@@ -109,6 +109,8 @@ def _action_text(action: Action) -> str:
             return f"={value:g}"
         case ScaleValue():
             return f"*{action.factor:g}"
+        case CopyFromRun():
+            return f" from {action.run}"
     return f" {action.arm}"
 
 

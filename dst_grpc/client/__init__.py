@@ -29,7 +29,7 @@ from dst_grpc.client._explain_requests import (
     make_explain_run,
     make_top_k_request,
 )
-from dst_grpc.client._interventions import detach_gradient, scale, set_value, steer
+from dst_grpc.client._interventions import detach_gradient, hold, mean_over, patch, scale, set_value, steer
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
@@ -80,7 +80,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
-from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest, SourceRun
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
     ContextState,
@@ -167,6 +167,7 @@ __all__ = [
     "ServerInfo",
     "ServerLimits",
     "ServingStatus",
+    "SourceRun",
     "TapSelection",
     "TensorElementType",
     "TensorEncoding",
@@ -183,10 +184,13 @@ __all__ = [
     "TransferProgress",
     "default_groups",
     "detach_gradient",
+    "hold",
     "make_explain_request",
     "make_explain_run",
     "make_request",
     "make_top_k_request",
+    "mean_over",
+    "patch",
     "scale",
     "set_value",
     "steer",

@@ -8,11 +8,13 @@ from typing import TypeAlias, TypedDict, Unpack
 from dst_grpc.client._requests import (
     PromptLike,
     RequestArguments,
+    SourceRunsLike,
     TokensLike,
     loss_of,
     make_request,
     member,
     prompt_of,
+    source_runs_of,
 )
 from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName
 from dst_grpc.domain.explain import (
@@ -55,6 +57,8 @@ class RunArguments(TypedDict, total=False):
     """Other entries to overwrite, applied before the nodes."""
     interventions: Iterable[Intervention]
     """Interventions, applied in order after the nodes."""
+    source_runs: SourceRunsLike
+    """Runs that interventions read: their prompts by name, or whole SourceRuns."""
     detach_final_layer_norm_scale: bool
     """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the logits."""
 
@@ -113,6 +117,7 @@ def make_explain_run(
     ablate: NodeToAblate | Iterable[NodeToAblate] = (),
     ablations: Iterable[AblationSpec] = (),
     interventions: Iterable[Intervention] = (),
+    source_runs: SourceRunsLike = (),
     detach_final_layer_norm_scale: bool = True,
 ) -> ExplainRun:
     """One run that the arguments describe; see RunArguments.
@@ -127,6 +132,7 @@ def make_explain_run(
         node_ablations=_node_ablations(ablate),
         ablation_specs=tuple(ablations),
         interventions=tuple(interventions),
+        source_runs=source_runs_of(source_runs),
         detach_final_layer_norm_scale=detach_final_layer_norm_scale,
     )
 

@@ -11,7 +11,16 @@ from numpy.typing import ArrayLike
 
 from dst_grpc.client._requests import member
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.interventions import AddVector, DetachGradient, Intervention, ScaleValue, SetValue
+from dst_grpc.domain.interventions import (
+    AddVector,
+    CopyFromRun,
+    DetachGradient,
+    HoldValue,
+    Intervention,
+    MeanOverRuns,
+    ScaleValue,
+    SetValue,
+)
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -70,6 +79,52 @@ def scale(tap: TapLike, factor: float, *, layer: int | None = None, at: Sequence
 def detach_gradient(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
     """Stop the gradient at entries of a tap. Arguments and errors are those of `steer`."""
     return Intervention(at=_at(tap, layer, at, PassType.BACKWARD), action=DetachGradient())
+
+
+def patch(tap: TapLike, run: str, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
+    """Replace entries of a tap by what they are in another run (activation patching).
+
+    Positions correspond by their numbers. With a run of another prompt it is resample ablation.
+
+    Args:
+        tap: The tap.
+        run: Name of one of the request's `source_runs`; `unchanged` is this run without any intervention.
+        layer: As for `steer`.
+        at: As for `steer`.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    return Intervention(at=_at(tap, layer, at), action=CopyFromRun(run=run))
+
+
+def hold(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
+    """Keep entries of a tap as they are without any intervention (freezing). Arguments and errors are those of
+    `steer`."""
+    return Intervention(at=_at(tap, layer, at), action=HoldValue())
+
+
+def mean_over(
+    tap: TapLike,
+    runs: Sequence[str],
+    *,
+    over_positions: bool = False,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
+    """Replace entries of a tap by their mean over other runs (mean ablation).
+
+    Args:
+        tap: The tap.
+        runs: Names of some of the request's `source_runs`.
+        over_positions: Whether the mean is over all tokens of the runs too; else it is by position.
+        layer: As for `steer`.
+        at: As for `steer`.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    return Intervention(at=_at(tap, layer, at), action=MeanOverRuns(runs=tuple(runs), over_positions=over_positions))
 
 
 def _at(

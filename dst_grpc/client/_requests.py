@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from operator import index
 from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
@@ -12,13 +12,15 @@ from dst_grpc.domain.components import LossFnName, TensorElementType, TensorEnco
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, SourceRun
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations, first_of
 
 PromptLike: TypeAlias = str | Iterable[SupportsIndex] | Prompt
 """A text, token ids, or a Prompt."""
+SourceRunsLike: TypeAlias = Mapping[str, PromptLike] | Iterable[SourceRun]
+"""Runs that others read: their prompts by name, or whole SourceRuns, which may have interventions of their own."""
 TypeLike: TypeAlias = str | DerivedScalarType | DerivedScalarSpec
 """A derived scalar by name, by enum member, or with a config of its own."""
 TokensLike: TypeAlias = str | SupportsIndex | Iterable[str | SupportsIndex]
@@ -41,7 +43,10 @@ class RequestArguments(TypedDict, total=False):
     ablations: Iterable[AblationSpec]
     """Entries to overwrite with a number, applied in order."""
     interventions: Iterable[Intervention]
-    """Interventions, applied in order after `ablations`: see `steer`, `set_value`, `scale` and `detach_gradient`."""
+    """Interventions, applied in order after `ablations`: see `steer`, `set_value`, `scale`, `patch`, `hold`,
+    `mean_over` and `detach_gradient`."""
+    source_runs: SourceRunsLike
+    """Runs that interventions read: their prompts by name, or whole SourceRuns."""
     detach_final_layer_norm_scale: bool
     """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the loss."""
     autoencoders: str | Iterable[str]
@@ -70,6 +75,7 @@ def make_request(
     trace: TraceConfig | None = None,
     ablations: Iterable[AblationSpec] = (),
     interventions: Iterable[Intervention] = (),
+    source_runs: SourceRunsLike = (),
     detach_final_layer_norm_scale: bool = True,
     autoencoders: str | Iterable[str] = (),
     config: DstConfig | None = None,
@@ -93,6 +99,7 @@ def make_request(
         trace_config=trace,
         ablation_specs=tuple(ablations),
         interventions=tuple(interventions),
+        source_runs=source_runs_of(source_runs),
         detach_final_layer_norm_scale=detach_final_layer_norm_scale,
         autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
         config=config if config is not None else DstConfig(),
@@ -131,6 +138,20 @@ def prompt_of(prompt: PromptLike) -> Prompt:
         return Prompt(token_ids=tuple(index(token) for token in prompt))
     except InvalidRequest as error:
         raise error.under("prompt") from None
+
+
+def source_runs_of(runs: SourceRunsLike) -> tuple[SourceRun, ...]:
+    """SourceRuns from the forms that arguments may have; raises InvalidRequest."""
+    if not isinstance(runs, Mapping):
+        return tuple(runs)
+    problems, found = Violations(), []
+    for i, (name, prompt) in enumerate(runs.items()):
+        try:
+            found.append(SourceRun(name=name, prompt=prompt_of(prompt)))
+        except InvalidRequest as error:
+            problems.extend(error, f"source_runs[{i}]")
+    problems.raise_if_any()
+    return tuple(found)
 
 
 def _specs(types: TypeLike | Iterable[TypeLike]) -> tuple[DerivedScalarSpec, ...]:

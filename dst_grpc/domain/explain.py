@@ -19,7 +19,8 @@ from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, DeriveRequest, Prompt
+from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, DeriveRequest, Prompt, SourceRun
+from dst_grpc.domain.runs_read import check_runs_read
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.texts import check_text
@@ -190,16 +191,21 @@ class ExplainRun:
     """Other entries to overwrite, applied before the nodes."""
     interventions: tuple[Intervention, ...] = ()
     """Interventions, applied in order after the nodes."""
+    source_runs: tuple[SourceRun, ...] = ()
+    """Runs that interventions may read, by name."""
     detach_final_layer_norm_scale: bool | None = None
     """Whether the final norm's scale is held constant in gradients; None = it is."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
         if self.trace_config is not None:
             try:
                 self.trace_config.check_can_run()
             except InvalidRequest as error:
-                raise error.under("trace_config") from None
+                problems.extend(error, "trace_config")
+        check_runs_read(problems, self.source_runs, self.interventions)
+        problems.raise_if_any()
 
     @property
     def has_origin(self) -> bool:

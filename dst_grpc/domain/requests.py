@@ -12,6 +12,8 @@ from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, check_token_ids
 from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.run_actions import check_run_name
+from dst_grpc.domain.runs_read import check_runs_read
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
@@ -40,6 +42,24 @@ class Prompt:
         check_text(problems, "text", self.text or "")
         problems.check(self.token_ids != (), "token_ids", "must not be empty")
         check_token_ids(problems, "token_ids.token_ids", self.token_ids or ())
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRun:
+    """A run that other runs of the request read: of another prompt, or with other interventions."""
+
+    name: str
+    """The name by which interventions refer to it."""
+    prompt: Prompt | None = None
+    """Its prompt; None = the prompt of the run that has it in its list."""
+    interventions: tuple[Intervention, ...] = ()
+    """Interventions on its values, applied in order; they may read other runs of the list."""
+
+    def __post_init__(self) -> None:
+        """Check the name; raises InvalidRequest."""
+        problems = Violations()
+        check_run_name(problems, "name", self.name)
         problems.raise_if_any()
 
 
@@ -73,6 +93,8 @@ class DeriveRequest:
     """Entries to overwrite with a number, applied in order."""
     interventions: tuple[Intervention, ...] = ()
     """Interventions, applied in order after `ablation_specs`."""
+    source_runs: tuple[SourceRun, ...] = ()
+    """Runs that interventions may read, by name."""
     detach_final_layer_norm_scale: bool | None = None
     """Whether the final norm's scale is held constant in gradients; None = it is not."""
     autoencoders: tuple[str, ...] = ()
@@ -109,6 +131,7 @@ class DeriveRequest:
                 self.trace_config.check_can_run()
             except InvalidRequest as error:
                 problems.extend(error, "trace_config")
+        check_runs_read(problems, self.source_runs, self.interventions)
         if not self.element_type.is_float:
             floats = json_names(each for each in TensorElementType if each.is_float)
             problems.add("element_type", f"must be {floats}, not {json_name(self.element_type)}")

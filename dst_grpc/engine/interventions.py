@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
 
 import torch
 
+from dst_grpc.domain.actions import Positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
 
@@ -67,13 +68,20 @@ class RowIntervention:
         """A tensor of the request (see `Context`)."""
         return self.tensors[tensor]
 
-    def of_run(self, name: str) -> torch.Tensor:
-        """The same entries as recorded in another run (see `Context`)."""
+    def of_run(self, name: str, positions: Positions | int = Positions.SAME) -> torch.Tensor:
+        """The same entries in another run (see `Context`)."""
         recorded = self.runs[name][self.location, self.intervention.at.layer_index]
-        return recorded[self._entries(recorded.shape)]
+        at = self.intervention.at if positions is Positions.SAME else _moved(self.intervention.at, positions)
+        n_tokens = self.n_tokens if positions is Positions.SAME else None
+        return recorded[entries(at, recorded.shape, n_tokens)]
 
     def _entries(self, shape: Sequence[int]) -> Entries:
         return entries(self.intervention.at, shape, self.n_tokens)
+
+
+def _moved(at: TapSelection, positions: Positions | int) -> TapSelection:
+    """*at* with all tokens, or a single one, along the tap's first axis, which is its only one of tokens."""
+    return replace(at, axes=(positions if isinstance(positions, int) else None, *at.all_axes[1:]))
 
 
 def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None) -> Entries:

@@ -46,6 +46,7 @@ def estimate_cost(
     *,
     needs_logits: bool,
     tensor_bytes: int = 0,
+    read: Iterable[tuple[int, int]] = (),
 ) -> CostEstimate:
     """The cost of recording *values* and *gradients* and deriving *scalars*.
 
@@ -56,6 +57,7 @@ def estimate_cost(
         scalars: the derived scalars.
         needs_logits: whether logits are computed.
         tensor_bytes: bytes of the request's tensors.
+        read: tokens of each run that is read, and bytes that it takes.
     """
     model, tokens = sizes.model, sizes.n_tokens
     gradient_sites = list(gradients)
@@ -64,13 +66,15 @@ def estimate_cost(
     largest = max((scalar.output_bytes // max(len(scalar.layers), 1) for scalar in scalars), default=0)
     passes = 1 + (1 if gradient_sites else 0)
     head = model.vocab_size * model.d_model if needs_logits else 0
-    flops = 2 * passes * (tokens * parameters_of_blocks(model, sizes.architecture) + head)
+    read_tokens, read_bytes = (sum(each) for each in zip((0, 0), *read, strict=True))
+    blocks = parameters_of_blocks(model, sizes.architecture)
+    flops = 2 * passes * (tokens * blocks + head) + 2 * read_tokens * blocks
     outputs = sum(scalar.output_bytes for scalar in scalars)
     return CostEstimate(
         sequence_tokens=tokens,
         forward_passes=1,
         backward_passes=passes - 1,
         floating_point_operations=flops + outputs // BYTES_OF_FLOAT32,
-        peak_bytes=recorded + tensor_bytes + (_graph_bytes(sizes) if gradient_sites else 0) + largest,
+        peak_bytes=recorded + read_bytes + tensor_bytes + (_graph_bytes(sizes) if gradient_sites else 0) + largest,
         output_bytes=outputs,
     )

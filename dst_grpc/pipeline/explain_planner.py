@@ -143,6 +143,7 @@ def _derive_request(request: ExplainRequest, run: ExplainRun, types: Sequence[De
         trace_config=run.trace_config,
         ablation_specs=(*run.ablation_specs, *map(_ablation, run.node_ablations)),
         interventions=run.interventions,
+        source_runs=run.source_runs,
         detach_final_layer_norm_scale=run.detach_final_layer_norm_scale is not False,
         autoencoders=request.autoencoders,
         derived_scalars=tuple(DerivedScalarSpec(dst=dst) for dst in types),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
+from dst_grpc.domain.interventions import Positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import Reason, Violations, join_path, require
@@ -15,7 +15,7 @@ from dst_grpc.pipeline.checks import check_covered, check_layer, sized
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.components import Dimension
@@ -30,32 +30,103 @@ if TYPE_CHECKING:
 _L = ActivationLocationType
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """An intervention as a request gives it."""
+
+    intervention: Intervention
+    """What it means."""
+    path: str
+    """Its path in the request."""
+    at: str = "at"
+    """The field of its selection."""
+    axes: str = "axes"
+    """The field of the selection's axes."""
+
+
+def given_by(interventions: Sequence[Intervention], path: str) -> Iterator[Given]:
+    """*interventions* in the list at *path*."""
+    for i, one in enumerate(interventions):
+        yield Given(intervention=one, path=f"{path}[{i}]")
+
+
+def given_by_request(request: DeriveRequest) -> Iterator[Given]:
+    """The ablations and interventions of *request*, in order."""
+    for i, spec in enumerate(request.ablation_specs):
+        path = f"ablation_specs[{i}]"
+        yield Given(intervention=spec.intervention, path=path, at="index", axes="tensor_indices")
+    yield from given_by(request.interventions, "interventions")
+
+
 def planned_interventions(
-    request: DeriveRequest, findings: Findings, sizes: Sizes, spliced: Sequence[AutoencoderEntry]
+    given: Iterable[Given],
+    findings: Findings,
+    sizes: Sizes,
+    spliced: Sequence[AutoencoderEntry],
+    lengths: Mapping[str, int] | None = None,
+    *,
+    has_prompt: bool = True,
 ) -> Iterator[Intervention]:
-    """The interventions of *request*, in order; notes what does not exist. Those that read other runs are split by
-    layer."""
+    """Interventions that a run can apply, in order; notes what does not exist or does not fit.
+
+    Args:
+        given: the interventions.
+        findings: collects what is wrong.
+        sizes: of the model and prompt.
+        spliced: the autoencoders spliced into the run.
+        lengths: tokens of the runs that can be read, by name, as far as they are known.
+        has_prompt: whether the prompt is known, and not only the model.
+
+    Yields:
+        Each, but those that read other runs once for each layer.
+    """
     if findings.holds_stand_in("autoencoders"):
         return  # the existing taps depend on them
-    given = [
-        (f"ablation_specs[{i}]", "index", "tensor_indices", spec.intervention)
-        for i, spec in enumerate(request.ablation_specs)
-    ]
-    given += [(f"interventions[{i}]", "at", "axes", one) for i, one in enumerate(request.interventions)]
-    for path, field, axes, one in given:
-        if findings.holds_stand_in(path):
+    for one in given:
+        if findings.holds_stand_in(one.path):
             continue
         before = findings.count
-        at = _checked(findings, one.at, f"{path}.{field}", sizes, spliced, axes=axes)
-        if findings.count == before and request.prompt is not None:
-            _check_tensors(findings, one, path, _shape(at, sizes, spliced))
-        meant = one if at is one.at else replace(one, at=at)
-        if meant.action.runs:
+        meant = one.intervention
+        at = _checked(findings, meant.at, f"{one.path}.{one.at}", sizes, spliced, axes=one.axes)
+        if findings.count == before and has_prompt:
+            _check_tensors(findings, meant, one.path, _shape(at, sizes, spliced))
+            _check_readings(findings, meant, one.path, sizes.n_tokens, lengths or {})
+        meant = meant if at is meant.at else replace(meant, at=at)
+        if meant.runs:
             yield from _at_layers(meant, range(sizes.n_layers))
         else:
             yield meant
-    if request.detach_final_layer_norm_scale:
-        yield FINAL_NORM_DETACHED
+
+
+def _check_readings(
+    findings: Findings, intervention: Intervention, path: str, n_tokens: int, lengths: Mapping[str, int]
+) -> None:
+    """Note runs that are read at positions that they do not have."""
+    at = intervention.at
+    axes = zip(at.all_axes, at.activation_location_type.dimensions, strict=True)
+    over_tokens = [axis for axis, dimension in axes if dimension.is_sequence_token_dimension]
+    for reading in intervention.action.readings:
+        length = lengths.get(reading.run, n_tokens)
+        where = join_path(path, reading.path)
+        if isinstance(reading.positions, int):
+            fits = -length <= reading.positions < length
+            findings.check(fits, where, f"has {length} tokens, and none at position {reading.positions}")
+        elif reading.positions is Positions.SAME and length != n_tokens:
+            if None in over_tokens:
+                description = f"has {length} tokens, but this run has {n_tokens}: select positions, not the whole axis"
+                findings.add(where, description)
+            elif not all(_last(axis) < length for axis in over_tokens):
+                findings.add(where, f"has {length} tokens, and not all of the selected positions")
+
+
+def _last(axis: AxisSelection) -> int:
+    """The last of the positions selected along an axis that is not selected whole."""
+    match axis:
+        case PositionRange():
+            return axis.stop - 1
+        case PositionList():
+            return max(axis.positions)
+    return require(axis)
 
 
 def changes_of_gradient(interventions: Iterable[Intervention], origin: Origin, n_layers: int) -> Iterator[Intervention]:
@@ -223,20 +294,41 @@ def with_tensors(plans: Sequence[Plan], source: TensorSource | None, roots: Sequ
 
 def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations, root: str) -> Plan:
     known: dict[RequestTensor, RequestTensor] = {}
-    for i, intervention in enumerate(plan.request.interventions):
-        for field, tensor in intervention.tensor_paths().items():
+    for path, one, n_tokens in _with_lengths(plan):
+        for field, tensor in one.tensor_paths().items():
             if tensor.handle is None:
                 continue
-            path = join_path(root, f"interventions[{i}].{field}.handle")
+            handle_path = join_path(root, f"{path}.{field}.handle")
             if source is None:
-                problems.add(path, "must be absent: no tensors are kept here")
+                problems.add(handle_path, "must be absent: no tensors are kept here")
                 continue
             known[tensor] = source.get(tensor.handle)
             dimensions = plan.model.dimensions
-            sizes = Sizes(dimensions, len(plan.token_ids) or dimensions.context_window, plan.model.architecture)
-            reason = _why_not_stretched(known[tensor], _shape(intervention.at, sizes, plan.spliced))
-            problems.check(not reason, path, reason)
+            sizes = Sizes(dimensions, n_tokens or dimensions.context_window, plan.model.architecture)
+            reason = _why_not_stretched(known[tensor], _shape(one.at, sizes, plan.spliced))
+            problems.check(not reason, handle_path, reason)
     if not known:
         return plan
-    request = replace(plan.request, interventions=tuple(one.with_tensors(known) for one in plan.request.interventions))
-    return replace(plan, request=request, run=plan.run.with_tensors(known))
+    return replace(plan, request=_filled(plan.request, known), run=plan.run.with_tensors(known))
+
+
+def _with_lengths(plan: Plan) -> Iterator[tuple[str, Intervention, int]]:
+    """The interventions of the plan's request, each with its path and the tokens of its run."""
+    request, n_tokens = plan.request, len(plan.token_ids)
+    for given in given_by(request.interventions, "interventions"):
+        yield given.path, given.intervention, n_tokens
+    lengths = {name: len(run.token_ids) for name, run in plan.run.all_sources}
+    for i, source in enumerate(request.source_runs):
+        for given in given_by(source.interventions, f"source_runs[{i}].interventions"):
+            if source.name in lengths:
+                yield given.path, given.intervention, lengths[source.name]
+
+
+def _filled(request: DeriveRequest, known: Mapping[RequestTensor, RequestTensor]) -> DeriveRequest:
+    """*request* with the tensors in *known* replaced."""
+
+    def filled(interventions: tuple[Intervention, ...]) -> tuple[Intervention, ...]:
+        return tuple(one.with_tensors(known) for one in interventions)
+
+    sources = tuple(replace(one, interventions=filled(one.interventions)) for one in request.source_runs)
+    return replace(request, interventions=filled(request.interventions), source_runs=sources)

@@ -7,21 +7,29 @@ layers, what each type needs. Every bad field is reported at once; what is missi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
 from dst_grpc.pipeline.findings import Findings
-from dst_grpc.pipeline.interventions import changes_of_gradient, planned_interventions, tensor_bytes
+from dst_grpc.pipeline.interventions import (
+    changes_of_gradient,
+    given_by_request,
+    planned_interventions,
+    tensor_bytes,
+)
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.scalar_planner import plan_scalar
-from dst_grpc.pipeline.sizes import Sizes
+from dst_grpc.pipeline.sizes import Sizes, most_latents
+from dst_grpc.pipeline.source_runs import SourceRuns
 from dst_grpc.pipeline.stand_ins import without_stand_ins
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
 from dst_grpc.scalars.topology import AutoencoderInputs, Topology
@@ -31,7 +39,8 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.domain.requests import DeriveRequest, Prompt
+    from dst_grpc.engine.taps import Site
     from dst_grpc.engine.tokenizer import Tokenizer
 
 MAX_TENSORS = 20_000
@@ -99,11 +108,13 @@ class _Planner:
         self._request, self._model, self._findings = request, model, findings
         self._lookup = Lookup(registry, model, findings)
         self._lookup.note_handle(model_ref(request))
-        self._sizes = self._sizes_of(model.dimensions.context_window)
+        self._sizes = self._sizes_of(0)
         self._topologies: dict[tuple[AutoencoderEntry, ...], Topology] = {}
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
-        return Sizes(self._model.dimensions, n_tokens, self._model.architecture)
+        """Sizes with a prompt; with that of a full context window if it is not known."""
+        dimensions = self._model.dimensions
+        return Sizes(dimensions, n_tokens or dimensions.context_window, self._model.architecture)
 
     def _topology(self, sets: tuple[AutoencoderEntry, ...]) -> Topology:
         """The topology with *sets*, one object for all types that name them."""
@@ -115,9 +126,8 @@ class _Planner:
     def plan(self) -> Plan | None:
         request = self._request
         tokenizer = self._model.tokenizer()
-        tokens = self._tokens(tokenizer)
-        if tokens:
-            self._sizes = self._sizes_of(len(tokens))
+        tokens = () if request.prompt is None else self._tokens(tokenizer, request.prompt, "prompt")
+        self._sizes = self._sizes_of(len(tokens))
         loss = self._loss(tokenizer)
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
@@ -127,7 +137,15 @@ class _Planner:
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         topology = self._topology(spliced or shared_sets)
         trace = self._trace(loss, spliced or shared_sets, topology)
-        run = self._run(tokens, loss, trace, spliced)
+        sources = SourceRuns(
+            request.source_runs,
+            self._findings,
+            spliced,
+            own_tokens=tokens,
+            tokens_of=partial(self._tokens, tokenizer),
+            sizes_of=self._sizes_of,
+        )
+        run = self._run(tokens, loss, trace, spliced, sources)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         if self._findings.count or self._findings.known:
@@ -174,31 +192,41 @@ class _Planner:
                 scalars,
                 needs_logits=run.needs_logits or last_layer_of(recorded) is None,
                 tensor_bytes=tensor_bytes(run.interventions, self._sizes, spliced),
+                read=[
+                    (len(source.token_ids), self._read_bytes(source, sites, spliced))
+                    for source, sites in run.all_read.items()
+                ],
             ),
         )
 
+    def _read_bytes(self, source: Run, sites: frozenset[Site], spliced: tuple[AutoencoderEntry, ...]) -> int:
+        """Bytes that a run that is read takes: what it records, and its tensors."""
+        sizes = self._sizes_of(len(source.token_ids))
+        recorded = sizes.recorded_bytes(sites, most_latents(spliced))
+        return recorded + tensor_bytes(source.interventions, sizes, spliced)
+
     # The run
 
-    def _tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """The prompt's tokens; none if it is not known, or longer than the window."""
-        prompt, window = self._request.prompt, self._model.dimensions.context_window
-        if prompt is None:
+    def _tokens(self, tokenizer: Tokenizer, prompt: Prompt, path: str) -> tuple[int, ...]:
+        """The tokens of the prompt at *path*; none if they are not known, or longer than the window."""
+        if self._findings.holds_stand_in(path):
             return ()
+        window = self._model.dimensions.context_window
         if prompt.text is None:
             tokens: Sequence[int] | None = prompt.token_ids or ()
         else:
             tokens = tokenizer.encode_at_most(prompt.text, window)
-            self._findings.check(tokens != [], "prompt.text", "holds no token")
+            self._findings.check(tokens != [], f"{path}.text", "holds no token")
         vocabulary = self._model.dimensions.vocab_size
         for i, token in enumerate(tokens or ()):
             if token >= vocabulary:
-                field = f"prompt.token_ids.token_ids[{i}]"
+                field = f"{path}.token_ids.token_ids[{i}]"
                 self._findings.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")
         if tokens is not None and len(tokens) <= window:
             return tuple(tokens)
         count = f"more than {window}" if tokens is None else len(tokens)
         message = f"has {count} tokens, but the context window of {self._model.name!r} holds {window}"
-        self._findings.add("prompt", message, Reason.PROMPT_TOO_LONG)
+        self._findings.add(path, message, Reason.PROMPT_TOO_LONG)
         return ()
 
     def _loss(self, tokenizer: Tokenizer) -> LossOrigin | None:
@@ -251,16 +279,34 @@ class _Planner:
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
         spliced: tuple[AutoencoderEntry, ...],
+        sources: SourceRuns,
     ) -> Run:
         """The request's run: gradients start from the trace, else from the loss."""
-        found = list(planned_interventions(self._request, self._findings, self._sizes, spliced))
+        found = list(
+            planned_interventions(
+                given_by_request(self._request),
+                self._findings,
+                self._sizes,
+                spliced,
+                sources.lengths,
+                has_prompt=self._request.prompt is not None,
+            )
+        )
+        if self._request.detach_final_layer_norm_scale:
+            found.append(FINAL_NORM_DETACHED)
         origins = [origin for origin in (loss, trace) if origin is not None]
         passes = [
             GradientPass(origin=one, interventions=tuple(changes_of_gradient(found, one, self._sizes.n_layers)))
             for one in origins[-1:]
         ]
         forward = tuple(one for one in found if one.at.pass_type is PassType.FORWARD)
-        return Run(token_ids=tokens, interventions=forward, origins=tuple(origins), passes=tuple(passes))
+        return Run(
+            token_ids=tokens,
+            interventions=forward,
+            origins=tuple(origins),
+            passes=tuple(passes),
+            sources=sources.read_by(forward),
+        )
 
     # The derived scalars
 

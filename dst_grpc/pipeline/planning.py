@@ -12,11 +12,12 @@ from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.explain_plan import ExplainPlan
@@ -86,15 +87,25 @@ class Planning:
 
 def _is_long(request: DeriveRequest) -> bool:
     """Whether planning *request* takes a while: there is much to tokenize, or much that it lists."""
-    texts, n_listed = 0, len(request.derived_scalars) + len(request.ablation_specs) + len(request.interventions)
-    if request.prompt is not None:
-        texts += len(request.prompt.text or "")
-        n_listed += len(request.prompt.token_ids or ())
+    interventions = list(_interventions(request))
+    texts, n_listed = 0, len(request.derived_scalars) + len(request.ablation_specs) + len(interventions)
+    n_listed += sum(len(one.action.readings) for one in interventions)
+    for prompt in (request.prompt, *(source.prompt for source in request.source_runs)):
+        if prompt is not None:
+            texts += len(prompt.text or "")
+            n_listed += len(prompt.token_ids or ())
     if request.loss_fn_config is not None:
         tokens = (*request.loss_fn_config.target_tokens, *request.loss_fn_config.distractor_tokens)
         texts += sum(map(len, tokens))
         n_listed += len(tokens)
     return texts > _LONG_TEXT or n_listed > _LONG_LIST
+
+
+def _interventions(request: DeriveRequest) -> Iterator[Intervention]:
+    """All interventions of *request*, those of its source runs too."""
+    yield from request.interventions
+    for source in request.source_runs:
+        yield from source.interventions
 
 
 def _names_files(request: DeriveRequest) -> bool:
@@ -105,4 +116,4 @@ def _names_files(request: DeriveRequest) -> bool:
 
 def _brings_numbers(request: DeriveRequest) -> bool:
     """Whether *request* holds inline tensors: they may be too large to keep."""
-    return any(tensor.tensor is not None for one in request.interventions for tensor in one.action.tensors.values())
+    return any(tensor.tensor is not None for one in _interventions(request) for tensor in one.action.tensors.values())

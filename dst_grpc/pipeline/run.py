@@ -133,7 +133,7 @@ def run(
 
 def _sources(run: Run, read: Mapping[Run, Mapping[Site, torch.Tensor]]) -> dict[str, Mapping[Site, torch.Tensor]]:
     """The recordings of the runs that *run* reads, by the names that its interventions give them."""
-    return {name: read[run.source(name)] for one in run.interventions for name in one.action.runs}
+    return {name: read[run.source(name)] for one in run.interventions for name in one.runs}
 
 
 class _Order:

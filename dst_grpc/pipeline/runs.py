@@ -6,14 +6,15 @@ has one run that reads none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.interventions import UNCHANGED
 from dst_grpc.engine.propagation import PLAIN, Propagation
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterator, Mapping
 
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.locations import ActivationLocationType
@@ -39,7 +40,7 @@ class GradientPass:
         return self.origin, tuple(one.key for one in self.interventions), self.weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One prompt's forward pass, and the gradient passes after it."""
 
@@ -55,6 +56,14 @@ class Run:
     """Runs of the same model, with the same spliced autoencoders, that interventions read, by name."""
     propagation: Propagation = PLAIN
     """The propagation rule of gradients."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __hash__(self) -> int:
+        """Hash of all fields, computed once: runs read runs that read runs."""
+        return self._hash
 
     @property
     def key(self) -> Hashable:
@@ -101,15 +110,42 @@ class Run:
         interventions."""
         found: dict[Run, frozenset[Site]] = {}
         for one in self.interventions:
-            for name in one.action.runs:
+            for name in one.runs:
                 source = self.source(name)
                 site = (one.at.activation_location_type, one.at.layer_index)
                 found[source] = found.get(source, frozenset()) | {site}
         return found
 
+    @property
+    def all_read(self) -> Mapping[Run, frozenset[Site]]:
+        """As `reads`, with those that the runs read in turn."""
+        found: dict[Run, frozenset[Site]] = {}
+        left = [self]
+        while left:
+            for source, sites in left.pop().reads().items():
+                if source not in found:
+                    left.append(source)
+                found[source] = found.get(source, frozenset()) | sites
+        return found
+
+    @property
+    def all_sources(self) -> Iterator[tuple[str, Run]]:
+        """The runs that it may read, and those that these may, with their names; some more than once."""
+        for name, source in self.sources:
+            yield name, source
+            yield from source.all_sources
+
     def source(self, name: str) -> Run:
         """The run that an intervention calls *name*."""
-        return Run(token_ids=self.token_ids) if name == UNCHANGED else dict(self.sources)[name]
+        return self._unchanged if name == UNCHANGED else self._by_name[name]
+
+    @cached_property
+    def _unchanged(self) -> Run:
+        return Run(token_ids=self.token_ids)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Run]:
+        return dict(self.sources)
 
     def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Run:
         """The same run with the tensors in *known* replaced."""
@@ -118,4 +154,5 @@ class Run:
             return tuple(one.with_tensors(known) for one in interventions)
 
         passes = tuple(replace(one, interventions=filled(one.interventions)) for one in self.passes)
-        return replace(self, interventions=filled(self.interventions), passes=passes)
+        sources = tuple((name, source.with_tensors(known)) for name, source in self.sources)
+        return replace(self, interventions=filled(self.interventions), passes=passes, sources=sources)

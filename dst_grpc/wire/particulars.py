@@ -21,7 +21,7 @@ from dst_grpc.domain.interventions import AblationSpec, Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
-from dst_grpc.domain.requests import DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.requests import DeriveRequest, Prompt, ResolveRequest, SourceRun
 from dst_grpc.domain.resolution import RegistryChange, Resolution
 from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, TensorInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -58,7 +58,7 @@ CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
     AnswerHeader: check_header,
 }
 """Checks of an answer beyond the rules of its classes."""
-PART_BY_PART = frozenset({DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
+PART_BY_PART = frozenset({SourceRun, DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
 """Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""
 _NUMBERS = count()
 STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
@@ -66,6 +66,9 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     RequestTensor: lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
     # Groups of one id exclude one another.
     TopKGroup: lambda: TopKGroup(group_id=f"\0{next(_NUMBERS)}", dsts=(DerivedScalarType.ALWAYS_ONE,)),
+    # Nor may runs share a name.
+    (SourceRun, "name"): lambda: f"\0{next(_NUMBERS)}",
+    SourceRun: lambda: SourceRun(name=f"\0{next(_NUMBERS)}"),
     (DeriveRequest, "prompt"): lambda: Prompt(token_ids=(0,)),
     (TraceConfig, "node_index"): lambda: NodeIndex(node_type=NodeType.ATTENTION_HEAD),
     (TraceConfig, "attention_trace_type"): lambda: AttentionTraceType.V,

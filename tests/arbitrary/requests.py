@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -28,7 +29,19 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
-from dst_grpc.domain.interventions import AblationSpec, AddVector, DetachGradient, Intervention, ScaleValue, SetValue
+from dst_grpc.domain.interventions import (
+    UNCHANGED,
+    AblationSpec,
+    Action,
+    AddVector,
+    CopyFromRun,
+    DetachGradient,
+    HoldValue,
+    Intervention,
+    MeanOverRuns,
+    ScaleValue,
+    SetValue,
+)
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
@@ -41,6 +54,7 @@ from dst_grpc.domain.requests import (
     Prompt,
     ResolveRequest,
     ResolveStreamRequest,
+    SourceRun,
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -61,6 +75,7 @@ from tests.arbitrary.basic import (
     values_of,
 )
 
+V = TypeVar("V")
 L = ActivationLocationType
 FLOATS = tuple(element_type for element_type in TensorElementType if element_type.is_float)
 devices = st.sampled_from(["cpu", "cuda:0", "cuda:12", "mps"])
@@ -252,17 +267,26 @@ add_vectors = st.builds(AddVector, vector=request_tensors, factor=finite_floats3
 scale_values = st.builds(ScaleValue, factor=finite_floats32)
 
 
+def reading_actions(location: ActivationLocationType, names: Sequence[str]) -> st.SearchStrategy[Action]:
+    """Actions at a tap that read the unchanged run, or those of *names*."""
+    run = st.sampled_from([UNCHANGED, *names])
+    over_positions = st.just(False) if location.facts.is_attention_matrix else st.booleans()
+    means = st.builds(MeanOverRuns, runs=tuples(run, min_size=1), over_positions=over_positions)
+    return st.builds(CopyFromRun, run=run) | st.just(HoldValue()) | means
+
+
 @st.composite
-def interventions(draw: st.DrawFn) -> Intervention:
+def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_types) -> Intervention:
+    """Interventions that may read *runs*."""
     location = draw(st.sampled_from(L))
-    pass_type = draw(pass_types)
+    pass_type = draw(passes)
     at = TapSelection(
         activation_location_type=location,
         axes=draw(tuples(axis_selections, max_size=len(location.dimensions))),
         layer_index=None if location.has_no_layers else draw(optional(layers)),
         pass_type=pass_type,
     )
-    on_values = set_values | add_vectors | scale_values
+    on_values = set_values | add_vectors | scale_values | reading_actions(location, runs)
     on_gradients = st.builds(SetValue, scalar=finite_floats32) | st.just(DetachGradient())
     return Intervention(at=at, action=draw(on_values if pass_type is PassType.FORWARD else on_gradients))
 
@@ -272,8 +296,29 @@ prompts = texts.filter(bool).map(lambda text: Prompt(text=text)) | tuples(uint32
 )
 
 
+@st.composite
+def source_runs(draw: st.DrawFn) -> tuple[SourceRun, ...]:
+    """Runs that read only those before them."""
+    found: list[SourceRun] = []
+    for name in draw(st.lists(texts.filter(lambda text: text not in {"", UNCHANGED}), max_size=3, unique=True)):
+        read = [source.name for source in found]
+        changes = draw(tuples(interventions(read, st.just(PassType.FORWARD)), max_size=2))
+        found.append(SourceRun(name=name, prompt=draw(optional(prompts)), interventions=changes))
+    return tuple(found)
+
+
+def reading(cls: type[V], **fields: Any) -> st.SearchStrategy[V]:
+    """*cls* with source runs, and interventions that may read them."""
+
+    def read(sources: tuple[SourceRun, ...]) -> st.SearchStrategy[V]:
+        own = tuples(interventions([source.name for source in sources]))
+        return built(cls, source_runs=st.just(sources), interventions=own, **fields)
+
+    return source_runs().flatmap(read)
+
+
 def derive_requests(prompt: st.SearchStrategy[Prompt | None] = prompts) -> st.SearchStrategy[DeriveRequest]:
-    return built(
+    return reading(
         DeriveRequest,
         prompt=prompt,
         model=optional(names),
@@ -352,6 +397,8 @@ own(PositionRange, position_ranges)
 own(SetValue, set_values)
 own(AddVector, add_vectors)
 own(ScaleValue, scale_values)
+own(CopyFromRun, built(CopyFromRun, run=texts.filter(bool)))
+own(MeanOverRuns, built(MeanOverRuns, runs=tuples(texts.filter(bool), min_size=1)))
 own(TapSelection, interventions().map(lambda intervention: intervention.at))
 own(Intervention, interventions())
 own(Prompt, prompts)
@@ -359,7 +406,8 @@ own(DeriveRequest, derive_requests())
 own(NodeAblation, node_ablations())
 own(TopKGroup, top_k_groups())
 own(TopKRequest, top_k_requests())
-own(ExplainRun, built(ExplainRun, prompt=prompts, trace_config=optional(trace_configs(can_run=True))))
+own(SourceRun, built(SourceRun, name=texts.filter(lambda text: text not in {"", UNCHANGED}), prompt=optional(prompts)))
+own(ExplainRun, reading(ExplainRun, prompt=prompts, trace_config=optional(trace_configs(can_run=True))))
 own(ExplainRequest, explain_requests())
 own(ResolveRequest, built(ResolveRequest, request=derive_requests(optional(prompts))))
 own(ResolveStreamRequest, built(ResolveStreamRequest, message=values_of(ResolveRequest)))

@@ -12,14 +12,29 @@ from dst_grpc.client import (
     Client,
     Intervention,
     PassType,
+    Prompt,
     RequestTensor,
+    SourceRun,
     TapSelection,
     detach_gradient,
+    hold,
+    make_explain_run,
+    make_request,
+    mean_over,
+    patch,
     scale,
     set_value,
     steer,
 )
-from dst_grpc.domain.interventions import AddVector, DetachGradient, ScaleValue, SetValue
+from dst_grpc.domain.interventions import (
+    AddVector,
+    CopyFromRun,
+    DetachGradient,
+    HoldValue,
+    MeanOverRuns,
+    ScaleValue,
+    SetValue,
+)
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest, NotFound
@@ -33,6 +48,30 @@ def test_steering_adds_a_vector() -> None:
         at=TapSelection(activation_location_type=L.RESID_POST_MLP, axes=(3,), layer_index=1),
         action=AddVector(vector=RequestTensor(tensor=VECTOR.astype(np.float32)), factor=2.0),
     )
+
+
+def test_runs_are_read_by_name() -> None:
+    assert patch("resid.post_mlp", "clean", layer=1).action == CopyFromRun(run="clean")
+    assert hold("attn.qk_probs").action == HoldValue()
+    mean = mean_over("attn.v_out", ["a", "b"], over_positions=True)
+    assert mean.action == MeanOverRuns(runs=("a", "b"), over_positions=True)
+    with pytest.raises(InvalidRequest) as caught:
+        mean_over("attn.qk_probs", ["a"], over_positions=True)
+    assert [one.field for one in caught.value.violations] == ["mean.over_positions"]
+
+
+def test_runs_that_are_read_are_given_by_name_or_whole() -> None:
+    prompts: dict[str, Any] = {"clean": "b", "corrupt": [1, 2]}
+    by_name = make_request("a", (), source_runs=prompts).source_runs
+    assert by_name == (
+        SourceRun(name="clean", prompt=Prompt(text="b")),
+        SourceRun(name="corrupt", prompt=Prompt(token_ids=(1, 2))),
+    )
+    assert make_request("a", (), source_runs=by_name).source_runs == by_name
+    assert make_explain_run("a", source_runs={"clean": "b"}).source_runs == by_name[:1]
+    with pytest.raises(InvalidRequest) as caught:
+        make_request("a", (), source_runs={"": "b", "corrupt": ""})
+    assert [one.field for one in caught.value.violations] == ["source_runs[0].name", "source_runs[1].prompt.text"]
 
 
 @pytest.mark.parametrize(

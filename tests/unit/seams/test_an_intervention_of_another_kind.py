@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from dst_grpc.domain.interventions import UNCHANGED, Action, Context, Intervention, ScaleValue, Values
+from dst_grpc.domain.interventions import UNCHANGED, Action, Context, Intervention, Reading, ScaleValue, Values
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.requests import SourceRun
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.taps import Site
@@ -37,8 +38,8 @@ class MeanWith(Action):
     others: tuple[str, ...]
 
     @property
-    def runs(self) -> tuple[str, ...]:
-        return self.others
+    def readings(self) -> tuple[Reading, ...]:
+        return tuple(Reading(run=name) for name in self.others)
 
     def apply(self, x: Values, context: Context) -> Values:
         for name in self.others:
@@ -53,14 +54,20 @@ def intervention(location: L, *others: str, axes: tuple[Any, ...] = ()) -> Inter
 
 
 def plan(*interventions: Intervention, tokens: tuple[int, ...] = models.TOKENS, **sources: Plan) -> Plan:
-    """The plan of a request with *interventions*, which read *sources* by name."""
+    """The plan of a request with *interventions*, which read the runs of *sources* by name."""
+    given = {one.name: one for source in sources.values() for one in source.request.source_runs}
+    for name, source in sources.items():
+        own, prompt = source.request.interventions, source.request.prompt
+        given[name] = SourceRun(name=name, prompt=prompt, interventions=own)
     request = models.request(
-        tokens=tokens, interventions=interventions, autoencoders=tuple(WORLD.sets), loss_fn_config=models.LOSS
+        tokens=tokens,
+        interventions=interventions,
+        source_runs=tuple(given.values()),
+        autoencoders=tuple(WORLD.sets),
+        loss_fn_config=models.LOSS,
     )
-    planned = make_plan(request, WORLD.registry)
     sites = frozenset({*SITES.values(), (L.RESID_POST_MLP, 2)})
-    named = tuple((name, source.run) for name, source in sources.items())
-    return replace(planned, values=sites, gradients=sites, run=replace(planned.run, sources=named))
+    return replace(make_plan(request, WORLD.registry), values=sites, gradients=sites)
 
 
 def values(*plans: Plan) -> list[Mapping[Site, torch.Tensor]]:

@@ -218,7 +218,7 @@ class NodeAblation(_message.Message):
     def __init__(self, node_index: _Optional[_Union[_index_pb2.NodeIndex, _Mapping]] = ..., value: _Optional[float] = ...) -> None: ...
 
 class ExplainRun(_message.Message):
-    __slots__ = ("prompt", "loss_fn_config", "trace_config", "node_ablations", "ablation_specs", "detach_final_layer_norm_scale", "interventions")
+    __slots__ = ("prompt", "loss_fn_config", "trace_config", "node_ablations", "ablation_specs", "detach_final_layer_norm_scale", "interventions", "source_runs")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FN_CONFIG_FIELD_NUMBER: _ClassVar[int]
     TRACE_CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,7 @@ class ExplainRun(_message.Message):
     ABLATION_SPECS_FIELD_NUMBER: _ClassVar[int]
     DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_RUNS_FIELD_NUMBER: _ClassVar[int]
     prompt: _inference_pb2.Prompt
     loss_fn_config: _config_pb2.LossFnConfig
     trace_config: _trace_pb2.TraceConfig
@@ -233,7 +234,8 @@ class ExplainRun(_message.Message):
     ablation_specs: _containers.RepeatedCompositeFieldContainer[_config_pb2.AblationSpec]
     detach_final_layer_norm_scale: bool
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
-    def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
+    source_runs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.SourceRun]
+    def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., source_runs: _Optional[_Iterable[_Union[_inference_pb2.SourceRun, _Mapping]]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope", "unit_length_embeddings")

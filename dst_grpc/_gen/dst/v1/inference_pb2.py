@@ -32,7 +32,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64st/v1/inference.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x13\x64st/v1/config.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x19\x64st/v1/intervention.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x12\x64st/v1/trace.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"I\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x10.dst.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"^\n\x11\x44\x65rivedScalarSpec\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12!\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x11.dst.v1.DstConfig\"\xb5\x04\n\rDeriveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x06prompt\x18\x03 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x04 \x01(\x0b\x32\x14.dst.v1.LossFnConfig\x12)\n\x0ctrace_config\x18\x05 \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12,\n\x0e\x61\x62lation_specs\x18\x06 \x03(\x0b\x32\x14.dst.v1.AblationSpec\x12\x14\n\x0c\x61utoencoders\x18\x07 \x03(\t\x12!\n\x06\x63onfig\x18\x08 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x32\n\x0f\x64\x65rived_scalars\x18\t \x03(\x0b\x32\x19.dst.v1.DerivedScalarSpec\x12/\n\x0c\x65lement_type\x18\n \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12(\n\x08\x65ncoding\x18\x0b \x01(\x0e\x32\x16.dst.v1.TensorEncoding\x12+\n\rinterventions\x18\x0c \x03(\x0b\x32\x14.dst.v1.Intervention\x12*\n\x1d\x64\x65tach_final_layer_norm_scale\x18\r \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fmax_chunk_bytes\x18\x0e \x01(\rB \n\x1e_detach_final_layer_norm_scale\"\x80\x03\n\nTensorInfo\x12\x11\n\ttensor_id\x18\x01 \x01(\r\x12&\n\x03\x64st\x18\x02 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12#\n\tpass_type\x18\x03 \x01(\x0e\x32\x10.dst.v1.PassType\x12\x18\n\x0blayer_index\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x04\x61xes\x18\x05 \x03(\x0b\x32\x0c.dst.v1.Axis\x12/\n\x0c\x65lement_type\x18\x06 \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12(\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x16.dst.v1.TensorEncoding\x12\x13\n\x0b\x62yte_length\x18\x08 \x01(\x04\x12\x1a\n\rnonzero_count\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nspec_index\x18\n \x01(\r\x12\x1a\n\x12zero_by_definition\x18\x0b \x01(\x08\x42\x0e\n\x0c_layer_indexB\x10\n\x0e_nonzero_count\"\xdb\x01\n\tNotFinite\x12@\n\x18\x61\x63tivation_location_type\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12\x18\n\x0blayer_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btoken_index\x18\x03 \x01(\rH\x01\x88\x01\x01\x12#\n\tpass_type\x18\x04 \x01(\x0e\x32\x10.dst.v1.PassType\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x0e\n\x0c_layer_indexB\x0e\n\x0c_token_index\"\x84\x02\n\x06Header\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12#\n\x07tensors\x18\x06 \x03(\x0b\x32\x12.dst.v1.TensorInfo\x12%\n\x1d\x64\x65tach_final_layer_norm_scale\x18\x07 \x01(\x08\x12%\n\nnot_finite\x18\x08 \x01(\x0b\x32\x11.dst.v1.NotFiniteB\x07\n\x05_lossB\x13\n\x11_activation_value\">\n\x0bTensorChunk\x12\x11\n\ttensor_id\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xd9\x01\n\rRunStatistics\x12\x16\n\x0e\x66orward_passes\x18\x01 \x01(\r\x12\x17\n\x0f\x62\x61\x63kward_passes\x18\x02 \x01(\r\x12\x31\n\x0equeue_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rpass_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65rive_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd0\x03\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12G\n\x13\x61utoencoder_digests\x18\x03 \x03(\x0b\x32*.dst.v1.Provenance.AutoencoderDigestsEntry\x12/\n\x0c\x65lement_type\x18\x04 \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x41\n\x10library_versions\x18\x06 \x03(\x0b\x32\'.dst.v1.Provenance.LibraryVersionsEntry\x12\x15\n\rconfig_digest\x18\x07 \x01(\t\x12\x32\n\tattention\x18\x08 \x01(\x0e\x32\x1f.dst.v1.AttentionImplementation\x12\x12\n\nbatch_size\x18\t \x01(\r\x1a\x39\n\x17\x41utoencoderDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x07Trailer\x12\x14\n\x0ctensor_count\x18\x01 \x01(\r\x12\x12\n\nbyte_count\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x03(\x07\x12)\n\nstatistics\x18\x04 \x01(\x0b\x32\x15.dst.v1.RunStatistics\x12&\n\nprovenance\x18\x05 \x01(\x0b\x32\x12.dst.v1.Provenance\"\xb8\x01\n\x0b\x44\x65riveFrame\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x0e.dst.v1.HeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.dst.v1.TensorChunkH\x00\x12\"\n\x07trailer\x18\x03 \x01(\x0b\x32\x0f.dst.v1.TrailerH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0f\n\x07partial\x18\x0f \x01(\x08\x42\x07\n\x05\x66rame\"I\n\x0e\x44\x65riveResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.dst.v1.DeriveFrame\" \n\nCancelItem\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x9c\x01\n\x13\x44\x65riveStreamRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x15.dst.v1.DeriveRequestH\x00\x12$\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x12.dst.v1.CancelItemH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07message\"c\n\x14\x44\x65riveStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.dst.v1.DeriveFrame\x12\x12\n\nitem_index\x18\x03 \x01(\r*\x8a\x01\n\x17\x41ttentionImplementation\x12(\n$ATTENTION_IMPLEMENTATION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x41TTENTION_IMPLEMENTATION_EAGER\x10\x01\x12!\n\x1d\x41TTENTION_IMPLEMENTATION_SDPA\x10\x02\x42\x99\x01\n\rio.dstgrpc.v1B\x0eInferenceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64st/v1/inference.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x13\x64st/v1/config.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x19\x64st/v1/intervention.proto\x1a\x13\x64st/v1/tensor.proto\x1a\x12\x64st/v1/trace.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"I\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x10.dst.v1.TokenIdsH\x00\x42\x08\n\x06prompt\"f\n\tSourceRun\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x06prompt\x18\x02 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12+\n\rinterventions\x18\x03 \x03(\x0b\x32\x14.dst.v1.Intervention\"^\n\x11\x44\x65rivedScalarSpec\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12!\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x11.dst.v1.DstConfig\"\xdd\x04\n\rDeriveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x06prompt\x18\x03 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x04 \x01(\x0b\x32\x14.dst.v1.LossFnConfig\x12)\n\x0ctrace_config\x18\x05 \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12,\n\x0e\x61\x62lation_specs\x18\x06 \x03(\x0b\x32\x14.dst.v1.AblationSpec\x12\x14\n\x0c\x61utoencoders\x18\x07 \x03(\t\x12!\n\x06\x63onfig\x18\x08 \x01(\x0b\x32\x11.dst.v1.DstConfig\x12\x32\n\x0f\x64\x65rived_scalars\x18\t \x03(\x0b\x32\x19.dst.v1.DerivedScalarSpec\x12/\n\x0c\x65lement_type\x18\n \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12(\n\x08\x65ncoding\x18\x0b \x01(\x0e\x32\x16.dst.v1.TensorEncoding\x12+\n\rinterventions\x18\x0c \x03(\x0b\x32\x14.dst.v1.Intervention\x12*\n\x1d\x64\x65tach_final_layer_norm_scale\x18\r \x01(\x08H\x00\x88\x01\x01\x12\x17\n\x0fmax_chunk_bytes\x18\x0e \x01(\r\x12&\n\x0bsource_runs\x18\x0f \x03(\x0b\x32\x11.dst.v1.SourceRunB \n\x1e_detach_final_layer_norm_scale\"\x80\x03\n\nTensorInfo\x12\x11\n\ttensor_id\x18\x01 \x01(\r\x12&\n\x03\x64st\x18\x02 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12#\n\tpass_type\x18\x03 \x01(\x0e\x32\x10.dst.v1.PassType\x12\x18\n\x0blayer_index\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x04\x61xes\x18\x05 \x03(\x0b\x32\x0c.dst.v1.Axis\x12/\n\x0c\x65lement_type\x18\x06 \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12(\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x16.dst.v1.TensorEncoding\x12\x13\n\x0b\x62yte_length\x18\x08 \x01(\x04\x12\x1a\n\rnonzero_count\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nspec_index\x18\n \x01(\r\x12\x1a\n\x12zero_by_definition\x18\x0b \x01(\x08\x42\x0e\n\x0c_layer_indexB\x10\n\x0e_nonzero_count\"\xdb\x01\n\tNotFinite\x12@\n\x18\x61\x63tivation_location_type\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12\x18\n\x0blayer_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btoken_index\x18\x03 \x01(\rH\x01\x88\x01\x01\x12#\n\tpass_type\x18\x04 \x01(\x0e\x32\x10.dst.v1.PassType\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x0e\n\x0c_layer_indexB\x0e\n\x0c_token_index\"\x84\x02\n\x06Header\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x15\n\rtoken_strings\x18\x03 \x03(\t\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12#\n\x07tensors\x18\x06 \x03(\x0b\x32\x12.dst.v1.TensorInfo\x12%\n\x1d\x64\x65tach_final_layer_norm_scale\x18\x07 \x01(\x08\x12%\n\nnot_finite\x18\x08 \x01(\x0b\x32\x11.dst.v1.NotFiniteB\x07\n\x05_lossB\x13\n\x11_activation_value\">\n\x0bTensorChunk\x12\x11\n\ttensor_id\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xd9\x01\n\rRunStatistics\x12\x16\n\x0e\x66orward_passes\x18\x01 \x01(\r\x12\x17\n\x0f\x62\x61\x63kward_passes\x18\x02 \x01(\r\x12\x31\n\x0equeue_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rpass_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65rive_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd0\x03\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12G\n\x13\x61utoencoder_digests\x18\x03 \x03(\x0b\x32*.dst.v1.Provenance.AutoencoderDigestsEntry\x12/\n\x0c\x65lement_type\x18\x04 \x01(\x0e\x32\x19.dst.v1.TensorElementType\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x41\n\x10library_versions\x18\x06 \x03(\x0b\x32\'.dst.v1.Provenance.LibraryVersionsEntry\x12\x15\n\rconfig_digest\x18\x07 \x01(\t\x12\x32\n\tattention\x18\x08 \x01(\x0e\x32\x1f.dst.v1.AttentionImplementation\x12\x12\n\nbatch_size\x18\t \x01(\r\x1a\x39\n\x17\x41utoencoderDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14LibraryVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x07Trailer\x12\x14\n\x0ctensor_count\x18\x01 \x01(\r\x12\x12\n\nbyte_count\x18\x02 \x01(\x04\x12\x11\n\tchecksums\x18\x03 \x03(\x07\x12)\n\nstatistics\x18\x04 \x01(\x0b\x32\x15.dst.v1.RunStatistics\x12&\n\nprovenance\x18\x05 \x01(\x0b\x32\x12.dst.v1.Provenance\"\xb8\x01\n\x0b\x44\x65riveFrame\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x0e.dst.v1.HeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.dst.v1.TensorChunkH\x00\x12\"\n\x07trailer\x18\x03 \x01(\x0b\x32\x0f.dst.v1.TrailerH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x0f\n\x07partial\x18\x0f \x01(\x08\x42\x07\n\x05\x66rame\"I\n\x0e\x44\x65riveResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.dst.v1.DeriveFrame\" \n\nCancelItem\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x9c\x01\n\x13\x44\x65riveStreamRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x15.dst.v1.DeriveRequestH\x00\x12$\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x12.dst.v1.CancelItemH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07message\"c\n\x14\x44\x65riveStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.dst.v1.DeriveFrame\x12\x12\n\nitem_index\x18\x03 \x01(\r*\x8a\x01\n\x17\x41ttentionImplementation\x12(\n$ATTENTION_IMPLEMENTATION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x41TTENTION_IMPLEMENTATION_EAGER\x10\x01\x12!\n\x1d\x41TTENTION_IMPLEMENTATION_SDPA\x10\x02\x42\x99\x01\n\rio.dstgrpc.v1B\x0eInferenceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,42 +44,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROVENANCE_AUTOENCODERDIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._loaded_options = None
   _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_ATTENTIONIMPLEMENTATION']._serialized_start=3344
-  _globals['_ATTENTIONIMPLEMENTATION']._serialized_end=3482
+  _globals['_ATTENTIONIMPLEMENTATION']._serialized_start=3488
+  _globals['_ATTENTIONIMPLEMENTATION']._serialized_end=3626
   _globals['_TOKENIDS']._serialized_start=238
   _globals['_TOKENIDS']._serialized_end=267
   _globals['_PROMPT']._serialized_start=269
   _globals['_PROMPT']._serialized_end=342
-  _globals['_DERIVEDSCALARSPEC']._serialized_start=344
-  _globals['_DERIVEDSCALARSPEC']._serialized_end=438
-  _globals['_DERIVEREQUEST']._serialized_start=441
-  _globals['_DERIVEREQUEST']._serialized_end=1006
-  _globals['_TENSORINFO']._serialized_start=1009
-  _globals['_TENSORINFO']._serialized_end=1393
-  _globals['_NOTFINITE']._serialized_start=1396
-  _globals['_NOTFINITE']._serialized_end=1615
-  _globals['_HEADER']._serialized_start=1618
-  _globals['_HEADER']._serialized_end=1878
-  _globals['_TENSORCHUNK']._serialized_start=1880
-  _globals['_TENSORCHUNK']._serialized_end=1942
-  _globals['_RUNSTATISTICS']._serialized_start=1945
-  _globals['_RUNSTATISTICS']._serialized_end=2162
-  _globals['_PROVENANCE']._serialized_start=2165
-  _globals['_PROVENANCE']._serialized_end=2629
-  _globals['_PROVENANCE_AUTOENCODERDIGESTSENTRY']._serialized_start=2516
-  _globals['_PROVENANCE_AUTOENCODERDIGESTSENTRY']._serialized_end=2573
-  _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._serialized_start=2575
-  _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._serialized_end=2629
-  _globals['_TRAILER']._serialized_start=2632
-  _globals['_TRAILER']._serialized_end=2785
-  _globals['_DERIVEFRAME']._serialized_start=2788
-  _globals['_DERIVEFRAME']._serialized_end=2972
-  _globals['_DERIVERESPONSE']._serialized_start=2974
-  _globals['_DERIVERESPONSE']._serialized_end=3047
-  _globals['_CANCELITEM']._serialized_start=3049
-  _globals['_CANCELITEM']._serialized_end=3081
-  _globals['_DERIVESTREAMREQUEST']._serialized_start=3084
-  _globals['_DERIVESTREAMREQUEST']._serialized_end=3240
-  _globals['_DERIVESTREAMRESPONSE']._serialized_start=3242
-  _globals['_DERIVESTREAMRESPONSE']._serialized_end=3341
+  _globals['_SOURCERUN']._serialized_start=344
+  _globals['_SOURCERUN']._serialized_end=446
+  _globals['_DERIVEDSCALARSPEC']._serialized_start=448
+  _globals['_DERIVEDSCALARSPEC']._serialized_end=542
+  _globals['_DERIVEREQUEST']._serialized_start=545
+  _globals['_DERIVEREQUEST']._serialized_end=1150
+  _globals['_TENSORINFO']._serialized_start=1153
+  _globals['_TENSORINFO']._serialized_end=1537
+  _globals['_NOTFINITE']._serialized_start=1540
+  _globals['_NOTFINITE']._serialized_end=1759
+  _globals['_HEADER']._serialized_start=1762
+  _globals['_HEADER']._serialized_end=2022
+  _globals['_TENSORCHUNK']._serialized_start=2024
+  _globals['_TENSORCHUNK']._serialized_end=2086
+  _globals['_RUNSTATISTICS']._serialized_start=2089
+  _globals['_RUNSTATISTICS']._serialized_end=2306
+  _globals['_PROVENANCE']._serialized_start=2309
+  _globals['_PROVENANCE']._serialized_end=2773
+  _globals['_PROVENANCE_AUTOENCODERDIGESTSENTRY']._serialized_start=2660
+  _globals['_PROVENANCE_AUTOENCODERDIGESTSENTRY']._serialized_end=2717
+  _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._serialized_start=2719
+  _globals['_PROVENANCE_LIBRARYVERSIONSENTRY']._serialized_end=2773
+  _globals['_TRAILER']._serialized_start=2776
+  _globals['_TRAILER']._serialized_end=2929
+  _globals['_DERIVEFRAME']._serialized_start=2932
+  _globals['_DERIVEFRAME']._serialized_end=3116
+  _globals['_DERIVERESPONSE']._serialized_start=3118
+  _globals['_DERIVERESPONSE']._serialized_end=3191
+  _globals['_CANCELITEM']._serialized_start=3193
+  _globals['_CANCELITEM']._serialized_end=3225
+  _globals['_DERIVESTREAMREQUEST']._serialized_start=3228
+  _globals['_DERIVESTREAMREQUEST']._serialized_end=3384
+  _globals['_DERIVESTREAMRESPONSE']._serialized_start=3386
+  _globals['_DERIVESTREAMRESPONSE']._serialized_end=3485
 # @@protoc_insertion_point(module_scope)

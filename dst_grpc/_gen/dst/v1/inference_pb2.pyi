@@ -40,6 +40,16 @@ class Prompt(_message.Message):
     token_ids: TokenIds
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
 
+class SourceRun(_message.Message):
+    __slots__ = ("name", "prompt", "interventions")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    prompt: Prompt
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
+    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
+
 class DerivedScalarSpec(_message.Message):
     __slots__ = ("dst", "config")
     DST_FIELD_NUMBER: _ClassVar[int]
@@ -49,7 +59,7 @@ class DerivedScalarSpec(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ...) -> None: ...
 
 class DeriveRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "loss_fn_config", "trace_config", "ablation_specs", "autoencoders", "config", "derived_scalars", "element_type", "encoding", "interventions", "detach_final_layer_norm_scale", "max_chunk_bytes")
+    __slots__ = ("request_id", "model", "prompt", "loss_fn_config", "trace_config", "ablation_specs", "autoencoders", "config", "derived_scalars", "element_type", "encoding", "interventions", "detach_final_layer_norm_scale", "max_chunk_bytes", "source_runs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +74,7 @@ class DeriveRequest(_message.Message):
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     DETACH_FINAL_LAYER_NORM_SCALE_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_RUNS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt: Prompt
@@ -78,7 +89,8 @@ class DeriveRequest(_message.Message):
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     detach_final_layer_norm_scale: bool
     max_chunk_bytes: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., derived_scalars: _Optional[_Iterable[_Union[DerivedScalarSpec, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
+    source_runs: _containers.RepeatedCompositeFieldContainer[SourceRun]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., config: _Optional[_Union[_config_pb2.DstConfig, _Mapping]] = ..., derived_scalars: _Optional[_Iterable[_Union[DerivedScalarSpec, _Mapping]]] = ..., element_type: _Optional[_Union[_tensor_pb2.TensorElementType, str]] = ..., encoding: _Optional[_Union[_tensor_pb2.TensorEncoding, str]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., max_chunk_bytes: _Optional[int] = ..., source_runs: _Optional[_Iterable[_Union[SourceRun, _Mapping]]] = ...) -> None: ...
 
 class TensorInfo(_message.Message):
     __slots__ = ("tensor_id", "dst", "pass_type", "layer_index", "axes", "element_type", "encoding", "byte_length", "nonzero_count", "spec_index", "zero_by_definition")

@@ -81,16 +81,40 @@ class DetachGradient(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class CopyFromRun(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class HoldValue(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MeanOverRuns(_message.Message):
+    __slots__ = ("runs", "over_positions")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    OVER_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedScalarFieldContainer[str]
+    over_positions: bool
+    def __init__(self, runs: _Optional[_Iterable[str]] = ..., over_positions: bool = ...) -> None: ...
+
 class Intervention(_message.Message):
-    __slots__ = ("at", "set", "add", "scale", "detach")
+    __slots__ = ("at", "set", "add", "scale", "detach", "copy", "hold", "mean")
     AT_FIELD_NUMBER: _ClassVar[int]
     SET_FIELD_NUMBER: _ClassVar[int]
     ADD_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     DETACH_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
     at: TapSelection
     set: SetValue
     add: AddVector
     scale: ScaleValue
     detach: DetachGradient
-    def __init__(self, at: _Optional[_Union[TapSelection, _Mapping]] = ..., set: _Optional[_Union[SetValue, _Mapping]] = ..., add: _Optional[_Union[AddVector, _Mapping]] = ..., scale: _Optional[_Union[ScaleValue, _Mapping]] = ..., detach: _Optional[_Union[DetachGradient, _Mapping]] = ...) -> None: ...
+    copy: CopyFromRun
+    hold: HoldValue
+    mean: MeanOverRuns
+    def __init__(self, at: _Optional[_Union[TapSelection, _Mapping]] = ..., set: _Optional[_Union[SetValue, _Mapping]] = ..., add: _Optional[_Union[AddVector, _Mapping]] = ..., scale: _Optional[_Union[ScaleValue, _Mapping]] = ..., detach: _Optional[_Union[DetachGradient, _Mapping]] = ..., copy: _Optional[_Union[CopyFromRun, _Mapping]] = ..., hold: _Optional[_Union[HoldValue, _Mapping]] = ..., mean: _Optional[_Union[MeanOverRuns, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,96 @@
+"""Actions that change entries by numbers of the request: set, add, scale, and stopping the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dst_grpc.domain.actions import Action, Context, Values, check_finite
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.selections import TapSelection
+from dst_grpc.errors import Violations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetValue(Action):
+    """Overwrites the selected entries."""
+
+    arm = "set"
+    pass_types = frozenset(PassType)
+    scalar: float | None = None
+    """One number for all; None if a tensor is given. Rounded to the model's element type when it is used."""
+    tensor: RequestTensor | None = None
+    """A number for each, broadcast to the selected entries as in numpy."""
+
+    def __post_init__(self) -> None:
+        """Check that exactly one form is given; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        if (self.scalar is None) == (self.tensor is None):
+            problems.add("", "give exactly one of scalar and tensor")
+        check_finite(problems, "scalar", self.scalar)
+        problems.raise_if_any()
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """The numbers."""
+        del x
+        return context.tensor(self.tensor) if self.scalar is None and self.tensor is not None else self.scalar or 0.0
+
+    def check(self, problems: Violations, at: TapSelection) -> None:
+        """Gradients can only be set to one number."""
+        Action.check(self, problems, at)
+        if at.pass_type is PassType.BACKWARD and self.tensor is not None:
+            problems.add("set.tensor", "must be absent: gradients are set to one number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddVector(Action):
+    """Adds a vector, times a factor, to the selected entries (steering)."""
+
+    arm = "add"
+    vector: RequestTensor
+    """The vector, broadcast to the selected entries as in numpy."""
+    factor: float = 1.0
+    """The factor."""
+
+    def __post_init__(self) -> None:
+        """Check the factor; raises InvalidRequest."""
+        problems = Violations()
+        check_finite(problems, "factor", self.factor)
+        problems.raise_if_any()
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """Return x + factor * vector."""
+        return x + context.tensor(self.vector) * self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleValue(Action):
+    """Multiplies the selected entries by a factor: 0 ablates them, 1 changes nothing."""
+
+    arm = "scale"
+    factor: float
+    """The factor."""
+
+    def __post_init__(self) -> None:
+        """Check the factor; raises InvalidRequest."""
+        problems = Violations()
+        check_finite(problems, "factor", self.factor)
+        problems.raise_if_any()
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """Return factor * x."""
+        del context
+        return x * self.factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetachGradient(Action):
+    """Stops the gradient at the selected entries. For gradients only."""
+
+    arm = "detach"
+    pass_types = frozenset({PassType.BACKWARD})
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """0."""
+        del x, context
+        return 0.0

@@ -1,0 +1,119 @@
+"""Actions that read what other runs of the request have at the same tap: patching, mean ablation, freezing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from dst_grpc.domain.actions import UNCHANGED, Action, Context, Positions, Reading, Values
+from dst_grpc.domain.selections import TapSelection
+from dst_grpc.domain.texts import check_text
+from dst_grpc.errors import Violations
+
+MAX_NAME_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyFromRun(Action):
+    """Replaces the selected entries by what they are in another run: activation patching, in either direction, and,
+    with a run of another prompt, resample ablation."""
+
+    arm = "copy"
+    run: str
+    """Name of the run; UNCHANGED is this run without any intervention."""
+
+    def __post_init__(self) -> None:
+        """Check the name; raises InvalidRequest."""
+        problems = Violations()
+        check_run_name(problems, "run", self.run)
+        problems.raise_if_any()
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The run."""
+        return (Reading(run=self.run, path=f"{self.arm}.run"),)
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """The other run's."""
+        del x
+        return context.of_run(self.run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldValue(Action):
+    """Keeps the selected entries as they are in this run without any intervention, whatever is changed before them:
+    freezing."""
+
+    arm = "hold"
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """This run, unchanged."""
+        return (Reading(run=UNCHANGED),)
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """Their unchanged values."""
+        del x
+        return context.of_run(UNCHANGED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanOverRuns(Action):
+    """Replaces the selected entries by their mean over other runs: mean ablation."""
+
+    arm = "mean"
+    runs: tuple[str, ...]
+    """Names of the runs; one that is named twice counts twice."""
+    over_positions: bool = False
+    """Whether the mean is over all tokens of the runs too, so that every position gets the same; else it is by
+    position."""
+
+    def __post_init__(self) -> None:
+        """Check the names; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        problems.check(bool(self.runs), "runs", "must name at least one run")
+        for i, name in enumerate(self.runs):
+            check_run_name(problems, f"runs[{i}]", name)
+        problems.raise_if_any()
+
+    @property
+    def _positions(self) -> Positions:
+        return Positions.ALL if self.over_positions else Positions.SAME
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The runs."""
+        return tuple(
+            Reading(run=name, path=f"{self.arm}.runs[{i}]", positions=self._positions)
+            for i, name in enumerate(self.runs)
+        )
+
+    def apply(self, x: Values, context: Context) -> Values | float:
+        """Their mean: over positions, each position of each run has the same weight."""
+        del x
+        values = [context.of_run(name, self._positions) for name in self.runs]
+        if not self.over_positions:
+            return reduce(add, values) * (1 / len(values))
+        return reduce(add, [one.sum(0) for one in values]) * (1 / sum(map(len, values)))
+
+    def check(self, problems: Violations, at: TapSelection) -> None:
+        """A mean over positions needs a tap with one axis of tokens."""
+        Action.check(self, problems, at)
+        if self.over_positions:
+            check_one_token_axis(problems, f"{self.arm}.over_positions", at)
+
+
+def check_one_token_axis(problems: Violations, path: str, at: TapSelection) -> None:
+    """Note a tap that has an entry per pair of tokens."""
+    location = at.activation_location_type
+    one_axis = not location.facts.is_attention_matrix
+    problems.check(one_axis, path, f"{location} has two axes of tokens, over which there is no single mean")
+
+
+def check_run_name(problems: Violations, path: str, name: str) -> None:
+    """Note a name that no run can have."""
+    problems.check(
+        0 < len(name) <= MAX_NAME_CHARACTERS, path, f"must have between 1 and {MAX_NAME_CHARACTERS} characters"
+    )
+    check_text(problems, path, name)
