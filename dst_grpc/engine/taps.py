@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values."""
 Site = tuple[ActivationLocationType, int | None]
 """A location and its layer; the layer is None for a location that exists once per model."""
 
@@ -116,9 +118,7 @@ class Taps:
 
     # What is read of the residual: a subclass may give readers inputs of their own.
 
-    def qkv(
-        self, index: int, layer: Layer, x: torch.Tensor, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def qkv(self, index: int, layer: Layer, x: torch.Tensor, qkv: Qkv) -> Qkv:
         """Queries [b, T, H, c], keys and values [b, T, KV or H, c] of a layer that the residual *x* [b, T, d] enters.
 
         *qkv* are those that heads have which read *x*.

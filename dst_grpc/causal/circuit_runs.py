@@ -1,0 +1,119 @@
+"""Runs of circuits: many sets of cut edges as rows of few passes, each from the first layer that it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dst_grpc.causal.cut_edges import CutEdges
+from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.errors import require
+
+if TYPE_CHECKING:
+    from dst_grpc.causal.cut_edges import CutRow
+    from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.writes import Alternative, RecordedRuns
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
+
+BATCH_BYTES = 192 << 20
+"""Most bytes of a pass, unless a single row takes more."""
+BATCH_TOKENS = 2048
+"""Most tokens of a pass, pads included, unless a single prompt is longer."""
+_BYTES = 4
+
+
+class CutRuns:
+    """Runs rows upon recorded runs of their prompts."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        graph: Graph,
+        base: RecordedRuns,
+        alternative: Alternative,
+        *,
+        splices: Mapping[Site, Autoencoder] | None = None,
+        check: Check = never_cancelled,
+    ) -> None:
+        """Take what rows start from.
+
+        Args:
+            decoder: the model.
+            graph: its graph.
+            base: the runs of the prompts, without cut edges.
+            alternative: what a cut edge carries instead, for the same prompts.
+            splices: autoencoders to splice in, by the site that each reads.
+            check: raises Cancelled to end a pass.
+        """
+        self._decoder, self._graph, self._base, self._alternative = decoder, graph, base, alternative
+        self._splices, self._check = splices, check
+
+    def logits(self, rows: Sequence[CutRow]) -> torch.Tensor:
+        """Logits [n, V] of each of *rows* at the last token of its prompt."""
+        found = self._decoder.embedding.new_empty(len(rows), self._decoder.config.vocab_size)
+        for places, logits in self.batches(rows):
+            found[places] = logits
+        return found
+
+    def batches(self, rows: Sequence[CutRow]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """For each pass, the places of its rows among *rows*, and their logits [n, V]. Rows that start late come
+        first."""
+        firsts = [self._first_layer(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: (-firsts[i], rows[i].prompt))
+        for first_layer, places in groupby(order, key=firsts.__getitem__):
+            for batch in self._split(list(places), rows, first_layer):
+                self._check()
+                yield batch, self._run([rows[i] for i in batch], first_layer)
+
+    def _first_layer(self, row: CutRow) -> int:
+        """The first layer with a reader that a row changes; the number of layers if that is the logits, or none."""
+        per_layer = self._graph.first_reader_of(1)
+        return int(row.readers[0]) // per_layer if len(row.readers) else self._graph.n_layers
+
+    def _split(self, places: Sequence[int], rows: Sequence[CutRow], first_layer: int) -> Iterator[list[int]]:
+        """The rows at *places*, which start at the same layer, in batches of about the most bytes and tokens."""
+        config, n_tokens = self._decoder.config, self._base.tokens.shape[1]
+        written_before = self._graph.sources_before(first_layer)
+        n_own_inputs = 3 * config.n_heads if first_layer < config.n_layers else 1
+        fixed = len(self._graph.readers) * len(self._graph.sources) + _BYTES * config.vocab_size
+        fixed += _BYTES * n_tokens * (3 * n_own_inputs * config.d_model + 2 * config.d_mlp)
+        held = np.zeros(len(self._graph.sources), dtype=bool)
+        batch: list[int] = []
+        for place in places:
+            more = held.copy()
+            more[rows[place].terms[0]] = True
+            per_row = fixed + _BYTES * n_tokens * config.d_model * int(more[written_before:].sum())
+            size = len(batch) + 1
+            if batch and (size * per_row > BATCH_BYTES or size * n_tokens > BATCH_TOKENS):
+                yield batch
+                batch, more = [], np.zeros_like(held)
+                more[rows[place].terms[0]] = True
+            batch, held = [*batch, place], more
+        yield batch
+
+    def _run(self, rows: Sequence[CutRow], first_layer: int) -> torch.Tensor:
+        """The logits [n, V] of *rows*, of ascending prompts, which start at *first_layer*."""
+        prompts = torch.tensor([row.prompt for row in rows], device=self._base.tokens.device)
+        taps = CutEdges(
+            self._decoder,
+            self._graph,
+            rows,
+            base=self._base,
+            alternative=self._alternative,
+            first_layer=first_layer,
+            splices=self._splices,
+            check=self._check,
+        )
+        logits = self._decoder.forward(
+            self._base.tokens[prompts],
+            taps,
+            entering=(first_layer, self._base.residuals[first_layer][prompts]),
+            logits_at=self._base.last[prompts],
+        )
+        return require(logits)[:, 0]

@@ -1,0 +1,183 @@
+"""What the sources of runs write to the residual stream: recorded, averaged over prompts, or nothing.
+
+Shapes: p prompt, T token, H head, c channel of a head, d residual channel. Prompts are padded on the right; what is
+written at pads means nothing, as no token attends to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.taps import Taps, site_entering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
+
+_L = ActivationLocationType
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Writes:
+    """What the sources of p prompts write. An axis of prompts or tokens of size 1 stands for any number of them."""
+
+    embedding: torch.Tensor
+    """The token embeddings, without positions, [p, T, d]."""
+    heads: tuple[torch.Tensor, ...]
+    """By layer, the heads' weighted sums of values, [p, T, H, c]: what a head writes is linear in them."""
+    mlps: tuple[torch.Tensor, ...]
+    """By layer, what the MLP adds to the residual, [p, T, d]."""
+
+    @classmethod
+    def zero(cls, decoder: Decoder) -> Writes:
+        """Nothing, for any prompts."""
+        config = decoder.config
+        nothing = decoder.embedding.new_zeros(1, 1, config.d_model)
+        heads = decoder.embedding.new_zeros(1, 1, config.n_heads, config.d_head)
+        return cls(nothing, (heads,) * config.n_layers, (nothing,) * config.n_layers)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Writes:
+        """These with every tensor changed."""
+        return Writes(change(self.embedding), tuple(map(change, self.heads)), tuple(map(change, self.mlps)))
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of its tensors."""
+        return sum(x.nbytes for x in (self.embedding, *self.heads, *self.mlps))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alternative:
+    """What cut edges carry instead, and the residuals of a run in which all edges carry it."""
+
+    writes: Writes
+    """What they carry."""
+    residuals: tuple[torch.Tensor, ...]
+    """The residual that enters each layer, [p, T, d]; one more, after the last."""
+    after_attention: tuple[torch.Tensor, ...]
+    """By layer, the residual between attention and MLP, [p, T, d]."""
+    sums: tuple[torch.Tensor, ...]
+    """By layer, the sum of all heads with its bias, before any post-norm, [p, T, d]."""
+    is_zero: bool
+    """Whether it is nothing."""
+
+    @classmethod
+    def of(cls, writes: Writes, decoder: Decoder, n_tokens: int, *, is_zero: bool = False) -> Alternative:
+        """The alternative that *writes* are, for prompts of *n_tokens*."""
+        x = writes.embedding
+        if decoder.position_embedding is not None:
+            x = x + decoder.position_embedding[:n_tokens]
+        residuals, after_attention, sums = [x.expand(-1, n_tokens, -1)], [], []
+        for layer, heads, mlp in zip(decoder.layers, writes.heads, writes.mlps, strict=True):
+            sums.append(layer.attn_project(heads))
+            after_attention.append(residuals[-1] + layer.attn_write(heads))
+            residuals.append(after_attention[-1] + mlp)
+        return cls(writes, tuple(residuals), tuple(after_attention), tuple(sums), is_zero)
+
+
+def at(x: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+    """*x* [p, ...] of the prompts at places *prompts* [n], [n, ...]; if it stands for any, as it is, [1, ...]."""
+    return x if len(x) == 1 else x[prompts]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedRuns:
+    """Plain runs of p prompts: what circuits and patched runs start from, or take other values from."""
+
+    tokens: torch.Tensor
+    """Ids [p, T], padded with 0."""
+    last: torch.Tensor
+    """Position of each prompt's last token, [p]."""
+    writes: Writes
+    """What their sources write."""
+    residuals: tuple[torch.Tensor, ...]
+    """The residual that enters each layer, [p, T, d]; one more, after the last."""
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of its tensors."""
+        return self.writes.byte_count + sum(x.nbytes for x in self.residuals)
+
+
+def record(
+    prompts: Sequence[Sequence[int]],
+    decoder: Decoder,
+    *,
+    splices: Mapping[Site, Autoencoder] | None = None,
+    check: Check = never_cancelled,
+) -> RecordedRuns:
+    """Run *prompts*, token ids, as one batch.
+
+    Args:
+        prompts: the prompts.
+        decoder: the model.
+        splices: autoencoders to splice in, by the site that each reads.
+        check: raises Cancelled to end the pass.
+    """
+    tokens, last = padded(prompts, decoder)
+    layers = range(decoder.config.n_layers)
+    entering = [site_entering(layer) for layer in (*layers, len(layers))]
+    written = [(tap, layer) for tap in (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP) for layer in layers]
+    taps = Taps(values=[*entering, *written], splices=splices, check=check)
+    decoder.forward(tokens, taps, stop_after_layer=len(layers) - 1)
+    writes = Writes(
+        decoder.embed(tokens),
+        tuple(taps.values[_L.ATTN_WEIGHTED_SUM_OF_VALUES, layer] for layer in layers),
+        tuple(taps.values[_L.RESID_DELTA_MLP, layer] for layer in layers),
+    )
+    return RecordedRuns(tokens, last, writes, tuple(taps.values[site] for site in entering))
+
+
+def padded(prompts: Sequence[Sequence[int]], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [p, T], padded on the right with 0, and the position [p] of each prompt's own last token."""
+    lengths = [len(prompt) for prompt in prompts]
+    tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+    for i, prompt in enumerate(prompts):
+        tokens[i, : lengths[i]] = torch.tensor(prompt)
+    return tokens.to(decoder.device), (torch.tensor(lengths) - 1).to(decoder.device)
+
+
+class MeanWrites:
+    """The mean of what prompts write, over all prompts that were added, and over their positions too if wanted."""
+
+    def __init__(self, *, by_position: bool) -> None:
+        """Begin with no prompt; *by_position*: a mean for each position, of prompts of one length."""
+        self._by_position = by_position
+        self._sum: Writes | None = None
+        self._count = 0
+
+    def add(self, runs: RecordedRuns) -> None:
+        """Add runs; for means by position all of one length."""
+        n_tokens = runs.tokens.shape[1]
+        real = torch.arange(n_tokens, device=runs.last.device) <= runs.last[:, None]
+        self._count += len(real) if self._by_position else int(real.sum())
+
+        def total(x: torch.Tensor) -> torch.Tensor:
+            x = torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
+            return x.sum(dim=0 if self._by_position else (0, 1), keepdim=True, dtype=torch.float64)
+
+        new = runs.writes.each(total)
+        old = self._sum
+        self._sum = (
+            new
+            if old is None
+            else Writes(
+                old.embedding + new.embedding,
+                tuple(a + b for a, b in zip(old.heads, new.heads, strict=True)),
+                tuple(a + b for a, b in zip(old.mlps, new.mlps, strict=True)),
+            )
+        )
+
+    def mean(self, dtype: torch.dtype) -> Writes:
+        """The mean, of element type *dtype*; raises ValueError if nothing was added."""
+        if self._sum is None:
+            raise ValueError("there is no mean of no prompts")
+        return self._sum.each(lambda x: (x / self._count).to(dtype))
