@@ -496,8 +496,11 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
 
     async def Detokenize(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
-        for token in request.token_ids:
-            yield catalog_service_pb2.DetokenizeResponse(text=f" w{token}")
+        for i, token in enumerate(request.token_ids):
+            # As vocabularies that put a space before every text, it takes that off again.
+            yield catalog_service_pb2.DetokenizeResponse(
+                text=f" w{token}" if i else f"w{token}", token_strings=[f" w{token}"]
+            )
 
     async def PutTensor(self, request_iterator: Any, context: Any) -> Any:
         await self._enter(context)

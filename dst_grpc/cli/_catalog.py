@@ -22,6 +22,7 @@ from dst_grpc.cli._console import (
 )
 from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
+from dst_grpc.cli._token_names import token_names
 from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, ModelInfo
 from dst_grpc.domain.handles import DIGEST_CHARACTERS
 from dst_grpc.domain.nodes import NODES
@@ -32,8 +33,8 @@ _LEGEND = (
     "Z latent, V vocabulary"
 )
 _CONVENTION = (
-    "gradients and G, of a loss: the final norm's scale is frozen, so that direct effects are shares of the loss, but "
-    "for --no-detach-final-layer-norm-scale (in requests: detach_final_layer_norm_scale)"
+    "gradients and G, of a loss: the final norm's scale is frozen, so that direct effects are shares of a logit "
+    "difference, but for --no-detach-final-layer-norm-scale (in requests: detach_final_layer_norm_scale)"
 )
 
 
@@ -222,8 +223,8 @@ def tokenize(
     if as_json:
         print_json({"token_ids": list(tokens.ids), "tokens": list(tokens.strings)})
         return
-    numbered = enumerate(zip(tokens.ids, tokens.strings, strict=True))
-    rows = [(str(position), str(token_id), repr(string)) for position, (token_id, string) in numbered]
+    numbered = enumerate(zip(tokens.ids, token_names(tokens.strings, tokens.ids), strict=True))
+    rows = [(str(position), str(token_id), repr(name)) for position, (token_id, name) in numbered]
     print_rows(console(), ("position", "id", "token"), rows)
 
 

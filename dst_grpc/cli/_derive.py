@@ -23,6 +23,7 @@ from dst_grpc.cli._console import (
 from dst_grpc.cli._progress import progress_bar, show_load, show_transfer
 from dst_grpc.cli._render import entry_facts, node_name, place
 from dst_grpc.cli._tables import human_count, human_ranges, human_value, print_rows
+from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import (
     DEFAULT_TARGET,
     Answer,
@@ -108,12 +109,14 @@ def _top(scalar: DerivedScalar, answer: Answer, count: int, by: TopBy, at: int |
 def _vocabulary(client: Client, entries: list[Entry], model: str) -> dict[int, str]:
     """The text of every vocabulary token among the entries."""
     ids = {entry.node for entry in entries if entry.node_type is NodeType.VOCAB_TOKEN and entry.node is not None}
-    return {token: client.detokenize([token], model=model) for token in sorted(ids)}
+    listed = sorted(ids)
+    texts = client.token_strings(listed, model=model) if listed else ()
+    return dict(zip(listed, texts, strict=True))
 
 
 def _node(entry: Entry, names: dict[int, str]) -> str:
     if entry.node_type is NodeType.VOCAB_TOKEN and entry.node in names:
-        return repr(names[entry.node])
+        return repr(token_name(names[entry.node], entry.node))
     return node_name(entry)
 
 
@@ -127,6 +130,7 @@ def _print_answer(
     out.print(", ".join(facts), markup=False)
     if answer.not_finite is not None:
         out.print(Text(f"Warning: {answer.not_finite.description}.", style="bold red"))
+    tokens = token_names(answer.tokens, answer.token_ids)
     for scalar, entries in chosen:
         out.print()
         out.print(_title(scalar, answer), style="bold cyan", overflow="fold")
@@ -137,7 +141,7 @@ def _print_answer(
                 "" if entry.layer_index is None else str(entry.layer_index),
                 human_value(entry.value),
                 _node(entry, names),
-                place(entry, answer.tokens),
+                place(entry, tokens),
             )
             for entry in entries
         ]

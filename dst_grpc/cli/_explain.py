@@ -26,6 +26,7 @@ from dst_grpc.cli._nodes import read_head
 from dst_grpc.cli._page import page
 from dst_grpc.cli._parse import parse_path, parse_scale, parse_what_to_ablate
 from dst_grpc.cli._pictures import Paper, pictures
+from dst_grpc.cli._token_names import with_token_names
 from dst_grpc.client import (
     DEFAULT_TARGET,
     AblationSpec,
@@ -163,6 +164,7 @@ def explain(
                 heads = heads_of(request, explanation)[:MAX_PAGE_HEADS]
                 heads *= len(explanation.runs[0].header.token_ids) <= MAX_PAGE_TOKENS
             seen = attention_of(client, request, explanation, heads, timeout=timeout)
+        explanation = with_token_names(explanation)
         if html is not None:
             write_page(html, page(request, explanation, seen))
             typer.echo(f"{html} is written")

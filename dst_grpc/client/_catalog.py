@@ -136,9 +136,21 @@ class CatalogCalls(Calls):
             InvalidRequest: If an id lies outside the vocabulary.
             NotFound: If there is no model of that name.
         """
+        return "".join([response.text for response in await self._detokenized(token_ids, model, timeout)])
+
+    async def token_strings(
+        self, token_ids: Iterable[SupportsIndex], *, model: str = "", timeout: float | None = None
+    ) -> tuple[str, ...]:
+        """Decode each token alone, as `Tokens.strings` has them; raises as `detokenize` does."""
+        found = await self._detokenized(token_ids, model, timeout)
+        return tuple(text for response in found for text in response.token_strings)
+
+    async def _detokenized(
+        self, token_ids: Iterable[SupportsIndex], model: str, timeout: float | None
+    ) -> list[pb.DetokenizeResponse]:
         request = pb.DetokenizeRequest(model=model, token_ids=[index(token) for token in token_ids])
         async with aclosing(self._responses(self._catalog_stub.Detokenize, request, timeout)) as responses:
-            return "".join([response.text async for response in responses])
+            return [response async for response in responses]
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> ServingStatus:
         """Ask the standard health service.

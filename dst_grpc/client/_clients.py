@@ -99,6 +99,7 @@ class Client(Blocking[AsyncClient]):
     derived_scalar_types = blocking(AsyncClient.derived_scalar_types)
     tokenize = blocking(AsyncClient.tokenize)
     detokenize = blocking(AsyncClient.detokenize)
+    token_strings = blocking(AsyncClient.token_strings)
     health = blocking(AsyncClient.health)
     load_context = blocking(AsyncClient.load_context)
     unpin_context = blocking(AsyncClient.unpin_context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,9 +85,18 @@ class CatalogService:
     ) -> AsyncGenerator[pb.DetokenizeResponse, None]:
         """Decode tokens."""
         registry = self._cache.registry
-        text = await _aside(lambda: registry.tokenizer(request.model).decode(list(request.token_ids)))
-        for piece in split_text(text, MESSAGE_BYTES - _OVERHEAD_BYTES):
+
+        def detokenize() -> tuple[str, list[str]]:
+            tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
+            return tokenizer.decode(token_ids), tokenizer.token_strings(token_ids)
+
+        text, token_strings = await _aside(detokenize)
+        *pieces, last = split_text(text, MESSAGE_BYTES - 2 * _OVERHEAD_BYTES)
+        for piece in pieces:
             yield pb.DetokenizeResponse(text=piece)
+        for part in _parts(map(_text_bytes, token_strings), len(last.encode()) + _OVERHEAD_BYTES):
+            yield pb.DetokenizeResponse(text=last, token_strings=token_strings[part])
+            last = ""
 
     def _described(self, info: InfoT) -> Any:
         """The description of a model or an autoencoder set, with its state in the cache."""
@@ -114,15 +123,26 @@ def _type_info(dst: DerivedScalarType) -> Any:
 
 def _tokens(token_ids: Sequence[int], token_strings: Sequence[str]) -> Iterator[pb.TokenizeResponse]:
     """The tokens in as few messages as possible, and at least one."""
-    start, size = 0, _OVERHEAD_BYTES
-    for i, (token_id, text) in enumerate(zip(token_ids, token_strings, strict=True)):
-        n_bytes = len(text.encode())
-        more = _varint_bytes(token_id) + 1 + _varint_bytes(n_bytes) + n_bytes
+    for part in _parts(map(int.__add__, map(_varint_bytes, token_ids), map(_text_bytes, token_strings))):
+        yield pb.TokenizeResponse(token_ids=token_ids[part], token_strings=token_strings[part])
+
+
+def _parts(sizes: Iterable[int], taken: int = 0) -> Iterator[slice]:
+    """Ranges of elements of these *sizes* that fit into a message each, and at least one; *taken* bytes of the first
+    message are."""
+    start, size = 0, _OVERHEAD_BYTES + taken
+    for i, more in enumerate(sizes):
         if size + more > MESSAGE_BYTES:
-            yield pb.TokenizeResponse(token_ids=token_ids[start:i], token_strings=token_strings[start:i])
+            yield slice(start, i)
             start, size = i, _OVERHEAD_BYTES
         size += more
-    yield pb.TokenizeResponse(token_ids=token_ids[start:], token_strings=token_strings[start:])
+    yield slice(start, None)
+
+
+def _text_bytes(text: str) -> int:
+    """Bytes that a text takes as an element of a list."""
+    n_bytes = len(text.encode())
+    return 1 + _varint_bytes(n_bytes) + n_bytes
 
 
 def _varint_bytes(number: int) -> int:

@@ -48,7 +48,8 @@ def test_types_newer_than_the_client_are_left_out(client: Client) -> None:
 
 def test_tokens_there_and_back(client: Client) -> None:
     assert client.tokenize("a b") == Tokens((0, 1), ("a", "b"))
-    assert client.detokenize([3, 4]) == " w3 w4"
+    assert client.detokenize([3, 4]) == "w3 w4"
+    assert client.token_strings([3, 4]) == (" w3", " w4")
 
 
 def test_health(client: Client) -> None:

@@ -109,7 +109,8 @@ async def test_text_becomes_tokens_and_back(catalog: CatalogService) -> None:
     (tokens,) = [answer async for answer in catalog.Tokenize(catalog_pb.TokenizeRequest(text="ab"), None)]
     assert (list(tokens.token_ids), list(tokens.token_strings)) == ([97, 98], ["a", "b"])
     request = catalog_pb.DetokenizeRequest(token_ids=[97])
-    assert [answer.text async for answer in catalog.Detokenize(request, None)] == ["a"]
+    (answer,) = [answer async for answer in catalog.Detokenize(request, None)]
+    assert (answer.text, list(answer.token_strings)) == ("a", ["a"])
     with pytest.raises(InvalidRequest):
         await anext(catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[5000]), None))
     with pytest.raises(NotFound):
@@ -128,11 +129,14 @@ async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService
     assert token_ids == [ord(character) for character in text]
     assert "".join(token_strings) == text
     pieces = []
+    alone: list[str] = []
     async for piece in catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=token_ids), None):
         assert piece.ByteSize() <= MESSAGE_BYTES
         pieces.append(piece.text)
+        alone += piece.token_strings
     assert "".join(pieces) == text
-    assert len(pieces) <= 1 + 4 * len(text) // (MESSAGE_BYTES - 100)
+    assert alone == token_strings
+    assert len(pieces) <= 2 + 4 * 2 * len(text) // (MESSAGE_BYTES - 100)
 
 
 async def test_the_server_says_what_it_is() -> None:
