@@ -21,6 +21,7 @@ from dst_grpc.client import (
     NodeAblation,
     NodeIndex,
     NodeType,
+    PreOrPostAct,
     RunExplanation,
     ScoredTokens,
     TokenScore,
@@ -36,6 +37,7 @@ TITLES = {
     "activation": ("Activations", "neurons, latents and attention, whatever they lead to"),
 }
 """Title and description of each default group."""
+_ACTIVATIONS = {PreOrPostAct.PRE: "the pre-activation", PreOrPostAct.POST: "the activation"}
 EFFECTS = frozenset({"direction_write", "act_times_grad"})
 """Groups whose values are effects on the answer, so that both signs matter."""
 
@@ -96,7 +98,7 @@ def question_of(run: ExplainRun) -> str:
     if trace is None:
         return "" if run.loss_fn_config is None else _loss_text(run.loss_fn_config)
     if trace.attention_trace_type is not AttentionTraceType.V:
-        named = "the activation" if trace.attention_trace_type is None else "the score"
+        named = "the score" if trace.attention_trace_type is not None else _ACTIVATIONS[trace.pre_or_post_act]
         return f"{named} of {node_text(trace.node_index)}"
     carrier = f"what {node_text(trace.node_index)} carries"
     goal = trace.downstream_trace_config
@@ -212,7 +214,23 @@ def number_text(value: float, decimals: int = 2, *, signed: bool = True) -> str:
     return f"{value:{'+' if signed else ''}z.{decimals}f}"
 
 
-def completeness_of(run: RunExplanation, group_id: str) -> list[str]:
+def add_up(asked: ExplainRun, run: RunExplanation) -> bool:
+    """Whether direct effects are shares of the explained value: it is linear in what the nodes write, but for biases.
+
+    A probability, a score by way of query and key together, and what comes after a nonlinearity or a norm that is not
+    frozen are not.
+    """
+    trace, loss = asked.trace_config, asked.loss_fn_config
+    if trace is not None:
+        is_linear = trace.attention_trace_type is not AttentionTraceType.QK
+        if trace.attention_trace_type is None:
+            is_linear = trace.pre_or_post_act is PreOrPostAct.PRE
+        return is_linear and trace.detach_layer_norm_scale
+    is_linear = loss is not None and loss.name in {LossFnName.LOGIT_DIFF, LossFnName.LOGIT_MINUS_MEAN}
+    return is_linear and run.header.detach_final_layer_norm_scale
+
+
+def completeness_of(asked: ExplainRun, run: RunExplanation, group_id: str) -> list[str]:
     """How much of the answer the listed nodes account for, and what does for the rest, a line each."""
     rows = rows_of(run, group_id)
     found = None if run.node_table is None or not rows else run.node_table.group(group_id).completeness
@@ -226,16 +244,20 @@ def completeness_of(run: RunExplanation, group_id: str) -> list[str]:
     nodes = f"The {len(rows)} listed nodes"
     if group_id != "direction_write" or found.target is None or found.unaccounted is None:
         return [f"{nodes} sum to {say(found.listed)}, all nodes to {say(found.total)}."]
-    text = f"{nodes} account for {say(found.listed)} of {say(found.target)}"
+    text = f"{nodes} account for {say(found.listed)} of {say(found.target)}, all nodes for {say(found.total)}"
     rest = f"the rest, {say(found.unaccounted)}, belongs to no node."
+    if not add_up(asked, run):
+        text = f"{nodes} account for {say(found.listed)}, all nodes for {say(found.total)}"
+        rest = f"to first order only: it need not add up to {say(found.target)}."
+    elif say(found.total) == say(found.target) and found.reconstruction_error is None:
+        return [f"{nodes} account for {say(found.listed)} of {say(found.target)}."]
     if found.reconstruction_error is None:
-        is_all = say(found.total) == say(found.target)
-        return [f"{text}." if is_all else f"{text}, all nodes for {say(found.total)}; {rest}"]
-    lines = [f"{text}, all nodes for {say(found.total)}."]
+        return [f"{text}; {rest}"]
+    lines = [f"{text}."]
     lines.append(f"Reconstruction errors of the autoencoders account for {say(found.reconstruction_error)}.")
     if found.uncovered_layers:
         lines.append(f"Layers without an autoencoder account for {say(found.uncovered_layers)}.")
-    return [*lines, rest.capitalize()]
+    return [*lines, f"{rest[0].upper()}{rest[1:]}"]
 
 
 def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, count: int) -> list[Change]:

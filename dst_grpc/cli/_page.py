@@ -126,7 +126,7 @@ def _group(request: ExplainRequest, run: RunExplanation, place: int) -> dict[str
         "signed": group.group_id in EFFECTS,
         "decimals": decimals_for(row.value for row in rows),
         "sums": [_short(value) for value in token_sums(run, group).tolist()],
-        "completeness": completeness_of(run, group.group_id),
+        "completeness": completeness_of(request.runs[0], run, group.group_id),
         "rows": [_row(row) for row in rows],
     }
 

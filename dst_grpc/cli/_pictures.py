@@ -30,7 +30,7 @@ from dst_grpc.cli._facts import (
     token_sums,
 )
 from dst_grpc.cli._guesses import SMALLEST_SHARE, changed_guesses, guesses_of, guessing_at, hint_of, percent
-from dst_grpc.client import ExplainRequest, Explanation, RunExplanation, TopKGroup
+from dst_grpc.client import ExplainRequest, ExplainRun, Explanation, RunExplanation, TopKGroup
 
 BAR = 12
 """Most columns of a bar."""
@@ -109,7 +109,7 @@ def pictures(
     for i, other in enumerate(others, start=1):
         yield from comparison(request, run, other, i, paper, top=min(top, 5))
     for group in groups_of(request):
-        yield from node_table(run, group.group_id, paper, top=top)
+        yield from node_table(request.runs[0], run, group.group_id, paper, top=top)
     for (layer, head), probabilities in (attention or {}).items():
         yield from attention_grid(run, layer, head, probabilities, paper)
 
@@ -172,7 +172,9 @@ def heat(run: RunExplanation, group: TopKGroup, paper: Paper) -> Iterator[Render
     yield grid
 
 
-def node_table(run: RunExplanation, group_id: str, paper: Paper, *, top: int) -> Iterator[RenderableType]:
+def node_table(
+    asked: ExplainRun, run: RunExplanation, group_id: str, paper: Paper, *, top: int
+) -> Iterator[RenderableType]:
     """The most important nodes of a group, and how much of the whole the listed ones account for."""
     rows = rows_of(run, group_id)
     shown = foremost(rows, top, group_id)
@@ -181,7 +183,7 @@ def node_table(run: RunExplanation, group_id: str, paper: Paper, *, top: int) ->
         yield Text("  no nodes")
         return
     yield rows_picture(shown, run.header.token_strings, paper, is_effect=group_id in EFFECTS)
-    for i, line in enumerate(completeness_of(run, group_id)):
+    for i, line in enumerate(completeness_of(asked, run, group_id)):
         yield Text(f"{len(shown)} shown. {line}" if i == 0 and len(shown) < len(rows) else line)
 
 

@@ -48,7 +48,7 @@ class RequestArguments(TypedDict, total=False):
     source_runs: SourceRunsLike
     """Runs that interventions read: their prompts by name, or whole SourceRuns."""
     detach_final_layer_norm_scale: bool
-    """Whether the final norm's scale is held constant in gradients, so that direct effects are shares of the loss."""
+    """Whether the final norm's scale is held constant in gradients: direct effects are shares of a logit difference."""
     autoencoders: str | Iterable[str]
     """Names or handles of autoencoders to splice into the run."""
     config: DstConfig | None

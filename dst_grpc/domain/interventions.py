@@ -130,4 +130,4 @@ FINAL_NORM_DETACHED = Intervention(
     ),
     action=DetachGradient(),
 )
-"""Holds the final norm's scale constant in gradients: direct effects are then shares of the loss."""
+"""Holds the final norm's scale constant in gradients: direct effects are then shares of a logit difference."""

@@ -122,8 +122,8 @@ class RunHeader:
     def convention(self) -> str:
         """How effects on the loss are to be read, in words; empty without a loss, which alone the final norm is before.
 
-        With the norm frozen they add up to the loss; else they are those of a small change, which the norm takes back
-        a part of.
+        With the norm frozen they add up to a logit difference, but for biases; else they are those of a small change,
+        which the norm takes back a part of.
         """
         if self.loss is None:
             return ""

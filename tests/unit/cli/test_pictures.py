@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dst_grpc.cli._explain import explain_request_of
-from dst_grpc.cli._facts import decimals_for, number_text, question_of
+from dst_grpc.cli._facts import completeness_of, decimals_for, number_text, question_of
 from dst_grpc.cli._guesses import percent
 from dst_grpc.cli._pictures import Paper, attention_grid, pictures
 from dst_grpc.client import ExplainRequest
@@ -202,7 +203,7 @@ def test_a_trace_is_said_from_the_output_back() -> None:
         ({"target": [" a", " b"]}, "' a', ' b'"),
         ({"target": [" a"], "loss": "probs"}, "the probability of ' a'"),
         ({"target": [" a"], "loss": "logit_minus_mean"}, "' a' over the mean of all tokens"),
-        ({"trace": ["1.n4@3"]}, "the activation of 1.n4@3"),
+        ({"trace": ["1.n4@3"]}, "the pre-activation of 1.n4@3"),
         ({"trace": ["1.h0@3,2:QK"]}, "the score of 1.h0@3,2"),
         ({"target": [" a"], "trace": ["1.h0@3,2"]}, "what 1.h0@3,2 carries to ' a'"),
         ({"trace": ["1.n4@3", "1.h0@3,2"]}, "what 1.h0@3,2 carries to 1.n4@3"),
@@ -210,6 +211,32 @@ def test_a_trace_is_said_from_the_output_back() -> None:
 )
 def test_the_question_in_words(options: dict[str, object], question: str) -> None:
     assert question_of(explain_request_of("x", **options).runs[0]) == question  # type: ignore[arg-type]  # by case
+
+
+@pytest.mark.parametrize(
+    ("options", "is_linear"),
+    [
+        ({"target": [" Mary"], "distractor": [" John"]}, True),
+        ({"target": [" Mary"], "loss": "logit_minus_mean"}, True),
+        ({"target": [" Mary"], "loss": "probs"}, False),
+        ({"trace": ["1.n4@3"]}, True),
+        ({"trace": ["1.h0@3,2:Q"]}, True),
+        ({"trace": ["1.h0@3,2:QK"]}, False),
+        ({"target": [" Mary"], "loss": "probs", "trace": ["1.h0@3,2:V"]}, True),
+    ],
+)
+def test_direct_effects_are_shares_of_what_they_are_linear_in(options: dict[str, object], is_linear: bool) -> None:
+    request = explain_request_of("x", groups=["direction_write"], **options)  # type: ignore[arg-type]  # by case
+    explanation = explanation_of(request)
+    (run,) = explanation.runs
+    shares = "The 5 listed nodes account for +4.00 of +5.00, all nodes for +4.50; the rest, +0.50, belongs to no node."
+    sums = (
+        "The 5 listed nodes account for +4.00, all nodes for +4.50; to first order only: it need not add up to +5.00."
+    )
+    assert completeness_of(request.runs[0], run, "direction_write") == [shares if is_linear else sums]
+    if "trace" not in options:  # that starts before the final norm
+        moving = replace(run, header=replace(run.header, detach_final_layer_norm_scale=False))
+        assert completeness_of(request.runs[0], moving, "direction_write") == [sums]
 
 
 def test_without_an_origin_activations_are_shown() -> None:
