@@ -33,7 +33,8 @@ class BackgroundLoop:
         self._thread.start()
         # Runs when `close` is called, when this object is garbage collected, or when the interpreter ends: otherwise a
         # thread that still waits for the loop would wait forever.
-        self._close = weakref.finalize(self, _shut_down, self._loop, self._thread, self._pid)
+        self._iterated: dict[AsyncGenerator[Any], list[asyncio.Task[Any]]] = {}
+        self._close = weakref.finalize(self, _shut_down, self._loop, self._thread, self._pid, self._iterated)
 
     @property
     def is_closed(self) -> bool:
@@ -60,10 +61,12 @@ class BackgroundLoop:
     def iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
         """Yield the items of *source*, one at a time on demand; closing the iterator closes the source."""
         pulling: list[asyncio.Task[Any]] = []
+        self._iterated[source] = pulling
         try:
             while (item := self.run(_next(source, pulling))) is not _END:
                 yield item  # type: ignore[misc]  # mypy does not see that only _END is no T
         finally:
+            self._iterated.pop(source, None)
             self._finish(source, pulling)
 
     def _finish(self, source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -> None:
@@ -81,14 +84,19 @@ class BackgroundLoop:
         self._close()
 
 
-def _shut_down(loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
+def _shut_down(
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    pid: int,
+    iterated: dict[AsyncGenerator[Any], list[asyncio.Task[Any]]],
+) -> None:
     if os.getpid() != pid:
         return  # in a child the thread is not there
     if threading.current_thread() is thread:
         # The garbage collector runs on this very thread, which cannot wait for itself.
         loop.stop()
         return
-    asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+    asyncio.run_coroutine_threadsafe(_end_all(iterated), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -116,7 +124,10 @@ async def _finish(source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -
     await source.aclose()
 
 
-async def _cancel_others() -> None:
+async def _end_all(iterated: dict[AsyncGenerator[Any], list[asyncio.Task[Any]]]) -> None:
+    """Close the generators that are being iterated, then cancel what still runs."""
+    # The loop would close them and the generators within them all at once, which those refuse.
+    await asyncio.gather(*(_finish(*one) for one in list(iterated.items())), return_exceptions=True)
     loop = asyncio.get_running_loop()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.fake_service import FakeService
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import asyncio, multiprocessing, os, sys
-from dst_grpc.client import AsyncClient, Client
+from dst_grpc.client import AsyncClient, Client, make_request
 
 target = sys.argv[1]
 
@@ -39,11 +40,12 @@ WAS_OPEN = "this process was forked while a client was open"
 WAS_MADE = "this client was made before the process was forked"
 
 
-def run(service: FakeService, code: str) -> list[str]:
+def run(service: FakeService, code: str, **environment: str) -> list[str]:
     """The lines that *code* prints in an interpreter of its own, which has to end by itself."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + code, service.target],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -69,6 +71,22 @@ def test_a_client_that_is_inherited_is_refused_at_once(service: FakeService) -> 
     lines = run(service, "client = Client(target)\nclient.models()\nin_child(client.models)\nin_child(client.close)")
     assert lines[0].startswith(WAS_MADE)
     assert lines[1:] == ["exit 0", "None", "exit 0"]
+
+
+def test_a_child_of_a_process_that_is_in_the_middle_of_an_answer_lives(service: FakeService) -> None:
+    code = """
+with Client(target) as client:
+    answers = client.derive_stream([make_request("When Mary", ["mlp_post_act"])] * 40)
+    next(answers)
+    in_child(models)
+    in_child(lambda: next(answers))
+    in_child(answers.close)
+    print("on", len(list(answers)))
+"""
+    lines = run(service, code, GRPC_ENABLE_FORK_SUPPORT="0")
+    assert lines[0].startswith(WAS_OPEN)
+    assert lines[2].startswith(WAS_MADE)
+    assert [*lines[1::2], lines[4], lines[-1]] == ["exit 0"] * 3 + ["None", "on 39"]
 
 
 def test_an_async_client_that_is_inherited_is_refused_at_once(service: FakeService) -> None:

@@ -28,6 +28,13 @@ print(len(client.models()))
 statuses = client.watch_contexts()
 print(next(statuses).state, flush=True)
 """
+STREAM = """
+import sys
+from dst_grpc.client import Client, make_request
+client = Client(sys.argv[1])
+answers = client.derive_stream([make_request("When Mary", ["mlp_post_act"])] * 40)
+print(next(answers)[0], flush=True)
+"""
 TRY = """
 try:
     print("waiting", flush=True)
@@ -49,10 +56,11 @@ def program(code: str, service: FakeService) -> subprocess.Popen[str]:
     )
 
 
-def test_a_program_ends_though_nobody_closed_the_client(service: FakeService) -> None:
-    with program(WATCH, service) as process:
+@pytest.mark.parametrize(("code", "said"), [(WATCH, "3\navailable\n"), (STREAM, "0\n")], ids=["watch", "stream"])
+def test_a_program_ends_quietly_though_nobody_closed_the_client(service: FakeService, code: str, said: str) -> None:
+    with program(code, service) as process:
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "3\navailable\n", "")
+    assert (process.returncode, out, err) == (0, said, "")
 
 
 @pytest.mark.parametrize("wait", ["next(statuses)", "client.derive('slow', 'logits')"])
