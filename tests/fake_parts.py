@@ -11,7 +11,7 @@ import numpy as np
 
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.callers import LOCAL, Caller
+from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -179,6 +179,7 @@ class FakePipeline:
         """Those that the last request came with."""
         self.caller = LOCAL
         """Who sent it."""
+        self.grants = Grants()
 
     async def derive(
         self,
@@ -258,6 +259,9 @@ class FakePipeline:
         caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         return self.explain(request, known, tensors=tensors, caller=caller)
+
+    def use_grants(self, grants: Grants) -> None:
+        self.grants = grants
 
     async def close(self) -> None:
         self.is_closed = True

@@ -1,9 +1,14 @@
-"""Callers: who a call comes from, and what they may do."""
+"""Callers: who a call comes from, what they may do, and what share of the server is theirs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+
+from dst_grpc.errors import Violations
 
 
 class Role(StrEnum):
@@ -12,7 +17,18 @@ class Role(StrEnum):
     ASK = "ask"
     """Ask about models, and see which are loaded."""
     OPERATE = "operate"
-    """Load, pin and unload what all callers share, and reload the server's files."""
+    """Load, pin and unload what all callers share, and reload the server's files; and ask."""
+
+    @property
+    def implied(self) -> frozenset[Role]:
+        """The roles that come with it, itself included."""
+        return frozenset(Role) if self is Role.OPERATE else frozenset((self,))
+
+
+ASKING = Role.ASK.implied
+"""Roles of those who may ask only."""
+OPERATING = Role.OPERATE.implied
+"""Roles of operators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +37,7 @@ class Caller:
 
     name: str
     """Its name: that of its token or certificate, else the host that it calls from, `unix` for all unix sockets."""
-    roles: frozenset[Role] = frozenset(Role)
+    roles: frozenset[Role] = OPERATING
     """What it may do."""
 
 
@@ -30,3 +46,52 @@ LOCAL = Caller(name="local")
 
 NOBODY = Caller(name="", roles=frozenset())
 """Whoever a call comes from that has not been identified."""
+
+
+class Priority(StrEnum):
+    """Classes of work."""
+
+    INTERACTIVE = "interactive"
+    """Somebody waits for it."""
+    BATCH = "batch"
+    """It runs when no interactive work waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What the operator grants a caller."""
+
+    weight: float = 1.0
+    """Its part of a busy device, relative to the other callers that wait."""
+    cost_seconds_per_minute: float | None = None
+    """Seconds of a device that its requests may cost in a minute; None = no bound."""
+    memory_share: float = 0.5
+    """Part of the memory of all runs that its requests may take together."""
+    priority: Priority = Priority.INTERACTIVE
+    """The best class that its work may have."""
+    roles: frozenset[Role] | None = None
+    """What it may do if it is known by its certificate or its host: tokens bring their own roles. None = as others."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        problems.check(0 < self.weight < math.inf, "weight", "must be above 0, and finite")
+        quota = self.cost_seconds_per_minute
+        is_quota = quota is None or 0 <= quota < math.inf
+        problems.check(is_quota, "cost_seconds_per_minute", "must be 0 or more, and finite")
+        problems.check(0 < self.memory_share <= 1, "memory_share", "must be above 0, and at most 1")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grants:
+    """What the operator grants each caller."""
+
+    default: Grant = Grant()
+    """What callers are granted that are not named."""
+    by_name: Mapping[str, Grant] = field(default_factory=lambda: MappingProxyType({}))
+    """What others are granted."""
+
+    def of(self, name: str) -> Grant:
+        """What the caller of that *name* is granted."""
+        return self.by_name.get(name, self.default)

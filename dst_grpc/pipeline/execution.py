@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dst_grpc.domain.callers import LOCAL
+from dst_grpc.domain.callers import LOCAL, Grants
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.batching import Batcher
@@ -60,6 +60,8 @@ class Executor:
         self._cache = cache
         self._admission = Admission(limits)
         self._limits = limits
+        self.grants = Grants()
+        """What the operator grants each caller; a reload replaces it."""
         self._devices: dict[str, tuple[Worker, Batcher]] = {}
 
     async def run(

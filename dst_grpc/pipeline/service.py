@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
-    from dst_grpc.domain.callers import Caller
+    from dst_grpc.domain.callers import Caller, Grants
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.request_tensors import TensorSource
@@ -165,6 +165,10 @@ class Pipeline:
         operations = asked.floating_point_operations
         peak_bytes = asked.peak_bytes
         return self._executor.run(asked.plans, begin, peak_bytes=peak_bytes, operations=operations, caller=caller)
+
+    def use_grants(self, grants: Grants) -> None:
+        """From now on, callers are granted what *grants* says."""
+        self._executor.grants = grants
 
     async def close(self) -> None:
         """Refuse what waits and stop the workers."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from dst_grpc.domain.callers import LOCAL, Caller
+from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.request_tensors import TensorSource
@@ -77,6 +77,9 @@ class PipelinePort(Protocol):
         caller: Caller = LOCAL,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
+
+    def use_grants(self, grants: Grants) -> None:
+        """From now on, callers are granted what *grants* says."""
 
     async def close(self) -> None:
         """Stop the workers."""

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +23,9 @@ from dst_grpc.sources.specs import (
     field_of,
     toml_key,
 )
+from dst_grpc.sources.toml_file import Table, near, read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from dst_grpc.sources.specs import Source
 
 ELEMENT_TYPES = {
@@ -39,7 +36,6 @@ ELEMENT_TYPES = {
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KIND_NAMES: dict[type, str] = {str: "text", bool: "true or false", dict: "a table", list: "a list"}
 _NO_DEFAULT: dict[str, Any] = {}
 
 
@@ -51,14 +47,14 @@ def read_registry(file: Path) -> tuple[ModelSpec, ...]:
     """
     problems = Violations()
     models: list[ModelSpec] = []
-    content = _Table(_read(file), "", problems)
+    content = Table(read_toml(file), "", problems)
     tables = content.take("models", dict, _NO_DEFAULT)
     content.finish()
     for name, table in tables.items():
         path = field_of(name)
         _check_name(name, path, problems)
         if isinstance(table, dict):
-            models.append(_model(name, _Table(table, path, problems), file.parent))
+            models.append(_model(name, Table(table, path, problems), file.parent))
         else:
             problems.add(path, "must be a table")
     if not problems.fields:
@@ -69,16 +65,7 @@ def read_registry(file: Path) -> tuple[ModelSpec, ...]:
     return tuple(models)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest.of("", f"{file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidRequest.of("", f"{file} is no TOML: {error}") from None
-
-
-def _model(name: str, table: _Table, base: Path) -> ModelSpec:
+def _model(name: str, table: Table, base: Path) -> ModelSpec:
     source = _source(table, base, allows_embedded=True)
     if source is None and not table.has_problem("source"):
         table.problem("source", "is required: { folder = ... }, { hub = ..., revision = ... } or { embedded = true }")
@@ -91,7 +78,7 @@ def _model(name: str, table: _Table, base: Path) -> ModelSpec:
         path = field_of(name, set_name)
         _check_name(set_name, path, table.problems)
         if isinstance(content, dict):
-            sets.append(_autoencoders(set_name, _Table(content, path, table.problems), base))
+            sets.append(_autoencoders(set_name, Table(content, path, table.problems), base))
         else:
             table.problems.add(path, "must be a table")
     spec = ModelSpec(
@@ -110,13 +97,13 @@ def _model(name: str, table: _Table, base: Path) -> ModelSpec:
     return spec
 
 
-def _autoencoders(name: str, table: _Table, base: Path) -> AutoencoderSpec:
+def _autoencoders(name: str, table: Table, base: Path) -> AutoencoderSpec:
     pattern = table.take("pattern", str, "")
     problem = pattern_problem(pattern) if pattern else ""
     table.check(not problem, "pattern", problem)
     dst = table.take("dst", str, "")
     known = {one.value: one for one in DerivedScalarType}
-    table.check(not dst or dst in known, "dst", f"there is no derived scalar type {dst!r}{_near(dst, known)}")
+    table.check(not dst or dst in known, "dst", f"there is no derived scalar type {dst!r}{near(dst, known)}")
     spec = AutoencoderSpec(
         name=name,
         source=_source(table, base, allows_embedded=False),
@@ -133,12 +120,12 @@ def _autoencoders(name: str, table: _Table, base: Path) -> AutoencoderSpec:
     return spec
 
 
-def _source(table: _Table, base: Path, *, allows_embedded: bool) -> Source | None:
+def _source(table: Table, base: Path, *, allows_embedded: bool) -> Source | None:
     """The source of a model or set; None if it is absent or wrong."""
     content = table.take("source", dict, None)
     if content is None:
         return None
-    source = _Table(content, f"{table.path}.source", table.problems)
+    source = Table(content, f"{table.path}.source", table.problems)
     kinds = [kind for kind in ("folder", "hub", "embedded") if kind in content]
     if len(kinds) != 1:
         table.problem("source", "must have one of the keys folder, hub and embedded")
@@ -159,7 +146,7 @@ def _source(table: _Table, base: Path, *, allows_embedded: bool) -> Source | Non
     return found
 
 
-def _hub(source: _Table) -> HubSource:
+def _hub(source: Table) -> HubSource:
     repository = source.take("hub", str, "")
     source.check(
         not repository or bool(_REPOSITORY.fullmatch(repository)), "hub", 'must be a repository, as in "org/name"'
@@ -179,7 +166,7 @@ def _leaves(path: str) -> bool:
     return path in {".", "/"} or path.startswith("/") or ".." in path.split("/")
 
 
-def _layers(table: _Table) -> tuple[int, ...] | None:
+def _layers(table: Table) -> tuple[int, ...] | None:
     given = table.take("layers", list, None)
     if given is None:
         return None
@@ -189,7 +176,7 @@ def _layers(table: _Table) -> tuple[int, ...] | None:
     return None
 
 
-def _digest(table: _Table) -> str:
+def _digest(table: Table) -> str:
     digest: str = table.take("digest", str, "")
     table.check(
         not digest or bool(_SHA256.fullmatch(digest)), "digest", "must be a SHA-256: 64 hexadecimal digits, a-f"
@@ -197,47 +184,12 @@ def _digest(table: _Table) -> str:
     return digest
 
 
-def _digests(table: _Table) -> dict[str, str]:
+def _digests(table: Table) -> dict[str, str]:
     digests: dict[str, Any] = table.take("digests", dict, _NO_DEFAULT)
     for name, digest in digests.items():
         sound = isinstance(digest, str) and _SHA256.fullmatch(digest)
         table.check(bool(sound), f"digests.{toml_key(name)}", "must be a SHA-256: 64 hexadecimal digits, a-f")
     return digests
-
-
-class _Table:
-    """A table of the file; notes wrong values, and unknown keys."""
-
-    def __init__(self, content: dict[str, Any], path: str, problems: Violations) -> None:
-        self._content, self.path, self.problems = content, path, problems
-        self._asked: list[str] = []
-        self._wrong: set[str] = set()
-
-    def take(self, key: str, kind: type[Any], default: Any) -> Any:
-        """The value of *key*; *default* if it is absent, or not of its *kind*, which is noted."""
-        self._asked.append(key)
-        value = self._content.get(key, default)
-        if key not in self._content or (type(value) is kind and value != ""):
-            return value
-        self.problem(key, "must not be empty" if value == "" else f"must be {_KIND_NAMES[kind]}")
-        return default
-
-    def check(self, condition: bool, key: str, description: str) -> None:
-        if not condition:
-            self.problem(key, description)
-
-    def problem(self, key: str, description: str) -> None:
-        self._wrong.add(key)
-        self.problems.add(f"{self.path}.{key}" if self.path else key, description)
-
-    def has_problem(self, key: str) -> bool:
-        return key in self._wrong
-
-    def finish(self) -> None:
-        """Note the keys that were not taken."""
-        for key in self._content:
-            if key not in self._asked:
-                self.problem(toml_key(key), f"there is no such key{_near(key, self._asked)}")
 
 
 def _check_name(name: str, path: str, problems: Violations) -> None:
@@ -248,8 +200,3 @@ def _check_name(name: str, path: str, problems: Violations) -> None:
         return
     problems.check("@" not in name, path, f"{name!r} is a handle, not a name")
     problems.check("/" not in name, path, "must not hold a slash: it stands between a model and its autoencoder set")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
