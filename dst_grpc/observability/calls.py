@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,8 +25,12 @@ class CallInfo:
     """Address of the caller as gRPC prints it."""
     metadata: Sequence[tuple[str, str | bytes]] = ()
     """The caller's metadata; keys are lower case."""
+    certificate: Callable[[], Mapping[str, Iterable[bytes]]] = dict
+    """Gives the names in the caller's certificate, by their kinds as gRPC calls them. Only for the time of the call."""
     caller: Caller = NOBODY
     """Who it comes from, once that is known."""
+    still_allowed: Callable[[], object] = bool
+    """Called at each message of the caller: raises one of our errors if the caller may no longer send any."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when the call came in."""
     received_bytes: int = 0
@@ -38,12 +42,10 @@ class CallInfo:
     sent_messages: int = 0
     """Response messages so far."""
 
-    def header(self, key: str) -> str | None:
-        """The text of the caller's metadata under *key*; None if there is none."""
-        for name, value in self.metadata:
-            if name == key:
-                return value if isinstance(value, str) else value.decode("utf-8", "replace")
-        return None
+    def values(self, key: str) -> list[str]:
+        """The texts of the caller's metadata under *key*, in order."""
+        values = [value for name, value in self.metadata if name == key]
+        return [value if isinstance(value, str) else value.decode("utf-8", "replace") for value in values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

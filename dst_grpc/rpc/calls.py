@@ -28,7 +28,7 @@ from dst_grpc.domain.callers import Caller
 from dst_grpc.errors import DstError, Internal, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
-from dst_grpc.rpc.identity import caller_name
+from dst_grpc.rpc.identity import WrongToken
 from dst_grpc.rpc.outbox import Outbox, Unread
 from dst_grpc.rpc.reading import Reading, RequestStream
 
@@ -69,7 +69,13 @@ class ObservedContext:
         return data
 
     async def parse(self, data: bytes) -> Message:
-        """The request in *data*, counted; raises InvalidRequest if it cannot be parsed, or is too large."""
+        """The request in *data*, counted.
+
+        Raises:
+            InvalidRequest: It cannot be parsed, or is too large.
+            DstError: The caller may no longer send any.
+        """
+        self.info.still_allowed()
         self.info.received_messages += 1
         self.info.received_bytes += len(data)
         return await self._reading.parsed(self._request_type, data)
@@ -176,6 +182,8 @@ class MethodTable(grpc.GenericRpcHandler):
                 error = as_dst_error(failure_of(failure), method=context.info.method)
             code = code_of(error).name
             end()  # before the status is sent, which waits until the client has read all that was sent before
+            if isinstance(error, WrongToken):
+                await asyncio.sleep(error.wait_seconds)
             await abort(context.inner, error)
         finally:
             end()
@@ -183,9 +191,8 @@ class MethodTable(grpc.GenericRpcHandler):
 
 def _info(method: str, context: Context, *, is_known: bool = True) -> CallInfo:
     """What observers are told of a call at its start."""
-    peer = context.peer()
-    caller = Caller(name=caller_name(peer, context.peer_identities()))
-    return CallInfo(method=method, is_known=is_known, peer=peer, metadata=_metadata(context), caller=caller)
+    metadata, certificate = _metadata(context), context.auth_context
+    return CallInfo(method=method, is_known=is_known, peer=context.peer(), metadata=metadata, certificate=certificate)
 
 
 def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:

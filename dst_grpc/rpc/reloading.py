@@ -1,15 +1,16 @@
-"""Reloading the registry: the new one is read and checked in the background, then replaces the old one, or none of it
-does."""
+"""Reloading what the operator wrote, the registry and the files beside it: all of it is read and checked in the
+background, then replaces what was in use, or none of it does."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
-from dst_grpc.domain.resolution import RegistryChange
-from dst_grpc.errors import failure_of
+from dst_grpc.domain.resolution import ModelInfo, RegistryChange
+from dst_grpc.errors import InvalidRequest, Violations, failure_of
 from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.health import Health
 from dst_grpc.rpc.ports import CachePort, NewRegistry
@@ -17,31 +18,58 @@ from dst_grpc.rpc.ports import CachePort, NewRegistry
 _log = logging.getLogger(__name__)
 
 
-class Reloader:
-    """Replaces the registry of a cache, one reload at a time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewContent:
+    """The content of a file that was read and checked, but is not in use yet."""
 
-    def __init__(self, build: Callable[[], NewRegistry], cache: CachePort, health: Health) -> None:
-        """Replace the registry of *cache* by that of *build*, which runs on a thread; the models of *health* follow."""
-        self._build, self._cache, self._health = build, cache, health
+    adopt: Callable[[], None]
+    """Puts it in use. Called on the event loop; does not fail."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the log says of it."""
+
+
+ReadFile = Callable[[], NewContent]
+"""Reads a file again, on a thread; raises one of our errors if anything is wrong with it."""
+
+
+class Reloader:
+    """Replaces the registry of a cache and the contents of other files together, one reload at a time."""
+
+    def __init__(
+        self, build: Callable[[], NewRegistry], cache: CachePort, health: Health, files: Sequence[ReadFile] = ()
+    ) -> None:
+        """Reload a registry and *files*.
+
+        Args:
+            build: builds the registry, on a thread.
+            cache: what the registry is put in use by.
+            health: its models follow those of the registry.
+            files: what else is read.
+        """
+        self._build, self._cache, self._health, self._files = build, cache, health, tuple(files)
         self._lock = asyncio.Lock()
         self._preloading: set[asyncio.Task[None]] = set()
 
     async def reload(self) -> RegistryChange:
-        """Read the registry again and put it in use; returns what changed.
+        """Read the registry and the other files again and put them in use; returns what changed in the registry.
 
         New contexts to preload begin to load in the background.
 
         Raises:
-            InvalidRequest: if it is wrong, listing everything; the old one stays in use.
-            DataLoss: if a file of it is corrupt, or has another digest; likewise.
+            InvalidRequest: if they are wrong, listing everything; nothing is put in use.
+            DataLoss: if a file of the registry is corrupt, or has another digest; likewise.
         """
         async with self._lock:
-            new = await asyncio.to_thread(self._build)
-            models = await asyncio.to_thread(new.registry.models)
+            new, models, contents = await asyncio.to_thread(self._read)
             change = new.adopt()
+            for content in contents:
+                content.adopt()
             self._health.set_models((model.name for model in models), self._cache)
-        facts = {"added": change.added, "removed": change.removed, "changed": change.changed}
-        _log.info("registry reloaded", extra={name: ",".join(names) for name, names in facts.items()})
+        names = {"added": change.added, "removed": change.removed, "changed": change.changed}
+        facts: dict[str, object] = {name: ",".join(changed) for name, changed in names.items()}
+        for content in contents:
+            facts |= content.facts
+        _log.info("reloaded", extra=facts)
         changed = {*change.added, *change.changed}
         self._preload(name for name in new.registry.preload if name in changed)
         return change
@@ -52,13 +80,30 @@ class Reloader:
             await self.reload()
         except BaseException as error:  # noqa: BLE001  nobody else would hear of it
             known = as_dst_error(failure_of(error), method="SIGHUP")
-            _log.error("registry not reloaded, the old one is served on: %s", known.message)
+            _log.error("nothing reloaded, all is served as before: %s", known.message)
 
     async def close(self) -> None:
         """Stop waiting for contexts that are being preloaded."""
         for task in self._preloading:
             task.cancel()
         await asyncio.gather(*self._preloading, return_exceptions=True)
+
+    def _read(self) -> tuple[NewRegistry, Sequence[ModelInfo], Sequence[NewContent]]:
+        """Everything, read again; raises what is wrong with any of it."""
+        problems, contents = Violations(), []
+        for read in self._files:
+            try:
+                contents.append(read())
+            except InvalidRequest as error:
+                problems.extend(error)
+        try:
+            new = self._build()
+            models = new.registry.models()
+        except InvalidRequest as error:
+            problems.extend(error)
+            raise problems.error() from None
+        problems.raise_if_any()
+        return new, models, contents
 
     def _preload(self, names: Iterable[str]) -> None:
         for name in names:

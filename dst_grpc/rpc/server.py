@@ -32,7 +32,8 @@ from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
 from dst_grpc.rpc import health, reflection
-from dst_grpc.rpc.admission import BearerTokens, CallAdmission
+from dst_grpc.rpc.access import files_of, identity_of
+from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.context_service import ContextService
@@ -41,7 +42,7 @@ from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
-from dst_grpc.rpc.reloading import Reloader
+from dst_grpc.rpc.reloading import NewContent, ReadFile, Reloader
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
@@ -109,6 +110,7 @@ def build_parts(settings: Settings) -> Parts:
         max_queued_requests=settings.max_queued_requests,
         max_run_bytes=settings.max_run_bytes,
         store_bytes=settings.store_bytes,
+        share_recordings=settings.share_recordings,
     )
     return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))
 
@@ -148,6 +150,7 @@ class Server:
         self._settings = settings
         self._parts = parts
         self._drain = DrainSignal()
+        self._identity = identity_of(settings)
         self._admission = CallAdmission(self._drain, settings.max_concurrent_calls)
         self._tensors = TensorStore(
             TensorLimits(
@@ -208,7 +211,10 @@ class Server:
             self._health = health.Health(
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
-            self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health)
+            files = files_of(self._settings, self._identity, self._parts.pipeline)
+            for read in files:
+                _at_start(read).adopt()
+            self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
             self._address = self._bind()
@@ -269,15 +275,7 @@ class Server:
                 raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
             stack.push_async_callback(asyncio.to_thread, metrics.close)
             self._metrics_port = metrics.port
-        observers.append(self._admission)
-        if settings.auth_token_file is not None:
-            try:
-                observers.append(BearerTokens.from_file(settings.auth_token_file))
-            except (OSError, ValueError) as error:
-                raise StartupError(f"auth_token_file {settings.auth_token_file}: {error}") from None
-            if not settings.has_tls:
-                _log.warning("bearer tokens travel unencrypted without TLS")
-        return observers
+        return [*observers, self._identity, self._admission]
 
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
         """Our services, with their implementations."""
@@ -386,6 +384,14 @@ class Server:
                     fields = {"context": status.handle, "percent": 10 * tenths, "bytes": status.bytes_total}
                     _log.info("preloading %s", number, extra=fields)
         _log.info("preloaded %s", number, extra={"context": reference})
+
+
+def _at_start(read: ReadFile) -> NewContent:
+    """What *read* gives; raises StartupError with what is wrong with it."""
+    try:
+        return read()
+    except InvalidRequest as error:
+        raise StartupError("\n  ".join(["a file cannot be used:", *map(_line, error.violations)])) from None
 
 
 def _only_service(module: Any) -> ServiceDescriptor:

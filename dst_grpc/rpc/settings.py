@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,6 +39,7 @@ _PATHS = frozenset(
         "tls_key",
         "tls_client_ca",
         "auth_token_file",
+        "callers_file",
     }
 )
 
@@ -96,6 +98,15 @@ def _name(text: str) -> str:
     return text
 
 
+def _network(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("is no address, or network as in 10.0.0.0/8") from None
+
+
 def _split(value: Any) -> Any:
     """A list given as text, in the environment or a flag: `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -124,6 +135,8 @@ ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
 ModelName = Annotated[str, AfterValidator(_name)]
 Reference = Annotated[str, AfterValidator(_reference)]
+ProxyNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+ClientNameKind = Literal["peer_dns", "peer_uri", "peer_email", "peer_ip", "x509_common_name", "x509_subject"]
 PortNumber = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -181,6 +194,8 @@ class Settings(BaseSettings):
     """Device memory, without weights, that running requests may take together."""
     store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
     """Bytes of recordings to keep, so that another request about a run needs no pass; 0 = none."""
+    share_recordings: bool = False
+    """Whether callers use one another's recordings; how long an answer takes then tells what others have asked."""
     max_items_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
     """Items of one stream that run at once; reading pauses beyond."""
     max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000
@@ -202,6 +217,11 @@ class Settings(BaseSettings):
     max_concurrent_calls: Annotated[int, Field(ge=1)] | None = None
     """Calls in progress before more are refused; None = no bound."""
 
+    open_operate: bool = False
+    """Whether callers from other hosts may load, pin, unload and reload, if they are not known by token or
+    certificate."""
+    trusted_proxies: Annotated[tuple[ProxyNetwork, ...], BeforeValidator(_split)] = ()
+    """Networks of proxies, as in 10.0.0.0/8, that are believed where a call comes from (x-forwarded-for)."""
     reflection: bool = True
     """Whether tools can list the services and their messages (server reflection)."""
     tls_certificate: ExistingFile | None = None
@@ -210,8 +230,12 @@ class Settings(BaseSettings):
     """Private key in PEM."""
     tls_client_ca: ExistingFile | None = None
     """Certificates in PEM of the authorities of clients' certificates; None = clients need none."""
+    tls_client_name: ClientNameKind | None = None
+    """Kind of name in clients' certificates that callers are known by, as gRPC calls it; None = not by certificate."""
     auth_token_file: ExistingFile | None = None
-    """Bearer tokens, one per line, of which clients must send one; None = clients need none."""
+    """Bearer tokens that callers are known by: a line each, as `dst-grpc tokens new` prints it; None = not by token."""
+    callers_file: ExistingFile | None = None
+    """TOML file of what callers are granted, by name: weight, quota, share of memory, priority; None = all alike."""
 
     grace_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How long calls in progress may go on once the server stops."""
@@ -231,6 +255,8 @@ class Settings(BaseSettings):
         problems = []
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key must be given together")
+        if self.tls_client_name is not None and self.tls_client_ca is None:
+            problems.append("tls_client_name needs tls_client_ca")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             problems.append("tls_client_ca needs tls_certificate and tls_key")
         if problems:

@@ -30,6 +30,7 @@ from dst_grpc.rpc.health import SERVICE as HEALTH
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, StartupError
 from dst_grpc.rpc.settings import Settings
+from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, READY, Rig, error_of, rigged
 from tests.fake_parts import FakeParts, answer, context_status
 
@@ -186,7 +187,7 @@ async def test_stopping_closes_the_parts() -> None:
 
 async def test_bearer_tokens_guard_everything_but_health(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
-    file.write_text("# the team\nfirst\n\nsecond\n", encoding="utf-8")
+    file.write_text(f"# the team\n{tokens.line('a', 'first')}\n{tokens.line('b', 'second')}", encoding="utf-8")
     async with rigged(auth_token_file=file) as rig:
         assert (await health_check(rig)).status == SERVING
         await list_models(rig, metadata=(("authorization", "Bearer second"),))

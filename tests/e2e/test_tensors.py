@@ -26,8 +26,10 @@ from dst_grpc._gen.dst.v1.tensor_pb2 import (
 )
 from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceStub
 from dst_grpc.client import AsyncClient, make_explain_request, make_explain_run, make_request, steer
+from dst_grpc.domain.callers import Role
 from dst_grpc.errors import DataLoss, Exhausted, InvalidRequest, NotFound, Reason
 from dst_grpc.wire.codec import to_wire
+from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged
 
 KIB = 1024
@@ -171,16 +173,15 @@ async def test_a_tensor_is_kept_as_long_as_is_wanted_or_as_any_is() -> None:
 
 
 async def test_callers_are_told_apart_by_their_tokens(tmp_path: Path) -> None:
-    file = tmp_path / "tokens"
-    file.write_text("first\nsecond\n", encoding="utf-8")
+    file = tokens.write(tmp_path / "tokens", first=Role.ASK, second=Role.OPERATE)
     async with rigged(auth_token_file=file) as rig:
         stub: Any = TensorServiceStub(rig.channel)
-        kept = await put(rig, messages(1.0), metadata=(("authorization", "Bearer first"),))
+        kept = await put(rig, messages(1.0), metadata=tokens.bearer("first-token"))
         request = pb.DeleteTensorRequest(handle=kept.handle)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.DeleteTensor(request, metadata=(("authorization", "Bearer second"),), timeout=CALL_SECONDS)
+            await stub.DeleteTensor(request, metadata=tokens.bearer("second-token"), timeout=CALL_SECONDS)
         assert error_of(caught.value).reason is Reason.TENSOR_NOT_FOUND
-        await stub.DeleteTensor(request, metadata=(("authorization", "bearer first"),), timeout=CALL_SECONDS)
+        await stub.DeleteTensor(request, metadata=(("authorization", "bearer first-token"),), timeout=CALL_SECONDS)
 
 
 async def test_metrics_tell_how_much_is_kept() -> None:
