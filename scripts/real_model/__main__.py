@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from dst_grpc.contexts.gguf_folder import convert_gguf
 from dst_grpc.errors import DstError
 from scripts.serving import server
 
@@ -30,6 +29,8 @@ def ready_folder(folder: Path = FOLDER) -> Path:
     """*folder*, written now unless it was before."""
     if not folder.exists():
         print(f"Writing {source().name} as float32 to {folder} ...", flush=True)
+        from dst_grpc.contexts.gguf_folder import convert_gguf  # needs gguf, and only here
+
         folder.parent.mkdir(parents=True, exist_ok=True)
         convert_gguf(source(), folder)
     return folder
