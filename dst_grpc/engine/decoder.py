@@ -151,6 +151,7 @@ class Decoder:
         q = taps.visit(_L.ATTN_QUERY, index, q)
         k = taps.visit(_L.ATTN_KEY, index, k)
         v = taps.visit(_L.ATTN_VALUE, index, v)
+        q, k, v = propagation.heads(q, k, v)
         if makes_matrix:
             scores = taps.visit(_L.ATTN_QK_LOGITS, index, layer.attn_scores(q, k))
             mixed = layer.attn_mix(taps.visit(_L.ATTN_QK_PROBS, index, propagation.probs(layer, scores)), v)

@@ -63,6 +63,11 @@ class Layer:
         """The norm on the MLP's output; None if there is none."""
 
     @property
+    def activation(self) -> ActivationFunction:
+        """The nonlinearity of the MLP."""
+        return self._config.activation
+
+    @property
     def attn_out(self) -> torch.Tensor:
         """WO [H, c, d], head by head."""
         return self._out_weight.view(self._config.n_heads, self._config.d_head, self._config.d_model)
@@ -131,6 +136,50 @@ class Layer:
             return x
         norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
         return self._scores_factor(x.unsqueeze(-2), norm, None, PLAIN).squeeze(-2)
+
+    def head_input_gradient(
+        self, part: AttentionTraceType, gradient: torch.Tensor, normed: torch.Tensor, propagation: Propagation = PLAIN
+    ) -> torch.Tensor:
+        """The gradient at the projection to one input of each query head, from that at the input itself.
+
+        Args:
+            part: which input.
+            gradient: at the queries, or at keys or values as repeated for each head [..., T, H, c].
+            normed: the residual [..., T, d] that is projected; read if queries and keys are normed.
+            propagation: the rule by which gradients pass those norms.
+
+        Returns:
+            [..., T, H, c].
+        """
+        if part is AttentionTraceType.V:
+            return gradient
+        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
+        with torch.enable_grad():
+            if norm is None:  # all else is linear
+                projected = torch.zeros_like(gradient)
+            else:
+                projected = self.for_each_head(self._projected(part, normed)).detach()
+            factor = self._scores_factor(projected.requires_grad_(), norm, None, propagation)
+        (found,) = torch.autograd.grad(factor, projected, gradient.to(factor.dtype))
+        return found
+
+    def head_input_read(self, part: AttentionTraceType, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient at a normed residual of each query head's own [H, ..., d], from that at its projection to the
+        input *part* of the head [..., H, c]."""
+        c = self._config
+        weight = self._columns(self._qkv_weight, part).to(gradient.dtype).unflatten(-1, (-1, c.d_head))
+        grouped = gradient.unflatten(-2, (weight.shape[1], -1))
+        return torch.einsum("...kgc,dkc->kg...d", grouped, weight).flatten(0, 1)
+
+    def _projected(self, part: AttentionTraceType, normed: torch.Tensor) -> torch.Tensor:
+        """The projection to queries [..., T, H, c], or to keys or values [..., T, KV, c]."""
+        bias = None if self._qkv_bias is None else self._columns(self._qkv_bias, part)
+        x = _linear(normed, self._columns(self._qkv_weight, part), bias)
+        return x.unflatten(-1, (-1, self._config.d_head))
+
+    def _columns(self, weight: torch.Tensor, part: AttentionTraceType) -> torch.Tensor:
+        """The columns of an input of heads in the weight, or bias, that holds all three."""
+        return torch.split(weight, list(self._config.qkv_widths), dim=-1)[_HEAD_INPUTS.index(part)]
 
     def for_each_head(self, shared: torch.Tensor) -> torch.Tensor:
         """*shared* [..., T, KV, c] as [..., T, H, c]: head h has that of group h KV // H."""

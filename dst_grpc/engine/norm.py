@@ -63,6 +63,27 @@ class Norm:
         x = wide(x)
         return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) / scale
 
+    def pushed(self, x: torch.Tensor, change: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """The first-order change of the norm of *x* [..., n] if *x* changes by *change* [..., n]: J change.
+
+        With the gain g, the scale s and x^ = `without_gain`, J = diag(g) (C - x^ x^T / n) / s, where C centres in a
+        layer norm; with *detach_scale* the scale is constant, and J = diag(g) C / s.
+        """
+        return self._inner(x, change, detach_scale=detach_scale) * self.gain.to(change.dtype)
+
+    def pulled_back(self, x: torch.Tensor, gradient: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """The gradient at *x* [..., n], from the *gradient* [..., n] at the norm of *x*: J^T gradient, J as above."""
+        return self._inner(x, gradient * self.gain.to(gradient.dtype), detach_scale=detach_scale)
+
+    def _inner(self, x: torch.Tensor, v: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
+        """(C - x^ x^T / n) v / s, which is symmetric."""
+        scale = self.scale(x)
+        centred = _centred(v) if self._kind is NormKind.LAYER_NORM else v
+        if not detach_scale:
+            normed = self._divided(x, scale)
+            centred = centred - normed * (v * normed).mean(dim=-1, keepdim=True)
+        return centred / scale
+
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The norm of *x* [..., n] at scale 1 and without bias: linear in *x*."""
         return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) * self.gain.to(x.dtype)

@@ -23,14 +23,23 @@ class Propagation:
 
     fuses_attention: ClassVar[bool] = True
     """Whether attention may run as one kernel, which does not call `probs`."""
+    detaches_scales: ClassVar[bool] = False
+    """Whether the scales of norms are constants."""
 
     def normed(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
         """*x* [..., n] through a norm."""
-        return norm(x)
+        return norm(x, detach_scale=self.detaches_scales)
 
     def scale(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
         """The divisor [..., 1] of a norm whose scale is tapped."""
-        return norm.scale(x)
+        scale = norm.scale(x)
+        return scale.detach() if self.detaches_scales else scale
+
+    def heads(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [..., T, H, c], keys and values [..., T, KV or H, c] on their way to the scores and the sums."""
+        return q, k, v
 
     def probs(self, layer: Layer, scores: torch.Tensor) -> torch.Tensor:
         """Attention probabilities [..., T, U, H] of *scores*."""
