@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from dst_grpc.causal.attribution import Pair
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
+from dst_grpc.scalars.origins import LossOrigin
 
 FOLDER = Path(__file__).parent / "golden_causal"
 MODELS = ("gpt2", "llama", "gemma2", "neox")
@@ -69,6 +73,21 @@ def golden_case(name: str) -> GoldenCase:
     folder = FOLDER / "cases" / name
     facts = json.loads((folder / "case.json").read_text())
     return GoldenCase(name, facts["model"], facts, load_file(folder / "causal.safetensors"))
+
+
+def pairs_of(case: GoldenCase, direction: str = "noise", count: int = 1) -> list[Pair]:
+    """The first pairs of a case."""
+    found = []
+    for pair in case.facts["pairs"][:count]:
+        clean, corrupt = tuple(pair["clean_ids"]), tuple(pair["corrupt_ids"])
+        base, source = (clean, corrupt) if direction == "noise" else (corrupt, clean)
+        loss = LossFnConfig(
+            name=LossFnName.LOGIT_DIFF,
+            target_token_ids=(pair["target"],),
+            distractor_token_ids=(pair["distractor"],),
+        )
+        found.append(Pair(base, source, LossOrigin(loss)))
+    return found
 
 
 def assert_golden(

@@ -1,0 +1,205 @@
+"""One batch of runs for attribution: values, gradients at taps and at what MLPs read, and the metric of each row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.engine.taps import Site, Taps
+from dst_grpc.errors import Internal, require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.origins import Origin
+    from dst_grpc.scalars.topology import Topology
+
+_L = ActivationLocationType
+_WRITES = frozenset({_L.RESID_DELTA_ATTN, _L.RESID_DELTA_MLP})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Runs of one model, and what to record of them."""
+
+    tokens: Sequence[tuple[int, ...]]
+    """The prompt of each row."""
+    metrics: Sequence[Origin]
+    """The metric of each row."""
+    differentiated: Sequence[bool]
+    """Whether the gradient of a row's metric is wanted."""
+    values: frozenset[Site] = frozenset()
+    """Sites whose value to record."""
+    gradients: frozenset[Site] = frozenset()
+    """Sites whose gradient to record."""
+    reads_mlps: bool = False
+    """Whether to record the gradient at what each MLP alone reads of the residual."""
+    shifts: Mapping[Site, torch.Tensor] = field(default_factory=dict)
+    """What is added to the value at a site [b, ...]. Nothing before it is reached by gradients."""
+    dropped_layers: Sequence[int | None] = (None,)
+    """For each gradient pass, the layer whose attention and MLP write constants; None for none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What a batch recorded."""
+
+    metrics: tuple[float, ...]
+    """The metric of each row."""
+    values: Mapping[Site, torch.Tensor]
+    """Values [b, ...]."""
+    passes: tuple[Gradients, ...]
+    """The results of each gradient pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The result of one gradient pass."""
+
+    at_taps: Mapping[Site, torch.Tensor]
+    """Gradients [b, ...] at sites; zeros where the metrics do not depend on one."""
+    at_mlps: Mapping[int, torch.Tensor]
+    """Gradients [b, T, d] at what the MLP of a layer reads."""
+
+
+class AttributionTaps(Taps):
+    """Taps that also shift values, stop gradients at a layer's writes, and record what MLPs read."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        splices: Mapping[Site, Autoencoder] | None,
+        propagation: Propagation,
+        check: Check,
+    ) -> None:
+        """Plan the pass of *batch*."""
+        super().__init__(
+            values=batch.values, gradients=batch.gradients, splices=splices, propagation=propagation, check=check
+        )
+        self._shifts = batch.shifts
+        self._reads_mlps = batch.reads_mlps
+        self._drops = any(layer is not None for layer in batch.dropped_layers)
+        self._dropped: list[int | None] = [None]
+        self.mlp_inputs: dict[int, torch.Tensor] = {}
+        """What the MLP of each layer reads [b, T, d], in the graph, apart from all else that reads it."""
+
+    def touches(self, location: ActivationLocationType, layer: int | None) -> bool:
+        """As of any taps."""
+        return (location, layer) in self._shifts or super().touches(location, layer)
+
+    def visit(self, location: ActivationLocationType, layer: int | None, x: torch.Tensor) -> torch.Tensor:
+        """As of any taps."""
+        shift = self._shifts.get((location, layer))
+        if shift is not None:
+            x = (x.detach() + shift).requires_grad_(torch.is_grad_enabled())
+        x = super().visit(location, layer, x)
+        if self._drops and location in _WRITES and x.requires_grad:
+            x = x.view_as(x)  # so that the gradient recorded at the write is the one that the hook leaves
+            x.register_hook(_drops(self._dropped, layer))
+        return x
+
+    def mlp_input(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """As of any taps."""
+        if not self._reads_mlps:
+            return x
+        self.mlp_inputs[index] = x.view_as(x)
+        return self.mlp_inputs[index]
+
+    def differentiated(self, metric: torch.Tensor, *, dropped: int | None, keeps_graph: bool) -> Gradients:
+        """The gradients of the scalar *metric*, with the writes of one layer as constants."""
+        self._dropped[0] = dropped
+        inputs = [*self.attached.values(), *self.mlp_inputs.values()]
+        reached = [x for x in inputs if x.requires_grad]
+        found = torch.autograd.grad(metric, reached, allow_unused=True, retain_graph=keeps_graph)
+        by_input = {id(x): gradient for x, gradient in zip(reached, found, strict=True)}
+
+        def gradient(x: torch.Tensor) -> torch.Tensor:
+            of_input = by_input.get(id(x))
+            return torch.zeros_like(x, requires_grad=False) if of_input is None else of_input
+
+        return Gradients(
+            {site: gradient(x) for site, x in self.attached.items()},
+            {layer: gradient(x) for layer, x in self.mlp_inputs.items()},
+        )
+
+
+def _drops(dropped: list[int | None], layer: int | None) -> Callable[[torch.Tensor], torch.Tensor | None]:
+    """A hook that stops the gradient while *layer* is dropped. It refers to no tensor, and so keeps no graph alive."""
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor | None:
+        return torch.zeros_like(gradient) if dropped[0] == layer else None
+
+    return hook
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Forward:
+    """The results of one row's forward pass, for its metric."""
+
+    last_logits: torch.Tensor
+
+    def logits(self) -> torch.Tensor:
+        return self.last_logits
+
+    def value(self, site: Site) -> torch.Tensor:
+        raise Internal(f"a metric reads {site}, which is not recorded")
+
+    def attached(self, site: Site) -> torch.Tensor:
+        raise Internal(f"a metric reads {site}, which is not recorded")
+
+    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
+        del topology
+        raise Internal(f"a metric reads the model, with {autoencoders}")
+
+
+def run(
+    batch: Batch,
+    decoder: Decoder,
+    *,
+    splices: Mapping[Site, Autoencoder] | None = None,
+    propagation: Propagation = PLAIN,
+    check: Check = never_cancelled,
+) -> Ran:
+    """Run *batch*, prompts padded on the right; gradients at pads are 0.
+
+    Args:
+        batch: the runs.
+        decoder: the model.
+        splices: the autoencoders to splice in, by the site that each reads.
+        propagation: the propagation rule of gradients.
+        check: raises Cancelled to end the batch.
+
+    Raises:
+        Cancelled: what *check* raises.
+    """
+    taps = AttributionTaps(batch, splices=splices, propagation=propagation, check=check)
+    lengths = [len(row) for row in batch.tokens]
+    tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, ids in zip(tokens, batch.tokens, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    last = (torch.tensor(lengths) - 1).to(decoder.device)
+    try:
+        logits = require(decoder.forward(tokens.to(decoder.device), taps, logits_at=last))[:, 0]
+        with torch.set_grad_enabled(any(batch.differentiated)):
+            scalars = [metric.scalar(_Forward(row)) for metric, row in zip(batch.metrics, logits, strict=True)]
+        metrics = tuple(torch.stack([scalar.detach() for scalar in scalars]).tolist())
+        started = [scalar for scalar, is_wanted in zip(scalars, batch.differentiated, strict=True) if is_wanted]
+        passes = tuple(_passes(taps, torch.stack(started).sum(), batch.dropped_layers)) if started else ()
+    finally:
+        taps.attached.clear()
+        taps.mlp_inputs.clear()
+    return Ran(metrics, taps.values, passes)
+
+
+def _passes(taps: AttributionTaps, metric: torch.Tensor, dropped: Sequence[int | None]) -> Iterator[Gradients]:
+    for i, layer in enumerate(dropped):
+        yield taps.differentiated(metric, dropped=layer, keeps_graph=i + 1 < len(dropped))
