@@ -17,6 +17,7 @@ import torch
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.blockwise import blockwise_product
 from dst_grpc.engine.decoder_config import DecoderConfig
+from dst_grpc.engine.late_rows import LateRow, joined
 from dst_grpc.engine.layer import Layer, softcapped
 from dst_grpc.engine.norm import Norm
 from dst_grpc.engine.rotary import Rotation
@@ -24,7 +25,7 @@ from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import DataLoss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Decoder", "DecoderConfig", "Layer"]
 
@@ -75,6 +76,7 @@ class Decoder:
         taps: Taps | None = None,
         *,
         entering: tuple[int, torch.Tensor] | None = None,
+        late: Sequence[LateRow] = (),
         logits_at: torch.Tensor | None = None,
         stop_after_layer: int | None = None,
     ) -> torch.Tensor | None:
@@ -85,6 +87,7 @@ class Decoder:
             taps: what to record and change; None for nothing.
             entering: the first layer to run, and the residual [b, T, d] that enters it; the number of layers for none.
                 None for all layers, from the embedding of *tokens*.
+            late: further rows, which begin at later layers, in the order of these.
             logits_at: position [b] of the one token of each prompt to compute logits at; None for all tokens. Ignored
                 if the logits themselves are tapped.
             stop_after_layer: stop after this layer (-1: after the embedding) and compute no logits.
@@ -102,14 +105,15 @@ class Decoder:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             before_graph = last + 1 if start is None else min(max(start, first), last + 1)
             for layer in range(first, before_graph):
-                x = self._block(layer, x, taps)
+                x = self._block(layer, joined(x, layer, late), taps)
         with torch.set_grad_enabled(start is not None):
             if start is not None:
                 x = x.requires_grad_()
             if start == -1 and entering is None:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             for layer in range(before_graph, last + 1):
-                x = self._block(layer, x, taps)
+                x = self._block(layer, joined(x, layer, late), taps)
+            x = joined(x, self.config.n_layers, late)
             taps.last_residual = x.detach()
             return self._logits(x, taps, logits_at) if stop_after_layer is None else None
 

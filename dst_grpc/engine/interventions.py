@@ -23,9 +23,19 @@ Entries = tuple[int | slice | torch.Tensor, ...]
 """Indices of entries of a tensor, as torch takes them: one element per axis."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """A run that is another row of the same batch."""
+
+    row: int
+    """Which."""
+    n_tokens: int
+    """Length of its prompt."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowIntervention:
-    """An intervention in one prompt of a batch, and the context that its action may read."""
+    """An intervention in one prompt of a batch, and what its action may read."""
 
     row: int
     """Which prompt of the batch."""
@@ -37,8 +47,11 @@ class RowIntervention:
     """Number of the gradient pass in which it changes the gradient; None = it changes the value."""
     tensors: Mapping[RequestTensor, torch.Tensor] = field(default_factory=dict)
     """The tensors of the request that it reads, on the device."""
-    runs: Mapping[str, Mapping[Site, torch.Tensor]] = field(default_factory=dict)
-    """What each run that it reads recorded at its site, [T, ...] without a batch axis."""
+    runs: Mapping[str, Mapping[Site, torch.Tensor] | Beside] = field(default_factory=dict)
+    """The runs that it reads: what each recorded at its site, [T, ...] without a batch axis, or where in the batch
+    it is. Interventions in a row that others read come before theirs."""
+    first_layer: int = 0
+    """The first layer that the row runs."""
 
     @property
     def location(self) -> ActivationLocationType:
@@ -48,15 +61,17 @@ class RowIntervention:
     def is_at(self, layer: int | None) -> bool:
         """Whether it applies at *layer* of its tap."""
         own = self.intervention.at.layer_index
-        return own is None or own == layer
+        if layer is None:
+            return self.first_layer == 0 or self.location.facts.is_after_layers
+        return layer >= self.first_layer and own in {None, layer}
 
     def change(self, x: torch.Tensor) -> None:
         """Change the selected entries of *x* [b, ...] in place."""
-        selected = (self.row, *self._entries(x.shape[1:]))
+        selected = (self.row, *self.entries(x.shape[1:]))
         before = x[selected]
         if before.requires_grad:
             before = before.clone()  # a copy, as the action may keep its argument for the gradient
-        after = self.intervention.action.apply(before, self)
+        after = self.intervention.action.apply(before, _Context(self, x))
         if isinstance(after, torch.Tensor):
             if self.location is ActivationLocationType.ATTN_QK_LOGITS:
                 # The score of a masked key is -inf: it stays masked, unless it is set.
@@ -64,24 +79,41 @@ class RowIntervention:
             after = after.to(x.dtype)
         x[selected] = cast("torch.Tensor | float", after)
 
-    def tensor(self, tensor: RequestTensor) -> torch.Tensor:
-        """A tensor of the request (see `Context`)."""
-        return self.tensors[tensor]
-
-    def of_run(self, name: str, positions: Positions | int = Positions.SAME) -> torch.Tensor:
-        """The same entries in another run (see `Context`)."""
-        recorded = self.runs[name][self.location, self.intervention.at.layer_index]
-        at = self.intervention.at if positions is Positions.SAME else _moved(self.intervention.at, positions)
-        n_tokens = self.n_tokens if positions is Positions.SAME else None
-        return recorded[entries(at, recorded.shape, n_tokens)]
-
-    def _entries(self, shape: Sequence[int]) -> Entries:
+    def entries(self, shape: Sequence[int]) -> Entries:
+        """The selected entries of a tap of one prompt."""
         return entries(self.intervention.at, shape, self.n_tokens)
 
 
-def _moved(at: TapSelection, positions: Positions | int) -> TapSelection:
-    """*at* with all tokens, or a single one, along the tap's first axis, which is its only one of tokens."""
-    return replace(at, axes=(positions if isinstance(positions, int) else None, *at.all_axes[1:]))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Context:
+    """What an action may read (see `Context`)."""
+
+    change: RowIntervention
+    batch: torch.Tensor
+    """The tap that is changed, [b, ...]; the rows that are read are changed already."""
+
+    def tensor(self, tensor: RequestTensor) -> torch.Tensor:
+        return self.change.tensors[tensor]
+
+    def of_run(self, name: str, positions: Positions | int = Positions.SAME) -> torch.Tensor:
+        """A copy if it is of this batch, which is changed in place, and if the gradient may need it."""
+        at, run = self.change.intervention.at, self.change.runs[name]
+        if isinstance(run, Beside):
+            found, n_tokens = self.batch[run.row], run.n_tokens
+        else:
+            found = run[self.change.location, at.layer_index]
+            n_tokens = len(found)
+        if positions is Positions.SAME:
+            read = found[self.change.entries(found.shape)]
+        else:
+            read = found[entries(_moved(at, positions, n_tokens), found.shape, n_tokens)]
+        return read.detach().clone() if self.batch.requires_grad else read.detach()
+
+
+def _moved(at: TapSelection, positions: Positions | int, n_tokens: int) -> TapSelection:
+    """*at* with all of *n_tokens*, or a single one, along the tap's first axis, which is its only one of tokens."""
+    first = None if isinstance(positions, Positions) else positions % n_tokens
+    return replace(at, axes=(first, *at.all_axes[1:]))
 
 
 def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None) -> Entries:

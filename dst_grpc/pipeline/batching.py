@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, failure_of
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.run import RunResult, run
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.explained_model import AutoencoderSet
 
 T = TypeVar("T")
-
-MAX_BATCH_TOKENS = 2048
-"""Tokens of a batch, pads included, unless a single prompt is longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +156,7 @@ class Batcher:
                 return [self._worker.translated(failure_of(error))]
             return [result for waiting in batch for result in self._run_new([waiting])]
         for waiting, result in zip(batch, found, strict=True):
-            self._store.keep(waiting.plan, result.recording, waiting.caller, batch_size=len(batch))
+            self._store.keep(waiting.plan, result.recording, waiting.caller, batch_size=result.batch_size)
         return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
 
     def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:

@@ -28,7 +28,10 @@ _L = ActivationLocationType
 
 
 class Watch(Taps):
-    """Taps that look at all that passes by, beside what they do anyway."""
+    """Taps that look at all that passes by of the last row, beside what they do anyway."""
+
+    n_tokens = 0
+    """Length of that row's prompt."""
 
     found: Site | None = None
     """Where the first values passed by that are not finite; None if none did."""
@@ -36,26 +39,30 @@ class Watch(Taps):
     """The first token there with such values."""
 
     def visit(self, location: ActivationLocationType, layer: int | None, x: torch.Tensor) -> torch.Tensor:
-        """Do what is wanted at a site with its tensor *x* [1, T, ...], and look at what flows on."""
+        """Do what is wanted at a site with its tensor *x* [b, T, ...], and look at what flows on."""
         x = super().visit(location, layer, x)
         if location is not _L.ATTN_QK_LOGITS:  # where scores of masked pairs are -inf
             self.look((location, layer), x)
         return x
 
     def look(self, site: Site, x: torch.Tensor) -> None:
-        """Note *site* if *x* [1, T, ...] is the first that is not finite."""
+        """Note *site* if *x* [b, T, ...] is the first that is not finite."""
+        x = x[-1, : self.n_tokens]
         if self.found is None and not is_finite(x):
             self.found = site
-            self.token = int((~x[0].isfinite()).flatten(1).any(dim=1).nonzero()[0])
+            self.token = int((~x.isfinite()).flatten(1).any(dim=1).nonzero()[0])
 
 
-def watched(taps: Watch, tokens: torch.Tensor, decoder: Decoder, *, stop_after_layer: int | None) -> Watch:
-    """*taps* after the pass of one prompt, *tokens* [1, T]."""
-    last = tokens.shape[1] - 1
-    logits = decoder.forward(tokens, taps, logits_at=tokens.new_tensor([last]), stop_after_layer=stop_after_layer)
+def watched(
+    taps: Watch, tokens: torch.Tensor, last: torch.Tensor, decoder: Decoder, *, stop_after_layer: int | None
+) -> Watch:
+    """*taps* after the pass of prompts, *tokens* [b, T], each with its own last token at a position of *last* [b]."""
+    end = int(last[-1])
+    taps.n_tokens = end + 1
+    logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop_after_layer)
     if logits is not None:
         taps.look((_L.LOGITS, None), logits)
-        taps.token = last if taps.found == (_L.LOGITS, None) else taps.token
+        taps.token = end if taps.found == (_L.LOGITS, None) else taps.token
     return taps
 
 

@@ -11,14 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.element_types import is_finite
-from dst_grpc.engine.interventions import RowIntervention
+from dst_grpc.engine.interventions import Beside, RowIntervention
+from dst_grpc.engine.late_rows import LateRow
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import Internal, require
@@ -42,6 +45,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """The layer that a row begins at, because it does nothing before that another run does not do too."""
+
+    layer: int
+    """The first layer that runs for it, above 0; the number of layers if none does."""
+    base: int | torch.Tensor
+    """The other run: its number among the rows of the batch, where it comes before this one and begins no later; or
+    the residual [T, d] that enters the layer in it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """One run of a batch, and what to record of it."""
 
@@ -51,13 +65,21 @@ class Row:
     """Sites whose value to record."""
     gradients: frozenset[Site] = frozenset()
     """Sites whose gradient to record."""
-    sources: Mapping[str, Mapping[Site, torch.Tensor]] = field(default_factory=dict)
-    """What the runs that it reads recorded, by the names that its interventions give them."""
+    sources: Mapping[str, Mapping[Site, torch.Tensor] | int] = field(default_factory=dict)
+    """The runs that it reads, by the names that its interventions give them: what they recorded, or their number among
+    the rows of the same batch, where they come before it."""
+    start: Start | None = None
+    """Where it begins; None = at the embedding of its tokens."""
 
     @property
     def n_tokens(self) -> int:
         """T."""
         return len(self.run.token_ids)
+
+    @property
+    def first_layer(self) -> int:
+        """The layer that it begins at."""
+        return 0 if self.start is None else self.start.layer
 
     @property
     def sites(self) -> frozenset[Site]:
@@ -124,7 +146,7 @@ def run_batch(
     """Run *rows* together.
 
     Args:
-        rows: the runs.
+        rows: the runs; those that others read, or begin with, come before them.
         decoder: the model.
         sets: the autoencoders that origins name.
         splices: the autoencoders to splice in, by the site that each reads.
@@ -143,34 +165,40 @@ def run_batch(
         propagation=propagation,
         check=check,
     )
-    tokens, last = _padded(rows, decoder)
+    places = _places(rows)
+    batch = _Entering.of(rows, places, decoder)
     stops = [row.stop_after_layer for row in rows]
     stop = None if None in stops else max(s for s in stops if s is not None)
     try:
-        logits = decoder.forward(tokens, taps, logits_at=last, stop_after_layer=stop)
+        logits = decoder.forward(
+            batch.tokens, taps, entering=batch.entering, late=batch.late, logits_at=batch.last, stop_after_layer=stop
+        )
         with torch.set_grad_enabled(any(row.gradients for row in rows)):
-            last_logits = None if logits is None else _last(logits, last)
-            forwards = [_Pass(i, row.n_tokens, taps, last_logits, decoder, sets) for i, row in enumerate(rows)]
+            last_logits = None if logits is None else _last(logits, batch.last)
+            forwards = [
+                _Pass(place, row.n_tokens, taps, last_logits, decoder, sets)
+                for place, row in zip(places, rows, strict=True)
+            ]
             scalars = [_scalars(row.run, forward) for row, forward in zip(rows, forwards, strict=True)]
         reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
         passes = list(_gradients(rows, taps, scalars))
     finally:
         taps.attached.clear()
-    found = _found_not_finite(rows, taps, reported, passes, decoder)
+    found = _found_not_finite(rows, places, taps, reported, passes, decoder)
     statistics = RunStatistics(
         forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
     )
     recordings = [
         Recording.of(
-            _cut(row.values, taps.values, i, row.n_tokens),
-            [_cut(row.gradients, found, i, row.n_tokens) for found in passes[: _n_passes(row)]],
+            _cut(row.values, taps.values, place, row.n_tokens),
+            [_cut(row.gradients, found, place, row.n_tokens) for found in passes[: _n_passes(row)]],
             [one.weight for one in row.run.passes[: _n_passes(row)]],
             n_tokens=row.n_tokens,
             gradient_sites=row.gradients,
             scalars=reported[i],
             not_finite=found.get(i),
         )
-        for i, row in enumerate(rows)
+        for i, (place, row) in enumerate(zip(places, rows, strict=True))
     ]
     return Batch(len(rows), statistics), recordings
 
@@ -180,11 +208,28 @@ def _n_passes(row: Row) -> int:
     return len(row.run.passes) if row.gradients else 0
 
 
+def _places(rows: Sequence[Row]) -> list[int]:
+    """Where each row is in the tensors of the batch: those that begin at later layers come last."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].first_layer)
+    return [place for _, place in sorted(zip(order, range(len(rows)), strict=True))]
+
+
 def _interventions(rows: Sequence[Row], decoder: Decoder) -> Iterator[RowIntervention]:
     """The interventions of every row, forward and in each of its gradient passes."""
     tensors: dict[RequestTensor, torch.Tensor] = {}
-    for i, row in enumerate(rows):
-        add = partial(RowIntervention, row=i, n_tokens=row.n_tokens, tensors=tensors, runs=row.sources)
+    places = _places(rows)
+    for place, row in zip(places, rows, strict=True):
+        add = partial(
+            RowIntervention,
+            row=place,
+            n_tokens=row.n_tokens,
+            tensors=tensors,
+            runs={
+                name: Beside(places[source], rows[source].n_tokens) if isinstance(source, int) else source
+                for name, source in row.sources.items()
+            },
+            first_layer=row.first_layer,
+        )
         for one in row.run.interventions:
             _load(one, tensors, decoder)
             yield add(intervention=one)
@@ -204,14 +249,48 @@ def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor]
             tensors[tensor] = torch.tensor(tensor.tensor, device=decoder.device, dtype=wide)
 
 
-def _padded(rows: Sequence[Row], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [b, T], padded on the right with 0, and the position [b] of each prompt's own last token."""
-    lengths = [row.n_tokens for row in rows]
-    tokens = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : lengths[i]] = torch.tensor(row.run.token_ids)
-    last = torch.tensor(lengths) - 1
-    return tokens.to(decoder.device), last.to(decoder.device)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entering:
+    """What the rows of a batch begin with, padded on the right."""
+
+    tokens: torch.Tensor
+    """Token ids [b, T] of the rows that begin at the embedding."""
+    entering: tuple[int, torch.Tensor] | None
+    """The first layer, and the residuals [b, T, d] that enter it, if no row begins at the embedding."""
+    late: tuple[LateRow, ...]
+    """The rows that begin later."""
+    last: torch.Tensor
+    """The position [b] of each prompt's own last token."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], places: Sequence[int], decoder: Decoder) -> _Entering:
+        """What *rows* begin with, which are at *places*."""
+        arranged = [row for _, row in sorted(zip(places, rows, strict=True), key=itemgetter(0))]
+        longest = max(row.n_tokens for row in rows)
+        whole = [row for row in arranged if row.start is None]
+        tokens = torch.zeros(len(whole), longest, dtype=torch.long)
+        for i, row in enumerate(whole):
+            tokens[i, : row.n_tokens] = torch.tensor(row.run.token_ids)
+        late = [
+            LateRow(
+                layer=row.start.layer,
+                base=places[row.start.base] if isinstance(row.start.base, int) else _padded(row.start.base, longest),
+            )
+            for row in arranged
+            if row.start is not None
+        ]
+        entering = None
+        if not whole:
+            first = late[0].layer
+            bases = [one.base for one in late if one.layer == first and isinstance(one.base, torch.Tensor)]
+            entering, late = (first, torch.stack(bases)), late[len(bases) :]
+        last = torch.tensor([row.n_tokens for row in arranged]) - 1
+        return cls(tokens.to(decoder.device), entering, tuple(late), last.to(decoder.device))
+
+
+def _padded(residual: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """*residual* [T, d] with zeros after its last token."""
+    return functional.pad(residual, (0, 0, 0, n_tokens - len(residual)))
 
 
 def _last(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -241,6 +320,7 @@ def _gradients(
 
 def _found_not_finite(
     rows: Sequence[Row],
+    places: Sequence[int],
     taps: Taps,
     reported: Sequence[Sequence[float]],
     passes: Sequence[Mapping[Site, torch.Tensor]],
@@ -250,30 +330,50 @@ def _found_not_finite(
     found: dict[int, NotFinite] = {}
     residual = require(taps.last_residual)
     is_clean = is_finite(residual)
-    for i, row in enumerate(rows):
-        if not (is_clean or is_finite(residual[i, : row.n_tokens])) or not all(map(math.isfinite, reported[i])):
-            changed, plain = (
-                _watched(one, taps, decoder) for one in (row, replace(row, run=replace(row.run, interventions=())))
-            )
+    for i, (place, row) in enumerate(zip(places, rows, strict=True)):
+        if not (is_clean or is_finite(residual[place, : row.n_tokens])) or not all(map(math.isfinite, reported[i])):
+            changed = _watched(_with_sources(rows, i), taps, decoder)
+            plain = _watched([Row(replace(row.run, interventions=()), row.values)], taps, decoder)
             found[i] = not_finite(changed, plain, decoder)
         elif decoder.dtype is torch.float16:  # whose range is so small that gradients leave it alone
             for one in passes[: _n_passes(row)]:
-                gradient = gradient_not_finite(_cut(row.gradients, one, i, row.n_tokens), decoder)
+                gradient = gradient_not_finite(_cut(row.gradients, one, place, row.n_tokens), decoder)
                 if gradient is not None:
                     found.setdefault(i, gradient)
     return found
 
 
-def _watched(row: Row, taps: Taps, decoder: Decoder) -> Watch:
-    """The forward pass of one row by itself, watched, in which the same happens as in that of *taps*."""
+def _with_sources(rows: Sequence[Row], i: int) -> list[Row]:
+    """The row *i*, after those of the batch that it reads, and that these read, all from the embedding on."""
+    needed, left = {i}, [i]
+    while left:
+        read = {source for source in rows[left.pop()].sources.values() if isinstance(source, int)}
+        left += read - needed
+        needed |= read
+    numbers = {old: new for new, old in enumerate(sorted(needed))}
+    return [
+        replace(
+            rows[old],
+            start=None,
+            sources={
+                name: numbers[source] if isinstance(source, int) else source
+                for name, source in rows[old].sources.items()
+            },
+        )
+        for old in numbers
+    ]
+
+
+def _watched(rows: Sequence[Row], taps: Taps, decoder: Decoder) -> Watch:
+    """The forward pass of the last of *rows*, watched, beside those that it reads; the same happens as in *taps*."""
     watch = Watch(
-        interventions=_interventions([row], decoder),
+        interventions=_interventions(rows, decoder),
         splices=taps.splices,
         propagation=taps.propagation,
         check=taps.check,
     )
-    tokens, _ = _padded([row], decoder)
-    return watched(watch, tokens, decoder, stop_after_layer=row.stop_after_layer)
+    batch = _Entering.of(rows, _places(rows), decoder)
+    return watched(watch, batch.tokens, batch.last, decoder, stop_after_layer=rows[-1].stop_after_layer)
 
 
 def _cut(

@@ -1,4 +1,4 @@
-"""Runs plans: first the runs that others read, then the rest, each step as one batch; and the result for each plan."""
+"""Runs plans, and the runs that they read, in batches; and the result for each plan."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.cancellation import Check, never_cancelled
-from dst_grpc.pipeline.passes import Batch, Row, run_batch
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, Arrangement, rows_of
+from dst_grpc.pipeline.passes import Batch, run_batch
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.recording import Recording
-from dst_grpc.pipeline.runs import Run
 from dst_grpc.scalars.derive import Derivation
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
 
@@ -92,15 +92,21 @@ def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunS
 
 
 def run(
-    plans: Sequence[Plan], decoder: Decoder, sets: Mapping[str, AutoencoderSet], check: Check = never_cancelled
+    plans: Sequence[Plan],
+    decoder: Decoder,
+    sets: Mapping[str, AutoencoderSet],
+    check: Check = never_cancelled,
+    *,
+    max_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[RunResult]:
-    """Run *plans* as one batch, after the runs that they read, which run as one batch for each step of dependency.
+    """Run *plans*, and the runs that they read, in as few batches as they fit into.
 
     Args:
         plans: of the same model, with the same autoencoders spliced in and the same propagation.
         decoder: the model.
         sets: the autoencoders that the plans use, by name.
         check: raises Cancelled to end the batch.
+        max_tokens: tokens of a batch, pads included.
 
     Raises:
         Cancelled: what *check* raises.
@@ -111,57 +117,19 @@ def run(
         for layer, autoencoder in sets[info.name].by_layer.items()
         if layer is not None
     }
-    order = _Order(plans)
-    read: dict[Run, Mapping[Site, torch.Tensor]] = {}
-    results: list[RunResult | None] = [None] * len(plans)
-    batches: list[Batch] = []
-    for step in range(max(order.steps) + 1):
+    propagation = plans[0].run.propagation
+    arranged = Arrangement.of(plans, decoder.config.n_layers, max_tokens)
+    recorded: dict[int, Mapping[Site, torch.Tensor]] = {}
+    took: dict[int, dict[Batch, None]] = {}
+    results: dict[int, RunResult] = {}
+    for nodes in arranged.batches:
         check()
-        own = [i for i, its_step in enumerate(order.steps) if its_step == step]
-        sources = order.sources(step)
-        rows = [Row(source, sites, sources=_sources(source, read)) for source, sites in sources.items()]
-        rows += [Row(plans[i].run, plans[i].values, plans[i].gradients, _sources(plans[i].run, read)) for i in own]
-        propagation = plans[0].run.propagation
+        rows = rows_of(nodes, recorded)
         batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=propagation, check=check)
-        batches.append(batch)
-        read |= {source: recording.taps.values for source, recording in zip(sources, recordings, strict=False)}
-        for i, recording in zip(own, recordings[len(sources) :], strict=True):
-            results[i] = RunResult(plans[i], decoder, sets, recording, tuple(batches))
-        read = {source: values for source, values in read.items() if order.is_needed_after(source, step)}
-    return [result for result in results if result is not None]
-
-
-def _sources(run: Run, read: Mapping[Run, Mapping[Site, torch.Tensor]]) -> dict[str, Mapping[Site, torch.Tensor]]:
-    """The recordings of the runs that *run* reads, by the names that its interventions give them."""
-    return {name: read[run.source(name)] for one in run.interventions for name in one.runs}
-
-
-class _Order:
-    """The order in which runs are executed: a run that reads others is in the step after the last of them."""
-
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        self._sources: dict[Run, tuple[int, frozenset[Site]]] = {}
-        """Runs that others read: their step, and the sites that they have to record."""
-        self._last_read: dict[Run, int] = {}
-        self.steps = [self._step(plan.run) for plan in plans]
-        """The step of each plan's run."""
-
-    def _step(self, run: Run) -> int:
-        reads = run.reads()
-        if not reads:
-            return 0
-        of_sources = {source: self._step(source) for source in reads}
-        step = 1 + max(of_sources.values())
-        for source, sites in reads.items():
-            _, recorded = self._sources.get(source, (0, frozenset()))
-            self._sources[source] = (of_sources[source], recorded | sites)
-            self._last_read[source] = max(self._last_read.get(source, 0), step)
-        return step
-
-    def sources(self, step: int) -> dict[Run, frozenset[Site]]:
-        """Runs of a step that others read, and the sites that they have to record."""
-        return {run: sites for run, (its_step, sites) in self._sources.items() if its_step == step}
-
-    def is_needed_after(self, run: Run, step: int) -> bool:
-        """Whether a later step reads the recording of *run*."""
-        return self._last_read[run] > step
+        for node, recording in zip(nodes, recordings, strict=True):
+            took[id(node)] = {one: None for read in node.read for one in took[id(read)]} | {batch: None}
+            if node.recorded:
+                recorded[id(node)] = recording.taps.values
+            if node.plan is not None:
+                results[id(node)] = RunResult(node.plan, decoder, sets, recording, tuple(took[id(node)]))
+    return [results[id(node)] for node in arranged.of_plans]

@@ -137,11 +137,17 @@ class Run:
 
     def source(self, name: str) -> Run:
         """The run that an intervention calls *name*."""
-        return self._unchanged if name == UNCHANGED else self._by_name[name]
+        return self.unchanged if name == UNCHANGED else self._by_name[name]
 
     @cached_property
-    def _unchanged(self) -> Run:
+    def unchanged(self) -> Run:
+        """The same prompt without any intervention."""
         return Run(token_ids=self.token_ids)
+
+    @cached_property
+    def forward(self) -> Run:
+        """What determines its values: all but what is computed of them."""
+        return replace(self, origins=(), passes=(), propagation=PLAIN)
 
     @cached_property
     def _by_name(self) -> Mapping[str, Run]:

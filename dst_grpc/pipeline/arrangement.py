@@ -1,0 +1,210 @@
+"""Arranges the runs of plans, and those that they read, as rows of batches.
+
+A run that others read is a row beside them, which they read at the very tap that they change; only if not all fit into
+one batch, the runs that are read go first and record what the others need. A run that changes nothing before some layer
+begins there, with the residual of the same prompt's unchanged run, if that runs too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dst_grpc.engine.taps import site_entering
+from dst_grpc.pipeline.passes import Row, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.runs import Run
+
+    Recorded = Mapping[Site, torch.Tensor]
+
+MAX_BATCH_TOKENS = 2048
+"""Tokens of a batch, pads included, unless a single prompt is longer."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A run that has to be executed."""
+
+    run: Run
+    plan: Plan | None
+    """The plan that it is the run of; None if it is only read."""
+    sources: Mapping[str, Node]
+    """The runs that it reads, by the names that its interventions give them."""
+    first_layer: int = 0
+    """The first layer that it has to run, if what enters that is known."""
+    base: Node | None = None
+    """The run that it is until that layer; None if it begins at the embedding."""
+    recorded: set[Site] = field(default_factory=set)
+    """Sites to record for runs of later batches."""
+
+    @property
+    def read(self) -> list[Node]:
+        """All that have to run before it, or beside it."""
+        return [*self.sources.values(), *([] if self.base is None else [self.base])]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrangement:
+    """The runs of plans in batches."""
+
+    batches: tuple[tuple[Node, ...], ...]
+    """In order; within a batch, runs that others read come before them."""
+    of_plans: tuple[Node, ...]
+    """The run of each plan."""
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan], n_layers: int, max_tokens: int = MAX_BATCH_TOKENS) -> Arrangement:
+        """Arrange the runs of *plans*, which are of a model with *n_layers*.
+
+        Args:
+            plans: the plans.
+            n_layers: layers of the model.
+            max_tokens: tokens of a batch, pads included.
+        """
+        made = _Nodes(plans, n_layers)
+        nodes, of_plans = made.found, tuple(made.of_plan[i] for i in range(len(plans)))
+        read = {id(one) for node in nodes for one in node.read}
+        if _size(nodes) <= max_tokens:
+            return cls((tuple(nodes),), of_plans)
+        first = _packed([node for node in nodes if id(node) in read], max_tokens)
+        batches = (*first, *_packed([node for node in nodes if id(node) not in read], max_tokens))
+        for batch in batches:
+            here = {id(node) for node in batch}
+            for node in batch:
+                _record(node, here)
+        return cls(batches, of_plans)
+
+
+def _record(node: Node, here: set[int]) -> None:
+    """Have what *node* needs of runs of earlier batches recorded; those of its own are *here*."""
+    for one in node.run.interventions:
+        site = (one.at.activation_location_type, one.at.layer_index)
+        for name in one.runs:
+            if id(node.sources[name]) not in here:
+                node.sources[name].recorded.add(site)
+    if node.base is not None and id(node.base) not in here:
+        node.base.recorded.add(site_entering(node.first_layer))
+
+
+def rows_of(batch: Sequence[Node], recorded: Mapping[int, Recorded]) -> list[Row]:
+    """The rows of *batch*, given what the runs of earlier batches *recorded*, by their identity."""
+    numbers = {id(node): i for i, node in enumerate(batch)}
+
+    def found(node: Node) -> int | Recorded:
+        return numbers[id(node)] if id(node) in numbers else recorded[id(node)]
+
+    def start(node: Node) -> Start | None:
+        if node.base is None:
+            return None
+        base = found(node.base)
+        residual = base if isinstance(base, int) else base[site_entering(node.first_layer)]
+        return Start(layer=node.first_layer, base=residual)
+
+    return [
+        Row(
+            node.run,
+            values=frozenset(node.recorded).union(() if node.plan is None else node.plan.values),
+            gradients=frozenset() if node.plan is None else node.plan.gradients,
+            sources={name: found(source) for name, source in node.sources.items()},
+            start=start(node),
+        )
+        for node in batch
+    ]
+
+
+class _Nodes:
+    """Makes the nodes of plans, each run once, but every plan's own."""
+
+    def __init__(self, plans: Sequence[Plan], n_layers: int) -> None:
+        self._n_layers = n_layers
+        self._plans = plans
+        self._numbers: dict[Run, int] = {}
+        """By what runs forward, the first plan of it: who reads that run reads the plan's."""
+        for number, plan in enumerate(plans):
+            self._numbers.setdefault(plan.run.forward, number)
+        self._sites: dict[Run, frozenset[Site]] = defaultdict(frozenset)
+        """By what runs forward, the sites that others read."""
+        for plan in plans:
+            for run, sites in plan.run.all_read.items():
+                self._sites[run] |= sites
+        self._unchanged = self._with_unchanged()
+        self._of_run: dict[Run, Node] = {}
+        self.of_plan: dict[int, Node] = {}
+        """The run of each plan, by its number."""
+        self.found: list[Node] = []
+        """All, those that others read before them."""
+        for number, plan in enumerate(plans):
+            self._add(plan.run, number)
+
+    def _with_unchanged(self) -> set[Run]:
+        """The runs without interventions that others can begin with: those that run anyway, and those that save
+        more layers than they run."""
+        running = {*self._numbers, *self._sites}
+        saved: dict[Run, int] = defaultdict(int)
+        for run in running:
+            if run.interventions:
+                saved[run.unchanged] += self._first_layer(run, self._numbers.get(run))
+        return {run for run, n_layers in saved.items() if run in running or n_layers > self._n_layers}
+
+    def _node(self, run: Run) -> Node:
+        """The node of a run that is read."""
+        number = self._numbers.get(run)
+        return self._add(run if number is None else self._plans[number].run, number)
+
+    def _add(self, run: Run, number: int | None) -> Node:
+        """The node of a run, that of a plan if it has a *number*."""
+        known = self._of_run.get(run) if number is None else self.of_plan.get(number)
+        if known is not None:
+            return known
+        sources = {name: self._node(run.source(name)) for one in run.interventions for name in one.runs}
+        node = Node(run, None if number is None else self._plans[number], sources)
+        first = self._first_layer(run, number) if run.interventions else 0
+        if first > 0 and run.unchanged in self._unchanged:
+            node.first_layer, node.base = first, self._node(run.unchanged)
+        if number is None:
+            self._of_run[run] = node
+        else:
+            self.of_plan[number] = node
+        self.found.append(node)
+        return node
+
+    def _first_layer(self, run: Run, number: int | None) -> int:
+        """The first layer at which anything is changed or needed; the number of layers if none is."""
+        sites: set[Site] = {(one.at.activation_location_type, one.at.layer_index) for one in run.interventions}
+        sites |= self._sites.get(run.forward, frozenset())
+        if number is not None:
+            plan = self._plans[number]
+            sites |= plan.values | plan.gradients | run.values | run.attached
+        return first_layer_of(sites, self._n_layers)
+
+
+def first_layer_of(sites: Iterable[Site], n_layers: int) -> int:
+    """The first layer that has to run for *sites*; the number of layers if there are none or they come after all."""
+    layers = (
+        n_layers if location.facts.is_after_layers else 0 if layer is None else layer for location, layer in sites
+    )
+    return min(layers, default=n_layers)
+
+
+def _packed(nodes: Sequence[Node], max_tokens: int) -> tuple[tuple[Node, ...], ...]:
+    """*nodes* in batches, in their order."""
+    batches: list[list[Node]] = []
+    for node in nodes:
+        if batches and _size([*batches[-1], node]) <= max_tokens:
+            batches[-1].append(node)
+        else:
+            batches.append([node])
+    return tuple(map(tuple, batches))
+
+
+def _size(nodes: Sequence[Node]) -> int:
+    """Tokens of a batch of *nodes*, pads included."""
+    return len(nodes) * max(len(node.run.token_ids) for node in nodes)
