@@ -2,7 +2,8 @@
 
 A run that others read is a row beside them, which they read at the very tap that they change; only if not all fit into
 one batch, the runs that are read go first and record what the others need. A run that changes nothing before some layer
-begins there, with the residual of the same prompt's unchanged run, if that runs too.
+begins there, with the residual of the same prompt's unchanged run, if that runs too. A run whose recording is kept is
+not run again for others to read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dst_grpc.engine.taps import site_entering
 from dst_grpc.pipeline.passes import Row, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.runs import Run
 
     Recorded = Mapping[Site, torch.Tensor]
+    Kept = Callable[[Run], Recorded]
+    """What is kept of an equal run; nothing if nothing is."""
 
 MAX_BATCH_TOKENS = 2048
 """Tokens of a batch, pads included, unless a single prompt is longer."""
+
+
+def nothing_kept(run: Run) -> Recorded:
+    """Nothing is kept of any run."""
+    del run
+    return {}
 
 
 @dataclass(slots=True, eq=False)
@@ -36,19 +45,19 @@ class Node:
     run: Run
     plan: Plan | None
     """The plan that it is the run of; None if it is only read."""
-    sources: Mapping[str, Node]
-    """The runs that it reads, by the names that its interventions give them."""
+    sources: Mapping[str, Node | Recorded]
+    """The runs that it reads, by the names that its interventions give them; or what is kept of them."""
     first_layer: int = 0
     """The first layer that it has to run, if what enters that is known."""
-    base: Node | None = None
-    """The run that it is until that layer; None if it begins at the embedding."""
+    base: Node | Recorded | None = None
+    """The run that it is until that layer, or what is kept of it; None if it begins at the embedding."""
     recorded: set[Site] = field(default_factory=set)
     """Sites to record for runs of later batches."""
 
     @property
     def read(self) -> list[Node]:
         """All that have to run before it, or beside it."""
-        return [*self.sources.values(), *([] if self.base is None else [self.base])]
+        return [one for one in (*self.sources.values(), self.base) if isinstance(one, Node)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,15 +70,22 @@ class Arrangement:
     """The run of each plan."""
 
     @classmethod
-    def of(cls, plans: Sequence[Plan], n_layers: int, max_tokens: int = MAX_BATCH_TOKENS) -> Arrangement:
+    def of(
+        cls,
+        plans: Sequence[Plan],
+        n_layers: int,
+        max_tokens: int = MAX_BATCH_TOKENS,
+        kept: Kept = nothing_kept,
+    ) -> Arrangement:
         """Arrange the runs of *plans*, which are of a model with *n_layers*.
 
         Args:
             plans: the plans.
             n_layers: layers of the model.
             max_tokens: tokens of a batch, pads included.
+            kept: what is kept of runs.
         """
-        made = _Nodes(plans, n_layers)
+        made = _Nodes(plans, n_layers, kept)
         nodes, of_plans = made.found, tuple(made.of_plan[i] for i in range(len(plans)))
         read = {id(one) for node in nodes for one in node.read}
         if _size(nodes) <= max_tokens:
@@ -88,9 +104,10 @@ def _record(node: Node, here: set[int]) -> None:
     for one in node.run.interventions:
         site = (one.at.activation_location_type, one.at.layer_index)
         for name in one.runs:
-            if id(node.sources[name]) not in here:
-                node.sources[name].recorded.add(site)
-    if node.base is not None and id(node.base) not in here:
+            source = node.sources[name]
+            if isinstance(source, Node) and id(source) not in here:
+                source.recorded.add(site)
+    if isinstance(node.base, Node) and id(node.base) not in here:
         node.base.recorded.add(site_entering(node.first_layer))
 
 
@@ -98,7 +115,9 @@ def rows_of(batch: Sequence[Node], recorded: Mapping[int, Recorded]) -> list[Row
     """The rows of *batch*, given what the runs of earlier batches *recorded*, by their identity."""
     numbers = {id(node): i for i, node in enumerate(batch)}
 
-    def found(node: Node) -> int | Recorded:
+    def found(node: Node | Recorded) -> int | Recorded:
+        if not isinstance(node, Node):
+            return node
         return numbers[id(node)] if id(node) in numbers else recorded[id(node)]
 
     def start(node: Node) -> Start | None:
@@ -123,8 +142,8 @@ def rows_of(batch: Sequence[Node], recorded: Mapping[int, Recorded]) -> list[Row
 class _Nodes:
     """Makes the nodes of plans, each run once, but every plan's own."""
 
-    def __init__(self, plans: Sequence[Plan], n_layers: int) -> None:
-        self._n_layers = n_layers
+    def __init__(self, plans: Sequence[Plan], n_layers: int, kept: Kept) -> None:
+        self._n_layers, self._kept = n_layers, kept
         self._plans = plans
         self._numbers: dict[Run, int] = {}
         """By what runs forward, the first plan of it: who reads that run reads the plan's."""
@@ -154,6 +173,18 @@ class _Nodes:
                 saved[run.unchanged] += self._first_layer(run, self._numbers.get(run))
         return {run for run, n_layers in saved.items() if run in running or n_layers > self._n_layers}
 
+    def _source(self, run: Run) -> Node | Recorded:
+        """The node of a run that is read; or what is kept of it, if that suffices and it does not run anyway."""
+        kept = {} if run in self._numbers else self._kept(run)
+        return kept if kept and self._sites[run] <= kept.keys() else self._node(run)
+
+    def _base(self, run: Run, first_layer: int) -> Node | Recorded | None:
+        """The run that *run* is before its first layer, or what is kept of it; None if neither is to be had."""
+        kept = {} if run.unchanged in self._unchanged else self._kept(run.unchanged)
+        if site_entering(first_layer) in kept:
+            return kept
+        return self._node(run.unchanged) if run.unchanged in self._unchanged else None
+
     def _node(self, run: Run) -> Node:
         """The node of a run that is read."""
         number = self._numbers.get(run)
@@ -164,11 +195,11 @@ class _Nodes:
         known = self._of_run.get(run) if number is None else self.of_plan.get(number)
         if known is not None:
             return known
-        sources = {name: self._node(run.source(name)) for one in run.interventions for name in one.runs}
+        sources = {name: self._source(run.source(name)) for one in run.interventions for name in one.runs}
         node = Node(run, None if number is None else self._plans[number], sources)
         first = self._first_layer(run, number) if run.interventions else 0
-        if first > 0 and run.unchanged in self._unchanged:
-            node.first_layer, node.base = first, self._node(run.unchanged)
+        node.base = self._base(run, first) if first > 0 else None
+        node.first_layer = 0 if node.base is None else first
         if number is None:
             self._of_run[run] = node
         else:

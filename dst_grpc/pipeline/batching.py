@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, failure_of
-from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, nothing_kept
 from dst_grpc.pipeline.run import RunResult, run
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.callers import Caller
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.propagation import Propagation
+    from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.store import RecordingStore
     from dst_grpc.pipeline.worker import Worker
@@ -148,7 +149,8 @@ class Batcher:
         sets = {name: found for waiting in batch for name, found in waiting.sets.items()}
         plans = [self._store.widened(waiting.plan) for waiting in batch]
         try:
-            found = run(plans, batch[0].decoder, sets, partial(_check_wanted, batch))
+            check = partial(_check_wanted, batch)
+            found = run(plans, batch[0].decoder, sets, check, max_tokens=self._max_tokens, kept=self._kept(batch))
         except Cancelled:
             return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
@@ -158,6 +160,12 @@ class Batcher:
         for waiting, result in zip(batch, found, strict=True):
             self._store.keep(waiting.plan, result.recording, waiting.caller, batch_size=result.batch_size)
         return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
+
+    def _kept(self, batch: Sequence[_Waiting]) -> Kept:
+        """What is kept of runs that plans of *batch* read; nothing if it is of several callers."""
+        if len({waiting.caller.name for waiting in batch}) > 1:
+            return nothing_kept
+        return partial(self._store.values_of, batch[0].plan, caller=batch[0].caller)
 
     def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:
         """The caller's result, after its *then*, or its error."""

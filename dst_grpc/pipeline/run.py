@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.cancellation import Check, never_cancelled
-from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, Arrangement, rows_of
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, Arrangement, nothing_kept, rows_of
 from dst_grpc.pipeline.passes import Batch, run_batch
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.recording import Recording
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.plan import PlannedScalar
     from dst_grpc.scalars.origins import Origin
 
@@ -98,6 +99,7 @@ def run(
     check: Check = never_cancelled,
     *,
     max_tokens: int = MAX_BATCH_TOKENS,
+    kept: Kept = nothing_kept,
 ) -> list[RunResult]:
     """Run *plans*, and the runs that they read, in as few batches as they fit into.
 
@@ -107,6 +109,7 @@ def run(
         sets: the autoencoders that the plans use, by name.
         check: raises Cancelled to end the batch.
         max_tokens: tokens of a batch, pads included.
+        kept: what is kept of runs that plans read.
 
     Raises:
         Cancelled: what *check* raises.
@@ -118,7 +121,7 @@ def run(
         if layer is not None
     }
     propagation = plans[0].run.propagation
-    arranged = Arrangement.of(plans, decoder.config.n_layers, max_tokens)
+    arranged = Arrangement.of(plans, decoder.config.n_layers, max_tokens, kept)
     recorded: dict[int, Mapping[Site, torch.Tensor]] = {}
     took: dict[int, dict[Batch, None]] = {}
     results: dict[int, RunResult] = {}

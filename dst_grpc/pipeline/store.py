@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.pipeline.arrangement import first_layer_of
 from dst_grpc.pipeline.sizes import Sizes, most_latents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    import torch
 
     from dst_grpc.domain.callers import Caller
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.recording import Recording
+    from dst_grpc.pipeline.runs import Run
 
 _L = ActivationLocationType
 _PER_LAYER = tuple(tap for tap in _L if tap.facts.is_free and not tap.has_no_layers)
@@ -43,7 +47,9 @@ class RecordingStore:
         """Start empty; a budget of 0 keeps nothing. A caller finds only its own recordings unless they are *shared*."""
         self._budget_bytes = budget_bytes
         self._shared = shared
-        self._kept: OrderedDict[Hashable, tuple[Recording, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Recording, int, Hashable]] = OrderedDict()
+        self._by_values: dict[Hashable, Hashable] = {}
+        """By what determines values alone, the latest kept recording of them."""
         self.byte_count = 0
         """Bytes kept now."""
 
@@ -52,10 +58,10 @@ class RecordingStore:
         budget."""
         if not self._budget_bytes:
             return plan
-        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values), _PER_LAYER))
+        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values, _first_change(plan)), _PER_LAYER))
         gradients = plan.gradients
         if gradients:
-            gradients |= frozenset(_sideways(plan, _first_layer(gradients), _GRADIENTS_PER_LAYER))
+            gradients |= frozenset(_sideways(plan, _first_layer(gradients, 0), _GRADIENTS_PER_LAYER))
             values |= gradients
         sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
         recorded_bytes = sizes.recorded_bytes((*values, *gradients), most_latents(plan.spliced))
@@ -79,21 +85,41 @@ class RecordingStore:
         if batch_size > 1:
             recording = recording.alone()
         key = self._key(plan, caller)
-        older, size = self._kept.pop(key, (None, 0))
-        self.byte_count -= size
+        by_values = self._key_of_values(plan, plan.run, caller)
+        older = self._dropped(key)
         if older is not None:
             recording = recording.merged(older)
         size = recording.byte_count
         if size > self._budget_bytes:
             return
-        self._kept[key] = (recording, size)
+        self._kept[key] = (recording, size, by_values)
+        self._by_values[by_values] = key
         self.byte_count += size
         while self.byte_count > self._budget_bytes:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self.byte_count -= freed
+            self._dropped(next(iter(self._kept)))
+
+    def values_of(self, plan: Plan, run: Run, caller: Caller = LOCAL) -> Mapping[Site, torch.Tensor]:
+        """Values that are kept for *caller* of a *run* with the model and the spliced autoencoders of *plan*; none if
+        none are."""
+        key = self._by_values.get(self._key_of_values(plan, run, caller))
+        if key is None:
+            return {}
+        self._kept.move_to_end(key)
+        return self._kept[key][0].taps.values
+
+    def _dropped(self, key: Hashable) -> Recording | None:
+        """The recording that was kept by *key*, which is no longer; None if there was none."""
+        recording, size, by_values = self._kept.pop(key, (None, 0, None))
+        self.byte_count -= size
+        if self._by_values.get(by_values) == key:
+            del self._by_values[by_values]
+        return recording
 
     def _key(self, plan: Plan, caller: Caller) -> Hashable:
         return None if self._shared else caller.name, plan.run_key
+
+    def _key_of_values(self, plan: Plan, run: Run, caller: Caller) -> Hashable:
+        return None if self._shared else caller.name, plan.model, plan.spliced, run.forward.key
 
 
 def _covers(recording: Recording, plan: Plan) -> bool:
@@ -101,10 +127,18 @@ def _covers(recording: Recording, plan: Plan) -> bool:
     return plan.values <= recording.taps.values.keys() and plan.gradients <= recording.gradient_sites
 
 
-def _first_layer(sites: frozenset[Site]) -> int:
-    """The shallowest layer among *sites*; -1 for the embedding."""
+def _first_layer(sites: frozenset[Site], default: int) -> int:
+    """The shallowest layer among *sites*, -1 for the embedding; *default* if they are in no layer."""
     layers = [-1 if layer is None else layer for location, layer in sites if layer is not None or _is_first(location)]
-    return min(layers, default=0)
+    return min(layers, default=default)
+
+
+def _first_change(plan: Plan) -> int:
+    """The first layer that has anything of its own: before, the run is the unchanged one of its prompt."""
+    if not plan.run.interventions:
+        return 0
+    changed = {(one.at.activation_location_type, one.at.layer_index) for one in plan.run.interventions}
+    return first_layer_of(changed, plan.model.dimensions.n_layers)
 
 
 def _is_first(location: ActivationLocationType) -> bool:

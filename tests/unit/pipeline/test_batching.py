@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.interventions import CopyFromRun, Intervention
+from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, SourceRun
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.propagation import Propagation
 from dst_grpc.errors import Unavailable
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.run import RunResult
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from dst_grpc.scalars.origins import LossOrigin
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.engine.decoder import Decoder
-    from dst_grpc.pipeline.run import RunResult
 
 
 def plan_of(registry: Registry, tokens: Sequence[int], target: int = 1) -> Plan:
@@ -293,3 +297,29 @@ async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Deco
     assert [result.batch_size for result in results] == [3, 1, 3, 3]
     for result, sets in zip(results, given, strict=True):
         assert {name: result.sets[name] for name in sets} == sets
+
+
+async def test_a_patched_run_reads_what_is_kept_of_the_runs_before(
+    worker: Worker, decoder: Decoder, registry: Registry
+) -> None:
+    """It runs alone, from the layer that it changes on; but another caller's recordings are not read."""
+    patch = Intervention(
+        at=TapSelection(activation_location_type=L.RESID_DELTA_MLP, layer_index=2, axes=(1,)),
+        action=CopyFromRun(run="clean"),
+    )
+    clean = SourceRun(name="clean", prompt=Prompt(token_ids=(1, 2, 3)))
+    request = DeriveRequest(
+        prompt=Prompt(token_ids=(4, 2, 3)),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(1,)),
+        interventions=(patch,),
+        source_runs=(clean,),
+    )
+    patched = make_plan(request, registry)
+    batcher = Batcher(worker, RecordingStore())
+    await together(batcher, decoder, [plan_of(registry, tokens) for tokens in ([1, 2, 3], [4, 2, 3])])
+    other = await batcher.run(patched, decoder, {}, as_it_is, Caller(name="other"))
+    (own,) = await together(batcher, decoder, [patched])
+    assert isinstance(own, RunResult)
+    assert (own.batch_size, other.batch_size) == (1, 2)
+    assert own.loss == pytest.approx(other.loss, rel=1e-6)
+    assert (L.RESID_POST_MLP, 1) not in own.recording.taps.values

@@ -322,3 +322,16 @@ def test_the_cost_counts_the_runs_that_are_read() -> None:
     beside = make_plan(request(world, COPY, sources=[source("other", SOURCE)]), world.registry).cost
     assert beside.floating_point_operations > alone.floating_point_operations * 4 / 3
     assert beside.peak_bytes == alone.peak_bytes + 4 * len(SOURCE) * 8
+
+
+def test_what_is_not_finite_is_found_in_the_run_that_reads_it() -> None:
+    """And in no other of the batch."""
+    world = models.world(dtype=torch.float32)
+    huge = at(L.RESID_POST_EMBEDDING, None, action=ScaleValue(factor=3e38))
+    patch = at(L.RESID_POST_EMBEDDING, None, 2, action=CopyFromRun(run="huge"))
+    patched = request(world, patch, sources=[source("huge", SOURCE, huge, huge)])
+    found, beside = recorded(world, patched, request(world, tokens=LONG))
+    assert beside.not_finite is None
+    assert found.not_finite is not None
+    assert found.not_finite.activation_location_type is L.RESID_POST_EMBEDDING
+    assert found.not_finite.token_index == 2
