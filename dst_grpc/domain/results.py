@@ -74,6 +74,19 @@ class DenseTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TensorRows:
+    """Some of the elements of a tensor that is too large to be held whole: entries of its first axis that follow one
+    another."""
+
+    info: TensorInfo
+    """What the whole tensor is."""
+    values: np.ndarray[Any, Any]
+    """The elements, in the shape of the axes but for the first."""
+    first_row: int
+    """Where on the first axis they begin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SparseTensor:
     """A tensor as its nonzero entries, ascending in coordinates, without duplicates."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -54,6 +55,11 @@ class PlannedScalar(Task):
         for axis in self.axes:
             count *= axis.size
         return BYTES_OF_FLOAT32 * count
+
+    def rows_of(self, most_bytes: int) -> int:
+        """Entries of the first axis of one layer's tensor that take *most_bytes*; at least 1."""
+        row_bytes = BYTES_OF_FLOAT32 * math.prod(axis.size for axis in self.axes[1:])
+        return max(most_bytes // max(row_bytes, 1), 1)
 
     @property
     def requires_grad(self) -> bool:

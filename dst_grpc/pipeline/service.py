@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
-    from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
+    from dst_grpc.domain.results import AnswerHeader, RunSummary
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.tensor_answer import Tensor
 
 
 class Pipeline:
@@ -89,7 +90,7 @@ class Pipeline:
         root: str = "",
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
-    ) -> AsyncGenerator[Sequence[AnswerHeader | DenseTensor | SparseTensor | RunSummary], None]:
+    ) -> AsyncGenerator[Sequence[AnswerHeader | Tensor | RunSummary], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
         Args:

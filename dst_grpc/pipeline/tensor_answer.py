@@ -1,7 +1,7 @@
 """The answer to Derive: a header, tensors layer by layer, a summary.
 
-Tensors are derived step by step, so that an answer never holds more than the recorded taps and about 1 MiB of tensors.
-Only sparse ones are derived before the header, which needs their number of entries.
+Tensors are derived step by step, the largest some tokens at a time, so that an answer holds little more than the
+recorded taps. Only sparse ones are derived before the header, which needs their number of entries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorInfo
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorInfo, TensorRows
 from dst_grpc.engine.element_types import TORCH_TYPES
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.scalars.derive import Derivation
@@ -28,16 +28,32 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import PlannedScalar
     from dst_grpc.pipeline.run import RunResult
 
-_STEP_BYTES = 1 << 20
+STEP_BYTES = 1 << 20
 """A step derives tensors until it has this many bytes; a small answer is a single step."""
+
+Tensor = DenseTensor | TensorRows | SparseTensor
 
 
 class TensorAnswer:
     """The answer to one plan, computed in steps."""
 
-    def __init__(self, result: RunResult, model: ModelContext, sets: Mapping[str, AutoencoderContext]) -> None:
-        """Prepare; sparse tensors are derived now."""
-        self._result, self._model, self._sets = result, model, sets
+    def __init__(
+        self,
+        result: RunResult,
+        model: ModelContext,
+        sets: Mapping[str, AutoencoderContext],
+        *,
+        step_bytes: int = STEP_BYTES,
+    ) -> None:
+        """Prepare; sparse tensors are derived now.
+
+        Args:
+            result: of the plan.
+            model: the model.
+            sets: the autoencoders, by name.
+            step_bytes: tensors that a step derives.
+        """
+        self._result, self._model, self._sets, self._step_bytes = result, model, sets, step_bytes
         self._plan = result.plan
         self._derive_seconds = 0.0
         self._sparse: dict[int, list[SparseTensor]] = {}
@@ -59,14 +75,16 @@ class TensorAnswer:
         """Whether there is no further step."""
         return self._is_complete
 
-    def steps(self) -> Iterator[list[AnswerHeader | DenseTensor | SparseTensor]]:
-        """The header with the first tensors, then the other tensors, about `_STEP_BYTES` at a time."""
-        ready: list[AnswerHeader | DenseTensor | SparseTensor] = [self.header()]
+    def steps(self) -> Iterator[list[AnswerHeader | Tensor]]:
+        """The header with the first tensors, then the other tensors, about `step_bytes` at a time."""
+        ready: list[AnswerHeader | Tensor] = [self.header()]
         size = 0
         for tensor in self._tensors():
             ready.append(tensor)
-            size += tensor.info.byte_length
-            if size >= _STEP_BYTES and tensor.info is not self._infos[-1]:
+            size += tensor.values.nbytes
+            is_last = tensor.info is self._infos[-1] and _is_end(tensor)
+            del tensor  # the next is derived while this one is sent
+            if size >= self._step_bytes and not is_last:
                 yield ready
                 ready, size = [], 0
         self._is_complete = True
@@ -85,19 +103,22 @@ class TensorAnswer:
             not_finite=self._result.recording.not_finite,
         )
 
-    def _tensors(self) -> Iterator[DenseTensor | SparseTensor]:
-        """Every tensor, in the header's order."""
-        infos = iter(self._infos)
+    def _tensors(self) -> Iterator[Tensor]:
+        """Every tensor, in the header's order, whole or in rows."""
+        number = -1
         for scalar in self._plan.scalars:
             if scalar.spec_index in self._sparse:
                 ready = self._sparse.pop(scalar.spec_index)
-                for _ in ready:
-                    next(infos)
+                number += len(ready)
                 yield from ready
                 continue
-            for _, _, tensor in self._derived(scalar):
-                info = next(infos)
-                yield DenseTensor(info, to_numpy(tensor, info.element_type))
+            for tensor, first_row in self._in_rows(scalar):
+                number += first_row == 0
+                info = self._infos[number]
+                values = to_numpy(tensor, info.element_type)
+                is_whole = len(values) == info.shape[0]
+                yield DenseTensor(info, values) if is_whole else TensorRows(info, values, first_row)
+                del tensor, values
 
     def summary(self) -> RunSummary:
         """The cost of the run, and the provenance of its numbers."""
@@ -111,6 +132,20 @@ class TensorAnswer:
                 batch_size=self._result.batch_size,
             ),
         )
+
+    def _in_rows(self, scalar: PlannedScalar) -> Iterator[tuple[torch.Tensor, int]]:
+        """The tensors of *scalar*, each whole or some rows after the other, and the first row."""
+        derivation = self._result.derivation(scalar)
+        for layer in scalar.layers:
+            rows = derivation.in_rows(layer, scalar.rows_of(self._step_bytes))
+            while True:
+                started = time.perf_counter()
+                found = next(rows, None)
+                self._derive_seconds += time.perf_counter() - started
+                if found is None:
+                    break
+                yield found[2], found[1]
+                del found
 
     def _derived(self, scalar: PlannedScalar) -> Iterator[tuple[int | None, PassType, torch.Tensor]]:
         derivation: Derivation = self._result.derivation(scalar)
@@ -146,6 +181,11 @@ class TensorAnswer:
         for layer, pass_type, tensor in self._derived(scalar):
             ready.append(to_sparse(info(layer, pass_type), tensor))
             self._infos.append(ready[-1].info)
+
+
+def _is_end(tensor: Tensor) -> bool:
+    """Whether it is the last part of a tensor: the whole, or its last rows."""
+    return not isinstance(tensor, TensorRows) or tensor.first_row + len(tensor.values) == tensor.info.shape[0]
 
 
 def to_sparse(info: TensorInfo, tensor: torch.Tensor) -> SparseTensor:

@@ -20,12 +20,12 @@ from dst_grpc.domain.resolution import (
     Resolution,
     Validated,
 )
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorRows
 from dst_grpc.errors import Violations
 
 InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
 RegistryT_contra = TypeVar("RegistryT_contra", contravariant=True)
-AnswerPart = AnswerHeader | DenseTensor | SparseTensor | RunSummary
+AnswerPart = AnswerHeader | DenseTensor | TensorRows | SparseTensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
 
 

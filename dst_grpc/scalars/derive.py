@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_facts import Backward, Form, Quantity
 from dst_grpc.engine.cancellation import Check, never_cancelled
@@ -77,6 +78,24 @@ class Derivation:
         if PassType.BACKWARD in self.task.passes:
             found[PassType.BACKWARD] = self._formed(self._backward(layer))
         return found
+
+    @torch.no_grad()
+    def in_rows(self, layer: int | None, n_rows: int) -> Iterator[tuple[PassType, int, torch.Tensor]]:
+        """The tensors of `at`, each with its pass and 0; or, of types that have a vector for each of many entries at
+        each token, *n_rows* tokens at a time, each with the first of them.
+        """
+        facts = self.task.facts
+        if facts.quantity is Quantity.WRITE:
+            writes = self._writes(layer)
+            part = writes.summed_write if facts.is_summed else writes.write
+        elif facts.component is Kind.HEAD_PAIR and facts.quantity is Quantity.ACTIVATION:
+            part = self._bound(layer).activation
+        else:
+            yield from ((pass_type, 0, tensor) for pass_type, tensor in self.at(layer).items())
+            return
+        for start in range(0, self.recorded.n_tokens, n_rows):
+            self.check()
+            yield PassType.FORWARD, start, part(slice(start, start + n_rows))
 
     @cached_property
     def _component(self) -> Component:

@@ -7,6 +7,7 @@ failed item of a stream ends with an error instead. `envelope` packs them into m
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from dst_grpc.domain.results import (
     RunSummary,
     SparseTensor,
     TensorInfo,
+    TensorRows,
 )
 from dst_grpc.errors import Internal
 from dst_grpc.wire.codec import codec_of
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from dst_grpc._gen.dst.v1 import explain_pb2
     from dst_grpc.errors import DstError
 
-Tensor = DenseTensor | SparseTensor
+Tensor = DenseTensor | TensorRows | SparseTensor
 AnswerPart = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
@@ -120,14 +122,16 @@ class FrameCutter:
         self._chunk_bytes = chunk_bytes
         self._expected: tuple[TensorInfo, ...] | None = None
         self._checksums: list[int] = []
+        self._offset = self._checksum = 0
+        """Bytes that were cut of the next tensor, and their checksum."""
         self._byte_count = 0
         self._is_finished = False
 
     def cut(self, part: AnswerPart) -> Iterator[Buffers]:
         """The frames of the next part of the answer; chunks are views of their tensor.
 
-        The parts are a header, its tensors in its order, and a summary. Each part's frames must be consumed before the
-        next part is cut.
+        The parts are a header, its tensors in its order, each whole or in rows, and a summary. Each part's frames must
+        be consumed before the next part is cut.
 
         Raises:
             Internal: if the part is out of order, or not as the header declares.
@@ -153,15 +157,23 @@ class FrameCutter:
         expected = self._expected or ()
         if position >= len(expected) or expected[position] != info:
             raise Internal(f"tensor {info.tensor_id} ({info.dst}) is not what the header announces next")
-        checksum = offset = 0
+        if isinstance(tensor, TensorRows):
+            begun = tensor.first_row * math.prod(info.shape[1:]) * info.element_type.byte_width
+        else:
+            begun = 0
+        if begun != self._offset:
+            raise Internal(f"{self._offset} bytes of tensor {info.tensor_id} ({info.dst}) were cut, not {begun}")
         for buffer in tensor_buffers(tensor):
             for start in range(0, len(buffer), self._chunk_bytes):
                 data = buffer[start : start + self._chunk_bytes]
-                checksum = zlib.crc32(data, checksum)
-                yield Chunk(info.tensor_id, offset, data).buffers
-                offset += len(data)
-        self._checksums.append(checksum)
-        self._byte_count += offset
+                self._checksum = zlib.crc32(data, self._checksum)
+                yield Chunk(info.tensor_id, self._offset, data).buffers
+                self._offset += len(data)
+        if self._offset < info.byte_length:
+            return
+        self._checksums.append(self._checksum)
+        self._byte_count += self._offset
+        self._offset = self._checksum = 0
 
     def _finish(self, summary: RunSummary) -> Iterator[Buffers]:
         if self._expected is None or len(self._checksums) < len(self._expected):

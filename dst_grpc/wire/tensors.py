@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dst_grpc.domain.components import TensorElementType
-from dst_grpc.domain.results import DenseTensor, SparseTensor, TensorInfo
+from dst_grpc.domain.results import DenseTensor, SparseTensor, TensorInfo, TensorRows
 from dst_grpc.errors import DataLoss, Internal, Reason
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -35,8 +35,8 @@ def stored_as(element_type: TensorElementType) -> np.dtype[Any]:
     return _STORED_AS[element_type]
 
 
-def tensor_buffers(tensor: DenseTensor | SparseTensor) -> tuple[memoryview, ...]:
-    """The tensor's bytes, in order, as views of its memory where that has the layout of messages.
+def tensor_buffers(tensor: DenseTensor | TensorRows | SparseTensor) -> tuple[memoryview, ...]:
+    """The tensor's bytes, or those of its rows, in order, as views of its memory where that has the layout of messages.
 
     Raises:
         Internal: if the values are not of the type and shape that the tensor's info declares.
@@ -45,6 +45,8 @@ def tensor_buffers(tensor: DenseTensor | SparseTensor) -> tuple[memoryview, ...]
     stored = _STORED_AS[info.element_type]
     if isinstance(tensor, DenseTensor):
         return (_view(tensor.values, stored, info.shape, info),)
+    if isinstance(tensor, TensorRows):
+        return (_view(tensor.values, stored, (len(tensor.values), *info.shape[1:]), info),)
     count = info.nonzero_count
     if count is None:
         raise Internal(f"tensor {info.tensor_id} is sparse, but its info has no nonzero_count")

@@ -15,7 +15,7 @@ from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.layer import unit_read, unit_write
 from dst_grpc.errors import require
-from dst_grpc.scalars.components.base import LayerOfRun, Writer, Writes, registered, times
+from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Writes, registered, times
 from dst_grpc.scalars.components.nodes import NodeComponent
 from dst_grpc.scalars.components.scaled import ScaledWrites
 from dst_grpc.scalars.write_directions import HeadChannels, ValueDirections
@@ -69,9 +69,9 @@ class HeadPairWrites(ScaledWrites):
 
     directions: ValueDirections
 
-    def activation(self) -> torch.Tensor:
+    def activation(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
         """A v [T, U, H, c]."""
-        return self.value.unsqueeze(-1) * self.directions.values
+        return self.value[tokens].unsqueeze(-1) * self.directions.values
 
     def autoencoder_input(self) -> torch.Tensor:
         """A row per pair of tokens and head, [P H, d], without computing the upper triangle."""
@@ -139,10 +139,11 @@ class HeadAtTokenWrites(Writes):
         """The weighted sums of values times the write factor, [T, H, c]."""
         return times(self.value, self.component.write_factor(self.run))
 
-    def write(self) -> torch.Tensor:
+    def write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
         """[T, H, d]."""
         block = self.run.block
-        return unit_write(torch.einsum("thc,hcd->thd", self._written, block.attn_out), block.attn_post_norm)
+        written = torch.einsum("thc,hcd->thd", self._written[tokens], block.attn_out)
+        return unit_write(written, block.attn_post_norm)
 
     def write_norm(self) -> torch.Tensor:
         """[T, H]."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.task import Task
     from dst_grpc.scalars.topology import Topology
 
+EVERY_TOKEN = slice(None)
+"""All query tokens of a prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerOfRun:
@@ -111,9 +114,9 @@ class Bound:
         """Its activation, or the coefficient of its write before any scale, as tapped."""
         return self.run.recorded.value(require(self.component.site(self.run.layer)))
 
-    def activation(self) -> torch.Tensor:
-        """Its activation, with the axes that the type declares."""
-        return self.value
+    def activation(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
+        """Its activation at *tokens*, with the axes that the type declares."""
+        return self.value[tokens]
 
     def gradient(self) -> torch.Tensor:
         """Gradient of the origin at `value`; 0 where the origin does not depend on it."""
@@ -165,12 +168,12 @@ class Writes(Bound, ABC):
     component: Writer
 
     @abstractmethod
-    def write(self) -> torch.Tensor:
-        """Write vectors [T, ..., d]."""
+    def write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
+        """Write vectors at *tokens*, [T, ..., d]."""
 
-    def summed_write(self) -> torch.Tensor:
-        """Write vectors summed over the heads or neurons, [T, ..., d], without computing each."""
-        return self.write()
+    def summed_write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
+        """Write vectors at *tokens* summed over the heads or neurons, [T, ..., d], without computing each."""
+        return self.write(tokens)
 
     @abstractmethod
     def write_norm(self) -> torch.Tensor:

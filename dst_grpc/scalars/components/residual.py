@@ -11,7 +11,7 @@ from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import require
-from dst_grpc.scalars.components.base import LayerOfRun, Writer, Writes, registered
+from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Writes, registered
 from dst_grpc.scalars.components.scaled import EntryWrites
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class ResidualVector(Writer):
 class ResidualWrites(Writes):
     """A vector x [T, d]."""
 
-    def write(self) -> torch.Tensor:
+    def write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
         """[T, d]."""
-        return self.value
+        return self.value[tokens]
 
     def write_norm(self) -> torch.Tensor:
         """|x[t]|, [T, 1]."""

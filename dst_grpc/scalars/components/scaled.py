@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.scalars.components.base import LayerOfRun, Writer, Writes, times
+from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Writes, times
 
 if TYPE_CHECKING:
     from dst_grpc.scalars.write_directions import WriteDirections
@@ -63,13 +63,18 @@ class ScaledWrites(Writes):
         """[..., d]."""
         return self.component.directions(self.run)
 
-    def write(self) -> torch.Tensor:
-        """[T, ..., d]."""
-        return self.coefficients.unsqueeze(-1) * self.directions.matrix()
+    @cached_property
+    def _matrix(self) -> torch.Tensor:
+        """Every direction, [..., d]: kept, since writes are derived some tokens at a time."""
+        return self.directions.matrix()
 
-    def summed_write(self) -> torch.Tensor:
+    def write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
+        """[T, ..., d]."""
+        return self.coefficients[tokens].unsqueeze(-1) * self._matrix
+
+    def summed_write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
         """Summed over the last axis: [T, d] of neurons or latents, [T, U, d] of heads."""
-        return self.directions.combined(self.coefficients)
+        return self.directions.combined(self.coefficients[tokens])
 
     def write_norm(self) -> torch.Tensor:
         """[T, ...], signed."""

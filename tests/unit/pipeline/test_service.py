@@ -193,21 +193,21 @@ async def test_a_caller_who_goes_away_while_an_answer_is_derived_stops_it_at_the
     pipeline: Pipeline, cache: ContextCache, monkeypatch: pytest.MonkeyPatch, steps_taken: int
 ) -> None:
     """In the first step, which the batch does, and in those after it."""
-    loop, derived, at = asyncio.get_running_loop(), 0, Derivation.at
+    loop, derived, in_rows = asyncio.get_running_loop(), 0, Derivation.in_rows
     last = 40 * (1 + steps_taken)
 
     async def cancel() -> None:
         caller.cancel()
         await asyncio.wait([caller])
 
-    def watched(derivation: Derivation, layer: int | None) -> Any:
+    def watched(derivation: Derivation, layer: int | None, n_rows: int) -> Any:
         nonlocal derived
         derived += 1
         if derived == last:
             asyncio.run_coroutine_threadsafe(cancel(), loop).result()
-        return at(derivation, layer)
+        return in_rows(derivation, layer, n_rows)
 
-    monkeypatch.setattr(Derivation, "at", watched)
+    monkeypatch.setattr(Derivation, "in_rows", watched)
     caller = asyncio.create_task(everything(pipeline.derive(large())))
     with pytest.raises(asyncio.CancelledError):
         await caller

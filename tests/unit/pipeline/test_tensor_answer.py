@@ -15,7 +15,7 @@ from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, SparseTensor
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, SparseTensor, TensorRows
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.pipeline.tensor_answer import TensorAnswer
 from tests import models
@@ -31,7 +31,7 @@ def builder(*types: T, **fields: Any) -> TensorAnswer:
     return TensorAnswer(result, WORLD.context, WORLD.sets)
 
 
-def tensors_of(answer: TensorAnswer) -> Iterator[DenseTensor | SparseTensor]:
+def tensors_of(answer: TensorAnswer) -> Iterator[DenseTensor | TensorRows | SparseTensor]:
     """What the steps of *answer* give, but for the header."""
     for step in answer.steps():
         for item in step:
@@ -54,6 +54,39 @@ def test_tensors_come_in_the_header_s_order_and_as_it_says(fields: dict[str, Any
     assert [info.tensor_id for info in announced] == list(range(len(announced)))
     order = [(info.spec_index, info.layer_index) for info in announced]
     assert order == [(i, layer) for i, dst in enumerate(TYPES) for layer in ([None] if dst is T.LOGITS else range(3))]
+
+
+LARGE = (T.MLP_WRITE, T.ATTN_WRITE, T.ATTN_WEIGHTED_VALUE, T.ATTN_WRITE_SUM_HEADS, T.ONLINE_MLP_AUTOENCODER_WRITE)
+"""Types with a vector for each of many entries at each token."""
+
+
+def test_large_tensors_come_some_tokens_at_a_time_and_add_up_to_the_whole() -> None:
+    types = (T.ATTN_QK_PROBS, *LARGE, T.MLP_POST_ACT)
+    (result,) = WORLD.results(models.request(*types, autoencoders=tuple(WORLD.sets), config=DstConfig()))
+    whole = list(tensors_of(TensorAnswer(result, WORLD.context, WORLD.sets)))
+    assert not any(isinstance(tensor, TensorRows) for tensor in whole)
+    parts = TensorAnswer(result, WORLD.context, WORLD.sets, step_bytes=1)
+    found: dict[int, list[np.ndarray[Any, Any]]] = {}
+    for step in parts.steps():
+        for item in step:
+            if isinstance(item, AnswerHeader):
+                continue
+            rows = found.setdefault(item.info.tensor_id, [])
+            assert isinstance(item, TensorRows) == (item.info.dst in LARGE)
+            if isinstance(item, TensorRows):
+                assert len(item.values) == 1
+                assert item.first_row == len(rows)
+            rows.append(item.values)
+    for tensor in whole:
+        np.testing.assert_allclose(np.concatenate(found[tensor.info.tensor_id]), tensor.values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_holds_no_more_than_it_may_but_for_one_tensor() -> None:
+    (result,) = WORLD.results(models.request(*LARGE[:3], config=DstConfig()))
+    answer = TensorAnswer(result, WORLD.context, WORLD.sets, step_bytes=5000)
+    for step in answer.steps():
+        sizes = [item.values.nbytes for item in step if not isinstance(item, AnswerHeader)]
+        assert sum(sizes[:-1]) < 5000
 
 
 def test_passes_of_a_layer_stand_together() -> None:
@@ -119,6 +152,7 @@ def test_sparse_latents_are_the_dense_ones(element_type: TensorElementType) -> N
             np.testing.assert_array_equal(part.values, whole.values)
             assert part.info == whole.info
             continue
+        assert isinstance(part, SparseTensor)
         seen += 1
         rebuilt = np.zeros_like(whole.values)
         rebuilt[tuple(part.coordinates.T)] = part.values

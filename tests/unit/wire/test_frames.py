@@ -23,6 +23,7 @@ from dst_grpc.domain.results import (
     RunSummary,
     SparseTensor,
     TensorInfo,
+    TensorRows,
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss, Exhausted, Internal, Reason
@@ -101,6 +102,15 @@ def test_what_is_cut_assembles_to_the_same_bits(answer: Any, chunk_bytes: int) -
         if isinstance(sent, SparseTensor):
             assert isinstance(got, SparseTensor)
             assert np.array_equal(got.coordinates, sent.coordinates)
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 30))
+def test_a_tensor_in_rows_assembles_like_the_whole(rows: int, at_once: int, chunk_bytes: int) -> None:
+    before, whole, after = dense(0, [1.0]), dense(1, np.arange(rows * 3).reshape(rows, 3)), dense(2, [2.0])
+    parts = [TensorRows(whole.info, whole.values[start : start + at_once], start) for start in range(0, rows, at_once)]
+    frames = frames_of(header_of((before, whole, after)), before, *parts, after, SUMMARY, chunk_bytes=chunk_bytes)
+    assert np.array_equal(assemble(frames).tensors[1].values, whole.values)
+    assert assemble(frames).trailer.checksums == assemble(cut((before, whole, after))).trailer.checksums
 
 
 def test_frames_come_in_the_documented_order() -> None:
@@ -318,6 +328,10 @@ def draw(cutter: FrameCutter, *parts: Any) -> None:
         (header_of(TENSORS), *TENSORS, TENSORS[3]),
         (header_of(TENSORS), *TENSORS, SUMMARY, SUMMARY),
         (header_of(TENSORS), DenseTensor(TENSORS[0].info, np.zeros((4, 3), np.float32))),
+        (header_of(TENSORS), TensorRows(TENSORS[0].info, np.zeros((1, 4), np.float32), 1)),
+        (header_of(TENSORS), TensorRows(TENSORS[0].info, np.zeros((1, 4), np.float32), 0), TENSORS[0]),
+        (header_of(TENSORS), TensorRows(TENSORS[0].info, np.zeros((1, 4), np.float32), 0), TENSORS[1]),
+        (header_of(TENSORS), TensorRows(TENSORS[0].info, np.zeros((1, 3), np.float32), 0)),
         (header_of(TENSORS), DenseTensor(TENSORS[0].info, np.zeros((3, 4), np.float64))),
     ],
 )
