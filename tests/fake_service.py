@@ -53,6 +53,7 @@ from dst_grpc.domain.architecture import (
     unsupported_types,
 )
 from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -271,6 +272,7 @@ SERVER_INFO = ServerInfo(
         max_put_tensor_ttl=3600.0,
     ),
     features=("paths",),
+    caller=Caller(name="alice"),
 )
 
 

@@ -24,6 +24,7 @@ from dst_grpc.cli._registry import HubCacheOption, show_registry
 from dst_grpc.cli._tables import human_bytes, human_check, human_ranges, print_rows
 from dst_grpc.cli._token_names import token_names
 from dst_grpc.client import DEFAULT_TARGET, AutoencoderInfo, DerivedScalarTypeInfo, ModelInfo
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.handles import DIGEST_CHARACTERS
 from dst_grpc.domain.nodes import NODES
 
@@ -228,6 +229,10 @@ def tokenize(
     print_rows(console(), ("position", "id", "token"), rows)
 
 
+def _described_caller(caller: Caller | None) -> str:
+    return "not told" if caller is None else f"{caller.name}, who may {' and '.join(caller.roles) or 'do nothing'}"
+
+
 def server_info(
     server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False
 ) -> None:
@@ -242,6 +247,7 @@ def server_info(
         ("version", info.version),
         ("protocol", f"dst.v1, version {info.protocol_version}"),
         ("features", ", ".join(info.features) or "none"),
+        ("you are", _described_caller(info.caller)),
         ("largest request", human_bytes(limits.max_request_bytes)),
         ("largest message", human_bytes(limits.max_response_bytes)),
         ("requests that wait", str(limits.max_queued_requests)),

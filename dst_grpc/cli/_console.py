@@ -58,13 +58,20 @@ def _json_value(value: Any) -> Any:
 
 
 def connect(server: str) -> Client:
-    """A client of *server*; the environment's DST_CLIENT_TOKEN and DST_CLIENT_CA, if set, are its credentials.
+    """A client of *server*, with the credentials in the environment.
+
+    DST_CLIENT_TOKEN is a bearer token; DST_CLIENT_CA, DST_CLIENT_CERT and DST_CLIENT_KEY are PEM files of the
+    authorities that are trusted, of the client's own certificate, and of its key. One of the files means TLS.
 
     Raises:
         InvalidRequest: If one of them cannot be used.
     """
-    authority = os.environ.get("DST_CLIENT_CA")
-    tls = Tls(root_certificates=Path(authority)) if authority else False
+    authorities, certificate, key = (
+        Path(value) if (value := os.environ.get(f"DST_CLIENT_{name}")) else None for name in ("CA", "CERT", "KEY")
+    )
+    tls: Tls | bool = False
+    if authorities or certificate or key:
+        tls = Tls(root_certificates=authorities, certificate=certificate, private_key=key)
     return Client(server or DEFAULT_TARGET, tls=tls, token=os.environ.get("DST_CLIENT_TOKEN"))
 
 

@@ -20,14 +20,14 @@ class Role(StrEnum):
     """Load, pin and unload what all callers share, and reload the server's files; and ask."""
 
     @property
-    def implied(self) -> frozenset[Role]:
+    def implied(self) -> tuple[Role, ...]:
         """The roles that come with it, itself included."""
-        return frozenset(Role) if self is Role.OPERATE else frozenset((self,))
+        return OPERATING if self is Role.OPERATE else ASKING
 
 
-ASKING = Role.ASK.implied
+ASKING = (Role.ASK,)
 """Roles of those who may ask only."""
-OPERATING = Role.OPERATE.implied
+OPERATING = (Role.ASK, Role.OPERATE)
 """Roles of operators."""
 
 
@@ -37,14 +37,14 @@ class Caller:
 
     name: str
     """Its name: that of its token or certificate, else the host that it calls from, `unix` for all unix sockets."""
-    roles: frozenset[Role] = OPERATING
+    roles: tuple[Role, ...] = OPERATING
     """What it may do."""
 
 
 LOCAL = Caller(name="local")
 """The caller of a pipeline that is used without a server."""
 
-NOBODY = Caller(name="", roles=frozenset())
+NOBODY = Caller(name="", roles=())
 """Whoever a call comes from that has not been identified."""
 
 
@@ -69,7 +69,7 @@ class Grant:
     """Part of the memory of all runs that its requests may take together."""
     priority: Priority = Priority.INTERACTIVE
     """The best class that its work may have."""
-    roles: frozenset[Role] | None = None
+    roles: tuple[Role, ...] | None = None
     """What it may do if it is known by its certificate or its host: tokens bring their own roles. None = as others."""
 
     def __post_init__(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dst_grpc.domain.callers import Caller
+
 PROTOCOL_VERSION = 1
 """Which additions to dst.v1 this package has: 1 is dst.v1 as of version 0.1.0; each release that adds to it counts one
 up."""
@@ -43,3 +45,5 @@ class ServerInfo:
     """Its limits."""
     features: tuple[str, ...] = ()
     """What its operator has switched on, by name."""
+    caller: Caller | None = None
+    """Who asks, as the server knows it; None from servers that do not tell."""

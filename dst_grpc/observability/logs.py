@@ -96,6 +96,8 @@ class LogCalls:
             "sent_bytes": call.sent_bytes,
             "peer": call.peer,
         }
+        if call.caller.name:
+            fields["caller"] = call.caller.name
         if outcome.reason:
             fields["reason"] = outcome.reason
         if outcome.error_id:

@@ -67,12 +67,12 @@ def _grant(table: Table, default: Grant) -> Grant:
         return default
 
 
-def roles_of(names: list[Any]) -> frozenset[Role] | None:
+def roles_of(names: list[Any]) -> tuple[Role, ...] | None:
     """The roles of these *names*, with those that they imply; None if there are none, or others among them."""
     known = {one.value: one for one in Role}
     if not names or not all(isinstance(name, str) and name in known for name in names):
         return None
-    return frozenset[Role]().union(*(known[name].implied for name in names))
+    return max((known[name].implied for name in names), key=len)
 
 
 def _all(kinds: type[Role | Priority]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
+from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import CachePort, InfoT
 from dst_grpc.wire.codec import to_wire
@@ -32,9 +34,11 @@ class CatalogService:
         self._cache = cache
         self._server = server
 
-    async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: object) -> pb.GetServerInfoResponse:
-        """Get the server's version, limits and features."""
-        info: pb.GetServerInfoResponse = to_wire(self._server)
+    async def GetServerInfo(
+        self, _request: pb.GetServerInfoRequest, context: ObservedContext
+    ) -> pb.GetServerInfoResponse:
+        """Get the server's version, limits and features, and who asks."""
+        info: pb.GetServerInfoResponse = to_wire(replace(self._server, caller=context.caller))
         return info
 
     async def ListModels(self, request: pb.ListModelsRequest, _context: object) -> pb.ListModelsResponse:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
 from dst_grpc.domain.resolution import RegistryChange
+from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal, until_drained
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import CachePort
@@ -48,11 +49,12 @@ class ContextService:
         return pb.ListContextsResponse(contexts=page, next_page_token=token)
 
     async def WatchContexts(
-        self, _request: pb.WatchContextsRequest, _context: object
+        self, _request: pb.WatchContextsRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.WatchContextsResponse, None]:
-        """Report every context and its changes, until the client cancels."""
+        """Report every context and its changes, until the client cancels, or may no longer know."""
         async with aclosing(self._cache.watch()) as statuses:
             async for status in until_drained(statuses, self._drain):
+                context.info.still_allowed()
                 yield pb.WatchContextsResponse(status=to_wire(status))
 
     async def ReloadRegistry(

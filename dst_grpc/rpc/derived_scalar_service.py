@@ -19,7 +19,7 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
-from dst_grpc.errors import DstError, Violations
+from dst_grpc.errors import DstError, InvalidRequest, Violations
 from dst_grpc.rpc.answers import messages_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
@@ -216,6 +216,8 @@ def _refused(refused: Refused, message_type: type[Message], id_path: str) -> Ite
         raise refused.error
 
     async def problems() -> Violations:
+        if not isinstance(refused.error, InvalidRequest):
+            raise refused.error
         found = Violations()
         found.extend(refused.error)
         return found

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
-from dst_grpc.errors import InvalidRequest, Reason, Violations
+from dst_grpc.errors import DstError, InvalidRequest, NotAllowed, Reason, Unauthenticated, Violations
 from dst_grpc.wire.codec import read_request
 from dst_grpc.wire.parsing import is_light, parse
 
@@ -56,11 +56,11 @@ class Reading:
 
 
 class Refused(NamedTuple):
-    """A message of a stream that is larger than the limits allow."""
+    """A message of a stream that is larger than the limits allow, or that its caller may no longer send."""
 
     data: bytes
     """Its bytes."""
-    error: InvalidRequest
+    error: DstError
     """Why it is refused."""
 
 
@@ -82,7 +82,7 @@ class RequestStream(Generic[M]):
         async for data in self._messages:
             try:
                 message = await self._parsed(data)
-            except InvalidRequest as error:
+            except (InvalidRequest, Unauthenticated, NotAllowed) as error:
                 if error.reason is Reason.MALFORMED_MESSAGE:
                     raise
                 yield Refused(data, error)

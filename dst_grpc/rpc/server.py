@@ -39,6 +39,7 @@ from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.listening import CannotListen, listen, locked
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
@@ -176,7 +177,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it listens, as HOST:PORT."""
+        """Where it listens, as HOST:PORT, or unix:PATH."""
         return self._address
 
     @property
@@ -217,7 +218,11 @@ class Server:
             self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
-            self._address = self._bind()
+            try:
+                stack.enter_context(locked(self._settings.unix_socket))
+                self._address = listen(self._grpc, self._settings)
+            except CannotListen as error:
+                raise StartupError(str(error)) from None
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
@@ -270,7 +275,7 @@ class Server:
                 registry, "dst_unread_bytes", "Bytes of answers that wait for their readers.", lambda: self.unread_bytes
             )
             try:
-                metrics = MetricsServer(registry, settings.host, settings.metrics_port)
+                metrics = MetricsServer(registry, settings.metrics_host, settings.metrics_port)
             except OSError as error:
                 raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
             stack.push_async_callback(asyncio.to_thread, metrics.close)
@@ -320,35 +325,6 @@ class Server:
                 # A second server on the port must fail, not silently take half of the connections.
                 ("grpc.so_reuseport", 0),
             ),
-        )
-
-    def _bind(self) -> str:
-        """Bind the port; returns the address."""
-        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
-        wanted = f"{host}:{self._settings.port}"
-        credentials = self._credentials()
-        try:
-            if credentials is None:
-                port = self._grpc.add_insecure_port(wanted)
-            else:
-                port = self._grpc.add_secure_port(wanted, credentials)
-        except RuntimeError as error:
-            cause = "is the port in use?" if credentials is None else "is the port in use, or a certificate unusable?"
-            raise StartupError(f"cannot listen on {wanted}: {cause} ({error})") from None
-        return f"{host}:{port}"
-
-    def _credentials(self) -> grpc.ServerCredentials | None:
-        """Certificates for TLS, or None."""
-        settings = self._settings
-        if settings.tls_certificate is None or settings.tls_key is None:
-            return None
-        try:
-            pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-            client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-        except OSError as error:
-            raise StartupError(f"cannot read {error.filename}: {error.strerror}") from None
-        return grpc.ssl_server_credentials(
-            [pair], root_certificates=client_ca, require_client_auth=client_ca is not None
         )
 
     async def _preload_all(self, references: Sequence[str]) -> None:

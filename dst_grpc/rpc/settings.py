@@ -28,6 +28,8 @@ from dst_grpc.errors import InvalidRequest
 
 FILE_VARIABLE = "DST_CONFIG"
 _PREFIX = "DST_"
+UNIX_PREFIX = "unix:"
+"""What begins an address that is a unix socket."""
 _MIB = 1 << 20
 _PATHS = frozenset(
     {
@@ -152,7 +154,7 @@ class Settings(BaseSettings):
     )
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; or unix:PATH, for a unix socket."""
     port: PortNumber = 50051
     """Port to listen on; 0 lets the system choose."""
 
@@ -255,6 +257,8 @@ class Settings(BaseSettings):
         problems = []
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key must be given together")
+        if self.host == UNIX_PREFIX:
+            problems.append("host must name a socket after unix:, as in unix:/run/dst.sock")
         if self.tls_client_name is not None and self.tls_client_ca is None:
             problems.append("tls_client_name needs tls_client_ca")
         if self.tls_client_ca is not None and self.tls_certificate is None:
@@ -262,6 +266,16 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def unix_socket(self) -> Path | None:
+        """The socket to listen on; None = a port."""
+        return Path(self.host.removeprefix(UNIX_PREFIX)) if self.host.startswith(UNIX_PREFIX) else None
+
+    @property
+    def metrics_host(self) -> str:
+        """Address that metrics are served on: that of the server, or this machine's own beside a unix socket."""
+        return self.host if self.unix_socket is None else "127.0.0.1"
 
     @property
     def has_tls(self) -> bool:

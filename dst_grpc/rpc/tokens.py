@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from dst_grpc.domain.callers import Caller, Role
+from dst_grpc.domain.callers import Caller
 from dst_grpc.errors import InvalidRequest, Violations
 from dst_grpc.rpc.callers_file import roles_of
 
@@ -48,7 +48,7 @@ class Token:
 
     def __str__(self) -> str:
         """Its line of the file."""
-        roles = ",".join(role.value for role in Role if role in self.caller.roles)
+        roles = ",".join(self.caller.roles)
         expiry = _NEVER if self.expires_at is None else self.expires_at.astimezone(UTC).isoformat(timespec="seconds")
         return f"{self.caller.name} {_PREFIX}{self.digest.hex()} {roles} {expiry.replace('+00:00', 'Z')}"
 

@@ -154,6 +154,7 @@ def test_the_server_says_what_it_is(run: Run) -> None:
     result = run("server-info")
     assert result.exit_code == 0
     assert "dst.v1, version 1" in result.stdout
+    assert "alice, who may ask and operate" in result.stdout
     assert json.loads(run("server-info", "--json").stdout)["protocol_version"] == 1
 
 

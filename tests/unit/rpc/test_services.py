@@ -22,6 +22,7 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, NotFound
+from dst_grpc.observability.calls import CallInfo
 from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
@@ -142,7 +143,8 @@ async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService
 async def test_the_server_says_what_it_is() -> None:
     settings = Settings(max_items_per_stream=7, put_tensor_ttl_seconds=90.5, reflection=False)
     catalog = CatalogService(FakeCache(), server_info(settings))
-    info = await catalog.GetServerInfo(catalog_pb.GetServerInfoRequest(), None)
+    info = await catalog.GetServerInfo(catalog_pb.GetServerInfoRequest(), CALL)
+    assert (info.caller.name, list(info.caller.roles)) == ("somebody", [catalog_pb.ROLE_ASK, catalog_pb.ROLE_OPERATE])
     assert (info.version, info.protocol_version, list(info.features)) == (dst_grpc.__version__, 1, [])
     assert (info.limits.max_request_bytes, info.limits.max_response_bytes) == (4 << 20, 1 << 20)
     assert (info.limits.max_items_per_stream, info.limits.max_items_in_flight_per_stream) == (7, 16)
@@ -154,7 +156,7 @@ def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
     assert server_info(Settings(autoencoder_roots=(tmp_path,))).features == ("autoencoder_paths", "reflection")
 
 
-CALL: Any = SimpleNamespace(caller=Caller(name="somebody"))
+CALL: Any = SimpleNamespace(caller=Caller(name="somebody"), info=CallInfo(method=""))
 
 
 def service_of(pipeline: FakePipeline) -> DerivedScalarService:
@@ -180,7 +182,7 @@ async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None
 
 
 async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
-    watch = ContextService(cache, DrainSignal(), no_reload).WatchContexts(context_pb.WatchContextsRequest(), None)
+    watch = ContextService(cache, DrainSignal(), no_reload).WatchContexts(context_pb.WatchContextsRequest(), CALL)
     cache.tell(context_status())
     assert (await anext(watch)).status.state == CONTEXT_STATE_AVAILABLE
     assert cache.watchers

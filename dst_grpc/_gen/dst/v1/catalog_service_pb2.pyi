@@ -3,12 +3,22 @@ import datetime
 from dst_grpc._gen.dst.v1 import catalog_pb2 as _catalog_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_ASK: _ClassVar[Role]
+    ROLE_OPERATE: _ClassVar[Role]
+ROLE_UNSPECIFIED: Role
+ROLE_ASK: Role
+ROLE_OPERATE: Role
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -34,17 +44,27 @@ class ServerLimits(_message.Message):
     max_put_tensor_ttl: _duration_pb2.Duration
     def __init__(self, max_request_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_items_in_flight_per_stream: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_run_bytes: _Optional[int] = ..., max_put_tensor_bytes: _Optional[int] = ..., max_put_tensor_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class Caller(_message.Message):
+    __slots__ = ("name", "roles")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    roles: _containers.RepeatedScalarFieldContainer[Role]
+    def __init__(self, name: _Optional[str] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ...) -> None: ...
+
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "protocol_version", "limits", "features")
+    __slots__ = ("version", "protocol_version", "limits", "features", "caller")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol_version: int
     limits: ServerLimits
     features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
+    caller: Caller
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., caller: _Optional[_Union[Caller, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

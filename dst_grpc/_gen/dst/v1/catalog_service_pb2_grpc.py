@@ -89,7 +89,8 @@ class CatalogServiceServicer(object):
     """
 
     def GetServerInfo(self, request, context):
-        """Gets the server's version, limits and features. Reads and loads nothing.
+        """Gets the server's version, limits and features, and who the caller is to
+        it. Reads and loads nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
