@@ -15,6 +15,7 @@ from dst_grpc.cli._explain import explain
 from dst_grpc.cli._registry import pull, reload
 from dst_grpc.cli._resolve import resolve
 from dst_grpc.cli._serve import make_serve
+from dst_grpc.cli._tokens import tokens
 
 app = typer.Typer(
     name="dst-grpc",
@@ -59,3 +60,4 @@ for command in (
     convert,
 ):
     app.command()(command)
+app.add_typer(tokens, name="tokens")

@@ -36,11 +36,11 @@ ATTACKS: Mapping[str, Attack] = {
     "slow_explain": slow_explain.attack,
     "put_tensors": put_tensors.attack,
 }
-ARGUMENTS: Mapping[str, Callable[[], tuple[str, ...]]] = {
+ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "tenants": tenants.arguments,
     "put_tensors": put_tensors.arguments,
 }
-"""What the servers of some attacks are started with."""
+"""What the servers of some attacks are started with, given a folder for files."""
 
 
 def gpt2_arguments(folder: Path) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def main() -> int:
         for name in given.names or ATTACKS:
             start = time.perf_counter()
             print(f"{name}", flush=True)
-            extra = ARGUMENTS[name]() if name in ARGUMENTS else model
+            extra = ARGUMENTS[name](Path(folder)) if name in ARGUMENTS else model
             with serving(*extra) as target:
                 asyncio.run(_attack(ATTACKS[name], target, found))
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)

@@ -158,7 +158,13 @@ async def health_checked(target: Target) -> AsyncGenerator[list[float], None]:
             await asyncio.gather(asking, return_exceptions=True)
 
 
-async def call(channel: grpc.aio.Channel, method: str, *messages: bytes, within: float = 30.0) -> Outcome:
+async def call(
+    channel: grpc.aio.Channel,
+    method: str,
+    *messages: bytes,
+    within: float = 30.0,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Outcome:
     """Send *messages*, as any shape of call, and read the whole answer; never raises."""
     start, received = time.perf_counter(), 0
     stream: Any = channel.stream_stream(method)
@@ -168,7 +174,7 @@ async def call(channel: grpc.aio.Channel, method: str, *messages: bytes, within:
             yield message
 
     try:
-        async for answer in stream(sent(), timeout=within):
+        async for answer in stream(sent(), timeout=within, metadata=metadata):
             received += len(answer)
     except grpc.aio.AioRpcError as error:
         return Outcome(error.code().name, (error.details() or "")[:200], time.perf_counter() - start, received)

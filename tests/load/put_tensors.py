@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dst_grpc._gen.dst.v1 import tensor_pb2, tensor_service_pb2
@@ -15,7 +16,7 @@ _SLACK_MIB = 48
 _HALVES = 10
 
 
-def arguments() -> tuple[str, ...]:
+def arguments(_folder: Path) -> tuple[str, ...]:
     """A quota of 64 MiB."""
     return ("--max-put-tensor-bytes", str(_QUOTA))
 

@@ -41,6 +41,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "reload",
         "pull",
         "convert",
+        "tokens",
     ):
         assert command in run("--help").stdout
         assert run(command, "--help").exit_code == 0

@@ -16,6 +16,7 @@ from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.paths import AllowedRoots
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
@@ -223,6 +224,21 @@ async def test_a_second_question_about_a_run_costs_no_pass(pipeline: Pipeline) -
         *_, summary = await everything(pipeline.derive(request(*types, loss_fn_config=models.LOSS)))
         summaries.append((summary.statistics.forward_passes, summary.statistics.backward_passes))
     assert summaries == [(1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("share_recordings", [False, True])
+async def test_what_others_asked_is_not_to_be_told_unless_recordings_are_shared(
+    cache: ContextCache, share_recordings: bool
+) -> None:
+    """Neither by the passes that an answer took, nor by whether its plan was made before."""
+    pipeline = Pipeline(cache, Limits(share_recordings=share_recordings))
+    passes, n_plans = [], []
+    for name in ("first", "second", "second"):
+        *_, summary = await everything(pipeline.derive(request(T.MLP_POST_ACT), caller=Caller(name=name)))
+        passes.append(summary.statistics.forward_passes)
+        n_plans.append(len(pipeline._planning._kept))
+    assert (passes, n_plans) == (([1, 0, 0], [1, 1, 1]) if share_recordings else ([1, 1, 0], [1, 2, 2]))
+    await pipeline.close()
 
 
 async def test_many_at_once_get_what_each_gets_alone(pipeline: Pipeline, registry: Registry) -> None:
