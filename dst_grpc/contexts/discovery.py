@@ -22,6 +22,7 @@ from dst_grpc.engine.files import File, FileSet, corrupt, read_small
 from dst_grpc.engine.formats.detect import open_autoencoder
 from dst_grpc.engine.formats.format import layer_in_path
 from dst_grpc.engine.formats.layouts import NATIVE, FileGroup
+from dst_grpc.engine.model_folder import leads_nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -137,11 +138,16 @@ def _entry(
 
 
 def set_folders(folder: Path, *, besides: Collection[str]) -> list[Path]:
-    """The folders in *folder* that hold a set each, in order, without those in *besides*."""
+    """The folders in *folder* that hold a set each, in order, without those in *besides*; a link that leads nowhere is
+    one."""
     if not folder.is_dir():
         return []
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path for path in folder.iterdir() if _is_folder_or_lost(path) and not path.name.startswith("."))
     return [path for path in found if path.name not in besides]
+
+
+def _is_folder_or_lost(path: Path) -> bool:
+    return path.is_dir() or (path.is_symlink() and not path.exists())
 
 
 def sets_in(folder: Path, model: ModelEntry, registered: Registered) -> list[AutoencoderEntry]:
@@ -152,6 +158,8 @@ def sets_in(folder: Path, model: ModelEntry, registered: Registered) -> list[Aut
     Raises:
         DataLoss: if a file is corrupt, or does not fit the model.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise corrupt(folder, leads_nowhere(folder))
     found = open_sets(folder, model)
     entries = []
     for each in found:

@@ -29,6 +29,7 @@ from dst_grpc.engine.model_folder import (
     what_tensor_is,
 )
 from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.engine.tokenizer import check_tokenizer
 from dst_grpc.errors import DataLoss
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             _check_source(sources[name], shape, config, tensors)
     if not (folder / TOKENIZER).exists():
         raise missing(folder, TOKENIZER)
+    check_tokenizer(folder / TOKENIZER, config.vocab_size)
     names = [*files, CONFIG, TOKENIZER]
     return Checkpoint(
         folder=folder,

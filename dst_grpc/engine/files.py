@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How what a repository holds in place of a large file begins, until Git LFS fetches that."""
+_MAX_POINTER_BYTES = 1024
 # Opening must not wait: what was a file a moment ago may be a FIFO by now.
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -106,11 +109,17 @@ def _check_regular(path: Path, status: stat_result) -> None:
         raise corrupt(path, "is not a regular file")
 
 
+def _check_no_pointer(path: Path, status: stat_result, descriptor: int) -> None:
+    if status.st_size < _MAX_POINTER_BYTES and os.pread(descriptor, len(_POINTER), 0) == _POINTER:
+        raise corrupt(path, "is a pointer of Git LFS to the file, not the file: git lfs pull fetches that")
+
+
 class OpenFile:
     """A regular file that is open until it is closed or garbage collected."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Take over *descriptor*; raises DataLoss, and closes it, if it is not of a regular file."""
+        """Take over *descriptor*; raises DataLoss, and closes it, if it is not of a regular file, or of one that only
+        stands for another."""
         self.path = path
         self.descriptor = descriptor
         self.close = weakref.finalize(self, os.close, descriptor)
@@ -118,6 +127,7 @@ class OpenFile:
         try:
             status = os.fstat(descriptor)
             _check_regular(path, status)
+            _check_no_pointer(path, status, descriptor)
         except BaseException:
             self.close()
             raise

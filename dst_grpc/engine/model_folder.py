@@ -87,7 +87,14 @@ def instead_of(name: str, names: Iterable[str]) -> tuple[str, str] | None:
 def missing(folder: Path, name: str) -> CorruptFile:
     """The error for *folder*, which lacks the file *name*; it says what lies there instead, if that is known."""
     found, what = instead_of(name, (path.name for path in folder.iterdir())) or (name, "is missing")
+    if (folder / name).is_symlink():
+        found, what = name, leads_nowhere(folder / name)
     return corrupt(folder / found, what)
+
+
+def leads_nowhere(link: Path) -> str:
+    """What a *link* is at whose end nothing is."""
+    return f"is a link to {str(link.readlink())!r}, where there is nothing"
 
 
 def check_whole_model(folder: Path) -> None:

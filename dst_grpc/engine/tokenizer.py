@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import File, corrupt, read_small
 from dst_grpc.engine.model_folder import TOKENIZER
-from dst_grpc.engine.tokenizer_library import Library, open_library, told
+from dst_grpc.engine.tokenizer_library import Library, content_of, open_library, told
 from dst_grpc.errors import InvalidRequest, Reason, Violations
 
 if TYPE_CHECKING:
@@ -67,9 +67,8 @@ class Tokenizer:
         path = folder / TOKENIZER
         raw = read_small(File.at(path), _MAX_FILE_BYTES)
         tokenizer = open_library(path, raw)
-        n_ids = _n_ids(tokenizer.get_vocab(with_added_tokens=False))
-        if n_embedded is not None and n_ids > n_embedded:
-            raise corrupt(path, f"has {n_ids} tokens, but the model embeds only {n_embedded}")
+        if n_embedded is not None:
+            _check_fits(path, _n_ids(tokenizer.get_vocab(with_added_tokens=False)), n_embedded)
         return cls(tokenizer, n_embedded)
 
     @property
@@ -232,6 +231,28 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Size only."""
         return f"Tokenizer({self.vocab_size} tokens)"
+
+
+def check_tokenizer(path: Path, n_embedded: int) -> None:
+    """Check what is quickly known of the `tokenizer.json` at *path*, without opening it.
+
+    Raises:
+        DataLoss: if it is unreadable, no tokenizer, or has tokens, other than added ones, from *n_embedded* on.
+    """
+    content = content_of(path, read_small(File.at(path), _MAX_FILE_BYTES))
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise corrupt(path, "is no tokenizer: it has no model")
+    match model.get("vocab"):
+        case dict() as pieces if all(type(token) is int for token in pieces.values()):
+            _check_fits(path, _n_ids(pieces), n_embedded)
+        case list() as pieces:
+            _check_fits(path, len(pieces), n_embedded)
+
+
+def _check_fits(path: Path, n_ids: int, n_embedded: int) -> None:
+    if n_ids > n_embedded:
+        raise corrupt(path, f"has {n_ids} tokens, but the model embeds only {n_embedded}: is it another model's?")
 
 
 def _shown_id(token: int) -> str:

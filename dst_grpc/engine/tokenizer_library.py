@@ -66,10 +66,7 @@ def open_library(path: Path, raw: bytes) -> Library:
     Raises:
         DataLoss: if it is none, or fails on one of the texts that it is tried on.
     """
-    try:
-        content = json.loads(raw, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise corrupt(path, f"is no sound JSON: {error}") from error
+    content = content_of(path, raw)
     if not isinstance(content, dict) or not grows_in_proportion(content):
         confined = ConfinedTokenizer(path, raw)
         for text in _trials(content):
@@ -81,6 +78,14 @@ def open_library(path: Path, raw: bytes) -> Library:
         raise_if_out_of_memory(error)
         raise corrupt(path, f"is no tokenizer: {failure_of(error)}") from error
     return tokenizer
+
+
+def content_of(path: Path, raw: bytes) -> Any:
+    """The values in *raw*, the content of the file at *path*; raises DataLoss unless it is sound JSON."""
+    try:
+        return json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise corrupt(path, f"is no sound JSON: {error}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -273,6 +273,19 @@ def test_a_folder_that_may_not_be_read_fails_alone(model: Path) -> None:
     assert failed.error.message == "autoencoders cannot be read: Permission denied"
 
 
+def test_a_set_whose_link_leads_nowhere_is_not_passed_over(model: Path) -> None:
+    (model / "autoencoders").mkdir()
+    (model / "autoencoders" / "s").symlink_to("/gone")
+    assert problems(build(model)) == {"m/s": "s: is a link to '/gone', where there is nothing"}
+
+
+def test_weights_that_git_has_not_fetched_are_told(model: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+    (put(model, "sparsify_run") / "h.1" / "sae.safetensors").write_text(pointer)
+    message = problems(build(model))["m/sparsify_run"]
+    assert message.startswith("h.1/sae.safetensors: is a pointer of Git LFS to the file")
+
+
 def test_a_fault_of_ours_is_logged_with_an_id_and_says_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         failed = attempted(ZeroDivisionError("secret"))

@@ -81,6 +81,47 @@ def test_a_pickled_model_is_written_anew_by_the_command_of_the_message(
     assert all(torch.equal(tensor, written[name]) for name, tensor in weights.items())
 
 
+PLACES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_pointer_to_a_file_that_git_has_not_fetched_is_told(name: str, tmp_path: Path) -> None:
+    folder = checkpoints.write_model(tmp_path / "m")
+    oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n")
+    assert refusal(folder) == f"m/{name}: is a pointer of Git LFS to the file, not the file: git lfs pull fetches that"
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_link_that_leads_nowhere_is_told(name: str, tmp_path: Path) -> None:
+    """As in a cache from which files were removed."""
+    folder = checkpoints.write_model(tmp_path / "m")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../blobs/4d7a21")
+    (folder / "merges.txt").write_text("")
+    assert refusal(folder) == f"m/{name}: is a link to '../blobs/4d7a21', where there is nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "is no sound JSON"),
+        ("<html></html>", "is no sound JSON"),
+        ('{"model": {}, "model": {}}', "is no sound JSON: a key stands twice"),
+        ("[]", "is no tokenizer: it has no model"),
+        ('{"model_max_length": 1024}', "is no tokenizer: it has no model"),
+        ('{"model": {"vocab": {"a": 0, "b": 700}}}', "has 701 tokens, but the model embeds only"),
+        ('{"model": {"vocab": ' + str([["a", 0]] * 800).replace("'", '"') + "}}", "has 800 tokens, but the model"),
+    ],
+)
+def test_a_tokenizer_that_is_none_or_another_model_s_is_told_when_the_folder_is_opened(
+    content: str, problem: str, tmp_path: Path
+) -> None:
+    folder = checkpoints.write_model(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(content)
+    assert refusal(folder).startswith(f"m/tokenizer.json: {problem}")
+
+
 def test_an_adapter_is_no_model_even_if_one_lies_beside_it(tmp_path: Path) -> None:
     assert refusal(FOLDERS / "lora_adapter").startswith("lora_adapter/adapter_config.json: is of an adapter (LoRA):")
     folder = shutil.copytree(FOLDERS / "tied_alias", tmp_path / "m")
