@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dst_grpc.domain.actions import MAX_FLOAT32, UNCHANGED, Action, Context, Positions, Reading, Values, check_finite
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.entry_actions import AddVector, DetachGradient, ScaleValue, SetValue
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -102,12 +103,12 @@ class AblationSpec:
         problems.check(
             len(self.index.tensor_indices) == rank,
             "index.tensor_indices",
-            f"must name every one of the {rank} axes of {location}, not {len(self.index.tensor_indices)}",
+            f"must name every one of the {rank} axes of {json_name(location)}, not {len(self.index.tensor_indices)}",
         )
         problems.check(
             self.index.layer_index is None or not location.has_no_layers,
             "index.layer_index",
-            f"must be absent: {location} exists once per model",
+            f"must be absent: {json_name(location)} exists once per model",
         )
         check_finite(problems, "value", self.value)
         problems.raise_if_any()

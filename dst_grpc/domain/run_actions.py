@@ -7,6 +7,7 @@ from functools import reduce
 from operator import add
 
 from dst_grpc.domain.actions import UNCHANGED, Action, Context, Positions, Reading, Values
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
@@ -108,7 +109,7 @@ def check_one_token_axis(problems: Violations, path: str, at: TapSelection) -> N
     """Note a tap that has an entry per pair of tokens."""
     location = at.activation_location_type
     one_axis = not location.facts.is_attention_matrix
-    problems.check(one_axis, path, f"{location} has two axes of tokens, over which there is no single mean")
+    problems.check(one_axis, path, f"{json_name(location)} has two axes of tokens, over which there is no single mean")
 
 
 def check_run_name(problems: Violations, path: str, name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import Violations
@@ -74,14 +75,18 @@ class TapSelection:
         problems = Violations()
         location = self.activation_location_type
         rank = len(location.dimensions)
-        problems.check(len(self.axes) <= rank, "axes", f"has {len(self.axes)} entries, but {location} has {rank} axes")
+        problems.check(
+            len(self.axes) <= rank, "axes", f"has {len(self.axes)} entries, but {json_name(location)} has {rank} axes"
+        )
         for i, axis in enumerate(self.axes):
             if isinstance(axis, int):
                 _check_index(problems, f"axes[{i}]", axis)
         if self.layer_index is not None:
             _check_index(problems, "layer_index", self.layer_index)
             problems.check(
-                not location.has_no_layers, "layer_index", f"must be absent: {location} exists once per model"
+                not location.has_no_layers,
+                "layer_index",
+                f"must be absent: {json_name(location)} exists once per model",
             )
         problems.raise_if_any()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.interventions import Positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
@@ -188,7 +189,7 @@ def _checked(
     location = at.activation_location_type
     reason = sizes.architecture.why_without(location)
     if reason is not None:
-        description = f"{location} does not exist in the model: {reason}"
+        description = f"{json_name(location)} does not exist in the model: {reason}"
         findings.add(f"{path}.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
     check_layer(findings, at.layer_index, f"{path}.layer_index", sizes.n_layers)
     owner = _owner(location, spliced)
@@ -196,7 +197,7 @@ def _checked(
         findings.check(
             owner is not None,
             f"{path}.activation_location_type",
-            f"{location} exists only while an autoencoder that has it is named in autoencoders",
+            f"{json_name(location)} exists only while an autoencoder that has it is named in autoencoders",
         )
     if owner is not None:
         check_covered(findings, owner, at.layer_index, f"{path}.layer_index")
