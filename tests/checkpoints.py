@@ -112,7 +112,7 @@ def write_autoencoder(
 
 
 def write_state_dict(path: Path, entries: dict[str, Any] | None = None) -> Path:
-    """Write an autoencoder as the research code does."""
+    """Write an autoencoder as the reference implementation does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({**state_dict(), **(entries or {})}, path)
     return path

@@ -119,7 +119,7 @@ def bytes_of(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def state_dict_file(**entries: Any) -> Callable[[Path], str]:
-    """A file as the research code writes them, with *entries* in the place of others."""
+    """A file as the reference implementation writes them, with *entries* in the place of others."""
 
     def make(path: Path) -> str:
         return checkpoints.write_state_dict(path.with_suffix(".pt"), state_dict() | entries).name

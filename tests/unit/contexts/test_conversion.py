@@ -35,7 +35,7 @@ class Attack:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_file_of_the_research_code_is_the_same_autoencoder_afterwards(tmp_path: Path) -> None:
+def test_a_file_of_the_reference_implementation_is_the_same_autoencoder_afterwards(tmp_path: Path) -> None:
     entries = {"activation": "TopK", "activation_state_dict": OrderedDict(k=2, postact_fn="ReLU"), "activation.k": 2}
     source = checkpoints.write_state_dict(tmp_path / "3.pt", entries)
     converted = convert_pickle(source, tmp_path / "out.safetensors")

@@ -229,7 +229,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Model
     assert check.orientation is None
 
 
-def test_the_research_code_s_own_layout_is_found(folder: Path) -> None:
+def test_the_reference_implementation_s_own_layout_is_found(folder: Path) -> None:
     path = folder / "autoencoders" / "resid_post_mlp_v5_32k" / "autoencoders" / "1.pt"
     entries = {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
     checkpoints.write_state_dict(path, entries)

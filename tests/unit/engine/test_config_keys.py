@@ -20,7 +20,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.families import FAMILIES, ConfigValues, family_of
 from dst_grpc.engine.files import File
-from tests import checkpoints
 
 TOKENS = torch.tensor([[5, 0, 17, 3, 3, 11, 8, 28, 2]])
 _MAX_PARAMETERS = 4_000_000
@@ -186,7 +185,7 @@ def check(folder: Path, name: str, values: dict[str, Any], reference: Reference 
         return
     theirs.model.save_pretrained(folder / "raw")
     _write_config(folder / "raw", name, values)
-    (folder / "raw" / "tokenizer.json").write_text(checkpoints.tokenizer_json())
+    (folder / "raw" / "tokenizer.json").write_text('{"model": {}}')  # nothing asks it
     found = open_checkpoint(folder / "raw").load("cpu", torch.float32).forward(TOKENS)
     assert found is not None
     torch.testing.assert_close(found, theirs.logits, rtol=0, atol=5e-5)
