@@ -75,6 +75,10 @@ class ConfinedTokenizer:
         found = self._ask({"text": sequence, "with_special": add_special_tokens})
         return ConfinedEncoding(found["ids"], found["special"])
 
+    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> list[ConfinedEncoding]:  # noqa: A002
+        """Tokens of some texts; raises as `encode` does."""
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in input]
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of *ids*; raises as `encode` does."""
         text: str = self._ask({"ids": ids, "without_special": skip_special_tokens})["text"]

@@ -89,7 +89,9 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise InvalidRequest.of("text", f"is not valid Unicode at character {error.start}") from None
         with told():
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            # Of the library's ways to encode, this lets other threads run meanwhile.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids = encoding.ids
         if ids and max(ids) >= self.vocab_size:
             piece = self._tokenizer.id_to_token(next(token for token in ids if token >= self.vocab_size))
             raise InvalidRequest.of("text", f"holds {piece!r}, which this model has no embedding for")

@@ -8,7 +8,7 @@ proportion to the text are opened here; every other is confined to a process of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,9 @@ class Library(Protocol):
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding:
         """Tokens of a text."""
+
+    def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> Sequence[Encoding]:  # noqa: A002
+        """Tokens of some texts."""
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of *ids*."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,21 @@ def test_a_long_text_is_not_encoded_whole(tokenizer: Tokenizer, text: str) -> No
     assert tokenizer.encode_at_most(short, 100) == tokenizer.encode(short)
     with pytest.raises(InvalidRequest, match=rf"must be one token, but has {len(whole)} characters"):
         tokenizer.single_token(whole, "token")
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    """A million characters may be one token, so that the text is encoded whole."""
+    library = Library(models.WordLevel({"?": 0}, unk_token="?"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer, found = Tokenizer(library), []
+    thread = threading.Thread(target=lambda: found.append(tokenizer.encode_at_most("x" * 1_000_000, 8)))
+    ours, all_of_us = time.thread_time(), time.process_time()
+    thread.start()
+    while thread.is_alive():
+        pass
+    assert found == [[0]]
+    # Who never waits gets as much of the processors as who encodes.
+    assert time.thread_time() - ours > (time.process_time() - all_of_us) / 4
 
 
 def test_a_text_of_few_tokens_is_encoded_whole_however_long_it_is() -> None:
