@@ -116,15 +116,15 @@ FORMAT = Format(layout=SAELENS, open=_open)
 
 def _architecture(config: SaeLensConfig) -> tuple[str, AutoencoderActivation, int | None]:
     values = config.values
-    architecture, activation_fn = config.get("architecture") or "standard", config.get("activation_fn") or "relu"
+    architecture, activation_fn = config.text("architecture", "standard"), config.text("activation_fn", "relu")
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise values.refusal("architecture", f"is {architecture!r}, which is not supported; these are: {known}")
     if activation_fn == "topk" and architecture in {"standard", "topk"}:
         architecture = "topk"
     elif activation_fn != "relu":
         problem = f"is {activation_fn!r}, which is not supported with the architecture {architecture!r}"
         raise values.refusal("activation_fn", f"{problem}: it must be relu, or topk with standard or topk")
-    if architecture not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise values.refusal("architecture", f"is {architecture!r}, which is not supported; these are: {known}")
     activation = _ARCHITECTURES[architecture]
     return architecture, activation, config.k if activation is AutoencoderActivation.TOP_K else None
 
@@ -143,7 +143,7 @@ def _place(config: SaeLensConfig, *, is_transcoder: bool) -> Place | None:
         if not isinstance(output, str):
             raise values.refusal("hook_name_out", "is missing: nothing says what the transcoder predicts")
     place = place_of(name, lambda problem: values.refusal("hook_name", problem), output=output)
-    reshaped = config.get("reshape_activations") or "none"
+    reshaped = config.text("reshape_activations", "none")
     if reshaped not in {"none", "hook_z"}:
         raise values.refusal("reshape_activations", f"is {reshaped!r}, which is not supported: none or hook_z")
     return place
@@ -182,10 +182,10 @@ def _normalizations(
     config: SaeLensConfig, scaler: File | None, place: Place | None, *, is_transcoder: bool
 ) -> tuple[tuple[InputNormalization, ...], float | None]:
     """Possible normalizations of each input vector, and the factor to fold if there is one."""
-    said = config.get("normalize_activations")
-    if isinstance(said, bool):
-        said = _BY_FACTOR[0] if said else "none"
-    name = said or "none"
+    # Older versions say whether.
+    name = (
+        _BY_FACTOR[0] if config.get("normalize_activations") is True else config.text("normalize_activations", "none")
+    )
     if name in _BY_FACTOR:
         if is_transcoder:
             raise config.values.refusal("normalize_activations", f"is {name!r}, which no transcoder can be folded by")

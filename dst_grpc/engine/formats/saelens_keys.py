@@ -74,6 +74,10 @@ class SaeLensConfig:
         """The value of *key*; None if it is absent."""
         return self.values.values.get(key)
 
+    def text(self, key: str, default: str) -> str:
+        """The text under *key*; the *default* if it is absent, or nothing. Raises DataLoss if it is anything else."""
+        return self.values.text(key) if self.get(key) else default
+
     @property
     def k(self) -> int:
         """Latents that a top-k autoencoder keeps, from where versions 3 to 5 or 6 store it; raises DataLoss if it is

@@ -206,6 +206,10 @@ SAELENS_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"architecture": "temporal"},
         "architecture is 'temporal', which is not supported; these are: standard",
     ),
+    "architecture with another activation": (
+        {"architecture": "temporal", "activation_fn": "topk"},
+        "architecture is 'temporal', which is not supported",
+    ),
     "activation": ({"activation_fn": "tanh-relu"}, "activation_fn is 'tanh-relu'"),
     "k": ({"architecture": "topk"}, "k is missing"),
     "too large a k": ({"architecture": "topk", "k": Z + 1}, f"TopK needs k between 1 and {Z}, not {Z + 1}"),
@@ -224,6 +228,10 @@ SAELENS_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q'"),
     "sizes": ({"d_sae": Z + 1}, f"has {Z} latents, but its config says {Z + 1}"),
     "metadata": ({"metadata": 3}, "metadata must be an object"),
+    **{
+        f"{key} of another type": ({key: ["none"]}, rf"{key} must be a text, not \['none'\]")
+        for key in ("architecture", "activation_fn", "normalize_activations", "reshape_activations")
+    },
 }
 
 
