@@ -17,7 +17,7 @@ from dst_grpc.causal.compared import ComparedRuns, GradientRuns
 from dst_grpc.causal.edges import EdgeScores, changes_of, reads_of, sites_of_changes, sites_of_reads
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.nodes import Nodes, NodeScores, nodes_of
-from dst_grpc.causal.passes import Batch, Ran, run
+from dst_grpc.causal.passes import Batch, Ran, points_at_once, run
 from dst_grpc.causal.paths import points
 from dst_grpc.domain.attribute import (
     AttributedNode,
@@ -42,9 +42,6 @@ _L = ActivationLocationType
 _EMBEDDING: Site = (_L.RESID_POST_EMBEDDING, None)
 _GROUPS = (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP)
 """The outputs of the groups of sources of each layer."""
-
-TOKENS_OF_A_BATCH = 2048
-"""Tokens that run together, pads included, unless a single prompt is longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +150,7 @@ class Attribution:
             self._add_nodes(found, compared, runs)
             if self._question.edges:
                 self._add_edges(compared, runs)
+            del runs  # before the next ones run
         for nodes, scores in found.items():
             total = (scores.abs() if self._question.magnitudes else scores).sum(dim=0)
             self._nodes[nodes] = self._nodes[nodes] + total if nodes in self._nodes else total
@@ -209,7 +207,7 @@ class Attribution:
         """Runs along the path of the values at *site* from those of the source run to those of the base run."""
         change = compared.change(site)
         all_points = points(self._question.rule, self._question.steps)
-        step = max(TOKENS_OF_A_BATCH // (len(pairs) * change.shape[1]), 1)
+        step = points_at_once(change.device, len(pairs) * change.shape[1])
         for start in range(0, len(all_points), step):
             block = all_points[start : start + step]
             shifts = torch.cat([(1 - alpha) * change for alpha, _ in block]).to(self._decoder.dtype)

@@ -39,7 +39,7 @@ class ComparedRuns:
 @dataclass(frozen=True, eq=False)
 class GradientRuns:
     """m runs of n pairs in which gradients were taken: the first m n rows of a batch, one run of all pairs after the
-    other. Tensors are float32 or wider."""
+    other, which are those that have gradients. Tensors are float32 or wider."""
 
     ran: Ran
     n_pairs: int

@@ -34,8 +34,10 @@ _L = ActivationLocationType
 _EMBEDDING: Site = (_L.RESID_POST_EMBEDDING, None)
 _HEAD_INPUTS = dict(zip(PARTS, (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_VALUE), strict=True))
 """The tap of each input of heads."""
-_BYTES_OF_CHANGES = 1 << 26
-"""Most bytes of the changes of all sources at the positions that are computed together."""
+_BYTES_OF_CHANGES = 1 << 22
+"""Bytes of the changes of all sources at the positions that are computed together, unless those are too few."""
+_FEWEST_POSITIONS = 8
+"""Below which products of matrices are slow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ class EdgeScores:
         n_pairs, n_tokens, width = changes.embedding.shape
         n_sources, n_readers = len(self.graph.sources), len(self.graph.readers)
         size = changes.embedding.element_size() * n_sources * n_pairs * width
-        step = max(_BYTES_OF_CHANGES // size, 1)
+        step = max(_BYTES_OF_CHANGES // size, _FEWEST_POSITIONS // n_pairs, 1)
         shape = (n_tokens, n_sources, n_readers) if by_position else (n_sources, n_readers)
         scores = changes.embedding.new_zeros(shape)
         for start in range(0, n_tokens, step):
@@ -155,21 +157,24 @@ class _Positions:
         """Add the scores with gradients of some *runs*, times their weights."""
         graph = self._graph
         for layer in range(graph.n_layers):
-            heads = sum_of((weight, self._read_by_heads(layer, run)) for run, weight in runs.items())
-            self._contract(found, written, heads, graph.first_reader_of(layer), graph.sources_before(layer))
-            mlp = sum_of((weight, self.reads.mlps[layer][run][None, :, self.at]) for run, weight in runs.items())
+            read = torch.cat([self._read_by_heads(layer, part, runs) for part in PARTS])
+            self._contract(found, written, read, graph.first_reader_of(layer), graph.sources_before(layer))
             reader = Reader(layer)
-            self._contract(found, written, mlp, graph.index_of_reader(reader), graph.sources_read_by(reader))
-        final = sum_of((weight, self.reads.final[run][None, :, self.at]) for run, weight in runs.items())
-        self._contract(found, written, final, len(graph.readers) - 1, len(graph.sources))
+            read = sum_of((weight, self.reads.mlps[layer][run][None, :, self.at]) for run, weight in runs.items())
+            self._contract(found, written, read, graph.index_of_reader(reader), graph.sources_read_by(reader))
+        read = sum_of((weight, self.reads.final[run][None, :, self.at]) for run, weight in runs.items())
+        self._contract(found, written, read, len(graph.readers) - 1, len(graph.sources))
 
-    def _read_by_heads(self, layer: int, run: int) -> torch.Tensor:
-        """The gradient at the private input of each query, then key, then value [3 H, n, T, d]."""
-        weights, propagation = self.scores.decoder.layers[layer], self.scores.propagation
-        residual = wide(self.reads.residuals[layer][run][:, self.at])
-        gradients = self.reads.head_inputs[layer]
-        found = torch.cat([weights.head_input_read(part, gradients[part][run][:, self.at]) for part in PARTS])
-        return weights.attn_norm.pulled_back(residual, found, detach_scale=propagation.detaches_scales)
+    def _read_by_heads(self, layer: int, part: AttentionTraceType, runs: Mapping[int, float]) -> torch.Tensor:
+        """The gradient at the private input of the query, key or value of each head [H, n, T, d]."""
+        weights, is_constant = self.scores.decoder.layers[layer], self.scores.propagation.detaches_scales
+
+        def read(run: int) -> torch.Tensor:
+            gradient = weights.head_input_read(part, self.reads.head_inputs[layer][part][run][:, self.at])
+            residual = wide(self.reads.residuals[layer][run][:, self.at])
+            return weights.attn_norm.pulled_back(residual, gradient, detach_scale=is_constant)
+
+        return sum_of((weight, read(run)) for run, weight in runs.items())
 
     def _contract(
         self, found: torch.Tensor, written: torch.Tensor, read: torch.Tensor, first_reader: int, n_sources: int
@@ -186,9 +191,9 @@ class _Positions:
 def sum_of(terms: Iterator[tuple[float, torch.Tensor]]) -> torch.Tensor:
     """The weighted sum of *terms*, which are not empty, in float32 at least."""
     weight, tensor = next(terms)
-    total = weight * wide(tensor)
+    total = wide(tensor) if weight == 1 else weight * wide(tensor)
     for weight, tensor in terms:
-        total += weight * wide(tensor)
+        total = total.add(wide(tensor), alpha=weight)
     return total
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.attribution import TOKENS_OF_A_BATCH, Pair
-from dst_grpc.causal.passes import Batch, Ran, run
+from dst_grpc.causal.attribution import Pair
+from dst_grpc.causal.passes import Batch, Ran, points_at_once, run
 from dst_grpc.causal.paths import points
 from dst_grpc.domain.attribute import Baseline, PathRule
 from dst_grpc.domain.locations import ActivationLocationType
@@ -86,7 +86,7 @@ class IntegratedGradients:
         change = self._from_baseline(pairs)
         at_ends = self._run(pairs, torch.cat((torch.zeros_like(change), -change)), differentiates=False).metrics
         found = torch.zeros_like(change)
-        step = max(TOKENS_OF_A_BATCH // change.shape[:2].numel(), 1)
+        step = points_at_once(change.device, change.shape[:2].numel())
         for start in range(0, len(self._points), step):
             block = self._points[start : start + step]
             shifts = torch.cat([(alpha - 1) * change for alpha, _ in block])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _WRITES = frozenset({_L.RESID_DELTA_ATTN, _L.RESID_DELTA_MLP})
+_TOKENS_OF_A_PATH = 32
+"""Tokens of the points of a path that run together on a CPU: products of matrices with fewer rows take almost as long,
+those with more take more memory for no gain."""
+_TOKENS_OF_A_PATH_ON_A_GPU = 4096
+
+
+def points_at_once(device: torch.device, n_tokens: int) -> int:
+    """How many points of a path of *n_tokens*, over all pairs, run together on a device."""
+    most = _TOKENS_OF_A_PATH if device.type == "cpu" else _TOKENS_OF_A_PATH_ON_A_GPU
+    return max(most // n_tokens, 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,9 +76,9 @@ class Gradients:
     """The result of one gradient pass."""
 
     at_taps: Mapping[Site, torch.Tensor]
-    """Gradients [b, ...] at sites; zeros where the metrics do not depend on one."""
+    """Gradients at sites, of the rows whose metric is differentiated; zeros where it does not depend on one."""
     at_mlps: Mapping[int, torch.Tensor]
-    """Gradients [b, T, d] at what the MLP of a layer reads."""
+    """Gradients [..., T, d] at what the MLP of a layer reads, of the same rows."""
 
 
 class AttributionTaps(Taps):
@@ -87,6 +98,7 @@ class AttributionTaps(Taps):
         )
         self._shifts = batch.shifts
         self._reads_mlps = batch.reads_mlps
+        self._rows = list(compress(range(len(batch.tokens)), batch.differentiated))
         self._drops = any(layer is not None for layer in batch.dropped_layers)
         self._dropped: list[int | None] = [None]
         self.mlp_inputs: dict[int, torch.Tensor] = {}
@@ -121,10 +133,13 @@ class AttributionTaps(Taps):
         reached = [x for x in inputs if x.requires_grad]
         found = torch.autograd.grad(metric, reached, allow_unused=True, retain_graph=keeps_graph)
         by_input = {id(x): gradient for x, gradient in zip(reached, found, strict=True)}
+        del found
 
         def gradient(x: torch.Tensor) -> torch.Tensor:
-            of_input = by_input.get(id(x))
-            return torch.zeros_like(x, requires_grad=False) if of_input is None else of_input
+            of_input = by_input.pop(id(x), None)
+            if of_input is None:
+                return x.new_zeros((len(self._rows), *x.shape[1:]))
+            return of_input if len(of_input) == len(self._rows) else of_input[self._rows]
 
         return Gradients(
             {site: gradient(x) for site, x in self.attached.items()},

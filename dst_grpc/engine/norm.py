@@ -78,11 +78,11 @@ class Norm:
     def _inner(self, x: torch.Tensor, v: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
         """(C - x^ x^T / n) v / s, which is symmetric."""
         scale = self.scale(x)
-        centred = _centred(v) if self._kind is NormKind.LAYER_NORM else v
+        v = v / scale
         if not detach_scale:
             normed = self._divided(x, scale)
-            centred = centred - normed * (v * normed).mean(dim=-1, keepdim=True)
-        return centred / scale
+            v = v - normed * ((v * normed).mean(dim=-1, keepdim=True))
+        return _centred(v) if self._kind is NormKind.LAYER_NORM else v
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The norm of *x* [..., n] at scale 1 and without bias: linear in *x*."""
