@@ -61,7 +61,7 @@ class ConfinedTokenizer:
         """Encode *text*, and decode that; raises DataLoss unless both come to an end."""
         try:
             ids = self.encode(text, add_special_tokens=True).ids
-            self.decode(ids, skip_special_tokens=False)
+            self.decode_batch([ids], skip_special_tokens=False)
         except InvalidRequest:
             return  # a vocabulary need not have everything
 
@@ -79,10 +79,9 @@ class ConfinedTokenizer:
         """Tokens of some texts; raises as `encode` does."""
         return [self.encode(text, add_special_tokens=add_special_tokens) for text in input]
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text of *ids*; raises as `encode` does."""
-        text: str = self._ask({"ids": ids, "without_special": skip_special_tokens})["text"]
-        return text
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Texts of some lists of tokens; raises as `encode` does."""
+        return [self._ask({"ids": ids, "without_special": skip_special_tokens})["text"] for ids in sequences]
 
     def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
         """Every piece with its token."""

@@ -89,7 +89,6 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise InvalidRequest.of("text", f"is not valid Unicode at character {error.start}") from None
         with told():
-            # Of the library's ways to encode, this lets other threads run meanwhile.
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = encoding.ids
         if ids and max(ids) >= self.vocab_size:
@@ -135,7 +134,7 @@ class Tokenizer:
             else:
                 listed = list(run)
                 with told():
-                    text = self._tokenizer.decode(listed, skip_special_tokens=False)
+                    (text,) = self._tokenizer.decode_batch([listed], skip_special_tokens=False)
                 yield text if is_first else self._with_spaces(text, listed[0])
             is_first = False
 
@@ -153,7 +152,7 @@ class Tokenizer:
 
     def _text_of(self, token: int) -> str:
         with told():
-            text = self._tokenizer.decode([token], skip_special_tokens=False)
+            (text,) = self._tokenizer.decode_batch([[token]], skip_special_tokens=False)
         text = self._with_spaces(text, token) or _shown_id(token)
         self._texts[token] = text
         return text

@@ -1,13 +1,15 @@
 """The tokenizers library, asked so that whatever a `tokenizer.json` does to it is an error of ours.
 
 A file may make the library panic, search for ever, or turn one character into a gigabyte; in this process nothing could
-stop it, as the library holds the interpreter meanwhile. So only files that are known to take time and memory in
-proportion to the text are opened here; every other is confined to a process of its own.
+stop it. So only files that are known to take time and memory in proportion to the text are opened here; every other is
+confined to a process of its own. The library is asked for batches of one: for a single text it holds the interpreter,
+and with it every other thread, until it is done.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from dst_grpc.engine.tokenizer_growth import grows_in_proportion, patterns_of
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, failure_of, raise_if_out_of_memory
 
 _REPEATS = 64
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # in a batch of one there is nothing to do in parallel
 
 
 class Encoding(Protocol):
@@ -44,8 +47,8 @@ class Library(Protocol):
     def encode_batch_fast(self, input: list[str], *, add_special_tokens: bool) -> Sequence[Encoding]:  # noqa: A002
         """Tokens of some texts."""
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text of *ids*."""
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> Sequence[str]:
+        """Texts of some lists of tokens."""
 
     def get_vocab(self, *, with_added_tokens: bool) -> dict[str, int]:
         """Every piece with its token."""

@@ -29,6 +29,7 @@ from dst_grpc.domain.resolution import ContextState, RegistryChange
 from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimits
 from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
+from dst_grpc.observability.event_loop import lag_histogram, measure_lag
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
 from dst_grpc.rpc import health, reflection
@@ -268,6 +269,8 @@ class Server:
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
             observers.append(CallMetrics(registry))
+            lag = asyncio.create_task(measure_lag(lag_histogram(registry).observe))
+            stack.push_async_callback(_cancel, lag)
             follow_bytes(
                 registry, "dst_put_tensor_bytes", "Bytes of tensors that callers put.", lambda: self.put_tensor_bytes
             )

@@ -23,7 +23,7 @@ MAX_ENTRIES: Mapping[str, int] = {
     "dst.v1.DeriveRequest.derived_scalars": 5000,
     "dst.v1.DeriveRequest.interventions": 10_000,
     "dst.v1.DeriveRequest.source_runs": 1000,
-    "dst.v1.DetokenizeRequest.token_ids": 1_000_000,
+    "dst.v1.DetokenizeRequest.token_ids": 500_000,
     "dst.v1.ExplainRequest.autoencoders": 100,
     "dst.v1.ExplainRequest.groups": 64,
     "dst.v1.ExplainRequest.parts": 100,
@@ -54,7 +54,7 @@ MAX_ENTRIES: Mapping[str, int] = {
 MAX_TEXT_BYTES = 4096
 """Bytes of a text, such as a name or a path, in UTF-8."""
 MAX_LONG_TEXT_BYTES: Mapping[str, int] = {
-    "dst.v1.Prompt.text": 1_000_000,
-    "dst.v1.TokenizeRequest.text": 1_000_000,
+    "dst.v1.Prompt.text": 500_000,
+    "dst.v1.TokenizeRequest.text": 500_000,
 }
 """Bytes of the texts that may be longer."""

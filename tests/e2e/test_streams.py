@@ -249,7 +249,7 @@ async def test_an_item_that_is_too_large_fails_alone(rig: Rig) -> None:
     assert sorted(fields(found["", 2])) == ["request.autoencoders", "request.request_id"]
     assert kinds(found["b", 3].frames) == kinds(found["a", 0].frames) == ["header", "chunk", "trailer"]
     resolving = resolve_item("c")
-    resolving.request.request.prompt.text = "x" * 1_000_001
+    resolving.request.request.prompt.text = "x" * 500_001
     call = rig.scalars.ResolveStream(iter([resolving]), timeout=CALL_SECONDS)
     assert fields(await call.read()) == ["request.request.prompt.text"]
 

@@ -89,8 +89,8 @@ def test_the_parts_of_a_list_count_together() -> None:
     """Protobuf merges messages that are sent in parts, and numbers that are packed or not."""
     part = inference_pb2.DeriveRequest(prompt=tokens(60_000)).SerializeToString()
     assert refusal(inference_pb2.DeriveRequest, part * 2)[0] == "prompt.token_ids.token_ids"
-    packed = delimited(2, bytes(600_000))
-    single = (tag(2, 0) + b"\x05") * 200_000
+    packed = delimited(2, bytes(300_000))
+    single = (tag(2, 0) + b"\x05") * 100_000
     assert parse(catalog_service_pb2.DetokenizeRequest, packed + single).token_ids[-1] == 5
     assert refusal(catalog_service_pb2.DetokenizeRequest, packed + single + packed)[0] == "token_ids"
     runs = explain_pb2.TopKRequest(runs=[inference_pb2.DeriveRequest(prompt=tokens(60_000))] * 2)
@@ -147,7 +147,7 @@ def test_counting_changes_nothing_for_others(message: inference_pb2.DeriveStream
 
 
 def test_light_is_what_reads_fast() -> None:
-    few = inference_pb2.DeriveRequest(prompt={"text": "x" * 900_000}).SerializeToString()
+    few = inference_pb2.DeriveRequest(prompt={"text": "x" * 450_000}).SerializeToString()
     many = inference_pb2.DeriveRequest(ablation_specs=[{}] * 2000).SerializeToString()
     numbers = inference_pb2.DeriveRequest(prompt=tokens(50_000)).SerializeToString()
     wrong = inference_pb2.DeriveRequest(model="x" * 5000).SerializeToString()
