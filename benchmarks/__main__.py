@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cancelling, contexts, deriving, explain, serving
+from benchmarks import cancelling, contexts, deriving, explain, loop_lag, serving
 
 REPORTS = {
     "deriving": deriving.report,
@@ -12,6 +12,7 @@ REPORTS = {
     "serving": serving.report,
     "contexts": contexts.report,
     "cancelling": cancelling.report,
+    "loop_lag": loop_lag.report,
     "smollm2": deriving.report_of_smollm2,
 }
 

@@ -84,9 +84,7 @@ def _filled(descriptor: Descriptor) -> Iterator[tuple[str, Message]]:
             yield f"long {path}", message
 
 
-def _paths(
-    descriptor: Any, above: tuple[Any, ...], depth: int
-) -> Iterator[tuple[str, tuple[FieldDescriptor, ...]]]:
+def _paths(descriptor: Any, above: tuple[Any, ...], depth: int) -> Iterator[tuple[str, tuple[FieldDescriptor, ...]]]:
     """The lists and texts of a message, each with the fields that lead to it; of messages within themselves, once."""
     for field in descriptor.fields:
         fields = (*above, field)
