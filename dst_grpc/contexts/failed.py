@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextKind, ContextState, ContextStatus, ModelInfo
 from dst_grpc.engine.files import CorruptFile
-from dst_grpc.errors import DataLoss, DstError, Internal, failure_of, raise_if_out_of_memory
+from dst_grpc.errors import (
+    DataLoss,
+    DstError,
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    failure_of,
+    raise_if_out_of_memory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +32,16 @@ _log = logging.getLogger(__name__)
 _NO_SIZES = ModelDimensions(
     n_layers=0, d_model=0, n_heads=0, n_key_value_heads=0, d_head=0, d_mlp=0, vocab_size=0, context_window=0
 )
+
+
+class MissingSource(InvalidRequest):
+    """A source of the registry that is not there."""
+
+    def __init__(self, field: str, description: str, *, told: str) -> None:
+        """The source at *field* of the registry: *description* is for the operator, *told* for callers, whom folders
+        and commands of this machine do not concern."""
+        super().__init__([FieldViolation(field, description)])
+        self.told = InvalidRequest.of(field, told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +67,8 @@ class FailedEntry:
         if isinstance(self.error, Internal):
             return Internal(self.error.message, error_id=self.error.error_id, metadata=self.error.metadata)
         reason = self.error.reason if isinstance(self.error, DataLoss) else DataLoss.default_reason
-        message = f"{self.name!r} cannot be served: {self.error.message}"
+        told = self.error.told if isinstance(self.error, MissingSource) else self.error
+        message = f"{self.name!r} cannot be served: {told.message}"
         return DataLoss(message, reason=reason, metadata={**self.error.metadata, "context": self.name})
 
     def model_info(self, *, default_model: bool) -> ModelInfo:

@@ -13,6 +13,7 @@ from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
 from dst_grpc.contexts.discovery import open_set, set_folders, sets_in
 from dst_grpc.contexts.entries import ModelEntry, Registered
+from dst_grpc.contexts.failed import MissingSource
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.sources.selections import layer_files, model_key, set_key
@@ -110,13 +111,16 @@ class Opener:
             if pulled is not None:
                 return SourceLocation(folder=pulled.folder, names=pulled.names, commit=pulled.commit)
             command = f"{self.pull_command} {model.name}"
-            raise InvalidRequest.of(where, f"{source.repository} at {source.revision} is not pulled; run: {command}")
+            told = f"{source.repository} at {source.revision} is not pulled"
+            raise MissingSource(where, f"{told}; run: {command}", told=told)
         folder = source.folder if isinstance(source, FolderSource) else shipped
         if folder.is_file():
             gguf = ": make one of it with dst-grpc convert" if folder.suffix == ".gguf" else ""
-            raise InvalidRequest.of(where, f"{str(folder)!r} is a file and no folder{gguf}")
+            problem = f"is a file and no folder{gguf}"
+            raise MissingSource(where, f"{str(folder)!r} {problem}", told=f"{folder.name!r} {problem}")
         if not folder.is_dir():
-            raise InvalidRequest.of(where, f"there is no folder {str(folder)!r}")
+            told = f"there is no folder {folder.name!r}"
+            raise MissingSource(where, f"there is no folder {str(folder)!r}", told=told)
         return SourceLocation(folder=folder)
 
     def _model(self, spec: ModelSpec, place: SourceLocation) -> ModelEntry:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dst_grpc.contexts.dead_latents import without_dead_latents
 from dst_grpc.contexts.device import pick_device
 from dst_grpc.contexts.entries import AutoencoderEntry, ContextEntry, ModelEntry
-from dst_grpc.contexts.failed import Attempts, FailedEntry
+from dst_grpc.contexts.failed import Attempts, FailedEntry, MissingSource
 from dst_grpc.contexts.opening import Opener
 from dst_grpc.contexts.path_sets import set_of_config
 from dst_grpc.contexts.paths import AllowedRoots
@@ -164,7 +164,8 @@ class Registry:
         return tuple(self._failed.values())
 
     def check_served(self, previous: Registry | None = None) -> None:
-        """Raise unless all of them can be served; those that failed in *previous* too are ignored.
+        """Raise unless all of them can be served; those that failed in *previous* too are ignored, and the error is
+        fit to be told to a caller.
 
         Raises:
             InvalidRequest: if only the registry is wrong; lists everything.
@@ -174,7 +175,9 @@ class Registry:
         failed = [one for one in self.failed if one.name not in known]
         problems = Violations()
         for one in failed:
-            if isinstance(one.error, InvalidRequest):
+            if isinstance(one.error, MissingSource) and previous is not None:
+                problems.extend(one.error.told)
+            elif isinstance(one.error, InvalidRequest):
                 problems.extend(one.error)
             else:
                 problems.add("", str(one))

@@ -82,7 +82,9 @@ class Lock:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return cls()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise corrupt(path, f"cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
             raise corrupt(path, f"cannot be read: {error}") from error
         try:
             content = json.loads(text)

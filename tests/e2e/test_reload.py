@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from dst_grpc.client import AsyncClient, ContextState, RegistryChange
 from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.errors import DataLoss, InvalidRequest, NotFound, Reason, Unavailable
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, StartupError, running_server
 from dst_grpc.rpc.settings import Settings
@@ -268,6 +268,41 @@ async def test_what_cannot_be_loaded_is_listed_with_the_reason(folder: Path) -> 
         with pytest.raises(DataLoss) as caught:
             await client.load_context("b")
         assert str(caught.value) == str(b.error)
+
+
+async def test_no_error_tells_where_the_server_keeps_its_files(folder: Path) -> None:
+    """Whatever is wrong, and whoever asks: files are named below their model's folder, folders by their last name."""
+    (folder / "a" / "autoencoders" / "resid_delta_mlp" / "1.safetensors").write_bytes(b"cut short")
+    (folder / "b" / "config.json").write_text("{")
+    (folder / "c.gguf").write_bytes(b"GGUF")
+    far = '[models.far]\nsource = { hub = "org/tiny", revision = "main" }\n'
+    register(folder, far, a="a", b="b", c="c.gguf", gone="gone")
+    async with serving(folder, hub_cache=folder / "hub") as (_, client, _channel):
+
+        async def tell(what: str, call: Awaitable[object]) -> None:
+            try:
+                await call
+            except DstError as error:
+                told[what] = f"{error} {error.metadata} {getattr(error, 'violations', '')}"
+
+        states = [(info.name, info.error) for info in await client.models()]
+        states += [(info.name, info.error) for info in await client.autoencoders()]
+        told = {f"state of {name}": f"{error} {error.metadata}" for name, error in states if error is not None}
+        for name in ("b", "c", "gone", "far"):
+            await tell(f"derive {name}", client.derive("ab", "logits", model=name))
+            await tell(f"load {name}", client.load_context(name))
+            await tell(f"tokenize {name}", client.tokenize("ab", model=name))
+        register(folder, far.replace("far", "farther"), a="b", new="gone", other="c.gguf")
+        await tell("reload", client.reload_registry())
+        register(folder, 'nonsense = "', a="a")
+        await tell("reload of no TOML", client.reload_registry())
+        (folder / "registry.toml").unlink()
+        await tell("reload of no file", client.reload_registry())
+    assert len(told) == 5 + 4 * 3 + 3
+    assert not {what: text for what, text in told.items() if str(folder) in text}
+    assert "there is no folder 'gone'" in told["derive gone"]
+    assert "'c.gguf' is a file and no folder: make one of it with dst-grpc convert" in told["load c"]
+    assert "org/tiny at main is not pulled" in told["tokenize far"]
 
 
 async def test_a_load_that_fails_is_told_with_the_model(folder: Path) -> None:
