@@ -21,6 +21,7 @@ from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
 from dst_grpc.client._clients import AsyncClient, Client
 from dst_grpc.client._collectors import TransferProgress
+from dst_grpc.client._directions import decoder_row, difference_of_means, encoder_row, unembedding_row
 from dst_grpc.client._explain_requests import (
     ExplainArguments,
     RunArguments,
@@ -29,7 +30,19 @@ from dst_grpc.client._explain_requests import (
     make_explain_run,
     make_top_k_request,
 )
-from dst_grpc.client._interventions import detach_gradient, hold, mean_over, patch, scale, set_value, steer
+from dst_grpc.client._interventions import (
+    add_norm_scaled,
+    clamp,
+    detach_gradient,
+    hold,
+    mean_over,
+    patch,
+    project_out,
+    scale,
+    set_value,
+    steer,
+    swap,
+)
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
@@ -75,7 +88,7 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
-from dst_grpc.domain.interventions import AblationSpec, Intervention
+from dst_grpc.domain.interventions import AblationSpec, Direction, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor
@@ -123,6 +136,7 @@ __all__ = [
     "DerivedScalarType",
     "DerivedScalarTypeInfo",
     "Dimension",
+    "Direction",
     "DstConfig",
     "Entry",
     "ExplainArguments",
@@ -182,8 +196,13 @@ __all__ = [
     "TopKSelection",
     "TraceConfig",
     "TransferProgress",
+    "add_norm_scaled",
+    "clamp",
+    "decoder_row",
     "default_groups",
     "detach_gradient",
+    "difference_of_means",
+    "encoder_row",
     "hold",
     "make_explain_request",
     "make_explain_run",
@@ -191,7 +210,10 @@ __all__ = [
     "make_top_k_request",
     "mean_over",
     "patch",
+    "project_out",
     "scale",
     "set_value",
     "steer",
+    "swap",
+    "unembedding_row",
 ]

@@ -7,23 +7,26 @@ from operator import index
 from typing import SupportsIndex, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from dst_grpc.client._directions import DirectionLike, TensorLike, direction_of, tensor_of
 from dst_grpc.client._requests import member
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.interventions import (
+    AddNormScaled,
     AddVector,
+    ClampValue,
     CopyFromRun,
     DetachGradient,
+    Direction,
     HoldValue,
     Intervention,
     MeanOverRuns,
+    ProjectOut,
     ScaleValue,
     SetValue,
+    SwapDirections,
 )
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.put_tensors import PutTensor
-from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
 from dst_grpc.errors import InvalidRequest
 
@@ -31,18 +34,17 @@ TapLike: TypeAlias = ActivationLocationType | str
 """A tap by member or by its name, e.g. `resid.post_mlp`."""
 AxisLike: TypeAlias = SupportsIndex | slice | Sequence[SupportsIndex] | None
 """Positions along one axis: one, a range, several, or None for all."""
-TensorLike: TypeAlias = ArrayLike | PutTensor | RequestTensor
-"""An array, or a tensor that was stored on the server before."""
 
 
 def steer(
-    tap: TapLike, vector: TensorLike, *, factor: float = 1.0, layer: int | None = None, at: Sequence[AxisLike] = ()
+    tap: TapLike, vector: DirectionLike, *, factor: float = 1.0, layer: int | None = None, at: Sequence[AxisLike] = ()
 ) -> Intervention:
     """Add a vector, times a factor, at a tap (steering).
 
     Args:
         tap: The tap.
-        vector: The vector; broadcast to the selected entries as in numpy.
+        vector: The vector; broadcast to the selected entries as in numpy. Or a direction that the server finds: see
+            `unembedding_row`, `encoder_row`, `decoder_row` and `difference_of_means`.
         factor: Its factor.
         layer: Layer from 0; None for a tap outside any layer, or every layer.
         at: Positions along the tap's axes, outermost first; omitted trailing axes are whole. `at=[-1]` is refused:
@@ -51,7 +53,12 @@ def steer(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    return Intervention(at=_at(tap, layer, at), action=AddVector(vector=_tensor(vector), factor=factor))
+    action = (
+        AddVector(direction=vector, factor=factor)
+        if isinstance(vector, Direction)
+        else AddVector(vector=tensor_of(vector), factor=factor)
+    )
+    return Intervention(at=_at(tap, layer, at), action=action)
 
 
 def set_value(
@@ -67,7 +74,7 @@ def set_value(
     The other arguments and errors are those of `steer`.
     """
     is_number = isinstance(value, int | float | np.number)
-    action = SetValue(scalar=float(value)) if is_number else SetValue(tensor=_tensor(value))  # type: ignore[arg-type]
+    action = SetValue(scalar=float(value)) if is_number else SetValue(tensor=tensor_of(value))  # type: ignore[arg-type]
     return Intervention(at=_at(tap, layer, at, pass_type), action=action)
 
 
@@ -127,6 +134,75 @@ def mean_over(
     return Intervention(at=_at(tap, layer, at), action=MeanOverRuns(runs=tuple(runs), over_positions=over_positions))
 
 
+def clamp(
+    tap: TapLike,
+    direction: DirectionLike | None = None,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
+    """Bring the component along a direction between two limits, which may be equal; without a direction, every entry.
+
+    Args:
+        tap: The tap.
+        direction: A vector, or a direction that the server finds; None = each entry by itself.
+        minimum: The lower limit; None = there is none.
+        maximum: The upper limit; None = there is none.
+        layer: As for `steer`.
+        at: As for `steer`.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    along = None if direction is None else direction_of(direction)
+    action = ClampValue(direction=along, minimum=minimum, maximum=maximum)
+    return Intervention(at=_at(tap, layer, at), action=action)
+
+
+def project_out(
+    tap: TapLike,
+    direction: DirectionLike,
+    *,
+    factor: float = 0.0,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
+    """Remove the component along a direction, or multiply it by a factor. The other arguments and errors are those of
+    `clamp`."""
+    return Intervention(at=_at(tap, layer, at), action=ProjectOut(direction=direction_of(direction), factor=factor))
+
+
+def add_norm_scaled(
+    tap: TapLike,
+    direction: DirectionLike,
+    *,
+    factor: float,
+    cap: float | None = None,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
+    """Add a vector in proportion to the norm of what it is added to; its own norm is cut at *cap* times that. The other
+    arguments and errors are those of `clamp`."""
+    action = AddNormScaled(direction=direction_of(direction), factor=factor, cap=cap)
+    return Intervention(at=_at(tap, layer, at), action=action)
+
+
+def swap(
+    tap: TapLike,
+    direction: DirectionLike,
+    target: DirectionLike,
+    *,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
+    """Turn the component along a direction into the same component along a target. The other arguments and errors are
+    those of `clamp`."""
+    action = SwapDirections(direction=direction_of(direction), target=direction_of(target))
+    return Intervention(at=_at(tap, layer, at), action=action)
+
+
 def _at(
     tap: TapLike, layer: int | None, at: Sequence[AxisLike], pass_type: PassType | str = PassType.FORWARD
 ) -> TapSelection:
@@ -156,11 +232,3 @@ def _range(axis: slice, path: str) -> AxisSelection:
     if axis.stop is None:
         raise InvalidRequest.of(path, "a range needs an end: the length of an axis is not known here")
     return PositionRange(start=index(axis.start or 0), stop=index(axis.stop))
-
-
-def _tensor(values: TensorLike) -> RequestTensor:
-    if isinstance(values, RequestTensor):
-        return values
-    if isinstance(values, PutTensor):
-        return RequestTensor(handle=values.handle)
-    return RequestTensor(tensor=np.asarray(values, dtype=np.float32))

@@ -8,12 +8,13 @@ message.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, cast
 
-from dst_grpc.domain.components import PassType
+from dst_grpc.domain.components import Dimension, PassType
+from dst_grpc.domain.directions import DifferenceOfMeans, Direction
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import TapSelection
@@ -28,6 +29,9 @@ class Values(Protocol):
 
     def __add__(self, other: Any, /) -> Self:
         """Sum by entries."""
+
+    def __sub__(self, other: Any, /) -> Self:
+        """Difference by entries."""
 
     def __mul__(self, other: Any, /) -> Self:
         """Product by entries."""
@@ -58,6 +62,21 @@ class Context(Protocol):
         """The same entries in another run, one that `Action.readings` names, but at other *positions* of tokens if
         they are given: all tokens, or a single one, counted from the end if negative."""
 
+    def vector(self, direction: Direction) -> Values:
+        """The vector of a direction, which can be added to the selected entries."""
+
+    def unit(self, direction: Direction) -> Values:
+        """The vector divided by its norm."""
+
+    def dot(self, x: Values, y: Values) -> Values:
+        """Inner products along the last axis, which stays, with size 1."""
+
+    def norm(self, x: Values) -> Values:
+        """Norms along the last axis, which stays, with size 1."""
+
+    def limited(self, x: Values, minimum: float | None, maximum: float | None) -> Values:
+        """Entries below the minimum or above the maximum replaced by it."""
+
 
 UNCHANGED = "unchanged"
 """The name of this run itself, as it is without any intervention."""
@@ -86,8 +105,14 @@ class Action(ABC):
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """The runs whose values it reads."""
-        return ()
+        """The runs whose values it reads; here, those of its directions."""
+        return tuple(
+            Reading(run=name, path=f"{self.arm}.{field}.difference_of_means.{side}[{i}]", positions=_positions(means))
+            for field, direction in self.directions.items()
+            if isinstance(means := direction.direction, DifferenceOfMeans)
+            for side, names in (("runs", means.runs), ("minus_runs", means.minus_runs))
+            for i, name in enumerate(names)
+        )
 
     @abstractmethod
     def apply(self, x: Values, context: Context) -> Values | float:
@@ -100,10 +125,72 @@ class Action(ABC):
             problems.add("at.pass_type", f"must be {known} for {self.arm!r}, not {json_name(at.pass_type)}")
 
     @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Its directions, by field."""
+        return {name: value for name, value in self._values if isinstance(value, Direction)}
+
+    @property
     def tensors(self) -> Mapping[str, RequestTensor]:
-        """The tensors of the request that it reads, by field."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, RequestTensor)}
+        """The tensors of the request that it reads, by path."""
+        own = {name: value for name, value in self._values if isinstance(value, RequestTensor)}
+        of_directions = {
+            f"{name}.vector": direction.vector
+            for name, direction in self.directions.items()
+            if direction.vector is not None
+        }
+        return {**own, **of_directions}
+
+    @property
+    def _values(self) -> Iterable[tuple[str, Any]]:
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal ones, and hashable: tensors are represented by their identity."""
+        return type(self), tuple(map(_key, self._values))
+
+    def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Self:
+        """The same action with the tensors in *known* replaced."""
+        changed: dict[str, Any] = {}
+        for name, value in self._values:
+            if isinstance(value, RequestTensor) and value in known:
+                changed[name] = known[value]
+            elif isinstance(value, Direction) and value.vector is not None and value.vector in known:
+                changed[name] = replace(value, direction=known[value.vector])
+        return replace(self, **changed) if changed else self
+
+
+def _key(named: tuple[str, Any]) -> Hashable:
+    value: Any = named[1]
+    if isinstance(value, RequestTensor):
+        return value.identity
+    if isinstance(value, Direction) and value.vector is not None:
+        return value.vector.identity, value.normalize
+    return cast("Hashable", value)
+
+
+def _positions(means: DifferenceOfMeans) -> Positions | int:
+    return Positions.ALL if means.token_index is None else means.token_index
+
+
+def check_one_token_axis(problems: Violations, path: str, at: TapSelection) -> None:
+    """Note a tap that has an entry per pair of tokens."""
+    location = at.activation_location_type
+    one_axis = not location.facts.is_attention_matrix
+    problems.check(one_axis, path, f"{json_name(location)} has two axes of tokens, over which there is no single mean")
+
+
+def check_vectors(problems: Violations, at: TapSelection, arm: str) -> None:
+    """Note a selection whose last axis does not hold whole vectors; what happens along directions needs them."""
+    location = at.activation_location_type
+    last = len(location.dimensions) - 1
+    if location.dimensions[last] in {Dimension.ATTN_HEADS, Dimension.SINGLETON}:
+        problems.add(
+            "at.activation_location_type",
+            f"{json_name(location)} has no vectors, which {arm!r} along a direction needs",
+        )
+    elif at.all_axes[last] is not None:
+        problems.add(f"at.axes[{last}]", f"must be the whole axis for {arm!r} along a direction")
 
 
 def check_finite(problems: Violations, path: str, value: float | None) -> None:

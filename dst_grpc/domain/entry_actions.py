@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dst_grpc.domain.actions import Action, Context, Values, check_finite
+from dst_grpc.domain.actions import Action, Context, Values, check_finite, check_vectors
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.directions import Direction
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import Violations
@@ -47,20 +48,32 @@ class AddVector(Action):
     """Adds a vector, times a factor, to the selected entries (steering)."""
 
     arm = "add"
-    vector: RequestTensor
-    """The vector, broadcast to the selected entries as in numpy."""
+    vector: RequestTensor | None = None
+    """The vector, broadcast to the selected entries as in numpy; None if a direction is given."""
     factor: float = 1.0
     """The factor."""
+    direction: Direction | None = None
+    """The vector as a direction, along the last axis; None if a vector is given."""
 
     def __post_init__(self) -> None:
-        """Check the factor; raises InvalidRequest."""
+        """Check that exactly one form is given, and the factor; raises InvalidRequest with all that is wrong."""
         problems = Violations()
+        if (self.vector is None) == (self.direction is None):
+            problems.add("", "give exactly one of vector and direction")
         check_finite(problems, "factor", self.factor)
         problems.raise_if_any()
 
     def apply(self, x: Values, context: Context) -> Values | float:
         """Return x + factor * vector."""
-        return x + context.tensor(self.vector) * self.factor
+        if self.direction is not None:
+            return x + context.vector(self.direction) * self.factor
+        return x if self.vector is None else x + context.tensor(self.vector) * self.factor
+
+    def check(self, problems: Violations, at: TapSelection) -> None:
+        """A direction needs vectors."""
+        Action.check(self, problems, at)
+        if self.direction is not None:
+            check_vectors(problems, at, self.arm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

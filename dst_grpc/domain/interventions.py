@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dst_grpc.domain.actions import MAX_FLOAT32, UNCHANGED, Action, Context, Positions, Reading, Values, check_finite
 from dst_grpc.domain.components import PassType
+from dst_grpc.domain.direction_actions import AddNormScaled, ClampValue, ProjectOut, SwapDirections
+from dst_grpc.domain.directions import DecoderRow, DifferenceOfMeans, Direction, EncoderRow, UnembeddingRow
 from dst_grpc.domain.entry_actions import AddVector, DetachGradient, ScaleValue, SetValue
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.indices import ActivationIndex
@@ -26,17 +28,26 @@ __all__ = [
     "UNCHANGED",
     "AblationSpec",
     "Action",
+    "AddNormScaled",
     "AddVector",
+    "ClampValue",
     "Context",
     "CopyFromRun",
+    "DecoderRow",
     "DetachGradient",
+    "DifferenceOfMeans",
+    "Direction",
+    "EncoderRow",
     "HoldValue",
     "Intervention",
     "MeanOverRuns",
     "Positions",
+    "ProjectOut",
     "Reading",
     "ScaleValue",
     "SetValue",
+    "SwapDirections",
+    "UnembeddingRow",
     "Values",
 ]
 
@@ -62,12 +73,7 @@ class Intervention:
     @property
     def key(self) -> Hashable:
         """Equal for equal interventions, and hashable: tensors are represented by their identity."""
-        tensors = self.action.tensors
-        if not tensors:
-            return self
-        values = ((field.name, getattr(self.action, field.name)) for field in fields(self.action))
-        parts = tuple(tensors[name].identity if name in tensors else value for name, value in values)
-        return self.at, type(self.action), parts
+        return self if not self.action.tensors else (self.at, self.action.key)
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -80,10 +86,8 @@ class Intervention:
 
     def with_tensors(self, known: Mapping[RequestTensor, RequestTensor]) -> Intervention:
         """The same intervention with the tensors at the paths of *known* replaced."""
-        changed: dict[str, Any] = {
-            field: known[tensor] for field, tensor in self.action.tensors.items() if tensor in known
-        }
-        return replace(self, action=replace(self.action, **changed)) if changed else self
+        action = self.action.with_tensors(known)
+        return self if action is self.action else replace(self, action=action)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

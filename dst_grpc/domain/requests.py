@@ -7,12 +7,12 @@ from operator import attrgetter
 
 from dst_grpc.domain.components import TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
+from dst_grpc.domain.directions import check_run_name
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, check_token_ids
 from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.run_actions import check_run_name
 from dst_grpc.domain.runs_read import check_runs_read
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.texts import check_text

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from dst_grpc.domain.actions import UNCHANGED, Action, Context, Positions, Reading, Values
-from dst_grpc.domain.enum_names import json_name
+from dst_grpc.domain.actions import UNCHANGED, Action, Context, Positions, Reading, Values, check_one_token_axis
+from dst_grpc.domain.directions import check_run_name
 from dst_grpc.domain.selections import TapSelection
-from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
-
-MAX_NAME_CHARACTERS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +100,3 @@ class MeanOverRuns(Action):
         Action.check(self, problems, at)
         if self.over_positions:
             check_one_token_axis(problems, f"{self.arm}.over_positions", at)
-
-
-def check_one_token_axis(problems: Violations, path: str, at: TapSelection) -> None:
-    """Note a tap that has an entry per pair of tokens."""
-    location = at.activation_location_type
-    one_axis = not location.facts.is_attention_matrix
-    problems.check(one_axis, path, f"{json_name(location)} has two axes of tokens, over which there is no single mean")
-
-
-def check_run_name(problems: Violations, path: str, name: str) -> None:
-    """Note a name that no run can have."""
-    problems.check(
-        0 < len(name) <= MAX_NAME_CHARACTERS, path, f"must have between 1 and {MAX_NAME_CHARACTERS} characters"
-    )
-    check_text(problems, path, name)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dst_grpc.domain.actions import Positions
+from dst_grpc.domain.directions import DifferenceOfMeans
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import PositionList, PositionRange
+from dst_grpc.engine.norm import wide
+from dst_grpc.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from dst_grpc.domain.directions import Direction
     from dst_grpc.domain.interventions import Intervention
-    from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.domain.selections import TapSelection
     from dst_grpc.engine.taps import Site
 
@@ -47,6 +51,8 @@ class RowIntervention:
     """Number of the gradient pass in which it changes the gradient; None = it changes the value."""
     tensors: Mapping[RequestTensor, torch.Tensor] = field(default_factory=dict)
     """The tensors of the request that it reads, on the device."""
+    vectors: Mapping[Any, torch.Tensor] = field(default_factory=dict)
+    """The vectors [n] of directions that are rows of weights, by row, on the device."""
     runs: Mapping[str, Mapping[Site, torch.Tensor] | Beside] = field(default_factory=dict)
     """The runs that it reads: what each recorded at its site, [T, ...] without a batch axis, or where in the batch
     it is. Interventions in a row that others read come before theirs."""
@@ -108,6 +114,50 @@ class _Context:
         else:
             read = found[entries(_moved(at, positions, n_tokens), found.shape, n_tokens)]
         return read.detach().clone() if self.batch.requires_grad else read.detach()
+
+    def vector(self, direction: Direction) -> torch.Tensor:
+        vector = self._vector(direction)
+        return vector / self._length(vector) if direction.normalize else vector
+
+    def unit(self, direction: Direction) -> torch.Tensor:
+        vector = self._vector(direction)
+        return vector / self._length(vector)
+
+    def dot(self, x: Any, y: Any) -> torch.Tensor:
+        product: torch.Tensor = wide(x) * y
+        return product.sum(dim=-1, keepdim=True)
+
+    def norm(self, x: Any) -> torch.Tensor:
+        found: torch.Tensor = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True)
+        return found
+
+    def limited(self, x: Any, minimum: float | None, maximum: float | None) -> torch.Tensor:
+        found: torch.Tensor = x.clamp(minimum, maximum)
+        return found
+
+    def _vector(self, direction: Direction) -> torch.Tensor:
+        match direction.direction:
+            case RequestTensor() as tensor:
+                return self.change.tensors[tensor]
+            case DifferenceOfMeans() as means:
+                return self._mean(means.runs, means.token_index) - self._mean(means.minus_runs, means.token_index)
+        return self.change.vectors[direction.direction]
+
+    def _mean(self, names: Sequence[str], token_index: int | None) -> torch.Tensor:
+        """The mean over runs, at one token or over all tokens of them, [..., n] without an axis of tokens."""
+        if token_index is not None:
+            return torch.stack([wide(self.of_run(name, token_index)) for name in names]).mean(dim=0)
+        return torch.cat([wide(self.of_run(name, Positions.ALL)) for name in names]).mean(dim=0)
+
+    def _length(self, vector: torch.Tensor) -> torch.Tensor:
+        """The norm [..., 1] of a vector that is a direction."""
+        length = self.norm(vector)
+        if not bool((length > 0).all()):
+            site = f"{self.change.location} of layer {self.change.intervention.at.layer_index}"
+            raise InvalidRequest.of(
+                "interventions", f"a direction at {site} is 0, or not finite, and has no unit vector"
+            )
+        return length
 
 
 def _moved(at: TapSelection, positions: Positions | int, n_tokens: int) -> TapSelection:

@@ -13,6 +13,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import Reason, Violations, join_path, require
 from dst_grpc.pipeline.checks import check_covered, check_layer, sized
+from dst_grpc.pipeline.directions import why_no_vector
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.domain.selections import AxisSelection, TapSelection
+    from dst_grpc.pipeline.directions import Directions
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.scalars.origins import Origin
@@ -64,7 +66,8 @@ def planned_interventions(
     findings: Findings,
     sizes: Sizes,
     spliced: Sequence[AutoencoderEntry],
-    lengths: Mapping[str, int] | None = None,
+    directions: Directions,
+    lengths: Mapping[str, int],
     *,
     has_prompt: bool = True,
 ) -> Iterator[Intervention]:
@@ -75,11 +78,12 @@ def planned_interventions(
         findings: collects what is wrong.
         sizes: of the model and prompt.
         spliced: the autoencoders spliced into the run.
+        directions: finds what directions name.
         lengths: tokens of the runs that can be read, by name, as far as they are known.
         has_prompt: whether the prompt is known, and not only the model.
 
     Yields:
-        Each, but those that read other runs once for each layer.
+        Each, but those that read other runs, or have directions, once for each layer.
     """
     if findings.holds_stand_in("autoencoders"):
         return  # the existing taps depend on them
@@ -91,12 +95,14 @@ def planned_interventions(
         at = _checked(findings, meant.at, f"{one.path}.{one.at}", sizes, spliced, axes=one.axes)
         if findings.count == before and has_prompt:
             _check_tensors(findings, meant, one.path, _shape(at, sizes, spliced))
-            _check_readings(findings, meant, one.path, sizes.n_tokens, lengths or {})
+            _check_readings(findings, meant, one.path, sizes.n_tokens, lengths)
         meant = meant if at is meant.at else replace(meant, at=at)
-        if meant.runs:
-            yield from _at_layers(meant, range(sizes.n_layers))
-        else:
+        if not (meant.runs or meant.action.directions):
             yield meant
+            continue
+        width = _sized(at, sizes, spliced)[-1][1]
+        for at_layer in _at_layers(meant, range(sizes.n_layers)):
+            yield directions.resolved(at_layer, one.path, width)
 
 
 def _check_readings(
@@ -258,11 +264,18 @@ def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]
 
 
 def _check_tensors(findings: Findings, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
-    """Note inline tensors that cannot be broadcast to *shape*; those named by handle are not known yet."""
+    """Note inline tensors that cannot be broadcast to *shape*; those named by handle are not known yet, and directions
+    are checked elsewhere."""
+    of_directions = _vectors(intervention)
     for field, tensor in intervention.tensor_paths().items():
-        if tensor.tensor is not None:
+        if tensor.tensor is not None and tensor not in of_directions:
             reason = _why_not_stretched(tensor, shape)
             findings.check(not reason, f"{path}.{field}.tensor", reason)
+
+
+def _vectors(intervention: Intervention) -> list[RequestTensor | None]:
+    """The tensors that are directions."""
+    return [direction.vector for direction in intervention.action.directions.values()]
 
 
 def _why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
@@ -306,7 +319,10 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
             known[tensor] = source.get(tensor.handle)
             dimensions = plan.model.dimensions
             sizes = Sizes(dimensions, n_tokens or dimensions.context_window, plan.model.architecture)
-            reason = _why_not_stretched(known[tensor], _shape(one.at, sizes, plan.spliced))
+            if tensor in _vectors(one):
+                reason = why_no_vector(known[tensor], _sized(_meant(one.at, plan.spliced), sizes, plan.spliced)[-1][1])
+            else:
+                reason = _why_not_stretched(known[tensor], _shape(one.at, sizes, plan.spliced))
             problems.check(not reason, handle_path, reason)
     if not known:
         return plan

@@ -64,6 +64,16 @@ class Lookup:
             return tuple(self.sets(config.multi_autoencoder_context, field).values())
         return (by_path,) if by_path is not None else spliced
 
+    def named(self, ref: str, path: str) -> AutoencoderEntry | None:
+        """The set that *ref* names at *path*; None if it is bad."""
+        if self._findings.holds_stand_in(path):
+            return None
+        try:
+            return self._autoencoder(ref)
+        except InvalidRequest as error:
+            self._findings.extend(error, path)
+            return None
+
     def _autoencoder(self, ref: str) -> AutoencoderEntry:
         self.note_handle(ref)
         return self._registry.autoencoder_entry(ref, self._model.name)

@@ -25,6 +25,7 @@ from dst_grpc.engine.late_rows import LateRow
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import Internal, require
+from dst_grpc.pipeline.directions import vector_of, weight_rows
 from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
 from dst_grpc.pipeline.plan import last_layer_of
 from dst_grpc.pipeline.recording import Recording
@@ -160,7 +161,7 @@ def run_batch(
     taps = Taps(
         values=frozenset().union(*(row.sites for row in rows)),
         gradients=frozenset().union(*(row.attached for row in rows)),
-        interventions=_interventions(rows, decoder),
+        interventions=_interventions(rows, decoder, sets),
         splices=splices,
         propagation=propagation,
         check=check,
@@ -184,7 +185,7 @@ def run_batch(
         passes = list(_gradients(rows, taps, scalars))
     finally:
         taps.attached.clear()
-    found = _found_not_finite(rows, places, taps, reported, passes, decoder)
+    found = _found_not_finite(rows, places, taps, reported, passes, decoder, sets)
     statistics = RunStatistics(
         forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
     )
@@ -214,9 +215,14 @@ def _places(rows: Sequence[Row]) -> list[int]:
     return [place for _, place in sorted(zip(order, range(len(rows)), strict=True))]
 
 
-def _interventions(rows: Sequence[Row], decoder: Decoder) -> Iterator[RowIntervention]:
+def _interventions(
+    rows: Sequence[Row], decoder: Decoder, sets: Mapping[str, AutoencoderSet]
+) -> Iterator[RowIntervention]:
     """The interventions of every row, forward and in each of its gradient passes."""
     tensors: dict[RequestTensor, torch.Tensor] = {}
+    wide = torch.promote_types(decoder.dtype, torch.float32)
+    weights = dict.fromkeys(row for each in rows for row in weight_rows(each.run.interventions))
+    vectors = {row: vector_of(row, decoder, sets).to(decoder.device, wide) for row in weights}
     places = _places(rows)
     for place, row in zip(places, rows, strict=True):
         add = partial(
@@ -224,6 +230,7 @@ def _interventions(rows: Sequence[Row], decoder: Decoder) -> Iterator[RowInterve
             row=place,
             n_tokens=row.n_tokens,
             tensors=tensors,
+            vectors=vectors,
             runs={
                 name: Beside(places[source], rows[source].n_tokens) if isinstance(source, int) else source
                 for name, source in row.sources.items()
@@ -325,6 +332,7 @@ def _found_not_finite(
     reported: Sequence[Sequence[float]],
     passes: Sequence[Mapping[Site, torch.Tensor]],
     decoder: Decoder,
+    sets: Mapping[str, AutoencoderSet],
 ) -> dict[int, NotFinite]:
     """What is said of the rows that have values that are not finite."""
     found: dict[int, NotFinite] = {}
@@ -332,8 +340,8 @@ def _found_not_finite(
     is_clean = is_finite(residual)
     for i, (place, row) in enumerate(zip(places, rows, strict=True)):
         if not (is_clean or is_finite(residual[place, : row.n_tokens])) or not all(map(math.isfinite, reported[i])):
-            changed = _watched(_with_sources(rows, i), taps, decoder)
-            plain = _watched([Row(replace(row.run, interventions=()), row.values)], taps, decoder)
+            changed = _watched(_with_sources(rows, i), taps, decoder, sets)
+            plain = _watched([Row(replace(row.run, interventions=()), row.values)], taps, decoder, sets)
             found[i] = not_finite(changed, plain, decoder)
         elif decoder.dtype is torch.float16:  # whose range is so small that gradients leave it alone
             for one in passes[: _n_passes(row)]:
@@ -364,10 +372,10 @@ def _with_sources(rows: Sequence[Row], i: int) -> list[Row]:
     ]
 
 
-def _watched(rows: Sequence[Row], taps: Taps, decoder: Decoder) -> Watch:
+def _watched(rows: Sequence[Row], taps: Taps, decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> Watch:
     """The forward pass of the last of *rows*, watched, beside those that it reads; the same happens as in *taps*."""
     watch = Watch(
-        interventions=_interventions(rows, decoder),
+        interventions=_interventions(rows, decoder, sets),
         splices=taps.splices,
         propagation=taps.propagation,
         check=taps.check,

@@ -84,6 +84,8 @@ class Plan:
     """Autoencoders spliced into the run."""
     shared_sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that the shared config names; the spliced ones if it names none."""
+    direction_sets: tuple[AutoencoderEntry, ...]
+    """The autoencoders that interventions take directions from."""
     handles: tuple[str, ...]
     """Handles that the request used; loading shows whether their revisions are current."""
     topology: Topology
@@ -114,7 +116,7 @@ class Plan:
     def autoencoders(self) -> tuple[AutoencoderEntry, ...]:
         """Every autoencoder in use, spliced or not, without repetition."""
         of_scalars = (entry for scalar in self.scalars for entry in scalar.sets)
-        return tuple(dict.fromkeys((*self.spliced, *self.shared_sets, *of_scalars)))
+        return tuple(dict.fromkeys((*self.spliced, *self.shared_sets, *self.direction_sets, *of_scalars)))
 
     def also_recording(self, sites: Iterable[Site]) -> Plan:
         """This plan with the values at *sites* recorded too."""
@@ -132,7 +134,7 @@ class Plan:
 
         Entries rather than names: a reload can change the meaning of a name, but an entry always means the same files.
         """
-        return self.model, self.spliced, self.origin_sets, self.run.key
+        return self.model, self.spliced, self.origin_sets, self.direction_sets, self.run.key
 
     def digest(self, model: str, autoencoders: Iterable[str]) -> str:
         """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""

@@ -17,6 +17,7 @@ from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
+from dst_grpc.pipeline.directions import Directions
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.interventions import (
     changes_of_gradient,
@@ -137,21 +138,24 @@ class _Planner:
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
         topology = self._topology(spliced or shared_sets)
         trace = self._trace(loss, spliced or shared_sets, topology)
+        directions = Directions(self._findings, self._lookup, tokenizer, self._model.dimensions.vocab_size)
         sources = SourceRuns(
             request.source_runs,
             self._findings,
             spliced,
+            directions,
             own_tokens=tokens,
             tokens_of=partial(self._tokens, tokenizer),
             sizes_of=self._sizes_of,
         )
-        run = self._run(tokens, loss, trace, spliced, sources)
+        run = self._run(tokens, loss, trace, spliced, directions, sources)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
         if self._findings.count or self._findings.known:
             return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
-        return self._assembled(run, tokenizer, loss, trace, spliced, shared_sets, topology, planned)
+        planned_sets = spliced, shared_sets, tuple(directions.sets)
+        return self._assembled(run, tokenizer, loss, trace, planned_sets, topology, planned)
 
     def _assembled(
         self,
@@ -159,12 +163,12 @@ class _Planner:
         tokenizer: Tokenizer,
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
-        spliced: tuple[AutoencoderEntry, ...],
-        shared_sets: tuple[AutoencoderEntry, ...],
+        sets: tuple[tuple[AutoencoderEntry, ...], ...],
         topology: Topology,
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
+        spliced, shared_sets, direction_sets = sets
         taps = frozenset().union(*(scalar.taps for scalar in scalars))
         values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
         gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
@@ -180,6 +184,7 @@ class _Planner:
             trace=trace,
             spliced=spliced,
             shared_sets=shared_sets,
+            direction_sets=direction_sets,
             handles=tuple(self._lookup.handles),
             topology=topology,
             scalars=scalars,
@@ -279,6 +284,7 @@ class _Planner:
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
         spliced: tuple[AutoencoderEntry, ...],
+        directions: Directions,
         sources: SourceRuns,
     ) -> Run:
         """The request's run: gradients start from the trace, else from the loss."""
@@ -288,6 +294,7 @@ class _Planner:
                 self._findings,
                 self._sizes,
                 spliced,
+                directions,
                 sources.lengths,
                 has_prompt=self._request.prompt is not None,
             )

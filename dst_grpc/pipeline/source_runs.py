@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import Prompt, SourceRun
+    from dst_grpc.pipeline.directions import Directions
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.sizes import Sizes
 
@@ -29,6 +30,7 @@ class SourceRuns:
         given: Sequence[SourceRun],
         findings: Findings,
         spliced: Sequence[AutoencoderEntry],
+        directions: Directions,
         *,
         own_tokens: tuple[int, ...],
         tokens_of: Callable[[Prompt, str], tuple[int, ...]],
@@ -40,6 +42,7 @@ class SourceRuns:
             given: the runs; none is read by itself, directly or through others.
             findings: collects what is wrong.
             spliced: the autoencoders spliced into the runs.
+            directions: finds what directions name.
             own_tokens: tokens of the request's prompt.
             tokens_of: the tokens of a prompt, given its path; none if they cannot be known.
             sizes_of: the model's sizes with a number of tokens.
@@ -57,6 +60,7 @@ class SourceRuns:
                     findings,
                     sizes_of(self.lengths.get(source.name, 0)),
                     spliced,
+                    directions,
                     self.lengths,
                     has_prompt=source.name in self.lengths,
                 )

@@ -119,7 +119,7 @@ class RecordingStore:
         return None if self._shared else caller.name, plan.run_key
 
     def _key_of_values(self, plan: Plan, run: Run, caller: Caller) -> Hashable:
-        return None if self._shared else caller.name, plan.model, plan.spliced, run.forward.key
+        return None if self._shared else caller.name, plan.model, plan.spliced, plan.direction_sets, run.forward.key
 
 
 def _covers(recording: Recording, plan: Plan) -> bool:

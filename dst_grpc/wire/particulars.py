@@ -17,7 +17,7 @@ from dst_grpc.domain.indices import (
     DerivedScalarIndex,
     NodeIndex,
 )
-from dst_grpc.domain.interventions import AblationSpec, Intervention, SetValue
+from dst_grpc.domain.interventions import AblationSpec, AddVector, Direction, Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -63,6 +63,7 @@ PART_BY_PART = frozenset({SourceRun, DeriveRequest, ResolveRequest, TopKRequest,
 _NUMBERS = count()
 STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     Prompt: lambda: Prompt(token_ids=(0,)),
+    Direction: lambda: Direction(direction=RequestTensor(tensor=np.zeros(1, np.float32))),
     RequestTensor: lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
     # Groups of one id exclude one another.
     TopKGroup: lambda: TopKGroup(group_id=f"\0{next(_NUMBERS)}", dsts=(DerivedScalarType.ALWAYS_ONE,)),
@@ -82,6 +83,8 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (Intervention, "action"): lambda: SetValue(scalar=0.0),
     (RequestTensor, "tensor"): lambda: np.zeros(1, np.float32),
     (SetValue, "tensor"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
+    (AddVector, "vector"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
+    (Direction, "direction"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
 }
 """Makes stand-ins of a class, or for a field, where one made of defaults would not be valid."""
 ARRAYS: Mapping[tuple[type, str], Kind] = {

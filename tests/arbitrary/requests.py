@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dst_grpc.domain.components import (
     AttentionTraceType,
+    Dimension,
     InferenceEngineType,
     LossFnName,
     NodeType,
@@ -33,14 +34,23 @@ from dst_grpc.domain.interventions import (
     UNCHANGED,
     AblationSpec,
     Action,
+    AddNormScaled,
     AddVector,
+    ClampValue,
     CopyFromRun,
+    DecoderRow,
     DetachGradient,
+    DifferenceOfMeans,
+    Direction,
+    EncoderRow,
     HoldValue,
     Intervention,
     MeanOverRuns,
+    ProjectOut,
     ScaleValue,
     SetValue,
+    SwapDirections,
+    UnembeddingRow,
 )
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
@@ -267,6 +277,61 @@ add_vectors = st.builds(AddVector, vector=request_tensors, factor=finite_floats3
 scale_values = st.builds(ScaleValue, factor=finite_floats32)
 
 
+def differences_of_means(runs: Sequence[str] = ()) -> st.SearchStrategy[DifferenceOfMeans]:
+    several = tuples(st.sampled_from([UNCHANGED, *runs]), min_size=1)
+    token = optional(st.integers(-(2**31) + 1, 2**31 - 1))
+    return st.builds(DifferenceOfMeans, runs=several, minus_runs=several, token_index=token)
+
+
+unembedding_rows = st.builds(UnembeddingRow, token=texts) | st.builds(UnembeddingRow, token_id=uint32)
+
+
+def directions(runs: Sequence[str] = ()) -> st.SearchStrategy[Direction]:
+    latents = built(EncoderRow, autoencoder=names) | built(DecoderRow, autoencoder=names)
+    return st.builds(
+        Direction,
+        direction=request_tensors | unembedding_rows | latents | differences_of_means(runs),
+        normalize=st.booleans(),
+    )
+
+
+def limits(direction: st.SearchStrategy[Direction | None]) -> st.SearchStrategy[ClampValue]:
+    pairs = st.tuples(finite_floats32, finite_floats32).map(sorted)
+    return pairs.flatmap(
+        lambda pair: st.sampled_from([(pair[0], None), (None, pair[1]), tuple(pair)]).flatmap(
+            lambda ends: st.builds(ClampValue, direction=direction, minimum=st.just(ends[0]), maximum=st.just(ends[1]))
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Along:
+    """Actions along directions."""
+
+    direction: st.SearchStrategy[Direction]
+
+    @property
+    def add(self) -> st.SearchStrategy[AddVector]:
+        return st.builds(AddVector, direction=self.direction, factor=finite_floats32)
+
+    @property
+    def project_out(self) -> st.SearchStrategy[ProjectOut]:
+        return st.builds(ProjectOut, direction=self.direction, factor=finite_floats32)
+
+    @property
+    def add_norm_scaled(self) -> st.SearchStrategy[AddNormScaled]:
+        cap = optional(finite_floats32.map(abs))
+        return st.builds(AddNormScaled, direction=self.direction, factor=finite_floats32, cap=cap)
+
+    @property
+    def swap(self) -> st.SearchStrategy[SwapDirections]:
+        return st.builds(SwapDirections, direction=self.direction, target=self.direction)
+
+    @property
+    def any(self) -> st.SearchStrategy[Action]:
+        return self.add | self.project_out | self.add_norm_scaled | self.swap | limits(self.direction)
+
+
 def reading_actions(location: ActivationLocationType, names: Sequence[str]) -> st.SearchStrategy[Action]:
     """Actions at a tap that read the unchanged run, or those of *names*."""
     run = st.sampled_from([UNCHANGED, *names])
@@ -286,7 +351,10 @@ def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_
         layer_index=None if location.has_no_layers else draw(optional(layers)),
         pass_type=pass_type,
     )
-    on_values = set_values | add_vectors | scale_values | reading_actions(location, runs)
+    on_values = set_values | add_vectors | scale_values | limits(st.none()) | reading_actions(location, runs)
+    has_vectors = location.dimensions[-1] not in {Dimension.ATTN_HEADS, Dimension.SINGLETON}
+    if pass_type is PassType.FORWARD and has_vectors and at.all_axes[-1] is None:
+        on_values |= Along(directions(runs)).any
     on_gradients = st.builds(SetValue, scalar=finite_floats32) | st.just(DetachGradient())
     return Intervention(at=at, action=draw(on_values if pass_type is PassType.FORWARD else on_gradients))
 
@@ -395,8 +463,17 @@ own(RequestTensor, request_tensors)
 own(PositionList, position_lists)
 own(PositionRange, position_ranges)
 own(SetValue, set_values)
-own(AddVector, add_vectors)
+own(AddVector, add_vectors | Along(directions()).add)
 own(ScaleValue, scale_values)
+own(UnembeddingRow, unembedding_rows)
+own(EncoderRow, built(EncoderRow, autoencoder=names))
+own(DecoderRow, built(DecoderRow, autoencoder=names))
+own(DifferenceOfMeans, differences_of_means())
+own(Direction, directions())
+own(ClampValue, limits(optional(directions())))
+own(ProjectOut, Along(directions()).project_out)
+own(AddNormScaled, Along(directions()).add_norm_scaled)
+own(SwapDirections, Along(directions()).swap)
 own(CopyFromRun, built(CopyFromRun, run=texts.filter(bool)))
 own(MeanOverRuns, built(MeanOverRuns, runs=tuples(texts.filter(bool), min_size=1)))
 own(TapSelection, interventions().map(lambda intervention: intervention.at))

@@ -10,30 +10,47 @@ import pytest
 
 from dst_grpc.client import (
     Client,
+    Direction,
     Intervention,
     PassType,
     Prompt,
     RequestTensor,
     SourceRun,
     TapSelection,
+    add_norm_scaled,
+    clamp,
+    decoder_row,
     detach_gradient,
+    difference_of_means,
+    encoder_row,
     hold,
     make_explain_run,
     make_request,
     mean_over,
     patch,
+    project_out,
     scale,
     set_value,
     steer,
+    swap,
+    unembedding_row,
 )
 from dst_grpc.domain.interventions import (
+    AddNormScaled,
     AddVector,
+    ClampValue,
     CopyFromRun,
+    DecoderRow,
     DetachGradient,
+    DifferenceOfMeans,
+    EncoderRow,
     HoldValue,
     MeanOverRuns,
+    ProjectOut,
     ScaleValue,
     SetValue,
+    SwapDirections,
+    UnembeddingRow,
 )
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.selections import PositionList, PositionRange
@@ -58,6 +75,24 @@ def test_runs_are_read_by_name() -> None:
     with pytest.raises(InvalidRequest) as caught:
         mean_over("attn.qk_probs", ["a"], over_positions=True)
     assert [one.field for one in caught.value.violations] == ["mean.over_positions"]
+
+
+def test_directions_are_vectors_or_named() -> None:
+    by_token = unembedding_row(" Mary", normalize=True)
+    assert by_token == Direction(direction=UnembeddingRow(token=" Mary"), normalize=True)
+    assert unembedding_row(np.int64(3)).direction == UnembeddingRow(token_id=3)
+    assert encoder_row("set", 4, layer=1).direction == EncoderRow(autoencoder="set", latent=4, layer_index=1)
+    assert decoder_row("set", np.int64(4)).direction == DecoderRow(autoencoder="set", latent=4)
+    means = difference_of_means(["a"], ["b"], token=-1)
+    assert means.direction == DifferenceOfMeans(runs=("a",), minus_runs=("b",), token_index=-1)
+    assert steer("resid.post_mlp", means, factor=2.0).action == AddVector(direction=means, factor=2.0)
+    given = Direction(direction=RequestTensor(tensor=VECTOR))
+    assert project_out("resid.post_mlp", VECTOR, factor=0.5).action == ProjectOut(direction=given, factor=0.5)
+    assert clamp("mlp.post_act", minimum=0.5).action == ClampValue(minimum=0.5)
+    assert clamp("resid.post_mlp", by_token, maximum=2.0).action == ClampValue(direction=by_token, maximum=2.0)
+    assert swap("resid.post_mlp", VECTOR, means).action == SwapDirections(direction=given, target=means)
+    added = add_norm_scaled("resid.post_mlp", VECTOR, factor=2.0, cap=1.0).action
+    assert added == AddNormScaled(direction=given, factor=2.0, cap=1.0)
 
 
 def test_runs_that_are_read_are_given_by_name_or_whole() -> None:

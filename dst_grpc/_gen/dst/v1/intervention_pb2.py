@@ -27,7 +27,7 @@ from dst_grpc._gen.dst.v1 import index_pb2 as dst_dot_v1_dot_index__pb2
 from dst_grpc._gen.dst.v1 import tensor_pb2 as dst_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64st/v1/intervention.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x12\x64st/v1/index.proto\x1a\x13\x64st/v1/tensor.proto\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\r\",\n\rPositionRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"\x9d\x01\n\rAxisSelection\x12\x0c\n\x02\x61t\x18\x01 \x01(\rH\x00\x12#\n\x03\x61ll\x18\x02 \x01(\x0b\x32\x14.dst.v1.AllPositionsH\x00\x12$\n\x04list\x18\x03 \x01(\x0b\x32\x14.dst.v1.PositionListH\x00\x12&\n\x05range\x18\x04 \x01(\x0b\x32\x15.dst.v1.PositionRangeH\x00\x42\x0b\n\tselection\"\xc4\x01\n\x0cTapSelection\x12@\n\x18\x61\x63tivation_location_type\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12#\n\x04\x61xes\x18\x02 \x03(\x0b\x32\x15.dst.v1.AxisSelection\x12\x18\n\x0blayer_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12#\n\tpass_type\x18\x04 \x01(\x0e\x32\x10.dst.v1.PassTypeB\x0e\n\x0c_layer_index\"M\n\rRequestTensor\x12 \n\x06tensor\x18\x01 \x01(\x0b\x32\x0e.dst.v1.TensorH\x00\x12\x10\n\x06handle\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"N\n\x08SetValue\x12\x10\n\x06scalar\x18\x01 \x01(\x02H\x00\x12\'\n\x06tensor\x18\x02 \x01(\x0b\x32\x15.dst.v1.RequestTensorH\x00\x42\x07\n\x05value\"R\n\tAddVector\x12%\n\x06vector\x18\x01 \x01(\x0b\x32\x15.dst.v1.RequestTensor\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_factor\"\x1c\n\nScaleValue\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\x02\"\x10\n\x0e\x44\x65tachGradient\"\x1a\n\x0b\x43opyFromRun\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x0b\n\tHoldValue\"4\n\x0cMeanOverRuns\x12\x0c\n\x04runs\x18\x01 \x03(\t\x12\x16\n\x0eover_positions\x18\x02 \x01(\x08\"\xba\x02\n\x0cIntervention\x12 \n\x02\x61t\x18\x01 \x01(\x0b\x32\x14.dst.v1.TapSelection\x12\x1f\n\x03set\x18\x02 \x01(\x0b\x32\x10.dst.v1.SetValueH\x00\x12 \n\x03\x61\x64\x64\x18\x03 \x01(\x0b\x32\x11.dst.v1.AddVectorH\x00\x12#\n\x05scale\x18\x04 \x01(\x0b\x32\x12.dst.v1.ScaleValueH\x00\x12(\n\x06\x64\x65tach\x18\x05 \x01(\x0b\x32\x16.dst.v1.DetachGradientH\x00\x12#\n\x04\x63opy\x18\x06 \x01(\x0b\x32\x13.dst.v1.CopyFromRunH\x00\x12!\n\x04hold\x18\x07 \x01(\x0b\x32\x11.dst.v1.HoldValueH\x00\x12$\n\x04mean\x18\x08 \x01(\x0b\x32\x14.dst.v1.MeanOverRunsH\x00\x42\x08\n\x06\x61\x63tionB\x9c\x01\n\rio.dstgrpc.v1B\x11InterventionProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64st/v1/intervention.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a\x12\x64st/v1/index.proto\x1a\x13\x64st/v1/tensor.proto\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\r\",\n\rPositionRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0c\n\x04stop\x18\x02 \x01(\r\"\x9d\x01\n\rAxisSelection\x12\x0c\n\x02\x61t\x18\x01 \x01(\rH\x00\x12#\n\x03\x61ll\x18\x02 \x01(\x0b\x32\x14.dst.v1.AllPositionsH\x00\x12$\n\x04list\x18\x03 \x01(\x0b\x32\x14.dst.v1.PositionListH\x00\x12&\n\x05range\x18\x04 \x01(\x0b\x32\x15.dst.v1.PositionRangeH\x00\x42\x0b\n\tselection\"\xc4\x01\n\x0cTapSelection\x12@\n\x18\x61\x63tivation_location_type\x18\x01 \x01(\x0e\x32\x1e.dst.v1.ActivationLocationType\x12#\n\x04\x61xes\x18\x02 \x03(\x0b\x32\x15.dst.v1.AxisSelection\x12\x18\n\x0blayer_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12#\n\tpass_type\x18\x04 \x01(\x0e\x32\x10.dst.v1.PassTypeB\x0e\n\x0c_layer_index\"M\n\rRequestTensor\x12 \n\x06tensor\x18\x01 \x01(\x0b\x32\x0e.dst.v1.TensorH\x00\x12\x10\n\x06handle\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"N\n\x08SetValue\x12\x10\n\x06scalar\x18\x01 \x01(\x02H\x00\x12\'\n\x06tensor\x18\x02 \x01(\x0b\x32\x15.dst.v1.RequestTensorH\x00\x42\x07\n\x05value\"=\n\x0eUnembeddingRow\x12\x0f\n\x05token\x18\x01 \x01(\tH\x00\x12\x12\n\x08token_id\x18\x02 \x01(\rH\x00\x42\x06\n\x04name\"[\n\nEncoderRow\x12\x13\n\x0b\x61utoencoder\x18\x01 \x01(\t\x12\x0e\n\x06latent\x18\x02 \x01(\r\x12\x18\n\x0blayer_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_layer_index\"[\n\nDecoderRow\x12\x13\n\x0b\x61utoencoder\x18\x01 \x01(\t\x12\x0e\n\x06latent\x18\x02 \x01(\r\x12\x18\n\x0blayer_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0e\n\x0c_layer_index\"_\n\x11\x44ifferenceOfMeans\x12\x0c\n\x04runs\x18\x01 \x03(\t\x12\x12\n\nminus_runs\x18\x02 \x03(\t\x12\x18\n\x0btoken_index\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0e\n\x0c_token_index\"\x97\x02\n\tDirection\x12\'\n\x06vector\x18\x01 \x01(\x0b\x32\x15.dst.v1.RequestTensorH\x00\x12\x31\n\x0funembedding_row\x18\x02 \x01(\x0b\x32\x16.dst.v1.UnembeddingRowH\x00\x12)\n\x0b\x65ncoder_row\x18\x03 \x01(\x0b\x32\x12.dst.v1.EncoderRowH\x00\x12)\n\x0b\x64\x65\x63oder_row\x18\x04 \x01(\x0b\x32\x12.dst.v1.DecoderRowH\x00\x12\x38\n\x13\x64ifference_of_means\x18\x05 \x01(\x0b\x32\x19.dst.v1.DifferenceOfMeansH\x00\x12\x11\n\tnormalize\x18\x06 \x01(\x08\x42\x0b\n\tdirection\"x\n\tAddVector\x12%\n\x06vector\x18\x01 \x01(\x0b\x32\x15.dst.v1.RequestTensor\x12\x13\n\x06\x66\x61\x63tor\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12$\n\tdirection\x18\x03 \x01(\x0b\x32\x11.dst.v1.DirectionB\t\n\x07_factor\"\x1c\n\nScaleValue\x12\x0e\n\x06\x66\x61\x63tor\x18\x01 \x01(\x02\"\x10\n\x0e\x44\x65tachGradient\"\x1a\n\x0b\x43opyFromRun\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x0b\n\tHoldValue\"4\n\x0cMeanOverRuns\x12\x0c\n\x04runs\x18\x01 \x03(\t\x12\x16\n\x0eover_positions\x18\x02 \x01(\x08\"v\n\nClampValue\x12$\n\tdirection\x18\x01 \x01(\x0b\x32\x11.dst.v1.Direction\x12\x14\n\x07minimum\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x03 \x01(\x02H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"B\n\nProjectOut\x12$\n\tdirection\x18\x01 \x01(\x0b\x32\x11.dst.v1.Direction\x12\x0e\n\x06\x66\x61\x63tor\x18\x02 \x01(\x02\"_\n\rAddNormScaled\x12$\n\tdirection\x18\x01 \x01(\x0b\x32\x11.dst.v1.Direction\x12\x0e\n\x06\x66\x61\x63tor\x18\x02 \x01(\x02\x12\x10\n\x03\x63\x61p\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x06\n\x04_cap\"Y\n\x0eSwapDirections\x12$\n\tdirection\x18\x01 \x01(\x0b\x32\x11.dst.v1.Direction\x12!\n\x06target\x18\x02 \x01(\x0b\x32\x11.dst.v1.Direction\"\xe4\x03\n\x0cIntervention\x12 \n\x02\x61t\x18\x01 \x01(\x0b\x32\x14.dst.v1.TapSelection\x12\x1f\n\x03set\x18\x02 \x01(\x0b\x32\x10.dst.v1.SetValueH\x00\x12 \n\x03\x61\x64\x64\x18\x03 \x01(\x0b\x32\x11.dst.v1.AddVectorH\x00\x12#\n\x05scale\x18\x04 \x01(\x0b\x32\x12.dst.v1.ScaleValueH\x00\x12(\n\x06\x64\x65tach\x18\x05 \x01(\x0b\x32\x16.dst.v1.DetachGradientH\x00\x12#\n\x04\x63opy\x18\x06 \x01(\x0b\x32\x13.dst.v1.CopyFromRunH\x00\x12!\n\x04hold\x18\x07 \x01(\x0b\x32\x11.dst.v1.HoldValueH\x00\x12$\n\x04mean\x18\x08 \x01(\x0b\x32\x14.dst.v1.MeanOverRunsH\x00\x12#\n\x05\x63lamp\x18\t \x01(\x0b\x32\x12.dst.v1.ClampValueH\x00\x12)\n\x0bproject_out\x18\n \x01(\x0b\x32\x12.dst.v1.ProjectOutH\x00\x12\x30\n\x0f\x61\x64\x64_norm_scaled\x18\x0b \x01(\x0b\x32\x15.dst.v1.AddNormScaledH\x00\x12&\n\x04swap\x18\x0c \x01(\x0b\x32\x16.dst.v1.SwapDirectionsH\x00\x42\x08\n\x06\x61\x63tionB\x9c\x01\n\rio.dstgrpc.v1B\x11InterventionProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,18 +47,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTTENSOR']._serialized_end=619
   _globals['_SETVALUE']._serialized_start=621
   _globals['_SETVALUE']._serialized_end=699
-  _globals['_ADDVECTOR']._serialized_start=701
-  _globals['_ADDVECTOR']._serialized_end=783
-  _globals['_SCALEVALUE']._serialized_start=785
-  _globals['_SCALEVALUE']._serialized_end=813
-  _globals['_DETACHGRADIENT']._serialized_start=815
-  _globals['_DETACHGRADIENT']._serialized_end=831
-  _globals['_COPYFROMRUN']._serialized_start=833
-  _globals['_COPYFROMRUN']._serialized_end=859
-  _globals['_HOLDVALUE']._serialized_start=861
-  _globals['_HOLDVALUE']._serialized_end=872
-  _globals['_MEANOVERRUNS']._serialized_start=874
-  _globals['_MEANOVERRUNS']._serialized_end=926
-  _globals['_INTERVENTION']._serialized_start=929
-  _globals['_INTERVENTION']._serialized_end=1243
+  _globals['_UNEMBEDDINGROW']._serialized_start=701
+  _globals['_UNEMBEDDINGROW']._serialized_end=762
+  _globals['_ENCODERROW']._serialized_start=764
+  _globals['_ENCODERROW']._serialized_end=855
+  _globals['_DECODERROW']._serialized_start=857
+  _globals['_DECODERROW']._serialized_end=948
+  _globals['_DIFFERENCEOFMEANS']._serialized_start=950
+  _globals['_DIFFERENCEOFMEANS']._serialized_end=1045
+  _globals['_DIRECTION']._serialized_start=1048
+  _globals['_DIRECTION']._serialized_end=1327
+  _globals['_ADDVECTOR']._serialized_start=1329
+  _globals['_ADDVECTOR']._serialized_end=1449
+  _globals['_SCALEVALUE']._serialized_start=1451
+  _globals['_SCALEVALUE']._serialized_end=1479
+  _globals['_DETACHGRADIENT']._serialized_start=1481
+  _globals['_DETACHGRADIENT']._serialized_end=1497
+  _globals['_COPYFROMRUN']._serialized_start=1499
+  _globals['_COPYFROMRUN']._serialized_end=1525
+  _globals['_HOLDVALUE']._serialized_start=1527
+  _globals['_HOLDVALUE']._serialized_end=1538
+  _globals['_MEANOVERRUNS']._serialized_start=1540
+  _globals['_MEANOVERRUNS']._serialized_end=1592
+  _globals['_CLAMPVALUE']._serialized_start=1594
+  _globals['_CLAMPVALUE']._serialized_end=1712
+  _globals['_PROJECTOUT']._serialized_start=1714
+  _globals['_PROJECTOUT']._serialized_end=1780
+  _globals['_ADDNORMSCALED']._serialized_start=1782
+  _globals['_ADDNORMSCALED']._serialized_end=1877
+  _globals['_SWAPDIRECTIONS']._serialized_start=1879
+  _globals['_SWAPDIRECTIONS']._serialized_end=1968
+  _globals['_INTERVENTION']._serialized_start=1971
+  _globals['_INTERVENTION']._serialized_end=2455
 # @@protoc_insertion_point(module_scope)

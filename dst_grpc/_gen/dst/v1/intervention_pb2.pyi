@@ -63,13 +63,69 @@ class SetValue(_message.Message):
     tensor: RequestTensor
     def __init__(self, scalar: _Optional[float] = ..., tensor: _Optional[_Union[RequestTensor, _Mapping]] = ...) -> None: ...
 
+class UnembeddingRow(_message.Message):
+    __slots__ = ("token", "token_id")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    token_id: int
+    def __init__(self, token: _Optional[str] = ..., token_id: _Optional[int] = ...) -> None: ...
+
+class EncoderRow(_message.Message):
+    __slots__ = ("autoencoder", "latent", "layer_index")
+    AUTOENCODER_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    autoencoder: str
+    latent: int
+    layer_index: int
+    def __init__(self, autoencoder: _Optional[str] = ..., latent: _Optional[int] = ..., layer_index: _Optional[int] = ...) -> None: ...
+
+class DecoderRow(_message.Message):
+    __slots__ = ("autoencoder", "latent", "layer_index")
+    AUTOENCODER_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    autoencoder: str
+    latent: int
+    layer_index: int
+    def __init__(self, autoencoder: _Optional[str] = ..., latent: _Optional[int] = ..., layer_index: _Optional[int] = ...) -> None: ...
+
+class DifferenceOfMeans(_message.Message):
+    __slots__ = ("runs", "minus_runs", "token_index")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    MINUS_RUNS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedScalarFieldContainer[str]
+    minus_runs: _containers.RepeatedScalarFieldContainer[str]
+    token_index: int
+    def __init__(self, runs: _Optional[_Iterable[str]] = ..., minus_runs: _Optional[_Iterable[str]] = ..., token_index: _Optional[int] = ...) -> None: ...
+
+class Direction(_message.Message):
+    __slots__ = ("vector", "unembedding_row", "encoder_row", "decoder_row", "difference_of_means", "normalize")
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    UNEMBEDDING_ROW_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_ROW_FIELD_NUMBER: _ClassVar[int]
+    DECODER_ROW_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_OF_MEANS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    vector: RequestTensor
+    unembedding_row: UnembeddingRow
+    encoder_row: EncoderRow
+    decoder_row: DecoderRow
+    difference_of_means: DifferenceOfMeans
+    normalize: bool
+    def __init__(self, vector: _Optional[_Union[RequestTensor, _Mapping]] = ..., unembedding_row: _Optional[_Union[UnembeddingRow, _Mapping]] = ..., encoder_row: _Optional[_Union[EncoderRow, _Mapping]] = ..., decoder_row: _Optional[_Union[DecoderRow, _Mapping]] = ..., difference_of_means: _Optional[_Union[DifferenceOfMeans, _Mapping]] = ..., normalize: bool = ...) -> None: ...
+
 class AddVector(_message.Message):
-    __slots__ = ("vector", "factor")
+    __slots__ = ("vector", "factor", "direction")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     FACTOR_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
     vector: RequestTensor
     factor: float
-    def __init__(self, vector: _Optional[_Union[RequestTensor, _Mapping]] = ..., factor: _Optional[float] = ...) -> None: ...
+    direction: Direction
+    def __init__(self, vector: _Optional[_Union[RequestTensor, _Mapping]] = ..., factor: _Optional[float] = ..., direction: _Optional[_Union[Direction, _Mapping]] = ...) -> None: ...
 
 class ScaleValue(_message.Message):
     __slots__ = ("factor",)
@@ -99,8 +155,44 @@ class MeanOverRuns(_message.Message):
     over_positions: bool
     def __init__(self, runs: _Optional[_Iterable[str]] = ..., over_positions: bool = ...) -> None: ...
 
+class ClampValue(_message.Message):
+    __slots__ = ("direction", "minimum", "maximum")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    direction: Direction
+    minimum: float
+    maximum: float
+    def __init__(self, direction: _Optional[_Union[Direction, _Mapping]] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
+
+class ProjectOut(_message.Message):
+    __slots__ = ("direction", "factor")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    direction: Direction
+    factor: float
+    def __init__(self, direction: _Optional[_Union[Direction, _Mapping]] = ..., factor: _Optional[float] = ...) -> None: ...
+
+class AddNormScaled(_message.Message):
+    __slots__ = ("direction", "factor", "cap")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    CAP_FIELD_NUMBER: _ClassVar[int]
+    direction: Direction
+    factor: float
+    cap: float
+    def __init__(self, direction: _Optional[_Union[Direction, _Mapping]] = ..., factor: _Optional[float] = ..., cap: _Optional[float] = ...) -> None: ...
+
+class SwapDirections(_message.Message):
+    __slots__ = ("direction", "target")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    direction: Direction
+    target: Direction
+    def __init__(self, direction: _Optional[_Union[Direction, _Mapping]] = ..., target: _Optional[_Union[Direction, _Mapping]] = ...) -> None: ...
+
 class Intervention(_message.Message):
-    __slots__ = ("at", "set", "add", "scale", "detach", "copy", "hold", "mean")
+    __slots__ = ("at", "set", "add", "scale", "detach", "copy", "hold", "mean", "clamp", "project_out", "add_norm_scaled", "swap")
     AT_FIELD_NUMBER: _ClassVar[int]
     SET_FIELD_NUMBER: _ClassVar[int]
     ADD_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +201,10 @@ class Intervention(_message.Message):
     COPY_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
+    CLAMP_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_OUT_FIELD_NUMBER: _ClassVar[int]
+    ADD_NORM_SCALED_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
     at: TapSelection
     set: SetValue
     add: AddVector
@@ -117,4 +213,8 @@ class Intervention(_message.Message):
     copy: CopyFromRun
     hold: HoldValue
     mean: MeanOverRuns
-    def __init__(self, at: _Optional[_Union[TapSelection, _Mapping]] = ..., set: _Optional[_Union[SetValue, _Mapping]] = ..., add: _Optional[_Union[AddVector, _Mapping]] = ..., scale: _Optional[_Union[ScaleValue, _Mapping]] = ..., detach: _Optional[_Union[DetachGradient, _Mapping]] = ..., copy: _Optional[_Union[CopyFromRun, _Mapping]] = ..., hold: _Optional[_Union[HoldValue, _Mapping]] = ..., mean: _Optional[_Union[MeanOverRuns, _Mapping]] = ...) -> None: ...
+    clamp: ClampValue
+    project_out: ProjectOut
+    add_norm_scaled: AddNormScaled
+    swap: SwapDirections
+    def __init__(self, at: _Optional[_Union[TapSelection, _Mapping]] = ..., set: _Optional[_Union[SetValue, _Mapping]] = ..., add: _Optional[_Union[AddVector, _Mapping]] = ..., scale: _Optional[_Union[ScaleValue, _Mapping]] = ..., detach: _Optional[_Union[DetachGradient, _Mapping]] = ..., copy: _Optional[_Union[CopyFromRun, _Mapping]] = ..., hold: _Optional[_Union[HoldValue, _Mapping]] = ..., mean: _Optional[_Union[MeanOverRuns, _Mapping]] = ..., clamp: _Optional[_Union[ClampValue, _Mapping]] = ..., project_out: _Optional[_Union[ProjectOut, _Mapping]] = ..., add_norm_scaled: _Optional[_Union[AddNormScaled, _Mapping]] = ..., swap: _Optional[_Union[SwapDirections, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,134 @@
+"""Directions of interventions: finds what they name, checks that they fit a tap, and makes their vectors of weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dst_grpc.domain.components import Dimension
+from dst_grpc.domain.enum_names import json_name
+from dst_grpc.domain.interventions import DecoderRow, DifferenceOfMeans, EncoderRow, UnembeddingRow
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.errors import InvalidRequest, require
+from dst_grpc.pipeline.checks import check_covered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    import torch
+
+    from dst_grpc.contexts.entries import AutoencoderEntry
+    from dst_grpc.domain.interventions import Direction, Intervention
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.tokenizer import Tokenizer
+    from dst_grpc.pipeline.findings import Findings
+    from dst_grpc.pipeline.lookup import Lookup
+    from dst_grpc.scalars.explained_model import AutoencoderSet
+
+WeightRow = UnembeddingRow | EncoderRow | DecoderRow
+"""Directions that are rows of weights."""
+
+
+class Directions:
+    """Finds what the directions of one request name."""
+
+    def __init__(self, findings: Findings, lookup: Lookup, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """*findings* collects what is wrong, *lookup* finds autoencoders, and *tokenizer* tokens below *vocab_size*."""
+        self._findings, self._lookup, self._tokenizer, self._vocab_size = findings, lookup, tokenizer, vocab_size
+        self.sets: dict[AutoencoderEntry, None] = {}
+        """The autoencoder sets that are named."""
+
+    def resolved(self, one: Intervention, path: str, width: int | None) -> Intervention:
+        """An intervention at one layer with tokens by id, and sets and layers of latents by name; notes what does not
+        exist or does not fit.
+
+        Args:
+            one: the intervention.
+            path: its path.
+            width: size of the last axis of its tap; None if it is not known.
+        """
+        found: dict[str, Any] = {
+            field: self._direction(direction, one, f"{path}.{one.action.arm}.{field}", width)
+            for field, direction in one.action.directions.items()
+        }
+        return replace(one, action=replace(one.action, **found)) if found else one
+
+    def _direction(self, direction: Direction, one: Intervention, path: str, width: int | None) -> Direction:
+        if self._findings.holds_stand_in(path):
+            return direction
+        match direction.direction:
+            case RequestTensor() as vector:
+                reason = why_no_vector(vector, width)
+                self._findings.check(not reason, f"{path}.vector.tensor", reason)
+            case UnembeddingRow() as row:
+                return replace(direction, direction=self._token(row, one, f"{path}.unembedding_row"))
+            case EncoderRow() as row:
+                return replace(direction, direction=self._latent(row, one, f"{path}.encoder_row", width))
+            case DecoderRow() as row:
+                return replace(direction, direction=self._latent(row, one, f"{path}.decoder_row", width))
+        return direction
+
+    def _token(self, row: UnembeddingRow, one: Intervention, path: str) -> UnembeddingRow:
+        location = one.at.activation_location_type
+        if location.dimensions[-1] is not Dimension.RESIDUAL_STREAM_CHANNELS:
+            description = f"is a vector of the residual stream, but those of {json_name(location)} are not"
+            self._findings.add(path, description)
+        if row.token is None:
+            fits = require(row.token_id) < self._vocab_size
+            self._findings.check(fits, f"{path}.token_id", f"must be below the vocabulary size {self._vocab_size}")
+            return row
+        try:
+            return UnembeddingRow(token_id=self._tokenizer.single_token(row.token, f"{path}.token"))
+        except InvalidRequest as error:
+            self._findings.extend(error)
+            return row
+
+    def _latent(
+        self, row: EncoderRow | DecoderRow, one: Intervention, path: str, width: int | None
+    ) -> EncoderRow | DecoderRow:
+        entry = self._lookup.named(row.autoencoder, f"{path}.autoencoder")
+        if entry is None:
+            return row
+        self.sets[entry] = None
+        layer = one.at.layer_index if row.layer_index is None else row.layer_index
+        layer = None if None in entry.by_layer else layer
+        if layer is None and None not in entry.by_layer:
+            self._findings.add(f"{path}.layer_index", f"is required: {entry.name} has an autoencoder for each layer")
+        check_covered(self._findings, entry, layer, f"{path}.layer_index")
+        count = entry.n_latents
+        outside = f"must be below {count}, the number of latents of {entry.name}, not {row.latent}"
+        self._findings.check(row.latent < count, f"{path}.latent", outside)
+        header = entry.headers[0]
+        own = header.n_inputs if isinstance(row, EncoderRow) else header.n_outputs
+        what = "reads" if isinstance(row, EncoderRow) else "writes"
+        location = one.at.activation_location_type
+        unlike = f"{entry.name} {what} vectors of {own} entries, but those of {json_name(location)} have {width}"
+        self._findings.check(width in {None, own}, f"{path}.autoencoder", unlike)
+        return replace(row, autoencoder=entry.name, layer_index=layer)
+
+
+def why_no_vector(vector: RequestTensor, width: int | None) -> str:
+    """Why a tensor of a request is no direction of vectors of *width* entries; empty if it is one, or not known yet."""
+    if vector.tensor is None:
+        return ""
+    if vector.tensor.shape != (width,) and width is not None:
+        return f"has shape {list(vector.tensor.shape)}, but must have [{width}], the size of the tap's last axis"
+    return "" if np.any(vector.tensor) else "is 0, which is no direction"
+
+
+def weight_rows(interventions: Iterable[Intervention]) -> Iterator[WeightRow]:
+    """The rows of weights that *interventions* name."""
+    for one in interventions:
+        for direction in one.action.directions.values():
+            if not isinstance(direction.direction, RequestTensor | DifferenceOfMeans):
+                yield direction.direction
+
+
+def vector_of(row: WeightRow, decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> torch.Tensor:
+    """The vector [n] of a row that planning has resolved."""
+    if isinstance(row, UnembeddingRow):
+        return decoder.unembedding[:, require(row.token_id)]
+    autoencoder = sets[row.autoencoder].by_layer[row.layer_index]
+    return autoencoder.encoder[row.latent] if isinstance(row, EncoderRow) else autoencoder.decoder[:, row.latent]
