@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import subjects
+from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
 from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.door import Ticket
+from dst_grpc.pipeline.scheduler import DeviceLimits, Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
@@ -55,7 +58,7 @@ class _Device:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self.worker = Worker("cpu")
-        self._batcher = Batcher(self.worker, RecordingStore(0))
+        self._batcher = Batcher(self.worker, RecordingStore(0), Scheduler(DeviceLimits(), time.monotonic))
         self._plans = [subjects.plan(_TOKENS - i, _TYPES) for i in range(_PROMPTS)]
 
     def start(self) -> asyncio.Task[list[float]]:
@@ -71,7 +74,7 @@ class _Device:
             assert result.loss is not None
             return result.loss
 
-        return await self._batcher.run(plan, self._decoder, {}, loss)
+        return await self._batcher.run(Ticket(LOCAL), plan, self._decoder, {}, loss)
 
 
 async def _ratios(decoder: Decoder) -> list[float]:

@@ -40,6 +40,8 @@ from dst_grpc.domain.results import (
     TensorInfo,
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.server_info import DeviceLoad
+from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
 from dst_grpc.rpc.server import Parts
@@ -180,6 +182,8 @@ class FakePipeline:
         self.caller = LOCAL
         """Who sent it."""
         self.grants = Grants()
+        self.urgency = WHENEVER
+        """How soon it was wanted."""
 
     async def derive(
         self,
@@ -189,8 +193,10 @@ class FakePipeline:
         root: str = "",
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        self.tensors, self.caller = tensors, caller
+        self.tensors, self.caller, self.urgency = tensors, caller, urgency
         problems = known or Violations()
         problems.check(request.prompt is not None, join_path(root, "prompt"), "is required")
         problems.raise_if_any()
@@ -236,6 +242,8 @@ class FakePipeline:
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         (known or Violations()).raise_if_any()
         self._enter(request.request_id)
@@ -257,11 +265,16 @@ class FakePipeline:
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         return self.explain(request, known, tensors=tensors, caller=caller)
 
     def use_grants(self, grants: Grants) -> None:
         self.grants = grants
+
+    def loads(self) -> Sequence[DeviceLoad]:
+        return [DeviceLoad(device="cpu", expected_wait=0.25, waiting_requests=3)]
 
     async def close(self) -> None:
         self.is_closed = True

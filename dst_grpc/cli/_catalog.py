@@ -250,11 +250,12 @@ def server_info(
         ("you are", _described_caller(info.caller)),
         ("largest request", human_bytes(limits.max_request_bytes)),
         ("largest message", human_bytes(limits.max_response_bytes)),
-        ("requests that wait", str(limits.max_queued_requests)),
+        ("requests that wait", f"{limits.max_queued_requests}, {limits.max_queued_requests_per_caller} of a caller"),
         ("items in flight", f"{limits.max_items_in_flight_per_stream} of a stream"),
         ("items of a stream", str(limits.max_items_per_stream)),
         ("memory of all runs", human_bytes(limits.max_run_bytes)),
         ("tensors of a caller", human_bytes(limits.max_put_tensor_bytes)),
         ("life of a tensor", f"{limits.max_put_tensor_ttl:g} s"),
+        *((f"wait for {load.device}", f"{load.expected_wait:.3g} s") for load in info.loads),
     ]
     print_rows(console(), ("what", "value"), rows)

@@ -54,7 +54,7 @@ class Priority(StrEnum):
     INTERACTIVE = "interactive"
     """Somebody waits for it."""
     BATCH = "batch"
-    """It runs when no interactive work waits."""
+    """A program works through it: it gets a small part of the device while interactive work waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ class ServerLimits:
     max_response_bytes: int
     """Largest message that it sends, unless a single element is larger."""
     max_queued_requests: int
-    """Requests that may wait for the device."""
+    """Requests that may wait for a device."""
     max_items_in_flight_per_stream: int
     """Items of one stream that are worked on at once; reading pauses beyond."""
     max_items_per_stream: int
@@ -31,6 +31,22 @@ class ServerLimits:
     """Bytes of tensors that one caller may have stored."""
     max_put_tensor_ttl: float
     """Longest lifetime of a stored tensor, in seconds."""
+    max_queued_requests_per_caller: int
+    """Requests of one caller that may wait for a device."""
+    patience: float
+    """Seconds that a request without a deadline may be expected to take; beyond, it is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLoad:
+    """What waits for a device."""
+
+    device: str
+    """Its name, e.g. "cpu" or "cuda:0"."""
+    expected_wait: float
+    """Seconds that a caller of whom nothing waits would wait now."""
+    waiting_requests: int
+    """How many passes and steps of answers wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +63,5 @@ class ServerInfo:
     """What its operator has switched on, by name."""
     caller: Caller | None = None
     """Who asks, as the server knows it; None from servers that do not tell."""
+    loads: tuple[DeviceLoad, ...] = ()
+    """What waits for each device that has been used."""

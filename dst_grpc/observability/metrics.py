@@ -54,6 +54,9 @@ class CallMetrics:
             registry=registry,
             buckets=_BYTES,
         )
+        self._refused = Counter(
+            "dst_requests_refused", "Calls that ended as RESOURCE_EXHAUSTED.", ("reason",), registry=registry
+        )
 
     def on_start(self, call: CallInfo) -> None:
         """Count the start."""
@@ -69,6 +72,8 @@ class CallMetrics:
         self._seconds.labels(method, outcome.code).observe(outcome.seconds)
         self._sent.labels(method, outcome.code).observe(call.sent_bytes)
         self._received.labels(method, outcome.code).observe(call.received_bytes)
+        if outcome.code == "RESOURCE_EXHAUSTED":
+            self._refused.labels(outcome.reason.lower()).inc()
 
 
 def follow_bytes(registry: CollectorRegistry, name: str, help_text: str, byte_count: Callable[[], int]) -> None:

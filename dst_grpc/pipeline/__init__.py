@@ -1,6 +1,8 @@
-"""From a request to its answer: planning, admission, batching, running, and deriving."""
+"""From a request to its answer: planning, the door, scheduling, batching, running, and deriving."""
 
-from dst_grpc.pipeline.admission import Limits
+from dst_grpc.pipeline.door import Bounds
+from dst_grpc.pipeline.limits import Limits
+from dst_grpc.pipeline.scheduler import DeviceLimits
 from dst_grpc.pipeline.service import Pipeline
 
-__all__ = ["Limits", "Pipeline"]
+__all__ = ["Bounds", "DeviceLimits", "Limits", "Pipeline"]

@@ -1,33 +1,35 @@
-"""Batching: plans that wait for the same device run together, right-padded, under a budget of tokens.
+"""Batching: the jobs that wait for one device, run as its scheduler chooses, those of a group together.
 
-No plan is delayed to be batched: plans queue while a batch runs. A plan whose recording is still kept runs nothing. If
-a batch fails, each of its plans is run again alone, so that only the faulty one fails. A batch continues as long as any
-of its callers waits. Used on the event loop; batches run on the worker's thread.
+Plans of a batch are right-padded. No plan is delayed to be batched: plans queue while a batch runs. A plan whose
+recording is still kept runs nothing. If a batch fails, each of its plans is run again alone, so that only the faulty
+one fails. A batch continues as long as any of its callers waits. Used on the event loop; jobs run on the worker's
+thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dst_grpc.domain.callers import LOCAL
 from dst_grpc.engine.cancellation import cancelled
-from dst_grpc.errors import Cancelled, failure_of
-from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, nothing_kept
+from dst_grpc.errors import Cancelled, DeadlineExceeded, failure_of
+from dst_grpc.pipeline.arrangement import nothing_kept
+from dst_grpc.pipeline.jobs import Job
+from dst_grpc.pipeline.rates import Rates, Work
 from dst_grpc.pipeline.run import RunResult, run
+from dst_grpc.pipeline.worker import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dst_grpc.domain.callers import Caller
     from dst_grpc.engine.decoder import Decoder
-    from dst_grpc.engine.propagation import Propagation
     from dst_grpc.pipeline.arrangement import Kept
+    from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.scheduler import Scheduler
     from dst_grpc.pipeline.store import RecordingStore
     from dst_grpc.pipeline.worker import Worker
     from dst_grpc.scalars.explained_model import AutoencoderSet
@@ -35,20 +37,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    plan: Plan
-    decoder: Decoder
-    sets: Mapping[str, AutoencoderSet]
-    then: Callable[[RunResult], Any]
-    caller: Caller
-    result: asyncio.Future[Any]
-    since: float
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Awaited(Job):
+    """A job that somebody waits for."""
 
-    @property
-    def group(self) -> tuple[int, tuple[str, ...], Propagation]:
-        """Equal for all plans of a batch: the model, the spliced autoencoders, and the propagation rule."""
-        return id(self.decoder), tuple(info.name for info in self.plan.spliced), self.plan.run.propagation
+    operations: int
+    """Its approximate floating-point operations."""
+    result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """What it comes to."""
+    as_estimated: bool = False
+    """Whether the work was done that its cost was estimated of: no pass was cancelled, or found in the store. Set on
+    the worker's thread."""
 
     @property
     def is_over(self) -> bool:
@@ -56,130 +55,235 @@ class _Waiting:
         return self.result.done()
 
 
-class Batcher:
-    """Runs plans on one device, as many of the waiting ones at a time as fit."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Pass(_Awaited):
+    """A plan to run."""
 
-    def __init__(self, worker: Worker, store: RecordingStore, max_batch_tokens: int = MAX_BATCH_TOKENS) -> None:
-        """Run on *worker*; keep and look for recordings in *store*, which only its thread touches."""
-        self._worker, self._store, self._max_tokens = worker, store, max_batch_tokens
-        self._waiting: deque[_Waiting] = deque()
-        self._pump: asyncio.Task[None] | None = None
+    plan: Plan
+    decoder: Decoder
+    sets: Mapping[str, AutoencoderSet]
+    then: Callable[[RunResult], Any]
+    is_stored: bool
+    """Whether a kept recording is expected to answer it."""
+
+    def goes_with(self, others: Sequence[Job]) -> bool:
+        """Unless a reload of the registry has given a name to another set meanwhile."""
+        known = [other.sets for other in others if isinstance(other, _Pass)]
+        return all(sets.get(name, one) is one for sets in known for name, one in self.sets.items())
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Step(_Awaited):
+    """A step of an answer."""
+
+    work: Callable[[], Any]
+
+
+class Batcher:
+    """Runs the jobs of one device."""
+
+    def __init__(self, worker: Worker, store: RecordingStore, scheduler: Scheduler) -> None:
+        """Run on *worker*, in the order of *scheduler*; keep and look for recordings in *store*, which only the
+        worker's thread changes."""
+        self._worker, self._store = worker, store
+        self.scheduler = scheduler
+        """What waits for the device."""
+        self._rates = Rates()
+        self._is_waking = self._is_closed = False
+
+    def check(self, ticket: Ticket, plans: Sequence[Plan], steps: Work, n_steps: int) -> None:
+        """Raise unless a request can be served before its deadline; see `Scheduler.check`.
+
+        Args:
+            ticket: the request's.
+            plans: its plans.
+            steps: what the steps of its answer are.
+            n_steps: how many there are besides the first, which runs with the pass; approximately.
+        """
+        model = plans[0].model.name
+        cost = self._rates.of(model, steps).seconds(n_steps)
+        for plan in plans:
+            kind, units = self._work_of(ticket, plan)
+            cost += self._rates.of(model, kind).seconds(units)
+        self.scheduler.check(ticket, cost)
 
     async def run(
         self,
+        ticket: Ticket,
         plan: Plan,
         decoder: Decoder,
         sets: Mapping[str, AutoencoderSet],
         then: Callable[[RunResult], T],
-        caller: Caller = LOCAL,
     ) -> T:
         """Run *plan*; a caller that is cancelled before its batch is formed is left out of it; a later one gets no
         result.
 
         Args:
+            ticket: the request's; its memory is taken once the first of its plans runs, until `release`.
             plan: what to run.
             decoder: the model.
             sets: the autoencoders that the plan uses, by name.
             then: applied to the result on the worker's thread.
-            caller: who asks; it finds kept recordings of its own only, unless they are shared.
 
         Returns:
             The result of *then*.
+
+        Raises:
+            DeadlineExceeded: its deadline passed while it waited.
+            Unavailable: (DRAINING) if the device is closed.
         """
-        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(plan, decoder, sets, then, caller, result, time.perf_counter()))
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._run_all())
-        return await result
+        kind, units = self._work_of(ticket, plan)
+        job = _Pass(
+            ticket=ticket,
+            rate=self._rates.of(plan.model.name, kind),
+            units=units,
+            group=(id(decoder), tuple(info.name for info in plan.spliced), plan.run.propagation),
+            n_tokens=max(len(plan.token_ids), 1),
+            operations=plan.cost.floating_point_operations,
+            plan=plan,
+            decoder=decoder,
+            sets=sets,
+            then=then,
+            is_stored=kind is Work.STORED,
+        )
+        return await self._result_of(job)
 
-    async def _run_all(self) -> None:
-        while batch := self._next_batch():
-            operations = sum(waiting.plan.cost.floating_point_operations for waiting in batch)
-            results: Sequence[object]
-            try:
-                results = await self._worker.submit(partial(self._run, batch), operations=operations)
-            except BaseException as error:  # noqa: BLE001  the worker is closed, or there was no room to keep a recording
-                results = [failure_of(error)] * len(batch)
-            for waiting, result in zip(batch, results, strict=True):
-                if waiting.is_over:
-                    continue
-                if isinstance(result, Exception):
-                    waiting.result.set_exception(result)
-                else:
-                    waiting.result.set_result(result)
+    async def step(self, ticket: Ticket, model: str, kind: Work, work: Callable[[], T], operations: int) -> T:
+        """Run *work*, a step of an answer of *model*; raises as `run`, and what *work* raises."""
+        rate = self._rates.of(model, kind)
+        return await self._result_of(_Step(ticket=ticket, rate=rate, is_step=True, operations=operations, work=work))
 
-    def _next_batch(self) -> list[_Waiting]:
-        """The plan that has waited longest, with all later ones of its group that fit."""
-        batch: list[_Waiting] = []
-        left: deque[_Waiting] = deque()
-        sets: dict[str, AutoencoderSet] = {}
-        longest = 0
-        for waiting in self._waiting:
-            if waiting.is_over:
-                continue
-            longer = max(longest, len(waiting.plan.token_ids))
-            fits = not batch or (
-                batch[0].group == waiting.group
-                and longer * (len(batch) + 1) <= self._max_tokens
-                # A reload of the registry may have given a name to another set meanwhile.
-                and all(sets.get(name, one) is one for name, one in waiting.sets.items())
-            )
-            (batch if fits else left).append(waiting)
-            if fits:
-                longest = longer
-                sets |= waiting.sets
-        self._waiting = left
-        return batch
+    def release(self, ticket: Ticket) -> None:
+        """Give the memory of a request back, now that nothing of its runs is needed any more."""
+        self.scheduler.memory.release(ticket)
+        self._wake()
 
-    def _run(self, batch: Sequence[_Waiting]) -> list[object]:
-        """On the worker's thread: plans without a kept recording run as one batch, or, if that fails, one by one."""
-        started = time.perf_counter()
+    async def close(self) -> None:
+        """Refuse what waits, let the running batch end, and stop the worker."""
+        self._is_closed = True
+        for job in self.scheduler.clear():
+            _fail(job, stopping())
+        await self._worker.close()
+
+    def _work_of(self, ticket: Ticket, plan: Plan) -> tuple[Work, int]:
+        """What *plan* is to the device, and how much of it."""
+        if self._store.holds(plan, ticket.caller):
+            return Work.STORED, 1
+        return Work.GRADIENT if plan.gradients else Work.FORWARD, max(plan.cost.floating_point_operations, 1)
+
+    async def _result_of(self, job: _Awaited) -> Any:
+        if self._is_closed:
+            raise stopping()
+        self.scheduler.add(job)
+        self._wake()
+        try:
+            return await job.result
+        finally:
+            if job.is_waiting:  # its caller was cancelled
+                self.scheduler.remove(job)
+                self._wake()
+
+    def _wake(self) -> None:
+        """Start what can run, once all who are about to ask in this round of the event loop have asked."""
+        if not self._is_waking:
+            self._is_waking = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._is_waking = False
+        for late in self.scheduler.drop_late():
+            _fail(late, DeadlineExceeded("the deadline passed while the request waited for the device"))
+        batch = self.scheduler.start()
+        if batch is None:
+            return
+        jobs = [job for job in batch.jobs if isinstance(job, _Awaited)]
+        operations = sum(job.operations for job in jobs)
+        running = asyncio.ensure_future(self._worker.submit(partial(self._run, jobs), operations=operations))
+        running.add_done_callback(partial(self._finish, jobs))
+
+    def _finish(self, jobs: Sequence[_Awaited], running: asyncio.Future[Sequence[object]]) -> None:
+        self.scheduler.finish([job for job in jobs if job.as_estimated])
+        error = stopping() if running.cancelled() else running.exception()
+        results = running.result() if error is None else [failure_of(error)] * len(jobs)
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, Exception):
+                _fail(job, result)
+            elif not job.is_over:
+                job.result.set_result(result)
+        self._wake()
+
+    # On the worker's thread
+
+    def _run(self, jobs: Sequence[_Awaited]) -> list[object]:
+        """The results of *jobs*: of a single step, or of plans."""
+        started = time.monotonic()
+        passes = [job for job in jobs if isinstance(job, _Pass)]
+        if passes:
+            return self._run_passes(passes, started)
+        (step,) = (job for job in jobs if isinstance(job, _Step))
+        step.as_estimated = True
+        return [self._outcome(step.work)]
+
+    def _run_passes(self, batch: Sequence[_Pass], started: float) -> list[object]:
+        """Plans without a kept recording run as one batch, or, if that fails, one by one."""
         results: dict[int, RunResult | Exception] = {}
-        for i, waiting in enumerate(batch):
-            recording = self._store.find(waiting.plan, waiting.caller)
+        for i, job in enumerate(batch):
+            recording = self._store.find(job.plan, job.ticket.caller)
             if recording is not None:
-                results[i] = RunResult(waiting.plan, waiting.decoder, waiting.sets, recording, batches=())
+                job.as_estimated = job.is_stored
+                results[i] = RunResult(job.plan, job.decoder, job.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
         results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
-        return [self._finished(waiting, results[i], started) for i, waiting in enumerate(batch)]
+        return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
 
-    def _run_new(self, batch: Sequence[_Waiting]) -> Sequence[RunResult | Exception]:
+    def _run_new(self, batch: Sequence[_Pass]) -> Sequence[RunResult | Exception]:
         if not batch:
             return []
-        sets = {name: found for waiting in batch for name, found in waiting.sets.items()}
-        plans = [self._store.widened(waiting.plan) for waiting in batch]
+        sets = {name: found for job in batch for name, found in job.sets.items()}
+        plans = [self._store.widened(job.plan) for job in batch]
         try:
-            check = partial(_check_wanted, batch)
-            found = run(plans, batch[0].decoder, sets, check, max_tokens=self._max_tokens, kept=self._kept(batch))
+            check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
+            found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
         except Cancelled:
             return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             if len(batch) == 1:
                 return [self._worker.translated(failure_of(error))]
-            return [result for waiting in batch for result in self._run_new([waiting])]
-        for waiting, result in zip(batch, found, strict=True):
-            self._store.keep(waiting.plan, result.recording, waiting.caller, batch_size=result.batch_size)
-        return [replace(result, plan=waiting.plan) for waiting, result in zip(batch, found, strict=True)]
+            return [result for job in batch for result in self._run_new([job])]
+        for job, result in zip(batch, found, strict=True):
+            job.as_estimated = not job.is_stored
+            self._store.keep(job.plan, result.recording, job.ticket.caller, batch_size=result.batch_size)
+        return [replace(result, plan=job.plan) for job, result in zip(batch, found, strict=True)]
 
-    def _kept(self, batch: Sequence[_Waiting]) -> Kept:
+    def _kept(self, batch: Sequence[_Pass]) -> Kept:
         """What is kept of runs that plans of *batch* read; nothing if it is of several callers."""
-        if len({waiting.caller.name for waiting in batch}) > 1:
+        caller = batch[0].ticket.caller
+        if any(job.ticket.caller.name != caller.name for job in batch):
             return nothing_kept
-        return partial(self._store.values_of, batch[0].plan, caller=batch[0].caller)
+        return partial(self._store.values_of, batch[0].plan, caller=caller)
 
-    def _finished(self, waiting: _Waiting, result: RunResult | Exception, started: float) -> object:
+    def _finished(self, job: _Pass, result: RunResult | Exception, started: float) -> object:
         """The caller's result, after its *then*, or its error."""
-        if isinstance(result, Exception) or waiting.is_over:
+        if isinstance(result, Exception) or job.is_over:
             return result
+        return self._outcome(lambda: job.then(replace(result, queue_duration=started - job.since)))
+
+    def _outcome(self, work: Callable[[], Any]) -> object:
+        """What *work* gives, or its error, which is the caller's alone."""
         try:
-            return waiting.then(replace(result, queue_duration=started - waiting.since))
+            return work()
         except BaseException as error:  # noqa: BLE001  likewise
             return self._worker.translated(failure_of(error))
 
 
-def _check_wanted(batch: Sequence[_Waiting]) -> None:
+def _fail(job: Job, error: Exception) -> None:
+    if isinstance(job, _Awaited) and not job.is_over:
+        job.result.set_exception(error)
+
+
+def _check_wanted(batch: Sequence[_Pass]) -> None:
     """Raise Cancelled if all callers of *batch* have been cancelled."""
-    for waiting in batch:
-        if not waiting.is_over:
+    for job in batch:
+        if not job.is_over:
             return
     raise cancelled()

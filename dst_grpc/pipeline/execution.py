@@ -1,21 +1,25 @@
-"""Executes plans: admission, lease of their contexts, one batch, then the answer step by step.
+"""Executes plans: the door, lease of their contexts, the queue of a device, then the answer step by step.
 
 Shared by Derive, TopK and Explain, which differ only in the answer they make of recordings. Steps run on the device's
-thread, only one ahead of the reader: a slow reader holds neither the device nor more than its own recorded taps. A
-cancelled request leaves the device within about a layer's time.
+thread, in turn with other callers' work, and only one ahead of the reader. A cancelled request leaves the device within
+about a layer's time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dst_grpc.domain.callers import LOCAL, Grants
+from dst_grpc.domain.callers import Grants
+from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.engine.cancellation import Cancellation
-from dst_grpc.pipeline.admission import Admission, Limits
 from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.door import Door
+from dst_grpc.pipeline.scheduler import Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 
@@ -25,10 +29,14 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
-    from dst_grpc.domain.callers import Caller
+    from dst_grpc.domain.callers import Caller, Grant
     from dst_grpc.domain.results import RunSummary
+    from dst_grpc.domain.urgency import Urgency
     from dst_grpc.engine.cancellation import Check
+    from dst_grpc.pipeline.door import Ticket
+    from dst_grpc.pipeline.limits import Limits
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.rates import Work
     from dst_grpc.pipeline.run import RunResult
 
     Contexts = Mapping[str, AutoencoderContext]
@@ -57,82 +65,123 @@ class Executor:
 
     def __init__(self, cache: ContextCache, limits: Limits) -> None:
         """Use the contexts of *cache*, within *limits*."""
-        self._cache = cache
-        self._admission = Admission(limits)
-        self._limits = limits
+        self._cache, self._limits = cache, limits
         self.grants = Grants()
         """What the operator grants each caller; a reload replaces it."""
-        self._devices: dict[str, tuple[Worker, Batcher]] = {}
+        self._door = Door(limits.bounds, self._grant_of, time.monotonic)
+        self._devices: dict[str, Batcher] = {}
+
+    @contextmanager
+    def entered(self, caller: Caller, urgency: Urgency, request_bytes: int, device: str | None) -> Iterator[Ticket]:
+        """Let a request in for the time of the block, before it is planned.
+
+        Args:
+            caller: who asks.
+            urgency: how soon it is wanted.
+            request_bytes: bytes of its message.
+            device: that of its model; None if it is not known.
+
+        Raises:
+            DstError: what `Door.entered` raises; and what `Scheduler.check` does if even a request that costs nothing
+                could not be served before its deadline.
+        """
+        with self._door.entered(caller, urgency, request_bytes) as ticket:
+            if device is not None:
+                self._device(device).scheduler.check(ticket)
+            yield ticket
 
     async def run(
         self,
+        ticket: Ticket,
         plans: Sequence[Plan],
         begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
         *,
         peak_bytes: int,
         operations: int,
-        caller: Caller = LOCAL,
+        steps: Work,
+        n_steps: int,
     ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
         """Run *plans*, all of one model, and yield the items of the answer as they are ready, finally its summary.
 
-        Works one step ahead of the reader.
+        Works one step ahead of the reader. Nothing of the runs is held any more once the last items are yielded.
 
         Args:
+            ticket: the request's.
             plans: the plans, run together if they fit into one batch.
             begin: begins the answer, given the result of each plan.
             peak_bytes: estimated device memory, without weights.
             operations: approximate floating-point operations of the whole.
-            caller: who asks.
+            steps: what the steps of the answer are.
+            n_steps: how many there are besides the first; approximately.
 
         Raises:
-            DstError: what `Admission.admitted` and `ContextCache.lease` raise, before anything is yielded.
+            DstError: what `Batcher.check`, `ContextCache.lease` and `Batcher.run` raise, before anything is yielded.
         """
+        ticket.peak_bytes = peak_bytes
         entries = dict.fromkeys(entry for plan in plans for entry in plan.autoencoders)
         handles = [handle for plan in plans for handle in plan.handles]
+        batcher = self._device(plans[0].model.device)
+        batcher.check(ticket, plans, steps, n_steps)
         deriving = Cancellation()
-        async with (
-            self._admission.admitted(peak_bytes),
-            self._cache.lease(plans[0].model, entries, handles=handles) as lease,
-        ):
-            worker, batcher = self._device(lease.model.device)
-            contexts = dict(lease.autoencoders)
-            try:
-                answer, steps, ready = await _begun(
-                    batcher, plans, lease.model, contexts, begin, deriving.check, caller
+        try:
+            async with self._cache.lease(plans[0].model, entries, handles=handles) as lease:
+                answer, iterator, ready = await _begun(
+                    batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, deriving.check
                 )
                 while not answer.is_complete:
-                    following = asyncio.ensure_future(worker.submit(partial(_next_items, steps), operations=operations))
+                    step = partial(_next_items, iterator)
+                    following = asyncio.ensure_future(
+                        batcher.step(ticket, plans[0].model.name, steps, step, operations)
+                    )
                     try:
                         yield ready
                         ready = await following
                     finally:
                         following.cancel()
-            finally:
-                deriving.cancel()
-            yield [*ready, answer.summary()]
+                last: Sequence[T | RunSummary] = [*ready, answer.summary()]
+                del answer, iterator
+        finally:
+            deriving.cancel()
+            batcher.release(ticket)
+        yield last
+
+    def _grant_of(self, caller: str) -> Grant:
+        return self.grants.of(caller)
+
+    def loads(self) -> tuple[DeviceLoad, ...]:
+        """What waits for each device that has been used."""
+        return tuple(
+            DeviceLoad(
+                device=name,
+                expected_wait=batcher.scheduler.expected_wait,
+                waiting_requests=sum(batcher.scheduler.counts.values()),
+            )
+            for name, batcher in list(self._devices.items())
+        )
 
     async def close(self) -> None:
         """Refuse waiting requests and stop the workers."""
-        self._admission.close()
-        for worker, _ in self._devices.values():
-            await worker.close()
+        self._door.close()
+        for batcher in self._devices.values():
+            await batcher.close()
 
-    def _device(self, device: str) -> tuple[Worker, Batcher]:
+    def _device(self, device: str) -> Batcher:
         if device not in self._devices:
-            worker = Worker(device)
-            store = RecordingStore(self._limits.store_bytes, shared=self._limits.share_recordings)
-            self._devices[device] = worker, Batcher(worker, store)
+            limits = self._limits
+            store = RecordingStore(limits.store_bytes, shared=limits.share_recordings)
+            scheduler = Scheduler(limits.of_device, time.monotonic, self._door.quotas.charge)
+            self._devices[device] = Batcher(Worker(device), store, scheduler)
         return self._devices[device]
 
 
 async def _begun(
     batcher: Batcher,
+    ticket: Ticket,
     plans: Sequence[Plan],
     model: ModelContext,
     sets: Contexts,
     begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
     check: Check,
-    caller: Caller,
 ) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
     """The answer to *plans*, its steps, and the items of the first; raises the first plan's error if any failed.
 
@@ -150,7 +199,7 @@ async def _begun(
             begun.append((answer, steps, _next_items(steps)))
 
     # All are queued before the first batch is formed, so that they run together.
-    runs = [batcher.run(plan, model.decoder, sets, partial(then, i), caller) for i, plan in enumerate(plans)]
+    runs = [batcher.run(ticket, plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]
     for error in await asyncio.gather(*runs, return_exceptions=True):
         if error is not None:
             raise error

@@ -10,26 +10,32 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
+from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import DstError, join_path
-from dst_grpc.pipeline.admission import Limits
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.interventions import with_tensors
+from dst_grpc.pipeline.limits import Limits
+from dst_grpc.pipeline.planner import model_ref
 from dst_grpc.pipeline.planning import Planning
+from dst_grpc.pipeline.rates import Work
 from dst_grpc.pipeline.resolution import Resolver
-from dst_grpc.pipeline.tensor_answer import TensorAnswer
+from dst_grpc.pipeline.tensor_answer import STEP_BYTES, TensorAnswer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller, Grants
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, RunSummary
+    from dst_grpc.domain.server_info import DeviceLoad
     from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.tensor_answer import Tensor
@@ -90,6 +96,8 @@ class Pipeline:
         root: str = "",
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[AnswerHeader | Tensor | RunSummary], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
@@ -99,25 +107,29 @@ class Pipeline:
             root: the path of the request in the message.
             tensors: the store of the caller's tensors.
             caller: who asks.
+            urgency: how soon it is wanted.
+            request_bytes: bytes of the message.
 
         Raises:
-            DstError: what `make_plan`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before the
-                header.
+            DstError: what `make_plan`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before the header.
         """
         registry = self._cache.registry
-        plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True, caller=caller)
-        (plan,) = with_tensors([plan], tensors, [root])
-        cost = plan.cost
-        answer = self._executor.run(
-            [plan],
-            TensorAnswer.of_one,
-            peak_bytes=cost.peak_bytes,
-            operations=cost.floating_point_operations,
-            caller=caller,
-        )
-        async with aclosing(answer) as steps:
-            async for ready in steps:
-                yield ready
+        with self._executor.entered(caller, urgency, request_bytes, _device(registry, model_ref(request))) as ticket:
+            plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True, caller=caller)
+            (plan,) = with_tensors([plan], tensors, [root])
+            cost = plan.cost
+            answer = self._executor.run(
+                ticket,
+                [plan],
+                TensorAnswer.of_one,
+                peak_bytes=cost.peak_bytes,
+                operations=cost.floating_point_operations,
+                steps=Work.DERIVE_STEP,
+                n_steps=cost.output_bytes // STEP_BYTES,
+            )
+            async with aclosing(answer) as steps:
+                async for ready in steps:
+                    yield ready
 
     async def top_k(
         self,
@@ -126,17 +138,21 @@ class Pipeline:
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: a header and a table of each, then a summary.
 
         Raises:
-            DstError: what `plan_top_k`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before
-                any part.
+            DstError: what `plan_top_k`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before any part.
         """
-        asked = await self._planning.plan_top_k(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked, tensors, caller)) as steps:
-            async for ready in steps:
-                yield ready
+        registry = self._cache.registry
+        device = _device(registry, model_ref(request.runs[0]) if request.runs else "")
+        with self._executor.entered(caller, urgency, request_bytes, device) as ticket:
+            asked = await self._planning.plan_top_k(request, registry, known)
+            async with aclosing(self._explained(ticket, asked, tensors)) as steps:
+                async for ready in steps:
+                    yield ready
 
     async def explain(
         self,
@@ -145,27 +161,39 @@ class Pipeline:
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `plan_explain`, `with_tensors`, `ContextCache.lease` and `Admission.admitted` raise, before
-                any part.
+            DstError: what `plan_explain`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before any part.
         """
-        asked = await self._planning.plan_explain(request, self._cache.registry, known)
-        async with aclosing(self._explained(asked, tensors, caller)) as steps:
-            async for ready in steps:
-                yield ready
+        registry = self._cache.registry
+        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
+            asked = await self._planning.plan_explain(request, registry, known)
+            async with aclosing(self._explained(ticket, asked, tensors)) as steps:
+                async for ready in steps:
+                    yield ready
 
     def _explained(
-        self, asked: ExplainPlan, tensors: TensorSource | None, caller: Caller
+        self, ticket: Ticket, asked: ExplainPlan, tensors: TensorSource | None
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         roots = [f"runs[{i}]" for i in range(len(asked.plans))]
         asked = replace(asked, plans=with_tensors(asked.plans, tensors, roots))
-        begin = partial(ExplanationAnswer, asked)
-        operations = asked.floating_point_operations
-        peak_bytes = asked.peak_bytes
-        return self._executor.run(asked.plans, begin, peak_bytes=peak_bytes, operations=operations, caller=caller)
+        return self._executor.run(
+            ticket,
+            asked.plans,
+            partial(ExplanationAnswer, asked),
+            peak_bytes=asked.peak_bytes,
+            operations=asked.floating_point_operations,
+            steps=Work.EXPLAIN_STEP,
+            n_steps=len(asked.parts),
+        )
+
+    def loads(self) -> tuple[DeviceLoad, ...]:
+        """What waits for each device that has been used."""
+        return self._executor.loads()
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""
@@ -198,3 +226,11 @@ class Pipeline:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that a cancelled caller holds no pin
+
+
+def _device(registry: Registry, model: str) -> str | None:
+    """The device of a model; None if there is no such model, which planning reports."""
+    try:
+        return registry.model_entry(model).device
+    except DstError:
+        return None

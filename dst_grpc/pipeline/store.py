@@ -4,7 +4,7 @@ A recording is keyed by everything that determines it: model, prompt, interventi
 by the caller unless recordings are shared, as the time that an answer takes would tell one caller what others ask. To
 make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
 the layers it runs, which costs memory but almost no time. The least recently used are evicted when the budget is spent.
-Used on its device's thread only.
+Used on its device's thread only, but for `holds`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class RecordingStore:
             return None
         self._kept.move_to_end(key)
         return kept[0]
+
+    def holds(self, plan: Plan, caller: Caller = LOCAL) -> bool:
+        """Whether `find` would find one now. May be asked on any thread."""
+        kept = self._kept.get(self._key(plan, caller)) if self._budget_bytes else None
+        return kept is not None and _covers(kept[0], plan)
 
     def keep(self, plan: Plan, recording: Recording, caller: Caller = LOCAL, *, batch_size: int = 1) -> None:
         """Keep *recording* of *plan*'s run in a batch for *caller*; evict the least recently used beyond the budget."""

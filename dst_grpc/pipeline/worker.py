@@ -48,12 +48,12 @@ class Worker:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._is_closed and task is not None and not task.cancelling():
-                raise _stopping() from None  # the job was dropped; its caller was not cancelled
+                raise stopping() from None  # the job was dropped; its caller was not cancelled
             raise
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise _stopping()
+            raise stopping()
 
     def _guarded(self, job: Callable[[], T], operations: int) -> T:
         threads = self._n_threads if operations >= _WORTH_THREADS else 1
@@ -82,5 +82,6 @@ class Worker:
         await asyncio.to_thread(self._thread.shutdown, wait=True)
 
 
-def _stopping() -> Unavailable:
+def stopping() -> Unavailable:
+    """What those are told whose jobs will not run."""
     return Unavailable("the server is stopping", reason=Reason.DRAINING)

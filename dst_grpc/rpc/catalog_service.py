@@ -16,7 +16,7 @@ from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.pagination import page_of
-from dst_grpc.rpc.ports import CachePort, InfoT
+from dst_grpc.rpc.ports import CachePort, InfoT, PipelinePort
 from dst_grpc.wire.codec import to_wire
 from dst_grpc.wire.envelope import MESSAGE_BYTES
 from dst_grpc.wire.pieces import split_text
@@ -29,16 +29,18 @@ _OVERHEAD_BYTES = 12
 class CatalogService:
     """Describes the server, its models, autoencoder sets and derived scalar types, and tokenizes."""
 
-    def __init__(self, cache: CachePort, server: ServerInfo) -> None:
-        """Read the registry and states of *cache*; *server* describes the server."""
+    def __init__(self, cache: CachePort, server: ServerInfo, pipeline: PipelinePort) -> None:
+        """Read the registry and states of *cache*; *server* describes the server, but for the loads of *pipeline*."""
         self._cache = cache
         self._server = server
+        self._pipeline = pipeline
 
     async def GetServerInfo(
         self, _request: pb.GetServerInfoRequest, context: ObservedContext
     ) -> pb.GetServerInfoResponse:
-        """Get the server's version, limits and features, and who asks."""
-        info: pb.GetServerInfoResponse = to_wire(replace(self._server, caller=context.caller))
+        """Get the server's version, limits and features, who asks, and how busy the devices are."""
+        now = replace(self._server, caller=context.caller, loads=tuple(self._pipeline.loads()))
+        info: pb.GetServerInfoResponse = to_wire(now)
         return info
 
     async def ListModels(self, request: pb.ListModelsRequest, _context: object) -> pb.ListModelsResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -10,7 +12,7 @@ from typing import Any, TypeVar, cast
 from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
-from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.callers import Caller, Priority
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.requests import (
     MAX_REQUEST_ID_CHARACTERS,
@@ -19,6 +21,7 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
+from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import DstError, InvalidRequest, Violations
 from dst_grpc.rpc.answers import messages_of
 from dst_grpc.rpc.calls import ObservedContext
@@ -63,30 +66,51 @@ class DerivedScalarService:
         """Run one prompt."""
 
         def answers(asked: DeriveRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.derive(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            steps = self._pipeline.derive(
+                asked,
+                known,
+                tensors=self._tensors.of(caller.name),
+                caller=caller,
+                urgency=urgency,
+                request_bytes=request.ByteSize(),
+            )
             return derived(steps, asked)
 
-        caller = context.caller
+        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
         return _answers(self._reading, DeriveRequest, request, answers)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
 
         def answers(asked: TopKRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.top_k(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            steps = self._pipeline.top_k(
+                asked,
+                known,
+                tensors=self._tensors.of(caller.name),
+                caller=caller,
+                urgency=urgency,
+                request_bytes=request.ByteSize(),
+            )
             return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
-        caller = context.caller
+        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
         return _answers(self._reading, TopKRequest, request, answers)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
 
         def answers(asked: ExplainRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.explain(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
+            steps = self._pipeline.explain(
+                asked,
+                known,
+                tensors=self._tensors.of(caller.name),
+                caller=caller,
+                urgency=urgency,
+                request_bytes=request.ByteSize(),
+            )
             return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
 
-        caller = context.caller
+        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
         return _answers(self._reading, ExplainRequest, request, answers)
 
     async def ResolveStream(
@@ -100,8 +124,14 @@ class DerivedScalarService:
         self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading)
+        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, _deadline_of(context))
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
+
+
+def _deadline_of(context: ObservedContext) -> float | None:
+    """The deadline of a call, as a reading of `time.monotonic`; None if it has none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 async def _answers(
@@ -142,12 +172,21 @@ class DeriveItems:
     method = f"{_SERVICE}/DeriveStream"
     id_path = "request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller, reading: Reading) -> None:
-        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*."""
+    def __init__(
+        self,
+        pipeline: PipelinePort,
+        tensors: TensorStore,
+        caller: Caller,
+        reading: Reading,
+        deadline: float | None = None,
+    ) -> None:
+        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*; the call's *deadline*
+        is a reading of `time.monotonic`."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._caller = caller
         self._reading = reading
+        self._deadline = deadline
 
     def read(self, message: inference_pb2.DeriveStreamRequest | Refused) -> Item | Cancellation:
         """The item or cancellation in *message*."""
@@ -156,18 +195,35 @@ class DeriveItems:
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
+        derive = partial(self._derive, self._urgency(seconds), message.ByteSize())
         return Item(
             request_id=message.request.request_id,
-            answers=lambda index: _answers(self._reading, DeriveStreamRequest, message, partial(self._derive, index)),
+            answers=lambda index: _answers(self._reading, DeriveStreamRequest, message, partial(derive, index)),
             problems=lambda: self._reading.violations(DeriveStreamRequest, message),
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
-    def _derive(self, index: int, item: DeriveStreamRequest, known: Violations | None) -> Messages:
+    def _urgency(self, timeout_seconds: float) -> Urgency:
+        """Of an item that arrives now, with this timeout; 0 for none."""
+        deadline = self._deadline
+        if timeout_seconds > 0:
+            deadline = min(deadline or math.inf, time.monotonic() + timeout_seconds)
+        return Urgency(priority=Priority.BATCH, deadline=deadline)
+
+    def _derive(
+        self, urgency: Urgency, request_bytes: int, index: int, item: DeriveStreamRequest, known: Violations | None
+    ) -> Messages:
         """Derive one request."""
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
-        tensors = self._tensors.of(self._caller.name)
-        steps = self._pipeline.derive(asked, known, root="request", tensors=tensors, caller=self._caller)
+        steps = self._pipeline.derive(
+            asked,
+            known,
+            root="request",
+            tensors=self._tensors.of(self._caller.name),
+            caller=self._caller,
+            urgency=urgency,
+            request_bytes=request_bytes,
+        )
         return derived(steps, asked, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:

@@ -21,6 +21,8 @@ from dst_grpc.domain.resolution import (
     Validated,
 )
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorRows
+from dst_grpc.domain.server_info import DeviceLoad
+from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import Violations
 
 InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
@@ -33,7 +35,8 @@ class PipelinePort(Protocol):
     """Runs requests. Pull-based: closing a generator stops its work.
 
     *known* are the violations found by reading the request's message, if any; they are reported with those of planning.
-    *root* is the path of the request in the message, and *tensors* the store of its *caller*'s tensors.
+    *root* is the path of the request in the message, and *tensors* the store of its *caller*'s tensors. *urgency* is
+    how soon it is wanted, and *request_bytes* how large its message is.
     """
 
     def resolve(
@@ -55,6 +58,8 @@ class PipelinePort(Protocol):
         root: str = "",
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
         """Run a request; yields what is ready to be sent, step by step."""
 
@@ -65,6 +70,8 @@ class PipelinePort(Protocol):
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Select nodes of a request's runs."""
 
@@ -75,11 +82,16 @@ class PipelinePort(Protocol):
         *,
         tensors: TensorSource | None = None,
         caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""
+
+    def loads(self) -> Sequence[DeviceLoad]:
+        """What waits for each device that has been used. May be called on any thread."""
 
     async def close(self) -> None:
         """Stop the workers."""

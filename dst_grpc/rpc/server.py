@@ -30,6 +30,7 @@ from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimi
 from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
+from dst_grpc.observability.loads import LoadMetrics
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
 from dst_grpc.rpc import health, reflection
@@ -51,6 +52,7 @@ from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 from dst_grpc.wire.envelope import MESSAGE_BYTES
 
 _PING_INTERVAL_MILLIS = 10_000
+_PENDING_CALLS = 100_000
 
 RegistryT = TypeVar("RegistryT", bound=RegistryPort)
 
@@ -93,7 +95,7 @@ def build_parts(settings: Settings) -> Parts:
     # Imported here, because they import torch, which tests with fakes do not need.
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.loading import FileLoader
-    from dst_grpc.pipeline import Limits, Pipeline
+    from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
     from dst_grpc.rpc.registering import build_registry
 
     try:
@@ -109,8 +111,12 @@ def build_parts(settings: Settings) -> Parts:
         registry, budget_bytes=settings.budget_bytes, ttl_seconds=settings.context_ttl_seconds, loader=loader
     )
     limits = Limits(
-        max_queued_requests=settings.max_queued_requests,
-        max_run_bytes=settings.max_run_bytes,
+        bounds=Bounds(
+            max_requests=settings.max_queued_requests,
+            max_requests_per_caller=settings.max_queued_requests_per_caller,
+            max_bytes=settings.max_queued_bytes,
+        ),
+        of_device=DeviceLimits(max_run_bytes=settings.max_run_bytes, patience=settings.patience_seconds),
         store_bytes=settings.store_bytes,
         share_recordings=settings.share_recordings,
     )
@@ -136,6 +142,8 @@ def server_info(settings: Settings) -> ServerInfo:
             max_run_bytes=settings.max_run_bytes,
             max_put_tensor_bytes=settings.max_put_tensor_bytes,
             max_put_tensor_ttl=settings.put_tensor_ttl_seconds,
+            max_queued_requests_per_caller=settings.max_queued_requests_per_caller,
+            patience=settings.patience_seconds,
         ),
         features=tuple(name for name, is_on in features.items() if is_on),
     )
@@ -269,6 +277,7 @@ class Server:
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
             observers.append(CallMetrics(registry))
+            LoadMetrics(registry, self._parts.pipeline.loads)
             lag = asyncio.create_task(measure_lag(lag_histogram(registry).observe))
             stack.push_async_callback(_cancel, lag)
             follow_bytes(
@@ -293,9 +302,10 @@ class Server:
         )
         parts = self._parts
         derived_scalars = DerivedScalarService(parts.pipeline, self._tensors, limits, self._drain)
+        catalog = CatalogService(parts.cache, server_info(self._settings), parts.pipeline)
         return [
             (_only_service(derived_scalar_service_pb2), derived_scalars),
-            (_only_service(catalog_service_pb2), CatalogService(parts.cache, server_info(self._settings))),
+            (_only_service(catalog_service_pb2), catalog),
             (_only_service(context_service_pb2), ContextService(parts.cache, self._drain, self.reload)),
             (_only_service(tensor_service_pb2), TensorService(self._tensors)),
         ]
@@ -325,6 +335,10 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Of calls that wait to be accepted, gRPC drops some from 1,000 on, as CANCELLED, and no handler, log or
+                # metric sees them. Accepting one takes little, and our own door decides whether it is served.
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 # A second server on the port must fail, not silently take half of the connections.
                 ("grpc.so_reuseport", 0),
             ),

@@ -190,10 +190,16 @@ class Settings(BaseSettings):
     allow_failed_checks: bool = False
     """Whether to serve autoencoders that do not reconstruct their declared input; clients see their figures."""
 
-    max_queued_requests: Annotated[int, Field(ge=1)] = 64
+    max_queued_requests: Annotated[int, Field(ge=1)] = 4096
     """Requests that may wait before more are refused."""
+    max_queued_requests_per_caller: Annotated[int, Field(ge=1)] = 256
+    """Requests of one caller that may wait before more of it are refused."""
+    max_queued_bytes: Annotated[int, Field(gt=0)] = 256 * _MIB
+    """Bytes of the messages of waiting requests; one caller may have a quarter of them."""
+    patience_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How long a request without a deadline may be expected to take before it is refused."""
     max_run_bytes: Annotated[int, Field(gt=0)] = 4096 * _MIB
-    """Device memory, without weights, that running requests may take together."""
+    """Memory of each device, without weights, that running requests may take together."""
     store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
     """Bytes of recordings to keep, so that another request about a run needs no pass; 0 = none."""
     share_recordings: bool = False

@@ -6,6 +6,7 @@ every check can be tried without a GPU, except for what is about a GPU alone.
 
 from __future__ import annotations
 
+import math
 import resource
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ from benchmarks.contexts import write_gpt2_small
 from benchmarks.measure import peak_bytes
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.device import pick_device
-from dst_grpc.pipeline.admission import Limits
-from dst_grpc.pipeline.service import Pipeline
+from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -115,6 +115,11 @@ async def served(device: Device, folder: Path) -> AsyncIterator[Served]:
     async with AsyncExitStack() as stack:
         cache = ContextCache(registry)
         stack.push_async_callback(cache.close)
-        pipeline = Pipeline(cache, Limits(max_queued_requests=1000, max_run_bytes=_NO_LIMIT, store_bytes=0))
+        limits = Limits(
+            bounds=Bounds(max_requests_per_caller=1000),
+            of_device=DeviceLimits(max_run_bytes=_NO_LIMIT, patience=math.inf),
+            store_bytes=0,
+        )
+        pipeline = Pipeline(cache, limits)
         stack.push_async_callback(pipeline.close)
         yield Served(device, cache, pipeline)

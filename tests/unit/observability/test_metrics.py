@@ -24,3 +24,13 @@ def test_calls_are_counted_and_timed_under_their_method_and_code() -> None:
     assert value("grpc_server_call_duration_seconds_sum", **ended) == 0.5
     assert value("grpc_server_call_sent_total_compressed_message_size_bytes_sum", **ended) == 20
     assert value("grpc_server_call_rcvd_total_compressed_message_size_bytes_sum", **ended) == 10
+
+
+def test_refusals_are_counted_by_their_reason() -> None:
+    registry = CollectorRegistry()
+    metrics, call = CallMetrics(registry), CallInfo(method="/a.B/C")
+    for code, reason in (("RESOURCE_EXHAUSTED", "QUEUE_FULL"), ("NOT_FOUND", "MODEL_NOT_FOUND"), ("OK", "")):
+        metrics.on_start(call)
+        metrics.on_end(None, call, CallOutcome(code=code, seconds=0.1, reason=reason))
+    assert registry.get_sample_value("dst_requests_refused_total", {"reason": "queue_full"}) == 1
+    assert registry.get_sample_value("dst_requests_refused_total", {"reason": "model_not_found"}) is None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import torch
 
-from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.callers import LOCAL, Caller
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.interventions import CopyFromRun, Intervention
 from dst_grpc.domain.locations import ActivationLocationType as L
@@ -20,20 +21,26 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.propagation import Propagation
 from dst_grpc.errors import Unavailable
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult
+from dst_grpc.pipeline.scheduler import DeviceLimits, Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from dst_grpc.scalars.origins import LossOrigin
 from tests import models
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.scalars.explained_model import AutoencoderSet
+
+T = TypeVar("T")
 
 
 def plan_of(registry: Registry, tokens: Sequence[int], target: int = 1) -> Plan:
@@ -67,13 +74,29 @@ async def worker() -> AsyncIterator[Worker]:
     await worker.close()
 
 
+def a_batcher(worker: Worker, store: RecordingStore, max_batch_tokens: int = MAX_BATCH_TOKENS) -> Batcher:
+    limits = DeviceLimits(max_batch_tokens=max_batch_tokens)
+    return Batcher(worker, store, Scheduler(limits, time.monotonic))
+
+
+async def ask(
+    batcher: Batcher,
+    plan: Plan,
+    decoder: Decoder,
+    sets: Mapping[str, AutoencoderSet],
+    then: Callable[[RunResult], T],
+) -> T:
+    """Run *plan* as a request of its own."""
+    return await batcher.run(Ticket(LOCAL), plan, decoder, sets, then)
+
+
 def as_it_is(result: RunResult) -> RunResult:
     return result
 
 
 async def together(batcher: Batcher, decoder: Decoder, plans: Sequence[Plan]) -> list[RunResult | BaseException]:
     """Run *plans*, all of which wait before the first batch forms."""
-    running = [asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in plans]
+    running = [asyncio.create_task(ask(batcher, plan, decoder, {}, as_it_is)) for plan in plans]
     return await asyncio.gather(*running, return_exceptions=True)
 
 
@@ -83,30 +106,30 @@ def batch_sizes(results: Sequence[RunResult | BaseException]) -> list[int]:
 
 async def test_plans_that_wait_together_run_together(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Prompts of different lengths are one batch."""
-    plans = [plan_of(registry, [1, 2, 3, 4][:length]) for length in (4, 3, 2, 4)]
-    assert batch_sizes(await together(Batcher(worker, RecordingStore(0)), decoder, plans)) == [4, 4, 4, 4]
+    plans = [plan_of(registry, [1, 2, 3, 4][:length]) for length in (4, 3, 4, 4)]
+    assert batch_sizes(await together(a_batcher(worker, RecordingStore(0)), decoder, plans)) == [4, 4, 4, 4]
 
 
 async def test_a_batch_keeps_to_its_tokens(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Pads count: three prompts as long as the longest would be more than the budget."""
     plans = [plan_of(registry, [1, 2, 3, 4][:length]) for length in (4, 4, 2)]
-    assert batch_sizes(await together(Batcher(worker, RecordingStore(0), 8), decoder, plans)) == [2, 2, 1]
+    assert batch_sizes(await together(a_batcher(worker, RecordingStore(0), 8), decoder, plans)) == [2, 2, 1]
 
 
 async def test_a_recorded_run_costs_no_pass(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """The second question about a run is answered from the store."""
-    batcher = Batcher(worker, RecordingStore())
-    first = await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
-    second = await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    batcher = a_batcher(worker, RecordingStore())
+    first = await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    second = await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
     assert (first.statistics.forward_passes, first.statistics.backward_passes) == (1, 1)
     assert (second.statistics.forward_passes, second.statistics.backward_passes) == (0, 0)
 
 
 async def test_a_poisoned_plan_fails_alone(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """Its batch mates are run again without it."""
-    good, poisoned = plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])
-    object.__setattr__(poisoned.run, "token_ids", (1, 2, 10**6))  # no embedding has that row
-    results = await together(Batcher(worker, RecordingStore(0)), decoder, (good, poisoned, good))
+    good, poisoned = plan_of(registry, [1, 2]), plan_of(registry, [1, 3])
+    object.__setattr__(poisoned.run, "token_ids", (1, 10**6))  # no embedding has that row
+    results = await together(a_batcher(worker, RecordingStore(0)), decoder, (good, poisoned, good))
     assert isinstance(results[1], IndexError)
     assert batch_sizes(results) == [1, 1]
 
@@ -126,15 +149,15 @@ async def test_whatever_fails_everyone_is_told(
     store = RecordingStore()
     monkeypatch.setattr(store, where, fail)
     plans = [plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])]
-    for error in await together(Batcher(worker, store), decoder, plans):
+    for error in await together(a_batcher(worker, store), decoder, plans):
         assert isinstance(error, RuntimeError)
         assert str(error) == "Panic: in another language"
 
 
 async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, registry: Registry) -> None:
     """A caller who goes away before the batch forms costs nothing, and the others go on."""
-    batcher = Batcher(worker, RecordingStore(0))
-    running = [asyncio.create_task(batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
+    batcher = a_batcher(worker, RecordingStore(0))
+    running = [asyncio.create_task(ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)) for _ in range(2)]
     running[0].cancel()
     result = await running[1]
     assert result.batch_size == 1
@@ -169,10 +192,10 @@ async def test_a_batch_stops_where_it_is_once_nobody_waits_for_it(
 ) -> None:
     """Nor is anything of it run again, or kept; the device is free at once."""
     store = RecordingStore()
-    batcher = Batcher(worker, store)
+    batcher = a_batcher(worker, store)
     cancelling = Cancelling(monkeypatch, decoder, layer=1)
     plans = [plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])]
-    cancelling.tasks = [asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in plans]
+    cancelling.tasks = [asyncio.create_task(ask(batcher, plan, decoder, {}, as_it_is)) for plan in plans]
     for error in await asyncio.gather(*cancelling.tasks, return_exceptions=True):
         assert isinstance(error, asyncio.CancelledError)
     await worker.submit(list)
@@ -184,7 +207,7 @@ async def test_a_batch_goes_on_for_whoever_still_waits(
     worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And of those who do not, nothing is made."""
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     cancelling = Cancelling(monkeypatch, decoder, layer=1)
     made: list[int] = []
 
@@ -193,25 +216,26 @@ async def test_a_batch_goes_on_for_whoever_still_waits(
         return result
 
     gone, other = (
-        asyncio.create_task(batcher.run(plan_of(registry, tokens), decoder, {}, note)) for tokens in ([1], [1, 2])
+        asyncio.create_task(ask(batcher, plan_of(registry, tokens), decoder, {}, note))
+        for tokens in ([1, 2], [1, 2, 3])
     )
     cancelling.tasks = [gone]
     assert (await other).batch_size == 2
     assert gone.cancelled()
-    assert made == [2]
+    assert made == [3]
     assert cancelling.layers == [0, 1, 2]
 
 
 async def test_a_poisoned_batch_is_not_run_again_for_those_who_are_gone(
     worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     cancelling = Cancelling(monkeypatch, decoder, layer=0)
     poisoned = plan_of(registry, [1, 2, 3])
     target = replace(poisoned.run.passes[0].origin.config, target_token_ids=(10**6,))  # type: ignore[attr-defined]
     poisoned = replace(poisoned, run=replace(poisoned.run, origins=(LossOrigin(target),)))
     running = [
-        asyncio.create_task(batcher.run(plan, decoder, {}, as_it_is)) for plan in (plan_of(registry, [1, 2]), poisoned)
+        asyncio.create_task(ask(batcher, plan, decoder, {}, as_it_is)) for plan in (plan_of(registry, [1, 2]), poisoned)
     ]
     cancelling.tasks = running[:1]
     results = await asyncio.gather(*running, return_exceptions=True)
@@ -224,14 +248,14 @@ async def test_queued_work_of_those_who_are_gone_never_starts(
     worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that is formed already, but waits for the device's thread."""
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     cancelling = Cancelling(monkeypatch, decoder, layer=0)
     is_free = threading.Event()
     before = asyncio.create_task(worker.submit(is_free.wait))
-    caller = asyncio.create_task(batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is))
+    caller = asyncio.create_task(ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is))
     for _ in range(3):
         await asyncio.sleep(0)
-    assert not batcher._waiting
+    assert not any(batcher.scheduler.counts.values())
     caller.cancel()
     is_free.set()
     assert await before
@@ -244,10 +268,10 @@ async def test_queued_work_of_those_who_are_gone_never_starts(
 async def test_a_closed_worker_refuses(decoder: Decoder, registry: Registry) -> None:
     """Once the worker is closed, whoever waits is told that the server is stopping."""
     worker = Worker("cpu")
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     await worker.close()
     with pytest.raises(Unavailable):
-        await batcher.run(plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+        await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
 
 
 async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
@@ -263,10 +287,10 @@ async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     def fail(_: RunResult) -> int:
         raise ValueError("mine")
 
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     plan = plan_of(registry, [1, 2])
     results = await asyncio.gather(
-        batcher.run(plan, decoder, {}, note), batcher.run(plan, decoder, {}, fail), return_exceptions=True
+        ask(batcher, plan, decoder, {}, note), ask(batcher, plan, decoder, {}, fail), return_exceptions=True
     )
     assert results[0] == 2
     assert isinstance(results[1], ValueError)
@@ -283,7 +307,7 @@ async def test_runs_of_different_propagation_do_not_run_together(
 
     plain = plan_of(registry, [1, 2])
     other = replace(plain, run=replace(plain.run, propagation=Other()))
-    results = await together(Batcher(worker, RecordingStore(0)), decoder, (plain, other, plain, other, other))
+    results = await together(a_batcher(worker, RecordingStore(0)), decoder, (plain, other, plain, other, other))
     assert batch_sizes(results) == [2, 3, 2, 3, 3]
 
 
@@ -291,9 +315,9 @@ async def test_sets_of_the_same_name_are_not_mixed(worker: Worker, decoder: Deco
     """A reload of the registry may give a name to another set while requests wait; each keeps the one it leased."""
     before, after, beside = (models.autoencoders(DerivedScalarType.MLP_POST_ACT, seed) for seed in (1, 2, 3))
     plan = plan_of(registry, [1, 2])
-    batcher = Batcher(worker, RecordingStore(0))
+    batcher = a_batcher(worker, RecordingStore(0))
     given = ({"s": before}, {"s": after}, {"s": before, "t": beside}, {"t": beside})
-    results = await asyncio.gather(*(batcher.run(plan, decoder, sets, as_it_is) for sets in given))
+    results = await asyncio.gather(*(ask(batcher, plan, decoder, sets, as_it_is) for sets in given))
     assert [result.batch_size for result in results] == [3, 1, 3, 3]
     for result, sets in zip(results, given, strict=True):
         assert {name: result.sets[name] for name in sets} == sets
@@ -315,9 +339,9 @@ async def test_a_patched_run_reads_what_is_kept_of_the_runs_before(
         source_runs=(clean,),
     )
     patched = make_plan(request, registry)
-    batcher = Batcher(worker, RecordingStore())
+    batcher = a_batcher(worker, RecordingStore())
     await together(batcher, decoder, [plan_of(registry, tokens) for tokens in ([1, 2, 3], [4, 2, 3])])
-    other = await batcher.run(patched, decoder, {}, as_it_is, Caller(name="other"))
+    other = await batcher.run(Ticket(Caller(name="other")), patched, decoder, {}, as_it_is)
     (own,) = await together(batcher, decoder, [patched])
     assert isinstance(own, RunResult)
     assert (own.batch_size, other.batch_size) == (1, 2)

@@ -23,7 +23,8 @@ from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import Exhausted, OutOfRange, Reason
-from dst_grpc.pipeline.admission import Limits
+from dst_grpc.pipeline.limits import Limits
+from dst_grpc.pipeline.scheduler import DeviceLimits
 from dst_grpc.pipeline.service import Pipeline
 from tests import explaining, models, traces
 from tests.comparing import same
@@ -226,7 +227,7 @@ async def test_the_first_run_that_fails_ends_the_answer_and_lets_go(pipeline: Pi
 
 async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
     small, large = ask(run(*SHORT)), ask(run(*SHORT), run())
-    tight = Pipeline(cache, Limits(max_run_bytes=700_000))
+    tight = Pipeline(cache, Limits(of_device=DeviceLimits(max_run_bytes=700_000)))
     assert await everything(tight, small)
     with pytest.raises(Exhausted) as caught:
         await everything(tight, large)

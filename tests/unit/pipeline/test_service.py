@@ -30,7 +30,8 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
-from dst_grpc.pipeline.admission import Limits
+from dst_grpc.pipeline.limits import Limits
+from dst_grpc.pipeline.scheduler import DeviceLimits
 from dst_grpc.pipeline.service import Pipeline
 from dst_grpc.scalars.derive import Derivation
 from tests import checkpoints, interventions, models
@@ -83,7 +84,7 @@ async def everything(steps: AsyncGenerator[Any, None]) -> list[Any]:
 
 
 def assert_idle(pipeline: Pipeline, cache: ContextCache) -> None:
-    assert pipeline._executor._admission._used_bytes == 0
+    assert all(batcher.scheduler.memory.used_bytes == 0 for batcher in pipeline._executor._devices.values())
     assert all(status.pins == 0 for status in cache.statuses())
 
 
@@ -212,8 +213,7 @@ async def test_a_caller_who_goes_away_while_an_answer_is_derived_stops_it_at_the
     caller = asyncio.create_task(everything(pipeline.derive(large())))
     with pytest.raises(asyncio.CancelledError):
         await caller
-    worker, _ = pipeline._executor._device("cpu")
-    await worker.submit(list)
+    await pipeline._executor._device("cpu")._worker.submit(list)
     assert derived == last
     assert_idle(pipeline, cache)
 
@@ -280,7 +280,7 @@ async def test_what_is_wrong_is_said_before_anything_is_loaded(
 
 
 async def test_over_budget_is_refused_before_anything_is_loaded(registry: Registry, cache: ContextCache) -> None:
-    pipeline = Pipeline(cache, Limits(max_run_bytes=100))
+    pipeline = Pipeline(cache, Limits(of_device=DeviceLimits(max_run_bytes=100)))
     with pytest.raises(Exhausted) as caught:
         await everything(pipeline.derive(request(T.MLP_POST_ACT)))
     assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
@@ -461,7 +461,7 @@ async def test_a_request_that_waits_during_a_reload_runs_on_what_it_was_planned_
 ) -> None:
     expected = await numbers(pipeline, request(T.LOGITS))
     (*_, resolution) = await everything(pipeline.resolve(ResolveRequest(request=large())))
-    narrow = Pipeline(cache, Limits(max_run_bytes=resolution.cost.peak_bytes, store_bytes=0))
+    narrow = Pipeline(cache, Limits(of_device=DeviceLimits(max_run_bytes=resolution.cost.peak_bytes), store_bytes=0))
     other = checkpoints.write_model(tmp_path / "other", tensors=checkpoints.weights(seed=5))
     registry = Registry.build(models={"tiny": other}, device="cpu", include_embedded=False, previous=cache.registry)
     async with aclosing(narrow.derive(large())) as running:
@@ -469,7 +469,7 @@ async def test_a_request_that_waits_during_a_reload_runs_on_what_it_was_planned_
         waiting = asyncio.create_task(numbers(narrow, request(T.LOGITS)))
         for _ in range(3):
             await asyncio.sleep(0)
-        assert narrow._executor._admission._waiting
+        assert narrow.loads()[0].waiting_requests
         cache.adopt(registry)
     np.testing.assert_allclose(await waiting, expected, rtol=1e-3, atol=1e-5)
     assert not np.allclose(await numbers(narrow, request(T.LOGITS)), expected, rtol=1e-3, atol=1e-5)

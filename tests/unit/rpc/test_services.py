@@ -43,7 +43,7 @@ def cache() -> FakeCache:
 
 @pytest.fixture
 def catalog(cache: FakeCache) -> CatalogService:
-    return CatalogService(cache, server_info(Settings()))
+    return CatalogService(cache, server_info(Settings()), FakePipeline())
 
 
 async def test_models_come_in_pages(catalog: CatalogService) -> None:
@@ -142,10 +142,12 @@ async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService
 
 async def test_the_server_says_what_it_is() -> None:
     settings = Settings(max_items_per_stream=7, put_tensor_ttl_seconds=90.5, reflection=False)
-    catalog = CatalogService(FakeCache(), server_info(settings))
+    catalog = CatalogService(FakeCache(), server_info(settings), FakePipeline())
     info = await catalog.GetServerInfo(catalog_pb.GetServerInfoRequest(), CALL)
     assert (info.caller.name, list(info.caller.roles)) == ("somebody", [catalog_pb.ROLE_ASK, catalog_pb.ROLE_OPERATE])
     assert (info.version, info.protocol_version, list(info.features)) == (dst_grpc.__version__, 1, [])
+    (load,) = info.loads
+    assert (load.device, load.expected_wait.ToTimedelta().total_seconds(), load.waiting_requests) == ("cpu", 0.25, 3)
     assert (info.limits.max_request_bytes, info.limits.max_response_bytes) == (4 << 20, 1 << 20)
     assert (info.limits.max_items_per_stream, info.limits.max_items_in_flight_per_stream) == (7, 16)
     assert info.limits.max_put_tensor_ttl.ToTimedelta() == timedelta(seconds=90.5)
@@ -156,7 +158,7 @@ def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
     assert server_info(Settings(autoencoder_roots=(tmp_path,))).features == ("autoencoder_paths", "reflection")
 
 
-CALL: Any = SimpleNamespace(caller=Caller(name="somebody"), info=CallInfo(method=""))
+CALL: Any = SimpleNamespace(caller=Caller(name="somebody"), info=CallInfo(method=""), time_remaining=lambda: 60.0)
 
 
 def service_of(pipeline: FakePipeline) -> DerivedScalarService:

@@ -26,7 +26,7 @@ from dst_grpc._gen.dst.v1 import catalog_pb2 as dst_dot_v1_dot_catalog__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64st/v1/catalog_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/catalog.proto\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"\x94\x02\n\x0cServerLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13max_queued_requests\x18\x03 \x01(\r\x12&\n\x1emax_items_in_flight_per_stream\x18\x04 \x01(\r\x12\x1c\n\x14max_items_per_stream\x18\x05 \x01(\r\x12\x15\n\rmax_run_bytes\x18\x06 \x01(\x04\x12\x1c\n\x14max_put_tensor_bytes\x18\x07 \x01(\x04\x12\x35\n\x12max_put_tensor_ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x06\x43\x61ller\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x05roles\x18\x02 \x03(\x0e\x32\x0c.dst.v1.Role\"\x9a\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12$\n\x06limits\x18\x03 \x01(\x0b\x32\x14.dst.v1.ServerLimits\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x1e\n\x06\x63\x61ller\x18\x05 \x01(\x0b\x32\x0e.dst.v1.Caller\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dst.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dst.v1.ModelInfo\"O\n\x17ListAutoencodersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x18ListAutoencodersResponse\x12-\n\x0c\x61utoencoders\x18\x01 \x03(\x0b\x32\x17.dst.v1.AutoencoderInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x1dListDerivedScalarTypesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x1eListDerivedScalarTypesResponse\x12,\n\x05types\x18\x01 \x03(\x0b\x32\x1d.dst.v1.DerivedScalarTypeInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"9\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rtoken_strings\x18\x02 \x03(\t*<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08ROLE_ASK\x10\x01\x12\x10\n\x0cROLE_OPERATE\x10\x02\x32\xcd\x04\n\x0e\x43\x61talogService\x12Q\n\rGetServerInfo\x12\x1c.dst.v1.GetServerInfoRequest\x1a\x1d.dst.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12H\n\nListModels\x12\x19.dst.v1.ListModelsRequest\x1a\x1a.dst.v1.ListModelsResponse\"\x03\x90\x02\x01\x12\x42\n\x08GetModel\x12\x17.dst.v1.GetModelRequest\x1a\x18.dst.v1.GetModelResponse\"\x03\x90\x02\x01\x12Z\n\x10ListAutoencoders\x12\x1f.dst.v1.ListAutoencodersRequest\x1a .dst.v1.ListAutoencodersResponse\"\x03\x90\x02\x01\x12l\n\x16ListDerivedScalarTypes\x12%.dst.v1.ListDerivedScalarTypesRequest\x1a&.dst.v1.ListDerivedScalarTypesResponse\"\x03\x90\x02\x01\x12\x44\n\x08Tokenize\x12\x17.dst.v1.TokenizeRequest\x1a\x18.dst.v1.TokenizeResponse\"\x03\x90\x02\x01\x30\x01\x12J\n\nDetokenize\x12\x19.dst.v1.DetokenizeRequest\x1a\x1a.dst.v1.DetokenizeResponse\"\x03\x90\x02\x01\x30\x01\x42\x9e\x01\n\rio.dstgrpc.v1B\x13\x43\x61talogServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64st/v1/catalog_service.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/catalog.proto\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"\xe9\x02\n\x0cServerLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x02 \x01(\x04\x12\x1b\n\x13max_queued_requests\x18\x03 \x01(\r\x12&\n\x1emax_items_in_flight_per_stream\x18\x04 \x01(\r\x12\x1c\n\x14max_items_per_stream\x18\x05 \x01(\r\x12\x15\n\rmax_run_bytes\x18\x06 \x01(\x04\x12\x1c\n\x14max_put_tensor_bytes\x18\x07 \x01(\x04\x12\x35\n\x12max_put_tensor_ttl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1emax_queued_requests_per_caller\x18\t \x01(\r\x12+\n\x08patience\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\nDeviceLoad\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x30\n\rexpected_wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10waiting_requests\x18\x03 \x01(\r\"3\n\x06\x43\x61ller\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x05roles\x18\x02 \x03(\x0e\x32\x0c.dst.v1.Role\"\xbd\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12$\n\x06limits\x18\x03 \x01(\x0b\x32\x14.dst.v1.ServerLimits\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x1e\n\x06\x63\x61ller\x18\x05 \x01(\x0b\x32\x0e.dst.v1.Caller\x12!\n\x05loads\x18\x06 \x03(\x0b\x32\x12.dst.v1.DeviceLoad\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dst.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dst.v1.ModelInfo\"O\n\x17ListAutoencodersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x18ListAutoencodersResponse\x12-\n\x0c\x61utoencoders\x18\x01 \x03(\x0b\x32\x17.dst.v1.AutoencoderInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x1dListDerivedScalarTypesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x1eListDerivedScalarTypesResponse\x12,\n\x05types\x18\x01 \x03(\x0b\x32\x1d.dst.v1.DerivedScalarTypeInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rtoken_strings\x18\x02 \x03(\t\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"9\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rtoken_strings\x18\x02 \x03(\t*<\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08ROLE_ASK\x10\x01\x12\x10\n\x0cROLE_OPERATE\x10\x02\x32\xcd\x04\n\x0e\x43\x61talogService\x12Q\n\rGetServerInfo\x12\x1c.dst.v1.GetServerInfoRequest\x1a\x1d.dst.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12H\n\nListModels\x12\x19.dst.v1.ListModelsRequest\x1a\x1a.dst.v1.ListModelsResponse\"\x03\x90\x02\x01\x12\x42\n\x08GetModel\x12\x17.dst.v1.GetModelRequest\x1a\x18.dst.v1.GetModelResponse\"\x03\x90\x02\x01\x12Z\n\x10ListAutoencoders\x12\x1f.dst.v1.ListAutoencodersRequest\x1a .dst.v1.ListAutoencodersResponse\"\x03\x90\x02\x01\x12l\n\x16ListDerivedScalarTypes\x12%.dst.v1.ListDerivedScalarTypesRequest\x1a&.dst.v1.ListDerivedScalarTypesResponse\"\x03\x90\x02\x01\x12\x44\n\x08Tokenize\x12\x17.dst.v1.TokenizeRequest\x1a\x18.dst.v1.TokenizeResponse\"\x03\x90\x02\x01\x30\x01\x12J\n\nDetokenize\x12\x19.dst.v1.DetokenizeRequest\x1a\x1a.dst.v1.DetokenizeResponse\"\x03\x90\x02\x01\x30\x01\x42\x9e\x01\n\rio.dstgrpc.v1B\x13\x43\x61talogServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,40 +48,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOGSERVICE'].methods_by_name['Tokenize']._serialized_options = b'\220\002\001'
   _globals['_CATALOGSERVICE'].methods_by_name['Detokenize']._loaded_options = None
   _globals['_CATALOGSERVICE'].methods_by_name['Detokenize']._serialized_options = b'\220\002\001'
-  _globals['_ROLE']._serialized_start=1418
-  _globals['_ROLE']._serialized_end=1478
+  _globals['_ROLE']._serialized_start=1644
+  _globals['_ROLE']._serialized_end=1704
   _globals['_GETSERVERINFOREQUEST']._serialized_start=94
   _globals['_GETSERVERINFOREQUEST']._serialized_end=116
   _globals['_SERVERLIMITS']._serialized_start=119
-  _globals['_SERVERLIMITS']._serialized_end=395
-  _globals['_CALLER']._serialized_start=397
-  _globals['_CALLER']._serialized_end=448
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=451
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=605
-  _globals['_LISTMODELSREQUEST']._serialized_start=607
-  _globals['_LISTMODELSREQUEST']._serialized_end=665
-  _globals['_LISTMODELSRESPONSE']._serialized_start=667
-  _globals['_LISTMODELSRESPONSE']._serialized_end=747
-  _globals['_GETMODELREQUEST']._serialized_start=749
-  _globals['_GETMODELREQUEST']._serialized_end=780
-  _globals['_GETMODELRESPONSE']._serialized_start=782
-  _globals['_GETMODELRESPONSE']._serialized_end=834
-  _globals['_LISTAUTOENCODERSREQUEST']._serialized_start=836
-  _globals['_LISTAUTOENCODERSREQUEST']._serialized_end=915
-  _globals['_LISTAUTOENCODERSRESPONSE']._serialized_start=917
-  _globals['_LISTAUTOENCODERSRESPONSE']._serialized_end=1015
-  _globals['_LISTDERIVEDSCALARTYPESREQUEST']._serialized_start=1017
-  _globals['_LISTDERIVEDSCALARTYPESREQUEST']._serialized_end=1087
-  _globals['_LISTDERIVEDSCALARTYPESRESPONSE']._serialized_start=1089
-  _globals['_LISTDERIVEDSCALARTYPESRESPONSE']._serialized_end=1192
-  _globals['_TOKENIZEREQUEST']._serialized_start=1194
-  _globals['_TOKENIZEREQUEST']._serialized_end=1240
-  _globals['_TOKENIZERESPONSE']._serialized_start=1242
-  _globals['_TOKENIZERESPONSE']._serialized_end=1302
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1304
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1357
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1359
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1416
-  _globals['_CATALOGSERVICE']._serialized_start=1481
-  _globals['_CATALOGSERVICE']._serialized_end=2070
+  _globals['_SERVERLIMITS']._serialized_end=480
+  _globals['_DEVICELOAD']._serialized_start=482
+  _globals['_DEVICELOAD']._serialized_end=586
+  _globals['_CALLER']._serialized_start=588
+  _globals['_CALLER']._serialized_end=639
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=642
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=831
+  _globals['_LISTMODELSREQUEST']._serialized_start=833
+  _globals['_LISTMODELSREQUEST']._serialized_end=891
+  _globals['_LISTMODELSRESPONSE']._serialized_start=893
+  _globals['_LISTMODELSRESPONSE']._serialized_end=973
+  _globals['_GETMODELREQUEST']._serialized_start=975
+  _globals['_GETMODELREQUEST']._serialized_end=1006
+  _globals['_GETMODELRESPONSE']._serialized_start=1008
+  _globals['_GETMODELRESPONSE']._serialized_end=1060
+  _globals['_LISTAUTOENCODERSREQUEST']._serialized_start=1062
+  _globals['_LISTAUTOENCODERSREQUEST']._serialized_end=1141
+  _globals['_LISTAUTOENCODERSRESPONSE']._serialized_start=1143
+  _globals['_LISTAUTOENCODERSRESPONSE']._serialized_end=1241
+  _globals['_LISTDERIVEDSCALARTYPESREQUEST']._serialized_start=1243
+  _globals['_LISTDERIVEDSCALARTYPESREQUEST']._serialized_end=1313
+  _globals['_LISTDERIVEDSCALARTYPESRESPONSE']._serialized_start=1315
+  _globals['_LISTDERIVEDSCALARTYPESRESPONSE']._serialized_end=1418
+  _globals['_TOKENIZEREQUEST']._serialized_start=1420
+  _globals['_TOKENIZEREQUEST']._serialized_end=1466
+  _globals['_TOKENIZERESPONSE']._serialized_start=1468
+  _globals['_TOKENIZERESPONSE']._serialized_end=1528
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1530
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1583
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1585
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1642
+  _globals['_CATALOGSERVICE']._serialized_start=1707
+  _globals['_CATALOGSERVICE']._serialized_end=2296
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerLimits(_message.Message):
-    __slots__ = ("max_request_bytes", "max_response_bytes", "max_queued_requests", "max_items_in_flight_per_stream", "max_items_per_stream", "max_run_bytes", "max_put_tensor_bytes", "max_put_tensor_ttl")
+    __slots__ = ("max_request_bytes", "max_response_bytes", "max_queued_requests", "max_items_in_flight_per_stream", "max_items_per_stream", "max_run_bytes", "max_put_tensor_bytes", "max_put_tensor_ttl", "max_queued_requests_per_caller", "patience")
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RESPONSE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,8 @@ class ServerLimits(_message.Message):
     MAX_RUN_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PUT_TENSOR_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PUT_TENSOR_TTL_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_REQUESTS_PER_CALLER_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_FIELD_NUMBER: _ClassVar[int]
     max_request_bytes: int
     max_response_bytes: int
     max_queued_requests: int
@@ -42,7 +44,19 @@ class ServerLimits(_message.Message):
     max_run_bytes: int
     max_put_tensor_bytes: int
     max_put_tensor_ttl: _duration_pb2.Duration
-    def __init__(self, max_request_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_items_in_flight_per_stream: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_run_bytes: _Optional[int] = ..., max_put_tensor_bytes: _Optional[int] = ..., max_put_tensor_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    max_queued_requests_per_caller: int
+    patience: _duration_pb2.Duration
+    def __init__(self, max_request_bytes: _Optional[int] = ..., max_response_bytes: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_items_in_flight_per_stream: _Optional[int] = ..., max_items_per_stream: _Optional[int] = ..., max_run_bytes: _Optional[int] = ..., max_put_tensor_bytes: _Optional[int] = ..., max_put_tensor_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_queued_requests_per_caller: _Optional[int] = ..., patience: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class DeviceLoad(_message.Message):
+    __slots__ = ("device", "expected_wait", "waiting_requests")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_WAIT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    expected_wait: _duration_pb2.Duration
+    waiting_requests: int
+    def __init__(self, device: _Optional[str] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class Caller(_message.Message):
     __slots__ = ("name", "roles")
@@ -53,18 +67,20 @@ class Caller(_message.Message):
     def __init__(self, name: _Optional[str] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "protocol_version", "limits", "features", "caller")
+    __slots__ = ("version", "protocol_version", "limits", "features", "caller", "loads")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol_version: int
     limits: ServerLimits
     features: _containers.RepeatedScalarFieldContainer[str]
     caller: Caller
-    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., caller: _Optional[_Union[Caller, _Mapping]] = ...) -> None: ...
+    loads: _containers.RepeatedCompositeFieldContainer[DeviceLoad]
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., caller: _Optional[_Union[Caller, _Mapping]] = ..., loads: _Optional[_Iterable[_Union[DeviceLoad, _Mapping]]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -1,0 +1,130 @@
+"""Jobs: pieces of requests' work that a device runs without a break; those that run together, and those that wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    from dst_grpc.domain.callers import Priority
+    from dst_grpc.pipeline.door import Ticket
+    from dst_grpc.pipeline.rates import Rate
+
+    FlowKey = tuple[str, Priority]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """A piece of a request's work that runs on the device without a break: a pass, or a step of its answer."""
+
+    ticket: Ticket
+    """Its request's."""
+    rate: Rate
+    """How long its kind of work takes."""
+    units: int = 1
+    """How much of it there is, in the units of the rate; at least 1."""
+    group: Hashable | None = None
+    """Jobs of the same group can run as one batch; None = it runs alone."""
+    n_tokens: int = 1
+    """Length of its prompt, which is padded to the longest of its batch."""
+    is_step: bool = False
+    """Whether it is a step of an answer that has begun."""
+    since: float = field(default=0.0, init=False)
+    """When it began to wait."""
+    cost: float = field(default=0.0, init=False)
+    """Device seconds that it is estimated to take, while it waits."""
+    is_waiting: bool = field(default=False, init=False)
+    """Whether it is in the queue."""
+
+    def goes_with(self, others: Sequence[Job]) -> bool:
+        """Whether it can run with *others*, which are of its group."""
+        del others
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs that run together."""
+
+    started: float
+    """When it was formed."""
+    jobs: list[Job] = field(default_factory=list)
+    """The jobs."""
+    cost: float = 0.0
+    """Seconds that it is estimated to take."""
+    n_tokens: int = 0
+    """Tokens of its prompts."""
+    longest: int = 0
+    """Tokens of the longest."""
+
+    def add(self, job: Job) -> None:
+        """Let *job* run with the others."""
+        self.jobs.append(job)
+        self.cost += job.cost
+        self.n_tokens += job.n_tokens
+        self.longest = max(self.longest, job.n_tokens)
+
+    def padded_with(self, job: Job) -> int:
+        """Its tokens, pads included, if *job* ran with it."""
+        return max(self.longest, job.n_tokens) * (len(self.jobs) + 1)
+
+
+class Flow:
+    """The waiting jobs of one caller and class, and what it may still use of the device in its turn.
+
+    Steps of answers that have begun go before passes, as they hold memory.
+    """
+
+    __slots__ = ("_passes", "_steps", "deficit", "key", "seconds", "weight")
+
+    def __init__(self, key: FlowKey) -> None:
+        """Start empty."""
+        self.key = key
+        self.weight = 1.0
+        """Its part of the device while others wait too, relative to theirs."""
+        self.deficit = 0.0
+        """Device seconds that it may use; below zero, those that it has to make up for."""
+        self.seconds = 0.0
+        """Estimated cost of all its jobs."""
+        self._steps: deque[Job] = deque()
+        self._passes: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        """Jobs that wait."""
+        return len(self._steps) + len(self._passes)
+
+    def __iter__(self) -> Iterator[Job]:
+        """The jobs in their order."""
+        return chain(self._steps, self._passes)
+
+    @property
+    def head(self) -> Job | None:
+        """The job that is next."""
+        queue = self._steps or self._passes
+        return queue[0] if queue else None
+
+    @property
+    def next_pass(self) -> Job | None:
+        """The pass that is next, after all steps."""
+        return self._passes[0] if self._passes else None
+
+    def add(self, job: Job) -> None:
+        """Let *job* wait."""
+        (self._steps if job.is_step else self._passes).append(job)
+        job.is_waiting = True
+        self.seconds += job.cost
+
+    def remove(self, job: Job) -> None:
+        """Take *job* out, which waits."""
+        (self._steps if job.is_step else self._passes).remove(job)
+        job.is_waiting = False
+        self.seconds = self.seconds - job.cost if len(self) else 0.0
+
+    def offers(self, first: Job, count: int) -> Iterator[Job]:
+        """Jobs of the group of *first*, among the next *count*; those of the nearest length first."""
+        near = [job for job in islice(self, count) if job.group == first.group]
+        yield from sorted(near, key=lambda job: abs(job.n_tokens - first.n_tokens))

@@ -1,0 +1,386 @@
+"""The scheduler: which of the waiting jobs a device runs next, and which requests it refuses.
+
+Deficit round robin (Shreedhar and Varghese, 1995) in device seconds. Callers take turns; at the start of its turn a
+caller is given a quantum, once, and what its jobs cost is taken from it: first what they are estimated to cost, then
+the difference to what they took. A batch begins with the job whose turn it is, and is filled up with jobs that can run
+together with it, of every caller in turn; their callers are charged too, below zero if need be, and wait until that is
+made up for. So a caller with a long queue gets its part of the device, and one without waits for about a turn of each
+other.
+
+A job is a pass, or a step of an answer that has begun: steps are charged alike, so that a long answer does not keep the
+device from others.
+
+Pure logic: nothing runs or waits here, and the clock is an argument. Used on the event loop only, but for
+`expected_wait` and `counts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.callers import Priority
+from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
+from dst_grpc.pipeline.jobs import Batch, Flow
+from dst_grpc.pipeline.memory_shares import MemoryShares
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from dst_grpc.pipeline.door import Ticket
+    from dst_grpc.pipeline.jobs import FlowKey, Job
+    from dst_grpc.pipeline.rates import Rate
+
+DEFAULT_RUN_BYTES = 4 << 30
+MAX_PADDING = 1.2
+"""Tokens of a batch, pads included, over those of its prompts."""
+
+_WEIGHT_OF_BATCH = 0.25
+"""Weight of a caller's items of streams beside its other requests, of which somebody waits for each."""
+_MOST_OF_TIME = 0.85
+"""Part of the time until its deadline in which a request must be expected to be over; the rest is for errors of the
+estimate."""
+_LEAST_RETRY_SECONDS = 0.05
+_COSTS_KEPT = 128
+_USUAL = 0.9
+"""The quantum is this quantile of recent costs: the largest that is usual, so that a turn is at least one such job."""
+_FIRST_QUANTUM = 0.01
+_LEAST_QUANTUM = 0.001
+_BATCH_SECONDS = 0.05
+"""The longest batch, if the quantum is not longer; and a single job may be."""
+_BATCH_SECONDS_ALONE = 1.0
+_ALONE_AFTER_SECONDS = 10.0
+"""After so long a caller whom no other has interrupted is alone: longer batches do more, and keep nobody waiting."""
+_OFFERED = 64
+"""Jobs of a caller, the next ones, among which companions of a batch are looked for."""
+_MAX_MISFITS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimits:
+    """Limits of one device."""
+
+    max_run_bytes: int = DEFAULT_RUN_BYTES
+    """Estimated memory of all requests that run, without weights."""
+    patience: float = 30.0
+    """Seconds that a request without a deadline may be expected to take. Items of streams may take longer, as reading
+    paces them."""
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+    """Tokens of a batch, pads included, unless a single prompt is longer."""
+
+
+class Scheduler:
+    """The queue of one device, which runs one batch at a time."""
+
+    def __init__(
+        self, limits: DeviceLimits, clock: Callable[[], float], charge: Callable[[str, float], None] | None = None
+    ) -> None:
+        """Start empty.
+
+        Args:
+            limits: of the device.
+            clock: reads seconds, as deadlines do.
+            charge: called with the name of a caller and the device seconds that its jobs take, or that are given back.
+        """
+        self._limits, self._clock, self._charge = limits, clock, charge or _free_of_charge
+        self._ring: OrderedDict[FlowKey, Flow] = OrderedDict()
+        """Callers that have jobs waiting, or something to make up for; the first has the turn."""
+        self._is_new_turn = True
+        self.max_batch_tokens = limits.max_batch_tokens
+        """Tokens of a batch, pads included."""
+        self.memory = MemoryShares(limits.max_run_bytes)
+        """What running requests take."""
+        self._running: Batch | None = None
+        self._costs: deque[float] = deque(maxlen=_COSTS_KEPT)
+        """Of the latest passes."""
+        self._quantum = _FIRST_QUANTUM
+        """What a caller is given for a turn; the same for all turns of a round."""
+        self._turns_left = 0
+        """Of this round."""
+        self._latest: FlowKey | None = None
+        self._interrupted_at = -math.inf
+        """When last somebody asked who had not asked just before."""
+
+    # At the door
+
+    def check(self, ticket: Ticket, cost: float = 0.0) -> None:
+        """Raise unless a request that takes the device for *cost* seconds can be served before its deadline.
+
+        Nobody is refused for time while the device is idle: the estimate may be wrong, and only running corrects it.
+
+        Raises:
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if its memory can never be free; (DEADLINE_UNREACHABLE) if it is
+                expected to end after its deadline, or too close to it.
+        """
+        limit = self._limits.max_run_bytes
+        if ticket.peak_bytes > limit:
+            raise Exhausted(
+                f"the request needs about {ticket.peak_bytes} bytes, and may have {limit}; ask for fewer derived"
+                " scalars, layers or tokens",
+                reason=Reason.MEMORY_BUDGET_EXCEEDED,
+                metadata={"estimated_bytes": str(ticket.peak_bytes), "limit_bytes": str(limit)},
+            )
+        remaining = self._patience(ticket)
+        if remaining is None or (self._running is None and not self._n_waiting):
+            return
+        wait = self._wait(_key_of(ticket), _weight_of(ticket), cost)
+        if wait > _MOST_OF_TIME * remaining:
+            raise Exhausted(
+                f"the answer can be expected in {wait:.3g} s, too late for a deadline in {max(remaining, 0.0):.3g} s",
+                reason=Reason.DEADLINE_UNREACHABLE,
+                retry_after_seconds=max(_LEAST_RETRY_SECONDS, wait - remaining),
+                metadata={"expected_seconds": f"{wait:.3f}", "remaining_seconds": f"{max(remaining, 0.0):.3f}"},
+            )
+
+    def _patience(self, ticket: Ticket) -> float | None:
+        """Seconds that a request may take; None = any number."""
+        if ticket.urgency.deadline is not None:
+            return ticket.urgency.deadline - self._clock()
+        return None if ticket.priority is Priority.BATCH else self._limits.patience
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds that a caller of whom nothing waits would wait now. May be read on any thread."""
+        return self._wait(None, 1.0, 0.0)
+
+    def _wait(self, key: FlowKey | None, weight: float, cost: float) -> float:
+        """Expected seconds until one more job of a flow, of this *weight* and *cost*, is over.
+
+        Until then the flow's own jobs run, and of every other as much as its turns allow meanwhile, or all that waits.
+        """
+        quantum, running = self._quantum, self._running
+        wait = 0.0 if running is None else max(running.started + running.cost - self._clock(), 0.0)
+        own = cost
+        others = []
+        for flow in list(self._ring.values()):
+            if flow.key == key:
+                own += flow.seconds - min(flow.deficit, 0.0)
+            else:
+                others.append(flow)
+        for flow in others:
+            turns = (own + quantum) * flow.weight / weight + min(flow.deficit, 0.0)
+            wait += max(min(turns, flow.seconds), 0.0)
+        return wait + own
+
+    # The queue
+
+    def add(self, job: Job) -> None:
+        """Let *job* wait."""
+        job.since, key = self._clock(), _key_of(job.ticket)
+        job.cost = job.rate.seconds(job.units)
+        if self._latest not in {None, key}:
+            self._interrupted_at = job.since
+        self._latest = key
+        flow = self._ring.get(key)
+        if flow is None:
+            flow = self._ring[key] = Flow(key)
+        flow.weight = _weight_of(job.ticket)  # a reload may have changed it
+        flow.add(job)
+        self._charge(job.ticket.caller.name, job.cost)
+
+    def remove(self, job: Job) -> None:
+        """Take *job*, which waits, out of the queue."""
+        self._ring[_key_of(job.ticket)].remove(job)
+        self._charge(job.ticket.caller.name, -job.cost)
+
+    def drop_late(self) -> list[Job]:
+        """Take those out of the queue that are next, but whose callers have given up by now."""
+        late = []
+        for flow in self._ring.values():
+            while (head := flow.head) is not None and self._is_late(head):
+                self.remove(head)
+                late.append(head)
+        return late
+
+    def _is_late(self, job: Job) -> bool:
+        deadline = job.ticket.urgency.deadline
+        return deadline is not None and deadline <= self._clock()
+
+    def clear(self) -> list[Job]:
+        """Take all jobs out of the queue."""
+        jobs = [job for flow in self._ring.values() for job in flow]
+        for job in jobs:
+            self.remove(job)
+        return jobs
+
+    def start(self) -> Batch | None:
+        """The jobs to run now; None if there are none. `finish` must follow before it is called again.
+
+        Requests whose first jobs are among them hold their memory from now on, until `memory.release`.
+        """
+        first = self._first() if self._running is None else None
+        if first is None:
+            return None
+        batch = self._running = Batch(self._clock())
+        n_started = int(self._take(first, batch))
+        if first.group is not None:
+            for job in self._companions(batch):
+                n_started += self._take(job, batch)
+        if n_started:
+            self.memory.note_passed_over(self._nexts())
+        return batch
+
+    def _take(self, job: Job, batch: Batch) -> bool:
+        """Move *job* from the queue into *batch*; whether it is the first of its request."""
+        flow = self._ring[_key_of(job.ticket)]
+        flow.remove(job)
+        flow.deficit -= job.cost
+        batch.add(job)
+        if not job.is_step:
+            self._costs.append(job.cost)
+        is_new = not job.ticket.has_started
+        if is_new:
+            self.memory.take(job.ticket)
+        return is_new
+
+    def finish(self, as_estimated: Collection[Job]) -> None:
+        """Note that the running batch is over: charge what it took, and learn how long work takes from the jobs whose
+        work was done *as_estimated*."""
+        batch, self._running = self._running, None
+        if batch is None:
+            return
+        seconds = self._clock() - batch.started
+        learnt: dict[Rate, tuple[int, float]] = {}
+        for job in batch.jobs:
+            part = seconds * (job.cost / batch.cost if batch.cost else 1 / len(batch.jobs))
+            flow = self._ring.get(_key_of(job.ticket))
+            if flow is not None:
+                flow.deficit += job.cost - part
+            self._charge(job.ticket.caller.name, part - job.cost)
+            if job in as_estimated:
+                units, known = learnt.get(job.rate, (0, 0.0))
+                learnt[job.rate] = units + job.units, known + part
+        for rate, (units, known) in learnt.items():
+            if rate.note(units, known):
+                self._reprice(rate)
+
+    def _reprice(self, rate: Rate) -> None:
+        """Estimate the waiting jobs of *rate* anew: until now it was a guess."""
+        for flow in self._ring.values():
+            for job in [job for job in flow if job.rate is rate]:
+                cost = rate.seconds(job.units)
+                flow.seconds += cost - job.cost
+                self._charge(job.ticket.caller.name, cost - job.cost)
+                job.cost = cost
+
+    @property
+    def _n_waiting(self) -> int:
+        return sum(map(len, self._ring.values()))
+
+    @property
+    def counts(self) -> Mapping[Priority, int]:
+        """How many jobs wait, by their class. May be read on any thread."""
+        found = dict.fromkeys(Priority, 0)
+        for flow in list(self._ring.values()):
+            found[flow.key[1]] += len(flow)
+        return found
+
+    def _nexts(self) -> Iterator[Ticket]:
+        """The request of each caller that would be let in next."""
+        return (job.ticket for flow in self._ring.values() if (job := flow.next_pass) is not None)
+
+    # Whose turn it is
+
+    def _first(self) -> Job | None:
+        """The job to begin a batch with."""
+        if not self._n_waiting:
+            self._ring.clear()  # nobody waits, so that nobody is owed anything
+            self._is_new_turn = True
+            self._begin_round()
+            return None
+        self.memory.consider(self._nexts())
+        heads = {flow.key: flow.head for flow in self._ring.values()}
+        ready = {key: head for key, head in heads.items() if head is not None and self.memory.fits(head.ticket)}
+        if not ready:
+            return None
+        while True:
+            for _ in range(len(self._ring)):
+                flow = next(iter(self._ring.values()))
+                if self._is_new_turn:
+                    flow.deficit += self._quantum * flow.weight
+                    self._is_new_turn = False
+                head = ready.get(flow.key)
+                if head is not None and head.cost <= flow.deficit:
+                    return head
+                self._end_turn(flow)
+            # None can afford its job yet: at once all the rounds until one can, but for the last.
+            rounds = min(
+                math.ceil((head.cost - self._ring[key].deficit) / (self._quantum * self._ring[key].weight))
+                for key, head in ready.items()
+            )
+            for flow in self._ring.values():
+                flow.deficit += (rounds - 1) * self._quantum * flow.weight
+
+    def _end_turn(self, flow: Flow) -> None:
+        """Pass the turn on. Who has nothing waiting keeps no credit; who has, no more than its next job costs and a
+        quantum."""
+        self._is_new_turn = True
+        self._turns_left -= 1
+        if self._turns_left <= 0:
+            self._begin_round()
+        head = flow.head
+        if head is None and flow.deficit >= 0:
+            del self._ring[flow.key]
+            return
+        most = self._quantum * flow.weight + (0.0 if head is None else head.cost)
+        flow.deficit = min(flow.deficit, most)
+        self._ring.move_to_end(flow.key)
+
+    def _begin_round(self) -> None:
+        self._turns_left = len(self._ring)
+        if self._costs:
+            self._quantum = max(sorted(self._costs)[int(_USUAL * len(self._costs))], _LEAST_QUANTUM)
+
+    def _companions(self, batch: Batch) -> Iterator[Job]:
+        """Jobs to run with the first of *batch*: of every caller in turn, of those first who have nothing to make up
+        for."""
+        first = batch.jobs[0]
+        seconds = self._batch_seconds
+        offers = {key: flow.offers(first, _OFFERED) for key, flow in self._ring.items()}
+        misfits = 0
+        for is_in_credit in (True, False):
+            turns = deque(offers)
+            while turns:
+                key = turns.popleft()
+                if is_in_credit and self._ring[key].deficit < 0:
+                    continue
+                for job in offers[key]:
+                    if self._has_room(batch, job, seconds):
+                        yield job
+                        turns.append(key)
+                        break
+                    misfits += 1
+                    if misfits == _MAX_MISFITS:
+                        return
+
+    def _has_room(self, batch: Batch, job: Job, seconds: float) -> bool:
+        padded = batch.padded_with(job)
+        return (
+            padded <= self.max_batch_tokens
+            and padded <= MAX_PADDING * (batch.n_tokens + job.n_tokens)
+            and batch.cost + job.cost <= seconds
+            and self.memory.fits(job.ticket)
+            and not self._is_late(job)
+            and job.goes_with(batch.jobs)
+        )
+
+    @property
+    def _batch_seconds(self) -> float:
+        """The longest that a batch may be estimated to take, unless its first job does."""
+        is_alone = self._clock() - self._interrupted_at > _ALONE_AFTER_SECONDS
+        return max(self._quantum, _BATCH_SECONDS_ALONE if is_alone else _BATCH_SECONDS)
+
+
+def _key_of(ticket: Ticket) -> FlowKey:
+    return ticket.caller.name, ticket.priority
+
+
+def _weight_of(ticket: Ticket) -> float:
+    return ticket.grant.weight * (_WEIGHT_OF_BATCH if ticket.priority is Priority.BATCH else 1.0)
+
+
+def _free_of_charge(_caller: str, _seconds: float) -> None:
+    """Without quotas."""
