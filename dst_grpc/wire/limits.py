@@ -24,6 +24,8 @@ MAX_ENTRIES: Mapping[str, int] = {
     "dst.v1.DeriveRequest.interventions": 10_000,
     "dst.v1.DeriveRequest.source_runs": 1000,
     "dst.v1.DetokenizeRequest.token_ids": 500_000,
+    "dst.v1.DifferenceOfMeans.minus_runs": 1000,
+    "dst.v1.DifferenceOfMeans.runs": 1000,
     "dst.v1.ExplainRequest.autoencoders": 100,
     "dst.v1.ExplainRequest.groups": 64,
     "dst.v1.ExplainRequest.parts": 100,
