@@ -66,8 +66,9 @@ class Decoder:
 
     @cached_property
     def embedding_lengths(self) -> torch.Tensor:
-        """Norms [V] of the embeddings, in float32; 1 for those that are 0."""
-        lengths = torch.linalg.vector_norm(self.embedding, dim=1, dtype=torch.float32)
+        """Norms [V] of the embeddings, at least in float32; 1 for those that are 0."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        lengths = torch.linalg.vector_norm(self.embedding, dim=1, dtype=dtype)
         return torch.where(lengths > 0, lengths, 1.0)
 
     def forward(

@@ -17,6 +17,7 @@ from dst_grpc.domain.components import (
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.engine.decoder import Decoder
 from dst_grpc.scalars.token_scoring import extreme_tokens
 from tests import explaining, models, plain
 from tests.explained import N_TOKENS, Explained
@@ -37,7 +38,7 @@ of_either = pytest.mark.parametrize("latents", [False, True], ids=["neurons and 
 
 
 @cache
-def run_explained(x: Explained, latents: bool, *parts: ExplainPart) -> RunExplanation:
+def run_explained(x: Explained, latents: bool, *parts: ExplainPart, unit_length: bool = False) -> RunExplanation:
     """One run, of which neurons and heads are shown, or latents."""
     mlp = ComponentTypeForMlp.AUTOENCODER_LATENT if latents else ComponentTypeForMlp.NEURON
     attention = ComponentTypeForAttention.AUTOENCODER_LATENT if latents else ComponentTypeForAttention.ATTENTION_HEAD
@@ -49,6 +50,7 @@ def run_explained(x: Explained, latents: bool, *parts: ExplainPart) -> RunExplan
         token_pair_count=4,
         k=6,
         parts=parts,
+        unit_length_embeddings=unit_length,
     )
     (found,) = explaining.explain(x.world, request).runs
     return found
@@ -110,10 +112,13 @@ def test_output_tokens_are_scored_by_what_a_node_writes(x: Explained, latents: b
 
 @every_case
 @of_either
-def test_input_tokens_are_scored_by_what_a_node_reads(x: Explained, latents: bool) -> None:
+@pytest.mark.parametrize("unit_length", [False, True], ids=["embeddings", "unit length"])
+def test_input_tokens_are_scored_by_what_a_node_reads(x: Explained, latents: bool, unit_length: bool) -> None:
     """At the token of a neuron or latent of an MLP; of a head at its query, the key held, and the other way round."""
-    found = run_explained(x, latents)
+    found = run_explained(x, latents, unit_length=unit_length)
     vocabulary = x.plain.embedded(range(x.config.vocab_size))
+    if unit_length:
+        vocabulary = vocabulary / x.plain.weights["embedding"].norm(dim=1, keepdim=True)
     mlp = {NodeType.MLP_NEURON, NodeType.MLP_AUTOENCODER_LATENT}
     readers: dict[ExplainPart, tuple[AttentionTraceType | None, set[NodeType]]] = {
         ExplainPart.INPUT_TOKENS_THAT_UPVOTE_MLP: (None, mlp),
@@ -154,6 +159,16 @@ def test_latents_of_attention_attend_to_the_tokens_that_their_activation_comes_f
         best = sorted(attributions, reverse=True)[:4]
         assert list(found_tokens.values()) == pytest.approx(best, rel=1e-5, abs=1e-7)
         assert [attributions[u] for u in found_tokens] == pytest.approx(best, rel=1e-5, abs=1e-7)
+
+
+def test_an_embedding_of_length_0_has_score_0_at_any_length() -> None:
+    """As the rows that fill a vocabulary up to a round number are."""
+    weights = models.weights()
+    weights["embedding"][4] = 0
+    lengths = Decoder(models.CONFIG, weights).embedding_lengths
+    expected = weights["embedding"].norm(dim=1)
+    expected[4] = 1
+    torch.testing.assert_close(lengths, expected)
 
 
 @pytest.mark.parametrize("n_tokens", [3, 9000])
