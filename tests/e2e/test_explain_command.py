@@ -86,7 +86,7 @@ def test_the_whole_program(embedded_address: str, tmp_path: Path) -> None:
         return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     seen = said("--ablate", "2.h1", "--head", "2.1", "--trace", "3.n172@13")
-    assert "To explain: the activation of 3.n172@13" in seen
+    assert "To explain: the pre-activation of 3.n172@13" in seen
     assert "With 2.h1=0" in seen
     assert "Attention of 2.h1" in seen
     messages = [json.loads(line) for line in said("--json").splitlines()]
