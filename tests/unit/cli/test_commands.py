@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import dst_grpc
 from dst_grpc.cli._app import app
+from dst_grpc.cli._console import print_json
 from dst_grpc.cli._tables import human_value
 from dst_grpc.errors import Exhausted, FieldViolation, Internal, NotFound, PreconditionFailed, Reason
 from tests.fake_service import HANDLE, FakeService
@@ -66,6 +67,24 @@ def test_a_token_beyond_the_prompt_is_an_error(run: Run) -> None:
 
 def test_a_value_that_is_no_number_is_printed_as_nan() -> None:
     assert human_value(float("nan")) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (float("nan"), '"NaN"'),
+        ({"a": [float("inf"), -float("inf")]}, '{"a": ["Infinity", "-Infinity"]}'),
+        (((1.5, {"b": float("nan")}),), '[[1.5, {"b": "NaN"}]]'),
+    ],
+)
+def test_json_is_json_whatever_numbers_it_holds(
+    value: object, written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    print_json(value)
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == json.loads(written)
 
 
 def test_derive_without_a_type_explains_the_target(run: Run) -> None:
