@@ -19,7 +19,11 @@ import typer
 
 from dst_grpc.cli._console import fail
 
-_ALIASES = {"models": ("--model", "NAME=FOLDER"), "autoencoder_roots": ("--autoencoder-root", "FOLDER")}
+_ALIASES = {
+    "models": ("--model", "NAME=FOLDER"),
+    "autoencoder_roots": ("--autoencoder-root", "FOLDER"),
+    "trusted_proxies": ("--trusted-proxies", "NETWORK"),
+}
 """Flags of settings with several values: each gives one of them, and may be repeated."""
 
 _METAVARS = {
@@ -31,6 +35,7 @@ _METAVARS = {
     "certificate": "FILE",
     "key": "FILE",
     "ca": "FILE",
+    "name": "KIND",
     "file": "FILE",
     "registry": "FILE",
     "cache": "FOLDER",

@@ -100,18 +100,24 @@ def _name(text: str) -> str:
     return text
 
 
-def _network(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return ip_network(value)
-    except ValueError:
-        raise ValueError("is no address, or network as in 10.0.0.0/8") from None
-
-
 def _split(value: Any) -> Any:
     """A list given as text, in the environment or a flag: `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: Any) -> Any:
+    """A list of networks given as text, or as a list of texts."""
+    parts = _split(value)
+    if not isinstance(parts, list | tuple):
+        return parts
+    return tuple(_network(part) for each in parts for part in _split(str(each)))
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network, as in 10.0.0.0/8, and no address") from None
 
 
 def _split_pairs(value: Any) -> Any:
@@ -137,7 +143,6 @@ ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
 ModelName = Annotated[str, AfterValidator(_name)]
 Reference = Annotated[str, AfterValidator(_reference)]
-ProxyNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 ClientNameKind = Literal["peer_dns", "peer_uri", "peer_email", "peer_ip", "x509_common_name", "x509_subject"]
 PortNumber = Annotated[int, Field(ge=0, le=65535)]
 
@@ -228,7 +233,7 @@ class Settings(BaseSettings):
     open_operate: bool = False
     """Whether callers from other hosts may load, pin, unload and reload, if they are not known by token or
     certificate."""
-    trusted_proxies: Annotated[tuple[ProxyNetwork, ...], BeforeValidator(_split)] = ()
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)] = ()
     """Networks of proxies, as in 10.0.0.0/8, that are believed where a call comes from (x-forwarded-for)."""
     reflection: bool = True
     """Whether tools can list the services and their messages (server reflection)."""

@@ -45,7 +45,7 @@ def backends(tmp_path: Path) -> Iterator[list[Backend]]:
 
 
 def _started(log: Path, stack: ExitStack) -> Backend:
-    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--trusted-proxies", "127.0.0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     errors = stack.enter_context(log.open("wb"))
     server = stack.enter_context(

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_only_operators_reach_what_is_in_memory(envoy: Proxy, authority: trustme
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     with envoy.channel(authority.issue_cert(OPERATOR)) as channel:
         ContextServiceStub(channel).ListContexts(ListContextsRequest(), timeout=SECONDS)
+
+
+def test_callers_are_who_the_proxy_says_whatever_they_say(envoy: Proxy) -> None:
+    """Envoy calls a caller of its own machine by an address of that machine which is not 127.0.0.1, and not trusted."""
+    with envoy.channel() as channel:
+        ask = CatalogServiceStub(channel).GetServerInfo
+        plain = ask(catalog.GetServerInfoRequest(), timeout=SECONDS).caller
+        assert not ip_address(plain.name).is_unspecified
+        assert list(plain.roles) == [catalog.ROLE_ASK]
+        forged = (("x-forwarded-for", "203.0.113.9, 8.8.8.8"),)
+        assert ask(catalog.GetServerInfoRequest(), timeout=SECONDS, metadata=forged).caller == plain
 
 
 def test_json_is_transcoded(envoy: Proxy) -> None:

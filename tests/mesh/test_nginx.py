@@ -16,7 +16,8 @@ import pytest
 from dst_grpc._gen.dst.v1.catalog_service_pb2 import GetModelRequest
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.client import Answer, Client, make_request
-from dst_grpc.errors import NotFound, Reason
+from dst_grpc.domain.callers import ASKING
+from dst_grpc.errors import NotAllowed, NotFound, Reason
 from tests.mesh.conftest import MESH, Backend, wait_until
 
 CALLS, THREADS = 200, 4
@@ -78,6 +79,16 @@ def test_a_server_that_dies_under_load_costs_no_call_of_a_client_that_retries(
         assert not calls[-1].done()
         backends[0].kill()
         assert all(each.result() == expected for each in calls)
+
+
+def test_callers_of_the_proxy_are_not_taken_for_this_machine(address: str) -> None:
+    """The servers see a connection from here, and yet leave what needs the role operate to others."""
+    with Client(address) as client:
+        caller = client.server_info().caller
+        assert caller is not None
+        assert (caller.name, caller.roles) == ("127.0.0.1", ASKING)
+        with pytest.raises(NotAllowed):
+            client.reload_registry()
 
 
 def test_the_details_of_an_error_survive(address: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_lists_and_tables_may_be_text(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    "given", ["10.0.0.0/8, ::1", ["10.0.0.0/8", "::1"], ["10.0.0.0/8,::1"], (ip_network("10.0.0.0/8"), "::1")]
+)
+def test_networks_are_lists_with_commas_or_without(given: object) -> None:
+    networks = load_settings({"trusted_proxies": given}).trusted_proxies
+    assert networks == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+def test_a_host_may_be_a_unix_socket() -> None:
+    settings = load_settings({"host": "unix:/run/dst.sock"})
+    assert (settings.unix_socket, settings.metrics_host) == (Path("/run/dst.sock"), "127.0.0.1")
+    assert (load_settings().unix_socket, load_settings({"host": "::1"}).metrics_host) == (None, "::1")
+
+
+@pytest.mark.parametrize(
     ("flags", "part"),
     [
         ({"models": "tiny"}, "name=folder"),
@@ -91,7 +106,13 @@ def test_lists_and_tables_may_be_text(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"tls_key": __file__}, "must be given together"),
         ({"tls_client_ca": __file__}, "needs tls_certificate"),
         ({"auth_token_file": "/nowhere"}, "no such file"),
+        ({"callers_file": "/nowhere"}, "no such file"),
+        ({"tls_client_name": "peer_dns"}, "tls_client_name needs tls_client_ca"),
+        ({"tls_client_name": "dns"}, "'peer_dns', 'peer_uri'"),
+        ({"trusted_proxies": "10.0.0.0/8,proxy.example"}, "'proxy.example' is no network"),
+        ({"trusted_proxies": "10.0.0.1/8"}, "'10.0.0.1/8' is no network"),
         ({"host": ""}, "at least 1 character"),
+        ({"host": "unix:"}, "host must name a socket after unix:"),
         ({"grace_seconds": float("nan")}, "finite"),
     ],
 )

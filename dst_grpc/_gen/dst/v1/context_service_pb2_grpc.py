@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ContextServiceStub(object):
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 
@@ -69,7 +70,8 @@ class ContextServiceStub(object):
 
 
 class ContextServiceServicer(object):
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 
@@ -121,9 +123,9 @@ class ContextServiceServicer(object):
 
     def ReloadRegistry(self, request, context):
         """Reads the registry file and the headers of the files that it names again,
-        and replaces the registry with the result. If anything is wrong, the call
-        fails and the old registry stays. A signal SIGHUP to the server does the
-        same.
+        and the files of tokens and of callers, and replaces with the result what
+        was in use. If anything is wrong, the call fails and all stays as it was. A
+        signal SIGHUP to the server does the same.
 
         Requests in progress end with the contexts they began with. Contexts that
         were removed or changed are unloaded once no request uses them; unchanged
@@ -178,7 +180,8 @@ def add_ContextServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ContextService(object):
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 

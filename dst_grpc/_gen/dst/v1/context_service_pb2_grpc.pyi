@@ -29,7 +29,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ContextServiceStub:
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 
@@ -65,9 +66,9 @@ class ContextServiceStub:
     """
     ReloadRegistry: _grpc.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
     """Reads the registry file and the headers of the files that it names again,
-    and replaces the registry with the result. If anything is wrong, the call
-    fails and the old registry stays. A signal SIGHUP to the server does the
-    same.
+    and the files of tokens and of callers, and replaces with the result what
+    was in use. If anything is wrong, the call fails and all stays as it was. A
+    signal SIGHUP to the server does the same.
 
     Requests in progress end with the contexts they began with. Contexts that
     were removed or changed are unloaded once no request uses them; unchanged
@@ -79,7 +80,8 @@ class ContextServiceStub:
 
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 
@@ -112,9 +114,9 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """
     ReloadRegistry: _aio.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
     """Reads the registry file and the headers of the files that it names again,
-    and replaces the registry with the result. If anything is wrong, the call
-    fails and the old registry stays. A signal SIGHUP to the server does the
-    same.
+    and the files of tokens and of callers, and replaces with the result what
+    was in use. If anything is wrong, the call fails and all stays as it was. A
+    signal SIGHUP to the server does the same.
 
     Requests in progress end with the contexts they began with. Contexts that
     were removed or changed are unloaded once no request uses them; unchanged
@@ -125,7 +127,8 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Loads, unloads and watches contexts. Loading, unloading and inference are
+    """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
     atomic to one another: a request never sees a context half loaded or freed.
     """
 
@@ -192,9 +195,9 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.ReloadRegistryResponse], _abc.AsyncIterator[_context_service_pb2.ReloadRegistryResponse]]:
         """Reads the registry file and the headers of the files that it names again,
-        and replaces the registry with the result. If anything is wrong, the call
-        fails and the old registry stays. A signal SIGHUP to the server does the
-        same.
+        and the files of tokens and of callers, and replaces with the result what
+        was in use. If anything is wrong, the call fails and all stays as it was. A
+        signal SIGHUP to the server does the same.
 
         Requests in progress end with the contexts they began with. Contexts that
         were removed or changed are unloaded once no request uses them; unchanged

@@ -28,8 +28,10 @@ PreconditionFailure naming the field that would satisfy it;
 RESOURCE_EXHAUSTED and UNAVAILABLE a RetryInfo where waiting helps. Headers
 are sent only after admission, so that clients may retry UNAVAILABLE.
 
-Metadata: `authorization: Bearer TOKEN` identifies the caller. The details of
-an error are in `grpc-status-details-bin`, as a google.rpc.Status.
+Metadata: `authorization: Bearer TOKEN` identifies the caller. Once a token
+has expired or was revoked, the items of a stream that come after fail with
+UNAUTHENTICATED, each alone. The details of an error are in
+`grpc-status-details-bin`, as a google.rpc.Status.
 
 Planned services: a CausalService for Patch, Attribute and Circuit, a
 GraphService for Graph, a GenerationService for Generate, a LensService for
