@@ -12,10 +12,19 @@ import numpy as np
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.callers import LOCAL, Caller, Grants
+from dst_grpc.domain.circuit import (
+    CircuitEvaluation,
+    CircuitHeader,
+    CircuitKind,
+    CircuitPart,
+    CircuitPartKind,
+    CircuitRequest,
+)
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind
+from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -48,6 +57,7 @@ from dst_grpc.rpc.server import Parts
 
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 """What to do instead of answering, step by step."""
+CircuitScript = Callable[[CircuitRequest], AsyncGenerator[Sequence[CircuitPart | RunSummary], None]]
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 DIMENSIONS = ModelDimensions(
     n_layers=2, d_model=8, n_heads=2, n_key_value_heads=2, d_head=4, d_mlp=16, vocab_size=100, context_window=32
@@ -154,6 +164,38 @@ def resolution() -> Resolution:
 ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]]
 
 
+def circuit_parts(n_pairs: int = 1) -> list[CircuitPart | RunSummary]:
+    """The parts of a whole answer of Circuit: the whole model, and no edge."""
+    header = CircuitHeader(
+        model=MODEL_HANDLE,
+        sources=("input", "a0.h0", "m0"),
+        readers=("a0.h0<q>", "a0.h0<k>", "a0.h0<v>", "m0", "logits"),
+        edge_count=8,
+        d_model=8,
+        pair_count=n_pairs,
+        orientation=Orientation.NOISING,
+        alternative=Alternative.PATCHING,
+        prune=True,
+    )
+    evaluations = [
+        CircuitEvaluation(
+            kind=kind,
+            chosen_edge_count=n_edges,
+            edge_count=n_edges,
+            node_count=min(n_edges, 3),
+            metric=float(n_edges),
+            metrics=(float(n_edges),) * n_pairs,
+            faithfulness=float(n_edges > 0),
+        )
+        for kind, n_edges in ((CircuitKind.WHOLE, 8), (CircuitKind.EMPTY, 0))
+    ]
+    return [
+        CircuitPart(kind=CircuitPartKind.HEADER, value=header),
+        *(CircuitPart(kind=CircuitPartKind.EVALUATION, value=one) for one in evaluations),
+        SUMMARY,
+    ]
+
+
 def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:
     """The parts of a whole answer about runs: of each a header and an empty table."""
     header = RunHeader(model=MODEL_HANDLE, token_ids=(1, 2), token_strings=("a", "b"), loss=1.5)
@@ -170,6 +212,7 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.explain_scripts: dict[str, ExplainScript] = {}
+        self.circuit_scripts: dict[str, CircuitScript] = {}
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
         self.running: set[str] = set()
@@ -251,6 +294,29 @@ class FakePipeline:
             script = self.explain_scripts.get(request.request_id)
             if script is None:
                 yield explained(len(request.runs))
+                return
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._leave(request.request_id)
+
+    async def circuit(
+        self,
+        request: CircuitRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
+        (known or Violations()).raise_if_any()
+        self._enter(request.request_id)
+        try:
+            script = self.circuit_scripts.get(request.request_id)
+            if script is None:
+                yield circuit_parts(len(request.pairs))
                 return
             async with aclosing(script(request)) as steps:
                 async for step in steps:

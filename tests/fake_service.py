@@ -21,6 +21,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    circuit_pb2,
     context_service_pb2,
     explain_pb2,
     inference_pb2,
@@ -30,6 +31,10 @@ from dst_grpc._gen.dst.v1 import (
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import (
     CatalogServiceServicer,
     add_CatalogServiceServicer_to_server,
+)
+from dst_grpc._gen.dst.v1.causal_service_pb2_grpc import (
+    CausalServiceServicer,
+    add_CausalServiceServicer_to_server,
 )
 from dst_grpc._gen.dst.v1.context_service_pb2_grpc import (
     ContextServiceServicer,
@@ -54,6 +59,7 @@ from dst_grpc.domain.architecture import (
 )
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -97,9 +103,10 @@ from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, NotFound, Reason
 from dst_grpc.wire.codec import read, to_wire
 from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.frames import FrameCutter, part_to_wire
+from dst_grpc.wire.frames import CircuitCutter, FrameCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
+from tests.fake_parts import circuit_parts
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
 N_LAYERS = 2
@@ -325,7 +332,13 @@ def resolution_of(request: DeriveRequest) -> Resolution:
     )
 
 
-class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextServiceServicer, TensorServiceServicer):
+class FakeService(
+    DerivedScalarServiceServicer,
+    CausalServiceServicer,
+    CatalogServiceServicer,
+    ContextServiceServicer,
+    TensorServiceServicer,
+):
     """Answers everything well, except where a test put an error or a script."""
 
     def __init__(self) -> None:
@@ -436,6 +449,15 @@ class FakeService(DerivedScalarServiceServicer, CatalogServiceServicer, ContextS
         for part in top_k_parts_of(read(TopKRequest, request)):
             frame = part_to_wire(explain_pb2.TopKFrame, part)
             yield explain_pb2.TopKResponse(request_id=request.request_id, frames=[frame])
+
+    async def Circuit(self, request: Any, context: Any) -> AsyncIterator[circuit_pb2.CircuitResponse]:
+        await self._enter(context)
+        asked = read(CircuitRequest, request)
+        cutter = CircuitCutter()
+        for part in circuit_parts(len(asked.pairs)):
+            if "truncated" not in self.scripts or not isinstance(part, RunSummary):
+                frames = [circuit_pb2.CircuitFrame.FromString(b"".join(frame)) for frame in cutter.cut(part)]
+                yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
 
     async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
         await self._enter(context)
@@ -631,6 +653,7 @@ def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[F
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
         add_DerivedScalarServiceServicer_to_server(service, server)
+        add_CausalServiceServicer_to_server(service, server)
         add_CatalogServiceServicer_to_server(service, server)
         add_ContextServiceServicer_to_server(service, server)
         add_TensorServiceServicer_to_server(service, server)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dst_grpc.causal.graph import Graph
 
 MAX_AHEAD = 64
-"""Most edges that are cut at once."""
+"""Most edges that are cut at once, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +45,7 @@ def acdc(
     threshold: float,
     *,
     absolute: bool = False,
+    max_ahead: int = MAX_AHEAD,
 ) -> Iterator[AcdcStep]:
     """Find a circuit; yields the state before the first edge and after each batch, the last of which is the result.
 
@@ -53,6 +54,7 @@ def acdc(
         measure: the metric of each of several circuits [S, D]: what is to stay small.
         threshold: an edge stays cut if the metric rises by less.
         absolute: count falls of the metric as rises of the same size.
+        max_ahead: most edges that are cut at once.
     """
     kept = graph.mask.copy()
     (metric,) = measure([kept])
@@ -73,7 +75,7 @@ def acdc(
             kept[trial.edge] = False
             metric = new
             n_cut += trial.circuit is not None
-        ahead = min(2 * ahead, MAX_AHEAD) if n_cut == len(circuits) else max(n_cut, 1)
+        ahead = min(2 * ahead, max_ahead) if n_cut == len(circuits) else max(n_cut, 1)
         yield AcdcStep(kept.copy(), n_tried, metric)
 
 

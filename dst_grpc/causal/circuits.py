@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Scores = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
-FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The benchmark's fractions of all edges, or nodes, that the circuits of a curve keep."""
-
 
 def live_readers(graph: Graph, kept: Mask) -> Mask:
     """Readers [..., D] from which a path of kept edges leads to the logits: what others read has no effect."""

@@ -19,6 +19,8 @@ from __future__ import annotations
 from dst_grpc.client._answer import Answer
 from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
+from dst_grpc.client._circuit_requests import CircuitArguments, make_circuit_request, make_pair
+from dst_grpc.client._circuits import CircuitAnswer, ScoredEdge
 from dst_grpc.client._clients import AsyncClient, Client
 from dst_grpc.client._collectors import TransferProgress
 from dst_grpc.client._directions import decoder_row, difference_of_means, encoder_row, unembedding_row
@@ -43,10 +45,25 @@ from dst_grpc.client._interventions import (
     steer,
     swap,
 )
+from dst_grpc.client._mib import MibCircuit, mib_json, read_mib_json
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
+from dst_grpc.domain.circuit import (
+    AcdcSearch,
+    CircuitCurve,
+    CircuitEdges,
+    CircuitEvaluation,
+    CircuitHeader,
+    CircuitKind,
+    CircuitProgress,
+    CircuitRequest,
+    CircuitSelection,
+    CircuitStage,
+    CurveSummary,
+    KeptCircuit,
+)
 from dst_grpc.domain.components import (
     AttentionTraceType,
     ComponentTypeForAttention,
@@ -91,6 +108,7 @@ from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Direction, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest, SourceRun
@@ -113,8 +131,10 @@ from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 __all__ = [
     "DEFAULT_TARGET",
     "AblationSpec",
+    "AcdcSearch",
     "ActivationIndex",
     "ActivationLocationType",
+    "Alternative",
     "Answer",
     "AsyncClient",
     "AttentionTraceType",
@@ -123,12 +143,24 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderInfo",
     "Axis",
+    "CircuitAnswer",
+    "CircuitArguments",
+    "CircuitCurve",
+    "CircuitEdges",
+    "CircuitEvaluation",
+    "CircuitHeader",
+    "CircuitKind",
+    "CircuitProgress",
+    "CircuitRequest",
+    "CircuitSelection",
+    "CircuitStage",
     "Client",
     "Completeness",
     "ComponentTypeForAttention",
     "ComponentTypeForMlp",
     "ContextState",
     "ContextStatus",
+    "CurveSummary",
     "DeriveRequest",
     "DerivedScalar",
     "DerivedScalarSpec",
@@ -149,9 +181,11 @@ __all__ = [
     "InputNormalization",
     "Intervention",
     "ItemCancels",
+    "KeptCircuit",
     "LoadProgress",
     "LossFnConfig",
     "LossFnName",
+    "MibCircuit",
     "ModelInfo",
     "ModelNorm",
     "NodeAblation",
@@ -162,10 +196,12 @@ __all__ = [
     "NodeTokens",
     "NodeType",
     "NotFinite",
+    "Orientation",
     "PartKind",
     "PassType",
     "PreOrPostAct",
     "Prompt",
+    "PromptPair",
     "PutTensor",
     "RegistryChange",
     "RequestArguments",
@@ -177,6 +213,7 @@ __all__ = [
     "RunHeader",
     "RunsTrailer",
     "ScalarSum",
+    "ScoredEdge",
     "ScoredTokens",
     "ServerInfo",
     "ServerLimits",
@@ -204,13 +241,17 @@ __all__ = [
     "difference_of_means",
     "encoder_row",
     "hold",
+    "make_circuit_request",
     "make_explain_request",
     "make_explain_run",
+    "make_pair",
     "make_request",
     "make_top_k_request",
     "mean_over",
+    "mib_json",
     "patch",
     "project_out",
+    "read_mib_json",
     "scale",
     "set_value",
     "steer",

@@ -9,6 +9,7 @@ from dst_grpc.client import _loop
 from dst_grpc.client._answer import Answer
 from dst_grpc.client._catalog import CatalogCalls
 from dst_grpc.client._channel import DEFAULT_TARGET, Connection, Tls
+from dst_grpc.client._circuit import CircuitCalls
 from dst_grpc.client._contexts import ContextCalls
 from dst_grpc.client._explain import ExplainCalls
 from dst_grpc.client._inference import InferenceCalls
@@ -20,7 +21,7 @@ from dst_grpc.domain.resolution import Resolution
 from dst_grpc.errors import DstError
 
 
-class AsyncClient(InferenceCalls, ExplainCalls, CatalogCalls, ContextCalls, TensorCalls):
+class AsyncClient(InferenceCalls, ExplainCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls):
     """A client of one server, for one event loop.
 
     It connects at the first call, and any number of calls may run at once. Use it as an async context manager, or
@@ -90,6 +91,8 @@ class Client(Blocking[AsyncClient]):
     explain_parts = blocking_iterator(AsyncClient.explain_parts)
     top_k = blocking(AsyncClient.top_k)
     top_k_request = blocking(AsyncClient.top_k_request)
+    circuit = blocking(AsyncClient.circuit)
+    circuit_request = blocking(AsyncClient.circuit_request)
     put_tensor = blocking(AsyncClient.put_tensor)
     delete_tensor = blocking(AsyncClient.delete_tensor)
     server_info = blocking(AsyncClient.server_info)

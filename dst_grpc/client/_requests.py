@@ -128,8 +128,8 @@ def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
     return None if prompt is None else prompt_of(prompt)
 
 
-def prompt_of(prompt: PromptLike) -> Prompt:
-    """A Prompt from a text, token ids, or a Prompt; raises InvalidRequest if it is empty."""
+def prompt_of(prompt: PromptLike, field: str = "prompt") -> Prompt:
+    """A Prompt, for *field*, from a text, token ids, or a Prompt; raises InvalidRequest if it is empty."""
     if isinstance(prompt, Prompt):
         return prompt
     try:
@@ -137,7 +137,7 @@ def prompt_of(prompt: PromptLike) -> Prompt:
             return Prompt(text=prompt)
         return Prompt(token_ids=tuple(index(token) for token in prompt))
     except InvalidRequest as error:
-        raise error.under("prompt") from None
+        raise error.under(field) from None
 
 
 def source_runs_of(runs: SourceRunsLike) -> tuple[SourceRun, ...]:

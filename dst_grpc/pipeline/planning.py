@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import LOCAL
+from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller
+    from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.plan import Plan
 
@@ -83,6 +86,10 @@ class Planning:
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
         return await self._threads.run(plan_explain, request, registry, known)
+
+    async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
+        """As the function of the same name."""
+        return await self._threads.run(plan_circuit, request, registry, known)
 
 
 def _is_long(request: DeriveRequest) -> bool:

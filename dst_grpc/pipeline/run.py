@@ -92,6 +92,16 @@ def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunS
     )
 
 
+def splices_of(plan: Plan, sets: Mapping[str, AutoencoderSet]) -> dict[Site, Autoencoder]:
+    """The autoencoders that *plan* splices in, by the site that each reads; *sets* are those in use, by name."""
+    return {
+        (info.input.tap, layer): autoencoder
+        for info in plan.spliced
+        for layer, autoencoder in sets[info.name].by_layer.items()
+        if layer is not None
+    }
+
+
 def run(
     plans: Sequence[Plan],
     decoder: Decoder,
@@ -114,12 +124,7 @@ def run(
     Raises:
         Cancelled: what *check* raises.
     """
-    splices: dict[Site, Autoencoder] = {
-        (info.input.tap, layer): autoencoder
-        for info in plans[0].spliced
-        for layer, autoencoder in sets[info.name].by_layer.items()
-        if layer is not None
-    }
+    splices = splices_of(plans[0], sets)
     propagation = plans[0].run.propagation
     arranged = Arrangement.of(plans, decoder.config.n_layers, max_tokens, kept)
     recorded: dict[int, Mapping[Site, torch.Tensor]] = {}

@@ -12,6 +12,7 @@ from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import DstError, join_path
+from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.interventions import with_tensors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller, Grants
+    from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.request_tensors import TensorSource
@@ -190,6 +192,38 @@ class Pipeline:
             steps=Work.EXPLAIN_STEP,
             n_steps=len(asked.parts),
         )
+
+    async def circuit(
+        self,
+        request: CircuitRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
+        """Evaluate circuits, and find them: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `plan_circuit`, `CircuitPlan.with_tensors`, `Executor.entered` and `Executor.run` raise,
+                before any part.
+        """
+        registry = self._cache.registry
+        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
+            asked = (await self._planning.plan_circuit(request, registry, known)).with_tensors(tensors)
+            answer = self._executor.run(
+                ticket,
+                [asked.plan],
+                partial(CircuitAnswer, asked),
+                peak_bytes=asked.peak_bytes,
+                operations=asked.floating_point_operations,
+                steps=Work.CIRCUIT_STEP,
+                n_steps=asked.n_steps,
+            )
+            async with aclosing(answer) as steps:
+                async for ready in steps:
+                    yield ready
 
     def loads(self) -> tuple[DeviceLoad, ...]:
         """What waits for each device that has been used."""

@@ -1,15 +1,28 @@
-"""From the steps of the pipeline's answers to messages of frames."""
+"""From requests to values, and from the steps of the pipeline's answers to messages of frames."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
+from dst_grpc.errors import Violations
+from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.reading import Reading
 from dst_grpc.wire.envelope import Buffers, Envelope
 
 T = TypeVar("T")
+Messages = AsyncGenerator[bytes, None]
+
+
+def deadline_of(context: ObservedContext) -> float | None:
+    """The deadline of a call, as a reading of `time.monotonic`; None if it has none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 async def messages_of(
@@ -26,3 +39,13 @@ async def messages_of(
         async for step in steps:
             for message in envelope.pack(chain.from_iterable(map(cut, step))):
                 yield message
+
+
+async def answers_of(
+    reading: Reading, cls: type[T], message: Message, answers: Callable[[T, Violations | None], Messages]
+) -> Messages:
+    """The messages of *answers* to the request in *message*, once it is read; raises what `Reading.read` does."""
+    asked, known = await reading.read(cls, message)
+    async with aclosing(answers(asked, known)) as messages:
+        async for each in messages:
+            yield each

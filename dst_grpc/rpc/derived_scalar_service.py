@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -23,7 +23,7 @@ from dst_grpc.domain.requests import (
 )
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import DstError, InvalidRequest, Violations
-from dst_grpc.rpc.answers import messages_of
+from dst_grpc.rpc.answers import Messages, answers_of, deadline_of, messages_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
@@ -36,7 +36,6 @@ from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, resolve_f
 from dst_grpc.wire.parsing import text_at
 
 T = TypeVar("T")
-Messages = AsyncGenerator[bytes, None]
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 
@@ -60,7 +59,7 @@ class DerivedScalarService:
             return resolved(stages, asked)
 
         caller = context.caller
-        return _answers(self._reading, ResolveRequest, request, answers)
+        return answers_of(self._reading, ResolveRequest, request, answers)
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
         """Run one prompt."""
@@ -76,8 +75,8 @@ class DerivedScalarService:
             )
             return derived(steps, asked)
 
-        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
-        return _answers(self._reading, DeriveRequest, request, answers)
+        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        return answers_of(self._reading, DeriveRequest, request, answers)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
@@ -93,8 +92,8 @@ class DerivedScalarService:
             )
             return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
 
-        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
-        return _answers(self._reading, TopKRequest, request, answers)
+        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        return answers_of(self._reading, TopKRequest, request, answers)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
@@ -110,8 +109,8 @@ class DerivedScalarService:
             )
             return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
 
-        caller, urgency = context.caller, Urgency(deadline=_deadline_of(context))
-        return _answers(self._reading, ExplainRequest, request, answers)
+        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        return answers_of(self._reading, ExplainRequest, request, answers)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext
@@ -124,24 +123,8 @@ class DerivedScalarService:
         self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, _deadline_of(context))
+        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, deadline_of(context))
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
-
-
-def _deadline_of(context: ObservedContext) -> float | None:
-    """The deadline of a call, as a reading of `time.monotonic`; None if it has none."""
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
-
-
-async def _answers(
-    reading: Reading, cls: type[T], message: Message, answers: Callable[[T, Violations | None], Messages]
-) -> Messages:
-    """The messages of *answers* to the request in *message*, once it is read; raises what `Reading.read` does."""
-    asked, known = await reading.read(cls, message)
-    async with aclosing(answers(asked, known)) as messages:
-        async for each in messages:
-            yield each
 
 
 def resolved(stages: AsyncGenerator[Stage, None], request: ResolveRequest, *, item_index: int = 0) -> Messages:
@@ -198,7 +181,7 @@ class DeriveItems:
         derive = partial(self._derive, self._urgency(seconds), message.ByteSize())
         return Item(
             request_id=message.request.request_id,
-            answers=lambda index: _answers(self._reading, DeriveStreamRequest, message, partial(derive, index)),
+            answers=lambda index: answers_of(self._reading, DeriveStreamRequest, message, partial(derive, index)),
             problems=lambda: self._reading.violations(DeriveStreamRequest, message),
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
@@ -250,7 +233,9 @@ class ResolveItems:
             return _refused(message, resolution_pb2.ResolveStreamRequest, self.id_path)
         return Item(
             request_id=message.request.request.request_id,
-            answers=lambda index: _answers(self._reading, ResolveStreamRequest, message, partial(self._resolve, index)),
+            answers=lambda index: answers_of(
+                self._reading, ResolveStreamRequest, message, partial(self._resolve, index)
+            ),
             problems=lambda: self._reading.violations(ResolveStreamRequest, message),
         )
 

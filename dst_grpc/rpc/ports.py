@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from dst_grpc.domain.callers import LOCAL, Caller, Grants
+from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.request_tensors import TensorSource
@@ -86,6 +87,18 @@ class PipelinePort(Protocol):
         request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
+
+    def circuit(
+        self,
+        request: CircuitRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
+        """Evaluate circuits, and find them."""
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from dst_grpc import __version__
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
     tensor_service_pb2,
@@ -38,6 +39,7 @@ from dst_grpc.rpc.access import files_of, identity_of
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
+from dst_grpc.rpc.causal_service import CausalService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
@@ -305,6 +307,7 @@ class Server:
         catalog = CatalogService(parts.cache, server_info(self._settings), parts.pipeline)
         return [
             (_only_service(derived_scalar_service_pb2), derived_scalars),
+            (_only_service(causal_service_pb2), CausalService(parts.pipeline, self._tensors)),
             (_only_service(catalog_service_pb2), catalog),
             (_only_service(context_service_pb2), ContextService(parts.cache, self._drain, self.reload)),
             (_only_service(tensor_service_pb2), TensorService(self._tensors)),

@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dst_grpc.domain.circuit import (
+    CircuitEdges,
+    CircuitEvaluation,
+    CircuitHeader,
+    CircuitPart,
+    CircuitPartKind,
+    CircuitProgress,
+    CircuitValue,
+    CurveSummary,
+)
 from dst_grpc.domain.explanations import (
     ExplanationPart,
     NodeTable,
@@ -36,7 +46,7 @@ from dst_grpc.wire.tensors import Array, tensor_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dst_grpc._gen.dst.v1 import explain_pb2, resolution_pb2
+    from dst_grpc._gen.dst.v1 import circuit_pb2, explain_pb2, resolution_pb2
     from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 
 MAX_ANSWER_BYTES = 8 << 30
@@ -215,6 +225,38 @@ class PartReader:
 
 _PARTS: dict[str, type[RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer]] = {
     cls.__name__: cls for cls in (RunHeader, NodeTable, ScalarSum, ScoredTokens, TokenPairs, RunsTrailer)
+}
+
+
+class CircuitReader:
+    """Reads the frames of an answer of Circuit as parts, and counts them."""
+
+    def __init__(self) -> None:
+        """Start an answer."""
+        self._pieces: Pieces[circuit_pb2.CircuitFrame] = Pieces()
+        self.count = 0
+        """Frames so far."""
+
+    def read(self, frame: circuit_pb2.CircuitFrame) -> CircuitPart | None:
+        """The part that *frame* completes; None while it is partial, and for unknown kinds.
+
+        Raises:
+            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or contradicts earlier ones.
+        """
+        self.count += 1
+        kind = frame.WhichOneof("frame")
+        whole = None if kind is None else self._pieces.whole(frame, kind)
+        if kind is None or whole is None:
+            return None
+        content = getattr(whole, kind)
+        return CircuitPart(
+            kind=CircuitPartKind(kind), value=read_answer(_CIRCUIT_PARTS[content.DESCRIPTOR.name], content)
+        )
+
+
+_CIRCUIT_PARTS: dict[str, type[CircuitValue]] = {
+    cls.__name__: cls
+    for cls in (CircuitHeader, CircuitProgress, CircuitEvaluation, CurveSummary, CircuitEdges, RunsTrailer)
 }
 
 

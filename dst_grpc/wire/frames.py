@@ -1,8 +1,8 @@
 """Splits answers into frames, on the server. Pure; no sockets, no threads.
 
 The frames of a request to derive are a header, the chunks of each tensor in the header's order, and a trailer with a
-CRC-32 of each. Those of TopK and Explain are their parts and a trailer that counts them; those of Resolve its stages. A
-failed item of a stream ends with an error instead. `envelope` packs them into messages.
+CRC-32 of each. Those of TopK, Explain and Circuit are their parts and a trailer that counts them; those of Resolve its
+stages. A failed item of a stream ends with an error instead. `envelope` packs them into messages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from dst_grpc._gen.dst.v1 import circuit_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
-from dst_grpc._gen.dst.v1 import resolution_pb2
+from dst_grpc.domain.circuit import CircuitPart, CircuitPartKind
 from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer, ScalarSum
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
@@ -112,6 +113,24 @@ class PartCutter:
                 yield (frame.SerializeToString(),)
         else:
             yield from _frames(self._frame_class, part.kind, value, self._chunk_bytes, run_index=part.run_index)
+
+
+class CircuitCutter:
+    """Splits the parts of an answer of Circuit into frames, and counts them."""
+
+    def __init__(self, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Start an answer."""
+        self._chunk_bytes = chunk_bytes
+        self._count = 0
+
+    def cut(self, part: CircuitPart | RunSummary) -> Iterator[Buffers]:
+        """The frames of the next part; the summary is the last, and becomes the trailer."""
+        if isinstance(part, RunSummary):
+            trailer = RunsTrailer(frame_count=self._count + 1, statistics=part.statistics, provenance=part.provenance)
+            part = CircuitPart(kind=CircuitPartKind.TRAILER, value=trailer)
+        for frame in _frames(circuit_pb2.CircuitFrame, part.kind, part.value, self._chunk_bytes):
+            self._count += 1
+            yield frame
 
 
 class FrameCutter:

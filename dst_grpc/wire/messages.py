@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from dst_grpc._gen.dst.v1 import (
     catalog_pb2,
     catalog_service_pb2,
+    circuit_pb2,
     component_pb2,
     config_pb2,
     context_pb2,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _FILES: tuple[Any, ...] = (
     catalog_pb2,
     catalog_service_pb2,
+    circuit_pb2,
     component_pb2,
     config_pb2,
     context_pb2,

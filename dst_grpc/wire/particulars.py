@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ScalarSum
@@ -58,7 +59,9 @@ CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
     AnswerHeader: check_header,
 }
 """Checks of an answer beyond the rules of its classes."""
-PART_BY_PART = frozenset({SourceRun, DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest})
+PART_BY_PART = frozenset(
+    {SourceRun, DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest, CircuitRequest}
+)
 """Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""
 _NUMBERS = count()
 STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {

@@ -21,11 +21,15 @@ from benchmarks import explain as explain_benchmark
 from benchmarks import serving, subjects
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
     inference_pb2,
     tensor_service_pb2,
 )
+from dst_grpc.causal.graph import Graph
+from dst_grpc.client import CircuitRequest, make_circuit_request, make_pair
+from dst_grpc.domain.circuit import FRACTIONS
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.codec import to_wire
 from dst_grpc.wire.limits import MAX_ENTRIES, MAX_FIELDS, MAX_LONG_TEXT_BYTES, MAX_TEXT_BYTES
@@ -34,7 +38,13 @@ from tests.parity.explain_cases import EXPLAIN_CASES, load_explain_case
 from tests.polyglot.requests import Requests
 
 ROOT = Path(__file__).parents[2]
-SERVICES = (catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2, tensor_service_pb2)
+SERVICES = (
+    catalog_service_pb2,
+    causal_service_pb2,
+    context_service_pb2,
+    derived_scalar_service_pb2,
+    tensor_service_pb2,
+)
 
 
 def fields_of(descriptor: Any, seen: set[str]) -> Iterator[Any]:
@@ -103,6 +113,19 @@ def test_the_protos_state_the_limits(comments: dict[str, str]) -> None:
     assert f"at most {MAX_TEXT_BYTES} bytes" in text
 
 
+def circuit_request() -> CircuitRequest:
+    """All edges of GPT-2 small, and what else a request of Circuit may list."""
+    graph = Graph(n_layers=12, n_heads=12)
+    return make_circuit_request(
+        pairs=[make_pair("a", "b", target=" c")] * 100,
+        alternative="mean",
+        reference=["d"] * 1000,
+        autoencoders=["one", "two"],
+        circuits=[["input", "m0"], list(map(str, graph.edges[:20_000]))],
+        fractions=FRACTIONS,
+    )
+
+
 def known_requests() -> Iterator[Message]:
     """What goldens, vectors, examples and benchmarks ask."""
     yield from (to_wire(load_case(name, "golden").request) for name in CASES)
@@ -114,6 +137,7 @@ def known_requests() -> Iterator[Message]:
         asked = (tour.dense(), tour.sparse(), tour.wrong(), tour.rejected(), tour.large())
         yield from map(to_wire, asked)
         yield tour.explain()
+    yield to_wire(circuit_request())
     yield to_wire(serving.small_request())
     yield to_wire(serving.large_request())
     yield to_wire(subjects.request(64, list(DerivedScalarType)))

@@ -20,6 +20,7 @@ import pytest
 
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
     tensor_service_pb2,
@@ -96,7 +97,13 @@ def run_command(arguments: list[str], address: str) -> None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    for module in (derived_scalar_service_pb2, catalog_service_pb2, context_service_pb2, tensor_service_pb2):
+    for module in (
+        derived_scalar_service_pb2,
+        causal_service_pb2,
+        catalog_service_pb2,
+        context_service_pb2,
+        tensor_service_pb2,
+    ):
         for service in module.DESCRIPTOR.services_by_name.values():
             assert f"| `{service.name}` |" in README
             for method in service.methods:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import grpc
@@ -22,6 +22,7 @@ from dst_grpc.errors import DstError
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.errors import error_from_status
+from tests.causal_goldens import MODELS, model_folder
 from tests.fake_parts import FakeParts
 
 CALL_SECONDS = 30.0
@@ -86,7 +87,21 @@ def embedded_address() -> Iterator[str]:
     if given := os.environ.get("DST_TEST_ADDRESS"):
         yield given
         return
-    code = "from dst_grpc.rpc import server, settings; server.serve(settings.Settings(port=0))"
+    with served() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def golden_address() -> Iterator[str]:
+    """HOST:PORT of a server with the models of causal golden data, a process of its own."""
+    with served(models={model: str(model_folder(model)) for model in MODELS}) as address:
+        yield address
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[str]:
+    """HOST:PORT of a server with *settings*, a process of its own."""
+    code = f"from dst_grpc.rpc import server, settings; server.serve(settings.Settings(**{ {'port': 0} | settings!r}))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:
             yield ready_address(process)

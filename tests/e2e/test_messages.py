@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    causal_service_pb2,
+    circuit_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
     explain_pb2,
@@ -21,6 +23,7 @@ from dst_grpc._gen.dst.v1 import (
     tensor_pb2,
     tensor_service_pb2,
 )
+from dst_grpc.domain.circuit import CircuitEdges, CircuitPart, CircuitPartKind, CircuitRequest
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -45,7 +48,16 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss
 from dst_grpc.rpc.ports import AnswerPart, Stage
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
-from tests.fake_parts import MODEL_HANDLE, SUMMARY, FakeParts, FakeRegistry, context_status, resolution, tensor
+from tests.fake_parts import (
+    MODEL_HANDLE,
+    SUMMARY,
+    FakeParts,
+    FakeRegistry,
+    circuit_parts,
+    context_status,
+    resolution,
+    tensor,
+)
 
 LIMIT = 1 << 20
 N_TOKENS = 150_000
@@ -54,6 +66,7 @@ N_NODES = 5000
 N_GROUPS = 64
 DESCRIPTORS = (
     catalog_service_pb2,
+    causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
     tensor_service_pb2,
@@ -119,6 +132,12 @@ async def runs_script(
     yield [*parts, SUMMARY]
 
 
+async def circuit_script(_request: CircuitRequest) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
+    many = CircuitEdges(sources=(300,) * N_TOKENS, readers=(800,) * N_TOKENS, scores=(0.5,) * N_TOKENS)
+    found = circuit_parts()
+    yield [*found[:-1], CircuitPart(kind=CircuitPartKind.SCORES, value=many), found[-1]]
+
+
 def prompted(request_id: str) -> inference_pb2.DeriveRequest:
     return inference_pb2.DeriveRequest(request_id=request_id, prompt=inference_pb2.Prompt(text="a"))
 
@@ -151,6 +170,12 @@ REQUESTS: Mapping[str, Any] = {
     "DeriveStream": [inference_pb2.DeriveStreamRequest(request=prompted(LONG_ID))],
     "TopK": explain_pb2.TopKRequest(request_id=LONG_ID, runs=[prompted("")], groups=[{"group_id": "g", "dsts": [26]}]),
     "Explain": explain_pb2.ExplainRequest(request_id=LONG_ID, runs=[{"prompt": {"text": "a"}}]),
+    "Circuit": circuit_pb2.CircuitRequest(
+        request_id=LONG_ID,
+        pairs=[{"clean": {"text": "a"}, "corrupt": {"text": "b"}}],
+        loss_fn_config={"name": 1, "target_tokens": ["a"]},
+        circuits=[{}],
+    ),
     "PutTensor": list(put_messages()),
     "DeleteTensor": tensor_service_pb2.DeleteTensorRequest(handle="x"),
 }
@@ -164,7 +189,7 @@ METHODS = {
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
 MUCH = {
-    *("Derive", "DeriveStream", "Detokenize", "Explain", "ReloadRegistry", "Resolve", "ResolveStream"),
+    *("Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "ReloadRegistry", "Resolve", "ResolveStream"),
     *("Tokenize", "TopK", "WatchContexts"),
 }
 """What is answered by more than a single message may hold."""
@@ -201,6 +226,7 @@ def large_parts() -> FakeParts:
     pipeline.scripts[LONG_ID] = derive_script
     pipeline.resolve_scripts[LONG_ID] = resolve_script
     pipeline.explain_scripts[LONG_ID] = runs_script
+    pipeline.circuit_scripts[LONG_ID] = circuit_script
     for name, info in registry.sets.items():
         registry.sets[name] = replace(info, layer_indices=tuple(range(2000)), folded=("what was folded",) * 200)
     for i in range(N_CONTEXTS):

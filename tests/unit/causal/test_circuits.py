@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dst_grpc.causal.circuits import (
-    FRACTIONS,
     areas,
     edges_of_nodes,
     faithfulness,
@@ -21,6 +20,7 @@ from dst_grpc.causal.circuits import (
     top_edges,
 )
 from dst_grpc.causal.graph import Graph
+from dst_grpc.domain.circuit import FRACTIONS
 from dst_grpc.domain.graph_nodes import Edge
 from tests.causal_goldens import CASES
 from tests.unit.causal.cutting import GoldenPair

@@ -33,9 +33,9 @@ has expired or was revoked, the items of a stream that come after fail with
 UNAUTHENTICATED, each alone. The details of an error are in
 `grpc-status-details-bin`, as a google.rpc.Status.
 
-Planned services: a CausalService for Patch, Attribute and Circuit, a
-GraphService for Graph, a GenerationService for Generate, a LensService for
-Lens, a JobService for jobs over corpora.
+Planned services: a GraphService for Graph, a GenerationService for Generate,
+a LensService for Lens, a JobService for jobs over corpora; of CausalService
+the methods Patch and Attribute.
 """
 
 from collections import abc as _abc

@@ -1,0 +1,215 @@
+"""From keyword arguments to a request of Circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+import numpy as np
+
+from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, prompt_of
+from dst_grpc.domain.circuit import (
+    DEFAULT_STEPS,
+    DEFAULT_WANTED_FAITHFULNESS,
+    AcdcSearch,
+    CircuitCurve,
+    CircuitRequest,
+    CircuitSelection,
+    KeptCircuit,
+)
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.errors import InvalidRequest
+
+PairLike: TypeAlias = PromptPair | Mapping[str, Any]
+"""A PromptPair, or the arguments of `make_pair` by name."""
+CircuitLike: TypeAlias = KeptCircuit | Iterable[str]
+"""A circuit, or the names of the edges and nodes that it keeps."""
+
+
+class CircuitArguments(TypedDict, total=False):
+    """The keyword arguments of `circuit`, besides its prompts."""
+
+    target: TokensLike | None
+    """Target tokens."""
+    distractor: TokensLike | None
+    """Distractor tokens."""
+    loss: LossFnConfig | LossFnName | str | None
+    """A whole loss; or its name, for the target and distractor given."""
+    pairs: Iterable[PairLike]
+    """Further pairs of prompts; metrics are means over all."""
+    model: str | None
+    """Name or handle of the model; None = the server's default."""
+    autoencoders: str | Iterable[str]
+    """Names or handles of autoencoders to splice into the runs."""
+    orientation: Orientation | str
+    """Which prompt of a pair is run: `noising` the clean one, `denoising` the corrupt one."""
+    alternative: Alternative | str
+    """What cut edges carry: `patching`, `mean_by_position`, `mean` or `zero`."""
+    reference: Iterable[PromptLike]
+    """The prompts of a mean."""
+    prune: bool
+    """Whether edges on no path from the embedding to the logits are left out too."""
+    circuits: Iterable[CircuitLike]
+    """Circuits to evaluate."""
+    curve: bool | None
+    """Whether to evaluate circuits of growing size; None = unless circuits or `acdc_threshold` are given."""
+    scores: Any
+    """Scores of edges [S, D] or of nodes [S], an array or a stored tensor; None = computed by EAP-IG."""
+    scores_orientation: Orientation | str
+    """Which sign of these scores matters: `noising` the negative, `denoising` the positive."""
+    selection: CircuitSelection | str
+    """Which edges a circuit of the curve keeps: `absolute`, `signed` or `greedy`."""
+    fractions: Iterable[float]
+    """The fractions of edges that circuits of the curve keep; nothing = those of the benchmark MIB."""
+    wanted_faithfulness: float
+    """The edges of the smallest circuit that is at least so faithful are sent."""
+    steps: int
+    """Steps of EAP-IG."""
+    with_scores: bool
+    """Whether to send the scores of all edges."""
+    acdc_threshold: float | None
+    """Search for a circuit with ACDC: an edge stays cut if that changes the output by less."""
+    acdc_of_metric: bool
+    """Whether that is the metric, rather than the divergence of the distributions."""
+    acdc_absolute: bool
+    """Whether a change in the other direction counts alike."""
+    request_id: str
+    """Your own id, carried by the answer."""
+
+
+def make_pair(
+    clean: PromptLike,
+    corrupt: PromptLike | None = None,
+    *,
+    target: TokensLike | None = None,
+    distractor: TokensLike | None = None,
+    loss: LossFnConfig | LossFnName | str | None = None,
+) -> PromptPair:
+    """A pair of prompts with, perhaps, a metric of its own.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model.
+    """
+    return PromptPair(
+        clean=prompt_of(clean, "clean"),
+        corrupt=None if corrupt is None else prompt_of(corrupt, "corrupt"),
+        loss_fn_config=loss_of(loss, target, distractor),
+    )
+
+
+def make_circuit_request(
+    clean: PromptLike | None = None,
+    corrupt: PromptLike | None = None,
+    *,
+    target: TokensLike | None = None,
+    distractor: TokensLike | None = None,
+    loss: LossFnConfig | LossFnName | str | None = None,
+    pairs: Iterable[PairLike] = (),
+    model: str | None = None,
+    autoencoders: str | Iterable[str] = (),
+    orientation: Orientation | str = Orientation.NOISING,
+    alternative: Alternative | str = Alternative.PATCHING,
+    reference: Iterable[PromptLike] = (),
+    prune: bool = True,
+    circuits: Iterable[CircuitLike] = (),
+    curve: bool | None = None,
+    acdc_threshold: float | None = None,
+    acdc_of_metric: bool = False,
+    acdc_absolute: bool = False,
+    request_id: str = "",
+    **of_curve: Unpack[CurveArguments],
+) -> CircuitRequest:
+    """The request that the arguments describe; see CircuitArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
+    """
+    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
+    asked = tuple(_circuit(one, i) for i, one in enumerate(circuits))
+    wants_curve = not asked and acdc_threshold is None if curve is None else curve
+    acdc = None
+    if acdc_threshold is not None:
+        acdc = AcdcSearch(threshold=acdc_threshold, of_metric=acdc_of_metric, absolute=acdc_absolute)
+    return CircuitRequest(
+        pairs=tuple(_pair(one, i) for i, one in enumerate((*given, *pairs))),
+        request_id=request_id,
+        model=model,
+        loss_fn_config=loss_of(loss, target, distractor),
+        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        orientation=member(Orientation, orientation, "orientation"),
+        alternative=member(Alternative, alternative, "alternative"),
+        reference=tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(reference)),
+        prune=prune,
+        circuits=asked,
+        curve=_curve(**of_curve) if wants_curve or of_curve else None,
+        acdc=acdc,
+    )
+
+
+class CurveArguments(TypedDict, total=False):
+    """The keyword arguments of a curve; see CircuitArguments."""
+
+    scores: Any
+    scores_orientation: Orientation | str
+    selection: CircuitSelection | str
+    fractions: Iterable[float]
+    wanted_faithfulness: float
+    steps: int
+    with_scores: bool
+
+
+def _curve(
+    *,
+    scores: Any = None,
+    scores_orientation: Orientation | str = Orientation.NOISING,
+    selection: CircuitSelection | str = CircuitSelection.ABSOLUTE,
+    fractions: Iterable[float] = (),
+    wanted_faithfulness: float = DEFAULT_WANTED_FAITHFULNESS,
+    steps: int = DEFAULT_STEPS,
+    with_scores: bool = False,
+) -> CircuitCurve:
+    try:
+        return CircuitCurve(
+            scores=scores if scores is None or isinstance(scores, RequestTensor) else _tensor(scores),
+            scores_orientation=member(Orientation, scores_orientation, "scores_orientation"),
+            selection=member(CircuitSelection, selection, "selection"),
+            fractions=tuple(fractions),
+            wanted_faithfulness=wanted_faithfulness,
+            steps=steps,
+            with_scores=with_scores,
+        )
+    except InvalidRequest as error:
+        raise error.under("curve") from None
+
+
+def _pair(pair: PairLike, i: int) -> PromptPair:
+    if isinstance(pair, PromptPair):
+        return pair
+    try:
+        return make_pair(**pair)
+    except InvalidRequest as error:
+        raise error.under(f"pairs[{i}]") from None
+
+
+def _tensor(scores: Any) -> RequestTensor:
+    try:
+        return RequestTensor(tensor=np.asarray(scores))
+    except InvalidRequest as error:
+        raise error.under("scores") from None
+
+
+def _circuit(circuit: CircuitLike, i: int) -> KeptCircuit:
+    if isinstance(circuit, KeptCircuit):
+        return circuit
+    if isinstance(circuit, str):
+        raise InvalidRequest.of(f"circuits[{i}]", f"must be a list of names, not the text {circuit!r}")
+    names = tuple(circuit)
+    try:
+        return KeptCircuit(
+            edges=tuple(name for name in names if "->" in name), nodes=tuple(name for name in names if "->" not in name)
+        )
+    except InvalidRequest as error:
+        raise error.under(f"circuits[{i}]") from None

@@ -1,0 +1,213 @@
+"""The answer of `circuit`, as arrays with names, assembled from the parts of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dst_grpc._gen.dst.v1.circuit_pb2 import CircuitFrame, CircuitResponse
+from dst_grpc.domain.circuit import (
+    CircuitEdges,
+    CircuitEvaluation,
+    CircuitHeader,
+    CircuitKind,
+    CircuitPart,
+    CircuitPartKind,
+    CircuitProgress,
+    CurveSummary,
+)
+from dst_grpc.domain.explanations import RunsTrailer
+from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.wire.assembly import CircuitReader
+from dst_grpc.wire.pieces import corrupt
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ScoredEdge(NamedTuple):
+    """An edge of a circuit."""
+
+    source: str
+    """Who writes."""
+    reader: str
+    """Who reads."""
+    score: float
+    """Its score; NaN without one."""
+
+    def __str__(self) -> str:
+        """Its name."""
+        return f"{self.source}->{self.reader}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CircuitAnswer:
+    """The whole answer of `circuit`."""
+
+    request_id: str
+    """The request's own id."""
+    header: CircuitHeader
+    """The graph, and how its circuits are made."""
+    evaluations: tuple[CircuitEvaluation, ...]
+    """Of all circuits: all edges, none, those given, those of the curve, the one that ACDC found."""
+    trailer: RunsTrailer
+    """How it ended."""
+    curve: CurveSummary | None = None
+    """The curve as a whole; None if there is none."""
+    circuit: CircuitEdges | None = None
+    """The edges of the smallest circuit of the curve that is as faithful as wanted; None if none is."""
+    found: CircuitEdges | None = None
+    """The edges that ACDC kept."""
+    all_scores: CircuitEdges | None = None
+    """All edges with their scores, if they were asked for."""
+
+    def of_kind(self, kind: CircuitKind) -> tuple[CircuitEvaluation, ...]:
+        """The evaluations of one kind, in order."""
+        return tuple(one for one in self.evaluations if one.kind is kind)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names along the first axis of scores (S)."""
+        return self.header.sources
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Names along the second axis of scores (D)."""
+        return self.header.readers
+
+    @property
+    def whole(self) -> float:
+        """Mean metric of the whole model."""
+        return self.of_kind(CircuitKind.WHOLE)[0].metric
+
+    @property
+    def empty(self) -> float:
+        """Mean metric of the circuit without edges."""
+        return self.of_kind(CircuitKind.EMPTY)[0].metric
+
+    @property
+    def fractions(self) -> Array:
+        """Fractions that the circuits of the curve keep, [n]."""
+        return np.array([one.fraction for one in self.of_kind(CircuitKind.CURVE)], dtype=np.float64)
+
+    @property
+    def faithfulness(self) -> Array:
+        """Faithfulness of the circuits of the curve, [n]; NaN where there is none."""
+        values = [one.faithfulness for one in self.of_kind(CircuitKind.CURVE)]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    @property
+    def edges(self) -> tuple[ScoredEdge, ...]:
+        """The edges of the circuit: of the curve's, else of what ACDC found; empty if there is neither."""
+        return self._named(self.circuit or self.found or CircuitEdges())
+
+    @cached_property
+    def scores(self) -> Array | None:
+        """Scores of edges by source and reader, [S, D] float32, 0 where there is no edge; None if not asked for."""
+        if self.all_scores is None:
+            return None
+        scores = np.zeros((len(self.sources), len(self.readers)), np.float32)
+        scores[list(self.all_scores.sources), list(self.all_scores.readers)] = self.all_scores.scores
+        return scores
+
+    def _named(self, edges: CircuitEdges) -> tuple[ScoredEdge, ...]:
+        scores: Iterable[float] = edges.scores or [np.nan] * len(edges.sources)
+        return tuple(
+            ScoredEdge(self.sources[s], self.readers[r], score)
+            for s, r, score in zip(edges.sources, edges.readers, scores, strict=True)
+        )
+
+
+@dataclass(slots=True)
+class _Parts:
+    """The parts so far."""
+
+    header: CircuitHeader | None = None
+    evaluations: list[CircuitEvaluation] = field(default_factory=list)
+    single: dict[CircuitPartKind, Any] = field(default_factory=dict)
+
+
+class CircuitCollector:
+    """From messages to a CircuitAnswer, checked: nothing is missing, repeated or out of order."""
+
+    def __init__(self, request_id: str, on_progress: Callable[[CircuitProgress], None] | None = None) -> None:
+        self._request_id, self._on_progress = request_id, on_progress
+        self._reader = CircuitReader()
+        self._parts = _Parts()
+
+    def add(self, message: CircuitResponse) -> CircuitAnswer | None:
+        """Take the next message; see Collector."""
+        whole: CircuitAnswer | None = None
+        for frame in message.frames:
+            part = self.read(frame)
+            whole = whole if part is None else self.take(part)
+        return whole
+
+    def read(self, frame: CircuitFrame) -> CircuitPart | None:
+        """The part that the next frame completes, if any; raises DataLoss if it cannot be read."""
+        return self._reader.read(frame)
+
+    def take(self, part: CircuitPart) -> CircuitAnswer | None:
+        """Take the next part.
+
+        Returns:
+            The answer, if this part is the trailer.
+
+        Raises:
+            DataLoss: If the part contradicts earlier ones (ANSWER_CORRUPT), or frames are missing (ANSWER_TRUNCATED).
+        """
+        parts, value = self._parts, part.value
+        if isinstance(value, CircuitHeader):
+            if parts.header is not None:
+                raise corrupt("the answer has two headers")
+            parts.header = value
+            return None
+        if parts.header is None:
+            raise corrupt(f"a {part.kind} came before the header")
+        if isinstance(value, CircuitProgress):
+            if self._on_progress is not None:
+                self._on_progress(value)
+        elif isinstance(value, CircuitEvaluation):
+            parts.evaluations.append(value)
+        elif isinstance(value, RunsTrailer):
+            return self._finished(parts.header, value)
+        elif part.kind in parts.single:
+            raise corrupt(f"the answer has two parts {part.kind}")
+        else:
+            _check_edges(parts.header, part)
+            parts.single[part.kind] = value
+        return None
+
+    def _finished(self, header: CircuitHeader, trailer: RunsTrailer) -> CircuitAnswer:
+        if trailer.frame_count != self._reader.count:
+            message = f"the trailer counts {trailer.frame_count} frames, and {self._reader.count} came"
+            raise DataLoss(f"the answer is truncated: {message}", reason=Reason.ANSWER_TRUNCATED)
+        single: Mapping[CircuitPartKind, Any] = self._parts.single
+        answer = CircuitAnswer(
+            request_id=self._request_id,
+            header=header,
+            evaluations=tuple(self._parts.evaluations),
+            trailer=trailer,
+            curve=single.get(CircuitPartKind.CURVE),
+            circuit=single.get(CircuitPartKind.CIRCUIT),
+            found=single.get(CircuitPartKind.FOUND),
+            all_scores=single.get(CircuitPartKind.SCORES),
+        )
+        if not answer.of_kind(CircuitKind.WHOLE) or not answer.of_kind(CircuitKind.EMPTY):
+            raise corrupt("the whole model or the empty circuit is missing")
+        return answer
+
+
+def _check_edges(header: CircuitHeader, part: CircuitPart) -> None:
+    """Check that edges are those of the header's graph."""
+    if not isinstance(part.value, CircuitEdges):
+        return
+    edges = part.value
+    n = len(edges.sources)
+    if len(edges.readers) != n or len(edges.scores) not in {0, n}:
+        raise corrupt(f"the lists of {part.kind} are of different lengths")
+    if n and (max(edges.sources) >= len(header.sources) or max(edges.readers) >= len(header.readers)):
+        raise corrupt(f"{part.kind} has edges of nodes that the header does not name")

@@ -1,0 +1,353 @@
+"""Requests of Circuit, and their answers: which edges of a model carry a behaviour, and how well. Plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dst_grpc.domain.explanations import RunsTrailer
+from dst_grpc.domain.graph_nodes import Edge, Source
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, Prompt
+from dst_grpc.domain.texts import check_text
+from dst_grpc.errors import InvalidRequest, Violations
+
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The fractions of the Mechanistic Interpretability Benchmark."""
+DEFAULT_STEPS = 5
+DEFAULT_WANTED_FAITHFULNESS = 0.8
+MAX_STEPS = 1000
+
+
+class CircuitSelection(StrEnum):
+    """Which edges, or nodes, a circuit of a given size keeps."""
+
+    ABSOLUTE = "absolute"
+    """Those of the largest magnitude."""
+    SIGNED = "signed"
+    """Those that matter most for the behaviour, in the sense of the scores' orientation: the most negative of NOISING
+    scores, the most positive of DENOISING ones."""
+    GREEDY = "greedy"
+    """One by one from the logits on: always the edge of the largest magnitude that ends in a node which is reached
+    already. For scores of edges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCircuit:
+    """A circuit: the edges and nodes that it keeps. Without either it is the empty circuit."""
+
+    edges: tuple[str, ...] = ()
+    """Edges, by name, such as "a0.h1->a2.h0<q>"."""
+    nodes: tuple[str, ...] = ()
+    """Nodes, by name, such as "a0.h1", all of whose outgoing edges are kept."""
+
+    def __post_init__(self) -> None:
+        """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        for i, name in enumerate(self.edges):
+            _check_name(problems, f"edges[{i}]", name, is_edge=True)
+        for i, name in enumerate(self.nodes):
+            _check_name(problems, f"nodes[{i}]", name, is_edge=False)
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitCurve:
+    """Circuits of growing size, by scores of edges or nodes."""
+
+    scores: RequestTensor | None = None
+    """Scores of edges [S, D] or of nodes [S]; None = of edges, computed by EAP-IG."""
+    scores_orientation: Orientation = Orientation.NOISING
+    """Which sign of given scores matters: of NOISING ones the negative, of DENOISING ones the positive."""
+    selection: CircuitSelection = CircuitSelection.ABSOLUTE
+    """Which of them a circuit keeps."""
+    fractions: tuple[float, ...] = ()
+    """The fractions of all edges, or nodes, that circuits keep, ascending; empty = those of the benchmark."""
+    wanted_faithfulness: float = DEFAULT_WANTED_FAITHFULNESS
+    """The edges of the smallest circuit that is at least so faithful are sent."""
+    steps: int = DEFAULT_STEPS
+    """Steps of EAP-IG."""
+    with_scores: bool = False
+    """Whether to send the scores of all edges."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        for i, fraction in enumerate(self.fractions):
+            problems.check(0 <= fraction <= 1, f"fractions[{i}]", f"must be between 0 and 1, not {fraction}")
+            if i:
+                before = self.fractions[i - 1]
+                problems.check(fraction > before, f"fractions[{i}]", f"must be above the one before, {before}")
+        problems.check(math.isfinite(self.wanted_faithfulness), "wanted_faithfulness", "must be finite")
+        problems.check(0 < self.steps <= MAX_STEPS, "steps", f"must be between 1 and {MAX_STEPS}, not {self.steps}")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcdcSearch:
+    """A circuit found by trying to cut each edge in turn (ACDC)."""
+
+    threshold: float
+    """An edge stays cut if what should stay small grows by less."""
+    of_metric: bool = False
+    """Whether that is how far the pairs' metric falls; else the divergence KL(whole model, circuit) at the last token,
+    in nats."""
+    absolute: bool = False
+    """Whether a change in the other direction counts alike."""
+
+    def __post_init__(self) -> None:
+        """Check the threshold; raises InvalidRequest."""
+        problems = Violations()
+        problems.check(math.isfinite(self.threshold), "threshold", "must be finite")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitRequest:
+    """Which edges carry a behaviour? Evaluates circuits, and finds them."""
+
+    pairs: tuple[PromptPair, ...]
+    """The prompts. Metrics are means over them."""
+    request_id: str = ""
+    """The client's own id."""
+    model: str | None = None
+    """Name or handle of the model; None = the server's default."""
+    loss_fn_config: LossFnConfig | None = None
+    """The metric of pairs without one of their own."""
+    autoencoders: tuple[str, ...] = ()
+    """Names or handles of autoencoders to splice into the runs."""
+    orientation: Orientation = Orientation.NOISING
+    """Which prompt of a pair is run; values come from the other one."""
+    alternative: Alternative = Alternative.PATCHING
+    """What readers read of sources that they are cut from."""
+    reference: tuple[Prompt, ...] = ()
+    """The prompts of a mean."""
+    prune: bool | None = None
+    """Whether edges on no path from the embedding to the logits are left out too; None = they are."""
+    circuits: tuple[KeptCircuit, ...] = ()
+    """Circuits to evaluate."""
+    curve: CircuitCurve | None = None
+    """Circuits of growing size."""
+    acdc: AcdcSearch | None = None
+    """A circuit to search for."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        problems.check(
+            len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS,
+            "request_id",
+            f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
+        )
+        check_text(problems, "request_id", self.request_id)
+        for path, name in [
+            ("model", self.model),
+            *((f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)),
+        ]:
+            if name is not None:
+                try:
+                    ContextRef.parse(name)
+                except InvalidRequest as error:
+                    problems.extend(error, path)
+        if len(set(self.autoencoders)) < len(self.autoencoders):
+            problems.add("autoencoders", "names an autoencoder twice")
+        problems.check(bool(self.pairs), "pairs", "must hold at least one pair")
+        for i, pair in enumerate(self.pairs):
+            has_metric = pair.loss_fn_config is not None or self.loss_fn_config is not None
+            problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")
+            problems.check(
+                pair.corrupt is not None or not self.reads_corrupt, f"pairs[{i}].corrupt", f"is required {self._why}"
+            )
+        problems.check(
+            bool(self.reference) == self.alternative.is_mean,
+            "reference",
+            "must hold the prompts of the mean" if self.alternative.is_mean else "must be empty: there is no mean",
+        )
+        asks = self.circuits or self.curve is not None or self.acdc is not None
+        problems.check(bool(asks), "", "give circuits, a curve or acdc")
+        problems.raise_if_any()
+
+    @property
+    def reads_corrupt(self) -> bool:
+        """Whether the corrupt prompts are needed."""
+        return bool(self._why)
+
+    @property
+    def _why(self) -> str:
+        """Why corrupt prompts are needed; empty if they are not."""
+        if self.orientation is Orientation.DENOISING:
+            return "to be run"
+        if self.alternative is Alternative.PATCHING:
+            return "for what cut edges carry"
+        return "to score edges" if self.curve is not None and self.curve.scores is None else ""
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether circuits are pruned."""
+        return self.prune is not False
+
+
+def _check_name(problems: Violations, path: str, name: str, *, is_edge: bool) -> None:
+    try:
+        (Edge if is_edge else Source).named(name)
+    except ValueError as error:
+        problems.add(path, str(error))
+
+
+# Answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitHeader:
+    """The start of an answer: the graph, and how its circuits are made."""
+
+    model: str
+    """Handle of the model that ran."""
+    sources: tuple[str, ...]
+    """Names of the sources (S), in their order."""
+    readers: tuple[str, ...]
+    """Names of the readers (D), in their order."""
+    edge_count: int
+    """Edges of the graph."""
+    d_model: int
+    """Channels of the residual stream."""
+    pair_count: int
+    """Pairs of prompts."""
+    orientation: Orientation
+    """Which prompt of a pair is run."""
+    alternative: Alternative
+    """What cut edges carry."""
+    prune: bool
+    """Whether circuits are pruned."""
+
+
+class CircuitStage(StrEnum):
+    """What an answer is made by."""
+
+    SCORES = "scores"
+    """Scores of edges are computed."""
+    EVALUATION = "evaluation"
+    """Circuits are run."""
+    SEARCH = "search"
+    """ACDC tries edges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitProgress:
+    """How far the work is."""
+
+    stage: CircuitStage
+    """At what."""
+    done: int
+    """How much of it is done: pairs that are scored, runs, edges that were tried."""
+    total: int
+    """How much there is."""
+    kept_edge_count: int | None = None
+    """Edges kept so far, in a search."""
+    metric: float | None = None
+    """What should stay small so far, in a search."""
+
+
+class CircuitKind(StrEnum):
+    """Which circuit was evaluated."""
+
+    WHOLE = "whole"
+    """All edges: the run itself."""
+    EMPTY = "empty"
+    """No edge."""
+    GIVEN = "given"
+    """One of the request's."""
+    CURVE = "curve"
+    """One of the curve's."""
+    ACDC = "acdc"
+    """The one that ACDC found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitEvaluation:
+    """How good a circuit is."""
+
+    kind: CircuitKind
+    """Which one."""
+    index: int = 0
+    """Its place among those of its kind."""
+    chosen_edge_count: int
+    """Edges that it was to keep, before pruning."""
+    edge_count: int
+    """Edges that it keeps."""
+    node_count: int
+    """Sources with a kept edge."""
+    metric: float
+    """Mean metric over the pairs."""
+    metrics: tuple[float, ...]
+    """The metric of each pair."""
+    fraction: float | None = None
+    """In a curve, the fraction of edges or nodes to keep."""
+    faithfulness: float | None = None
+    """(metric - empty) / (whole - empty), of means over the pairs; None if the two hardly differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveSummary:
+    """A curve as a whole."""
+
+    selection: CircuitSelection
+    """How its circuits were selected."""
+    of_nodes: bool
+    """Whether fractions are of nodes rather than edges."""
+    cpr: float | None = None
+    """Area under faithfulness over the fraction kept, by the trapezoid rule; None without faithfulness."""
+    cmd: float | None = None
+    """The same of the distance of faithfulness from 1."""
+    chosen_index: int | None = None
+    """The smallest circuit that is as faithful as wanted; None if none is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitEdges:
+    """Edges, with scores if there are any."""
+
+    sources: tuple[int, ...] = ()
+    """The source of each edge, by its place in the header."""
+    readers: tuple[int, ...] = ()
+    """Its reader."""
+    scores: tuple[float, ...] = ()
+    """Its score; empty if edges have none."""
+
+
+class CircuitPartKind(StrEnum):
+    """What a frame of an answer of Circuit holds."""
+
+    HEADER = "header"
+    """A CircuitHeader, the first."""
+    PROGRESS = "progress"
+    """A CircuitProgress, any number."""
+    EVALUATION = "evaluation"
+    """A CircuitEvaluation, one for each circuit; first of all edges and of none."""
+    CURVE = "curve"
+    """The CurveSummary."""
+    CIRCUIT = "circuit"
+    """The CircuitEdges of the curve's chosen circuit, the largest magnitudes first."""
+    FOUND = "found"
+    """The CircuitEdges of what ACDC found."""
+    SCORES = "scores"
+    """The CircuitEdges of all edges, with their scores."""
+    TRAILER = "trailer"
+    """A RunsTrailer, the last."""
+
+
+CircuitValue = CircuitHeader | CircuitProgress | CircuitEvaluation | CurveSummary | CircuitEdges | RunsTrailer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitPart:
+    """One frame of an answer of Circuit."""
+
+    kind: CircuitPartKind
+    """What it holds."""
+    value: CircuitValue
+    """Its content."""

@@ -1,0 +1,290 @@
+"""The answer to Circuit: scores, evaluations of circuits, a search, each in short steps that say how far they are.
+
+Pairs are recorded block by block, and all circuits whose edges are known run upon a block before the next: each
+recording is made once. Only a search keeps all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from dst_grpc.causal.acdc import MAX_AHEAD, acdc
+from dst_grpc.causal.attribution import Attribution, Pair, Question
+from dst_grpc.causal.circuits import areas, faithfulness, pruned
+from dst_grpc.domain.attribute import AttributionMethod
+from dst_grpc.domain.circuit import (
+    CircuitEdges,
+    CircuitEvaluation,
+    CircuitHeader,
+    CircuitKind,
+    CircuitPart,
+    CircuitPartKind,
+    CircuitProgress,
+    CircuitStage,
+    CurveSummary,
+)
+from dst_grpc.domain.results import RunStatistics, RunSummary
+from dst_grpc.errors import require
+from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
+from dst_grpc.pipeline.circuit_trials import Trials, selected
+from dst_grpc.pipeline.not_finite import error_of
+from dst_grpc.pipeline.provenance import provenance_of
+from dst_grpc.pipeline.run import splices_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from dst_grpc.causal.circuits import Mask, Scores
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitValue
+    from dst_grpc.pipeline.circuit_planner import CircuitPlan
+    from dst_grpc.pipeline.circuit_trials import Metrics
+    from dst_grpc.pipeline.run import RunResult
+
+_K = CircuitKind
+_P = CircuitPartKind
+Parts = list[CircuitPart]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trial:
+    """A circuit to evaluate."""
+
+    kind: CircuitKind
+    index: int
+    chosen: Mask
+    """The edges that it was to keep."""
+    kept: Mask
+    """Those that it keeps."""
+    fraction: float | None = None
+
+
+class CircuitAnswer:
+    """The answer to one request, computed in steps."""
+
+    def __init__(
+        self,
+        asked: CircuitPlan,
+        results: Sequence[RunResult],
+        model: ModelContext,
+        sets: Mapping[str, AutoencoderContext],
+    ) -> None:
+        """Compute nothing yet; *results* holds that of the plan of *asked*.
+
+        Raises:
+            OutOfRange: if the run has values that are not finite.
+        """
+        (self._first,) = results
+        if self._first.recording.not_finite is not None:
+            raise error_of(self._first.recording.not_finite, model.decoder.dtype)
+        self._asked, self._graph, self._model, self._sets = asked, asked.graph, model, sets
+        self._splices = splices_of(asked.plan, sets)
+        self._trials = Trials(asked, model.decoder, self._splices, self._first.check)
+        self._scoring: Attribution | None = None
+        self._seconds = 0.0
+        self._is_complete = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no further step."""
+        return self._is_complete
+
+    def steps(self) -> Iterator[Parts]:
+        """The parts of each step."""
+        work = self._work()
+        while not self._is_complete:
+            self._first.check()
+            started = time.perf_counter()
+            parts = next(work, None)
+            self._seconds += time.perf_counter() - started
+            self._is_complete = parts is None
+            yield parts or []
+
+    def summary(self) -> RunSummary:
+        """The cost of the whole, and the provenance of the numbers."""
+        n_forward, n_backward = self._trials.n_passes, 0
+        if self._scoring is not None:
+            n_forward += self._scoring.n_forward_passes
+            n_backward = self._scoring.n_backward_passes
+        first = self._first.statistics
+        statistics = RunStatistics(
+            forward_passes=first.forward_passes + n_forward,
+            backward_passes=n_backward,
+            queue_duration=self._first.queue_duration,
+            pass_duration=first.pass_duration + self._seconds,
+        )
+        digest = self._asked.digest(self._model.handle, [one.handle for one in self._sets.values()])
+        plans = [self._asked.plan]
+        return RunSummary(
+            statistics=statistics,
+            provenance=provenance_of(plans, self._model, self._sets, digest=digest, batch_size=len(self._asked.pairs)),
+        )
+
+    def _work(self) -> Iterator[Parts]:
+        """The parts of each step, in order."""
+        request = self._asked.request
+        yield [_part(_P.HEADER, self._header())]
+        scores: Scores | None = None
+        if request.curve is not None:
+            scores = yield from self._scores(request.curve)
+        trials = [
+            self._trial(_K.WHOLE, 0, self._graph.mask),
+            self._trial(_K.EMPTY, 0, np.zeros_like(self._graph.mask)),
+            *(self._trial(_K.GIVEN, i, circuit) for i, circuit in enumerate(self._asked.circuits)),
+        ]
+        if request.curve is not None:
+            trials += self._curve(request.curve, require(scores))
+        found = yield from self._evaluated(trials)
+        yield [_part(_P.EVALUATION, evaluation) for evaluation in found]
+        if request.curve is not None:
+            on_curve = [(t, e) for t, e in zip(trials, found, strict=True) if t.kind is _K.CURVE]
+            yield self._summary_of(request.curve, require(scores), on_curve)
+        if request.acdc is not None:
+            yield from self._searched(request.acdc, found[0].metric, found[1].metric)
+
+    def _header(self) -> CircuitHeader:
+        request = self._asked.request
+        return CircuitHeader(
+            model=self._model.handle,
+            sources=tuple(map(str, self._graph.sources)),
+            readers=tuple(map(str, self._graph.readers)),
+            edge_count=self._graph.n_edges,
+            d_model=self._model.decoder.config.d_model,
+            pair_count=len(self._asked.pairs),
+            orientation=request.orientation,
+            alternative=request.alternative,
+            prune=request.is_pruned,
+        )
+
+    # Scores
+
+    def _scores(self, curve: CircuitCurve) -> Generator[Parts, None, Scores]:
+        """The scores of the curve: those given, or of EAP-IG."""
+        if curve.scores is not None:
+            return require(curve.scores.tensor)
+        question = Question(method=AttributionMethod.INTEGRATED_INPUTS, edges=True, steps=curve.steps)
+        scoring = Attribution(self._model.decoder, question, self._splices, self._first.check)
+        self._scoring = scoring
+        pairs = [Pair(pair.base, require(pair.other), pair.metric) for pair in self._asked.pairs]
+        step = max(BLOCK_TOKENS // (self._asked.longest * (curve.steps + 2)), 1)
+        for start in range(0, len(pairs), step):
+            scoring.add(pairs[start : start + step])
+            yield [_progress(CircuitStage.SCORES, min(start + step, len(pairs)), len(pairs))]
+        found: Scores = require(scoring.edges).cpu().numpy()
+        return found
+
+    def _curve(self, curve: CircuitCurve, scores: Scores) -> Iterator[_Trial]:
+        """The circuits of the curve."""
+        orientation = self._asked.request.orientation if curve.scores is None else curve.scores_orientation
+        n_all = self._graph.n_edges if scores.ndim == 2 else len(scores)
+        for i, fraction in enumerate(self._asked.fractions):
+            chosen = selected(self._graph, scores, curve.selection, orientation, int(fraction * n_all))
+            yield self._trial(_K.CURVE, i, chosen, fraction)
+
+    # Evaluations
+
+    def _trial(self, kind: CircuitKind, index: int, chosen: Mask, fraction: float | None = None) -> _Trial:
+        kept = pruned(self._graph, chosen) if self._asked.request.is_pruned else chosen
+        return _Trial(kind=kind, index=index, chosen=chosen, kept=kept, fraction=fraction)
+
+    def _evaluated(self, trials: Sequence[_Trial]) -> Generator[Parts, None, list[CircuitEvaluation]]:
+        """The evaluation of each of *trials*, of which the first two are of all edges and of none."""
+        total = len(trials) * len(self._asked.pairs)
+        metrics = yield from _reported(self._trials.evaluated([trial.kept for trial in trials]), total)
+        whole, empty = (float(one) for one in metrics[:2].mean(axis=1))
+        return [
+            self._evaluation(trial, [float(one) for one in found], whole, empty)
+            for trial, found in zip(trials, metrics, strict=True)
+        ]
+
+    def _evaluation(self, trial: _Trial, metrics: list[float], whole: float, empty: float) -> CircuitEvaluation:
+        metric = float(np.mean(metrics))
+        return CircuitEvaluation(
+            kind=trial.kind,
+            index=trial.index,
+            chosen_edge_count=int(trial.chosen.sum()),
+            edge_count=int(trial.kept.sum()),
+            node_count=int(trial.kept.any(axis=1).sum()),
+            metric=metric,
+            metrics=tuple(metrics),
+            fraction=trial.fraction,
+            faithfulness=faithfulness(metric, clean=whole, empty=empty),
+        )
+
+    def _summary_of(
+        self, curve: CircuitCurve, scores: Scores, found: Sequence[tuple[_Trial, CircuitEvaluation]]
+    ) -> Parts:
+        """The curve as a whole, and the edges that are wanted."""
+        values = [evaluation.faithfulness for _, evaluation in found]
+        known = [value for value in values if value is not None]
+        cpr, cmd = areas(self._asked.fractions, known) if len(known) == len(values) else (None, None)
+        wanted = curve.wanted_faithfulness
+        chosen = next((i for i, value in enumerate(values) if value is not None and value >= wanted), None)
+        summary = CurveSummary(
+            selection=curve.selection, of_nodes=scores.ndim == 1, cpr=cpr, cmd=cmd, chosen_index=chosen
+        )
+        of_edges = scores if scores.ndim == 2 else np.broadcast_to(scores[:, None], self._graph.mask.shape)
+        parts = [_part(_P.CURVE, summary)]
+        if chosen is not None:
+            parts.append(_part(_P.CIRCUIT, _edges(found[chosen][0].kept, of_edges, is_sorted=True)))
+        if curve.with_scores:
+            parts.append(_part(_P.SCORES, _edges(self._graph.mask, of_edges)))
+        return parts
+
+    # The search
+
+    def _searched(self, asked: AcdcSearch, whole: float, empty: float) -> Iterator[Parts]:
+        """The steps of a search, the circuit that it found, and its evaluation."""
+        search = self._trials.searched()
+        measure = search.fall if asked.of_metric else partial(search.divergence, graph=self._graph)
+        max_ahead = max(MAX_AHEAD // len(self._asked.pairs), 1)
+        kept = self._graph.mask
+        for step in acdc(self._graph, measure, asked.threshold, absolute=asked.absolute, max_ahead=max_ahead):
+            kept = step.kept
+            yield [
+                _progress(CircuitStage.SEARCH, step.n_tried, self._graph.n_edges, int(kept.sum()), step.metric),
+            ]
+        trial = self._trial(_K.ACDC, 0, kept)
+        evaluation = self._evaluation(trial, search.metrics(trial.kept), whole, empty)
+        yield [_part(_P.EVALUATION, evaluation), _part(_P.FOUND, _edges(trial.kept))]
+
+
+def _reported(work: Generator[int, None, Metrics], total: int) -> Generator[Parts, None, Metrics]:
+    """The result of *work*, which yields how much of *total* is done."""
+    while True:
+        try:
+            done = next(work)
+        except StopIteration as end:
+            return cast("Metrics", end.value)
+        yield [_progress(CircuitStage.EVALUATION, done, total)]
+
+
+def _edges(kept: Mask, scores: Scores | None = None, *, is_sorted: bool = False) -> CircuitEdges:
+    """The edges of a circuit, with their *scores* [S, D]; sorted by magnitude, or in the order of the graph."""
+    sources, readers = np.nonzero(kept)
+    if scores is None:
+        return CircuitEdges(sources=tuple(sources.tolist()), readers=tuple(readers.tolist()))
+    values = scores[sources, readers].astype(np.float32)
+    order = np.argsort(-np.abs(values), kind="stable") if is_sorted else slice(None)
+    return CircuitEdges(
+        sources=tuple(sources[order].tolist()),
+        readers=tuple(readers[order].tolist()),
+        scores=tuple(values[order].tolist()),
+    )
+
+
+def _part(kind: CircuitPartKind, value: CircuitValue) -> CircuitPart:
+    return CircuitPart(kind=kind, value=value)
+
+
+def _progress(
+    stage: CircuitStage, done: int, total: int, kept: int | None = None, metric: float | None = None
+) -> CircuitPart:
+    value = CircuitProgress(stage=stage, done=done, total=total, kept_edge_count=kept, metric=metric)
+    return _part(_P.PROGRESS, value)

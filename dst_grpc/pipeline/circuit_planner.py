@@ -1,0 +1,273 @@
+"""Planning of Circuit: names, shapes and lengths are checked before anything is run. Pure; reads no weights.
+
+Every prompt is planned as a DeriveRequest, so that what is wrong with it is reported at the field that it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dst_grpc.causal.circuits import edges_of_nodes
+from dst_grpc.causal.graph import Graph
+from dst_grpc.domain.circuit import FRACTIONS, CircuitSelection
+from dst_grpc.domain.graph_nodes import Edge, Source
+from dst_grpc.domain.pairs import Alternative, Orientation
+from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.errors import InvalidRequest, require
+from dst_grpc.pipeline.findings import Findings, SourceMap
+from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dst_grpc.causal.circuits import Mask
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.circuit import CircuitCurve, CircuitRequest, KeptCircuit
+    from dst_grpc.domain.origins import LossFnConfig
+    from dst_grpc.domain.request_tensors import TensorSource
+    from dst_grpc.domain.requests import Prompt
+    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.scalars.origins import LossOrigin
+
+BLOCK_TOKENS = 512
+"""Tokens of the pairs that are recorded together, pads included, unless a single pair has more."""
+PASS_BYTES = 512 << 20
+"""About the most memory of a pass with cut edges, beside what is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPair:
+    """Two prompts of the same length, and the metric of both."""
+
+    base: tuple[int, ...]
+    """The prompt that is run."""
+    other: tuple[int, ...] | None
+    """The prompt that values are taken from; None if none are."""
+    metric: LossOrigin
+    """The metric."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitPlan:
+    """A request of Circuit, checked and completed."""
+
+    request: CircuitRequest
+    """The request, its tensors looked up."""
+    plan: Plan
+    """The plan of the first pair's run, for what is the same of all."""
+    graph: Graph
+    """The model's."""
+    pairs: tuple[PlannedPair, ...]
+    reference: tuple[tuple[int, ...], ...]
+    """The prompts of a mean."""
+    circuits: tuple[Mask, ...]
+    """The circuits given, [S, D]."""
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions of the curve; empty if there is none."""
+        curve = self.request.curve
+        return () if curve is None else curve.fractions or FRACTIONS
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, (*(pair.base for pair in self.pairs), *self.reference)))
+
+    def blocks(self) -> Iterator[range]:
+        """Places of pairs that are recorded together."""
+        step = max(BLOCK_TOKENS // self.longest, 1)
+        for start in range(0, len(self.pairs), step):
+            yield range(start, min(start + step, len(self.pairs)))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated memory, without weights: the recorded runs of a block of pairs, or of all in a search, and a
+        pass."""
+        d = self.plan.model.dimensions
+        per_token = 2 * d.n_layers * (2 * d.d_model + d.n_heads * d.d_head)
+        recorded = len(self.pairs) if self.request.acdc is not None else max(BLOCK_TOKENS // self.longest, 1)
+        scores = 0
+        if self.request.curve is not None and self.request.curve.scores is None:
+            kept = 6 * d.d_model + 3 * d.n_heads * d.d_head + 4 * d.d_mlp
+            scores = BLOCK_TOKENS * d.n_layers * kept + self.graph.mask.size
+        tokens = self.longest * min(recorded, len(self.pairs))
+        return BYTES_OF_FLOAT32 * (tokens * per_token + scores) + PASS_BYTES + self.plan.cost.peak_bytes
+
+    @property
+    def floating_point_operations(self) -> int:
+        """Approximate operations of the whole."""
+        n_circuits = 2 + len(self.circuits) + len(self.fractions)
+        if self.request.acdc is not None:
+            n_circuits += self.graph.n_edges
+        return 3 * self.plan.cost.floating_point_operations * len(self.pairs) * n_circuits
+
+    @property
+    def n_steps(self) -> int:
+        """About how many passes there are."""
+        n_blocks = sum(1 for _ in self.blocks())
+        n_found = self.graph.n_edges if self.request.acdc is not None else 0
+        return n_blocks * (2 + len(self.circuits) + len(self.fractions)) + n_found
+
+    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
+        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
+        question = replace(self.request, request_id="", model=None)
+        return hashlib.sha256(repr((model, tuple(autoencoders), question)).encode()).hexdigest()
+
+    def with_tensors(self, tensors: TensorSource | None) -> CircuitPlan:
+        """The same plan with the scores that the request names by a handle.
+
+        Raises:
+            InvalidRequest: if they do not fit the graph.
+            NotFound: for an unknown handle.
+        """
+        curve = self.request.curve
+        if curve is None or curve.scores is None or curve.scores.handle is None:
+            return self
+        if tensors is None:
+            raise InvalidRequest.of("curve.scores.handle", "must be absent: no tensors are kept here")
+        scores = tensors.get(curve.scores.handle)
+        findings = Findings()
+        _check_scores(require(scores.tensor).shape, curve, self.graph, findings)
+        if findings.count:
+            raise findings.error()
+        return replace(self, request=replace(self.request, curve=replace(curve, scores=scores)))
+
+
+def plan_circuit(request: CircuitRequest, registry: Registry, known: Violations | None = None) -> CircuitPlan:
+    """Plan *request*.
+
+    Args:
+        request: the request.
+        registry: the models and autoencoders that can be loaded.
+        known: violations found by reading the request's message, as for `make_plan`.
+
+    Raises:
+        InvalidRequest: listing every field that a model or another field rules out, of all prompts, and those of
+            *known*.
+        NotFound: for an unknown model or autoencoder.
+    """
+    return _CircuitPlanner(request, registry, Findings.after(known)).plan()
+
+
+class _CircuitPlanner:
+    """The state of planning one request."""
+
+    def __init__(self, request: CircuitRequest, registry: Registry, findings: Findings) -> None:
+        self._request, self._registry, self._findings = request, registry, findings
+        self._plans: dict[tuple[Prompt, LossFnConfig | None], Plan | None] = {}
+
+    def plan(self) -> CircuitPlan:
+        """The plan; raises all that is wrong."""
+        request, findings = self._request, self._findings
+        is_noising = request.orientation is Orientation.NOISING
+        pairs: list[PlannedPair] = []
+        first: Plan | None = None
+        for i, pair in enumerate(request.pairs):
+            metric = pair.loss_fn_config or request.loss_fn_config
+            at = f"pairs[{i}].loss_fn_config" if pair.loss_fn_config is not None else "loss_fn_config"
+            clean = self._planned(pair.clean, f"pairs[{i}].clean", metric, at)
+            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"pairs[{i}].corrupt", metric, at)
+            if clean is None or (pair.corrupt is not None and corrupt is None):
+                continue
+            first = first or clean
+            if corrupt is not None:
+                self._check_lengths(clean, corrupt, i)
+            base, other = (clean, corrupt) if is_noising else (corrupt, clean)
+            if base is not None:
+                pairs.append(
+                    PlannedPair(base.token_ids, None if other is None else other.token_ids, require(base.loss))
+                )
+        reference = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
+        if first is None:
+            raise findings.error()
+        graph = Graph.of(first.model.dimensions, first.model.architecture)
+        circuits = tuple(self._kept(one, f"circuits[{i}]", graph) for i, one in enumerate(request.circuits))
+        if request.curve is not None and not findings.holds_stand_in("curve"):
+            self._check_curve(request.curve, graph)
+        self._check_reference([plan for plan in reference if plan is not None], pairs)
+        if findings.count or findings.known:
+            raise findings.error()
+        tokens = tuple(require(plan).token_ids for plan in reference)
+        return CircuitPlan(
+            request=request, plan=first, graph=graph, pairs=tuple(pairs), reference=tokens, circuits=circuits
+        )
+
+    def _planned(
+        self, prompt: Prompt, path: str, metric: LossFnConfig | None = None, metric_path: str = ""
+    ) -> Plan | None:
+        """The plan of one prompt's run; None if something is wrong with it."""
+        moved = {"prompt": path, "model": "model", "autoencoders": "autoencoders", "loss_fn_config": metric_path}
+        findings = self._findings.about(SourceMap(root=path, moved=moved))
+        if findings.holds_stand_in("prompt"):
+            return None
+        asked = DeriveRequest(
+            prompt=prompt,
+            model=self._request.model,
+            autoencoders=self._request.autoencoders,
+            loss_fn_config=None if metric_path and findings.holds_stand_in("loss_fn_config") else metric,
+        )
+        if (prompt, metric) not in self._plans:
+            self._plans[prompt, metric] = plan_run(asked, self._registry, findings)
+            self._findings.count += findings.count
+        return self._plans[prompt, metric]
+
+    def _check_lengths(self, clean: Plan, corrupt: Plan, i: int) -> None:
+        n_clean, n_corrupt = len(clean.token_ids), len(corrupt.token_ids)
+        problem = f"has {n_corrupt} tokens, and the clean prompt {n_clean}: positions must correspond"
+        self._findings.check(n_clean == n_corrupt, f"pairs[{i}].corrupt", problem)
+
+    def _check_reference(self, reference: Sequence[Plan], pairs: Sequence[PlannedPair]) -> None:
+        if self._request.alternative is not Alternative.MEAN_BY_POSITION or not reference:
+            return
+        length = len(reference[0].token_ids)
+        for i, plan in enumerate(reference):
+            n_tokens = len(plan.token_ids)
+            problem = f"has {n_tokens} tokens, and the first one {length}: a mean by position needs equal lengths"
+            self._findings.check(n_tokens == length, f"reference[{i}]", problem)
+        for i, pair in enumerate(pairs):
+            n_tokens = len(pair.base)
+            problem = (
+                f"has {n_tokens} tokens, and the prompts of the mean {length}: a mean by position needs equal ones"
+            )
+            self._findings.check(n_tokens == length, f"pairs[{i}].clean", problem)
+
+    def _kept(self, circuit: KeptCircuit, path: str, graph: Graph) -> Mask:
+        """The circuit [S, D]; notes edges and nodes that the model does not have."""
+        if self._findings.holds_stand_in(path):
+            return graph.mask
+        nodes = np.zeros(len(graph.sources), dtype=bool)
+        kept = np.zeros_like(graph.mask)
+        for i, name in enumerate(circuit.nodes):
+            source = Source.named(name)
+            try:
+                nodes[graph.index_of_source(source)] = True
+            except KeyError:
+                self._findings.add(f"{path}.nodes[{i}]", f"the model has no {name}")
+        for i, name in enumerate(circuit.edges):
+            edge = Edge.named(name)
+            if graph.has(edge):
+                kept[graph.index_of_source(edge.source), graph.index_of_reader(edge.reader)] = True
+            else:
+                self._findings.add(f"{path}.edges[{i}]", f"the model has no edge {name}")
+        return kept | edges_of_nodes(graph, nodes)
+
+    def _check_curve(self, curve: CircuitCurve, graph: Graph) -> None:
+        scores = curve.scores
+        if scores is None or scores.tensor is None or self._findings.holds_stand_in("curve.scores"):
+            return
+        _check_scores(scores.tensor.shape, curve, graph, self._findings)
+
+
+def _check_scores(shape: tuple[int, ...], curve: CircuitCurve, graph: Graph, findings: Findings) -> None:
+    of_edges, of_nodes = (len(graph.sources), len(graph.readers)), (len(graph.sources),)
+    problem = f"must be {list(of_edges)} for edges or {list(of_nodes)} for nodes, not {list(shape)}"
+    findings.check(shape in {of_edges, of_nodes}, "curve.scores", problem)
+    is_greedy = curve.selection is CircuitSelection.GREEDY
+    findings.check(not is_greedy or shape != of_nodes, "curve.selection", "GREEDY needs scores of edges")

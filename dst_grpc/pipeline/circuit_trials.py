@@ -1,0 +1,210 @@
+"""Runs of a request's circuits upon its pairs of prompts, and their metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dst_grpc.causal.circuit_runs import CutRuns
+from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
+from dst_grpc.causal.cut_edges import CutRow
+from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
+from dst_grpc.domain import pairs
+from dst_grpc.domain.circuit import CircuitSelection
+from dst_grpc.domain.pairs import Orientation
+from dst_grpc.errors import Internal, require
+from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from typing import Any
+
+    from dst_grpc.causal.circuits import Mask, Scores
+    from dst_grpc.causal.graph import Graph
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.cancellation import Check
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.circuit_planner import CircuitPlan
+    from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.topology import Topology
+
+    Metrics = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastLogits:
+    """The result of a forward pass of which only the last token's logits are known, for a metric."""
+
+    last: torch.Tensor
+    """Logits [V]."""
+
+    def logits(self) -> torch.Tensor:
+        """The logits [V]."""
+        return self.last
+
+    def value(self, site: Site) -> torch.Tensor:
+        """There is none."""
+        raise Internal(f"a metric of circuits reads {site}")
+
+    def attached(self, site: Site) -> torch.Tensor:
+        """There is none."""
+        raise Internal(f"a metric of circuits reads {site}")
+
+    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
+        """There is none."""
+        raise Internal(f"a metric of circuits reads a model with {autoencoders}, {topology}")
+
+
+class Trials:
+    """Runs circuits upon blocks of pairs."""
+
+    def __init__(self, asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check) -> None:
+        """Run nothing yet.
+
+        Args:
+            asked: the request.
+            decoder: the model.
+            splices: autoencoders to splice in, by the site that each reads.
+            check: raises Cancelled to end a pass.
+        """
+        self._asked, self._decoder, self._splices, self._check = asked, decoder, splices, check
+        self.n_passes = 0
+        """Forward passes so far."""
+
+    def evaluated(self, circuits: Sequence[Mask]) -> Generator[int, None, Metrics]:
+        """Run *circuits* [S, D] upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
+        found = np.empty((len(circuits), len(self._asked.pairs)))
+        rows = [self._row(circuit) for circuit in circuits]
+        done = 0
+        for block in self._asked.blocks():
+            runs = self._runs(block)
+            of_block = [replace(row, prompt=i) for i in range(len(block)) for row in rows]
+            for places, logits in runs.batches(of_block):
+                self.n_passes += 1
+                for place, last in zip(places, logits, strict=True):
+                    pair, circuit = divmod(place, len(circuits))
+                    found[circuit, block[pair]] = self._metric(block[pair], last)
+                done += len(places)
+                yield done
+        return found
+
+    def searched(self) -> Search:
+        """All pairs, recorded for a search."""
+        return Search(self, [(block, self._runs(block)) for block in self._asked.blocks()])
+
+    def logits(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> torch.Tensor:
+        """Logits [n, pairs, V] of *circuits* upon a block of pairs."""
+        rows = [self._row(circuit) for circuit in circuits]
+        found = self._decoder.embedding.new_empty(len(block) * len(rows), self._decoder.config.vocab_size)
+        for places, logits in runs.batches([replace(row, prompt=i) for row in rows for i in range(len(block))]):
+            self.n_passes += 1
+            found[places] = logits
+        return found.unflatten(0, (len(rows), len(block)))
+
+    def metrics(self, logits: torch.Tensor, block: range) -> list[list[float]]:
+        """The metric of each circuit and pair, of *logits* [n, pairs, V]."""
+        return [[self._metric(pair, last) for pair, last in zip(block, row, strict=True)] for row in logits]
+
+    def _metric(self, pair: int, last: torch.Tensor) -> float:
+        return float(self._asked.pairs[pair].metric.scalar(LastLogits(last)))
+
+    def _row(self, circuit: Mask) -> CutRow:
+        is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
+        return CutRow.of_circuit(self._asked.graph, circuit, 0, is_zero=is_zero)
+
+    def _runs(self, block: range) -> CutRuns:
+        """The runs of circuits upon a block of pairs, whose own runs are recorded."""
+        asked = [self._asked.pairs[i] for i in block]
+        base = record([pair.base for pair in asked], self._decoder, splices=self._splices, check=self._check)
+        self.n_passes += 1
+        match self._asked.request.alternative:
+            case pairs.Alternative.PATCHING:
+                others = [require(pair.other) for pair in asked]
+                writes = record(others, self._decoder, splices=self._splices, check=self._check).writes
+                self.n_passes += 1
+            case pairs.Alternative.ZERO:
+                writes = Writes.zero(self._decoder)
+            case _:
+                writes = self._mean
+        is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
+        alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
+        return CutRuns(self._decoder, self._asked.graph, base, alternative, splices=self._splices, check=self._check)
+
+    @cached_property
+    def _mean(self) -> Writes:
+        """The mean over the reference prompts."""
+        prompts = sorted(self._asked.reference, key=len)
+        mean = MeanWrites(by_position=self._asked.request.alternative is pairs.Alternative.MEAN_BY_POSITION)
+        step = max(BLOCK_TOKENS // self._asked.longest, 1)
+        for start in range(0, len(prompts), step):
+            mean.add(record(prompts[start : start + step], self._decoder, splices=self._splices, check=self._check))
+            self.n_passes += 1
+        return mean.mean(self._decoder.dtype)
+
+
+class Search:
+    """What a search measures of circuits, over all pairs."""
+
+    def __init__(self, trials: Trials, blocks: Sequence[tuple[range, CutRuns]]) -> None:
+        """Measure upon *blocks* of pairs that are recorded."""
+        self._trials, self._blocks = trials, blocks
+        self._whole: list[torch.Tensor] = []
+        """The log-probabilities [pairs, V] of the whole model, for each block."""
+
+    def divergence(self, circuits: Sequence[Mask], graph: Graph) -> list[float]:
+        """KL(whole model, circuit) of the last token's distributions, in nats, the mean over pairs."""
+        if not self._whole:
+            for block, runs in self._blocks:
+                self._whole.append(_log_probabilities(self._trials.logits([graph.mask], block, runs)[0]))
+        total, n_pairs = np.zeros(len(circuits)), 0
+        for (block, runs), whole in zip(self._blocks, self._whole, strict=True):
+            found = _log_probabilities(self._trials.logits(circuits, block, runs))
+            total += (whole.exp() * (whole - found)).sum(dim=(-1, -2)).cpu().numpy()
+            n_pairs += len(block)
+        return [float(each) for each in total / n_pairs]
+
+    def fall(self, circuits: Sequence[Mask]) -> list[float]:
+        """The mean metric over pairs, with its sign turned."""
+        return [-float(np.mean(metrics)) for metrics in self._metrics(circuits)]
+
+    def metrics(self, circuit: Mask) -> list[float]:
+        """The metric of each pair."""
+        (found,) = self._metrics([circuit])
+        return found
+
+    def _metrics(self, circuits: Sequence[Mask]) -> list[list[float]]:
+        """The metrics of each circuit, by pair."""
+        found: list[list[float]] = [[] for _ in circuits]
+        for block, runs in self._blocks:
+            of_block = self._trials.metrics(self._trials.logits(circuits, block, runs), block)
+            for own, metrics in zip(found, of_block, strict=True):
+                own.extend(metrics)
+        return found
+
+
+def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.double().log_softmax(dim=-1)
+
+
+def selected(graph: Graph, scores: Scores, selection: CircuitSelection, orientation: Orientation, n: int) -> Mask:
+    """The circuit of *n* edges or nodes, [S, D], before pruning.
+
+    Args:
+        graph: the model's.
+        scores: of edges [S, D] or of nodes [S].
+        selection: which are kept.
+        orientation: which sign of the scores matters.
+        n: how many are kept.
+    """
+    if selection is CircuitSelection.SIGNED:
+        values = -scores if orientation is Orientation.NOISING else scores
+    else:
+        values = np.abs(scores)
+    if scores.ndim == 1:
+        return edges_of_nodes(graph, top(values, n))
+    return (greedy_edges if selection is CircuitSelection.GREEDY else top_edges)(graph, values, n)

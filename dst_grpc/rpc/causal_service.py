@@ -1,0 +1,42 @@
+"""CausalService: forwards causal questions to the pipeline, and its answers as messages of frames."""
+
+from __future__ import annotations
+
+from dst_grpc._gen.dst.v1 import circuit_pb2
+from dst_grpc.domain.circuit import CircuitRequest
+from dst_grpc.domain.urgency import Urgency
+from dst_grpc.errors import Violations
+from dst_grpc.rpc.answers import Messages, answers_of, deadline_of, messages_of
+from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.ports import PipelinePort
+from dst_grpc.rpc.reading import Reading
+from dst_grpc.rpc.tensor_store import TensorStore
+from dst_grpc.wire.envelope import Envelope
+from dst_grpc.wire.frames import CircuitCutter
+
+
+class CausalService:
+    """Finds and evaluates circuits."""
+
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore) -> None:
+        """Serve *pipeline*, with the store of callers' *tensors*."""
+        self._pipeline = pipeline
+        self._tensors = tensors
+        self._reading = Reading()
+
+    def Circuit(self, request: circuit_pb2.CircuitRequest, context: ObservedContext) -> Messages:
+        """Evaluate circuits, and find them."""
+
+        def answers(asked: CircuitRequest, known: Violations | None) -> Messages:
+            steps = self._pipeline.circuit(
+                asked,
+                known,
+                tensors=self._tensors.of(caller.name),
+                caller=caller,
+                urgency=urgency,
+                request_bytes=request.ByteSize(),
+            )
+            return messages_of(steps, CircuitCutter().cut, Envelope(asked.request_id))
+
+        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        return answers_of(self._reading, CircuitRequest, request, answers)
