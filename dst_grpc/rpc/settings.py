@@ -369,4 +369,6 @@ def _problem(detail: dict[str, Any], flags: Mapping[str, Any], file: Path | None
         source = _PREFIX + name.upper()
     else:
         source = str(file)
-    return Problem(".".join(path), repr(detail["input"]), f"{text[:1].lower()}{text[1:]} (from {source})")
+    given = detail["input"]
+    value = repr(str(given) if isinstance(given, Path) else given)
+    return Problem(".".join(path), value, f"{text[:1].lower()}{text[1:]} (from {source})")

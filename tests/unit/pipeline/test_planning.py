@@ -14,9 +14,12 @@ import pytest
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline import planning
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
@@ -130,6 +133,29 @@ async def test_a_plain_request_is_planned_on_the_loop_once_its_tokenizer_was_rea
     assert planners == [here]
     await everything(pipeline.derive(other))
     assert planners == [here]  # the plan was kept
+
+
+@pytest.mark.parametrize("text", ["the key " * 2000, "x" * 500_000])
+async def test_a_long_text_is_planned_off_the_loop_and_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    await everything(pipeline.derive(plain()))  # reads the tokenizer
+    planners: list[str] = []
+
+    def noted(*arguments: Any, **options: Any) -> Plan:
+        planners.append(threading.current_thread().name)
+        return make_plan(*arguments, **options)
+
+    monkeypatch.setattr(planning, "make_plan", noted)
+    derived = (DerivedScalarSpec(dst=T.MLP_POST_ACT),)
+    loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_tokens=(text,))
+    for request in (
+        DeriveRequest(prompt=Prompt(text=text), derived_scalars=derived),
+        DeriveRequest(prompt=Prompt(text="Mary gave"), derived_scalars=derived, loss_fn_config=loss),
+    ):
+        with pytest.raises(InvalidRequest):
+            await everything(pipeline.derive(request))
+        assert planners.pop().startswith("dst-plan")
 
 
 async def test_who_stops_waiting_for_files_leaves_nothing(pipeline: Pipeline, disk: SlowDisk) -> None:

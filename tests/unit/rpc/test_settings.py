@@ -56,6 +56,14 @@ def test_all_mistakes_are_reported_together(file: Path, monkeypatch: pytest.Monk
     assert any(line.startswith("  device = 'gpu'") and line.endswith("(from --device)") for line in lines)
 
 
+def test_a_path_is_told_as_a_text(file: Path) -> None:
+    file.write_text('registry = "no.toml"\n', encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file=file)
+    missing = str(file.parent / "no.toml")
+    assert str(caught.value).splitlines()[1] == f"  registry = {missing!r}: there is no such file (from {file})"
+
+
 def test_paths_in_the_file_are_relative_to_it(file: Path) -> None:
     (file.parent / "weights").mkdir()
     file.write_text('models = { tiny = "weights" }\nautoencoder_roots = ["."]\n', encoding="utf-8")
