@@ -50,6 +50,7 @@ from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
+from dst_grpc.domain.callers import Caller, Role
 from dst_grpc.domain.circuit import (
     AcdcSearch,
     CircuitCurve,
@@ -143,6 +144,7 @@ __all__ = [
     "AutoencoderConfig",
     "AutoencoderInfo",
     "Axis",
+    "Caller",
     "CircuitAnswer",
     "CircuitArguments",
     "CircuitCurve",
@@ -208,6 +210,7 @@ __all__ = [
     "RequestTensor",
     "Resolution",
     "ResolveRequest",
+    "Role",
     "RunArguments",
     "RunExplanation",
     "RunHeader",

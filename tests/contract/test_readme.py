@@ -116,7 +116,15 @@ def test_every_error_is_in_the_table() -> None:
     assert rows == {(codes[code], error.__name__) for error, code in CODE_OF_ERROR.items()}
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", PAGE, "docs/architecture.md", "docs/glossary.md", "tests/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    PAGE,
+    "docs/architecture.md",
+    "docs/callers.md",
+    "docs/glossary.md",
+    "tests/README.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,6 +14,7 @@ from tests.load import (
     big_lists,
     cancel,
     greedy_callers,
+    guesses,
     malformed_stream,
     plan_cache,
     put_tensors,
@@ -33,11 +34,13 @@ ATTACKS: Mapping[str, Attack] = {
     "plan_cache": plan_cache.attack,
     "cancel": cancel.attack,
     "tenants": tenants.attack,
+    "guesses": guesses.attack,
     "slow_explain": slow_explain.attack,
     "put_tensors": put_tensors.attack,
 }
 ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "tenants": tenants.arguments,
+    "guesses": guesses.arguments,
     "put_tensors": put_tensors.arguments,
 }
 """What the servers of some attacks are started with, given a folder for files."""

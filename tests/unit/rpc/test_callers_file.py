@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_everything_that_is_wrong_is_named(file: Path, content: str, found: dict
     for field, part in found.items():
         assert part in told[field]
     assert str(file.parent) not in str(caught.value), "callers may be told, and folders are not theirs to know"
+
+
+def test_the_example_of_the_documentation_is_sound(file: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "callers.md"
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    file.write_text(example)
+    grants = read_callers(file)
+    assert grants.of("alice") == Grant(weight=4.0, cost_seconds_per_minute=20.0)
+    assert grants.of("ops.example").roles == OPERATING
