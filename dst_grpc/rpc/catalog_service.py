@@ -82,8 +82,7 @@ class CatalogService:
             token_ids = tokenizer.encode(request.text)
             return _tokens(token_ids, tokenizer.token_strings(token_ids))
 
-        pieces = await _aside(tokenize)
-        while (piece := await _aside(partial(next, pieces, None))) is not None:
+        async for piece in _each(tokenize):
             yield piece
 
     async def Detokenize(
@@ -92,17 +91,12 @@ class CatalogService:
         """Decode tokens."""
         registry = self._cache.registry
 
-        def detokenize() -> tuple[str, list[str]]:
+        def detokenize() -> Iterator[pb.DetokenizeResponse]:
             tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
-            return tokenizer.decode(token_ids), tokenizer.token_strings(token_ids)
+            return _texts(tokenizer.decode(token_ids), tokenizer.token_strings(token_ids))
 
-        text, token_strings = await _aside(detokenize)
-        *pieces, last = split_text(text, MESSAGE_BYTES - 2 * _OVERHEAD_BYTES)
-        for piece in pieces:
-            yield pb.DetokenizeResponse(text=piece)
-        for part in _parts(map(_text_bytes, token_strings), len(last.encode()) + _OVERHEAD_BYTES):
-            yield pb.DetokenizeResponse(text=last, token_strings=token_strings[part])
-            last = ""
+        async for piece in _each(detokenize):
+            yield piece
 
     def _described(self, info: InfoT) -> Any:
         """The description of a model or an autoencoder set, with its state in the cache."""
@@ -112,6 +106,13 @@ class CatalogService:
 async def _aside(read: Callable[[], T]) -> T:
     """Run *read*, which may open files or take long, off the event loop."""
     return await asyncio.to_thread(read)
+
+
+async def _each(read: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+    """The items that *read* iterates over, each made off the event loop."""
+    items = await _aside(read)
+    while (item := await _aside(partial(next, items, None))) is not None:
+        yield item
 
 
 def _name(info: ModelInfo | AutoencoderInfo) -> str:
@@ -131,6 +132,16 @@ def _tokens(token_ids: Sequence[int], token_strings: Sequence[str]) -> Iterator[
     """The tokens in as few messages as possible, and at least one."""
     for part in _parts(map(int.__add__, map(_varint_bytes, token_ids), map(_text_bytes, token_strings))):
         yield pb.TokenizeResponse(token_ids=token_ids[part], token_strings=token_strings[part])
+
+
+def _texts(text: str, token_strings: Sequence[str]) -> Iterator[pb.DetokenizeResponse]:
+    """The text, and that of each token, in as few messages as possible, and at least one."""
+    *pieces, last = split_text(text, MESSAGE_BYTES - 2 * _OVERHEAD_BYTES)
+    for piece in pieces:
+        yield pb.DetokenizeResponse(text=piece)
+    for part in _parts(map(_text_bytes, token_strings), len(last.encode()) + _OVERHEAD_BYTES):
+        yield pb.DetokenizeResponse(text=last, token_strings=token_strings[part])
+        last = ""
 
 
 def _parts(sizes: Iterable[int], taken: int = 0) -> Iterator[slice]:
