@@ -15,6 +15,7 @@ from dst_grpc.engine.files import File, corrupt
 from dst_grpc.engine.formats.detect import holds_native_tensors
 from dst_grpc.engine.formats.layouts import NATIVE, FileGroup, is_weights, layout_named
 from dst_grpc.engine.formats.strangers import what_they_are
+from dst_grpc.engine.model_folder import leads_nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -48,6 +49,8 @@ class SetFiles:
         for path, depth in _files_below(folder):
             if names is not None and path.relative_to(folder).as_posix() not in names:
                 continue
+            if _is_lost(path):
+                raise corrupt(path, leads_nowhere(path))
             group = FileGroup.at(path)
             if group.layout not in {None, NATIVE}:
                 laid_out.append(path)
@@ -77,7 +80,8 @@ class SetFiles:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
-    """The regular files below *folder* with a suffix of weights, in order, with the number of folders between."""
+    """The regular files below *folder* with a suffix of weights, and links that lead nowhere and might have led to
+    weights or folders of them, in order, with the number of folders between."""
     for place, folders, found in os.walk(folder, followlinks=True):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)
@@ -89,5 +93,13 @@ def _files_below(folder: Path) -> Iterator[tuple[Path, int]]:
         )
         for name in sorted(found):
             path = here / name
-            if is_weights(name) and not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            if (is_weights(name) and path.is_file()) or _is_lost(path):
                 yield path, depth
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether *path* is a link that leads nowhere, named as weights of a layout are, or after a layer."""
+    is_named = layout_named(path.name) is not None or path.stem.isdecimal() or path.name[-1:].isdecimal()
+    return is_named and path.is_symlink() and not path.exists()

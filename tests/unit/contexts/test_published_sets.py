@@ -307,7 +307,9 @@ def test_what_loading_folds_is_told(folder: Path) -> None:
 
 
 def other_family(folder: Path, name: str) -> Path:
-    return families.save(families.make(name, vocab_size=300, hidden_size=WIDTH, num_attention_heads=2), folder)
+    families.save(families.make(name, vocab_size=300, hidden_size=WIDTH, num_attention_heads=2), folder)
+    (folder / "tokenizer.json").write_text(checkpoints.tokenizer_json())
+    return folder
 
 
 def write_sparsify(folder: Path, module: str, tensors: dict[str, torch.Tensor], **config: Any) -> None:

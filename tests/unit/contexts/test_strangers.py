@@ -279,6 +279,21 @@ def test_a_set_whose_link_leads_nowhere_is_not_passed_over(model: Path) -> None:
     assert problems(build(model)) == {"m/s": "s: is a link to '/gone', where there is nothing"}
 
 
+@pytest.mark.parametrize("name", ["h.1", "h.1/sae.safetensors"])
+def test_a_layer_whose_link_leads_nowhere_is_not_passed_over(model: Path, name: str) -> None:
+    lost = put(model, "sparsify_run") / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    lost.symlink_to("/gone")
+    assert problems(build(model)) == {"m/sparsify_run": f"{name}: is a link to '/gone', where there is nothing"}
+
+
+def test_a_stranger_s_link_that_leads_nowhere_is_ignored(model: Path) -> None:
+    run = put(model, "sparsify_run")
+    for name in ("latest", "wandb.log", "old.pt"):
+        (run / name).symlink_to("/gone")
+    assert served(build(model)) == {"m/sparsify_run": (0, 1)}
+
+
 def test_weights_that_git_has_not_fetched_are_told(model: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
     (put(model, "sparsify_run") / "h.1" / "sae.safetensors").write_text(pointer)
