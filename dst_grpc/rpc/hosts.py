@@ -18,6 +18,7 @@ FORWARDED = "x-forwarded-for"
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+_MAX_ADDRESS_CHARACTERS = 100
 _HOST_BITS = 64
 """Bits of an IPv6 address that its holder chooses."""
 
@@ -80,9 +81,14 @@ class Hosts:
         return any(address in network for network in self._proxies)
 
 
-@lru_cache(4096)
 def _parsed(text: str) -> Address | None:
     """The address in *text*, perhaps in brackets or with a port; None if there is none."""
+    return _parsed_short(text) if len(text) <= _MAX_ADDRESS_CHARACTERS else None
+
+
+@lru_cache(4096)
+def _parsed_short(text: str) -> Address | None:
+    """As `_parsed`; remembers texts, of which callers choose some."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -14,8 +14,10 @@ import grpc
 import grpc.aio
 import pytest
 import trustme
+from typer.testing import CliRunner
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, inference_pb2
+from dst_grpc.cli._app import app
 from dst_grpc.domain.callers import Grant, Role
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Exhausted, InvalidRequest, NotAllowed, Unauthenticated
@@ -164,6 +166,26 @@ async def test_mutual_tls_without_a_kind_of_name_leaves_callers_their_hosts(auth
         dialled(rig, authority.client("alice.example")) as alice,
     ):
         assert await caller(alice) == ("127.0.0.1", LOCAL_ROLES)
+
+
+async def test_the_command_shows_the_certificate_in_its_environment(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = authority.ca.issue_cert("alice.example")
+    certificate, key = tmp_path / "alice.pem", tmp_path / "alice.key"
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
+    async with rigged(**authority.settings, tls_client_name="peer_dns") as rig:
+        environment = {"CA": tmp_path / "tls_client_ca.pem", "CERT": certificate, "KEY": key}
+        for name, path in environment.items():
+            monkeypatch.setenv(f"DST_CLIENT_{name}", str(path))
+        command = ("server-info", "--server", rig.server.address)
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert "alice.example, who may ask" in result.output
+        monkeypatch.delenv("DST_CLIENT_KEY")
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert result.exit_code == 1
+        assert "tls.private_key: is required beside certificate" in result.output
 
 
 async def test_tokens_over_tls_have_names_and_roles(authority: Authority, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dst_grpc.observability.calls import CallInfo
 from dst_grpc.rpc.hosts import Host, Hosts
@@ -93,3 +95,16 @@ def test_callers_of_a_trusted_proxy_on_this_machine_are_not_local() -> None:
 )
 def test_hosts_whose_address_the_holder_chooses_are_one(name: str, subnet: str) -> None:
     assert Host(name, is_local=False).subnet == subnet
+
+
+@given(st.lists(st.text(st.characters(codec="ascii")) | st.ip_addresses().map(str)))
+def test_any_header_leads_to_an_address(forwarded: list[str]) -> None:
+    host = Hosts([ip_network("10.0.0.0/8"), ip_network("::/1")]).of(call("ipv4:10.0.0.1:1", *forwarded))
+    assert ip_address(host.name).version in {4, 6}
+    assert host.subnet
+    assert not host.is_local
+
+
+def test_a_text_that_is_too_long_for_an_address_is_none() -> None:
+    hosts = Hosts([ip_network("10.0.0.0/8")])
+    assert hosts.of(call("ipv4:10.0.0.1:1", "1" * 16_000)) == Host("10.0.0.1", is_local=False)

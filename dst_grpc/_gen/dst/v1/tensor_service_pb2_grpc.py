@@ -27,12 +27,10 @@ if _version_not_supported:
 
 class TensorServiceStub(object):
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     def __init__(self, channel):
@@ -55,12 +53,10 @@ class TensorServiceStub(object):
 
 class TensorServiceServicer(object):
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     def PutTensor(self, request_iterator, context):
@@ -105,12 +101,10 @@ def add_TensorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TensorService(object):
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     @staticmethod

@@ -30,12 +30,10 @@ GRPC_VERSION: str
 
 class TensorServiceStub:
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     @_typing.overload
@@ -57,12 +55,10 @@ class TensorServiceStub:
 @_typing.type_check_only
 class TensorServiceAsyncStub(TensorServiceStub):
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -80,12 +76,10 @@ class TensorServiceAsyncStub(TensorServiceStub):
 
 class TensorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores tensors that later requests name by handle. A tensor belongs to the
-    caller who put it; for other callers its handle is NOT_FOUND. Callers are
-    identified by their bearer token, else by the name in their certificate, else
-    by the host that they call from. A tensor is kept in the server's main
-    memory, as FLOAT32 whatever it was sent as, and counts against the caller's
-    quota (see ServerLimits). It is deleted after its lifetime, by DeleteTensor,
-    or when the server stops.
+    caller who put it (see Caller); for other callers its handle is NOT_FOUND. It
+    is kept in the server's main memory, as FLOAT32 whatever it was sent as, and
+    counts against the caller's quota (see ServerLimits). It is deleted after its
+    lifetime, by DeleteTensor, or when the server stops.
     """
 
     @_abc_1.abstractmethod
