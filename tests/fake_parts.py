@@ -52,8 +52,8 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
+from dst_grpc.rpc.parts import Parts
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
-from dst_grpc.rpc.server import Parts
 
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 """What to do instead of answering, step by step."""

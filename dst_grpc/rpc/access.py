@@ -11,6 +11,7 @@ from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.callers_file import read_callers
 from dst_grpc.rpc.hosts import Hosts
 from dst_grpc.rpc.identity import Identity, IdentityRules
+from dst_grpc.rpc.parts import StartupError, line_of
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reloading import NewContent, ReadFile
 from dst_grpc.rpc.settings import Settings
@@ -63,3 +64,11 @@ def _grants(file: Path, identity: Identity, pipeline: PipelinePort) -> NewConten
         pipeline.use_grants(grants)
 
     return NewContent(adopt=adopt, facts={"callers": len(grants.by_name)})
+
+
+def at_start(read: ReadFile) -> NewContent:
+    """What *read* gives; raises StartupError with what is wrong with it."""
+    try:
+        return read()
+    except InvalidRequest as error:
+        raise StartupError("\n  ".join(["a file cannot be used:", *map(line_of, error.violations)])) from None

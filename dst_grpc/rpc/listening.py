@@ -10,18 +10,15 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
-
-
-class CannotListen(Exception):
-    """The port or socket cannot be used, or a certificate cannot."""
 
 
 def listen(server: grpc.aio.Server, settings: Settings) -> str:
     """Have *server* listen where *settings* say; returns the address, as a client dials it.
 
     Raises:
-        CannotListen: It cannot.
+        StartupError: It cannot.
     """
     is_port, credentials = settings.unix_socket is None, _credentials(settings)
     host = f"[{settings.host}]" if is_port and ":" in settings.host else settings.host
@@ -30,7 +27,7 @@ def listen(server: grpc.aio.Server, settings: Settings) -> str:
         port = server.add_insecure_port(wanted) if credentials is None else server.add_secure_port(wanted, credentials)
     except RuntimeError as error:
         cause = "is it in use?" if credentials is None else "is it in use, or a certificate unusable?"
-        raise CannotListen(f"cannot listen on {wanted}: {cause} ({error})") from None
+        raise StartupError(f"cannot listen on {wanted}: {cause} ({error})") from None
     return f"{host}:{port}" if is_port else host
 
 
@@ -39,7 +36,7 @@ def locked(socket: Path | None) -> Generator[None, None, None]:
     """Hold a lock beside *socket* within the block: gRPC would let a second server take it over silently.
 
     Raises:
-        CannotListen: Another process holds it, or the folder cannot be written to.
+        StartupError: Another process holds it, or the folder cannot be written to.
     """
     if socket is None:
         yield
@@ -50,12 +47,12 @@ def locked(socket: Path | None) -> Generator[None, None, None]:
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {UNIX_PREFIX}{socket}: {lock}: {error.strerror}") from None
+        raise StartupError(f"cannot listen on {UNIX_PREFIX}{socket}: {lock}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotListen(f"cannot listen on {UNIX_PREFIX}{socket}: another server does") from None
+            raise StartupError(f"cannot listen on {UNIX_PREFIX}{socket}: another server does") from None
         yield
     finally:
         os.close(descriptor)
@@ -69,5 +66,5 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
         pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
         client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
     except OSError as error:
-        raise CannotListen(f"cannot read {error.filename}: {error.strerror}") from None
+        raise StartupError(f"cannot read {error.filename}: {error.strerror}") from None
     return grpc.ssl_server_credentials([pair], root_certificates=client_ca, require_client_auth=client_ca is not None)

@@ -10,8 +10,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -28,14 +27,14 @@ from dst_grpc._gen.dst.v1 import (
 )
 from dst_grpc.domain.resolution import ContextState, RegistryChange
 from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimits
-from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
+from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
 from dst_grpc.observability.loads import LoadMetrics
 from dst_grpc.observability.logs import LogCalls, configure_logging
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
 from dst_grpc.rpc import health, reflection
-from dst_grpc.rpc.access import files_of, identity_of
+from dst_grpc.rpc.access import at_start, files_of, identity_of
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
@@ -43,11 +42,11 @@ from dst_grpc.rpc.causal_service import CausalService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
-from dst_grpc.rpc.listening import CannotListen, listen, locked
+from dst_grpc.rpc.listening import listen, locked
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
-from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
-from dst_grpc.rpc.reloading import NewContent, ReadFile, Reloader
+from dst_grpc.rpc.parts import Parts, StartupError, build_parts
+from dst_grpc.rpc.reloading import Reloader
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
@@ -56,77 +55,7 @@ from dst_grpc.wire.envelope import MESSAGE_BYTES
 _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 
-RegistryT = TypeVar("RegistryT", bound=RegistryPort)
-
 _log = logging.getLogger(__name__)
-
-
-class StartupError(Exception):
-    """The server cannot start: a port is taken, a file cannot be used, a context cannot be loaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """The objects behind the services. The server closes them when it stops."""
-
-    pipeline: PipelinePort
-    """Runs requests."""
-    cache: CachePort
-    """The loaded contexts, and the registry."""
-    build_registry: Callable[[], NewRegistry]
-    """Builds the registry again from the same settings; runs on a thread."""
-
-    @classmethod
-    def of(cls, pipeline: PipelinePort, cache: AdoptingCache[RegistryT], build: Callable[[], RegistryT]) -> Parts:
-        """Parts whose registry *build* builds again and *cache* then adopts."""
-
-        def built() -> NewRegistry:
-            registry = build()
-            return NewRegistry(registry=registry, adopt=lambda: cache.adopt(registry))
-
-        return cls(pipeline=pipeline, cache=cache, build_registry=built)
-
-
-def build_parts(settings: Settings) -> Parts:
-    """Wire the real parts. Loads no weights.
-
-    Raises:
-        StartupError: The registry is wrong, a model's or autoencoder's folder cannot be used, or the device is not
-            there.
-    """
-    # Imported here, because they import torch, which tests with fakes do not need.
-    from dst_grpc.contexts.cache import ContextCache
-    from dst_grpc.contexts.loading import FileLoader
-    from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
-    from dst_grpc.rpc.registering import build_registry
-
-    try:
-        registry = build_registry(settings)
-    except InvalidRequest as error:
-        raise StartupError("\n  ".join(["the models cannot be served:", *map(_line, error.violations)])) from error
-    except DstError as error:
-        raise StartupError(error.message) from error
-    for failed in registry.failed:
-        _log.error("cannot be served: %s", failed)
-    loader = FileLoader(allow_failed_checks=settings.allow_failed_checks)
-    cache = ContextCache(
-        registry, budget_bytes=settings.budget_bytes, ttl_seconds=settings.context_ttl_seconds, loader=loader
-    )
-    limits = Limits(
-        bounds=Bounds(
-            max_requests=settings.max_queued_requests,
-            max_requests_per_caller=settings.max_queued_requests_per_caller,
-            max_bytes=settings.max_queued_bytes,
-        ),
-        of_device=DeviceLimits(max_run_bytes=settings.max_run_bytes, patience=settings.patience_seconds),
-        store_bytes=settings.store_bytes,
-        share_recordings=settings.share_recordings,
-    )
-    return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))
-
-
-def _line(violation: FieldViolation) -> str:
-    return f"{violation.field}: {violation.description}" if violation.field else violation.description
 
 
 def server_info(settings: Settings) -> ServerInfo:
@@ -225,15 +154,12 @@ class Server:
             )
             files = files_of(self._settings, self._identity, self._parts.pipeline)
             for read in files:
-                _at_start(read).adopt()
+                at_start(read).adopt()
             self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
-            try:
-                stack.enter_context(locked(self._settings.unix_socket))
-                self._address = listen(self._grpc, self._settings)
-            except CannotListen as error:
-                raise StartupError(str(error)) from None
+            stack.enter_context(locked(self._settings.unix_socket))
+            self._address = listen(self._grpc, self._settings)
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
@@ -380,14 +306,6 @@ class Server:
                     fields = {"context": status.handle, "percent": 10 * tenths, "bytes": status.bytes_total}
                     _log.info("preloading %s", number, extra=fields)
         _log.info("preloaded %s", number, extra={"context": reference})
-
-
-def _at_start(read: ReadFile) -> NewContent:
-    """What *read* gives; raises StartupError with what is wrong with it."""
-    try:
-        return read()
-    except InvalidRequest as error:
-        raise StartupError("\n  ".join(["a file cannot be used:", *map(_line, error.violations)])) from None
 
 
 def _only_service(module: Any) -> ServiceDescriptor:

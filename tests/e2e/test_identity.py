@@ -21,8 +21,8 @@ from dst_grpc.cli._app import app
 from dst_grpc.domain.callers import Grant, Role
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Exhausted, InvalidRequest, NotAllowed, Unauthenticated
+from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.rpc.server import StartupError
 from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged
 from tests.fake_parts import FakeRegistry, answer, context_status

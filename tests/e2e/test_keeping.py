@@ -16,7 +16,8 @@ from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.errors import Exhausted, PreconditionFailed, Reason
 from dst_grpc.pipeline import Pipeline
-from dst_grpc.rpc.server import Parts, Server, StartupError, build_parts, running_server
+from dst_grpc.rpc.parts import Parts, StartupError, build_parts
+from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 

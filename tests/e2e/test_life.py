@@ -27,8 +27,9 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import DataLoss, DstError, Internal, NotFound, Reason, Unauthenticated, Unavailable
 from dst_grpc.rpc.health import SERVICE as HEALTH
+from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.rpc.server import Server, StartupError
+from dst_grpc.rpc.server import Server
 from dst_grpc.rpc.settings import Settings
 from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, READY, Rig, error_of, rigged

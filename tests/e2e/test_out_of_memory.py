@@ -16,7 +16,8 @@ import torch
 from dst_grpc._gen.dst.v1 import component_pb2, config_pb2, derived_scalar_type_pb2, explain_pb2, inference_pb2
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.errors import Reason
-from dst_grpc.rpc.server import build_parts, running_server
+from dst_grpc.rpc.parts import build_parts
+from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.errors import error_from_status
 from tests.e2e.conftest import CALL_SECONDS, error_of

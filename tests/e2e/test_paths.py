@@ -27,7 +27,8 @@ from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.results import AssembledAnswer
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline import Pipeline
-from dst_grpc.rpc.server import Parts, running_server
+from dst_grpc.rpc.parts import Parts
+from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.assembly import assemble
 from tests import checkpoints

@@ -21,8 +21,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from dst_grpc.client import AsyncClient, ContextState, RegistryChange
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, NotFound, Reason, Unavailable
+from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.rpc.server import Server, StartupError, running_server
+from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 from tests.e2e.conftest import CALL_SECONDS, READY, rigged

@@ -11,7 +11,8 @@ from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.cache import ContextCache
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.pipeline import Pipeline
-from dst_grpc.rpc.server import Parts, running_server
+from dst_grpc.rpc.parts import Parts
+from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 from tests.explanations import collected
 from tests.parity.explain_cases import EXPLAIN_CASES, compare_explanation, load_explain_case

@@ -8,7 +8,8 @@ from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.cache import ContextCache
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.pipeline import Pipeline
-from dst_grpc.rpc.server import Parts, running_server
+from dst_grpc.rpc.parts import Parts
+from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 from tests.parity.cases import CASES, load_case
 from tests.parity.comparison import Tensors, compare, rule_of

@@ -15,7 +15,7 @@ from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.config import AutoencoderConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss, NotFound, Reason
-from dst_grpc.rpc.server import build_parts
+from dst_grpc.rpc.parts import build_parts
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 from tests.checkpoints import LATENTS, WIDTH
