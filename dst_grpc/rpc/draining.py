@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -51,14 +51,15 @@ class DrainSignal:
             self._callbacks.discard(callback)
 
 
-async def until_drained(source: AsyncIterator[T], drain: DrainSignal) -> AsyncGenerator[T, None]:
+async def until_drained(source: AsyncIterable[T], drain: DrainSignal) -> AsyncGenerator[T, None]:
     """Yield from *source* until the server drains, for calls without an end of their own.
 
     Raises:
         Unavailable: The drain signal was set.
     """
+    items = aiter(source)
     while True:
-        step = asyncio.ensure_future(anext(source))
+        step = asyncio.ensure_future(anext(items))
         with drain.calling(step.cancel):
             try:
                 item = await step

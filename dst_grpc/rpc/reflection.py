@@ -6,7 +6,7 @@ both, and the description of v1 is made from that of v1alpha.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -53,7 +53,7 @@ class Reflection:
         self._drain = drain
 
     async def ServerReflectionInfo(
-        self, requests: AsyncIterator[reflection_pb2.ServerReflectionRequest], context: object
+        self, requests: AsyncIterable[reflection_pb2.ServerReflectionRequest], context: object
     ) -> AsyncGenerator[reflection_pb2.ServerReflectionResponse, None]:
         """Answer each request in order."""
         async for response in self._answer(until_drained(requests, self._drain), context):
