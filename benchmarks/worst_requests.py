@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES = (4 << 20) - 1024
 """Most bytes of a message, less what surrounds it."""
-_BYTES_OF_ENTRY = 2
 _SERVICES = (catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2, tensor_service_pb2)
 _OPERATORS_OWN = {"LoadContext", "UnloadContext", "UnpinContext", "WatchContexts", "ReloadRegistry"}
 _TAP = component_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT
@@ -54,6 +53,10 @@ def worst_requests() -> Iterator[WorstRequest]:
         name = f"/{method.containing_service.full_name}/{method.name}"
         for path, message in _filled(method.input_type):
             yield WorstRequest(f"{method.name}: {path}", name, (message.SerializeToString(),))
+        for field in method.input_type.fields:
+            if field.is_repeated:
+                entry = bytes((field.number << 3 | 2, 0))
+                yield WorstRequest(f"{method.name}: 4 MB of {field.name}", name, (entry * (MAX_BYTES // len(entry)),))
         yield WorstRequest(f"{method.name}: unknown fields", name, (b"\xf8\x7f\x01" * (MAX_BYTES // 3),))
         yield WorstRequest(f"{method.name}: noise", name, (b"\x0a\xff\xff\x7f" + bytes(MAX_BYTES),))
         yield WorstRequest(f"{method.name}: metadata", name, (b"",), (("x-much", "x" * 7000),))
@@ -73,7 +76,7 @@ def _filled(descriptor: Descriptor) -> Iterator[tuple[str, Message]]:
         *above, last = fields
         if last.is_repeated:
             limit = MAX_ENTRIES[last.full_name]
-            for n_entries in (limit, MAX_BYTES // _BYTES_OF_ENTRY):
+            for n_entries in (limit, 10 * limit):
                 message, holder = _holder(descriptor, above)
                 _fill(holder, last, n_entries)
                 if message.ByteSize() <= MAX_BYTES:

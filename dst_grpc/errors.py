@@ -196,6 +196,11 @@ class Violations:
             self.listed.append(FieldViolation(field, description))
             self._reasons.add(reason)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether further ones are only counted."""
+        return len(self.listed) >= MAX_VIOLATIONS
+
     def check(self, condition: bool, field: str, description: str) -> None:
         """Note a violation unless *condition* holds."""
         if not condition:

@@ -27,8 +27,9 @@ class PositionList:
         problems = Violations()
         problems.check(bool(self.positions), "positions", "must not be empty")
         problems.check(len(set(self.positions)) == len(self.positions), "positions", "names a position twice")
-        for i, position in enumerate(self.positions):
-            _check_index(problems, f"positions[{i}]", position)
+        if self.positions and not 0 <= min(self.positions) <= max(self.positions) <= MAX_INDEX:
+            for i, position in enumerate(self.positions):
+                _check_index(problems, f"positions[{i}]", position)
         problems.raise_if_any()
 
 

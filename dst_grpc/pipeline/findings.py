@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from dst_grpc.errors import FieldViolation, PreconditionFailed, Reason, Violations, join_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dst_grpc.errors import InvalidRequest
 
 
@@ -54,6 +56,14 @@ class Findings:
     """Paths sent that reading the message found bad. They hold stand-ins, whose violations are not reported."""
     count: int = 0
     """How many violations were found in this request, reported or not."""
+    _bad: frozenset[str] = field(init=False)
+    _around_bad: frozenset[str] = field(init=False)
+    """Paths that hold bad ones."""
+
+    def __post_init__(self) -> None:
+        """Index what is known."""
+        self._bad = frozenset(self.known)
+        self._around_bad = frozenset(outer for path in self.known for outer in _outer(path))
 
     @classmethod
     def after(cls, violations: Violations | None, root: str = "") -> Findings:
@@ -70,6 +80,9 @@ class Findings:
     def add(self, path: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
         """Note a bad field."""
         self.count += 1
+        if self.violations.is_full and not self.known:
+            self.violations.count += 1
+            return
         sent = self.source.path_sent(path)
         if not self._is_known(sent):
             self.violations.add(sent, description, reason)
@@ -94,7 +107,7 @@ class Findings:
         return bool(self.known) and self._is_known(self.source.path_sent(path))
 
     def _is_known(self, sent: str) -> bool:
-        return any(_is_within(sent, known) or _is_within(known, sent) for known in self.known)
+        return sent in self._around_bad or not self._bad.isdisjoint(_outer(sent))
 
     def error(self) -> InvalidRequest | PreconditionFailed:
         """All that is wrong or, if nothing is, all that is missing, as one error."""
@@ -103,5 +116,9 @@ class Findings:
         return PreconditionFailed(self.missing, reason=next(iter(self.missing.values())))
 
 
-def _is_within(path: str, outer: str) -> bool:
-    return path.startswith(outer) and (not outer or path[len(outer) : len(outer) + 1] in {"", ".", "["})
+def _outer(path: str) -> Iterator[str]:
+    """*path*, and the paths of what it lies in."""
+    while path:
+        yield path
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    yield ""

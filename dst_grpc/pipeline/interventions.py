@@ -218,9 +218,10 @@ def _check_axis(findings: Findings, axis: AxisSelection, dimension: Dimension, s
         case int():
             findings.check(axis < size, path, f"must be below {size}, the size of {dimension}, not {axis}")
         case PositionList():
-            for i, position in enumerate(axis.positions):
-                description = f"must be below {size}, the size of {dimension}, not {position}"
-                findings.check(position < size, f"{path}.list.positions[{i}]", description)
+            for i, position in enumerate(axis.positions if max(axis.positions) >= size else ()):
+                if position >= size:
+                    description = f"must be below {size}, the size of {dimension}, not {position}"
+                    findings.add(f"{path}.list.positions[{i}]", description)
         case PositionRange():
             description = f"must be at most {size}, the size of {dimension}, not {axis.stop}"
             findings.check(axis.stop <= size, f"{path}.range.stop", description)

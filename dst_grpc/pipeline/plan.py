@@ -138,7 +138,16 @@ class Plan:
 
     def digest(self, model: str, autoencoders: Iterable[str]) -> str:
         """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
-        return hashlib.sha256(repr((model, tuple(autoencoders), self.request.question)).encode()).hexdigest()
+        return _digest((model, tuple(autoencoders), self.question_digest))
+
+    @cached_property
+    def question_digest(self) -> str:
+        """SHA-256 of what is asked."""
+        return _digest(self.request.question)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def last_layer_of(sites: Iterable[Site]) -> int | None:

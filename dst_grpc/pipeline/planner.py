@@ -223,7 +223,7 @@ class _Planner:
             tokens = tokenizer.encode_at_most(prompt.text, window)
             self._findings.check(tokens != [], f"{path}.text", "holds no token")
         vocabulary = self._model.dimensions.vocab_size
-        for i, token in enumerate(tokens or ()):
+        for i, token in enumerate(tokens if tokens and max(tokens) >= vocabulary else ()):
             if token >= vocabulary:
                 field = f"{path}.token_ids.token_ids[{i}]"
                 self._findings.add(field, f"must be below the vocabulary size {vocabulary}, not {token}")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import LOCAL
+from dst_grpc.domain.selections import PositionList
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.plan import Plan
 
-_PLANS_KEPT = 256
+_KEPT_BYTES = 64 << 20
 _THREADS = 4
-_LONG_TEXT = 10_000
-"""Characters whose tokens take longer to find than a thread to start."""
-_LONG_LIST = 500
+_LONG = 100
+"""Entries of lists, or `_CHARACTERS` characters each, that take longer to plan than a thread takes to start."""
+_CHARACTERS = 50
+_PLAN_BYTES, _ENTRY_BYTES, _SCALAR_BYTES, _CHANGE_BYTES = 6000, 50, 1800, 400
+"""What a plan takes, and each number or text of a list, derived scalar, and ablation or intervention of it; about."""
 
 
 class Planning:
@@ -45,6 +48,8 @@ class Planning:
         self._registry: Registry | None = None
         self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
         """Plans made with that registry."""
+        self.kept_bytes = 0
+        """About how much they take."""
 
     async def plan(
         self,
@@ -60,10 +65,11 @@ class Planning:
         if registry is not self._registry:
             self._registry = registry
             self._kept.clear()
+            self.kept_bytes = 0
         make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _names_files(request) or _brings_numbers(request):
-            return await self._threads.run(make)
+            return await self._threads.run(_made, make)
         question = None if self._shared else caller.name, request.model, request.question
         plan = self._kept.get(question)
         if plan is not None:
@@ -72,12 +78,20 @@ class Planning:
         if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request):
             plan = make()  # cheaper than a thread
         else:
-            plan = await self._threads.run(make)
+            plan = await self._threads.run(_made, make)
         if registry is self._registry:
-            self._kept[question] = plan
-            if len(self._kept) > _PLANS_KEPT:
-                self._kept.popitem(last=False)
+            self._keep(question, plan)
         return plan
+
+    def _keep(self, question: Hashable, plan: Plan) -> None:
+        """Keep *plan*, the most recent, and those before it for which there is room."""
+        if question in self._kept:  # an equal request was planned at the same time
+            self.kept_bytes -= bytes_of(self._kept.pop(question))
+        self._kept[question] = plan
+        self.kept_bytes += bytes_of(plan)
+        while self.kept_bytes > _KEPT_BYTES:
+            _, oldest = self._kept.popitem(last=False)
+            self.kept_bytes -= bytes_of(oldest)
 
     async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
@@ -92,20 +106,45 @@ class Planning:
         return await self._threads.run(plan_circuit, request, registry, known)
 
 
+def _made(make: Callable[[], Plan]) -> Plan:
+    """The plan, with what would take long to compute later."""
+    plan = make()
+    _ = plan.question_digest
+    return plan
+
+
 def _is_long(request: DeriveRequest) -> bool:
     """Whether planning *request* takes a while: there is much to tokenize, or much that it lists."""
+    n_scalars, n_changes, n_entries = _counts(request)
+    return n_scalars + n_changes + n_entries > _LONG
+
+
+def bytes_of(plan: Plan) -> int:
+    """About how many bytes *plan* takes, with its request and its description."""
+    n_scalars, n_changes, n_entries = _counts(plan.request)
+    n_entries += 3 * len(plan.token_ids)
+    return _PLAN_BYTES + _SCALAR_BYTES * n_scalars + _CHANGE_BYTES * n_changes + _ENTRY_BYTES * n_entries
+
+
+def _counts(request: DeriveRequest) -> tuple[int, int, int]:
+    """How much *request* lists: derived scalars; ablations and interventions; and numbers and texts, of which every
+    `_CHARACTERS` characters count as one."""
     interventions = list(_interventions(request))
-    texts, n_listed = 0, len(request.derived_scalars) + len(request.ablation_specs) + len(interventions)
-    n_listed += sum(len(one.action.readings) for one in interventions)
+    n_changes = len(request.ablation_specs) + len(interventions)
+    n_entries = sum(len(one.action.readings) for one in interventions)
+    for one in interventions:
+        n_entries += sum(len(axis.positions) for axis in one.at.axes if isinstance(axis, PositionList))
     for prompt in (request.prompt, *(source.prompt for source in request.source_runs)):
         if prompt is not None:
-            texts += len(prompt.text or "")
-            n_listed += len(prompt.token_ids or ())
-    if request.loss_fn_config is not None:
-        tokens = (*request.loss_fn_config.target_tokens, *request.loss_fn_config.distractor_tokens)
-        texts += sum(map(len, tokens))
-        n_listed += len(tokens)
-    return texts > _LONG_TEXT or n_listed > _LONG_LIST
+            n_entries += len(prompt.text or "") // _CHARACTERS + len(prompt.token_ids or ()) // 4
+    loss = request.loss_fn_config
+    if loss is not None:
+        texts = (*loss.target_tokens, *loss.distractor_tokens)
+        n_entries += len(texts) + sum(map(len, texts)) // _CHARACTERS
+        n_entries += len(loss.target_token_ids) + len(loss.distractor_token_ids)
+    configs = (request.config, *(spec.config for spec in request.derived_scalars))
+    n_entries += sum(len(config.layer_indices or ()) for config in configs if config is not None)
+    return len(request.derived_scalars), n_changes, n_entries + len(request.autoencoders)
 
 
 def _interventions(request: DeriveRequest) -> Iterator[Intervention]:

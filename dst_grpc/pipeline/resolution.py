@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import Resolution, ScalarResolution, TapUse
@@ -23,22 +24,29 @@ if TYPE_CHECKING:
     from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.pipeline.plan import Plan, PlannedScalar
 
+_MANY = 50
+"""Derived scalars whose description takes longer than a thread takes to start."""
+
 
 class Resolver:
-    """Describes plans. Used on the event loop only."""
+    """Describes plans: large ones on a thread. Used on the event loop only."""
 
     def __init__(self, cache: ContextCache) -> None:
         """Describe contexts as *cache* does."""
         self._cache = cache
+        self._threads = Threads("dst-describe", at_once=1)
         self._kept: WeakKeyDictionary[Plan, Resolution] = WeakKeyDictionary()
         """The unchanging part of the descriptions of plans whose handles are all known."""
 
-    def resolution(self, plan: Plan, registry: Registry) -> Resolution:
+    async def resolution(self, plan: Plan, registry: Registry) -> Resolution:
         """The present description of *plan*, which was made with *registry*."""
         entries = (plan.model, *plan.autoencoders)
         told = self._kept.get(plan)
         if told is None:
-            told = _resolution(plan, registry)
+            if len(plan.scalars) > _MANY:
+                told = await self._threads.run(_resolution, plan, registry)
+            else:
+                told = _resolution(plan, registry)
             if all(entry.files.known_digest for entry in entries):
                 self._kept[plan] = told
         return replace(

@@ -88,7 +88,7 @@ class Pipeline:
                 async with aclosing(self._loading(plan, stack)) as stages:
                     async for progress in stages:
                         yield progress
-            yield self._resolver.resolution(plan, registry)
+            yield await self._resolver.resolution(plan, registry)
 
     async def derive(
         self,

@@ -10,13 +10,18 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from dst_grpc.contexts.threads import Threads
 from dst_grpc.errors import Violations
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.reading import Reading
 from dst_grpc.wire.envelope import Buffers, Envelope
+from dst_grpc.wire.frames import is_light
 
 T = TypeVar("T")
 Messages = AsyncGenerator[bytes, None]
+
+_FEW = 200
+"""Tensors that are put into messages faster than a thread starts."""
 
 
 def deadline_of(context: ObservedContext) -> float | None:
@@ -26,7 +31,10 @@ def deadline_of(context: ObservedContext) -> float | None:
 
 
 async def messages_of(
-    steps: AsyncGenerator[Sequence[T], None], cut: Callable[[T], Iterable[Buffers]], envelope: Envelope
+    steps: AsyncGenerator[Sequence[T], None],
+    cut: Callable[[T], Iterable[Buffers]],
+    envelope: Envelope,
+    threads: Threads,
 ) -> AsyncGenerator[bytes, None]:
     """The messages that answer a request, serialised, produced lazily.
 
@@ -34,11 +42,17 @@ async def messages_of(
         steps: the parts that are ready, step by step; the frames of one step share messages. Closed at the end.
         cut: splits a part of a step into frames.
         envelope: the common fields of the messages.
+        threads: where messages of many small pieces are made.
     """
     async with aclosing(steps):
         async for step in steps:
-            for message in envelope.pack(chain.from_iterable(map(cut, step))):
-                yield message
+            messages = envelope.pack(chain.from_iterable(map(cut, step)))
+            if len(step) <= _FEW and all(map(is_light, step)):
+                for message in messages:
+                    yield message
+            else:
+                while (each := await threads.run(next, messages, None)) is not None:
+                    yield each
 
 
 async def answers_of(

@@ -36,7 +36,7 @@ class CausalService:
                 urgency=urgency,
                 request_bytes=request.ByteSize(),
             )
-            return messages_of(steps, CircuitCutter().cut, Envelope(asked.request_id))
+            return messages_of(steps, CircuitCutter().cut, Envelope(asked.request_id), self._reading.threads)
 
         caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
         return answers_of(self._reading, CircuitRequest, request, answers)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
+from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import Caller, Priority
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.requests import (
@@ -56,7 +57,7 @@ class DerivedScalarService:
 
         def answers(asked: ResolveRequest, known: Violations | None) -> Messages:
             stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-            return resolved(stages, asked)
+            return resolved(stages, asked, self._reading.threads)
 
         caller = context.caller
         return answers_of(self._reading, ResolveRequest, request, answers)
@@ -73,7 +74,7 @@ class DerivedScalarService:
                 urgency=urgency,
                 request_bytes=request.ByteSize(),
             )
-            return derived(steps, asked)
+            return derived(steps, asked, self._reading.threads)
 
         caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
         return answers_of(self._reading, DeriveRequest, request, answers)
@@ -90,7 +91,9 @@ class DerivedScalarService:
                 urgency=urgency,
                 request_bytes=request.ByteSize(),
             )
-            return messages_of(steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id))
+            return messages_of(
+                steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id), self._reading.threads
+            )
 
         caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
         return answers_of(self._reading, TopKRequest, request, answers)
@@ -107,7 +110,9 @@ class DerivedScalarService:
                 urgency=urgency,
                 request_bytes=request.ByteSize(),
             )
-            return messages_of(steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id))
+            return messages_of(
+                steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id), self._reading.threads
+            )
 
         caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
         return answers_of(self._reading, ExplainRequest, request, answers)
@@ -127,16 +132,20 @@ class DerivedScalarService:
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
 
-def resolved(stages: AsyncGenerator[Stage, None], request: ResolveRequest, *, item_index: int = 0) -> Messages:
+def resolved(
+    stages: AsyncGenerator[Stage, None], request: ResolveRequest, threads: Threads, *, item_index: int = 0
+) -> Messages:
     """The messages that answer *request*."""
     envelope = Envelope(request.request.request_id, item_index=item_index)
-    return messages_of(_steps_of(stages, loads=request.load), resolve_frames, envelope)
+    return messages_of(_steps_of(stages, loads=request.load), resolve_frames, envelope, threads)
 
 
-def derived(steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, *, item_index: int = 0) -> Messages:
+def derived(
+    steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, threads: Threads, *, item_index: int = 0
+) -> Messages:
     """The messages that answer *request*, in chunks of the size that it asks for."""
     envelope = Envelope(request.request_id, item_index=item_index, max_chunk_bytes=request.max_chunk_bytes)
-    return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope)
+    return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope, threads)
 
 
 async def _steps_of(stages: AsyncGenerator[Stage, None], *, loads: bool) -> AsyncGenerator[Sequence[Stage], None]:
@@ -207,7 +216,7 @@ class DeriveItems:
             urgency=urgency,
             request_bytes=request_bytes,
         )
-        return derived(steps, asked, item_index=index)
+        return derived(steps, asked, self._reading.threads, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
@@ -243,7 +252,7 @@ class ResolveItems:
         """Resolve one request."""
         tensors = self._tensors.of(self._caller.name)
         stages = self._pipeline.resolve(item.message, known, root="request", tensors=tensors, caller=self._caller)
-        return resolved(stages, item.message, item_index=index)
+        return resolved(stages, item.message, self._reading.threads, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""

@@ -15,7 +15,7 @@ from dst_grpc.wire.parsing import is_light, parse
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_THREADS = 2
+_THREADS = 4
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than starting a
 thread."""
@@ -26,13 +26,14 @@ class Reading:
 
     def __init__(self) -> None:
         """Start without threads."""
-        self._threads = Threads("dst-read", at_once=_THREADS)
+        self.threads = Threads("dst-wire", at_once=_THREADS)
+        """Where large messages are read, and may be written too."""
 
     async def parsed(self, message_type: type[M], data: bytes) -> M:
         """The message in *data*; raises InvalidRequest if there is none, or if it is larger than the limits allow."""
         if is_light(message_type, data):
             return parse(message_type, data)
-        return await self._threads.run(parse, message_type, data)
+        return await self.threads.run(parse, message_type, data)
 
     async def read(self, cls: type[T], message: Message) -> tuple[T, Violations | None]:
         """The request in *message*, with stand-ins for bad fields, and the violations; None if there are none.
@@ -52,7 +53,7 @@ class Reading:
     async def _read(self, cls: type[T], message: Message) -> tuple[T | None, Violations]:
         if message.ByteSize() <= _SMALL_BYTES:
             return read_request(cls, message)
-        return await self._threads.run(read_request, cls, message)
+        return await self.threads.run(read_request, cls, message)
 
 
 class Refused(NamedTuple):

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from dst_grpc._gen.dst.v1 import circuit_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 from dst_grpc.domain.circuit import CircuitPart, CircuitPartKind
-from dst_grpc.domain.explanations import ExplanationPart, PartKind, RunsTrailer, ScalarSum
+from dst_grpc.domain.explanations import (
+    ExplanationPart,
+    NodeTable,
+    PartKind,
+    RunsTrailer,
+    ScalarSum,
+    ScoredTokens,
+    TokenPairs,
+)
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
     AnswerHeader,
@@ -33,7 +41,7 @@ from dst_grpc.wire.pieces import split
 from dst_grpc.wire.tensors import tensor_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from dst_grpc._gen.dst.v1 import explain_pb2
     from dst_grpc.errors import DstError
@@ -41,12 +49,32 @@ if TYPE_CHECKING:
 Tensor = DenseTensor | TensorRows | SparseTensor
 AnswerPart = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
+_MAX_WEIGHT = 20_000
+"""Values that are put into a message at once; it takes some milliseconds."""
+_FEW = 100
+"""Entries of a list that are cut faster than a thread starts."""
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
 
 
 def resolve_frames(stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Buffers]:
     """The frames of a stage of Resolve's answer."""
     return _frames(resolution_pb2.ResolveFrame, _ARMS[type(stage)], stage, chunk_bytes)
+
+
+def is_light(part: object) -> bool:
+    """Whether cutting *part* into frames, or into the first of them, takes about a millisecond at most."""
+    match part:
+        case AnswerHeader():
+            return len(part.tensors) + len(part.token_ids) // 4 <= _FEW
+        case Resolution():
+            return len(part.scalars) <= _FEW
+        case ExplanationPart(value=NodeTable() as table):
+            return len(table.nodes) <= _FEW
+        case ExplanationPart():
+            return not isinstance(part.value, ScoredTokens | TokenPairs)
+        case CircuitPart():
+            return part.kind is CircuitPartKind.PROGRESS
+    return True
 
 
 def error_frame(frame_class: type[pb.DeriveFrame | resolution_pb2.ResolveFrame], error: DstError) -> Buffers:
@@ -65,15 +93,47 @@ def _content(kind: str, value: Any) -> dict[str, Any]:
 
 def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
     """The frames of *value*, of kind *kind*: one if it is small enough."""
-    frame = frame_class(**_content(kind, value), **fields)
-    data = frame.SerializeToString()
-    if len(data) <= chunk_bytes:
-        yield (data,)
-        return
-    pieces = list(split(getattr(frame, kind), chunk_bytes))
-    for i, piece in enumerate(pieces, start=1):
-        frame = frame_class(**{kind: piece}, **fields, partial=i < len(pieces))
-        yield (frame.SerializeToString(),)
+    pieces = _pieces(frame_class, kind, codec_of(type(value)).write(value), chunk_bytes)
+    piece = next(pieces)
+    for following in pieces:
+        yield (frame_class(**{kind: piece}, **fields, partial=True).SerializeToString(),)
+        piece = following
+    yield (frame_class(**{kind: piece}, **fields).SerializeToString(),)
+
+
+def _pieces(frame_class: Any, kind: str, content: Mapping[str, Any], chunk_bytes: int) -> Iterator[Any]:
+    """*content*, arguments of the message of *kind*, as messages of at most *chunk_bytes* that merge to it."""
+    for part in _parts(content):
+        frame = frame_class(**{kind: part})
+        if frame.ByteSize() <= chunk_bytes:
+            yield getattr(frame, kind)
+        else:
+            yield from split(getattr(frame, kind), chunk_bytes)
+
+
+def _parts(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """*content* in parts whose lists are short: protobuf holds the interpreter while it makes a message."""
+    lists = {name: values for name, values in content.items() if isinstance(values, list | tuple)}
+    part = {name: value for name, value in content.items() if name not in lists}
+    held = 0
+    for name, values in lists.items():
+        start = 0
+        for i, value in enumerate(values):
+            weight = _weight(value)
+            if held and held + weight > _MAX_WEIGHT:
+                part[name] = values[start:i]
+                yield part
+                part, start, held = {}, i, 0
+            held += weight
+        part[name] = values[start:]
+    yield part
+
+
+def _weight(value: Any) -> int:
+    """About how many values *value* holds."""
+    if not isinstance(value, dict):
+        return 1
+    return 1 + sum(len(each) if isinstance(each, list | tuple | dict) else 1 for each in value.values())
 
 
 class PartCutter:

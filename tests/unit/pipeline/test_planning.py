@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.interventions import Intervention, ScaleValue
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline import planning
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.service import Pipeline
+from dst_grpc.wire.codec import read, to_wire
 from tests import checkpoints
 
 FILE = "0.safetensors"
@@ -156,6 +162,52 @@ async def test_a_long_text_is_planned_off_the_loop_and_refused(
         with pytest.raises(InvalidRequest):
             await everything(pipeline.derive(request))
         assert planners.pop().startswith("dst-plan")
+
+
+def aiming_at(first: int, n_targets: int) -> DeriveRequest:
+    loss = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(first, *[1] * n_targets))
+    return DeriveRequest(prompt=Prompt(text="Mary gave"), loss_fn_config=loss)
+
+
+async def test_plans_are_kept_up_to_a_number_of_bytes(disk: SlowDisk) -> None:
+    plans = planning.Planning()
+    each = planning.bytes_of(await plans.plan(aiming_at(0, 9000), disk))
+    n_kept = planning._KEPT_BYTES // each
+    made = [await plans.plan(aiming_at(i % 9, 9000 + i // 9), disk) for i in range(n_kept + 3)]
+    assert planning._KEPT_BYTES - 2 * each < plans.kept_bytes <= planning._KEPT_BYTES
+    assert await plans.plan(aiming_at(2, 9001), disk) is made[11]
+    assert await plans.plan(aiming_at(0, 9000), disk) is not made[0]  # the oldest
+
+
+LOADS = {
+    "small": aiming_at(0, 0),
+    "targets": aiming_at(0, 5000),
+    "scalars": replace(aiming_at(0, 0), derived_scalars=(DerivedScalarSpec(dst=T.MLP_POST_ACT),) * 500),
+    "changes": replace(
+        aiming_at(0, 0),
+        interventions=tuple(
+            Intervention(
+                at=TapSelection(activation_location_type=ActivationLocationType.MLP_POST_ACT, axes=(0,), layer_index=0),
+                action=ScaleValue(factor=1.0 / (i + 1)),
+            )
+            for i in range(2000)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_what_a_plan_takes_is_about_what_is_said(disk: SlowDisk, name: str) -> None:
+    message = to_wire(LOADS[name])
+    make_plan(LOADS["small"], disk)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        plan = make_plan(read(DeriveRequest, message), disk)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.5 < planning.bytes_of(plan) / (after - before) < 4
 
 
 async def test_who_stops_waiting_for_files_leaves_nothing(pipeline: Pipeline, disk: SlowDisk) -> None:

@@ -29,7 +29,7 @@ def handle(name: str) -> str:
 
 async def test_the_canonical_config_has_every_context_and_default_filled_in(resolver: Resolver) -> None:
     found = plan(T.MLP_AUTOENCODER_LATENT, T.LOGITS, autoencoders=(PARTIAL, ATTN), model=None)
-    resolution = resolver.resolution(found, WORLD.registry)
+    resolution = await resolver.resolution(found, WORLD.registry)
     latents, logits = resolution.scalars
     assert latents.config == DstConfig(
         model_name="tiny",
@@ -47,13 +47,13 @@ async def test_the_canonical_config_has_every_context_and_default_filled_in(reso
 async def test_a_trace_that_a_config_inherits_is_told(resolver: Resolver) -> None:
     origin = traces.trace(NEURON, 1, 4, 3)
     found = plan(T.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD, trace_config=origin)
-    resolution = resolver.resolution(found, WORLD.registry)
+    resolution = await resolver.resolution(found, WORLD.registry)
     assert resolution.scalars[0].config.trace_config == resolution.config.trace_config == origin
 
 
 async def test_a_config_in_canonical_form_plans_the_same(resolver: Resolver) -> None:
     first = plan(T.MLP_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=PARTIAL))
-    canonical = resolver.resolution(first, WORLD.registry).scalars[0].config
+    canonical = (await resolver.resolution(first, WORLD.registry)).scalars[0].config
     again = plan(T.MLP_AUTOENCODER_LATENT, config=canonical)
     assert again.scalars[0] == first.scalars[0]
 
@@ -64,11 +64,11 @@ async def test_of_files_whose_digest_is_not_known_the_name_is_told_until_it_is()
     resolver = Resolver(ContextCache(registry))
     found = make_plan(models.request(T.LOGITS), registry)
 
-    def told() -> tuple[Any, ...]:
-        resolution: Resolution = resolver.resolution(found, registry)
+    async def told() -> tuple[Any, ...]:
+        resolution: Resolution = await resolver.resolution(found, registry)
         return resolution.scalars[0].config.model_context, resolution.config.model_context, resolution.model.handle
 
-    assert told() == ("tiny", "tiny", "")
+    assert await told() == ("tiny", "tiny", "")
     entry.digest()
-    assert told() == (entry.handle,) * 3
+    assert await told() == (entry.handle,) * 3
     assert "@" in entry.handle

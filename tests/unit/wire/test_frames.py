@@ -141,6 +141,15 @@ def test_a_header_that_is_too_large_comes_in_pieces() -> None:
     assert reason_of(frames) is Reason.ANSWER_CORRUPT
 
 
+def test_a_header_of_many_tensors_is_made_in_parts_and_merged() -> None:
+    tensors = tuple(dense(i, []) for i in range(5000))
+    frames = frames_of(header_of(tensors), *tensors, SUMMARY)
+    headers = [frame for frame in frames if frame.HasField("header")]
+    assert [frame.partial for frame in headers] == [True] * (len(headers) - 1) + [False]
+    assert 1 < len(headers) < 5
+    assert assemble(frames).header == header_of(tensors)
+
+
 def test_values_in_another_order_in_memory_travel_row_by_row() -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     transposed = DenseTensor(info_of(0, (4, 3)), values.T)
