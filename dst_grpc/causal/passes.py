@@ -12,16 +12,15 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Site, Taps
-from dst_grpc.errors import Internal, require
+from dst_grpc.errors import require
+from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
-    from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.origins import Origin
-    from dst_grpc.scalars.topology import Topology
 
 _L = ActivationLocationType
 _WRITES = frozenset({_L.RESID_DELTA_ATTN, _L.RESID_DELTA_MLP})
@@ -156,26 +155,6 @@ def _drops(dropped: list[int | None], layer: int | None) -> Callable[[torch.Tens
     return hook
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Forward:
-    """The results of one row's forward pass, for its metric."""
-
-    last_logits: torch.Tensor
-
-    def logits(self) -> torch.Tensor:
-        return self.last_logits
-
-    def value(self, site: Site) -> torch.Tensor:
-        raise Internal(f"a metric reads {site}, which is not recorded")
-
-    def attached(self, site: Site) -> torch.Tensor:
-        raise Internal(f"a metric reads {site}, which is not recorded")
-
-    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
-        del topology
-        raise Internal(f"a metric reads the model, with {autoencoders}")
-
-
 def run(
     batch: Batch,
     decoder: Decoder,
@@ -205,7 +184,7 @@ def run(
     try:
         logits = require(decoder.forward(tokens.to(decoder.device), taps, logits_at=last))[:, 0]
         with torch.set_grad_enabled(any(batch.differentiated)):
-            scalars = [metric.scalar(_Forward(row)) for metric, row in zip(batch.metrics, logits, strict=True)]
+            scalars = [metric.scalar(LastLogits(row)) for metric, row in zip(batch.metrics, logits, strict=True)]
         metrics = tuple(torch.stack([scalar.detach() for scalar in scalars]).tolist())
         started = [scalar for scalar, is_wanted in zip(scalars, batch.differentiated, strict=True) if is_wanted]
         passes = tuple(_passes(taps, torch.stack(started).sum(), batch.dropped_layers)) if started else ()

@@ -34,7 +34,12 @@ DistractorOption = Annotated[
 ]
 LossOption = Annotated[
     str | None,
-    typer.Option("--loss", metavar="NAME", help="logit_diff (the default), logit_minus_mean, probs or zero."),
+    typer.Option(
+        "--loss",
+        metavar="NAME",
+        help="logit_diff (the default), logit_minus_mean, probs, log_prob, sequence_log_prob, entropy, cross_entropy "
+        "or zero.",
+    ),
 ]
 TraceOption = Annotated[
     str | None,

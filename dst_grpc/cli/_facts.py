@@ -28,6 +28,7 @@ from dst_grpc.client import (
     TopKGroup,
 )
 from dst_grpc.domain.entries import is_of_token_pairs
+from dst_grpc.domain.interventions import UNCHANGED
 from dst_grpc.domain.scalars import FACTS
 
 TITLES = {
@@ -108,15 +109,20 @@ def question_of(run: ExplainRun) -> str:
 
 
 def _loss_text(loss: LossFnConfig) -> str:
-    if loss.name is LossFnName.ZERO:
-        return "nothing"
     target = _listed(loss.target_tokens, loss.target_token_ids)
-    if loss.name is LossFnName.PROBS:
-        return f"the probability of {target}"
-    if loss.name is LossFnName.LOGIT_MINUS_MEAN:
-        return f"{target} over the mean of all tokens"
     distractor = _listed(loss.distractor_tokens, loss.distractor_token_ids)
-    return f"{target} over {distractor}" if distractor else target
+    over = f" over {distractor}" if distractor else ""
+    return {
+        LossFnName.ZERO: "nothing",
+        LossFnName.PROBS: f"the probability of {target}{over}",
+        LossFnName.LOG_PROB: f"the log-probability of {target}{over}",
+        LossFnName.SEQUENCE_LOG_PROB: f"the log-probability of {target}, one after the other",
+        LossFnName.LOGIT_MINUS_MEAN: f"{target} over the mean of all tokens",
+        LossFnName.ENTROPY: "the entropy of the next token",
+        LossFnName.KL_DIVERGENCE: f"the divergence from the run {loss.reference_run or UNCHANGED}",
+        LossFnName.CROSS_ENTROPY: "the cross entropy of the prompt",
+        LossFnName.TAP: "entries of a tap" if loss.tap is None else f"{loss.tap.at.activation_location_type} summed",
+    }.get(loss.name, f"{target}{over}")
 
 
 def path_of(run: ExplainRun) -> tuple[str, ...]:

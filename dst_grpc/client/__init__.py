@@ -108,7 +108,7 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Direction, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig, TapSum
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -124,7 +124,7 @@ from dst_grpc.domain.resolution import (
 )
 from dst_grpc.domain.results import Axis, NotFinite, RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.selections import TapSelection
+from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
@@ -201,6 +201,8 @@ __all__ = [
     "Orientation",
     "PartKind",
     "PassType",
+    "PositionList",
+    "PositionRange",
     "PreOrPostAct",
     "Prompt",
     "PromptPair",
@@ -223,6 +225,7 @@ __all__ = [
     "ServingStatus",
     "SourceRun",
     "TapSelection",
+    "TapSum",
     "TensorElementType",
     "TensorEncoding",
     "Tls",

@@ -172,12 +172,39 @@ class InferenceEngineType(StrEnum):
 
 
 class LossFnName(StrEnum):
-    """The scalar of the last token's logits that a backward pass starts from."""
+    """The scalar of a run that a backward pass starts from, unless that is a traced activation."""
 
     LOGIT_DIFF = "logit_diff"
     LOGIT_MINUS_MEAN = "logit_minus_mean"
     PROBS = "probs"
     ZERO = "zero"
+    LOG_PROB = "log_prob"
+    SEQUENCE_LOG_PROB = "sequence_log_prob"
+    ENTROPY = "entropy"
+    KL_DIVERGENCE = "kl_divergence"
+    CROSS_ENTROPY = "cross_entropy"
+    TAP = "tap"
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it is about target tokens."""
+        return self not in {
+            LossFnName.ZERO,
+            LossFnName.ENTROPY,
+            LossFnName.KL_DIVERGENCE,
+            LossFnName.CROSS_ENTROPY,
+            LossFnName.TAP,
+        }
+
+    @property
+    def may_have_distractors(self) -> bool:
+        """Whether it may be about distractor tokens too."""
+        return self in {LossFnName.LOGIT_DIFF, LossFnName.PROBS, LossFnName.LOG_PROB, LossFnName.ZERO}
+
+    @property
+    def has_position(self) -> bool:
+        """Whether it reads the logits at one position, or from one position on."""
+        return self not in {LossFnName.ZERO, LossFnName.CROSS_ENTROPY, LossFnName.TAP}
 
 
 class ComponentTypeForMlp(StrEnum):

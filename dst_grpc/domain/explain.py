@@ -204,7 +204,7 @@ class ExplainRun:
                 self.trace_config.check_can_run()
             except InvalidRequest as error:
                 problems.extend(error, "trace_config")
-        check_runs_read(problems, self.source_runs, self.interventions)
+        check_runs_read(problems, self.source_runs, self.interventions, self.loss_fn_config)
         problems.raise_if_any()
 
     @property

@@ -95,6 +95,8 @@ class LocationFacts:
     """Axes of the tensor of one prompt, outermost first."""
     location_within_layer: LocationWithinLayer | None = None
     """Order within the layer; None where unknown from the location alone."""
+    step: int = 0
+    """Order of computation among those of a layer, or among those after all layers."""
     has_no_layers: bool = False
     """True for what exists once per model."""
     is_after_attention: bool = False
@@ -142,37 +144,43 @@ _MLP = LocationWithinLayer.MLP
 # fmt: off
 _ROWS = (
     LocationFacts(_L.RESID_POST_EMBEDDING, (_TOKENS, _RESIDUAL), has_no_layers=True),
-    LocationFacts(_L.RESID_DELTA_ATTN, (_TOKENS, _RESIDUAL), _ATTN),
+    LocationFacts(_L.RESID_DELTA_ATTN, (_TOKENS, _RESIDUAL), _ATTN, step=6),
     LocationFacts(_L.RESID_POST_ATTN, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_ATTN,
-                  needs_sequential_layers=True, keeps_gradient=True),
-    LocationFacts(_L.RESID_DELTA_MLP, (_TOKENS, _RESIDUAL), _MLP, is_after_attention=True),
+                  needs_sequential_layers=True, keeps_gradient=True, step=8),
+    LocationFacts(_L.RESID_DELTA_MLP, (_TOKENS, _RESIDUAL), _MLP, is_after_attention=True, step=13),
     LocationFacts(_L.RESID_POST_MLP, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
-                  keeps_gradient=True),
-    LocationFacts(_L.MLP_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True, is_made_on_demand=True),
+                  keeps_gradient=True, step=15),
+    LocationFacts(_L.MLP_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True,
+                  is_made_on_demand=True, step=9),
     LocationFacts(_L.ATTN_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_made_on_demand=True),
     LocationFacts(_L.RESID_FINAL_LAYER_NORM_SCALE, (_TOKENS, _ONE), has_no_layers=True, is_after_layers=True,
-                  is_made_on_demand=True),
-    LocationFacts(_L.ATTN_QUERY, (_TOKENS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.Q),
-    LocationFacts(_L.ATTN_KEY, (_KEYS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.K),
-    LocationFacts(_L.ATTN_VALUE, (_KEYS, _HEADS, _VALUE), _ATTN, head_input=AttentionTraceType.V),
-    LocationFacts(_L.ATTN_QK_LOGITS, (_TOKENS, _KEYS, _HEADS), _ATTN, traced_at=PreOrPostAct.PRE),
-    LocationFacts(_L.ATTN_QK_PROBS, (_TOKENS, _KEYS, _HEADS), _ATTN, keeps_gradient=True, traced_at=PreOrPostAct.POST),
-    LocationFacts(_L.ATTN_WEIGHTED_SUM_OF_VALUES, (_TOKENS, _HEADS, _VALUE), _ATTN, keeps_gradient=True),
-    LocationFacts(_L.MLP_PRE_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True, traced_at=PreOrPostAct.PRE),
+                  is_made_on_demand=True, step=17),
+    LocationFacts(_L.ATTN_QUERY, (_TOKENS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.Q, step=1),
+    LocationFacts(_L.ATTN_KEY, (_KEYS, _HEADS, _QK), _ATTN, head_input=AttentionTraceType.K, step=1),
+    LocationFacts(_L.ATTN_VALUE, (_KEYS, _HEADS, _VALUE), _ATTN, head_input=AttentionTraceType.V, step=3),
+    LocationFacts(_L.ATTN_QK_LOGITS, (_TOKENS, _KEYS, _HEADS), _ATTN, traced_at=PreOrPostAct.PRE, step=2),
+    LocationFacts(_L.ATTN_QK_PROBS, (_TOKENS, _KEYS, _HEADS), _ATTN, keeps_gradient=True,
+                  traced_at=PreOrPostAct.POST, step=3),
+    LocationFacts(_L.ATTN_WEIGHTED_SUM_OF_VALUES, (_TOKENS, _HEADS, _VALUE), _ATTN, keeps_gradient=True, step=4),
+    LocationFacts(_L.MLP_PRE_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True,
+                  traced_at=PreOrPostAct.PRE, step=10),
     LocationFacts(_L.MLP_POST_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True, keeps_gradient=True,
-                  traced_at=PreOrPostAct.POST),
-    LocationFacts(_L.LOGITS, (_TOKENS, _VOCABULARY), has_no_layers=True, is_after_layers=True, is_made_on_demand=True),
+                  traced_at=PreOrPostAct.POST, step=11),
+    LocationFacts(_L.LOGITS, (_TOKENS, _VOCABULARY), has_no_layers=True, is_after_layers=True,
+                  is_made_on_demand=True, step=18),
     LocationFacts(_L.ONLINE_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True, needs_splice=True,
-                  traced_at=PreOrPostAct.POST),
-    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True, needs_splice=True),
-    LocationFacts(_L.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True),
+                  traced_at=PreOrPostAct.POST, step=16),
+    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True,
+                  needs_splice=True, step=14),
+    LocationFacts(_L.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True, step=7),
     LocationFacts(_L.ONLINE_MLP_AUTOENCODER_ERROR, (_TOKENS, _NEURONS), _MLP, is_after_attention=True,
-                  needs_splice=True),
+                  needs_splice=True, step=14),
     LocationFacts(_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), is_after_attention=True,
-                  needs_splice=True),
-    LocationFacts(_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True),
-    LocationFacts(_L.ATTN_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), needs_post_norms=True),
-    LocationFacts(_L.MLP_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True, needs_post_norms=True),
+                  needs_splice=True, step=14),
+    LocationFacts(_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True, step=7),
+    LocationFacts(_L.ATTN_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), needs_post_norms=True, step=5),
+    LocationFacts(_L.MLP_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True,
+                  needs_post_norms=True, step=12),
 )
 # fmt: on
 

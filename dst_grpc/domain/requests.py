@@ -131,7 +131,7 @@ class DeriveRequest:
                 self.trace_config.check_can_run()
             except InvalidRequest as error:
                 problems.extend(error, "trace_config")
-        check_runs_read(problems, self.source_runs, self.interventions)
+        check_runs_read(problems, self.source_runs, self.interventions, self.loss_fn_config)
         if not self.element_type.is_float:
             floats = json_names(each for each in TensorElementType if each.is_float)
             problems.add("element_type", f"must be {floats}, not {json_name(self.element_type)}")

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.origins import LossFnConfig
     from dst_grpc.domain.requests import SourceRun
     from dst_grpc.errors import Violations
 
-MAX_SOURCE_RUNS = 1024
+MAX_SOURCE_RUNS = 1000
 MAX_READ_DEPTH = 8
 """How many runs may read one another in a row."""
 MAX_RUNS_READ = 10_000
@@ -27,7 +28,7 @@ def check_runs_read(
     problems: Violations,
     source_runs: Sequence[SourceRun],
     interventions: Sequence[Intervention],
-    further: Mapping[str, str] | None = None,
+    loss: LossFnConfig | None = None,
 ) -> None:
     """Note names of runs that are unknown or taken, and runs that read one another in a circle or too deeply.
 
@@ -35,13 +36,14 @@ def check_runs_read(
         problems: collects what is wrong, by paths of the request.
         source_runs: the request's runs that others read.
         interventions: the request's own interventions.
-        further: names of runs that other fields of the request read, by path.
+        loss: the request's loss.
     """
-    if not source_runs and not further and not any(one.action.readings for one in interventions):
+    of_loss = {} if loss is None else {f"loss_fn_config.{field}": name for field, name in loss.runs.items()}
+    if not source_runs and not of_loss and not any(one.action.readings for one in interventions):
         return
     count = len(source_runs)
     problems.check(count <= MAX_SOURCE_RUNS, "source_runs", f"must hold at most {MAX_SOURCE_RUNS} runs, not {count}")
-    own = {**_names(interventions, "interventions"), **(further or {})}
+    own = {**_names(interventions, "interventions"), **of_loss}
     reads: dict[str, Mapping[str, str]] = {UNCHANGED: {}}
     for i, source in enumerate(source_runs):
         if source.name in reads:

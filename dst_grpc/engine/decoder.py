@@ -89,12 +89,12 @@ class Decoder:
             entering: the first layer to run, and the residual [b, T, d] that enters it; the number of layers for none.
                 None for all layers, from the embedding of *tokens*.
             late: further rows, which begin at later layers, in the order of these.
-            logits_at: position [b] of the one token of each prompt to compute logits at; None for all tokens. Ignored
-                if the logits themselves are tapped.
+            logits_at: position [b] of the one token of each prompt to compute logits at, or rows and positions [2, n]
+                of any tokens; None for all tokens. Ignored if the logits themselves are tapped.
             stop_after_layer: stop after this layer (-1: after the embedding) and compute no logits.
 
         Returns:
-            Logits [b, T, V], or [b, 1, V] with *logits_at*, or None after stopping early. Attached to a graph that
+            Logits [b, T, V], or [b or n, 1, V] with *logits_at*, or None after stopping early. Attached to a graph that
             begins at the first layer where *taps* want gradients.
         """
         taps = taps or Taps()
@@ -181,7 +181,9 @@ class Decoder:
         if taps.touches(_L.LOGITS, None):
             return taps.visit(_L.LOGITS, None, self._unembed_in_blocks(normed, x, taps))
         if logits_at is not None:
-            normed = normed[torch.arange(len(normed), device=normed.device), logits_at].unsqueeze(1)
+            rows = torch.arange(len(normed), device=normed.device)
+            at = (rows, logits_at) if logits_at.dim() == 1 else (logits_at[0], logits_at[1])
+            normed = normed[at].unsqueeze(1)
         return self._unembed_in_blocks(normed, x, taps)
 
     def _unembed_in_blocks(self, normed: torch.Tensor, x: torch.Tensor, taps: Taps) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.taps import site_entering
-from dst_grpc.pipeline.passes import Row, Start
+from dst_grpc.pipeline.rows import Row, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,6 +47,10 @@ class Node:
     """The plan that it is the run of; None if it is only read."""
     sources: Mapping[str, Node | Recorded]
     """The runs that it reads, by the names that its interventions give them; or what is kept of them."""
+    references: Mapping[str, Node] = field(default_factory=dict)
+    """The runs whose logits its origins read, by name."""
+    logits: set[int] = field(default_factory=set)
+    """Positions whose logits other runs read."""
     first_layer: int = 0
     """The first layer that it has to run, if what enters that is known."""
     base: Node | Recorded | None = None
@@ -57,7 +61,7 @@ class Node:
     @property
     def read(self) -> list[Node]:
         """All that have to run before it, or beside it."""
-        return [one for one in (*self.sources.values(), self.base) if isinstance(one, Node)]
+        return [one for one in (*self.sources.values(), *self.references.values(), self.base) if isinstance(one, Node)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +115,11 @@ def _record(node: Node, here: set[int]) -> None:
         node.base.recorded.add(site_entering(node.first_layer))
 
 
-def rows_of(batch: Sequence[Node], recorded: Mapping[int, Recorded]) -> list[Row]:
-    """The rows of *batch*, given what the runs of earlier batches *recorded*, by their identity."""
+def rows_of(
+    batch: Sequence[Node], recorded: Mapping[int, Recorded], logits: Mapping[int, Mapping[int, torch.Tensor]]
+) -> list[Row]:
+    """The rows of *batch*, given what the runs of earlier batches *recorded*, and their *logits* by position, by their
+    identity."""
     numbers = {id(node): i for i, node in enumerate(batch)}
 
     def found(node: Node | Recorded) -> int | Recorded:
@@ -134,6 +141,11 @@ def rows_of(batch: Sequence[Node], recorded: Mapping[int, Recorded]) -> list[Row
             gradients=frozenset() if node.plan is None else node.plan.gradients,
             sources={name: found(source) for name, source in node.sources.items()},
             start=start(node),
+            references={
+                name: numbers[id(one)] if id(one) in numbers else logits[id(one)]
+                for name, one in node.references.items()
+            },
+            logits=frozenset(node.logits),
         )
         for node in batch
     ]
@@ -146,14 +158,18 @@ class _Nodes:
         self._n_layers, self._kept = n_layers, kept
         self._plans = plans
         self._numbers: dict[Run, int] = {}
-        """By what runs forward, the first plan of it: who reads that run reads the plan's."""
+        """By what runs forward, the first plan of it: who reads that run reads the plan's. Not one whose origin reads
+        other runs, since these may be read in turn."""
         for number, plan in enumerate(plans):
-            self._numbers.setdefault(plan.run.forward, number)
+            if not plan.run.references:
+                self._numbers.setdefault(plan.run.forward, number)
         self._sites: dict[Run, frozenset[Site]] = defaultdict(frozenset)
         """By what runs forward, the sites that others read."""
         for plan in plans:
             for run, sites in plan.run.all_read.items():
                 self._sites[run] |= sites
+        self._referred_to = {plan.run.source(name) for plan in plans for name, _ in plan.run.references}
+        """By what runs forward, those whose logits are read."""
         self._unchanged = self._with_unchanged()
         self._of_run: dict[Run, Node] = {}
         self.of_plan: dict[int, Node] = {}
@@ -175,7 +191,7 @@ class _Nodes:
 
     def _source(self, run: Run) -> Node | Recorded:
         """The node of a run that is read; or what is kept of it, if that suffices and it does not run anyway."""
-        kept = {} if run in self._numbers else self._kept(run)
+        kept = {} if run in self._numbers or run in self._referred_to else self._kept(run)
         return kept if kept and self._sites[run] <= kept.keys() else self._node(run)
 
     def _base(self, run: Run, first_layer: int) -> Node | Recorded | None:
@@ -196,7 +212,10 @@ class _Nodes:
         if known is not None:
             return known
         sources = {name: self._source(run.source(name)) for one in run.interventions for name in one.runs}
-        node = Node(run, None if number is None else self._plans[number], sources)
+        references = {name: self._node(run.source(name)) for name, _ in run.references}
+        for name, position in run.references:
+            references[name].logits.add(position)
+        node = Node(run, None if number is None else self._plans[number], sources, references)
         first = self._first_layer(run, number) if run.interventions else 0
         node.base = self._base(run, first) if first > 0 else None
         node.first_layer = 0 if node.base is None else first

@@ -181,9 +181,9 @@ class _CircuitPlanner:
                 self._check_lengths(clean, corrupt, i)
             base, other = (clean, corrupt) if is_noising else (corrupt, clean)
             if base is not None:
-                pairs.append(
-                    PlannedPair(base.token_ids, None if other is None else other.token_ids, require(base.loss))
-                )
+                loss = require(base.loss)
+                findings.check(loss.is_of_last_logits, at, "must be of the logits at the prompt's last token")
+                pairs.append(PlannedPair(base.token_ids, None if other is None else other.token_ids, loss))
         reference = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
         if first is None:
             raise findings.error()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
-from dst_grpc.errors import Internal, require
+from dst_grpc.errors import require
 from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
+from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -30,34 +31,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
-    from dst_grpc.scalars.explained_model import ExplainedModel
-    from dst_grpc.scalars.topology import Topology
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LastLogits:
-    """The result of a forward pass of which only the last token's logits are known, for a metric."""
-
-    last: torch.Tensor
-    """Logits [V]."""
-
-    def logits(self) -> torch.Tensor:
-        """The logits [V]."""
-        return self.last
-
-    def value(self, site: Site) -> torch.Tensor:
-        """There is none."""
-        raise Internal(f"a metric of circuits reads {site}")
-
-    def attached(self, site: Site) -> torch.Tensor:
-        """There is none."""
-        raise Internal(f"a metric of circuits reads {site}")
-
-    def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
-        """There is none."""
-        raise Internal(f"a metric of circuits reads a model with {autoencoders}, {topology}")
 
 
 class Trials:

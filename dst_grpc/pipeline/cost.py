@@ -44,7 +44,7 @@ def estimate_cost(
     gradients: Iterable[Site],
     scalars: Sequence[PlannedScalar],
     *,
-    needs_logits: bool,
+    logit_count: int,
     tensor_bytes: int = 0,
     read: Iterable[tuple[int, int]] = (),
 ) -> CostEstimate:
@@ -55,7 +55,7 @@ def estimate_cost(
         values: sites whose value is recorded.
         gradients: sites whose gradient is.
         scalars: the derived scalars.
-        needs_logits: whether logits are computed.
+        logit_count: tokens whose logits are computed.
         tensor_bytes: bytes of the request's tensors.
         read: tokens of each run that is read, and bytes that it takes.
     """
@@ -65,16 +65,19 @@ def estimate_cost(
     recorded = sizes.recorded_bytes([*values, *gradient_sites], latents)
     largest = max((scalar.output_bytes // max(len(scalar.layers), 1) for scalar in scalars), default=0)
     passes = 1 + (1 if gradient_sites else 0)
-    head = model.vocab_size * model.d_model if needs_logits else 0
+    head = logit_count * model.vocab_size * model.d_model
     read_tokens, read_bytes = (sum(each) for each in zip((0, 0), *read, strict=True))
     blocks = parameters_of_blocks(model, sizes.architecture)
     flops = 2 * passes * (tokens * blocks + head) + 2 * read_tokens * blocks
+    # Of a single token they are little beside the rest; of many, their probabilities and gradients are needed too.
+    of_logits = 3 * BYTES_OF_FLOAT32 * model.vocab_size * (logit_count if logit_count > 1 else 0)
     outputs = sum(scalar.output_bytes for scalar in scalars)
+    graph = _graph_bytes(sizes) if gradient_sites else 0
     return CostEstimate(
         sequence_tokens=tokens,
         forward_passes=1,
         backward_passes=passes - 1,
         floating_point_operations=flops + outputs // BYTES_OF_FLOAT32,
-        peak_bytes=recorded + read_bytes + tensor_bytes + (_graph_bytes(sizes) if gradient_sites else 0) + largest,
+        peak_bytes=recorded + read_bytes + tensor_bytes + of_logits + graph + largest,
         output_bytes=outputs,
     )

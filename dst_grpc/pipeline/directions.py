@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.interventions import Direction, Intervention
+    from dst_grpc.domain.selections import TapSelection
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.tokenizer import Tokenizer
     from dst_grpc.pipeline.findings import Findings
@@ -50,12 +51,13 @@ class Directions:
             width: size of the last axis of its tap; None if it is not known.
         """
         found: dict[str, Any] = {
-            field: self._direction(direction, one, f"{path}.{one.action.arm}.{field}", width)
+            field: self.found(direction, one.at, f"{path}.{one.action.arm}.{field}", width)
             for field, direction in one.action.directions.items()
         }
         return replace(one, action=replace(one.action, **found)) if found else one
 
-    def _direction(self, direction: Direction, one: Intervention, path: str, width: int | None) -> Direction:
+    def found(self, direction: Direction, at: TapSelection, path: str, width: int | None) -> Direction:
+        """As `resolved`, for one direction at a selection of one layer."""
         if self._findings.holds_stand_in(path):
             return direction
         match direction.direction:
@@ -63,15 +65,15 @@ class Directions:
                 reason = why_no_vector(vector, width)
                 self._findings.check(not reason, f"{path}.vector.tensor", reason)
             case UnembeddingRow() as row:
-                return replace(direction, direction=self._token(row, one, f"{path}.unembedding_row"))
+                return replace(direction, direction=self._token(row, at, f"{path}.unembedding_row"))
             case EncoderRow() as row:
-                return replace(direction, direction=self._latent(row, one, f"{path}.encoder_row", width))
+                return replace(direction, direction=self._latent(row, at, f"{path}.encoder_row", width))
             case DecoderRow() as row:
-                return replace(direction, direction=self._latent(row, one, f"{path}.decoder_row", width))
+                return replace(direction, direction=self._latent(row, at, f"{path}.decoder_row", width))
         return direction
 
-    def _token(self, row: UnembeddingRow, one: Intervention, path: str) -> UnembeddingRow:
-        location = one.at.activation_location_type
+    def _token(self, row: UnembeddingRow, at: TapSelection, path: str) -> UnembeddingRow:
+        location = at.activation_location_type
         if location.dimensions[-1] is not Dimension.RESIDUAL_STREAM_CHANNELS:
             description = f"is a vector of the residual stream, but those of {json_name(location)} are not"
             self._findings.add(path, description)
@@ -86,13 +88,13 @@ class Directions:
             return row
 
     def _latent(
-        self, row: EncoderRow | DecoderRow, one: Intervention, path: str, width: int | None
+        self, row: EncoderRow | DecoderRow, at: TapSelection, path: str, width: int | None
     ) -> EncoderRow | DecoderRow:
         entry = self._lookup.named(row.autoencoder, f"{path}.autoencoder")
         if entry is None:
             return row
         self.sets[entry] = None
-        layer = one.at.layer_index if row.layer_index is None else row.layer_index
+        layer = at.layer_index if row.layer_index is None else row.layer_index
         layer = None if None in entry.by_layer else layer
         if layer is None and None not in entry.by_layer:
             self._findings.add(f"{path}.layer_index", f"is required: {entry.name} has an autoencoder for each layer")
@@ -103,7 +105,7 @@ class Directions:
         header = entry.headers[0]
         own = header.n_inputs if isinstance(row, EncoderRow) else header.n_outputs
         what = "reads" if isinstance(row, EncoderRow) else "writes"
-        location = one.at.activation_location_type
+        location = at.activation_location_type
         unlike = f"{entry.name} {what} vectors of {own} entries, but those of {json_name(location)} have {width}"
         self._findings.check(width in {None, own}, f"{path}.autoencoder", unlike)
         return replace(row, autoencoder=entry.name, layer_index=layer)

@@ -92,7 +92,7 @@ def planned_interventions(
             continue
         before = findings.count
         meant = one.intervention
-        at = _checked(findings, meant.at, f"{one.path}.{one.at}", sizes, spliced, axes=one.axes)
+        at = checked_selection(findings, meant.at, f"{one.path}.{one.at}", sizes, spliced, axes=one.axes)
         if findings.count == before and has_prompt:
             _check_tensors(findings, meant, one.path, _shape(at, sizes, spliced))
             _check_readings(findings, meant, one.path, sizes.n_tokens, lengths)
@@ -100,7 +100,7 @@ def planned_interventions(
         if not (meant.runs or meant.action.directions):
             yield meant
             continue
-        width = _sized(at, sizes, spliced)[-1][1]
+        width = width_of(at, sizes, spliced)
         for at_layer in _at_layers(meant, range(sizes.n_layers)):
             yield directions.resolved(at_layer, one.path, width)
 
@@ -166,7 +166,7 @@ def tensor_bytes(interventions: Iterable[Intervention], sizes: Sizes, spliced: S
     return BYTES_OF_FLOAT32 * sum(found.values())
 
 
-def _checked(
+def checked_selection(
     findings: Findings,
     at: TapSelection,
     path: str,
@@ -235,6 +235,11 @@ def _at_layers(intervention: Intervention, layers: Iterable[int]) -> Iterator[In
         return
     for layer in layers:
         yield replace(intervention, at=replace(at, layer_index=layer))
+
+
+def width_of(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> int | None:
+    """Size of the last axis of a tap; None if it is of latents that no spliced autoencoder has."""
+    return _sized(at, sizes, spliced)[-1][1]
 
 
 def _shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> tuple[int, ...]:
@@ -321,7 +326,7 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
             dimensions = plan.model.dimensions
             sizes = Sizes(dimensions, n_tokens or dimensions.context_window, plan.model.architecture)
             if tensor in _vectors(one):
-                reason = why_no_vector(known[tensor], _sized(_meant(one.at, plan.spliced), sizes, plan.spliced)[-1][1])
+                reason = why_no_vector(known[tensor], width_of(_meant(one.at, plan.spliced), sizes, plan.spliced))
             else:
                 reason = _why_not_stretched(known[tensor], _shape(one.at, sizes, plan.spliced))
             problems.check(not reason, handle_path, reason)

@@ -9,31 +9,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.interventions import Beside, RowIntervention
-from dst_grpc.engine.late_rows import LateRow
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import Internal, require
 from dst_grpc.pipeline.directions import vector_of, weight_rows
 from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
-from dst_grpc.pipeline.plan import last_layer_of
 from dst_grpc.pipeline.recording import Recording
+from dst_grpc.pipeline.rows import Entering, Row, places_of, with_sources
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from dst_grpc.domain.directions import Direction
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.domain.results import NotFinite
@@ -45,57 +45,7 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.topology import Topology
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Start:
-    """The layer that a row begins at, because it does nothing before that another run does not do too."""
-
-    layer: int
-    """The first layer that runs for it, above 0; the number of layers if none does."""
-    base: int | torch.Tensor
-    """The other run: its number among the rows of the batch, where it comes before this one and begins no later; or
-    the residual [T, d] that enters the layer in it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One run of a batch, and what to record of it."""
-
-    run: Run
-    """What runs."""
-    values: frozenset[Site]
-    """Sites whose value to record."""
-    gradients: frozenset[Site] = frozenset()
-    """Sites whose gradient to record."""
-    sources: Mapping[str, Mapping[Site, torch.Tensor] | int] = field(default_factory=dict)
-    """The runs that it reads, by the names that its interventions give them: what they recorded, or their number among
-    the rows of the same batch, where they come before it."""
-    start: Start | None = None
-    """Where it begins; None = at the embedding of its tokens."""
-
-    @property
-    def n_tokens(self) -> int:
-        """T."""
-        return len(self.run.token_ids)
-
-    @property
-    def first_layer(self) -> int:
-        """The layer that it begins at."""
-        return 0 if self.start is None else self.start.layer
-
-    @property
-    def sites(self) -> frozenset[Site]:
-        """Sites whose value is needed: to be recorded, or for an origin."""
-        return self.values | self.run.values
-
-    @property
-    def attached(self) -> frozenset[Site]:
-        """Sites that must be in the graph: those of recorded gradients and, if there are any, those of the origins."""
-        return self.gradients | self.run.attached if self.gradients else self.gradients
-
-    @property
-    def stop_after_layer(self) -> int | None:
-        """Last layer that has to run; None if logits are needed."""
-        return None if self.run.needs_logits else last_layer_of(self.sites)
+_L = ActivationLocationType
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,27 +59,65 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Logits:
+    """Logits of the tokens of a batch that need them."""
+
+    of_tokens: torch.Tensor | None
+    """[n, V]: of the rows one after the other, each at its positions; None if there are none."""
+    firsts: Sequence[int]
+    """By number of the row, which of them is its first."""
+    positions: Sequence[Sequence[int]]
+    """By number of the row, its positions."""
+
+    def of(self, row: int, positions: Sequence[int]) -> torch.Tensor:
+        """Logits [n, V] of a row at *positions*."""
+        if self.of_tokens is None:
+            raise Internal("an origin reads logits that it did not say it needs")
+        own = self.of_tokens[self.firsts[row] : self.firsts[row] + len(self.positions[row])]
+        places = [self.positions[row].index(position) for position in positions]
+        return own if len(places) == len(own) else own[places]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Pass:
     """Results of the forward pass of one row, for its origins."""
 
-    row: int
-    n_tokens: int
+    number: int
+    """Of the row among the rows of the batch."""
+    place: int
+    """Where it is in the tensors of the batch."""
+    row: Row
     taps: Taps
-    last_logits: torch.Tensor | None
-    """Of every row's own last token, [b, V]."""
+    all_logits: _Logits
     decoder: Decoder
     sets: Mapping[str, AutoencoderSet]
 
-    def logits(self) -> torch.Tensor:
-        if self.last_logits is None:
-            raise Internal("an origin reads logits that it did not say it needs")
-        return self.last_logits[self.row]
+    @property
+    def n_tokens(self) -> int:
+        return self.row.n_tokens
+
+    def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
+        found = self.all_logits.of(self.number, positions or (self.n_tokens - 1,))
+        return found if positions else found[0]
+
+    def logits_of(self, run: str, position: int) -> torch.Tensor:
+        found = self.row.references[run]
+        return self.all_logits.of(found, [position])[0].detach() if isinstance(found, int) else found[position]
+
+    def vector(self, direction: Direction) -> torch.Tensor:
+        wide = torch.promote_types(self.decoder.dtype, torch.float32)
+        if direction.vector is None:
+            found = vector_of(direction.direction, self.decoder, self.sets)  # type: ignore[arg-type]  # of no runs
+        else:
+            found = torch.tensor(direction.vector.tensor)
+        found = found.to(self.decoder.device, wide)
+        return found / torch.linalg.vector_norm(found) if direction.normalize else found
 
     def value(self, site: Site) -> torch.Tensor:
-        return _own(site, self.taps.values[site], self.row, self.n_tokens)
+        return _own(site, self.taps.values[site], self.place, self.n_tokens)
 
     def attached(self, site: Site) -> torch.Tensor:
-        return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.row, self.n_tokens)
+        return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.place, self.n_tokens)
 
     def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
         return ExplainedModel(self.decoder, topology, tuple(self.sets[name] for name in autoencoders))
@@ -166,19 +154,25 @@ def run_batch(
         propagation=propagation,
         check=check,
     )
-    places = _places(rows)
-    batch = _Entering.of(rows, places, decoder)
+    places = places_of(rows)
+    batch = Entering.of(rows, places, decoder)
+    positions = [row.logit_positions for row in rows]
+    where = _tokens_at(places, positions, decoder.device)
     stops = [row.stop_after_layer for row in rows]
     stop = None if None in stops else max(s for s in stops if s is not None)
     try:
         logits = decoder.forward(
-            batch.tokens, taps, entering=batch.entering, late=batch.late, logits_at=batch.last, stop_after_layer=stop
+            batch.tokens, taps, entering=batch.entering, late=batch.late, logits_at=where, stop_after_layer=stop
         )
         with torch.set_grad_enabled(any(row.gradients for row in rows)):
-            last_logits = None if logits is None else _last(logits, batch.last)
+            if logits is not None:
+                # All at once: one by one, each would have a gradient of the size of all logits.
+                logits = logits[where[0], where[1]] if taps.touches(_L.LOGITS, None) else logits[:, 0]
+            firsts = list(accumulate(map(len, positions), initial=0))
+            of_tokens = _Logits(logits, firsts, positions)
             forwards = [
-                _Pass(place, row.n_tokens, taps, last_logits, decoder, sets)
-                for place, row in zip(places, rows, strict=True)
+                _Pass(i, place, row, taps, of_tokens, decoder, sets)
+                for i, (place, row) in enumerate(zip(places, rows, strict=True))
             ]
             scalars = [_scalars(row.run, forward) for row, forward in zip(rows, forwards, strict=True)]
         reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
@@ -198,6 +192,7 @@ def run_batch(
             gradient_sites=row.gradients,
             scalars=reported[i],
             not_finite=found.get(i),
+            logits={position: of_tokens.of(i, [position])[0].detach().clone() for position in row.logits},
         )
         for i, (place, row) in enumerate(zip(places, rows, strict=True))
     ]
@@ -209,12 +204,6 @@ def _n_passes(row: Row) -> int:
     return len(row.run.passes) if row.gradients else 0
 
 
-def _places(rows: Sequence[Row]) -> list[int]:
-    """Where each row is in the tensors of the batch: those that begin at later layers come last."""
-    order = sorted(range(len(rows)), key=lambda i: rows[i].first_layer)
-    return [place for _, place in sorted(zip(order, range(len(rows)), strict=True))]
-
-
 def _interventions(
     rows: Sequence[Row], decoder: Decoder, sets: Mapping[str, AutoencoderSet]
 ) -> Iterator[RowIntervention]:
@@ -223,7 +212,7 @@ def _interventions(
     wide = torch.promote_types(decoder.dtype, torch.float32)
     weights = dict.fromkeys(row for each in rows for row in weight_rows(each.run.interventions))
     vectors = {row: vector_of(row, decoder, sets).to(decoder.device, wide) for row in weights}
-    places = _places(rows)
+    places = places_of(rows)
     for place, row in zip(places, rows, strict=True):
         add = partial(
             RowIntervention,
@@ -256,56 +245,10 @@ def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor]
             tensors[tensor] = torch.tensor(tensor.tensor, device=decoder.device, dtype=wide)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entering:
-    """What the rows of a batch begin with, padded on the right."""
-
-    tokens: torch.Tensor
-    """Token ids [b, T] of the rows that begin at the embedding."""
-    entering: tuple[int, torch.Tensor] | None
-    """The first layer, and the residuals [b, T, d] that enter it, if no row begins at the embedding."""
-    late: tuple[LateRow, ...]
-    """The rows that begin later."""
-    last: torch.Tensor
-    """The position [b] of each prompt's own last token."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], places: Sequence[int], decoder: Decoder) -> _Entering:
-        """What *rows* begin with, which are at *places*."""
-        arranged = [row for _, row in sorted(zip(places, rows, strict=True), key=itemgetter(0))]
-        longest = max(row.n_tokens for row in rows)
-        whole = [row for row in arranged if row.start is None]
-        tokens = torch.zeros(len(whole), longest, dtype=torch.long)
-        for i, row in enumerate(whole):
-            tokens[i, : row.n_tokens] = torch.tensor(row.run.token_ids)
-        late = [
-            LateRow(
-                layer=row.start.layer,
-                base=places[row.start.base] if isinstance(row.start.base, int) else _padded(row.start.base, longest),
-            )
-            for row in arranged
-            if row.start is not None
-        ]
-        entering = None
-        if not whole:
-            first = late[0].layer
-            bases = [one.base for one in late if one.layer == first and isinstance(one.base, torch.Tensor)]
-            entering, late = (first, torch.stack(bases)), late[len(bases) :]
-        last = torch.tensor([row.n_tokens for row in arranged]) - 1
-        return cls(tokens.to(decoder.device), entering, tuple(late), last.to(decoder.device))
-
-
-def _padded(residual: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """*residual* [T, d] with zeros after its last token."""
-    return functional.pad(residual, (0, 0, 0, n_tokens - len(residual)))
-
-
-def _last(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Of *logits* [b, T, V], or [b, 1, V] if there are no others, those at position *last* [b] of each row, [b, V].
-
-    All rows at once: one by one, each would have a gradient of the size of all logits.
-    """
-    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(logits), device=logits.device), last]
+def _tokens_at(places: Sequence[int], positions: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Rows and positions [2, n] in the tensors of the batch, of the *positions* of each row."""
+    found = [(place, position) for place, own in zip(places, positions, strict=True) for position in own]
+    return torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2).T
 
 
 def _scalars(run: Run, forward: _Pass) -> dict[Origin, torch.Tensor]:
@@ -340,7 +283,7 @@ def _found_not_finite(
     is_clean = is_finite(residual)
     for i, (place, row) in enumerate(zip(places, rows, strict=True)):
         if not (is_clean or is_finite(residual[place, : row.n_tokens])) or not all(map(math.isfinite, reported[i])):
-            changed = _watched(_with_sources(rows, i), taps, decoder, sets)
+            changed = _watched(with_sources(rows, i), taps, decoder, sets)
             plain = _watched([Row(replace(row.run, interventions=()), row.values)], taps, decoder, sets)
             found[i] = not_finite(changed, plain, decoder)
         elif decoder.dtype is torch.float16:  # whose range is so small that gradients leave it alone
@@ -351,27 +294,6 @@ def _found_not_finite(
     return found
 
 
-def _with_sources(rows: Sequence[Row], i: int) -> list[Row]:
-    """The row *i*, after those of the batch that it reads, and that these read, all from the embedding on."""
-    needed, left = {i}, [i]
-    while left:
-        read = {source for source in rows[left.pop()].sources.values() if isinstance(source, int)}
-        left += read - needed
-        needed |= read
-    numbers = {old: new for new, old in enumerate(sorted(needed))}
-    return [
-        replace(
-            rows[old],
-            start=None,
-            sources={
-                name: numbers[source] if isinstance(source, int) else source
-                for name, source in rows[old].sources.items()
-            },
-        )
-        for old in numbers
-    ]
-
-
 def _watched(rows: Sequence[Row], taps: Taps, decoder: Decoder, sets: Mapping[str, AutoencoderSet]) -> Watch:
     """The forward pass of the last of *rows*, watched, beside those that it reads; the same happens as in *taps*."""
     watch = Watch(
@@ -380,7 +302,7 @@ def _watched(rows: Sequence[Row], taps: Taps, decoder: Decoder, sets: Mapping[st
         propagation=taps.propagation,
         check=taps.check,
     )
-    batch = _Entering.of(rows, _places(rows), decoder)
+    batch = Entering.of(rows, places_of(rows), decoder)
     return watched(watch, batch.tokens, batch.last, decoder, stop_after_layer=rows[-1].stop_after_layer)
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import PassType
+from dst_grpc.domain.components import AttentionTraceType, PassType
 from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
-from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.errors import DstError, InvalidRequest, Reason, Violations
+from dst_grpc.errors import DstError, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
 from dst_grpc.pipeline.cost import estimate_cost
@@ -26,6 +25,7 @@ from dst_grpc.pipeline.interventions import (
     tensor_bytes,
 )
 from dst_grpc.pipeline.lookup import Lookup
+from dst_grpc.pipeline.losses import Losses
 from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.scalar_planner import plan_scalar
@@ -129,15 +129,12 @@ class _Planner:
         tokenizer = self._model.tokenizer()
         tokens = () if request.prompt is None else self._tokens(tokenizer, request.prompt, "prompt")
         self._sizes = self._sizes_of(len(tokens))
-        loss = self._loss(tokenizer)
         spliced = self._spliced()
         self._lookup.check_model(request.config, "config")
         for i, layer in enumerate(request.config.layer_indices or ()):
             # Checked here too because there may be no derived scalar that reads it.
             check_layer(self._findings, layer, f"config.layer_indices.layer_indices[{i}]", self._sizes.n_layers)
         shared_sets = self._lookup.sets_of(request.config, "config", spliced)
-        topology = self._topology(spliced or shared_sets)
-        trace = self._trace(loss, spliced or shared_sets, topology)
         directions = Directions(self._findings, self._lookup, tokenizer, self._model.dimensions.vocab_size)
         sources = SourceRuns(
             request.source_runs,
@@ -148,9 +145,24 @@ class _Planner:
             tokens_of=partial(self._tokens, tokenizer),
             sizes_of=self._sizes_of,
         )
+        loss = None
+        if request.loss_fn_config is not None:
+            losses = Losses(
+                findings=self._findings,
+                tokenizer=tokenizer,
+                sizes=self._sizes,
+                tokens=tokens,
+                lengths=sources.lengths,
+                spliced=spliced,
+                directions=directions,
+            )
+            loss = losses.planned(request.loss_fn_config)
+        topology = self._topology(spliced or shared_sets)
+        trace = self._trace(loss, spliced or shared_sets, topology)
         run = self._run(tokens, loss, trace, spliced, directions, sources)
         scalars = [self._scalar(i, loss, spliced) for i in range(len(request.derived_scalars))]
         self._check_tensor_count(scalars)
+        self._check_divergence(run, loss, trace, scalars)
         if self._findings.count or self._findings.known:
             return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
@@ -195,7 +207,7 @@ class _Planner:
                 recorded,
                 attached,
                 scalars,
-                needs_logits=run.needs_logits or last_layer_of(recorded) is None,
+                logit_count=max(len(run.logit_positions), 1 if last_layer_of(recorded) is None else 0),
                 tensor_bytes=tensor_bytes(run.interventions, self._sizes, spliced),
                 read=[
                     (len(source.token_ids), self._read_bytes(source, sites, spliced))
@@ -234,29 +246,6 @@ class _Planner:
         self._findings.add(path, message, Reason.PROMPT_TOO_LONG)
         return ()
 
-    def _loss(self, tokenizer: Tokenizer) -> LossOrigin | None:
-        given = self._request.loss_fn_config
-        if given is None:
-            return None
-        ids: dict[str, list[int]] = {}
-        vocabulary = self._model.dimensions.vocab_size
-        before = self._findings.count
-        for side in ("target", "distractor"):
-            ids[side] = []
-            for i, text in enumerate(getattr(given, f"{side}_tokens")):
-                try:
-                    ids[side].append(tokenizer.single_token(text, f"loss_fn_config.{side}_tokens[{i}]"))
-                except InvalidRequest as error:
-                    self._findings.extend(error)
-            for i, token in enumerate(getattr(given, f"{side}_token_ids")):
-                field = f"loss_fn_config.{side}_token_ids[{i}]"
-                self._findings.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
-                ids[side].append(token)
-        if self._findings.count > before:
-            return LossOrigin(given)  # never run
-        targets, distractors = tuple(ids["target"]), tuple(ids["distractor"])
-        return LossOrigin(LossFnConfig(name=given.name, target_token_ids=targets, distractor_token_ids=distractors))
-
     def _spliced(self) -> tuple[AutoencoderEntry, ...]:
         found = self._lookup.sets(self._request.autoencoders, "autoencoders")
         for path, entry in found.items():
@@ -275,6 +264,12 @@ class _Planner:
             return None
         check_trace_indices(self._findings, trace, "trace_config", self._sizes, sets)
         check_trace_can_run(self._findings, trace, "trace_config", topology.inputs, has_loss=loss is not None)
+        end = trace
+        while end.downstream_trace_config is not None:
+            end = end.downstream_trace_config
+        if end.attention_trace_type is AttentionTraceType.V and loss is not None and not loss.is_of_last_logits:
+            description = "must be of the logits at the prompt's last token: a trace through V reads its gradient there"
+            self._findings.add("loss_fn_config", description)
         names = tuple(entry.name for entry in sets)
         return TraceOrigin(trace=trace, loss=loss, autoencoders=names, topology=topology)
 
@@ -312,7 +307,9 @@ class _Planner:
             interventions=forward,
             origins=tuple(origins),
             passes=tuple(passes),
-            sources=sources.read_by(forward),
+            sources=sources.read_by(
+                forward, [name for origin in origins if origin.reference for name in origin.reference[:1]]
+            ),
         )
 
     # The derived scalars
@@ -344,6 +341,17 @@ class _Planner:
             findings=self._findings,
         )
         return plan_scalar(asked)
+
+    def _check_divergence(
+        self, run: Run, loss: LossOrigin | None, trace: TraceOrigin | None, scalars: Sequence[PlannedScalar | None]
+    ) -> None:
+        """Note gradients of a divergence from an equal run, where it has its minimum."""
+        if loss is None or loss.reference is None or trace is not None or self._findings.count:
+            return
+        vanishes = run.source(loss.reference[0]) == run.forward
+        if vanishes and any(scalar is not None and scalar.requires_grad for scalar in scalars):
+            description = "names a run that is the same as this one: all gradients of the divergence are 0 there"
+            self._findings.add("loss_fn_config.reference_run", description)
 
     def _check_tensor_count(self, scalars: Sequence[PlannedScalar | None]) -> None:
         """An answer's header names every tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -33,6 +33,8 @@ class Recording:
     """Values of the run's origins that are reported, in order."""
     not_finite: NotFinite | None = None
     """Where the run first has values that are not finite; None if it is finite."""
+    logits: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Logits [V] at positions where runs of later batches read them. Not kept."""
 
     @classmethod
     def of(
@@ -45,10 +47,11 @@ class Recording:
         gradient_sites: frozenset[Site],
         scalars: Sequence[float],
         not_finite: NotFinite | None = None,
+        logits: Mapping[int, torch.Tensor] | None = None,
     ) -> Recording:
         """The recording of *values*, and of the gradients of each pass, which have *weights* in the sum."""
         taps = RecordedTaps(values, weighted_sum(passes, weights), n_tokens)
-        return cls(taps, tuple(passes), gradient_sites, tuple(scalars), not_finite)
+        return cls(taps, tuple(passes), gradient_sites, tuple(scalars), not_finite, logits or {})
 
     def alone(self) -> Recording:
         """A copy that does not keep the tensors of its batch alive."""

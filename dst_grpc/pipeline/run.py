@@ -128,16 +128,18 @@ def run(
     propagation = plans[0].run.propagation
     arranged = Arrangement.of(plans, decoder.config.n_layers, max_tokens, kept)
     recorded: dict[int, Mapping[Site, torch.Tensor]] = {}
+    logits: dict[int, Mapping[int, torch.Tensor]] = {}
     took: dict[int, dict[Batch, None]] = {}
     results: dict[int, RunResult] = {}
     for nodes in arranged.batches:
         check()
-        rows = rows_of(nodes, recorded)
+        rows = rows_of(nodes, recorded, logits)
         batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=propagation, check=check)
         for node, recording in zip(nodes, recordings, strict=True):
             took[id(node)] = {one: None for read in node.read for one in took[id(read)]} | {batch: None}
             if node.recorded:
                 recorded[id(node)] = recording.taps.values
+            logits[id(node)] = recording.logits
             if node.plan is not None:
                 results[id(node)] = RunResult(node.plan, decoder, sets, recording, tuple(took[id(node)]))
     return [results[id(node)] for node in arranged.of_plans]

@@ -88,6 +88,18 @@ class Run:
         return any(origin.needs_logits for origin in self.all_origins)
 
     @property
+    def logit_positions(self) -> frozenset[int]:
+        """Positions, from 0, that an origin reads logits at."""
+        last = len(self.token_ids) - 1
+        reading = [origin for origin in self.all_origins if origin.needs_logits]
+        return frozenset(position for origin in reading for position in origin.positions or (last,))
+
+    @property
+    def references(self) -> frozenset[tuple[str, int]]:
+        """Runs whose logits an origin reads, by name, and at which position."""
+        return frozenset(origin.reference for origin in self.all_origins if origin.reference is not None)
+
+    @property
     def values(self) -> frozenset[Site]:
         """Sites whose value an origin reads."""
         return frozenset().union(*(origin.values for origin in self.all_origins))
@@ -106,14 +118,15 @@ class Run:
         )
 
     def reads(self) -> Mapping[Run, frozenset[Site]]:
-        """Other runs that have to be executed before it, and the sites that they have to record for its
-        interventions."""
+        """Other runs that have to be executed before it, or beside it, and the sites that its interventions read."""
         found: dict[Run, frozenset[Site]] = {}
         for one in self.interventions:
             for name in one.runs:
                 source = self.source(name)
                 site = (one.at.activation_location_type, one.at.layer_index)
                 found[source] = found.get(source, frozenset()) | {site}
+        for name, _ in self.references:
+            found.setdefault(self.source(name), frozenset())
         return found
 
     @property
@@ -147,7 +160,9 @@ class Run:
     @cached_property
     def forward(self) -> Run:
         """What determines its values: all but what is computed of them."""
-        return replace(self, origins=(), passes=(), propagation=PLAIN)
+        read = {name for one in self.interventions for name in one.runs}
+        sources = tuple((name, source) for name, source in self.sources if name in read)
+        return replace(self, origins=(), passes=(), sources=sources, propagation=PLAIN)
 
     @cached_property
     def _by_name(self) -> Mapping[str, Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import Component, PassType
-from dst_grpc.domain.scalar_facts import Backward
+from dst_grpc.domain.scalar_facts import Backward, Direction
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.checks import check_layer
@@ -97,4 +97,11 @@ def _check_origin(asked: AskedScalar, planned: PlannedScalar) -> None:
             "loss_fn_config",
             f"{asked.name} reads gradients, and the request has no origin: give loss_fn_config or trace_config",
             Reason.ORIGIN_REQUIRED,
+        )
+    tap = None if asked.loss is None or asked.request.trace_config is not None else asked.loss.config.tap
+    is_before_the_end = tap is not None and not tap.at.activation_location_type.facts.is_after_layers
+    if is_before_the_end and planned.facts.direction is Direction.FINAL_RESIDUAL_GRAD:
+        asked.findings.add(
+            f"{asked.spec_path}.dst",
+            f"{asked.name} projects on the gradient at the last residual, which a loss of a tap before it has none of",
         )

@@ -69,10 +69,10 @@ class SourceRuns:
         }
         self._runs: dict[str, Run] = {}
 
-    def read_by(self, interventions: Iterable[Intervention]) -> Sources:
-        """The runs that *interventions* read, by name, but for the unchanged run."""
-        names = dict.fromkeys(name for one in interventions for name in one.runs if name != UNCHANGED)
-        return tuple((name, self._run(name)) for name in names)
+    def read_by(self, interventions: Iterable[Intervention], further: Iterable[str] = ()) -> Sources:
+        """The runs that *interventions* read, and *further* ones, by name, but for the unchanged run."""
+        names = dict.fromkeys((*(name for one in interventions for name in one.runs), *further))
+        return tuple((name, self._run(name)) for name in names if name != UNCHANGED)
 
     def _run(self, name: str) -> Run:
         if name not in self._runs:

@@ -109,6 +109,21 @@ def residual_entering(layer: int) -> Residual:
     return Residual(site_entering(layer), LocationWithinLayer.END_OF_PREV_LAYER, layer)
 
 
+def precedes(site: Site, other: Site) -> bool:
+    """Whether the tensor at *other* is computed from that at *site*, or is the same.
+
+    Within a layer, what is computed before it: in a parallel layer that is more than it is computed from.
+    """
+    (location, layer), (of_other, at_layer) = site, other
+    if site == other or location is _L.RESID_POST_EMBEDDING or (layer is not None and at_layer is None):
+        return of_other is not _L.RESID_POST_EMBEDDING or site == other
+    if layer is None:  # after all layers
+        return at_layer is None and location.facts.step < of_other.facts.step
+    return at_layer is not None and (
+        layer < at_layer or (layer == at_layer and location.facts.step < of_other.facts.step)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """The order of computation in one model, with the autoencoders of one config."""

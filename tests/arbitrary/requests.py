@@ -54,7 +54,7 @@ from dst_grpc.domain.interventions import (
 )
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
-from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.origins import LossFnConfig, TapSum
 from dst_grpc.domain.put_tensors import TensorDescription
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import (
@@ -229,19 +229,47 @@ def dst_configs(draw: st.DrawFn) -> DstConfig:
     )
 
 
+int32 = st.integers(-(2**31) + 1, 2**31 - 1)
+
+
 @st.composite
-def loss_fn_configs(draw: st.DrawFn) -> LossFnConfig:
+def loss_fn_configs(draw: st.DrawFn, runs: Sequence[str] = ()) -> LossFnConfig:
+    """Losses that may be compared with the unchanged run, or *runs*."""
     name = draw(st.sampled_from(LossFnName))
-    has_distractors = name not in {LossFnName.LOGIT_MINUS_MEAN, LossFnName.PROBS}
-    target_tokens = draw(tuples(texts))
-    needs_ids = name is not LossFnName.ZERO and not target_tokens
+    has_targets = name.needs_targets or name is LossFnName.ZERO
+    target_tokens = draw(tuples(texts)) if has_targets else ()
+    needs_ids = name.needs_targets and not target_tokens
+    is_divergence = name is LossFnName.KL_DIVERGENCE
+    spans = st.tuples(st.integers(1, 2**31), st.integers(1, 9)).map(
+        lambda pair: PositionRange(start=pair[0], stop=sum(pair))
+    )
     return LossFnConfig(
         name=name,
         target_tokens=target_tokens,
-        distractor_tokens=draw(tuples(texts)) if has_distractors else (),
-        target_token_ids=draw(tuples(uint32, min_size=1 if needs_ids else 0)),
-        distractor_token_ids=draw(tuples(uint32)) if has_distractors else (),
+        distractor_tokens=draw(tuples(texts)) if name.may_have_distractors else (),
+        target_token_ids=draw(tuples(uint32, min_size=1 if needs_ids else 0)) if has_targets else (),
+        distractor_token_ids=draw(tuples(uint32)) if name.may_have_distractors else (),
+        token_index=draw(optional(int32)) if name.has_position else None,
+        reference_run=draw(optional(st.sampled_from([UNCHANGED, *runs]))) if is_divergence else None,
+        span=draw(optional(spans)) if name is LossFnName.CROSS_ENTROPY else None,
+        tap=draw(tap_sums()) if name is LossFnName.TAP else None,
     )
+
+
+@st.composite
+def tap_sums(draw: st.DrawFn) -> TapSum:
+    location = draw(st.sampled_from([tap for tap in L if tap.dimensions[-1] is not Dimension.ATTN_HEADS]))
+    rank = len(location.dimensions)
+    has_vectors = location.dimensions[-1] is not Dimension.SINGLETON and draw(st.booleans())
+    at = TapSelection(
+        activation_location_type=location,
+        axes=draw(tuples(axis_selections, max_size=rank - 1 if has_vectors else rank)),
+        layer_index=None if location.has_no_layers else draw(layers),
+    )
+    numbers = request_tensors.filter(lambda tensor: tensor.handle is None)
+    of_weights = built(EncoderRow, autoencoder=names) | built(DecoderRow, autoencoder=names) | unembedding_rows
+    direction = st.builds(Direction, direction=numbers | of_weights, normalize=st.booleans())
+    return TapSum(at=at, direction=draw(optional(direction)) if has_vectors else None)
 
 
 @st.composite
@@ -379,8 +407,10 @@ def reading(cls: type[V], **fields: Any) -> st.SearchStrategy[V]:
     """*cls* with source runs, and interventions that may read them."""
 
     def read(sources: tuple[SourceRun, ...]) -> st.SearchStrategy[V]:
-        own = tuples(interventions([source.name for source in sources]))
-        return built(cls, source_runs=st.just(sources), interventions=own, **fields)
+        runs = [source.name for source in sources]
+        loss = optional(loss_fn_configs(runs))
+        own = tuples(interventions(runs))
+        return built(cls, source_runs=st.just(sources), interventions=own, loss_fn_config=loss, **fields)
 
     return source_runs().flatmap(read)
 
@@ -458,6 +488,7 @@ own(TraceConfig, trace_configs())
 own(AutoencoderConfig, autoencoder_configs())
 own(DstConfig, dst_configs())
 own(LossFnConfig, loss_fn_configs())
+own(TapSum, tap_sums())
 own(AblationSpec, ablation_specs())
 own(RequestTensor, request_tensors)
 own(PositionList, position_lists)

@@ -25,9 +25,10 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.taps import Site, site_entering
 from dst_grpc.pipeline.arrangement import Arrangement
-from dst_grpc.pipeline.passes import Row, Start, run_batch
+from dst_grpc.pipeline.passes import run_batch
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.rows import Row, Start
 from dst_grpc.pipeline.run import RunResult, run
 from tests import models
 

@@ -32,6 +32,14 @@ class SquaredNorm:
         return False
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def reference(self) -> None:
+        return None
+
+    @property
     def values(self) -> frozenset[Site]:
         return frozenset({self.site})
 

@@ -68,6 +68,12 @@ class LossFnName(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOSS_FN_NAME_LOGIT_MINUS_MEAN: _ClassVar[LossFnName]
     LOSS_FN_NAME_PROBS: _ClassVar[LossFnName]
     LOSS_FN_NAME_ZERO: _ClassVar[LossFnName]
+    LOSS_FN_NAME_LOG_PROB: _ClassVar[LossFnName]
+    LOSS_FN_NAME_SEQUENCE_LOG_PROB: _ClassVar[LossFnName]
+    LOSS_FN_NAME_ENTROPY: _ClassVar[LossFnName]
+    LOSS_FN_NAME_KL_DIVERGENCE: _ClassVar[LossFnName]
+    LOSS_FN_NAME_CROSS_ENTROPY: _ClassVar[LossFnName]
+    LOSS_FN_NAME_TAP: _ClassVar[LossFnName]
 
 class ActivationLocationType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -141,6 +147,12 @@ LOSS_FN_NAME_LOGIT_DIFF: LossFnName
 LOSS_FN_NAME_LOGIT_MINUS_MEAN: LossFnName
 LOSS_FN_NAME_PROBS: LossFnName
 LOSS_FN_NAME_ZERO: LossFnName
+LOSS_FN_NAME_LOG_PROB: LossFnName
+LOSS_FN_NAME_SEQUENCE_LOG_PROB: LossFnName
+LOSS_FN_NAME_ENTROPY: LossFnName
+LOSS_FN_NAME_KL_DIVERGENCE: LossFnName
+LOSS_FN_NAME_CROSS_ENTROPY: LossFnName
+LOSS_FN_NAME_TAP: LossFnName
 ACTIVATION_LOCATION_TYPE_UNSPECIFIED: ActivationLocationType
 ACTIVATION_LOCATION_TYPE_RESID_POST_EMBEDDING: ActivationLocationType
 ACTIVATION_LOCATION_TYPE_RESID_DELTA_ATTN: ActivationLocationType

@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from dst_grpc._gen.dst.v1 import component_pb2 as dst_dot_v1_dot_component__pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as dst_dot_v1_dot_derived__scalar__type__pb2
 from dst_grpc._gen.dst.v1 import index_pb2 as dst_dot_v1_dot_index__pb2
+from dst_grpc._gen.dst.v1 import intervention_pb2 as dst_dot_v1_dot_intervention__pb2
 from dst_grpc._gen.dst.v1 import trace_pb2 as dst_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64st/v1/config.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x12\x64st/v1/index.proto\x1a\x12\x64st/v1/trace.proto\"%\n\x0cLayerIndices\x12\x15\n\rlayer_indices\x18\x01 \x03(\r\"I\n\x0f\x41utoencoderPath\x12\x18\n\x0blayer_index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04path\x18\x02 \x01(\tB\x0e\n\x0c_layer_index\"}\n\x11\x41utoencoderConfig\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12@\n\x1f\x61utoencoder_path_by_layer_index\x18\x02 \x03(\x0b\x32\x17.dst.v1.AutoencoderPath\"7\n\x17MultiAutoencoderContext\x12\x1c\n\x14\x61utoencoder_contexts\x18\x01 \x03(\t\"\xf0\x05\n\tDstConfig\x12\x18\n\x10\x64\x65rive_gradients\x18\x01 \x01(\x08\x12\x17\n\nmodel_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12:\n\x15inference_engine_type\x18\x03 \x01(\x0e\x32\x1b.dst.v1.InferenceEngineType\x12+\n\rlayer_indices\x18\x04 \x01(\x0b\x32\x14.dst.v1.LayerIndices\x12\x35\n\x12\x61utoencoder_config\x18\x05 \x01(\x0b\x32\x19.dst.v1.AutoencoderConfig\x12\x1a\n\rmodel_context\x18\x06 \x01(\tH\x01\x88\x01\x01\x12 \n\x13\x61utoencoder_context\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x42\n\x19multi_autoencoder_context\x18\x08 \x01(\x0b\x32\x1f.dst.v1.MultiAutoencoderContext\x12)\n\x0ctrace_config\x18\t \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12\x39\n\x1enode_index_for_attention_write\x18\n \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12\'\n\x1a\x64\x65vice_for_raw_activations\x18\x0b \x01(\tH\x03\x88\x01\x01\x12?\n\x1e\x61\x63tivation_index_for_fake_grad\x18\x0c \x01(\x0b\x32\x17.dst.v1.ActivationIndex\x12\x35\n\x1anode_index_for_attribution\x18\r \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12/\n\'detach_layer_norm_scale_for_attribution\x18\x0e \x01(\x08\x42\r\n\x0b_model_nameB\x10\n\x0e_model_contextB\x16\n\x14_autoencoder_contextB\x1d\n\x1b_device_for_raw_activations\"\x9a\x01\n\x0cLossFnConfig\x12 \n\x04name\x18\x01 \x01(\x0e\x32\x12.dst.v1.LossFnName\x12\x15\n\rtarget_tokens\x18\x02 \x03(\t\x12\x19\n\x11\x64istractor_tokens\x18\x03 \x03(\t\x12\x18\n\x10target_token_ids\x18\x04 \x03(\r\x12\x1c\n\x14\x64istractor_token_ids\x18\x05 \x03(\r\"E\n\x0c\x41\x62lationSpec\x12&\n\x05index\x18\x01 \x01(\x0b\x32\x17.dst.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x02\x42\x96\x01\n\rio.dstgrpc.v1B\x0b\x43onfigProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64st/v1/config.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/component.proto\x1a dst/v1/derived_scalar_type.proto\x1a\x12\x64st/v1/index.proto\x1a\x19\x64st/v1/intervention.proto\x1a\x12\x64st/v1/trace.proto\"%\n\x0cLayerIndices\x12\x15\n\rlayer_indices\x18\x01 \x03(\r\"I\n\x0f\x41utoencoderPath\x12\x18\n\x0blayer_index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04path\x18\x02 \x01(\tB\x0e\n\x0c_layer_index\"}\n\x11\x41utoencoderConfig\x12&\n\x03\x64st\x18\x01 \x01(\x0e\x32\x19.dst.v1.DerivedScalarType\x12@\n\x1f\x61utoencoder_path_by_layer_index\x18\x02 \x03(\x0b\x32\x17.dst.v1.AutoencoderPath\"7\n\x17MultiAutoencoderContext\x12\x1c\n\x14\x61utoencoder_contexts\x18\x01 \x03(\t\"\xf0\x05\n\tDstConfig\x12\x18\n\x10\x64\x65rive_gradients\x18\x01 \x01(\x08\x12\x17\n\nmodel_name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12:\n\x15inference_engine_type\x18\x03 \x01(\x0e\x32\x1b.dst.v1.InferenceEngineType\x12+\n\rlayer_indices\x18\x04 \x01(\x0b\x32\x14.dst.v1.LayerIndices\x12\x35\n\x12\x61utoencoder_config\x18\x05 \x01(\x0b\x32\x19.dst.v1.AutoencoderConfig\x12\x1a\n\rmodel_context\x18\x06 \x01(\tH\x01\x88\x01\x01\x12 \n\x13\x61utoencoder_context\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x42\n\x19multi_autoencoder_context\x18\x08 \x01(\x0b\x32\x1f.dst.v1.MultiAutoencoderContext\x12)\n\x0ctrace_config\x18\t \x01(\x0b\x32\x13.dst.v1.TraceConfig\x12\x39\n\x1enode_index_for_attention_write\x18\n \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12\'\n\x1a\x64\x65vice_for_raw_activations\x18\x0b \x01(\tH\x03\x88\x01\x01\x12?\n\x1e\x61\x63tivation_index_for_fake_grad\x18\x0c \x01(\x0b\x32\x17.dst.v1.ActivationIndex\x12\x35\n\x1anode_index_for_attribution\x18\r \x01(\x0b\x32\x11.dst.v1.NodeIndex\x12/\n\'detach_layer_norm_scale_for_attribution\x18\x0e \x01(\x08\x42\r\n\x0b_model_nameB\x10\n\x0e_model_contextB\x16\n\x14_autoencoder_contextB\x1d\n\x1b_device_for_raw_activations\"P\n\x06TapSum\x12 \n\x02\x61t\x18\x01 \x01(\x0b\x32\x14.dst.v1.TapSelection\x12$\n\tdirection\x18\x02 \x01(\x0b\x32\x11.dst.v1.Direction\"\x9d\x02\n\x0cLossFnConfig\x12 \n\x04name\x18\x01 \x01(\x0e\x32\x12.dst.v1.LossFnName\x12\x15\n\rtarget_tokens\x18\x02 \x03(\t\x12\x19\n\x11\x64istractor_tokens\x18\x03 \x03(\t\x12\x18\n\x10target_token_ids\x18\x04 \x03(\r\x12\x1c\n\x14\x64istractor_token_ids\x18\x05 \x03(\r\x12\x18\n\x0btoken_index\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rreference_run\x18\x07 \x01(\t\x12#\n\x04span\x18\x08 \x01(\x0b\x32\x15.dst.v1.PositionRange\x12\x1b\n\x03tap\x18\t \x01(\x0b\x32\x0e.dst.v1.TapSumB\x0e\n\x0c_token_index\"E\n\x0c\x41\x62lationSpec\x12&\n\x05index\x18\x01 \x01(\x0b\x32\x17.dst.v1.ActivationIndex\x12\r\n\x05value\x18\x02 \x01(\x02\x42\x96\x01\n\rio.dstgrpc.v1B\x0b\x43onfigProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +37,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.config_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\013ConfigProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
-  _globals['_LAYERINDICES']._serialized_start=129
-  _globals['_LAYERINDICES']._serialized_end=166
-  _globals['_AUTOENCODERPATH']._serialized_start=168
-  _globals['_AUTOENCODERPATH']._serialized_end=241
-  _globals['_AUTOENCODERCONFIG']._serialized_start=243
-  _globals['_AUTOENCODERCONFIG']._serialized_end=368
-  _globals['_MULTIAUTOENCODERCONTEXT']._serialized_start=370
-  _globals['_MULTIAUTOENCODERCONTEXT']._serialized_end=425
-  _globals['_DSTCONFIG']._serialized_start=428
-  _globals['_DSTCONFIG']._serialized_end=1180
-  _globals['_LOSSFNCONFIG']._serialized_start=1183
-  _globals['_LOSSFNCONFIG']._serialized_end=1337
-  _globals['_ABLATIONSPEC']._serialized_start=1339
-  _globals['_ABLATIONSPEC']._serialized_end=1408
+  _globals['_LAYERINDICES']._serialized_start=156
+  _globals['_LAYERINDICES']._serialized_end=193
+  _globals['_AUTOENCODERPATH']._serialized_start=195
+  _globals['_AUTOENCODERPATH']._serialized_end=268
+  _globals['_AUTOENCODERCONFIG']._serialized_start=270
+  _globals['_AUTOENCODERCONFIG']._serialized_end=395
+  _globals['_MULTIAUTOENCODERCONTEXT']._serialized_start=397
+  _globals['_MULTIAUTOENCODERCONTEXT']._serialized_end=452
+  _globals['_DSTCONFIG']._serialized_start=455
+  _globals['_DSTCONFIG']._serialized_end=1207
+  _globals['_TAPSUM']._serialized_start=1209
+  _globals['_TAPSUM']._serialized_end=1289
+  _globals['_LOSSFNCONFIG']._serialized_start=1292
+  _globals['_LOSSFNCONFIG']._serialized_end=1577
+  _globals['_ABLATIONSPEC']._serialized_start=1579
+  _globals['_ABLATIONSPEC']._serialized_end=1648
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 from dst_grpc._gen.dst.v1 import component_pb2 as _component_pb2
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2 as _derived_scalar_type_pb2
 from dst_grpc._gen.dst.v1 import index_pb2 as _index_pb2
+from dst_grpc._gen.dst.v1 import intervention_pb2 as _intervention_pb2
 from dst_grpc._gen.dst.v1 import trace_pb2 as _trace_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -70,19 +71,35 @@ class DstConfig(_message.Message):
     detach_layer_norm_scale_for_attribution: bool
     def __init__(self, derive_gradients: bool = ..., model_name: _Optional[str] = ..., inference_engine_type: _Optional[_Union[_component_pb2.InferenceEngineType, str]] = ..., layer_indices: _Optional[_Union[LayerIndices, _Mapping]] = ..., autoencoder_config: _Optional[_Union[AutoencoderConfig, _Mapping]] = ..., model_context: _Optional[str] = ..., autoencoder_context: _Optional[str] = ..., multi_autoencoder_context: _Optional[_Union[MultiAutoencoderContext, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_index_for_attention_write: _Optional[_Union[_index_pb2.NodeIndex, _Mapping]] = ..., device_for_raw_activations: _Optional[str] = ..., activation_index_for_fake_grad: _Optional[_Union[_index_pb2.ActivationIndex, _Mapping]] = ..., node_index_for_attribution: _Optional[_Union[_index_pb2.NodeIndex, _Mapping]] = ..., detach_layer_norm_scale_for_attribution: bool = ...) -> None: ...
 
+class TapSum(_message.Message):
+    __slots__ = ("at", "direction")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    at: _intervention_pb2.TapSelection
+    direction: _intervention_pb2.Direction
+    def __init__(self, at: _Optional[_Union[_intervention_pb2.TapSelection, _Mapping]] = ..., direction: _Optional[_Union[_intervention_pb2.Direction, _Mapping]] = ...) -> None: ...
+
 class LossFnConfig(_message.Message):
-    __slots__ = ("name", "target_tokens", "distractor_tokens", "target_token_ids", "distractor_token_ids")
+    __slots__ = ("name", "target_tokens", "distractor_tokens", "target_token_ids", "distractor_token_ids", "token_index", "reference_run", "span", "tap")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DISTRACTOR_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TARGET_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DISTRACTOR_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_RUN_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    TAP_FIELD_NUMBER: _ClassVar[int]
     name: _component_pb2.LossFnName
     target_tokens: _containers.RepeatedScalarFieldContainer[str]
     distractor_tokens: _containers.RepeatedScalarFieldContainer[str]
     target_token_ids: _containers.RepeatedScalarFieldContainer[int]
     distractor_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[_Union[_component_pb2.LossFnName, str]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., distractor_tokens: _Optional[_Iterable[str]] = ..., target_token_ids: _Optional[_Iterable[int]] = ..., distractor_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    token_index: int
+    reference_run: str
+    span: _intervention_pb2.PositionRange
+    tap: TapSum
+    def __init__(self, name: _Optional[_Union[_component_pb2.LossFnName, str]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., distractor_tokens: _Optional[_Iterable[str]] = ..., target_token_ids: _Optional[_Iterable[int]] = ..., distractor_token_ids: _Optional[_Iterable[int]] = ..., token_index: _Optional[int] = ..., reference_run: _Optional[str] = ..., span: _Optional[_Union[_intervention_pb2.PositionRange, _Mapping]] = ..., tap: _Optional[_Union[TapSum, _Mapping]] = ...) -> None: ...
 
 class AblationSpec(_message.Message):
     __slots__ = ("index", "value")
