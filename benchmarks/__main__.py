@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cancelling, contexts, deriving, explain, loop_lag, serving
+from benchmarks import cancelling, contexts, deriving, explain, fairness, loop_lag, serving
 
 REPORTS = {
     "deriving": deriving.report,
     "explain": explain.report,
     "serving": serving.report,
     "contexts": contexts.report,
+    "fairness": fairness.report,
     "cancelling": cancelling.report,
     "loop_lag": loop_lag.report,
     "smollm2": deriving.report_of_smollm2,

@@ -1,0 +1,332 @@
+"""Fairness: one greedy caller beside five polite ones, over sockets, against a server in a process of its own.
+
+Requests are 80 / 20 small ones and ones of eight times as many tokens, with a deadline of 2 s and Poisson arrivals.
+Rates are relative to the capacity that is measured just before: what a single caller, with as many requests in flight
+as help, gets done. Phases are interleaved, so that a slow minute slows all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import torch
+from safetensors.torch import save_file
+
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
+from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.wire.codec import to_wire
+
+_DERIVE = "/dst.v1.DerivedScalarService/Derive"
+_GREEDY, _POLITE = "greedy", tuple(f"polite-{i}" for i in range(5))
+_TOKENS, _LARGER, _P_LARGE = 16, 8, 0.2
+_MEAN_WORK = 1 - _P_LARGE + _P_LARGE * _LARGER
+"""Of a request, in small ones."""
+_DEADLINE = 2.0
+_SECONDS, _ROUNDS = 15.0, 2
+_IN_FLIGHT = 48
+_CALLERS, _CALLS_EACH = 200, 5
+_VOCABULARY, _WINDOW = 257, 256
+_CALL_LINE = re.compile(rf" call method={_DERIVE} ")
+_REFUSAL_MILLIS = re.compile(rf" call method={_DERIVE} code=RESOURCE_EXHAUSTED millis=([\d.]+) ")
+_READY = "is ready at "
+
+
+def write_model(folder: Path) -> None:
+    """A model whose small requests take some milliseconds, in Hugging Face's layout."""
+    n_layers, d, f = 6, 256, 1024
+    config = {"model_type": "gpt2", "n_layer": n_layers, "n_head": 4, "n_embd": d, "vocab_size": _VOCABULARY}
+    config |= {"n_positions": _WINDOW, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (_VOCABULARY, d), "wpe.weight": (_WINDOW, d)}
+    shapes |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+    for layer in range(n_layers):
+        block: dict[str, tuple[int, ...]] = {f"ln_{i}.{end}": (d,) for i in (1, 2) for end in ("weight", "bias")}
+        matrices = (("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, f), ("mlp.c_proj", f, d))
+        for name, n_in, n_out in matrices:
+            block |= {f"{name}.weight": (n_in, n_out), f"{name}.bias": (n_out,)}
+        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    generator = torch.Generator().manual_seed(0)
+    folder.mkdir()
+    save_file({k: torch.randn(s, generator=generator) * 0.05 for k, s in shapes.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {chr(256 + i): i for i in range(_VOCABULARY - 1)} | {"<|endoftext|>": _VOCABULARY - 1}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+
+
+def _token_of(name: str) -> str:
+    return f"token-of-{name}"
+
+
+def _request(number: int, n_tokens: int) -> bytes:
+    """A question that no recording answers."""
+    chance = random.Random(number)
+    request = DeriveRequest(
+        prompt=Prompt(token_ids=tuple(chance.randrange(_VOCABULARY) for _ in range(n_tokens))),
+        loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(1,), distractor_token_ids=(7,)),
+        derived_scalars=(DerivedScalarSpec(dst=DerivedScalarType.MLP_WRITE_TO_FINAL_RESIDUAL_GRAD),),
+    )
+    message: bytes = to_wire(request).SerializeToString()
+    return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """A server of this benchmark's own."""
+
+    address: str
+    metrics: str
+    log: Path
+
+    def refusal_seconds(self) -> list[float]:
+        """How long refused calls took within the server."""
+        found = _REFUSAL_MILLIS.findall(self.log.read_text(encoding="utf-8"))
+        return [float(millis) / 1000 for millis in found]
+
+    def calls_logged(self) -> int:
+        """Lines about calls of Derive."""
+        return len(_CALL_LINE.findall(self.log.read_text(encoding="utf-8")))
+
+    def calls_counted(self, kind: str) -> int:
+        """Calls of Derive in a metric."""
+        with urllib.request.urlopen(self.metrics) as page:  # noqa: S310  our own
+            lines = page.read().decode().splitlines()
+        of_derive = [line for line in lines if line.startswith(kind) and _DERIVE[1:] in line]
+        return int(sum(float(line.rpartition(" ")[2]) for line in of_derive))
+
+
+def serve_with_a_device_that_sleeps() -> None:
+    """`dst-grpc serve` on a device that takes its time without the processor's: 10 ms for 16 tokens, 4 ms for a batch.
+
+    What else runs on the machine then hardly changes what the device can do.
+    """
+    from dst_grpc.cli import main
+    from dst_grpc.pipeline import batching
+
+    run = vars(batching)["run"]
+
+    def slow_run(plans: Sequence[Plan], *arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        results = run(plans, *arguments, **options)
+        wanted = 0.004 + 0.010 / _TOKENS * sum(len(plan.token_ids) for plan in plans)
+        time.sleep(max(wanted - (time.perf_counter() - started), 0.0))
+        return results
+
+    vars(batching)["run"] = slow_run
+    main()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _serving(program: Sequence[str]) -> Iterator[_Target]:
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        write_model(top / "model")
+        names = (_GREEDY, *_POLITE, *(f"caller-{i}" for i in range(_CALLERS)))
+        lines = [f"{name} sha256:{hashlib.sha256(_token_of(name).encode()).hexdigest()} ask never" for name in names]
+        (top / "tokens").write_text("\n".join(lines))
+        command = [sys.executable, *program, "serve", "--port", "0"]
+        command += ["--model", f"m={top / 'model'}", "--default-model", "m", "--preload", "m", "--store-bytes", "0"]
+        port = _free_port()
+        command += ["--auth-token-file", str(top / "tokens"), "--metrics-port", str(port)]
+        with (top / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            assert _READY in line, (top / "log").read_text(encoding="utf-8")
+            metrics = f"http://127.0.0.1:{port}/metrics"
+            yield _Target(address=line.partition(_READY)[2].strip(), metrics=metrics, log=top / "log")
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@dataclass
+class _Ends:
+    """What became of some requests."""
+
+    codes: Counter[str] = field(default_factory=Counter)
+    ok: list[float] = field(default_factory=list)
+    """Seconds from when one was due to its answer."""
+    refused: list[float] = field(default_factory=list)
+    """Seconds from when one was sent to its refusal."""
+    work: float = 0.0
+    """Of those that were answered before their deadline, in small requests."""
+
+    def add(self, others: _Ends) -> None:
+        self.codes += others.codes
+        self.ok += others.ok
+        self.refused += others.refused
+        self.work += others.work
+
+    @property
+    def in_time(self) -> float:
+        return self.codes["OK"] / max(self.codes.total(), 1)
+
+
+class _Caller:
+    """One caller, on a connection of its own."""
+
+    def __init__(self, address: str, name: str, seed: int) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self.channel = grpc.aio.insecure_channel(address, options=options)
+        self._call: Any = self.channel.unary_stream(_DERIVE)
+        self._metadata = (("authorization", f"Bearer {_token_of(name)}"),)
+        self._chance, self._numbers = random.Random(name), itertools.count(seed << 32)
+        self.ends = _Ends()
+
+    async def ask(self, due: float | None = None, *, deadline: float | None = _DEADLINE) -> None:
+        """Send one of the mixture and read its answer."""
+        is_large = self._chance.random() < _P_LARGE
+        request = _request(next(self._numbers), _TOKENS * (_LARGER if is_large else 1))
+        sent = time.perf_counter()
+        due = sent if due is None else due
+        try:
+            async for _ in self._call(request, timeout=deadline, metadata=self._metadata):
+                pass
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+            if code == "RESOURCE_EXHAUSTED":
+                self.ends.refused.append(time.perf_counter() - sent)
+        else:
+            code = "OK"
+            self.ends.ok.append(time.perf_counter() - due)
+            self.ends.work += _LARGER if is_large else 1
+        self.ends.codes[code] += 1
+
+    async def offer(self, rate: float, seconds: float) -> None:
+        """Send requests at Poisson times, whatever becomes of earlier ones."""
+        async with asyncio.TaskGroup() as asking:
+            due, end = time.perf_counter(), time.perf_counter() + seconds
+            while (due := due + self._chance.expovariate(rate)) < end:
+                await asyncio.sleep(due - time.perf_counter())
+                asking.create_task(self.ask(due))
+
+
+@asynccontextmanager
+async def _callers(target: _Target, names: Sequence[str], seed: int) -> AsyncGenerator[Mapping[str, _Caller], None]:
+    found = {name: _Caller(target.address, name, seed + i) for i, name in enumerate(names)}
+    try:
+        yield found
+    finally:
+        await asyncio.gather(*(one.channel.close() for one in found.values()))
+
+
+async def _capacity(target: _Target, seed: int) -> float:
+    """Small requests a second that the server gets done for one caller that always has some in flight."""
+    async with _callers(target, [_GREEDY], seed) as callers:
+        (caller,) = callers.values()
+        started = end = 0.0
+
+        async def keep_asking() -> None:
+            while time.perf_counter() < end:
+                await caller.ask(deadline=None)
+
+        for seconds in (3.0, _SECONDS / 2):  # the first to warm up
+            caller.ends = _Ends()
+            started = time.perf_counter()
+            end = started + seconds
+            await asyncio.gather(*(keep_asking() for _ in range(_IN_FLIGHT)))
+        return caller.ends.work / (time.perf_counter() - started)
+
+
+async def _phase(target: _Target, rates: Mapping[str, float], seed: int) -> dict[str, _Ends]:
+    """Offer requests a second for a while."""
+    async with _callers(target, list(rates), seed) as callers:
+        offers: list[Awaitable[None]] = [callers[name].offer(rate, _SECONDS) for name, rate in rates.items()]
+        await asyncio.gather(*offers)
+        return {name: caller.ends for name, caller in callers.items()}
+
+
+async def _all_at_once(target: _Target) -> Counter[str]:
+    """What becomes of calls that very many callers send at the same time."""
+    async with _callers(target, [f"caller-{i}" for i in range(_CALLERS)], 10_000) as callers:
+        await asyncio.gather(*(one.channel.channel_ready() for one in callers.values()))
+        await asyncio.gather(*(one.ask(deadline=60.0) for one in callers.values() for _ in range(_CALLS_EACH)))
+        return sum((one.ends.codes for one in callers.values()), Counter[str]())
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which *share* of *values* lie; NaN without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
+
+
+async def _report(target: _Target) -> list[str]:
+    alone, beside, greedy = _Ends(), _Ends(), _Ends()
+    capacities, offered_seconds = [await _capacity(target, 1)], 0.0
+    for number in range(_ROUNDS):
+        one = capacities[-1] / _MEAN_WORK
+        polite = dict.fromkeys(_POLITE, 0.1 * one)
+        for ends in (await _phase(target, polite, 100 + number)).values():
+            alone.add(ends)
+        found = await _phase(target, polite | {_GREEDY: one}, 200 + number)
+        for name, ends in found.items():
+            (greedy if name == _GREEDY else beside).add(ends)
+        offered_seconds += _SECONDS
+        capacities.append(await _capacity(target, 300 + number))
+    capacity = sum(capacities) / len(capacities)
+    useful = (beside.work + greedy.work) / offered_seconds
+    p99, p99_alone = quantile(beside.ok, 0.99), quantile(alone.ok, 0.99)
+    refused = [*greedy.refused, *beside.refused]
+    in_server = quantile(target.refusal_seconds(), 0.99)
+    lines = [
+        f"  one greedy caller that offers 1.0 of capacity, five polite ones 0.1 each, deadline {_DEADLINE:g} s",
+        f"  capacity: {capacity:.0f} small requests/s ({min(capacities):.0f} to {max(capacities):.0f})",
+        f"  polite p99: {p99 * 1e3:.0f} ms, {p99 / p99_alone:.1f} times {p99_alone * 1e3:.0f} ms without the greedy",
+        f"  polite p50: {quantile(beside.ok, 0.5) * 1e3:.0f} ms, and {quantile(alone.ok, 0.5) * 1e3:.0f} ms without",
+        f"  polite in time: {beside.in_time:.1%} of {beside.codes.total()}, {alone.in_time:.1%} without",
+        f"  greedy in time: {greedy.in_time:.0%} of {greedy.codes.total()}, {dict(greedy.codes)}",
+        f"  useful work: {useful / capacity:.2f} of what one caller gets done alone",
+        f"  refused: {len(refused)}, p99 {quantile(refused, 0.99) * 1e3:.1f} ms ({in_server * 1e3:.1f} in the server)",
+    ]
+    logged, started = target.calls_logged(), target.calls_counted("grpc_server_call_started_total")
+    ended = target.calls_counted("grpc_server_call_duration_seconds_count")
+    codes = await _all_at_once(target)
+    logged, started = target.calls_logged() - logged, target.calls_counted("grpc_server_call_started_total") - started
+    ended = target.calls_counted("grpc_server_call_duration_seconds_count") - ended
+    lines.append(
+        f"  {_CALLERS} callers, {_CALLS_EACH} calls each at once: {dict(codes)}; of {codes.total()},"
+        f" {started} reached a handler, {logged} were logged, {ended} were measured"
+    )
+    return lines
+
+
+def report() -> Iterator[str]:
+    """All of it."""
+    sleeping = "from benchmarks.fairness import serve_with_a_device_that_sleeps as serve; serve()"
+    devices = {"a device that sleeps": ("-c", sleeping), "this processor": ("-m", "dst_grpc.cli")}
+    for device, program in devices.items():
+        yield f"fairness, on {device}:"
+        with _serving(program) as target:
+            yield from asyncio.run(_report(target))
