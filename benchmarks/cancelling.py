@@ -21,7 +21,8 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.door import Ticket
-from dst_grpc.pipeline.scheduler import DeviceLimits, Scheduler
+from dst_grpc.pipeline.limits import DeviceLimits
+from dst_grpc.pipeline.scheduler import Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 

@@ -1,8 +1,7 @@
 """From a request to its answer: planning, the door, scheduling, batching, running, and deriving."""
 
 from dst_grpc.pipeline.door import Bounds
-from dst_grpc.pipeline.limits import Limits
-from dst_grpc.pipeline.scheduler import DeviceLimits
+from dst_grpc.pipeline.limits import DeviceLimits, Limits
 from dst_grpc.pipeline.service import Pipeline
 
 __all__ = ["Bounds", "DeviceLimits", "Limits", "Pipeline"]

@@ -129,7 +129,7 @@ class Batcher:
             The result of *then*.
 
         Raises:
-            DeadlineExceeded: its deadline passed while it waited.
+            DeadlineExceeded: it waited until there was too little time left before its deadline.
             Unavailable: (DRAINING) if the device is closed.
         """
         kind, units = self._work_of(ticket, plan)
@@ -192,7 +192,9 @@ class Batcher:
     def _dispatch(self) -> None:
         self._is_waking = False
         for late in self.scheduler.drop_late():
-            _fail(late, DeadlineExceeded("the deadline passed while the request waited for the device"))
+            _fail(
+                late, DeadlineExceeded("the request waited for the device until there was too little time left for it")
+            )
         batch = self.scheduler.start()
         if batch is None:
             return

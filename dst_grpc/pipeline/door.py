@@ -43,7 +43,17 @@ class Bounds:
 class Ticket:
     """One request's place, from its arrival to its end: whose it is, how urgent, and the memory that it takes."""
 
-    __slots__ = ("_on_start", "caller", "grant", "has_started", "passed_over", "peak_bytes", "request_bytes", "urgency")
+    __slots__ = (
+        "_on_start",
+        "caller",
+        "expected",
+        "grant",
+        "has_started",
+        "passed_over",
+        "peak_bytes",
+        "request_bytes",
+        "urgency",
+    )
 
     def __init__(
         self,
@@ -60,6 +70,8 @@ class Ticket:
         """Device memory that it takes while it runs, estimated; known once it is planned."""
         self.request_bytes = request_bytes
         """Bytes of its message."""
+        self.expected = 0.0
+        """Seconds that it was expected to take when it was let in; 0 if that is not known, or over."""
         self.has_started = False
         """Whether a job of it has started; its memory is then taken."""
         self.passed_over = 0

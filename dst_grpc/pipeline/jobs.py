@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from dst_grpc.pipeline.rates import Rate
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
 
     from dst_grpc.domain.callers import Priority
     from dst_grpc.pipeline.door import Ticket
-    from dst_grpc.pipeline.rates import Rate
 
     FlowKey = tuple[str, Priority]
 
@@ -37,6 +38,8 @@ class Job:
     """When it began to wait."""
     cost: float = field(default=0.0, init=False)
     """Device seconds that it is estimated to take, while it waits."""
+    has_waited: bool = field(default=False, init=False)
+    """Whether the device was busy when it came."""
     is_waiting: bool = field(default=False, init=False)
     """Whether it is in the queue."""
 
@@ -79,7 +82,7 @@ class Flow:
     Steps of answers that have begun go before passes, as they hold memory.
     """
 
-    __slots__ = ("_passes", "_steps", "deficit", "key", "seconds", "weight")
+    __slots__ = ("_pace", "_passes", "_steps", "deficit", "key", "seconds", "weight")
 
     def __init__(self, key: FlowKey) -> None:
         """Start empty."""
@@ -90,6 +93,7 @@ class Flow:
         """Device seconds that it may use; below zero, those that it has to make up for."""
         self.seconds = 0.0
         """Estimated cost of all its jobs."""
+        self._pace = Rate(1.0)
         self._steps: deque[Job] = deque()
         self._passes: deque[Job] = deque()
 
@@ -108,6 +112,17 @@ class Flow:
         return queue[0] if queue else None
 
     @property
+    def pace(self) -> float:
+        """How much longer its requests take than is expected of what waits when they come: others come meanwhile."""
+        return max(self._pace.seconds(1.0), 1.0)
+
+    def note_wait(self, job: Job, now: float) -> None:
+        """Learn how long a request took from its arrival to its first answer, or to when it was given up."""
+        if job.ticket.expected:
+            self._pace.note(job.ticket.expected, now - job.since)
+            job.ticket.expected = 0.0
+
+    @property
     def next_pass(self) -> Job | None:
         """The pass that is next, after all steps."""
         return self._passes[0] if self._passes else None
@@ -124,7 +139,7 @@ class Flow:
         job.is_waiting = False
         self.seconds = self.seconds - job.cost if len(self) else 0.0
 
-    def offers(self, first: Job, count: int) -> Iterator[Job]:
+    def similar(self, first: Job, count: int) -> Iterator[Job]:
         """Jobs of the group of *first*, among the next *count*; those of the nearest length first."""
         near = [job for job in islice(self, count) if job.group == first.group]
         yield from sorted(near, key=lambda job: abs(job.n_tokens - first.n_tokens))

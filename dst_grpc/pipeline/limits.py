@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.door import Bounds
-from dst_grpc.pipeline.scheduler import DeviceLimits
 from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES
+
+DEFAULT_RUN_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLimits:
+    """Limits of one device."""
+
+    max_run_bytes: int = DEFAULT_RUN_BYTES
+    """Estimated memory of all requests that run, without weights."""
+    patience: float = 30.0
+    """Seconds that a request without a deadline may be expected to take. Items of streams may take longer, as reading
+    paces them."""
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+    """Tokens of a batch, pads included, unless a single prompt is longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

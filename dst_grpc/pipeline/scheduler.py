@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import Priority
 from dst_grpc.errors import Exhausted, Reason
-from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.jobs import Batch, Flow
 from dst_grpc.pipeline.memory_shares import MemoryShares
 
@@ -32,9 +30,9 @@ if TYPE_CHECKING:
 
     from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.jobs import FlowKey, Job
+    from dst_grpc.pipeline.limits import DeviceLimits
     from dst_grpc.pipeline.rates import Rate
 
-DEFAULT_RUN_BYTES = 4 << 30
 MAX_PADDING = 1.2
 """Tokens of a batch, pads included, over those of its prompts."""
 
@@ -56,20 +54,6 @@ _ALONE_AFTER_SECONDS = 10.0
 """After so long a caller whom no other has interrupted is alone: longer batches do more, and keep nobody waiting."""
 _OFFERED = 64
 """Jobs of a caller, the next ones, among which companions of a batch are looked for."""
-_MAX_MISFITS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceLimits:
-    """Limits of one device."""
-
-    max_run_bytes: int = DEFAULT_RUN_BYTES
-    """Estimated memory of all requests that run, without weights."""
-    patience: float = 30.0
-    """Seconds that a request without a deadline may be expected to take. Items of streams may take longer, as reading
-    paces them."""
-    max_batch_tokens: int = MAX_BATCH_TOKENS
-    """Tokens of a batch, pads included, unless a single prompt is longer."""
 
 
 class Scheduler:
@@ -126,7 +110,10 @@ class Scheduler:
         remaining = self._patience(ticket)
         if remaining is None or (self._running is None and not self._n_waiting):
             return
-        wait = self._wait(_key_of(ticket), _weight_of(ticket), cost)
+        key = _key_of(ticket)
+        ticket.expected = self._wait(key, _weight_of(ticket), cost)
+        flow = self._ring.get(key)
+        wait = ticket.expected * (1.0 if flow is None else flow.pace)
         if wait > _MOST_OF_TIME * remaining:
             raise Exhausted(
                 f"the answer can be expected in {wait:.3g} s, too late for a deadline in {max(remaining, 0.0):.3g} s",
@@ -170,6 +157,7 @@ class Scheduler:
     def add(self, job: Job) -> None:
         """Let *job* wait."""
         job.since, key = self._clock(), _key_of(job.ticket)
+        job.has_waited = self._running is not None
         job.cost = job.rate.seconds(job.units)
         if self._latest not in {None, key}:
             self._interrupted_at = job.since
@@ -187,17 +175,19 @@ class Scheduler:
         self._charge(job.ticket.caller.name, -job.cost)
 
     def drop_late(self) -> list[Job]:
-        """Take those out of the queue that are next, but whose callers have given up by now."""
+        """Take those out of the queue that are next, but would not be over before their deadlines."""
         late = []
         for flow in self._ring.values():
             while (head := flow.head) is not None and self._is_late(head):
                 self.remove(head)
+                flow.note_wait(head, self._clock())
                 late.append(head)
         return late
 
     def _is_late(self, job: Job) -> bool:
-        deadline = job.ticket.urgency.deadline
-        return deadline is not None and deadline <= self._clock()
+        """Whether the deadline of *job* has passed, or, if it is a pass that has waited, would while it ran."""
+        deadline, ahead = job.ticket.urgency.deadline, job.cost if job.has_waited and not job.is_step else 0.0
+        return deadline is not None and deadline <= self._clock() + ahead
 
     def clear(self) -> list[Job]:
         """Take all jobs out of the queue."""
@@ -249,6 +239,7 @@ class Scheduler:
             flow = self._ring.get(_key_of(job.ticket))
             if flow is not None:
                 flow.deficit += job.cost - part
+                flow.note_wait(job, self._clock())
             self._charge(job.ticket.caller.name, part - job.cost)
             if job in as_estimated:
                 units, known = learnt.get(job.rate, (0, 0.0))
@@ -336,11 +327,15 @@ class Scheduler:
 
     def _companions(self, batch: Batch) -> Iterator[Job]:
         """Jobs to run with the first of *batch*: of every caller in turn, of those first who have nothing to make up
-        for."""
+        for.
+
+        Whose turn it is gives jobs of similar lengths, wherever in its queue; the others only what they would run next,
+        so that a job that fits no batch is not overtaken again and again.
+        """
         first = batch.jobs[0]
-        seconds = self._batch_seconds
-        offers = {key: flow.offers(first, _OFFERED) for key, flow in self._ring.items()}
-        misfits = 0
+        seconds, holder = self._batch_seconds, _key_of(first.ticket)
+        offers = {key: iter(list(flow)) for key, flow in self._ring.items()}
+        offers[holder] = self._ring[holder].similar(first, _OFFERED)
         for is_in_credit in (True, False):
             turns = deque(offers)
             while turns:
@@ -348,13 +343,13 @@ class Scheduler:
                 if is_in_credit and self._ring[key].deficit < 0:
                     continue
                 for job in offers[key]:
-                    if self._has_room(batch, job, seconds):
+                    if job.group == first.group and self._has_room(batch, job, seconds):
                         yield job
                         turns.append(key)
                         break
-                    misfits += 1
-                    if misfits == _MAX_MISFITS:
-                        return
+                    if key != holder:
+                        del offers[key]
+                        break
 
     def _has_room(self, batch: Batch, job: Job, seconds: float) -> bool:
         padded = batch.padded_with(job)

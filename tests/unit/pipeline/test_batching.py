@@ -24,10 +24,11 @@ from dst_grpc.errors import Unavailable
 from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.door import Ticket
+from dst_grpc.pipeline.limits import DeviceLimits
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult
-from dst_grpc.pipeline.scheduler import DeviceLimits, Scheduler
+from dst_grpc.pipeline.scheduler import Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from dst_grpc.scalars.origins import LossOrigin

@@ -23,8 +23,7 @@ from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import Exhausted, OutOfRange, Reason
-from dst_grpc.pipeline.limits import Limits
-from dst_grpc.pipeline.scheduler import DeviceLimits
+from dst_grpc.pipeline.limits import DeviceLimits, Limits
 from dst_grpc.pipeline.service import Pipeline
 from tests import explaining, models, traces
 from tests.comparing import same

@@ -15,8 +15,9 @@ from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.jobs import Batch, Job
+from dst_grpc.pipeline.limits import DeviceLimits
 from dst_grpc.pipeline.rates import Rate
-from dst_grpc.pipeline.scheduler import MAX_PADDING, DeviceLimits, Scheduler
+from dst_grpc.pipeline.scheduler import MAX_PADDING, Scheduler
 from tests.unit.pipeline.simulated import Clock
 
 RATE = Rate(0.001)
@@ -246,6 +247,22 @@ def test_pads_are_at_most_a_sixth_of_a_batch(lengths: list[int], n_callers: int)
     assert sorted(job.n_tokens for job in ran) == sorted(lengths), "each once"
 
 
+def test_a_job_that_fits_no_batch_is_not_overtaken_for_ever() -> None:
+    """A caller's own small jobs would else use up, in the batches of others, what its large one needs."""
+    device = Device()
+    for _ in range(20):
+        device.add("other", 10, group="same")
+        device.add("mixed", 10, group="same")
+    large = device.add("mixed", 80, group="same", n_tokens=8)
+    while large.is_waiting:
+        device.add("other", 10, group="same")
+        device.add("mixed", 10, group="same")
+        device.run()
+    assert device.clock.now <= 0.4 + 0.08 + 0.08 + 2 * 0.05, (
+        "what was before it, and as much of the other; then it itself, and as much of the other; and batches"
+    )
+
+
 # Nobody is lost
 
 
@@ -431,6 +448,25 @@ def test_a_caller_without_a_queue_waits_for_a_turn_of_the_other() -> None:
     device.scheduler.check(device.ticket("polite", deadline=device.clock.now + 0.060), 0.010)
 
 
+def test_a_caller_whose_requests_take_longer_than_expected_is_expected_to_wait_longer() -> None:
+    """Others come meanwhile, which the queue does not show yet."""
+    device = Device()
+    device.add("greedy", 100)
+    for _ in range(20):
+        ticket = device.ticket("greedy")
+        device.scheduler.check(ticket, 0.100)
+        device.add("greedy", 100, ticket=ticket)
+    for _ in range(20):
+        device.add("other", 100)
+        device.run()
+    device.start()
+    known = device.ticket("greedy")
+    device.scheduler.check(known)
+    assert known.expected > 0.5
+    device.scheduler.check(device.ticket("third", deadline=device.clock.now + 1.4 * known.expected))
+    refused(lambda: device.scheduler.check(device.ticket("greedy", deadline=device.clock.now + 1.4 * known.expected)))
+
+
 def test_without_a_deadline_half_a_minute_is_as_long_as_anybody_is_made_to_wait() -> None:
     device = Device()
     for _ in range(100):
@@ -465,6 +501,16 @@ def test_what_is_late_is_dropped_before_it_runs() -> None:
     assert device.scheduler.drop_late() == [late]
     assert device.run() == [in_time]
     assert device.charged["one"] == pytest.approx(in_time.cost)
+
+
+def test_what_has_waited_until_there_is_too_little_time_is_not_begun() -> None:
+    device = Device()
+    at_once = device.add("one", 50, ticket=device.ticket("one", deadline=0.010))
+    assert device.start().jobs == [at_once], "an idle device tries: the estimate may be wrong"
+    waited = device.add("one", 50, ticket=device.ticket("one", deadline=0.090))
+    device.clock.now = 0.050
+    device.scheduler.finish(())
+    assert device.scheduler.drop_late() == [waited]
 
 
 # Learning

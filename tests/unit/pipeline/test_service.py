@@ -30,8 +30,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
-from dst_grpc.pipeline.limits import Limits
-from dst_grpc.pipeline.scheduler import DeviceLimits
+from dst_grpc.pipeline.limits import DeviceLimits, Limits
 from dst_grpc.pipeline.service import Pipeline
 from dst_grpc.scalars.derive import Derivation
 from tests import checkpoints, interventions, models
