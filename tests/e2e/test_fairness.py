@@ -19,7 +19,8 @@ from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline import batching
-from dst_grpc.rpc.server import Server, build_parts, running_server
+from dst_grpc.rpc.parts import build_parts
+from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests.e2e.conftest import CALL_SECONDS, error_of
 
