@@ -34,7 +34,7 @@ IN_DERIVE = {
     "tokenising": ("dst_grpc.engine.tokenizer.Tokenizer.encode_at_most", PYTHON),
     "loading": ("dst_grpc.contexts.loading.FileLoader.load_model", CPU),
     "leasing": ("dst_grpc.contexts.cache.ContextCache.lease", PYTHON),
-    "padding": ("dst_grpc.pipeline.passes._padded", CPU),
+    "padding": ("dst_grpc.pipeline.rows.Entering.of", CPU),
     "forward": ("dst_grpc.engine.decoder.Decoder.forward", GPU),
     "attention": ("dst_grpc.engine.layer.Layer.attn_project", CPU),
     "backward": ("dst_grpc.engine.taps.Taps.gradients", GPU),
