@@ -88,7 +88,14 @@ def detach_gradient(tap: TapLike, *, layer: int | None = None, at: Sequence[Axis
     return Intervention(at=_at(tap, layer, at, PassType.BACKWARD), action=DetachGradient())
 
 
-def patch(tap: TapLike, run: str, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
+def patch(
+    tap: TapLike,
+    run: str,
+    *,
+    subspace: TensorLike | None = None,
+    layer: int | None = None,
+    at: Sequence[AxisLike] = (),
+) -> Intervention:
     """Replace entries of a tap by what they are in another run (activation patching).
 
     Positions correspond by their numbers. With a run of another prompt it is resample ablation.
@@ -96,13 +103,16 @@ def patch(tap: TapLike, run: str, *, layer: int | None = None, at: Sequence[Axis
     Args:
         tap: The tap.
         run: Name of one of the request's `source_runs`; `unchanged` is this run without any intervention.
+        subspace: Vectors [k, n] that span the subspace in which entries are replaced (interchange intervention, DAS);
+            None = all of it.
         layer: As for `steer`.
         at: As for `steer`.
 
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    return Intervention(at=_at(tap, layer, at), action=CopyFromRun(run=run))
+    rows = None if subspace is None else tensor_of(subspace)
+    return Intervention(at=_at(tap, layer, at), action=CopyFromRun(run=run, subspace=rows))
 
 
 def hold(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:

@@ -71,6 +71,9 @@ class Context(Protocol):
     def dot(self, x: Values, y: Values) -> Values:
         """Inner products along the last axis, which stays, with size 1."""
 
+    def projected(self, x: Values, subspace: RequestTensor) -> Values:
+        """The orthogonal projection of the vectors along the last axis on the span of those of *subspace* [k, n]."""
+
     def norm(self, x: Values) -> Values:
         """Norms along the last axis, which stays, with size 1."""
 
@@ -190,7 +193,7 @@ def check_vectors(problems: Violations, at: TapSelection, arm: str) -> None:
             f"{json_name(location)} has no vectors, which {arm!r} along a direction needs",
         )
     elif at.all_axes[last] is not None:
-        problems.add(f"at.axes[{last}]", f"must be the whole axis for {arm!r} along a direction")
+        problems.add(f"at.axes[{last}]", f"must be the whole axis for {arm!r} along directions")
 
 
 def check_finite(problems: Violations, path: str, value: float | None) -> None:

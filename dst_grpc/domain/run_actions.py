@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from dst_grpc.domain.actions import UNCHANGED, Action, Context, Positions, Reading, Values, check_one_token_axis
+from dst_grpc.domain.actions import (
+    UNCHANGED,
+    Action,
+    Context,
+    Positions,
+    Reading,
+    Values,
+    check_one_token_axis,
+    check_vectors,
+)
 from dst_grpc.domain.directions import check_run_name
+from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import Violations
 
@@ -15,11 +25,14 @@ from dst_grpc.errors import Violations
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyFromRun(Action):
     """Replaces the selected entries by what they are in another run: activation patching, in either direction, and,
-    with a run of another prompt, resample ablation."""
+    with a run of another prompt, resample ablation; or only their components in a subspace: interchange intervention
+    with a rotation (DAS)."""
 
     arm = "copy"
     run: str
     """Name of the run; UNCHANGED is this run without any intervention."""
+    subspace: RequestTensor | None = None
+    """Vectors [k, n] along the last axis that span a subspace; None = the whole space."""
 
     def __post_init__(self) -> None:
         """Check the name; raises InvalidRequest."""
@@ -33,9 +46,15 @@ class CopyFromRun(Action):
         return (Reading(run=self.run, path=f"{self.arm}.run"),)
 
     def apply(self, x: Values, context: Context) -> Values | float:
-        """The other run's."""
-        del x
-        return context.of_run(self.run)
+        """The other run's y; with a subspace, x + P (y - x), P being the orthogonal projection on it."""
+        other = context.of_run(self.run)
+        return other if self.subspace is None else x + context.projected(other - x, self.subspace)
+
+    def check(self, problems: Violations, at: TapSelection) -> None:
+        """A subspace needs vectors."""
+        Action.check(self, problems, at)
+        if self.subspace is not None:
+            check_vectors(problems, at, self.arm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,13 @@ class _Context:
         product: torch.Tensor = wide(x) * y
         return product.sum(dim=-1, keepdim=True)
 
+    def projected(self, x: Any, subspace: RequestTensor) -> torch.Tensor:
+        rows = self.tensor(subspace)
+        # The rows need be neither orthogonal nor independent, which float32 numbers are only so exactly.
+        exact = max(rows.shape) * torch.finfo(torch.float32).eps
+        found: torch.Tensor = wide(x) @ torch.linalg.pinv(rows, rtol=exact) @ rows
+        return found
+
     def norm(self, x: Any) -> torch.Tensor:
         found: torch.Tensor = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True)
         return found

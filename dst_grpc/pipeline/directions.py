@@ -120,6 +120,17 @@ def why_no_vector(vector: RequestTensor, width: int | None) -> str:
     return "" if np.any(vector.tensor) else "is 0, which is no direction"
 
 
+def why_no_subspace(rows: RequestTensor, width: int | None) -> str:
+    """Why a tensor of a request spans no subspace of vectors of *width* entries; empty if it does, or is not known
+    yet."""
+    if rows.tensor is None:
+        return ""
+    shape = rows.tensor.shape
+    if len(shape) != 2 or (width is not None and shape[1] != width):
+        return f"has shape {list(shape)}, but must have [k, {width}], whose last is the size of the tap's last axis"
+    return "" if np.any(rows.tensor) else "is 0, and spans nothing"
+
+
 def weight_rows(interventions: Iterable[Intervention]) -> Iterator[WeightRow]:
     """The rows of weights that *interventions* name."""
     for one in interventions:

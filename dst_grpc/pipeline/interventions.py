@@ -13,7 +13,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import Reason, Violations, join_path, require
 from dst_grpc.pipeline.checks import check_covered, check_layer, sized
-from dst_grpc.pipeline.directions import why_no_vector
+from dst_grpc.pipeline.directions import why_no_subspace, why_no_vector
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def planned_interventions(
         meant = one.intervention
         at = checked_selection(findings, meant.at, f"{one.path}.{one.at}", sizes, spliced, axes=one.axes)
         if findings.count == before and has_prompt:
-            _check_tensors(findings, meant, one.path, _shape(at, sizes, spliced))
+            _check_tensors(findings, meant, one.path, _shape(at, sizes, spliced), width_of(at, sizes, spliced))
             _check_readings(findings, meant, one.path, sizes.n_tokens, lengths)
         meant = meant if at is meant.at else replace(meant, at=at)
         if not (meant.runs or meant.action.directions):
@@ -269,19 +269,27 @@ def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]
 # Tensors
 
 
-def _check_tensors(findings: Findings, intervention: Intervention, path: str, shape: tuple[int, ...]) -> None:
-    """Note inline tensors that cannot be broadcast to *shape*; those named by handle are not known yet, and directions
-    are checked elsewhere."""
-    of_directions = _vectors(intervention)
+def _check_tensors(
+    findings: Findings, intervention: Intervention, path: str, shape: tuple[int, ...], width: int | None
+) -> None:
+    """Note inline tensors that do not fit the selected entries of *shape*, or vectors of *width* entries; those named
+    by handle are not known yet, and directions are checked elsewhere."""
     for field, tensor in intervention.tensor_paths().items():
-        if tensor.tensor is not None and tensor not in of_directions:
-            reason = _why_not_stretched(tensor, shape)
+        if tensor.tensor is not None and not _is_of_direction(field):
+            reason = _why_not_fitting(field, tensor, shape, width)
             findings.check(not reason, f"{path}.{field}.tensor", reason)
 
 
-def _vectors(intervention: Intervention) -> list[RequestTensor | None]:
-    """The tensors that are directions."""
-    return [direction.vector for direction in intervention.action.directions.values()]
+def _is_of_direction(field: str) -> bool:
+    """Whether the tensor of a field, such as `swap.target.vector`, is that of a direction."""
+    return field.count(".") > 1
+
+
+def _why_not_fitting(field: str, tensor: RequestTensor, shape: Sequence[int], width: int | None) -> str:
+    """Why the tensor of a field does not fit; empty if it does."""
+    if _is_of_direction(field):
+        return why_no_vector(tensor, width)
+    return why_no_subspace(tensor, width) if field.endswith(".subspace") else _why_not_stretched(tensor, shape)
 
 
 def _why_not_stretched(tensor: RequestTensor, shape: Sequence[int]) -> str:
@@ -325,10 +333,9 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
             known[tensor] = source.get(tensor.handle)
             dimensions = plan.model.dimensions
             sizes = Sizes(dimensions, n_tokens or dimensions.context_window, plan.model.architecture)
-            if tensor in _vectors(one):
-                reason = why_no_vector(known[tensor], width_of(_meant(one.at, plan.spliced), sizes, plan.spliced))
-            else:
-                reason = _why_not_stretched(known[tensor], _shape(one.at, sizes, plan.spliced))
+            at = _meant(one.at, plan.spliced)
+            width = width_of(at, sizes, plan.spliced)
+            reason = _why_not_fitting(field, known[tensor], _shape(at, sizes, plan.spliced), width)
             problems.check(not reason, handle_path, reason)
     if not known:
         return plan

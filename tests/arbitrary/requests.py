@@ -368,6 +368,10 @@ def reading_actions(location: ActivationLocationType, names: Sequence[str]) -> s
     return st.builds(CopyFromRun, run=run) | st.just(HoldValue()) | means
 
 
+def copies_in_subspaces(names: Sequence[str]) -> st.SearchStrategy[Action]:
+    return st.builds(CopyFromRun, run=st.sampled_from([UNCHANGED, *names]), subspace=request_tensors)
+
+
 @st.composite
 def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_types) -> Intervention:
     """Interventions that may read *runs*."""
@@ -382,7 +386,7 @@ def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_
     on_values = set_values | add_vectors | scale_values | limits(st.none()) | reading_actions(location, runs)
     has_vectors = location.dimensions[-1] not in {Dimension.ATTN_HEADS, Dimension.SINGLETON}
     if pass_type is PassType.FORWARD and has_vectors and at.all_axes[-1] is None:
-        on_values |= Along(directions(runs)).any
+        on_values |= Along(directions(runs)).any | copies_in_subspaces(runs)
     on_gradients = st.builds(SetValue, scalar=finite_floats32) | st.just(DetachGradient())
     return Intervention(at=at, action=draw(on_values if pass_type is PassType.FORWARD else on_gradients))
 

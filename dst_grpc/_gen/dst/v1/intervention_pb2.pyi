@@ -138,10 +138,12 @@ class DetachGradient(_message.Message):
     def __init__(self) -> None: ...
 
 class CopyFromRun(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "subspace")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    SUBSPACE_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    subspace: RequestTensor
+    def __init__(self, run: _Optional[str] = ..., subspace: _Optional[_Union[RequestTensor, _Mapping]] = ...) -> None: ...
 
 class HoldValue(_message.Message):
     __slots__ = ()
