@@ -71,7 +71,8 @@ class Alternative:
 
     @classmethod
     def of(cls, writes: Writes, decoder: Decoder, n_tokens: int, *, is_zero: bool = False) -> Alternative:
-        """The alternative that *writes* are, for prompts of *n_tokens*."""
+        """The alternative that *writes* are for prompts of *n_tokens*, at most as many as those by position."""
+        writes = writes.each(lambda x: x[:, :n_tokens])
         x = writes.embedding
         if decoder.position_embedding is not None:
             x = x + decoder.position_embedding[:n_tokens]
@@ -149,35 +150,41 @@ class MeanWrites:
     """The mean of what prompts write, over all prompts that were added, and over their positions too if wanted."""
 
     def __init__(self, *, by_position: bool) -> None:
-        """Begin with no prompt; *by_position*: a mean for each position, of prompts of one length."""
+        """Begin with no prompt; *by_position*: a mean for each position, over the prompts that have it."""
         self._by_position = by_position
         self._sum: Writes | None = None
-        self._count = 0
+        self._count = torch.zeros(1, dtype=torch.float64)
 
     def add(self, runs: RecordedRuns) -> None:
-        """Add runs; for means by position all of one length."""
+        """Add runs."""
         n_tokens = runs.tokens.shape[1]
         real = torch.arange(n_tokens, device=runs.last.device) <= runs.last[:, None]
-        self._count += len(real) if self._by_position else int(real.sum())
 
         def total(x: torch.Tensor) -> torch.Tensor:
             x = torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
             return x.sum(dim=0 if self._by_position else (0, 1), keepdim=True, dtype=torch.float64)
 
-        new = runs.writes.each(total)
+        new, count = runs.writes.each(total), real.sum(dim=0).double()
+        self._count = _padded_sum(self._count.to(count.device), count if self._by_position else count.sum()[None])
         old = self._sum
-        self._sum = (
-            new
-            if old is None
-            else Writes(
-                old.embedding + new.embedding,
-                tuple(a + b for a, b in zip(old.heads, new.heads, strict=True)),
-                tuple(a + b for a, b in zip(old.mlps, new.mlps, strict=True)),
+        if old is not None:
+            new = Writes(
+                _padded_sum(old.embedding, new.embedding, 1),
+                tuple(_padded_sum(a, b, 1) for a, b in zip(old.heads, new.heads, strict=True)),
+                tuple(_padded_sum(a, b, 1) for a, b in zip(old.mlps, new.mlps, strict=True)),
             )
-        )
+        self._sum = new
 
     def mean(self, dtype: torch.dtype) -> Writes:
-        """The mean, of element type *dtype*; raises ValueError if nothing was added."""
+        """The mean, of element type *dtype*, [1, T or 1, ...]; raises ValueError if nothing was added."""
         if self._sum is None:
             raise ValueError("there is no mean of no prompts")
-        return self._sum.each(lambda x: (x / self._count).to(dtype))
+        return self._sum.each(lambda x: (x / self._count.view(1, -1, *(1,) * (x.dim() - 2))).to(dtype))
+
+
+def _padded_sum(a: torch.Tensor, b: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """*a* + *b*, the shorter one along *axis* continued with zeros."""
+    a, b = (a, b) if a.shape[axis] >= b.shape[axis] else (b, a)
+    total = a.clone()
+    total.narrow(axis, 0, b.shape[axis]).add_(b)
+    return total

@@ -24,7 +24,7 @@ class Alternative(StrEnum):
     PATCHING = "patching"
     """Its value in the other run of the pair."""
     MEAN_BY_POSITION = "mean_by_position"
-    """Its mean over reference prompts, at each position; all prompts are then equally long."""
+    """Its mean, at each position, over the reference prompts that are so long."""
     MEAN = "mean"
     """Its mean over reference prompts and all their positions."""
     ZERO = "zero"

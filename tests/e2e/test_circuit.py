@@ -179,7 +179,6 @@ def _check_file(client_address: str, file: Any, edges: Any) -> None:
         ({"corrupt": ""}, ["pairs[0].corrupt.text"]),
         ({"alternative": "mean"}, ["reference"]),
         ({"reference": [CLEAN]}, ["reference"]),
-        ({"alternative": "mean_by_position", "reference": [CORRUPT, "too short"]}, ["reference[1]"]),
         ({"alternative": "mean_by_position", "reference": ["too short"]}, ["pairs[0].clean"]),
         ({"target": " two tokens"}, ["loss_fn_config.target_tokens[0]"]),
         ({"target": None, "distractor": None}, ["pairs[0].loss_fn_config"]),

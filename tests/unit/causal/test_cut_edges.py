@@ -145,14 +145,20 @@ def test_a_mean_of_one_prompt_is_that_prompt_and_a_mean_over_positions_is_the_me
         torch.testing.assert_close(over_all, own.mean(dim=1, keepdim=True))
 
 
-def test_pads_are_in_no_mean() -> None:
+@pytest.mark.parametrize("by_position", [False, True])
+def test_pads_are_in_no_mean(by_position: bool) -> None:
     two = pair("gpt2")
-    together, apart = (MeanWrites(by_position=False) for _ in range(2))
+    together, apart = (MeanWrites(by_position=by_position) for _ in range(2))
     together.add(record([CORRUPT, (4, 7)], two.decoder))
-    for prompt in (CORRUPT, (4, 7)):
+    for prompt in ((4, 7), CORRUPT):
         apart.add(record([prompt], two.decoder))
     for found, expected in zip(*(_tensors(one.mean(torch.float64)) for one in (together, apart)), strict=True):
         torch.testing.assert_close(found, expected)
+    if by_position:
+        short, long = (_tensors(record([prompt], two.decoder).writes) for prompt in ((4, 7), CORRUPT))
+        for found, a, b in zip(_tensors(together.mean(torch.float64)), short, long, strict=True):
+            torch.testing.assert_close(found[:, :2], (a + b[:, :2]) / 2)
+            torch.testing.assert_close(found[:, 2:], b[:, 2:])
 
 
 def _tensors(writes: Writes) -> list[torch.Tensor]:
