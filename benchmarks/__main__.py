@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cancelling, contexts, deriving, explain, fairness, loop_lag, serving
+from benchmarks import cancelling, circuit, contexts, deriving, explain, fairness, loop_lag, serving
 
 REPORTS = {
     "deriving": deriving.report,
@@ -13,6 +13,7 @@ REPORTS = {
     "contexts": contexts.report,
     "fairness": fairness.report,
     "cancelling": cancelling.report,
+    "circuit": circuit.report,
     "loop_lag": loop_lag.report,
     "smollm2": deriving.report_of_smollm2,
 }

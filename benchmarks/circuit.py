@@ -1,0 +1,168 @@
+"""Circuits: what one costs beside a bare forward pass, and which one SmolLM2 uses for indirect objects.
+
+    python -m benchmarks.circuit ROWS.csv
+
+The second part asks a server about 100 rows of a file with the columns `clean` and `corrupted`, prompts of the kind
+"Then, Aaron and Amber were working at the house. Aaron decided to give a drink to", as the EAP-IG library has them
+(https://github.com/hannamw/EAP-IG). Cut edges carry the mean, by position, over 100 other rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks import subjects
+from benchmarks.measure import medians
+from dst_grpc.causal.circuit_runs import CutRuns
+from dst_grpc.causal.circuits import pruned, top_edges
+from dst_grpc.causal.cut_edges import CutRow
+from dst_grpc.causal.graph import Graph
+from dst_grpc.causal.writes import Alternative, record
+from dst_grpc.client import Client, make_pair
+from scripts.real_model.__main__ import NAME, ready_folder
+from scripts.serving import server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from dst_grpc.client import CircuitAnswer, PromptPair
+    from dst_grpc.engine.decoder import Decoder
+
+N_TOKENS = 16
+ROWS = 10
+"""Rows of one pass."""
+N_PAIRS = 100
+FRACTIONS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_ROUNDS = 5
+_SUBJECT = re.compile(r"[.,] ([A-Z][a-z]+) (?!and )")
+_NAMES = re.compile(r"([A-Z][a-z]+) and ([A-Z][a-z]+) ")
+
+
+def report() -> Iterator[str]:
+    """Time of rows with cut edges, over that of rows of a bare forward pass, in the shape of GPT-2 small."""
+    decoder = subjects.gpt2_small()
+    config = decoder.config
+    graph = Graph.of(config.dimensions, config.architecture)
+    generator = torch.Generator().manual_seed(0)
+    clean, corrupt = torch.randint(0, config.vocab_size, (2, N_TOKENS), generator=generator).tolist()
+    base = record([clean], decoder)
+    alternative = Alternative.of(record([corrupt], decoder).writes, decoder, N_TOKENS)
+    runs = CutRuns(decoder, graph, base, alternative)
+    scores = np.random.default_rng(0).standard_normal(graph.mask.shape) ** 2
+    middle = graph.first_reader_of(config.n_layers // 2)
+    rows = {
+        f"circuit of {share:.1%} of the edges": [_circuit(graph, scores, share)] * ROWS
+        for share in (0.01, 0.1, 0.5, 0.99)
+    }
+    rows["edge into the middle layer"] = [_edge(source, middle) for source in range(ROWS)]
+    rows["edge into the logits"] = [_edge(source, len(graph.readers) - 1) for source in range(ROWS)]
+    work: dict[str, Callable[[], object]] = {
+        "bare": lambda: decoder.forward(base.tokens.expand(ROWS, -1), logits_at=base.last.expand(ROWS))
+    }
+    work |= {name: _running(runs, each) for name, each in rows.items()}
+    seconds = medians(work, _ROUNDS)
+    yield f"Circuits in the shape of GPT-2 small, {graph.n_edges} edges, {N_TOKENS} tokens: bare passes for a row"
+    for name in rows:
+        yield f"  {name:<32}{seconds[name] / seconds['bare']:6.2f}"
+
+
+def _running(runs: CutRuns, rows: Sequence[CutRow]) -> Callable[[], object]:
+    return lambda: runs.logits(rows)
+
+
+def _circuit(graph: Graph, scores: np.ndarray, share: float) -> CutRow:
+    return CutRow.of_circuit(graph, pruned(graph, top_edges(graph, scores, int(share * graph.n_edges))), 0)
+
+
+def _edge(source: int, reader: int) -> CutRow:
+    return CutRow.of_edges((np.array([source]), np.array([reader])), 0)
+
+
+def rows_of(path: Path, folder: Path) -> Iterator[PromptPair]:
+    """The rows whose prompts are of equal lengths, and whose names are one token each, for the model in *folder*."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def n_tokens(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            clean, corrupted = row["clean"], row["corrupted"]
+            names, subject = _NAMES.search(clean), _SUBJECT.findall(clean)
+            if names is None or not subject:
+                continue
+            wrong = f" {subject[-1]}"
+            right = next(f" {name}" for name in names.groups() if name != subject[-1])
+            if n_tokens(clean) == n_tokens(corrupted) and n_tokens(right) == n_tokens(wrong) == 1:
+                yield make_pair(clean, corrupted, target=right, distractor=wrong)
+
+
+def report_of_rows(path: Path) -> Iterator[str]:
+    """Curves of SmolLM2 on the rows of a file: by EAP-IG, by the size of changes, and at random."""
+    folder = ready_folder()
+    found = list(islice(rows_of(path, folder), 2 * N_PAIRS))
+    pairs, others = found[:N_PAIRS], found[N_PAIRS:]
+    reference = [pair.corrupt for pair in others if pair.corrupt is not None]
+    yield f"SmolLM2, {len(pairs)} pairs, mean by position over {len(reference)} other rows; pruned, ratio of means"
+    decoder = subjects.smollm2()
+    with server("--model", f"{NAME}={folder}") as address, Client(address) as client:
+
+        def curve(**arguments: object) -> CircuitAnswer:
+            return client.circuit(
+                pairs=pairs,
+                alternative="mean_by_position",
+                reference=reference,
+                model=NAME,
+                fractions=FRACTIONS,
+                **arguments,  # type: ignore[arg-type]
+            )
+
+        answer = curve(with_scores=True)
+        yield f"whole {answer.whole:.3f}, empty {answer.empty:.3f}, {answer.header.edge_count} edges"
+        yield from _lines("EAP-IG", answer)
+        yield from _lines("EAP-IG, signed", curve(scores=answer.scores, selection="signed"))
+        yield from _lines("size of changes", curve(scores=_sizes(decoder, pairs, answer)))
+        generator = np.random.default_rng(0)
+        yield from _lines("random", curve(scores=generator.random((len(answer.sources), len(answer.readers)))))
+
+
+def _sizes(decoder: Decoder, pairs: Sequence[PromptPair], answer: CircuitAnswer) -> np.ndarray:
+    """For each edge the size of the change of its source between both prompts, the mean over pairs."""
+    folder = ready_folder()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    sizes = np.zeros(len(answer.sources))
+    for pair in pairs:
+        texts = [prompt.text for prompt in (pair.clean, pair.corrupt) if prompt is not None]
+        writes = record([tokenizer.encode(text or "").ids for text in texts], decoder).writes
+        changes = [writes.embedding]
+        for layer, (heads, mlp) in enumerate(zip(writes.heads, writes.mlps, strict=True)):
+            weights = decoder.layers[layer].attn_out
+            changes += list(torch.einsum("pthc,hcd->hptd", heads, weights))
+            changes.append(mlp)
+        sizes += np.array([float((one[1] - one[0]).norm()) for one in changes])
+    return np.repeat(sizes[:, None] / len(pairs), len(answer.readers), axis=1)
+
+
+def _lines(name: str, answer: CircuitAnswer) -> Iterator[str]:
+    curve = answer.curve
+    areas = (
+        "" if curve is None or curve.cpr is None or curve.cmd is None else f"CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
+    )
+    yield f"{name}: {areas}"
+    for one in answer.evaluations[2:]:
+        faithfulness = float("nan") if one.faithfulness is None else one.faithfulness
+        yield f"  {one.fraction or 0:8.2%} {one.edge_count:7d} edges {one.node_count:4d} nodes {faithfulness:8.3f}"
+
+
+if __name__ == "__main__":
+    for report_line in chain(report(), *(report_of_rows(Path(name)) for name in sys.argv[1:])):
+        print(report_line, flush=True)
