@@ -71,7 +71,7 @@ polyglot: $(DEV) ## build the example clients, and compare what they all say of 
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
 
-browser: $(DEV) ## look at the pages of `explain --html` in a Chromium (Debian: chromium-headless-shell)
+browser: $(DEV) ## look at the pages of `--html` in a Chromium (Debian: chromium-headless-shell)
 	$(BIN)/python -m pytest tests/browser
 
 guide: $(DEV) ## renew the outputs in README.md and docs/

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,18 @@ from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.circuit import (
+    CircuitEdges,
     CircuitEvaluation,
     CircuitHeader,
     CircuitKind,
     CircuitPart,
     CircuitPartKind,
+    CircuitProgress,
     CircuitRequest,
+    CircuitSelection,
+    CircuitStage,
+    CircuitValue,
+    CurveSummary,
 )
 from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType
 from dst_grpc.domain.config import DstConfig
@@ -164,8 +171,8 @@ def resolution() -> Resolution:
 ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]]
 
 
-def circuit_parts(n_pairs: int = 1) -> list[CircuitPart | RunSummary]:
-    """The parts of a whole answer of Circuit: the whole model, and no edge."""
+def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False) -> list[CircuitPart | RunSummary]:
+    """The parts of a whole answer of Circuit: the whole model, no edge, and perhaps a curve of two circuits."""
     header = CircuitHeader(
         model=MODEL_HANDLE,
         sources=("input", "a0.h0", "m0"),
@@ -189,11 +196,33 @@ def circuit_parts(n_pairs: int = 1) -> list[CircuitPart | RunSummary]:
         )
         for kind, n_edges in ((CircuitKind.WHOLE, 8), (CircuitKind.EMPTY, 0))
     ]
-    return [
-        CircuitPart(kind=CircuitPartKind.HEADER, value=header),
-        *(CircuitPart(kind=CircuitPartKind.EVALUATION, value=one) for one in evaluations),
-        SUMMARY,
+    progress = CircuitProgress(stage=CircuitStage.EVALUATION, done=2, total=2)
+    parts: list[tuple[CircuitPartKind, CircuitValue]] = [
+        (CircuitPartKind.HEADER, header),
+        (CircuitPartKind.PROGRESS, progress),
+        *((CircuitPartKind.EVALUATION, one) for one in evaluations),
     ]
+    if has_curve:
+        parts += [
+            (CircuitPartKind.EVALUATION, replace(evaluations[0], kind=CircuitKind.CURVE, index=i, **facts))
+            for i, facts in enumerate(CURVE)
+        ]
+        summary = CurveSummary(selection=CircuitSelection.ABSOLUTE, of_nodes=False, cpr=0.7, cmd=0.2, chosen_index=1)
+        parts += [
+            (CircuitPartKind.CURVE, summary),
+            (CircuitPartKind.CIRCUIT, CircuitEdges(sources=(2, 0, 0), readers=(4, 3, 0), scores=(-3.0, -2.0, 0.5))),
+            (CircuitPartKind.SCORES, ALL_EDGES),
+        ]
+    return [*(CircuitPart(kind=kind, value=value) for kind, value in parts), SUMMARY]
+
+
+CURVE: tuple[dict[str, Any], ...] = (
+    {"fraction": 0.1, "edge_count": 0, "node_count": 0, "metric": 0.0, "faithfulness": 0.0},
+    {"fraction": 0.4, "edge_count": 3, "node_count": 2, "metric": 7.0, "faithfulness": 0.875},
+)
+ALL_EDGES = CircuitEdges(
+    sources=(0, 0, 0, 0, 0, 1, 1, 2), readers=(0, 1, 2, 3, 4, 3, 4, 4), scores=(0.5, 0, 0.25, -2.0, 0.25, 0, 0, -3.0)
+)
 
 
 def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:

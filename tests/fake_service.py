@@ -356,6 +356,7 @@ class FakeService(
         self.autoencoders = [AUTOENCODER]
         """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
+        self.circuit_asked: CircuitRequest | None = None
         """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
@@ -454,7 +455,8 @@ class FakeService(
         await self._enter(context)
         asked = read(CircuitRequest, request)
         cutter = CircuitCutter()
-        for part in circuit_parts(len(asked.pairs)):
+        self.circuit_asked = asked
+        for part in circuit_parts(len(asked.pairs), has_curve=asked.curve is not None):
             if "truncated" not in self.scripts or not isinstance(part, RunSummary):
                 frames = [circuit_pb2.CircuitFrame.FromString(b"".join(frame)) for frame in cutter.cut(part)]
                 yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)

@@ -8,6 +8,7 @@ import typer
 
 from dst_grpc import __version__
 from dst_grpc.cli._catalog import models, server_info, tokenize, types
+from dst_grpc.cli._circuit import circuit
 from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
@@ -46,6 +47,7 @@ app.command("serve")(make_serve())
 for command in (
     derive,
     explain,
+    circuit,
     resolve,
     models,
     types,

@@ -51,9 +51,17 @@ def page(request: ExplainRequest, explanation: Explanation, attention: Mapping[t
         explanation: The answer.
         attention: Attention [T, U] of the heads to show, by layer and head.
     """
+    return self_contained("page", page_facts(request, explanation, attention))
+
+
+def self_contained(script_name: str, facts: Mapping[str, Any]) -> str:
+    """A page of the common skeleton and style, with a script of the folder and the data that it draws.
+
+    *facts* are JSON values, among them "title".
+    """
     folder = files("dst_grpc.cli") / "page"
-    skeleton, style, script = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    facts = page_facts(request, explanation, attention)
+    names = ("page.html", "page.css", f"{script_name}.js")
+    skeleton, style, script = ((folder / name).read_text(encoding="utf-8") for name in names)
     parts = {
         "title": html.escape(facts["title"]),
         "style": style,
@@ -80,13 +88,13 @@ def page_facts(
         "title": title_of(request, run),
         "model": run.header.model,
         "question": question_of(request.runs[0]),
-        "target": _short(target_of(run)),
+        "target": short(target_of(run)),
         "decimals": decimals_for([target_of(run) or 0.0]),
         "hint": hint_of(request, run),
         "path": path_of(request.runs[0]),
         "tokens": run.header.token_strings,
         "guesses": [
-            (guess.token, _short(guess.share)) for guess in guesses_of(run)[:GUESSES] if guess.share >= SMALLEST_SHARE
+            (guess.token, short(guess.share)) for guess in guesses_of(run)[:GUESSES] if guess.share >= SMALLEST_SHARE
         ],
         "after": guessing_at(run),
         "comparisons": [_comparison(request, run, other, i) for i, other in enumerate(others, start=1)],
@@ -125,7 +133,7 @@ def _group(request: ExplainRequest, run: RunExplanation, place: int) -> dict[str
         "about": about,
         "signed": group.group_id in EFFECTS,
         "decimals": decimals_for(row.value for row in rows),
-        "sums": [_short(value) for value in token_sums(run, group).tolist()],
+        "sums": [short(value) for value in token_sums(run, group).tolist()],
         "completeness": completeness_of(request.runs[0], run, group.group_id),
         "rows": [_row(row) for row in rows],
     }
@@ -139,7 +147,7 @@ def _row(row: NodeRow) -> dict[str, Any]:
         "node": row.text,
         "order": (-1 if layer is None else layer, kind, -1 if number is None else number),
         "at": row.positions,
-        "value": _short(row.value),
+        "value": short(row.value),
         "promotes": _texts(row.promotes),
         "demotes": _texts(row.demotes),
         "excited": _texts(row.excited_by),
@@ -154,11 +162,11 @@ def _comparison(request: ExplainRequest, before: RunExplanation, after: RunExpla
     return {
         "ablations": ablations_of(request.runs[which]),
         "question": question_of(request.runs[which]),
-        "before": _short(was),
-        "after": _short(now),
+        "before": short(was),
+        "after": short(now),
         "decimals": decimals_for((was or 0.0, now or 0.0)),
         "guesses": [
-            (token, _short(first), _short(second))
+            (token, short(first), short(second))
             for token, first, second in changed_guesses(before, after, CHANGES)
             if max(first, second) >= SMALLEST_SHARE
         ],
@@ -175,8 +183,8 @@ def _changes(before: RunExplanation, after: RunExplanation, group_id: str) -> di
             {
                 "node": change.row.text,
                 "at": change.row.positions,
-                "before": _short(change.row.value),
-                "after": _short(change.after),
+                "before": short(change.row.value),
+                "after": short(change.after),
             }
             for change in changes
         ],
@@ -187,7 +195,7 @@ def _texts(scores: Iterable[TokenScore]) -> list[str]:
     return [score.token for score in scores][:TOKENS]
 
 
-def _short(value: float | None) -> float | None:
+def short(value: float | None) -> float | None:
     """A number with as many digits as a picture can show; None if it is not finite, which JSON lacks."""
     return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
 

@@ -1,0 +1,279 @@
+"""`dst-grpc circuit`: which edges of a model carry a behaviour, as a curve, a table and a graph."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+from rich.text import Text
+
+from dst_grpc.cli import _arguments as arguments
+from dst_grpc.cli._circuit_page import CARRIED, circuit_page
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._explain import write_page
+from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._tables import print_rows
+from dst_grpc.client import (
+    DEFAULT_TARGET,
+    CircuitAnswer,
+    CircuitEvaluation,
+    CircuitKind,
+    CircuitProgress,
+    CircuitRequest,
+    CircuitStage,
+    PromptPair,
+    make_circuit_request,
+    make_pair,
+    mib_json,
+    read_mib_json,
+)
+from dst_grpc.domain.circuit import DEFAULT_STEPS, DEFAULT_WANTED_FAITHFULNESS
+from dst_grpc.errors import InvalidRequest, Violations
+
+STAGES = {
+    CircuitStage.SCORES: "scoring pairs",
+    CircuitStage.EVALUATION: "running circuits",
+    CircuitStage.SEARCH: "trying edges",
+}
+_BAR = 24
+COLUMNS = ("clean", "corrupt", "target", "distractor")
+"""Columns of a file of pairs; only the first is required."""
+
+CleanArgument = Annotated[
+    str | None, typer.Argument(metavar="CLEAN", help="The prompt with the behaviour, taken as it is.")
+]
+CorruptArgument = Annotated[
+    str | None, typer.Argument(metavar="CORRUPT", help="The prompt without it, of as many tokens.")
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pairs",
+        metavar="FILE.csv",
+        help=f"Further pairs, one a row: columns {', '.join(COLUMNS)}. Metrics are means over all.",
+    ),
+]
+AlternativeOption = Annotated[
+    str,
+    typer.Option(
+        "--alternative",
+        metavar="NAME",
+        help="What cut edges carry: patching (the other prompt's values), mean_by_position, mean or zero.",
+    ),
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option("--reference", metavar="FILE", help="The prompts of a mean, one a line.")
+]
+ScoresOption = Annotated[
+    Path | None,
+    typer.Option("--scores", metavar="FILE.json", help="Rank edges by the scores of a MIB file, instead of EAP-IG."),
+]
+EvaluateOption = Annotated[
+    list[Path] | None,
+    typer.Option("--evaluate", metavar="FILE.json", help="Evaluate the circuit of a MIB file; may be repeated."),
+]
+
+
+def circuit(
+    clean: CleanArgument = None,
+    corrupt: CorruptArgument = None,
+    *,
+    target: arguments.TargetOption = None,
+    distractor: arguments.DistractorOption = None,
+    loss: arguments.LossOption = None,
+    pairs: PairsOption = None,
+    orientation: Annotated[
+        str,
+        typer.Option("--orientation", metavar="noising|denoising", help="Run the clean prompt, or the corrupt one."),
+    ] = "noising",
+    alternative: AlternativeOption = "patching",
+    reference: ReferenceOption = None,
+    select: Annotated[
+        str,
+        typer.Option("--select", metavar="NAME", help="Edges to keep: the largest (absolute), signed or greedy."),
+    ] = "absolute",
+    faithfulness: Annotated[
+        float, typer.Option("--faithfulness", help="Show the smallest circuit that is at least so faithful.")
+    ] = DEFAULT_WANTED_FAITHFULNESS,
+    fraction: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", help="A fraction of edges to keep; may be repeated. Default: those of MIB."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of EAP-IG.")] = DEFAULT_STEPS,
+    scores: ScoresOption = None,
+    evaluate: EvaluateOption = None,
+    acdc: Annotated[
+        float | None,
+        typer.Option("--acdc", metavar="THRESHOLD", help="Search with ACDC instead: one run per edge."),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Leave out edges on no path through.")] = True,
+    top: Annotated[int, typer.Option("--top", min=1, help="Edges to print.")] = 20,
+    autoencoder: arguments.AutoencoderOption = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the graph instead.")
+    ] = None,
+    model: ModelOption = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the circuit as a file of MIB.")] = False,
+) -> None:
+    """Find which edges of the model carry a behaviour: the smallest circuit that keeps it.
+
+    Edges are ranked by EAP-IG (the change of each source between both prompts, times the gradient at each reader).
+    Circuits of growing size are run, all other edges cut; faithfulness is the share of the metric that a circuit keeps.
+    Edges are printed as in the EAP-IG library: a0.h1->a2.h0<q>, m0->m1, input->a0.h3<v>, m3->logits.
+
+    Example: dst-grpc circuit "Mary and John; John gave a drink to" "Mary and John; Mary gave a drink to" --target "
+    Mary" --distractor " John"
+    """
+    with errors_reported(as_json=as_json):
+        file = None if scores is None else _mib(scores, "--scores")
+        request = make_circuit_request(
+            clean,
+            corrupt,
+            target=target,
+            distractor=distractor,
+            loss=loss,
+            pairs=() if pairs is None else _pairs(pairs),
+            orientation=orientation,
+            alternative=alternative,
+            reference=() if reference is None else _lines(reference),
+            prune=prune,
+            circuits=[_mib(path, "--evaluate").kept for path in evaluate or ()],
+            autoencoders=autoencoder or (),
+            acdc_threshold=acdc,
+            model=model or None,
+            **({} if acdc is not None else _curve(select, faithfulness, fraction, steps, as_json=as_json)),
+            **({} if file is None else {"scores": file.scores, "scores_orientation": "denoising"}),
+        )
+        with connect(server) as client, progress_bar() as progress:
+            task = progress.add_task("", total=None)
+            answer = client.circuit_request(
+                request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
+            )
+        if as_json:
+            typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
+        elif html is not None:
+            write_page(html, circuit_page(request, answer))
+            typer.echo(f"{html} is written")
+        else:
+            _print(request, answer, top)
+
+
+def _curve(
+    select: str, faithfulness: float, fractions: list[float] | None, steps: int, *, as_json: bool
+) -> dict[str, Any]:
+    """The arguments of the curve."""
+    return {
+        "selection": select,
+        "wanted_faithfulness": faithfulness,
+        "fractions": fractions or (),
+        "steps": steps,
+        "with_scores": as_json,
+    }
+
+
+def _show(progress: Progress, task: TaskID, news: CircuitProgress) -> None:
+    progress.update(task, description=STAGES[news.stage], completed=news.done, total=news.total)
+
+
+# Files
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest.of(option, f"cannot read {path}: {error}") from None
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in _text(path, "--reference").split("\n") if line]
+
+
+def _mib(path: Path, option: str) -> Any:
+    """The circuit of a file."""
+    text = _text(path, option)
+    try:
+        file = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest.of(option, f"{path} is no JSON: {error}") from None
+    if not isinstance(file, Mapping):
+        raise InvalidRequest.of(option, f"{path} holds no JSON object")
+    try:
+        return read_mib_json(file)
+    except InvalidRequest as error:
+        raise error.under(option) from None
+
+
+def _pairs(path: Path) -> list[PromptPair]:
+    """The pairs of a file."""
+    reader = csv.DictReader(_text(path, "--pairs").splitlines())
+    unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
+    if "clean" not in (reader.fieldnames or ()) or unknown:
+        problem = f"has the columns {', '.join(reader.fieldnames or ()) or '(none)'}"
+        raise InvalidRequest.of(
+            "--pairs", f"{path} {problem}; it must have clean, and may have {', '.join(COLUMNS[1:])}"
+        )
+    found: list[PromptPair] = []
+    problems = Violations()
+    for i, row in enumerate(reader):
+        own = {name: row.get(name) or None for name in COLUMNS[1:]}
+        try:
+            found.append(make_pair(row["clean"] or "", **own))
+        except InvalidRequest as error:
+            problems.extend(error, f"--pairs row {i + 1}")
+    problems.raise_if_any()
+    return found
+
+
+# Printing
+
+
+def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
+    out = console()
+    header = answer.header
+    out.print(
+        Text.assemble(
+            ("The whole model: ", "bold"),
+            f"{answer.whole:.4g}, without any edge: {answer.empty:.4g}, the mean over {header.pair_count} pair"
+            f"{'s' * (header.pair_count > 1)}; {header.edge_count} edges; cut edges carry {CARRIED[header.alternative]}"
+            f"{'' if header.prune else ', not pruned'}",
+        )
+    )
+    rows = [
+        *(_row(f"given {one.index + 1}", one) for one in answer.of_kind(CircuitKind.GIVEN)),
+        *(_row(f"{one.fraction:.2%}", one) for one in answer.of_kind(CircuitKind.CURVE)),
+        *(_row("ACDC", one) for one in answer.of_kind(CircuitKind.ACDC)),
+    ]
+    print_rows(out, ("kept", "edges", "nodes", "metric", "faithfulness", ""), rows)
+    curve = answer.curve
+    if curve is not None and curve.cpr is not None and curve.cmd is not None:
+        out.print(f"area under faithfulness (CPR) {curve.cpr:.4f}, under its distance from 1 (CMD) {curve.cmd:.4f}")
+    _print_edges(request, answer, top)
+
+
+def _row(name: str, one: CircuitEvaluation) -> list[str]:
+    if one.faithfulness is None:
+        return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", "", ""]
+    bar = "█" * round(_BAR * min(max(one.faithfulness, 0.0), 1.0))
+    return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", f"{one.faithfulness:.3f}", bar]
+
+
+def _print_edges(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
+    out = console()
+    edges = answer.edges
+    if request.curve is not None and answer.circuit is None:
+        out.print(f"No circuit of the curve is as faithful as {request.curve.wanted_faithfulness:g}.")
+    if not edges:
+        return
+    out.print(Text(f"The circuit's {len(edges)} edges{', the largest first' if answer.circuit else ''}:", style="bold"))
+    rows = [[str(edge), "" if answer.circuit is None else f"{edge.score:+.4g}"] for edge in edges[:top]]
+    print_rows(out, ("edge", "score"), rows)
+    if len(edges) > top:
+        out.print(f"... and {len(edges) - top} more: --top, --html or --json shows them")
