@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from dst_grpc.cli._console import ModelOption
-from dst_grpc.cli._parse import parse_ablation, parse_scale, parse_trace
+from dst_grpc.cli._parse import SOURCE, parse_ablation, parse_patch, parse_scale, parse_trace
 from dst_grpc.client import AblationSpec, DerivedScalarType, DeriveRequest, DstConfig, Intervention, make_request
+from dst_grpc.errors import InvalidRequest
 
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="The text, taken as it is.", show_default=False)]
 TypeOption = Annotated[
@@ -63,6 +64,18 @@ ScaleOption = Annotated[
         "--scale", metavar="SPEC", help="Multiply activations, e.g. attn.qk_probs@2[:,:,1]*0.5; may be repeated."
     ),
 ]
+PatchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--patch",
+        metavar="SPEC",
+        help="Take activations from the run of --source, e.g. resid.post_mlp@2[13]; may be repeated.",
+    ),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", metavar="PROMPT", help="The prompt whose run --patch takes activations from."),
+]
 DetachOption = Annotated[
     bool,
     typer.Option(
@@ -100,6 +113,8 @@ class RequestOptions:
     trace: TraceOption = None
     ablate: AblateOption = None
     scale: ScaleOption = None
+    patch: PatchOption = None
+    source: SourceOption = None
     detach_final_layer_norm_scale: DetachOption = True
     autoencoder: AutoencoderOption = None
     read: ReadOption = None
@@ -113,6 +128,9 @@ class RequestOptions:
         Raises:
             InvalidRequest: If an option cannot be valid, whatever the model.
         """
+        if bool(self.patch) is not (self.source is not None):
+            lacks = "--source: a prompt to take activations from" if self.patch else "--patch: activations to take"
+            raise InvalidRequest.of("--patch" if self.patch else "--source", f"needs {lacks}")
         has_origin = bool(self.target or self.loss or self.trace)
         ablations = [parse_ablation(text) for text in self.ablate or ()]
         changes = [found for found in ablations if isinstance(found, Intervention)]
@@ -124,7 +142,8 @@ class RequestOptions:
             loss=self.loss,
             trace=None if self.trace is None else parse_trace(self.trace),
             ablations=[found for found in ablations if isinstance(found, AblationSpec)],
-            interventions=[*changes, *map(parse_scale, self.scale or ())],
+            interventions=[*changes, *map(parse_scale, self.scale or ()), *map(parse_patch, self.patch or ())],
+            source_runs={} if self.source is None else {SOURCE: self.source},
             detach_final_layer_norm_scale=self.detach_final_layer_norm_scale,
             autoencoders=self.autoencoder or (),
             config=DstConfig(

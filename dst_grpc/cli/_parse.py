@@ -1,8 +1,9 @@
-"""Parses ablations, scalings and traces from the command line.
+"""Parses ablations, scalings, patches and traces from the command line.
 
 attn.qk_probs@2[:,:,1]=0     overwrite head 1 of layer 2, for every pair of tokens, with 0
 mlp.post_act@2[5:9,(1,4)]=0  neurons 1 and 4 of layer 2, at the tokens 5 to 8
 mlp.post_act@2[13,5]*0.5     halve neuron 5 of layer 2 at token 13; without @2, of every layer
+resid.post_mlp@1[13,:]       patch: the residual after layer 1 at token 13, from the run of another prompt
 mlp.post_act@2[13,5]         the activation of neuron 5 of layer 2 at token 13
 
 Traces, and ablations of `explain`, may also be nodes as written in tables: see `_nodes`.
@@ -24,7 +25,7 @@ from dst_grpc.client import (
     TapSelection,
     TraceConfig,
 )
-from dst_grpc.domain.interventions import ScaleValue, SetValue
+from dst_grpc.domain.interventions import CopyFromRun, ScaleValue, SetValue
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
@@ -68,6 +69,26 @@ def parse_scale(text: str) -> Intervention:
             "--scale", f"{text!r} is not of the form {_ENTRIES}*FACTOR, e.g. attn.qk_probs@2[:,:,1]*0.5; {_POSITIONS}"
         )
     return Intervention(at=_selection(match, "--scale"), action=ScaleValue(factor=float(match["number"])))
+
+
+SOURCE = "source"
+"""Name of the run that the command line patches from."""
+
+
+def parse_patch(text: str) -> Intervention:
+    """Read `LOCATION@LAYER[i,:,j]`, entries to take from the run SOURCE; without `@LAYER` it means every layer.
+
+    Trailing axes may be left out, and are whole.
+
+    Raises:
+        InvalidRequest: If the text has another form, or names no entries of a tap.
+    """
+    match = _TRACE.fullmatch(text)
+    if match is None:
+        raise InvalidRequest.of(
+            "--patch", f"{text!r} is not of the form {_ENTRIES}, e.g. resid.post_mlp@2[13]; {_POSITIONS}"
+        )
+    return Intervention(at=_selection(match, "--patch"), action=CopyFromRun(run=SOURCE))
 
 
 def parse_trace(text: str) -> TraceConfig:

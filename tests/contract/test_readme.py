@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [command for language, block in BLOCKS if language == "console" for command in commands_of(block)]
-PROGRAMS = [block for language, block in BLOCKS if language == "python"]
+CAUSAL = (ROOT / "docs" / "causal.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(name="address", scope="module")
@@ -122,6 +123,7 @@ PAGES = [
     PAGE,
     "docs/architecture.md",
     "docs/callers.md",
+    "docs/causal.md",
     "docs/glossary.md",
     "tests/README.md",
 ]

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dst_grpc.client import Client, Intervention, SourceRun, hold, make_explain_run, mean_over, patch, scale
+from dst_grpc.client import (
+    Client,
+    Intervention,
+    LossFnConfig,
+    LossFnName,
+    SourceRun,
+    hold,
+    make_explain_run,
+    mean_over,
+    patch,
+    scale,
+)
 from dst_grpc.errors import InvalidRequest
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -77,3 +88,28 @@ def test_what_is_wrong_with_a_run_that_is_read_is_said_at_its_path(client: Clien
     with pytest.raises(InvalidRequest) as caught:
         client.derive(CLEAN, interventions=change, source_runs={"other": CLEAN + " a"}, **ASKED)
     assert [one.field for one in caught.value.violations] == ["interventions[0].copy.run"]
+
+
+def test_losses_of_other_kinds_travel(client: Client) -> None:
+    """A divergence from a patched run, whose values are those of probabilities and entropies of logits sent too."""
+    change = [patch("resid.post_mlp", "other", layer=0)]
+    arguments: dict[str, Any] = {"interventions": change, "source_runs": {"other": CORRUPT}}
+    logits = [
+        np.asarray(client.derive(prompt, "logits", **more)["logits"][None])[-1].astype(np.float64)
+        for prompt, more in ((CLEAN, arguments), (CORRUPT, {}))
+    ]
+    log_q, log_p = (one - np.logaddexp.reduce(one) for one in logits)
+    found = {
+        name: client.derive(CLEAN, loss=LossFnConfig(name=name, **fields), **arguments).loss
+        for name, fields in (
+            (LossFnName.KL_DIVERGENCE, {"reference_run": "other"}),
+            (LossFnName.ENTROPY, {}),
+            (LossFnName.LOG_PROB, {"target_tokens": (" Mary",)}),
+        )
+    }
+    (mary,) = client.tokenize(" Mary").ids
+    assert found[LossFnName.KL_DIVERGENCE] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(), rel=1e-4, abs=1e-5)
+    assert found[LossFnName.ENTROPY] == pytest.approx(-(np.exp(log_q) * log_q).sum(), rel=1e-4, abs=1e-5)
+    assert found[LossFnName.LOG_PROB] == pytest.approx(log_q[mary], rel=1e-4, abs=1e-5)
+    with pytest.raises(InvalidRequest, match=r"loss_fn_config.token_index: must be between"):
+        client.derive(CLEAN, loss=LossFnConfig(name=LossFnName.ENTROPY, token_index=99))

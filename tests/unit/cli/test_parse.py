@@ -9,9 +9,17 @@ import pytest
 from dst_grpc.cli._arguments import RequestOptions
 from dst_grpc.cli._explain import explain_request_of
 from dst_grpc.cli._nodes import ablation_text
-from dst_grpc.cli._parse import parse_ablation, parse_scale, parse_what_to_ablate
-from dst_grpc.client import AblationSpec, ActivationIndex, ActivationLocationType, Intervention, TapSelection
-from dst_grpc.domain.interventions import AddVector, ScaleValue, SetValue
+from dst_grpc.cli._parse import parse_ablation, parse_patch, parse_scale, parse_what_to_ablate
+from dst_grpc.client import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationLocationType,
+    Intervention,
+    Prompt,
+    SourceRun,
+    TapSelection,
+)
+from dst_grpc.domain.interventions import AddVector, CopyFromRun, ScaleValue, SetValue
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
@@ -54,6 +62,21 @@ def test_what_cannot_be_typed_is_printed_by_its_name() -> None:
     at = TapSelection(activation_location_type=MLP, axes=(3,), layer_index=1)
     added = Intervention(at=at, action=AddVector(vector=RequestTensor(handle="x")))
     assert ablation_text(added) == "mlp.post_act@1[3,:] add"
+
+
+def test_a_patch_is_taken_from_the_source() -> None:
+    options = RequestOptions(prompt="a", patch=["resid.post_mlp@1[13]"], source="b")
+    at = TapSelection(activation_location_type=ActivationLocationType.RESID_POST_MLP, axes=(13,), layer_index=1)
+    request = options.request()
+    assert request.interventions == (Intervention(at=at, action=CopyFromRun(run="source")),)
+    assert request.source_runs == (SourceRun(name="source", prompt=Prompt(text="b")),)
+    assert ablation_text(request.interventions[0]) == "resid.post_mlp@1[13,:] from source"
+    with pytest.raises(InvalidRequest, match=r"--patch: needs --source"):
+        RequestOptions(prompt="a", patch=["resid.post_mlp@1[13]"]).request()
+    with pytest.raises(InvalidRequest, match=r"--source: needs --patch"):
+        RequestOptions(prompt="a", source="b").request()
+    with pytest.raises(InvalidRequest, match="is not of the form"):
+        parse_patch("resid.post_mlp@1")
 
 
 @pytest.mark.parametrize(
