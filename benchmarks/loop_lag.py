@@ -17,6 +17,7 @@ import grpc.aio
 
 from benchmarks.worst_requests import worst_requests
 from dst_grpc.observability.event_loop import measure_lag
+from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 
@@ -51,6 +52,7 @@ async def _serve(connection: Connection) -> None:
 
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     async with running_server(Settings(port=0, log_level="ERROR", preload=("embedded",))) as server:
+        favour_event_loop()
         connection.send(server.address)
         measuring = asyncio.create_task(measure_lag(observe, _INTERVAL_SECONDS))
         loop.add_reader(connection.fileno(), answer)

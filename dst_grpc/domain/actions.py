@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar, Protocol, Self, cast
 
 from dst_grpc.domain.components import Dimension, PassType
@@ -145,7 +146,7 @@ class Action(ABC):
 
     @property
     def _values(self) -> Iterable[tuple[str, Any]]:
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((name, getattr(self, name)) for name in _names_of(type(self)))
 
     @property
     def key(self) -> Hashable:
@@ -161,6 +162,12 @@ class Action(ABC):
             elif isinstance(value, Direction) and value.vector is not None and value.vector in known:
                 changed[name] = replace(value, direction=known[value.vector])
         return replace(self, **changed) if changed else self
+
+
+@cache
+def _names_of(cls: type[Action]) -> tuple[str, ...]:
+    """The fields of an action."""
+    return tuple(field.name for field in fields(cls))
 
 
 def _key(named: tuple[str, Any]) -> Hashable:

@@ -136,6 +136,13 @@ class Plan:
         """
         return self.model, self.spliced, self.origin_sets, self.direction_sets, self.run.key
 
+    @cached_property
+    def tensor_handles(self) -> tuple[str, ...]:
+        """Handles of the tensors that the request names."""
+        given = (self.request.interventions, *(source.interventions for source in self.request.source_runs))
+        tensors = (tensor for some in given for one in some for tensor in one.action.tensors.values())
+        return tuple(tensor.handle for tensor in tensors if tensor.handle is not None)
+
     def digest(self, model: str, autoencoders: Iterable[str]) -> str:
         """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
         return _digest((model, tuple(autoencoders), self.question_digest))

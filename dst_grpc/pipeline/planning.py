@@ -11,16 +11,18 @@ from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.selections import PositionList
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
+from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
@@ -31,6 +33,8 @@ _KEPT_BYTES = 64 << 20
 _THREADS = 4
 _LONG = 100
 """Entries of lists, or `_CHARACTERS` characters each, that take longer to plan than a thread takes to start."""
+_VERY_LONG = 2000
+"""Those that take too long to be looked up on the event loop."""
 _CHARACTERS = 50
 _PLAN_BYTES, _ENTRY_BYTES, _SCALAR_BYTES, _CHANGE_BYTES = 6000, 50, 1800, 400
 """What a plan takes, and each number or text of a list, derived scalar, and ablation or intervention of it; about."""
@@ -40,10 +44,14 @@ class Planning:
     """Makes plans with the current registry, and keeps the most recent of Derive and Resolve. Used on the event loop
     only."""
 
-    def __init__(self, *, shared: bool = False) -> None:
-        """Start empty. A caller finds only plans of its own requests, unless all are *shared*: how long planning takes
-        would tell it what others ask."""
-        self._shared = shared
+    def __init__(self, *, shared: bool = False, most_bytes: int = _KEPT_BYTES) -> None:
+        """Start empty.
+
+        Args:
+            shared: whether a caller finds plans of others' requests: how long planning takes tells it what they ask.
+            most_bytes: of the plans to keep.
+        """
+        self._shared, self._most_bytes = shared, most_bytes
         self._threads = Threads("dst-plan", at_once=_THREADS)
         self._registry: Registry | None = None
         self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -68,14 +76,14 @@ class Planning:
             self.kept_bytes = 0
         make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
-        if is_refused or _names_files(request) or _brings_numbers(request):
+        if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
             return await self._threads.run(_made, make)
         question = None if self._shared else caller.name, request.model, request.question
         plan = self._kept.get(question)
         if plan is not None:
             self._kept.move_to_end(question)
             return plan
-        if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request):
+        if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request, _LONG):
             plan = make()  # cheaper than a thread
         else:
             plan = await self._threads.run(_made, make)
@@ -89,17 +97,29 @@ class Planning:
             self.kept_bytes -= bytes_of(self._kept.pop(question))
         self._kept[question] = plan
         self.kept_bytes += bytes_of(plan)
-        while self.kept_bytes > _KEPT_BYTES:
+        while self.kept_bytes > self._most_bytes:
             _, oldest = self._kept.popitem(last=False)
             self.kept_bytes -= bytes_of(oldest)
 
+    async def with_tensors(
+        self, plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]
+    ) -> tuple[Plan, ...]:
+        """As the function of the same name."""
+        handles = dict.fromkeys(handle for plan in plans for handle in plan.tensor_handles)
+        if not handles:
+            return tuple(plans)
+        if source is None or not any(_is_long(plan.request, _LONG) for plan in plans):
+            return with_tensors(plans, source, roots)
+        found = {handle: source.get(handle) for handle in handles}
+        return await self._threads.run(_filled, plans, found, roots)
+
     async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(plan_top_k, request, registry, known)
+        return await self._threads.run(_made_of_many, plan_top_k, request, registry, known)
 
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(plan_explain, request, registry, known)
+        return await self._threads.run(_made_of_many, plan_explain, request, registry, known)
 
     async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
         """As the function of the same name."""
@@ -107,16 +127,31 @@ class Planning:
 
 
 def _made(make: Callable[[], Plan]) -> Plan:
-    """The plan, with what would take long to compute later."""
-    plan = make()
-    _ = plan.question_digest
+    return _prepared(make())
+
+
+def _made_of_many(make: Callable[..., ExplainPlan], *arguments: object) -> ExplainPlan:
+    asked = make(*arguments)
+    for plan in asked.plans:
+        _prepared(plan)
+    return asked
+
+
+def _filled(plans: Sequence[Plan], found: TensorSource, roots: Sequence[str]) -> tuple[Plan, ...]:
+    return tuple(map(_prepared, with_tensors(plans, found, roots)))
+
+
+def _prepared(plan: Plan) -> Plan:
+    """*plan*, with what would take long to compute later."""
+    _ = plan.question_digest, plan.run.key, plan.run.forward.key, plan.tensor_handles
     return plan
 
 
-def _is_long(request: DeriveRequest) -> bool:
-    """Whether planning *request* takes a while: there is much to tokenize, or much that it lists."""
-    n_scalars, n_changes, n_entries = _counts(request)
-    return n_scalars + n_changes + n_entries > _LONG
+def _is_long(request: DeriveRequest, most: int) -> bool:
+    """Whether planning *request* takes a while: there is much to tokenize, or much that it lists, more than *most*."""
+    n_changes = len(request.interventions) + sum(len(source.interventions) for source in request.source_runs)
+    n_listed = len(request.derived_scalars) + len(request.ablation_specs) + n_changes
+    return n_listed > most or sum(_counts(request)) > most
 
 
 def bytes_of(plan: Plan) -> int:

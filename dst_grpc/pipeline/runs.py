@@ -6,6 +6,7 @@ has one run that reads none.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.origins import Origin
+
+_MANY = 50
+"""Interventions that take too long to be compared again and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +69,16 @@ class Run:
         """Hash of all fields, computed once: runs read runs that read runs."""
         return self._hash
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
-        """Equal for equal ones, and hashable: tensors are represented by their identity."""
+        """Equal for equal ones, and hashable: tensors are represented by their identity, and many interventions by
+        their digest."""
+        interventions: Hashable = tuple(one.key for one in self.interventions)
+        if len(self.interventions) > _MANY:
+            interventions = hashlib.sha256(repr(interventions).encode()).digest()
         return (
             self.token_ids,
-            tuple(one.key for one in self.interventions),
+            interventions,
             self.origins,
             tuple(one.key for one in self.passes),
             tuple((name, source.key) for name, source in self.sources),

@@ -15,7 +15,6 @@ from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
-from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.limits import Limits
 from dst_grpc.pipeline.planner import model_ref
 from dst_grpc.pipeline.planning import Planning
@@ -81,7 +80,7 @@ class Pipeline:
         """
         registry, path = self._cache.registry, join_path(root, "request")
         plan = await self._planning.plan(request.request, registry, known, root=path, caller=caller)
-        with_tensors([plan], tensors, [path])  # raises what Derive would
+        await self._planning.with_tensors([plan], tensors, [path])  # raises what Derive would
         yield Validated()
         async with AsyncExitStack() as stack:
             if request.load:
@@ -118,7 +117,7 @@ class Pipeline:
         registry = self._cache.registry
         with self._executor.entered(caller, urgency, request_bytes, _device(registry, model_ref(request))) as ticket:
             plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True, caller=caller)
-            (plan,) = with_tensors([plan], tensors, [root])
+            (plan,) = await self._planning.with_tensors([plan], tensors, [root])
             cost = plan.cost
             answer = self._executor.run(
                 ticket,
@@ -152,7 +151,8 @@ class Pipeline:
         device = _device(registry, model_ref(request.runs[0]) if request.runs else "")
         with self._executor.entered(caller, urgency, request_bytes, device) as ticket:
             asked = await self._planning.plan_top_k(request, registry, known)
-            async with aclosing(self._explained(ticket, asked, tensors)) as steps:
+            asked = await self._with_tensors(asked, tensors)
+            async with aclosing(self._explained(ticket, asked)) as steps:
                 async for ready in steps:
                     yield ready
 
@@ -174,15 +174,18 @@ class Pipeline:
         registry = self._cache.registry
         with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
             asked = await self._planning.plan_explain(request, registry, known)
-            async with aclosing(self._explained(ticket, asked, tensors)) as steps:
+            asked = await self._with_tensors(asked, tensors)
+            async with aclosing(self._explained(ticket, asked)) as steps:
                 async for ready in steps:
                     yield ready
 
-    def _explained(
-        self, ticket: Ticket, asked: ExplainPlan, tensors: TensorSource | None
-    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
+    async def _with_tensors(self, asked: ExplainPlan, tensors: TensorSource | None) -> ExplainPlan:
         roots = [f"runs[{i}]" for i in range(len(asked.plans))]
-        asked = replace(asked, plans=with_tensors(asked.plans, tensors, roots))
+        return replace(asked, plans=await self._planning.with_tensors(asked.plans, tensors, roots))
+
+    def _explained(
+        self, ticket: Ticket, asked: ExplainPlan
+    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         return self._executor.run(
             ticket,
             asked.plans,

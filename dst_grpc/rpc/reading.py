@@ -15,7 +15,7 @@ from dst_grpc.wire.parsing import is_light, parse
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_THREADS = 4
+_THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than starting a
 thread."""

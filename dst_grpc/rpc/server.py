@@ -42,6 +42,7 @@ from dst_grpc.rpc.causal_service import CausalService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.listening import listen, locked
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
@@ -345,7 +346,13 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     """
     hangups = _noted_hangups()
     configure_logging(log_format=settings.log_format, level=settings.log_level)
-    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=on_ready, hangups=hangups))
+
+    def ready(address: str) -> None:
+        favour_event_loop()
+        if on_ready is not None:
+            on_ready(address)
+
+    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=ready, hangups=hangups))
 
 
 def _noted_hangups() -> Sequence[int]:

@@ -7,7 +7,7 @@ meaning of an unspecified number depends on the field, so `codec` handles it.
 from __future__ import annotations
 
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar
 
 from dst_grpc.errors import Reason, first_of
@@ -40,7 +40,7 @@ class EnumCodec(Generic[E]):
         """The member's name as JSON clients send it."""
         return f"{self._prefix}{member.name}"
 
-    @property
+    @cached_property
     def choices(self) -> str:
         """The members' names for a sentence, cut short where there are many."""
         return f"one of {first_of(map(self.name, self.members), _MAX_NAMES_SHOWN)}"

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 Tensor = DenseTensor | TensorRows | SparseTensor
 AnswerPart = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
-_MAX_WEIGHT = 20_000
+_MAX_WEIGHT = 5000
 """Values that are put into a message at once; it takes some milliseconds."""
 _FEW = 100
 """Entries of a list that are cut faster than a thread starts."""

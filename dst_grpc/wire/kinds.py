@@ -92,7 +92,7 @@ def enum(members: type[Enum]) -> Kind:
     def read(number: int, problems: Violations) -> Any:
         member = codec.member_of.get(number)
         if member is None:
-            problems.add("", codec.complaint(number))
+            problems.add("", "" if problems.is_full else codec.complaint(number))
             return BAD
         return member
 

@@ -170,13 +170,19 @@ def aiming_at(first: int, n_targets: int) -> DeriveRequest:
 
 
 async def test_plans_are_kept_up_to_a_number_of_bytes(disk: SlowDisk) -> None:
+    each = planning.bytes_of(make_plan(aiming_at(0, 900), disk))
+    plans = planning.Planning(most_bytes=4 * each)
+    made = [await plans.plan(aiming_at(i, 900), disk) for i in range(6)]
+    assert 3 * each < plans.kept_bytes <= 4 * each
+    assert await plans.plan(aiming_at(5, 900), disk) is made[5]
+    assert await plans.plan(aiming_at(0, 900), disk) is not made[0]  # the oldest
+
+
+async def test_the_plan_of_a_very_long_request_is_not_kept(disk: SlowDisk) -> None:
     plans = planning.Planning()
-    each = planning.bytes_of(await plans.plan(aiming_at(0, 9000), disk))
-    n_kept = planning._KEPT_BYTES // each
-    made = [await plans.plan(aiming_at(i % 9, 9000 + i // 9), disk) for i in range(n_kept + 3)]
-    assert planning._KEPT_BYTES - 2 * each < plans.kept_bytes <= planning._KEPT_BYTES
-    assert await plans.plan(aiming_at(2, 9001), disk) is made[11]
-    assert await plans.plan(aiming_at(0, 9000), disk) is not made[0]  # the oldest
+    first = await plans.plan(aiming_at(0, 9000), disk)
+    assert await plans.plan(aiming_at(0, 9000), disk) is not first
+    assert plans.kept_bytes == 0
 
 
 LOADS = {
