@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cancelling, circuit, contexts, deriving, explain, fairness, loop_lag, serving
+from benchmarks import cancelling, circuit, contexts, deriving, explain, fairness, loop_lag, memory_estimates, serving
 
 REPORTS = {
     "deriving": deriving.report,
@@ -15,6 +15,7 @@ REPORTS = {
     "cancelling": cancelling.report,
     "circuit": circuit.report,
     "loop_lag": loop_lag.report,
+    "memory_estimates": memory_estimates.report,
     "smollm2": deriving.report_of_smollm2,
 }
 

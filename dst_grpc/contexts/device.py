@@ -10,6 +10,9 @@ import torch
 from dst_grpc.domain.handles import is_device
 from dst_grpc.errors import InvalidRequest
 
+_M_MMAP_THRESHOLD = -3
+_OWN_MAPPING_BYTES = 256 << 10
+
 
 def pick_device(wanted: str) -> str:
     """The device of *wanted*: itself, or for "auto" the best available.
@@ -50,11 +53,26 @@ class CountedMemory:
 
     def reclaim(self) -> None:
         """Have the C library return freed memory to the system: glibc keeps blocks of up to 32 MiB for itself."""
-        try:
-            trim = ctypes.CDLL(None).malloc_trim
-        except (OSError, AttributeError, TypeError):  # another C library, which has no such function
-            return
-        trim(0)
+        _c_library("malloc_trim", 0)
+
+
+def return_freed_memory() -> None:
+    """Have the C library return tensors of `_OWN_MAPPING_BYTES` or more to the system as they are freed.
+
+    By default glibc puts ever larger blocks into heaps, whose holes are lost: a run that records much takes up to twice
+    the memory of its tensors, and keeps it. A mapping of its own for each is given back at once, and costs the time of
+    clearing its pages. For the whole process.
+    """
+    _c_library("mallopt", _M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+
+
+def _c_library(name: str, *arguments: int) -> None:
+    """Call a function of glibc; does nothing with another C library, which has no such function."""
+    try:
+        function = getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError, TypeError):
+        return
+    function(*arguments)
 
 
 class CudaAllocator(Protocol):

@@ -141,6 +141,12 @@ class ScalarFacts:
         return self.quantity.is_of_writes
 
     @property
+    def is_of_vectors(self) -> bool:
+        """Whether it has a vector for each of many entries at each token, and so can be very large."""
+        is_of_values = self.component is Component.HEAD_PAIR and self.quantity is Quantity.ACTIVATION
+        return self.quantity is Quantity.WRITE or is_of_values
+
+    @property
     def requires_grad_for_forward_pass(self) -> bool:
         """Whether even the FORWARD value needs the backward pass of an origin."""
         return self.quantity in {Quantity.ACT_TIMES_GRAD, Quantity.IN_EDGE_ATTRIBUTION} or self.direction in {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.explain import TopKSelection
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.pipeline.answer_memory import MESSAGE_BYTES, of_layer
 from dst_grpc.scalars.token_scoring import CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _P = ExplainPart
 MAX_TABLE_NODES = 20_000
 """Most nodes of one table."""
 _SCORES_OF_A_MESSAGE = 20_000
+_COPIES_OF_CHOSEN = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,20 @@ class ExplainPlan:
     @property
     def peak_bytes(self) -> int:
         """Estimated memory of all its runs together, and of the answer."""
-        return sum(plan.cost.peak_bytes for plan in self.plans) + self._scoring_bytes
+        of_runs = sum(plan.cost.peak_bytes - MESSAGE_BYTES for plan in self.plans)
+        return of_runs + max(self._scoring_bytes, self._choosing_bytes) + MESSAGE_BYTES
+
+    @property
+    def held_bytes(self) -> int:
+        """Estimated bytes that what its runs recorded, and the making of the answer, take once the passes are over."""
+        of_runs = sum(plan.held_bytes - MESSAGE_BYTES for plan in self.plans)
+        return of_runs + max(self._scoring_bytes, self._choosing_bytes) + MESSAGE_BYTES
+
+    @property
+    def _choosing_bytes(self) -> int:
+        """Bytes of one layer of a derived scalar while its largest entries are found: what may be chosen from, in rows
+        and in blocks, besides the tensor itself."""
+        return _COPIES_OF_CHOSEN * max((of_layer(one) for plan in self.plans for one in plan.scalars), default=0)
 
     @property
     def _scoring_bytes(self) -> int:

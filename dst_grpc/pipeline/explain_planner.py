@@ -21,6 +21,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import NotFound, Reason, require
+from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import model_ref, plan_run
@@ -41,13 +42,16 @@ _L = ActivationLocationType
 _P = ExplainPart
 
 
-def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
+def plan_top_k(
+    request: TopKRequest, registry: Registry, known: Violations | None = None, store_bytes: int = 0
+) -> ExplainPlan:
     """Plan *request*.
 
     Args:
         request: the request.
         registry: the models and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
+        store_bytes: budget of the store that will keep the recordings.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all runs, and those of *known*.
@@ -65,7 +69,7 @@ def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | Non
     _check_model(prompts, findings)
     _check_token_index(prompts, request.token_index, findings)
     is_shared = _is_shared(prompts, request.node_scope, findings)
-    plans = tuple(one.also_recording(_sites_left_out(one)) for one in _planned(found, findings))
+    plans = tuple(costed(one.also_recording(_sites_left_out(one)), store_bytes) for one in _planned(found, findings))
     token = request.token_index
     asked = ExplainPlan(
         request_id=request.request_id,
@@ -82,7 +86,9 @@ def plan_top_k(request: TopKRequest, registry: Registry, known: Violations | Non
     return _checked(asked, len(runs), findings)
 
 
-def plan_explain(request: ExplainRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
+def plan_explain(
+    request: ExplainRequest, registry: Registry, known: Violations | None = None, store_bytes: int = 0
+) -> ExplainPlan:
     """Plan *request*; arguments and errors are those of `plan_top_k`."""
     findings = Findings.after(known)
     groups = request.effective_groups
@@ -99,7 +105,7 @@ def plan_explain(request: ExplainRequest, registry: Registry, known: Violations 
     plans = _planned(found, findings)
     if _P.TOKEN_PAIRS in request.parts:
         _check_has_attention_latents(plans, findings)
-    plans = tuple(one.also_recording(_sites(one, groups, parts)) for one in plans)
+    plans = tuple(costed(one.also_recording(_sites(one, groups, parts)), store_bytes) for one in plans)
     asked = ExplainPlan(
         request_id=request.request_id,
         plans=plans,

@@ -331,8 +331,7 @@ def _with_tensors(plan: Plan, source: TensorSource | None, problems: Violations,
                 problems.add(handle_path, "must be absent: no tensors are kept here")
                 continue
             known[tensor] = source.get(tensor.handle)
-            dimensions = plan.model.dimensions
-            sizes = Sizes(dimensions, n_tokens or dimensions.context_window, plan.model.architecture)
+            sizes = Sizes.of_prompt(plan.model, n_tokens)
             at = _meant(one.at, plan.spliced)
             width = width_of(at, sizes, plan.spliced)
             reason = _why_not_fitting(field, known[tensor], _shape(at, sizes, plan.spliced), width)

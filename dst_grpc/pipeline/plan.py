@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.resolution import CostEstimate
 from dst_grpc.domain.results import Axis
-from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
+from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
 from dst_grpc.scalars.derive import is_zero_by_definition, taps_of
 from dst_grpc.scalars.task import Task
 
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
     from dst_grpc.scalars.recorded_taps import Tap
     from dst_grpc.scalars.topology import Topology
+
+NO_COST = CostEstimate(
+    sequence_tokens=0,
+    forward_passes=0,
+    backward_passes=0,
+    floating_point_operations=0,
+    peak_bytes=0,
+    output_bytes=0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,10 @@ class Plan:
     """Sites whose value to record, besides what the origins read."""
     gradients: frozenset[Site]
     """Sites whose gradient to record."""
-    cost: CostEstimate
+    cost: CostEstimate = NO_COST
+    """What it is expected to cost."""
+    held_bytes: int = 0
+    """Estimated bytes that what it recorded, and the making of its answer, take once its passes are over."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -120,13 +132,7 @@ class Plan:
 
     def also_recording(self, sites: Iterable[Site]) -> Plan:
         """This plan with the values at *sites* recorded too."""
-        new = frozenset(sites) - self.values
-        if not new:
-            return self
-        sizes = Sizes(self.model.dimensions, len(self.token_ids), self.model.architecture)
-        recorded_bytes = sizes.recorded_bytes(new, most_latents(self.spliced))
-        cost = replace(self.cost, peak_bytes=self.cost.peak_bytes + recorded_bytes)
-        return replace(self, values=self.values | new, cost=cost)
+        return replace(self, values=self.values.union(sites))
 
     @property
     def run_key(self) -> Hashable:

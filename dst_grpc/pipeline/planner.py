@@ -15,21 +15,20 @@ from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
 from dst_grpc.errors import DstError, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
-from dst_grpc.pipeline.cost import estimate_cost
+from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.directions import Directions
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.interventions import (
     changes_of_gradient,
     given_by_request,
     planned_interventions,
-    tensor_bytes,
 )
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.losses import Losses
-from dst_grpc.pipeline.plan import Plan, PlannedScalar, last_layer_of
+from dst_grpc.pipeline.plan import Plan, PlannedScalar
 from dst_grpc.pipeline.runs import GradientPass, Run
 from dst_grpc.pipeline.scalar_planner import plan_scalar
-from dst_grpc.pipeline.sizes import Sizes, most_latents
+from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.pipeline.source_runs import SourceRuns
 from dst_grpc.pipeline.stand_ins import without_stand_ins
 from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.requests import DeriveRequest, Prompt
-    from dst_grpc.engine.taps import Site
     from dst_grpc.engine.tokenizer import Tokenizer
 
 MAX_TENSORS = 20_000
@@ -55,6 +53,7 @@ def make_plan(
     *,
     root: str = "",
     needs_prompt: bool = False,
+    store_bytes: int = 0,
 ) -> Plan:
     """Plan *request*.
 
@@ -65,6 +64,7 @@ def make_plan(
             checked, and all violations are reported together.
         root: the path of the request in the message.
         needs_prompt: whether it is to be run, not only resolved.
+        store_bytes: budget of the store that will keep its recording.
 
     Raises:
         InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
@@ -74,13 +74,13 @@ def make_plan(
     findings = Findings.after(known, root)
     if needs_prompt:
         findings.check(request.prompt is not None, "prompt", "is required")
-    plan = plan_run(request, registry, findings)
+    plan = plan_run(request, registry, findings, store_bytes)
     if plan is None:
         raise findings.error()
     return plan
 
 
-def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> Plan | None:
+def plan_run(request: DeriveRequest, registry: Registry, findings: Findings, store_bytes: int = 0) -> Plan | None:
     """The plan of *request*; None if *findings*, which collects what is wrong or missing, is not empty.
 
     Raises:
@@ -90,7 +90,7 @@ def plan_run(request: DeriveRequest, registry: Registry, findings: Findings) -> 
         return None
     try:
         model = registry.model_entry(model_ref(request))
-        return _Planner(without_stand_ins(request, findings), registry, model, findings).plan()
+        return _Planner(without_stand_ins(request, findings), registry, model, findings, store_bytes).plan()
     except DstError:
         if findings.known:
             return None
@@ -105,8 +105,11 @@ def model_ref(request: DeriveRequest) -> str:
 class _Planner:
     """The state of planning one request."""
 
-    def __init__(self, request: DeriveRequest, registry: Registry, model: ModelEntry, findings: Findings) -> None:
+    def __init__(
+        self, request: DeriveRequest, registry: Registry, model: ModelEntry, findings: Findings, store_bytes: int
+    ) -> None:
         self._request, self._model, self._findings = request, model, findings
+        self._store_bytes = store_bytes
         self._lookup = Lookup(registry, model, findings)
         self._lookup.note_handle(model_ref(request))
         self._sizes = self._sizes_of(0)
@@ -114,8 +117,7 @@ class _Planner:
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
         """Sizes with a prompt; with that of a full context window if it is not known."""
-        dimensions = self._model.dimensions
-        return Sizes(dimensions, n_tokens or dimensions.context_window, self._model.architecture)
+        return Sizes.of_prompt(self._model, n_tokens)
 
     def _topology(self, sets: tuple[AutoencoderEntry, ...]) -> Topology:
         """The topology with *sets*, one object for all types that name them."""
@@ -185,9 +187,7 @@ class _Planner:
         values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
         gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
         values |= gradients  # The zeros of a missing gradient take the value's shape.
-        # What origins read is not kept, but takes up memory.
-        recorded, attached = values | run.values, (gradients | run.attached if gradients else gradients)
-        return Plan(
+        plan = Plan(
             request=request,
             model=self._model,
             run=run,
@@ -202,25 +202,8 @@ class _Planner:
             scalars=scalars,
             values=frozenset(values),
             gradients=frozenset(gradients),
-            cost=estimate_cost(
-                self._sizes,
-                recorded,
-                attached,
-                scalars,
-                logit_count=max(len(run.logit_positions), 1 if last_layer_of(recorded) is None else 0),
-                tensor_bytes=tensor_bytes(run.interventions, self._sizes, spliced),
-                read=[
-                    (len(source.token_ids), self._read_bytes(source, sites, spliced))
-                    for source, sites in run.all_read.items()
-                ],
-            ),
         )
-
-    def _read_bytes(self, source: Run, sites: frozenset[Site], spliced: tuple[AutoencoderEntry, ...]) -> int:
-        """Bytes that a run that is read takes: what it records, and its tensors."""
-        sizes = self._sizes_of(len(source.token_ids))
-        recorded = sizes.recorded_bytes(sites, most_latents(spliced))
-        return recorded + tensor_bytes(source.interventions, sizes, spliced)
+        return costed(plan, self._store_bytes)
 
     # The run
 

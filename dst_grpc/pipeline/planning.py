@@ -44,14 +44,15 @@ class Planning:
     """Makes plans with the current registry, and keeps the most recent of Derive and Resolve. Used on the event loop
     only."""
 
-    def __init__(self, *, shared: bool = False, most_bytes: int = _KEPT_BYTES) -> None:
+    def __init__(self, *, shared: bool = False, store_bytes: int = 0, most_bytes: int = _KEPT_BYTES) -> None:
         """Start empty.
 
         Args:
             shared: whether a caller finds plans of others' requests: how long planning takes tells it what they ask.
+            store_bytes: budget of the stores that will keep the recordings of runs.
             most_bytes: of the plans to keep.
         """
-        self._shared, self._most_bytes = shared, most_bytes
+        self._shared, self._store_bytes, self._most_bytes = shared, store_bytes, most_bytes
         self._threads = Threads("dst-plan", at_once=_THREADS)
         self._registry: Registry | None = None
         self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -74,7 +75,15 @@ class Planning:
             self._registry = registry
             self._kept.clear()
             self.kept_bytes = 0
-        make = partial(make_plan, request, registry, known, root=root, needs_prompt=needs_prompt)
+        make = partial(
+            make_plan,
+            request,
+            registry,
+            known,
+            root=root,
+            needs_prompt=needs_prompt,
+            store_bytes=self._store_bytes,
+        )
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
             return await self._threads.run(_made, make)
@@ -115,11 +124,11 @@ class Planning:
 
     async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(_made_of_many, plan_top_k, request, registry, known)
+        return await self._threads.run(_made_of_many, plan_top_k, request, registry, known, self._store_bytes)
 
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(_made_of_many, plan_explain, request, registry, known)
+        return await self._threads.run(_made_of_many, plan_explain, request, registry, known, self._store_bytes)
 
     async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
         """As the function of the same name."""

@@ -53,7 +53,7 @@ class Pipeline:
         """Use the contexts and the registry of *cache*."""
         self._cache = cache
         limits = limits or Limits()
-        self._planning = Planning(shared=limits.share_recordings)
+        self._planning = Planning(shared=limits.share_recordings, store_bytes=limits.store_bytes)
         self._resolver = Resolver(cache)
         self._executor = Executor(cache, limits)
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.domain.architecture import Architecture, ModelDimensions
@@ -16,6 +16,7 @@ from dst_grpc.domain.results import Axis
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.domain.components import NodeType
     from dst_grpc.domain.scalar_facts import ScalarFacts
     from dst_grpc.engine.taps import Site
@@ -31,6 +32,14 @@ class Sizes:
     n_tokens: int
     architecture: Architecture
     """The model's architecture."""
+    item_bytes: int = BYTES_OF_FLOAT32
+    """Bytes of an element of its weights, and of what they compute."""
+
+    @classmethod
+    def of_prompt(cls, model: ModelEntry, n_tokens: int) -> Self:
+        """Those of *model* and a prompt of *n_tokens*; of a full context window if they are 0."""
+        dimensions = model.dimensions
+        return cls(dimensions, n_tokens or dimensions.context_window, model.architecture, model.element_type.byte_width)
 
     @property
     def n_layers(self) -> int:
@@ -59,7 +68,7 @@ class Sizes:
     def recorded_bytes(self, sites: Iterable[Site], n_latents: int) -> int:
         """Bytes of the tensors at taps, together."""
         counts = Counter(location for location, _ in sites)
-        return BYTES_OF_FLOAT32 * sum(
+        return self.item_bytes * sum(
             count * math.prod(self.of(dimension, n_latents) for dimension in location.dimensions)
             for location, count in counts.items()
         )

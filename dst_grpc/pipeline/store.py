@@ -54,20 +54,8 @@ class RecordingStore:
         """Bytes kept now."""
 
     def widened(self, plan: Plan) -> Plan:
-        """*plan*, also recording every cheap tap of the layers it runs, if that fits the largest share of the
-        budget."""
-        if not self._budget_bytes:
-            return plan
-        values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values, _first_change(plan)), _PER_LAYER))
-        gradients = plan.gradients
-        if gradients:
-            gradients |= frozenset(_sideways(plan, _first_layer(gradients, 0), _GRADIENTS_PER_LAYER))
-            values |= gradients
-        sizes = Sizes(plan.model.dimensions, len(plan.token_ids), plan.model.architecture)
-        recorded_bytes = sizes.recorded_bytes((*values, *gradients), most_latents(plan.spliced))
-        if recorded_bytes * _LARGEST_SHARE > self._budget_bytes:
-            return plan
-        return replace(plan, values=values, gradients=gradients)
+        """*plan*, also recording what is kept besides."""
+        return widened(plan, self._budget_bytes)
 
     def find(self, plan: Plan, caller: Caller = LOCAL) -> Recording | None:
         """The recording of the same run that *caller* may find, if it has all that *plan* needs."""
@@ -125,6 +113,23 @@ class RecordingStore:
 
     def _key_of_values(self, plan: Plan, run: Run, caller: Caller) -> Hashable:
         return None if self._shared else caller.name, plan.model, plan.spliced, plan.direction_sets, run.forward.key
+
+
+def widened(plan: Plan, budget_bytes: int) -> Plan:
+    """*plan*, also recording every cheap tap of the layers it runs, if that fits the largest share of a store's
+    budget."""
+    if not budget_bytes:
+        return plan
+    values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values, _first_change(plan)), _PER_LAYER))
+    gradients = plan.gradients
+    if gradients:
+        gradients |= frozenset(_sideways(plan, _first_layer(gradients, 0), _GRADIENTS_PER_LAYER))
+        values |= gradients
+    sizes = Sizes.of_prompt(plan.model, len(plan.token_ids))
+    recorded_bytes = sizes.recorded_bytes((*values, *gradients), most_latents(plan.spliced))
+    if recorded_bytes * _LARGEST_SHARE > budget_bytes:
+        return plan
+    return replace(plan, values=values, gradients=gradients)
 
 
 def _covers(recording: Recording, plan: Plan) -> bool:

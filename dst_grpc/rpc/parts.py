@@ -51,10 +51,13 @@ def build_parts(settings: Settings) -> Parts:
     """
     # Imported here, because they import torch, which tests with fakes do not need.
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.device import return_freed_memory
     from dst_grpc.contexts.loading import FileLoader
     from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
     from dst_grpc.rpc.registering import build_registry
 
+    if settings.return_freed_memory:
+        return_freed_memory()
     try:
         registry = build_registry(settings)
     except InvalidRequest as error:

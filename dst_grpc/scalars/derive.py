@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_facts import Backward, Form, Quantity
 from dst_grpc.engine.cancellation import Check, never_cancelled
@@ -85,14 +84,13 @@ class Derivation:
         each token, *n_rows* tokens at a time, each with the first of them.
         """
         facts = self.task.facts
-        if facts.quantity is Quantity.WRITE:
-            writes = self._writes(layer)
-            part = writes.summed_write if facts.is_summed else writes.write
-        elif facts.component is Kind.HEAD_PAIR and facts.quantity is Quantity.ACTIVATION:
-            part = self._bound(layer).activation
-        else:
+        if not facts.is_of_vectors:
             yield from ((pass_type, 0, tensor) for pass_type, tensor in self.at(layer).items())
             return
+        if facts.quantity is Quantity.WRITE:
+            part = self._writes(layer).summed_write if facts.is_summed else self._writes(layer).write
+        else:
+            part = self._bound(layer).activation
         for start in range(0, self.recorded.n_tokens, n_rows):
             self.check()
             yield PassType.FORWARD, start, part(slice(start, start + n_rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import Exhausted, OutOfRange, Reason
+from dst_grpc.pipeline.explain_planner import plan_explain
 from dst_grpc.pipeline.limits import DeviceLimits, Limits
 from dst_grpc.pipeline.service import Pipeline
 from tests import explaining, models, traces
@@ -226,7 +228,9 @@ async def test_the_first_run_that_fails_ends_the_answer_and_lets_go(pipeline: Pi
 
 async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
     small, large = ask(run(*SHORT)), ask(run(*SHORT), run())
-    tight = Pipeline(cache, Limits(of_device=DeviceLimits(max_run_bytes=700_000)))
+    limits = Limits()
+    enough = plan_explain(small, cache.registry, store_bytes=limits.store_bytes).peak_bytes
+    tight = Pipeline(cache, replace(limits, of_device=DeviceLimits(max_run_bytes=enough)))
     assert await everything(tight, small)
     with pytest.raises(Exhausted) as caught:
         await everything(tight, large)
