@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,22 @@ BATCH_BYTES = 192 << 20
 BATCH_TOKENS = 2048
 """Most tokens of a pass, pads included, unless a single prompt is longer."""
 _BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RanRows:
+    """What came of the rows of a pass."""
+
+    decoder: Decoder
+    """The model."""
+    last: torch.Tensor
+    """Logits [n, V] at the last token of each prompt."""
+    final: torch.Tensor
+    """What the logits read, [n, T, d]."""
+
+    def logits(self, row: int, positions: Sequence[int]) -> torch.Tensor:
+        """Logits [len(positions), V] of a row at *positions*."""
+        return self.decoder.unembed(self.decoder.final_norm(self.final[row, list(positions)]))
 
 
 class CutRuns:
@@ -57,12 +74,12 @@ class CutRuns:
     def logits(self, rows: Sequence[CutRow]) -> torch.Tensor:
         """Logits [n, V] of each of *rows* at the last token of its prompt."""
         found = self._decoder.embedding.new_empty(len(rows), self._decoder.config.vocab_size)
-        for places, logits in self.batches(rows):
-            found[places] = logits
+        for places, ran in self.batches(rows):
+            found[places] = ran.last
         return found
 
-    def batches(self, rows: Sequence[CutRow]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """For each pass, the places of its rows among *rows*, and their logits [n, V]. Rows that start late come
+    def batches(self, rows: Sequence[CutRow]) -> Iterator[tuple[list[int], RanRows]]:
+        """For each pass, the places of its rows among *rows*, and what came of them. Rows that start late come
         first."""
         firsts = [self._first_layer(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: (-firsts[i], rows[i].prompt))
@@ -97,8 +114,8 @@ class CutRuns:
             batch, held = [*batch, place], more
         yield batch
 
-    def _run(self, rows: Sequence[CutRow], first_layer: int) -> torch.Tensor:
-        """The logits [n, V] of *rows*, of ascending prompts, which start at *first_layer*."""
+    def _run(self, rows: Sequence[CutRow], first_layer: int) -> RanRows:
+        """The pass of *rows*, of ascending prompts, which start at *first_layer*."""
         prompts = torch.tensor([row.prompt for row in rows], device=self._base.tokens.device)
         taps = CutEdges(
             self._decoder,
@@ -116,4 +133,4 @@ class CutRuns:
             entering=(first_layer, self._base.residuals[first_layer][prompts]),
             logits_at=self._base.last[prompts],
         )
-        return require(logits)[:, 0]
+        return RanRows(self._decoder, require(logits)[:, 0], require(taps.final))

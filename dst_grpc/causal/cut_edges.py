@@ -133,6 +133,8 @@ class CutEdges(Taps):
         self._own = changes.new_empty(len(rows), len(self._held) - self._n_shared, *shape)
         self._sums: dict[int, torch.Tensor] = {}
         """By layer, where heads are held and there is a post-norm, the sum of all heads [b, T, d]."""
+        self.final: torch.Tensor | None = None
+        """What the logits read, [b, T, d], once the pass has come there."""
         self._hold_before(first_layer, places, of_row, base)
 
     # Sources
@@ -216,8 +218,9 @@ class CutEdges(Taps):
         return self._read(x, alternative[index], self._graph.first_reader_of(index + 1) - 1)
 
     def final_input(self, x: torch.Tensor) -> torch.Tensor:
-        """What the logits read, [b, T, d]."""
-        return self._read(x, self._alternative.residuals[-1], len(self._graph.readers) - 1)
+        """What the logits read, [b, T, d]; kept as `final`."""
+        self.final = self._read(x, self._alternative.residuals[-1], len(self._graph.readers) - 1)
+        return self.final
 
     def _read(self, x: torch.Tensor, alternative: torch.Tensor, reader: int) -> torch.Tensor:
         """What one reader reads, [b, T, d], where the residual is *x*, and that of the *alternative*s [p, T, d]."""

@@ -182,7 +182,7 @@ class _CircuitPlanner:
             base, other = (clean, corrupt) if is_noising else (corrupt, clean)
             if base is not None:
                 loss = require(base.loss)
-                findings.check(loss.is_of_last_logits, at, "must be of the logits at the prompt's last token")
+                self._check_metric(loss, at)
                 pairs.append(PlannedPair(base.token_ids, None if other is None else other.token_ids, loss))
         reference = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
         if first is None:
@@ -217,6 +217,16 @@ class _CircuitPlanner:
             self._plans[prompt, metric] = plan_run(asked, self._registry, findings)
             self._findings.count += findings.count
         return self._plans[prompt, metric]
+
+    def _check_metric(self, loss: LossOrigin, path: str) -> None:
+        """Note a metric that circuits, or scores of their edges, cannot be asked about."""
+        curve = self._request.curve
+        is_scored = curve is not None and curve.scores is None
+        is_of_logits = loss.needs_logits and loss.reference is None
+        self._findings.check(is_of_logits, path, "must be of the logits of the run itself")
+        if is_of_logits and is_scored:
+            problem = "must be of the logits at the prompt's last token, or give curve.scores"
+            self._findings.check(loss.is_of_last_logits, path, problem)
 
     def _check_lengths(self, clean: Plan, corrupt: Plan, i: int) -> None:
         n_clean, n_corrupt = len(clean.token_ids), len(corrupt.token_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
 from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.circuit_runs import RanRows
     from dst_grpc.causal.circuits import Mask, Scores
     from dst_grpc.causal.graph import Graph
     from dst_grpc.engine.autoencoder import Autoencoder
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLogits(LastLogits):
+    """The logits of a row of a pass with cut edges, for a metric."""
+
+    ran: RanRows
+    row: int
+
+    def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
+        """Logits [len(positions), V] at *positions*; without, those of the last token, [V]."""
+        return self.ran.logits(self.row, positions) if positions else self.last
 
 
 class Trials:
@@ -57,14 +70,10 @@ class Trials:
         rows = [self._row(circuit) for circuit in circuits]
         done = 0
         for block in self._asked.blocks():
-            runs = self._runs(block)
-            of_block = [replace(row, prompt=i) for i in range(len(block)) for row in rows]
-            for places, logits in runs.batches(of_block):
-                self.n_passes += 1
-                for place, last in zip(places, logits, strict=True):
-                    pair, circuit = divmod(place, len(circuits))
-                    found[circuit, block[pair]] = self._metric(block[pair], last)
-                done += len(places)
+            for ran in self._passes(rows, self._runs(block), len(block)):
+                for circuit, pair, read in ran:
+                    found[circuit, block[pair]] = self._metric(block[pair], read)
+                done += len(ran)
                 yield done
         return found
 
@@ -72,21 +81,37 @@ class Trials:
         """All pairs, recorded for a search."""
         return Search(self, [(block, self._runs(block)) for block in self._asked.blocks()])
 
-    def logits(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> torch.Tensor:
-        """Logits [n, pairs, V] of *circuits* upon a block of pairs."""
+    def last_logits(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> torch.Tensor:
+        """Logits [n, pairs, V] of *circuits* upon a block of pairs, at the last token of each."""
         rows = [self._row(circuit) for circuit in circuits]
-        found = self._decoder.embedding.new_empty(len(block) * len(rows), self._decoder.config.vocab_size)
-        for places, logits in runs.batches([replace(row, prompt=i) for row in rows for i in range(len(block))]):
+        found = self._decoder.embedding.new_empty(len(rows), len(block), self._decoder.config.vocab_size)
+        for ran in self._passes(rows, runs, len(block)):
+            for circuit, pair, read in ran:
+                found[circuit, pair] = read.last
+        return found
+
+    def metrics(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> Metrics:
+        """Metrics [n, pairs] of *circuits* upon a block of pairs."""
+        rows = [self._row(circuit) for circuit in circuits]
+        found = np.empty((len(rows), len(block)))
+        for ran in self._passes(rows, runs, len(block)):
+            for circuit, pair, read in ran:
+                found[circuit, pair] = self._metric(block[pair], read)
+        return found
+
+    def _passes(
+        self, rows: Sequence[CutRow], runs: CutRuns, n_pairs: int
+    ) -> Iterator[list[tuple[int, int, RowLogits]]]:
+        """For each pass, the circuit and the pair of each of its rows, and what the row's metric reads."""
+        for places, ran in runs.batches([replace(row, prompt=i) for i in range(n_pairs) for row in rows]):
             self.n_passes += 1
-            found[places] = logits
-        return found.unflatten(0, (len(rows), len(block)))
+            yield [
+                (place % len(rows), place // len(rows), RowLogits(last, ran, i))
+                for i, (place, last) in enumerate(zip(places, ran.last, strict=True))
+            ]
 
-    def metrics(self, logits: torch.Tensor, block: range) -> list[list[float]]:
-        """The metric of each circuit and pair, of *logits* [n, pairs, V]."""
-        return [[self._metric(pair, last) for pair, last in zip(block, row, strict=True)] for row in logits]
-
-    def _metric(self, pair: int, last: torch.Tensor) -> float:
-        return float(self._asked.pairs[pair].metric.scalar(LastLogits(last)))
+    def _metric(self, pair: int, read: RowLogits) -> float:
+        return float(self._asked.pairs[pair].metric.scalar(read))
 
     def _row(self, circuit: Mask) -> CutRow:
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
@@ -135,31 +160,25 @@ class Search:
         """KL(whole model, circuit) of the last token's distributions, in nats, the mean over pairs."""
         if not self._whole:
             for block, runs in self._blocks:
-                self._whole.append(_log_probabilities(self._trials.logits([graph.mask], block, runs)[0]))
+                self._whole.append(_log_probabilities(self._trials.last_logits([graph.mask], block, runs)[0]))
         total, n_pairs = np.zeros(len(circuits)), 0
         for (block, runs), whole in zip(self._blocks, self._whole, strict=True):
-            found = _log_probabilities(self._trials.logits(circuits, block, runs))
+            found = _log_probabilities(self._trials.last_logits(circuits, block, runs))
             total += (whole.exp() * (whole - found)).sum(dim=(-1, -2)).cpu().numpy()
             n_pairs += len(block)
         return [float(each) for each in total / n_pairs]
 
     def fall(self, circuits: Sequence[Mask]) -> list[float]:
         """The mean metric over pairs, with its sign turned."""
-        return [-float(np.mean(metrics)) for metrics in self._metrics(circuits)]
+        return [-float(metric) for metric in self._metrics(circuits).mean(axis=1)]
 
     def metrics(self, circuit: Mask) -> list[float]:
         """The metric of each pair."""
-        (found,) = self._metrics([circuit])
-        return found
+        return [float(metric) for metric in self._metrics([circuit])[0]]
 
-    def _metrics(self, circuits: Sequence[Mask]) -> list[list[float]]:
-        """The metrics of each circuit, by pair."""
-        found: list[list[float]] = [[] for _ in circuits]
-        for block, runs in self._blocks:
-            of_block = self._trials.metrics(self._trials.logits(circuits, block, runs), block)
-            for own, metrics in zip(found, of_block, strict=True):
-                own.extend(metrics)
-        return found
+    def _metrics(self, circuits: Sequence[Mask]) -> Metrics:
+        """The metrics [n, pairs] of each circuit."""
+        return np.concatenate([self._trials.metrics(circuits, *block) for block in self._blocks], axis=1)
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:

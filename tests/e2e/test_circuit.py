@@ -14,17 +14,22 @@ from dst_grpc.client import (
     CircuitProgress,
     CircuitStage,
     Client,
+    LossFnConfig,
+    LossFnName,
     PromptPair,
     make_circuit_request,
     make_pair,
     mib_json,
     read_mib_json,
 )
+from dst_grpc.domain.selections import PositionRange
 from dst_grpc.errors import InvalidRequest, NotFound
 from tests.causal_goldens import CASES, MODELS, GoldenCase, golden_case
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
+KL = LossFnConfig(name=LossFnName.KL_DIVERGENCE)
+EARLY = LossFnConfig(name=LossFnName.ENTROPY, token_index=2)
 ALTERNATIVES = ("patching", "mean_by_position", "mean", "zero")
 
 
@@ -169,6 +174,25 @@ def _check_file(client_address: str, file: Any, edges: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        LossFnConfig(name=LossFnName.LOG_PROB, target_tokens=(" gave",), token_index=-5),
+        LossFnConfig(name=LossFnName.SEQUENCE_LOG_PROB, target_tokens=(" drink", " to", " Mary")),
+        LossFnConfig(name=LossFnName.CROSS_ENTROPY, span=PositionRange(start=10, stop=14)),  # where both are the same
+        LossFnConfig(name=LossFnName.ENTROPY),
+    ],
+    ids=lambda loss: loss.name.value,
+)
+async def test_the_whole_and_the_empty_circuit_have_the_losses_of_both_prompts(
+    embedded_address: str, loss: LossFnConfig
+) -> None:
+    async with AsyncClient(embedded_address) as client:
+        answer = await client.circuit(CLEAN, CORRUPT, loss=loss, circuits=[["input", "m0"]])
+        expected = [(await client.derive(prompt, loss=loss)).loss for prompt in (CLEAN, CORRUPT)]
+    assert [answer.whole, answer.empty] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("arguments", "fields"),
     [
         ({"circuits": [["a9.h0->logits", "m0"]]}, ["circuits[0].edges[0]"]),
@@ -184,6 +208,8 @@ def _check_file(client_address: str, file: Any, edges: Any) -> None:
         ({"target": None, "distractor": None}, ["pairs[0].loss_fn_config"]),
         ({"fractions": [0.5, 0.1, 2]}, ["curve.fractions[1]", "curve.fractions[2]"]),
         ({"curve": False}, [""]),
+        ({"loss": KL, "target": None, "distractor": None, "circuits": [[]]}, ["loss_fn_config"]),
+        ({"loss": EARLY, "target": None, "distractor": None}, ["loss_fn_config"]),
     ],
 )
 async def test_what_cannot_be_asked_is_refused_at_its_field(

@@ -185,3 +185,14 @@ def test_a_pass_begins_at_the_first_layer_with_a_changed_reader(name: str) -> No
     per_layer = found[-2] - found[-1]
     assert per_layer > 0
     assert found == [1 + per_layer * (n_layers - layer) for layer in range(n_layers + 1)]
+
+
+def test_logits_at_any_position_are_those_of_the_circuit() -> None:
+    two = pair("gemma")
+    whole, other = two.graph.mask, np.zeros_like(two.graph.mask)
+    for kept, tokens in ((whole, models.TOKENS), (other, CORRUPT)):
+        ((_, ran),) = two.runs.batches([two.circuit(kept)])
+        logits = two.decoder.forward(torch.tensor([tokens]))
+        assert logits is not None
+        torch.testing.assert_close(ran.logits(0, (1, 4)), logits[0, [1, 4]])
+        torch.testing.assert_close(ran.last[0], logits[0, -1])
