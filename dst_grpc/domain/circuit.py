@@ -181,9 +181,7 @@ class CircuitRequest:
         """Why corrupt prompts are needed; empty if they are not."""
         if self.orientation is Orientation.DENOISING:
             return "to be run"
-        if self.alternative is Alternative.PATCHING:
-            return "for what cut edges carry"
-        return "to score edges" if self.curve is not None and self.curve.scores is None else ""
+        return "for what cut edges carry" if self.alternative is Alternative.PATCHING else ""
 
     @property
     def is_pruned(self) -> bool:

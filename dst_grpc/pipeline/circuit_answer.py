@@ -9,14 +9,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
 from dst_grpc.causal.acdc import MAX_AHEAD, acdc
-from dst_grpc.causal.attribution import Attribution, Pair, Question
 from dst_grpc.causal.circuits import areas, faithfulness, pruned
-from dst_grpc.domain.attribute import AttributionMethod
 from dst_grpc.domain.circuit import (
     CircuitEdges,
     CircuitEvaluation,
@@ -30,7 +28,6 @@ from dst_grpc.domain.circuit import (
 )
 from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.errors import require
-from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.circuit_trials import Trials, selected
 from dst_grpc.pipeline.not_finite import error_of
 from dst_grpc.pipeline.provenance import provenance_of
@@ -44,8 +41,9 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitValue
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
-    from dst_grpc.pipeline.circuit_trials import Metrics
     from dst_grpc.pipeline.run import RunResult
+
+T = TypeVar("T")
 
 _K = CircuitKind
 _P = CircuitPartKind
@@ -86,7 +84,6 @@ class CircuitAnswer:
         self._asked, self._graph, self._model, self._sets = asked, asked.graph, model, sets
         self._splices = splices_of(asked.plan, sets)
         self._trials = Trials(asked, model.decoder, self._splices, self._first.check)
-        self._scoring: Attribution | None = None
         self._seconds = 0.0
         self._is_complete = False
 
@@ -108,14 +105,10 @@ class CircuitAnswer:
 
     def summary(self) -> RunSummary:
         """The cost of the whole, and the provenance of the numbers."""
-        n_forward, n_backward = self._trials.n_passes, 0
-        if self._scoring is not None:
-            n_forward += self._scoring.n_forward_passes
-            n_backward = self._scoring.n_backward_passes
         first = self._first.statistics
         statistics = RunStatistics(
-            forward_passes=first.forward_passes + n_forward,
-            backward_passes=n_backward,
+            forward_passes=first.forward_passes + self._trials.n_passes,
+            backward_passes=self._trials.n_gradient_passes,
             queue_duration=self._first.queue_duration,
             pass_duration=first.pass_duration + self._seconds,
         )
@@ -168,15 +161,7 @@ class CircuitAnswer:
         """The scores of the curve: those given, or of EAP-IG."""
         if curve.scores is not None:
             return require(curve.scores.tensor)
-        question = Question(method=AttributionMethod.INTEGRATED_INPUTS, edges=True, steps=curve.steps)
-        scoring = Attribution(self._model.decoder, question, self._splices, self._first.check)
-        self._scoring = scoring
-        pairs = [Pair(pair.base, require(pair.other), pair.metric) for pair in self._asked.pairs]
-        step = max(BLOCK_TOKENS // (self._asked.longest * (curve.steps + 2)), 1)
-        for start in range(0, len(pairs), step):
-            scoring.add(pairs[start : start + step])
-            yield [_progress(CircuitStage.SCORES, min(start + step, len(pairs)), len(pairs))]
-        found: Scores = require(scoring.edges).cpu().numpy()
+        found = yield from _reported(CircuitStage.SCORES, self._trials.scored(curve.steps), len(self._asked.pairs))
         return found
 
     def _curve(self, curve: CircuitCurve, scores: Scores) -> Iterator[_Trial]:
@@ -196,7 +181,8 @@ class CircuitAnswer:
     def _evaluated(self, trials: Sequence[_Trial]) -> Generator[Parts, None, list[CircuitEvaluation]]:
         """The evaluation of each of *trials*, of which the first two are of all edges and of none."""
         total = len(trials) * len(self._asked.pairs)
-        metrics = yield from _reported(self._trials.evaluated([trial.kept for trial in trials]), total)
+        work = self._trials.evaluated([trial.kept for trial in trials])
+        metrics = yield from _reported(CircuitStage.EVALUATION, work, total)
         whole, empty = (float(one) for one in metrics[:2].mean(axis=1))
         return [
             self._evaluation(trial, [float(one) for one in found], whole, empty)
@@ -255,14 +241,14 @@ class CircuitAnswer:
         yield [_part(_P.EVALUATION, evaluation), _part(_P.FOUND, _edges(trial.kept))]
 
 
-def _reported(work: Generator[int, None, Metrics], total: int) -> Generator[Parts, None, Metrics]:
+def _reported(stage: CircuitStage, work: Generator[int, None, T], total: int) -> Generator[Parts, None, T]:
     """The result of *work*, which yields how much of *total* is done."""
     while True:
         try:
             done = next(work)
         except StopIteration as end:
-            return cast("Metrics", end.value)
-        yield [_progress(CircuitStage.EVALUATION, done, total)]
+            return cast("T", end.value)
+        yield [_progress(stage, done, total)]
 
 
 def _edges(kept: Mask, scores: Scores | None = None, *, is_sorted: bool = False) -> CircuitEdges:

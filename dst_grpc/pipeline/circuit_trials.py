@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dst_grpc.causal.alternative_scores import alternative_scores
 from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
 from dst_grpc.causal.cut_edges import CutRow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dst_grpc.causal.circuit_runs import RanRows
     from dst_grpc.causal.circuits import Mask, Scores
     from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
@@ -63,6 +65,8 @@ class Trials:
         self._asked, self._decoder, self._splices, self._check = asked, decoder, splices, check
         self.n_passes = 0
         """Forward passes so far."""
+        self.n_gradient_passes = 0
+        """Those of them with gradients."""
 
     def evaluated(self, circuits: Sequence[Mask]) -> Generator[int, None, Metrics]:
         """Run *circuits* [S, D] upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
@@ -117,20 +121,46 @@ class Trials:
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
         return CutRow.of_circuit(self._asked.graph, circuit, 0, is_zero=is_zero)
 
-    def _runs(self, block: range) -> CutRuns:
-        """The runs of circuits upon a block of pairs, whose own runs are recorded."""
+    def scored(self, steps: int) -> Generator[int, None, Scores]:
+        """Score all edges; yields how many pairs are done, and returns the mean scores [S, D] over pairs."""
+        total = torch.zeros(self._asked.graph.mask.shape, dtype=torch.float64)
+        for block in self._asked.blocks():
+            base, writes = self._recorded(block)
+            found, n_passes = alternative_scores(
+                self._decoder,
+                self._asked.graph,
+                base,
+                writes,
+                [self._asked.pairs[i].metric for i in block],
+                steps,
+                splices=self._splices,
+                check=self._check,
+            )
+            total += found.cpu()
+            self.n_passes += n_passes
+            self.n_gradient_passes += n_passes
+            yield block.stop
+        scores: Scores = (total / len(self._asked.pairs)).float().numpy()
+        return scores
+
+    def _recorded(self, block: range) -> tuple[RecordedRuns, Writes]:
+        """The runs of a block of pairs, and what cut edges carry instead."""
         asked = [self._asked.pairs[i] for i in block]
         base = record([pair.base for pair in asked], self._decoder, splices=self._splices, check=self._check)
         self.n_passes += 1
         match self._asked.request.alternative:
             case pairs.Alternative.PATCHING:
                 others = [require(pair.other) for pair in asked]
-                writes = record(others, self._decoder, splices=self._splices, check=self._check).writes
                 self.n_passes += 1
+                return base, record(others, self._decoder, splices=self._splices, check=self._check).writes
             case pairs.Alternative.ZERO:
-                writes = Writes.zero(self._decoder)
+                return base, Writes.zero(self._decoder)
             case _:
-                writes = self._mean
+                return base, self._mean
+
+    def _runs(self, block: range) -> CutRuns:
+        """The runs of circuits upon a block of pairs."""
+        base, writes = self._recorded(block)
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
         alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
         return CutRuns(self._decoder, self._asked.graph, base, alternative, splices=self._splices, check=self._check)

@@ -234,8 +234,8 @@ async def test_corrupt_prompts_are_not_needed_where_nothing_is_taken_from_them(e
         ask: dict[str, Any] = {"target": " Mary", "distractor": " John", "alternative": "zero", "circuits": [["input"]]}
         answer = await client.circuit(pairs=[pair], **ask)
         assert answer.header.pair_count == 1
-        with pytest.raises(InvalidRequest, match="to score edges"):
-            await client.circuit(CLEAN, curve=True, **ask)
+        curve = await client.circuit(CLEAN, curve=True, **ask)
+        assert curve.faithfulness[-1] == pytest.approx(1, abs=1e-4)
 
 
 async def test_spliced_autoencoders_change_no_circuit(embedded_address: str) -> None:
