@@ -216,12 +216,17 @@ def autoencoders(
     )
 
 
-def tokenizer(vocab_size: int = CONFIG.vocab_size) -> Tokenizer:
+def library_tokenizer(vocab_size: int = CONFIG.vocab_size) -> LibraryTokenizer:
     """Words are the letters from "a"; the last token stands for every other word."""
     words = {chr(ord("a") + i): i for i in range(vocab_size - 1)} | {"?": vocab_size - 1}
     library = LibraryTokenizer(tokenizer_models.WordLevel(words, unk_token="?"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Tokenizer(library)
+    return library
+
+
+def tokenizer(vocab_size: int = CONFIG.vocab_size) -> Tokenizer:
+    """As `library_tokenizer`."""
+    return Tokenizer(library_tokenizer(vocab_size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
