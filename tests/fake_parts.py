@@ -11,6 +11,18 @@ from typing import Any
 import numpy as np
 
 from dst_grpc.domain.architecture import ModelDimensions
+from dst_grpc.domain.attribute import AttributedNode, AttributionMethod, PropagationRule
+from dst_grpc.domain.attribute_answers import (
+    AttributedPairs,
+    AttributeHeader,
+    AttributePart,
+    AttributePartKind,
+    PairMetrics,
+    ScoredKind,
+    ScoresInfo,
+    ScoreValues,
+)
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.circuit import (
@@ -64,6 +76,7 @@ from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
 
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 """What to do instead of answering, step by step."""
+AttributeScript = Callable[[AttributeRequest], AsyncGenerator[Sequence[AttributePart | RunSummary], None]]
 CircuitScript = Callable[[CircuitRequest], AsyncGenerator[Sequence[CircuitPart | RunSummary], None]]
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 DIMENSIONS = ModelDimensions(
@@ -225,6 +238,39 @@ ALL_EDGES = CircuitEdges(
 )
 
 
+def attribute_parts(n_pairs: int = 1) -> list[AttributePart | RunSummary]:
+    """The parts of a whole answer of Attribute: two scores of MLPs."""
+    info = ScoresInfo(
+        tensor_id=0,
+        kind=ScoredKind.NODES,
+        axes=(Axis(Dimension.LAYERS, 2),),
+        node=AttributedNode.MLP_OUT,
+        layer_indices=(0, 1),
+    )
+    header = AttributeHeader(
+        model=MODEL_HANDLE,
+        sources=("input", "m0", "m1"),
+        readers=("m0", "m1", "logits"),
+        edge_count=6,
+        pair_count=n_pairs,
+        orientation=Orientation.NOISING,
+        method=AttributionMethod.ATTRIBUTION_PATCHING,
+        rule=PropagationRule.PLAIN,
+        meaning="a change",
+        token_ids=(1, 2),
+        token_strings=("a", "b"),
+        scores=(info,),
+    )
+    pairs = AttributedPairs(pairs=(PairMetrics(base=1.0, source=2.0),) * n_pairs)
+    values = ScoreValues(0, np.array([0.5, -0.25], np.float32))
+    return [
+        AttributePart(kind=AttributePartKind.HEADER, value=header),
+        AttributePart(kind=AttributePartKind.PAIRS, value=pairs),
+        AttributePart(kind=AttributePartKind.VALUES, value=values),
+        SUMMARY,
+    ]
+
+
 def explained(n_runs: int = 1) -> list[ExplanationPart | RunSummary]:
     """The parts of a whole answer about runs: of each a header and an empty table."""
     header = RunHeader(model=MODEL_HANDLE, token_ids=(1, 2), token_strings=("a", "b"), loss=1.5)
@@ -241,6 +287,7 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.explain_scripts: dict[str, ExplainScript] = {}
+        self.attribute_scripts: dict[str, AttributeScript] = {}
         self.circuit_scripts: dict[str, CircuitScript] = {}
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
@@ -323,6 +370,28 @@ class FakePipeline:
             script = self.explain_scripts.get(request.request_id)
             if script is None:
                 yield explained(len(request.runs))
+                return
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._leave(request.request_id)
+
+    async def attribute(
+        self,
+        request: AttributeRequest,
+        known: Violations | None = None,
+        *,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
+        (known or Violations()).raise_if_any()
+        self._enter(request.request_id)
+        try:
+            script = self.attribute_scripts.get(request.request_id)
+            if script is None:
+                yield attribute_parts(len(request.pairs))
                 return
             async with aclosing(script(request)) as steps:
                 async for step in steps:

@@ -20,6 +20,7 @@ import numpy as np
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from dst_grpc._gen.dst.v1 import (
+    attribute_pb2,
     catalog_service_pb2,
     circuit_pb2,
     context_service_pb2,
@@ -57,6 +58,7 @@ from dst_grpc.domain.architecture import (
     PositionKind,
     unsupported_types,
 )
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.circuit import CircuitRequest
@@ -103,10 +105,10 @@ from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, NotFound, Reason
 from dst_grpc.wire.codec import read, to_wire
 from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.frames import CircuitCutter, FrameCutter, part_to_wire
+from dst_grpc.wire.frames import FrameCutter, ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
-from tests.fake_parts import circuit_parts
+from tests.fake_parts import attribute_parts, circuit_parts
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
 N_LAYERS = 2
@@ -453,13 +455,23 @@ class FakeService(
 
     async def Circuit(self, request: Any, context: Any) -> AsyncIterator[circuit_pb2.CircuitResponse]:
         await self._enter(context)
-        asked = read(CircuitRequest, request)
-        cutter = CircuitCutter()
-        self.circuit_asked = asked
-        for part in circuit_parts(len(asked.pairs), has_curve=asked.curve is not None):
+        asked = self.circuit_asked = read(CircuitRequest, request)
+        parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None)
+        for frames in self._frames(circuit_pb2.CircuitFrame, parts):
+            yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
+
+    async def Attribute(self, request: Any, context: Any) -> AsyncIterator[attribute_pb2.AttributeResponse]:
+        await self._enter(context)
+        parts = attribute_parts(len(read(AttributeRequest, request).pairs))
+        for frames in self._frames(attribute_pb2.AttributeFrame, parts):
+            yield attribute_pb2.AttributeResponse(request_id=request.request_id, frames=frames)
+
+    def _frames(self, frame_class: Any, parts: Sequence[Any]) -> Iterator[list[Any]]:
+        """The frames of each of *parts*, without the last if that is to be missing."""
+        cutter = ValueCutter(frame_class)
+        for part in parts:
             if "truncated" not in self.scripts or not isinstance(part, RunSummary):
-                frames = [circuit_pb2.CircuitFrame.FromString(b"".join(frame)) for frame in cutter.cut(part)]
-                yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
+                yield [frame_class.FromString(b"".join(frame)) for frame in cutter.cut(part)]
 
     async def Resolve(self, request: Any, context: Any) -> AsyncIterator[resolution_pb2.ResolveResponse]:
         await self._enter(context)

@@ -29,6 +29,7 @@ from dst_grpc.domain.attribute import (
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.engine.taps import site_entering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.origins import Origin
 
 _L = ActivationLocationType
-_EMBEDDING: Site = (_L.RESID_POST_EMBEDDING, None)
-_GROUPS = (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP)
-"""The outputs of the groups of sources of each layer."""
+_EMBEDDING = site_entering(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +82,9 @@ class Pair:
     source: tuple[int, ...]
     """The prompt that values are taken from."""
     metric: Origin
+    """A divergence is one from the clean run of the pair."""
+    is_clean: bool = True
+    """Whether the base prompt is the clean one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,11 @@ class Attribution:
         self.graph = Graph.of(config.dimensions, config.architecture)
         """The graph of the model."""
         self.n_pairs = self.n_forward_passes = self.n_backward_passes = 0
-        self._kinds = tuple(
-            nodes for kind in question.nodes for nodes in nodes_of(kind, config.n_layers, self._splices)
-        )
+        self.kinds = tuple(nodes for kind in question.nodes for nodes in nodes_of(kind, config.n_layers, self._splices))
+        """The nodes that are scored."""
         self._node_scores = NodeScores(decoder, question.fixes_qk)
         self._edge_scores = EdgeScores(decoder, self.graph, question.propagation, question.post_norms)
-        self._compared: frozenset[Site] = frozenset().union(*map(self._node_scores.sites, self._kinds))
+        self._compared: frozenset[Site] = frozenset().union(*map(self._node_scores.sites, self.kinds))
         self._differentiated = self._compared
         self._read: frozenset[Site] = frozenset()
         if question.edges:
@@ -177,6 +178,7 @@ class Attribution:
             tokens=[*(pair.base for pair in pairs), *(pair.source for pair in pairs)],
             metrics=[pair.metric for pair in pairs] * 2,
             differentiated=[at_base] * n + [at_source] * n,
+            references=[i if pair.is_clean else n + i for i, pair in enumerate(pairs)] * 2,
             values=self._compared | (self._read if at_base else frozenset()),
             gradients=self._differentiated if at_base else frozenset(),
             reads_mlps=at_base and self._question.edges,
@@ -196,7 +198,8 @@ class Attribution:
                 yield from self._path(pairs, compared, _EMBEDDING)
             case AttributionMethod.INTEGRATED_ACTIVATIONS:
                 layers = range(self._decoder.config.n_layers)
-                groups = [_EMBEDDING, *((tap, layer) for layer in layers for tap in _GROUPS)]
+                taps = (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP)
+                groups = [_EMBEDDING, *((tap, layer) for layer in layers for tap in taps)]
                 is_own = self._question.groups is PathGroups.OWN_LAYER
                 for group in groups:
                     yield from self._path(pairs, compared, group, 1.0 if is_own else 1 / len(groups), is_own=is_own)
@@ -215,6 +218,7 @@ class Attribution:
                 tokens=[pair.base for pair in pairs] * len(block),
                 metrics=[pair.metric for pair in pairs] * len(block),
                 differentiated=[True] * (len(pairs) * len(block)),
+                references=compared.references([pair.is_clean for pair in pairs]) * len(block),
                 values=self._read,
                 gradients=self._differentiated,
                 reads_mlps=self._question.edges,
@@ -228,7 +232,7 @@ class Attribution:
 
     def _add_nodes(self, found: dict[Nodes, torch.Tensor], compared: ComparedRuns, runs: GradientRuns) -> None:
         """Add the scores of nodes of each pair to *found*."""
-        for nodes in self._kinds:
+        for nodes in self.kinds:
             for number in range(len(runs.ran.passes)):
                 gradient = partial(runs.mean_gradient, number)
                 scores = self._node_scores.of(nodes, compared.base, compared.source, gradient)

@@ -13,6 +13,7 @@ import torch
 from dst_grpc.causal.cut_edges import CutEdges
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import require
+from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
     from dst_grpc.causal.cut_edges import CutRow
@@ -43,6 +44,18 @@ class RanRows:
     def logits(self, row: int, positions: Sequence[int]) -> torch.Tensor:
         """Logits [len(positions), V] of a row at *positions*."""
         return self.decoder.unembed(self.decoder.final_norm(self.final[row, list(positions)]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLogits(LastLogits):
+    """The logits of a row of a pass with cut edges, for a metric."""
+
+    ran: RanRows
+    row: int
+
+    def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
+        """Logits [len(positions), V] at *positions*; without, those of the last token, [V]."""
+        return self.ran.logits(self.row, positions) if positions else self.last
 
 
 class CutRuns:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.propagation import Propagation
 
 _L = ActivationLocationType
-_EMBEDDING: Site = (_L.RESID_POST_EMBEDDING, None)
+_EMBEDDING = site_entering(0)
 _HEAD_INPUTS = dict(zip(PARTS, (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_VALUE), strict=True))
 """The tap of each input of heads."""
 _BYTES_OF_CHANGES = 1 << 22

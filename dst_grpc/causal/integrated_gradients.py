@@ -17,10 +17,10 @@ from dst_grpc.causal.attribution import Pair
 from dst_grpc.causal.passes import Batch, Ran, points_at_once, run
 from dst_grpc.causal.paths import points
 from dst_grpc.domain.attribute import Baseline, PathRule
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.norm import wide
 from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.engine.taps import site_entering
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
 
-_EMBEDDING: Site = (ActivationLocationType.RESID_POST_EMBEDDING, None)
+_EMBEDDING = site_entering(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +84,24 @@ class IntegratedGradients:
     def add(self, pairs: Sequence[Pair]) -> tuple[Completeness, ...]:
         """Add the attributions of *pairs*, and return how well they add up."""
         change = self._from_baseline(pairs)
-        at_ends = self._run(pairs, torch.cat((torch.zeros_like(change), -change)), differentiates=False).metrics
+        n = len(pairs)
+        of_clean: list[torch.Tensor | int | None] = [i if pair.is_clean else n + i for i, pair in enumerate(pairs)]
+        ends = self._run(pairs, torch.cat((torch.zeros_like(change), -change)), of_clean, differentiates=False)
+        of_clean = [ends.references[i if pair.is_clean else n + i] for i, pair in enumerate(pairs)]
         found = torch.zeros_like(change)
         step = points_at_once(change.device, change.shape[:2].numel())
         for start in range(0, len(self._points), step):
             block = self._points[start : start + step]
             shifts = torch.cat([(alpha - 1) * change for alpha, _ in block])
-            ran = self._run(pairs, shifts, differentiates=True)
+            ran = self._run(pairs, shifts, of_clean, differentiates=True)
             gradients = wide(ran.passes[0].at_taps[_EMBEDDING]).unflatten(0, (len(block), len(pairs)))
             weights = torch.tensor([weight for _, weight in block], dtype=found.dtype, device=found.device)
             found += change * torch.tensordot(weights, gradients, dims=1)
         total = found.sum(dim=0)
         self._total = total if self._total is None else _sum_of_padded(self._total, total)
-        self.n_pairs += len(pairs)
-        sums = found.sum(dim=(1, 2)).tolist()
-        ends = zip(at_ends[: len(pairs)], at_ends[len(pairs) :], sums, strict=True)
-        return tuple(Completeness(metric, start, metric - start - share) for metric, start, share in ends)
+        self.n_pairs += n
+        metrics = zip(ends.metrics[:n], ends.metrics[n:], found.sum(dim=(1, 2)).tolist(), strict=True)
+        return tuple(Completeness(metric, start, metric - start - share) for metric, start, share in metrics)
 
     def _from_baseline(self, pairs: Sequence[Pair]) -> torch.Tensor:
         """The differences e - b [n, T, d]; 0 at pads."""
@@ -116,14 +118,25 @@ class IntegratedGradients:
             found.append(wide(self._decoder.embed(own)) - baseline)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
 
-    def _run(self, pairs: Sequence[Pair], shifts: torch.Tensor, *, differentiates: bool) -> Ran:
-        """Runs of all base prompts, once for each block of *shifts* [m n, T, d] of their embeddings."""
+    def _run(
+        self,
+        pairs: Sequence[Pair],
+        shifts: torch.Tensor,
+        of_clean: Sequence[torch.Tensor | int | None],
+        *,
+        differentiates: bool,
+    ) -> Ran:
+        """Runs of all base prompts, once for each block of *shifts* [m n, T, d] of their embeddings.
+
+        Divergences of each pair are from what *of_clean* says (see `Batch.references`).
+        """
         m = len(shifts) // len(pairs)
         batch = Batch(
             tokens=[pair.base for pair in pairs] * m,
             metrics=[pair.metric for pair in pairs] * m,
             differentiated=[differentiates] * len(shifts),
             gradients=frozenset({_EMBEDDING}) if differentiates else frozenset(),
+            references=[*of_clean] * m,
             shifts={_EMBEDDING: shifts.to(self._decoder.dtype)},
         )
         ran = run(batch, self._decoder, splices=self._splices, propagation=self._propagation, check=self._check)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
 
 _L = ActivationLocationType
-_QK = (_L.ATTN_QUERY, _L.ATTN_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Nodes:
     @property
     def fixes_pattern(self) -> bool:
         """Whether the QK fix is about nodes of the kind."""
-        return self.sites[0][0] in _QK
+        return self.sites[0][0] in {_L.ATTN_QUERY, _L.ATTN_KEY}
 
 
 def nodes_of(kind: AttributedNode, n_layers: int, splices: Mapping[Site, Autoencoder]) -> Iterator[Nodes]:
@@ -78,7 +77,9 @@ class NodeScores:
         """The sites whose values and gradients the scores of *nodes* are computed from."""
         if not (self.fixes_qk and nodes.fixes_pattern):
             return frozenset(nodes.sites)
-        return frozenset((tap, layer) for tap in (*_QK, _L.ATTN_QK_PROBS) for layer in nodes.layers)
+        return frozenset(
+            (tap, layer) for tap in (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_QK_PROBS) for layer in nodes.layers
+        )
 
     def of(
         self,

@@ -12,7 +12,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Site, Taps
-from dst_grpc.errors import require
+from dst_grpc.errors import Internal, require
 from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.origins import Origin
 
 _L = ActivationLocationType
-_WRITES = frozenset({_L.RESID_DELTA_ATTN, _L.RESID_DELTA_MLP})
 _TOKENS_OF_A_PATH = 32
 """Tokens of the points of a path that run together on a CPU: products of matrices with fewer rows take almost as long,
 those with more take more memory for no gain."""
 _TOKENS_OF_A_PATH_ON_A_GPU = 4096
+
+
+_TOKENS_OF_PAIRS = 512
+"""Tokens of the runs of pairs that are compared together, pads included, unless a single pair has more."""
+
+
+def pairs_at_once(n_tokens: int) -> int:
+    """How many pairs of prompts of up to *n_tokens* run together."""
+    return max(_TOKENS_OF_PAIRS // (2 * n_tokens), 1)
 
 
 def points_at_once(device: torch.device, n_tokens: int) -> int:
@@ -54,6 +62,9 @@ class Batch:
     """Whether to record the gradient at what each MLP alone reads of the residual."""
     shifts: Mapping[Site, torch.Tensor] = field(default_factory=dict)
     """What is added to the value at a site [b, ...]. Nothing before it is reached by gradients."""
+    references: Sequence[torch.Tensor | int | None] = ()
+    """For metrics that are divergences from another run: its logits [V] for each row, or the row that has them, before
+    it or after."""
     dropped_layers: Sequence[int | None] = (None,)
     """For each gradient pass, the layer whose attention and MLP write constants; None for none."""
 
@@ -64,6 +75,8 @@ class Ran:
 
     metrics: tuple[float, ...]
     """The metric of each row."""
+    references: tuple[torch.Tensor | None, ...]
+    """For metrics that are divergences: the logits [V] of each row where another may diverge from it."""
     values: Mapping[Site, torch.Tensor]
     """Values [b, ...]."""
     passes: tuple[Gradients, ...]
@@ -113,7 +126,7 @@ class AttributionTaps(Taps):
         if shift is not None:
             x = (x.detach() + shift).requires_grad_(torch.is_grad_enabled())
         x = super().visit(location, layer, x)
-        if self._drops and location in _WRITES and x.requires_grad:
+        if self._drops and location in {_L.RESID_DELTA_ATTN, _L.RESID_DELTA_MLP} and x.requires_grad:
             x = x.view_as(x)  # so that the gradient recorded at the write is the one that the hook leaves
             x.register_hook(_drops(self._dropped, layer))
         return x
@@ -135,7 +148,7 @@ class AttributionTaps(Taps):
         del found
 
         def gradient(x: torch.Tensor) -> torch.Tensor:
-            of_input = by_input.pop(id(x), None)
+            of_input = by_input.get(id(x))
             if of_input is None:
                 return x.new_zeros((len(self._rows), *x.shape[1:]))
             return of_input if len(of_input) == len(self._rows) else of_input[self._rows]
@@ -153,6 +166,36 @@ def _drops(dropped: list[int | None], layer: int | None) -> Callable[[torch.Tens
         return torch.zeros_like(gradient) if dropped[0] == layer else None
 
     return hook
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Forward(LastLogits):
+    """The logits that a metric reads, and those of the run that it is a divergence from."""
+
+    reference: torch.Tensor | None = None
+
+    def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
+        """Logits [n, V] at *positions*, which are all that were computed; [V] at the last token without."""
+        return self.last[: len(positions)] if positions else self.last[0]
+
+    def logits_of(self, run: str, position: int) -> torch.Tensor:
+        """Logits [V] of the run that it is a divergence from."""
+        if self.reference is None:
+            raise Internal(f"no logits of {run!r} at {position} were given")
+        return self.reference
+
+
+def _read(metric: Origin, length: int) -> tuple[int, ...]:
+    """The positions whose logits *metric* reads, of a prompt of *length* tokens; last that which its divergence is
+    from, if it is from a run of that prompt."""
+    of_reference = () if metric.reference is None else (metric.reference[1],)
+    return (*(metric.positions or (length - 1,)), *of_reference)
+
+
+def _reference(batch: Batch, row: int, logits: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The logits [V] of the run that the metric of *row* is a divergence from, constants."""
+    reference = batch.references[row] if batch.references else None
+    return logits[reference][-1].detach() if isinstance(reference, int) else reference
 
 
 def run(
@@ -180,18 +223,27 @@ def run(
     tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     for row, ids in zip(tokens, batch.tokens, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    last = (torch.tensor(lengths) - 1).to(decoder.device)
+    read = [_read(metric, length) for metric, length in zip(batch.metrics, lengths, strict=True)]
+    at = [(row, position) for row, positions in enumerate(read) for position in positions]
     try:
-        logits = require(decoder.forward(tokens.to(decoder.device), taps, logits_at=last))[:, 0]
+        found = decoder.forward(tokens.to(decoder.device), taps, logits_at=torch.tensor(at, device=decoder.device).t())
+        logits = require(found)[:, 0].split(list(map(len, read)))
         with torch.set_grad_enabled(any(batch.differentiated)):
-            scalars = [metric.scalar(LastLogits(row)) for metric, row in zip(batch.metrics, logits, strict=True)]
+            scalars = [
+                metric.scalar(_Forward(logits[row], _reference(batch, row, logits)))
+                for row, metric in enumerate(batch.metrics)
+            ]
         metrics = tuple(torch.stack([scalar.detach() for scalar in scalars]).tolist())
         started = [scalar for scalar, is_wanted in zip(scalars, batch.differentiated, strict=True) if is_wanted]
         passes = tuple(_passes(taps, torch.stack(started).sum(), batch.dropped_layers)) if started else ()
     finally:
         taps.attached.clear()
         taps.mlp_inputs.clear()
-    return Ran(metrics, taps.values, passes)
+    references = tuple(
+        None if metric.reference is None else own[-1].detach()
+        for metric, own in zip(batch.metrics, logits, strict=True)
+    )
+    return Ran(metrics, references, taps.values, passes)
 
 
 def _passes(taps: AttributionTaps, metric: torch.Tensor, dropped: Sequence[int | None]) -> Iterator[Gradients]:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from dst_grpc.domain.architecture import ActivationFunction
-from dst_grpc.engine.propagation import Propagation
+from dst_grpc.domain.attribute import PropagationRule
+from dst_grpc.engine.propagation import PLAIN, Propagation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dst_grpc.engine.layer import Layer
 
 _STABILIZER = 1e-6
@@ -98,6 +101,18 @@ class GradientInteractionModifications(FrozenNorms):
         """Neurons [..., F]: the gradient of a product is halved."""
         act = layer.mlp_act(pre, up)
         return act if up is None else _halved(act)
+
+
+RULES: Mapping[PropagationRule, Propagation] = {
+    PropagationRule.PLAIN: PLAIN,
+    PropagationRule.FROZEN_PATTERNS: FrozenPatterns(),
+    PropagationRule.FROZEN_NORMS: FrozenNorms(),
+    PropagationRule.FROZEN: Frozen(),
+    PropagationRule.RELP: RelP(),
+    PropagationRule.RELP_FROZEN_PATTERNS: RelPWithFrozenPatterns(),
+    PropagationRule.GIM: GradientInteractionModifications(),
+}
+"""The rules that requests name."""
 
 
 def _halved(product: torch.Tensor) -> torch.Tensor:

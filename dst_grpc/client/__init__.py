@@ -17,6 +17,8 @@
 from __future__ import annotations
 
 from dst_grpc.client._answer import Answer
+from dst_grpc.client._attribute_requests import AttributeArguments, make_attribute_request
+from dst_grpc.client._attributions import AttributionAnswer, ScoredEntry, Scores
 from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
 from dst_grpc.client._circuit_requests import CircuitArguments, make_circuit_request, make_pair
@@ -49,6 +51,24 @@ from dst_grpc.client._mib import MibCircuit, mib_json, read_mib_json
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
+from dst_grpc.domain.attribute import (
+    AttributedNode,
+    AttributionMethod,
+    Baseline,
+    PathGroups,
+    PathRule,
+    PostNormJacobian,
+    PropagationRule,
+)
+from dst_grpc.domain.attribute_answers import (
+    AttributeHeader,
+    AttributeProgress,
+    PairMetrics,
+    ScoredKind,
+    ScoresInfo,
+    VerifiedEdges,
+)
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.callers import Caller, Role
 from dst_grpc.domain.circuit import (
@@ -140,10 +160,18 @@ __all__ = [
     "AsyncClient",
     "AttentionTraceType",
     "AttnSubNodeIndex",
+    "AttributeArguments",
+    "AttributeHeader",
+    "AttributeProgress",
+    "AttributeRequest",
+    "AttributedNode",
+    "AttributionAnswer",
+    "AttributionMethod",
     "AutoencoderActivation",
     "AutoencoderConfig",
     "AutoencoderInfo",
     "Axis",
+    "Baseline",
     "Caller",
     "CircuitAnswer",
     "CircuitArguments",
@@ -199,13 +227,18 @@ __all__ = [
     "NodeType",
     "NotFinite",
     "Orientation",
+    "PairMetrics",
     "PartKind",
     "PassType",
+    "PathGroups",
+    "PathRule",
     "PositionList",
     "PositionRange",
+    "PostNormJacobian",
     "PreOrPostAct",
     "Prompt",
     "PromptPair",
+    "PropagationRule",
     "PutTensor",
     "RegistryChange",
     "RequestArguments",
@@ -219,7 +252,11 @@ __all__ = [
     "RunsTrailer",
     "ScalarSum",
     "ScoredEdge",
+    "ScoredEntry",
+    "ScoredKind",
     "ScoredTokens",
+    "Scores",
+    "ScoresInfo",
     "ServerInfo",
     "ServerLimits",
     "ServingStatus",
@@ -239,6 +276,7 @@ __all__ = [
     "TopKSelection",
     "TraceConfig",
     "TransferProgress",
+    "VerifiedEdges",
     "add_norm_scaled",
     "clamp",
     "decoder_row",
@@ -247,6 +285,7 @@ __all__ = [
     "difference_of_means",
     "encoder_row",
     "hold",
+    "make_attribute_request",
     "make_circuit_request",
     "make_explain_request",
     "make_explain_run",

@@ -134,7 +134,7 @@ def make_circuit_request(
     if acdc_threshold is not None:
         acdc = AcdcSearch(threshold=acdc_threshold, of_metric=acdc_of_metric, absolute=acdc_absolute)
     return CircuitRequest(
-        pairs=tuple(_pair(one, i) for i, one in enumerate((*given, *pairs))),
+        pairs=tuple(pair_of(one, i) for i, one in enumerate((*given, *pairs))),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
@@ -185,7 +185,7 @@ def _curve(
         raise error.under("curve") from None
 
 
-def _pair(pair: PairLike, i: int) -> PromptPair:
+def pair_of(pair: PairLike, i: int) -> PromptPair:
     if isinstance(pair, PromptPair):
         return pair
     try:

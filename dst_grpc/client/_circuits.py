@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dst_grpc._gen.dst.v1.circuit_pb2 import CircuitFrame, CircuitResponse
+from dst_grpc._gen.dst.v1.circuit_pb2 import CircuitResponse
 from dst_grpc.domain.circuit import (
     CircuitEdges,
     CircuitEvaluation,
@@ -22,7 +22,7 @@ from dst_grpc.domain.circuit import (
 )
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.errors import DataLoss, Reason
-from dst_grpc.wire.assembly import CircuitReader
+from dst_grpc.wire.assembly import ValueReader
 from dst_grpc.wire.pieces import corrupt
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -130,25 +130,24 @@ class _Parts:
     single: dict[CircuitPartKind, Any] = field(default_factory=dict)
 
 
+_CLASSES = (CircuitHeader, CircuitProgress, CircuitEvaluation, CurveSummary, CircuitEdges, RunsTrailer)
+
+
 class CircuitCollector:
     """From messages to a CircuitAnswer, checked: nothing is missing, repeated or out of order."""
 
     def __init__(self, request_id: str, on_progress: Callable[[CircuitProgress], None] | None = None) -> None:
         self._request_id, self._on_progress = request_id, on_progress
-        self._reader = CircuitReader()
+        self._reader = ValueReader(_CLASSES)
         self._parts = _Parts()
 
     def add(self, message: CircuitResponse) -> CircuitAnswer | None:
         """Take the next message; see Collector."""
         whole: CircuitAnswer | None = None
         for frame in message.frames:
-            part = self.read(frame)
-            whole = whole if part is None else self.take(part)
+            found = self._reader.read(frame)
+            whole = whole if found is None else self.take(CircuitPart(kind=CircuitPartKind(found[0]), value=found[1]))
         return whole
-
-    def read(self, frame: CircuitFrame) -> CircuitPart | None:
-        """The part that the next frame completes, if any; raises DataLoss if it cannot be read."""
-        return self._reader.read(frame)
 
     def take(self, part: CircuitPart) -> CircuitAnswer | None:
         """Take the next part.

@@ -7,6 +7,7 @@ from typing import Self
 
 from dst_grpc.client import _loop
 from dst_grpc.client._answer import Answer
+from dst_grpc.client._attribute import AttributeCalls
 from dst_grpc.client._catalog import CatalogCalls
 from dst_grpc.client._channel import DEFAULT_TARGET, Connection, Tls
 from dst_grpc.client._circuit import CircuitCalls
@@ -21,7 +22,7 @@ from dst_grpc.domain.resolution import Resolution
 from dst_grpc.errors import DstError
 
 
-class AsyncClient(InferenceCalls, ExplainCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls):
+class AsyncClient(InferenceCalls, ExplainCalls, AttributeCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls):
     """A client of one server, for one event loop.
 
     It connects at the first call, and any number of calls may run at once. Use it as an async context manager, or
@@ -91,6 +92,8 @@ class Client(Blocking[AsyncClient]):
     explain_parts = blocking_iterator(AsyncClient.explain_parts)
     top_k = blocking(AsyncClient.top_k)
     top_k_request = blocking(AsyncClient.top_k_request)
+    attribute = blocking(AsyncClient.attribute)
+    attribute_request = blocking(AsyncClient.attribute_request)
     circuit = blocking(AsyncClient.circuit)
     circuit_request = blocking(AsyncClient.circuit_request)
     put_tensor = blocking(AsyncClient.put_tensor)

@@ -93,6 +93,30 @@ class Baseline(StrEnum):
     """The mean of all token embeddings."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttributionMethodFacts:
+    """What is known about a method without a model."""
+
+    type: AttributionMethod
+    steps: int = 0
+    """Steps of its path unless a request says otherwise; 0 if it has none."""
+    path_rule: PathRule | None = None
+    """Points of its path unless a request says otherwise."""
+
+
+ATTRIBUTION_METHODS = one_row_each(
+    AttributionMethod,
+    (
+        AttributionMethodFacts(AttributionMethod.ATTRIBUTION_PATCHING),
+        AttributionMethodFacts(AttributionMethod.CLEAN_CORRUPT),
+        AttributionMethodFacts(AttributionMethod.INTEGRATED_INPUTS, 5, PathRule.RIGHT),
+        AttributionMethodFacts(AttributionMethod.INTEGRATED_ACTIVATIONS, 5, PathRule.RIGHT),
+        AttributionMethodFacts(AttributionMethod.INTEGRATED_GRADIENTS, 20, PathRule.GAUSS_LEGENDRE),
+    ),
+)
+"""The table."""
+
+
 class AttributedNode(StrEnum):
     """A kind of node that scores are computed of."""
 

@@ -9,6 +9,7 @@ One legend of axis letters, used in shapes throughout the package:
     T  query token         U  key (attended-to) token    P  token pair of the lower triangle
     d  residual channel    F  MLP neuron                 H  attention head
     c  channel of a head   Z  autoencoder latent         V  vocabulary token
+    S  source of the graph                               D  reader of the graph
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Dimension(StrEnum):
         "",
         NodeType.AUTOENCODER_LATENT_BY_TOKEN_PAIR,
     )
+    GRAPH_SOURCES = "graph_sources", "S"
+    GRAPH_READERS = "graph_readers", "D"
 
     _value_: str
     letter: str

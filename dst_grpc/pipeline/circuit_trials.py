@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dst_grpc.causal.alternative_scores import alternative_scores
-from dst_grpc.causal.circuit_runs import CutRuns
+from dst_grpc.causal.circuit_runs import CutRuns, RowLogits
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
 from dst_grpc.causal.cut_edges import CutRow
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
@@ -19,13 +19,11 @@ from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import require
 from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
-from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
-    from dst_grpc.causal.circuit_runs import RanRows
     from dst_grpc.causal.circuits import Mask, Scores
     from dst_grpc.causal.graph import Graph
     from dst_grpc.causal.writes import RecordedRuns
@@ -36,18 +34,6 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowLogits(LastLogits):
-    """The logits of a row of a pass with cut edges, for a metric."""
-
-    ran: RanRows
-    row: int
-
-    def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
-        """Logits [len(positions), V] at *positions*; without, those of the last token, [V]."""
-        return self.ran.logits(self.row, positions) if positions else self.last
 
 
 class Trials:

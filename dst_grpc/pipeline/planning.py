@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.selections import PositionList
+from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.interventions import with_tensors
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.attribute_requests import AttributeRequest
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.plan import Plan
@@ -129,6 +132,12 @@ class Planning:
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
         return await self._threads.run(_made_of_many, plan_explain, request, registry, known, self._store_bytes)
+
+    async def plan_attribute(
+        self, request: AttributeRequest, registry: Registry, known: Violations | None
+    ) -> AttributePlan:
+        """As the function of the same name."""
+        return await self._threads.run(plan_attribute, request, registry, known)
 
     async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
         """As the function of the same name."""

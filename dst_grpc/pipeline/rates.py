@@ -23,6 +23,8 @@ class Work(Enum):
     """A further step of an answer of tensors."""
     EXPLAIN_STEP = "explain step", 1e-4
     """A step of an explanation."""
+    ATTRIBUTE_STEP = "attribute step", 1e-4
+    """The pairs of Attribute that run together."""
     CIRCUIT_STEP = "circuit step", 1e-4
     """A step of an answer about circuits: a pass."""
 

@@ -12,6 +12,7 @@ from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import DstError, join_path
+from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.attribute_answers import AttributePart
+    from dst_grpc.domain.attribute_requests import AttributeRequest
     from dst_grpc.domain.callers import Caller, Grants
     from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -195,6 +198,36 @@ class Pipeline:
             steps=Work.EXPLAIN_STEP,
             n_steps=len(asked.parts),
         )
+
+    async def attribute(
+        self,
+        request: AttributeRequest,
+        known: Violations | None = None,
+        *,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
+        """Score nodes, edges or tokens: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `plan_attribute`, `Executor.entered` and `Executor.run` raise, before any part.
+        """
+        registry = self._cache.registry
+        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
+            asked = await self._planning.plan_attribute(request, registry, known)
+            answer = self._executor.run(
+                ticket,
+                [asked.plan],
+                partial(AttributeAnswer, asked),
+                peak_bytes=asked.peak_bytes,
+                operations=asked.floating_point_operations,
+                steps=Work.ATTRIBUTE_STEP,
+                n_steps=asked.n_steps,
+            )
+            async with aclosing(answer) as steps:
+                async for ready in steps:
+                    yield ready
 
     async def circuit(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dst_grpc._gen.dst.v1 import circuit_pb2
+from dst_grpc._gen.dst.v1 import attribute_pb2, circuit_pb2
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
@@ -12,17 +13,31 @@ from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reading import Reading
 from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.envelope import Envelope
-from dst_grpc.wire.frames import CircuitCutter
+from dst_grpc.wire.frames import ValueCutter
 
 
 class CausalService:
-    """Finds and evaluates circuits."""
+    """Attributes, and finds and evaluates circuits."""
 
     def __init__(self, pipeline: PipelinePort, tensors: TensorStore) -> None:
         """Serve *pipeline*, with the store of callers' *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._reading = Reading()
+
+    def Attribute(self, request: attribute_pb2.AttributeRequest, context: ObservedContext) -> Messages:
+        """Score nodes, edges or tokens."""
+
+        def answers(asked: AttributeRequest, known: Violations | None) -> Messages:
+            steps = self._pipeline.attribute(
+                asked, known, caller=caller, urgency=urgency, request_bytes=request.ByteSize()
+            )
+            return messages_of(
+                steps, ValueCutter(attribute_pb2.AttributeFrame).cut, Envelope(asked.request_id), self._reading.threads
+            )
+
+        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        return answers_of(self._reading, AttributeRequest, request, answers)
 
     def Circuit(self, request: circuit_pb2.CircuitRequest, context: ObservedContext) -> Messages:
         """Evaluate circuits, and find them."""
@@ -36,7 +51,9 @@ class CausalService:
                 urgency=urgency,
                 request_bytes=request.ByteSize(),
             )
-            return messages_of(steps, CircuitCutter().cut, Envelope(asked.request_id), self._reading.threads)
+            return messages_of(
+                steps, ValueCutter(circuit_pb2.CircuitFrame).cut, Envelope(asked.request_id), self._reading.threads
+            )
 
         caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
         return answers_of(self._reading, CircuitRequest, request, answers)

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from dst_grpc.domain.attribute_answers import AttributePart
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
@@ -87,6 +89,17 @@ class PipelinePort(Protocol):
         request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
+
+    def attribute(
+        self,
+        request: AttributeRequest,
+        known: Violations | None = None,
+        *,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
+        """Score nodes, edges or tokens."""
 
     def circuit(
         self,

@@ -7,16 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dst_grpc.domain.circuit import (
-    CircuitEdges,
-    CircuitEvaluation,
-    CircuitHeader,
-    CircuitPart,
-    CircuitPartKind,
-    CircuitProgress,
-    CircuitValue,
-    CurveSummary,
-)
 from dst_grpc.domain.explanations import (
     ExplanationPart,
     NodeTable,
@@ -46,7 +36,7 @@ from dst_grpc.wire.tensors import Array, tensor_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dst_grpc._gen.dst.v1 import circuit_pb2, explain_pb2, resolution_pb2
+    from dst_grpc._gen.dst.v1 import explain_pb2, resolution_pb2
     from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 
 MAX_ANSWER_BYTES = 8 << 30
@@ -228,17 +218,18 @@ _PARTS: dict[str, type[RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenP
 }
 
 
-class CircuitReader:
-    """Reads the frames of an answer of Circuit as parts, and counts them."""
+class ValueReader:
+    """Reads the frames of an answer that is about its request as a whole, and counts them."""
 
-    def __init__(self) -> None:
-        """Start an answer."""
-        self._pieces: Pieces[circuit_pb2.CircuitFrame] = Pieces()
+    def __init__(self, classes: Iterable[type]) -> None:
+        """Start an answer whose frames hold values of *classes*, which have the names of their messages."""
+        self._classes = {cls.__name__: cls for cls in classes}
+        self._pieces: Pieces[Any] = Pieces()
         self.count = 0
         """Frames so far."""
 
-    def read(self, frame: circuit_pb2.CircuitFrame) -> CircuitPart | None:
-        """The part that *frame* completes; None while it is partial, and for unknown kinds.
+    def read(self, frame: Any) -> tuple[str, Any] | None:
+        """The kind and value that *frame* completes; None while it is partial, and for unknown kinds.
 
         Raises:
             DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or contradicts earlier ones.
@@ -249,15 +240,7 @@ class CircuitReader:
         if kind is None or whole is None:
             return None
         content = getattr(whole, kind)
-        return CircuitPart(
-            kind=CircuitPartKind(kind), value=read_answer(_CIRCUIT_PARTS[content.DESCRIPTOR.name], content)
-        )
-
-
-_CIRCUIT_PARTS: dict[str, type[CircuitValue]] = {
-    cls.__name__: cls
-    for cls in (CircuitHeader, CircuitProgress, CircuitEvaluation, CurveSummary, CircuitEdges, RunsTrailer)
-}
+        return kind, read_answer(self._classes[content.DESCRIPTOR.name], content)
 
 
 class StageReader:

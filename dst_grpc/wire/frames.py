@@ -1,18 +1,19 @@
 """Splits answers into frames, on the server. Pure; no sockets, no threads.
 
 The frames of a request to derive are a header, the chunks of each tensor in the header's order, and a trailer with a
-CRC-32 of each. Those of TopK, Explain and Circuit are their parts and a trailer that counts them; those of Resolve its
-stages. A failed item of a stream ends with an error instead. `envelope` packs them into messages.
+CRC-32 of each. Those of TopK, Explain and of causal questions are their parts and a trailer that counts them; those of
+Resolve its stages. A failed item of a stream ends with an error instead. `envelope` packs them into messages.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dst_grpc._gen.dst.v1 import circuit_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
+from dst_grpc._gen.dst.v1 import resolution_pb2
+from dst_grpc.domain.attribute_answers import AttributePart, AttributePartKind
 from dst_grpc.domain.circuit import CircuitPart, CircuitPartKind
 from dst_grpc.domain.explanations import (
     ExplanationPart,
@@ -46,6 +47,19 @@ if TYPE_CHECKING:
     from dst_grpc._gen.dst.v1 import explain_pb2
     from dst_grpc.errors import DstError
 
+
+class ValuePart(Protocol):
+    """A part of an answer: what kind of frame holds it, and a value of the domain."""
+
+    @property
+    def kind(self) -> str:
+        """The arm of the frame."""
+
+    @property
+    def value(self) -> Any:
+        """The value."""
+
+
 Tensor = DenseTensor | TensorRows | SparseTensor
 AnswerPart = AnswerHeader | Tensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
@@ -74,6 +88,8 @@ def is_light(part: object) -> bool:
             return not isinstance(part.value, ScoredTokens | TokenPairs)
         case CircuitPart():
             return part.kind is CircuitPartKind.PROGRESS
+        case AttributePart():
+            return part.kind is not AttributePartKind.HEADER
     return True
 
 
@@ -175,20 +191,24 @@ class PartCutter:
             yield from _frames(self._frame_class, part.kind, value, self._chunk_bytes, run_index=part.run_index)
 
 
-class CircuitCutter:
-    """Splits the parts of an answer of Circuit into frames, and counts them."""
+class ValueCutter:
+    """Splits the parts of an answer that is about its request as a whole into frames, and counts them."""
 
-    def __init__(self, *, chunk_bytes: int = CHUNK_BYTES) -> None:
-        """Start an answer."""
+    def __init__(self, frame_class: Any, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Start an answer of frames of *frame_class*."""
+        self._frame_class = frame_class
         self._chunk_bytes = chunk_bytes
         self._count = 0
 
-    def cut(self, part: CircuitPart | RunSummary) -> Iterator[Buffers]:
+    def cut(self, part: ValuePart | RunSummary) -> Iterator[Buffers]:
         """The frames of the next part; the summary is the last, and becomes the trailer."""
         if isinstance(part, RunSummary):
-            trailer = RunsTrailer(frame_count=self._count + 1, statistics=part.statistics, provenance=part.provenance)
-            part = CircuitPart(kind=CircuitPartKind.TRAILER, value=trailer)
-        for frame in _frames(circuit_pb2.CircuitFrame, part.kind, part.value, self._chunk_bytes):
+            kind: str = "trailer"
+            count = self._count + 1
+            value: Any = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
+        else:
+            kind, value = part.kind, part.value
+        for frame in _frames(self._frame_class, kind, value, self._chunk_bytes):
             self._count += 1
             yield frame
 

@@ -17,6 +17,9 @@ MAX_FIELDS = 250_000
 """Fields of a message, with those of all messages within it, whatever lists they are in."""
 MAX_ENTRIES: Mapping[str, int] = {
     "dst.v1.ActivationIndex.tensor_indices": 100,
+    "dst.v1.AttributeRequest.autoencoders": 100,
+    "dst.v1.AttributeRequest.nodes": 100,
+    "dst.v1.AttributeRequest.pairs": 1000,
     "dst.v1.AutoencoderConfig.autoencoder_path_by_layer_index": 1000,
     "dst.v1.CircuitCurve.fractions": 1000,
     "dst.v1.CircuitRequest.autoencoders": 100,

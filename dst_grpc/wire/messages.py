@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import (
+    attribute_pb2,
     catalog_pb2,
     catalog_service_pb2,
     circuit_pb2,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor
 
 _FILES: tuple[Any, ...] = (
+    attribute_pb2,
     catalog_pb2,
     catalog_service_pb2,
     circuit_pb2,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dst_grpc.domain.attribute_answers import ScoreValues
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
@@ -60,7 +62,16 @@ CHECKS: Mapping[type, Callable[[Any, Any, Violations], None]] = {
 }
 """Checks of an answer beyond the rules of its classes."""
 PART_BY_PART = frozenset(
-    {SourceRun, DeriveRequest, ResolveRequest, TopKRequest, ExplainRun, ExplainRequest, CircuitRequest}
+    {
+        SourceRun,
+        DeriveRequest,
+        ResolveRequest,
+        TopKRequest,
+        ExplainRun,
+        ExplainRequest,
+        AttributeRequest,
+        CircuitRequest,
+    }
 )
 """Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""
 _NUMBERS = count()
@@ -93,5 +104,6 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
 ARRAYS: Mapping[tuple[type, str], Kind] = {
     (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
     (RequestTensor, "tensor"): array(),
+    (ScoreValues, "values"): array(),
 }
 """Fields that hold numpy arrays."""

@@ -12,7 +12,7 @@ from dst_grpc._gen.dst.v1.circuit_pb2 import CircuitFrame, CircuitResponse
 from dst_grpc.cli._circuit_page import circuit_page
 from dst_grpc.client import make_circuit_request
 from dst_grpc.client._circuits import CircuitCollector
-from dst_grpc.wire.frames import CircuitCutter
+from dst_grpc.wire.frames import ValueCutter
 from tests.fake_parts import circuit_parts
 
 NASTY = "</script><script>alert(1)</script> <b>John</b>"
@@ -23,7 +23,7 @@ WIDTHS = (320, 768, 1280)
 @pytest.fixture(name="text", scope="module")
 def _text() -> str:
     """The page of a circuit of three edges."""
-    collector, cutter = CircuitCollector(""), CircuitCutter()
+    collector, cutter = CircuitCollector(""), ValueCutter(CircuitFrame)
     frames = [CircuitFrame.FromString(b"".join(f)) for p in circuit_parts(has_curve=True) for f in cutter.cut(p)]
     answer = collector.add(CircuitResponse(frames=frames))
     assert answer is not None

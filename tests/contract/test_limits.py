@@ -28,7 +28,14 @@ from dst_grpc._gen.dst.v1 import (
     tensor_service_pb2,
 )
 from dst_grpc.causal.graph import Graph
-from dst_grpc.client import CircuitRequest, make_circuit_request, make_pair
+from dst_grpc.client import (
+    AttributedNode,
+    AttributeRequest,
+    CircuitRequest,
+    make_attribute_request,
+    make_circuit_request,
+    make_pair,
+)
 from dst_grpc.domain.circuit import FRACTIONS
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.codec import to_wire
@@ -126,6 +133,12 @@ def circuit_request() -> CircuitRequest:
     )
 
 
+def attribute_request() -> AttributeRequest:
+    """What a request of Attribute may list."""
+    pairs = [make_pair("a", "b", target=" c")] * 100
+    return make_attribute_request(pairs=pairs, autoencoders=["one", "two"], nodes=list(AttributedNode)[:10])
+
+
 def known_requests() -> Iterator[Message]:
     """What goldens, vectors, examples and benchmarks ask."""
     yield from (to_wire(load_case(name, "golden").request) for name in CASES)
@@ -137,6 +150,7 @@ def known_requests() -> Iterator[Message]:
         asked = (tour.dense(), tour.sparse(), tour.wrong(), tour.rejected(), tour.large())
         yield from map(to_wire, asked)
         yield tour.explain()
+    yield to_wire(attribute_request())
     yield to_wire(circuit_request())
     yield to_wire(serving.small_request())
     yield to_wire(serving.large_request())

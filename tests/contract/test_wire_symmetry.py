@@ -36,6 +36,8 @@ NOT_OF_THE_DOMAIN = {
     "NodeTable",
     "TableNode",
     # What frames and messages of answers hold, which `wire.frames` makes and `wire.assembly` reads.
+    "AttributeFrame",
+    "AttributeResponse",
     "CircuitFrame",
     "CircuitResponse",
     "DeriveFrame",

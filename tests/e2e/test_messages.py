@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import (
+    attribute_pb2,
     catalog_service_pb2,
     causal_service_pb2,
     circuit_pb2,
@@ -23,6 +24,8 @@ from dst_grpc._gen.dst.v1 import (
     tensor_pb2,
     tensor_service_pb2,
 )
+from dst_grpc.domain.attribute_answers import AttributePart, AttributePartKind, VerifiedEdges
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitEdges, CircuitPart, CircuitPartKind, CircuitRequest
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.config import DstConfig
@@ -53,6 +56,7 @@ from tests.fake_parts import (
     SUMMARY,
     FakeParts,
     FakeRegistry,
+    attribute_parts,
     circuit_parts,
     context_status,
     resolution,
@@ -132,6 +136,14 @@ async def runs_script(
     yield [*parts, SUMMARY]
 
 
+async def attribute_script(_request: AttributeRequest) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
+    verified = VerifiedEdges(
+        sources=(300,) * N_TOKENS, readers=(800,) * N_TOKENS, scores=(0.5,) * N_TOKENS, effects=(0.25,) * N_TOKENS
+    )
+    found = attribute_parts()
+    yield [*found[:-1], AttributePart(kind=AttributePartKind.VERIFIED, value=verified), found[-1]]
+
+
 async def circuit_script(_request: CircuitRequest) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
     many = CircuitEdges(sources=(300,) * N_TOKENS, readers=(800,) * N_TOKENS, scores=(0.5,) * N_TOKENS)
     found = circuit_parts()
@@ -170,6 +182,11 @@ REQUESTS: Mapping[str, Any] = {
     "DeriveStream": [inference_pb2.DeriveStreamRequest(request=prompted(LONG_ID))],
     "TopK": explain_pb2.TopKRequest(request_id=LONG_ID, runs=[prompted("")], groups=[{"group_id": "g", "dsts": [26]}]),
     "Explain": explain_pb2.ExplainRequest(request_id=LONG_ID, runs=[{"prompt": {"text": "a"}}]),
+    "Attribute": attribute_pb2.AttributeRequest(
+        request_id=LONG_ID,
+        pairs=[{"clean": {"text": "a"}, "corrupt": {"text": "b"}}],
+        loss_fn_config={"name": 1, "target_tokens": ["a"]},
+    ),
     "Circuit": circuit_pb2.CircuitRequest(
         request_id=LONG_ID,
         pairs=[{"clean": {"text": "a"}, "corrupt": {"text": "b"}}],
@@ -189,8 +206,8 @@ METHODS = {
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
 MUCH = {
-    *("Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "ReloadRegistry", "Resolve", "ResolveStream"),
-    *("Tokenize", "TopK", "WatchContexts"),
+    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "ReloadRegistry", "Resolve"),
+    *("ResolveStream", "Tokenize", "TopK", "WatchContexts"),
 }
 """What is answered by more than a single message may hold."""
 
@@ -226,6 +243,7 @@ def large_parts() -> FakeParts:
     pipeline.scripts[LONG_ID] = derive_script
     pipeline.resolve_scripts[LONG_ID] = resolve_script
     pipeline.explain_scripts[LONG_ID] = runs_script
+    pipeline.attribute_scripts[LONG_ID] = attribute_script
     pipeline.circuit_scripts[LONG_ID] = circuit_script
     for name, info in registry.sets.items():
         registry.sets[name] = replace(info, layer_indices=tuple(range(2000)), folded=("what was folded",) * 200)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from dst_grpc._gen.dst.v1 import attribute_pb2 as dst_dot_v1_dot_attribute__pb2
 from dst_grpc._gen.dst.v1 import circuit_pb2 as dst_dot_v1_dot_circuit__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -35,6 +36,11 @@ class CausalServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.Attribute = channel.unary_stream(
+                '/dst.v1.CausalService/Attribute',
+                request_serializer=dst_dot_v1_dot_attribute__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_attribute__pb2.AttributeResponse.FromString,
+                _registered_method=True)
         self.Circuit = channel.unary_stream(
                 '/dst.v1.CausalService/Circuit',
                 request_serializer=dst_dot_v1_dot_circuit__pb2.CircuitRequest.SerializeToString,
@@ -45,6 +51,23 @@ class CausalServiceStub(object):
 class CausalServiceServicer(object):
     """Patches, attributes, and finds circuits.
     """
+
+    def Attribute(self, request, context):
+        """Scores nodes, edges or tokens by how much a metric depends on each, to first
+        order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
+        AtP*, integrated gradients, RelP, GIM.
+
+        Frames are a header, progress, the metrics of the pairs, scores, exact
+        effects of the best edges if asked for, and a trailer. Returns
+        INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
+        FAILED_PRECONDITION if latents are scored without an autoencoder,
+        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
+        than it may have (before any work), OUT_OF_RANGE if numbers are not finite,
+        UNAVAILABLE while draining.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Circuit(self, request, context):
         """Evaluates circuits, which are sets of kept edges of the model's graph, and
@@ -62,6 +85,11 @@ class CausalServiceServicer(object):
 
 def add_CausalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Attribute': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=dst_dot_v1_dot_attribute__pb2.AttributeRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_attribute__pb2.AttributeResponse.SerializeToString,
+            ),
             'Circuit': grpc.unary_stream_rpc_method_handler(
                     servicer.Circuit,
                     request_deserializer=dst_dot_v1_dot_circuit__pb2.CircuitRequest.FromString,
@@ -78,6 +106,33 @@ def add_CausalServiceServicer_to_server(servicer, server):
 class CausalService(object):
     """Patches, attributes, and finds circuits.
     """
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dst.v1.CausalService/Attribute',
+            dst_dot_v1_dot_attribute__pb2.AttributeRequest.SerializeToString,
+            dst_dot_v1_dot_attribute__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Circuit(request,

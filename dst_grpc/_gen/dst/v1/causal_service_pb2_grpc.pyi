@@ -6,6 +6,7 @@ much depends on what was changed. Stable: methods are added, never changed.
 """
 
 from collections import abc as _abc
+from dst_grpc._gen.dst.v1 import attribute_pb2 as _attribute_pb2
 from dst_grpc._gen.dst.v1 import circuit_pb2 as _circuit_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -35,6 +36,19 @@ class CausalServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CausalServiceAsyncStub: ...
+    Attribute: _grpc.UnaryStreamMultiCallable[_attribute_pb2.AttributeRequest, _attribute_pb2.AttributeResponse]
+    """Scores nodes, edges or tokens by how much a metric depends on each, to first
+    order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
+    AtP*, integrated gradients, RelP, GIM.
+
+    Frames are a header, progress, the metrics of the pairs, scores, exact
+    effects of the best edges if asked for, and a trailer. Returns
+    INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
+    FAILED_PRECONDITION if latents are scored without an autoencoder,
+    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
+    than it may have (before any work), OUT_OF_RANGE if numbers are not finite,
+    UNAVAILABLE while draining.
+    """
     Circuit: _grpc.UnaryStreamMultiCallable[_circuit_pb2.CircuitRequest, _circuit_pb2.CircuitResponse]
     """Evaluates circuits, which are sets of kept edges of the model's graph, and
     finds them, by scores or by ACDC.
@@ -50,6 +64,19 @@ class CausalServiceAsyncStub(CausalServiceStub):
     """Patches, attributes, and finds circuits."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Attribute: _aio.UnaryStreamMultiCallable[_attribute_pb2.AttributeRequest, _attribute_pb2.AttributeResponse]  # type: ignore[assignment]
+    """Scores nodes, edges or tokens by how much a metric depends on each, to first
+    order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
+    AtP*, integrated gradients, RelP, GIM.
+
+    Frames are a header, progress, the metrics of the pairs, scores, exact
+    effects of the best edges if asked for, and a trailer. Returns
+    INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
+    FAILED_PRECONDITION if latents are scored without an autoencoder,
+    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
+    than it may have (before any work), OUT_OF_RANGE if numbers are not finite,
+    UNAVAILABLE while draining.
+    """
     Circuit: _aio.UnaryStreamMultiCallable[_circuit_pb2.CircuitRequest, _circuit_pb2.CircuitResponse]  # type: ignore[assignment]
     """Evaluates circuits, which are sets of kept edges of the model's graph, and
     finds them, by scores or by ACDC.
@@ -62,6 +89,25 @@ class CausalServiceAsyncStub(CausalServiceStub):
 
 class CausalServiceServicer(metaclass=_abc_1.ABCMeta):
     """Patches, attributes, and finds circuits."""
+
+    @_abc_1.abstractmethod
+    def Attribute(
+        self,
+        request: _attribute_pb2.AttributeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_attribute_pb2.AttributeResponse], _abc.AsyncIterator[_attribute_pb2.AttributeResponse]]:
+        """Scores nodes, edges or tokens by how much a metric depends on each, to first
+        order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
+        AtP*, integrated gradients, RelP, GIM.
+
+        Frames are a header, progress, the metrics of the pairs, scores, exact
+        effects of the best edges if asked for, and a trailer. Returns
+        INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
+        FAILED_PRECONDITION if latents are scored without an autoencoder,
+        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
+        than it may have (before any work), OUT_OF_RANGE if numbers are not finite,
+        UNAVAILABLE while draining.
+        """
 
     @_abc_1.abstractmethod
     def Circuit(

@@ -20,6 +20,8 @@ class Dimension(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DIMENSION_SINGLETON: _ClassVar[Dimension]
     DIMENSION_AUTOENCODER_LATENTS: _ClassVar[Dimension]
     DIMENSION_AUTOENCODER_LATENTS_BY_TOKEN_PAIR: _ClassVar[Dimension]
+    DIMENSION_GRAPH_SOURCES: _ClassVar[Dimension]
+    DIMENSION_GRAPH_READERS: _ClassVar[Dimension]
 
 class PassType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -117,6 +119,8 @@ DIMENSION_LAYERS: Dimension
 DIMENSION_SINGLETON: Dimension
 DIMENSION_AUTOENCODER_LATENTS: Dimension
 DIMENSION_AUTOENCODER_LATENTS_BY_TOKEN_PAIR: Dimension
+DIMENSION_GRAPH_SOURCES: Dimension
+DIMENSION_GRAPH_READERS: Dimension
 PASS_TYPE_UNSPECIFIED: PassType
 PASS_TYPE_FORWARD: PassType
 PASS_TYPE_BACKWARD: PassType

@@ -1,0 +1,140 @@
+"""From keyword arguments to a request of Attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypedDict, TypeVar
+
+from dst_grpc.client._circuit_requests import PairLike, pair_of
+from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member
+from dst_grpc.domain.attribute import (
+    AttributedNode,
+    AttributionMethod,
+    Baseline,
+    PathGroups,
+    PathRule,
+    PostNormJacobian,
+    PropagationRule,
+)
+from dst_grpc.domain.attribute_requests import AttributeRequest
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.pairs import Orientation
+
+E = TypeVar("E", PathRule, PathGroups, Baseline, PostNormJacobian)
+
+
+class AttributeArguments(TypedDict, total=False):
+    """The keyword arguments of `attribute`, besides its prompts."""
+
+    target: TokensLike | None
+    """Target tokens."""
+    distractor: TokensLike | None
+    """Distractor tokens."""
+    loss: LossFnConfig | LossFnName | str | None
+    """A whole loss; or its name, for the target and distractor given."""
+    pairs: Iterable[PairLike]
+    """Further pairs of prompts; scores are means over all."""
+    model: str | None
+    """Name or handle of the model; None = the server's default."""
+    autoencoders: str | Iterable[str]
+    """Names or handles of autoencoders to splice into the runs."""
+    orientation: Orientation | str
+    """Which prompt of a pair is the base run: `noising` the clean one, `denoising` the corrupt one."""
+    method: AttributionMethod | str
+    """Where gradients are taken: `attribution_patching` (AtP, EAP), `clean_corrupt`, `integrated_inputs` (EAP-IG),
+    `integrated_activations`, `integrated_gradients` (of tokens)."""
+    nodes: AttributedNode | str | Iterable[AttributedNode | str]
+    """Kinds of nodes: `input`, `head`, `mlp_out`, `resid_post`, `neuron`, `latent`, ..."""
+    edges: bool
+    """Whether to score all edges."""
+    by_position: bool
+    """Whether there is a score for each position."""
+    rule: PropagationRule | str
+    """How gradients pass: `plain`, `frozen`, `relp`, `gim`, ..."""
+    path_rule: PathRule | str | None
+    """Points of a path: `left`, `right`, `middle`, `trapezoid`, `gauss_legendre`."""
+    steps: int | None
+    """Steps of a path."""
+    path_groups: PathGroups | str | None
+    """`own_layer` or `every_layer`, for paths between activations."""
+    baseline: Baseline | str | None
+    """`corrupt`, `zero` or `mean`, for integrated gradients."""
+    by_channel: bool
+    """Whether integrated gradients are of each channel."""
+    post_norms: PostNormJacobian | str | None
+    """`exact`, `frozen` or `raw`, for edges."""
+    qk_fix: bool
+    """AtP*'s QK fix."""
+    grad_drop: bool
+    """AtP*'s GradDrop."""
+    magnitudes: bool
+    """Whether the mean over pairs is one of magnitudes."""
+    verify: int
+    """How many of the best edges to patch exactly."""
+    request_id: str
+    """Your own id, carried by the answer."""
+
+
+def make_attribute_request(
+    clean: PromptLike | None = None,
+    corrupt: PromptLike | None = None,
+    *,
+    target: TokensLike | None = None,
+    distractor: TokensLike | None = None,
+    loss: LossFnConfig | LossFnName | str | None = None,
+    pairs: Iterable[PairLike] = (),
+    model: str | None = None,
+    autoencoders: str | Iterable[str] = (),
+    orientation: Orientation | str = Orientation.NOISING,
+    method: AttributionMethod | str = AttributionMethod.ATTRIBUTION_PATCHING,
+    nodes: AttributedNode | str | Iterable[AttributedNode | str] = (),
+    edges: bool = False,
+    by_position: bool = False,
+    rule: PropagationRule | str = PropagationRule.PLAIN,
+    path_rule: PathRule | str | None = None,
+    steps: int | None = None,
+    path_groups: PathGroups | str | None = None,
+    baseline: Baseline | str | None = None,
+    by_channel: bool = False,
+    post_norms: PostNormJacobian | str | None = None,
+    qk_fix: bool = False,
+    grad_drop: bool = False,
+    magnitudes: bool = False,
+    verify: int = 0,
+    request_id: str = "",
+) -> AttributeRequest:
+    """The request that the arguments describe; see AttributeArguments.
+
+    Raises:
+        InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
+    """
+    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
+    kinds = (nodes,) if isinstance(nodes, str) else tuple(nodes)
+    return AttributeRequest(
+        pairs=tuple(pair_of(one, i) for i, one in enumerate((*given, *pairs))),
+        request_id=request_id,
+        model=model,
+        loss_fn_config=loss_of(loss, target, distractor),
+        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        orientation=member(Orientation, orientation, "orientation"),
+        method=member(AttributionMethod, method, "method"),
+        nodes=tuple(member(AttributedNode, node, f"nodes[{i}]") for i, node in enumerate(kinds)),
+        edges=edges,
+        by_position=by_position,
+        rule=member(PropagationRule, rule, "rule"),
+        path_rule=_optional(PathRule, path_rule, "path_rule"),
+        steps=steps,
+        path_groups=_optional(PathGroups, path_groups, "path_groups"),
+        baseline=_optional(Baseline, baseline, "baseline"),
+        by_channel=by_channel,
+        post_norms=_optional(PostNormJacobian, post_norms, "post_norms"),
+        qk_fix=qk_fix,
+        grad_drop=grad_drop,
+        magnitudes=magnitudes,
+        verify=verify,
+    )
+
+
+def _optional(enum: type[E], name: E | str | None, field: str) -> E | None:
+    return None if name is None else member(enum, name, field)
