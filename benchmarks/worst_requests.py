@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
+    causal_service_pb2,
     component_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 
 MAX_BYTES = (4 << 20) - 1024
 """Most bytes of a message, less what surrounds it."""
-_SERVICES = (catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2, tensor_service_pb2)
+_SERVICES = (
+    catalog_service_pb2,
+    causal_service_pb2,
+    context_service_pb2,
+    derived_scalar_service_pb2,
+    tensor_service_pb2,
+)
 _OPERATORS_OWN = {"LoadContext", "UnloadContext", "UnpinContext", "WatchContexts", "ReloadRegistry"}
 _TAP = component_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.load import (
     big_lists,
     cancel,
+    fuzz,
     greedy_callers,
     guesses,
     malformed_stream,
@@ -32,6 +33,7 @@ ATTACKS: Mapping[str, Attack] = {
     "malformed_stream": malformed_stream.attack,
     "greedy_callers": greedy_callers.attack,
     "plan_cache": plan_cache.attack,
+    "fuzz": fuzz.attack,
     "cancel": cancel.attack,
     "tenants": tenants.attack,
     "guesses": guesses.attack,

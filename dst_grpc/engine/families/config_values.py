@@ -6,6 +6,7 @@ A value that would change the arithmetic and that the decoder does not implement
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 UNKNOWN = "is not known here, and might change what is computed: if it does not, take it out"
 """The problem of a key or tensor that has no meaning here."""
 _MAX_SIZE = 2**31 - 1
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**128
+"""Positive numbers of float32: what is computed from them stays within float64."""
 
 _ACTIVATIONS = {
     "gelu": ActivationFunction.GELU,
@@ -111,6 +114,8 @@ class ConfigValues:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise self.refusal(key, f"must be a positive number, not {value!r}")
+        if not _SMALLEST <= value <= _LARGEST:
+            raise self.refusal(key, f"must be within float32's range, not {value!r}")
         return float(value)
 
     def list_of(self, key: str, length: int, allowed: Collection[Any], *, or_longer: bool = False) -> list[Any] | None:
@@ -121,7 +126,7 @@ class ConfigValues:
         if not isinstance(value, list) or len(value) < length or (len(value) > length and not or_longer):
             raise self.refusal(key, f"must be a list of {length} values, one per layer, not {value!r}")
         for one in value:
-            if one not in allowed:
+            if not isinstance(one, Hashable) or one not in allowed:
                 raise self.refusal(key, f"holds {one!r}, which is not supported: {_either(allowed)}")
         return value[:length]
 
