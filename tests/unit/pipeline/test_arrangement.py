@@ -175,6 +175,17 @@ def test_who_reads_a_run_that_is_asked_for_reads_that_one() -> None:
         )
 
 
+def test_gradients_of_a_run_are_its_own_whoever_reads_it_or_begins_with_it() -> None:
+    """Though all losses of a batch are differentiated together."""
+    sites = [site for site in everything_from(WORLD, 0) if site[0] is not L.LOGITS]
+    clean, corrupt = (plan(WORLD, tokens=tokens, gradients=sites) for tokens in (CLEAN, CORRUPT))
+    changed = plan(WORLD, patch(L.RESID_POST_MLP, 1, 2), gradients=[(L.RESID_DELTA_ATTN, 2)])
+    found = run([clean, corrupt, changed], WORLD.decoder, WORLD.sets)
+    assert arranged(clean, corrupt, changed).of_plans[2].first_layer == 1
+    for together, one in zip(found, (clean, corrupt, changed), strict=True):
+        assert_equal(together, run([one], WORLD.decoder, WORLD.sets)[0])
+
+
 @pytest.mark.parametrize("name", WORLDS)
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_a_batch_from_kept_residuals_is_to_the_bit_that_from_the_start(name: str, layer: int) -> None:

@@ -329,7 +329,7 @@ async def test_a_patched_run_reads_what_is_kept_of_the_runs_before(
 ) -> None:
     """It runs alone, from the layer that it changes on; but another caller's recordings are not read."""
     patch = Intervention(
-        at=TapSelection(activation_location_type=L.RESID_DELTA_MLP, layer_index=2, axes=(1,)),
+        at=TapSelection(activation_location_type=L.RESID_DELTA_MLP, layer_index=2, axes=(2,)),
         action=CopyFromRun(run="clean"),
     )
     clean = SourceRun(name="clean", prompt=Prompt(token_ids=(1, 2, 3)))
