@@ -71,6 +71,11 @@ class Decoder:
         lengths = torch.linalg.vector_norm(self.embedding, dim=1, dtype=dtype)
         return torch.where(lengths > 0, lengths, 1.0)
 
+    @cached_property
+    def mean_unembedding(self) -> torch.Tensor:
+        """Mean [d] of the unembedding's columns, at least in float32."""
+        return self.unembedding.mean(dim=1, dtype=torch.float64).to(torch.promote_types(self.dtype, torch.float32))
+
     def forward(
         self,
         tokens: torch.Tensor,

@@ -106,9 +106,11 @@ class ExplanationAnswer:
             yield self._top_logits
         if _P.TOKEN_PAIRS in parts:
             yield from (partial(self._token_pairs, i) for i in runs)
-        for part in ExplainPart:
-            if part.scores_tokens and part in parts:
-                yield from self._scoring(part)
+        scoring = [part for part in ExplainPart if part.scores_tokens and part in parts]
+        if scoring:
+            step = self._asked.nodes_of_a_message
+            for start in range(0, max(*map(len, self._nodes), 1), step):
+                yield from (partial(self._scored, part, start, start + step) for part in scoring)
 
     def summary(self) -> RunSummary:
         """The cost of all runs together, and the provenance of the numbers."""
@@ -174,12 +176,6 @@ class ExplanationAnswer:
             for start in range(0, max(len(pairs), 1), step)
         ]
 
-    def _scoring(self, part: ExplainPart) -> Iterator[Callable[[], Parts]]:
-        """One step for the nodes of each message, of all runs together."""
-        step = self._asked.nodes_of_a_message
-        longest = max(map(len, self._nodes))
-        for start in range(0, max(longest, 1), step):
-            yield partial(self._scored, part, start, start + step)
-
     def _scored(self, part: ExplainPart, start: int, stop: int) -> Parts:
+        """The tokens of the nodes of one message, of all runs together."""
         return self._parts(PartKind.SCORED_TOKENS, self._scorer.scored(part, self._nodes, start, stop))

@@ -35,30 +35,78 @@ class TokenScorer:
         """Score nothing yet.
 
         Args:
-            asked: the plan: how many tokens to select, and how input tokens are scored.
+            asked: the plan: the parts, how many tokens to select, and how input tokens are scored.
             results: the results of the runs.
             explained: the model of each run, with its spliced autoencoders.
             model: the model.
         """
         self._asked, self._results, self._explained, self._model = asked, results, explained, model
+        self._parts = [part for part in ExplainPart if part.scores_tokens and part in asked.parts]
         self._score_inputs: dict[tuple[int, int], tuple[Vectors, Vectors]] = {}
+        self._start: int | None = None
+        self._scored: dict[ExplainPart, list[ScoredTokens]] = {}
+        """The parts about the nodes from `_start` that were not fetched yet."""
 
     def scored(
         self, part: ExplainPart, tables: Sequence[Sequence[NodeIndex]], start: int, stop: int
     ) -> list[ScoredTokens]:
-        """Scored tokens of the nodes from *start* to *stop* of each run's table, in one pass over the vocabulary."""
-        vectors = [self._vectors(part, i, table[start:stop], start) for i, table in enumerate(tables)]
-        decoder, is_output = self._model.decoder, part is _P.UPVOTED_OUTPUT_TOKENS
-        directions = torch.cat([one.directions for one in vectors])
-        directions = directions * (decoder.final_norm.gain if is_output else decoder.config.embedding_scale)
-        found = extreme_tokens(
-            directions,
-            decoder.unembedding if is_output else decoder.embedding.t(),
-            self._asked.scored_token_count,
-            centred=is_output,
-            lengths=decoder.embedding_lengths if self._asked.unit_length_embeddings and not is_output else None,
-            check=self._results[0].check,
-        )
+        """Scored tokens of the nodes from *start* to *stop* of each run's table.
+
+        All parts about these nodes are computed at the first of them, those of one matrix in one pass over it: the
+        input and output tokens of a model with tied embeddings.
+        """
+        if self._start != start:
+            self._start, self._scored = start, self._all_scored(tables, start, stop)
+            self._score_inputs.clear()
+        return self._scored.pop(part)
+
+    def _all_scored(
+        self, tables: Sequence[Sequence[NodeIndex]], start: int, stop: int
+    ) -> dict[ExplainPart, list[ScoredTokens]]:
+        vectors = {
+            part: [self._vectors(part, i, table[start:stop], start) for i, table in enumerate(tables)]
+            for part in self._parts
+        }
+        by_matrix: dict[tuple[int, bool], list[ExplainPart]] = {}
+        for part in self._parts:
+            matrix, lengths = self._matrix(part)
+            by_matrix.setdefault((matrix.data_ptr(), lengths is not None), []).append(part)
+        scored = {}
+        for parts in by_matrix.values():
+            matrix, lengths = self._matrix(parts[0])
+            directions = [self._directions(part, vectors[part]) for part in parts]
+            found = extreme_tokens(
+                torch.cat(directions),
+                matrix,
+                self._asked.scored_token_count,
+                lengths=lengths,
+                check=self._results[0].check,
+            )
+            mean, first = self._model.decoder.mean_unembedding, 0
+            for part, of_part in zip(parts, directions, strict=True):
+                own = found.rows(first, first + len(of_part))
+                if part is _P.UPVOTED_OUTPUT_TOKENS:
+                    own = own.minus((of_part.to(mean.dtype) @ mean).float())
+                scored[part] = self._of_runs(part, vectors[part], own, start)
+                first += len(of_part)
+        return scored
+
+    def _matrix(self, part: ExplainPart) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The matrix [d, V] that *part* is scored by, and what each token's scores are divided by."""
+        decoder = self._model.decoder
+        if part is _P.UPVOTED_OUTPUT_TOKENS:
+            return decoder.unembedding, None
+        return decoder.embedding.t(), decoder.embedding_lengths if self._asked.unit_length_embeddings else None
+
+    def _directions(self, part: ExplainPart, vectors: Sequence[Vectors]) -> torch.Tensor:
+        """The directions of all runs, one after the other, as they meet the matrix of *part*."""
+        decoder = self._model.decoder
+        factor = decoder.final_norm.gain if part is _P.UPVOTED_OUTPUT_TOKENS else decoder.config.embedding_scale
+        return torch.cat([one.directions for one in vectors]) * factor
+
+    def _of_runs(
+        self, part: ExplainPart, vectors: Sequence[Vectors], found: TokenExtremes, start: int
+    ) -> list[ScoredTokens]:
         scored, first = [], 0
         for one in vectors:
             nodes = _node_tokens(one, found, first, start, self._model.tokenizer.token_strings)

@@ -1,16 +1,88 @@
-"""The largest or smallest entries of tensors too large to sort: exact, at about the cost of reading them once.
+"""The largest or smallest entries of rows too large to sort: exact, at about the cost of reading them once.
 
-`topk` compares entry by entry, while the maximum of a block is found at memory speed. The k largest entries are in the
-k blocks with the largest maxima, so only those blocks are compared entry by entry.
+`topk` compares entry by entry, while the maximum of a block is found at memory speed. The k largest
+entries are in the k blocks with the largest maxima, so only those blocks are compared entry by entry; and the k-th
+largest maximum of the blocks seen so far is a bound below which no further entry matters.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BLOCK = 64
 _WORTH_BLOCKS = 4
-"""Blocks per selected entry from which on finding the blocks first is faster."""
+"""Blocks per selected entry from which on finding their maxima first is faster."""
+
+
+class Columns(NamedTuple):
+    """Some columns of rows, next to one another."""
+
+    start: int
+    stop: int
+    block: int
+    """Columns of a block; it divides their number."""
+
+
+def in_columns(n: int, k: int, at_once: int) -> Iterator[Columns]:
+    """All *n* columns in steps that `RunningExtremes` can see.
+
+    Args:
+        n: columns in all.
+        k: entries to select.
+        at_once: columns of a step; more if *k* needs them.
+    """
+    enough = _BLOCK * _WORTH_BLOCKS * k
+    step = max(at_once - at_once % _BLOCK, enough)
+    whole = n // _BLOCK * _BLOCK if n >= enough else 0
+    for start in range(0, whole, step):
+        yield Columns(start, min(start + step, whole), _BLOCK)
+    if whole < n:
+        yield Columns(whole, n, 1)
+
+
+class RunningExtremes:
+    """The k largest or smallest entries of rows of which some columns are seen at a time."""
+
+    def __init__(self, k: int, *, largest: bool) -> None:
+        """Select *k* entries of each row, at one end."""
+        self._k, self._largest = k, largest
+        self._bounds: list[torch.Tensor] = []
+        self._n_bounds, self._n_at_threshold = 0, 0
+        self._threshold = torch.empty(0)
+        """No entry beyond [N, 1] is among the k best. Here and below, signs are those that make the largest the best."""
+        self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        """Values, rows and columns of entries that may be among them."""
+
+    def see(self, x: torch.Tensor, columns: Columns) -> None:
+        """Take *x* [N, columns] into account, without NaN; the first columns seen are at least k blocks."""
+        blocks = x.unflatten(1, (-1, columns.block))
+        bounds = blocks.amax(dim=2) if self._largest else -blocks.amin(dim=2)
+        self._bounds.append(bounds)
+        self._n_bounds += bounds.shape[1]
+        if self._n_bounds >= 2 * self._n_at_threshold:
+            best = torch.cat(self._bounds, dim=1).topk(self._k, dim=1).values
+            self._bounds, self._n_at_threshold, self._threshold = [best], self._n_bounds, best[:, -1:]
+        rows, chosen = (bounds >= self._threshold).nonzero(as_tuple=True)
+        entries = blocks[rows, chosen]
+        entries = entries if self._largest else -entries
+        pairs, offsets = (entries >= self._threshold[rows]).nonzero(as_tuple=True)
+        places = columns.start + chosen[pairs] * columns.block + offsets
+        self._found.append((entries[pairs, offsets], rows[pairs], places))
+
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values, best first, and their columns, both [N, k]. Which of equal entries are taken is not determined."""
+        values, rows, columns = map(torch.cat, zip(*self._found, strict=True))
+        order = values.argsort(descending=True)
+        order = order[rows[order].argsort(stable=True)]
+        counts = rows.bincount(minlength=len(self._threshold))
+        first = counts.cumsum(0) - counts
+        chosen = order[first.unsqueeze(1) + torch.arange(self._k, device=order.device)]
+        return values[chosen] if self._largest else -values[chosen], columns[chosen]
 
 
 def extremes(x: torch.Tensor, k: int, *, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
