@@ -137,6 +137,28 @@ class Layer:
         norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
         return self._scores_factor(x.unsqueeze(-2), norm, None, PLAIN).squeeze(-2)
 
+    def inputs_of_heads(
+        self,
+        part: AttentionTraceType,
+        heads: torch.Tensor,
+        normed: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The queries, keys or values of some query *heads* [m], [..., T, m, c], of a normed residual [..., T, d]."""
+        c = self._config
+        group = 1 if part is AttentionTraceType.Q else c.n_heads // c.n_key_value_heads
+
+        def of_heads(weight: torch.Tensor) -> torch.Tensor:
+            columns = self._columns(weight, part).unflatten(-1, (-1, c.d_head))
+            return columns[..., heads // group, :].flatten(-2)
+
+        bias = None if self._qkv_bias is None else of_heads(self._qkv_bias)
+        x = _linear(normed, of_heads(self._qkv_weight), bias).unflatten(-1, (-1, c.d_head))
+        if part is AttentionTraceType.V:
+            return x
+        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
+        return self._scores_factor(x, norm, positions, PLAIN)
+
     def head_input_gradient(
         self, part: AttentionTraceType, gradient: torch.Tensor, normed: torch.Tensor, propagation: Propagation = PLAIN
     ) -> torch.Tensor:

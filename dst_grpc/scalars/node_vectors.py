@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.components import AttentionTraceType, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_facts import Quantity
 from dst_grpc.errors import require
@@ -140,15 +140,18 @@ def score_input_vectors(
         t, u, h = group.entries[seen].to(model.decoder.device).t()
         residual = HeadPair(model.topology).residual_before(layer)
         rho = recorded.value(residual.site)[torch.cat((t, u))]
-        keys, queries = recorded.value((_L.ATTN_KEY, layer))[u], recorded.value((_L.ATTN_QUERY, layer))[t]
+        keys, queries = recorded.value((_L.ATTN_KEY, layer))[u, h], recorded.value((_L.ATTN_QUERY, layer))[t, h]
+        heads, which = h.unique(return_inverse=True)
         n = len(h)
+        node = torch.arange(n, device=h.device)
         with torch.enable_grad():
             rho = rho.requires_grad_()
-            q, k, _ = block.qkv(block.attn_norm(rho, detach_scale=True), torch.cat((t, u)))
-            raised = torch.cat((q[:n], queries)).unsqueeze(1)
-            held = torch.cat((keys, k[n:])).unsqueeze(1)
-            scores = block.attn_scores(raised, held)[torch.arange(2 * n, device=h.device), 0, 0, h.repeat(2)]
-            (gradient,) = torch.autograd.grad(scores.sum(), rho)
+            normed = block.attn_norm(rho, detach_scale=True)
+            q = block.inputs_of_heads(AttentionTraceType.Q, heads, normed[:n], t)[node, which]
+            k = block.inputs_of_heads(AttentionTraceType.K, heads, normed[n:], u)[node, which]
+            # Each is the score of a prompt of one query and one key, for one head.
+            raised, held = (x[:, None, None] for x in (torch.cat((q, queries)), torch.cat((keys, k))))
+            (gradient,) = torch.autograd.grad(block.attn_scores(raised, held).sum(), rho)
         places += group.positions[seen].tolist()
         of_queries.append(gradient[:n])
         of_keys.append(gradient[n:])
