@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, cast
+from unittest.mock import patch
 
 from benchmarks import subjects
 from benchmarks.deriving import bare
@@ -17,21 +18,28 @@ from dst_grpc.domain.explain import ExplainRequest, ExplainRun
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
+from dst_grpc.pipeline import scored_tokens
 from dst_grpc.pipeline.explain_plan import ExplainPlan
 from dst_grpc.pipeline.explain_planner import plan_explain
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.run import run
 from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.scalars.token_scoring import extreme_tokens
 from dst_grpc.wire.frames import part_to_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    import torch
 
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.engine.tokenizer import Tokenizer
+    from dst_grpc.scalars.token_scoring import TokenExtremes
 
 ROUNDS = 7
 _MIB = 1 << 20
+_COLUMNS = 4096
+"""Tokens of a bare product: faster than all at once."""
 TABLES = (ExplainPart.NODE_TABLE, ExplainPart.COMPONENT_SUMS, ExplainPart.TOP_LOGITS)
 
 
@@ -90,6 +98,36 @@ def ratios() -> Iterator[str]:
             )
 
 
+def floor(asked: ExplainPlan) -> Iterator[str]:
+    """Time of all parts over their floor: the bare pass, and bare products of the same vectors with the vocabulary."""
+    scored: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def noted(vectors: torch.Tensor, matrix: torch.Tensor, count: int, **how: object) -> TokenExtremes:
+        scored.append((vectors, matrix))
+        return extreme_tokens(vectors, matrix, count, **how)  # type: ignore[arg-type]  # what it is given
+
+    with patch.object(scored_tokens, "extreme_tokens", noted):
+        explain(asked)
+
+    def products() -> None:
+        for vectors, matrix in scored:
+            for start in range(0, matrix.shape[1], _COLUMNS):
+                vectors @ matrix[:, start : start + _COLUMNS]
+
+    work: dict[str, Callable[[], object]] = {
+        "bare": partial(bare, subjects.gpt2_small(), asked.plans[0]),
+        "products": products,
+        "ours": partial(explain, asked),
+    }
+    found = {name: seconds * 1e3 for name, seconds in medians(work, ROUNDS).items()}
+    least = found["bare"] + found["products"]
+    yield (
+        f"       all parts over their floor: x {found['ours'] / least:.2f} ({found['ours']:.0f} ms / {least:.0f} ms:"
+        f" the bare pass {found['bare']:.0f} ms, products of {sum(len(vectors) for vectors, _ in scored)} vectors with"
+        f" the vocabulary {found['products']:.0f} ms)"
+    )
+
+
 def where_the_time_goes() -> Iterator[str]:
     """Seconds until each kind of part, the pass included, of one request."""
     yield "Explain, where the time goes (ms)"
@@ -115,4 +153,7 @@ def where_the_time_goes() -> Iterator[str]:
 def report() -> Iterator[str]:
     """All of it."""
     yield from ratios()
+    for n_tokens in (16, 64):
+        yield f"Explain, {n_tokens} tokens"
+        yield from floor(plan(n_tokens))
     yield from where_the_time_goes()

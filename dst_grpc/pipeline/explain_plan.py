@@ -14,7 +14,7 @@ from dst_grpc.domain.explain import TopKSelection
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.pipeline.answer_memory import MESSAGE_BYTES, of_layer
-from dst_grpc.scalars.token_scoring import CHUNK_TOKENS
+from dst_grpc.scalars.token_scoring import scoring_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,12 +78,12 @@ class ExplainPlan:
 
     @property
     def _scoring_bytes(self) -> int:
-        """Bytes of the scores of one chunk of the vocabulary, and of a copy while the best are found."""
+        """Bytes while tokens are scored: for a node's write, and for what a neuron reads or a head's query and key."""
         if not any(part.scores_tokens for part in self.parts):
             return 0
         chosen = sum(self._choices(group) for group in self.groups)
-        rows = len(self.plans) * min(chosen, self.nodes_of_a_message)
-        return 2 * 4 * rows * min(CHUNK_TOKENS, self.plans[0].model.dimensions.vocab_size)
+        n_vectors = 3 * len(self.plans) * min(chosen, self.nodes_of_a_message)
+        return scoring_bytes(n_vectors, self.plans[0].model.dimensions.vocab_size, self.scored_token_count)
 
     @property
     def nodes_of_a_message(self) -> int:

@@ -54,7 +54,7 @@ class RunningExtremes:
         self._bounds: list[torch.Tensor] = []
         self._n_bounds, self._n_at_threshold = 0, 0
         self._threshold = torch.empty(0)
-        """No entry beyond [N, 1] is among the k best. Here and below, signs are those that make the largest the best."""
+        """No entry below [N, 1] is among the k best. Signs here and below are such that the largest are the best."""
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         """Values, rows and columns of entries that may be among them."""
 

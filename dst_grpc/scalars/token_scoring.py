@@ -14,8 +14,8 @@ import torch
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.scalars.extremes import RunningExtremes, in_columns
 
-CHUNK_TOKENS = 4096
-"""Tokens scored at a time: bounds the memory, and keeps the operands in the CPU's caches."""
+_CHUNK_TOKENS, _FEWEST_TOKENS, _CHUNK_SCORES = 4096, 1024, 1 << 21
+"""Tokens scored at a time, and about how many scores: bounds the memory, and keeps operands in the CPU's caches."""
 _ROUNDING = 4
 """Units of rounding by which entries of unit vectors may differ that are multiples of one another."""
 
@@ -47,9 +47,7 @@ class TokenExtremes:
     def times(self, rows: torch.Tensor, factors: torch.Tensor) -> TokenExtremes:
         """For vectors that are the given *rows*, [M], times *factors*, [M]: a negative one swaps the ends."""
         swapped, by_row = (factors < 0).unsqueeze(1), factors.unsqueeze(1)
-        top, top_ids, bottom, bottom_ids = (
-            x[rows] for x in (self.top, self.top_ids, self.bottom, self.bottom_ids)
-        )
+        top, top_ids, bottom, bottom_ids = (x[rows] for x in (self.top, self.top_ids, self.bottom, self.bottom_ids))
         return TokenExtremes(
             torch.where(swapped, bottom, top) * by_row,
             torch.where(swapped, bottom_ids, top_ids),
@@ -82,7 +80,7 @@ def extreme_tokens(
         return TokenExtremes(none, no_ids, none, no_ids)
     directions, rows, factors = distinct_directions(vectors)
     top, bottom = (RunningExtremes(count, largest=largest) for largest in (True, False))
-    for columns in in_columns(n_tokens, count, CHUNK_TOKENS):
+    for columns in in_columns(n_tokens, count, _chunk(len(directions))):
         check()
         scores = (directions @ vocabulary[:, columns.start : columns.stop]).float()
         if lengths is not None:
@@ -90,6 +88,18 @@ def extreme_tokens(
         top.see(scores, columns)
         bottom.see(scores, columns)
     return TokenExtremes(*top.best(), *bottom.best()).times(rows, factors)
+
+
+def scoring_bytes(n_vectors: int, n_tokens: int, count: int) -> int:
+    """Estimated bytes that `extreme_tokens` takes besides its arguments: the scores of a chunk, and candidates."""
+    chunk = next(iter(in_columns(n_tokens, min(count, n_tokens), _chunk(n_vectors))), None)
+    columns = 0 if chunk is None else chunk.stop - chunk.start
+    candidates = 0 if chunk is None else 2 * count * chunk.block
+    return 4 * n_vectors * (columns + candidates)
+
+
+def _chunk(n_vectors: int) -> int:
+    return min(_CHUNK_TOKENS, max(_FEWEST_TOKENS, _CHUNK_SCORES // max(n_vectors, 1)))
 
 
 def distinct_directions(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

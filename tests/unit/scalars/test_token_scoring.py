@@ -18,7 +18,7 @@ from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.decoder import Decoder
-from dst_grpc.scalars.token_scoring import extreme_tokens
+from dst_grpc.scalars.token_scoring import distinct_directions, extreme_tokens
 from tests import explaining, models, plain
 from tests.explained import N_TOKENS, Explained
 
@@ -187,6 +187,25 @@ def test_tokens_are_found_in_every_chunk_of_the_vocabulary(n_tokens: int, centre
     torch.testing.assert_close(found.bottom, ranked[:, :count], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.gather(1, found.top_ids), found.top, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.gather(1, found.bottom_ids), found.bottom, rtol=1e-5, atol=1e-5)
+
+
+def test_multiples_of_a_vector_are_one_direction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(3, 16, generator=generator)
+    vectors = torch.stack([2 * base[0], base[1], -0.5 * base[0], 3 * base[2], torch.zeros(16), base[2], base[1]])
+    directions, rows, factors = distinct_directions(vectors)
+    assert len(directions) == 4
+    torch.testing.assert_close(directions[rows] * factors.unsqueeze(1), vectors)
+    assert len(distinct_directions(torch.randn(50, 16, generator=generator))[0]) == 50
+
+
+def test_opposite_vectors_have_each_other_s_tokens() -> None:
+    generator = torch.Generator().manual_seed(1)
+    vector, vocabulary = torch.randn(8, generator=generator), torch.randn(8, 5000, generator=generator)
+    found = extreme_tokens(torch.stack((vector, -2 * vector)), vocabulary, 5)
+    assert torch.equal(found.top_ids[0], found.bottom_ids[1])
+    assert torch.equal(found.bottom_ids[0], found.top_ids[1])
+    torch.testing.assert_close(found.top[0] * -2, found.bottom[1])
 
 
 def test_a_list_of_nodes_that_cannot_be_scored_is_empty() -> None:
