@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dst_grpc.causal.cut_edges import CutRow
     from dst_grpc.causal.graph import Graph
     from dst_grpc.causal.writes import Alternative, RecordedRuns
+    from dst_grpc.domain.architecture import ModelDimensions
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
@@ -28,6 +30,14 @@ BATCH_BYTES = 192 << 20
 BATCH_TOKENS = 2048
 """Most tokens of a pass, pads included, unless a single prompt is longer."""
 _BYTES = 4
+
+
+def row_bytes(dimensions: ModelDimensions, graph: Graph, n_tokens: int, *, n_inputs: int, n_held: int) -> int:
+    """About the memory that a row of a pass takes, where so many readers of a layer have inputs of their own, and the
+    changes of so many sources are held."""
+    d = dimensions
+    numbers = n_tokens * (d.d_model * (3 * n_inputs + n_held) + 2 * d.d_mlp) + d.vocab_size
+    return _BYTES * numbers + graph.mask.size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,17 +118,21 @@ class CutRuns:
 
     def _split(self, places: Sequence[int], rows: Sequence[CutRow], first_layer: int) -> Iterator[list[int]]:
         """The rows at *places*, which start at the same layer, in batches of about the most bytes and tokens."""
-        config, n_tokens = self._decoder.config, self._base.tokens.shape[1]
+        n_tokens = self._base.tokens.shape[1]
         written_before = self._graph.sources_before(first_layer)
-        n_own_inputs = 3 * config.n_heads if first_layer < config.n_layers else 1
-        fixed = len(self._graph.readers) * len(self._graph.sources) + _BYTES * config.vocab_size
-        fixed += _BYTES * n_tokens * (3 * n_own_inputs * config.d_model + 2 * config.d_mlp)
+        bytes_of_row = partial(
+            row_bytes,
+            self._decoder.config.dimensions,
+            self._graph,
+            n_tokens,
+            n_inputs=3 * self._graph.n_heads if first_layer < self._graph.n_layers else 1,
+        )
         held = np.zeros(len(self._graph.sources), dtype=bool)
         batch: list[int] = []
         for place in places:
             more = held.copy()
             more[rows[place].terms[0]] = True
-            per_row = fixed + _BYTES * n_tokens * config.d_model * int(more[written_before:].sum())
+            per_row = bytes_of_row(n_held=int(more[written_before:].sum()))
             size = len(batch) + 1
             if batch and (size * per_row > BATCH_BYTES or size * n_tokens > BATCH_TOKENS):
                 yield batch

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dst_grpc.causal.acdc import MAX_AHEAD
+from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.circuits import edges_of_nodes
 from dst_grpc.causal.graph import Graph
 from dst_grpc.domain.circuit import FRACTIONS, CircuitSelection
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 BLOCK_TOKENS = 512
 """Tokens of the pairs that are recorded together, pads included, unless a single pair has more."""
-PASS_BYTES = 512 << 20
-"""About the most memory of a pass with cut edges, beside what is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +88,21 @@ class CircuitPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated memory, without weights: the recorded runs of a block of pairs, or of all in a search, and a
-        pass."""
-        d = self.plan.model.dimensions
-        per_token = 2 * d.n_layers * (2 * d.d_model + d.n_heads * d.d_head)
-        recorded = len(self.pairs) if self.request.acdc is not None else max(BLOCK_TOKENS // self.longest, 1)
-        scores = 0
+        """Estimated memory, without weights: the recorded runs of a block of pairs, or of all in a search, and a pass
+        of rows with cut edges or with gradients."""
+        d, n_tokens = self.plan.model.dimensions, self.longest
+        n_pairs = min(max(BLOCK_TOKENS // n_tokens, 1), len(self.pairs))
+        row = row_bytes(d, self.graph, n_tokens, n_inputs=3 * d.n_heads, n_held=len(self.graph.sources))
+        n_circuits = 2 + len(self.circuits) + len(self.fractions)
+        of_pass = row * (n_circuits if self.request.acdc is None else MAX_AHEAD) * n_pairs
+        recorded = n_pairs if self.request.acdc is None else len(self.pairs)
+        of_recorded = BYTES_OF_FLOAT32 * n_tokens * recorded * 2 * d.n_layers * (2 * d.d_model + d.n_heads * d.d_head)
+        of_gradients = 0
         if self.request.curve is not None and self.request.curve.scores is None:
             kept = 6 * d.d_model + 3 * d.n_heads * d.d_head + 4 * d.d_mlp
-            scores = BLOCK_TOKENS * d.n_layers * kept + self.graph.mask.size
-        tokens = self.longest * min(recorded, len(self.pairs))
-        return BYTES_OF_FLOAT32 * (tokens * per_token + scores) + PASS_BYTES + self.plan.cost.peak_bytes
+            of_gradients = BYTES_OF_FLOAT32 * (n_pairs * n_tokens * d.n_layers * kept + self.graph.mask.size)
+        of_pass = max(min(of_pass, max(BATCH_BYTES, row)), of_gradients)
+        return of_recorded + of_pass + self.plan.cost.peak_bytes
 
     @property
     def floating_point_operations(self) -> int:
