@@ -263,6 +263,30 @@ async def test_a_message_that_may_not_even_be_an_item_ends_the_stream(rig: Rig) 
     assert "cancel.request_id" in (caught.value.details() or "")
 
 
+@pytest.mark.parametrize("method", ["DeriveStream", "ResolveStream"])
+@pytest.mark.parametrize("before", [[b""], [b"", b"", b""], [b"\x0a\x00"] * 3, []])
+async def test_every_stream_with_a_malformed_message_gets_its_status(
+    rig: Rig, method: str, before: list[bytes]
+) -> None:
+    stream: Any = rig.channel.stream_stream(f"/dst.v1.DerivedScalarService/{method}")
+
+    async def ended() -> grpc.StatusCode:
+        call = stream(iter([*before, b"\xff"]), timeout=CALL_SECONDS)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [answer async for answer in call]
+        code: grpc.StatusCode = caught.value.code()
+        return code
+
+    codes = await asyncio.gather(*(ended() for _ in range(20)))
+    assert set(codes) == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
+@pytest.mark.parametrize("method", ["DeriveStream", "ResolveStream"])
+async def test_a_stream_without_messages_ends_well(rig: Rig, method: str) -> None:
+    stream: Any = rig.channel.stream_stream(f"/dst.v1.DerivedScalarService/{method}")
+    assert [answer async for answer in stream(iter([]), timeout=CALL_SECONDS)] == []
+
+
 async def test_resolve_stream_answers_by_id_and_keeps_errors_apart(rig: Rig) -> None:
     call = rig.scalars.ResolveStream(
         iter([resolve_item("a"), resolution_pb2.ResolveStreamRequest(), resolve_item("b")]), timeout=CALL_SECONDS
