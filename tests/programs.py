@@ -23,6 +23,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from dst_grpc.domain.indices import ActivationIndex
+from dst_grpc.domain.interventions import AblationSpec
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.errors import require
 from tests import models
 
 WIDTH = 8
@@ -103,6 +107,20 @@ class Program:
     """Layer and number of a head that another one stands in for if it is switched off: if its output is 0."""
     edges_without_primary: str = ""
     """The same with the primary head off."""
+
+    @property
+    def primary_off(self) -> AblationSpec:
+        """What switches the primary head off."""
+        layer, head = require(self.primary)
+        heads = L.ATTN_WEIGHTED_SUM_OF_VALUES
+        index = ActivationIndex(activation_location_type=heads, tensor_indices=(None, head, None), layer_index=layer)
+        return AblationSpec(index=index, value=0.0)
+
+    @property
+    def cases(self) -> tuple[tuple[tuple[AblationSpec, ...], list[str]], ...]:
+        """What is switched off in the base run, and the names of the edges of the circuit then."""
+        without = () if self.primary is None else (((self.primary_off,), self.edges_without_primary.split()),)
+        return ((), self.edges.split()), *without
 
     @property
     def registers(self) -> dict[str, slice]:

@@ -74,6 +74,7 @@ def alternative_scores(
             values=values,
             gradients=gradients,
             reads_mlps=True,
+            changes=base.changes,
             shifts={site_entering(0): shifts},
         )
         ran = run(batch, decoder, splices=splices, check=check)

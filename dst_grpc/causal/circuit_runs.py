@@ -86,7 +86,7 @@ class CutRuns:
         Args:
             decoder: the model.
             graph: its graph.
-            base: the runs of the prompts, without cut edges.
+            base: the runs of the prompts, without cut edges; what is changed in them is changed in all rows.
             alternative: what a cut edge carries instead, for the same prompts.
             splices: autoencoders to splice in, by the site that each reads.
             check: raises Cancelled to end a pass.

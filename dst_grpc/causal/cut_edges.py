@@ -25,7 +25,7 @@ import torch
 
 from dst_grpc.causal.circuits import live_readers
 from dst_grpc.causal.graph import PARTS
-from dst_grpc.causal.writes import at
+from dst_grpc.causal.writes import at, changed_rows
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.norm import wide, wide_type
@@ -103,13 +103,15 @@ class CutEdges(Taps):
             decoder: the model.
             graph: its graph.
             rows: the rows, by ascending prompt.
-            base: the runs of the prompts without cut edges.
+            base: the runs of the prompts without cut edges; what is changed in them is changed here too.
             alternative: what a cut edge carries instead, for the same prompts.
             first_layer: the first layer of the pass; no reader before it has an input of its own.
             splices: autoencoders to splice in, by the site that each reads.
             check: raises Cancelled to end the pass.
         """
-        super().__init__(splices=splices, check=check)
+        lengths = (base.last + 1).tolist()
+        changed = changed_rows(base.changes, (lengths[row.prompt] for row in rows), first_layer)
+        super().__init__(interventions=changed, splices=splices, check=check)
         self._decoder, self._graph, self._alternative = decoder, graph, alternative
         self._held = np.unique(np.concatenate([row.terms[0] for row in rows]))
         self._n_shared = int(np.searchsorted(self._held, graph.sources_before(first_layer)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.causal.writes import changed_rows
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.propagation import PLAIN, Propagation
@@ -18,6 +19,7 @@ from dst_grpc.scalars.origins import LastLogits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.scalars.origins import Origin
@@ -65,6 +67,8 @@ class Batch:
     references: Sequence[torch.Tensor | int | None] = ()
     """For metrics that are divergences from another run: its logits [V] for each row, or the row that has them, before
     it or after."""
+    changes: Sequence[Intervention] = ()
+    """What is changed in every row, as of `writes.record`."""
     dropped_layers: Sequence[int | None] = (None,)
     """For each gradient pass, the layer whose attention and MLP write constants; None for none."""
 
@@ -106,7 +110,12 @@ class AttributionTaps(Taps):
     ) -> None:
         """Plan the pass of *batch*."""
         super().__init__(
-            values=batch.values, gradients=batch.gradients, splices=splices, propagation=propagation, check=check
+            values=batch.values,
+            gradients=batch.gradients,
+            interventions=changed_rows(batch.changes, map(len, batch.tokens)),
+            splices=splices,
+            propagation=propagation,
+            check=check,
         )
         self._shifts = batch.shifts
         self._reads_mlps = batch.reads_mlps

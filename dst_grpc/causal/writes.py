@@ -13,11 +13,13 @@ import torch
 
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.interventions import RowIntervention
 from dst_grpc.engine.taps import Taps, site_entering
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
@@ -91,7 +93,7 @@ def at(x: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedRuns:
-    """Plain runs of p prompts: what circuits and patched runs start from, or take other values from."""
+    """Runs of p prompts: what circuits and patched runs start from, or take other values from."""
 
     tokens: torch.Tensor
     """Ids [p, T], padded with 0."""
@@ -101,6 +103,8 @@ class RecordedRuns:
     """What their sources write."""
     residuals: tuple[torch.Tensor, ...]
     """The residual that enters each layer, [p, T, d]; one more, after the last."""
+    changes: tuple[Intervention, ...] = ()
+    """What is changed in these runs, and in all that start from them."""
 
     @property
     def byte_count(self) -> int:
@@ -112,6 +116,7 @@ def record(
     prompts: Sequence[Sequence[int]],
     decoder: Decoder,
     *,
+    changes: Sequence[Intervention] = (),
     splices: Mapping[Site, Autoencoder] | None = None,
     check: Check = never_cancelled,
 ) -> RecordedRuns:
@@ -120,6 +125,7 @@ def record(
     Args:
         prompts: the prompts.
         decoder: the model.
+        changes: what to change in each, in order, at taps within sources; reads no run, tensor or direction.
         splices: autoencoders to splice in, by the site that each reads.
         check: raises Cancelled to end the pass.
     """
@@ -127,14 +133,28 @@ def record(
     layers = range(decoder.config.n_layers)
     entering = [site_entering(layer) for layer in (*layers, len(layers))]
     written = [(tap, layer) for tap in (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP) for layer in layers]
-    taps = Taps(values=[*entering, *written], splices=splices, check=check)
+    taps = Taps(
+        values=[*entering, *written],
+        interventions=changed_rows(changes, map(len, prompts)),
+        splices=splices,
+        check=check,
+    )
     decoder.forward(tokens, taps, stop_after_layer=len(layers) - 1)
     writes = Writes(
         decoder.embed(tokens),
         tuple(taps.values[_L.ATTN_WEIGHTED_SUM_OF_VALUES, layer] for layer in layers),
         tuple(taps.values[_L.RESID_DELTA_MLP, layer] for layer in layers),
     )
-    return RecordedRuns(tokens, last, writes, tuple(taps.values[site] for site in entering))
+    return RecordedRuns(tokens, last, writes, tuple(taps.values[site] for site in entering), tuple(changes))
+
+
+def changed_rows(
+    changes: Sequence[Intervention], lengths: Iterable[int], first_layer: int = 0
+) -> Iterator[RowIntervention]:
+    """*changes* in each row of a batch that begins at *first_layer*, the rows having *lengths* tokens."""
+    for row, n_tokens in enumerate(lengths):
+        for one in changes:
+            yield RowIntervention(row=row, intervention=one, n_tokens=n_tokens, first_layer=first_layer)
 
 
 def padded(prompts: Sequence[Sequence[int]], decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from dst_grpc.domain.circuit import (
     KeptCircuit,
 )
 from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -44,6 +45,8 @@ class CircuitArguments(TypedDict, total=False):
     """Name or handle of the model; None = the server's default."""
     autoencoders: str | Iterable[str]
     """Names or handles of autoencoders to splice into the runs."""
+    ablations: Iterable[AblationSpec]
+    """Entries to overwrite with a number in all runs: circuits are those of the model without them."""
     orientation: Orientation | str
     """Which prompt of a pair is run: `noising` the clean one, `denoising` the corrupt one."""
     alternative: Alternative | str
@@ -110,6 +113,7 @@ def make_circuit_request(
     pairs: Iterable[PairLike] = (),
     model: str | None = None,
     autoencoders: str | Iterable[str] = (),
+    ablations: Iterable[AblationSpec] = (),
     orientation: Orientation | str = Orientation.NOISING,
     alternative: Alternative | str = Alternative.PATCHING,
     reference: Iterable[PromptLike] = (),
@@ -139,6 +143,7 @@ def make_circuit_request(
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
         autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        ablation_specs=tuple(ablations),
         orientation=member(Orientation, orientation, "orientation"),
         alternative=member(Alternative, alternative, "alternative"),
         reference=tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(reference)),

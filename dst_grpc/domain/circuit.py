@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dst_grpc.domain.components import PassType
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_nodes import Edge, Source
 from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -120,6 +123,9 @@ class CircuitRequest:
     """The metric of pairs without one of their own."""
     autoencoders: tuple[str, ...] = ()
     """Names or handles of autoencoders to splice into the runs."""
+    ablation_specs: tuple[AblationSpec, ...] = ()
+    """Entries to overwrite with a number in all runs, applied in order: circuits are those of the model without them.
+    At taps within heads and MLPs, or at what MLPs write."""
     orientation: Orientation = Orientation.NOISING
     """Which prompt of a pair is run; values come from the other one."""
     alternative: Alternative = Alternative.PATCHING
@@ -155,6 +161,11 @@ class CircuitRequest:
                     problems.extend(error, path)
         if len(set(self.autoencoders)) < len(self.autoencoders):
             problems.add("autoencoders", "names an autoencoder twice")
+        for i, spec in enumerate(self.ablation_specs):
+            path, location = f"ablation_specs[{i}].index", spec.index.activation_location_type
+            problem = f"must be within heads or MLPs, or what MLPs write, not {json_name(location)}"
+            problems.check(location.facts.is_within_source, f"{path}.activation_location_type", problem)
+            problems.check(spec.index.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be FORWARD")
         problems.check(bool(self.pairs), "pairs", "must hold at least one pair")
         for i, pair in enumerate(self.pairs):
             has_metric = pair.loss_fn_config is not None or self.loss_fn_config is not None

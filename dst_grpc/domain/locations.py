@@ -127,6 +127,12 @@ class LocationFacts:
         return self.location_within_layer in {LocationWithinLayer.RESID_POST_ATTN, LocationWithinLayer.RESID_POST_MLP}
 
     @property
+    def is_within_source(self) -> bool:
+        """Whether it is within a head or an MLP, or what an MLP writes. What attention writes is the sum of heads."""
+        is_of_layer = self.location_within_layer in {LocationWithinLayer.ATTN, LocationWithinLayer.MLP}
+        return is_of_layer and not self.needs_splice and self.type is not ActivationLocationType.RESID_DELTA_ATTN
+
+    @property
     def is_attention_matrix(self) -> bool:
         """Whether it has an entry per pair of tokens, which fused attention never makes."""
         return self.dimensions[:2] == (Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS)

@@ -207,7 +207,8 @@ class _CircuitPlanner:
         self, prompt: Prompt, path: str, metric: LossFnConfig | None = None, metric_path: str = ""
     ) -> Plan | None:
         """The plan of one prompt's run; None if something is wrong with it."""
-        moved = {"prompt": path, "model": "model", "autoencoders": "autoencoders", "loss_fn_config": metric_path}
+        shared = {name: name for name in ("model", "autoencoders", "ablation_specs")}
+        moved = {"prompt": path, "loss_fn_config": metric_path, **shared}
         findings = self._findings.about(SourceMap(root=path, moved=moved))
         if findings.holds_stand_in("prompt"):
             return None
@@ -215,6 +216,7 @@ class _CircuitPlanner:
             prompt=prompt,
             model=self._request.model,
             autoencoders=self._request.autoencoders,
+            ablation_specs=self._request.ablation_specs,
             loss_fn_config=None if metric_path and findings.holds_stand_in("loss_fn_config") else metric,
         )
         if (prompt, metric) not in self._plans:

@@ -132,13 +132,10 @@ class Trials:
     def _recorded(self, block: range) -> tuple[RecordedRuns, Writes]:
         """The runs of a block of pairs, and what cut edges carry instead."""
         asked = [self._asked.pairs[i] for i in block]
-        base = record([pair.base for pair in asked], self._decoder, splices=self._splices, check=self._check)
-        self.n_passes += 1
+        base = self._record([pair.base for pair in asked])
         match self._asked.request.alternative:
             case pairs.Alternative.PATCHING:
-                others = [require(pair.other) for pair in asked]
-                self.n_passes += 1
-                return base, record(others, self._decoder, splices=self._splices, check=self._check).writes
+                return base, self._record([require(pair.other) for pair in asked]).writes
             case pairs.Alternative.ZERO:
                 return base, Writes.zero(self._decoder)
             case _:
@@ -158,9 +155,14 @@ class Trials:
         mean = MeanWrites(by_position=self._asked.request.alternative is pairs.Alternative.MEAN_BY_POSITION)
         step = max(BLOCK_TOKENS // self._asked.longest, 1)
         for start in range(0, len(prompts), step):
-            mean.add(record(prompts[start : start + step], self._decoder, splices=self._splices, check=self._check))
-            self.n_passes += 1
+            mean.add(self._record(prompts[start : start + step]))
         return mean.mean(self._decoder.dtype)
+
+    def _record(self, prompts: Sequence[tuple[int, ...]]) -> RecordedRuns:
+        """The runs of *prompts*, with what the request changes."""
+        self.n_passes += 1
+        changes = self._asked.plan.run.interventions
+        return record(prompts, self._decoder, changes=changes, splices=self._splices, check=self._check)
 
 
 class Search:

@@ -22,6 +22,7 @@ MAX_ENTRIES: Mapping[str, int] = {
     "dst.v1.AttributeRequest.pairs": 1000,
     "dst.v1.AutoencoderConfig.autoencoder_path_by_layer_index": 1000,
     "dst.v1.CircuitCurve.fractions": 1000,
+    "dst.v1.CircuitRequest.ablation_specs": 10_000,
     "dst.v1.CircuitRequest.autoencoders": 100,
     "dst.v1.CircuitRequest.circuits": 1000,
     "dst.v1.CircuitRequest.pairs": 1000,

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from dst_grpc.client import (
+    AblationSpec,
+    ActivationIndex,
+    ActivationLocationType,
     AsyncClient,
     CircuitKind,
     CircuitProgress,
@@ -48,6 +51,13 @@ def by_order(case: GoldenCase, count: int, order: str = "circuit.order") -> list
     """Names of the first *count* edges of the golden order."""
     facts = case.facts
     return [f"{facts['sources'][s]}->{facts['dests'][r]}" for s, r in case.tensors[order][:count].tolist()]
+
+
+def off(tap: str, layer: int) -> AblationSpec:
+    """What sets all of a tap of two axes to 0."""
+    location = ActivationLocationType(tap)
+    index = ActivationIndex(activation_location_type=location, tensor_indices=(None, None), layer_index=layer)
+    return AblationSpec(index=index, value=0.0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,6 +218,8 @@ async def test_the_whole_and_the_empty_circuit_have_the_losses_of_both_prompts(
         ({"target": None, "distractor": None}, ["pairs[0].loss_fn_config"]),
         ({"fractions": [0.5, 0.1, 2]}, ["curve.fractions[1]", "curve.fractions[2]"]),
         ({"curve": False}, [""]),
+        ({"ablations": [off("resid.post_mlp", 0)]}, ["ablation_specs[0].index.activation_location_type"]),
+        ({"ablations": [off("mlp.post_act", 7)]}, ["ablation_specs[0].index.layer_index"]),
         ({"loss": KL, "target": None, "distractor": None, "circuits": [[]]}, ["loss_fn_config"]),
         ({"loss": EARLY, "target": None, "distractor": None}, ["loss_fn_config"]),
     ],

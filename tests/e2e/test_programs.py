@@ -22,21 +22,21 @@ def _address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 async def test_the_search_and_the_best_edges_are_those_of_the_circuit(address: str, program: Program) -> None:
-    edges = program.edges.split()
     pairs = [
         make_pair(one.clean, one.corrupt, target=[one.target], distractor=[one.distractor]) for one in program.examples
     ]
     async with AsyncClient(address) as client:
-        ask: dict[str, Any] = {"pairs": pairs, "model": program.name}
-        searched = await client.circuit(acdc_threshold=1e-3, **ask)
-        assert sorted(map(str, searched.edges)) == sorted(edges)
-        (found,) = searched.of_kind(CircuitKind.ACDC)
-        # Before pruning, too: no edge but these has an effect.
-        assert found.chosen_edge_count == len(edges)
-        assert found.metric == pytest.approx(searched.whole, abs=1e-4)
+        for off, edges in program.cases:
+            ask: dict[str, Any] = {"pairs": pairs, "model": program.name, "ablations": off}
+            searched = await client.circuit(acdc_threshold=1e-3, **ask)
+            assert sorted(map(str, searched.edges)) == sorted(edges)
+            (found,) = searched.of_kind(CircuitKind.ACDC)
+            # Before pruning, too: no edge but these has an effect.
+            assert found.chosen_edge_count == len(edges)
+            assert found.metric == pytest.approx(searched.whole, abs=1e-4)
 
-        share = (len(edges) + 0.5) / searched.header.edge_count
-        ranked = await client.circuit(fractions=[share], wanted_faithfulness=0.99, **ask)
-        assert sorted(map(str, ranked.edges)) == sorted(edges)
-        (best,) = ranked.of_kind(CircuitKind.CURVE)
-        assert best.faithfulness == pytest.approx(1, abs=1e-4)
+            share = (len(edges) + 0.5) / searched.header.edge_count
+            ranked = await client.circuit(fractions=[share], wanted_faithfulness=0.99, **ask)
+            assert sorted(map(str, ranked.edges)) == sorted(edges)
+            (best,) = ranked.of_kind(CircuitKind.CURVE)
+            assert best.faithfulness == pytest.approx(1, abs=1e-4)

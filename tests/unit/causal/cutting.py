@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from dst_grpc.causal.circuits import Mask
 from dst_grpc.causal.cut_edges import CutRow
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.writes import Alternative, MeanWrites, RecordedRuns, Writes, record
+from dst_grpc.domain.interventions import Intervention
 from dst_grpc.engine.decoder import Decoder
 from tests.causal_goldens import GoldenCase, golden_case, golden_decoder
 
@@ -24,6 +25,8 @@ class Pair:
     decoder: Decoder
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
+    changes: tuple[Intervention, ...] = ()
+    """What is changed in both."""
 
     @cached_property
     def graph(self) -> Graph:
@@ -31,11 +34,11 @@ class Pair:
 
     @cached_property
     def base(self) -> RecordedRuns:
-        return record([self.clean], self.decoder)
+        return record([self.clean], self.decoder, changes=self.changes)
 
     @cached_property
     def other(self) -> RecordedRuns:
-        return record([self.corrupt], self.decoder)
+        return record([self.corrupt], self.decoder, changes=self.changes)
 
     def alternative(self, writes: Writes, *, is_zero: bool = False) -> Alternative:
         return Alternative.of(writes, self.decoder, len(self.clean), is_zero=is_zero)
@@ -67,12 +70,12 @@ class Pair:
 class GoldenPair(Pair):
     """The pair of a golden case."""
 
-    case: GoldenCase
+    case: GoldenCase = field(kw_only=True)
 
     @classmethod
     def of(cls, name: str) -> GoldenPair:
         case = golden_case(name)
-        return cls(golden_decoder(case.model), case.clean, case.corrupt, case)
+        return cls(golden_decoder(case.model), case.clean, case.corrupt, case=case)
 
     def metric(self, logits: torch.Tensor) -> torch.Tensor:
         return logits[..., self.case.target] - logits[..., self.case.distractor]

@@ -6,16 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from dst_grpc.causal.alternative_scores import alternative_scores
 from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.circuits import pruned
 from dst_grpc.causal.cut_edges import CutRow
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.interventions import Intervention, SetValue
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.selections import TapSelection
+from dst_grpc.engine.decoder import Decoder
+from dst_grpc.scalars.origins import LossOrigin
 from tests import models
 from tests.causal_goldens import CASES, DIRECTIONS, assert_golden
 from tests.unit.causal.cutting import GoldenPair, Pair
 
 ARCHITECTURES = pytest.mark.parametrize("name", models.ARCHITECTURES)
 CORRUPT = (3, 1, 8, 1, 2, 9)
+METRIC = LossOrigin(LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(2,), distractor_token_ids=(7,)))
 
 
 def pair(name: str) -> Pair:
@@ -131,6 +140,30 @@ def test_prompts_beside_longer_ones_are_what_they_are_alone(name: str) -> None:
     )
     torch.testing.assert_close(beside[1], two.runs.logits([two.circuit(kept)])[0])
     torch.testing.assert_close(beside[2], two.runs.logits([two.edge(0, 0)])[0])
+
+
+@ARCHITECTURES
+def test_circuits_of_a_model_without_a_head_are_those_of_one_whose_weights_are_0(name: str) -> None:
+    layer, head = 1, 2
+    config = models.ARCHITECTURES[name]
+    weights = models.weights(config=config)
+    weights[f"layers.{layer}.attn.out.weight"].view(config.n_heads, -1, config.d_model)[head] = 0
+    other = Pair(Decoder(config, weights), models.TOKENS, CORRUPT)
+    heads = L.ATTN_WEIGHTED_SUM_OF_VALUES
+    at = TapSelection(activation_location_type=heads, layer_index=layer, axes=(None, head))
+    off = (Intervention(at=at, action=SetValue(scalar=0.0)),)
+    without = Pair(models.decoder(config=config), models.TOKENS, CORRUPT, off)
+    for seed in range(3):
+        kept = random_circuit(without, seed)
+        # Passes that begin before the head, in its layer, and after it.
+        readers = [0, without.graph.first_reader_of(layer) + head, without.graph.first_reader_of(layer + 1)]
+        rows = [without.circuit(kept), *(without.edge(0, reader) for reader in readers)]
+        torch.testing.assert_close(without.runs.logits(rows), other.runs.logits(rows))
+    scores = [
+        alternative_scores(two.decoder, two.graph, two.base, two.other.writes, [METRIC], steps=3)[0]
+        for two in (without, other)
+    ]
+    torch.testing.assert_close(*scores)
 
 
 def test_a_mean_of_one_prompt_is_that_prompt_and_a_mean_over_positions_is_the_mean_of_its_tokens() -> None:

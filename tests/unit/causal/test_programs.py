@@ -38,14 +38,16 @@ def test_a_program_answers_as_it_says(program: Program, tmp_path: Path) -> None:
 def test_exact_patching_of_each_edge_finds_those_of_the_circuit(program: Program, tmp_path: Path) -> None:
     """An edge is cut alone: what its reader reads of its source is that of the other prompt."""
     decoder = decoder_of(program, tmp_path)
-    found: set[str] = set()
-    for example in program.examples:
-        two = Pair(decoder, example.clean, example.corrupt)
-        edges = np.argwhere(two.graph.mask)
-        logits = two.runs.logits([two.edge(source, reader) for source, reader in edges])
-        change = (logits - two.logits(example.clean))[:, [example.target, example.distractor]]
-        effects = (change[:, 0] - change[:, 1]).tolist()
-        names = [str(Edge(two.graph.sources[source], two.graph.readers[reader])) for source, reader in edges]
-        assert all(abs(effect) < NOTHING or effect < -1 for effect in effects)
-        found.update(name for name, effect in zip(names, effects, strict=True) if abs(effect) >= NOTHING)
-    assert found == set(program.edges.split())
+    for off, expected in program.cases:
+        found: set[str] = set()
+        for example in program.examples:
+            two = Pair(decoder, example.clean, example.corrupt, tuple(one.intervention for one in off))
+            edges = np.argwhere(two.graph.mask)
+            whole, *logits = two.runs.logits([two.circuit(two.graph.mask), *(two.edge(s, r) for s, r in edges)])
+            assert int(whole.argmax()) == example.target
+            change = (torch.stack(logits) - whole)[:, [example.target, example.distractor]]
+            effects = (change[:, 0] - change[:, 1]).tolist()
+            assert all(abs(effect) < NOTHING or effect < -1 for effect in effects)
+            names = [str(Edge(two.graph.sources[s], two.graph.readers[r])) for s, r in edges]
+            found.update(name for name, effect in zip(names, effects, strict=True) if abs(effect) >= NOTHING)
+        assert found == set(expected)

@@ -86,7 +86,7 @@ class AcdcSearch(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., of_metric: bool = ..., absolute: bool = ...) -> None: ...
 
 class CircuitRequest(_message.Message):
-    __slots__ = ("request_id", "model", "pairs", "loss_fn_config", "autoencoders", "orientation", "alternative", "reference", "prune", "circuits", "curve", "acdc")
+    __slots__ = ("request_id", "model", "pairs", "loss_fn_config", "autoencoders", "orientation", "alternative", "reference", "prune", "circuits", "curve", "acdc", "ablation_specs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class CircuitRequest(_message.Message):
     CIRCUITS_FIELD_NUMBER: _ClassVar[int]
     CURVE_FIELD_NUMBER: _ClassVar[int]
     ACDC_FIELD_NUMBER: _ClassVar[int]
+    ABLATION_SPECS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     pairs: _containers.RepeatedCompositeFieldContainer[_pairs_pb2.PromptPair]
@@ -111,7 +112,8 @@ class CircuitRequest(_message.Message):
     circuits: _containers.RepeatedCompositeFieldContainer[KeptCircuit]
     curve: CircuitCurve
     acdc: AcdcSearch
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[_pairs_pb2.PromptPair, _Mapping]]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., reference: _Optional[_Iterable[_Union[_inference_pb2.Prompt, _Mapping]]] = ..., prune: bool = ..., circuits: _Optional[_Iterable[_Union[KeptCircuit, _Mapping]]] = ..., curve: _Optional[_Union[CircuitCurve, _Mapping]] = ..., acdc: _Optional[_Union[AcdcSearch, _Mapping]] = ...) -> None: ...
+    ablation_specs: _containers.RepeatedCompositeFieldContainer[_config_pb2.AblationSpec]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[_pairs_pb2.PromptPair, _Mapping]]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., reference: _Optional[_Iterable[_Union[_inference_pb2.Prompt, _Mapping]]] = ..., prune: bool = ..., circuits: _Optional[_Iterable[_Union[KeptCircuit, _Mapping]]] = ..., curve: _Optional[_Union[CircuitCurve, _Mapping]] = ..., acdc: _Optional[_Union[AcdcSearch, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ...) -> None: ...
 
 class CircuitHeader(_message.Message):
     __slots__ = ("model", "sources", "readers", "edge_count", "d_model", "pair_count", "orientation", "alternative", "prune")
