@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.engine.cancellation import cancelled
-from dst_grpc.errors import Cancelled, DeadlineExceeded, failure_of
+from dst_grpc.errors import Cancelled, DeadlineExceeded, failure_of, require
 from dst_grpc.pipeline.arrangement import nothing_kept
 from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.rates import Rates, Work
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.explained_model import AutoencoderSet
 
 T = TypeVar("T")
+
+_LOOK_SECONDS = 1.0
+"""How often it is looked for readers that have stalled, while something waits."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -90,6 +93,8 @@ class Batcher:
         """What waits for the device."""
         self._rates = Rates()
         self._is_waking = self._is_closed = False
+        self._looking: asyncio.TimerHandle | None = None
+        """When to look again for readers that have stalled."""
 
     def check(self, ticket: Ticket, plans: Sequence[Plan], steps: Work, n_steps: int) -> None:
         """Raise unless a request can be served before its deadline; see `Scheduler.check`.
@@ -153,6 +158,11 @@ class Batcher:
         rate = self._rates.of(model, kind)
         return await self._result_of(_Step(ticket=ticket, rate=rate, is_step=True, operations=operations, work=work))
 
+    def shrink(self, ticket: Ticket, n_bytes: int) -> None:
+        """Give back what a request takes beyond *n_bytes*, now that its passes are over."""
+        self.scheduler.memory.shrink(ticket, n_bytes)
+        self._wake()
+
     def release(self, ticket: Ticket) -> None:
         """Give the memory of a request back, now that nothing of its runs is needed any more."""
         self.scheduler.memory.release(ticket)
@@ -161,6 +171,8 @@ class Batcher:
     async def close(self) -> None:
         """Refuse what waits, let the running batch end, and stop the worker."""
         self._is_closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         for job in self.scheduler.clear():
             _fail(job, stopping())
         await self._worker.close()
@@ -196,12 +208,25 @@ class Batcher:
                 late, DeadlineExceeded("the request waited for the device until there was too little time left for it")
             )
         batch = self.scheduler.start()
+        self._relieve()
         if batch is None:
             return
         jobs = [job for job in batch.jobs if isinstance(job, _Awaited)]
         operations = sum(job.operations for job in jobs)
         running = asyncio.ensure_future(self._worker.submit(partial(self._run, jobs), operations=operations))
         running.add_done_callback(partial(self._finish, jobs))
+
+    def _relieve(self) -> None:
+        """Give up readers that have stalled while others wait for the memory that they hold; look again in a while."""
+        for ticket in self.scheduler.in_the_way():
+            require(ticket.urgency.reader).give_up()
+        if self._looking is None and not self.scheduler.is_idle:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if not self._is_closed:
+            self._relieve()
 
     def _finish(self, jobs: Sequence[_Awaited], running: asyncio.Future[Sequence[object]]) -> None:
         self.scheduler.finish([job for job in jobs if job.as_estimated])
@@ -252,10 +277,15 @@ class Batcher:
             if len(batch) == 1:
                 return [self._worker.translated(failure_of(error))]
             return [result for job in batch for result in self._run_new([job])]
+        results = []
         for job, result in zip(batch, found, strict=True):
             job.as_estimated = not job.is_stored
-            self._store.keep(job.plan, result.recording, job.ticket.caller, batch_size=result.batch_size)
-        return [replace(result, plan=job.plan) for job, result in zip(batch, found, strict=True)]
+            recording = result.recording
+            if result.batch_size > 1:  # or each answer would hold the tensors of all
+                recording = recording.alone()
+            self._store.keep(job.plan, recording, job.ticket.caller)
+            results.append(replace(result, plan=job.plan, recording=recording))
+        return results
 
     def _kept(self, batch: Sequence[_Pass]) -> Kept:
         """What is kept of runs that plans of *batch* read; nothing if it is of several callers."""

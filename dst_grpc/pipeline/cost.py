@@ -48,11 +48,13 @@ def costed(plan: Plan, store_bytes: int = 0) -> Plan:
         latents = [scalar for scalar in scalars if scalar.facts.dimensions[-1] is Dimension.AUTOENCODER_LATENTS]
         answer = sparse_bytes(latents) + derive_bytes(sizes, [one for one in scalars if one not in latents])
     read_tokens = read_bytes = 0
+    # Of a batch, what each row recorded is copied, so that no answer holds the tensors of all.
+    of_row = max(passes.peak, 2 * passes.kept)
     for source in run.all_read:
         of_source = Sizes.of_prompt(model, len(source.token_ids))
         read_tokens += of_source.n_tokens
         # It runs in the same batch, whose rows all have the same tensors.
-        read_bytes += passes.peak * of_source.n_tokens // sizes.n_tokens
+        read_bytes += of_row * of_source.n_tokens // sizes.n_tokens
         read_bytes += tensor_bytes(source.interventions, of_source, plan.spliced)
     blocks = parameters_of_blocks(model.dimensions, model.architecture)
     head = logit_count * model.dimensions.vocab_size * model.dimensions.d_model
@@ -65,7 +67,7 @@ def costed(plan: Plan, store_bytes: int = 0) -> Plan:
         floating_point_operations=2 * ways * (sizes.n_tokens * blocks + head)
         + 2 * read_tokens * blocks
         + outputs // BYTES_OF_FLOAT32,
-        peak_bytes=max(passes.peak, passes.kept + answer)
+        peak_bytes=max(of_row if run.all_read else passes.peak, passes.kept + answer)
         + MESSAGE_BYTES
         + read_bytes
         + tensor_bytes(run.interventions, sizes, plan.spliced),

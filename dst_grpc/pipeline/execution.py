@@ -100,6 +100,7 @@ class Executor:
         operations: int,
         steps: Work,
         n_steps: int,
+        held_bytes: int | None = None,
     ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
         """Run *plans*, all of one model, and yield the items of the answer as they are ready, finally its summary.
 
@@ -113,6 +114,7 @@ class Executor:
             operations: approximate floating-point operations of the whole.
             steps: what the steps of the answer are.
             n_steps: how many there are besides the first; approximately.
+            held_bytes: what the request takes once its passes are over; None = as much as before.
 
         Raises:
             DstError: what `Batcher.check`, `ContextCache.lease` and `Batcher.run` raise, before anything is yielded.
@@ -128,6 +130,7 @@ class Executor:
                 answer, iterator, ready = await _begun(
                     batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, deriving.check
                 )
+                batcher.shrink(ticket, peak_bytes if held_bytes is None else held_bytes)
                 while not answer.is_complete:
                     step = partial(_next_items, iterator)
                     following = asyncio.ensure_future(

@@ -25,6 +25,8 @@ class MemoryShares:
         """Bytes taken."""
         self._held: Counter[str] = Counter()
         """Bytes that each caller's requests take."""
+        self._started: dict[Ticket, None] = {}
+        """Those that take some, in the order in which they began."""
         self._starving: Ticket | None = None
 
     def consider(self, nexts: Iterable[Ticket]) -> None:
@@ -43,6 +45,7 @@ class MemoryShares:
     def take(self, ticket: Ticket) -> None:
         """Let a request start, which fits."""
         ticket.start()
+        self._started[ticket] = None
         self.used_bytes += ticket.peak_bytes
         self._held[ticket.caller.name] += ticket.peak_bytes
 
@@ -50,11 +53,30 @@ class MemoryShares:
         """Give the bytes of a request that has started back; does nothing the second time."""
         if not ticket.has_started:
             return
+        self._started.pop(ticket, None)
         self.used_bytes -= ticket.peak_bytes
         self._held[ticket.caller.name] -= ticket.peak_bytes
         ticket.peak_bytes = 0
         if not self._held[ticket.caller.name]:
             del self._held[ticket.caller.name]
+
+    def shrink(self, ticket: Ticket, n_bytes: int) -> None:
+        """Take no more than *n_bytes* any longer for a request that has started."""
+        freed = max(ticket.peak_bytes - n_bytes, 0) if ticket.has_started else 0
+        ticket.peak_bytes -= freed
+        self.used_bytes -= freed
+        self._held[ticket.caller.name] -= freed
+
+    def in_the_way(self, nexts: Iterable[Ticket]) -> list[Ticket]:
+        """Requests whose readers have stalled, and whose memory one of *nexts* waits for."""
+        stalled = [one for one in self._started if one.urgency.reader is not None and one.urgency.reader.has_stalled]
+        if not stalled:
+            return []
+        waiting = [one for one in nexts if not self.fits(one)]
+        callers = {one.caller.name for one in waiting if not self._is_within_share(one)}
+        if len(callers) < len(waiting):  # one waits for what anybody holds
+            return stalled
+        return [one for one in stalled if one.caller.name in callers]
 
     def note_passed_over(self, nexts: Iterable[Ticket]) -> None:
         """Others were let in: count it for those of *nexts* that wait for memory."""

@@ -257,6 +257,15 @@ class Scheduler:
                 self._charge(job.ticket.caller.name, cost - job.cost)
                 job.cost = cost
 
+    def in_the_way(self) -> list[Ticket]:
+        """Requests whose readers have stalled, and whose memory others wait for."""
+        return self.memory.in_the_way(self._nexts())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits."""
+        return not self._n_waiting
+
     @property
     def _n_waiting(self) -> int:
         return sum(map(len, self._ring.values()))

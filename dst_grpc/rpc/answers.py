@@ -11,6 +11,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.reading import Reading
@@ -28,6 +29,11 @@ def deadline_of(context: ObservedContext) -> float | None:
     """The deadline of a call, as a reading of `time.monotonic`; None if it has none."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+def urgency_of(context: ObservedContext) -> Urgency:
+    """How soon the answer of a call is wanted, and who takes it."""
+    return Urgency(deadline=deadline_of(context), reader=context.outbox)
 
 
 async def messages_of(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dst_grpc._gen.dst.v1 import attribute_pb2, circuit_pb2
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
-from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
-from dst_grpc.rpc.answers import Messages, answers_of, deadline_of, messages_of
+from dst_grpc.rpc.answers import Messages, answers_of, messages_of, urgency_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reading import Reading
@@ -36,7 +35,7 @@ class CausalService:
                 steps, ValueCutter(attribute_pb2.AttributeFrame).cut, Envelope(asked.request_id), self._reading.threads
             )
 
-        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        caller, urgency = context.caller, urgency_of(context)
         return answers_of(self._reading, AttributeRequest, request, answers)
 
     def Circuit(self, request: circuit_pb2.CircuitRequest, context: ObservedContext) -> Messages:
@@ -55,5 +54,5 @@ class CausalService:
                 steps, ValueCutter(circuit_pb2.CircuitFrame).cut, Envelope(asked.request_id), self._reading.threads
             )
 
-        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        caller, urgency = context.caller, urgency_of(context)
         return answers_of(self._reading, CircuitRequest, request, answers)

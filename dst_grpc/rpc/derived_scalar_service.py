@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -22,9 +23,9 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
-from dst_grpc.domain.urgency import Urgency
+from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import DstError, InvalidRequest, Violations
-from dst_grpc.rpc.answers import Messages, answers_of, deadline_of, messages_of
+from dst_grpc.rpc.answers import Messages, answers_of, messages_of, urgency_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
@@ -76,7 +77,7 @@ class DerivedScalarService:
             )
             return derived(steps, asked, self._reading.threads)
 
-        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        caller, urgency = context.caller, urgency_of(context)
         return answers_of(self._reading, DeriveRequest, request, answers)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
@@ -95,7 +96,7 @@ class DerivedScalarService:
                 steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id), self._reading.threads
             )
 
-        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        caller, urgency = context.caller, urgency_of(context)
         return answers_of(self._reading, TopKRequest, request, answers)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
@@ -114,7 +115,7 @@ class DerivedScalarService:
                 steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id), self._reading.threads
             )
 
-        caller, urgency = context.caller, Urgency(deadline=deadline_of(context))
+        caller, urgency = context.caller, urgency_of(context)
         return answers_of(self._reading, ExplainRequest, request, answers)
 
     async def ResolveStream(
@@ -128,7 +129,7 @@ class DerivedScalarService:
         self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, deadline_of(context))
+        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, urgency_of(context))
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
 
@@ -170,15 +171,15 @@ class DeriveItems:
         tensors: TensorStore,
         caller: Caller,
         reading: Reading,
-        deadline: float | None = None,
+        urgency: Urgency = WHENEVER,
     ) -> None:
-        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*; the call's *deadline*
-        is a reading of `time.monotonic`."""
+        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*, in a call of this
+        *urgency*."""
         self._pipeline = pipeline
         self._tensors = tensors
         self._caller = caller
         self._reading = reading
-        self._deadline = deadline
+        self._of_call = urgency
 
     def read(self, message: inference_pb2.DeriveStreamRequest | Refused) -> Item | Cancellation:
         """The item or cancellation in *message*."""
@@ -197,10 +198,10 @@ class DeriveItems:
 
     def _urgency(self, timeout_seconds: float) -> Urgency:
         """Of an item that arrives now, with this timeout; 0 for none."""
-        deadline = self._deadline
+        deadline = self._of_call.deadline
         if timeout_seconds > 0:
             deadline = min(deadline or math.inf, time.monotonic() + timeout_seconds)
-        return Urgency(priority=Priority.BATCH, deadline=deadline)
+        return replace(self._of_call, priority=Priority.BATCH, deadline=deadline)
 
     def _derive(
         self, urgency: Urgency, request_bytes: int, index: int, item: DeriveStreamRequest, known: Violations | None

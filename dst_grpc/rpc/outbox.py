@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MIB = 1 << 20
+_PATIENCE_OF_OTHERS = 0.1
+"""Part of the time that a client may take nothing, after which it is given up if others wait for what it holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,8 @@ class UnreadLimits:
     max_total_bytes: int = 512 * _MIB
     """Bytes that wait for all callers together."""
     slow_reader_seconds: float = 30.0
-    """How long a message may wait to be taken before its call is ended."""
+    """How long a message may wait to be taken before its call is ended; a tenth of it, if others wait for the memory of
+    the call's run."""
 
 
 class Unread:
@@ -123,7 +126,21 @@ class Outbox:
         self._held_bytes = 0
         self._waiting: deque[_Put] = deque()
         self._reader: asyncio.Future[None] | None = None
+        self._writing: asyncio.Timeout | None = None
+        """The time that the client has to take a message."""
         self._is_complete = False
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the client has taken nothing for so long that others need not wait for it."""
+        ends = None if self._writing is None else self._writing.when()
+        seconds = self._unread.limits.slow_reader_seconds
+        return ends is not None and ends - asyncio.get_running_loop().time() < seconds * (1 - _PATIENCE_OF_OTHERS)
+
+    def give_up(self) -> None:
+        """End the call, because others wait for what it holds."""
+        if self._writing is not None and not self._writing.expired():
+            self._writing.reschedule(asyncio.get_running_loop().time())
 
     async def put(self, message: bytes) -> None:
         """Add *message*, once there is room for it."""
@@ -196,12 +213,14 @@ class Outbox:
         loop, seconds = asyncio.get_running_loop(), self._unread.limits.slow_reader_seconds
         while True:
             while self._messages:
-                message = self._messages.popleft()
+                message, started = self._messages.popleft(), loop.time()
                 try:
-                    async with asyncio.timeout(seconds):
+                    async with asyncio.timeout(seconds) as self._writing:
                         await self._write(message)
                 except TimeoutError:
-                    raise _slow_reader(seconds, self._held_bytes) from None
+                    raise _slow_reader(loop.time() - started, self._held_bytes) from None
+                finally:
+                    self._writing = None
                 self._give_back(len(message))
             if self._is_complete:
                 return
@@ -219,8 +238,8 @@ class Outbox:
 
 def _slow_reader(seconds: float, unread_bytes: int) -> Exhausted:
     return Exhausted(
-        f"the client took nothing for {seconds:g} s; {unread_bytes} bytes waited for it: read answers as they come, or"
-        " ask for less at a time",
+        f"the client took nothing for {seconds:.1f} s; {unread_bytes} bytes waited for it: read answers as they come,"
+        " or ask for less at a time",
         reason=Reason.SLOW_READER,
-        metadata={"slow_reader_seconds": f"{seconds:g}", "unread_bytes": str(unread_bytes)},
+        metadata={"seconds": f"{seconds:.3f}", "unread_bytes": str(unread_bytes)},
     )

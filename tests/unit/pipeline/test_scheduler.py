@@ -16,6 +16,7 @@ from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.jobs import Batch, Job
 from dst_grpc.pipeline.limits import DeviceLimits
+from dst_grpc.pipeline.memory_shares import MemoryShares
 from dst_grpc.pipeline.rates import Rate
 from dst_grpc.pipeline.scheduler import MAX_PADDING, Scheduler
 from tests.unit.pipeline.simulated import Clock
@@ -529,3 +530,18 @@ def test_costs_are_learnt_from_the_work_that_was_done() -> None:
     assert rate.seconds(1) == pytest.approx(0.02)
     assert second.cost == pytest.approx(6.0), "what waits is estimated anew once there is more than a guess"
     assert scheduler.expected_wait == 0.0, "its caller has had two seconds, which it makes up for"
+
+
+def test_what_a_request_does_not_take_any_longer_is_free_for_others() -> None:
+    shares, one, other = MemoryShares(100), Ticket(Caller(name="one")), Ticket(Caller(name="other"))
+    one.peak_bytes, other.peak_bytes = 60, 80
+    shares.take(one)
+    assert not shares.fits(other)
+    shares.shrink(one, 20)
+    assert shares.used_bytes == 20
+    assert shares.fits(other)
+    shares.shrink(one, 30)  # less was taken already
+    shares.shrink(other, 10)  # nothing was
+    assert (shares.used_bytes, other.peak_bytes) == (20, 80)
+    shares.release(one)
+    assert shares.used_bytes == 0

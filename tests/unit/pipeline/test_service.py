@@ -28,9 +28,11 @@ from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, V
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
+from dst_grpc.domain.urgency import Urgency
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
 from dst_grpc.pipeline.limits import DeviceLimits, Limits
+from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.service import Pipeline
 from dst_grpc.scalars.derive import Derivation
 from tests import checkpoints, interventions, models
@@ -82,8 +84,12 @@ async def everything(steps: AsyncGenerator[Any, None]) -> list[Any]:
     return found
 
 
+def held_bytes(pipeline: Pipeline) -> int:
+    return sum(batcher.scheduler.memory.used_bytes for batcher in pipeline._executor._devices.values())
+
+
 def assert_idle(pipeline: Pipeline, cache: ContextCache) -> None:
-    assert all(batcher.scheduler.memory.used_bytes == 0 for batcher in pipeline._executor._devices.values())
+    assert held_bytes(pipeline) == 0
     assert all(status.pins == 0 for status in cache.statuses())
 
 
@@ -478,3 +484,32 @@ async def test_a_request_that_waits_during_a_reload_runs_on_what_it_was_planned_
 
 async def numbers(pipeline: Pipeline, one: DeriveRequest) -> list[np.ndarray]:
     return [part.values for part in await everything(pipeline.derive(one)) if isinstance(part, DenseTensor)]
+
+
+class Stalled:
+    """A reader who takes nothing while others wait."""
+
+    def __init__(self) -> None:
+        self.has_stalled = False
+        self.given_up = asyncio.Event()
+
+    def give_up(self) -> None:
+        self.given_up.set()
+
+
+async def test_a_reader_who_has_stalled_is_given_up_when_another_waits_for_the_memory_it_holds(
+    cache: ContextCache,
+) -> None:
+    plan = make_plan(large(), cache.registry, store_bytes=0)
+    limits = Limits(of_device=DeviceLimits(max_run_bytes=plan.cost.peak_bytes), store_bytes=0)
+    pipeline, reader = Pipeline(cache, limits), Stalled()
+    async with aclosing(pipeline.derive(large(), urgency=Urgency(reader=reader))) as slow:
+        await anext(slow)
+        waiting = asyncio.create_task(everything(pipeline.derive(large(), caller=Caller(name="other"))))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not reader.given_up.is_set()  # it may just be slow
+        reader.has_stalled = True
+        await asyncio.wait_for(reader.given_up.wait(), 30)
+    assert await asyncio.wait_for(waiting, 30)
+    assert_idle(pipeline, cache)
+    await pipeline.close()

@@ -46,6 +46,10 @@ def carried(outbox: Outbox, work: Work) -> asyncio.Task[None]:
     return asyncio.create_task(outbox.send(work.messages(), bytes))
 
 
+def stalled(outbox: Outbox) -> bool:
+    return outbox.has_stalled
+
+
 async def until_still(*works: Work) -> None:
     """Wait until nobody makes anything any more."""
     before = -1
@@ -164,7 +168,7 @@ async def test_one_who_gives_up_waiting_lets_those_behind_it_move_up() -> None:
 async def test_a_client_that_takes_nothing_is_given_up_and_everything_of_it_with_it() -> None:
     unread = Unread(UnreadLimits(max_caller_bytes=100, slow_reader_seconds=0.01))
     work = Work(1000, 30)
-    with pytest.raises(Exhausted, match=r"nothing for 0\.01 s; 90 bytes") as caught:
+    with pytest.raises(Exhausted, match=r"nothing for 0\.0 s; 90 bytes") as caught:
         await asyncio.wait_for(unread.outbox("a", Reader().write).send(work.messages(), bytes), SECONDS)
     assert caught.value.reason is Reason.SLOW_READER
     assert caught.value.retry_after_seconds is None
@@ -211,3 +215,29 @@ async def test_a_client_that_is_lost_ends_the_work() -> None:
         await unread.outbox("a", write).send(work.messages(), bytes)
     assert work.is_over
     assert unread.byte_count == 0
+
+
+async def test_a_client_that_has_stalled_is_given_up_at_once_when_others_need_what_it_holds() -> None:
+    unread, work = Unread(UnreadLimits(max_caller_bytes=100, slow_reader_seconds=0.5)), Work(1000, 30)
+    outbox = unread.outbox("a", Reader().write)
+    sending = carried(outbox, work)
+    await until_still(work)
+    assert not stalled(outbox)
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.06, later.set)
+    await later.wait()
+    assert stalled(outbox)
+    outbox.give_up()
+    with pytest.raises(Exhausted) as caught:
+        await asyncio.wait_for(sending, SECONDS)
+    assert caught.value.reason is Reason.SLOW_READER
+    assert work.is_over
+    assert not stalled(outbox)
+    outbox.give_up()  # too late to matter
+
+
+async def test_a_call_whose_client_takes_everything_is_never_given_up() -> None:
+    outbox = Unread().outbox("a", Reader(reads=True).write)
+    outbox.give_up()
+    await ended(carried(outbox, Work(10)))
+    assert not outbox.has_stalled
