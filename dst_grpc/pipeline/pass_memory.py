@@ -13,7 +13,6 @@ gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.architecture import ActivationFunction
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.sizes import Sizes
 
 _L = ActivationLocationType
-_SCORES = (_L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
 _LOSS_ROWS = 4
 """For each row of logits that a loss reads: the row, its logarithms of probabilities, and a gradient of each."""
 
@@ -124,7 +122,11 @@ class _Tensors:
 
     def _makes_matrix(self, layer: int) -> bool:
         """Whether scores are computed as a matrix, rather than in the fused kernel."""
-        return self._architecture.attn_softcap is not None or self._has(layer, *_SCORES)
+        return self._architecture.attn_softcap is not None or self._recorded_matrices(layer) > 0
+
+    def _recorded_matrices(self, layer: int) -> int:
+        """How many of scores and probabilities are recorded."""
+        return self._has(layer, _L.ATTN_QK_LOGITS) + self._has(layer, _L.ATTN_QK_PROBS)
 
     def _masks(self, layer: int) -> bool:
         """Whether the fused kernel is given a mask."""
@@ -179,7 +181,7 @@ class _Tensors:
         attention = self._queries + 2 * self._keys
         if self._makes_matrix(layer):
             # Those before the mask or those in the order of the softmax, those after it, and the probabilities.
-            attention += 2 * self._mask + self._matrix * (3 - any(map(partial(self._has, layer), _SCORES)))
+            attention += 2 * self._mask + self._matrix * (3 - min(self._recorded_matrices(layer), 1))
         return 4 * self._residual + max(mlp, attention)
 
     def backward(self, layer: int) -> int:
