@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import cancelling, circuit, contexts, deriving, explain, fairness, loop_lag, memory_estimates, serving
+from benchmarks import (
+    attribution,
+    cancelling,
+    circuit,
+    contexts,
+    deriving,
+    explain,
+    fairness,
+    loop_lag,
+    memory_estimates,
+    serving,
+)
 
 REPORTS = {
     "deriving": deriving.report,
     "explain": explain.report,
+    "attribution": attribution.report,
     "serving": serving.report,
     "contexts": contexts.report,
     "fairness": fairness.report,

@@ -2,7 +2,7 @@
 run had the value that it has in another.
 
 A score is the difference of an activation between two runs times the gradient of the metric, taken in one run, or as a
-mean over several. Formulas and their sources: specification, section 12.
+mean over several. Formulas: docs/attribution.md.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [command for language, block in BLOCKS if language == "console" for command in commands_of(block)]
 CAUSAL = (ROOT / "docs" / "causal.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL, re.MULTILINE | re.DOTALL)
+ATTRIBUTION = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL + ATTRIBUTION, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(name="address", scope="module")
@@ -122,6 +123,7 @@ PAGES = [
     "CONTRIBUTING.md",
     PAGE,
     "docs/architecture.md",
+    "docs/attribution.md",
     "docs/callers.md",
     "docs/causal.md",
     "docs/glossary.md",

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dst_grpc.causal.attribution import Attribution, Pair, Question
 from dst_grpc.causal.graph import Graph
+from dst_grpc.causal.integrated_gradients import IntegratedGradients
 from dst_grpc.causal.nodes import Nodes
 from dst_grpc.causal.passes import Batch, run
 from dst_grpc.causal.rules import (
@@ -25,9 +26,10 @@ from dst_grpc.causal.rules import (
 )
 from dst_grpc.domain.attribute import AttributedNode, AttributionMethod, PathGroups, PathRule
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
-from dst_grpc.domain.components import AttentionTraceType
+from dst_grpc.domain.components import AttentionTraceType, LossFnName
 from dst_grpc.domain.graph_nodes import Edge
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
@@ -323,3 +325,43 @@ def test_nothing_is_found_of_nodes_that_the_metric_does_not_depend_on() -> None:
         asked(decoder_of("llama"), nodes=(N.QUERY, N.KEY, N.PATTERN), propagation=FrozenPatterns()).nodes
     )
     assert all(not scores.any() for scores in found.values())
+
+
+def metric(**config: Any) -> LossOrigin:
+    """A metric at places of the usual prompt."""
+    places = {key: config.pop(key) for key in ("positions", "answers", "reference") if key in config}
+    return LossOrigin(LossFnConfig(**config), **places)
+
+
+METRICS = {
+    "log probability": metric(name=LossFnName.LOG_PROB, target_token_ids=(2,)),
+    "probability difference, earlier": metric(
+        name=LossFnName.PROBS, target_token_ids=(2,), distractor_token_ids=(7,), positions=(3,)
+    ),
+    "entropy": metric(name=LossFnName.ENTROPY),
+    "sequence": metric(name=LossFnName.SEQUENCE_LOG_PROB, target_token_ids=(5, 1), positions=(3, 5), answers=(5, 1)),
+    "cross entropy": metric(name=LossFnName.CROSS_ENTROPY, positions=(0, 1, 2), answers=(1, 4, 1)),
+    "divergence": metric(name=LossFnName.KL_DIVERGENCE, reference=("unchanged", 5)),
+    "divergence, earlier": metric(name=LossFnName.KL_DIVERGENCE, positions=(4,), reference=("unchanged", 2)),
+}
+
+
+@pytest.mark.parametrize("of", METRICS)
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_any_metric_of_logits_has_slopes(of: str, is_clean: bool) -> None:
+    """The change along the path between two prompts is the sum of integrated gradients of all positions."""
+    decoder = decoder_of("gpt2")
+    asked_of = Pair(PAIR.base, PAIR.source, METRICS[of], is_clean)
+    attributions = IntegratedGradients(decoder, steps=120)
+    (found,) = attributions.add([asked_of])
+    assert found.residual == pytest.approx(0, abs=1e-4 * attributions.attributions.abs().sum().item())
+    if of == "divergence":
+        assert (found.metric if is_clean else found.at_baseline) == pytest.approx(0, abs=1e-12)
+    # Attribution along the same path takes the same gradients, pair by pair, beside another pair.
+    path: dict[str, Any] = {"method": M.INTEGRATED_INPUTS, "rule": PathRule.GAUSS_LEGENDRE, "steps": 120}
+    nodes = asked(decoder, asked_of, OTHER, nodes=(N.INPUT,), **path).nodes
+    alone = asked(decoder, OTHER, nodes=(N.INPUT,), **path).nodes
+    (total,), (other,) = nodes.values(), alone.values()
+    assert (2 * total - other).item() == pytest.approx(
+        found.at_baseline - found.metric + found.residual, rel=1e-6, abs=1e-9
+    )
