@@ -41,6 +41,7 @@ ATTACKS: Mapping[str, Attack] = {
     "put_tensors": put_tensors.attack,
 }
 ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
+    "greedy_callers": greedy_callers.arguments,
     "tenants": tenants.arguments,
     "guesses": guesses.arguments,
     "put_tensors": put_tensors.arguments,

@@ -211,11 +211,14 @@ def add_types(request: inference_pb2.DeriveRequest, types: Iterable[str]) -> Non
         request.derived_scalars.add(dst=number_of(f"DERIVED_SCALAR_TYPE_{name}"))
 
 
-async def estimated(channel: grpc.aio.Channel, request: inference_pb2.DeriveRequest) -> resolution_pb2.CostEstimate:
+async def estimated(
+    channel: grpc.aio.Channel, request: inference_pb2.DeriveRequest, metadata: Sequence[tuple[str, str]] = ()
+) -> resolution_pb2.CostEstimate:
     """What the server expects *request* to cost."""
     resolve: Any = channel.unary_stream(RESOLVE)
     merged = resolution_pb2.Resolved()
-    async for answer in resolve(resolution_pb2.ResolveRequest(request=request).SerializeToString(), timeout=60):
+    message = resolution_pb2.ResolveRequest(request=request).SerializeToString()
+    async for answer in resolve(message, timeout=60, metadata=metadata):
         for frame in resolution_pb2.ResolveResponse.FromString(answer).frames:
             merged.MergeFrom(frame.resolved)
     return merged.cost
