@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 
 _WEIGHT_OF_NEW = 0.1
+_MOST_OF_EXPECTED = 4.0
 
 
 class Work(Enum):
@@ -53,9 +54,14 @@ class Rate:
         return units * (self._seconds / self._units if self._units else self._unmeasured)
 
     def note(self, units: float, seconds: float) -> bool:
-        """Learn that *units* took *seconds*; whether it is the first that is known."""
+        """Learn that *units* took *seconds*; whether it is the first that is known.
+
+        What took far longer than expected, as when the machine stood still, counts as `_MOST_OF_EXPECTED` of that.
+        """
         is_first = not self._units
-        weight = 1.0 if is_first else _WEIGHT_OF_NEW
+        weight = 1.0
+        if not is_first:
+            weight, seconds = _WEIGHT_OF_NEW, min(seconds, _MOST_OF_EXPECTED * self.seconds(units))
         self._units += weight * (units - self._units)
         self._seconds += weight * (seconds - self._seconds)
         return is_first

@@ -33,6 +33,13 @@ def test_a_change_is_followed() -> None:
     assert rate.seconds(1) == pytest.approx(3.0, rel=0.01)
 
 
+def test_a_machine_that_stands_still_for_once_is_not_a_slow_one() -> None:
+    rate = Rate(1.0)
+    rate.note(1, 0.01)
+    rate.note(1, 60.0)
+    assert rate.seconds(1) == pytest.approx(0.01 + 0.1 * 0.03)
+
+
 def test_each_kind_of_work_of_each_model_has_its_own() -> None:
     rates = Rates()
     rates.of("a", Work.FORWARD).note(1, 7.0)
