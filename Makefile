@@ -48,7 +48,7 @@ load: $(DEV) ## attack a server of its own, and print what was measured beside w
 fuzz: $(DEV) ## send 20,000 messages that are nearly requests (FUZZ_MESSAGES, FUZZ_SEED)
 	$(BIN)/python -m tests.load fuzz
 
-faults: $(DEV) ## seed 60 faults, one after the other, and see that the tests catch each
+faults: $(DEV) ## seed faults, one after the other, and see that the tests catch each
 	$(BIN)/python -m tests.faults
 
 real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
