@@ -204,9 +204,7 @@ class Batcher:
     def _dispatch(self) -> None:
         self._is_waking = False
         for late in self.scheduler.drop_late():
-            _fail(
-                late, DeadlineExceeded("the request waited for the device until there was too little time left for it")
-            )
+            _fail(late, DeadlineExceeded("the request waited until there was too little time left before its deadline"))
         batch = self.scheduler.start()
         self._relieve()
         if batch is None:
