@@ -15,6 +15,7 @@ from benchmarks import (
     loop_lag,
     memory_estimates,
     serving,
+    slow_readers,
 )
 
 REPORTS = {
@@ -28,6 +29,7 @@ REPORTS = {
     "circuit": circuit.report,
     "loop_lag": loop_lag.report,
     "memory_estimates": memory_estimates.report,
+    "slow_readers": slow_readers.report,
     "smollm2": deriving.report_of_smollm2,
 }
 
