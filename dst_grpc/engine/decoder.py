@@ -27,6 +27,8 @@ from dst_grpc.errors import DataLoss
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dst_grpc.engine.past import Past
+
 __all__ = ["Decoder", "DecoderConfig", "Layer"]
 
 _L = ActivationLocationType
@@ -85,6 +87,7 @@ class Decoder:
         late: Sequence[LateRow] = (),
         logits_at: torch.Tensor | None = None,
         stop_after_layer: int | None = None,
+        past: Past | None = None,
     ) -> torch.Tensor | None:
         """Run the model, offering every tensor to *taps*.
 
@@ -97,6 +100,7 @@ class Decoder:
             logits_at: position [b] of the one token of each prompt to compute logits at, or rows and positions [2, n]
                 of any tokens; None for all tokens. Ignored if the logits themselves are tapped.
             stop_after_layer: stop after this layer (-1: after the embedding) and compute no logits.
+            past: tokens before those of the pass; all positions above are then counted from its first own token.
 
         Returns:
             Logits [b, T, V], or [b or n, 1, V] with *logits_at*, or None after stopping early. Attached to a graph that
@@ -106,19 +110,19 @@ class Decoder:
         start = taps.graph_starts_at_layer
         last = self.config.n_layers - 1 if stop_after_layer is None else stop_after_layer
         with torch.set_grad_enabled(False):
-            first, x = (0, self._embedded(tokens)) if entering is None else entering
+            first, x = (0, self._embedded(tokens, past)) if entering is None else entering
             if start != -1 and entering is None:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             before_graph = last + 1 if start is None else min(max(start, first), last + 1)
             for layer in range(first, before_graph):
-                x = self._block(layer, joined(x, layer, late), taps)
+                x = self._block(layer, joined(x, layer, late), taps, past)
         with torch.set_grad_enabled(start is not None):
             if start is not None:
                 x = x.requires_grad_()
             if start == -1 and entering is None:
                 x = taps.visit(_L.RESID_POST_EMBEDDING, None, x)
             for layer in range(before_graph, last + 1):
-                x = self._block(layer, joined(x, layer, late), taps)
+                x = self._block(layer, joined(x, layer, late), taps, past)
             x = joined(x, self.config.n_layers, late)
             taps.last_residual = x.detach()
             return self._logits(x, taps, logits_at) if stop_after_layer is None else None
@@ -134,12 +138,13 @@ class Decoder:
             return x
         return x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
 
-    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, tokens: torch.Tensor, past: Past | None) -> torch.Tensor:
         x = self.embed(tokens)
-        return x if self.position_embedding is None else x + self.position_embedding[: tokens.shape[1]]
+        first = 0 if past is None else past.n_tokens
+        return x if self.position_embedding is None else x + self.position_embedding[first : first + tokens.shape[1]]
 
-    def _block(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
-        attn = taps.visit(_L.RESID_DELTA_ATTN, index, self._attn_write(index, x, taps))
+    def _block(self, index: int, x: torch.Tensor, taps: Taps, past: Past | None) -> torch.Tensor:
+        attn = taps.visit(_L.RESID_DELTA_ATTN, index, self._attn_write(index, x, taps, past))
         if self.config.parallel:
             mlp = taps.visit(_L.RESID_DELTA_MLP, index, self._mlp_write(index, x, taps))
             return taps.visit(_L.RESID_POST_MLP, index, x + attn + mlp)
@@ -147,12 +152,13 @@ class Decoder:
         mlp = taps.visit(_L.RESID_DELTA_MLP, index, self._mlp_write(index, x, taps))
         return taps.visit(_L.RESID_POST_MLP, index, x + mlp)
 
-    def _attn_write(self, index: int, x: torch.Tensor, taps: Taps) -> torch.Tensor:
+    def _attn_write(self, index: int, x: torch.Tensor, taps: Taps, past: Past | None) -> torch.Tensor:
         """Attention's write [b, T, d], from the residual *x* that enters the layer."""
         layer = self.layers[index]
         propagation = taps.propagation
         normed = _tapped_norm(layer.attn_norm, x, taps, _L.ATTN_INPUT_LAYER_NORM_SCALE, index)
-        q, k, v = taps.qkv(index, layer, x, layer.shared_qkv(normed, propagation=propagation))
+        positions = None if past is None else past.positions(x.shape[1])
+        q, k, v = taps.qkv(index, layer, x, layer.shared_qkv(normed, positions, propagation=propagation))
         makes_matrix = not propagation.fuses_attention or any(
             taps.touches(location, index) for location in (_L.ATTN_QK_LOGITS, _L.ATTN_QK_PROBS)
         )
@@ -161,6 +167,8 @@ class Decoder:
         q = taps.visit(_L.ATTN_QUERY, index, q)
         k = taps.visit(_L.ATTN_KEY, index, k)
         v = taps.visit(_L.ATTN_VALUE, index, v)
+        if past is not None:
+            k, v = past.before(index, layer, k, v)
         q, k, v = propagation.heads(q, k, v)
         if makes_matrix:
             scores = taps.visit(_L.ATTN_QK_LOGITS, index, layer.attn_scores(q, k))

@@ -20,7 +20,7 @@ from dst_grpc.errors import InvalidRequest
 if TYPE_CHECKING:
     from dst_grpc.domain.directions import Direction
     from dst_grpc.domain.interventions import Intervention
-    from dst_grpc.domain.selections import TapSelection
+    from dst_grpc.domain.selections import AxisSelection, TapSelection
     from dst_grpc.engine.taps import Site
 
 Entries = tuple[int | slice | torch.Tensor, ...]
@@ -58,6 +58,8 @@ class RowIntervention:
     it is. Interventions in a row that others read come before theirs."""
     first_layer: int = 0
     """The first layer that the row runs."""
+    first_token: int = 0
+    """The first token that the row runs. What is selected before it is left as it is."""
 
     @property
     def location(self) -> ActivationLocationType:
@@ -86,8 +88,8 @@ class RowIntervention:
         x[selected] = cast("torch.Tensor | float", after)
 
     def entries(self, shape: Sequence[int]) -> Entries:
-        """The selected entries of a tap of one prompt."""
-        return entries(self.intervention.at, shape, self.n_tokens)
+        """The selected entries of a tap of one prompt, whose tensor begins at the row's first token."""
+        return entries(self.intervention.at, shape, self.n_tokens, first_token=self.first_token)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +111,8 @@ class _Context:
         else:
             found = run[self.change.location, at.layer_index]
             n_tokens = len(found)
+            if positions is Positions.SAME:
+                found = found[self.change.first_token :]
         if positions is Positions.SAME:
             read = found[self.change.entries(found.shape)]
         else:
@@ -173,14 +177,17 @@ def _moved(at: TapSelection, positions: Positions | int, n_tokens: int) -> TapSe
     return replace(at, axes=(first, *at.all_axes[1:]))
 
 
-def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None) -> Entries:
+def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None, *, first_token: int = 0) -> Entries:
     """The selected entries of one prompt's tap, as an index into its tensor.
 
     Args:
         at: the selection.
         shape: of the tap, pads included.
         n_tokens: length of the prompt; None = no pads.
+        first_token: the token that the tensor begins with, along the first axis of a tap with tokens.
     """
+    if first_token:
+        at = replace(at, axes=(_from(at.all_axes[0], first_token, n_tokens), *at.all_axes[1:]))
     found: list[int | slice | torch.Tensor] = []
     is_outer = False
     for axis, dimension in zip_longest(at.axes, at.activation_location_type.dimensions):
@@ -195,6 +202,18 @@ def entries(at: TapSelection, shape: Sequence[int], n_tokens: int | None = None)
             case None:
                 found.append(slice(n_tokens if dimension.is_sequence_token_dimension else None))
     return _outer(found, shape) if is_outer else tuple(found)
+
+
+def _from(axis: AxisSelection, first: int, n_tokens: int | None) -> AxisSelection:
+    """The positions selected along an axis from *first* on, of which there is one, counted from there."""
+    match axis:
+        case int():
+            return axis - first
+        case PositionRange():
+            return PositionRange(start=max(axis.start - first, 0), stop=axis.stop - first)
+        case PositionList():
+            return PositionList(positions=tuple(one - first for one in axis.positions if one >= first))
+    return None if n_tokens is None else PositionRange(start=0, stop=n_tokens - first)
 
 
 def _outer(selections: Sequence[int | slice | torch.Tensor], shape: Sequence[int]) -> Entries:

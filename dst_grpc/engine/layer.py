@@ -208,16 +208,23 @@ class Layer:
         group = self._config.n_heads // shared.shape[-2]
         return shared if group == 1 else shared.repeat_interleave(group, dim=-2)
 
-    def hidden(self, n_tokens: int, device: torch.device) -> torch.Tensor:
-        """Which keys are masked for a query [T, U]: later ones, and those before the sliding window."""
-        everything = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=device)
-        later = everything.triu(1)
-        return later if self.window is None else later | everything.tril(-self.window)
+    def hidden(self, n_tokens: int, device: torch.device, n_keys: int | None = None) -> torch.Tensor:
+        """Which keys are masked for a query [T, U]: later ones, and those before the sliding window.
+
+        Queries are the last *n_tokens* of *n_keys* tokens; None means that there are no others.
+        """
+        first = 0 if n_keys is None else n_keys - n_tokens
+        everything = torch.ones(n_tokens, first + n_tokens, dtype=torch.bool, device=device)
+        later = everything.triu(first + 1)
+        return later if self.window is None else later | everything.tril(first - self.window)
 
     def attn_scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Attention scores [..., T, U, H] of *q* [..., T, H, c] and *k* [..., U, H, c], -inf where u is masked."""
+        """Attention scores [..., T, U, H] of *q* [..., T, H, c] and *k* [..., U, H, c], -inf where u is masked.
+
+        The queries are of the last T of the U tokens.
+        """
         scores = softcapped(torch.einsum("...thc,...uhc->...htu", q, k), self._config.attn_softcap)
-        return scores.masked_fill(self.hidden(q.shape[-3], q.device), -math.inf).movedim(-3, -1)
+        return scores.masked_fill(self.hidden(q.shape[-3], q.device, k.shape[-3]), -math.inf).movedim(-3, -1)
 
     def attn_probs(self, scores: torch.Tensor) -> torch.Tensor:
         """Attention probabilities [..., T, U, H], in float32 at least and cast back."""
@@ -228,17 +235,17 @@ class Layer:
         return torch.einsum("...tuh,...uhc->...thc", probs, v)
 
     def attn_fused(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Scores, probabilities and weighted values of *q* [b, T, H, c], *k* and *v* [b, T, KV or H, c], in one kernel.
+        """Scores, probabilities and weighted values of *q* [b, T, H, c], *k* and *v* [b, U, KV or H, c], in one kernel.
 
         No attention matrix is stored, unless scores are capped, which the kernel does not support.
         """
         if self._config.attn_softcap is not None:
             k, v = self.for_each_head(k), self.for_each_head(v)
             return self.attn_mix(self.attn_probs(self.attn_scores(q, k)), v)
-        n_tokens, is_shared = q.shape[1], k.shape[2] != q.shape[2]
+        n_tokens, n_keys, is_shared = q.shape[1], k.shape[1], k.shape[2] != q.shape[2]
         seen = None
-        if self.window is not None and self.window < n_tokens:
-            seen = self.hidden(n_tokens, q.device).logical_not()
+        if n_tokens < n_keys or (self.window is not None and self.window < n_tokens):
+            seen = self.hidden(n_tokens, q.device, n_keys).logical_not()
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=seen, is_causal=seen is None, scale=1.0, enable_gqa=is_shared

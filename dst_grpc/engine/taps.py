@@ -42,6 +42,15 @@ def site_entering(layer: int) -> Site:
     return (_L.RESID_POST_MLP, layer - 1) if layer else (_L.RESID_POST_EMBEDDING, None)
 
 
+def of_row(site: Site, x: torch.Tensor, row: int, n_tokens: int) -> torch.Tensor:
+    """One row of the value *x* [b, ...] at *site*, without pads."""
+    x = x[row]
+    for axis, dimension in enumerate(site[0].dimensions):
+        if dimension.is_sequence_token_dimension:
+            x = x.narrow(axis, 0, n_tokens)
+    return x
+
+
 class Taps:
     """One pass's recording. Build it, pass it to `Decoder.forward`, then read it."""
 

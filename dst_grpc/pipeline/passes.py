@@ -22,7 +22,7 @@ from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.interventions import Beside, RowIntervention
 from dst_grpc.engine.propagation import PLAIN, Propagation
-from dst_grpc.engine.taps import Taps
+from dst_grpc.engine.taps import Taps, of_row
 from dst_grpc.errors import Internal, require
 from dst_grpc.pipeline.directions import vector_of, weight_rows
 from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
@@ -114,10 +114,10 @@ class _Pass:
         return found / torch.linalg.vector_norm(found) if direction.normalize else found
 
     def value(self, site: Site) -> torch.Tensor:
-        return _own(site, self.taps.values[site], self.place, self.n_tokens)
+        return of_row(site, self.taps.values[site], self.place, self.n_tokens)
 
     def attached(self, site: Site) -> torch.Tensor:
-        return _own(site, self.taps.attached.get(site, self.taps.values[site]), self.place, self.n_tokens)
+        return of_row(site, self.taps.attached.get(site, self.taps.values[site]), self.place, self.n_tokens)
 
     def model(self, topology: Topology, autoencoders: Sequence[str]) -> ExplainedModel:
         return ExplainedModel(self.decoder, topology, tuple(self.sets[name] for name in autoencoders))
@@ -310,13 +310,4 @@ def _cut(
     sites: Iterable[Site], found: Mapping[Site, torch.Tensor], row: int, n_tokens: int
 ) -> dict[Site, torch.Tensor]:
     """One row of the tensors *found* at *sites*."""
-    return {site: _own(site, found[site], row, n_tokens) for site in sites if site in found}
-
-
-def _own(site: Site, x: torch.Tensor, row: int, n_tokens: int) -> torch.Tensor:
-    """One row of *x* [b, ...], without pads."""
-    x = x[row]
-    for axis, dimension in enumerate(site[0].dimensions):
-        if dimension.is_sequence_token_dimension:
-            x = x.narrow(axis, 0, n_tokens)
-    return x
+    return {site: of_row(site, found[site], row, n_tokens) for site in sites if site in found}
