@@ -44,6 +44,19 @@ from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind
 from dst_grpc.domain.pairs import Alternative, Orientation
+from dst_grpc.domain.patch import PatchRequest
+from dst_grpc.domain.patch_answers import (
+    PatchAxis,
+    PatchedCells,
+    PatchedPair,
+    PatchGridInfo,
+    PatchGridKind,
+    PatchHeader,
+    PatchMeans,
+    PatchPart,
+    PatchPartKind,
+    PatchValue,
+)
 from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -76,6 +89,7 @@ from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
 
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 """What to do instead of answering, step by step."""
+PatchScript = Callable[[PatchRequest], AsyncGenerator[Sequence[PatchPart | RunSummary], None]]
 AttributeScript = Callable[[AttributeRequest], AsyncGenerator[Sequence[AttributePart | RunSummary], None]]
 CircuitScript = Callable[[CircuitRequest], AsyncGenerator[Sequence[CircuitPart | RunSummary], None]]
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
@@ -238,6 +252,32 @@ ALL_EDGES = CircuitEdges(
 )
 
 
+def patch_parts(n_pairs: int = 1) -> list[PatchPart | RunSummary]:
+    """The parts of a whole answer of Patch: the MLPs of two layers."""
+    info = PatchGridInfo(
+        kind=PatchGridKind.NODES,
+        node=AttributedNode.MLP_OUT,
+        all_positions=True,
+        axes=(PatchAxis(name="layer", labels=("0", "1"), indices=(0, 1)),),
+        cell_count=2,
+    )
+    header = PatchHeader(
+        model=MODEL_HANDLE,
+        orientation=Orientation.NOISING,
+        alternative=Alternative.PATCHING,
+        pair_count=n_pairs,
+        grids=(info,),
+    )
+    parts: list[tuple[PatchPartKind, PatchValue]] = [(PatchPartKind.HEADER, header)]
+    for i in range(n_pairs):
+        pair = PatchedPair(pair=i, token_strings=("a", "b"), metric=1.0, source_metric=3.0, has_recovery=True)
+        parts.append((PatchPartKind.PAIR, pair))
+        parts.append((PatchPartKind.CELLS, PatchedCells(grid=0, pair=i, cells=(1, 0), metrics=(2.0, 1.0))))
+    means = PatchMeans(grid=0, cells=(0, 1), metrics=(1.0, 2.0), recoveries=(0.0, 0.5), recovery_pair_count=n_pairs)
+    parts.append((PatchPartKind.MEANS, means))
+    return [*(PatchPart(kind=kind, value=value) for kind, value in parts), SUMMARY]
+
+
 def attribute_parts(n_pairs: int = 1) -> list[AttributePart | RunSummary]:
     """The parts of a whole answer of Attribute: two scores of MLPs."""
     info = ScoresInfo(
@@ -287,6 +327,7 @@ class FakePipeline:
 
     def __init__(self) -> None:
         self.explain_scripts: dict[str, ExplainScript] = {}
+        self.patch_scripts: dict[str, PatchScript] = {}
         self.attribute_scripts: dict[str, AttributeScript] = {}
         self.circuit_scripts: dict[str, CircuitScript] = {}
         self.scripts: dict[str, Script] = {}
@@ -370,6 +411,29 @@ class FakePipeline:
             script = self.explain_scripts.get(request.request_id)
             if script is None:
                 yield explained(len(request.runs))
+                return
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._leave(request.request_id)
+
+    async def patch(
+        self,
+        request: PatchRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
+        (known or Violations()).raise_if_any()
+        self._enter(request.request_id)
+        try:
+            script = self.patch_scripts.get(request.request_id)
+            if script is None:
+                yield patch_parts(len(request.pairs))
                 return
             async with aclosing(script(request)) as steps:
                 async for step in steps:

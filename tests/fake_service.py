@@ -26,6 +26,7 @@ from dst_grpc._gen.dst.v1 import (
     context_service_pb2,
     explain_pb2,
     inference_pb2,
+    patch_pb2,
     resolution_pb2,
     tensor_service_pb2,
 )
@@ -66,6 +67,7 @@ from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElem
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.domain.requests import (
     CancelItem,
@@ -108,7 +110,7 @@ from dst_grpc.wire.errors import error_to_status
 from dst_grpc.wire.frames import FrameCutter, ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
-from tests.fake_parts import attribute_parts, circuit_parts
+from tests.fake_parts import attribute_parts, circuit_parts, patch_parts
 
 HANDLE = "tiny@0123456789ab:float32:cpu"
 N_LAYERS = 2
@@ -459,6 +461,12 @@ class FakeService(
         parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None)
         for frames in self._frames(circuit_pb2.CircuitFrame, parts):
             yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
+
+    async def Patch(self, request: Any, context: Any) -> AsyncIterator[patch_pb2.PatchResponse]:
+        await self._enter(context)
+        parts = patch_parts(len(read(PatchRequest, request).pairs))
+        for frames in self._frames(patch_pb2.PatchFrame, parts):
+            yield patch_pb2.PatchResponse(request_id=request.request_id, frames=frames)
 
     async def Attribute(self, request: Any, context: Any) -> AsyncIterator[attribute_pb2.AttributeResponse]:
         await self._enter(context)

@@ -48,6 +48,8 @@ from dst_grpc.client._interventions import (
     swap,
 )
 from dst_grpc.client._mib import MibCircuit, mib_json, read_mib_json
+from dst_grpc.client._patch_requests import PatchArguments, make_patch_request
+from dst_grpc.client._patched import PatchAnswer, PatchedGrid, PatchProgress, RankedCell
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
@@ -130,6 +132,8 @@ from dst_grpc.domain.interventions import AblationSpec, Direction, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig, TapSum
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
+from dst_grpc.domain.patch import EdgeList, PatchCell, PatchGrid, PatchRequest, PathGrid
+from dst_grpc.domain.patch_answers import PatchAxis, PatchedPair, PatchGridInfo, PatchGridKind, PatchHeader
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest, SourceRun
@@ -200,6 +204,7 @@ __all__ = [
     "Dimension",
     "Direction",
     "DstConfig",
+    "EdgeList",
     "Entry",
     "ExplainArguments",
     "ExplainPart",
@@ -230,6 +235,19 @@ __all__ = [
     "PairMetrics",
     "PartKind",
     "PassType",
+    "PatchAnswer",
+    "PatchArguments",
+    "PatchAxis",
+    "PatchCell",
+    "PatchGrid",
+    "PatchGridInfo",
+    "PatchGridKind",
+    "PatchHeader",
+    "PatchProgress",
+    "PatchRequest",
+    "PatchedGrid",
+    "PatchedPair",
+    "PathGrid",
     "PathGroups",
     "PathRule",
     "PositionList",
@@ -240,6 +258,7 @@ __all__ = [
     "PromptPair",
     "PropagationRule",
     "PutTensor",
+    "RankedCell",
     "RegistryChange",
     "RequestArguments",
     "RequestTensor",
@@ -290,6 +309,7 @@ __all__ = [
     "make_explain_request",
     "make_explain_run",
     "make_pair",
+    "make_patch_request",
     "make_request",
     "make_top_k_request",
     "mean_over",

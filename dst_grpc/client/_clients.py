@@ -15,6 +15,7 @@ from dst_grpc.client._contexts import ContextCalls
 from dst_grpc.client._explain import ExplainCalls
 from dst_grpc.client._inference import InferenceCalls
 from dst_grpc.client._loop import BackgroundLoop, Blocking, blocking, blocking_iterator
+from dst_grpc.client._patch import PatchCalls
 from dst_grpc.client._put_tensors import TensorCalls
 from dst_grpc.client._streams import DEFAULT_IN_FLIGHT, ItemCancels
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
@@ -22,7 +23,9 @@ from dst_grpc.domain.resolution import Resolution
 from dst_grpc.errors import DstError
 
 
-class AsyncClient(InferenceCalls, ExplainCalls, AttributeCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls):
+class AsyncClient(
+    InferenceCalls, ExplainCalls, PatchCalls, AttributeCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls
+):
     """A client of one server, for one event loop.
 
     It connects at the first call, and any number of calls may run at once. Use it as an async context manager, or
@@ -92,6 +95,8 @@ class Client(Blocking[AsyncClient]):
     explain_parts = blocking_iterator(AsyncClient.explain_parts)
     top_k = blocking(AsyncClient.top_k)
     top_k_request = blocking(AsyncClient.top_k_request)
+    patch = blocking(AsyncClient.patch)
+    patch_request = blocking(AsyncClient.patch_request)
     attribute = blocking(AsyncClient.attribute)
     attribute_request = blocking(AsyncClient.attribute_request)
     circuit = blocking(AsyncClient.circuit)

@@ -227,15 +227,15 @@ def _interventions(
             first_layer=row.first_layer,
         )
         for one in row.run.interventions:
-            _load(one, tensors, decoder)
+            load_tensors(one, tensors, decoder)
             yield add(intervention=one)
         for number, one_pass in enumerate(row.run.passes[: _n_passes(row)]):
             for one in one_pass.interventions:
-                _load(one, tensors, decoder)
+                load_tensors(one, tensors, decoder)
                 yield add(intervention=one, gradient_pass=number)
 
 
-def _load(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], decoder: Decoder) -> None:
+def load_tensors(intervention: Intervention, tensors: dict[RequestTensor, torch.Tensor], decoder: Decoder) -> None:
     """Move the tensors that *intervention* reads to the device, each once, as float32 or wider."""
     wide = torch.promote_types(decoder.dtype, torch.float32)
     for tensor in intervention.action.tensors.values():

@@ -13,6 +13,7 @@ from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.interventions import with_tensors
+from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.planner import make_plan, model_ref
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
 
 _KEPT_BYTES = 64 << 20
@@ -138,6 +141,10 @@ class Planning:
     ) -> AttributePlan:
         """As the function of the same name."""
         return await self._threads.run(plan_attribute, request, registry, known)
+
+    async def plan_patch(self, request: PatchRequest, registry: Registry, known: Violations | None) -> PatchPlan:
+        """As the function of the same name."""
+        return await self._threads.run(plan_patch, request, registry, known)
 
     async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
         """As the function of the same name."""

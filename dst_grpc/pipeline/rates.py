@@ -26,6 +26,8 @@ class Work(Enum):
     """A step of an explanation."""
     ATTRIBUTE_STEP = "attribute step", 1e-4
     """The pairs of Attribute that run together."""
+    PATCH_STEP = "patch step", 1e-4
+    """The changed runs of Patch that run together."""
     CIRCUIT_STEP = "circuit step", 1e-4
     """A step of an answer about circuits: a pass."""
 

@@ -17,6 +17,7 @@ from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.limits import Limits
+from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.planner import model_ref
 from dst_grpc.pipeline.planning import Planning
 from dst_grpc.pipeline.rates import Work
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
+    from dst_grpc.domain.patch import PatchRequest
+    from dst_grpc.domain.patch_answers import PatchPart
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, RunSummary
@@ -225,6 +228,38 @@ class Pipeline:
                 peak_bytes=asked.peak_bytes,
                 operations=asked.floating_point_operations,
                 steps=Work.ATTRIBUTE_STEP,
+                n_steps=asked.n_steps,
+            )
+            async with aclosing(answer) as steps:
+                async for ready in steps:
+                    yield ready
+
+    async def patch(
+        self,
+        request: PatchRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
+        """Change runs cell by cell: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `plan_patch`, `PatchPlan.with_tensors`, `Executor.entered` and `Executor.run` raise, before
+                any part.
+        """
+        registry = self._cache.registry
+        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
+            asked = (await self._planning.plan_patch(request, registry, known)).with_tensors(tensors)
+            answer = self._executor.run(
+                ticket,
+                [asked.plan],
+                partial(PatchAnswer, asked),
+                peak_bytes=asked.peak_bytes,
+                operations=asked.floating_point_operations,
+                steps=Work.PATCH_STEP,
                 n_steps=asked.n_steps,
             )
             async with aclosing(answer) as steps:

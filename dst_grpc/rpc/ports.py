@@ -12,6 +12,8 @@ from dst_grpc.domain.callers import LOCAL, Caller, Grants
 from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
+from dst_grpc.domain.patch import PatchRequest
+from dst_grpc.domain.patch_answers import PatchPart
 from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
@@ -100,6 +102,18 @@ class PipelinePort(Protocol):
         request_bytes: int = 0,
     ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
         """Score nodes, edges or tokens."""
+
+    def patch(
+        self,
+        request: PatchRequest,
+        known: Violations | None = None,
+        *,
+        tensors: TensorSource | None = None,
+        caller: Caller = LOCAL,
+        urgency: Urgency = WHENEVER,
+        request_bytes: int = 0,
+    ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
+        """Change runs cell by cell."""
 
     def circuit(
         self,

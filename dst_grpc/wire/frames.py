@@ -24,6 +24,7 @@ from dst_grpc.domain.explanations import (
     ScoredTokens,
     TokenPairs,
 )
+from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
     AnswerHeader,
@@ -88,6 +89,10 @@ def is_light(part: object) -> bool:
             return not isinstance(part.value, ScoredTokens | TokenPairs)
         case CircuitPart():
             return part.kind is CircuitPartKind.PROGRESS
+        case PatchPart(value=PatchedCells() as cells):
+            return len(cells.cells) + len(cells.logits) <= _FEW
+        case PatchPart():
+            return part.kind is PatchPartKind.PAIR
         case AttributePart():
             return part.kind is not AttributePartKind.HEADER
     return True

@@ -22,6 +22,7 @@ from dst_grpc.domain.indices import (
 )
 from dst_grpc.domain.interventions import AblationSpec, AddVector, Direction, Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DeriveRequest, Prompt, ResolveRequest, SourceRun
@@ -71,6 +72,7 @@ PART_BY_PART = frozenset(
         ExplainRequest,
         AttributeRequest,
         CircuitRequest,
+        PatchRequest,
     }
 )
 """Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""

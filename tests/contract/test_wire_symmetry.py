@@ -38,6 +38,8 @@ NOT_OF_THE_DOMAIN = {
     # What frames and messages of answers hold, which `wire.frames` makes and `wire.assembly` reads.
     "AttributeFrame",
     "AttributeResponse",
+    "PatchFrame",
+    "PatchResponse",
     "CircuitFrame",
     "CircuitResponse",
     "DeriveFrame",

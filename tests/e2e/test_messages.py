@@ -20,6 +20,7 @@ from dst_grpc._gen.dst.v1 import (
     derived_scalar_service_pb2,
     explain_pb2,
     inference_pb2,
+    patch_pb2,
     resolution_pb2,
     tensor_pb2,
     tensor_service_pb2,
@@ -44,6 +45,8 @@ from dst_grpc.domain.explanations import (
     TokenScore,
 )
 from dst_grpc.domain.indices import NodeIndex
+from dst_grpc.domain.patch import PatchRequest
+from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, ScalarResolution
 from dst_grpc.domain.results import AnswerHeader, RunHeader, RunSummary
@@ -59,6 +62,7 @@ from tests.fake_parts import (
     attribute_parts,
     circuit_parts,
     context_status,
+    patch_parts,
     resolution,
     tensor,
 )
@@ -136,6 +140,12 @@ async def runs_script(
     yield [*parts, SUMMARY]
 
 
+async def patch_script(_request: PatchRequest) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
+    many = PatchedCells(grid=0, pair=0, cells=(1,) * N_TOKENS, metrics=(0.5,) * N_TOKENS)
+    found = patch_parts()
+    yield [*found[:-1], PatchPart(kind=PatchPartKind.CELLS, value=many), found[-1]]
+
+
 async def attribute_script(_request: AttributeRequest) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
     verified = VerifiedEdges(
         sources=(300,) * N_TOKENS, readers=(800,) * N_TOKENS, scores=(0.5,) * N_TOKENS, effects=(0.25,) * N_TOKENS
@@ -182,6 +192,12 @@ REQUESTS: Mapping[str, Any] = {
     "DeriveStream": [inference_pb2.DeriveStreamRequest(request=prompted(LONG_ID))],
     "TopK": explain_pb2.TopKRequest(request_id=LONG_ID, runs=[prompted("")], groups=[{"group_id": "g", "dsts": [26]}]),
     "Explain": explain_pb2.ExplainRequest(request_id=LONG_ID, runs=[{"prompt": {"text": "a"}}]),
+    "Patch": patch_pb2.PatchRequest(
+        request_id=LONG_ID,
+        pairs=[{"clean": {"text": "a"}, "corrupt": {"text": "b"}}],
+        loss_fn_config={"name": 1, "target_tokens": ["a"]},
+        grids=[{"node": "ATTRIBUTED_NODE_RESID_PRE"}],
+    ),
     "Attribute": attribute_pb2.AttributeRequest(
         request_id=LONG_ID,
         pairs=[{"clean": {"text": "a"}, "corrupt": {"text": "b"}}],
@@ -206,7 +222,7 @@ METHODS = {
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
 MUCH = {
-    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "ReloadRegistry", "Resolve"),
+    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "Patch", "ReloadRegistry", "Resolve"),
     *("ResolveStream", "Tokenize", "TopK", "WatchContexts"),
 }
 """What is answered by more than a single message may hold."""
@@ -243,6 +259,7 @@ def large_parts() -> FakeParts:
     pipeline.scripts[LONG_ID] = derive_script
     pipeline.resolve_scripts[LONG_ID] = resolve_script
     pipeline.explain_scripts[LONG_ID] = runs_script
+    pipeline.patch_scripts[LONG_ID] = patch_script
     pipeline.attribute_scripts[LONG_ID] = attribute_script
     pipeline.circuit_scripts[LONG_ID] = circuit_script
     for name, info in registry.sets.items():

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from dst_grpc._gen.dst.v1 import attribute_pb2 as dst_dot_v1_dot_attribute__pb2
 from dst_grpc._gen.dst.v1 import circuit_pb2 as dst_dot_v1_dot_circuit__pb2
+from dst_grpc._gen.dst.v1 import patch_pb2 as dst_dot_v1_dot_patch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64st/v1/causal_service.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/attribute.proto\x1a\x14\x64st/v1/circuit.proto2\x9b\x01\n\rCausalService\x12G\n\tAttribute\x12\x18.dst.v1.AttributeRequest\x1a\x19.dst.v1.AttributeResponse\"\x03\x90\x02\x02\x30\x01\x12\x41\n\x07\x43ircuit\x12\x16.dst.v1.CircuitRequest\x1a\x17.dst.v1.CircuitResponse\"\x03\x90\x02\x02\x30\x01\x42\x9d\x01\n\rio.dstgrpc.v1B\x12\x43\x61usalServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64st/v1/causal_service.proto\x12\x06\x64st.v1\x1a\x16\x64st/v1/attribute.proto\x1a\x14\x64st/v1/circuit.proto\x1a\x12\x64st/v1/patch.proto2\xd8\x01\n\rCausalService\x12;\n\x05Patch\x12\x14.dst.v1.PatchRequest\x1a\x15.dst.v1.PatchResponse\"\x03\x90\x02\x02\x30\x01\x12G\n\tAttribute\x12\x18.dst.v1.AttributeRequest\x1a\x19.dst.v1.AttributeResponse\"\x03\x90\x02\x02\x30\x01\x12\x41\n\x07\x43ircuit\x12\x16.dst.v1.CircuitRequest\x1a\x17.dst.v1.CircuitResponse\"\x03\x90\x02\x02\x30\x01\x42\x9d\x01\n\rio.dstgrpc.v1B\x12\x43\x61usalServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +35,12 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dst.v1.causal_service_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rio.dstgrpc.v1B\022CausalServiceProtoP\001Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\242\002\003DST\252\002\nDstGrpc.V1\272\002\003DST\312\002\nDstGrpc\\V1\342\002\023DstGrpc\\V1\\Metadata\352\002\007Dst::V1'
+  _globals['_CAUSALSERVICE'].methods_by_name['Patch']._loaded_options = None
+  _globals['_CAUSALSERVICE'].methods_by_name['Patch']._serialized_options = b'\220\002\002'
   _globals['_CAUSALSERVICE'].methods_by_name['Attribute']._loaded_options = None
   _globals['_CAUSALSERVICE'].methods_by_name['Attribute']._serialized_options = b'\220\002\002'
   _globals['_CAUSALSERVICE'].methods_by_name['Circuit']._loaded_options = None
   _globals['_CAUSALSERVICE'].methods_by_name['Circuit']._serialized_options = b'\220\002\002'
-  _globals['_CAUSALSERVICE']._serialized_start=86
-  _globals['_CAUSALSERVICE']._serialized_end=241
+  _globals['_CAUSALSERVICE']._serialized_start=106
+  _globals['_CAUSALSERVICE']._serialized_end=322
 # @@protoc_insertion_point(module_scope)

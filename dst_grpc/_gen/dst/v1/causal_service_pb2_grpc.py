@@ -5,6 +5,7 @@ import warnings
 
 from dst_grpc._gen.dst.v1 import attribute_pb2 as dst_dot_v1_dot_attribute__pb2
 from dst_grpc._gen.dst.v1 import circuit_pb2 as dst_dot_v1_dot_circuit__pb2
+from dst_grpc._gen.dst.v1 import patch_pb2 as dst_dot_v1_dot_patch__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -36,6 +37,11 @@ class CausalServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.Patch = channel.unary_stream(
+                '/dst.v1.CausalService/Patch',
+                request_serializer=dst_dot_v1_dot_patch__pb2.PatchRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_patch__pb2.PatchResponse.FromString,
+                _registered_method=True)
         self.Attribute = channel.unary_stream(
                 '/dst.v1.CausalService/Attribute',
                 request_serializer=dst_dot_v1_dot_attribute__pb2.AttributeRequest.SerializeToString,
@@ -51,6 +57,22 @@ class CausalServiceStub(object):
 class CausalServiceServicer(object):
     """Patches, attributes, and finds circuits.
     """
+
+    def Patch(self, request, context):
+        """Changes one place in a run at a time, and says what the metric then is:
+        activation patching in both directions, ablation, path patching, or any
+        interventions, over grids of layers, heads and positions.
+
+        Frames are a header, each pair's own runs, cells as soon as they are done,
+        means over the pairs, and a trailer. Returns INVALID_ARGUMENT for bad fields
+        and for too many cells, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if
+        the queue is full or the request needs more memory than it may have (before
+        any work), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while
+        draining.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Attribute(self, request, context):
         """Scores nodes, edges or tokens by how much a metric depends on each, to first
@@ -85,6 +107,11 @@ class CausalServiceServicer(object):
 
 def add_CausalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Patch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Patch,
+                    request_deserializer=dst_dot_v1_dot_patch__pb2.PatchRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_patch__pb2.PatchResponse.SerializeToString,
+            ),
             'Attribute': grpc.unary_stream_rpc_method_handler(
                     servicer.Attribute,
                     request_deserializer=dst_dot_v1_dot_attribute__pb2.AttributeRequest.FromString,
@@ -106,6 +133,33 @@ def add_CausalServiceServicer_to_server(servicer, server):
 class CausalService(object):
     """Patches, attributes, and finds circuits.
     """
+
+    @staticmethod
+    def Patch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dst.v1.CausalService/Patch',
+            dst_dot_v1_dot_patch__pb2.PatchRequest.SerializeToString,
+            dst_dot_v1_dot_patch__pb2.PatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Attribute(request,

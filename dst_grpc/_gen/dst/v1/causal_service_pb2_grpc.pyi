@@ -8,6 +8,7 @@ much depends on what was changed. Stable: methods are added, never changed.
 from collections import abc as _abc
 from dst_grpc._gen.dst.v1 import attribute_pb2 as _attribute_pb2
 from dst_grpc._gen.dst.v1 import circuit_pb2 as _circuit_pb2
+from dst_grpc._gen.dst.v1 import patch_pb2 as _patch_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -36,6 +37,18 @@ class CausalServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CausalServiceAsyncStub: ...
+    Patch: _grpc.UnaryStreamMultiCallable[_patch_pb2.PatchRequest, _patch_pb2.PatchResponse]
+    """Changes one place in a run at a time, and says what the metric then is:
+    activation patching in both directions, ablation, path patching, or any
+    interventions, over grids of layers, heads and positions.
+
+    Frames are a header, each pair's own runs, cells as soon as they are done,
+    means over the pairs, and a trailer. Returns INVALID_ARGUMENT for bad fields
+    and for too many cells, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if
+    the queue is full or the request needs more memory than it may have (before
+    any work), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while
+    draining.
+    """
     Attribute: _grpc.UnaryStreamMultiCallable[_attribute_pb2.AttributeRequest, _attribute_pb2.AttributeResponse]
     """Scores nodes, edges or tokens by how much a metric depends on each, to first
     order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
@@ -64,6 +77,18 @@ class CausalServiceAsyncStub(CausalServiceStub):
     """Patches, attributes, and finds circuits."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Patch: _aio.UnaryStreamMultiCallable[_patch_pb2.PatchRequest, _patch_pb2.PatchResponse]  # type: ignore[assignment]
+    """Changes one place in a run at a time, and says what the metric then is:
+    activation patching in both directions, ablation, path patching, or any
+    interventions, over grids of layers, heads and positions.
+
+    Frames are a header, each pair's own runs, cells as soon as they are done,
+    means over the pairs, and a trailer. Returns INVALID_ARGUMENT for bad fields
+    and for too many cells, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if
+    the queue is full or the request needs more memory than it may have (before
+    any work), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while
+    draining.
+    """
     Attribute: _aio.UnaryStreamMultiCallable[_attribute_pb2.AttributeRequest, _attribute_pb2.AttributeResponse]  # type: ignore[assignment]
     """Scores nodes, edges or tokens by how much a metric depends on each, to first
     order, with a few passes for all of them: attribution patching, EAP, EAP-IG,
@@ -89,6 +114,24 @@ class CausalServiceAsyncStub(CausalServiceStub):
 
 class CausalServiceServicer(metaclass=_abc_1.ABCMeta):
     """Patches, attributes, and finds circuits."""
+
+    @_abc_1.abstractmethod
+    def Patch(
+        self,
+        request: _patch_pb2.PatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_patch_pb2.PatchResponse], _abc.AsyncIterator[_patch_pb2.PatchResponse]]:
+        """Changes one place in a run at a time, and says what the metric then is:
+        activation patching in both directions, ablation, path patching, or any
+        interventions, over grids of layers, heads and positions.
+
+        Frames are a header, each pair's own runs, cells as soon as they are done,
+        means over the pairs, and a trailer. Returns INVALID_ARGUMENT for bad fields
+        and for too many cells, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if
+        the queue is full or the request needs more memory than it may have (before
+        any work), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while
+        draining.
+        """
 
     @_abc_1.abstractmethod
     def Attribute(

@@ -1,0 +1,354 @@
+"""Patched runs: many small changes of a few prompts' runs, as rows of few passes.
+
+A row begins at the first layer that it changes, with what entered that layer in the unchanged run, and at the first
+token that it changes, whose past is that run's keys and values. What is taken from the other run of a pair differs from
+the unchanged one only from the first token on at which the prompts differ.
+
+Shapes: p prompt, b row of a pass, T token, d residual channel, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.causal.writes import padded
+from dst_grpc.domain.interventions import UNCHANGED, CopyFromRun
+from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.patch import MEAN, SOURCE
+from dst_grpc.domain.selections import PositionList, PositionRange
+from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.interventions import RowIntervention
+from dst_grpc.engine.late_rows import LateRow
+from dst_grpc.engine.past import Past, PastTaps
+from dst_grpc.engine.taps import Taps, of_row, site_entering
+from dst_grpc.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    from dst_grpc.domain.interventions import Intervention
+    from dst_grpc.domain.request_tensors import RequestTensor
+    from dst_grpc.domain.selections import AxisSelection
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
+
+    Recorded = Mapping[Site, torch.Tensor]
+
+_L = ActivationLocationType
+BATCH_TOKENS = 2048
+"""Most tokens of a pass, pads included, unless a single row has more."""
+BATCH_LOGIT_BYTES = 64 << 20
+"""Most bytes of the logits of a pass, unless a single row has more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """A changed run of one of the prompts."""
+
+    prompt: int
+    """Which."""
+    interventions: tuple[Intervention, ...]
+    """The changes of values, in order. Each is at one layer, if its tap has layers, and may read the runs UNCHANGED,
+    SOURCE and MEAN."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairRuns:
+    """The runs of p pairs of prompts: what patched runs start from, and what they read."""
+
+    tokens: torch.Tensor
+    """Ids [p, T] of the base prompts, padded with 0."""
+    last: torch.Tensor
+    """Position of each prompt's last token, [p]."""
+    lengths: tuple[int, ...]
+    """Tokens of each prompt."""
+    differ_from: tuple[int, ...]
+    """The first token at which each pair's prompts differ; their length if they do not."""
+    residuals: tuple[torch.Tensor, ...]
+    """The residual that enters each layer of the base runs, [p, T, d]; one more, after the last."""
+    keys: Mapping[int, torch.Tensor]
+    """Keys of the base runs by layer, [p, T, KV, c], as they enter the scores."""
+    values: Mapping[int, torch.Tensor]
+    """Values of the base runs by layer, [p, T, KV, c]."""
+    logits: torch.Tensor
+    """Logits of the base runs at the last token, [p, V]."""
+    source_logits: torch.Tensor | None
+    """Those of the source runs; None if there are none."""
+    runs: tuple[Mapping[str, Recorded], ...]
+    """What can be read, for each prompt, by the name of the run."""
+
+
+def record_pairs(
+    bases: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | None,
+    decoder: Decoder,
+    sites: Iterable[Site],
+    *,
+    mean: Recorded | None = None,
+    splices: Mapping[Site, Autoencoder] | None = None,
+    check: Check = never_cancelled,
+) -> PairRuns:
+    """Run both prompts of pairs as one batch.
+
+    Args:
+        bases: token ids of the prompts that are changed.
+        sources: those of the others, of the same lengths; None if there are none.
+        decoder: the model.
+        sites: what patched runs read.
+        mean: the mean over reference prompts at these sites, [T or 1, ...].
+        splices: autoencoders to splice in, by the site that each reads.
+        check: raises Cancelled to end the pass.
+    """
+    n = len(bases)
+    tokens, last = padded([*bases, *(sources or ())], decoder)
+    wanted = frozenset(sites)
+    entering = [site_entering(layer) for layer in range(decoder.config.n_layers + 1)]
+    taps = PastTaps(values=wanted.union(entering), splices=splices, check=check)
+    logits = require(decoder.forward(tokens, taps, logits_at=last))[:, 0]
+    lengths = tuple(map(len, bases))
+
+    def recorded(row: int, n_tokens: int) -> Recorded:
+        return {site: of_row(site, taps.values[site], row, n_tokens) for site in wanted}
+
+    runs: list[dict[str, Recorded]] = [{UNCHANGED: recorded(i, length)} for i, length in enumerate(lengths)]
+    for i, length in enumerate(lengths):
+        if sources is not None:
+            runs[i][SOURCE] = recorded(n + i, length)
+        if mean is not None:
+            runs[i][MEAN] = {site: _for_prompt(site, x, length) for site, x in mean.items()}
+    return PairRuns(
+        tokens=tokens[:n],
+        last=last[:n],
+        lengths=lengths,
+        differ_from=tuple(
+            0 if sources is None else first_difference(base, other)
+            for base, other in zip(bases, sources or bases, strict=True)
+        ),
+        residuals=tuple(taps.values[site][:n] for site in entering),
+        keys={layer: keys[:n] for layer, keys in taps.keys.items()},
+        values={layer: values[:n] for layer, values in taps.past_values.items()},
+        logits=logits[:n],
+        source_logits=None if sources is None else logits[n:],
+        runs=tuple(runs),
+    )
+
+
+def _for_prompt(site: Site, mean: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """A mean [T or 1, ...] for a prompt of *n_tokens*."""
+    if len(mean) == 1:
+        return mean.expand(n_tokens, *mean.shape[1:])
+    return of_row(site, mean.unsqueeze(0), 0, n_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """A cell, and where it begins."""
+
+    cell: Cell
+    layer: int
+    """The first layer that it runs; the number of layers for none."""
+    token: int
+    """The first token that it runs; the prompt's length if it changes nothing."""
+
+
+class PatchedRuns:
+    """Runs cells upon recorded runs of their prompts."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pairs: PairRuns,
+        *,
+        tensors: Mapping[RequestTensor, torch.Tensor] | None = None,
+        vectors: Mapping[Any, torch.Tensor] | None = None,
+        splices: Mapping[Site, Autoencoder] | None = None,
+        check: Check = never_cancelled,
+    ) -> None:
+        """Take what cells start from.
+
+        Args:
+            decoder: the model.
+            pairs: the recorded runs.
+            tensors: the tensors that interventions read, on the device.
+            vectors: the vectors [n] of directions that are rows of weights.
+            splices: autoencoders to splice in, by the site that each reads.
+            check: raises Cancelled to end a pass.
+        """
+        self._decoder, self._pairs = decoder, pairs
+        self._tensors, self._vectors = tensors or {}, vectors or {}
+        self._splices, self._check = splices, check
+
+    def batches(self, cells: Sequence[Cell]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """For each pass, the places of its rows among *cells*, and their logits [n, V] at the last token of the
+        prompt. Cells that change nothing come first, without a pass."""
+        rows = [self._row(cell) for cell in cells]
+        unchanged = [i for i, row in enumerate(rows) if row.token == self._pairs.lengths[row.cell.prompt]]
+        for start in range(0, len(unchanged), BATCH_TOKENS):
+            places = unchanged[start : start + BATCH_TOKENS]
+            yield places, self._pairs.logits[[rows[i].cell.prompt for i in places]]
+        left = set(range(len(rows))).difference(unchanged)
+        order = sorted(left, key=lambda i: (rows[i].token, rows[i].layer, rows[i].cell.prompt))
+        for token, same in groupby(order, key=lambda i: rows[i].token):
+            places = list(same)
+            step = self.rows_at_once(self._pairs.tokens.shape[1] - token)
+            for start in range(0, len(places), step):
+                self._check()
+                batch = places[start : start + step]
+                yield batch, self._run([rows[i] for i in batch], token)
+
+    def rows_at_once(self, n_tokens: int) -> int:
+        """How many rows of *n_tokens* run together."""
+        logits = self._pairs.logits
+        return max(min(BATCH_TOKENS // n_tokens, BATCH_LOGIT_BYTES // (logits.shape[1] * logits.element_size())), 1)
+
+    def _row(self, cell: Cell) -> _Row:
+        """*cell*, and where it begins."""
+        prompt, n_layers = cell.prompt, self._decoder.config.n_layers
+        start = start_of(cell.interventions, self._pairs.differ_from[prompt], self._pairs.lengths[prompt], n_layers)
+        return _Row(cell, *start)
+
+    def _run(self, rows: Sequence[_Row], token: int) -> torch.Tensor:
+        """The logits [n, V] of *rows*, by ascending layers, which begin at *token*."""
+        pairs = self._pairs
+        prompts = torch.tensor([row.cell.prompt for row in rows], device=pairs.tokens.device)
+        interventions = [
+            RowIntervention(
+                row=i,
+                intervention=one,
+                n_tokens=pairs.lengths[row.cell.prompt],
+                tensors=self._tensors,
+                vectors=self._vectors,
+                runs=pairs.runs[row.cell.prompt],
+                first_layer=row.layer,
+                first_token=token,
+            )
+            for i, row in enumerate(rows)
+            for one in row.cell.interventions
+        ]
+        starts = [self._entering(layer, list(same), prompts, token, interventions) for layer, same in _by_layer(rows)]
+        (first, entering), *later = starts
+        logits = self._decoder.forward(
+            pairs.tokens[prompts, token:],
+            Taps(interventions=interventions, splices=self._splices, check=self._check),
+            entering=(first, entering),
+            late=[LateRow(layer, x) for layer, residuals in later for x in residuals],
+            logits_at=pairs.last[prompts] - token,
+            past=Past(token, pairs.keys, pairs.values, prompts) if token else None,
+        )
+        return require(logits)[:, 0]
+
+    def _entering(
+        self,
+        layer: int,
+        rows: Sequence[int],
+        prompts: torch.Tensor,
+        token: int,
+        interventions: Sequence[RowIntervention],
+    ) -> tuple[int, torch.Tensor]:
+        """*layer*, and the residuals [n, T, d] that enter it in *rows*, changed there if they are to be."""
+        x = self._pairs.residuals[layer][prompts[rows], token:]
+        for one in interventions:
+            at = one.intervention.at
+            if rows[0] <= one.row <= rows[-1] and (one.location, at.layer_index) == site_entering(layer):
+                replace(one, row=one.row - rows[0]).change(x)
+        return layer, x
+
+
+def _by_layer(rows: Sequence[_Row]) -> Iterator[tuple[int, Iterator[int]]]:
+    """The places of *rows* that begin at each layer."""
+    return groupby(range(len(rows)), key=lambda i: rows[i].layer)
+
+
+def start_of(interventions: Sequence[Intervention], differ_from: int, length: int, n_layers: int) -> tuple[int, int]:
+    """The first layer and the first token that a changed run has to compute.
+
+    Args:
+        interventions: the changes.
+        differ_from: the first token at which the pair's prompts differ.
+        length: tokens of the prompts: the first token, if nothing changes.
+        n_layers: layers of the model: the first layer, if none has to run.
+    """
+    layer = min((_first_layer(one, n_layers) for one in interventions), default=n_layers)
+    copies = all(isinstance(one.action, CopyFromRun) and one.action.run == SOURCE for one in interventions)
+    least = differ_from if copies else 0
+    return layer, min((_first_token(one, least, length) for one in interventions), default=length)
+
+
+def first_difference(base: Sequence[int], other: Sequence[int]) -> int:
+    """The first token at which two prompts differ; their length if they do not."""
+    return next((t for t, (a, b) in enumerate(zip(base, other, strict=True)) if a != b), len(base))
+
+
+def _first_layer(change: Intervention, n_layers: int) -> int:
+    """The first layer that has to run for *change*; the number of layers if none has."""
+    at = change.at
+    location, layer = at.activation_location_type, at.layer_index
+    if layer is None:
+        return n_layers if location.facts.is_after_layers else 0
+    return layer + 1 if location is _L.RESID_POST_MLP else layer
+
+
+def _first_token(change: Intervention, least: int, length: int) -> int:
+    """The first token from *least* on that *change* selects; *length* if there is none."""
+    axis: AxisSelection = change.at.all_axes[0]
+    match axis:
+        case int():
+            return axis if axis >= least else length
+        case PositionRange():
+            return max(axis.start, least) if axis.stop > least else length
+        case PositionList():
+            return min((one for one in axis.positions if one >= least), default=length)
+    return least
+
+
+@dataclass(slots=True)
+class MeanOfRuns:
+    """The mean of values over prompts, by position over those that are long enough, or over all positions too."""
+
+    by_position: bool
+    """Whether it is by position."""
+    _sums: dict[Site, torch.Tensor] = field(default_factory=dict)
+    _counts: torch.Tensor | None = None
+
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoder: Decoder,
+        sites: Iterable[Site],
+        *,
+        splices: Mapping[Site, Autoencoder] | None = None,
+        check: Check = never_cancelled,
+    ) -> None:
+        """Run *prompts*, token ids, as one batch, and add what they have at *sites*; no prompt is longer than one that
+        was added before."""
+        tokens, last = padded(prompts, decoder)
+        taps = Taps(values=sites, splices=splices, check=check)
+        decoder.forward(tokens, taps, stop_after_layer=decoder.config.n_layers - 1)
+        real = torch.arange(tokens.shape[1], device=last.device) <= last[:, None]
+        counts = real.sum(dim=0) if self.by_position else real.sum().reshape(1)
+        self._counts = counts if self._counts is None else _plus(self._counts, counts)
+        for site, x in taps.values.items():
+            own = torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
+            total = (
+                own.sum(dim=0, dtype=torch.float64) if self.by_position else own.sum(dim=(0, 1), dtype=torch.float64)
+            )
+            total = total if self.by_position else total.unsqueeze(0)
+            self._sums[site] = _plus(self._sums[site], total) if site in self._sums else total
+
+    def mean(self, dtype: torch.dtype) -> Recorded:
+        """The mean at each site, [T, ...] of the longest prompt, or [1, ...] over positions."""
+        counts = require(self._counts)
+        return {site: (x / counts.view(-1, *(1,) * (x.dim() - 1))).to(dtype) for site, x in self._sums.items()}
+
+
+def _plus(longer: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The sum of two tensors, of which the first has at least as many entries along each axis."""
+    found = longer.clone()
+    found[tuple(slice(size) for size in other.shape)] += other
+    return found

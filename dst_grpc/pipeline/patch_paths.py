@@ -1,0 +1,136 @@
+"""The cells of Patch's grids of paths: which sender and which receivers each has. Pure; reads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.graph_nodes import Edge, Reader, Source
+from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
+from dst_grpc.pipeline.patch_grids import check_cell_count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dst_grpc.causal.graph import Graph
+    from dst_grpc.domain.patch import EdgeList, PathGrid
+    from dst_grpc.pipeline.findings import Findings
+
+
+@dataclass(frozen=True, slots=True)
+class PathCell:
+    """What one cell changes: what receivers read of a sender."""
+
+    cell: int
+    """Its place in its grid."""
+    sender: Source
+    """Who is read."""
+    receivers: tuple[Reader, ...]
+    """Who reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCells:
+    """A grid of paths that the model has."""
+
+    info: PatchGridInfo
+    """The grid."""
+    cells: tuple[PathCell, ...]
+    """Its cells, ascending."""
+
+    @property
+    def goes_through_mlps(self) -> bool:
+        """Whether paths through MLPs count."""
+        return self.info.kind is PatchGridKind.PATHS_THROUGH_MLPS
+
+
+def edge_cells(edges: EdgeList, graph: Graph, findings: Findings) -> PathCells:
+    """The cells of a list of edges; notes those that the model does not have."""
+    named = [Edge.named(name) for name in edges.edges]
+    for i, edge in enumerate(named):
+        findings.check(graph.has(edge), f"edges.edges[{i}]", f"the model has no edge {edge}")
+    info = PatchGridInfo(
+        kind=PatchGridKind.DIRECT_PATHS,
+        all_positions=True,
+        axes=(PatchAxis(name="edge", labels=edges.edges),),
+        cell_count=len(named),
+    )
+    return PathCells(info=info, cells=tuple(PathCell(i, edge.source, (edge.reader,)) for i, edge in enumerate(named)))
+
+
+def path_cells(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> PathCells | None:
+    """The cells of the grid at *path* of the request; None if something is wrong with it: nodes that the model does
+    not have, or that no path begins or ends at."""
+    before = findings.count
+    senders = _senders(grid, graph, path, findings)
+    receivers = _receivers(grid, graph, path, findings)
+    places = len(senders) * len(receivers)
+    if findings.count > before or not check_cell_count(places, path, findings):
+        return None
+    lists = [
+        [receiver for receiver in receivers if _has_path(graph, sender, receiver, through_mlps=grid.through_mlps)]
+        for sender in senders
+    ]
+    findings.check(any(lists), path, "no path leads from any of the senders to any of the receivers")
+    cells: list[PathCell] = []
+    for i, (sender, own) in enumerate(zip(senders, lists, strict=True)):
+        if grid.together:
+            cells += [PathCell(i, sender, tuple(own))] if own else []
+        else:
+            start = i * len(receivers)
+            cells += [PathCell(start + j, sender, (one,)) for j, one in enumerate(receivers) if one in set(own)]
+    axes = [PatchAxis(name="sender", labels=tuple(map(str, senders)))]
+    if not grid.together:
+        axes.append(PatchAxis(name="receiver", labels=tuple(map(str, receivers))))
+    info = PatchGridInfo(
+        kind=PatchGridKind.PATHS_THROUGH_MLPS if grid.through_mlps else PatchGridKind.DIRECT_PATHS,
+        all_positions=True,
+        axes=tuple(axes),
+        cell_count=len(cells),
+    )
+    return PathCells(info=info, cells=tuple(cells))
+
+
+def _senders(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> Sequence[Source]:
+    if not grid.senders:
+        return [one for one in graph.sources if one.head is not None or not grid.through_mlps]
+    found = [Source.named(name) for name in grid.senders]
+    for i, sender in enumerate(found):
+        at = f"{path}.senders[{i}]"
+        try:
+            graph.index_of_source(sender)
+        except KeyError:
+            findings.add(at, f"the model has no {sender}")
+            continue
+        is_head = sender.head is not None
+        findings.check(is_head or not grid.through_mlps, at, f"{sender} must be a head: its paths go through MLPs")
+    return found
+
+
+def _receivers(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> Sequence[Reader]:
+    if not grid.receivers:
+        return [one for one in graph.readers if _can_receive(one, through_mlps=grid.through_mlps)]
+    found = [Reader.named(name) for name in grid.receivers]
+    for i, receiver in enumerate(found):
+        at = f"{path}.receivers[{i}]"
+        try:
+            graph.index_of_reader(receiver)
+        except KeyError:
+            findings.add(at, f"the model has no {receiver}")
+            continue
+        can = _can_receive(receiver, through_mlps=grid.through_mlps)
+        findings.check(can, at, f"{receiver} must be an input of a head, or the logits: paths go through MLPs")
+    are_alone = not (grid.together and grid.through_mlps) or len(found) == 1 or Reader() not in found
+    findings.check(are_alone, f"{path}.receivers", "must hold the logits alone: they read all that others change")
+    return found
+
+
+def _can_receive(receiver: Reader, *, through_mlps: bool) -> bool:
+    return not through_mlps or receiver.layer is None or receiver.head is not None
+
+
+def _has_path(graph: Graph, sender: Source, receiver: Reader, *, through_mlps: bool) -> bool:
+    """Whether there is a path; those through MLPs end in later layers."""
+    return graph.has(Edge(sender, receiver)) and (
+        not through_mlps or receiver.layer is None or (sender.layer is not None and receiver.layer > sender.layer)
+    )
