@@ -23,6 +23,7 @@ from tests.load import (
     slow_readers,
     tenants,
     violations,
+    worst_requests,
 )
 from tests.load.common import Attack, Findings, Target, serving, watched
 
@@ -34,6 +35,7 @@ ATTACKS: Mapping[str, Attack] = {
     "greedy_callers": greedy_callers.attack,
     "plan_cache": plan_cache.attack,
     "fuzz": fuzz.attack,
+    "worst_requests": worst_requests.attack,
     "cancel": cancel.attack,
     "tenants": tenants.attack,
     "guesses": guesses.attack,
@@ -42,6 +44,7 @@ ATTACKS: Mapping[str, Attack] = {
 }
 ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "greedy_callers": greedy_callers.arguments,
+    "fuzz": fuzz.arguments,
     "tenants": tenants.arguments,
     "guesses": guesses.arguments,
     "put_tensors": put_tensors.arguments,
