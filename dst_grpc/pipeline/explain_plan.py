@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dst_grpc.domain.explain import TopKGroup
+    from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.plan import Plan
 
@@ -92,7 +93,9 @@ class ExplainPlan:
 
     def _choices(self, group: TopKGroup) -> int:
         """The most nodes that *group* can select in one run."""
-        sizes = {scalar.facts.type: scalar.output_bytes // 4 for scalar in self.plans[0].scalars}
+        sizes: dict[DerivedScalarType, int] = {}
+        for scalar in (scalar for plan in self.plans for scalar in plan.scalars):  # prompts differ in length
+            sizes[scalar.facts.type] = max(sizes.get(scalar.facts.type, 0), scalar.output_bytes // 4)
         wanted = (self.k if group.k is None else group.k) * len(ends_of(group.selection))
         return sum(min(wanted, sizes.get(dst, 0)) for dst in group.dsts)
 

@@ -59,17 +59,23 @@ class NodeTables:
 
     def tables(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
         """The table of each run: the nodes that it selected itself or, if shared, that any run selected."""
-        chosen = [[self._chosen(i, group) for group in groups] for i in range(len(self._results))]
-        lists = [[node for top, bottom in of_run for node in (*top, *bottom)] for of_run in chosen]
-        if self._asked.is_shared:
-            lists = [[node for nodes in lists for node in nodes]] * len(lists)
+        chosen = []
+        lists: list[dict[NodeIndex, None]] = []
+        for i in range(len(self._results)):
+            of_run = [self._chosen(i, group) for group in groups]
+            chosen.append(of_run)
+            nodes = dict.fromkeys(node for top, bottom in of_run for node in (*top, *bottom))
+            if self._asked.is_shared and lists:
+                lists[0].update(nodes)
+                nodes = lists[0]
+            self._check_count(len(nodes))
+            lists.append(nodes)
         tables: list[NodeTable] = []
         numbers: dict[NodeIndex, int] = {}
         places = NodeGroups(())
         for i, nodes in enumerate(lists):
             if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
-                numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes))}
-                self._check_count(len(numbers))
+                numbers = {node: number for number, node in enumerate(nodes)}
                 places = NodeGroups(tuple(numbers))
             of_groups = [self._group_values(i, group, chosen[i][g], numbers, places) for g, group in enumerate(groups)]
             tables.append(NodeTable(nodes=tuple(numbers), groups=tuple(of_groups), vocab_tokens=self._texts(numbers)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName, NodeType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, NodeScope, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart as P
@@ -16,6 +17,7 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, NotFound, PreconditionFailed, Reason
+from dst_grpc.pipeline.explain_planner import plan_top_k
 from tests import explaining, models, traces
 from tests.unit.pipeline.planning import ATTN, MLP, WORLD
 
@@ -235,3 +237,16 @@ def test_equal_plans_have_equal_digests_and_others_do_not() -> None:
         digest(loss_fn_config=None),
     ]
     assert len(set(others)) == len(others)
+
+
+def test_a_k_that_overfills_the_table_of_any_run_is_refused_before_a_pass() -> None:
+    """However short the first run is."""
+    registry = Registry.build(models={}, device="cpu")
+    short, long = (models.request(tokens=(1,) * n_tokens, model="embedded") for n_tokens in (2, 200))
+    for runs in ((short, long), (long, short)):
+        with pytest.raises(InvalidRequest) as caught:
+            plan_top_k(top_k(T.MLP_POST_ACT, runs=runs, k=2**31), registry, None)
+        (violation,) = caught.value.violations
+        assert violation.field == "k"
+        assert "a table holds at most 20000" in violation.description
+    assert plan_top_k(top_k(T.MLP_POST_ACT, runs=(short, short), k=2**31), registry, None).plans
