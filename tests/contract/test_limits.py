@@ -181,4 +181,4 @@ def test_no_limit_is_near_what_requests_hold() -> None:
     assert largest * 10 <= MAX_FIELDS
     limits = {**MAX_ENTRIES, **MAX_LONG_TEXT_BYTES, "text": MAX_TEXT_BYTES}
     assert {name for name, count in most.items() if count * 10 > limits[name]} == set()
-    assert len(most) > len(limits) // 2  # they hold most of what may be held
+    assert len(most) > len(limits) // 3  # they hold much of what may be held
