@@ -1,4 +1,4 @@
-"""Serving over loopback, beside the same plan in process, a raw byte stream, and a bare unary echo."""
+"""Serving over loopback, beside the same plan in process, and a raw byte stream."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ import grpc.aio
 import torch
 from safetensors.torch import save_file
 
-from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
+from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
@@ -40,12 +39,11 @@ if TYPE_CHECKING:
 _PROMPT = "When Mary and John went to the store, John gave a drink to"
 _SMALL = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD)
 _LARGE_BYTES = 64 << 20
-_ECHO, _BYTES = "/bench.Bench/Echo", "/bench.Bench/Bytes"
+_BYTES = "/bench.Bench/Bytes"
 _DERIVE = "/dst.v1.DerivedScalarService/Derive"
 _BUFFER = memoryview(bytearray(range(256)) * (_LARGE_BYTES // 256))
 """What the raw stream sends: as many bytes of real memory as our answer has."""
 _ROUNDS = 9
-_CALLS = 200
 
 
 def small_request(target: int = 0) -> DeriveRequest:
@@ -90,10 +88,6 @@ def write_wide_model(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
 
 
-async def _echo(request: bytes, _: object) -> bytes:
-    return request
-
-
 async def _bytes(_request: bytes, _: object) -> AsyncIterator[bytes]:
     for start in range(0, _LARGE_BYTES, CHUNK_BYTES):
         yield bytes(_BUFFER[start : start + CHUNK_BYTES])
@@ -102,10 +96,7 @@ async def _bytes(_request: bytes, _: object) -> AsyncIterator[bytes]:
 async def _serve(wide: str, ready: Connection) -> None:
     """Our server, and a bare one on the same event loop; until the pipe closes."""
     bare = grpc.aio.server()
-    handlers: dict[str, Any] = {
-        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
-        "Bytes": grpc.unary_stream_rpc_method_handler(_bytes),
-    }
+    handlers: dict[str, Any] = {"Bytes": grpc.unary_stream_rpc_method_handler(_bytes)}
     bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
     port = bare.add_insecure_port("127.0.0.1:0")
     await bare.start()
@@ -193,10 +184,8 @@ async def _report(address: str, bare_address: str) -> list[str]:
         grpc.aio.insecure_channel(address) as channel,
         AsyncClient(address) as client,
     ):
-        stub: Any = DerivedScalarServiceStub(channel)
-        echo: Any = bare.unary_unary(_ECHO)
         stream: Any = bare.unary_stream(_BYTES)
-        small, large = to_wire(small_request()), to_wire(large_request())
+        large = to_wire(large_request())
         targets = itertools.count()
         over_loopback = partial(_derive, client, targets)
         found = await _medians({"in process": _in_process(), "over loopback": over_loopback}, 50)
@@ -221,29 +210,6 @@ async def _report(address: str, bare_address: str) -> list[str]:
             f"Derive, {size >> 20} MiB answer: {rates['ours']:.0f} MB/s, {rates['ours'] / rates['raw']:.0%} of a raw"
             f" byte stream with the same chunks ({rates['raw']:.0f} MB/s); into numpy {rates['client']:.0f} MB/s"
         )
-        resolve = to_wire(ResolveRequest(request=small_request()))
-        request = small.SerializeToString()
-        for in_flight in (1, 8):
-
-            async def burst(call: Callable[[], Awaitable[object]], in_flight: int = in_flight) -> None:
-                async def caller() -> None:
-                    for _ in range(_CALLS // in_flight):
-                        await call()
-
-                await asyncio.gather(*(caller() for _ in range(in_flight)))
-
-            async def resolved() -> None:
-                async for _ in stub.Resolve(resolve):
-                    pass
-
-            found = await _medians(
-                {"resolve": lambda: burst(resolved), "echo": lambda: burst(lambda: echo(request))}, _ROUNDS
-            )
-            rates = {name: _CALLS / seconds for name, seconds in found.items()}
-            lines.append(
-                f"Resolve, warm, {in_flight} in flight: {rates['resolve']:.0f} calls/s,"
-                f" {rates['resolve'] / rates['echo']:.0%} of a bare unary echo ({rates['echo']:.0f} calls/s)"
-            )
     return lines
 
 
