@@ -158,7 +158,9 @@ def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
     assert server_info(Settings(autoencoder_roots=(tmp_path,))).features == ("autoencoder_paths", "reflection")
 
 
-CALL: Any = SimpleNamespace(caller=Caller(name="somebody"), info=CallInfo(method=""), time_remaining=lambda: 60.0)
+CALL: Any = SimpleNamespace(
+    caller=Caller(name="somebody"), info=CallInfo(method=""), time_remaining=lambda: 60.0, outbox=None
+)
 
 
 def service_of(pipeline: FakePipeline) -> DerivedScalarService:
