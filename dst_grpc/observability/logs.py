@@ -32,7 +32,8 @@ def _timestamp(record: logging.LogRecord) -> str:
 def _plain(value: object) -> str:
     """A value as written after `key=`; quoted only where its end would not be clear."""
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=False)
+    is_clear = text and text.isprintable() and " " not in text and '"' not in text and "=" not in text
+    return text if is_clear else json.dumps(text, ensure_ascii=False)
 
 
 class KeyValueFormatter(logging.Formatter):
@@ -102,4 +103,5 @@ class LogCalls:
             fields["reason"] = outcome.reason
         if outcome.error_id:
             fields["error_id"] = outcome.error_id
-        _log.info("call", extra=fields)
+        # As `_log.info`, which also looks for the line that logs.
+        _log.handle(_log.makeRecord(_log.name, logging.INFO, "", 0, "call", (), None, extra=fields))

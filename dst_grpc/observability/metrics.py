@@ -7,6 +7,7 @@ process count separately.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
@@ -58,22 +59,34 @@ class CallMetrics:
             "dst_requests_refused", "Calls that ended as RESOURCE_EXHAUSTED.", ("reason",), registry=registry
         )
 
+        # Finding them by their labels takes longer than counting. There are as many as methods and codes.
+        self._of_method = cache(self._metrics_of_method)
+        self._of_outcome = cache(self._metrics_of_outcome)
+
     def on_start(self, call: CallInfo) -> None:
         """Count the start."""
-        method = _label(call)
-        self._started.labels(method).inc()
-        self._running.labels(method).inc()
+        started, running = self._of_method(_label(call))
+        started.inc()
+        running.inc()
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Count the end."""
         del token
         method = _label(call)
-        self._running.labels(method).dec()
-        self._seconds.labels(method, outcome.code).observe(outcome.seconds)
-        self._sent.labels(method, outcome.code).observe(call.sent_bytes)
-        self._received.labels(method, outcome.code).observe(call.received_bytes)
+        seconds, sent, received = self._of_outcome(method, outcome.code)
+        self._of_method(method)[1].dec()
+        seconds.observe(outcome.seconds)
+        sent.observe(call.sent_bytes)
+        received.observe(call.received_bytes)
         if outcome.code == "RESOURCE_EXHAUSTED":
             self._refused.labels(outcome.reason.lower()).inc()
+
+    def _metrics_of_method(self, method: str) -> tuple[Counter, Gauge]:
+        return self._started.labels(method), self._running.labels(method)
+
+    def _metrics_of_outcome(self, method: str, code: str) -> tuple[Histogram, Histogram, Histogram]:
+        labels = method, code
+        return self._seconds.labels(*labels), self._sent.labels(*labels), self._received.labels(*labels)
 
 
 def follow_bytes(registry: CollectorRegistry, name: str, help_text: str, byte_count: Callable[[], int]) -> None:
