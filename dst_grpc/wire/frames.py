@@ -43,7 +43,7 @@ from dst_grpc.wire.pieces import split
 from dst_grpc.wire.tensors import tensor_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from dst_grpc._gen.dst.v1 import explain_pb2
     from dst_grpc.errors import DstError
@@ -114,7 +114,13 @@ def _content(kind: str, value: Any) -> dict[str, Any]:
 
 def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
     """The frames of *value*, of kind *kind*: one if it is small enough."""
-    pieces = _pieces(frame_class, kind, codec_of(type(value)).write(value), chunk_bytes)
+    parts = list(_parts(codec_of(type(value)).write(value)))
+    if len(parts) == 1:
+        data = frame_class(**{kind: parts[0]}, **fields).SerializeToString()
+        if len(data) <= chunk_bytes:
+            yield (data,)
+            return
+    pieces = _pieces(frame_class, kind, parts, chunk_bytes)
     piece = next(pieces)
     for following in pieces:
         yield (frame_class(**{kind: piece}, **fields, partial=True).SerializeToString(),)
@@ -122,9 +128,9 @@ def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields:
     yield (frame_class(**{kind: piece}, **fields).SerializeToString(),)
 
 
-def _pieces(frame_class: Any, kind: str, content: Mapping[str, Any], chunk_bytes: int) -> Iterator[Any]:
-    """*content*, arguments of the message of *kind*, as messages of at most *chunk_bytes* that merge to it."""
-    for part in _parts(content):
+def _pieces(frame_class: Any, kind: str, parts: Iterable[Mapping[str, Any]], chunk_bytes: int) -> Iterator[Any]:
+    """*parts* of the arguments of the message of *kind*, as messages of at most *chunk_bytes* that merge to it."""
+    for part in parts:
         frame = frame_class(**{kind: part})
         if frame.ByteSize() <= chunk_bytes:
             yield getattr(frame, kind)
