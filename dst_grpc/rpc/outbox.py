@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter, deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.errors import Exhausted, Reason
 
@@ -128,7 +128,11 @@ class Outbox:
         self._reader: asyncio.Future[None] | None = None
         self._writing: asyncio.Timeout | None = None
         """The time that the client has to take a message."""
-        self._is_complete = False
+        self._producing: asyncio.Task[Any] | None = None
+        """The task that makes the messages, until it has made all."""
+        self._delivering: asyncio.Task[None] | None = None
+        """The task that delivers them; None while there is none, or if they were all made at once."""
+        self._is_beginning = self._is_stopped = False
 
     @property
     def has_stalled(self) -> bool:
@@ -152,7 +156,11 @@ class Outbox:
         else:
             await self._wait(_Put(self, size))
         self._messages.append(message)
-        self._wake()
+        if self._delivering is not None:
+            self._wake()
+        elif not self._is_beginning:
+            self._is_beginning = True
+            asyncio.get_running_loop().call_soon(self._begin)
         if self._held_bytes > size:
             await asyncio.sleep(0)  # what is made without a pause must leave time to others
 
@@ -169,16 +177,49 @@ class Outbox:
             Exhausted: (SLOW_READER) if the client takes nothing for too long.
             BaseException: what *production* raises, once what it had put is taken.
         """
-        producing = asyncio.create_task(production)
-        producing.add_done_callback(self._complete)
         try:
-            await self._deliver()
-            await producing
+            failure = await self._produced(production)
+            await (self._deliver() if self._delivering is None else self._delivering)
+            if failure is not None:
+                raise failure
         finally:
-            producing.cancel()
-            await asyncio.gather(producing, return_exceptions=True)
+            if self._delivering is not None:
+                self._delivering.cancel()
+                await asyncio.gather(self._delivering, return_exceptions=True)
             self._messages.clear()
             self._give_back(self._held_bytes)
+
+    async def _produced(self, production: Coroutine[object, object, None]) -> BaseException | None:
+        """Run *production* to its end, in this task; what it raises, if it is not this task that is cancelled.
+
+        Its messages are delivered meanwhile, by a task of their own, once it waits for something after a message.
+        """
+        task = self._producing = asyncio.current_task()
+        assert task is not None  # noqa: S101  coroutines run in tasks
+        failure: BaseException | None = None
+        try:
+            await production
+        except BaseException as error:  # noqa: BLE001  raised again, once what was put before is taken
+            failure = error
+        self._producing = None
+        if self._is_stopped and not task.uncancel():
+            return None  # delivering says why
+        if isinstance(failure, asyncio.CancelledError) and task.cancelling():
+            raise failure
+        self._wake()
+        return failure
+
+    def _begin(self) -> None:
+        """Deliver by a task of its own, as the production is not over."""
+        self._is_beginning = False
+        if self._producing is not None:
+            self._delivering = asyncio.create_task(self._deliver())
+            self._delivering.add_done_callback(self._stop)
+
+    def _stop(self, delivering: asyncio.Task[None]) -> None:
+        """Stop the production, if nothing more can be delivered."""
+        if self._producing is not None and not self._is_stopped and not delivering.cancelled():
+            self._is_stopped = self._producing.cancel()
 
     def hold(self, size: int) -> None:
         """Count *size* bytes that wait in this outbox."""
@@ -222,14 +263,10 @@ class Outbox:
                 finally:
                     self._writing = None
                 self._give_back(len(message))
-            if self._is_complete:
+            if self._producing is None:
                 return
             self._reader = loop.create_future()
             await self._reader
-
-    def _complete(self, _: object) -> None:
-        self._is_complete = True
-        self._wake()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
