@@ -162,7 +162,7 @@ class Door:
 
 def _full(what: str, name: str, limit: int) -> Exhausted:
     return Exhausted(
-        f"{limit} {what} wait already",
+        f"too many {what} wait already ({name}: {limit})",
         reason=Reason.QUEUE_FULL,
         retry_after_seconds=_RETRY_SECONDS,
         metadata={name: str(limit)},
