@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeAlias, cast
 
@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import DstError, Internal, Unimplemented, failure_of
+from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented, failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 from dst_grpc.rpc.identity import WrongToken
@@ -118,17 +118,16 @@ class MethodTable(grpc.GenericRpcHandler):
         request_type = GetMessageClass(method.input_type)
         work = _work_of(behaviour, method)
 
-        async def observed(data: Any, context: Context) -> bytes | None:
+        async def observed(messages: AsyncIterator[bytes], context: Context) -> bytes | None:
+            # A single request is read here: gRPC, asked to read it, would never end a call that has none.
+            data = messages if method.client_streaming else await context.read()
             info = _info(full_name, context)
             wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
             return await self._observe(work, data, wrapped)
 
-        make_handler: Callable[..., _Handler] = getattr(
-            grpc,
-            f"{'stream' if method.client_streaming else 'unary'}_"
-            f"{'stream' if method.server_streaming else 'unary'}_rpc_method_handler",
-        )
-        return make_handler(observed)
+        if method.server_streaming:
+            return grpc.stream_stream_rpc_method_handler(observed)
+        return grpc.stream_unary_rpc_method_handler(observed)
 
     def _unknown(self, full_name: str) -> _Handler:
         """The handler of an unknown method: it takes any call shape, and observers see the call."""
@@ -234,5 +233,7 @@ def _bytes_of(message: Message | bytes) -> bytes:
 
 
 async def _request(data: Any, context: ObservedContext) -> Message | RequestStream[Message]:
-    """The request, or the stream of requests, from gRPC's argument."""
+    """The request, or the stream of requests, from what gRPC gives."""
+    if data is grpc.aio.EOF:
+        raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
     return await context.parse(data) if isinstance(data, bytes) else RequestStream(data, context.parse)

@@ -239,6 +239,17 @@ def nested_trace(depth: int) -> bytes:
     return data
 
 
+@pytest.mark.parametrize(
+    "method", ["DerivedScalarService/Derive", "CatalogService/GetServerInfo", "ContextService/WatchContexts"]
+)
+async def test_a_call_that_ends_without_a_request_is_answered(rig: Rig, method: str) -> None:
+    call = rig.channel.stream_stream(f"/dst.v1.{method}")(timeout=CALL_SECONDS)
+    await call.done_writing()
+    with pytest.raises(grpc.aio.AioRpcError, match="the call ended without a request") as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_message_nested_too_deeply_is_malformed(rig: Rig) -> None:
     call = _raw(rig.channel, "/dst.v1.DerivedScalarService/Derive", "unary_stream")
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -39,6 +39,9 @@ class Peer:
     def __init__(self) -> None:
         self.aborted: list[grpc.StatusCode] = []
 
+    async def read(self) -> bytes:
+        return b""
+
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
@@ -80,7 +83,7 @@ async def called(error: BaseException, ends: Ends, peer: Peer) -> None:
     table.add(SERVICE, Raising())
     details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check")
     handler: Any = table.service(details)
-    await handler.unary_unary(b"", peer)
+    await handler.stream_unary(None, peer)
 
 
 async def test_a_connection_that_breaks_beneath_a_call_ends_it_as_a_cancel_does() -> None:
