@@ -23,6 +23,7 @@ REPORTS = {
     "deriving": deriving.report,
     "explain": explain.report,
     "attribution": attribution.report,
+    "patching": patching.report,
     "serving": serving.report,
     "handover": handover.report,
     "contexts": contexts.report,

@@ -12,12 +12,14 @@ import torch
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.contexts.registry import Registry
+from dst_grpc.domain.architecture import ActivationFunction, NormKind
 from dst_grpc.domain.components import LossFnName, TensorElementType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.checkpoint import Checkpoint, open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
+from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.files import FileSet
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
@@ -63,18 +65,47 @@ GPT2_SMALL = DecoderConfig(
     context_window=1024,
 )
 
+SMOLLM2 = DecoderConfig(
+    n_layers=30,
+    d_model=576,
+    n_heads=9,
+    n_key_value_heads=3,
+    d_head=64,
+    d_mlp=1536,
+    vocab_size=49152,
+    context_window=8192,
+    norm=NormKind.RMS_NORM,
+    rotary=(Rotary(frequencies=tuple(1e5 ** (-i / 32) for i in range(32))),) * 30,
+    has_qkv_bias=False,
+    has_attn_out_bias=False,
+    has_mlp_bias=False,
+    activation=ActivationFunction.SILU,
+    gated=True,
+)
+"""SmolLM2-135M."""
+
 
 @cache
 def gpt2_small() -> Decoder:
     """A decoder in the shape of GPT-2 small with seeded random weights."""
+    return _random(GPT2_SMALL)
+
+
+@cache
+def smollm2_shape() -> Decoder:
+    """A decoder in the shape of SmolLM2-135M with seeded random weights."""
+    return _random(SMOLLM2)
+
+
+def _random(config: DecoderConfig) -> Decoder:
     generator = torch.Generator().manual_seed(0)
     weights: dict[str, torch.Tensor] = {}
-    for name, shape in GPT2_SMALL.weight_shapes().items():
+    for name, shape in config.weight_shapes().items():
         if name == "unembedding":
             weights[name] = weights["embedding"].t()
         else:
             weights[name] = torch.randn(shape, generator=generator) * 0.02 + (1.0 if name.endswith("gain") else 0.0)
-    return Decoder(GPT2_SMALL, weights)
+    return Decoder(config, weights)
 
 
 @cache

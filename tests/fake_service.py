@@ -361,6 +361,7 @@ class FakeService(
         """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
         self.circuit_asked: CircuitRequest | None = None
+        self.patch_asked: PatchRequest | None = None
         """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
@@ -464,7 +465,8 @@ class FakeService(
 
     async def Patch(self, request: Any, context: Any) -> AsyncIterator[patch_pb2.PatchResponse]:
         await self._enter(context)
-        parts = patch_parts(len(read(PatchRequest, request).pairs))
+        asked = self.patch_asked = read(PatchRequest, request)
+        parts = patch_parts(len(asked.pairs))
         for frames in self._frames(patch_pb2.PatchFrame, parts):
             yield patch_pb2.PatchResponse(request_id=request.request_id, frames=frames)
 

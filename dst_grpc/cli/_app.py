@@ -13,6 +13,7 @@ from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
 from dst_grpc.cli._explain import explain
+from dst_grpc.cli._patch import patch
 from dst_grpc.cli._registry import pull, reload
 from dst_grpc.cli._resolve import resolve
 from dst_grpc.cli._serve import make_serve
@@ -47,6 +48,7 @@ app.command("serve")(make_serve())
 for command in (
     derive,
     explain,
+    patch,
     circuit,
     resolve,
     models,

@@ -139,10 +139,10 @@ def circuit(
             target=target,
             distractor=distractor,
             loss=loss,
-            pairs=() if pairs is None else _pairs(pairs),
+            pairs=() if pairs is None else read_pairs(pairs),
             orientation=orientation,
             alternative=alternative,
-            reference=() if reference is None else _lines(reference),
+            reference=() if reference is None else read_lines(reference),
             prune=prune,
             circuits=[_mib(path, "--evaluate").kept for path in evaluate or ()],
             autoencoders=autoencoder or (),
@@ -192,7 +192,7 @@ def _text(path: Path, option: str) -> str:
         raise InvalidRequest.of(option, f"cannot read {path}: {error}") from None
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     return [line for line in _text(path, "--reference").split("\n") if line]
 
 
@@ -211,7 +211,7 @@ def _mib(path: Path, option: str) -> Any:
         raise error.under(option) from None
 
 
-def _pairs(path: Path) -> list[PromptPair]:
+def read_pairs(path: Path) -> list[PromptPair]:
     """The pairs of a file."""
     reader = csv.DictReader(_text(path, "--pairs").splitlines())
     unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
