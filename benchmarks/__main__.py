@@ -15,6 +15,7 @@ from benchmarks import (
     handover,
     loop_lag,
     memory_estimates,
+    patching,
     serving,
     slow_readers,
 )

@@ -217,17 +217,20 @@ def _headline(request: PatchRequest, answer: PatchAnswer) -> Text:
 
 def _heat(grid: PatchedGrid, values: Any, paper: Paper, *, is_share: bool) -> Iterator[RenderableType]:
     """A table with a row for each place along the last axis, and a column for each along the one before."""
+    numbers = grid.info.axes[-1].indices if grid.info.axes else ()
     if values.ndim == 3:
         for i, label in enumerate(grid.labels[0]):
             yield Text(f"{grid.axes[0]} {label}", style="cyan")
-            yield _table(grid.labels[1], grid.labels[2], grid.axes[1:], values[i], paper, is_share=is_share)
+            yield _table(
+                grid.labels[1], grid.labels[2], grid.axes[1:], values[i], paper, numbers=numbers, is_share=is_share
+            )
         return
     if values.ndim < 2:
         rows = grid.labels[0] if grid.labels else ("",)
         axes = ("", grid.axes[0] if grid.axes else "")
-        yield _table(("",), rows, axes, values.reshape(1, -1), paper, is_share=is_share)
+        yield _table(("",), rows, axes, values.reshape(1, -1), paper, numbers=numbers, is_share=is_share)
         return
-    yield _table(grid.labels[0], grid.labels[1], grid.axes, values, paper, is_share=is_share)
+    yield _table(grid.labels[0], grid.labels[1], grid.axes, values, paper, numbers=numbers, is_share=is_share)
 
 
 def _table(
@@ -237,9 +240,10 @@ def _table(
     values: Any,
     paper: Paper,
     *,
+    numbers: Sequence[int],
     is_share: bool,
 ) -> RenderableType:
-    """One heat map, of *values* [columns, rows]."""
+    """One heat map, of *values* [columns, rows]; rows that are tokens have *numbers*."""
     table = Table(box=None, pad_edge=False, show_header=any(columns))
     table.add_column("")
     fitting = max((paper.width - LABEL - 6) // (_CELL + 1), 1)
@@ -252,7 +256,7 @@ def _table(
         shown = sorted(order.tolist())
     is_position = axes[-1] == "position"
     for row in shown:
-        name = f"{row:3} {paper.token(rows[row], LABEL)}" if is_position else _named(axes[-1], rows[row])
+        name = f"{numbers[row]:3} {paper.token(rows[row], LABEL)}" if is_position else _named(axes[-1], rows[row])
         cells = [_cell(float(values[column, row]), largest, paper, is_share=is_share) for column in range(len(columns))]
         table.add_row(name, *cells[:fitting])
     left = len(columns) - fitting

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,11 @@ def names_and_claims(client: Client) -> tuple[dict[str, str], list[Claim]]:
         "REPEATED": str(REPEATED),
         "CARRIER": carrier.text,
         "SOURCE": source.text,
+        "SOURCE_HEAD": _head(source),
+        "SOURCE_LAYER": str(source.index.layer_index),
+        "LAST_LAYER": str(max(row.index.layer_index or 0 for row in rows)),
+        "BEHIND": str(carrier.positions[-1]),
+        "LAST": str(LAST),
     }
 
     _, swapped = _explained(client, SWAPPED, " John", " Mary")
@@ -93,7 +99,45 @@ def names_and_claims(client: Client) -> tuple[dict[str, str], list[Claim]]:
         Claim("a part of the answer lies at the last token", token_sums(base, _group())[LAST] > whole / 10),
         Claim("and that head took it from the repeated name itself", _foremost_token(origin) == REPEATED),
     ]
-    return names, claims
+    behind = carrier.positions[-1]
+    return names, [*claims, *_claims_of_patching(client, _place(source), _place(copier), _place(rival), behind)]
+
+
+def _claims_of_patching(
+    client: Client, source: tuple[int, int], copier: tuple[int, int], rival: tuple[int, int], behind: int
+) -> list[Claim]:
+    """What the page claims about patched runs, given the layer and head of three heads."""
+    metric: dict[str, Any] = {"target": " Mary", "distractor": " John"}
+    at_once = client.patch(PROMPT, SWAPPED, nodes=["head", "mlp_out"], all_positions=True, **metric)
+    apart = client.patch(PROMPT, SWAPPED, nodes=["head", "resid_pre"], **metric)
+    estimated = client.attribute(PROMPT, SWAPPED, nodes=["head", "mlp_out"], **metric)
+    heads, resid = apart["head"].recovery, apart["resid_pre"].recovery
+    exact, estimate = at_once["head"].metric - at_once.base, np.asarray(estimated["head"])
+    mlp, mlp_estimate = at_once["mlp_out"], np.asarray(estimated["mlp_out"])
+    foremost = [set(np.argsort(np.abs(each), axis=None)[-4:].tolist()) for each in (exact, estimate)]
+    layer = source[0]
+    return [
+        Claim(
+            "up to the layer of those heads all lies at the repeated name", resid[: layer + 1, REPEATED].min() > 0.98
+        ),
+        Claim("a part of it then lies behind", resid[layer + 1, behind] > 0.3),
+        Claim("the heads bring it to the word behind", heads[(*source, behind)] > 0.1),
+        Claim(
+            "at the last token the copying heads make no difference",
+            max(abs(heads[(*one, LAST)]) for one in (source, copier, rival)) < 0.02,
+        ),
+        Claim("the last layer's heads matter at the last token alone", np.abs(heads[-1, :, :LAST]).max() < 0.02),
+        Claim("attribution names the same four heads", foremost[0] == foremost[1]),
+        Claim("but makes them smaller, the source by a third", 0.6 < estimate[source] / exact[source] < 0.73),
+        Claim("the MLP of layer 0 turns the answer over", mlp.metric[0] < 0),
+        Claim("and attribution sees half of it", 0.45 < mlp_estimate[0] / (mlp.metric[0] - at_once.base) < 0.65),
+    ]
+
+
+def _place(row: NodeRow) -> tuple[int, int]:
+    """Layer and head."""
+    layer, head = _head(row).split(".h")
+    return int(layer), int(head)
 
 
 def filled(names: dict[str, str]) -> str:

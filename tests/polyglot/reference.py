@@ -25,6 +25,7 @@ from dst_grpc.client import (
     DerivedScalarTensor,
     DeriveRequest,
     LoadProgress,
+    PatchRequest,
     Resolution,
     ResolveRequest,
     TensorElementType,
@@ -69,11 +70,24 @@ async def tour(address: str, inputs: Json, retry_address: str) -> Json:
             },
             "derive_stream": await derive_stream(client, [requests.prefix(i, tokens.ids) for i in range(8)]),
             "explain": await explain(address, requests.explain()),
+            "patch": await patched(client, requests.patch(tokens.ids)),
             "deadline": await deadline(client),
             "cancel": await cancel(client, requests.large()),
             "rejected": await rejected(client, requests.rejected()),
             "retry": await retry(refusing, tokens.ids, model),
         }
+
+
+async def patched(client: AsyncClient, request: PatchRequest) -> Json:
+    answer = await client.patch_request(request, timeout=CALL_SECONDS)
+    (grid,) = answer.grids
+    return {
+        "axes": list(grid.axes),
+        "shape": list(grid.shape),
+        "base": bits32(answer.base),
+        "source": bits32(answer.source),
+        "metrics": [bits32(metric) for metric in grid.metric.reshape(-1)],
+    }
 
 
 async def models(client: AsyncClient) -> Json:

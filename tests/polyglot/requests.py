@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from dst_grpc._gen.dst.v1 import explain_pb2
 from dst_grpc.client import (
+    AttributedNode,
     DerivedScalarSpec,
     DerivedScalarType,
     DeriveRequest,
     DstConfig,
     LossFnConfig,
     LossFnName,
+    Orientation,
+    PatchGrid,
+    PatchRequest,
     Prompt,
+    PromptPair,
     TensorElementType,
     TensorEncoding,
 )
+from dst_grpc.errors import require
 from dst_grpc.wire.codec import to_wire
 
 Json: TypeAlias = Any
@@ -37,6 +44,19 @@ class Requests:
             ),
         )
         self._autoencoder: str = inputs["autoencoder"]
+
+    def patch(self, token_ids: Sequence[int]) -> PatchRequest:
+        """The residual before each layer, at each token, as it is where the tokens stand in reverse."""
+        return PatchRequest(
+            request_id="patch",
+            model=self._common.model,
+            pairs=(
+                PromptPair(clean=require(self._common.prompt), corrupt=Prompt(token_ids=tuple(reversed(token_ids)))),
+            ),
+            loss_fn_config=self._common.loss_fn_config,
+            orientation=Orientation.DENOISING,
+            grids=(PatchGrid(node=AttributedNode.RESID_PRE),),
+        )
 
     def dense(self) -> DeriveRequest:
         return replace(

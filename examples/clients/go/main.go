@@ -20,6 +20,7 @@ type Server struct {
 	catalog  dst.CatalogServiceClient
 	contexts dst.ContextServiceClient
 	scalars  dst.DerivedScalarServiceClient
+	causal   dst.CausalServiceClient
 }
 
 // connect never fails for want of a server: the connection is made by the first call.
@@ -34,6 +35,7 @@ func connect(address, serviceConfig string) (Server, func() error) {
 		catalog:  dst.NewCatalogServiceClient(conn),
 		contexts: dst.NewContextServiceClient(conn),
 		scalars:  dst.NewDerivedScalarServiceClient(conn),
+		causal:   dst.NewCausalServiceClient(conn),
 	}, conn.Close
 }
 
@@ -49,6 +51,7 @@ type Document struct {
 	Derive        map[string]Summary    `json:"derive"`
 	DeriveStream  map[string]Prediction `json:"derive_stream"`
 	Explain       Explanation           `json:"explain"`
+	Patch         Patched               `json:"patch"`
 	Deadline      ErrorReport           `json:"deadline"`
 	Cancel        map[string]uint32     `json:"cancel"`
 	Rejected      ErrorReport           `json:"rejected"`
@@ -77,6 +80,7 @@ func tour(ctx context.Context, server, refusing Server, inputs Inputs) Document 
 	}
 	d.DeriveStream = deriveStream(ctx, server, inputs.prefixes(d.Tokens.TokenIDs))
 	d.Explain = explain(ctx, server, inputs.explain())
+	d.Patch = patch(ctx, server, inputs.patch(d.Tokens.TokenIDs))
 	d.Deadline = missDeadline(ctx, server)
 	d.Cancel = map[string]uint32{"pins": cancelDerive(ctx, server, inputs.large())}
 	_, err := derive(ctx, server, inputs.rejected())

@@ -143,3 +143,22 @@ func (in Inputs) explain() *dst.ExplainRequest {
 		},
 	}
 }
+
+// patch asks for the residual before each layer, at each token, as it is where the tokens stand in reverse.
+func (in Inputs) patch(tokenIDs []uint32) *dst.PatchRequest {
+	reversed := []uint32{}
+	for i := range tokenIDs {
+		reversed = append(reversed, tokenIDs[len(tokenIDs)-1-i])
+	}
+	return &dst.PatchRequest{
+		RequestId: "patch",
+		Model:     in.Model,
+		Pairs: []*dst.PromptPair{{
+			Clean:   &dst.Prompt{Prompt: &dst.Prompt_Text{Text: in.Prompt}},
+			Corrupt: &dst.Prompt{Prompt: &dst.Prompt_TokenIds{TokenIds: &dst.TokenIds{TokenIds: reversed}}},
+		}},
+		LossFnConfig: logitDiff(in.TargetTokens, in.DistractorTokens),
+		Orientation:  dst.Orientation_ORIENTATION_DENOISING,
+		Grids:        []*dst.PatchGrid{{Node: dst.AttributedNode_ATTRIBUTED_NODE_RESID_PRE}},
+	}
+}

@@ -100,6 +100,7 @@ def test_what_does_not_fit_is_left_out_and_said(service: FakeService) -> None:
     text = drawn(service.target, (("layer", 1), ("position", 200)), tall)
     rows = [line for line in text.splitlines() if "'" in line]
     assert len(rows) == MAX_ROWS
+    assert rows[-1].split()[0] == "199"
     assert "+200.00" in rows[-1]
     wide = drawn(service.target, (("layer", 30), ("position", 2)), np.ones((30, 2)))
     assert "more columns do not fit" in wide

@@ -9,6 +9,7 @@ import { checkHealth, detokenize, listModels, listTypes, tokenize } from "./cata
 import { cancelDerive, derive, deriveStream, failure, missDeadline } from "./derive.js";
 import { fromError, retrying } from "./errors.js";
 import { explain } from "./explain.js";
+import { patch } from "./patch.js";
 import { type Inputs, Requests } from "./requests.js";
 import { resolve, resolveStream } from "./resolve.js";
 import { connect, type Server } from "./server.js";
@@ -35,6 +36,7 @@ async function tour(server: Server, refusing: Server, inputs: Inputs) {
     },
     derive_stream: await deriveStream(server, requests.prefixes(tokens.token_ids)),
     explain: await explain(server, requests.explain()),
+    patch: await patch(server, requests.patch(tokens.token_ids)),
     deadline: { code: (await failure(missDeadline(server))).code },
     cancel: { pins: await cancelDerive(server, requests.large()) },
     rejected: await failure(derive(server, requests.rejected())),

@@ -2,13 +2,17 @@
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
 
+import { AttributedNode } from "../gen/dst/v1/attribute_pb.js";
 import { LossFnName } from "../gen/dst/v1/component_pb.js";
 import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
 import { ExplainPart, type ExplainRequestSchema } from "../gen/dst/v1/explain_pb.js";
 import type { DeriveRequestSchema } from "../gen/dst/v1/inference_pb.js";
+import { Orientation } from "../gen/dst/v1/pairs_pb.js";
+import type { PatchRequestSchema } from "../gen/dst/v1/patch_pb.js";
 import { TensorElementType, TensorEncoding } from "../gen/dst/v1/tensor_pb.js";
 
 export type DeriveRequestInit = MessageInitShape<typeof DeriveRequestSchema> & { requestId: string };
+export type PatchRequestInit = MessageInitShape<typeof PatchRequestSchema>;
 export type ExplainRequestInit = MessageInitShape<typeof ExplainRequestSchema>;
 
 /** What to ask about. */
@@ -114,6 +118,20 @@ export class Requests {
       ...(i === 3 ? { lossFnConfig: logitDiff([NOT_ONE_TOKEN], []) } : {}),
       derivedScalars: [{ dst: DerivedScalarType.LOGITS }],
     }));
+  }
+
+  /** The residual before each layer, at each token, as it is where the tokens stand in reverse. */
+  patch(tokenIds: number[]): PatchRequestInit {
+    const { requestId, model, prompt, lossFnConfig } = this.question("patch");
+    const corrupt = { prompt: { case: "tokenIds" as const, value: { tokenIds: tokenIds.toReversed() } } };
+    return {
+      requestId,
+      model,
+      pairs: [{ clean: prompt, corrupt }],
+      lossFnConfig,
+      orientation: Orientation.DENOISING,
+      grids: [{ node: AttributedNode.RESID_PRE }],
+    };
   }
 
   explain(): ExplainRequestInit {

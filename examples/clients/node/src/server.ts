@@ -4,6 +4,7 @@ import { createClient, type Client } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 
 import { CatalogService } from "../gen/dst/v1/catalog_service_pb.js";
+import { CausalService } from "../gen/dst/v1/causal_service_pb.js";
 import { ContextService } from "../gen/dst/v1/context_service_pb.js";
 import { DerivedScalarService } from "../gen/dst/v1/derived_scalar_service_pb.js";
 import { Health } from "../gen/grpc/health/v1/health_pb.js";
@@ -13,6 +14,7 @@ export interface Server {
   catalog: Client<typeof CatalogService>;
   contexts: Client<typeof ContextService>;
   scalars: Client<typeof DerivedScalarService>;
+  causal: Client<typeof CausalService>;
 }
 
 /**
@@ -35,5 +37,6 @@ export function connect(address: string): Server {
     catalog: createClient(CatalogService, transport),
     contexts: createClient(ContextService, transport),
     scalars: createClient(DerivedScalarService, transport),
+    causal: createClient(CausalService, transport),
   };
 }
