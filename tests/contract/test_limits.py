@@ -32,9 +32,13 @@ from dst_grpc.client import (
     AttributedNode,
     AttributeRequest,
     CircuitRequest,
+    PatchGrid,
+    PatchRequest,
     make_attribute_request,
     make_circuit_request,
     make_pair,
+    make_patch_request,
+    scale,
 )
 from dst_grpc.domain.circuit import FRACTIONS
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -139,6 +143,25 @@ def attribute_request() -> AttributeRequest:
     return make_attribute_request(pairs=pairs, autoencoders=["one", "two"], nodes=list(AttributedNode)[:10])
 
 
+def patch_request() -> PatchRequest:
+    """What a request of Patch may list: all edges of GPT-2 small into its heads, and grids and cells of any kind."""
+    graph = Graph(n_layers=12, n_heads=12)
+    return make_patch_request(
+        pairs=[make_pair("a", "b", target=" c")] * 100,
+        autoencoders=["one", "two"],
+        alternative="mean",
+        reference=["d"] * 1000,
+        nodes=list(AttributedNode)[1:9],
+        layers=range(12),
+        positions=range(16),
+        grids=[PatchGrid(node=AttributedNode.NEURON, entries=tuple(range(3072)))],
+        senders=map(str, graph.sources),
+        receivers=map(str, graph.readers),
+        edges=map(str, graph.edges[:5000]),
+        cells=[[scale("attn.v_out", 0.0, layer=layer)] for layer in range(12)],
+    )
+
+
 def known_requests() -> Iterator[Message]:
     """What goldens, vectors, examples and benchmarks ask."""
     yield from (to_wire(load_case(name, "golden").request) for name in CASES)
@@ -152,6 +175,7 @@ def known_requests() -> Iterator[Message]:
         yield tour.explain()
     yield to_wire(attribute_request())
     yield to_wire(circuit_request())
+    yield to_wire(patch_request())
     yield to_wire(serving.small_request())
     yield to_wire(serving.large_request())
     yield to_wire(subjects.request(64, list(DerivedScalarType)))

@@ -1,0 +1,190 @@
+"""Patch in the pipeline: every cell is the plain model's run with that change, in every architecture; equal cells run
+once; blocks of pairs; what is too large."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dst_grpc.client import make_pair, make_patch_request
+from dst_grpc.domain.attribute import AttributedNode
+from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.patch import PatchGrid
+from dst_grpc.domain.patch_answers import PatchedCells, PatchMeans, PatchPartKind
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.engine.taps import Site
+from dst_grpc.errors import InvalidRequest
+from dst_grpc.pipeline import patch_planner
+from dst_grpc.pipeline.patch_answer import PatchAnswer
+from dst_grpc.pipeline.patch_planner import PatchPlan, plan_patch
+from dst_grpc.pipeline.run import run
+from tests import models, plain
+
+CLEAN, CORRUPT = models.TOKENS, (3, 1, 4, 8, 5, 2)
+SPLICED = (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
+TAPS = {
+    "resid_mid": L.RESID_POST_ATTN,
+    "resid_post": L.RESID_POST_MLP,
+    "attn_out": L.RESID_DELTA_ATTN,
+    "mlp_out": L.RESID_DELTA_MLP,
+    "head": L.ATTN_WEIGHTED_SUM_OF_VALUES,
+    "query": L.ATTN_QUERY,
+    "key": L.ATTN_KEY,
+    "value": L.ATTN_VALUE,
+    "pattern": L.ATTN_QK_PROBS,
+}
+
+
+def plan(world: models.World, **arguments: Any) -> PatchPlan:
+    clean, corrupt = arguments.pop("prompts", (CLEAN, CORRUPT))
+    asked = {"target": [2], "distractor": [11], **arguments}
+    return plan_patch(make_patch_request(clean, corrupt, **asked), world.registry)
+
+
+class Answered:
+    """An answer, whole."""
+
+    def __init__(self, world: models.World, asked: PatchPlan) -> None:
+        results = run([asked.plan], world.decoder, world.sets)
+        self.asked, self.answer = asked, PatchAnswer(asked, results, world.context, world.sets)
+        self.parts = [part for step in self.answer.steps() for part in step]
+        self.cells: list[PatchedCells] = self.of(PatchPartKind.CELLS)
+        self.means: list[PatchMeans] = self.of(PatchPartKind.MEANS)
+
+    def of(self, kind: PatchPartKind) -> list[Any]:
+        return [part.value for part in self.parts if part.kind is kind]
+
+    def grid(self, i: int) -> torch.Tensor:
+        """The mean metrics of a grid without gaps."""
+        info, means = self.asked.infos[i], self.means[i]
+        assert means.cells == tuple(range(info.size))
+        return torch.tensor(means.metrics, dtype=torch.float64).reshape(info.shape)
+
+
+def site_of(node: str, layer: int) -> Site:
+    if node == "resid_pre":
+        return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
+    return TAPS[node], layer
+
+
+@pytest.mark.parametrize("is_spliced", [False, True])
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_every_cell_is_the_plain_model_s_run_with_that_change(name: str, is_spliced: bool) -> None:
+    config = models.ARCHITECTURES[name]
+    world = models.world(*(SPLICED if is_spliced else ()), seed=5, config=config)
+    sets = {one.dst: one.by_layer for one in world.sets.values()}
+    reference = plain.Plain(config, models.weights(5, config), sets, is_spliced=is_spliced)
+    with torch.no_grad():
+        source = reference.run(CORRUPT, lambda _, x: x)
+    chance = random.Random(f"{name} {is_spliced}")
+    nodes = ["resid_pre", *(node for node in TAPS if not (config.parallel and node == "resid_mid"))]
+
+    def metric(edit: Callable[[Site, torch.Tensor], torch.Tensor]) -> float:
+        with torch.no_grad():
+            logits = reference.run(CLEAN, edit)[L.LOGITS, None][-1]
+        return float(logits[2] - logits[11])
+
+    for at_once in (False, True):
+        asked = plan(world, nodes=nodes, all_positions=at_once, autoencoders=tuple(world.sets))
+        found = Answered(world, asked)
+        for i, node in enumerate(nodes):
+            grid = found.grid(i)
+            n_heads = 1 if node in nodes[: nodes.index("head")] else config.n_heads
+            grid = grid.reshape(config.n_layers, n_heads, 1 if at_once else len(CLEAN))
+            for layer, head, t in chance.sample(list(product(*map(range, grid.shape))), 3):
+                at = site_of(node, layer)
+                rows = slice(None) if at_once else t
+                entries = (rows,) if n_heads == 1 else (rows, slice(None), head) if node == "pattern" else (rows, head)
+
+                def edit(site: Site, x: torch.Tensor, at: Site = at, entries: Any = entries) -> torch.Tensor:
+                    if site != at:
+                        return x
+                    x = x.clone()
+                    x[entries] = source[site][entries]
+                    return x
+
+                expected = metric(edit)
+                assert float(grid[layer, head, t]) == pytest.approx(expected, rel=1e-7, abs=1e-8), (
+                    node,
+                    layer,
+                    head,
+                    t,
+                )
+
+
+def test_equal_cells_run_once_and_those_that_change_nothing_not_at_all() -> None:
+    world = models.world()
+    layers, tokens = world.decoder.config.n_layers, len(CLEAN)
+    asked = plan(world, nodes=["resid_pre", "resid_post", "input"])
+    assert len(asked.changes(tokens)) == (layers + 1) * tokens
+    found = Answered(world, asked)
+    assert (found.grid(0)[1:] == found.grid(1)[:-1]).all()
+    assert (found.grid(0)[0] == found.grid(2)).all()
+    differ_from = 3
+    assert len({float(x) for x in found.grid(0)[:, :differ_from].flatten()}) == 1
+    statistics = found.answer.summary().statistics
+    # The request's own run, the pair's, what changes nothing, and a pass for each first token.
+    assert statistics.forward_passes == 2 + 1 + tokens - differ_from
+    assert statistics.backward_passes == 0
+
+
+def test_pairs_in_several_blocks_have_the_values_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = models.world()
+    pairs = [make_pair(CLEAN[i:], CORRUPT[i:]) for i in (0, 2, 1)]
+    arguments: dict[str, Any] = {"nodes": ["head", "key"], "all_positions": True, "edges": ["a0.h1->m1", "m0->logits"]}
+    whole = Answered(world, plan(world, prompts=(None, None), pairs=pairs, **arguments))
+    monkeypatch.setattr(patch_planner, "BLOCK_TOKENS", 1)
+    apart = plan(world, prompts=(None, None), pairs=pairs, **arguments)
+    assert [len(block) for block in apart.blocks()] == [1, 1, 1]
+    found = Answered(world, apart)
+    for one, other in zip(found.means, whole.means, strict=True):
+        np.testing.assert_allclose(one.metrics, other.metrics, rtol=1e-9)
+        np.testing.assert_allclose(one.recoveries, other.recoveries, rtol=1e-7)
+    alone = [Answered(world, plan(world, prompts=(CLEAN[i:], CORRUPT[i:]), **arguments)) for i in (0, 2, 1)]
+    for grid, means in enumerate(whole.means):
+        each = [answered.means[grid].metrics for answered in alone]
+        np.testing.assert_allclose(means.metrics, np.mean(each, axis=0), rtol=1e-9)
+    assert [pair.pair for pair in found.of(PatchPartKind.PAIR)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("alternative", ["zero", "mean", "mean_by_position"])
+def test_paths_carry_alternatives_too(alternative: str) -> None:
+    """What all readers read of a head is what its whole node writes."""
+    world = models.world(config=models.ARCHITECTURES["llama"])
+    reference = () if alternative == "zero" else (CLEAN, CORRUPT, (1, 2, 3))
+    arguments: dict[str, Any] = {"alternative": alternative, "reference": reference}
+    by_paths = Answered(world, plan(world, senders=["a1.h2", "m0"], receivers=(), together=True, **arguments))
+    heads = PatchGrid(node=AttributedNode.HEAD, all_positions=True, layers=(1,), entries=(2,))
+    mlps = PatchGrid(node=AttributedNode.MLP_OUT, all_positions=True, layers=(0,))
+    by_nodes = Answered(world, plan(world, grids=[heads, mlps], **arguments))
+    nodes = [by_nodes.means[0].metrics[0], by_nodes.means[1].metrics[0]]
+    np.testing.assert_allclose(by_paths.means[0].metrics, nodes, rtol=1e-7)
+
+
+def test_what_is_too_large_is_refused_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = models.world()
+    monkeypatch.setattr(patch_planner, "MAX_RUNS", 35)
+    pairs = [make_pair(CLEAN, CORRUPT)]
+    assert plan(world, nodes="resid_pre").cell_count == 18
+    with pytest.raises(InvalidRequest, match="18 cells of 2 pairs, 36 runs, and may for 35"):
+        plan(world, nodes="resid_pre", pairs=pairs)
+    monkeypatch.setattr(patch_planner, "MAX_LOGITS", 100)
+    with pytest.raises(InvalidRequest, match="19 logits of 18 runs") as caught:
+        plan(world, nodes="resid_pre", all_logits=True)
+    assert caught.value.violations[0].field == "all_logits"
+    assert plan(world, nodes="resid_pre", top_logits=5).cell_count == 18
+
+
+def test_more_cells_are_estimated_to_cost_more() -> None:
+    world = models.world()
+    few, many = plan(world, nodes="mlp_out", layers=[0]), plan(world, nodes=["mlp_out", "head"])
+    late = plan(world, nodes="mlp_out", layers=[2])
+    assert late.floating_point_operations < few.floating_point_operations < many.floating_point_operations
+    assert few.peak_bytes < many.peak_bytes
+    assert many.n_steps > 0
