@@ -243,7 +243,7 @@ def nested_trace(depth: int) -> bytes:
     "method", ["DerivedScalarService/Derive", "CatalogService/GetServerInfo", "ContextService/WatchContexts"]
 )
 async def test_a_call_that_ends_without_a_request_is_answered(rig: Rig, method: str) -> None:
-    call = rig.channel.stream_stream(f"/dst.v1.{method}")(timeout=CALL_SECONDS)
+    call: Any = rig.channel.stream_stream(f"/dst.v1.{method}")(timeout=CALL_SECONDS)
     await call.done_writing()
     with pytest.raises(grpc.aio.AioRpcError, match="the call ended without a request") as caught:
         await call.read()
