@@ -1,10 +1,11 @@
-"""Circuit over a socket on programs of known circuit: the search and the best edges are exactly their edges."""
+"""Circuit and Patch over a socket on programs of known circuit: what they find are exactly its edges."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dst_grpc.client import AsyncClient, CircuitKind, make_pair
@@ -40,3 +41,23 @@ async def test_the_search_and_the_best_edges_are_those_of_the_circuit(address: s
             assert sorted(map(str, ranked.edges)) == sorted(edges)
             (best,) = ranked.of_kind(CircuitKind.CURVE)
             assert best.faithfulness == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+async def test_patching_each_edge_finds_those_of_the_circuit(address: str, program: Program) -> None:
+    found = set()
+    async with AsyncClient(address) as client:
+        for one in program.examples:
+            answer = await client.patch(
+                one.clean,
+                one.corrupt,
+                target=[one.target],
+                distractor=[one.distractor],
+                senders=[],
+                model=program.name,
+            )
+            paths = answer["paths"]
+            sources, readers = paths.labels
+            for source, reader in np.argwhere(np.abs(paths.metric - answer.base) > 1e-4):
+                found.add(f"{sources[source]}->{readers[reader]}")
+    assert found == set(program.edges.split())
