@@ -55,10 +55,10 @@ _REFUSAL_MILLIS = re.compile(rf" call method={_DERIVE} code=RESOURCE_EXHAUSTED m
 _READY = "is ready at "
 
 
-def write_model(folder: Path, n_layers: int, d: int) -> None:
+def write_model(folder: Path, n_layers: int, d: int, n_heads: int = 4) -> None:
     """A random model in Hugging Face's layout."""
     f = 4 * d
-    config = {"model_type": "gpt2", "n_layer": n_layers, "n_head": 4, "n_embd": d, "vocab_size": _VOCABULARY}
+    config = {"model_type": "gpt2", "n_layer": n_layers, "n_head": n_heads, "n_embd": d, "vocab_size": _VOCABULARY}
     config |= {"n_positions": _WINDOW, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (_VOCABULARY, d), "wpe.weight": (_WINDOW, d)}
     shapes |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
