@@ -211,7 +211,7 @@ class Batcher:
             return
         jobs = [job for job in batch.jobs if isinstance(job, _Awaited)]
         operations = sum(job.operations for job in jobs)
-        running = asyncio.ensure_future(self._worker.submit(partial(self._run, jobs), operations=operations))
+        running = self._worker.submit(partial(self._run, jobs), operations=operations)
         running.add_done_callback(partial(self._finish, jobs))
 
     def _relieve(self) -> None:

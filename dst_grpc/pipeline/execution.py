@@ -203,9 +203,12 @@ async def _begun(
 
     # All are queued before the first batch is formed, so that they run together.
     runs = [batcher.run(ticket, plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]
-    for error in await asyncio.gather(*runs, return_exceptions=True):
-        if error is not None:
-            raise error
+    if len(runs) == 1:
+        await runs[0]  # in this task
+    else:
+        for error in await asyncio.gather(*runs, return_exceptions=True):
+            if error is not None:
+                raise error
     return begun.pop()
 
 

@@ -30,30 +30,23 @@ class Worker:
         self._n_threads = torch.get_num_threads()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
 
-    async def submit(self, job: Callable[[], T], *, operations: int = 0) -> T:
-        """Run *job* and return its result.
+    def submit(self, job: Callable[[], T], *, operations: int = 0) -> asyncio.Future[T]:
+        """Run *job*; its result.
 
         Args:
             job: the function to run.
             operations: its approximate floating-point operations; small jobs run on one thread.
 
-        Raises:
-            Exhausted: (OUT_OF_MEMORY) if the device cannot hold it.
-            Unavailable: (DRAINING) if the worker is closed before the job runs.
+        Returns:
+            The future result. It fails with Exhausted (OUT_OF_MEMORY) if the device cannot hold the job, and is
+            cancelled if the worker is closed before the job runs.
         """
-        self._check_open()
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, job, operations)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._is_closed and task is not None and not task.cancelling():
-                raise stopping() from None  # the job was dropped; its caller was not cancelled
-            raise
-
-    def _check_open(self) -> None:
+        loop = asyncio.get_running_loop()
         if self._is_closed:
-            raise stopping()
+            dropped: asyncio.Future[T] = loop.create_future()
+            dropped.cancel()
+            return dropped
+        return loop.run_in_executor(self._thread, self._guarded, job, operations)
 
     def _guarded(self, job: Callable[[], T], operations: int) -> T:
         threads = self._n_threads if operations >= _WORTH_THREADS else 1

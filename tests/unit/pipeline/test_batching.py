@@ -252,7 +252,7 @@ async def test_queued_work_of_those_who_are_gone_never_starts(
     batcher = a_batcher(worker, RecordingStore(0))
     cancelling = Cancelling(monkeypatch, decoder, layer=0)
     is_free = threading.Event()
-    before = asyncio.create_task(worker.submit(is_free.wait))
+    before = worker.submit(is_free.wait)
     caller = asyncio.create_task(ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is))
     for _ in range(3):
         await asyncio.sleep(0)
