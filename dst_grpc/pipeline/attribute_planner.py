@@ -27,7 +27,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.findings import Findings
-from dst_grpc.pipeline.pair_planner import PairPlanner, check_equal_lengths
+from dst_grpc.pipeline.pair_planner import PairPlanner
 from dst_grpc.pipeline.pass_memory import pass_bytes
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
 
@@ -204,9 +204,9 @@ def _check(request: AttributeRequest, planned: PlannedPairs, findings: Findings)
     """Note what the model, or the lengths of prompts, rule out."""
     model = planned.plan.model
     if request.by_position:
-        check_equal_lengths(planned.pairs, findings, "the mean is by position")
+        planned.check_equal_lengths(findings, "the mean is by position")
     if request.of_tokens:
-        check_equal_lengths(planned.pairs, findings, "the mean is by token")
+        planned.check_equal_lengths(findings, "the mean is by token")
     for i, node in enumerate(request.nodes):
         tap = ATTRIBUTED_NODES[node].tap
         why = None if tap is None else model.architecture.why_without(tap)

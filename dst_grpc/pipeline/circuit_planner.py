@@ -1,7 +1,4 @@
-"""Planning of Circuit: names, shapes and lengths are checked before anything is run. Pure; reads no weights.
-
-Every prompt is planned as a DeriveRequest, so that what is wrong with it is reported at the field that it came from.
-"""
+"""Planning of Circuit: names, shapes and lengths are checked before anything is run. Pure; reads no weights."""
 
 from __future__ import annotations
 
@@ -17,40 +14,22 @@ from dst_grpc.causal.circuits import edges_of_nodes
 from dst_grpc.causal.graph import Graph
 from dst_grpc.domain.circuit import FRACTIONS, CircuitSelection
 from dst_grpc.domain.graph_nodes import Edge, Source
-from dst_grpc.domain.pairs import Alternative, Orientation
-from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import InvalidRequest, require
-from dst_grpc.pipeline.findings import Findings, SourceMap
-from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.pipeline.findings import Findings
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dst_grpc.causal.attribution import Pair
     from dst_grpc.causal.circuits import Mask
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.circuit import CircuitCurve, CircuitRequest, KeptCircuit
-    from dst_grpc.domain.origins import LossFnConfig
     from dst_grpc.domain.request_tensors import TensorSource
-    from dst_grpc.domain.requests import Prompt
     from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.pair_planner import PlannedPair
     from dst_grpc.pipeline.plan import Plan
-    from dst_grpc.scalars.origins import LossOrigin
-
-BLOCK_TOKENS = 512
-"""Tokens of the pairs that are recorded together, pads included, unless a single pair has more."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedPair:
-    """Two prompts of the same length, and the metric of both."""
-
-    base: tuple[int, ...]
-    """The prompt that is run."""
-    other: tuple[int, ...] | None
-    """The prompt that values are taken from; None if none are."""
-    metric: LossOrigin
-    """The metric."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +39,10 @@ class CircuitPlan:
     request: CircuitRequest
     """The request, its tensors looked up."""
     plan: Plan
-    """The plan of the first pair's run, for what is the same of all."""
+    """The plan of the first clean run, for what is the same of all."""
     graph: Graph
     """The model's."""
-    pairs: tuple[PlannedPair, ...]
+    pairs: tuple[Pair, ...]
     reference: tuple[tuple[int, ...], ...]
     """The prompts of a mean."""
     circuits: tuple[Mask, ...]
@@ -165,88 +144,40 @@ class _CircuitPlanner:
 
     def __init__(self, request: CircuitRequest, registry: Registry, findings: Findings) -> None:
         self._request, self._registry, self._findings = request, registry, findings
-        self._plans: dict[tuple[Prompt, LossFnConfig | None], Plan | None] = {}
 
     def plan(self) -> CircuitPlan:
         """The plan; raises all that is wrong."""
         request, findings = self._request, self._findings
-        is_noising = request.orientation is Orientation.NOISING
-        pairs: list[PlannedPair] = []
-        first: Plan | None = None
-        for i, pair in enumerate(request.pairs):
-            metric = pair.loss_fn_config or request.loss_fn_config
-            at = f"pairs[{i}].loss_fn_config" if pair.loss_fn_config is not None else "loss_fn_config"
-            clean = self._planned(pair.clean, f"pairs[{i}].clean", metric, at)
-            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"pairs[{i}].corrupt", metric, at)
-            if clean is None or (pair.corrupt is not None and corrupt is None):
-                continue
-            first = first or clean
-            if corrupt is not None:
-                self._check_lengths(clean, corrupt, i)
-            base, other = (clean, corrupt) if is_noising else (corrupt, clean)
-            if base is not None:
-                loss = require(base.loss)
-                self._check_metric(loss, at)
-                pairs.append(PlannedPair(base.token_ids, None if other is None else other.token_ids, loss))
-        reference = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
-        if first is None:
+        planner = PairPlanner(request, self._registry, findings, ablation_specs=request.ablation_specs)
+        planned = planner.plan()
+        if planned is None:
             raise findings.error()
-        graph = Graph.of(first.model.dimensions, first.model.architecture)
+        for pair in planned.each:
+            self._check_metric(pair)
+        reference = planner.reference(request, planned)
+        graph = Graph.of(planned.plan.model.dimensions, planned.plan.model.architecture)
         circuits = tuple(self._kept(one, f"circuits[{i}]", graph) for i, one in enumerate(request.circuits))
         if request.curve is not None and not findings.holds_stand_in("curve"):
             self._check_curve(request.curve, graph)
-        self._check_reference([plan for plan in reference if plan is not None], pairs)
         if findings.count or findings.known:
             raise findings.error()
-        tokens = tuple(require(plan).token_ids for plan in reference)
         return CircuitPlan(
-            request=request, plan=first, graph=graph, pairs=tuple(pairs), reference=tokens, circuits=circuits
+            request=request,
+            plan=planned.plan,
+            graph=graph,
+            pairs=planned.pairs,
+            reference=reference,
+            circuits=circuits,
         )
 
-    def _planned(
-        self, prompt: Prompt, path: str, metric: LossFnConfig | None = None, metric_path: str = ""
-    ) -> Plan | None:
-        """The plan of one prompt's run; None if something is wrong with it."""
-        shared = {name: name for name in ("model", "autoencoders", "ablation_specs")}
-        moved = {"prompt": path, "loss_fn_config": metric_path, **shared}
-        findings = self._findings.about(SourceMap(root=path, moved=moved))
-        if findings.holds_stand_in("prompt"):
-            return None
-        asked = DeriveRequest(
-            prompt=prompt,
-            model=self._request.model,
-            autoencoders=self._request.autoencoders,
-            ablation_specs=self._request.ablation_specs,
-            loss_fn_config=None if metric_path and findings.holds_stand_in("loss_fn_config") else metric,
-        )
-        if (prompt, metric) not in self._plans:
-            self._plans[prompt, metric] = plan_run(asked, self._registry, findings)
-            self._findings.count += findings.count
-        return self._plans[prompt, metric]
-
-    def _check_metric(self, loss: LossOrigin, path: str) -> None:
+    def _check_metric(self, pair: PlannedPair) -> None:
         """Note a metric that circuits, or scores of their edges, cannot be asked about."""
-        curve = self._request.curve
-        is_scored = curve is not None and curve.scores is None
-        is_of_logits = loss.needs_logits and loss.reference is None
-        self._findings.check(is_of_logits, path, "must be of the logits of the run itself")
-        if is_of_logits and is_scored:
+        curve, metric = self._request.curve, pair.metric
+        problem = "must be of the logits of the run itself"
+        self._findings.check(metric.reference is None, pair.metric_path, problem)
+        if metric.needs_logits and metric.reference is None and curve is not None and curve.scores is None:
             problem = "must be of the logits at the prompt's last token, or give curve.scores"
-            self._findings.check(loss.is_of_last_logits, path, problem)
-
-    def _check_lengths(self, clean: Plan, corrupt: Plan, i: int) -> None:
-        n_clean, n_corrupt = len(clean.token_ids), len(corrupt.token_ids)
-        problem = f"has {n_corrupt} tokens, and the clean prompt {n_clean}: positions must correspond"
-        self._findings.check(n_clean == n_corrupt, f"pairs[{i}].corrupt", problem)
-
-    def _check_reference(self, reference: Sequence[Plan], pairs: Sequence[PlannedPair]) -> None:
-        if self._request.alternative is not Alternative.MEAN_BY_POSITION or not reference:
-            return
-        longest = max(len(plan.token_ids) for plan in reference)
-        for i, pair in enumerate(pairs):
-            n_tokens = len(pair.base)
-            problem = f"has {n_tokens} tokens, and the longest prompt of the mean {longest}: no mean of later positions"
-            self._findings.check(n_tokens <= longest, f"pairs[{i}].clean", problem)
+            self._findings.check(metric.is_of_last_logits, pair.metric_path, problem)
 
     def _kept(self, circuit: KeptCircuit, path: str, graph: Graph) -> Mask:
         """The circuit [S, D]; notes edges and nodes that the model does not have."""

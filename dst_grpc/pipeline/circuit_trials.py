@@ -17,8 +17,7 @@ from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
-from dst_grpc.errors import require
-from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -135,7 +134,7 @@ class Trials:
         base = self._record([pair.base for pair in asked])
         match self._asked.request.alternative:
             case pairs.Alternative.PATCHING:
-                return base, self._record([require(pair.other) for pair in asked]).writes
+                return base, self._record([pair.source for pair in asked]).writes
             case pairs.Alternative.ZERO:
                 return base, Writes.zero(self._decoder)
             case _:

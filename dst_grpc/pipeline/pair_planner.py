@@ -7,21 +7,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.causal.attribution import Pair
-from dst_grpc.domain.pairs import Orientation
+from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import require
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Protocol
 
     from dst_grpc.contexts.registry import Registry
+    from dst_grpc.domain.interventions import AblationSpec
     from dst_grpc.domain.origins import LossFnConfig
     from dst_grpc.domain.pairs import PromptPair
     from dst_grpc.domain.requests import Prompt
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.scalars.origins import LossOrigin
+
+    class AboutMean(Protocol):
+        """A request whose runs may read a mean over reference prompts."""
+
+        @property
+        def alternative(self) -> Alternative:
+            """What takes the place of an activation."""
+
+        @property
+        def reference(self) -> tuple[Prompt, ...]:
+            """The prompts of the mean."""
 
     class AboutPairs(Protocol):
         """A request about pairs of prompts."""
@@ -47,47 +59,101 @@ if TYPE_CHECKING:
             """Which prompt of a pair is the base run."""
 
 
+BLOCK_TOKENS = 512
+"""Tokens of the pairs that are recorded together, pads included, unless a single pair has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPair:
+    """A pair whose prompts are known."""
+
+    pair: Pair
+    """The pair; without corrupt prompt, it has its base prompt as source."""
+    metric: LossOrigin
+    """The metric of the base prompt."""
+    path: str
+    """The pair in the request."""
+    metric_path: str
+    """The metric in the request."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedPairs:
-    """Pairs whose prompts are known."""
+    """Pairs whose prompts are known: at least one, and all if nothing was found wrong."""
 
     plan: Plan
     """The plan of the first clean run, for what is the same of all."""
-    pairs: tuple[Pair, ...]
-    """The pairs; a pair without corrupt prompt has its base prompt as source."""
+    each: tuple[PlannedPair, ...]
+    """The pairs, and where they are in the request."""
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs."""
+        return tuple(one.pair for one in self.each)
+
+    def check_equal_lengths(self, findings: Findings, why: str) -> None:
+        """Note pairs whose prompts are not as long as those of the first."""
+        length = len(self.pairs[0].base)
+        for one in self.each:
+            problem = f"has {len(one.pair.base)} tokens, and that of the first pair {length}: {why}"
+            findings.check(len(one.pair.base) == length, f"{one.path}.clean", problem)
 
 
 class PairPlanner:
-    """Plans the pairs of one request, and notes what is wrong."""
+    """Plans the prompts of one request about pairs, and notes what is wrong."""
 
-    def __init__(self, request: AboutPairs, registry: Registry, findings: Findings) -> None:
-        """Plan nothing yet."""
+    def __init__(
+        self,
+        request: AboutPairs,
+        registry: Registry,
+        findings: Findings,
+        *,
+        ablation_specs: tuple[AblationSpec, ...] = (),
+    ) -> None:
+        """Plan nothing yet; *ablation_specs* are those of all runs."""
         self._request, self._registry, self._findings = request, registry, findings
+        self._ablation_specs = ablation_specs
         self._plans: dict[tuple[Prompt, LossFnConfig | None], Plan | None] = {}
 
     def plan(self) -> PlannedPairs | None:
         """The pairs; None if something is wrong with every one of them. Prompts of a pair must be equally long."""
-        found: list[tuple[Plan, Plan | None]] = []
+        first: Plan | None = None
+        found: list[PlannedPair] = []
         for i, pair in enumerate(self._request.pairs):
+            path = f"pairs[{i}]"
             metric = pair.loss_fn_config or self._request.loss_fn_config
-            at = "loss_fn_config" if pair.loss_fn_config is None else f"pairs[{i}].loss_fn_config"
-            clean = self._planned(pair.clean, f"pairs[{i}].clean", metric, at)
-            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"pairs[{i}].corrupt", metric, at)
+            at = "loss_fn_config" if pair.loss_fn_config is None else f"{path}.loss_fn_config"
+            clean = self._planned(pair.clean, f"{path}.clean", metric, at)
+            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"{path}.corrupt", metric, at)
             if clean is None or (corrupt is None and pair.corrupt is not None):
                 continue
+            first = first or clean
             if corrupt is not None:
-                self._check_lengths(clean, corrupt, i)
-            self._findings.check(require(clean.loss).needs_logits, at, "must be of logits")
-            found.append((clean, corrupt))
-        if not found:
-            return None
-        is_noising = self._request.orientation is Orientation.NOISING
-        pairs = tuple(_pair(clean, corrupt, is_noising=is_noising) for clean, corrupt in found)
-        return PlannedPairs(found[0][0], pairs)
+                self._check_lengths(clean, corrupt, path)
+            is_noising = corrupt is None or self._request.orientation is Orientation.NOISING
+            base, source = (clean, corrupt or clean) if is_noising else (require(corrupt), clean)
+            loss = require(base.loss)
+            self._findings.check(loss.needs_logits, at, "must be of logits")
+            found.append(PlannedPair(Pair(base.token_ids, source.token_ids, loss, is_noising), loss, path, at))
+        return None if first is None else PlannedPairs(first, tuple(found))
 
-    def _planned(self, prompt: Prompt, path: str, metric: LossFnConfig | None, metric_path: str) -> Plan | None:
+    def reference(self, request: AboutMean, planned: PlannedPairs) -> tuple[tuple[int, ...], ...]:
+        """The tokens of the prompts of a mean. A mean by position must reach the last token of every pair."""
+        plans = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
+        found = tuple(plan.token_ids for plan in plans if plan is not None)
+        if request.alternative is Alternative.MEAN_BY_POSITION and 0 < len(found) == len(plans):
+            longest = max(map(len, found))
+            for one in planned.each:
+                problem = f"has {len(one.pair.base)} tokens, and no prompt of the mean has more than {longest}"
+                self._findings.check(len(one.pair.base) <= longest, f"{one.path}.clean", problem)
+        return found
+
+    def _planned(
+        self, prompt: Prompt, path: str, metric: LossFnConfig | None = None, metric_path: str = ""
+    ) -> Plan | None:
         """The plan of one prompt's run; None if something is wrong with it."""
-        moved = {"prompt": path, "model": "model", "autoencoders": "autoencoders", "loss_fn_config": metric_path}
+        shared = {name: name for name in ("model", "autoencoders", "ablation_specs")}
+        moved = {"prompt": path, "loss_fn_config": metric_path, **shared}
         findings = self._findings.about(SourceMap(root=path, moved=moved))
         if findings.holds_stand_in("prompt"):
             return None
@@ -96,26 +162,14 @@ class PairPlanner:
                 prompt=prompt,
                 model=self._request.model,
                 autoencoders=self._request.autoencoders,
-                loss_fn_config=None if findings.holds_stand_in("loss_fn_config") else metric,
+                ablation_specs=self._ablation_specs,
+                loss_fn_config=None if metric_path and findings.holds_stand_in("loss_fn_config") else metric,
             )
             self._plans[prompt, metric] = plan_run(asked, self._registry, findings)
             self._findings.count += findings.count
         return self._plans[prompt, metric]
 
-    def _check_lengths(self, clean: Plan, corrupt: Plan, i: int) -> None:
+    def _check_lengths(self, clean: Plan, corrupt: Plan, path: str) -> None:
         n_clean, n_corrupt = len(clean.token_ids), len(corrupt.token_ids)
         problem = f"has {n_corrupt} tokens, and the clean prompt {n_clean}: positions must correspond"
-        self._findings.check(n_clean == n_corrupt, f"pairs[{i}].corrupt", problem)
-
-
-def check_equal_lengths(pairs: Sequence[Pair], findings: Findings, why: str) -> None:
-    """Note pairs whose prompts are not as long as those of the first."""
-    length = len(pairs[0].base)
-    for i, pair in enumerate(pairs):
-        problem = f"has {len(pair.base)} tokens, and that of the first pair {length}: {why}"
-        findings.check(len(pair.base) == length, f"pairs[{i}].clean", problem)
-
-
-def _pair(clean: Plan, corrupt: Plan | None, *, is_noising: bool) -> Pair:
-    base, source = (clean, corrupt or clean) if is_noising or corrupt is None else (corrupt, clean)
-    return Pair(base.token_ids, source.token_ids, require(base.loss), is_clean=base is clean)
+        self._findings.check(n_clean == n_corrupt, f"{path}.corrupt", problem)

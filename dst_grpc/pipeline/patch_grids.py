@@ -20,13 +20,13 @@ from dst_grpc.errors import Reason
 from dst_grpc.pipeline.checks import check_covered, check_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from dst_grpc.domain.actions import Action
     from dst_grpc.domain.patch import PatchGrid
     from dst_grpc.domain.selections import AxisSelection
     from dst_grpc.pipeline.findings import Findings
-    from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.pair_planner import PlannedPairs
 
 _N = AttributedNode
 _L = ActivationLocationType
@@ -62,16 +62,16 @@ class NodeCells:
 class NodeGrids:
     """Makes grids of nodes of a model, and notes what it does not have."""
 
-    def __init__(self, plan: Plan, alternative: Alternative, lengths: Sequence[int], findings: Findings) -> None:
+    def __init__(self, planned: PlannedPairs, alternative: Alternative, findings: Findings) -> None:
         """Make no grid yet.
 
         Args:
-            plan: of the first pair's base run.
+            planned: the pairs.
             alternative: what takes the place of nodes.
-            lengths: tokens of each pair's prompts.
             findings: collects what is wrong.
         """
-        self._plan, self._alternative, self._lengths, self._findings = plan, alternative, lengths, findings
+        self._planned, self._alternative, self._findings = planned, alternative, findings
+        self._plan, self._lengths = planned.plan, [len(pair.base) for pair in planned.pairs]
 
     def made(self, grid: PatchGrid, path: str) -> NodeCells | None:
         """The grid at *path* of the request; None if something is wrong with it."""
@@ -158,15 +158,13 @@ class NodeGrids:
         return _numbers(name, grid.entries or tuple(range(size)))
 
     def _positions(self, grid: PatchGrid, path: str) -> PatchAxis:
-        """The axis of positions, with the tokens of the first pair's base prompt."""
+        """The axis of positions, with the tokens of the first clean prompt."""
         shortest = min(self._lengths)
         for i, position in enumerate(grid.positions):
             problem = f"must be below {shortest}, the tokens of the shortest prompt, not {position}"
             self._findings.check(position < shortest, f"{path}.positions[{i}]", problem)
         if not grid.positions and not grid.all_positions:
-            for i, length in enumerate(self._lengths):
-                problem = f"has {length} tokens, and that of the first pair {self._lengths[0]}: {path} has a cell for"
-                self._findings.check(length == self._lengths[0], f"pairs[{i}].clean", f"{problem} each position")
+            self._planned.check_equal_lengths(self._findings, f"{path} has a cell for each position")
         tokens = self._plan.token_strings
         positions = grid.positions or tuple(range(self._lengths[0]))
         labels = tuple(tokens[position] if position < len(tokens) else "" for position in positions)

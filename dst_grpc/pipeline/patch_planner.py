@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.patching import BATCH_LOGIT_BYTES, BATCH_TOKENS, first_difference, start_of
-from dst_grpc.domain.pairs import Alternative
 from dst_grpc.domain.patch import MEAN, SOURCE
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.requests import DeriveRequest, Prompt, SourceRun
 from dst_grpc.errors import require
-from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.cost import parameters_of_blocks
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.interventions import with_tensors
-from dst_grpc.pipeline.pair_planner import PairPlanner
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner
 from dst_grpc.pipeline.patch_grids import NodeGrids, check_cell_count
 from dst_grpc.pipeline.patch_paths import edge_cells, path_cells
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
-from dst_grpc.scalars.origins import LossOrigin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +55,7 @@ class PatchPlan:
 
     request: PatchRequest
     plan: Plan
-    """The plan of the first pair's base run, for what is the same of all."""
+    """The plan of the first clean run, for what is the same of all."""
     graph: Graph
     """The model's."""
     pairs: tuple[Pair, ...]
@@ -223,19 +220,17 @@ class _PatchPlanner:
     def plan(self) -> PatchPlan:
         """The plan; raises all that is wrong."""
         request, findings = self._request, self._findings
-        planned = PairPlanner(request, self._registry, findings).plan()
+        planner = PairPlanner(request, self._registry, findings)
+        planned = planner.plan()
         if planned is None:
             raise findings.error()
         first, pairs = planned.plan, planned.pairs
-        for i, pair in enumerate(pairs):
-            at = f"pairs[{i}].loss_fn_config" if request.pairs[i].loss_fn_config is not None else "loss_fn_config"
+        for one in planned.each:
             problem = "must be of the logits at the prompt's last token"
-            is_of_last = isinstance(pair.metric, LossOrigin) and pair.metric.is_of_last_logits
-            findings.check(is_of_last, at, problem)
-        lengths = [len(pair.base) for pair in pairs]
-        reference = self._reference(lengths)
+            findings.check(one.metric.is_of_last_logits, one.metric_path, problem)
+        reference = planner.reference(request, planned)
         graph = Graph.of(first.model.dimensions, first.model.architecture)
-        node_grids = NodeGrids(first, request.alternative, lengths, findings)
+        node_grids = NodeGrids(planned, request.alternative, findings)
         nodes = [
             node_grids.made(grid, f"grids[{i}]")
             for i, grid in enumerate(request.grids)
@@ -266,20 +261,6 @@ class _PatchPlanner:
         )
         self._check_sizes(found)
         return found
-
-    def _reference(self, lengths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """The tokens of the prompts of a mean."""
-        found = []
-        for i, prompt in enumerate(self._request.reference):
-            path = f"reference[{i}]"
-            plan = self._planned(path, DeriveRequest(prompt=prompt, model=self._request.model), {"prompt": path})
-            found.append(() if plan is None else plan.token_ids)
-        if self._request.alternative is Alternative.MEAN_BY_POSITION and all(found) and found:
-            longest = max(map(len, found))
-            for i, length in enumerate(lengths):
-                problem = f"has {length} tokens, and no prompt of the mean has more than {longest}"
-                self._findings.check(length <= longest, f"pairs[{i}].clean", problem)
-        return tuple(found)
 
     def _cells(self, pairs: Sequence[Pair]) -> dict[int, list[Plan | None]]:
         """The plans of the request's own cells, by the number of tokens of the prompt."""

@@ -15,8 +15,8 @@ from dst_grpc.causal.ioi_paths import HeadPath, IoiPaths
 from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
-from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.directions import vector_of, weight_rows
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.passes import load_tensors
 
 if TYPE_CHECKING:

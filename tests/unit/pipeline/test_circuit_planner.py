@@ -15,7 +15,8 @@ from dst_grpc.causal.writes import Alternative, record
 from dst_grpc.client import make_circuit_request, make_pair
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.pipeline.circuit_planner import BLOCK_TOKENS, CircuitPlan, plan_circuit
+from dst_grpc.pipeline.circuit_planner import CircuitPlan, plan_circuit
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 from tests import models
 from tests.unit.pipeline.planning import WORLD
 
