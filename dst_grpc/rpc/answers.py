@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import chain
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -19,10 +19,19 @@ from dst_grpc.wire.envelope import Buffers, Envelope
 from dst_grpc.wire.frames import is_light
 
 T = TypeVar("T")
+AskedT = TypeVar("AskedT", bound="Asked")
 Messages = AsyncGenerator[bytes, None]
 
 _FEW = 200
 """Tensors that are put into messages faster than a thread starts."""
+
+
+class Asked(Protocol):
+    """A request that is answered by messages of frames."""
+
+    @property
+    def request_id(self) -> str:
+        """The client's own id."""
 
 
 def deadline_of(context: ObservedContext) -> float | None:
@@ -69,3 +78,30 @@ async def answers_of(
     async with aclosing(answers(asked, known)) as messages:
         async for each in messages:
             yield each
+
+
+def frames_of(
+    reading: Reading,
+    cls: type[AskedT],
+    message: Message,
+    context: ObservedContext,
+    run: Callable[..., AsyncGenerator[Sequence[T], None]],
+    cut: Callable[[T], Iterable[Buffers]],
+) -> Messages:
+    """The messages of a call that is answered by frames; raises what `Reading.read` and *run* do.
+
+    Args:
+        reading: reads the message.
+        cls: the class of the request.
+        message: the request.
+        context: the call.
+        run: the method of `PipelinePort` that runs the request.
+        cut: splits a part of the answer into frames.
+    """
+    caller, urgency = context.caller, urgency_of(context)
+
+    def answers(asked: AskedT, known: Violations | None) -> Messages:
+        steps = run(asked, known, caller=caller, urgency=urgency, request_bytes=message.ByteSize())
+        return messages_of(steps, cut, Envelope(asked.request_id), reading.threads)
+
+    return answers_of(reading, cls, message, answers)

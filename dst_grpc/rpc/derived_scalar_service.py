@@ -25,7 +25,7 @@ from dst_grpc.domain.requests import (
 )
 from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import DstError, InvalidRequest, Violations
-from dst_grpc.rpc.answers import Messages, answers_of, messages_of, urgency_of
+from dst_grpc.rpc.answers import Messages, answers_of, frames_of, messages_of, urgency_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
@@ -82,41 +82,13 @@ class DerivedScalarService:
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
-
-        def answers(asked: TopKRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.top_k(
-                asked,
-                known,
-                tensors=self._tensors.of(caller.name),
-                caller=caller,
-                urgency=urgency,
-                request_bytes=request.ByteSize(),
-            )
-            return messages_of(
-                steps, PartCutter(explain_pb2.TopKFrame).cut, Envelope(asked.request_id), self._reading.threads
-            )
-
-        caller, urgency = context.caller, urgency_of(context)
-        return answers_of(self._reading, TopKRequest, request, answers)
+        run = partial(self._pipeline.top_k, tensors=self._tensors.of(context.caller.name))
+        return frames_of(self._reading, TopKRequest, request, context, run, PartCutter(explain_pb2.TopKFrame).cut)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
-
-        def answers(asked: ExplainRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.explain(
-                asked,
-                known,
-                tensors=self._tensors.of(caller.name),
-                caller=caller,
-                urgency=urgency,
-                request_bytes=request.ByteSize(),
-            )
-            return messages_of(
-                steps, PartCutter(explain_pb2.ExplainFrame).cut, Envelope(asked.request_id), self._reading.threads
-            )
-
-        caller, urgency = context.caller, urgency_of(context)
-        return answers_of(self._reading, ExplainRequest, request, answers)
+        run = partial(self._pipeline.explain, tensors=self._tensors.of(context.caller.name))
+        return frames_of(self._reading, ExplainRequest, request, context, run, PartCutter(explain_pb2.ExplainFrame).cut)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext

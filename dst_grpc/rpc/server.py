@@ -17,7 +17,6 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry
 
-from dst_grpc import __version__
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
     causal_service_pb2,
@@ -26,7 +25,6 @@ from dst_grpc._gen.dst.v1 import (
     tensor_service_pb2,
 )
 from dst_grpc.domain.resolution import ContextState, RegistryChange
-from dst_grpc.domain.server_info import PROTOCOL_VERSION, ServerInfo, ServerLimits
 from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
@@ -48,10 +46,10 @@ from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.parts import Parts, StartupError, build_parts
 from dst_grpc.rpc.reloading import Reloader
+from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
-from dst_grpc.wire.envelope import MESSAGE_BYTES
 
 _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
@@ -59,32 +57,10 @@ _PENDING_CALLS = 100_000
 _log = logging.getLogger(__name__)
 
 
-def server_info(settings: Settings) -> ServerInfo:
-    """The description of a server with *settings*."""
-    features = {"autoencoder_paths": bool(settings.autoencoder_roots), "reflection": settings.reflection}
-    return ServerInfo(
-        version=__version__,
-        protocol_version=PROTOCOL_VERSION,
-        limits=ServerLimits(
-            max_request_bytes=settings.max_message_bytes,
-            max_response_bytes=MESSAGE_BYTES,
-            max_queued_requests=settings.max_queued_requests,
-            max_items_in_flight_per_stream=settings.max_items_in_flight_per_stream,
-            max_items_per_stream=settings.max_items_per_stream,
-            max_run_bytes=settings.max_run_bytes,
-            max_put_tensor_bytes=settings.max_put_tensor_bytes,
-            max_put_tensor_ttl=settings.put_tensor_ttl_seconds,
-            max_queued_requests_per_caller=settings.max_queued_requests_per_caller,
-            patience=settings.patience_seconds,
-        ),
-        features=tuple(name for name, is_on in features.items() if is_on),
-    )
-
-
 class Server:
     """Serves *parts* with *settings*. Runs on the event loop it is started on.
 
-    `start`, then either `stop`, or `run_until` with an event; the parts are closed with it.
+    `start`, then `drain` or `stop`; the parts are closed with it.
     """
 
     def __init__(self, settings: Settings, parts: Parts) -> None:

@@ -29,7 +29,7 @@ from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.ports import AnswerPart
-from dst_grpc.rpc.server import server_info
+from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 from dst_grpc.wire.envelope import MESSAGE_BYTES
