@@ -142,11 +142,6 @@ class Component(Enum):
     """Every token of the vocabulary, as an input."""
 
     @property
-    def is_of_latents(self) -> bool:
-        """Whether it is an autoencoder's latents, spliced in or read offline."""
-        return self in {Component.LATENT, Component.OFFLINE_LATENT}
-
-    @property
     def is_spliced(self) -> bool:
         """Whether it exists only in a run that an autoencoder is spliced into."""
         return self in {Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR}
