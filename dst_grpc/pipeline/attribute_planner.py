@@ -10,6 +10,7 @@ from dst_grpc.causal.attribution import Question
 from dst_grpc.causal.edges import sites_of_changes, sites_of_reads
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.passes import pairs_at_once
+from dst_grpc.causal.paths import points
 from dst_grpc.causal.rules import RULES
 from dst_grpc.domain.architecture import NormKind
 from dst_grpc.domain.attribute import (
@@ -223,16 +224,26 @@ def _check(request: AttributeRequest, planned: PlannedPairs, findings: Findings)
 
 
 def _check_metrics(request: AttributeRequest, planned: PlannedPairs, findings: Findings) -> None:
-    is_at_base = request.method is AttributionMethod.ATTRIBUTION_PATCHING
-    vanishes = is_at_base and request.orientation is Orientation.NOISING
+    vanishes = _is_at_clean_only(request)
     for i, pair in enumerate(request.pairs):
         loss = pair.loss_fn_config or request.loss_fn_config
         path = "loss_fn_config" if pair.loss_fn_config is None else f"pairs[{i}].loss_fn_config"
         if loss is not None and loss.name is LossFnName.KL_DIVERGENCE and vanishes:
             problem = "must not be a divergence from the clean run, whose gradient there is 0: take gradients elsewhere"
-            findings.add(f"{path}.name", f"{problem}, by another method or {json_name(Orientation.DENOISING)}")
+            findings.add(f"{path}.name", f"{problem}, by another method, with more steps or the other orientation")
     if request.verify and any(one.metric.reference is not None for one in planned.pairs):
         findings.add("verify", "must be 0: exact effects are not measured of divergences")
+
+
+def _is_at_clean_only(request: AttributeRequest) -> bool:
+    """Whether gradients are taken at the clean run and nowhere else."""
+    clean = 1.0 if request.orientation is Orientation.NOISING else 0.0
+    match request.method:
+        case AttributionMethod.ATTRIBUTION_PATCHING:
+            return clean == 1.0
+        case AttributionMethod.CLEAN_CORRUPT:
+            return False
+    return all(alpha == clean for alpha, _ in points(request.effective_path_rule, request.effective_steps))
 
 
 def _check_autoencoders(request: AttributeRequest, plan: Plan, findings: Findings) -> None:

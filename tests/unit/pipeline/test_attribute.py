@@ -151,6 +151,36 @@ def test_what_the_model_rules_out_is_refused_by_its_path() -> None:
     assert plan(rms, path_rule="right", **zero).request.effective_steps == 20
 
 
+@pytest.mark.parametrize(
+    ("method", "orientation", "path_rule", "steps", "vanishes"),
+    [
+        ("attribution_patching", "noising", None, None, True),
+        ("attribution_patching", "denoising", None, None, False),
+        ("clean_corrupt", "noising", None, None, False),
+        ("integrated_inputs", "noising", "right", 1, True),
+        ("integrated_inputs", "noising", "right", 2, False),
+        ("integrated_inputs", "noising", "left", 1, False),
+        ("integrated_inputs", "denoising", "left", 1, True),
+        ("integrated_inputs", "denoising", "right", 1, False),
+        ("integrated_activations", "noising", "right", 1, True),
+        ("integrated_gradients", "noising", "right", 1, True),
+        ("integrated_gradients", "denoising", "left", 1, True),
+        ("integrated_gradients", "noising", "trapezoid", 1, False),
+        ("integrated_gradients", "noising", "gauss_legendre", 1, False),
+    ],
+)
+def test_a_divergence_is_refused_where_gradients_are_those_of_its_minimum_alone(
+    method: str, orientation: str, path_rule: str | None, steps: int | None, vanishes: bool
+) -> None:
+    world = models.world()
+    divergence: dict[str, Any] = {"target": None, "distractor": None, "loss": "kl_divergence"}
+    asked = {"method": method, "orientation": orientation, "path_rule": path_rule, "steps": steps, **divergence}
+    if vanishes:
+        assert [one.field for one in refused(InvalidRequest, world, **asked).violations] == ["loss_fn_config.name"]
+        return
+    assert max(np.abs(scores).max() for scores in Answered(world, plan(world, **asked)).arrays) > 1e-6
+
+
 def test_more_work_is_estimated_to_cost_more() -> None:
     world = models.world()
     small, large = plan(world, nodes="head"), plan(world, edges=True, method="integrated_activations")
