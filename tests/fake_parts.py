@@ -198,8 +198,9 @@ def resolution() -> Resolution:
 ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]]
 
 
-def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False) -> list[CircuitPart | RunSummary]:
-    """The parts of a whole answer of Circuit: the whole model, no edge, and perhaps a curve of two circuits."""
+def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False, has_gap: bool = True) -> list[CircuitPart | RunSummary]:
+    """The parts of a whole answer of Circuit: the whole model, no edge, and perhaps a curve of two circuits; *has_gap*
+    says whether the metrics of the first two differ."""
     header = CircuitHeader(
         model=MODEL_HANDLE,
         sources=("input", "a0.h0", "m0"),
@@ -219,7 +220,7 @@ def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False) -> list[CircuitP
             node_count=min(n_edges, 3),
             metric=float(n_edges),
             metrics=(float(n_edges),) * n_pairs,
-            faithfulness=float(n_edges > 0),
+            faithfulness=float(n_edges > 0) if has_gap else None,
         )
         for kind, n_edges in ((CircuitKind.WHOLE, 8), (CircuitKind.EMPTY, 0))
     ]
@@ -230,16 +231,17 @@ def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False) -> list[CircuitP
         *((CircuitPartKind.EVALUATION, one) for one in evaluations),
     ]
     if has_curve:
+        curve = CURVE if has_gap else [facts | {"faithfulness": None} for facts in CURVE]
         parts += [
             (CircuitPartKind.EVALUATION, replace(evaluations[0], kind=CircuitKind.CURVE, index=i, **facts))
-            for i, facts in enumerate(CURVE)
+            for i, facts in enumerate(curve)
         ]
-        summary = CurveSummary(selection=CircuitSelection.ABSOLUTE, of_nodes=False, cpr=0.7, cmd=0.2, chosen_index=1)
-        parts += [
-            (CircuitPartKind.CURVE, summary),
-            (CircuitPartKind.CIRCUIT, CircuitEdges(sources=(2, 0, 0), readers=(4, 3, 0), scores=(-3.0, -2.0, 0.5))),
-            (CircuitPartKind.SCORES, ALL_EDGES),
-        ]
+        summary = CurveSummary(selection=CircuitSelection.ABSOLUTE, of_nodes=False)
+        if has_gap:
+            summary = replace(summary, cpr=0.7, cmd=0.2, chosen_index=1)
+            kept = CircuitEdges(sources=(2, 0, 0), readers=(4, 3, 0), scores=(-3.0, -2.0, 0.5))
+            parts.append((CircuitPartKind.CIRCUIT, kept))
+        parts += [(CircuitPartKind.CURVE, summary), (CircuitPartKind.SCORES, ALL_EDGES)]
     return [*(CircuitPart(kind=kind, value=value) for kind, value in parts), SUMMARY]
 
 

@@ -362,6 +362,7 @@ class FakeService(
         self.explained: ExplainRequest | None = None
         self.circuit_asked: CircuitRequest | None = None
         self.patch_asked: PatchRequest | None = None
+        self.circuit_has_gap = True
         """What Explain was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
@@ -459,7 +460,7 @@ class FakeService(
     async def Circuit(self, request: Any, context: Any) -> AsyncIterator[circuit_pb2.CircuitResponse]:
         await self._enter(context)
         asked = self.circuit_asked = read(CircuitRequest, request)
-        parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None)
+        parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None, has_gap=self.circuit_has_gap)
         for frames in self._frames(circuit_pb2.CircuitFrame, parts):
             yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
 

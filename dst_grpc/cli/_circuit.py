@@ -132,6 +132,8 @@ def circuit(
     Mary" --distractor " John"
     """
     with errors_reported(as_json=as_json):
+        if not (target or loss or pairs):
+            raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
         file = None if scores is None else _mib(scores, "--scores")
         request = make_circuit_request(
             clean,
@@ -246,6 +248,8 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
             f"{'' if header.prune else ', not pruned'}",
         )
     )
+    if answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is None:
+        out.print("Both metrics are the same, so that faithfulness is undefined: do the prompts differ in the answer?")
     rows = [
         *(_row(f"given {one.index + 1}", one) for one in answer.of_kind(CircuitKind.GIVEN)),
         *(_row(f"{one.fraction:.2%}", one) for one in answer.of_kind(CircuitKind.CURVE)),
@@ -262,17 +266,20 @@ def _row(name: str, one: CircuitEvaluation) -> list[str]:
     if one.faithfulness is None:
         return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", "", ""]
     bar = "█" * round(_BAR * min(max(one.faithfulness, 0.0), 1.0))
-    return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", f"{one.faithfulness:.3f}", bar]
+    return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", f"{one.faithfulness:z.3f}", bar]
 
 
 def _print_edges(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     out = console()
     edges = answer.edges
-    if request.curve is not None and answer.circuit is None:
+    is_known = answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is not None
+    if request.curve is not None and answer.circuit is None and is_known:
         out.print(f"No circuit of the curve is as faithful as {request.curve.wanted_faithfulness:g}.")
     if not edges:
         return
     out.print(Text(f"The circuit's {len(edges)} edges{', the largest first' if answer.circuit else ''}:", style="bold"))
+    if answer.circuit is not None and request.curve is not None and request.curve.scores is None:
+        out.print("A score is about how much the metric changes if its edge is cut.")
     rows = [[str(edge), "" if answer.circuit is None else f"{edge.score:+.4g}"] for edge in edges[:top]]
     print_rows(out, ("edge", "score"), rows)
     if len(edges) > top:

@@ -113,6 +113,10 @@ class CircuitAnswer:
         scores[list(self.all_scores.sources), list(self.all_scores.readers)] = self.all_scores.scores
         return scores
 
+    def __repr__(self) -> str:
+        counts = f"{self.header.pair_count} pairs, {len(self.edges)} of {self.header.edge_count} edges"
+        return f"<CircuitAnswer {self.header.orientation}, {self.header.alternative}, {counts}>"
+
     def _named(self, edges: CircuitEdges) -> tuple[ScoredEdge, ...]:
         scores: Iterable[float] = edges.scores or [np.nan] * len(edges.sources)
         return tuple(

@@ -175,6 +175,10 @@ class PatchAnswer:
             return (grid.info.node.value,)
         return ("edges",) if grid.axes == ("edge",) else (_NAMES[grid.info.kind],)
 
+    def __repr__(self) -> str:
+        header = self.header
+        return f"<PatchAnswer {header.orientation}, {header.alternative}, {len(self.pairs)} pairs, {list(self.grids)}>"
+
 
 @dataclass(slots=True)
 class _Filled:

@@ -309,7 +309,8 @@ class CurveSummary:
     of_nodes: bool
     """Whether fractions are of nodes rather than edges."""
     cpr: float | None = None
-    """Area under faithfulness over the fraction kept, by the trapezoid rule; None without faithfulness."""
+    """Area under faithfulness over the fraction kept, by the trapezoid rule; None without faithfulness, or with one
+    fraction."""
     cmd: float | None = None
     """The same of the distance of faithfulness from 1."""
     chosen_index: int | None = None

@@ -209,7 +209,8 @@ class CircuitAnswer:
         """The curve as a whole, and the edges that are wanted."""
         values = [evaluation.faithfulness for _, evaluation in found]
         known = [value for value in values if value is not None]
-        cpr, cmd = areas(self._asked.fractions, known) if len(known) == len(values) else (None, None)
+        has_area = 1 < len(values) == len(known)
+        cpr, cmd = areas(self._asked.fractions, known) if has_area else (None, None)
         wanted = curve.wanted_faithfulness
         chosen = next((i for i, value in enumerate(values) if value is not None and value >= wanted), None)
         summary = CurveSummary(

@@ -234,6 +234,18 @@ async def test_what_cannot_be_asked_is_refused_at_its_field(
     assert [violation.field for violation in caught.value.violations] == fields
 
 
+@pytest.mark.parametrize(("corrupt", "fractions"), [(CLEAN, (0.1, 0.5)), (CORRUPT, (0.5,))])
+async def test_a_curve_without_extent_or_faithfulness_has_no_area(
+    embedded_address: str, corrupt: str, fractions: tuple[float, ...]
+) -> None:
+    async with AsyncClient(embedded_address) as client:
+        answer = await client.circuit(CLEAN, corrupt, target=" Mary", distractor=" John", fractions=fractions)
+    assert answer.curve is not None
+    assert (answer.curve.cpr, answer.curve.cmd) == (None, None)
+    assert np.isnan(answer.faithfulness).all() == (corrupt == CLEAN)
+    assert repr(answer) == f"<CircuitAnswer noising, patching, 1 pairs, {len(answer.edges)} of 479 edges>"
+
+
 async def test_a_model_that_there_is_not_is_not_found(embedded_address: str) -> None:
     async with AsyncClient(embedded_address) as client:
         with pytest.raises(NotFound):

@@ -37,6 +37,27 @@ def test_it_shows_the_curve_and_the_edges(run: Run, service: FakeService) -> Non
     assert asked.is_pruned
 
 
+def test_scores_are_explained_where_they_are_shown(run: Run) -> None:
+    assert "A score is about how much the metric changes if its edge is cut." in run(*ASKED).stdout
+    assert "A score" not in run(*ASKED, "--acdc", "0.25").stdout
+
+
+def test_prompts_that_do_not_differ_have_no_faithfulness(run: Run, service: FakeService) -> None:
+    service.circuit_has_gap = False
+    result = run(*ASKED)
+    assert result.exit_code == 0, result.output
+    assert "Both metrics are the same, so that faithfulness is undefined" in result.stdout
+    assert "as faithful as" not in result.stdout
+    assert "CPR" not in result.stdout
+
+
+def test_a_question_without_a_metric_is_told_which_option_it_lacks(run: Run, service: FakeService) -> None:
+    result = run(*ASKED[:3])
+    assert result.exit_code != 0
+    assert "--target: is required" in result.stderr
+    assert service.circuit_asked is None
+
+
 def test_options_are_asked(run: Run, service: FakeService, tmp_path: Path) -> None:
     (tmp_path / "mean.txt").write_text("one prompt\nanother\n")
     (tmp_path / "pairs.csv").write_text('clean,corrupt,target,distractor\n"a, b",c, d, e\nf,g,,\n')
