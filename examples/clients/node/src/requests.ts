@@ -123,7 +123,7 @@ export class Requests {
   /** The residual before each layer, at each token, as it is where the tokens stand in reverse. */
   patch(tokenIds: number[]): PatchRequestInit {
     const { requestId, model, prompt, lossFnConfig } = this.question("patch");
-    const corrupt = { prompt: { case: "tokenIds" as const, value: { tokenIds: tokenIds.toReversed() } } };
+    const corrupt = { prompt: { case: "tokenIds" as const, value: { tokenIds: [...tokenIds].reverse() } } };
     return {
       requestId,
       model,
