@@ -201,7 +201,7 @@ class Pipeline:
             held_bytes=asked.held_bytes,
             operations=asked.floating_point_operations,
             steps=Work.EXPLAIN_STEP,
-            n_steps=len(asked.parts),
+            n_steps=asked.n_steps,
         )
 
     async def attribute(

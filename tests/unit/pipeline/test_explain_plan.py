@@ -18,6 +18,8 @@ from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, NotFound, PreconditionFailed, Reason
 from dst_grpc.pipeline.explain_planner import plan_top_k
+from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
+from dst_grpc.pipeline.run import run as run_plans
 from tests import explaining, models, traces
 from tests.unit.pipeline.planning import ATTN, MLP, WORLD
 
@@ -250,3 +252,28 @@ def test_a_k_that_overfills_the_table_of_any_run_is_refused_before_a_pass() -> N
         assert violation.field == "k"
         assert "a table holds at most 20000" in violation.description
     assert plan_top_k(top_k(T.MLP_POST_ACT, runs=(short, short), k=2**31), registry, None).plans
+
+
+def test_scored_tokens_are_in_every_estimate_of_the_cost() -> None:
+    few = explaining.plan(WORLD, explaining.request(k=2, scored_token_count=2))
+    many = explaining.plan(WORLD, explaining.request(k=200, scored_token_count=1000))
+    none = explaining.plan(WORLD, explaining.request(k=200, parts=(P.NODE_TABLE,)))
+    of_runs = sum(one.cost.floating_point_operations for one in none.plans)
+    assert none.floating_point_operations == of_runs
+    dimensions = none.plans[0].model.dimensions
+    product = 2 * dimensions.d_model * dimensions.vocab_size
+    assert few.floating_point_operations > of_runs + product
+    assert (many.floating_point_operations - of_runs) % product == 0
+    assert many.floating_point_operations > few.floating_point_operations
+    assert many.n_steps > 10 * few.n_steps > 10 * none.n_steps
+    assert many.peak_bytes > few.peak_bytes > none.peak_bytes
+
+
+def test_the_steps_that_are_estimated_are_no_fewer_than_those_of_the_answer() -> None:
+    asked = explaining.plan(WORLD, explaining.request(k=200, scored_token_count=1000))
+    sets = {
+        name: one for name, one in WORLD.sets.items() if name in {info.name for info in asked.plans[0].autoencoders}
+    }
+    answer = ExplanationAnswer(asked, run_plans(asked.plans, WORLD.decoder, sets), WORLD.context, sets)
+    with_parts = sum(bool(parts) for parts in answer.steps())
+    assert with_parts - 1 <= asked.n_steps <= 4 * with_parts
