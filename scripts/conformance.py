@@ -357,7 +357,7 @@ REQUESTS = {
         "every bad field is named",
         """
         prompt { text: "" }
-        loss_fn_config { name: LOSS_FN_NAME_PROBS target_tokens: " x" distractor_tokens: " y" }
+        loss_fn_config { name: LOSS_FN_NAME_LOGIT_MINUS_MEAN target_tokens: " x" distractor_tokens: " y" }
         ablation_specs { index { activation_location_type: ACTIVATION_LOCATION_TYPE_LOGITS } value: 0 }
     """,
         ("prompt.text", "loss_fn_config.distractor_tokens", "ablation_specs[0].index.tensor_indices"),

@@ -130,7 +130,7 @@ BAD_REQUEST: dict[str, Any] = {
     "request_id": "x" * 257,
     "model": "no name",
     "prompt": {"token_ids": {}},
-    "loss_fn_config": {"name": "LOSS_FN_NAME_PROBS", "distractor_tokens": ["a"]},
+    "loss_fn_config": {"name": "LOSS_FN_NAME_LOGIT_MINUS_MEAN", "distractor_tokens": ["a"]},
     "trace_config": {"node_index": {"node_type": 99, "q_k_or_v": 20}, "attention_trace_type": -3},
     "ablation_specs": [
         {"index": {"activation_location_type": 1, "tensor_indices": [{"at": 0}, {"all": {}}]}, "value": 1.0},
