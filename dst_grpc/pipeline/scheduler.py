@@ -365,7 +365,7 @@ class Scheduler:
         return (
             padded <= self.max_batch_tokens
             and padded <= MAX_PADDING * (batch.n_tokens + job.n_tokens)
-            and batch.cost + job.cost <= seconds
+            and (batch.cost + job.cost <= seconds or job.ticket is batch.jobs[0].ticket)  # of one request: together
             and self.memory.fits(job.ticket)
             and not self._is_late(job)
             and job.goes_with(batch.jobs)

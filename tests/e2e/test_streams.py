@@ -358,7 +358,7 @@ async def test_a_reader_that_stops_stops_production(shape: str) -> None:
 async def served_once_there_is_a_place(rig: Rig) -> None:
     while True:
         try:
-            await rig.scalars.Derive(item("y").request, timeout=CALL_SECONDS).read()
+            await collected(rig.scalars.Derive(item("y").request, timeout=CALL_SECONDS))
         except grpc.aio.AioRpcError as full:
             if error_of(full).reason is not Reason.QUEUE_FULL:
                 raise
