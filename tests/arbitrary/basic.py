@@ -79,7 +79,7 @@ _SCALARS: dict[type, Callable[[str], st.SearchStrategy[Any]]] = {
     NoneType: lambda _: st.none(),
     bool: lambda _: st.booleans(),
     int: lambda name: uint64 if "byte" in name or name in {"hits", "floating_point_operations"} else uint32,
-    float: lambda name: seconds if name.endswith(("duration", "ttl", "wait")) else doubles,
+    float: lambda name: seconds if name.endswith(("duration", "ttl", "wait", "patience")) else doubles,
     str: lambda _: texts,
     datetime: lambda _: moments,
 }

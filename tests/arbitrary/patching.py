@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.patch import HEAD_INPUTS, OF_HEADS, EdgeList, PatchCell, PatchGrid, PatchRequest, PathGrid
+from dst_grpc.domain.patch_answers import PatchedCells
 from tests.arbitrary.attributions import pairs
-from tests.arbitrary.basic import names, optional, own, texts, tuples
+from tests.arbitrary.basic import floats32, names, optional, own, texts, tuples, uint32
 from tests.arbitrary.requests import loss_fn_configs, prompts
 
 numbers = tuples(st.integers(0, 50), unique=True)
@@ -67,3 +68,16 @@ own(PathGrid, paths)
 own(PatchCell, cells)
 own(EdgeList, st.builds(EdgeList, edges=tuples(st.just("a0.h1->m2"), min_size=1)))
 own(PatchRequest, of_pairs | of_means)
+own(
+    PatchedCells,
+    st.builds(
+        PatchedCells,
+        grid=uint32,
+        pair=uint32,
+        cells=tuples(uint32),
+        metrics=tuples(floats32),
+        divergences=tuples(floats32),
+        logit_ids=tuples(uint32),
+        logits=tuples(floats32),
+    ),
+)

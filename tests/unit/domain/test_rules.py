@@ -224,7 +224,7 @@ def test_28_an_ablation_names_entries_of_a_tap(index: ActivationIndex, value: fl
     [
         (LossFnName.LOGIT_DIFF, ["target_tokens"]),
         (LossFnName.LOGIT_MINUS_MEAN, ["target_tokens", "distractor_tokens"]),
-        (LossFnName.PROBS, ["target_tokens", "distractor_tokens"]),
+        (LossFnName.PROBS, ["target_tokens"]),
     ],
 )
 def test_32_a_loss_has_targets_and_some_have_no_distractors(name: LossFnName, expected: list[str]) -> None:
