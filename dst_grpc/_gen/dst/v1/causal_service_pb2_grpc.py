@@ -95,10 +95,11 @@ class CausalServiceServicer(object):
         """Evaluates circuits, which are sets of kept edges of the model's graph, and
         finds them, by scores or by ACDC.
 
-        Frames are a header, progress, evaluations, and a trailer. Returns
-        INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
-        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
-        than it may have (before any work), UNAVAILABLE while draining.
+        Frames are a header, progress, evaluations, the curve and the edges of what
+        was found, and a trailer. Returns INVALID_ARGUMENT for bad fields, NOT_FOUND
+        for unknown names, RESOURCE_EXHAUSTED if the queue is full or the request
+        needs more memory than it may have (before any work), OUT_OF_RANGE if numbers
+        are not finite, UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -66,10 +66,11 @@ class CausalServiceStub:
     """Evaluates circuits, which are sets of kept edges of the model's graph, and
     finds them, by scores or by ACDC.
 
-    Frames are a header, progress, evaluations, and a trailer. Returns
-    INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
-    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
-    than it may have (before any work), UNAVAILABLE while draining.
+    Frames are a header, progress, evaluations, the curve and the edges of what
+    was found, and a trailer. Returns INVALID_ARGUMENT for bad fields, NOT_FOUND
+    for unknown names, RESOURCE_EXHAUSTED if the queue is full or the request
+    needs more memory than it may have (before any work), OUT_OF_RANGE if numbers
+    are not finite, UNAVAILABLE while draining.
     """
 
 @_typing.type_check_only
@@ -106,10 +107,11 @@ class CausalServiceAsyncStub(CausalServiceStub):
     """Evaluates circuits, which are sets of kept edges of the model's graph, and
     finds them, by scores or by ACDC.
 
-    Frames are a header, progress, evaluations, and a trailer. Returns
-    INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
-    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
-    than it may have (before any work), UNAVAILABLE while draining.
+    Frames are a header, progress, evaluations, the curve and the edges of what
+    was found, and a trailer. Returns INVALID_ARGUMENT for bad fields, NOT_FOUND
+    for unknown names, RESOURCE_EXHAUSTED if the queue is full or the request
+    needs more memory than it may have (before any work), OUT_OF_RANGE if numbers
+    are not finite, UNAVAILABLE while draining.
     """
 
 class CausalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,10 +163,11 @@ class CausalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Evaluates circuits, which are sets of kept edges of the model's graph, and
         finds them, by scores or by ACDC.
 
-        Frames are a header, progress, evaluations, and a trailer. Returns
-        INVALID_ARGUMENT for bad fields, NOT_FOUND for unknown names,
-        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory
-        than it may have (before any work), UNAVAILABLE while draining.
+        Frames are a header, progress, evaluations, the curve and the edges of what
+        was found, and a trailer. Returns INVALID_ARGUMENT for bad fields, NOT_FOUND
+        for unknown names, RESOURCE_EXHAUSTED if the queue is full or the request
+        needs more memory than it may have (before any work), OUT_OF_RANGE if numbers
+        are not finite, UNAVAILABLE while draining.
         """
 
 def add_CausalServiceServicer_to_server(servicer: CausalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

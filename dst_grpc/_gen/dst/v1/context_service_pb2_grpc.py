@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class ContextServiceStub(object):
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     def __init__(self, channel):
@@ -71,8 +72,9 @@ class ContextServiceStub(object):
 
 class ContextServiceServicer(object):
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     def LoadContext(self, request, context):
@@ -181,8 +183,9 @@ def add_ContextServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ContextService(object):
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     @staticmethod

@@ -30,8 +30,9 @@ GRPC_VERSION: str
 
 class ContextServiceStub:
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     @_typing.overload
@@ -81,8 +82,9 @@ class ContextServiceStub:
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -128,8 +130,9 @@ class ContextServiceAsyncStub(ContextServiceStub):
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     """Loads, unloads and watches contexts. All but ListContexts and WatchContexts
-    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and inference are
-    atomic to one another: a request never sees a context half loaded or freed.
+    need ROLE_OPERATE, and are PERMISSION_DENIED without. Loading, unloading and
+    inference are atomic to one another: a request never sees a context half
+    loaded or freed.
     """
 
     @_abc_1.abstractmethod

@@ -34,8 +34,7 @@ UNAUTHENTICATED, each alone. The details of an error are in
 `grpc-status-details-bin`, as a google.rpc.Status.
 
 Planned services: a GraphService for Graph, a GenerationService for Generate,
-a LensService for Lens, a JobService for jobs over corpora; of CausalService
-the methods Patch and Attribute.
+a LensService for Lens, a JobService for jobs over corpora.
 """
 
 from collections import abc as _abc
