@@ -80,8 +80,8 @@ DetachOption = Annotated[
     bool,
     typer.Option(
         "--detach-final-layer-norm-scale/--no-detach-final-layer-norm-scale",
-        help="Freeze the final norm: hold its scale constant in gradients, so that direct effects are shares of the "
-        "loss. Otherwise they are those of a small change, of which the norm takes back a part.",
+        help="Freeze the final norm: hold its scale constant in gradients, so that direct effects are shares of a "
+        "logit difference. Otherwise they are those of a small change, of which the norm takes back a part.",
     ),
 ]
 AutoencoderOption = Annotated[

@@ -236,7 +236,7 @@ def _described_caller(caller: Caller | None) -> str:
 def server_info(
     server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show the server's version, its limits, and what its operator has switched on."""
+    """Show the server's version and limits, what its operator has switched on, who you are to it, and its queues."""
     with errors_reported(as_json=as_json), connect(server) as client:
         info = client.server_info(timeout=timeout)
     if as_json:

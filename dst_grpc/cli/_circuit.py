@@ -63,7 +63,8 @@ AlternativeOption = Annotated[
     typer.Option(
         "--alternative",
         metavar="NAME",
-        help="What cut edges carry: patching (the other prompt's values), mean_by_position, mean or zero.",
+        help="What takes the place of what is patched or cut: patching (the other prompt's values), mean_by_position, "
+        "mean or zero.",
     ),
 ]
 ReferenceOption = Annotated[

@@ -58,8 +58,8 @@ def make_serve() -> Callable[..., None]:
     for name, field in Settings.model_fields.items():
         default = field.get_default()
         help_text = f"{docs.get(name, '')} [env var: DST_{name.upper()}]"
-        if default not in (None, {}, ()) and default is not True:
-            help_text += f" [default: {default}]"
+        if default not in (None, {}, ()):
+            help_text += f" [default: {_default_text(default)}]"
         parameters.append(_parameter(name, _annotation(name, default, help_text)))
 
     def serve(**flags: Any) -> None:
@@ -69,6 +69,13 @@ def make_serve() -> Callable[..., None]:
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return serve
+
+
+def _default_text(default: Any) -> str:
+    """A default as the environment may give it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return str(default)
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
