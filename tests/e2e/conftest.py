@@ -106,7 +106,7 @@ def served(**settings: Any) -> Iterator[str]:
     code = f"from dst_grpc.rpc import server, settings; server.serve(settings.Settings(**{ {'port': 0} | settings!r}))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:
-            address = ready_address(process)
+            address = _ready_address(process)
             # A log that nobody reads would stop the server once the pipe is full.
             reader = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)
             reader.start()
@@ -117,7 +117,7 @@ def served(**settings: Any) -> Iterator[str]:
         reader.join(timeout=60)
 
 
-def ready_address(process: subprocess.Popen[str]) -> str:
+def _ready_address(process: subprocess.Popen[str]) -> str:
     """Read the log of a server until it says where it listens."""
     assert process.stderr is not None
     seen = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +13,7 @@ from dst_grpc.cli._app import app
 from dst_grpc.client import Client
 from dst_grpc.errors import InvalidRequest
 from tests import checkpoints
-from tests.e2e.conftest import ready_address
+from tests.e2e.conftest import served
 
 SIZE = checkpoints.CONFIG["vocab_size"]
 """Of the embedding; the tokenizer has fewer."""
@@ -25,13 +23,8 @@ LAST = SIZE - 1
 @pytest.fixture(name="address", scope="module")
 def _address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = checkpoints.write_model(tmp_path_factory.mktemp("model") / "m")
-    command = ("-m", "dst_grpc.cli", "serve", "--port", "0", "--model", f"m={folder}", "--default-model", "m")
-    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield ready_address(process)
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
+    with served(models={"m": str(folder)}, default_model="m") as address:
+        yield address
 
 
 @pytest.fixture(name="client")
