@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,43 +30,18 @@ from dst_grpc._gen.dst.v1 import (
     resolution_pb2,
     tensor_service_pb2,
 )
-from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import (
-    CatalogServiceServicer,
-    add_CatalogServiceServicer_to_server,
-)
-from dst_grpc._gen.dst.v1.causal_service_pb2_grpc import (
-    CausalServiceServicer,
-    add_CausalServiceServicer_to_server,
-)
-from dst_grpc._gen.dst.v1.context_service_pb2_grpc import (
-    ContextServiceServicer,
-    add_ContextServiceServicer_to_server,
-)
+from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceServicer, add_CatalogServiceServicer_to_server
+from dst_grpc._gen.dst.v1.causal_service_pb2_grpc import CausalServiceServicer, add_CausalServiceServicer_to_server
+from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceServicer, add_ContextServiceServicer_to_server
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
     DerivedScalarServiceServicer,
     add_DerivedScalarServiceServicer_to_server,
 )
-from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import (
-    TensorServiceServicer,
-    add_TensorServiceServicer_to_server,
-)
+from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceServicer, add_TensorServiceServicer_to_server
 from dst_grpc.client._loop import BackgroundLoop
-from dst_grpc.domain.architecture import (
-    ActivationFunction,
-    Architecture,
-    ModelDimensions,
-    NormKind,
-    PositionKind,
-    unsupported_types,
-)
 from dst_grpc.domain.attribute_requests import AttributeRequest
-from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.circuit import CircuitRequest
-from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElementType, TensorEncoding
-from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.domain.requests import (
@@ -76,264 +51,20 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
-from dst_grpc.domain.resolution import (
-    AutoencoderInfo,
-    ContextKind,
-    ContextState,
-    ContextStatus,
-    CostEstimate,
-    LoadProgress,
-    ModelInfo,
-    RegistryChange,
-    Resolution,
-    ScalarResolution,
-    TapUse,
-    Validated,
-)
-from dst_grpc.domain.results import (
-    AnswerHeader,
-    Axis,
-    DenseTensor,
-    Provenance,
-    RunStatistics,
-    RunSummary,
-    SparseTensor,
-    TensorInfo,
-)
+from dst_grpc.domain.resolution import ContextState, LoadProgress, RegistryChange, Validated
+from dst_grpc.domain.results import RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.domain.scalars import FACTS
-from dst_grpc.domain.server_info import ServerInfo, ServerLimits
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, NotFound, Reason
 from dst_grpc.wire.codec import read, to_wire
 from dst_grpc.wire.errors import error_to_status
-from dst_grpc.wire.frames import FrameCutter, ValueCutter, part_to_wire
+from dst_grpc.wire.frames import ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
+from tests.fake_answers import AUTOENCODER, SERVER_INFO, context_status, frames_of, model_info, resolution_of
 from tests.fake_parts import attribute_parts, circuit_parts, patch_parts
 
-HANDLE = "tiny@0123456789ab:float32:cpu"
-N_LAYERS = 2
-SIZES = {
-    Dimension.ATTN_HEADS: 2,
-    Dimension.MLP_ACTS: 5,
-    Dimension.RESIDUAL_STREAM_CHANNELS: 4,
-    Dimension.VOCAB_SIZE: 7,
-    Dimension.AUTOENCODER_LATENTS: 6,
-    Dimension.SINGLETON: 1,
-    Dimension.QUERY_AND_KEY_CHANNELS: 3,
-    Dimension.VALUE_CHANNELS: 3,
-}
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]
-SUMMARY = RunSummary(
-    statistics=RunStatistics(forward_passes=1, backward_passes=1, queue_duration=0.25),
-    provenance=Provenance(model=HANDLE, model_digest="0" * 64),
-)
-
-
-def tokens_of(request: DeriveRequest) -> tuple[str, ...]:
-    """One token per word, the space belonging to the word after it."""
-    if request.prompt is None or request.prompt.text is None:
-        return ("?",) * len(request.prompt.token_ids or () if request.prompt else ())
-    words = request.prompt.text.split(" ")
-    return (words[0], *(f" {word}" for word in words[1:]))
-
-
-def tensors_of(request: DeriveRequest) -> list[DenseTensor | SparseTensor]:
-    """For each derived scalar a tensor per layer, whose elements count -2, -1, 0, ... in row-major order."""
-    tensors: list[DenseTensor | SparseTensor] = []
-    for spec_index, spec in enumerate(request.derived_scalars):
-        facts, config = FACTS[spec.dst], request.config_of(spec)
-        layers: Iterable[int | None] = (None,) if facts.once else (config.layer_indices or range(N_LAYERS))
-        passes = [PassType.FORWARD, PassType.BACKWARD] if config.derive_gradients else [PassType.FORWARD]
-        for pass_type in passes:
-            for layer in layers:
-                info = TensorInfo(
-                    tensor_id=len(tensors),
-                    dst=spec.dst,
-                    pass_type=pass_type,
-                    layer_index=layer,
-                    axes=_axes(spec.dst, len(tokens_of(request))),
-                    element_type=request.element_type,
-                    spec_index=spec_index,
-                )
-                tensors.append(_filled(info, request.encoding))
-    return tensors
-
-
-def _axes(dst: DerivedScalarType, n_tokens: int) -> tuple[Axis, ...]:
-    axes = [Axis(dimension, SIZES.get(dimension, n_tokens)) for dimension in FACTS[dst].dimensions]
-    if FACTS[dst].is_flattened:
-        axes[0] = Axis(axes[0].dimension, n_tokens * (n_tokens + 1) // 2)
-    return tuple(axes)
-
-
-def _filled(info: TensorInfo, encoding: TensorEncoding) -> DenseTensor | SparseTensor:
-    whole = np.arange(np.prod(info.shape), dtype=np.float32).reshape(info.shape) - 2
-    if encoding is TensorEncoding.SPARSE_LATENTS and info.axes[-1].dimension is Dimension.AUTOENCODER_LATENTS:
-        where = np.argwhere(whole).astype(np.uint32)
-        sparse = TensorInfo(
-            tensor_id=info.tensor_id,
-            dst=info.dst,
-            pass_type=info.pass_type,
-            layer_index=info.layer_index,
-            axes=info.axes,
-            encoding=encoding,
-            nonzero_count=len(where),
-            spec_index=info.spec_index,
-        )
-        return SparseTensor(sparse, whole[tuple(where.T)], where)
-    if info.element_type is TensorElementType.FLOAT16:
-        return DenseTensor(info, whole.astype(np.float16))
-    if info.element_type is TensorElementType.BFLOAT16:
-        return DenseTensor(info, (whole.view(np.uint32) >> 16).astype(np.uint16))
-    return DenseTensor(info, whole)
-
-
-def frames_of(request: DeriveRequest, *, chunk_bytes: int = 64) -> Iterator[inference_pb2.DeriveFrame]:
-    """The whole answer, in small chunks."""
-    tokens, tensors = tokens_of(request), tensors_of(request)
-    cutter = FrameCutter(chunk_bytes=chunk_bytes)
-    header = AnswerHeader(
-        model=HANDLE,
-        token_ids=tuple(range(len(tokens))),
-        token_strings=tokens,
-        tensors=tuple(tensor.info for tensor in tensors),
-        loss=1.5 if request.loss_fn_config else None,
-        activation_value=0.5 if request.trace_config else None,
-        detach_final_layer_norm_scale=bool(request.detach_final_layer_norm_scale),
-    )
-    for part in (header, *tensors, SUMMARY):
-        for frame in cutter.cut(part):
-            yield inference_pb2.DeriveFrame.FromString(b"".join(frame))
-
-
-ZEBRA = Architecture(
-    norm=NormKind.RMS_NORM,
-    positions=PositionKind.ROTARY,
-    layers_without_positions=(1,),
-    activation=ActivationFunction.SILU,
-    gated=True,
-    parallel=True,
-    post_norms=True,
-    qk_norm=True,
-    attn_softcap=50.0,
-    final_softcap=30.0,
-    sliding_windows=(4, None),
-)
-"""As far from GPT-2 as can be; its keys and values are shared, too."""
-
-
-def model_info(name: str = "tiny") -> ModelInfo:
-    architecture = ZEBRA if name == "zebra" else Architecture()
-    return ModelInfo(
-        name=name,
-        handle=HANDLE,
-        family="gpt2",
-        dimensions=ModelDimensions(
-            n_layers=N_LAYERS,
-            d_model=4,
-            n_heads=2,
-            n_key_value_heads=1 if name == "zebra" else 2,
-            d_head=3,
-            d_mlp=5,
-            vocab_size=7,
-            context_window=32,
-        ),
-        element_type=TensorElementType.FLOAT32,
-        device="cpu",
-        digest="0" * 64,
-        parameter_bytes=123456,
-        source="test",
-        default_model=name == "tiny",
-        state=ContextState.AVAILABLE,
-        autoencoders=("tiny/mlp_post_act",),
-        architecture=architecture,
-        unsupported=unsupported_types(architecture),
-    )
-
-
-AUTOENCODER = AutoencoderInfo(
-    name="tiny/mlp_post_act",
-    handle="",
-    model="tiny",
-    dst=DerivedScalarType.MLP_POST_ACT,
-    node_type=NodeType.MLP_AUTOENCODER_LATENT,
-    layer_indices=(0, 1),
-    n_latents=6,
-    activations=(AutoencoderActivation.TOP_K,),
-    spliceable=True,
-    parameter_bytes=500,
-    digest="1" * 64,
-    state=ContextState.NOT_LOADED,
-)
-
-
-SERVER_INFO = ServerInfo(
-    version="0.1.0",
-    protocol_version=1,
-    limits=ServerLimits(
-        max_request_bytes=1 << 22,
-        max_response_bytes=1 << 20,
-        max_queued_requests=4096,
-        max_queued_requests_per_caller=256,
-        patience=30.0,
-        max_items_in_flight_per_stream=16,
-        max_items_per_stream=1000,
-        max_run_bytes=1 << 33,
-        max_put_tensor_bytes=1 << 28,
-        max_put_tensor_ttl=3600.0,
-    ),
-    features=("paths",),
-    caller=Caller(name="alice"),
-)
-
-
-def context_status(state: ContextState, bytes_loaded: int = 1000, error: DstError | None = None) -> ContextStatus:
-    return ContextStatus(
-        handle=HANDLE,
-        kind=ContextKind.MODEL,
-        state=state,
-        bytes_total=1000,
-        bytes_loaded=bytes_loaded,
-        device="cpu",
-        pins=0,
-        hits=3,
-        idle_duration=2.0,
-        error=error,
-    )
-
-
-def resolution_of(request: DeriveRequest) -> Resolution:
-    n_tokens = len(tokens_of(request)) or 32
-    return Resolution(
-        config=DstConfig(model_context=HANDLE),
-        device="cpu",
-        model=model_info(),
-        autoencoders=(),
-        scalars=tuple(
-            ScalarResolution(
-                dst=spec.dst,
-                config=DstConfig(),
-                requires_grad=FACTS[spec.dst].requires_grad_for_forward_pass,
-                taps=(TapUse(location=ActivationLocationType.MLP_POST_ACT, pass_type=PassType.FORWARD),),
-                pass_types=(PassType.FORWARD,),
-                layer_indices=() if FACTS[spec.dst].once else tuple(range(N_LAYERS)),
-                axes=_axes(spec.dst, n_tokens),
-                output_bytes=2048,
-            )
-            for spec in request.derived_scalars
-        ),
-        cost=CostEstimate(
-            sequence_tokens=n_tokens,
-            forward_passes=1,
-            backward_passes=1,
-            floating_point_operations=1000,
-            peak_bytes=4096,
-            output_bytes=2048,
-        ),
-        contexts=(context_status(ContextState.AVAILABLE),),
-    )
 
 
 class FakeService(
@@ -360,10 +91,13 @@ class FakeService(
         self.autoencoders = [AUTOENCODER]
         """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
-        self.circuit_asked: CircuitRequest | None = None
-        self.patch_asked: PatchRequest | None = None
-        self.circuit_has_gap = True
         """What Explain was asked last."""
+        self.circuit_asked: CircuitRequest | None = None
+        """What Circuit was asked last."""
+        self.circuit_has_gap = True
+        """Whether the metrics of the whole model and of no edge differ."""
+        self.patch_asked: PatchRequest | None = None
+        """What Patch was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
         self.metadata: dict[str, Any] = {}
@@ -696,10 +430,7 @@ def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[F
         await server.start()
         return server
 
-    async def make() -> grpc.aio.Server:
-        return await start()
-
-    server = loop.run(make())
+    server = loop.run(start())
     try:
         yield service
     finally:

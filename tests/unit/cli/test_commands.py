@@ -15,7 +15,8 @@ from dst_grpc.cli._app import app
 from dst_grpc.cli._console import print_json
 from dst_grpc.cli._tables import human_value
 from dst_grpc.errors import Exhausted, FieldViolation, Internal, NotFound, PreconditionFailed, Reason
-from tests.fake_service import HANDLE, FakeService
+from tests.fake_answers import HANDLE
+from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
 
 PROMPT = "When Mary and John"

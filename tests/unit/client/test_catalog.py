@@ -19,7 +19,8 @@ from dst_grpc.client import (
     Tokens,
 )
 from dst_grpc.errors import DataLoss, NotFound
-from tests.fake_service import AUTOENCODER, HANDLE, FakeService, context_status, model_info
+from tests.fake_answers import AUTOENCODER, HANDLE, context_status, model_info
+from tests.fake_service import FakeService
 
 
 def test_models_of_every_page_are_listed(client: Client, service: FakeService) -> None:

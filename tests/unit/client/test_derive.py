@@ -20,7 +20,8 @@ from dst_grpc.client import (
 )
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
-from tests.fake_service import HANDLE, FakeService, frames_of
+from tests.fake_answers import HANDLE, frames_of
+from tests.fake_service import FakeService
 
 PROMPT = "When Mary and John"
 NEURONS = "mlp_write_to_final_residual_grad"

@@ -29,7 +29,8 @@ from dst_grpc.errors import (
     Unavailable,
     Unimplemented,
 )
-from tests.fake_service import FakeService, frames_of
+from tests.fake_answers import frames_of
+from tests.fake_service import FakeService
 
 VIOLATIONS = [FieldViolation("config.layer_indices[0]", "must be below 4"), FieldViolation("prompt", "is required")]
 ERRORS: list[DstError] = [

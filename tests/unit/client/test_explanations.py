@@ -34,7 +34,7 @@ from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.wire.envelope import Envelope
 from dst_grpc.wire.frames import PartCutter, part_to_wire
 from tests.comparing import same
-from tests.fake_service import SUMMARY
+from tests.fake_answers import SUMMARY
 
 NODES = tuple(NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(i, i), layer_index=0) for i in range(3))
 HEADER = RunHeader(model="m", token_ids=(1,), token_strings=("a",), loss=2.0)

@@ -55,7 +55,8 @@ from dst_grpc.domain.interventions import (
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest, NotFound
-from tests.fake_service import SERVER_INFO, FakeService
+from tests.fake_answers import SERVER_INFO
+from tests.fake_service import FakeService
 
 VECTOR = np.array([0.5, -1.0, 2.0])
 

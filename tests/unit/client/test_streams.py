@@ -14,7 +14,8 @@ from dst_grpc.client import Answer, AsyncClient, Client, ItemCancels, Resolution
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.wire.errors import error_to_status
-from tests.fake_service import FakeService, frames_of
+from tests.fake_answers import frames_of
+from tests.fake_service import FakeService
 
 
 def requests(*ids: str, prompt: str = "a b") -> list[DeriveRequest]:
