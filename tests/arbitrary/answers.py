@@ -53,7 +53,7 @@ from tests.arbitrary.basic import (
     uint32,
     values_of,
 )
-from tests.arbitrary.requests import FLOATS, node_indices, pass_types, scalar_types
+from tests.arbitrary.configs import FLOATS, node_indices, pass_types, scalar_types
 
 __all__ = ["answer_headers", "answers", "attributions", "circuits", "explanation_parts", "patching", "values_of"]
 

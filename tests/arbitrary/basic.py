@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
 counts = st.integers(1, 2**32 - 1)
+int32 = st.integers(-(2**31) + 1, 2**31 - 1)
 layers = st.integers(0, 40) | uint32
 doubles = st.floats(allow_nan=False)
 floats32 = st.floats(width=32, allow_nan=False)

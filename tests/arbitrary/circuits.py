@@ -12,7 +12,8 @@ from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.pairs import Alternative
 from tests.arbitrary.attributions import pairs
 from tests.arbitrary.basic import built, floats32, names, optional, own, texts, tuples, uint32, values_of
-from tests.arbitrary.requests import ablation_specs, loss_fn_configs, prompts
+from tests.arbitrary.interventions import ablation_specs
+from tests.arbitrary.requests import loss_fn_configs, prompts
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 edges = st.sampled_from(["input->m0", "a0.h1->a2.h0<q>", "a3.h11->logits", "m7->a9.h0<v>"])

@@ -51,7 +51,7 @@ from dst_grpc.wire.codec import codec_of, read, read_answer, read_request, to_wi
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.parsing import parse
 from dst_grpc.wire.tables import TableGroup
-from tests.arbitrary import messages, requests
+from tests.arbitrary import configs, interventions, messages, requests
 
 REQUESTS: list[type] = [
     NodeIndex,
@@ -372,9 +372,9 @@ def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ..
         requests.derive_requests(),
         requests.top_k_requests(),
         requests.explain_requests(),
-        requests.interventions(),
-        requests.activation_indices(),
-        requests.derived_scalar_indices(),
+        interventions.interventions(),
+        configs.activation_indices(),
+        configs.derived_scalar_indices(),
     ],
 )
 @given(data=st.data())
