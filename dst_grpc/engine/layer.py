@@ -126,16 +126,8 @@ class Layer:
 
     def head_input(self, part: AttentionTraceType, head: int, normed: torch.Tensor) -> torch.Tensor:
         """The query, key or value of one query head [..., T, c], from a normed residual of its own [..., T, d]."""
-        c = self._config
-        group = 1 if part is AttentionTraceType.Q else c.n_heads // c.n_key_value_heads
-        start = sum(c.qkv_widths[: _HEAD_INPUTS.index(part)]) + head // group * c.d_head
-        columns = slice(start, start + c.d_head)
-        bias = None if self._qkv_bias is None else self._qkv_bias[columns]
-        x = _linear(normed, self._qkv_weight[:, columns], bias)
-        if part is AttentionTraceType.V:
-            return x
-        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
-        return self._scores_factor(x.unsqueeze(-2), norm, None, PLAIN).squeeze(-2)
+        place = head // self._heads_of_each(part)
+        return self._inputs(part, slice(place, place + 1), normed, None).squeeze(-2)
 
     def inputs_of_heads(
         self,
@@ -145,19 +137,28 @@ class Layer:
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The queries, keys or values of some query *heads* [m], [..., T, m, c], of a normed residual [..., T, d]."""
-        c = self._config
-        group = 1 if part is AttentionTraceType.Q else c.n_heads // c.n_key_value_heads
+        return self._inputs(part, heads // self._heads_of_each(part), normed, positions)
 
-        def of_heads(weight: torch.Tensor) -> torch.Tensor:
-            columns = self._columns(weight, part).unflatten(-1, (-1, c.d_head))
-            return columns[..., heads // group, :].flatten(-2)
-
-        bias = None if self._qkv_bias is None else of_heads(self._qkv_bias)
-        x = _linear(normed, of_heads(self._qkv_weight), bias).unflatten(-1, (-1, c.d_head))
+    def _inputs(
+        self,
+        part: AttentionTraceType,
+        places: slice | torch.Tensor,
+        normed: torch.Tensor,
+        positions: torch.Tensor | None,
+    ) -> torch.Tensor:
+        x = self._projected(part, normed, places)
         if part is AttentionTraceType.V:
             return x
-        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
-        return self._scores_factor(x, norm, positions, PLAIN)
+        return self._scores_factor(x, self._input_norm(part), positions, PLAIN)
+
+    def _heads_of_each(self, part: AttentionTraceType) -> int:
+        """How many query heads share one query, key or value."""
+        c = self._config
+        return 1 if part is AttentionTraceType.Q else c.n_heads // c.n_key_value_heads
+
+    def _input_norm(self, part: AttentionTraceType) -> Norm | None:
+        """The norm of queries or keys; None if the model has none."""
+        return self._query_norm if part is AttentionTraceType.Q else self._key_norm
 
     def head_input_gradient(
         self, part: AttentionTraceType, gradient: torch.Tensor, normed: torch.Tensor, propagation: Propagation = PLAIN
@@ -175,7 +176,7 @@ class Layer:
         """
         if part is AttentionTraceType.V:
             return gradient
-        norm = self._query_norm if part is AttentionTraceType.Q else self._key_norm
+        norm = self._input_norm(part)
         with torch.enable_grad():
             if norm is None:  # all else is linear
                 projected = torch.zeros_like(gradient)
@@ -188,20 +189,25 @@ class Layer:
     def head_input_read(self, part: AttentionTraceType, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient at a normed residual of each query head's own [H, ..., d], from that at its projection to the
         input *part* of the head [..., H, c]."""
-        c = self._config
-        weight = self._columns(self._qkv_weight, part).to(gradient.dtype).unflatten(-1, (-1, c.d_head))
+        weight = self._columns(self._qkv_weight, part).to(gradient.dtype)
         grouped = gradient.unflatten(-2, (weight.shape[1], -1))
         return torch.einsum("...kgc,dkc->kg...d", grouped, weight).flatten(0, 1)
 
-    def _projected(self, part: AttentionTraceType, normed: torch.Tensor) -> torch.Tensor:
-        """The projection to queries [..., T, H, c], or to keys or values [..., T, KV, c]."""
-        bias = None if self._qkv_bias is None else self._columns(self._qkv_bias, part)
-        x = _linear(normed, self._columns(self._qkv_weight, part), bias)
-        return x.unflatten(-1, (-1, self._config.d_head))
+    def _projected(
+        self, part: AttentionTraceType, normed: torch.Tensor, places: slice | torch.Tensor = slice(None)
+    ) -> torch.Tensor:
+        """The projection to queries [..., T, H, c], or to keys or values [..., T, KV, c]; of those axes, *places*."""
+
+        def chosen(weight: torch.Tensor) -> torch.Tensor:
+            return self._columns(weight, part)[..., places, :].flatten(-2)
+
+        bias = None if self._qkv_bias is None else chosen(self._qkv_bias)
+        return _linear(normed, chosen(self._qkv_weight), bias).unflatten(-1, (-1, self._config.d_head))
 
     def _columns(self, weight: torch.Tensor, part: AttentionTraceType) -> torch.Tensor:
-        """The columns of an input of heads in the weight, or bias, that holds all three."""
-        return torch.split(weight, list(self._config.qkv_widths), dim=-1)[_HEAD_INPUTS.index(part)]
+        """The columns [..., H or KV, c] of an input of heads in the weight, or bias, that holds all three."""
+        c = self._config
+        return torch.split(weight, list(c.qkv_widths), dim=-1)[_HEAD_INPUTS.index(part)].unflatten(-1, (-1, c.d_head))
 
     def for_each_head(self, shared: torch.Tensor) -> torch.Tensor:
         """*shared* [..., T, KV, c] as [..., T, H, c]: head h has that of group h KV // H."""
