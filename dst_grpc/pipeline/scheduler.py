@@ -48,7 +48,7 @@ _USUAL = 0.9
 _FIRST_QUANTUM = 0.01
 _LEAST_QUANTUM = 0.001
 _BATCH_SECONDS = 0.05
-"""The longest batch, if the quantum is not longer; and a single job may be."""
+"""The longest batch, if the quantum is not longer; and a single job, or those of a single request, may be."""
 _BATCH_SECONDS_ALONE = 1.0
 _ALONE_AFTER_SECONDS = 10.0
 """After so long a caller whom no other has interrupted is alone: longer batches do more, and keep nobody waiting."""
@@ -365,7 +365,8 @@ class Scheduler:
         return (
             padded <= self.max_batch_tokens
             and padded <= MAX_PADDING * (batch.n_tokens + job.n_tokens)
-            and (batch.cost + job.cost <= seconds or job.ticket is batch.jobs[0].ticket)  # of one request: together
+            # A request waits for all its passes, and its caller makes up for them: apart they would only take longer.
+            and (batch.cost + job.cost <= seconds or job.ticket is batch.jobs[0].ticket)
             and self.memory.fits(job.ticket)
             and not self._is_late(job)
             and job.goes_with(batch.jobs)
@@ -373,7 +374,7 @@ class Scheduler:
 
     @property
     def _batch_seconds(self) -> float:
-        """The longest that a batch may be estimated to take, unless its first job does."""
+        """The longest that a batch may be estimated to take, unless the jobs of its first request do."""
         is_alone = self._clock() - self._interrupted_at > _ALONE_AFTER_SECONDS
         return max(self._quantum, _BATCH_SECONDS_ALONE if is_alone else _BATCH_SECONDS)
 

@@ -223,6 +223,18 @@ def test_a_batch_is_no_longer_than_one_usual_job_while_several_callers_ask() -> 
     assert max(batches) == pytest.approx(0.05)
 
 
+def test_the_passes_of_one_request_run_together_however_long_they_take() -> None:
+    device = Device()
+    mine = device.ticket("one")
+    for _ in range(3):
+        device.add("one", 40, ticket=mine, group="same")
+    for name in ("one", "other"):
+        device.add(name, 40, group="same")
+    jobs = device.run()
+    assert [job.ticket for job in jobs] == [mine] * 3
+    assert names(device.run()) == ["other"], "what they took is made up for"
+
+
 def test_a_caller_alone_gets_long_batches() -> None:
     device = Device()
     for _ in range(40):
