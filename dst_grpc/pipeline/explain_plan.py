@@ -69,14 +69,17 @@ class ExplainPlan:
     @property
     def peak_bytes(self) -> int:
         """Estimated memory of all its runs together, and of the answer."""
-        of_runs = sum(plan.cost.peak_bytes - MESSAGE_BYTES for plan in self.plans)
-        return of_runs + max(self._scoring_bytes, self._choosing_bytes) + MESSAGE_BYTES
+        return sum(plan.cost.peak_bytes - MESSAGE_BYTES for plan in self.plans) + self._answer_bytes
 
     @property
     def held_bytes(self) -> int:
         """Estimated bytes that what its runs recorded, and the making of the answer, take once the passes are over."""
-        of_runs = sum(plan.held_bytes - MESSAGE_BYTES for plan in self.plans)
-        return of_runs + max(self._scoring_bytes, self._choosing_bytes) + MESSAGE_BYTES
+        return sum(plan.held_bytes - MESSAGE_BYTES for plan in self.plans) + self._answer_bytes
+
+    @property
+    def _answer_bytes(self) -> int:
+        """Bytes of making the answer of all runs, and of one message of it."""
+        return max(self._scoring_bytes, self._choosing_bytes) + MESSAGE_BYTES
 
     @property
     def _choosing_bytes(self) -> int:
@@ -129,7 +132,7 @@ class ExplainPlan:
         """The most nodes of each type that *group* can select in one run."""
         sizes: dict[DerivedScalarType, int] = {}
         for scalar in (scalar for plan in self.plans for scalar in plan.scalars):  # prompts differ in length
-            sizes[scalar.facts.type] = max(sizes.get(scalar.facts.type, 0), scalar.output_bytes // 4)
+            sizes[scalar.facts.type] = max(sizes.get(scalar.facts.type, 0), scalar.output_bytes // BYTES_OF_FLOAT32)
         wanted = (self.k if group.k is None else group.k) * len(ends_of(group.selection))
         return {dst: min(wanted, sizes.get(dst, 0)) for dst in group.dsts}
 
