@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from dst_grpc.domain.attribute_answers import (
 )
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.callers import LOCAL, Caller, Grants
+from dst_grpc.domain.callers import Grants
 from dst_grpc.domain.circuit import (
     CircuitEdges,
     CircuitEvaluation,
@@ -57,7 +57,6 @@ from dst_grpc.domain.patch_answers import (
     PatchPartKind,
     PatchValue,
 )
-from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -81,12 +80,13 @@ from dst_grpc.domain.results import (
     TensorInfo,
 )
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
-from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.parts import Parts
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
 
+T = TypeVar("T")
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 """What to do instead of answering, step by step."""
 PatchScript = Callable[[PatchRequest], AsyncGenerator[Sequence[PatchPart | RunSummary], None]]
@@ -339,13 +339,9 @@ class FakePipeline:
         self.started: list[str] = []
         self.ended: asyncio.Queue[str] = asyncio.Queue()
         self.is_closed = False
-        self.tensors: TensorSource | None = None
-        """Those that the last request came with."""
-        self.caller = LOCAL
-        """Who sent it."""
+        self.sender = HERE
+        """Who sent the last request of Derive."""
         self.grants = Grants()
-        self.urgency = WHENEVER
-        """How soon it was wanted."""
 
     async def derive(
         self,
@@ -353,26 +349,17 @@ class FakePipeline:
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        self.tensors, self.caller, self.urgency = tensors, caller, urgency
+        self.sender = sender
         problems = known or Violations()
         problems.check(request.prompt is not None, join_path(root, "prompt"), "is required")
         problems.raise_if_any()
-        self._enter(request.request_id)
-        try:
-            script = self.scripts.get(request.request_id)
-            if script is None:
-                yield answer([tensor(0, [1.0, 2.0, 3.0])])
-                return
-            async with aclosing(script(request)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._leave(request.request_id)
+        async with aclosing(
+            self._scripted(request, None, self.scripts, lambda: answer([tensor(0, [1.0, 2.0, 3.0])]))
+        ) as steps:
+            async for step in steps:
+                yield step
 
     async def resolve(
         self,
@@ -380,8 +367,7 @@ class FakePipeline:
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Stage, None]:
         (known or Violations()).raise_if_any()
         request_id = request.request.request_id
@@ -397,108 +383,50 @@ class FakePipeline:
         finally:
             self._leave(request_id)
 
-    async def explain(
+    def explain(
         self,
         request: ExplainRequest | TopKRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        (known or Violations()).raise_if_any()
-        self._enter(request.request_id)
-        try:
-            script = self.explain_scripts.get(request.request_id)
-            if script is None:
-                yield explained(len(request.runs))
-                return
-            async with aclosing(script(request)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._leave(request.request_id)
+        return self._scripted(request, known, self.explain_scripts, lambda: explained(len(request.runs)))
 
-    async def patch(
+    def patch(
         self,
         request: PatchRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
-        (known or Violations()).raise_if_any()
-        self._enter(request.request_id)
-        try:
-            script = self.patch_scripts.get(request.request_id)
-            if script is None:
-                yield patch_parts(len(request.pairs))
-                return
-            async with aclosing(script(request)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._leave(request.request_id)
+        return self._scripted(request, known, self.patch_scripts, lambda: patch_parts(len(request.pairs)))
 
-    async def attribute(
+    def attribute(
         self,
         request: AttributeRequest,
         known: Violations | None = None,
         *,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
-        (known or Violations()).raise_if_any()
-        self._enter(request.request_id)
-        try:
-            script = self.attribute_scripts.get(request.request_id)
-            if script is None:
-                yield attribute_parts(len(request.pairs))
-                return
-            async with aclosing(script(request)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._leave(request.request_id)
+        return self._scripted(request, known, self.attribute_scripts, lambda: attribute_parts(len(request.pairs)))
 
-    async def circuit(
+    def circuit(
         self,
         request: CircuitRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
-        (known or Violations()).raise_if_any()
-        self._enter(request.request_id)
-        try:
-            script = self.circuit_scripts.get(request.request_id)
-            if script is None:
-                yield circuit_parts(len(request.pairs))
-                return
-            async with aclosing(script(request)) as steps:
-                async for step in steps:
-                    yield step
-        finally:
-            self._leave(request.request_id)
+        return self._scripted(request, known, self.circuit_scripts, lambda: circuit_parts(len(request.pairs)))
 
     def top_k(
         self,
         request: TopKRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        return self.explain(request, known, tensors=tensors, caller=caller)
+        return self.explain(request, known, sender=sender)
 
     def use_grants(self, grants: Grants) -> None:
         self.grants = grants
@@ -508,6 +436,27 @@ class FakePipeline:
 
     async def close(self) -> None:
         self.is_closed = True
+
+    async def _scripted(
+        self,
+        request: Any,
+        known: Violations | None,
+        scripts: Mapping[str, Callable[[Any], AsyncGenerator[Sequence[T], None]]],
+        answer_of: Callable[[], Sequence[T]],
+    ) -> AsyncGenerator[Sequence[T], None]:
+        """The steps of the request's script, or the whole answer in one step if it has none."""
+        (known or Violations()).raise_if_any()
+        self._enter(request.request_id)
+        try:
+            script = scripts.get(request.request_id)
+            if script is None:
+                yield answer_of()
+                return
+            async with aclosing(script(request)) as steps:
+                async for step in steps:
+                    yield step
+        finally:
+            self._leave(request.request_id)
 
     def _enter(self, request_id: str) -> None:
         self.started.append(request_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dst_grpc.causal.attribution import Question
 from dst_grpc.causal.edges import sites_of_changes, sites_of_reads
@@ -105,6 +105,14 @@ class AttributePlan:
                 return self.request.effective_steps * (2 * layers + 1)
             case _:
                 return self.request.effective_steps
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan whose run the answer begins with."""
+        return (self.plan,)
+
+    held_bytes: ClassVar[int | None] = None
+    """It takes as much once that run is over: the answer runs the others."""
 
     @property
     def peak_bytes(self) -> int:

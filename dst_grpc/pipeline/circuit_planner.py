@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,14 @@ class CircuitPlan:
         step = max(BLOCK_TOKENS // self.longest, 1)
         for start in range(0, len(self.pairs), step):
             yield range(start, min(start + step, len(self.pairs)))
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan whose run the answer begins with."""
+        return (self.plan,)
+
+    held_bytes: ClassVar[int | None] = None
+    """It takes as much once that run is over: the answer runs the others."""
 
     @property
     def peak_bytes(self) -> int:

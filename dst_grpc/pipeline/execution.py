@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
-    from dst_grpc.domain.callers import Caller, Grant
+    from dst_grpc.domain.callers import Grant
     from dst_grpc.domain.results import RunSummary
-    from dst_grpc.domain.urgency import Urgency
+    from dst_grpc.domain.sender import Sender
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.limits import Limits
@@ -72,20 +72,18 @@ class Executor:
         self._devices: dict[str, Batcher] = {}
 
     @contextmanager
-    def entered(self, caller: Caller, urgency: Urgency, request_bytes: int, device: str | None) -> Iterator[Ticket]:
+    def entered(self, sender: Sender, device: str | None) -> Iterator[Ticket]:
         """Let a request in for the time of the block, before it is planned.
 
         Args:
-            caller: who asks.
-            urgency: how soon it is wanted.
-            request_bytes: bytes of its message.
+            sender: who sent it.
             device: that of its model; None if it is not known.
 
         Raises:
             DstError: what `Door.entered` raises; and what `Scheduler.check` does if even a request that costs nothing
                 could not be served before its deadline.
         """
-        with self._door.entered(caller, urgency, request_bytes) as ticket:
+        with self._door.entered(sender.caller, sender.urgency, sender.request_bytes) as ticket:
             if device is not None:
                 self._device(device).scheduler.check(ticket)
             yield ticket

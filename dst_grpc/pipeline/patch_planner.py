@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.graph import Graph
@@ -136,6 +136,14 @@ class PatchPlan:
         step = max(min(most), 1)
         for start in range(0, len(self.pairs), step):
             yield range(start, min(start + step, len(self.pairs)))
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan whose run the answer begins with."""
+        return (self.plan,)
+
+    held_bytes: ClassVar[int | None] = None
+    """It takes as much once that run is over: the answer runs the others."""
 
     @property
     def peak_bytes(self) -> int:

@@ -6,11 +6,10 @@ import asyncio
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.domain.urgency import WHENEVER, Urgency
+from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
@@ -25,13 +24,14 @@ from dst_grpc.pipeline.resolution import Resolver
 from dst_grpc.pipeline.tensor_answer import STEP_BYTES, TensorAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.attribute_answers import AttributePart
     from dst_grpc.domain.attribute_requests import AttributeRequest
-    from dst_grpc.domain.callers import Caller, Grants
+    from dst_grpc.domain.callers import Grants
     from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
@@ -42,10 +42,42 @@ if TYPE_CHECKING:
     from dst_grpc.domain.results import AnswerHeader, RunSummary
     from dst_grpc.domain.server_info import DeviceLoad
     from dst_grpc.errors import Violations
-    from dst_grpc.pipeline.door import Ticket
+    from dst_grpc.pipeline.attribute_planner import AttributePlan
+    from dst_grpc.pipeline.circuit_planner import CircuitPlan
+    from dst_grpc.pipeline.execution import Contexts, StepwiseAnswer
     from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.run import RunResult
     from dst_grpc.pipeline.tensor_answer import Tensor
+
+
+class AskedPlan(Protocol):
+    """A request, checked and completed, that is answered in steps."""
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """Its runs."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated memory, without weights."""
+
+    @property
+    def held_bytes(self) -> int | None:
+        """What it takes once its passes are over; None = as much as before."""
+
+    @property
+    def floating_point_operations(self) -> int:
+        """Approximate operations of the whole."""
+
+    @property
+    def n_steps(self) -> int:
+        """About how many steps the answer has."""
+
+
+PlanT = TypeVar("PlanT", bound=AskedPlan)
+T = TypeVar("T")
 
 
 class Pipeline:
@@ -69,8 +101,7 @@ class Pipeline:
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
         """Check, complete and cost a request; with `load`, also load what it needs.
 
@@ -78,15 +109,14 @@ class Pipeline:
             request: what is asked.
             known: violations found by reading the message.
             root: the path of the request in the message.
-            tensors: the store of the caller's tensors.
-            caller: who asks.
+            sender: who sent it.
 
         Raises:
             DstError: what `make_plan`, `with_tensors` and `ContextCache.lease` raise.
         """
         registry, path = self._cache.registry, join_path(root, "request")
-        plan = await self._planning.plan(request.request, registry, known, root=path, caller=caller)
-        await self._planning.with_tensors([plan], tensors, [path])  # raises what Derive would
+        plan = await self._planning.plan(request.request, registry, known, root=path, caller=sender.caller)
+        await self._planning.with_tensors([plan], sender.tensors, [path])  # raises what Derive would
         yield Validated()
         async with AsyncExitStack() as stack:
             if request.load:
@@ -101,10 +131,7 @@ class Pipeline:
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[AnswerHeader | Tensor | RunSummary], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
@@ -112,18 +139,17 @@ class Pipeline:
             request: what is asked.
             known: violations found by reading the message.
             root: the path of the request in the message.
-            tensors: the store of the caller's tensors.
-            caller: who asks.
-            urgency: how soon it is wanted.
-            request_bytes: bytes of the message.
+            sender: who sent it.
 
         Raises:
             DstError: what `make_plan`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before the header.
         """
         registry = self._cache.registry
-        with self._executor.entered(caller, urgency, request_bytes, _device(registry, model_ref(request))) as ticket:
-            plan = await self._planning.plan(request, registry, known, root=root, needs_prompt=True, caller=caller)
-            (plan,) = await self._planning.with_tensors([plan], tensors, [root])
+        with self._executor.entered(sender, _device(registry, model_ref(request))) as ticket:
+            plan = await self._planning.plan(
+                request, registry, known, root=root, needs_prompt=True, caller=sender.caller
+            )
+            (plan,) = await self._planning.with_tensors([plan], sender.tensors, [root])
             cost = plan.cost
             answer = self._executor.run(
                 ticket,
@@ -139,110 +165,56 @@ class Pipeline:
                 async for ready in steps:
                     yield ready
 
-    async def top_k(
-        self,
-        request: TopKRequest,
-        known: Violations | None = None,
-        *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+    def top_k(
+        self, request: TopKRequest, known: Violations | None = None, *, sender: Sender = HERE
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: a header and a table of each, then a summary.
 
         Raises:
             DstError: what `plan_top_k`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before any part.
         """
-        registry = self._cache.registry
-        device = _device(registry, model_ref(request.runs[0]) if request.runs else "")
-        with self._executor.entered(caller, urgency, request_bytes, device) as ticket:
-            asked = await self._planning.plan_top_k(request, registry, known)
-            asked = await self._with_tensors(asked, tensors)
-            async with aclosing(self._explained(ticket, asked)) as steps:
-                async for ready in steps:
-                    yield ready
 
-    async def explain(
-        self,
-        request: ExplainRequest,
-        known: Violations | None = None,
-        *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        async def plan(registry: Registry) -> ExplainPlan:
+            return await self._with_tensors(await self._planning.plan_top_k(request, registry, known), sender.tensors)
+
+        return self._answered(
+            model_ref(request.runs[0]) if request.runs else "", sender, plan, ExplanationAnswer, Work.EXPLAIN_STEP
+        )
+
+    def explain(
+        self, request: ExplainRequest, known: Violations | None = None, *, sender: Sender = HERE
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Run a request's runs as one batch: every part as soon as it is ready, then a summary.
 
         Raises:
             DstError: what `plan_explain`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before any part.
         """
-        registry = self._cache.registry
-        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
-            asked = await self._planning.plan_explain(request, registry, known)
-            asked = await self._with_tensors(asked, tensors)
-            async with aclosing(self._explained(ticket, asked)) as steps:
-                async for ready in steps:
-                    yield ready
+
+        async def plan(registry: Registry) -> ExplainPlan:
+            return await self._with_tensors(await self._planning.plan_explain(request, registry, known), sender.tensors)
+
+        return self._answered(request.model or "", sender, plan, ExplanationAnswer, Work.EXPLAIN_STEP)
 
     async def _with_tensors(self, asked: ExplainPlan, tensors: TensorSource | None) -> ExplainPlan:
         roots = [f"runs[{i}]" for i in range(len(asked.plans))]
         return replace(asked, plans=await self._planning.with_tensors(asked.plans, tensors, roots))
 
-    def _explained(
-        self, ticket: Ticket, asked: ExplainPlan
-    ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
-        return self._executor.run(
-            ticket,
-            asked.plans,
-            partial(ExplanationAnswer, asked),
-            peak_bytes=asked.peak_bytes,
-            held_bytes=asked.held_bytes,
-            operations=asked.floating_point_operations,
-            steps=Work.EXPLAIN_STEP,
-            n_steps=asked.n_steps,
-        )
-
-    async def attribute(
-        self,
-        request: AttributeRequest,
-        known: Violations | None = None,
-        *,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+    def attribute(
+        self, request: AttributeRequest, known: Violations | None = None, *, sender: Sender = HERE
     ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
         """Score nodes, edges or tokens: every part as soon as it is ready, then a summary.
 
         Raises:
             DstError: what `plan_attribute`, `Executor.entered` and `Executor.run` raise, before any part.
         """
-        registry = self._cache.registry
-        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
-            asked = await self._planning.plan_attribute(request, registry, known)
-            answer = self._executor.run(
-                ticket,
-                [asked.plan],
-                partial(AttributeAnswer, asked),
-                peak_bytes=asked.peak_bytes,
-                operations=asked.floating_point_operations,
-                steps=Work.ATTRIBUTE_STEP,
-                n_steps=asked.n_steps,
-            )
-            async with aclosing(answer) as steps:
-                async for ready in steps:
-                    yield ready
 
-    async def patch(
-        self,
-        request: PatchRequest,
-        known: Violations | None = None,
-        *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        async def plan(registry: Registry) -> AttributePlan:
+            return await self._planning.plan_attribute(request, registry, known)
+
+        return self._answered(request.model or "", sender, plan, AttributeAnswer, Work.ATTRIBUTE_STEP)
+
+    def patch(
+        self, request: PatchRequest, known: Violations | None = None, *, sender: Sender = HERE
     ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
         """Change runs cell by cell: every part as soon as it is ready, then a summary.
 
@@ -250,31 +222,14 @@ class Pipeline:
             DstError: what `plan_patch`, `PatchPlan.with_tensors`, `Executor.entered` and `Executor.run` raise, before
                 any part.
         """
-        registry = self._cache.registry
-        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
-            asked = (await self._planning.plan_patch(request, registry, known)).with_tensors(tensors)
-            answer = self._executor.run(
-                ticket,
-                [asked.plan],
-                partial(PatchAnswer, asked),
-                peak_bytes=asked.peak_bytes,
-                operations=asked.floating_point_operations,
-                steps=Work.PATCH_STEP,
-                n_steps=asked.n_steps,
-            )
-            async with aclosing(answer) as steps:
-                async for ready in steps:
-                    yield ready
 
-    async def circuit(
-        self,
-        request: CircuitRequest,
-        known: Violations | None = None,
-        *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        async def plan(registry: Registry) -> PatchPlan:
+            return (await self._planning.plan_patch(request, registry, known)).with_tensors(sender.tensors)
+
+        return self._answered(request.model or "", sender, plan, PatchAnswer, Work.PATCH_STEP)
+
+    def circuit(
+        self, request: CircuitRequest, known: Violations | None = None, *, sender: Sender = HERE
     ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
         """Evaluate circuits, and find them: every part as soon as it is ready, then a summary.
 
@@ -282,20 +237,44 @@ class Pipeline:
             DstError: what `plan_circuit`, `CircuitPlan.with_tensors`, `Executor.entered` and `Executor.run` raise,
                 before any part.
         """
+
+        async def plan(registry: Registry) -> CircuitPlan:
+            return (await self._planning.plan_circuit(request, registry, known)).with_tensors(sender.tensors)
+
+        return self._answered(request.model or "", sender, plan, CircuitAnswer, Work.CIRCUIT_STEP)
+
+    async def _answered(
+        self,
+        model: str,
+        sender: Sender,
+        plan: Callable[[Registry], Awaitable[PlanT]],
+        answer: Callable[[PlanT, Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
+        steps: Work,
+    ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
+        """Let a request in, plan it, run it, and yield the items of its answer as they are ready.
+
+        Args:
+            model: name or handle of its model.
+            sender: who sent it.
+            plan: plans it.
+            answer: begins the answer.
+            steps: what the steps of the answer are.
+        """
         registry = self._cache.registry
-        with self._executor.entered(caller, urgency, request_bytes, _device(registry, request.model or "")) as ticket:
-            asked = (await self._planning.plan_circuit(request, registry, known)).with_tensors(tensors)
-            answer = self._executor.run(
+        with self._executor.entered(sender, _device(registry, model)) as ticket:
+            asked = await plan(registry)
+            items = self._executor.run(
                 ticket,
-                [asked.plan],
-                partial(CircuitAnswer, asked),
+                asked.plans,
+                partial(answer, asked),
                 peak_bytes=asked.peak_bytes,
+                held_bytes=asked.held_bytes,
                 operations=asked.floating_point_operations,
-                steps=Work.CIRCUIT_STEP,
+                steps=steps,
                 n_steps=asked.n_steps,
             )
-            async with aclosing(answer) as steps:
-                async for ready in steps:
+            async with aclosing(items):
+                async for ready in items:
                     yield ready
 
     def loads(self) -> tuple[DeviceLoad, ...]:

@@ -11,10 +11,12 @@ from typing import Protocol, TypeVar
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.sender import Sender
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.reading import Reading
+from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.envelope import Buffers, Envelope
 from dst_grpc.wire.frames import is_light
 
@@ -43,6 +45,17 @@ def deadline_of(context: ObservedContext) -> float | None:
 def urgency_of(context: ObservedContext) -> Urgency:
     """How soon the answer of a call is wanted, and who takes it."""
     return Urgency(deadline=deadline_of(context), reader=context.outbox)
+
+
+def sender_of(context: ObservedContext, tensors: TensorStore, request: Message | None = None) -> Sender:
+    """Who makes a call, and what they put into *tensors*; *request* is None for a stream of them."""
+    caller = context.caller
+    return Sender(
+        caller=caller,
+        tensors=tensors.of(caller.name),
+        urgency=urgency_of(context),
+        request_bytes=0 if request is None else request.ByteSize(),
+    )
 
 
 async def messages_of(
@@ -84,7 +97,7 @@ def frames_of(
     reading: Reading,
     cls: type[AskedT],
     message: Message,
-    context: ObservedContext,
+    sender: Sender,
     run: Callable[..., AsyncGenerator[Sequence[T], None]],
     cut: Callable[[T], Iterable[Buffers]],
 ) -> Messages:
@@ -94,14 +107,13 @@ def frames_of(
         reading: reads the message.
         cls: the class of the request.
         message: the request.
-        context: the call.
+        sender: who sent it.
         run: the method of `PipelinePort` that runs the request.
         cut: splits a part of the answer into frames.
     """
-    caller, urgency = context.caller, urgency_of(context)
 
     def answers(asked: AskedT, known: Violations | None) -> Messages:
-        steps = run(asked, known, caller=caller, urgency=urgency, request_bytes=message.ByteSize())
+        steps = run(asked, known, sender=sender)
         return messages_of(steps, cut, Envelope(asked.request_id), reading.threads)
 
     return answers_of(reading, cls, message, answers)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
 from dst_grpc.contexts.threads import Threads
-from dst_grpc.domain.callers import Caller, Priority
+from dst_grpc.domain.callers import Priority
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.requests import (
     MAX_REQUEST_ID_CHARACTERS,
@@ -23,9 +23,9 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
-from dst_grpc.domain.urgency import WHENEVER, Urgency
+from dst_grpc.domain.sender import Sender
 from dst_grpc.errors import DstError, InvalidRequest, Violations
-from dst_grpc.rpc.answers import Messages, answers_of, frames_of, messages_of, urgency_of
+from dst_grpc.rpc.answers import Messages, answers_of, frames_of, messages_of, sender_of
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
@@ -57,51 +57,44 @@ class DerivedScalarService:
         """Check, complete and cost one request."""
 
         def answers(asked: ResolveRequest, known: Violations | None) -> Messages:
-            stages = self._pipeline.resolve(asked, known, tensors=self._tensors.of(caller.name), caller=caller)
-            return resolved(stages, asked, self._reading.threads)
+            return resolved(self._pipeline.resolve(asked, known, sender=sender), asked, self._reading.threads)
 
-        caller = context.caller
+        sender = sender_of(context, self._tensors, request)
         return answers_of(self._reading, ResolveRequest, request, answers)
 
     def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
         """Run one prompt."""
 
         def answers(asked: DeriveRequest, known: Violations | None) -> Messages:
-            steps = self._pipeline.derive(
-                asked,
-                known,
-                tensors=self._tensors.of(caller.name),
-                caller=caller,
-                urgency=urgency,
-                request_bytes=request.ByteSize(),
-            )
-            return derived(steps, asked, self._reading.threads)
+            return derived(self._pipeline.derive(asked, known, sender=sender), asked, self._reading.threads)
 
-        caller, urgency = context.caller, urgency_of(context)
+        sender = sender_of(context, self._tensors, request)
         return answers_of(self._reading, DeriveRequest, request, answers)
 
     def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
         """Select nodes."""
-        run = partial(self._pipeline.top_k, tensors=self._tensors.of(context.caller.name))
-        return frames_of(self._reading, TopKRequest, request, context, run, PartCutter(explain_pb2.TopKFrame).cut)
+        sender, cut = sender_of(context, self._tensors, request), PartCutter(explain_pb2.TopKFrame).cut
+        return frames_of(self._reading, TopKRequest, request, sender, self._pipeline.top_k, cut)
 
     def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
         """Explain runs."""
-        run = partial(self._pipeline.explain, tensors=self._tensors.of(context.caller.name))
-        return frames_of(self._reading, ExplainRequest, request, context, run, PartCutter(explain_pb2.ExplainFrame).cut)
+        sender, cut = sender_of(context, self._tensors, request), PartCutter(explain_pb2.ExplainFrame).cut
+        return frames_of(self._reading, ExplainRequest, request, sender, self._pipeline.explain, cut)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
-        items = ResolveItems(self._pipeline, self._tensors, context.caller, self._reading)
+        sender = sender_of(context, self._tensors)
+        items = ResolveItems(self._pipeline, sender, self._reading)
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
     async def DeriveStream(
         self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
     ) -> None:
         """Derive for many requests."""
-        items = DeriveItems(self._pipeline, self._tensors, context.caller, self._reading, urgency_of(context))
+        sender = sender_of(context, self._tensors)
+        items = DeriveItems(self._pipeline, sender, self._reading)
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
 
@@ -137,21 +130,11 @@ class DeriveItems:
     method = f"{_SERVICE}/DeriveStream"
     id_path = "request.request_id"
 
-    def __init__(
-        self,
-        pipeline: PipelinePort,
-        tensors: TensorStore,
-        caller: Caller,
-        reading: Reading,
-        urgency: Urgency = WHENEVER,
-    ) -> None:
-        """Run items of *caller*, read by *reading*, on *pipeline*, with the caller's *tensors*, in a call of this
-        *urgency*."""
+    def __init__(self, pipeline: PipelinePort, sender: Sender, reading: Reading) -> None:
+        """Run items of a call of *sender*, read by *reading*, on *pipeline*."""
         self._pipeline = pipeline
-        self._tensors = tensors
-        self._caller = caller
+        self._of_call = sender
         self._reading = reading
-        self._of_call = urgency
 
     def read(self, message: inference_pb2.DeriveStreamRequest | Refused) -> Item | Cancellation:
         """The item or cancellation in *message*."""
@@ -160,7 +143,7 @@ class DeriveItems:
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
-        derive = partial(self._derive, self._urgency(seconds), message.ByteSize())
+        derive = partial(self._derive, self._sender(seconds, message.ByteSize()))
         return Item(
             request_id=message.request.request_id,
             answers=lambda index: answers_of(self._reading, DeriveStreamRequest, message, partial(derive, index)),
@@ -168,27 +151,19 @@ class DeriveItems:
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
-    def _urgency(self, timeout_seconds: float) -> Urgency:
+    def _sender(self, timeout_seconds: float, request_bytes: int) -> Sender:
         """Of an item that arrives now, with this timeout; 0 for none."""
-        deadline = self._of_call.deadline
+        urgency = self._of_call.urgency
+        deadline = urgency.deadline
         if timeout_seconds > 0:
             deadline = min(deadline or math.inf, time.monotonic() + timeout_seconds)
-        return replace(self._of_call, priority=Priority.BATCH, deadline=deadline)
+        urgency = replace(urgency, priority=Priority.BATCH, deadline=deadline)
+        return replace(self._of_call, urgency=urgency, request_bytes=request_bytes)
 
-    def _derive(
-        self, urgency: Urgency, request_bytes: int, index: int, item: DeriveStreamRequest, known: Violations | None
-    ) -> Messages:
+    def _derive(self, sender: Sender, index: int, item: DeriveStreamRequest, known: Violations | None) -> Messages:
         """Derive one request."""
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
-        steps = self._pipeline.derive(
-            asked,
-            known,
-            root="request",
-            tensors=self._tensors.of(self._caller.name),
-            caller=self._caller,
-            urgency=urgency,
-            request_bytes=request_bytes,
-        )
+        steps = self._pipeline.derive(asked, known, root="request", sender=sender)
         return derived(steps, asked, self._reading.threads, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
@@ -202,11 +177,10 @@ class ResolveItems:
     method = f"{_SERVICE}/ResolveStream"
     id_path = "request.request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, tensors: TensorStore, caller: Caller, reading: Reading) -> None:
-        """Resolve items of *caller*, read by *reading*, on *pipeline*, with the *tensors* that it put."""
+    def __init__(self, pipeline: PipelinePort, sender: Sender, reading: Reading) -> None:
+        """Resolve items of a call of *sender*, read by *reading*, on *pipeline*."""
         self._pipeline = pipeline
-        self._tensors = tensors
-        self._caller = caller
+        self._sender = sender
         self._reading = reading
 
     def read(self, message: resolution_pb2.ResolveStreamRequest | Refused) -> Item:
@@ -223,8 +197,7 @@ class ResolveItems:
 
     def _resolve(self, index: int, item: ResolveStreamRequest, known: Violations | None) -> Messages:
         """Resolve one request."""
-        tensors = self._tensors.of(self._caller.name)
-        stages = self._pipeline.resolve(item.message, known, root="request", tensors=tensors, caller=self._caller)
+        stages = self._pipeline.resolve(item.message, known, root="request", sender=self._sender)
         return resolved(stages, item.message, self._reading.threads, item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:

@@ -8,13 +8,12 @@ from typing import Protocol, TypeVar
 
 from dst_grpc.domain.attribute_answers import AttributePart
 from dst_grpc.domain.attribute_requests import AttributeRequest
-from dst_grpc.domain.callers import LOCAL, Caller, Grants
+from dst_grpc.domain.callers import Grants
 from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import PatchPart
-from dst_grpc.domain.request_tensors import TensorSource
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -26,8 +25,8 @@ from dst_grpc.domain.resolution import (
     Validated,
 )
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorRows
+from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
-from dst_grpc.domain.urgency import WHENEVER, Urgency
 from dst_grpc.errors import Violations
 
 InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
@@ -40,8 +39,7 @@ class PipelinePort(Protocol):
     """Runs requests. Pull-based: closing a generator stops its work.
 
     *known* are the violations found by reading the request's message, if any; they are reported with those of planning.
-    *root* is the path of the request in the message, and *tensors* the store of its *caller*'s tensors. *urgency* is
-    how soon it is wanted, and *request_bytes* how large its message is.
+    *root* is the path of the request in the message, and *sender* who sent it.
     """
 
     def resolve(
@@ -50,8 +48,7 @@ class PipelinePort(Protocol):
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 
@@ -61,10 +58,7 @@ class PipelinePort(Protocol):
         known: Violations | None = None,
         *,
         root: str = "",
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
         """Run a request; yields what is ready to be sent, step by step."""
 
@@ -73,10 +67,7 @@ class PipelinePort(Protocol):
         request: TopKRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Select nodes of a request's runs."""
 
@@ -85,10 +76,7 @@ class PipelinePort(Protocol):
         request: ExplainRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         """Explain a request's runs."""
 
@@ -97,9 +85,7 @@ class PipelinePort(Protocol):
         request: AttributeRequest,
         known: Violations | None = None,
         *,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[AttributePart | RunSummary], None]:
         """Score nodes, edges or tokens."""
 
@@ -108,10 +94,7 @@ class PipelinePort(Protocol):
         request: PatchRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[PatchPart | RunSummary], None]:
         """Change runs cell by cell."""
 
@@ -120,10 +103,7 @@ class PipelinePort(Protocol):
         request: CircuitRequest,
         known: Violations | None = None,
         *,
-        tensors: TensorSource | None = None,
-        caller: Caller = LOCAL,
-        urgency: Urgency = WHENEVER,
-        request_bytes: int = 0,
+        sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
         """Evaluate circuits, and find them."""
 

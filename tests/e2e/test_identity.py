@@ -380,4 +380,4 @@ async def test_the_pipeline_is_told_who_asks(tmp_path: Path) -> None:
         request = inference_pb2.DeriveRequest(request_id="x", prompt=inference_pb2.Prompt(text="ab"))
         for name in ("alice", "bob"):
             await rig.scalars.Derive(request, timeout=CALL_SECONDS, metadata=tokens.bearer(f"{name}-token")).read()
-            assert rig.parts.pipeline.caller.name == name
+            assert rig.parts.pipeline.sender.caller.name == name

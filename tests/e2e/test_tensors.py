@@ -69,7 +69,7 @@ async def test_a_tensor_arrives_in_pieces_and_is_kept_as_float32(rig: Rig, eleme
     kept = await put(rig, [pb.PutTensorRequest(description=description), *pieces])
     assert kept.byte_count == 2400
     await rig.scalars.Derive(make_derive(), timeout=CALL_SECONDS).read()
-    tensors: Any = rig.parts.pipeline.tensors  # what a request of the same caller finds
+    tensors: Any = rig.parts.pipeline.sender.tensors  # what a request of the same caller finds
     np.testing.assert_array_equal(tensors.get(kept.handle).tensor, values)
     with pytest.raises(NotFound):
         tensors.get("tensor-other")
@@ -85,7 +85,7 @@ async def test_bfloat16_and_a_single_number_are_tensors_too(rig: Rig) -> None:
     two = await put(rig, [pb.PutTensorRequest(description=description), pb.PutTensorRequest(data=bits.tobytes())])
     one = await put(rig, messages(3.5))
     await rig.scalars.Derive(make_derive(), timeout=CALL_SECONDS).read()
-    tensors: Any = rig.parts.pipeline.tensors
+    tensors: Any = rig.parts.pipeline.sender.tensors
     assert tensors.get(two.handle).tensor.tolist() == [1.0, -2.0]
     assert tensors.get(one.handle).tensor.tolist() == 3.5
 

@@ -28,6 +28,7 @@ from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, V
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
+from dst_grpc.domain.sender import Sender
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
@@ -131,7 +132,7 @@ async def test_tensors_come_with_the_request_or_by_handle(pipeline: Pipeline) ->
     _, *plain, _ = await everything(pipeline.derive(request(T.RESID_POST_MLP, loss_fn_config=models.LOSS)))
     for tensor in (one, other):
         inline = await everything(pipeline.derive(steering(tensor)))
-        put = await everything(pipeline.derive(by_handle, tensors=interventions.Shelf(v=tensor)))
+        put = await everything(pipeline.derive(by_handle, sender=Sender(tensors=interventions.Shelf(v=tensor))))
         assert inline[0] == put[0]
         for ours, theirs, before in zip(inline[1:-1], put[1:-1], plain, strict=True):
             assert np.array_equal(ours.values, theirs.values)
@@ -139,7 +140,8 @@ async def test_tensors_come_with_the_request_or_by_handle(pipeline: Pipeline) ->
         assert inline[-1].provenance.config_digest == put[-1].provenance.config_digest
         for prompt in (by_handle.prompt, None):
             resolve = ResolveRequest(request=replace(by_handle, prompt=prompt))
-            assert len(await everything(pipeline.resolve(resolve, tensors=interventions.Shelf(v=tensor)))) == 2
+            sender = Sender(tensors=interventions.Shelf(v=tensor))
+            assert len(await everything(pipeline.resolve(resolve, sender=sender))) == 2
 
 
 async def test_tensors_that_cannot_be_used_are_refused_at_their_handles(
@@ -152,20 +154,20 @@ async def test_tensors_that_cannot_be_used_are_refused_at_their_handles(
         await everything(pipeline.derive(by_handle, root="request"))
     assert caught.value.violations[0].field == f"request.{field}"
     with pytest.raises(InvalidRequest, match="does not stretch") as caught:
-        await everything(pipeline.derive(by_handle, tensors=wide))
+        await everything(pipeline.derive(by_handle, sender=Sender(tensors=wide)))
     assert caught.value.violations[0].field == field
     run = ExplainRun(prompt=Prompt(token_ids=models.TOKENS), interventions=by_handle.interventions)
     with pytest.raises(InvalidRequest, match="does not stretch") as caught:
-        await everything(pipeline.explain(ExplainRequest(runs=(run, run)), tensors=wide))
+        await everything(pipeline.explain(ExplainRequest(runs=(run, run)), sender=Sender(tensors=wide)))
     assert [one.field for one in caught.value.violations] == [f"runs[{i}].{field}" for i in range(2)]
     with pytest.raises(NotFound, match="'v'"):
-        await everything(pipeline.derive(by_handle, tensors=interventions.Shelf()))
+        await everything(pipeline.derive(by_handle, sender=Sender(tensors=interventions.Shelf())))
     resolve = ResolveRequest(request=by_handle)
     with pytest.raises(InvalidRequest, match="does not stretch") as caught:
-        await everything(pipeline.resolve(resolve, root="request", tensors=wide))
+        await everything(pipeline.resolve(resolve, root="request", sender=Sender(tensors=wide)))
     assert caught.value.violations[0].field == f"request.request.{field}"
     with pytest.raises(NotFound, match="'v'"):
-        await everything(pipeline.resolve(resolve, tensors=interventions.Shelf()))
+        await everything(pipeline.resolve(resolve, sender=Sender(tensors=interventions.Shelf())))
     assert_idle(pipeline, cache)
 
 
@@ -239,7 +241,9 @@ async def test_what_others_asked_is_not_to_be_told_unless_recordings_are_shared(
     pipeline = Pipeline(cache, Limits(share_recordings=share_recordings))
     passes, n_plans = [], []
     for name in ("first", "second", "second"):
-        *_, summary = await everything(pipeline.derive(request(T.MLP_POST_ACT), caller=Caller(name=name)))
+        *_, summary = await everything(
+            pipeline.derive(request(T.MLP_POST_ACT), sender=Sender(caller=Caller(name=name)))
+        )
         passes.append(summary.statistics.forward_passes)
         n_plans.append(len(pipeline._planning._kept))
     assert (passes, n_plans) == (([1, 0, 0], [1, 1, 1]) if share_recordings else ([1, 1, 0], [1, 2, 2]))
@@ -503,9 +507,9 @@ async def test_a_reader_who_has_stalled_is_given_up_when_another_waits_for_the_m
     plan = make_plan(large(), cache.registry, store_bytes=0)
     limits = Limits(of_device=DeviceLimits(max_run_bytes=plan.cost.peak_bytes), store_bytes=0)
     pipeline, reader = Pipeline(cache, limits), Stalled()
-    async with aclosing(pipeline.derive(large(), urgency=Urgency(reader=reader))) as slow:
+    async with aclosing(pipeline.derive(large(), sender=Sender(urgency=Urgency(reader=reader)))) as slow:
         await anext(slow)
-        waiting = asyncio.create_task(everything(pipeline.derive(large(), caller=Caller(name="other"))))
+        waiting = asyncio.create_task(everything(pipeline.derive(large(), sender=Sender(caller=Caller(name="other")))))
         await asyncio.wait([waiting], timeout=0.05)
         assert not reader.given_up.is_set()  # it may just be slow
         reader.has_stalled = True
