@@ -12,12 +12,9 @@ import asyncio
 import hashlib
 import itertools
 import json
-import os
 import random
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -39,6 +36,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.wire.codec import to_wire
+from scripts.serving import running
 
 _DERIVE = "/dst.v1.DerivedScalarService/Derive"
 _GREEDY, _POLITE = "greedy", tuple(f"polite-{i}" for i in range(5))
@@ -52,7 +50,6 @@ _CALLERS, _CALLS_EACH = 200, 5
 _VOCABULARY, _WINDOW = 257, 256
 _CALL_LINE = re.compile(rf" call method={_DERIVE} ")
 _REFUSAL_MILLIS = re.compile(rf" call method={_DERIVE} code=RESOURCE_EXHAUSTED millis=([\d.]+) ")
-_READY = "is ready at "
 
 
 def write_model(folder: Path, n_layers: int, d: int, n_heads: int = 4) -> None:
@@ -171,22 +168,12 @@ def _serving(device: _Device) -> Iterator[_Target]:
         names = (_GREEDY, *_POLITE, *(f"caller-{i}" for i in range(_CALLERS)))
         lines = [f"{name} sha256:{hashlib.sha256(_token_of(name).encode()).hexdigest()} ask never" for name in names]
         (top / "tokens").write_text("\n".join(lines))
-        command = [sys.executable, *device.program, "serve", "--port", "0"]
+        command = [*device.program, "serve", "--port", "0"]
         command += ["--model", f"m={top / 'model'}", "--default-model", "m", "--preload", "m", "--store-bytes", "0"]
         port = _free_port()
         command += ["--auth-token-file", str(top / "tokens"), "--metrics-port", str(port)]
-        with (top / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            assert _READY in line, (top / "log").read_text(encoding="utf-8")
-            metrics = f"http://127.0.0.1:{port}/metrics"
-            yield _Target(address=line.partition(_READY)[2].strip(), metrics=metrics, log=top / "log")
-        finally:
-            process.terminate()
-            process.wait(30)
+        with running(*command, log=top / "log", OMP_NUM_THREADS="1") as found:
+            yield _Target(address=found.address, metrics=f"http://127.0.0.1:{port}/metrics", log=top / "log")
 
 
 @dataclass

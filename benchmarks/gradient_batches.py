@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.fairness import write_model
-from benchmarks.handover import Server, running
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
@@ -31,6 +30,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import DstError
+from scripts.serving import SERVE, Server, running
 
 if TYPE_CHECKING:
     from dst_grpc.domain.results import RunStatistics
@@ -151,8 +151,7 @@ def report() -> Iterator[str]:
         write_model(top / "model", _LAYERS, _D, _HEADS)
         registry = Registry.build(models={"m": top / "model"}, device="cpu")
         decoder = FileLoader().load_model(registry.model_entry("m"), lambda _: None).decoder
-        command = ["-m", "dst_grpc.cli", "serve", "--port", "0", "--model", f"m={top / 'model'}"]
-        command += ["--default-model", "m", "--preload", "m"]
-        with running(command, top / "log") as server:
+        model = ("--model", f"m={top / 'model'}", "--default-model", "m", "--preload", "m")
+        with running(*SERVE, *model, log=top / "log") as server:
             yield from asyncio.run(_report(server, decoder))
     torch.set_num_threads(n_threads)

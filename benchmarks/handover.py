@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -26,25 +24,12 @@ import grpc.aio
 from benchmarks.serving import small_request
 from dst_grpc.domain.requests import ResolveRequest
 from dst_grpc.wire.codec import to_wire
+from scripts.serving import READY, SERVE, Server, running
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 _TOKEN = "token-of-benchmark"
 _ROUNDS, _CALLS = 9, 320
 _IN_FLIGHT = (1, 64)
-_READY = "is ready at "
-_PROCESS_CLOCK = 2
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server in a process of its own."""
-
-    address: str
-    pid: int
-
-    def cpu_seconds(self) -> float:
-        """The processor's time that all its threads have taken; clock_getcpuclockid(3) of the process."""
-        return time.clock_gettime(~self.pid << 3 | _PROCESS_CLOCK)
 
 
 def serve_bytes() -> None:
@@ -81,22 +66,8 @@ async def _serve_bytes() -> None:
     server = grpc.aio.server(handlers=(Methods(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(f"{_READY}127.0.0.1:{port}", flush=True)
+    print(f"{READY}127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
-
-
-@contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[Server]:
-    """A server that says on its standard output where it listens."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=sink, text=True)
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        assert _READY in line, log.read_text(encoding="utf-8")
-        yield Server(line.partition(_READY)[2].strip(), process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @contextmanager
@@ -106,10 +77,10 @@ def _servers() -> Iterator[tuple[Server, Server]]:
         top = Path(folder)
         digest = hashlib.sha256(_TOKEN.encode()).hexdigest()
         (top / "tokens").write_text(f"benchmark sha256:{digest} ask never\n")
-        ours = ["-m", "dst_grpc.cli", "serve", "--port", "0", "--metrics-port", "0", "--preload", "embedded"]
-        ours += ["--auth-token-file", str(top / "tokens")]
-        bare = ["-c", "from benchmarks.handover import serve_bytes; serve_bytes()"]
-        yield stack.enter_context(running(ours, top / "ours")), stack.enter_context(running(bare, top / "bare"))
+        ours = (*SERVE, "--metrics-port", "0", "--preload", "embedded", "--auth-token-file", str(top / "tokens"))
+        bare = ("-c", "from benchmarks.handover import serve_bytes; serve_bytes()")
+        first = stack.enter_context(running(*ours, log=top / "ours"))
+        yield first, stack.enter_context(running(*bare, log=top / "bare"))
 
 
 @dataclass

@@ -1,26 +1,73 @@
-"""A server of our own, for scripts that ask one."""
+"""Servers in processes of their own, for whoever asks one: scripts, benchmarks and attacks."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 READY = "is ready at "
+SERVE = ("-m", "dst_grpc.cli", "serve", "--port", "0")
+"""What Python runs for a server on a free port."""
 STOP_SECONDS = 30.0
+_PROCESS_CLOCK = 2
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready."""
+
+    address: str
+    """HOST:PORT."""
+    pid: int
+    """Its process."""
+
+    def cpu_seconds(self) -> float:
+        """The processor's time that all its threads have taken; clock_getcpuclockid(3) of the process."""
+        return time.clock_gettime(~self.pid << 3 | _PROCESS_CLOCK)
+
+
+@contextmanager
+def running(*command: str, log: Path | None = None, **environment: str) -> Iterator[Server]:
+    """Run Python with *command*, which prints where it is ready, and stop it afterwards.
+
+    Its log goes to *log*, or else to where ours goes: never to a pipe, which would stop it once that is full.
+    """
+    with ExitStack() as stack:
+        errors = None if log is None else stack.enter_context(log.open("wb"))
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, *command],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | environment,
+            )
+        )
+        stack.callback(_stop, process)
+        line = process.stdout.readline() if process.stdout else ""
+        if READY not in line:
+            said = "what it said stands above" if log is None else log.read_text(encoding="utf-8")
+            sys.exit(f"the server did not start: {' '.join(command)}\n{said}")
+        yield Server(line.partition(READY)[2].strip(), process.pid)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"the server did not stop within {STOP_SECONDS:.0f} s, and is killed", file=sys.stderr)
+        process.kill()
 
 
 @contextmanager
 def server(*arguments: str) -> Iterator[str]:
     """Run `dst-grpc serve` with *arguments* on a free port; yields HOST:PORT once ready, and stops it afterwards."""
-    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--log-level", "WARNING", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if READY not in line:
-                sys.exit("the server did not start; what it said stands above")
-            yield line.partition(READY)[2].strip()
-        finally:
-            process.terminate()
-            process.wait(STOP_SECONDS)
+    with running(*SERVE, "--log-level", "WARNING", *arguments) as found:
+        yield found.address

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,6 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from dst_grpc._gen.dst.v1 import component_pb2, derived_scalar_type_pb2, inference_pb2, resolution_pb2
+from scripts.serving import SERVE, running
 
 DERIVE = "/dst.v1.DerivedScalarService/Derive"
 DERIVE_STREAM = "/dst.v1.DerivedScalarService/DeriveStream"
@@ -27,10 +26,8 @@ RESOLVE_STREAM = "/dst.v1.DerivedScalarService/ResolveStream"
 TOP_K = "/dst.v1.DerivedScalarService/TopK"
 EXPLAIN = "/dst.v1.DerivedScalarService/Explain"
 
-_READY = "is ready at "
 _MIB = 1 << 20
 _TICKS = 100
-_STOP_SECONDS = 30.0
 _MEMORY_MIB = 6000
 
 
@@ -83,20 +80,9 @@ class Target:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Target]:
-    """A server with *arguments*, stopped at the end, and killed if it takes more memory than `_MEMORY_MIB`."""
-    command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--log-level", "ERROR", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if _READY not in line:
-                sys.exit(f"the server did not start: {' '.join(command)}")
-            yield Target(address=line.partition(_READY)[2].strip(), pid=process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    """A server with *arguments*, stopped at the end; what it logs of attacks is of no use."""
+    with running(*SERVE, "--log-level", "ERROR", *arguments, log=Path(os.devnull)) as found:
+        yield Target(address=found.address, pid=found.pid)
 
 
 @dataclass
