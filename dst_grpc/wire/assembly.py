@@ -188,38 +188,8 @@ def assemble(frames: Iterable[pb.DeriveFrame | Chunk], *, max_bytes: int = MAX_A
     return assembler.finish()
 
 
-class PartReader:
-    """Reads the frames of an answer of TopK or Explain as parts, and counts them."""
-
-    def __init__(self) -> None:
-        """Start an answer."""
-        self._pieces: Pieces[explain_pb2.TopKFrame | explain_pb2.ExplainFrame] = Pieces()
-        self.count = 0
-        """Frames so far."""
-
-    def read(self, frame: explain_pb2.TopKFrame | explain_pb2.ExplainFrame) -> ExplanationPart | None:
-        """The part that *frame* completes; None while it is partial, and for unknown kinds.
-
-        Raises:
-            DataLoss: with reason ANSWER_CORRUPT, if the frame cannot be read, or contradicts earlier ones.
-        """
-        self.count += 1
-        kind = frame.WhichOneof("frame")
-        whole = None if kind is None else self._pieces.whole(frame, kind)
-        if kind is None or whole is None:
-            return None
-        content = getattr(whole, kind)
-        value = read_answer(_PARTS[content.DESCRIPTOR.name], content)
-        return ExplanationPart(kind=PartKind(kind), value=value, run_index=frame.run_index)
-
-
-_PARTS: dict[str, type[RunHeader | NodeTable | ScalarSum | ScoredTokens | TokenPairs | RunsTrailer]] = {
-    cls.__name__: cls for cls in (RunHeader, NodeTable, ScalarSum, ScoredTokens, TokenPairs, RunsTrailer)
-}
-
-
 class ValueReader:
-    """Reads the frames of an answer that is about its request as a whole, and counts them."""
+    """Reads the frames of an answer as values, and counts them."""
 
     def __init__(self, classes: Iterable[type]) -> None:
         """Start an answer whose frames hold values of *classes*, which have the names of their messages."""
@@ -241,6 +211,27 @@ class ValueReader:
             return None
         content = getattr(whole, kind)
         return kind, read_answer(self._classes[content.DESCRIPTOR.name], content)
+
+
+class PartReader:
+    """Reads the frames of an answer of TopK or Explain as parts, and counts them."""
+
+    def __init__(self) -> None:
+        """Start an answer."""
+        self._values = ValueReader((RunHeader, NodeTable, ScalarSum, ScoredTokens, TokenPairs, RunsTrailer))
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return self._values.count
+
+    def read(self, frame: explain_pb2.TopKFrame | explain_pb2.ExplainFrame) -> ExplanationPart | None:
+        """The part that *frame* completes; None while it is partial, and for unknown kinds. Raises as ValueReader."""
+        found = self._values.read(frame)
+        if found is None:
+            return None
+        kind, value = found
+        return ExplanationPart(kind=PartKind(kind), value=value, run_index=frame.run_index)
 
 
 class StageReader:

@@ -18,7 +18,6 @@ from dst_grpc.domain.circuit import CircuitPart, CircuitPartKind
 from dst_grpc.domain.explanations import (
     ExplanationPart,
     NodeTable,
-    PartKind,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -163,47 +162,8 @@ def _weight(value: Any) -> int:
     return 1 + sum(len(each) if isinstance(each, list | tuple | dict) else 1 for each in value.values())
 
 
-class PartCutter:
-    """Splits the parts of an answer of TopK or Explain into frames, and counts them."""
-
-    def __init__(
-        self,
-        frame_class: type[explain_pb2.TopKFrame | explain_pb2.ExplainFrame],
-        *,
-        chunk_bytes: int = CHUNK_BYTES,
-    ) -> None:
-        """Start an answer of frames of *frame_class*."""
-        self._frame_class = frame_class
-        self._chunk_bytes = chunk_bytes
-        self._count = 0
-
-    def cut(self, part: ExplanationPart | RunSummary) -> Iterator[Buffers]:
-        """The frames of the next part; the summary is the last, and becomes the trailer."""
-        if isinstance(part, RunSummary):
-            trailer = RunsTrailer(frame_count=self._count + 1, statistics=part.statistics, provenance=part.provenance)
-            part = ExplanationPart(kind=PartKind.TRAILER, value=trailer)
-        for frame in self._frames_of(part):
-            self._count += 1
-            yield frame
-
-    def _frames_of(self, part: ExplanationPart) -> Iterator[Buffers]:
-        value = part.value
-        if isinstance(value, ScalarSum) and value.values.nbytes > self._chunk_bytes:
-            rows = max(1, self._chunk_bytes // (value.values.nbytes // len(value.values)))
-            starts = range(0, len(value.values), rows)
-            for start in starts:
-                piece = ScalarSum(
-                    dst=value.dst, values=value.values[start : start + rows], first_token=value.first_token + start
-                )
-                content = _content(part.kind, piece)
-                frame = self._frame_class(**content, run_index=part.run_index, partial=start != starts[-1])
-                yield (frame.SerializeToString(),)
-        else:
-            yield from _frames(self._frame_class, part.kind, value, self._chunk_bytes, run_index=part.run_index)
-
-
 class ValueCutter:
-    """Splits the parts of an answer that is about its request as a whole into frames, and counts them."""
+    """Splits the parts of an answer into frames, and counts them."""
 
     def __init__(self, frame_class: Any, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Start an answer of frames of *frame_class*."""
@@ -214,14 +174,41 @@ class ValueCutter:
     def cut(self, part: ValuePart | RunSummary) -> Iterator[Buffers]:
         """The frames of the next part; the summary is the last, and becomes the trailer."""
         if isinstance(part, RunSummary):
-            kind: str = "trailer"
-            count = self._count + 1
-            value: Any = RunsTrailer(frame_count=count, statistics=part.statistics, provenance=part.provenance)
+            trailer = RunsTrailer(frame_count=self._count + 1, statistics=part.statistics, provenance=part.provenance)
+            frames = self._frames_of("trailer", trailer)
         else:
-            kind, value = part.kind, part.value
-        for frame in _frames(self._frame_class, kind, value, self._chunk_bytes):
+            frames = self._frames_of(part.kind, part.value, **self._place_of(part))
+        for frame in frames:
             self._count += 1
             yield frame
+
+    def _place_of(self, _part: Any) -> dict[str, Any]:
+        """Fields of the frames of a part, beside its value."""
+        return {}
+
+    def _frames_of(self, kind: str, value: Any, **fields: Any) -> Iterator[Buffers]:
+        """The frames of *value*, of kind *kind*."""
+        return _frames(self._frame_class, kind, value, self._chunk_bytes, **fields)
+
+
+class PartCutter(ValueCutter):
+    """The same of TopK or Explain, whose parts are each about one run."""
+
+    def _place_of(self, part: ExplanationPart) -> dict[str, Any]:
+        return {"run_index": part.run_index}
+
+    def _frames_of(self, kind: str, value: Any, **fields: Any) -> Iterator[Buffers]:
+        if not isinstance(value, ScalarSum) or value.values.nbytes <= self._chunk_bytes:
+            yield from super()._frames_of(kind, value, **fields)
+            return
+        rows = max(1, self._chunk_bytes // (value.values.nbytes // len(value.values)))
+        starts = range(0, len(value.values), rows)
+        for start in starts:
+            piece = ScalarSum(
+                dst=value.dst, values=value.values[start : start + rows], first_token=value.first_token + start
+            )
+            frame = self._frame_class(**_content(kind, piece), **fields, partial=start != starts[-1])
+            yield (frame.SerializeToString(),)
 
 
 class FrameCutter:
