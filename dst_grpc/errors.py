@@ -100,6 +100,10 @@ class FieldViolation:
     description: str
     """A full sentence saying what is wrong and, where it can, what would be right."""
 
+    def __str__(self) -> str:
+        """Both, for a sentence or a line."""
+        return f"{self.field}: {self.description}" if self.field else self.description
+
     def under(self, prefix: str) -> FieldViolation:
         """The same violation, seen from the message that holds this one at `prefix`."""
         return FieldViolation(join_path(prefix, self.field), self.description)
@@ -157,8 +161,7 @@ class InvalidRequest(DstError):
         """Make the error from one or more violations; the message joins them."""
         self.violations = tuple(violations)
         self.omitted = omitted
-        sentences = [f"{v.field}: {v.description}" if v.field else v.description for v in self.violations]
-        sentences += [f"and {omitted} more"] if omitted else []
+        sentences = [*map(str, self.violations), *([f"and {omitted} more"] if omitted else [])]
         super().__init__("; ".join(sentences), reason=reason, metadata=metadata)
 
     @classmethod
@@ -290,8 +293,7 @@ class PreconditionFailed(DstError):
     ) -> None:
         """Make the error from what is missing."""
         self.violations = tuple(violations)
-        text = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in self.violations)
-        super().__init__(text, reason=reason, metadata=metadata)
+        super().__init__("; ".join(map(str, self.violations)), reason=reason, metadata=metadata)
 
     def under(self, prefix: str) -> PreconditionFailed:
         """The same error with every path moved below *prefix*."""

@@ -11,7 +11,7 @@ from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.callers_file import read_callers
 from dst_grpc.rpc.hosts import Hosts
 from dst_grpc.rpc.identity import Identity, IdentityRules
-from dst_grpc.rpc.parts import StartupError, line_of
+from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reloading import NewContent, ReadFile
 from dst_grpc.rpc.settings import Settings
@@ -71,4 +71,4 @@ def at_start(read: ReadFile) -> NewContent:
     try:
         return read()
     except InvalidRequest as error:
-        raise StartupError("\n  ".join(["a file cannot be used:", *map(line_of, error.violations)])) from None
+        raise StartupError("\n  ".join(["a file cannot be used:", *map(str, error.violations)])) from None

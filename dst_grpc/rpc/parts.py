@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dst_grpc.errors import DstError, FieldViolation, InvalidRequest
+from dst_grpc.errors import DstError, InvalidRequest
 from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
 from dst_grpc.rpc.settings import Settings
 
@@ -61,7 +61,7 @@ def build_parts(settings: Settings) -> Parts:
     try:
         registry = build_registry(settings)
     except InvalidRequest as error:
-        raise StartupError("\n  ".join(["the models cannot be served:", *map(line_of, error.violations)])) from error
+        raise StartupError("\n  ".join(["the models cannot be served:", *map(str, error.violations)])) from error
     except DstError as error:
         raise StartupError(error.message) from error
     for failed in registry.failed:
@@ -81,8 +81,3 @@ def build_parts(settings: Settings) -> Parts:
         share_recordings=settings.share_recordings,
     )
     return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))
-
-
-def line_of(violation: FieldViolation) -> str:
-    """One thing that is wrong, for a terminal."""
-    return f"{violation.field}: {violation.description}" if violation.field else violation.description
