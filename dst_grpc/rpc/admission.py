@@ -5,8 +5,7 @@ from __future__ import annotations
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
-
-_HEALTH_PREFIX = "/grpc.health.v1.Health/"
+from dst_grpc.rpc.health import HEALTH_PREFIX
 
 
 class CallAdmission:
@@ -23,7 +22,7 @@ class CallAdmission:
 
     def on_start(self, call: CallInfo) -> int:
         """Admit or refuse a call; the token is how many calls it counts as."""
-        if call.method.startswith(_HEALTH_PREFIX):
+        if call.method.startswith(HEALTH_PREFIX):
             return 0
         if self._drain.given:
             raise draining_error()

@@ -11,10 +11,10 @@ from dst_grpc.domain.callers import ASKING, OPERATING, Caller, Grants, Role
 from dst_grpc.errors import NotAllowed, Unauthenticated
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.guesses import Guesses
+from dst_grpc.rpc.health import HEALTH_PREFIX
 from dst_grpc.rpc.hosts import Host, Hosts
 from dst_grpc.rpc.tokens import TokenTable, digest_of
 
-_HEALTH_PREFIX = "/grpc.health.v1.Health/"
 _CONTEXTS = "/dst.v1.ContextService/"
 OPERATORS_METHODS = frozenset(
     _CONTEXTS + name for name in ("LoadContext", "UnpinContext", "UnloadContext", "ReloadRegistry")
@@ -36,7 +36,7 @@ def role_for(method: str) -> Role | None:
     """The role that *method* needs; None for health checks, which anybody may call."""
     if method in OPERATORS_METHODS:
         return Role.OPERATE
-    return None if method.startswith(_HEALTH_PREFIX) else Role.ASK
+    return None if method.startswith(HEALTH_PREFIX) else Role.ASK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
