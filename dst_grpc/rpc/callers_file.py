@@ -22,6 +22,8 @@ from dst_grpc.sources.specs import toml_key
 from dst_grpc.sources.toml_file import Table, near, read_toml
 
 _NO_TABLE: dict[str, Any] = {}
+_ROLES = " and ".join(f'"{role}"' for role in Role)
+_PRIORITIES = " or ".join(Priority)
 
 
 def read_callers(file: Path) -> Grants:
@@ -50,10 +52,10 @@ def _grant(table: Table, default: Grant) -> Grant:
     """What *table* grants, and *default* where it says nothing, or something wrong."""
     names = table.take("roles", list, None)
     roles = default.roles if names is None else roles_of(names)
-    table.check(roles is not None or names is None, "roles", f"must be a list of {_all(Role)}")
+    table.check(roles is not None or names is None, "roles", f"must be a list of {_ROLES}")
     priority = table.take("priority", str, default.priority.value)
     known = {one.value: one for one in Priority}
-    table.check(priority in known, "priority", f"must be {_all(Priority)}{near(priority, known)}")
+    table.check(priority in known, "priority", f"must be {_PRIORITIES}{near(priority, known)}")
     fields = {
         "weight": table.take("weight", float, default.weight),
         "cost_seconds_per_minute": table.take("cost_seconds_per_minute", float, default.cost_seconds_per_minute),
@@ -73,7 +75,3 @@ def roles_of(names: list[Any]) -> tuple[Role, ...] | None:
     if not names or not all(isinstance(name, str) and name in known for name in names):
         return None
     return max((known[name].implied for name in names), key=len)
-
-
-def _all(kinds: type[Role | Priority]) -> str:
-    return " and ".join(f'"{one.value}"' for one in kinds) if kinds is Role else " or ".join(one.value for one in kinds)
