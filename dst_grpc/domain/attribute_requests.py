@@ -17,12 +17,10 @@ from dst_grpc.domain.attribute import (
     PropagationRule,
 )
 from dst_grpc.domain.enum_names import json_name, json_names
-from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.pairs import Orientation, PromptPair
-from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS
-from dst_grpc.domain.texts import check_text
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.domain.pairs import Orientation, PromptPair, check_pairs
+from dst_grpc.domain.requests import check_id, check_names
+from dst_grpc.errors import Violations
 
 MAX_STEPS = 1000
 MAX_VERIFIED = 10_000
@@ -80,13 +78,8 @@ class AttributeRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        problems.check(
-            len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS,
-            "request_id",
-            f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
-        )
-        check_text(problems, "request_id", self.request_id)
-        self._check_names(problems)
+        check_id(problems, "request_id", self.request_id)
+        check_names(problems, self.model, self.autoencoders)
         self._check_pairs(problems)
         self._check_method(problems)
         self._check_nodes(problems)
@@ -122,27 +115,14 @@ class AttributeRequest:
         """Whether corrupt prompts are needed."""
         return not self.of_tokens or self.effective_baseline is Baseline.CORRUPT
 
-    def _check_names(self, problems: Violations) -> None:
-        names = [(f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)]
-        for path, name in [*names, *([("model", self.model)] if self.model is not None else [])]:
-            try:
-                ContextRef.parse(name)
-            except InvalidRequest as error:
-                problems.extend(error, path)
-        if len(set(self.autoencoders)) < len(self.autoencoders):
-            problems.add("autoencoders", "names an autoencoder twice")
-
     def _check_pairs(self, problems: Violations) -> None:
-        problems.check(bool(self.pairs), "pairs", "must hold at least one pair")
+        check_pairs(problems, self.pairs, self.loss_fn_config, "is required" if self.reads_corrupt else None)
+        if self.reads_corrupt:
+            return
         for i, pair in enumerate(self.pairs):
-            has_metric = pair.loss_fn_config is not None or self.loss_fn_config is not None
-            problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")
-            if self.reads_corrupt:
-                problems.check(pair.corrupt is not None, f"pairs[{i}].corrupt", "is required")
-            else:
-                why = f"must be absent: the baseline is {json_name(self.effective_baseline)}"
-                problems.check(pair.corrupt is None, f"pairs[{i}].corrupt", why)
-        if not self.reads_corrupt and self.orientation is Orientation.DENOISING:
+            why = f"must be absent: the baseline is {json_name(self.effective_baseline)}"
+            problems.check(pair.corrupt is None, f"pairs[{i}].corrupt", why)
+        if self.orientation is Orientation.DENOISING:
             problems.add(
                 "orientation", f"must be {json_name(Orientation.NOISING)}: there is no corrupt prompt to attribute"
             )

@@ -10,14 +10,12 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_nodes import Edge, Source
-from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
+from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair, check_pairs, check_reference
 from dst_grpc.domain.request_tensors import RequestTensor
-from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, Prompt
-from dst_grpc.domain.texts import check_text
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.domain.requests import Prompt, check_id, check_names
+from dst_grpc.errors import Violations
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The fractions of the Mechanistic Interpretability Benchmark."""
@@ -144,55 +142,25 @@ class CircuitRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        problems.check(
-            len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS,
-            "request_id",
-            f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
-        )
-        check_text(problems, "request_id", self.request_id)
-        for path, name in [
-            ("model", self.model),
-            *((f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)),
-        ]:
-            if name is not None:
-                try:
-                    ContextRef.parse(name)
-                except InvalidRequest as error:
-                    problems.extend(error, path)
-        if len(set(self.autoencoders)) < len(self.autoencoders):
-            problems.add("autoencoders", "names an autoencoder twice")
+        check_id(problems, "request_id", self.request_id)
+        check_names(problems, self.model, self.autoencoders)
         for i, spec in enumerate(self.ablation_specs):
             path, location = f"ablation_specs[{i}].index", spec.index.activation_location_type
             problem = f"must be within heads or MLPs, or what MLPs write, not {json_name(location)}"
             problems.check(location.facts.is_within_source, f"{path}.activation_location_type", problem)
             problems.check(spec.index.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be FORWARD")
-        problems.check(bool(self.pairs), "pairs", "must hold at least one pair")
-        for i, pair in enumerate(self.pairs):
-            has_metric = pair.loss_fn_config is not None or self.loss_fn_config is not None
-            problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")
-            problems.check(
-                pair.corrupt is not None or not self.reads_corrupt, f"pairs[{i}].corrupt", f"is required {self._why}"
-            )
-        problems.check(
-            bool(self.reference) == self.alternative.is_mean,
-            "reference",
-            "must hold the prompts of the mean" if self.alternative.is_mean else "must be empty: there is no mean",
-        )
+        check_pairs(problems, self.pairs, self.loss_fn_config, self._corrupt)
+        check_reference(problems, self.reference, reads_mean=self.alternative.is_mean)
         asks = self.circuits or self.curve is not None or self.acdc is not None
         problems.check(bool(asks), "", "give circuits, a curve or acdc")
         problems.raise_if_any()
 
     @property
-    def reads_corrupt(self) -> bool:
-        """Whether the corrupt prompts are needed."""
-        return bool(self._why)
-
-    @property
-    def _why(self) -> str:
-        """Why corrupt prompts are needed; empty if they are not."""
+    def _corrupt(self) -> str | None:
+        """What is wrong with a pair without corrupt prompt; None if it is not needed."""
         if self.orientation is Orientation.DENOISING:
-            return "to be run"
-        return "for what cut edges carry" if self.alternative is Alternative.PATCHING else ""
+            return "is required to be run"
+        return "is required for what cut edges carry" if self.alternative is Alternative.PATCHING else None
 
     @property
     def is_pruned(self) -> bool:

@@ -14,16 +14,14 @@ from dst_grpc.domain.entries import entries_are_nodes
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.groups import DEFAULT_GROUPS
-from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, DeriveRequest, Prompt, SourceRun
+from dst_grpc.domain.requests import DeriveRequest, Prompt, SourceRun, check_id, check_names
 from dst_grpc.domain.runs_read import check_runs_read
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.errors import InvalidRequest, Violations
 
@@ -75,7 +73,7 @@ class TopKGroup:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         problems.check(bool(self.group_id), "group_id", "is required")
-        _check_id(problems, "group_id", self.group_id)
+        check_id(problems, "group_id", self.group_id)
         problems.check(bool(self.dsts), "dsts", "must name at least one derived scalar type")
         taken: dict[NodeType, DerivedScalarType] = {}
         for i, dst in enumerate(self.dsts):
@@ -116,7 +114,7 @@ class TopKRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        _check_id(problems, "request_id", self.request_id)
+        check_id(problems, "request_id", self.request_id)
         _check_run_count(problems, len(self.runs))
         for i, run in enumerate(self.runs):
             problems.check(run.prompt is not None, f"runs[{i}].prompt", "is required")
@@ -249,7 +247,7 @@ class ExplainRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        _check_id(problems, "request_id", self.request_id)
+        check_id(problems, "request_id", self.request_id)
         _check_run_count(problems, len(self.runs))
         _check_groups(problems, self.groups)
         _check_count(problems, "k", self.k)
@@ -258,19 +256,7 @@ class ExplainRequest:
         _check_count(problems, "top_logit_count", self.top_logit_count, MAX_TOP_LOGITS)
         for part, count in Counter(self.parts).items():
             problems.check(count == 1, "parts", f"names {json_name(part)} more than once")
-        for path, name in [
-            ("model", self.model),
-            *((f"autoencoders[{i}]", n) for i, n in enumerate(self.autoencoders)),
-        ]:
-            if name is None:
-                continue
-            try:
-                ContextRef.parse(name)
-            except InvalidRequest as error:
-                problems.extend(error, path)
-        problems.check(
-            len(set(self.autoencoders)) == len(self.autoencoders), "autoencoders", "names an autoencoder twice"
-        )
+        check_names(problems, self.model, self.autoencoders)
         problems.raise_if_any()
 
     @property
@@ -306,13 +292,6 @@ def default_groups(
         for dsts in [(embedding, of_mlp[mlp_place], of_attention[attention_place])]
         if has_origin or not any(FACTS[dst].requires_grad_for_forward_pass for dst in dsts)
     )
-
-
-def _check_id(problems: Violations, field: str, text: str) -> None:
-    problems.check(
-        len(text) <= MAX_REQUEST_ID_CHARACTERS, field, f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters"
-    )
-    check_text(problems, field, text)
 
 
 def _check_run_count(problems: Violations, count: int) -> None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
+from dst_grpc.errors import Violations
 
 
 class Orientation(StrEnum):
@@ -46,3 +47,28 @@ class PromptPair:
     """The prompt without it, of as many tokens; None where no value is taken from it."""
     loss_fn_config: LossFnConfig | None = None
     """The metric of this pair; None = the request's."""
+
+
+def check_pairs(
+    problems: Violations, pairs: tuple[PromptPair, ...], loss_fn_config: LossFnConfig | None, corrupt: str | None
+) -> None:
+    """Note what is wrong with the pairs of a request.
+
+    Args:
+        problems: collects what is wrong, by paths of the request.
+        pairs: the request's.
+        loss_fn_config: the metric of pairs without one of their own.
+        corrupt: what is wrong with a pair without corrupt prompt; None if it may be without.
+    """
+    problems.check(bool(pairs), "pairs", "must hold at least one pair")
+    for i, pair in enumerate(pairs):
+        has_metric = pair.loss_fn_config is not None or loss_fn_config is not None
+        problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")
+        if pair.corrupt is None and corrupt is not None:
+            problems.add(f"pairs[{i}].corrupt", corrupt)
+
+
+def check_reference(problems: Violations, reference: tuple[Prompt, ...], *, reads_mean: bool) -> None:
+    """Note it if there are no reference prompts for a mean, or prompts without a mean."""
+    problem = "must hold the prompts of the mean" if reads_mean else "must be empty: there is no mean"
+    problems.check(bool(reference) == reads_mean, "reference", problem)

@@ -9,14 +9,13 @@ from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.graph_nodes import Edge, Reader, Source
-from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.interventions import UNCHANGED, Intervention
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
-from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS, Prompt
+from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair, check_pairs, check_reference
+from dst_grpc.domain.requests import Prompt, check_id, check_names
 from dst_grpc.domain.texts import check_text
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.errors import Violations
 
 SOURCE = "source"
 """Name that interventions give the run of the pair's other prompt."""
@@ -182,16 +181,10 @@ class PatchRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        long = f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters"
-        problems.check(len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS, "request_id", long)
-        check_text(problems, "request_id", self.request_id)
-        self._check_names(problems)
-        self._check_pairs(problems)
-        problems.check(
-            bool(self.reference) == self.reads_mean,
-            "reference",
-            "must hold the prompts of the mean" if self.reads_mean else "must be empty: there is no mean",
-        )
+        check_id(problems, "request_id", self.request_id)
+        check_names(problems, self.model, self.autoencoders)
+        check_pairs(problems, self.pairs, self.loss_fn_config, self._corrupt)
+        check_reference(problems, self.reference, reads_mean=self.reads_mean)
         asks = self.grids or self.paths or self.edges is not None or self.cells
         problems.check(bool(asks), "", "give grids, paths, edges or cells")
         for i, paths in enumerate(self.paths):
@@ -214,22 +207,9 @@ class PatchRequest:
         """Whether there is a mean over reference prompts."""
         return self.alternative.is_mean or any(cell.reads(MEAN) for cell in self.cells)
 
-    def _check_names(self, problems: Violations) -> None:
-        names = [(f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)]
-        for path, name in [*names, *([("model", self.model)] if self.model is not None else [])]:
-            try:
-                ContextRef.parse(name)
-            except InvalidRequest as error:
-                problems.extend(error, path)
-        if len(set(self.autoencoders)) < len(self.autoencoders):
-            problems.add("autoencoders", "names an autoencoder twice")
-
-    def _check_pairs(self, problems: Violations) -> None:
-        problems.check(bool(self.pairs), "pairs", "must hold at least one pair")
-        why = "to be run" if self.orientation is Orientation.DENOISING else ""
-        if not why and self.reads_source:
-            why = "for what cells take from it"
-        for i, pair in enumerate(self.pairs):
-            has_metric = pair.loss_fn_config is not None or self.loss_fn_config is not None
-            problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")
-            problems.check(pair.corrupt is not None or not why, f"pairs[{i}].corrupt", f"is required {why}")
+    @property
+    def _corrupt(self) -> str | None:
+        """What is wrong with a pair without corrupt prompt; None if it is not needed."""
+        if self.orientation is Orientation.DENOISING:
+            return "is required to be run"
+        return "is required for what cells take from it" if self.reads_source else None

@@ -24,6 +24,26 @@ MIN_CHUNK_BYTES = 1024
 """Smallest chunk of a tensor that may be asked for."""
 
 
+def check_id(problems: Violations, field: str, text: str) -> None:
+    """Note it if *text*, an id of the client's own, is too long or cannot be sent."""
+    long = f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters"
+    problems.check(len(text) <= MAX_REQUEST_ID_CHARACTERS, field, long)
+    check_text(problems, field, text)
+
+
+def check_names(problems: Violations, model: str | None, autoencoders: tuple[str, ...]) -> None:
+    """Note what is not a name or handle, in the fields `model` and `autoencoders`, and autoencoders named twice."""
+    named = [("model", model)] if model is not None else []
+    named += [(f"autoencoders[{i}]", name) for i, name in enumerate(autoencoders)]
+    for path, name in named:
+        try:
+            ContextRef.parse(name)
+        except InvalidRequest as error:
+            problems.extend(error, path)
+    if len(set(autoencoders)) < len(autoencoders):
+        problems.add("autoencoders", "names an autoencoder twice")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A text, encoded as it is (no begin token is added), or its token ids."""
@@ -111,21 +131,8 @@ class DeriveRequest:
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        problems.check(
-            len(self.request_id) <= MAX_REQUEST_ID_CHARACTERS,
-            "request_id",
-            f"must have at most {MAX_REQUEST_ID_CHARACTERS} characters",
-        )
-        check_text(problems, "request_id", self.request_id)
-        named = [("model", self.model)] if self.model is not None else []
-        named += [(f"autoencoders[{i}]", name) for i, name in enumerate(self.autoencoders)]
-        for path, name in named:
-            try:
-                ContextRef.parse(name)
-            except InvalidRequest as error:
-                problems.extend(error, path)
-        if len(set(self.autoencoders)) < len(self.autoencoders):
-            problems.add("autoencoders", "names an autoencoder twice")
+        check_id(problems, "request_id", self.request_id)
+        check_names(problems, self.model, self.autoencoders)
         if self.trace_config is not None:
             try:
                 self.trace_config.check_can_run()
