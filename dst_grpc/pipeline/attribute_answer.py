@@ -6,7 +6,6 @@ Scores are summed up over blocks, so that an answer holds no more than they take
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +23,11 @@ from dst_grpc.domain.attribute_answers import (
     ScoreValues,
     VerifiedEdges,
 )
-from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.engine.element_types import is_finite, out_of_range, why_out_of_range
 from dst_grpc.errors import require
+from dst_grpc.pipeline.attribute_planner import AttributePlan
 from dst_grpc.pipeline.attribute_scoring import GraphScoring, TokenScoring
-from dst_grpc.pipeline.not_finite import error_of
-from dst_grpc.pipeline.provenance import provenance_of
-from dst_grpc.pipeline.run import splices_of
+from dst_grpc.pipeline.pair_answer import PairsAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.attribute_answers import AttributeValue
-    from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.attribute_scoring import Scoring
     from dst_grpc.pipeline.run import RunResult
 
@@ -50,7 +46,7 @@ _ELEMENTS_OF_A_PART = 1 << 17
 Parts = list[AttributePart]
 
 
-class AttributeAnswer:
+class AttributeAnswer(PairsAnswer[AttributePlan, AttributePart]):
     """The answer to one request, computed in steps."""
 
     def __init__(
@@ -60,19 +56,10 @@ class AttributeAnswer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Compute nothing yet; *results* holds that of the plan of *asked*.
-
-        Raises:
-            OutOfRange: if the run has values that are not finite.
-        """
-        (self._first,) = results
-        if self._first.recording.not_finite is not None:
-            raise error_of(self._first.recording.not_finite, model.decoder.dtype)
-        self._asked, self._model, self._sets = asked, model, sets
-        self._splices = splices_of(asked.plan, sets)
+        """As of any answer about pairs."""
+        super().__init__(asked, results, model, sets)
         self._scoring = self._scoring_of(asked)
-        self._seconds, self._n_exact_passes = 0.0, 0
-        self._is_complete = False
+        self._n_exact_passes = 0
 
     def _scoring_of(self, asked: AttributePlan) -> Scoring:
         decoder, check = self._model.decoder, self._first.check
@@ -82,37 +69,15 @@ class AttributeAnswer:
         return GraphScoring(asked, decoder, self._splices, handles, check)
 
     @property
-    def is_complete(self) -> bool:
-        """Whether there is no further step."""
-        return self._is_complete
+    def _n_passes(self) -> tuple[int, int]:
+        """Forward and backward passes so far, without the first run."""
+        n_forward, n_backward = self._scoring.n_passes
+        return n_forward + self._n_exact_passes, n_backward
 
-    def steps(self) -> Iterator[Parts]:
-        """The parts of each step."""
-        work = self._work()
-        while not self._is_complete:
-            self._first.check()
-            started = time.perf_counter()
-            parts = next(work, None)
-            self._seconds += time.perf_counter() - started
-            self._is_complete = parts is None
-            yield parts or []
-
-    def summary(self) -> RunSummary:
-        """The cost of the whole, and the provenance of the numbers."""
-        first, (n_forward, n_backward) = self._first.statistics, self._scoring.n_passes
-        statistics = RunStatistics(
-            forward_passes=first.forward_passes + n_forward + self._n_exact_passes,
-            backward_passes=n_backward,
-            queue_duration=self._first.queue_duration,
-            pass_duration=first.pass_duration + self._seconds,
-        )
-        digest = self._asked.digest(self._model.handle, [one.handle for one in self._sets.values()])
-        batch_size = 2 * max(map(len, self._asked.blocks()))
-        plans = [self._asked.plan]
-        return RunSummary(
-            statistics=statistics,
-            provenance=provenance_of(plans, self._model, self._sets, digest=digest, batch_size=batch_size),
-        )
+    @property
+    def _batch_size(self) -> int:
+        """Both runs of the pairs that run together."""
+        return 2 * max(map(len, self._asked.blocks()))
 
     def _work(self) -> Iterator[Parts]:
         """The parts of each step, in order."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dst_grpc.causal.attribution import Question
 from dst_grpc.causal.edges import sites_of_changes, sites_of_reads
@@ -22,22 +21,19 @@ from dst_grpc.domain.attribute import (
     PathRule,
     PostNormJacobian,
 )
+from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.findings import Findings
-from dst_grpc.pipeline.pair_planner import PairPlanner
+from dst_grpc.pipeline.pair_planner import PairPlanner, PairsPlan
 from dst_grpc.pipeline.pass_memory import pass_bytes
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dst_grpc.causal.attribution import Pair
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.domain.attribute_requests import AttributeRequest
     from dst_grpc.engine.taps import Site
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.pair_planner import PlannedPairs
@@ -49,13 +45,8 @@ _LATENTS = frozenset({_N.LATENT, _N.LATENT_ERROR})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttributePlan:
+class AttributePlan(PairsPlan[AttributeRequest]):
     """A request of Attribute, checked and completed."""
-
-    request: AttributeRequest
-    plan: Plan
-    """The plan of the first clean run, for what is the same of all."""
-    pairs: tuple[Pair, ...]
 
     @property
     def graph(self) -> Graph:
@@ -82,15 +73,9 @@ class AttributePlan:
         )
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(pair.base) for pair in self.pairs)
-
-    def blocks(self) -> Iterator[range]:
-        """Places of the pairs that run together."""
-        step = pairs_at_once(self.longest)
-        for start in range(0, len(self.pairs), step):
-            yield range(start, min(start + step, len(self.pairs)))
+    def pairs_of_a_block(self) -> int:
+        """How many pairs run together."""
+        return pairs_at_once(self.longest)
 
     @property
     def n_runs(self) -> int:
@@ -107,17 +92,9 @@ class AttributePlan:
                 return self.request.effective_steps
 
     @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan whose run the answer begins with."""
-        return (self.plan,)
-
-    held_bytes: ClassVar[int | None] = None
-    """It takes as much once that run is over: the answer runs the others."""
-
-    @property
     def peak_bytes(self) -> int:
         """Estimated memory, without weights: the graph of a block of pairs, what is recorded of it, and the scores."""
-        n_rows = 2 * min(pairs_at_once(self.longest), len(self.pairs))
+        n_rows = 2 * min(self.pairs_of_a_block, len(self.pairs))
         values, gradients = self._sites()
         passes = pass_bytes(
             Sizes.of_prompt(self.plan.model, self.longest),
@@ -179,11 +156,6 @@ class AttributePlan:
     def n_steps(self) -> int:
         """How many steps there are."""
         return sum(1 for _ in self.blocks()) * (2 if self.request.verify else 1) + 1
-
-    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
-        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
-        question = replace(self.request, request_id="", model=None)
-        return hashlib.sha256(repr((model, tuple(autoencoders), question)).encode()).hexdigest()
 
 
 def plan_attribute(request: AttributeRequest, registry: Registry, known: Violations | None = None) -> AttributePlan:

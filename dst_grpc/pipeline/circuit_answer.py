@@ -6,7 +6,6 @@ recording is made once. Only a search keeps all of them.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -26,12 +25,10 @@ from dst_grpc.domain.circuit import (
     CircuitStage,
     CurveSummary,
 )
-from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.errors import require
+from dst_grpc.pipeline.circuit_planner import CircuitPlan
 from dst_grpc.pipeline.circuit_trials import Trials, selected
-from dst_grpc.pipeline.not_finite import error_of
-from dst_grpc.pipeline.provenance import provenance_of
-from dst_grpc.pipeline.run import splices_of
+from dst_grpc.pipeline.pair_answer import PairsAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitValue
-    from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.run import RunResult
 
 T = TypeVar("T")
@@ -63,7 +59,7 @@ class _Trial:
     fraction: float | None = None
 
 
-class CircuitAnswer:
+class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
     """The answer to one request, computed in steps."""
 
     def __init__(
@@ -73,51 +69,20 @@ class CircuitAnswer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Compute nothing yet; *results* holds that of the plan of *asked*.
-
-        Raises:
-            OutOfRange: if the run has values that are not finite.
-        """
-        (self._first,) = results
-        if self._first.recording.not_finite is not None:
-            raise error_of(self._first.recording.not_finite, model.decoder.dtype)
-        self._asked, self._graph, self._model, self._sets = asked, asked.graph, model, sets
-        self._splices = splices_of(asked.plan, sets)
+        """As of any answer about pairs."""
+        super().__init__(asked, results, model, sets)
+        self._graph = asked.graph
         self._trials = Trials(asked, model.decoder, self._splices, self._first.check)
-        self._seconds = 0.0
-        self._is_complete = False
 
     @property
-    def is_complete(self) -> bool:
-        """Whether there is no further step."""
-        return self._is_complete
+    def _n_passes(self) -> tuple[int, int]:
+        """Forward and backward passes so far, without the first run."""
+        return self._trials.n_passes, self._trials.n_gradient_passes
 
-    def steps(self) -> Iterator[Parts]:
-        """The parts of each step."""
-        work = self._work()
-        while not self._is_complete:
-            self._first.check()
-            started = time.perf_counter()
-            parts = next(work, None)
-            self._seconds += time.perf_counter() - started
-            self._is_complete = parts is None
-            yield parts or []
-
-    def summary(self) -> RunSummary:
-        """The cost of the whole, and the provenance of the numbers."""
-        first = self._first.statistics
-        statistics = RunStatistics(
-            forward_passes=first.forward_passes + self._trials.n_passes,
-            backward_passes=self._trials.n_gradient_passes,
-            queue_duration=self._first.queue_duration,
-            pass_duration=first.pass_duration + self._seconds,
-        )
-        digest = self._asked.digest(self._model.handle, [one.handle for one in self._sets.values()])
-        plans = [self._asked.plan]
-        return RunSummary(
-            statistics=statistics,
-            provenance=provenance_of(plans, self._model, self._sets, digest=digest, batch_size=len(self._asked.pairs)),
-        )
+    @property
+    def _batch_size(self) -> int:
+        """The pairs."""
+        return len(self._asked.pairs)
 
     def _work(self) -> Iterator[Parts]:
         """The parts of each step, in order."""

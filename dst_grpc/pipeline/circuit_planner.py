@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,39 +11,28 @@ from dst_grpc.causal.acdc import MAX_AHEAD
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.circuits import edges_of_nodes
 from dst_grpc.causal.graph import Graph
-from dst_grpc.domain.circuit import FRACTIONS, CircuitSelection
+from dst_grpc.domain.circuit import FRACTIONS, CircuitRequest, CircuitSelection
 from dst_grpc.domain.graph_nodes import Edge, Source
 from dst_grpc.errors import InvalidRequest, require
 from dst_grpc.pipeline.findings import Findings
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner, PairsPlan
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dst_grpc.causal.attribution import Pair
     from dst_grpc.causal.circuits import Mask
     from dst_grpc.contexts.registry import Registry
-    from dst_grpc.domain.circuit import CircuitCurve, CircuitRequest, KeptCircuit
+    from dst_grpc.domain.circuit import CircuitCurve, KeptCircuit
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.pair_planner import PlannedPair
-    from dst_grpc.pipeline.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitPlan:
-    """A request of Circuit, checked and completed."""
+class CircuitPlan(PairsPlan[CircuitRequest]):
+    """A request of Circuit, checked and completed, its tensors looked up."""
 
-    request: CircuitRequest
-    """The request, its tensors looked up."""
-    plan: Plan
-    """The plan of the first clean run, for what is the same of all."""
     graph: Graph
     """The model's."""
-    pairs: tuple[Pair, ...]
-    reference: tuple[tuple[int, ...], ...]
-    """The prompts of a mean."""
     circuits: tuple[Mask, ...]
     """The circuits given, [S, D]."""
 
@@ -55,30 +43,16 @@ class CircuitPlan:
         return () if curve is None else curve.fractions or FRACTIONS
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(map(len, (*(pair.base for pair in self.pairs), *self.reference)))
-
-    def blocks(self) -> Iterator[range]:
-        """Places of pairs that are recorded together."""
-        step = max(BLOCK_TOKENS // self.longest, 1)
-        for start in range(0, len(self.pairs), step):
-            yield range(start, min(start + step, len(self.pairs)))
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan whose run the answer begins with."""
-        return (self.plan,)
-
-    held_bytes: ClassVar[int | None] = None
-    """It takes as much once that run is over: the answer runs the others."""
+    def pairs_of_a_block(self) -> int:
+        """How many pairs are recorded together."""
+        return max(BLOCK_TOKENS // self.longest, 1)
 
     @property
     def peak_bytes(self) -> int:
         """Estimated memory, without weights: the recorded runs of a block of pairs, or of all in a search, and a pass
         of rows with cut edges or with gradients."""
         d, n_tokens = self.plan.model.dimensions, self.longest
-        n_pairs = min(max(BLOCK_TOKENS // n_tokens, 1), len(self.pairs))
+        n_pairs = min(self.pairs_of_a_block, len(self.pairs))
         row = row_bytes(d, self.graph, n_tokens, n_inputs=3 * d.n_heads, n_held=len(self.graph.sources))
         n_circuits = 2 + len(self.circuits) + len(self.fractions)
         of_pass = row * (n_circuits if self.request.acdc is None else MAX_AHEAD) * n_pairs
@@ -105,11 +79,6 @@ class CircuitPlan:
         n_blocks = sum(1 for _ in self.blocks())
         n_found = self.graph.n_edges if self.request.acdc is not None else 0
         return n_blocks * (2 + len(self.circuits) + len(self.fractions)) + n_found
-
-    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
-        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
-        question = replace(self.request, request_id="", model=None)
-        return hashlib.sha256(repr((model, tuple(autoencoders), question)).encode()).hexdigest()
 
     def with_tensors(self, tensors: TensorSource | None) -> CircuitPlan:
         """The same plan with the scores that the request names by a handle.

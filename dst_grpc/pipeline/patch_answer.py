@@ -3,7 +3,6 @@ the means over pairs, and a summary."""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,10 @@ from dst_grpc.domain.patch_answers import (
     PatchPart,
     PatchPartKind,
 )
-from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.engine.element_types import is_finite, out_of_range, why_out_of_range
-from dst_grpc.pipeline.not_finite import error_of
+from dst_grpc.pipeline.pair_answer import PairsAnswer
+from dst_grpc.pipeline.patch_planner import PatchPlan
 from dst_grpc.pipeline.patch_runs import PatchRuns
-from dst_grpc.pipeline.provenance import provenance_of
-from dst_grpc.pipeline.run import splices_of
 from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.patch_answers import PatchValue
-    from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.patch_runs import Ran
     from dst_grpc.pipeline.run import RunResult
 
@@ -47,7 +43,7 @@ _P = PatchPartKind
 Parts = list[PatchPart]
 
 
-class PatchAnswer:
+class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
     """The answer to one request, computed in steps."""
 
     def __init__(
@@ -57,51 +53,20 @@ class PatchAnswer:
         model: ModelContext,
         sets: Mapping[str, AutoencoderContext],
     ) -> None:
-        """Compute nothing yet; *results* holds that of the plan of *asked*.
-
-        Raises:
-            OutOfRange: if the run has values that are not finite.
-        """
-        (self._first,) = results
-        if self._first.recording.not_finite is not None:
-            raise error_of(self._first.recording.not_finite, model.decoder.dtype)
-        self._asked, self._model, self._sets = asked, model, sets
-        self._runs = PatchRuns(asked, model.decoder, sets, splices_of(asked.plan, sets), self._first.check)
+        """As of any answer about pairs."""
+        super().__init__(asked, results, model, sets)
+        self._runs = PatchRuns(asked, model.decoder, sets, self._splices, self._first.check)
         self._sums = [_Sums(info.size) for info in asked.infos]
-        self._seconds = 0.0
-        self._is_complete = False
 
     @property
-    def is_complete(self) -> bool:
-        """Whether there is no further step."""
-        return self._is_complete
+    def _n_passes(self) -> tuple[int, int]:
+        """Forward and backward passes so far, without the first run."""
+        return self._runs.n_passes, 0
 
-    def steps(self) -> Iterator[Parts]:
-        """The parts of each step."""
-        work = self._work()
-        while not self._is_complete:
-            self._first.check()
-            started = time.perf_counter()
-            parts = next(work, None)
-            self._seconds += time.perf_counter() - started
-            self._is_complete = parts is None
-            yield parts or []
-
-    def summary(self) -> RunSummary:
-        """The cost of the whole, and the provenance of the numbers."""
-        first = self._first.statistics
-        statistics = RunStatistics(
-            forward_passes=first.forward_passes + self._runs.n_passes,
-            backward_passes=0,
-            queue_duration=self._first.queue_duration,
-            pass_duration=first.pass_duration + self._seconds,
-        )
-        asked = self._asked
-        digest = asked.digest(self._model.handle, [one.handle for one in self._sets.values()])
-        provenance = provenance_of(
-            [asked.plan], self._model, self._sets, digest=digest, batch_size=len(next(asked.blocks()))
-        )
-        return RunSummary(statistics=statistics, provenance=provenance)
+    @property
+    def _batch_size(self) -> int:
+        """Pairs that are recorded together."""
+        return len(next(self._asked.blocks()))
 
     def _work(self) -> Iterator[Parts]:
         """The parts of each step, in order."""

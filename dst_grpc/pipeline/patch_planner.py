@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.patching import BATCH_LOGIT_BYTES, BATCH_TOKENS, first_difference, start_of
-from dst_grpc.domain.patch import MEAN, SOURCE
+from dst_grpc.domain.patch import MEAN, SOURCE, PatchRequest
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.requests import DeriveRequest, Prompt, SourceRun
 from dst_grpc.errors import require
 from dst_grpc.pipeline.cost import parameters_of_blocks
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.interventions import with_tensors
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner, PairsPlan
 from dst_grpc.pipeline.patch_grids import NodeGrids, check_cell_count
 from dst_grpc.pipeline.patch_paths import edge_cells, path_cells
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from dst_grpc.causal.attribution import Pair
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.interventions import Intervention
-    from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.engine.taps import Site
     from dst_grpc.errors import Violations
@@ -50,20 +48,13 @@ _BLOCK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchPlan:
+class PatchPlan(PairsPlan[PatchRequest]):
     """A request of Patch, checked and completed."""
 
-    request: PatchRequest
-    plan: Plan
-    """The plan of the first clean run, for what is the same of all."""
     graph: Graph
     """The model's."""
-    pairs: tuple[Pair, ...]
-    """The prompts that are run, and those that values are taken from, if there are any."""
     has_sources: bool
     """Whether all pairs have both prompts."""
-    reference: tuple[tuple[int, ...], ...]
-    """The prompts of a mean."""
     nodes: tuple[NodeCells, ...]
     """Grids of nodes."""
     paths: tuple[PathCells, ...]
@@ -104,11 +95,6 @@ class PatchPlan:
         changes += [change for plans in self.cells.values() for plan in plans for change in plan.run.interventions]
         return frozenset((one.at.activation_location_type, one.at.layer_index) for one in changes if one.runs)
 
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(map(len, (*(pair.base for pair in self.pairs), *self.reference)))
-
     @property
     def cell_count(self) -> int:
         """Cells of all grids."""
@@ -126,24 +112,15 @@ class PatchPlan:
         recorded = sizes.recorded_bytes(self.sites, most_latents(self.plan.spliced))
         return 2 * (recorded + BYTES_OF_FLOAT32 * (self.longest * own + d.vocab_size))
 
-    def blocks(self) -> Iterator[range]:
-        """Places of pairs that are recorded together."""
+    @cached_property
+    def pairs_of_a_block(self) -> int:
+        """How many pairs are recorded together."""
         most = (
             BLOCK_TOKENS // self.longest,
             _BLOCK_RUNS // self.cell_count,
             _BLOCK_BYTES // self._bytes_of_a_pair,
         )
-        step = max(min(most), 1)
-        for start in range(0, len(self.pairs), step):
-            yield range(start, min(start + step, len(self.pairs)))
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan whose run the answer begins with."""
-        return (self.plan,)
-
-    held_bytes: ClassVar[int | None] = None
-    """It takes as much once that run is over: the answer runs the others."""
+        return max(min(most), 1)
 
     @property
     def peak_bytes(self) -> int:
@@ -186,11 +163,6 @@ class PatchPlan:
         """About how many passes there are."""
         n_runs = len(self.pairs) * self.cell_count
         return n_runs * self.longest // (2 * BATCH_TOKENS) + sum(2 for _ in self.blocks())
-
-    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
-        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
-        question = replace(self.request, request_id="", model=None)
-        return hashlib.sha256(repr((model, tuple(autoencoders), question)).encode()).hexdigest()
 
     def with_tensors(self, tensors: TensorSource | None) -> PatchPlan:
         """The same plan with the tensors that cells name by a handle.
