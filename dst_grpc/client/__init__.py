@@ -21,7 +21,7 @@ from dst_grpc.client._attribute_requests import AttributeArguments, make_attribu
 from dst_grpc.client._attributions import AttributionAnswer, ScoredEntry, Scores
 from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
-from dst_grpc.client._circuit_requests import CircuitArguments, make_circuit_request, make_pair
+from dst_grpc.client._circuit_requests import CircuitArguments, make_circuit_request
 from dst_grpc.client._circuits import CircuitAnswer, ScoredEdge
 from dst_grpc.client._clients import AsyncClient, Client
 from dst_grpc.client._collectors import TransferProgress
@@ -48,6 +48,7 @@ from dst_grpc.client._interventions import (
     swap,
 )
 from dst_grpc.client._mib import MibCircuit, mib_json, read_mib_json
+from dst_grpc.client._pair_requests import PairArguments, make_pair
 from dst_grpc.client._patch_requests import PatchArguments, make_patch_request
 from dst_grpc.client._patched import PatchAnswer, PatchedGrid, PatchProgress, RankedCell
 from dst_grpc.client._requests import RequestArguments, make_request
@@ -232,6 +233,7 @@ __all__ = [
     "NodeType",
     "NotFinite",
     "Orientation",
+    "PairArguments",
     "PairMetrics",
     "PartKind",
     "PassType",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
-from dst_grpc.client._circuit_requests import PairLike, pair_of
-from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member
+from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of
+from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.attribute import (
     AttributedNode,
     AttributionMethod,
@@ -24,23 +24,9 @@ from dst_grpc.domain.pairs import Orientation
 E = TypeVar("E", PathRule, PathGroups, Baseline, PostNormJacobian)
 
 
-class AttributeArguments(TypedDict, total=False):
-    """The keyword arguments of `attribute`, besides its prompts."""
+class AttributeArguments(PairArguments, total=False):
+    """The keyword arguments of `attribute`, besides its prompts: PairArguments, and these."""
 
-    target: TokensLike | None
-    """Target tokens."""
-    distractor: TokensLike | None
-    """Distractor tokens."""
-    loss: LossFnConfig | LossFnName | str | None
-    """A whole loss; or its name, for the target and distractor given."""
-    pairs: Iterable[PairLike]
-    """Further pairs of prompts; scores are means over all."""
-    model: str | None
-    """Name or handle of the model; None = the server's default."""
-    autoencoders: str | Iterable[str]
-    """Names or handles of autoencoders to splice into the runs."""
-    orientation: Orientation | str
-    """Which prompt of a pair is the base run: `noising` the clean one, `denoising` the corrupt one."""
     method: AttributionMethod | str
     """Where gradients are taken: `attribution_patching` (AtP, EAP), `clean_corrupt`, `integrated_inputs` (EAP-IG),
     `integrated_activations`, `integrated_gradients` (of tokens)."""
@@ -72,8 +58,6 @@ class AttributeArguments(TypedDict, total=False):
     """Whether the mean over pairs is one of magnitudes."""
     verify: int
     """How many of the best edges to patch exactly."""
-    request_id: str
-    """Your own id, carried by the answer."""
 
 
 def make_attribute_request(
@@ -109,14 +93,13 @@ def make_attribute_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
     kinds = (nodes,) if isinstance(nodes, str) else tuple(nodes)
     return AttributeRequest(
-        pairs=tuple(pair_of(one, i) for i, one in enumerate((*given, *pairs))),
+        pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         orientation=member(Orientation, orientation, "orientation"),
         method=member(AttributionMethod, method, "method"),
         nodes=tuple(member(AttributedNode, node, f"nodes[{i}]") for i, node in enumerate(kinds)),

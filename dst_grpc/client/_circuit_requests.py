@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
-from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, prompt_of
+from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of, references_of
+from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.circuit import (
     DEFAULT_STEPS,
     DEFAULT_WANTED_FAITHFULNESS,
@@ -20,35 +21,19 @@ from dst_grpc.domain.circuit import (
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair
+from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.errors import InvalidRequest
 
-PairLike: TypeAlias = PromptPair | Mapping[str, Any]
-"""A PromptPair, or the arguments of `make_pair` by name."""
 CircuitLike: TypeAlias = KeptCircuit | Iterable[str]
 """A circuit, or the names of the edges and nodes that it keeps."""
 
 
-class CircuitArguments(TypedDict, total=False):
-    """The keyword arguments of `circuit`, besides its prompts."""
+class CircuitArguments(PairArguments, total=False):
+    """The keyword arguments of `circuit`, besides its prompts: PairArguments, and these."""
 
-    target: TokensLike | None
-    """Target tokens."""
-    distractor: TokensLike | None
-    """Distractor tokens."""
-    loss: LossFnConfig | LossFnName | str | None
-    """A whole loss; or its name, for the target and distractor given."""
-    pairs: Iterable[PairLike]
-    """Further pairs of prompts; metrics are means over all."""
-    model: str | None
-    """Name or handle of the model; None = the server's default."""
-    autoencoders: str | Iterable[str]
-    """Names or handles of autoencoders to splice into the runs."""
     ablations: Iterable[AblationSpec]
     """Entries to overwrite with a number in all runs: circuits are those of the model without them."""
-    orientation: Orientation | str
-    """Which prompt of a pair is run: `noising` the clean one, `denoising` the corrupt one."""
     alternative: Alternative | str
     """What cut edges carry: `patching`, `mean_by_position`, `mean` or `zero`."""
     reference: Iterable[PromptLike]
@@ -79,28 +64,6 @@ class CircuitArguments(TypedDict, total=False):
     """Whether that is the metric, rather than the divergence of the distributions."""
     acdc_absolute: bool
     """Whether a change in the other direction counts alike."""
-    request_id: str
-    """Your own id, carried by the answer."""
-
-
-def make_pair(
-    clean: PromptLike,
-    corrupt: PromptLike | None = None,
-    *,
-    target: TokensLike | None = None,
-    distractor: TokensLike | None = None,
-    loss: LossFnConfig | LossFnName | str | None = None,
-) -> PromptPair:
-    """A pair of prompts with, perhaps, a metric of its own.
-
-    Raises:
-        InvalidRequest: If an argument cannot be valid, whatever the model.
-    """
-    return PromptPair(
-        clean=prompt_of(clean, "clean"),
-        corrupt=None if corrupt is None else prompt_of(corrupt, "corrupt"),
-        loss_fn_config=loss_of(loss, target, distractor),
-    )
 
 
 def make_circuit_request(
@@ -131,22 +94,21 @@ def make_circuit_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
     asked = tuple(_circuit(one, i) for i, one in enumerate(circuits))
     wants_curve = not asked and acdc_threshold is None if curve is None else curve
     acdc = None
     if acdc_threshold is not None:
         acdc = AcdcSearch(threshold=acdc_threshold, of_metric=acdc_of_metric, absolute=acdc_absolute)
     return CircuitRequest(
-        pairs=tuple(pair_of(one, i) for i, one in enumerate((*given, *pairs))),
+        pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         ablation_specs=tuple(ablations),
         orientation=member(Orientation, orientation, "orientation"),
         alternative=member(Alternative, alternative, "alternative"),
-        reference=tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(reference)),
+        reference=references_of(reference),
         prune=prune,
         circuits=asked,
         curve=_curve(**of_curve) if wants_curve or of_curve else None,
@@ -188,15 +150,6 @@ def _curve(
         )
     except InvalidRequest as error:
         raise error.under("curve") from None
-
-
-def pair_of(pair: PairLike, i: int) -> PromptPair:
-    if isinstance(pair, PromptPair):
-        return pair
-    try:
-        return make_pair(**pair)
-    except InvalidRequest as error:
-        raise error.under(f"pairs[{i}]") from None
 
 
 def _tensor(scores: Any) -> RequestTensor:

@@ -13,6 +13,7 @@ from dst_grpc.client._requests import (
     loss_of,
     make_request,
     member,
+    names_of,
     prompt_of,
     source_runs_of,
 )
@@ -165,7 +166,7 @@ def make_explain_request(
         runs=(make_explain_run(prompt, **run), *beside),
         request_id=request_id,
         model=model,
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         component_type_for_mlp=member(ComponentTypeForMlp, mlp, "component_type_for_mlp"),
         component_type_for_attention=member(ComponentTypeForAttention, attention, "component_type_for_attention"),
         groups=_groups(groups),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
-from dst_grpc.client._circuit_requests import PairLike, pair_of
-from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, prompt_of
+from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of, references_of
+from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.interventions import Intervention
@@ -21,23 +21,9 @@ CellsLike: TypeAlias = (
 """Cells of one's own: interventions, one or several to a cell, perhaps by the cells' names."""
 
 
-class PatchArguments(TypedDict, total=False):
-    """The keyword arguments of `patch`, besides its prompts."""
+class PatchArguments(PairArguments, total=False):
+    """The keyword arguments of `patch`, besides its prompts: PairArguments, and these."""
 
-    target: TokensLike | None
-    """Target tokens."""
-    distractor: TokensLike | None
-    """Distractor tokens."""
-    loss: LossFnConfig | LossFnName | str | None
-    """A whole loss; or its name, for the target and distractor given."""
-    pairs: Iterable[PairLike]
-    """Further pairs of prompts; the answer has the values of each, and means over all."""
-    model: str | None
-    """Name or handle of the model; None = the server's default."""
-    autoencoders: str | Iterable[str]
-    """Names or handles of autoencoders to splice into the runs."""
-    orientation: Orientation | str
-    """Which prompt of a pair is run: `noising` the clean one, `denoising` the corrupt one."""
     alternative: Alternative | str
     """What takes the place of a node: `patching` (its value in the other run), `mean_by_position`, `mean`, `zero`."""
     reference: Iterable[PromptLike]
@@ -73,8 +59,6 @@ class PatchArguments(TypedDict, total=False):
     """How many of each cell's largest logits at the last token to return."""
     all_logits: bool
     """Whether to return all of them."""
-    request_id: str
-    """Your own id, carried by the answer."""
 
 
 def make_patch_request(
@@ -112,7 +96,6 @@ def make_patch_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
     kinds = tuple(
         member(AttributedNode, node, f"nodes[{i}]")
         for i, node in enumerate((nodes,) if isinstance(nodes, str) else tuple(nodes))
@@ -136,14 +119,14 @@ def make_patch_request(
         senders=tuple(senders or ()), receivers=tuple(receivers or ()), through_mlps=through_mlps, together=together
     )
     return PatchRequest(
-        pairs=tuple(pair_of(one, i) for i, one in enumerate((*given, *pairs))),
+        pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         orientation=member(Orientation, orientation, "orientation"),
         alternative=member(Alternative, alternative, "alternative"),
-        reference=tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(reference)),
+        reference=references_of(reference),
         grids=(*made, *further),
         paths=(paths,) if has_paths else (),
         edges=EdgeList(edges=listed) if listed else None,

@@ -101,7 +101,7 @@ def make_request(
         interventions=tuple(interventions),
         source_runs=source_runs_of(source_runs),
         detach_final_layer_norm_scale=detach_final_layer_norm_scale,
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         config=config if config is not None else DstConfig(),
         element_type=member(TensorElementType, element_type, "element_type"),
         encoding=member(TensorEncoding, encoding, "encoding"),
@@ -122,6 +122,11 @@ def member(enum: type[E], name: E | str, field: str) -> E:
         nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(nearest)}" if nearest else f"known are {first_of(known)}"
         raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
+
+
+def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
+    """The names given, one or several."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
