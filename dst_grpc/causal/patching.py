@@ -254,8 +254,7 @@ class PatchedRuns:
         """*layer*, and the residuals [n, T, d] that enter it in *rows*, changed there if they are to be."""
         x = self._pairs.residuals[layer][prompts[rows], token:]
         for one in interventions:
-            at = one.intervention.at
-            if rows[0] <= one.row <= rows[-1] and (one.location, at.layer_index) == site_entering(layer):
+            if rows[0] <= one.row <= rows[-1] and one.intervention.at.site == site_entering(layer):
                 replace(one, row=one.row - rows[0]).change(x)
         return layer, x
 
@@ -287,8 +286,7 @@ def first_difference(base: Sequence[int], other: Sequence[int]) -> int:
 
 def _first_layer(change: Intervention, n_layers: int) -> int:
     """The first layer that has to run for *change*; the number of layers if none has."""
-    at = change.at
-    location, layer = at.activation_location_type, at.layer_index
+    location, layer = change.at.site
     if layer is None:
         return n_layers if location.facts.is_after_layers else 0
     return layer + 1 if location is _L.RESID_POST_MLP else layer

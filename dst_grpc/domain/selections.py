@@ -92,6 +92,11 @@ class TapSelection:
         problems.raise_if_any()
 
     @property
+    def site(self) -> tuple[ActivationLocationType, int | None]:
+        """The tap, and its layer."""
+        return self.activation_location_type, self.layer_index
+
+    @property
     def all_axes(self) -> tuple[AxisSelection, ...]:
         """The selection along every axis of the tap."""
         return (*self.axes, *(None,) * (len(self.activation_location_type.dimensions) - len(self.axes)))

@@ -106,11 +106,10 @@ class Arrangement:
 def _record(node: Node, here: set[int]) -> None:
     """Have what *node* needs of runs of earlier batches recorded; those of its own are *here*."""
     for one in node.run.interventions:
-        site = (one.at.activation_location_type, one.at.layer_index)
         for name in one.runs:
             source = node.sources[name]
             if isinstance(source, Node) and id(source) not in here:
-                source.recorded.add(site)
+                source.recorded.add(one.at.site)
     if isinstance(node.base, Node) and id(node.base) not in here:
         node.base.recorded.add(site_entering(node.first_layer))
 
@@ -228,7 +227,7 @@ class _Nodes:
 
     def _first_layer(self, run: Run, number: int | None) -> int:
         """The first layer at which anything is changed or needed; the number of layers if none is."""
-        sites: set[Site] = {(one.at.activation_location_type, one.at.layer_index) for one in run.interventions}
+        sites: set[Site] = {one.at.site for one in run.interventions}
         sites |= self._sites.get(run.forward, frozenset())
         if number is not None:
             plan = self._plans[number]

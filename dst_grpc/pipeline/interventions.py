@@ -146,7 +146,7 @@ def changes_of_gradient(interventions: Iterable[Intervention], origin: Origin, n
         if at.pass_type is PassType.FORWARD:
             continue
         if at.layer_index is not None or at.activation_location_type.has_no_layers:
-            if origin.depends_on((at.activation_location_type, at.layer_index)):
+            if origin.depends_on(at.site):
                 yield one
             continue
         reached = [layer for layer in range(n_layers) if origin.depends_on((at.activation_location_type, layer))]

@@ -93,7 +93,7 @@ class PatchPlan(PairsPlan[PatchRequest]):
         """Taps that changed runs read of other runs."""
         changes = [change for grid in self.nodes for change in grid.changes]
         changes += [change for plans in self.cells.values() for plan in plans for change in plan.run.interventions]
-        return frozenset((one.at.activation_location_type, one.at.layer_index) for one in changes if one.runs)
+        return frozenset(one.at.site for one in changes if one.runs)
 
     @property
     def cell_count(self) -> int:

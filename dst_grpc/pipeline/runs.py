@@ -131,8 +131,7 @@ class Run:
         for one in self.interventions:
             for name in one.runs:
                 source = self.source(name)
-                site = (one.at.activation_location_type, one.at.layer_index)
-                found[source] = found.get(source, frozenset()) | {site}
+                found[source] = found.get(source, frozenset()) | {one.at.site}
         for name, _ in self.references:
             found.setdefault(self.source(name), frozenset())
         return found

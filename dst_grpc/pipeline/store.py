@@ -147,7 +147,7 @@ def _first_change(plan: Plan) -> int:
     """The first layer that has anything of its own: before, the run is the unchanged one of its prompt."""
     if not plan.run.interventions:
         return 0
-    changed = {(one.at.activation_location_type, one.at.layer_index) for one in plan.run.interventions}
+    changed = {one.at.site for one in plan.run.interventions}
     return first_layer_of(changed, plan.model.dimensions.n_layers)
 
 

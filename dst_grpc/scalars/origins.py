@@ -136,7 +136,7 @@ class LossOrigin:
     def values(self) -> frozenset[Site]:
         """The tap that it is of, if it is of one."""
         tap = self.config.tap
-        return frozenset() if tap is None else frozenset({(tap.at.activation_location_type, tap.at.layer_index)})
+        return frozenset() if tap is None else frozenset({tap.at.site})
 
     @property
     def attached(self) -> frozenset[Site]:
