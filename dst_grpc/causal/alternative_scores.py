@@ -16,6 +16,7 @@ from dst_grpc.causal.compared import GradientRuns
 from dst_grpc.causal.edges import Changes, EdgeScores, reads_of, sites_of_reads
 from dst_grpc.causal.passes import Batch, points_at_once, run
 from dst_grpc.causal.paths import points
+from dst_grpc.causal.writes import real_tokens, zero_at_pads
 from dst_grpc.domain.attribute import PathRule
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.norm import wide
@@ -86,11 +87,10 @@ def alternative_scores(
 def _changes(base: RecordedRuns, alternative: Writes) -> Changes:
     """The changes of what sources write; none at pads."""
     n_tokens = base.tokens.shape[1]
-    real = torch.arange(n_tokens, device=base.last.device) <= base.last[:, None]
+    real = real_tokens(base.last, n_tokens)
 
     def change(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        found = wide(other[:, :n_tokens]) - wide(own)
-        return found * real.view(*real.shape, *(1,) * (own.dim() - 2))
+        return zero_at_pads(wide(other[:, :n_tokens]) - wide(own), real)
 
     writes = base.writes
     return Changes(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.graph import PARTS, Graph
+from dst_grpc.causal.graph import HEAD_INPUTS, PARTS, Graph
 from dst_grpc.domain.attribute import PostNormJacobian
 from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.domain.graph_nodes import Reader, Source
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _L = ActivationLocationType
 _EMBEDDING = site_entering(0)
-_HEAD_INPUTS = dict(zip(PARTS, (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_VALUE), strict=True))
-"""The tap of each input of heads."""
 _BYTES_OF_CHANGES = 1 << 22
 """Bytes of the changes of all sources at the positions that are computed together, unless those are too few."""
 _FEWEST_POSITIONS = 8
@@ -221,7 +219,7 @@ def sites_of_reads(graph: Graph, *, has_post_norms: bool) -> tuple[frozenset[Sit
     values = {site_entering(layer) for layer in layers}
     if has_post_norms:
         values |= {(_L.ATTN_WEIGHTED_SUM_OF_VALUES, layer) for layer in layers}
-    gradients = {(tap, layer) for tap in _HEAD_INPUTS.values() for layer in layers}
+    gradients = {(tap, layer) for tap in HEAD_INPUTS.values() for layer in layers}
     return frozenset(values), frozenset({*gradients, site_entering(graph.n_layers)})
 
 
@@ -233,7 +231,7 @@ def reads_of(decoder: Decoder, runs: GradientRuns, propagation: Propagation) -> 
         normed = layer.attn_norm(residuals[index].to(decoder.dtype)) if decoder.config.qk_norm else residuals[index]
         head_inputs[index] = {
             part: layer.head_input_gradient(part, runs.gradient((tap, index)), normed, propagation)
-            for part, tap in _HEAD_INPUTS.items()
+            for part, tap in HEAD_INPUTS.items()
         }
     has_post_norms = decoder.config.post_norms
     return Reads(

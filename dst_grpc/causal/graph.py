@@ -16,6 +16,7 @@ import numpy as np
 
 from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.domain.graph_nodes import Edge, Reader, Source
+from dst_grpc.domain.locations import ActivationLocationType
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 PARTS = (AttentionTraceType.Q, AttentionTraceType.K, AttentionTraceType.V)
 """The inputs of a head, in their order."""
+_L = ActivationLocationType
+HEAD_INPUTS = dict(zip(PARTS, (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_VALUE), strict=True))
+"""The tap of each input of heads."""
 
 
 @dataclass(frozen=True)

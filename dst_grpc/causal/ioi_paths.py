@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.graph import PARTS
+from dst_grpc.causal.graph import HEAD_INPUTS, PARTS
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.taps import Taps
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Qkv, Site
 
 _L = ActivationLocationType
-_INPUTS = dict(zip(PARTS, (_L.ATTN_QUERY, _L.ATTN_KEY, _L.ATTN_VALUE), strict=True))
 _ROWS = 64
 """Paths of one pass."""
 
@@ -119,7 +118,7 @@ class IoiPaths:
         for path in paths:
             if not path.ends_in_logits:
                 for receiver in path.receivers:
-                    yield _INPUTS[require(receiver.part)], receiver.layer
+                    yield HEAD_INPUTS[require(receiver.part)], receiver.layer
 
     def _run(self, taps: Taps, prompts: list[int], first_layer: int) -> torch.Tensor:
         """The logits [n, V] of a pass of *prompts* from *first_layer* on, before which it is as the base run."""
@@ -190,6 +189,6 @@ class _Received(Taps):
             for receiver in receivers:
                 if receiver.layer == index:
                     part = require(receiver.part)
-                    read = self._inputs_read[_INPUTS[part], index]
+                    read = self._inputs_read[HEAD_INPUTS[part], index]
                     parts[part][row, :, receiver.head] = read[sender, :, receiver.head]
         return super().qkv(index, layer, x, (parts[PARTS[0]], parts[PARTS[1]], parts[PARTS[2]]))

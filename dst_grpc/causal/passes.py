@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.writes import changed_rows
+from dst_grpc.causal.writes import changed_rows, padded
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.propagation import PLAIN, Propagation
@@ -229,13 +229,11 @@ def run(
     """
     taps = AttributionTaps(batch, splices=splices, propagation=propagation, check=check)
     lengths = [len(row) for row in batch.tokens]
-    tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-    for row, ids in zip(tokens, batch.tokens, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
+    tokens, _ = padded(batch.tokens, decoder)
     read = [_read(metric, length) for metric, length in zip(batch.metrics, lengths, strict=True)]
     at = [(row, position) for row, positions in enumerate(read) for position in positions]
     try:
-        found = decoder.forward(tokens.to(decoder.device), taps, logits_at=torch.tensor(at, device=decoder.device).t())
+        found = decoder.forward(tokens, taps, logits_at=torch.tensor(at, device=decoder.device).t())
         logits = require(found)[:, 0].split(list(map(len, read)))
         with torch.set_grad_enabled(any(batch.differentiated)):
             scalars = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.writes import padded
+from dst_grpc.causal.writes import padded, real_tokens, zero_at_pads
 from dst_grpc.domain.interventions import UNCHANGED, CopyFromRun
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.patch import MEAN, SOURCE
@@ -328,14 +328,11 @@ class MeanOfRuns:
         tokens, last = padded(prompts, decoder)
         taps = Taps(values=sites, splices=splices, check=check)
         decoder.forward(tokens, taps, stop_after_layer=decoder.config.n_layers - 1)
-        real = torch.arange(tokens.shape[1], device=last.device) <= last[:, None]
+        real = real_tokens(last, tokens.shape[1])
         counts = real.sum(dim=0) if self.by_position else real.sum().reshape(1)
         self._counts = counts if self._counts is None else _plus(self._counts, counts)
         for site, x in taps.values.items():
-            own = torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
-            total = (
-                own.sum(dim=0, dtype=torch.float64) if self.by_position else own.sum(dim=(0, 1), dtype=torch.float64)
-            )
+            total = zero_at_pads(x, real).sum(dim=0 if self.by_position else (0, 1), dtype=torch.float64)
             total = total if self.by_position else total.unsqueeze(0)
             self._sums[site] = _plus(self._sums[site], total) if site in self._sums else total
 

@@ -166,6 +166,16 @@ def padded(prompts: Sequence[Sequence[int]], decoder: Decoder) -> tuple[torch.Te
     return tokens.to(decoder.device), (torch.tensor(lengths) - 1).to(decoder.device)
 
 
+def real_tokens(last: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """Which of *n_tokens* positions are no pads [p, T], given that of each prompt's last token [p]."""
+    return torch.arange(n_tokens, device=last.device) <= last[:, None]
+
+
+def zero_at_pads(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Values [p, T, ...] of padded prompts, 0 where *real* [p, T] is not."""
+    return torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
+
+
 class MeanWrites:
     """The mean of what prompts write, over all prompts that were added, and over their positions too if wanted."""
 
@@ -178,11 +188,10 @@ class MeanWrites:
     def add(self, runs: RecordedRuns) -> None:
         """Add runs."""
         n_tokens = runs.tokens.shape[1]
-        real = torch.arange(n_tokens, device=runs.last.device) <= runs.last[:, None]
+        real = real_tokens(runs.last, n_tokens)
 
         def total(x: torch.Tensor) -> torch.Tensor:
-            x = torch.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), x, 0)
-            return x.sum(dim=0 if self._by_position else (0, 1), keepdim=True, dtype=torch.float64)
+            return zero_at_pads(x, real).sum(dim=0 if self._by_position else (0, 1), keepdim=True, dtype=torch.float64)
 
         new, count = runs.writes.each(total), real.sum(dim=0).double()
         self._count = _padded_sum(self._count.to(count.device), count if self._by_position else count.sum()[None])
