@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.enum_names import json_name
@@ -16,8 +17,6 @@ from dst_grpc.pipeline.checks import check_covered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-    import torch
 
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.interventions import Direction, Intervention
@@ -131,7 +130,16 @@ def why_no_subspace(rows: RequestTensor, width: int | None) -> str:
     return "" if np.any(rows.tensor) else "is 0, and spans nothing"
 
 
-def weight_rows(interventions: Iterable[Intervention]) -> Iterator[WeightRow]:
+def vectors_of(
+    interventions: Iterable[Intervention], decoder: Decoder, sets: Mapping[str, AutoencoderSet]
+) -> dict[WeightRow, torch.Tensor]:
+    """The vectors [n] of the rows of weights that *interventions* name, on the device, as float32 or wider."""
+    wide = torch.promote_types(decoder.dtype, torch.float32)
+    rows = dict.fromkeys(_weight_rows(interventions))
+    return {row: vector_of(row, decoder, sets).to(decoder.device, wide) for row in rows}
+
+
+def _weight_rows(interventions: Iterable[Intervention]) -> Iterator[WeightRow]:
     """The rows of weights that *interventions* name."""
     for one in interventions:
         for direction in one.action.directions.values():

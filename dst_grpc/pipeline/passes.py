@@ -24,7 +24,7 @@ from dst_grpc.engine.interventions import Beside, RowIntervention
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Taps, of_row
 from dst_grpc.errors import Internal, require
-from dst_grpc.pipeline.directions import vector_of, weight_rows
+from dst_grpc.pipeline.directions import vector_of, vectors_of
 from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.rows import Entering, Row, places_of, with_sources
@@ -209,9 +209,7 @@ def _interventions(
 ) -> Iterator[RowIntervention]:
     """The interventions of every row, forward and in each of its gradient passes."""
     tensors: dict[RequestTensor, torch.Tensor] = {}
-    wide = torch.promote_types(decoder.dtype, torch.float32)
-    weights = dict.fromkeys(row for each in rows for row in weight_rows(each.run.interventions))
-    vectors = {row: vector_of(row, decoder, sets).to(decoder.device, wide) for row in weights}
+    vectors = vectors_of([one for row in rows for one in row.run.interventions], decoder, sets)
     places = places_of(rows)
     for place, row in zip(places, rows, strict=True):
         add = partial(

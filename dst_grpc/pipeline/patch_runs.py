@@ -15,7 +15,7 @@ from dst_grpc.causal.ioi_paths import HeadPath, IoiPaths
 from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
-from dst_grpc.pipeline.directions import vector_of, weight_rows
+from dst_grpc.pipeline.directions import vectors_of
 from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.passes import load_tensors
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.causal.patching import PairRuns, Recorded
     from dst_grpc.causal.writes import RecordedRuns
+    from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
@@ -117,25 +118,25 @@ class PatchRuns:
             self.n_passes += 1
             yield [ran[i] for i in places_of_pass], logits
 
+    @property
+    def _changes(self) -> Iterator[Intervention]:
+        """What the request's own cells change."""
+        for plans in self._asked.cells.values():
+            for plan in plans:
+                yield from plan.run.interventions
+
     @cached_property
     def _tensors(self) -> Mapping[RequestTensor, torch.Tensor]:
         """The tensors that cells read, on the device."""
         found: dict[RequestTensor, torch.Tensor] = {}
-        for plans in self._asked.cells.values():
-            for plan in plans:
-                for one in plan.run.interventions:
-                    load_tensors(one, found, self._decoder)
+        for one in self._changes:
+            load_tensors(one, found, self._decoder)
         return found
 
     @cached_property
     def _vectors(self) -> Mapping[Any, torch.Tensor]:
         """The rows of weights that cells have as directions, on the device."""
-        wide = torch.promote_types(self._decoder.dtype, torch.float32)
-        changes = [one for plans in self._asked.cells.values() for plan in plans for one in plan.run.interventions]
-        return {
-            row: vector_of(row, self._decoder, self._sets).to(self._decoder.device, wide)
-            for row in dict.fromkeys(weight_rows(changes))
-        }
+        return vectors_of(self._changes, self._decoder, self._sets)
 
     @cached_property
     def _mean(self) -> Recorded:
