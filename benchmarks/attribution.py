@@ -12,9 +12,7 @@ from benchmarks.measure import medians, peak_bytes
 from dst_grpc.causal.attribution import Attribution, Pair, Question
 from dst_grpc.domain.attribute import AttributedNode, AttributionMethod
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.engine.taps import Taps
 from dst_grpc.scalars.origins import LossOrigin
 
 if TYPE_CHECKING:
@@ -35,11 +33,8 @@ QUESTIONS = {
 
 
 def bare(decoder: Decoder, pair: Pair) -> object:
-    """Forward, with the last token's logits, and backward to the embeddings."""
-    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
-    logits = decoder.forward(torch.tensor([pair.base]), taps, logits_at=torch.tensor([N_TOKENS - 1]))
-    assert logits is not None
-    return taps.gradients(METRIC(logits[0, 0]))
+    """The bare pass of the pair's base."""
+    return subjects.bare_pass(decoder, [pair.base], lambda logits: METRIC(logits[0]))
 
 
 def attribute(decoder: Decoder, pair: Pair, question: Question) -> object:

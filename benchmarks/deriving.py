@@ -12,6 +12,7 @@ from benchmarks.measure import medians, peak_bytes
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
+from dst_grpc.errors import require
 from dst_grpc.pipeline.run import RunResult, run
 from dst_grpc.pipeline.store import RecordingStore
 
@@ -26,13 +27,8 @@ _MIB = 1 << 20
 
 
 def bare(decoder: Decoder, plan: Plan) -> object:
-    """Forward, and backward to the embedding, with nothing recorded in between."""
-    tokens = torch.tensor([plan.token_ids])
-    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
-    logits = decoder.forward(tokens, taps, logits_at=torch.tensor([tokens.shape[1] - 1]))
-    assert logits is not None
-    assert plan.loss is not None
-    return taps.gradients(plan.loss(logits[0, 0]))
+    """The bare pass of the plan's prompt."""
+    return subjects.bare_pass(decoder, [plan.token_ids], lambda logits: require(plan.loss)(logits[0]))
 
 
 def bare_all_logits(decoder: Decoder, plan: Plan) -> object:

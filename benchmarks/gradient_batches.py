@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks import subjects
 from benchmarks.fairness import write_model
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import DstError
 from scripts.serving import SERVE, Server, running
 
@@ -68,14 +67,9 @@ def _request(tokens: tuple[int, ...]) -> DeriveRequest:
 
 
 def bare_cpu_seconds(decoder: Decoder, batch: Sequence[tuple[int, ...]]) -> float:
-    """The processor's time of one forward pass of *batch*, and its backward pass to the embedding."""
-    longest = max(map(len, batch))
-    tokens = torch.tensor([(*prompt, *(0,) * (longest - len(prompt))) for prompt in batch])
+    """The processor's time of the bare pass of *batch*."""
     started = time.process_time()
-    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
-    logits = decoder.forward(tokens, taps, logits_at=torch.tensor([len(prompt) - 1 for prompt in batch]))
-    assert logits is not None
-    taps.gradients((logits[:, 0, _TARGET] - logits[:, 0, _DISTRACTOR]).sum())
+    subjects.bare_pass(decoder, batch, lambda logits: (logits[:, _TARGET] - logits[:, _DISTRACTOR]).sum())
     return time.process_time() - started
 
 

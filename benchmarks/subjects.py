@@ -1,4 +1,5 @@
-"""What is measured: a random model in the shape of GPT-2 small, or a real one, a registry of it, and the requests."""
+"""What is measured: a random model in the shape of GPT-2 small, or a real one, a registry of it, the requests, and the
+bare pass beside which they are."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.architecture import ActivationFunction, NormKind
 from dst_grpc.domain.components import LossFnName, TensorElementType
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -21,12 +23,14 @@ from dst_grpc.engine.checkpoint import Checkpoint, open_checkpoint
 from dst_grpc.engine.decoder import Decoder, DecoderConfig
 from dst_grpc.engine.decoder_config import Rotary
 from dst_grpc.engine.files import FileSet
+from dst_grpc.engine.taps import Taps
+from dst_grpc.errors import require
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from scripts.real_model.__main__ import ready_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dst_grpc.engine.tokenizer import Tokenizer
 
@@ -160,3 +164,15 @@ def request(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderCo
 def plan(n_tokens: int, types: Sequence[DerivedScalarType], config: DecoderConfig = GPT2_SMALL) -> Plan:
     """The plan of `request`."""
     return make_plan(request(n_tokens, types, config), one_model(config))
+
+
+def bare_pass(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], loss: Callable[[torch.Tensor], torch.Tensor]
+) -> object:
+    """Forward, one batch of all *prompts*, to the logits [b, V] of each one's last token; and backward from the *loss*
+    of these to the embeddings, with nothing recorded in between."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([(*prompt, *(0,) * (longest - len(prompt))) for prompt in prompts], device=decoder.device)
+    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=decoder.device)
+    return taps.gradients(loss(require(decoder.forward(tokens, taps, logits_at=last))[:, 0]))

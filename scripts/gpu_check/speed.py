@@ -9,13 +9,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from benchmarks import subjects
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.taps import Taps
+from dst_grpc.errors import require
 from scripts.gpu_check.findings import Finding
 from scripts.gpu_check.memory import ask
 
@@ -81,12 +78,8 @@ def _requests(count: int, n_tokens: int, types: Sequence[DerivedScalarType]) -> 
 
 def _bare(decoder: Decoder, device: Device, requests: Sequence[DeriveRequest]) -> None:
     """One forward pass of all prompts to the logits of the last token, and one backward pass to the embeddings."""
-    prompts = [request.prompt.token_ids for request in requests if request.prompt is not None]
-    tokens = torch.tensor(prompts, device=device.name)
-    taps = Taps(gradients=[(ActivationLocationType.RESID_POST_EMBEDDING, None)])
-    logits = decoder.forward(tokens, taps, logits_at=torch.full((len(requests),), _TOKENS - 1, device=device.name))
-    if logits is not None:
-        taps.gradients((logits[..., 5] - logits[..., 7]).sum())
+    prompts = [require(require(request.prompt).token_ids) for request in requests]
+    subjects.bare_pass(decoder, prompts, lambda logits: (logits[:, 5] - logits[:, 7]).sum())
     device.wait()
 
 
