@@ -9,7 +9,6 @@ that a slow minute slows all.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import json
 import random
@@ -36,7 +35,8 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.wire.codec import to_wire
-from scripts.serving import running
+from scripts.serving import running, write_tokens
+from tests.load.common import quantile
 
 _DERIVE = "/dst.v1.DerivedScalarService/Derive"
 _GREEDY, _POLITE = "greedy", tuple(f"polite-{i}" for i in range(5))
@@ -166,8 +166,7 @@ def _serving(device: _Device) -> Iterator[_Target]:
         top = Path(folder)
         write_model(top / "model", device.n_layers, device.d_model)
         names = (_GREEDY, *_POLITE, *(f"caller-{i}" for i in range(_CALLERS)))
-        lines = [f"{name} sha256:{hashlib.sha256(_token_of(name).encode()).hexdigest()} ask never" for name in names]
-        (top / "tokens").write_text("\n".join(lines))
+        write_tokens(top / "tokens", {name: _token_of(name) for name in names})
         command = [*device.program, "serve", "--port", "0"]
         command += ["--model", f"m={top / 'model'}", "--default-model", "m", "--preload", "m", "--store-bytes", "0"]
         port = _free_port()
@@ -291,12 +290,6 @@ async def _all_at_once(target: _Target) -> Counter[str]:
         await asyncio.gather(*(one.channel.channel_ready() for one in callers.values()))
         await asyncio.gather(*(one.ask(deadline=60.0) for one in callers.values() for _ in range(_CALLS_EACH)))
         return sum((one.ends.codes for one in callers.values()), Counter[str]())
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which *share* of *values* lie; NaN without any."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
 
 
 async def _report(target: _Target) -> list[str]:

@@ -8,7 +8,6 @@ a machine that others use too, they say more than rates do.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ import grpc.aio
 from benchmarks.serving import small_request
 from dst_grpc.domain.requests import ResolveRequest
 from dst_grpc.wire.codec import to_wire
-from scripts.serving import READY, SERVE, Server, running
+from scripts.serving import READY, SERVE, Server, running, write_tokens
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 _TOKEN = "token-of-benchmark"
@@ -75,8 +74,7 @@ def _servers() -> Iterator[tuple[Server, Server]]:
     """Ours and the bare one."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         top = Path(folder)
-        digest = hashlib.sha256(_TOKEN.encode()).hexdigest()
-        (top / "tokens").write_text(f"benchmark sha256:{digest} ask never\n")
+        write_tokens(top / "tokens", {"benchmark": _TOKEN})
         ours = (*SERVE, "--metrics-port", "0", "--preload", "embedded", "--auth-token-file", str(top / "tokens"))
         bare = ("-c", "from benchmarks.handover import serve_bytes; serve_bytes()")
         first = stack.enter_context(running(*ours, log=top / "ours"))

@@ -6,13 +6,13 @@ Over sockets, against a server of its own with the embedded model. The readers a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.serving import write_tokens
 from tests.load.common import DERIVE, Target, large, quantile, serving, simple, watched
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def report() -> Iterator[str]:
     """The 99th percentile beside and without them, and memory."""
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
-        digests = {token: hashlib.sha256(token.encode()).hexdigest() for token in (_READER, _OTHER)}
-        tokens.write_text("\n".join(f"{token} sha256:{digest} ask never" for token, digest in digests.items()))
+        write_tokens(tokens, {token: token for token in (_READER, _OTHER)})
         arguments = ("--slow-reader-seconds", str(_SLOW_READER_SECONDS), "--max-unread-bytes", str(_UNREAD_MIB << 20))
         with serving(*arguments, "--auth-token-file", str(tokens)) as target:
             alone, while_they_run, beside, taken, seconds = asyncio.run(_measure(target))
