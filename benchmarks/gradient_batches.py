@@ -91,12 +91,12 @@ class _Streamed:
 
 async def _stream(client: AsyncClient, server: Server, batch: Sequence[tuple[int, ...]]) -> _Streamed:
     ran: list[tuple[int, RunStatistics]] = []
-    cpu, started = server.cpu_seconds(), time.perf_counter()
+    cpu, started = server.cpu_seconds, time.perf_counter()
     async for name, answer in client.derive_stream(map(_request, batch), max_in_flight=len(batch)):
         if isinstance(answer, DstError):
             raise answer
         ran.append((len(batch[int(name)]), answer.statistics))
-    seconds, cpu = time.perf_counter() - started, server.cpu_seconds() - cpu
+    seconds, cpu = time.perf_counter() - started, server.cpu_seconds - cpu
     batches: dict[float, list[int]] = {}
     for length, told in ran:
         batches.setdefault(told.pass_duration, []).append(length)  # those of a batch share its time

@@ -99,10 +99,10 @@ async def _round(call: Any, request: bytes, server: Server, in_flight: int, foun
             async for _message in call(request, metadata=metadata):
                 pass
 
-    cpu, started = server.cpu_seconds(), time.perf_counter()
+    cpu, started = server.cpu_seconds, time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(in_flight)))
     found.seconds.append((time.perf_counter() - started) / _CALLS)
-    found.cpu.append((server.cpu_seconds() - cpu) / _CALLS)
+    found.cpu.append((server.cpu_seconds - cpu) / _CALLS)
 
 
 def _told(values: Sequence[float], pattern: str) -> str:

@@ -28,6 +28,7 @@ class Server:
     pid: int
     """Its process."""
 
+    @property
     def cpu_seconds(self) -> float:
         """The processor's time that all its threads have taken; clock_getcpuclockid(3) of the process."""
         return time.clock_gettime(~self.pid << 3 | _PROCESS_CLOCK)

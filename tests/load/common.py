@@ -17,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from dst_grpc._gen.dst.v1 import component_pb2, derived_scalar_type_pb2, inference_pb2, resolution_pb2
-from scripts.serving import SERVE, running
+from scripts.serving import SERVE, Server, running
 
 DERIVE = "/dst.v1.DerivedScalarService/Derive"
 DERIVE_STREAM = "/dst.v1.DerivedScalarService/DeriveStream"
@@ -27,7 +27,6 @@ TOP_K = "/dst.v1.DerivedScalarService/TopK"
 EXPLAIN = "/dst.v1.DerivedScalarService/Explain"
 
 _MIB = 1 << 20
-_TICKS = 100
 _MEMORY_MIB = 6000
 
 
@@ -44,14 +43,8 @@ class Outcome(NamedTuple):
     """Bytes of its answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(Server):
     """A server under attack."""
-
-    address: str
-    """HOST:PORT."""
-    pid: int
-    """Its process."""
 
     def channel(self) -> grpc.aio.Channel:
         """A connection of its own, which takes messages of any size."""
@@ -70,12 +63,6 @@ class Target:
     def memory_mib(self) -> int:
         """Resident memory."""
         return self.status("VmRSS")
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Processor time so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager
