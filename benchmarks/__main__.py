@@ -1,8 +1,8 @@
-"""Runs the benchmarks and prints their ratios: `python -m benchmarks [deriving] [explain] [serving] ...`."""
+"""Runs benchmarks and prints their ratios: `python -m benchmarks [deriving] [explain] ...`, all without a name."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from benchmarks import (
     attribution,
@@ -40,12 +40,17 @@ REPORTS = {
 }
 
 
-def main(names: list[str]) -> None:
-    """Print the reports of *names*, or of all."""
+def main() -> None:
+    """Print the reports of the benchmarks named on the command line, or of all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Prints ratios, each of one run.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(REPORTS)}; all without one")
+    names = parser.parse_args().names
+    if unknown := set(names) - REPORTS.keys():
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; these are: {', '.join(REPORTS)}")
     for name in names or REPORTS:
         for line in REPORTS[name]():
             print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import subjects
-from benchmarks.measure import medians, peak_bytes
+from benchmarks.measure import conditions, interleaved, peak_bytes
 from dst_grpc.causal.attribution import Attribution, Pair, Question
 from dst_grpc.domain.attribute import AttributedNode, AttributionMethod
 from dst_grpc.domain.components import LossFnName
@@ -57,12 +57,15 @@ def report() -> Iterator[str]:
     pair = random_pair(decoder.config.vocab_size)
     work: dict[str, Callable[[], object]] = {"bare": partial(bare, decoder, pair)}
     work |= {name: partial(attribute, decoder, pair, question) for name, (question, _) in QUESTIONS.items()}
-    seconds = medians(work, ROUNDS)
+    found = interleaved(work, ROUNDS)
     memory = {name: peak_bytes(one) for name, one in work.items()}
-    yield f"attribution, GPT-2-small shape, {N_TOKENS} tokens, over the bare forward + backward"
+    yield (
+        f"attribution, GPT-2-small shape, {N_TOKENS} tokens, over the bare forward + backward with the logits of the"
+        f" last token, {conditions(ROUNDS)}"
+    )
     for name, (_, limit) in QUESTIONS.items():
         yield (
-            f"  {name:27}: time x {seconds[name] / seconds['bare']:.2f} (at most {limit}),"
+            f"  {name:27}: time x {found.over(name, 'bare')}, at most {limit};"
             f" peak memory x {memory[name] / memory['bare']:.2f}"
             f" ({memory[name] / _MIB:.0f} MiB / {memory['bare'] / _MIB:.0f} MiB, at most 3)"
         )

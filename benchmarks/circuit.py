@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks import subjects
-from benchmarks.measure import medians
+from benchmarks.measure import conditions, interleaved
 from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.circuits import pruned, top_edges
 from dst_grpc.causal.cut_edges import CutRow
@@ -69,10 +69,13 @@ def report() -> Iterator[str]:
         "bare": lambda: decoder.forward(base.tokens.expand(ROWS, -1), logits_at=base.last.expand(ROWS))
     }
     work |= {name: _running(runs, each) for name, each in rows.items()}
-    seconds = medians(work, _ROUNDS)
-    yield f"Circuits in the shape of GPT-2 small, {graph.n_edges} edges, {N_TOKENS} tokens: bare passes for a row"
+    found = interleaved(work, _ROUNDS)
+    yield (
+        f"circuits, GPT-2-small shape, {graph.n_edges} edges, {N_TOKENS} tokens: time of {ROWS} rows with cut edges"
+        f" over that of as many bare forward passes with the logits of the last token, {conditions(_ROUNDS)}"
+    )
     for name in rows:
-        yield f"  {name:<32}{seconds[name] / seconds['bare']:6.2f}"
+        yield f"  {name:<31} x {found.over(name, 'bare')}"
 
 
 def _running(runs: CutRuns, rows: Sequence[CutRow]) -> Callable[[], object]:

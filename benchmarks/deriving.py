@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks import subjects
-from benchmarks.measure import medians, peak_bytes
+from benchmarks.measure import conditions, interleaved, peak_bytes
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Taps
@@ -61,22 +61,30 @@ def from_store(result: RunResult) -> None:
 
 def ratios(decoder: Decoder, name_of_model: str) -> Iterator[str]:
     """Time and memory over the bare pass."""
-    for name, types, reference in (
-        ("neurons and heads: act x grad, write norm, direct effect", subjects.NEURONS_AND_HEADS, bare),
-        ("the debugging request's groups", subjects.DEBUGGING_REQUEST, bare_all_logits),
+    for name, types, reference, logits in (
+        (
+            "neurons and heads: act x grad, write norm, direct effect",
+            subjects.NEURONS_AND_HEADS,
+            bare,
+            "the last token",
+        ),
+        ("the debugging request's groups", subjects.DEBUGGING_REQUEST, bare_all_logits, "every token"),
     ):
-        yield f"{name}, {name_of_model}, over the bare forward + backward"
+        yield (
+            f"{name}, {name_of_model}, over the bare forward + backward with the logits of {logits},"
+            f" {conditions(ROUNDS)}"
+        )
         for n_tokens in (16, 64):
             plan = subjects.plan(n_tokens, types, decoder.config)
             passes: dict[str, Callable[[], object]] = {
                 "bare": partial(reference, decoder, plan),
                 "ours": partial(ours, decoder, plan),
             }
-            found = medians(passes, ROUNDS)
+            found = interleaved(passes, ROUNDS)
             memory = {which: peak_bytes(one) for which, one in passes.items()}
             yield (
-                f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"
-                f" ({found['ours'] * 1e3:.0f} ms / {found['bare'] * 1e3:.0f} ms),"
+                f"  {n_tokens:3} tokens: time x {found.over('ours', 'bare')},"
+                f" {found.milliseconds('ours'):.0f} ms / {found.milliseconds('bare'):.0f} ms;"
                 f" peak memory x {memory['ours'] / memory['bare']:.2f}"
                 f" ({memory['ours'] / _MIB:.0f} MiB / {memory['bare'] / _MIB:.0f} MiB)"
             )
@@ -84,7 +92,7 @@ def ratios(decoder: Decoder, name_of_model: str) -> Iterator[str]:
 
 def second_question(decoder: Decoder) -> Iterator[str]:
     """A second question about the same run, over the first."""
-    yield "a second question about the same run, over the first"
+    yield f"a second question about the same run, over the first, {conditions(ROUNDS)}"
     for n_tokens in (16, 64):
         first = subjects.plan(n_tokens, subjects.NEURONS_AND_HEADS, decoder.config)
         second = subjects.plan(
@@ -98,8 +106,9 @@ def second_question(decoder: Decoder) -> Iterator[str]:
         recording = store.find(second)
         assert recording is not None
         again = RunResult(second, decoder, {}, recording, batches=())
-        found = medians({"first": partial(ours, decoder, first), "second": partial(from_store, again)}, ROUNDS)
-        yield f"  {n_tokens:3} tokens: x {found['second'] / found['first']:.3f} ({found['second'] * 1e3:.1f} ms)"
+        found = interleaved({"first": partial(ours, decoder, first), "second": partial(from_store, again)}, ROUNDS)
+        ratio, took = found.over("second", "first"), found.milliseconds("second")
+        yield f"  {n_tokens:3} tokens: x {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {took:.1f} ms"
 
 
 def large_output(decoder: Decoder) -> Iterator[str]:

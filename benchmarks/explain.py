@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from benchmarks import subjects
 from benchmarks.deriving import bare
-from benchmarks.measure import medians, peak_bytes
+from benchmarks.measure import conditions, interleaved, peak_bytes
 from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
 from dst_grpc.contexts.model import ModelContext
 from dst_grpc.domain.components import LossFnName, TensorElementType
@@ -79,22 +79,25 @@ def explain(asked: ExplainPlan) -> list[ExplanationPart]:
 def ratios() -> Iterator[str]:
     """Time and memory over the bare pass, and bytes over the full tensors."""
     for name, parts in (("tables, sums and logits", TABLES), ("all parts", ())):
-        yield f"Explain, default groups, k = 15, {name}, GPT-2-small shape, over the bare forward + backward"
+        yield (
+            f"Explain, default groups, k = 15, {name}, GPT-2-small shape, over the bare forward + backward with the"
+            f" logits of the last token, {conditions(ROUNDS)}"
+        )
         for n_tokens in (16, 64):
             asked = plan(n_tokens, parts=parts)
             reference, ours = partial(bare, subjects.gpt2_small(), asked.plans[0]), partial(explain, asked)
             two = partial(explain, plan(n_tokens, n_runs=2, parts=parts))
-            found = medians({"bare": reference, "ours": ours, "two": two}, ROUNDS)
+            found = interleaved({"bare": reference, "ours": ours, "two": two}, ROUNDS)
             memory = {"bare": peak_bytes(reference), "ours": peak_bytes(ours)}
             sent = sum(part_to_wire(ExplainFrame, part).ByteSize() for part in ours())
             full = asked.plans[0].cost.output_bytes
             yield (
-                f"  {n_tokens:3} tokens: time x {found['ours'] / found['bare']:.2f}"
-                f" ({found['ours'] * 1e3:.0f} ms / {found['bare'] * 1e3:.0f} ms),"
+                f"  {n_tokens:3} tokens: time x {found.over('ours', 'bare')},"
+                f" {found.milliseconds('ours'):.0f} ms / {found.milliseconds('bare'):.0f} ms;"
                 f" peak memory x {memory['ours'] / memory['bare']:.2f}"
                 f" ({memory['ours'] / _MIB:.0f} MiB / {memory['bare'] / _MIB:.0f} MiB),"
                 f" {sent / 1e3:.0f} kB sent, {sent / full:.1%} of the tensors,"
-                f" two prompts x {found['two'] / found['ours']:.2f} of one"
+                f" two prompts x {found.over('two', 'ours')} of one"
             )
 
 
@@ -119,12 +122,12 @@ def floor(asked: ExplainPlan) -> Iterator[str]:
         "products": products,
         "ours": partial(explain, asked),
     }
-    found = {name: seconds * 1e3 for name, seconds in medians(work, ROUNDS).items()}
-    least = found["bare"] + found["products"]
+    found = interleaved(work, ROUNDS)
+    took = {name: found.milliseconds(name) for name in work}
     yield (
-        f"       all parts over their floor: x {found['ours'] / least:.2f} ({found['ours']:.0f} ms / {least:.0f} ms:"
-        f" the bare pass {found['bare']:.0f} ms, products of {sum(len(vectors) for vectors, _ in scored)} vectors with"
-        f" the vocabulary {found['products']:.0f} ms)"
+        f"       all parts over their floor: x {found.over('ours', 'bare', 'products')},"
+        f" {took['ours']:.0f} ms / (the bare pass {took['bare']:.0f} ms + products of"
+        f" {sum(len(vectors) for vectors, _ in scored)} vectors with the vocabulary {took['products']:.0f} ms)"
     )
 
 

@@ -1,29 +1,75 @@
-"""Measuring: interleaved rounds, medians, and the peak of tensors' memory."""
+"""Measuring: interleaved rounds, ratios with their spread, and the peak of tensors' memory."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
-def medians(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of *work*; rounds are interleaved so that a slow minute slows all alike."""
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Values that were measured: their median, and the ends of their middle half."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of two or more *values*."""
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        """Such as "1.29 (1.27 to 1.33)"."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How long each piece of work took in each round."""
+
+    seconds: Mapping[str, Sequence[float]]
+    """By the name of the piece."""
+
+    def milliseconds(self, name: str) -> float:
+        """The median of a piece."""
+        return statistics.median(self.seconds[name]) * 1e3
+
+    def over(self, name: str, *bases: str) -> Spread:
+        """The time of a piece over that of others together, in each round."""
+        totals = map(sum, zip(*(self.seconds[base] for base in bases), strict=True))
+        return Spread.of(one / total for one, total in zip(self.seconds[name], totals, strict=True))
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], n_rounds: int) -> Rounds:
+    """The time of each piece of *work*, after one round that does not count.
+
+    Pieces take turns, so that a slow minute slows all alike.
+    """
     for piece in work.values():
         piece()
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
+    for _ in range(n_rounds):
         for name, piece in work.items():
             started = time.perf_counter()
             piece()
             seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return Rounds(seconds)
+
+
+def conditions(n_rounds: int) -> str:
+    """How times were measured, for the head of a report."""
+    return f"{torch.get_num_threads()} threads, {n_rounds} rounds, medians and the middle half"
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -138,8 +138,9 @@ class RandomModel(ModelEntry):
         return cast("Tokenizer", IdsOnly(self.dimensions.vocab_size))
 
 
+@cache
 def one_model(config: DecoderConfig) -> Registry:
-    """A registry of one model without autoencoders."""
+    """A registry of one model without autoencoders; the same one for equal configs, whose runs are then equal."""
     files = FileSet({})
     checkpoint = Checkpoint(
         folder=Path(), family="gpt2", config=config, files=files, sources={}, tensors={}, redundant_unembedding=None

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import subjects
 from benchmarks.deriving import derive
-from benchmarks.measure import medians
+from benchmarks.measure import interleaved
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import Exhausted, Reason
@@ -156,9 +156,9 @@ def pinned_copies(device: Device) -> Iterator[Finding]:
     if not device.is_gpu:
         yield Finding(check="copies", what="pinned over pageable rate", got="no GPU", wanted=">= 1.0", is_right=None)
         return
-    seconds = medians({"pinned": partial(to_numpy, x, TensorElementType.FLOAT32), "pageable": x.cpu}, _ROUNDS)
-    ratio = seconds["pageable"] / seconds["pinned"]
-    rate = x.nbytes / seconds["pinned"] / 1e9
+    found = interleaved({"pinned": partial(to_numpy, x, TensorElementType.FLOAT32), "pageable": x.cpu}, _ROUNDS)
+    ratio = found.over("pageable", "pinned").median
+    rate = x.nbytes / found.milliseconds("pinned") / 1e6
     yield Finding(
         check="copies",
         what="pinned over pageable rate",
