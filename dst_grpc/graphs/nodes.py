@@ -1,0 +1,177 @@
+"""The nodes of an attribution graph in their order, and the graph itself.
+
+Nodes are numbered from 0: first k features, by layer, then token, then feature; then L T errors, layer by layer; then
+T embeddings; last K targets. Shapes: A active features, k those of them that are nodes, L layers, T tokens, K targets,
+n = k + L T + T + K nodes, d residual channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Integers = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+FREE_DIRECTION = -1
+"""The token id of a target that is no token."""
+
+
+class NodeKind(StrEnum):
+    """What a node is."""
+
+    FEATURE = "feature"
+    """An active feature of a transcoder at a token."""
+    ERROR = "error"
+    """What the transcoders miss of the MLP's write of a layer at a token."""
+    EMBEDDING = "embedding"
+    """The embedding of a token, without its position."""
+    TARGET = "target"
+    """A logit, or another projection of the last residual at the last token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class GraphTargets:
+    """What effects are traced back from: projections of the residual after the final norm, at the last token."""
+
+    token_ids: Integers
+    """Tokens [K] whose logits they are; `FREE_DIRECTION` for other projections."""
+    names: tuple[str, ...]
+    """What the projections that are no logits are called; empty for logits."""
+    weights: Floats
+    """How much each counts when influences are added up, [K]: the probability of a token."""
+    vectors: Floats
+    """What each projects on, [K, d]: of a logit, the unembedding of its token less the mean over the vocabulary."""
+
+    def __len__(self) -> int:
+        """Targets (K)."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GraphNodes:
+    """All of a graph but its edges."""
+
+    token_ids: Integers
+    """The prompt [T], with the first token if one was put before it."""
+    n_layers: int
+    """Layers of the model (L)."""
+    active: Integers
+    """Layer, token and feature of each active feature, [A, 3], in ascending order."""
+    activations: Floats
+    """Their activations, [A]; none is 0."""
+    selected: Integers
+    """Which of them are nodes, [k], ascending."""
+    targets: GraphTargets
+    """The targets."""
+
+    @property
+    def n_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    @property
+    def n_features(self) -> int:
+        """Features that are nodes (k)."""
+        return len(self.selected)
+
+    @property
+    def first_error(self) -> int:
+        """The first node that is an error."""
+        return self.n_features
+
+    @property
+    def first_embedding(self) -> int:
+        """The first node that is an embedding."""
+        return self.first_error + self.n_layers * self.n_tokens
+
+    @property
+    def first_target(self) -> int:
+        """The first node that is a target."""
+        return self.first_embedding + self.n_tokens
+
+    def __len__(self) -> int:
+        """Nodes (n)."""
+        return self.first_target + len(self.targets)
+
+    @cached_property
+    def features(self) -> Integers:
+        """Layer, token and feature of the features that are nodes, [k, 3]."""
+        return self.active[self.selected]
+
+    def kind(self, node: int) -> NodeKind:
+        """What *node* is; raises IndexError if there is no such node."""
+        if not 0 <= node < len(self):
+            raise IndexError(f"node {node} of {len(self)}")
+        if node < self.first_error:
+            return NodeKind.FEATURE
+        if node < self.first_embedding:
+            return NodeKind.ERROR
+        return NodeKind.EMBEDDING if node < self.first_target else NodeKind.TARGET
+
+    def feature(self, node: int) -> tuple[int, int, int]:
+        """Layer, token and feature of *node*, which is a feature."""
+        layer, token, feature = self.features[node]
+        return int(layer), int(token), int(feature)
+
+    def error(self, node: int) -> tuple[int, int]:
+        """Layer and token of *node*, which is an error."""
+        layer, token = divmod(node - self.first_error, self.n_tokens)
+        return layer, token
+
+    def embedding(self, node: int) -> int:
+        """The token of *node*, which is an embedding."""
+        return node - self.first_embedding
+
+    def target(self, node: int) -> int:
+        """Which of the targets *node* is, which is one."""
+        return node - self.first_target
+
+    @cached_property
+    def layers(self) -> Integers:
+        """The layer of each node [n] that is a feature or an error; -1 of embeddings, L of targets."""
+        return np.concatenate(
+            (
+                self.features[:, 0],
+                np.repeat(np.arange(self.n_layers), self.n_tokens),
+                np.full(self.n_tokens, -1),
+                np.full(len(self.targets), self.n_layers),
+            )
+        )
+
+    @cached_property
+    def tokens(self) -> Integers:
+        """The token of each node, [n]; of targets, the last."""
+        every = np.arange(self.n_tokens)
+        last = np.full(len(self.targets), self.n_tokens - 1)
+        return np.concatenate((self.features[:, 1], np.tile(every, self.n_layers), every, last))
+
+    @cached_property
+    def weights(self) -> Floats:
+        """The weight of each node, [n]: 0 but of targets."""
+        found = np.zeros(len(self), dtype=np.float32)
+        found[self.first_target :] = self.targets.weights
+        return found
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttributionGraph:
+    """A graph."""
+
+    nodes: GraphNodes
+    """Its nodes."""
+    adjacency: Floats
+    """Direct effects [n, n], of the node of a column on that of a row; 0 where there is no edge. The rows of errors
+    and embeddings are 0, and so are the columns of targets."""
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of its arrays."""
+        nodes, targets = self.nodes, self.nodes.targets
+        arrays = (self.adjacency, nodes.token_ids, nodes.active, nodes.activations, nodes.selected)
+        return sum(one.nbytes for one in (*arrays, targets.token_ids, targets.weights, targets.vectors))
