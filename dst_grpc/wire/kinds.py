@@ -133,6 +133,31 @@ def array(*dimensions: Dimension) -> Kind:
     return Kind(write, read, lambda: np.zeros(1, np.float32))
 
 
+def column(element_type: TensorElementType) -> Kind:
+    """An array of one axis whose elements are of *element_type*."""
+    stored = stored_as(element_type)
+
+    def write(values: Array) -> dict[str, Any]:
+        return {
+            "element_type": enum_codec(TensorElementType).number_of[element_type],
+            "axes": [{"size": len(values)}],
+            "data": np.ascontiguousarray(values, stored).tobytes(),
+        }
+
+    def read(message: Any, problems: Violations) -> Any:
+        before = problems.count
+        found = enum_codec(TensorElementType).member_of.get(message.element_type)
+        if found is not element_type:
+            problems.add("element_type", f"must be {json_name(element_type)}")
+        if len(message.axes) != 1:
+            problems.add("axes", f"must be one, not {len(message.axes)}")
+        elif len(message.data) != (expected := message.axes[0].size * stored.itemsize):
+            problems.add("data", f"has {len(message.data)} bytes, but the axis makes it {expected}")
+        return BAD if problems.count > before else np.frombuffer(message.data, stored)
+
+    return Kind(write, read, lambda: np.empty(0, stored))
+
+
 def _element_type(message: Any, problems: Violations, *, are_floats: bool) -> TensorElementType:
     """The element type of a Tensor; float32 if it is invalid."""
     number: int = message.element_type

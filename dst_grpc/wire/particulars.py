@@ -10,9 +10,14 @@ import numpy as np
 from dst_grpc.domain.attribute_answers import ScoreValues
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
-from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
+from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType, TensorElementType
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ScalarSum
+from dst_grpc.domain.graph import GraphRequest, GraphTarget
+from dst_grpc.domain.graph_answers import GraphNodeScores
+from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_queries import GraphNeighbours, GraphPathQuery, QueryGraphRequest
 from dst_grpc.domain.indices import (
     ActivationIndex,
     AttnSubActivationIndex,
@@ -32,7 +37,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.trace import TraceConfig
 from dst_grpc.wire.checks import check_header, check_tensor_info
-from dst_grpc.wire.kinds import Kind, array
+from dst_grpc.wire.kinds import Kind, array, column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,6 +78,8 @@ PART_BY_PART = frozenset(
         AttributeRequest,
         CircuitRequest,
         PatchRequest,
+        GraphRequest,
+        QueryGraphRequest,
     }
 )
 """Requests, whose fields do not depend on one another: a bad one does not make the others unusable."""
@@ -101,11 +108,31 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (SetValue, "tensor"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
     (AddVector, "vector"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
     (Direction, "direction"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
+    # Nor may targets share a token or a name.
+    GraphTarget: lambda: GraphTarget(token=f"\0{next(_NUMBERS)}"),
+    (GraphRequest, "prompt"): lambda: Prompt(token_ids=(0,)),
+    (GraphRequest, "transcoders"): lambda: "none",
+    (GraphNeighbours, "node"): lambda: "t0",
+    (GraphPathQuery, "source"): lambda: "t0",
+    (GraphPathQuery, "target"): lambda: f"target:\0{next(_NUMBERS)}",
+    (QueryGraphRequest, "graph"): lambda: "none",
+    (QueryGraphRequest, "query"): lambda: GraphNeighbours(node="t0"),
 }
 """Makes stand-ins of a class, or for a field, where one made of defaults would not be valid."""
 ARRAYS: Mapping[tuple[type, str], Kind] = {
     (ScalarSum, "values"): array(Dimension.SEQUENCE_TOKENS, Dimension.ATTENDED_TO_SEQUENCE_TOKENS),
     (RequestTensor, "tensor"): array(),
     (ScoreValues, "values"): array(),
+    **{
+        (GraphNodeTable, name): column(TensorElementType.INT32)
+        for name in ("nodes", "kinds", "layers", "tokens", "features")
+    },
+    (GraphNodeTable, "activations"): column(TensorElementType.FLOAT32),
+    (GraphNodeScores, "nodes"): column(TensorElementType.INT32),
+    (GraphNodeScores, "cumulative_scores"): column(TensorElementType.FLOAT32),
+    (GraphNodeScores, "input_sums"): column(TensorElementType.FLOAT32),
+    (GraphNodeScores, "kept"): column(TensorElementType.BOOL),
+    **{(GraphEdges, name): column(TensorElementType.INT32) for name in ("targets", "counts", "sources")},
+    (GraphEdges, "weights"): column(TensorElementType.FLOAT32),
 }
 """Fields that hold numpy arrays."""

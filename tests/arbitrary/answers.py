@@ -38,7 +38,7 @@ from dst_grpc.domain.results import (
 )
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.errors import DstError
-from tests.arbitrary import attributions, circuits, patching
+from tests.arbitrary import attributions, circuits, graphs, patching
 from tests.arbitrary.basic import (
     built,
     counts,
@@ -55,7 +55,16 @@ from tests.arbitrary.basic import (
 )
 from tests.arbitrary.configs import FLOATS, node_indices, pass_types, scalar_types
 
-__all__ = ["answer_headers", "answers", "attributions", "circuits", "explanation_parts", "patching", "values_of"]
+__all__ = [
+    "answer_headers",
+    "answers",
+    "attributions",
+    "circuits",
+    "explanation_parts",
+    "graphs",
+    "patching",
+    "values_of",
+]
 
 small_axes = tuples(st.builds(Axis, st.sampled_from(Dimension), st.integers(0, 5)))
 

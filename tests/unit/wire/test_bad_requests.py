@@ -22,6 +22,11 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import NodeTable, RunsTrailer, ScalarSum, ScoredTokens
+from dst_grpc.domain.graph import GraphRequest, GraphTarget
+from dst_grpc.domain.graph_answers import GraphHeader, GraphNodeScores
+from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import ActivationIndex, DerivedScalarIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Intervention
 from dst_grpc.domain.origins import LossFnConfig
@@ -73,6 +78,9 @@ REQUESTS: list[type] = [
     NodeAblation,
     ExplainRun,
     ExplainRequest,
+    GraphTarget,
+    GraphRequest,
+    QueryGraphRequest,
     TensorDescription,
 ]
 ANSWERS: list[type] = [
@@ -92,6 +100,10 @@ ANSWERS: list[type] = [
     ScalarSum,
     NodeTable,
     ScoredTokens,
+    GraphHeader,
+    GraphNodeTable,
+    GraphNodeScores,
+    GraphEdges,
     RunsTrailer,
     ServerInfo,
     PutTensor,

@@ -1,0 +1,168 @@
+"""Requests of Graph: the attribution graph of a prompt. Plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.requests import Prompt, check_id, check_names
+from dst_grpc.domain.texts import check_text
+from dst_grpc.errors import InvalidRequest, Violations
+
+DEFAULT_MAX_N_LOGITS: Final = 10
+DEFAULT_LOGIT_PROB: Final = 0.95
+DEFAULT_BATCH_SIZE: Final = 512
+DEFAULT_UPDATE_INTERVAL: Final = 4
+DEFAULT_NODE_THRESHOLD: Final = 0.8
+DEFAULT_EDGE_THRESHOLD: Final = 0.98
+MAX_TARGETS: Final = 1000
+MAX_BATCH_SIZE: Final = 65_536
+MAX_TARGET_NAME_CHARACTERS: Final = 256
+
+
+class BeginToken(StrEnum):
+    """What a prompt begins with."""
+
+    AUTOMATIC = "automatic"
+    """A special token: if the prompt has none there, the tokenizer's begin token is put before it, else its pad token,
+    else its end token, else any other."""
+    AS_GIVEN = "as_given"
+    """The prompt's own first token, whatever it is."""
+
+
+class GraphEdgeSelection(StrEnum):
+    """What an answer holds of the edges."""
+
+    PRUNED = "pruned"
+    """Those that are left after pruning."""
+    WHOLE = "whole"
+    """All that are not 0."""
+    NONE = "none"
+    """None: they are asked for later, of the kept graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphTarget:
+    """A node that effects are traced back from, at the prompt's last token."""
+
+    token: str | None = None
+    """The logit of a token, by its text."""
+    token_id: int | None = None
+    """The logit of a token, by its id."""
+    direction: RequestTensor | None = None
+    """The projection of the final residual, after the final norm and its gain, on a vector [d]."""
+    name: str = ""
+    """What a direction is called in the answer; empty for a token."""
+    weight: float | None = None
+    """How much the node counts when influences are added up; None = the probability of a token, 1 for a direction."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        given = [one for one in (self.token, self.token_id, self.direction) if one is not None]
+        problems.check(len(given) == 1, "", "give exactly one of token, token_id and direction")
+        problems.check(self.token != "", "token", "must not be empty")
+        check_text(problems, "token", self.token or "")
+        if self.token_id is not None:
+            is_id = 0 <= self.token_id <= MAX_INDEX
+            problems.check(is_id, "token_id", f"must be between 0 and {MAX_INDEX}, not {self.token_id}")
+        check_text(problems, "name", self.name)
+        if self.direction is None:
+            problems.check(not self.name, "name", "must be absent for a token")
+        else:
+            long = f"must have between 1 and {MAX_TARGET_NAME_CHARACTERS} characters"
+            problems.check(0 < len(self.name) <= MAX_TARGET_NAME_CHARACTERS, "name", long)
+            numbers = self.direction.tensor
+            if numbers is not None:
+                problems.check(numbers.ndim == 1, "direction", f"must have one axis, not {numbers.ndim}")
+                problems.check(bool(numbers.any()), "direction", "must not be 0 everywhere")
+        if self.weight is not None:
+            problems.check(0 < self.weight < math.inf, "weight", f"must be above 0 and finite, not {self.weight}")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphRequest:
+    """The attribution graph of a prompt."""
+
+    prompt: Prompt
+    """The prompt."""
+    transcoders: str
+    """Name or handle of a set of transcoders, or of cross-layer transcoders."""
+    request_id: str = ""
+    """The client's own id."""
+    model: str | None = None
+    """Name or handle of the model; None = the server's default."""
+    begin_token: BeginToken = BeginToken.AUTOMATIC
+    """What the prompt begins with."""
+    targets: tuple[GraphTarget, ...] = ()
+    """The nodes that effects are traced back from; empty = the logits of the most probable tokens."""
+    max_n_logits: int = DEFAULT_MAX_N_LOGITS
+    """Without targets: at most so many logits."""
+    desired_logit_prob: float = DEFAULT_LOGIT_PROB
+    """Without targets: as few logits as have so much probability together."""
+    max_feature_nodes: int | None = None
+    """At most so many features are nodes, those of the largest influence; None = all that are active."""
+    batch_size: int = DEFAULT_BATCH_SIZE
+    """Features whose edges are computed together."""
+    update_interval: int = DEFAULT_UPDATE_INTERVAL
+    """Batches after which influences are ranked again."""
+    node_threshold: float = DEFAULT_NODE_THRESHOLD
+    """The share of all influence that the nodes have together that pruning keeps."""
+    edge_threshold: float = DEFAULT_EDGE_THRESHOLD
+    """The same of edges."""
+    edges: GraphEdgeSelection = GraphEdgeSelection.PRUNED
+    """Which edges are sent."""
+    max_bytes: int | None = None
+    """Bytes of memory that the graph and its computation may take, beyond weights; None = what the server allows."""
+    keep: bool | None = None
+    """Whether the server keeps the graph; None = if it has room."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        check_id(problems, "request_id", self.request_id)
+        check_names(problems, self.model, ())
+        if self.transcoders:
+            try:
+                ContextRef.parse(self.transcoders)
+            except InvalidRequest as error:
+                problems.extend(error, "transcoders")
+        else:
+            problems.add("transcoders", "is required: the name of a set of transcoders")
+        self._check_targets(problems)
+        for field, most in (("max_n_logits", MAX_TARGETS), ("batch_size", MAX_BATCH_SIZE)):
+            value = getattr(self, field)
+            problems.check(1 <= value <= most, field, f"must be between 1 and {most}, not {value}")
+        rounds = self.update_interval
+        fits = 1 <= rounds <= MAX_BATCH_SIZE
+        problems.check(fits, "update_interval", f"must be between 1 and {MAX_BATCH_SIZE}, not {rounds}")
+        probability = self.desired_logit_prob
+        is_share = 0 < probability <= 1
+        problems.check(is_share, "desired_logit_prob", f"must be above 0 and at most 1, not {probability}")
+        has_features = self.max_feature_nodes is None or self.max_feature_nodes >= 1
+        problems.check(has_features, "max_feature_nodes", f"must be at least 1, not {self.max_feature_nodes}")
+        check_thresholds(problems, self.node_threshold, self.edge_threshold)
+        problems.raise_if_any()
+
+    def _check_targets(self, problems: Violations) -> None:
+        """Note targets that are asked for twice; by their texts, tokens are compared once they are known."""
+        for field in ("token", "token_id", "name"):
+            seen: dict[object, int] = {}
+            for i, target in enumerate(self.targets):
+                value = getattr(target, field)
+                if value in {None, ""}:
+                    continue
+                first = seen.setdefault(value, i)
+                problems.check(first == i, f"targets[{i}].{field}", f"is that of targets[{first}] too")
+
+
+def check_thresholds(problems: Violations, node_threshold: float, edge_threshold: float) -> None:
+    """Note thresholds of pruning that are no shares."""
+    for field, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        problems.check(0 <= value <= 1, field, f"must be between 0 and 1, not {value}")

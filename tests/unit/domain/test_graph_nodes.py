@@ -1,0 +1,108 @@
+"""Nodes of attribution graphs: their order, and their names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, GraphNodeTable
+from dst_grpc.errors import InvalidRequest
+from tests.random_graphs import random_graph
+
+indices = st.integers(0, 10**9 - 1)
+texts = st.text(min_size=1, max_size=5) | st.sampled_from(["logit:5", "target:x", "t3", "\n"])
+
+
+@given(
+    st.builds(GraphNode, st.just(GraphNodeKind.FEATURE), indices, indices, indices)
+    | st.builds(GraphNode, st.just(GraphNodeKind.ERROR), indices, indices)
+    | st.builds(GraphNode, st.just(GraphNodeKind.EMBEDDING), token=indices)
+    | st.builds(GraphNode, st.just(GraphNodeKind.TARGET), feature=indices)
+    | st.builds(GraphNode, st.just(GraphNodeKind.TARGET), direction=texts)
+)
+def test_a_name_says_what_a_node_is(node: GraphNode) -> None:
+    assert GraphNode.named(str(node)) == node
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "f3.120",
+        "f3@5",
+        "f-1.2@3",
+        "f01.2@3",
+        "e3",
+        "t",
+        "t5 ",
+        "t\N{ARABIC-INDIC DIGIT FIVE}",
+        "logit:",
+        "logit:x",
+        "target:",
+        "0_3_5",
+    ],
+)
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no node"):
+        GraphNode.named(name)
+
+
+def test_nodes_are_numbered_features_errors_embeddings_targets() -> None:
+    table = GraphNodeTable.of(
+        features=np.array([[0, 1, 9], [1, 0, 4]]),
+        activations=np.array([0.5, 2.0]),
+        n_layers=2,
+        token_ids=[30, 31],
+        target_ids=[7, -1],
+    )
+    expected = [
+        *[("feature", 0, 1, 9, 0.5), ("feature", 1, 0, 4, 2.0)],
+        *[("error", layer, token, -1, 0.0) for layer in (0, 1) for token in (0, 1)],
+        *[("embedding", -1, 0, 30, 0.0), ("embedding", -1, 1, 31, 0.0)],
+        *[("target", -1, 1, 7, 0.0), ("target", -1, 1, -1, 0.0)],
+    ]
+    kinds = [list(GraphNodeKind)[kind - 1].value for kind in table.kinds]
+    columns = (table.layers, table.tokens, table.features, table.activations)
+    assert list(zip(kinds, *(column.tolist() for column in columns), strict=True)) == expected
+    assert table.nodes.tolist() == list(range(10))
+    assert {column.dtype for column in columns} == {np.dtype(np.int32), np.dtype(np.float32)}
+
+
+def test_every_node_of_a_graph_is_found_by_its_name_and_no_two_share_one() -> None:
+    graph = random_graph(targets=(7, "logit:7", 3, "target:7"))
+    names = [graph.nodes.name(i) for i in range(len(graph))]
+    assert len(set(names)) == len(graph)
+    assert [graph.nodes.number(name) for name in names] == list(range(len(graph)))
+    assert names[-4:] == ["logit:7", "target:logit:7", "logit:3", "target:target:7"]
+
+
+@pytest.mark.parametrize("name", ["f0.1@99", "e9@0", "t4", "logit:8", "target:another", "f9.1@0"])
+def test_a_node_that_the_graph_does_not_have_is_not_found(name: str) -> None:
+    with pytest.raises(KeyError):
+        random_graph().nodes.number(name)
+
+
+def test_a_restriction_leaves_nodes_of_its_layers_tokens_and_kinds() -> None:
+    graph = random_graph()
+    table = graph.table
+    assert table.allowed((), (), ()).all()
+    of_layer = table.allowed([1], (), ())
+    assert set(table.layers[of_layer]) == {-1, 1}
+    assert of_layer[table.has_kind(GraphNodeKind.EMBEDDING) | table.has_kind(GraphNodeKind.TARGET)].all()
+    at_token = table.allowed((), [0, 2], ())
+    assert set(table.tokens[at_token]) == {0, 2}
+    kinds = [GraphNodeKind.ERROR, GraphNodeKind.TARGET]
+    of_kind = table.allowed((), (), kinds)
+    assert set(table.kinds[of_kind]) == {kind.number for kind in kinds}
+    both = table.allowed([1], [0, 2], kinds)
+    assert (both == (of_layer & at_token & of_kind)).all()
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    table = random_graph().table
+    columns = {name: getattr(table, name) for name in ("nodes", "kinds", "layers", "tokens", "features")}
+    with pytest.raises(InvalidRequest) as caught:
+        GraphNodeTable(**columns, activations=table.activations[1:])
+    assert [violation.field for violation in caught.value.violations] == ["activations"]
