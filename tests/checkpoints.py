@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.formats.detect import open_autoencoder
 from dst_grpc.engine.formats.header import AutoencoderHeader
 from dst_grpc.engine.formats.layouts import FileGroup
@@ -129,12 +130,21 @@ def write_autoencoders(folder: Path) -> Path:
 
 def opened(path: Path) -> AutoencoderFile:
     """The autoencoder at *path*, its weights not read yet."""
-    return open_autoencoder(FileGroup.at(path))
+    file = open_autoencoder(FileGroup.at(path))
+    assert isinstance(file, AutoencoderFile)
+    return file
+
+
+def opened_cross_layer(path: Path) -> CrossLayerFile:
+    """The layer of a cross-layer transcoder at *path*, its weights not read yet."""
+    file = open_autoencoder(FileGroup.at(path))
+    assert isinstance(file, CrossLayerFile)
+    return file
 
 
 def read_header(path: Path) -> AutoencoderHeader:
     """What the autoencoder at *path* says without its weights."""
-    return opened(path).header
+    return open_autoencoder(FileGroup.at(path)).header
 
 
 def load_autoencoder(

@@ -10,9 +10,10 @@
 An autoencoder set goes through these types, each of which knows something that the one before cannot:
 
     AutoencoderSpec (`sources`), AutoencoderConfig (`domain`)   named: by the operator's registry file, by a request
-    AutoencoderFile (`engine.formats`)                          opened: one layer's file, its header and no weights
+    LayerFile (`engine.formats`)                                opened: one layer's file, its header and no weights
     AutoencoderEntry                                            known: a whole set that fits its model
-    AutoencoderContext                                          loaded: an `engine` Autoencoder for each layer
+    AutoencoderContext                                          loaded: an `engine` Autoencoder for each layer, or a
+                                                                layer of a cross-layer transcoder
     AutoencoderInfo (`domain`)                                  told: the row of the catalogue, for clients
 """
 

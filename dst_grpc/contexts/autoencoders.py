@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.resolution import LayerCheck
     from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.transcoders import Transcoders
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
@@ -30,7 +31,8 @@ class AutoencoderContext:
     node_type: NodeType
     """Type of its latents."""
     by_layer: Mapping[int | None, Autoencoder]
-    """The autoencoders by layer; the layer is None for one that exists once per model."""
+    """The autoencoders by layer; the layer is None for one that exists once per model. Empty for a cross-layer
+    transcoder."""
     digest: str
     """SHA-256 of its files."""
     device: str
@@ -39,6 +41,8 @@ class AutoencoderContext:
     """Bytes of its weights."""
     measured: tuple[LayerCheck, ...]
     """Its figures on the prompts of the self-check; empty if its input is not a tap."""
+    transcoders: Transcoders | None = None
+    """The same weights as transcoders of the model's MLPs; None if they are none."""
 
     @property
     def has_write_scale(self) -> bool:
@@ -48,8 +52,10 @@ class AutoencoderContext:
     @property
     def parts(self) -> tuple[object, ...]:
         """The objects that hold its weights."""
-        return tuple(self.by_layer.values())
+        if self.by_layer or self.transcoders is None:
+            return tuple(self.by_layer.values())
+        return tuple(self.transcoders.by_layer.values())
 
     def __repr__(self) -> str:
         """Handle and size."""
-        return f"AutoencoderContext({self.handle}, {len(self.by_layer)} layers, {self.parameter_bytes} bytes)"
+        return f"AutoencoderContext({self.handle}, {len(self.parts)} layers, {self.parameter_bytes} bytes)"

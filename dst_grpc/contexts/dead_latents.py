@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
+from dst_grpc.engine.formats.weights import AutoencoderFile
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
-    from dst_grpc.engine.formats.weights import AutoencoderFile
+    from dst_grpc.engine.formats.cross_layer_file import LayerFile
 
 _DEAD_BELOW = 1e-8
 
@@ -29,11 +31,17 @@ def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
     n = min(map(_n_spare, entry.by_layer.values()))
     if not n:
         return entry
-    return replace(entry, by_layer={layer: file.without(n) for layer, file in entry.by_layer.items()})
+    by_layer = {layer: file.without(n) for layer, file in entry.by_layer.items() if isinstance(file, AutoencoderFile)}
+    return replace(entry, by_layer=by_layer)
 
 
-def _n_spare(file: AutoencoderFile) -> int:
-    """Number of dead latents to leave out; with TopK at least k latents are kept, else at least one."""
+def _n_spare(file: LayerFile) -> int:
+    """Number of dead latents to leave out; with TopK at least k latents are kept, else at least one.
+
+    None of a cross-layer transcoder, whose latents are read as they are needed.
+    """
+    if isinstance(file, CrossLayerFile):
+        return 0
     header, frequencies = file.header, file.frequencies()
     if frequencies is None:
         return 0

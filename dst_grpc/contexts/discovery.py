@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from dst_grpc.contexts.entries import ModelEntry
+    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.header import AutoencoderHeader
-    from dst_grpc.engine.formats.weights import AutoencoderFile
 
 _T = DerivedScalarType
 _CONFIG = "config.json"
@@ -87,7 +87,7 @@ def open_sets(
         DataLoss: if a file is corrupt, does not fit the model, or there is none.
     """
     config = _read_config(folder / _CONFIG) if names is None or _CONFIG in names else {}
-    by_dst: dict[DerivedScalarType, dict[int | None, AutoencoderFile]] = {}
+    by_dst: dict[DerivedScalarType, dict[int | None, LayerFile]] = {}
     found = None if files is not None else SetFiles.below(folder, names)
     weights: Iterable[tuple[int | None, Path]]
     weights = (files or {}).items() if found is None else [(_number_of(path), path) for path in found.weights]
@@ -115,10 +115,11 @@ def _entry(
     config: dict[str, Any],
     model: ModelEntry,
     dst: DerivedScalarType,
-    found: Mapping[int | None, AutoencoderFile],
+    found: Mapping[int | None, LayerFile],
 ) -> AutoencoderEntry:
     if len({file.header.n_latents for file in found.values()}) > 1:
         raise corrupt(folder, "holds autoencoders that differ in their number of latents")
+    _check_cross_layer(folder, model, found)
     by_layer = dict(sorted(found.items(), key=lambda item: -1 if item[0] is None else item[0]))
     files = {_below(one.path, folder): one for file in by_layer.values() for one in file.files.all}
     if config:
@@ -135,6 +136,17 @@ def _entry(
         by_layer=by_layer,
         declared=declared or declared_by(by_layer),
     )
+
+
+def _check_cross_layer(folder: Path, model: ModelEntry, found: Mapping[int | None, LayerFile]) -> None:
+    """Raise DataLoss if only some of the layers are of a cross-layer transcoder, or it lacks one."""
+    is_cross_layer = {file.header.written is not None for file in found.values()}
+    if len(is_cross_layer) > 1:
+        raise corrupt(folder, "holds files of a cross-layer transcoder and of others: a set is of one kind")
+    lacking = sorted(set(range(model.dimensions.n_layers)) - found.keys())
+    if is_cross_layer == {True} and lacking:
+        layers = ", ".join(map(str, lacking))
+        raise corrupt(folder, f"lacks layer {layers}: every layer of a cross-layer transcoder writes to later ones")
 
 
 def set_folders(folder: Path, *, besides: Collection[str]) -> list[Path]:
@@ -179,9 +191,7 @@ def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else f"../{path.name}"
 
 
-def _layer_of(
-    file: AutoencoderFile, dst: DerivedScalarType, model: ModelEntry, number: int | None = None
-) -> int | None:
+def _layer_of(file: LayerFile, dst: DerivedScalarType, model: ModelEntry, number: int | None = None) -> int | None:
     """The layer of a set's file: the one in the file, else *number*, else the one in its path.
 
     A file that names a hook point may have another number than its layer: the residual that enters layer 1 is the one
@@ -263,7 +273,7 @@ def _declared(path: Path, config: dict[str, Any]) -> tuple[LayerCheck, ...]:
     return tuple(sorted(checks, key=lambda check: check.layer_index))
 
 
-def declared_by(by_layer: Mapping[int | None, AutoencoderFile]) -> tuple[LayerCheck, ...]:
+def declared_by(by_layer: Mapping[int | None, LayerFile]) -> tuple[LayerCheck, ...]:
     """The figures that the files themselves declare: at most L0."""
     return tuple(
         LayerCheck(layer_index=layer or 0, l0=file.header.declared_l0, fraction_of_variance_unexplained=None)

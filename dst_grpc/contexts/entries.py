@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.checkpoint import Checkpoint
     from dst_grpc.engine.files import FileSet
+    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.header import AutoencoderHeader
-    from dst_grpc.engine.formats.weights import AutoencoderFile
 
 EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested on registration, larger ones when they are first loaded."""
@@ -232,7 +232,7 @@ class AutoencoderEntry(ContextEntry):
     """The model that it belongs to."""
     dst: DerivedScalarType
     """The derived scalar that it reads."""
-    by_layer: Mapping[int | None, AutoencoderFile]
+    by_layer: Mapping[int | None, LayerFile]
     """Its autoencoders by layer, in order; the layer is None for one that exists once per model."""
     declared: tuple[LayerCheck, ...] = ()
     """The declared figures."""
@@ -246,7 +246,7 @@ class AutoencoderEntry(ContextEntry):
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all its weights in its element type."""
+        """Bytes of its weights in memory, in its element type."""
         return sum(header.bytes_as(TORCH_TYPES[self.element_type]) for header in self.headers)
 
     @property
@@ -288,6 +288,16 @@ class AutoencoderEntry(ContextEntry):
     def spliceable(self) -> bool:
         """Whether it can be spliced into a run: its input is a spliceable tap, and it reconstructs its input."""
         return self.input.is_spliceable and all(header.output is None for header in self.headers)
+
+    @property
+    def is_cross_layer(self) -> bool:
+        """Whether it is a cross-layer transcoder."""
+        return any(header.written is not None for header in self.headers)
+
+    @property
+    def is_of_transcoders(self) -> bool:
+        """Whether its autoencoders are transcoders of the model's MLPs, as attribution graphs are made of."""
+        return all(header.is_transcoder for header in self.headers)
 
     @property
     def load_facts(self) -> tuple[object, ...]:

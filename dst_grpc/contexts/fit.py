@@ -59,6 +59,8 @@ def misfit(header: AutoencoderHeader, dst: DerivedScalarType, model: ModelEntry)
     width = AUTOENCODER_INPUTS[output].width(model.dimensions)
     if header.n_outputs != width:
         return f"puts out {header.n_outputs} channels, but {output} of {model.name!r} has {width}"
+    if header.written is not None and header.written.stop != model.dimensions.n_layers:
+        return f"writes to {header.written.stop} layers, but {model.name!r} has {model.dimensions.n_layers}"
     return ""
 
 

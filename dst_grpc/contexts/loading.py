@@ -15,18 +15,22 @@ from dst_grpc.contexts.autoencoders import AutoencoderContext
 from dst_grpc.contexts.model import ModelContext
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.components import Dimension
+from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
 from dst_grpc.engine.element_types import TORCH_TYPES
+from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.taps import Taps
+from dst_grpc.engine.transcoders import Transcoders
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.resolution import LayerCheck
-    from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.cross_layer import CrossLayerTranscoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
 
@@ -86,24 +90,7 @@ class FileLoader:
     ) -> AutoencoderContext:
         digest = entry.digest()
         samples = _Samples.recorded(entry, model)
-        declared = {check.layer_index: check for check in entry.declared}
-        by_layer: dict[int | None, Autoencoder] = {}
-        measured: list[LayerCheck] = []
-        done = 0
-        for layer, file in entry.by_layer.items():
-            before = done
-            candidates = file.load(
-                entry.device,
-                TORCH_TYPES[entry.element_type],
-                lambda part, before=before: on_progress(before + part),  # type: ignore[misc]  # mypy sees no default
-            )
-            autoencoder = next(iter(candidates.values()))
-            if samples is not None:
-                number, sample_of = layer or 0, partial(samples.of, layer, file.header.output)
-                autoencoder, check = self_check.choose(number, candidates, sample_of, declared.get(number))
-                measured.append(check)
-            by_layer[layer] = autoencoder
-            done += autoencoder.parameter_bytes
+        by_layer, transcoders, measured = _loaded(entry, samples, on_progress)
         entry.files.check_unchanged()
         if not (self._allow_failed_checks or entry.registered.allows_failed_checks):
             self_check.compare(entry.name, measured, entry.declared)
@@ -116,9 +103,60 @@ class FileLoader:
             by_layer=by_layer,
             digest=digest,
             device=entry.device,
-            parameter_bytes=done,
+            parameter_bytes=entry.parameter_bytes,
             measured=tuple(measured),
+            transcoders=transcoders,
         )
+
+
+_Loaded = tuple[dict[int | None, "Autoencoder"], "Transcoders | None", "list[LayerCheck]"]
+"""Autoencoders by layer, the same as transcoders if they are any, and figures of each layer."""
+
+
+def _loaded(entry: AutoencoderEntry, samples: _Samples | None, on_progress: OnProgress) -> _Loaded:
+    if entry.is_cross_layer:
+        return _cross_layer(entry, require(samples), on_progress)
+    declared = {check.layer_index: check for check in entry.declared}
+    by_layer: dict[int | None, Autoencoder] = {}
+    measured: list[LayerCheck] = []
+    done = 0
+    for layer, file in entry.by_layer.items():
+        if isinstance(file, CrossLayerFile):
+            continue
+        before = done
+        candidates = file.load(
+            entry.device,
+            TORCH_TYPES[entry.element_type],
+            lambda part, before=before: on_progress(before + part),  # type: ignore[misc]  # mypy sees no default
+        )
+        autoencoder = next(iter(candidates.values()))
+        if samples is not None:
+            number, sample_of = layer or 0, partial(samples.of, layer, file.header.output)
+            autoencoder, check = self_check.choose(number, candidates, sample_of, declared.get(number))
+            measured.append(check)
+        by_layer[layer] = autoencoder
+        done += autoencoder.parameter_bytes
+    return by_layer, _transcoders(entry, by_layer), measured
+
+
+def _cross_layer(entry: AutoencoderEntry, samples: _Samples, on_progress: OnProgress) -> _Loaded:
+    """A cross-layer transcoder, which is measured as a whole: every layer explains a part of the later ones."""
+    layers: dict[int, CrossLayerTranscoder] = {}
+    for layer, file in entry.by_layer.items():
+        if isinstance(file, CrossLayerFile) and layer is not None:
+            layers[layer] = file.load(entry.device)
+            on_progress(sum(one.parameter_bytes for one in layers.values()))
+    transcoders = Transcoders(entry.model.dimensions.n_layers, layers)
+    inputs = {layer: samples.of(layer, DerivedScalarType.RESID_DELTA_MLP, one) for layer, one in layers.items()}
+    return {}, transcoders, self_check.measure_together(transcoders, inputs)
+
+
+def _transcoders(entry: AutoencoderEntry, by_layer: Mapping[int | None, Autoencoder]) -> Transcoders | None:
+    """The autoencoders of *entry* as transcoders, if they are."""
+    if not entry.is_of_transcoders:
+        return None
+    layers = {layer: autoencoder for layer, autoencoder in by_layer.items() if layer is not None}
+    return Transcoders.per_layer(entry.model.dimensions.n_layers, layers)
 
 
 class _Samples:
@@ -145,7 +183,9 @@ class _Samples:
         prompts = [[*begin, *model.tokenizer.encode(sentence)][:window] for sentence in self_check.SENTENCES]
         return cls(model.decoder, entry.dst, [record(model.decoder, sites, prompt) for prompt in prompts])
 
-    def of(self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder) -> self_check.Sample:
+    def of(
+        self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder | CrossLayerTranscoder
+    ) -> self_check.Sample:
         """The input of *autoencoder* at *layer*, and its target: *output*, or, if that is None, the input."""
         block = None if layer is None else self._decoder.layers[layer]
         architecture = self._decoder.config.architecture

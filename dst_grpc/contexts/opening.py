@@ -15,10 +15,12 @@ from dst_grpc.contexts.discovery import open_set, set_folders, sets_in
 from dst_grpc.contexts.entries import ModelEntry, Registered
 from dst_grpc.contexts.failed import MissingSource
 from dst_grpc.engine.checkpoint import open_checkpoint
+from dst_grpc.engine.files import corrupt
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.sources.selections import layer_files, model_key, set_key
 from dst_grpc.sources.specs import (
     AUTOENCODERS,
+    TRANSCODERS,
     AutoencoderSpec,
     EmbeddedSource,
     FolderSource,
@@ -140,15 +142,22 @@ class Opener:
     def _beside(
         self, spec: ModelSpec, place: SourceLocation, model: ModelEntry, attempts: Attempts
     ) -> Iterator[AutoencoderEntry]:
-        """The unregistered sets in the `autoencoders` folder of *model*."""
+        """The unregistered sets in the `autoencoders` and `transcoders` folders of *model*."""
         if isinstance(spec.source, HubSource):  # other files in the cache were pulled for other models
             return
         is_embedded = isinstance(spec.source, EmbeddedSource)
-        beside = embedded.AUTOENCODERS_FOLDER if is_embedded else place.folder / AUTOENCODERS
+        shipped = (embedded.AUTOENCODERS_FOLDER, embedded.TRANSCODERS_FOLDER)
+        places = shipped if is_embedded else (place.folder / AUTOENCODERS, place.folder / TRANSCODERS)
         registered = Registered(source=str(spec.source))
-        for folder in set_folders(beside, besides={one.name for one in spec.autoencoders}):
+        named = {one.name for one in spec.autoencoders}
+        others: dict[str, Path] = {}
+        for folder in (one for beside in places for one in set_folders(beside, besides=named)):
             with attempts.at(f"{model.name}/{folder.name}", model.name, str(spec.source)) as attempt:
                 attempt.root = folder
+                other = others.setdefault(folder.name, folder)
+                if other is not folder:
+                    problem = f"has the name of {other.parent.name}/{other.name}: rename one of them"
+                    raise corrupt(folder, problem)
                 yield from map(self._offered, sets_in(folder, model, registered))
 
     def _named(self, spec: ModelSpec, model: ModelEntry | None, attempts: Attempts) -> Iterator[AutoencoderEntry]:
@@ -157,6 +166,8 @@ class Opener:
             source = spec.source_of(one)
             with attempts.at(f"{spec.name}/{one.name}", spec.name, str(source)) as attempt:
                 shipped = embedded.AUTOENCODERS_FOLDER / one.name
+                if not shipped.is_dir():
+                    shipped = embedded.TRANSCODERS_FOLDER / one.name
                 place = self._place(spec, source, set_key(_path(source), one), shipped, one.name)
                 attempt.root = place.folder
                 if model is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.paths import AllowedRoots
     from dst_grpc.domain.config import AutoencoderConfig
     from dst_grpc.engine.files import File
-    from dst_grpc.engine.formats.weights import AutoencoderFile
+    from dst_grpc.engine.formats.cross_layer_file import LayerFile
 
 _FIELD = "autoencoder_path_by_layer_index"
 
@@ -42,7 +42,7 @@ def set_of_config(config: AutoencoderConfig, model: ModelEntry, roots: AllowedRo
     if AUTOENCODER_INPUTS[config.dst].width(model.dimensions) is None:
         raise InvalidRequest.of("dst", f"{config.dst} cannot be read by an autoencoder")
     problems = Violations()
-    by_layer: dict[int | None, AutoencoderFile] = {}
+    by_layer: dict[int | None, LayerFile] = {}
     n_latents: set[int] = set()
     for i, (layer, text) in enumerate(config.autoencoder_path_by_layer_index):
         wrong_layer = layer_problem(layer, config.dst, model)

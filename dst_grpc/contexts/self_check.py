@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.resolution import LayerCheck
-from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.errors import DataLoss, Reason, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.formats.header import Interpretation
+    from dst_grpc.engine.transcoders import ActiveFeatures, Transcoders
 
 SENTENCES = (
     "When Mary and John went to the store, John gave a drink to Mary.",
@@ -41,6 +42,7 @@ _FVU_MARGIN = 0.5
 _MAX_FVU = 1.0
 _L0_FACTOR = 5.0
 _COSINES_AT_ONCE = 4096
+_MAX_L0_PER_CHANNEL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,46 @@ def measure(layer: int, autoencoder: Autoencoder, sample: Sample, *, reading: st
     count."""
     x, target = sample.x, sample.x if sample.target is None else sample.target
     latents = autoencoder.encode(x)
-    error = (autoencoder.decode(latents, x) - target).float().square().sum().item()
-    variance = (target.float() - target.float().mean(dim=0)).square().sum().item()
-    unexplained = error / variance if variance else math.inf if error else 0.0
     return LayerCheck(
         layer_index=layer,
         l0=(latents != 0).float().sum(dim=1).mean().item(),
-        fraction_of_variance_unexplained=unexplained,
+        fraction_of_variance_unexplained=_unexplained(autoencoder.decode(latents, x), target),
         orientation=orientation(autoencoder) if sample.target is None else None,
         reading=reading,
     )
+
+
+def _unexplained(reconstruction: torch.Tensor, target: torch.Tensor) -> float:
+    """The fraction of the variance of *target* [tokens, n] that *reconstruction* leaves unexplained."""
+    error = (reconstruction - target).float().square().sum().item()
+    variance = (target.float() - target.float().mean(dim=0)).square().sum().item()
+    return error / variance if variance else math.inf if error else 0.0
+
+
+@torch.no_grad()
+def measure_together(transcoders: Transcoders, samples: Mapping[int, Sample]) -> list[LayerCheck]:
+    """Figures of each layer of *transcoders* on *samples*: what all of them together explain of its MLP's write.
+
+    If far more features of a layer are active than it has channels, it is measured no further: all that it writes to is
+    infinitely unexplained.
+    """
+    active: dict[int, ActiveFeatures] = {}
+    l0: dict[int, float] = {}
+    broken: set[int] = set()
+    for layer, sample in samples.items():
+        found = transcoders.active(layer, sample.x)
+        l0[layer] = len(found) / len(sample.x)
+        if l0[layer] > _MAX_L0_PER_CHANNEL * sample.x.shape[1]:
+            broken.update(transcoders.written_layers(layer))
+        else:
+            active[layer] = found
+    checks = []
+    for layer, sample in samples.items():
+        unexplained = math.inf
+        if layer not in broken:
+            unexplained = _unexplained(transcoders.reconstruction(layer, active, sample.x), require(sample.target))
+        checks.append(LayerCheck(layer_index=layer, l0=l0[layer], fraction_of_variance_unexplained=unexplained))
+    return checks
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import File, corrupt
-from dst_grpc.engine.formats.detect import holds_native_tensors
+from dst_grpc.engine.formats.detect import check_has_config, holds_native_tensors
 from dst_grpc.engine.formats.layouts import NATIVE, FileGroup, is_weights, layout_named
 from dst_grpc.engine.formats.strangers import what_they_are
 from dst_grpc.engine.model_folder import leads_nowhere
@@ -54,9 +54,9 @@ class SetFiles:
             group = FileGroup.at(path)
             if group.layout not in {None, NATIVE}:
                 laid_out.append(path)
-            elif (layout := layout_named(path.name)) is not None:
-                raise corrupt(path, f"lacks {layout.config} beside it, without which nothing says what it is")
-            elif path.stem.isdecimal() and (not depth or path.parent.name in _LAYER_FOLDERS):
+                continue
+            check_has_config(group.weights)
+            if path.stem.isdecimal() and (not depth or path.parent.name in _LAYER_FOLDERS):
                 numbered.append(path)
             elif not depth and holds_native_tensors(group.weights):
                 raise corrupt(path, "is named after no layer: LAYER.safetensors or LAYER.pt is expected")

@@ -15,4 +15,7 @@ MODEL_FOLDER: Final = FOLDER / "model"
 AUTOENCODERS_FOLDER: Final = FOLDER / "autoencoders"
 """One folder per kind (`mlp_post_act`, `resid_delta_mlp`, `resid_delta_attn`), one safetensors file per layer."""
 
-__all__ = ["AUTOENCODERS_FOLDER", "FOLDER", "MODEL_FOLDER"]
+TRANSCODERS_FOLDER: Final = FOLDER / "transcoders"
+"""One folder per set of transcoders of the MLPs, in circuit-tracer's layout."""
+
+__all__ = ["AUTOENCODERS_FOLDER", "FOLDER", "MODEL_FOLDER", "TRANSCODERS_FOLDER"]

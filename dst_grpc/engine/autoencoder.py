@@ -43,7 +43,7 @@ class Autoencoder:
     k: int | None = None
     """With TopK: how many latents are kept at a token."""
     postact: AutoencoderActivation = AutoencoderActivation.RELU
-    """With TopK: applied to the kept values."""
+    """With TopK and JumpReLU: applied to the kept values."""
     normalization: InputNormalization = InputNormalization.NONE
     """n."""
     input_norm: ModelNorm = ModelNorm.NONE
@@ -114,12 +114,7 @@ class Autoencoder:
 
     def activate(self, pre: torch.Tensor) -> torch.Tensor:
         """Phi of pre-activations [..., Z]."""
-        if self.threshold is not None:
-            return torch.relu(pre) * (pre > self.threshold)
-        if self.activation is not AutoencoderActivation.TOP_K:
-            return _pointwise(self.activation, pre)
-        kept, where = pre.topk(self.k or 0, dim=-1)
-        return torch.zeros_like(pre).scatter(-1, where, _pointwise(self.postact, kept))
+        return activated(self.activation, pre, threshold=self.threshold, k=self.k, postact=self.postact)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents [..., Z] of inputs *x* [..., n_in]."""
@@ -151,6 +146,31 @@ class Autoencoder:
     def __repr__(self) -> str:
         """Sizes only."""
         return f"Autoencoder({self.n_inputs} -> {self.n_latents}, {self.activation})"
+
+
+def activated(
+    activation: AutoencoderActivation,
+    pre: torch.Tensor,
+    *,
+    threshold: torch.Tensor | None = None,
+    k: int | None = None,
+    postact: AutoencoderActivation = AutoencoderActivation.RELU,
+) -> torch.Tensor:
+    """Phi of pre-activations *pre* [..., Z].
+
+    Args:
+        activation: phi.
+        pre: the pre-activations.
+        threshold: with JumpReLU, theta [Z].
+        k: with TopK, how many latents are kept at a token.
+        postact: with TopK and JumpReLU, applied to the kept values.
+    """
+    if threshold is not None:
+        return _pointwise(postact, pre) * (pre > threshold)
+    if activation is not AutoencoderActivation.TOP_K:
+        return _pointwise(activation, pre)
+    kept, where = pre.topk(k or 0, dim=-1)
+    return torch.zeros_like(pre).scatter(-1, where, _pointwise(postact, kept))
 
 
 def _pointwise(activation: AutoencoderActivation, x: torch.Tensor) -> torch.Tensor:

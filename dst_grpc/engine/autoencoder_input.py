@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
-from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.taps import Site, site_entering
 from dst_grpc.errors import Internal
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from dst_grpc.domain.architecture import Architecture
+    from dst_grpc.engine.autoencoder import Autoencoder
+    from dst_grpc.engine.cross_layer import CrossLayerTranscoder
     from dst_grpc.engine.layer import Layer
 
 
@@ -35,7 +36,9 @@ def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architec
     return tap, layer
 
 
-def autoencoder_input(autoencoder: Autoencoder, tap: torch.Tensor, block: Layer | None) -> torch.Tensor:
+def autoencoder_input(
+    autoencoder: Autoencoder | CrossLayerTranscoder, tap: torch.Tensor, block: Layer | None
+) -> torch.Tensor:
     """The input of *autoencoder*, [T, n_in].
 
     Args:
@@ -43,11 +46,13 @@ def autoencoder_input(autoencoder: Autoencoder, tap: torch.Tensor, block: Layer 
         tap: the recorded tap of one prompt: [T, n], or [T, H, c], whose heads are concatenated.
         block: the layer of the tap; None for a tap that exists once per model, to which no norm is applied.
     """
-    tap = tap.flatten(1)
-    if autoencoder.input_norm is ModelNorm.NONE:
-        return tap
+    return normed(autoencoder.input_norm, tap.flatten(1), block)
+
+
+def normed(norm: ModelNorm, x: torch.Tensor, block: Layer | None) -> torch.Tensor:
+    """*x* [T, d] after *norm* of the layer *block*; None if it belongs to none, and no norm is applied."""
+    if norm is ModelNorm.NONE:
+        return x
     if block is None:
         raise Internal("an autoencoder of what belongs to no layer cannot read through a layer's norm")
-    if autoencoder.input_norm is ModelNorm.MLP_NORM:
-        return block.mlp_norm(tap)
-    return block.mlp_norm.without_gain(tap)
+    return block.mlp_norm(x) if norm is ModelNorm.MLP_NORM else block.mlp_norm.without_gain(x)

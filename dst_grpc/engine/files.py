@@ -207,6 +207,16 @@ class File:
         finally:
             file.close()
 
+    def held(self) -> File:
+        """The same file, held open until this is garbage collected; raises DataLoss as `opened` does."""
+        held = self._held
+        if held is None:
+            held = _opened(self.path)
+            if held.identity != self.identity:
+                held.close()
+                raise changed(self.path)
+        return File(self.path, self.identity, held)
+
     def let_go(self) -> None:
         """Stop holding it open; reads in progress go on."""
         self._held = None

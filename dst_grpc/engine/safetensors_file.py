@@ -2,7 +2,8 @@
 
 The header is checked against the size of the file, so that a truncated or forged file is an error that names the file
 rather than a crash or an allocation. Values are read rather than mapped: pages of a mapping count as the process's
-memory, and truncating a mapped file kills the process.
+memory, and truncating a mapped file kills the process. `stored_matrix` reads rows of tensors that are never whole in
+memory.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ _MAX_HEADER_BYTES = 1 << 24
 """Enough for 100,000 tensors; a parsed header takes several times its length."""
 _MAX_AXES = 64
 _BLOCK_BYTES = 1 << 22
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH_TYPES_BY_NAME = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The types of floats, as the format spells them."""
 _OTHER_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_ELEMENT_BYTES = {name: dtype.itemsize for name, dtype in _FLOATS.items()} | _OTHER_BYTES
+_ELEMENT_BYTES = {name: dtype.itemsize for name, dtype in TORCH_TYPES_BY_NAME.items()} | _OTHER_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,12 @@ class TensorHeader:
     @property
     def is_float(self) -> bool:
         """Whether it can be a weight."""
-        return self.element_type in _FLOATS
+        return self.element_type in TORCH_TYPES_BY_NAME
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether its values are integers."""
+        return self.element_type in _OTHER_BYTES and self.element_type != "BOOL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +104,14 @@ class SafetensorsFile:
         }
         return replace(self, tensors={**self.tensors, **aliases})
 
+    def held(self) -> SafetensorsFile:
+        """The same file, held open for as long as this is referenced, so that its path may lead elsewhere by then.
+
+        Raises:
+            DataLoss: (DIGEST_MISMATCH) if the file is no longer the one whose header was read.
+        """
+        return replace(self, file=self.file.held())
+
     def read(self, name: str) -> torch.Tensor:
         """The float tensor *name*, in memory of its own.
 
@@ -106,6 +121,18 @@ class SafetensorsFile:
         header = self.tensors[name]
         with self.file.opened() as file:
             return _values(file, header, 0, header.n_bytes).reshape(header.shape)
+
+    def integers(self) -> dict[str, int]:
+        """The tensors of one integer each, by name; raises DataLoss as `read` does."""
+        found = {}
+        names = [name for name, one in self.tensors.items() if math.prod(one.shape) == 1 and one.is_integer]
+        if names:
+            with self.file.opened() as file:
+                for name in names:
+                    header = self.tensors[name]
+                    raw = file.read(header.begin, header.n_bytes)
+                    found[name] = int.from_bytes(raw, "little", signed=header.element_type.startswith("I"))
+        return found
 
     def fill(self, name: str, place: torch.Tensor) -> None:
         """Write the float tensor *name* into *place*, a few MiB at a time; no more of it is ever in memory twice.
@@ -138,7 +165,7 @@ def _values(file: OpenFile, header: TensorHeader, begin: int, n_bytes: int) -> t
     """Values [n] of a tensor, *n_bytes* of them from its byte *begin* on."""
     raw = torch.empty(n_bytes, dtype=torch.uint8)
     file.read_into(header.begin + begin, raw.numpy().data)
-    return raw.view(_FLOATS[header.element_type])
+    return raw.view(TORCH_TYPES_BY_NAME[header.element_type])
 
 
 def _read_header(file: OpenFile) -> tuple[dict[str, Any], int]:

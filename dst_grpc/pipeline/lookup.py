@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.errors import InvalidRequest, NotFound
+from dst_grpc.errors import InvalidRequest, NotFound, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,9 +74,25 @@ class Lookup:
             self._findings.extend(error, path)
             return None
 
+    def transcoders(self, ref: str, path: str) -> AutoencoderEntry | None:
+        """The set of transcoders that *ref* names at *path*; None if it is bad."""
+        if self._findings.holds_stand_in(path):
+            return None
+        self.note_handle(ref)
+        try:
+            entry = self._registry.autoencoder_entry(ref, self._model.name)
+        except InvalidRequest as error:
+            self._findings.extend(error, path)
+            return None
+        if entry.is_of_transcoders:
+            return entry
+        description = f"{entry.name} is no set of transcoders: its autoencoders do not predict what MLPs write"
+        self._findings.add(path, description, Reason.IMPOSSIBLE_COMBINATION)
+        return None
+
     def _autoencoder(self, ref: str) -> AutoencoderEntry:
         self.note_handle(ref)
-        return self._registry.autoencoder_entry(ref, self._model.name)
+        return _of_one_layer(self._registry.autoencoder_entry(ref, self._model.name))
 
     def note_handle(self, ref: str) -> None:
         """Remember *ref* if it is a handle rather than a name."""
@@ -88,7 +104,8 @@ class Lookup:
         if wanted is None or wanted in self._by_path:
             return None if wanted is None else self._by_path[wanted]
         try:
-            return self._by_path.setdefault(wanted, self._registry.autoencoder_by_config(wanted, self._model.name))
+            entry = _of_one_layer(self._registry.autoencoder_by_config(wanted, self._model.name))
+            return self._by_path.setdefault(wanted, entry)
         except InvalidRequest as error:
             self._findings.extend(error, f"{path}.autoencoder_config")
             return None
@@ -119,3 +136,11 @@ class Lookup:
         device, own = config.device_for_raw_activations, self._model.device
         if device not in {None, own, own.removesuffix(":0")}:
             self._findings.add(f"{path}.device_for_raw_activations", f"is {device!r}, but the model is on {own!r}")
+
+
+def _of_one_layer(entry: AutoencoderEntry) -> AutoencoderEntry:
+    """*entry*, unless its latents write to several layers; raises InvalidRequest (field "") then."""
+    if entry.is_cross_layer:
+        problem = f"{entry.name} is a cross-layer transcoder: derived scalars are about latents of one layer"
+        raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)
+    return entry

@@ -17,6 +17,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 AUTOENCODERS = "autoencoders"
 """Folder beside a model that has a folder for each set."""
+TRANSCODERS = "transcoders"
+"""Another such folder."""
 
 
 def is_commit(revision: str) -> bool:

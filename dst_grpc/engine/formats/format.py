@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
+    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.layouts import FileGroup, Layout
     from dst_grpc.engine.formats.sources import TensorSource
-    from dst_grpc.engine.formats.weights import AutoencoderFile, StoredTensor
+    from dst_grpc.engine.formats.weights import StoredTensor
 
 _LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-])|(?:^|-)L(\d+)[RMA](?=$|-)")
 
@@ -29,7 +30,7 @@ class Format:
 
     layout: Layout
     """The files of an autoencoder in it; their names determine the format."""
-    open: Callable[[FileGroup], AutoencoderFile]
+    open: Callable[[FileGroup], LayerFile]
     """Opens such files; raises DataLoss if their content is wrong."""
 
 

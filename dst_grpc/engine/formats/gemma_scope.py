@@ -4,6 +4,10 @@ Inputs are encoded as they are. The first release has no config: layer and L0 ar
 (`layer_12/width_16k/average_l0_82/params.npz`), the input in the repository's name, if that is among the folders
 (`gemma-scope-2b-pt-res`). The second has `config.json` beside `params.safetensors`; unlike in other formats, its skip
 connection is stored [n_in, n_out].
+
+The second release's cross-layer transcoders have a file for each layer, `params_layer_L.safetensors`, whose decoder is
+[F, all layers, d]; what is stored for layers before L is 0 but for rounding, and no path leads there: it is not read.
+Crosscoders, in files of the same names, are refused: they read several layers at once.
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
+from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.formats.format import Format, describe, layer_in_path
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
-from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2
+from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2, GEMMA_SCOPE_2_CROSS_LAYER
 from dst_grpc.engine.formats.sources import open_tensors
 from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
+from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,8 +113,44 @@ def _open_second(files: FileGroup) -> AutoencoderFile:
     return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
+def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
+    path, source = files.path, open_tensors(files.weights)
+    layer = require(GEMMA_SCOPE_2_CROSS_LAYER.layer_of(path.name))
+    if any(folder.name.startswith("crosscoder") for folder in list(path.parents)[:3]):
+        raise corrupt(path, "is of a crosscoder, which reads several layers at once: only transcoders are supported")
+    found = next(iter(files.beside.values()), None)
+    config = ConfigValues(path, {}) if found is None else ConfigValues.read(found)
+    _KEYS.check(config)
+    config.require("type", ("clt", "transcoder", "cross_layer_transcoder"))
+    decoder = _spelled("w_dec", source.shapes)
+    parts = {
+        Role.ENCODER: StoredTensor(_spelled("w_enc", source.shapes), is_swapped=True),
+        Role.LATENT_BIAS: StoredTensor("b_enc"),
+        Role.DECODER_BIAS: StoredTensor("b_dec"),
+        Role.THRESHOLD: StoredTensor("threshold"),
+    }
+    if "affine_skip_connection" in source.shapes:
+        parts[Role.SKIP] = StoredTensor("affine_skip_connection", is_swapped=True)
+    elif config.flag("affine_connection", default=False):
+        raise corrupt(path, "lacks 'affine_skip_connection', although its config has affine_connection")
+    dst, input_norm, output = _KINDS["transcoder"]
+    header = describe(
+        source,
+        parts,
+        layout=GEMMA_SCOPE_2_CROSS_LAYER,
+        activation=AutoencoderActivation.JUMP_RELU,
+        place=Place(dst=dst, layer_index=layer, input_norms=(input_norm,), output=output),
+        harmless=(decoder,),
+    )
+    tensors = SafetensorsFile.open(files.weights)
+    return CrossLayerFile.of(
+        files=files, header=header, source=source, parts=parts, decoder=(tensors, decoder), first_stored=0
+    )
+
+
 FIRST = Format(layout=GEMMA_SCOPE, open=_open_first)
 SECOND = Format(layout=GEMMA_SCOPE_2, open=_open_second)
+CROSS_LAYER = Format(layout=GEMMA_SCOPE_2_CROSS_LAYER, open=_open_cross_layer)
 
 
 def _spelled(key: str, known: object) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import torch
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.autoencoder import Autoencoder
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,7 @@ class AutoencoderHeader:
     k: int | None = None
     """With TopK: latents kept at a token."""
     postact: AutoencoderActivation = AutoencoderActivation.RELU
-    """With TopK: applied to the kept values."""
+    """With TopK and JumpReLU: applied to the kept values."""
     dst: str | None = None
     """Value of the derived scalar type that it reads; None if the file does not say."""
     layer_index: int | None = None
@@ -89,6 +87,11 @@ class AutoencoderHeader:
     """Transformations that loading folds into the weights, without changing results."""
     n_dropped: int = 0
     """Latents of the file that are not loaded."""
+    written: range | None = None
+    """For a layer of a cross-layer transcoder, the layers that its latents write to, up to the model's last. Its
+    encoder and decoder are not loaded."""
+    file_bytes: int = 0
+    """Bytes of weights that are not loaded, but read from the file as they are needed."""
 
     @property
     def reads_rows_of_encoder(self) -> bool:
@@ -97,15 +100,23 @@ class AutoencoderHeader:
         raw = all(one.normalization is InputNormalization.NONE for one in self.interpretations)
         return raw and self.activation is AutoencoderActivation.RELU
 
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts the MLP's write, and inputs are encoded as they are."""
+        raw = all(one.normalization is InputNormalization.NONE for one in self.interpretations)
+        return raw and self.output is DerivedScalarType.RESID_DELTA_MLP
+
     def without(self, n_dropped: int) -> AutoencoderHeader:
         """This header if *n_dropped* more latents are not loaded."""
         return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)
 
     def bytes_as(self, dtype: torch.dtype) -> int:
-        """Bytes of the weights as *dtype*."""
-        elements = self.n_inputs + self.n_latents + (self.n_inputs + self.n_outputs) * self.n_latents
-        if self.has_own_decoder_bias:
-            elements += self.n_outputs
+        """Bytes of the loaded weights as *dtype*; those of a cross-layer transcoder are float32 in any case."""
+        if self.written is not None:
+            dtype, elements = torch.float32, self.n_latents + self.n_outputs
+        else:
+            elements = self.n_inputs + self.n_latents + (self.n_inputs + self.n_outputs) * self.n_latents
+            elements += self.n_outputs if self.has_own_decoder_bias else 0
         if self.activation is AutoencoderActivation.JUMP_RELU:
             elements += self.n_latents
         if self.has_skip:

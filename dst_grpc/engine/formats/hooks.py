@@ -27,6 +27,7 @@ _LENS_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
     "hook_resid_post": (_T.RESID_POST_MLP, (ModelNorm.NONE,)),
     "hook_attn_out": (_T.RESID_DELTA_ATTN, (ModelNorm.NONE,)),
     "hook_mlp_out": (_T.RESID_DELTA_MLP, (ModelNorm.NONE,)),
+    "mlp.hook_out": (_T.RESID_DELTA_MLP, (ModelNorm.NONE,)),
     "attn.hook_z": (_T.ATTN_WEIGHTED_SUM_OF_VALUES, (ModelNorm.NONE,)),
     "mlp.hook_post": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
     "hook_mlp_in": (_T.RESID_POST_ATTN, (ModelNorm.NONE,)),
@@ -52,8 +53,8 @@ _MODULE_TAPS: dict[str, tuple[DerivedScalarType, tuple[ModelNorm, ...]]] = {
     "mlp.c_proj.input": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
     "mlp.down_proj.input": (_T.MLP_POST_ACT, (ModelNorm.NONE,)),
 }
-_WHOLE_PARTS = frozenset({"mlp", "self_attn", "attn", "attention"})
-"""Modules of all of attention or the MLP, without the post-norm, which some models have in a module of its own."""
+_WHOLE_PARTS = frozenset({"mlp", "mlp.hook_out", "self_attn", "attn", "attention"})
+"""Outputs of all of attention or the MLP, before the post-norm, which some models have in a module of its own."""
 
 
 def place_of(name: str, refused: Callable[[str], DataLoss], *, output: str | None = None) -> Place:
@@ -95,5 +96,5 @@ def _tap_of(name: str, refused: Callable[[str], DataLoss]) -> Place:
     if rest not in taps:
         raise refused(f"{name!r} is not recorded; these are: {', '.join(key or 'the layer itself' for key in taps)}")
     dst, input_norms = taps[rest]
-    is_before_post_norm = taps is _MODULE_TAPS and rest in _WHOLE_PARTS
+    is_before_post_norm = rest in _WHOLE_PARTS
     return Place(dst=dst, layer_index=layer, input_norms=input_norms, is_before_post_norm=is_before_post_norm)

@@ -4,6 +4,7 @@ contents."""
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 
+_NUMBER = "(?P<layer>0|[1-9][0-9]*)"
+_LAYER = "{layer}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The files of one format."""
+    """The files of one format. In names, {layer} stands for the number of the layer."""
 
     format: str
     """Name of the format in the catalogue."""
@@ -26,17 +31,38 @@ class Layout:
     """Endings of weights that may have any name."""
     config: str = ""
     """A required file besides the weights, relative to their folder; empty if there is none."""
+    instead: tuple[str, ...] = ()
+    """Files of which any may be there in place of that one."""
     optional: tuple[str, ...] = ()
     """Optional files, relative to the folder of the weights."""
 
     @property
     def beside(self) -> tuple[str, ...]:
         """Every file that may belong to it besides the weights."""
-        return (self.config, *self.optional) if self.config else self.optional
+        return (*filter(None, [self.config]), *self.instead, *self.optional)
+
+    def names(self, name: str) -> bool:
+        """Whether its weights may be called *name*, in particular."""
+        return any(_matched(weights, name) for weights in self.weights)
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer in the name of weights of its own; None if its names have none."""
+        found = next(match for weights in self.weights if (match := _matched(weights, name)))
+        return int(found["layer"]) if found.groupdict() else None
+
+    def beside_weights(self, name: str) -> tuple[str, ...]:
+        """Every file that may belong to weights called *name*, which are its own."""
+        return tuple(one.replace(_LAYER, str(self.layer_of(name))) for one in self.beside)
 
     def fits(self, name: str, beside: Collection[str]) -> bool:
         """Whether weights called *name*, with *beside* relative to their folder, are in this format."""
-        return (name in self.weights or name.endswith(self.suffixes or "/")) and self.config in {"", *beside}
+        is_named = self.names(name) or name.endswith(self.suffixes or "/")
+        return is_named and (not self.config or any(one in beside for one in (self.config, *self.instead)))
+
+
+def _matched(pattern: str, name: str) -> re.Match[str] | None:
+    """The match of a *pattern* of a layout with *name*."""
+    return re.fullmatch(_NUMBER.join(map(re.escape, pattern.split(_LAYER))), name)
 
 
 SAELENS = Layout(
@@ -50,34 +76,61 @@ GEMMA_SCOPE_2 = Layout(format="gemma_scope_2", weights=("params.safetensors",), 
 DICTIONARY_LEARNING = Layout(format="dictionary_learning", weights=("ae.pt", "ae.safetensors"), config="config.json")
 SPARSIFY = Layout(format="sparsify", weights=("sae.safetensors",), config="cfg.json")
 LLAMA_SCOPE = Layout(format="llama_scope", weights=("final.safetensors",), config="../hyperparams.json")
+GEMMA_SCOPE_2_CROSS_LAYER = Layout(
+    format="gemma_scope_2_cross_layer", weights=("params_layer_{layer}.safetensors",), optional=("config.json",)
+)
+TRAINING_CONFIGS = ("wandb-config.yaml", "wanb-config.yaml")
+"""What a run of training writes beside transcoders of circuit-tracer, as it is spelt in what is published."""
+CIRCUIT_TRACER = Layout(
+    format="circuit_tracer", weights=("layer_{layer}.safetensors",), config="config.yaml", instead=TRAINING_CONFIGS
+)
+CIRCUIT_TRACER_CROSS_LAYER = Layout(
+    format="circuit_tracer_cross_layer",
+    weights=("W_enc_{layer}.safetensors",),
+    config="config.yaml",
+    optional=("W_dec_{layer}.safetensors",),
+)
 NATIVE = Layout(format="native", suffixes=(".safetensors", ".pt"))
 
-LAYOUTS = (SAELENS, GEMMA_SCOPE, GEMMA_SCOPE_2, DICTIONARY_LEARNING, SPARSIFY, LLAMA_SCOPE, NATIVE)
+LAYOUTS = (
+    SAELENS,
+    GEMMA_SCOPE,
+    GEMMA_SCOPE_2,
+    GEMMA_SCOPE_2_CROSS_LAYER,
+    DICTIONARY_LEARNING,
+    SPARSIFY,
+    LLAMA_SCOPE,
+    CIRCUIT_TRACER,
+    CIRCUIT_TRACER_CROSS_LAYER,
+    NATIVE,
+)
 """Every layout; the one whose weights may have any name is the last."""
 
 SUFFIXES = (".safetensors", ".pt", ".npz")
 """Endings of the files of weights."""
-_BESIDE = {name for layout in LAYOUTS for name in layout.beside}
+_BESIDE = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.beside))
 
 
 def layout_named(name: str) -> Layout | None:
     """The layout whose weights are called *name*; None if only the layout with weights of any name can fit."""
-    return next((layout for layout in LAYOUTS if name in layout.weights), None)
+    return next((layout for layout in LAYOUTS if layout.names(name)), None)
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file called *name* holds weights, rather than statistics with the same ending."""
-    return name.endswith(SUFFIXES) and name not in _BESIDE
+    """Whether a file called *name* holds the weights of a layer, rather than what belongs to them with the same
+    ending."""
+    return name.endswith(SUFFIXES) and not any(_matched(one, name) for one in _BESIDE)
 
 
 def beside(name: str) -> tuple[str, ...]:
     """Files that may belong to weights called *name*, relative to their folder."""
-    return tuple(one for layout in LAYOUTS if name in layout.weights for one in layout.beside)
+    return tuple(one for layout in LAYOUTS if layout.names(name) for one in layout.beside_weights(name))
 
 
 def below(folder: str, names: Collection[str]) -> set[str]:
     """Those of *names*, paths with slashes, that may belong to weights in *folder*, whatever their name."""
-    return {path for one in _BESIDE if (path := os.path.normpath(f"{folder or '.'}/{one}")) in names}
+    paths = [os.path.normpath(f"{folder or '.'}/{one}") for one in _BESIDE]
+    return {name for name in names if any(_matched(path, name) for path in paths)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

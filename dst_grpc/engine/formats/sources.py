@@ -42,7 +42,7 @@ class TensorSource:
     """Gives a function that reads one of them into memory of its own, usable any number of times within its block; both
     raise DataLoss (DIGEST_MISMATCH) if the file was replaced."""
     facts: Mapping[str, Any]
-    """Its other content: metadata, or entries that are not float tensors."""
+    """Its other content: metadata, single integers, entries that are no tensors."""
     others: frozenset[str] = frozenset()
     """Names of its entries other than float tensors and metadata."""
 
@@ -72,7 +72,7 @@ def open_tensors(file: File) -> TensorSource:
                 file=file,
                 shapes=shapes,
                 opened=lambda: nullcontext(tensors.read),
-                facts=tensors.metadata,
+                facts={**tensors.metadata, **tensors.integers()},
                 others=frozenset(tensors.tensors.keys() - shapes.keys()),
             )
         case ".npz":

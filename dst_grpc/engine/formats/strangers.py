@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_CONVERTED = "not read here: write them as SAELens does, cfg.json and sae_weights.safetensors for each layer"
 _KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"layer_\d+\.safetensors"), f"are transcoders of circuit-tracer, which are {_CONVERTED}"),
-    (
-        re.compile(r"W_(enc|dec)_\d+\.safetensors"),
-        "are a cross-layer transcoder of circuit-tracer: it writes into several layers, which no autoencoder here does",
-    ),
     (
         re.compile(r"(.+/)?(optimizer|lr_scheduler)(_\d+)?\.pt|(.+/)?(state|rank_\d+_state|trainer_state)\.pt"),
         "are states of a training run, and no autoencoder lies beside them",

@@ -126,7 +126,7 @@ def sizes_of(
 
     Args:
         source: the tensors.
-        parts: the tensors by role; the encoder gives latents and inputs, a decoder of another width the outputs.
+        parts: the tensors by role; the encoder gives latents and inputs, a bias of the decoder's own the outputs.
         says: what a config claims, by axis letter; None = nothing.
 
     Raises:
@@ -135,8 +135,8 @@ def sizes_of(
     for part in parts.values():
         if part.key not in source.shapes:
             raise corrupt(source.path, f"lacks the float tensor {part.key!r}")
-    encoder, decoder = parts[Role.ENCODER], parts[Role.DECODER]
-    for part in (encoder, decoder):
+    encoder = parts[Role.ENCODER]
+    for part in (parts[role] for role in (Role.ENCODER, Role.DECODER) if role in parts):
         if len(source.shapes[part.key]) != 2:
             raise corrupt(source.path, f"{part.key!r} must have two axes, not shape {list(source.shapes[part.key])}")
     n_latents, n_inputs = _in_order(source.shapes[encoder.key], encoder)

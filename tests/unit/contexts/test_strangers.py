@@ -221,14 +221,6 @@ def _tensors(*names: str) -> dict[str, torch.Tensor]:
 
 STRANGERS: dict[str, tuple[dict[str, dict[str, torch.Tensor]], str]] = {
     "nothing": ({}, "set: holds no autoencoders"),
-    "transcoders of circuit-tracer": (
-        {f"layer_{i}.safetensors": _tensors("W_enc", "b_enc", "W_dec", "b_dec") for i in (0, 1)},
-        "layer_0.safetensors, layer_1.safetensors are transcoders of circuit-tracer, which are not read here: write",
-    ),
-    "a cross-layer transcoder": (
-        {"W_enc_0.safetensors": _tensors("W_enc_0"), "W_dec_0.safetensors": _tensors("W_dec_0")},
-        "W_dec_0.safetensors, W_enc_0.safetensors are a cross-layer transcoder of circuit-tracer",
-    ),
     "training states": (
         {"optimizer_0.pt": _tensors("step"), "run/state.pt": _tensors("step")},
         "optimizer_0.pt, run/state.pt are states of a training run, and no autoencoder lies beside them",

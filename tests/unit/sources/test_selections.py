@@ -97,7 +97,7 @@ def test_a_set_is_its_weights_and_the_configs_beside_them() -> None:
 def test_all_that_a_format_reads_is_fetched(one: Layout) -> None:
     """Files beside the weights, or above them."""
     weights = "L7/checkpoints/w.safetensors"
-    beside = [posixpath.normpath(f"L7/checkpoints/{name}") for name in one.beside]
+    beside = [posixpath.normpath(f"L7/checkpoints/{name}").replace("{layer}", "7") for name in one.beside]
     spec = AutoencoderSpec(name="s", pattern="L{layer}/checkpoints/w.safetensors")
     others = ["L7/README.md", "L7/other.json", "L7/checkpoints/other.safetensors"]
     assert set(set_files([weights, *beside, *others], spec)) == {weights, *beside}

@@ -108,3 +108,34 @@ def saelens(folder: Path, files: Mapping[str, Any], **changes: Any) -> Path:
 def trainer(name: str, **more: Any) -> dict[str, Any]:
     of = {"dict_class": name, "activation_dim": N, "dict_size": Z, "layer": 8, "submodule_name": "resid_post_layer_8"}
     return {"trainer": of | more, "buffer": {"ctx_len": 128}}
+
+
+def set_config(kind: str = "transcoder_set", **changes: Any) -> dict[str, Any]:
+    """The config of circuit-tracer's transcoders, without the keys that are `...`."""
+    config = {
+        "model_name": "someone/some-model",
+        "model_kind": kind,
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "hook_mlp_out",
+        "scan": "some-scan",
+    }
+    return {key: value for key, value in (config | changes).items() if value is not ...}
+
+
+def transcoder(**more: Any) -> Files:
+    """A transcoder as circuit-tracer writes it, from N channels to M."""
+    return {"W_enc": normal(Z, N), "b_enc": normal(Z), "W_dec": normal(Z, M), "b_dec": normal(M)} | more
+
+
+def cross_layer(folder: Path, config: Mapping[str, Any], n_layers: int, *, thresholds: bool = True) -> list[Files]:
+    """Files of a cross-layer transcoder as circuit-tracer writes them, from N channels to M; and their tensors, by
+    layer."""
+    found = []
+    for layer in range(n_layers):
+        names = {"W_enc": (Z, N), "b_enc": (Z,), "b_dec": (M,), **({"threshold": (Z,)} if thresholds else {})}
+        reads = {f"{name}_{layer}": normal(*shape) for name, shape in names.items()}
+        writes = {f"W_dec_{layer}": normal(Z, n_layers - layer, M)}
+        write(folder / f"W_enc_{layer}.safetensors", reads, config, "config.yaml")
+        write(folder / f"W_dec_{layer}.safetensors", writes)
+        found.append(reads | writes)
+    return found

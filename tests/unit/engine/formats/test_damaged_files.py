@@ -68,7 +68,7 @@ def test_configs_that_are_none_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataLoss, match=f"cfg.json: .*{problem}"):
             read_header(path)
     (tmp_path / "cfg.json").unlink()
-    with pytest.raises(DataLoss, match="lacks the float tensor 'pre_bias'"):
+    with pytest.raises(DataLoss, match=r"sae_weights.safetensors: lacks cfg.json beside it"):
         read_header(path)
 
 

@@ -14,7 +14,7 @@ import torch
 from dst_grpc.errors import DataLoss
 from tests import checkpoints
 from tests.checkpoints import read_header
-from tests.unit.engine.formats.files import CONFIG, N, Z, normal, sae, trainer, write
+from tests.unit.engine.formats.files import CONFIG, N, Z, normal, sae, set_config, trainer, transcoder, write
 
 Files = dict[str, Any]
 
@@ -51,6 +51,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Files], str, dict[str, Any]]] = {
         "../hyperparams.json",
         _LLAMA,
     ),
+    "circuit_tracer": ("layer_3.safetensors", transcoder, "config.yaml", set_config()),
     "native": ("0.pt", lambda: dict(checkpoints.state_dict()), "", {}),
 }
 

@@ -1,0 +1,118 @@
+"""Cross-layer transcoders: features that read at one layer and write to it and every later one.
+
+Encoders and decoders are by far the largest of published weights (millions of features, each with a row for every layer
+that it writes to), so both stay in their files: encoders are read in blocks, decoders by rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
+from dst_grpc.engine.autoencoder import activated
+from dst_grpc.engine.norm import wide
+from dst_grpc.engine.transcoders import ActiveFeatures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dst_grpc.engine.stored_matrix import StoredMatrix
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
+class CrossLayerTranscoder:
+    """The features of one layer of a cross-layer transcoder."""
+
+    written: range
+    """The layers that it writes to, its own first."""
+    encoder: StoredMatrix
+    """Wenc [F, d]."""
+    latent_bias: torch.Tensor
+    """b [F]."""
+    decoder: StoredMatrix
+    """What feature j writes to layer m is row j n + m - `first_stored` of n = `n_stored` for each feature: [F n, d]."""
+    first_stored: int
+    """The layer of the first stored row of a feature: its own, or 0 where rows of earlier layers are stored too."""
+    decoder_bias: torch.Tensor
+    """b_dec [d] of its own layer, of which there is one for all features that write there."""
+    threshold: torch.Tensor | None = None
+    """With JumpReLU: theta [F]."""
+    skip: torch.Tensor | None = None
+    """Wskip [d, d] of its own layer, if there is one."""
+    activation: AutoencoderActivation = AutoencoderActivation.RELU
+    """phi."""
+    k: int | None = None
+    """With TopK: how many features are kept at a token."""
+    postact: AutoencoderActivation = AutoencoderActivation.RELU
+    """With TopK and JumpReLU: applied to the kept values."""
+    input_norm: ModelNorm = ModelNorm.NONE
+    """The norm of the layer that is applied to the residual before it is read."""
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return len(self.latent_bias)
+
+    @property
+    def n_stored(self) -> int:
+        """Rows of the decoder for each feature."""
+        return self.decoder.n_rows // self.n_features
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        parts = (self.latent_bias, self.decoder_bias, self.threshold, self.skip)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of encoder and decoder, which stay in their files."""
+        return self.encoder.n_bytes + self.decoder.n_bytes
+
+    def activations(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations [T, F] of inputs *x* [T, d]; raises DataLoss as `StoredMatrix.blocks` does."""
+        pre = torch.cat([block for _, block in self._pre_activations(x)], dim=1)
+        return self._activated(pre, 0)
+
+    def active(self, x: torch.Tensor) -> ActiveFeatures:
+        """The active ones of them; raises likewise.
+
+        With TopK all activations are in memory at once, else those of one block of the encoder.
+        """
+        if self.activation is AutoencoderActivation.TOP_K:
+            return ActiveFeatures.of(self.activations(x))
+        parts = []
+        for begin, pre in self._pre_activations(x):
+            found = ActiveFeatures.of(self._activated(pre, begin))
+            parts.append((found.tokens, found.features + begin, found.values))
+        tokens, features, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        order = tokens.argsort(stable=True)
+        return ActiveFeatures(tokens[order], features[order], values[order])
+
+    def encoder_rows(self, features: torch.Tensor) -> torch.Tensor:
+        """Wenc of *features* [n]: [n, d]; raises DataLoss as `StoredMatrix.rows` does."""
+        return self.encoder.rows(features, self.latent_bias.device)
+
+    def decoder_rows(self, features: torch.Tensor, written: int) -> torch.Tensor:
+        """What *features* [n] write to layer *written* at an activation of 1: [n, d]; raises likewise."""
+        rows = features * self.n_stored + (written - self.first_stored)
+        return self.decoder.rows(rows, self.latent_bias.device)
+
+    def _pre_activations(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first feature of each block of the encoder, and its pre-activations [T, n]."""
+        x = wide(x)
+        for begin, rows in self.encoder.blocks(self.latent_bias.device):
+            bias = self.latent_bias[begin : begin + len(rows)].to(x.dtype)
+            yield begin, torch.nn.functional.linear(x, rows.to(x.dtype), bias)
+
+    def _activated(self, pre: torch.Tensor, begin: int) -> torch.Tensor:
+        """Phi of the pre-activations [T, n] of the features from *begin* on."""
+        threshold = None if self.threshold is None else self.threshold[begin : begin + pre.shape[1]].to(pre.dtype)
+        return activated(self.activation, pre, threshold=threshold, k=self.k, postact=self.postact)
+
+    def __repr__(self) -> str:
+        """Sizes only."""
+        return f"CrossLayerTranscoder({self.n_features} features of layer {self.written.start}, {self.activation})"
