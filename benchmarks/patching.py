@@ -60,8 +60,8 @@ def grid(decoder: Decoder, asked: PatchPlan) -> int:
     runs = record_pairs([pair.base], [pair.source], decoder, asked.sites)
     # Every cell is run, also those that are equal to one of another grid.
     cells = [Cell(0, (change,)) for nodes in asked.nodes for change in nodes.changes]
-    for _places, logits in PatchedRuns(decoder, runs).batches(cells):
-        assert torch.isfinite(logits).all()
+    for _places, read in PatchedRuns(decoder, runs).batches(cells):
+        assert torch.isfinite(read.flat).all()
     return len(cells)
 
 

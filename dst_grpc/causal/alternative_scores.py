@@ -42,6 +42,7 @@ def alternative_scores(
     metrics: Sequence[Origin],
     steps: int,
     *,
+    references: Sequence[torch.Tensor | None] = (),
     splices: Mapping[Site, Autoencoder] | None = None,
     check: Check = never_cancelled,
 ) -> tuple[torch.Tensor, int]:
@@ -53,8 +54,9 @@ def alternative_scores(
         graph: its graph.
         base: the runs of the prompts, without cut edges.
         alternative: what cut edges carry instead, for the same prompts.
-        metrics: the metric of each prompt, of the logits at its last token.
+        metrics: the metric of each prompt.
         steps: points of the path.
+        references: the logits [V] that each metric is a divergence from; None for others.
         splices: autoencoders to splice in, by the site that each reads.
         check: raises Cancelled to end a pass.
     """
@@ -75,6 +77,7 @@ def alternative_scores(
             values=values,
             gradients=gradients,
             reads_mlps=True,
+            references=[*references] * len(block),
             changes=base.changes,
             shifts={site_entering(0): shifts},
         )

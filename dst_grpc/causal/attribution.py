@@ -19,6 +19,7 @@ from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.nodes import Nodes, NodeScores, nodes_of
 from dst_grpc.causal.passes import Batch, Ran, points_at_once, run
 from dst_grpc.causal.paths import points
+from dst_grpc.causal.read_logits import diverges_from_source, positions_read
 from dst_grpc.domain.attribute import (
     AttributedNode,
     AttributionMethod,
@@ -82,9 +83,18 @@ class Pair:
     source: tuple[int, ...]
     """The prompt that values are taken from."""
     metric: Origin
-    """A divergence is one from the clean run of the pair."""
-    is_clean: bool = True
-    """Whether the base prompt is the clean one."""
+    """A divergence is one from the unchanged run of the base prompt (UNCHANGED), or of the other (SOURCE)."""
+
+    @property
+    def read_at(self) -> tuple[int, ...]:
+        """The positions whose logits are read of both runs, as of `read_logits.positions_read`."""
+        return positions_read(self.metric, len(self.base))
+
+
+def references_of(pairs: Sequence[Pair]) -> list[int]:
+    """Where the run is that each pair's metric, if it is a divergence, is from: in a batch of all base runs, then all
+    source runs."""
+    return [len(pairs) + i if diverges_from_source(pair.metric) else i for i, pair in enumerate(pairs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +188,7 @@ class Attribution:
             tokens=[*(pair.base for pair in pairs), *(pair.source for pair in pairs)],
             metrics=[pair.metric for pair in pairs] * 2,
             differentiated=[at_base] * n + [at_source] * n,
-            references=[i if pair.is_clean else n + i for i, pair in enumerate(pairs)] * 2,
+            references=references_of(pairs) * 2,
             values=self._compared | (self._read if at_base else frozenset()),
             gradients=self._differentiated if at_base else frozenset(),
             reads_mlps=at_base and self._question.edges,
@@ -218,7 +228,7 @@ class Attribution:
                 tokens=[pair.base for pair in pairs] * len(block),
                 metrics=[pair.metric for pair in pairs] * len(block),
                 differentiated=[True] * (len(pairs) * len(block)),
-                references=compared.references([pair.is_clean for pair in pairs]) * len(block),
+                references=[compared.ran.references[row] for row in references_of(pairs)] * len(block),
                 values=self._read,
                 gradients=self._differentiated,
                 reads_mlps=self._question.edges,

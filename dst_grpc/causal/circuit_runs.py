@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dst_grpc.causal.cut_edges import CutEdges
+from dst_grpc.causal.read_logits import ReadRows, diverges_from_source
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import require
 from dst_grpc.scalars.origins import LastLogits
@@ -19,11 +20,13 @@ from dst_grpc.scalars.origins import LastLogits
 if TYPE_CHECKING:
     from dst_grpc.causal.cut_edges import CutRow
     from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.read_logits import Positions
     from dst_grpc.causal.writes import Alternative, RecordedRuns
     from dst_grpc.domain.architecture import ModelDimensions
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.origins import Origin
 
 BATCH_BYTES = 192 << 20
 """Most bytes of a pass, unless a single row takes more."""
@@ -51,6 +54,12 @@ class RanRows:
     final: torch.Tensor
     """What the logits read, [n, T, d]."""
 
+    def read(self, read_at: Sequence[Positions]) -> ReadRows:
+        """The logits that are read of the rows, at positions of each."""
+        if all(len(positions) == 1 for positions in read_at):
+            return ReadRows(self.last, (1,) * len(read_at))
+        return ReadRows.of([self.logits(row, positions) for row, positions in enumerate(read_at)])
+
     def logits(self, row: int, positions: Sequence[int]) -> torch.Tensor:
         """Logits [len(positions), V] of a row at *positions*."""
         return self.decoder.unembed(self.decoder.final_norm(self.final[row, list(positions)]))
@@ -62,10 +71,33 @@ class RowLogits(LastLogits):
 
     ran: RanRows
     row: int
+    other: torch.Tensor | None = None
+    """If the metric is a divergence, the logits [V] that it is from."""
 
     def logits(self, positions: Sequence[int] = ()) -> torch.Tensor:
         """Logits [len(positions), V] at *positions*; without, those of the last token, [V]."""
         return self.ran.logits(self.row, positions) if positions else self.last
+
+    def logits_of(self, run: str, position: int) -> torch.Tensor:
+        """The logits [V] that the metric diverges from."""
+        return self.other if self.other is not None else LastLogits.logits_of(self, run, position)
+
+
+def reference_logits(
+    decoder: Decoder, metrics: Sequence[Origin], base: RecordedRuns, source: RecordedRuns | None
+) -> list[torch.Tensor | None]:
+    """The logits [V] that each of *metrics*, of the prompts of *base*, is a divergence from; None for other metrics.
+
+    *source* has the other prompt of each pair; None if no metric is a divergence from it.
+    """
+    found: list[torch.Tensor | None] = []
+    for i, metric in enumerate(metrics):
+        if metric.reference is None:
+            found.append(None)
+            continue
+        runs = require(source) if diverges_from_source(metric) else base
+        found.append(decoder.unembed(decoder.final_norm(runs.residuals[-1][i, metric.reference[1]])))
+    return found
 
 
 class CutRuns:

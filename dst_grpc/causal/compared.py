@@ -23,11 +23,6 @@ class ComparedRuns:
     ran: Ran
     n_pairs: int
 
-    def references(self, are_clean: Sequence[bool]) -> list[torch.Tensor | None]:
-        """The logits [V] of the clean run of each pair, where divergences are read; None of other metrics."""
-        places = (i if is_clean else self.n_pairs + i for i, is_clean in enumerate(are_clean))
-        return [self.ran.references[place] for place in places]
-
     def base(self, site: Site) -> torch.Tensor:
         """Values [n, T, ...] in the base runs."""
         return wide(self.ran.values[site][: self.n_pairs])

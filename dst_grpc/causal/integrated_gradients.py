@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.causal.attribution import Pair
+from dst_grpc.causal.attribution import Pair, references_of
 from dst_grpc.causal.passes import Batch, Ran, points_at_once, run
 from dst_grpc.causal.paths import points
 from dst_grpc.domain.attribute import Baseline, PathRule
@@ -85,15 +85,15 @@ class IntegratedGradients:
         """Add the attributions of *pairs*, and return how well they add up."""
         change = self._from_baseline(pairs)
         n = len(pairs)
-        of_clean: list[torch.Tensor | int | None] = [i if pair.is_clean else n + i for i, pair in enumerate(pairs)]
-        ends = self._run(pairs, torch.cat((torch.zeros_like(change), -change)), of_clean, differentiates=False)
-        of_clean = [ends.references[i if pair.is_clean else n + i] for i, pair in enumerate(pairs)]
+        rows = references_of(pairs)
+        ends = self._run(pairs, torch.cat((torch.zeros_like(change), -change)), rows, differentiates=False)
+        references = [ends.references[row] for row in rows]
         found = torch.zeros_like(change)
         step = points_at_once(change.device, change.shape[:2].numel())
         for start in range(0, len(self._points), step):
             block = self._points[start : start + step]
             shifts = torch.cat([(alpha - 1) * change for alpha, _ in block])
-            ran = self._run(pairs, shifts, of_clean, differentiates=True)
+            ran = self._run(pairs, shifts, references, differentiates=True)
             gradients = wide(ran.passes[0].at_taps[_EMBEDDING]).unflatten(0, (len(block), len(pairs)))
             weights = torch.tensor([weight for _, weight in block], dtype=found.dtype, device=found.device)
             found += change * torch.tensordot(weights, gradients, dims=1)
@@ -122,13 +122,13 @@ class IntegratedGradients:
         self,
         pairs: Sequence[Pair],
         shifts: torch.Tensor,
-        of_clean: Sequence[torch.Tensor | int | None],
+        references: Sequence[torch.Tensor | int | None],
         *,
         differentiates: bool,
     ) -> Ran:
         """Runs of all base prompts, once for each block of *shifts* [m n, T, d] of their embeddings.
 
-        Divergences of each pair are from what *of_clean* says (see `Batch.references`).
+        Divergences of each pair are from what *references* says, as of `Batch`.
         """
         m = len(shifts) // len(pairs)
         batch = Batch(
@@ -136,7 +136,7 @@ class IntegratedGradients:
             metrics=[pair.metric for pair in pairs] * m,
             differentiated=[differentiates] * len(shifts),
             gradients=frozenset({_EMBEDDING}) if differentiates else frozenset(),
-            references=[*of_clean] * m,
+            references=[*references] * m,
             shifts={_EMBEDDING: shifts.to(self._decoder.dtype)},
         )
         ran = run(batch, self._decoder, splices=self._splices, propagation=self._propagation, check=self._check)

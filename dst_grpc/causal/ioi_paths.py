@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.causal.graph import HEAD_INPUTS, PARTS
+from dst_grpc.causal.read_logits import ReadRows, rows_and_positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.taps import Taps
@@ -24,6 +25,7 @@ from dst_grpc.errors import require
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dst_grpc.causal.read_logits import Positions
     from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.domain.graph_nodes import Reader, Source
     from dst_grpc.engine.autoencoder import Autoencoder
@@ -83,35 +85,44 @@ class IoiPaths:
         self._splices, self._check = splices or {}, check
 
     def logits(self, paths: Sequence[HeadPath]) -> torch.Tensor:
-        """Logits [n, V] with each of *paths* patched, at the last token of its prompt.
+        """Logits [n, V] with each of *paths* patched, at the last token of its prompt; raises as `read` does."""
+        return self.read(paths, [(last,) for last in self._base.last.tolist()]).flat
+
+    def read(self, paths: Sequence[HeadPath], read_at: Sequence[Positions]) -> ReadRows:
+        """Logits with each of *paths* patched.
+
+        Args:
+            paths: the paths.
+            read_at: the positions whose logits are read of each of the prompts.
 
         Raises:
             ValueError: if a sender is no head, or a receiver no input of a later head nor the logits alone.
         """
         for path in paths:
             _check_path(path)
-        found = self._decoder.embedding.new_empty(len(paths), self._decoder.config.vocab_size)
+        found: dict[int, torch.Tensor] = {}
         order = sorted(range(len(paths)), key=lambda i: (require(paths[i].sender.layer), paths[i].prompt))
         for start in range(0, len(order), _ROWS):
             places = order[start : start + _ROWS]
-            self._patch([paths[i] for i in places], places, found)
-        return found
+            found.update(zip(places, self._patched([paths[i] for i in places], read_at), strict=True))
+        return ReadRows.of([found[i] for i in range(len(paths))])
 
-    def _patch(self, paths: Sequence[HeadPath], places: Sequence[int], found: torch.Tensor) -> None:
-        """Put the logits of *paths* into *found* at their *places*."""
+    def _patched(self, paths: Sequence[HeadPath], read_at: Sequence[Positions]) -> list[torch.Tensor]:
+        """The logits [k, V] of *paths*."""
         senders = list(dict.fromkeys((path.prompt, path.sender) for path in paths))
         of_sender = [senders.index((path.prompt, path.sender)) for path in paths]
         taps = _Sent(senders, self._base, self._source, self._received(paths), self._splices, self._check)
-        logits = self._run(taps, [prompt for prompt, _ in senders], min(require(head.layer) for _, head in senders))
-        for place, path, sender in zip(places, paths, of_sender, strict=True):
-            if path.ends_in_logits:
-                found[place] = logits[sender]
+        first = min(require(head.layer) for _, head in senders)
+        of_senders = self._run(taps, [prompt for prompt, _ in senders], first, read_at)
+        found = [of_senders[sender] for sender in of_sender]
         later = [i for i, path in enumerate(paths) if not path.ends_in_logits]
         if later:
             received = [(paths[i].receivers, of_sender[i]) for i in later]
             prompts, first = [paths[i].prompt for i in later], min(paths[i].first_layer for i in later)
-            logits = self._run(_Received(received, taps.values, self._splices, self._check), prompts, first)
-            found[[places[i] for i in later]] = logits
+            of_later = self._run(_Received(received, taps.values, self._splices, self._check), prompts, first, read_at)
+            for i, logits in zip(later, of_later, strict=True):
+                found[i] = logits
+        return found
 
     def _received(self, paths: Sequence[HeadPath]) -> Iterator[Site]:
         """The taps at which receivers read."""
@@ -120,11 +131,16 @@ class IoiPaths:
                 for receiver in path.receivers:
                     yield HEAD_INPUTS[require(receiver.part)], receiver.layer
 
-    def _run(self, taps: Taps, prompts: list[int], first_layer: int) -> torch.Tensor:
-        """The logits [n, V] of a pass of *prompts* from *first_layer* on, before which it is as the base run."""
-        tokens = self._base.tokens[prompts]
+    def _run(
+        self, taps: Taps, prompts: list[int], first_layer: int, read_at: Sequence[Positions]
+    ) -> tuple[torch.Tensor, ...]:
+        """The logits [k, V] of each row of a pass of *prompts* from *first_layer* on, before which it is as the base
+        run."""
+        tokens, read = self._base.tokens[prompts], [read_at[prompt] for prompt in prompts]
         entering = (first_layer, self._base.residuals[first_layer][prompts])
-        return require(self._decoder.forward(tokens, taps, entering=entering, logits_at=self._base.last[prompts]))[:, 0]
+        at = rows_and_positions(read, tokens.device)
+        logits = require(self._decoder.forward(tokens, taps, entering=entering, logits_at=at))[:, 0]
+        return ReadRows(logits, tuple(map(len, read))).rows
 
 
 def _check_path(path: HeadPath) -> None:

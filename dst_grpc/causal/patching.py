@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.causal.read_logits import ReadRows, rows_and_positions
 from dst_grpc.causal.writes import padded, real_tokens, zero_at_pads
 from dst_grpc.domain.interventions import UNCHANGED, CopyFromRun
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.patch import MEAN, SOURCE
+from dst_grpc.domain.pairs import SOURCE
+from dst_grpc.domain.patch import MEAN
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.interventions import RowIntervention
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.read_logits import Positions
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.domain.selections import AxisSelection
@@ -64,8 +67,6 @@ class PairRuns:
 
     tokens: torch.Tensor
     """Ids [p, T] of the base prompts, padded with 0."""
-    last: torch.Tensor
-    """Position of each prompt's last token, [p]."""
     lengths: tuple[int, ...]
     """Tokens of each prompt."""
     differ_from: tuple[int, ...]
@@ -76,9 +77,11 @@ class PairRuns:
     """Keys of the base runs by layer, [p, T, KV, c], as they enter the scores."""
     values: Mapping[int, torch.Tensor]
     """Values of the base runs by layer, [p, T, KV, c]."""
-    logits: torch.Tensor
-    """Logits of the base runs at the last token, [p, V]."""
-    source_logits: torch.Tensor | None
+    read_at: tuple[Positions, ...]
+    """The positions whose logits are read of each prompt."""
+    logits: ReadRows
+    """Logits of the base runs there."""
+    source_logits: ReadRows | None
     """Those of the source runs; None if there are none."""
     runs: tuple[Mapping[str, Recorded], ...]
     """What can be read, for each prompt, by the name of the run."""
@@ -90,6 +93,7 @@ def record_pairs(
     decoder: Decoder,
     sites: Iterable[Site],
     *,
+    read_at: Sequence[Positions] | None = None,
     mean: Recorded | None = None,
     splices: Mapping[Site, Autoencoder] | None = None,
     check: Check = never_cancelled,
@@ -101,17 +105,21 @@ def record_pairs(
         sources: those of the others, of the same lengths; None if there are none.
         decoder: the model.
         sites: what patched runs read.
+        read_at: the positions whose logits are read of both prompts of each pair; None for those of the last tokens.
         mean: the mean over reference prompts at these sites, [T or 1, ...].
         splices: autoencoders to splice in, by the site that each reads.
         check: raises Cancelled to end the pass.
     """
     n = len(bases)
-    tokens, last = padded([*bases, *(sources or ())], decoder)
+    tokens, _ = padded([*bases, *(sources or ())], decoder)
     wanted = frozenset(sites)
     entering = [site_entering(layer) for layer in range(decoder.config.n_layers + 1)]
     taps = PastTaps(values=wanted.union(entering), splices=splices, check=check)
-    logits = require(decoder.forward(tokens, taps, logits_at=last))[:, 0]
     lengths = tuple(map(len, bases))
+    read = [(length - 1,) for length in lengths] if read_at is None else list(read_at)
+    at = rows_and_positions(read if sources is None else read * 2, decoder.device)
+    flat, counts = require(decoder.forward(tokens, taps, logits_at=at))[:, 0], tuple(map(len, read))
+    n_base = sum(counts)
 
     def recorded(row: int, n_tokens: int) -> Recorded:
         return {site: of_row(site, taps.values[site], row, n_tokens) for site in wanted}
@@ -124,7 +132,6 @@ def record_pairs(
             runs[i][MEAN] = {site: _for_prompt(site, x, length) for site, x in mean.items()}
     return PairRuns(
         tokens=tokens[:n],
-        last=last[:n],
         lengths=lengths,
         differ_from=tuple(
             0 if sources is None else first_difference(base, other)
@@ -133,8 +140,9 @@ def record_pairs(
         residuals=tuple(taps.values[site][:n] for site in entering),
         keys={layer: keys[:n] for layer, keys in taps.keys.items()},
         values={layer: values[:n] for layer, values in taps.past_values.items()},
-        logits=logits[:n],
-        source_logits=None if sources is None else logits[n:],
+        read_at=tuple(read),
+        logits=ReadRows(flat[:n_base], counts),
+        source_logits=None if sources is None else ReadRows(flat[n_base:], counts),
         runs=tuple(runs),
     )
 
@@ -184,14 +192,15 @@ class PatchedRuns:
         self._tensors, self._vectors = tensors or {}, vectors or {}
         self._splices, self._check = splices, check
 
-    def batches(self, cells: Sequence[Cell]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """For each pass, the places of its rows among *cells*, and their logits [n, V] at the last token of the
-        prompt. Cells that change nothing come first, without a pass."""
+    def batches(self, cells: Sequence[Cell]) -> Iterator[tuple[list[int], ReadRows]]:
+        """For each pass, the places of its rows among *cells*, and the logits that are read of them. Cells that change
+        nothing come first, without a pass."""
         rows = [self._row(cell) for cell in cells]
         unchanged = [i for i, row in enumerate(rows) if row.token == self._pairs.lengths[row.cell.prompt]]
+        of_base = self._pairs.logits.rows
         for start in range(0, len(unchanged), BATCH_TOKENS):
             places = unchanged[start : start + BATCH_TOKENS]
-            yield places, self._pairs.logits[[rows[i].cell.prompt for i in places]]
+            yield places, ReadRows.of([of_base[rows[i].cell.prompt] for i in places])
         left = set(range(len(rows))).difference(unchanged)
         order = sorted(left, key=lambda i: (rows[i].token, rows[i].layer, rows[i].cell.prompt))
         for token, same in groupby(order, key=lambda i: rows[i].token):
@@ -204,8 +213,9 @@ class PatchedRuns:
 
     def rows_at_once(self, n_tokens: int) -> int:
         """How many rows of *n_tokens* run together."""
-        logits = self._pairs.logits
-        return max(min(BATCH_TOKENS // n_tokens, BATCH_LOGIT_BYTES // (logits.shape[1] * logits.element_size())), 1)
+        flat, most = self._pairs.logits.flat, max(self._pairs.logits.counts)
+        bytes_of_row = most * flat.shape[1] * flat.element_size()
+        return max(min(BATCH_TOKENS // n_tokens, BATCH_LOGIT_BYTES // bytes_of_row), 1)
 
     def _row(self, cell: Cell) -> _Row:
         """*cell*, and where it begins."""
@@ -213,8 +223,8 @@ class PatchedRuns:
         start = start_of(cell.interventions, self._pairs.differ_from[prompt], self._pairs.lengths[prompt], n_layers)
         return _Row(cell, *start)
 
-    def _run(self, rows: Sequence[_Row], token: int) -> torch.Tensor:
-        """The logits [n, V] of *rows*, by ascending layers, which begin at *token*."""
+    def _run(self, rows: Sequence[_Row], token: int) -> ReadRows:
+        """The logits that are read of *rows*, by ascending layers, which begin at *token*."""
         pairs = self._pairs
         prompts = torch.tensor([row.cell.prompt for row in rows], device=pairs.tokens.device)
         interventions = [
@@ -233,15 +243,26 @@ class PatchedRuns:
         ]
         starts = [self._entering(layer, list(same), prompts, token, interventions) for layer, same in _by_layer(rows)]
         (first, entering), *later = starts
+        read = [[at - token for at in pairs.read_at[row.cell.prompt] if at >= token] for row in rows]
+        at = rows_and_positions(read, pairs.tokens.device)
+        taps = Taps(interventions=interventions, splices=self._splices, check=self._check)
         logits = self._decoder.forward(
             pairs.tokens[prompts, token:],
-            Taps(interventions=interventions, splices=self._splices, check=self._check),
+            taps,
             entering=(first, entering),
             late=[LateRow(layer, x) for layer, residuals in later for x in residuals],
-            logits_at=pairs.last[prompts] - token,
+            logits_at=at,
             past=Past(token, pairs.keys, pairs.values, prompts) if token else None,
         )
-        return require(logits)[:, 0]
+        # Where logits are changed, all of them are made.
+        flat = require(logits)[*at] if taps.touches(_L.LOGITS, None) else require(logits)[:, 0]
+        own, of_base = ReadRows(flat, tuple(map(len, read))), pairs.logits.rows
+        before = [of_base[row.cell.prompt][: -len(later)] for row, later in zip(rows, read, strict=True)]
+        return (
+            ReadRows.of([torch.cat(of_row) for of_row in zip(before, own.rows, strict=True)])
+            if any(map(len, before))
+            else own
+        )
 
     def _entering(
         self,

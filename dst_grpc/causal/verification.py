@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dst_grpc.causal.circuit_runs import CutRuns, RowLogits
+from dst_grpc.causal.circuit_runs import CutRuns, RowLogits, reference_logits
 from dst_grpc.causal.cut_edges import CutRow
 from dst_grpc.causal.writes import Alternative, record
 from dst_grpc.engine.cancellation import Check, never_cancelled
@@ -65,6 +65,7 @@ class ExactEffects:
             for prompts in ([pair.base for pair in pairs], [pair.source for pair in pairs])
         )
         alternative = Alternative.of(other.writes, self.decoder, base.tokens.shape[1])
+        others = reference_logits(self.decoder, [pair.metric for pair in pairs], base, other)
         runs = CutRuns(self.decoder, self.graph, base, alternative, splices=self.splices, check=self.check)
         each = [(np.array([s]), np.array([r])) for s, r in zip(*self.edges, strict=True)]
         rows = [CutRow.of_edges(edge, prompt) for prompt in range(len(pairs)) for edge in each]
@@ -73,6 +74,6 @@ class ExactEffects:
             n_passes += 1
             for i, place in enumerate(places):
                 pair, edge = divmod(place, len(each))
-                metric = pairs[pair].metric.scalar(RowLogits(ran.last[i], ran, i)).item()
+                metric = pairs[pair].metric.scalar(RowLogits(ran.last[i], ran, i, others[pair])).item()
                 found[pair, edge] = metric - metrics[pair].base
         return found, n_passes

@@ -72,7 +72,8 @@ class LossFnConfig:
     of several; None = such that the prompt ends with all targets but the last."""
     reference_run: str | None = None
     """For kl_divergence: name of the run that the divergence is from; None = UNCHANGED, this run without any
-    intervention. It is read at the same position, or at its own last."""
+    intervention. It is read at the same position, or at its own last. Of pairs of prompts: UNCHANGED, the run of the
+    prompt that is changed; SOURCE, that of the other; None = of the clean one."""
     span: PositionRange | None = None
     """For cross_entropy: the tokens that are predicted, from 1; None = all but the first."""
     tap: TapSum | None = None

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dst_grpc.domain.actions import UNCHANGED
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.errors import Violations
+
+SOURCE = "source"
+"""The name, in requests about pairs, of the run of a pair's other prompt, which values are taken from."""
 
 
 class Orientation(StrEnum):
@@ -61,6 +65,15 @@ def check_pairs(
         corrupt: what is wrong with a pair without corrupt prompt; None if it may be without.
     """
     problems.check(bool(pairs), "pairs", "must hold at least one pair")
+    losses = {f"pairs[{i}].loss_fn_config": pair.loss_fn_config for i, pair in enumerate(pairs)}
+    for path, loss in {"loss_fn_config": loss_fn_config, **losses}.items():
+        if loss is not None and loss.reference_run not in {None, UNCHANGED, SOURCE}:
+            problem = f"must be {UNCHANGED!r}, {SOURCE!r} or absent, for the clean run, not {loss.reference_run!r}"
+            problems.add(f"{path}.reference_run", problem)
+    if corrupt is None and any(
+        loss is not None and loss.reference_run == SOURCE for loss in (loss_fn_config, *losses.values())
+    ):
+        corrupt = "is required: a metric is a divergence from its run"
     for i, pair in enumerate(pairs):
         has_metric = pair.loss_fn_config is not None or loss_fn_config is not None
         problems.check(has_metric, f"pairs[{i}].loss_fn_config", "is required, here or for the request")

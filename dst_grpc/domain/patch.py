@@ -12,13 +12,11 @@ from dst_grpc.domain.graph_nodes import Edge, Reader, Source
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.interventions import UNCHANGED, Intervention
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair, check_pairs, check_reference
+from dst_grpc.domain.pairs import SOURCE, Alternative, Orientation, PromptPair, check_pairs, check_reference
 from dst_grpc.domain.requests import Prompt, check_id, check_names
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
 
-SOURCE = "source"
-"""Name that interventions give the run of the pair's other prompt."""
 MEAN = "mean"
 """Name that they give the mean over the reference prompts."""
 MAX_TOP_LOGITS = 1000

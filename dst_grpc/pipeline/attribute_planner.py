@@ -10,6 +10,7 @@ from dst_grpc.causal.edges import sites_of_changes, sites_of_reads
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.passes import pairs_at_once
 from dst_grpc.causal.paths import points
+from dst_grpc.causal.read_logits import diverges_from_source
 from dst_grpc.causal.rules import RULES
 from dst_grpc.domain.architecture import NormKind
 from dst_grpc.domain.attribute import (
@@ -22,10 +23,8 @@ from dst_grpc.domain.attribute import (
     PostNormJacobian,
 )
 from dst_grpc.domain.attribute_requests import AttributeRequest
-from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.pair_planner import PairPlanner, PairsPlan
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.pair_planner import PlannedPairs
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.scalars.origins import Origin
 
 _N = AttributedNode
 _L = ActivationLocationType
@@ -204,26 +204,23 @@ def _check(request: AttributeRequest, planned: PlannedPairs, findings: Findings)
 
 
 def _check_metrics(request: AttributeRequest, planned: PlannedPairs, findings: Findings) -> None:
-    vanishes = _is_at_clean_only(request)
-    for i, pair in enumerate(request.pairs):
-        loss = pair.loss_fn_config or request.loss_fn_config
-        path = "loss_fn_config" if pair.loss_fn_config is None else f"pairs[{i}].loss_fn_config"
-        if loss is not None and loss.name is LossFnName.KL_DIVERGENCE and vanishes:
-            problem = "must not be a divergence from the clean run, whose gradient there is 0: take gradients elsewhere"
-            findings.add(f"{path}.name", f"{problem}, by another method, with more steps or the other orientation")
-    if request.verify and any(one.metric.reference is not None for one in planned.pairs):
-        findings.add("verify", "must be 0: exact effects are not measured of divergences")
+    for one in planned.each:
+        if one.metric.reference is None or not _vanishes(request, one.metric):
+            continue
+        problem = "must not be a divergence from the run where alone gradients are taken, as all are 0 there: take them"
+        findings.add(f"{one.metric_path}.name", f"{problem} elsewhere, by another method or with more steps")
 
 
-def _is_at_clean_only(request: AttributeRequest) -> bool:
-    """Whether gradients are taken at the clean run and nowhere else."""
-    clean = 1.0 if request.orientation is Orientation.NOISING else 0.0
+def _vanishes(request: AttributeRequest, divergence: Origin) -> bool:
+    """Whether gradients are taken in the run that *divergence* is from, and nowhere else."""
+    of_source = diverges_from_source(divergence)
     match request.method:
         case AttributionMethod.ATTRIBUTION_PATCHING:
-            return clean == 1.0
+            return not of_source
         case AttributionMethod.CLEAN_CORRUPT:
             return False
-    return all(alpha == clean for alpha, _ in points(request.effective_path_rule, request.effective_steps))
+    place = 0.0 if of_source else 1.0
+    return all(alpha == place for alpha, _ in points(request.effective_path_rule, request.effective_steps))
 
 
 def _check_autoencoders(request: AttributeRequest, plan: Plan, findings: Findings) -> None:

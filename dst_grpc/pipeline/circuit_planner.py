@@ -11,6 +11,7 @@ from dst_grpc.causal.acdc import MAX_AHEAD
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.circuits import edges_of_nodes
 from dst_grpc.causal.graph import Graph
+from dst_grpc.causal.read_logits import diverges_from_source
 from dst_grpc.domain.circuit import FRACTIONS, CircuitRequest, CircuitSelection
 from dst_grpc.domain.graph_nodes import Edge, Source
 from dst_grpc.errors import InvalidRequest, require
@@ -148,13 +149,12 @@ class _CircuitPlanner:
         )
 
     def _check_metric(self, pair: PlannedPair) -> None:
-        """Note a metric that circuits, or scores of their edges, cannot be asked about."""
+        """Note a divergence of which scores would be computed where all its gradients are 0."""
         curve, metric = self._request.curve, pair.metric
-        problem = "must be of the logits of the run itself"
-        self._findings.check(metric.reference is None, pair.metric_path, problem)
-        if metric.needs_logits and metric.reference is None and curve is not None and curve.scores is None:
-            problem = "must be of the logits at the prompt's last token, or give curve.scores"
-            self._findings.check(metric.is_of_last_logits, pair.metric_path, problem)
+        if curve is None or curve.scores is not None or curve.steps > 1 or metric.reference is None:
+            return
+        problem = "must be above 1, or give scores: the only gradients of a divergence would be where it is 0"
+        self._findings.check(diverges_from_source(metric), "curve.steps", problem)
 
     def _kept(self, circuit: KeptCircuit, path: str, graph: Graph) -> Mask:
         """The circuit [S, D]; notes edges and nodes that the model does not have."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from dst_grpc.causal.alternative_scores import alternative_scores
-from dst_grpc.causal.circuit_runs import CutRuns, RowLogits
+from dst_grpc.causal.circuit_runs import CutRuns, RowLogits, reference_logits
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
 from dst_grpc.causal.cut_edges import CutRow
+from dst_grpc.causal.read_logits import diverges_from_source
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
+from dst_grpc.errors import require
 from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -33,6 +35,19 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
+    References = Sequence[torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockRuns:
+    """What circuits run upon: a block of pairs."""
+
+    block: range
+    """Places of the pairs."""
+    runs: CutRuns
+    """Runs rows upon them."""
+    references: References
+    """The logits [V] that each pair's metric is a divergence from; None of other metrics."""
 
 
 class Trials:
@@ -59,7 +74,7 @@ class Trials:
         rows = [self._row(circuit) for circuit in circuits]
         done = 0
         for block in self._asked.blocks():
-            for ran in self._passes(rows, self._runs(block), len(block)):
+            for ran in self._passes(rows, self._runs(block)):
                 for circuit, pair, read in ran:
                     found[circuit, block[pair]] = self._metric(block[pair], read)
                 done += len(ran)
@@ -68,34 +83,32 @@ class Trials:
 
     def searched(self) -> Search:
         """All pairs, recorded for a search."""
-        return Search(self, [(block, self._runs(block)) for block in self._asked.blocks()])
+        return Search(self, [self._runs(block) for block in self._asked.blocks()])
 
-    def last_logits(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> torch.Tensor:
+    def last_logits(self, circuits: Sequence[Mask], runs: BlockRuns) -> torch.Tensor:
         """Logits [n, pairs, V] of *circuits* upon a block of pairs, at the last token of each."""
         rows = [self._row(circuit) for circuit in circuits]
-        found = self._decoder.embedding.new_empty(len(rows), len(block), self._decoder.config.vocab_size)
-        for ran in self._passes(rows, runs, len(block)):
+        found = self._decoder.embedding.new_empty(len(rows), len(runs.block), self._decoder.config.vocab_size)
+        for ran in self._passes(rows, runs):
             for circuit, pair, read in ran:
                 found[circuit, pair] = read.last
         return found
 
-    def metrics(self, circuits: Sequence[Mask], block: range, runs: CutRuns) -> Metrics:
+    def metrics(self, circuits: Sequence[Mask], runs: BlockRuns) -> Metrics:
         """Metrics [n, pairs] of *circuits* upon a block of pairs."""
         rows = [self._row(circuit) for circuit in circuits]
-        found = np.empty((len(rows), len(block)))
-        for ran in self._passes(rows, runs, len(block)):
+        found = np.empty((len(rows), len(runs.block)))
+        for ran in self._passes(rows, runs):
             for circuit, pair, read in ran:
-                found[circuit, pair] = self._metric(block[pair], read)
+                found[circuit, pair] = self._metric(runs.block[pair], read)
         return found
 
-    def _passes(
-        self, rows: Sequence[CutRow], runs: CutRuns, n_pairs: int
-    ) -> Iterator[list[tuple[int, int, RowLogits]]]:
+    def _passes(self, rows: Sequence[CutRow], runs: BlockRuns) -> Iterator[list[tuple[int, int, RowLogits]]]:
         """For each pass, the circuit and the pair of each of its rows, and what the row's metric reads."""
-        for places, ran in runs.batches([replace(row, prompt=i) for i in range(n_pairs) for row in rows]):
+        for places, ran in runs.runs.batches([replace(row, prompt=i) for i in range(len(runs.block)) for row in rows]):
             self.n_passes += 1
             yield [
-                (place % len(rows), place // len(rows), RowLogits(last, ran, i))
+                (place % len(rows), place // len(rows), RowLogits(last, ran, i, runs.references[place // len(rows)]))
                 for i, (place, last) in enumerate(zip(places, ran.last, strict=True))
             ]
 
@@ -110,7 +123,7 @@ class Trials:
         """Score all edges; yields how many pairs are done, and returns the mean scores [S, D] over pairs."""
         total = torch.zeros(self._asked.graph.mask.shape, dtype=torch.float64)
         for block in self._asked.blocks():
-            base, writes = self._recorded(block)
+            base, writes, references = self._recorded(block)
             found, n_passes = alternative_scores(
                 self._decoder,
                 self._asked.graph,
@@ -118,6 +131,7 @@ class Trials:
                 writes,
                 [self._asked.pairs[i].metric for i in block],
                 steps,
+                references=references,
                 splices=self._splices,
                 check=self._check,
             )
@@ -128,24 +142,29 @@ class Trials:
         scores: Scores = (total / len(self._asked.pairs)).float().numpy()
         return scores
 
-    def _recorded(self, block: range) -> tuple[RecordedRuns, Writes]:
-        """The runs of a block of pairs, and what cut edges carry instead."""
+    def _recorded(self, block: range) -> tuple[RecordedRuns, Writes, References]:
+        """The runs of a block of pairs, what cut edges carry instead, and what metrics are divergences from."""
         asked = [self._asked.pairs[i] for i in block]
-        base = self._record([pair.base for pair in asked])
-        match self._asked.request.alternative:
-            case pairs.Alternative.PATCHING:
-                return base, self._record([pair.source for pair in asked]).writes
-            case pairs.Alternative.ZERO:
-                return base, Writes.zero(self._decoder)
-            case _:
-                return base, self._mean
+        metrics = [pair.metric for pair in asked]
+        base, source = self._record([pair.base for pair in asked]), None
+        is_patching = self._asked.request.alternative is pairs.Alternative.PATCHING
+        if is_patching or any(map(diverges_from_source, metrics)):
+            source = self._record([pair.source for pair in asked])
+        references = reference_logits(self._decoder, metrics, base, source)
+        if is_patching:
+            return base, require(source).writes, references
+        if self._asked.request.alternative is pairs.Alternative.ZERO:
+            return base, Writes.zero(self._decoder), references
+        return base, self._mean, references
 
-    def _runs(self, block: range) -> CutRuns:
+    def _runs(self, block: range) -> BlockRuns:
         """The runs of circuits upon a block of pairs."""
-        base, writes = self._recorded(block)
+        base, writes, references = self._recorded(block)
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
         alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
-        return CutRuns(self._decoder, self._asked.graph, base, alternative, splices=self._splices, check=self._check)
+        graph = self._asked.graph
+        runs = CutRuns(self._decoder, graph, base, alternative, splices=self._splices, check=self._check)
+        return BlockRuns(block, runs, references)
 
     @cached_property
     def _mean(self) -> Writes:
@@ -167,7 +186,7 @@ class Trials:
 class Search:
     """What a search measures of circuits, over all pairs."""
 
-    def __init__(self, trials: Trials, blocks: Sequence[tuple[range, CutRuns]]) -> None:
+    def __init__(self, trials: Trials, blocks: Sequence[BlockRuns]) -> None:
         """Measure upon *blocks* of pairs that are recorded."""
         self._trials, self._blocks = trials, blocks
         self._whole: list[torch.Tensor] = []
@@ -176,13 +195,13 @@ class Search:
     def divergence(self, circuits: Sequence[Mask], graph: Graph) -> list[float]:
         """KL(whole model, circuit) of the last token's distributions, in nats, the mean over pairs."""
         if not self._whole:
-            for block, runs in self._blocks:
-                self._whole.append(_log_probabilities(self._trials.last_logits([graph.mask], block, runs)[0]))
+            for runs in self._blocks:
+                self._whole.append(_log_probabilities(self._trials.last_logits([graph.mask], runs)[0]))
         total, n_pairs = np.zeros(len(circuits)), 0
-        for (block, runs), whole in zip(self._blocks, self._whole, strict=True):
-            found = _log_probabilities(self._trials.last_logits(circuits, block, runs))
+        for runs, whole in zip(self._blocks, self._whole, strict=True):
+            found = _log_probabilities(self._trials.last_logits(circuits, runs))
             total += (whole.exp() * (whole - found)).sum(dim=(-1, -2)).cpu().numpy()
-            n_pairs += len(block)
+            n_pairs += len(runs.block)
         return [float(each) for each in total / n_pairs]
 
     def fall(self, circuits: Sequence[Mask]) -> list[float]:
@@ -195,7 +214,7 @@ class Search:
 
     def _metrics(self, circuits: Sequence[Mask]) -> Metrics:
         """The metrics [n, pairs] of each circuit."""
-        return np.concatenate([self._trials.metrics(circuits, *block) for block in self._blocks], axis=1)
+        return np.concatenate([self._trials.metrics(circuits, runs) for runs in self._blocks], axis=1)
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:

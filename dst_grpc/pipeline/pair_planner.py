@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from dst_grpc.causal.attribution import Pair
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
-from dst_grpc.domain.pairs import Alternative, Orientation
+from dst_grpc.domain.interventions import UNCHANGED
+from dst_grpc.domain.pairs import SOURCE, Alternative, Orientation
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import require
@@ -150,6 +151,14 @@ class PlannedPairs:
             findings.check(len(one.pair.base) == length, f"{one.path}.clean", problem)
 
 
+def _of_pair(loss: LossOrigin, asked: LossFnConfig | None, *, is_noising: bool) -> LossOrigin:
+    """*loss* of the base prompt; a divergence is one from the run that is *asked* for, by default the clean one."""
+    if loss.reference is None or asked is None:
+        return loss
+    run = asked.reference_run or (UNCHANGED if is_noising else SOURCE)
+    return replace(loss, reference=(run, loss.reference[1]))
+
+
 class PairPlanner:
     """Plans the prompts of one request about pairs, and notes what is wrong."""
 
@@ -174,8 +183,9 @@ class PairPlanner:
             path = f"pairs[{i}]"
             metric = pair.loss_fn_config or self._request.loss_fn_config
             at = "loss_fn_config" if pair.loss_fn_config is None else f"{path}.loss_fn_config"
-            clean = self._planned(pair.clean, f"{path}.clean", metric, at)
-            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"{path}.corrupt", metric, at)
+            of_run = None if metric is None else replace(metric, reference_run=None)
+            clean = self._planned(pair.clean, f"{path}.clean", of_run, at)
+            corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"{path}.corrupt", of_run, at)
             if clean is None or (corrupt is None and pair.corrupt is not None):
                 continue
             first = first or clean
@@ -183,9 +193,9 @@ class PairPlanner:
                 self._check_lengths(clean, corrupt, path)
             is_noising = corrupt is None or self._request.orientation is Orientation.NOISING
             base, source = (clean, corrupt or clean) if is_noising else (require(corrupt), clean)
-            loss = require(base.loss)
+            loss = _of_pair(require(base.loss), metric, is_noising=is_noising)
             self._findings.check(loss.needs_logits, at, "must be of logits")
-            found.append(PlannedPair(Pair(base.token_ids, source.token_ids, loss, is_noising), loss, path, at))
+            found.append(PlannedPair(Pair(base.token_ids, source.token_ids, loss), loss, path, at))
         return None if first is None else PlannedPairs(first, tuple(found))
 
     def reference(self, request: AboutMean, planned: PlannedPairs) -> tuple[tuple[int, ...], ...]:

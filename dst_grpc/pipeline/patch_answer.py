@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dst_grpc.causal.circuits import faithfulness
-from dst_grpc.domain.pairs import Orientation
+from dst_grpc.causal.read_logits import ReadLogits
+from dst_grpc.domain.interventions import UNCHANGED
+from dst_grpc.domain.pairs import SOURCE, Orientation
 from dst_grpc.domain.patch_answers import (
     PatchedCells,
     PatchedPair,
@@ -22,7 +24,6 @@ from dst_grpc.engine.element_types import is_finite, out_of_range, why_out_of_ra
 from dst_grpc.pipeline.pair_answer import PairsAnswer
 from dst_grpc.pipeline.patch_planner import PatchPlan
 from dst_grpc.pipeline.patch_runs import PatchRuns
-from dst_grpc.scalars.origins import LastLogits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from dst_grpc.causal.patching import PairRuns
+    from dst_grpc.causal.read_logits import ReadRows
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.patch_answers import PatchValue
@@ -75,8 +77,8 @@ class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
             recorded = self._runs.recorded(block)
             pairs = [self._pair(pair, i, recorded) for i, pair in enumerate(block)]
             yield [_part(_P.PAIR, pair) for pair in pairs]
-            for ran, logits in self._runs.batches(block, recorded):
-                yield self._cells(pairs, recorded, ran, logits)
+            for ran, read in self._runs.batches(block, recorded):
+                yield self._cells(pairs, recorded, ran, read)
         yield [_part(_P.MEANS, sums.means(i)) for i, sums in enumerate(self._sums)]
 
     def _header(self) -> PatchHeader:
@@ -91,9 +93,9 @@ class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
 
     def _pair(self, pair: int, place: int, recorded: PairRuns) -> PatchedPair:
         """The runs of one pair, at a place of the block, without any change."""
-        metric, source = self._metric(pair, recorded.logits[place]), None
+        metric, source = self._metric(pair, place, recorded, recorded.logits.rows[place]), None
         if recorded.source_logits is not None:
-            source = self._metric(pair, recorded.source_logits[place])
+            source = self._metric(pair, place, recorded, recorded.source_logits.rows[place])
         tokens = self._model.tokenizer.token_strings(self._asked.pairs[pair].base)
         return PatchedPair(
             pair=pair,
@@ -103,17 +105,23 @@ class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
             has_recovery=source is not None and faithfulness(metric, clean=source, empty=metric) is not None,
         )
 
-    def _metric(self, pair: int, last: torch.Tensor) -> float:
-        return float(self._asked.pairs[pair].metric.scalar(LastLogits(last)))
+    def _metric(self, pair: int, place: int, recorded: PairRuns, read: torch.Tensor) -> float:
+        """The metric of one run of a pair, at a place of the block, from the logits [k, V] that are *read* of it."""
+        asked = self._asked.pairs[pair]
+        others = {UNCHANGED: recorded.logits.rows[place]}
+        if recorded.source_logits is not None:
+            others[SOURCE] = recorded.source_logits.rows[place]
+        return float(asked.metric.scalar(ReadLogits.of(read, asked.read_at, others)))
 
-    def _cells(
-        self, pairs: Sequence[PatchedPair], recorded: PairRuns, ran: Sequence[Ran], logits: torch.Tensor
-    ) -> Parts:
+    def _cells(self, pairs: Sequence[PatchedPair], recorded: PairRuns, ran: Sequence[Ran], read: ReadRows) -> Parts:
         """The cells of one pass, by grid and pair."""
-        if not is_finite(logits):
+        if not is_finite(read.flat):
             dtype = self._model.decoder.dtype
             raise out_of_range(f"a changed run has logits that are not finite: {why_out_of_range(dtype)}", dtype)
-        metrics = [self._metric(pairs[one.pair].pair, last) for one, last in zip(ran, logits, strict=True)]
+        logits = read.last
+        metrics = [
+            self._metric(pairs[one.pair].pair, one.pair, recorded, own) for one, own in zip(ran, read.rows, strict=True)
+        ]
         divergences = self._divergences(recorded, ran, logits) if self._asked.request.divergence else None
         found: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for row, one in enumerate(ran):
@@ -148,7 +156,7 @@ class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
         """KL(clean run, changed run) of each of *ran*, in nats."""
         is_noising = self._asked.request.orientation is Orientation.NOISING
         clean = recorded.logits if is_noising or recorded.source_logits is None else recorded.source_logits
-        log_p = clean.double().log_softmax(dim=-1)[[one.pair for one in ran]]
+        log_p = clean.last.double().log_softmax(dim=-1)[[one.pair for one in ran]]
         found: list[float] = (log_p.exp() * (log_p - logits.double().log_softmax(dim=-1))).sum(dim=-1).tolist()
         return found
 

@@ -12,8 +12,8 @@ from dst_grpc.domain.entry_actions import SetValue
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.interventions import CopyFromRun, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.pairs import Alternative
-from dst_grpc.domain.patch import LISTED_ENTRIES, MEAN, OF_HEADS, SOURCE
+from dst_grpc.domain.pairs import SOURCE, Alternative
+from dst_grpc.domain.patch import LISTED_ENTRIES, MEAN, OF_HEADS
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.errors import Reason

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, row_bytes
 from dst_grpc.causal.graph import Graph
 from dst_grpc.causal.patching import BATCH_LOGIT_BYTES, BATCH_TOKENS, first_difference, start_of
-from dst_grpc.domain.patch import MEAN, SOURCE, PatchRequest
+from dst_grpc.domain.pairs import SOURCE
+from dst_grpc.domain.patch import MEAN, PatchRequest
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.requests import DeriveRequest, Prompt, SourceRun
 from dst_grpc.errors import require
@@ -110,7 +111,8 @@ class PatchPlan(PairsPlan[PatchRequest]):
         if self.paths:
             own += d.n_layers * (2 * d.d_model + d.n_heads * d.d_head)
         recorded = sizes.recorded_bytes(self.sites, most_latents(self.plan.spliced))
-        return 2 * (recorded + BYTES_OF_FLOAT32 * (self.longest * own + d.vocab_size))
+        n_read = max(len(pair.read_at) for pair in self.pairs)
+        return 2 * (recorded + BYTES_OF_FLOAT32 * (self.longest * own + n_read * d.vocab_size))
 
     @cached_property
     def pairs_of_a_block(self) -> int:
@@ -205,9 +207,6 @@ class _PatchPlanner:
         if planned is None:
             raise findings.error()
         first, pairs = planned.plan, planned.pairs
-        for one in planned.each:
-            problem = "must be of the logits at the prompt's last token"
-            findings.check(one.metric.is_of_last_logits, one.metric_path, problem)
         reference = planner.reference(request, planned)
         graph = Graph.of(first.model.dimensions, first.model.architecture)
         node_grids = NodeGrids(planned, request.alternative, findings)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dst_grpc.causal.patching import PairRuns, Recorded
+    from dst_grpc.causal.read_logits import Positions, ReadRows
     from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
@@ -85,20 +86,21 @@ class PatchRuns:
             [pair.source for pair in asked] if self._asked.has_sources else None,
             self._decoder,
             self._asked.sites,
+            read_at=[pair.read_at for pair in asked],
             mean=self._mean if self._asked.request.reads_mean and self._asked.sites else None,
             splices=self._splices,
             check=self._check,
         )
 
-    def batches(self, block: range, runs: PairRuns) -> Iterator[tuple[list[Ran], torch.Tensor]]:
-        """The changed runs of a block of pairs, pass by pass, with their logits [n, V] at the last token."""
+    def batches(self, block: range, runs: PairRuns) -> Iterator[tuple[list[Ran], ReadRows]]:
+        """The changed runs of a block of pairs, pass by pass, with the logits that are read of them."""
         yield from self._of_nodes(runs)
         if self._asked.paths:
             yield from self._of_paths(block)
 
     # Nodes, and the request's own cells
 
-    def _of_nodes(self, runs: PairRuns) -> Iterator[tuple[list[Ran], torch.Tensor]]:
+    def _of_nodes(self, runs: PairRuns) -> Iterator[tuple[list[Ran], ReadRows]]:
         changes = {length: self._asked.changes(length) for length in set(runs.lengths)}
         cells: list[Cell] = []
         ran: list[Ran] = []
@@ -158,7 +160,7 @@ class PatchRuns:
 
     # Paths
 
-    def _of_paths(self, block: range) -> Iterator[tuple[list[Ran], torch.Tensor]]:
+    def _of_paths(self, block: range) -> Iterator[tuple[list[Ran], ReadRows]]:
         asked = [self._asked.pairs[i] for i in block]
         record_all = partial(record, decoder=self._decoder, splices=self._splices, check=self._check)
         base = record_all([pair.base for pair in asked])
@@ -167,14 +169,20 @@ class PatchRuns:
         self.n_passes += 1 + is_patching
         for number, grid in enumerate(self._asked.paths, len(self._asked.nodes)):
             of_block = [(i, cell) for i in range(len(block)) for cell in grid.cells]
+            read_at = [pair.read_at for pair in asked]
             if grid.goes_through_mlps and source is not None:
-                yield from self._through_mlps(number, of_block, base, source)
+                yield from self._through_mlps(number, of_block, base, source, read_at)
             else:
-                yield from self._direct(number, of_block, base, source)
+                yield from self._direct(number, of_block, base, source, read_at)
 
     def _direct(
-        self, grid: int, cells: Sequence[tuple[int, PathCell]], base: RecordedRuns, source: RecordedRuns | None
-    ) -> Iterator[tuple[list[Ran], torch.Tensor]]:
+        self,
+        grid: int,
+        cells: Sequence[tuple[int, PathCell]],
+        base: RecordedRuns,
+        source: RecordedRuns | None,
+        read_at: Sequence[Positions],
+    ) -> Iterator[tuple[list[Ran], ReadRows]]:
         graph = self._asked.graph
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
         instead = Writes.zero(self._decoder) if is_zero else None
@@ -188,19 +196,25 @@ class PatchRuns:
             rows.append(CutRow.of_edges((_places(sources), _places(readers)), prompt))
         for places, passed in runs.batches(rows):
             self.n_passes += 1
-            yield [Ran(cells[i][0], ((grid, cells[i][1].cell),)) for i in places], passed.last
+            read = passed.read([read_at[cells[i][0]] for i in places])
+            yield [Ran(cells[i][0], ((grid, cells[i][1].cell),)) for i in places], read
 
     def _through_mlps(
-        self, grid: int, cells: Sequence[tuple[int, PathCell]], base: RecordedRuns, source: RecordedRuns
-    ) -> Iterator[tuple[list[Ran], torch.Tensor]]:
+        self,
+        grid: int,
+        cells: Sequence[tuple[int, PathCell]],
+        base: RecordedRuns,
+        source: RecordedRuns,
+        read_at: Sequence[Positions],
+    ) -> Iterator[tuple[list[Ran], ReadRows]]:
         paths = IoiPaths(self._decoder, base, source, splices=self._splices, check=self._check)
         ordered = sorted(cells, key=lambda one: (one[1].sender.layer or 0, one[0], one[1].sender.head or 0))
         for start in range(0, len(ordered), _PATHS):
             self._check()
             some = ordered[start : start + _PATHS]
-            logits = paths.logits([HeadPath(prompt, cell.sender, cell.receivers) for prompt, cell in some])
+            read = paths.read([HeadPath(prompt, cell.sender, cell.receivers) for prompt, cell in some], read_at)
             self.n_passes += 2
-            yield [Ran(prompt, ((grid, cell.cell),)) for prompt, cell in some], logits
+            yield [Ran(prompt, ((grid, cell.cell),)) for prompt, cell in some], read
 
     @cached_property
     def _mean_writes(self) -> Writes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from tests.causal_goldens import CASES, MODELS, GoldenCase, golden_case
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 KL = LossFnConfig(name=LossFnName.KL_DIVERGENCE)
-EARLY = LossFnConfig(name=LossFnName.ENTROPY, token_index=2)
+ELSEWHERE = LossFnConfig(name=LossFnName.KL_DIVERGENCE, reference_run="elsewhere")
 ALTERNATIVES = ("patching", "mean_by_position", "mean", "zero")
 
 
@@ -220,8 +221,8 @@ async def test_the_whole_and_the_empty_circuit_have_the_losses_of_both_prompts(
         ({"curve": False}, [""]),
         ({"ablations": [off("resid.post_mlp", 0)]}, ["ablation_specs[0].index.activation_location_type"]),
         ({"ablations": [off("mlp.post_act", 7)]}, ["ablation_specs[0].index.layer_index"]),
-        ({"loss": KL, "target": None, "distractor": None, "circuits": [[]]}, ["loss_fn_config"]),
-        ({"loss": EARLY, "target": None, "distractor": None}, ["loss_fn_config"]),
+        ({"loss": KL, "target": None, "distractor": None, "steps": 1}, ["curve.steps"]),
+        ({"loss": ELSEWHERE, "target": None, "distractor": None}, ["loss_fn_config.reference_run"]),
     ],
 )
 async def test_what_cannot_be_asked_is_refused_at_its_field(
@@ -244,6 +245,38 @@ async def test_a_curve_without_extent_or_faithfulness_has_no_area(
     assert (answer.curve.cpr, answer.curve.cmd) == (None, None)
     assert np.isnan(answer.faithfulness).all() == (corrupt == CLEAN)
     assert repr(answer) == f"<CircuitAnswer noising, patching, 1 pairs, {len(answer.edges)} of 479 edges>"
+
+
+@pytest.mark.parametrize("orientation", ["noising", "denoising"])
+async def test_a_divergence_is_a_metric_of_circuits(embedded_address: str, orientation: str) -> None:
+    """From the clean run, the corrupt one diverges as Patch says."""
+    async with AsyncClient(embedded_address) as client:
+        ask: dict[str, Any] = {"loss": KL, "orientation": orientation}
+        answer = await client.circuit(CLEAN, CORRUPT, **ask)
+        patched = await client.patch(CLEAN, CORRUPT, nodes="input", all_positions=True, **ask)
+        others = [
+            await client.circuit(CLEAN, CORRUPT, orientation=orientation, loss=replace(KL, reference_run=run))
+            for run in ("unchanged", "source")
+        ]
+    (pair,) = patched.pairs
+    assert [answer.whole, answer.empty] == pytest.approx([pair.metric, pair.source_metric], abs=1e-5)
+    assert float(patched["input"].metric) == pytest.approx(answer.empty, abs=1e-5)
+    own = others[orientation == "denoising"]
+    assert own.faithfulness.tolist() == pytest.approx(answer.faithfulness.tolist(), abs=1e-4)
+    assert [other.whole < other.empty for other in others] == [True, False]
+    assert answer.faithfulness[-1] == pytest.approx(1, abs=1e-4)
+
+
+async def test_scores_of_an_earlier_position_are_those_of_the_prompt_up_to_there(embedded_address: str) -> None:
+    tokens, at = ([7, 20, 31, 5, 80, 6], [7, 22, 31, 5, 81, 6]), 3
+    async with AsyncClient(embedded_address) as client:
+        early = LossFnConfig(name=LossFnName.ENTROPY, token_index=at)
+        whole = await client.circuit(*tokens, loss=early, with_scores=True)
+        cut = await client.circuit(*[one[: at + 1] for one in tokens], loss="entropy", with_scores=True)
+    assert whole.scores is not None
+    assert cut.scores is not None
+    np.testing.assert_allclose(whole.scores, cut.scores, atol=1e-5 * float(np.abs(cut.scores).max()))
+    assert whole.faithfulness.tolist() == pytest.approx(cut.faithfulness.tolist(), abs=1e-3)
 
 
 async def test_a_model_that_there_is_not_is_not_found(embedded_address: str) -> None:

@@ -11,7 +11,7 @@ from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.scalars.origins import LossOrigin
+from dst_grpc.scalars.origins import ForwardPass, LossOrigin
 from tests import models
 from tests.causal_goldens import CASES, assert_golden
 from tests.unit.causal.cutting import GoldenPair, Pair
@@ -56,6 +56,36 @@ def test_at_the_run_itself_they_are_first_order_effects(name: str, kind: str) ->
     found = scores[tuple(edges.T)]
     # A difference over a step is off by its second derivative, about as large as the first, times the step.
     torch.testing.assert_close(found, effects, rtol=1e-2, atol=1e-3 * float(scores.abs().max()))
+
+
+class Towards(LossOrigin):
+    """KL from constant logits, as a scalar of the run's own logits alone."""
+
+    def scalar(self, run: ForwardPass) -> torch.Tensor:
+        log_p = CONSTANT.log_softmax(dim=-1)
+        return (log_p.exp() * (log_p - run.logits((3,))[0].log_softmax(dim=-1))).sum()
+
+
+CONSTANT = torch.linspace(-1, 2, models.CONFIG.vocab_size, dtype=torch.float64)
+
+
+def test_a_divergence_is_from_the_logits_that_are_given() -> None:
+    decoder = models.decoder()
+    two = Pair(decoder, models.TOKENS, (3, 1, 8, 1, 2, 9))
+    divergence = LossFnConfig(name=LossFnName.KL_DIVERGENCE)
+    given, _ = alternative_scores(
+        decoder,
+        two.graph,
+        two.base,
+        two.other.writes,
+        [LossOrigin(divergence, positions=(3,), reference=("source", 3))],
+        steps=3,
+        references=[CONSTANT],
+    )
+    by_hand = Towards(divergence, positions=(3,))
+    expected, _ = alternative_scores(decoder, two.graph, two.base, two.other.writes, [by_hand], steps=3)
+    torch.testing.assert_close(given, expected)
+    assert expected.abs().max() > 1e-4
 
 
 def test_several_prompts_are_the_sum_of_each_and_pads_count_nothing() -> None:

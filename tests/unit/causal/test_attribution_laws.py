@@ -30,6 +30,7 @@ from dst_grpc.domain.components import AttentionTraceType, LossFnName
 from dst_grpc.domain.graph_nodes import Edge
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.pairs import SOURCE
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
@@ -346,12 +347,17 @@ METRICS = {
 }
 
 
+def _towards(of: LossOrigin, *, is_clean: bool) -> LossOrigin:
+    """A divergence as one from the run of the clean prompt, which is the base run or not; another metric as it is."""
+    return of if of.reference is None or is_clean else replace(of, reference=(SOURCE, of.reference[1]))
+
+
 @pytest.mark.parametrize("of", METRICS)
 @pytest.mark.parametrize("is_clean", [True, False])
 def test_any_metric_of_logits_has_slopes(of: str, is_clean: bool) -> None:
     """The change along the path between two prompts is the sum of integrated gradients of all positions."""
     decoder = decoder_of("gpt2")
-    asked_of = Pair(PAIR.base, PAIR.source, METRICS[of], is_clean)
+    asked_of = Pair(PAIR.base, PAIR.source, _towards(METRICS[of], is_clean=is_clean))
     attributions = IntegratedGradients(decoder, steps=120)
     (found,) = attributions.add([asked_of])
     assert found.residual == pytest.approx(0, abs=1e-4 * attributions.attributions.abs().sum().item())

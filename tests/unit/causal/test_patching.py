@@ -10,9 +10,12 @@ import torch
 from dst_grpc.causal.patching import Cell, MeanOfRuns, PairRuns, PatchedRuns, record_pairs, start_of
 from dst_grpc.domain.interventions import UNCHANGED, CopyFromRun, Intervention, ScaleValue, SetValue
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.domain.patch import MEAN, SOURCE
+from dst_grpc.domain.pairs import SOURCE
+from dst_grpc.domain.patch import MEAN
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
+from dst_grpc.engine.interventions import RowIntervention
 from dst_grpc.engine.taps import Site, Taps
+from dst_grpc.errors import require
 from tests.causal_goldens import CASES, DIRECTIONS, MODELS, GoldenCase, assert_golden, golden_case, golden_decoder
 
 _L = ActivationLocationType
@@ -62,9 +65,9 @@ def recorded(case: GoldenCase, direction: str) -> PairRuns:
 def metrics(case: GoldenCase, runs: PairRuns, cells: list[Cell]) -> torch.Tensor:
     """The metric of each of *cells*."""
     found = torch.full((len(cells),), torch.nan)
-    for places, logits in PatchedRuns(golden_decoder(case.model), runs).batches(cells):
+    for places, read in PatchedRuns(golden_decoder(case.model), runs).batches(cells):
         assert found[places].isnan().all()
-        found[places] = logits[:, case.target] - logits[:, case.distractor]
+        found[places] = read.last[:, case.target] - read.last[:, case.distractor]
     return found
 
 
@@ -134,7 +137,38 @@ def test_what_changes_nothing_is_not_run() -> None:
     before = [Cell(0, (copied("resid_post", layer, t),)) for layer in range(N_LAYERS) for t in range(differs)]
     batches = list(PatchedRuns(golden_decoder("llama"), runs).batches(before))
     assert [places for places, _ in batches] == [list(range(len(before)))]
-    assert (batches[0][1] == runs.logits).all()
+    assert (batches[0][1].flat == runs.logits.flat).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_logits_are_read_at_any_position_wherever_a_run_begins(model: str) -> None:
+    """Beside another pair, of which others are read: what is before the first changed token is as it was."""
+    cases = [golden_case(f"{model}_{kind}") for kind in ("single", "several")]
+    decoder = golden_decoder(model)
+    bases, sources = zip(*(prompts_of(case, "noise") for case in cases), strict=True)
+    read_at = [tuple(range(len(bases[0]))), (2, len(bases[1]) - 1)]
+    runs = record_pairs(bases, sources, decoder, sites_of(model), read_at=read_at)
+    late = len(bases[1]) - 2
+    cells = [
+        *(Cell(0, (copied("resid_pre", 0, t),)) for t in range(len(bases[0]))),
+        Cell(1, (copied("resid_post", 1, late),)),
+        Cell(1, (copied("resid_post", 1),)),
+        Cell(0, ()),
+    ]
+    found: dict[int, torch.Tensor] = {}
+    for places, read in PatchedRuns(decoder, runs).batches(cells):
+        assert len(read.last) == len(places)
+        found.update(zip(places, read.rows, strict=True))
+    for place, cell in enumerate(cells):
+        tokens = torch.tensor([bases[cell.prompt]])
+        interventions = [
+            RowIntervention(
+                row=0, intervention=one, n_tokens=tokens.shape[1], runs=runs.runs[cell.prompt], first_layer=0
+            )
+            for one in cell.interventions
+        ]
+        (logits,) = require(decoder.forward(tokens, Taps(interventions=interventions)))
+        torch.testing.assert_close(found[place], logits[list(read_at[cell.prompt])], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.client import make_attribute_request, make_pair
+from dst_grpc.client import make_attribute_request, make_pair, make_patch_request
 from dst_grpc.domain.attribute_answers import (
     AttributedPairs,
     AttributeHeader,
@@ -19,12 +19,17 @@ from dst_grpc.domain.attribute_answers import (
     ScoreValues,
     VerifiedEdges,
 )
-from dst_grpc.domain.components import Dimension
+from dst_grpc.domain.components import Dimension, LossFnName
+from dst_grpc.domain.graph_nodes import Source
+from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.patch_answers import PatchPartKind
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.taps import Taps, site_entering
 from dst_grpc.errors import InvalidRequest, OutOfRange, PreconditionFailed, Reason
 from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.attribute_planner import AttributePlan, plan_attribute
+from dst_grpc.pipeline.patch_answer import PatchAnswer
+from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.run import run
 from tests import models
 
@@ -173,12 +178,32 @@ def test_a_divergence_is_refused_where_gradients_are_those_of_its_minimum_alone(
     method: str, orientation: str, path_rule: str | None, steps: int | None, vanishes: bool
 ) -> None:
     world = models.world()
-    divergence: dict[str, Any] = {"target": None, "distractor": None, "loss": "kl_divergence"}
-    asked = {"method": method, "orientation": orientation, "path_rule": path_rule, "steps": steps, **divergence}
-    if vanishes:
-        assert [one.field for one in refused(InvalidRequest, world, **asked).violations] == ["loss_fn_config.name"]
-        return
-    assert max(np.abs(scores).max() for scores in Answered(world, plan(world, **asked)).arrays) > 1e-6
+    asked = {"method": method, "orientation": orientation, "path_rule": path_rule, "steps": steps}
+    # The clean run, by default and by its name.
+    for named in (None, "unchanged" if orientation == "noising" else "source"):
+        loss = LossFnConfig(name=LossFnName.KL_DIVERGENCE, reference_run=named)
+        divergence: dict[str, Any] = {"target": None, "distractor": None, "loss": loss, **asked}
+        if vanishes:
+            error = refused(InvalidRequest, world, **divergence)
+            assert [one.field for one in error.violations] == ["loss_fn_config.name"]
+        else:
+            assert max(np.abs(scores).max() for scores in Answered(world, plan(world, **divergence)).arrays) > 1e-6
+
+
+def test_effects_of_edges_on_a_divergence_are_verified() -> None:
+    world = models.world()
+    loss = LossFnConfig(name=LossFnName.KL_DIVERGENCE, reference_run="source")
+    asked = plan(world, target=None, distractor=None, loss=loss, edges=True, nodes=(), verify=400)
+    found, graph = Answered(world, asked), asked.graph
+    (verified,) = found.of(AttributePartKind.VERIFIED)
+    (pairs,) = found.of(AttributePartKind.PAIRS)
+    edge = (graph.index_of_source(Source(0)), len(graph.readers) - 1)
+    place = list(zip(verified.sources, verified.readers, strict=True)).index(edge)
+    one = plan_patch(make_patch_request(CLEAN, CORRUPT, loss=loss, edges=["m0->logits"]), world.registry)
+    patched = PatchAnswer(one, run([one.plan], world.decoder, world.sets), world.context, {})
+    (means,) = [part.value for step in patched.steps() for part in step if part.kind is PatchPartKind.MEANS]
+    assert pairs.pairs[0].source == pytest.approx(0, abs=1e-12)
+    assert verified.effects[place] == pytest.approx(means.metrics[0] - pairs.pairs[0].base, abs=1e-9)
 
 
 def test_more_work_is_estimated_to_cost_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -14,12 +15,17 @@ import torch
 
 from dst_grpc.client import make_pair, make_patch_request
 from dst_grpc.domain.attribute import AttributedNode
+from dst_grpc.domain.components import LossFnName
+from dst_grpc.domain.entry_actions import SetValue
+from dst_grpc.domain.interventions import Intervention
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.patch import PatchGrid
 from dst_grpc.domain.patch_answers import PatchedCells, PatchMeans, PatchPartKind
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import PositionRange, TapSelection
 from dst_grpc.engine.taps import Site
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import InvalidRequest, require
 from dst_grpc.pipeline import patch_planner
 from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.patch_planner import PatchPlan, plan_patch
@@ -165,6 +171,107 @@ def test_paths_carry_alternatives_too(alternative: str) -> None:
     by_nodes = Answered(world, plan(world, grids=[heads, mlps], **arguments))
     nodes = [by_nodes.means[0].metrics[0], by_nodes.means[1].metrics[0]]
     np.testing.assert_allclose(by_paths.means[0].metrics, nodes, rtol=1e-7)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "nodes": {"nodes": ["head", "resid_pre", "mlp_out"], "all_positions": True},
+    "late": {"nodes": ["resid_post", "pattern"], "positions": [3]},
+    "edges": {"edges": ["a0.h1->m1", "m0->logits", "input->a1.h0<q>"]},
+    "paths": {"senders": ["a0.h0", "a0.h1"], "receivers": ["a1.h1<v>", "logits"], "through_mlps": True},
+}
+
+
+def metrics_of(found: Answered) -> np.ndarray[Any, Any]:
+    return np.array([metric for means in found.means for metric in means.metrics])
+
+
+@pytest.mark.parametrize("orientation", ["noising", "denoising"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_metric_at_an_earlier_position_is_that_of_the_prompt_up_to_there(kind: str, orientation: str) -> None:
+    """Nothing before a token depends on those after it. What ends there reads its last token alone."""
+    world = models.world()
+    asked: dict[str, Any] = {**KINDS[kind], "orientation": orientation}
+
+    def found(length: int, **arguments: Any) -> np.ndarray[Any, Any]:
+        prompts = CLEAN[:length], CORRUPT[:length]
+        return metrics_of(Answered(world, plan(world, prompts=prompts, **asked, **arguments)))
+
+    def loss(name: LossFnName, **fields: Any) -> dict[str, Any]:
+        return {"target": None, "distractor": None, "loss": LossFnConfig(name=name, **fields)}
+
+    n_tokens, at = len(CLEAN), 4
+    for name, tokens in ((LossFnName.LOG_PROB, {"target_token_ids": (2,)}), (LossFnName.KL_DIVERGENCE, {})):
+        early = found(n_tokens, **loss(name, token_index=at, **tokens))
+        assert early == pytest.approx(found(at + 1, **loss(name, **tokens)), abs=1e-7)
+        assert np.ptp(early) > 1e-4
+    if kind == "late":
+        return  # nothing changes before that position
+    # Both prompts have the same second and third token.
+    assert CLEAN[1:3] == CORRUPT[1:3]
+    span = found(n_tokens, **loss(LossFnName.CROSS_ENTROPY, span=PositionRange(start=1, stop=3)))
+    each = [found(i, **loss(LossFnName.LOG_PROB, target_token_ids=(CLEAN[i],))) for i in (1, 2)]
+    assert span == pytest.approx(-np.mean(each, axis=0), abs=1e-7)
+    answers = {"target_token_ids": (*CLEAN[1:3], 7)}
+    sequence = found(n_tokens, **loss(LossFnName.SEQUENCE_LOG_PROB, token_index=0, **answers))
+    each.append(found(3, **loss(LossFnName.LOG_PROB, target_token_ids=(7,))))
+    assert sequence == pytest.approx(np.sum(each, axis=0), abs=1e-7)
+
+
+@pytest.mark.parametrize("orientation", ["noising", "denoising"])
+def test_a_divergence_is_from_the_clean_run_or_the_one_that_is_named(orientation: str) -> None:
+    world = models.world()
+    prompts = {"unchanged": CLEAN, "source": CORRUPT}
+    if orientation == "denoising":
+        prompts = {"unchanged": CORRUPT, "source": CLEAN}
+    vocabulary = world.decoder.config.vocab_size
+    for named, of in ((None, CLEAN), *prompts.items()):
+        loss = LossFnConfig(name=LossFnName.KL_DIVERGENCE, reference_run=named)
+        arguments: dict[str, Any] = {"target": None, "distractor": None, "loss": loss, "orientation": orientation}
+        found = Answered(
+            world, plan(world, nodes="head", edges=["m0->m1"], all_logits=True, divergence=True, **arguments)
+        )
+        log_p = last_logits(world, of).log_softmax(dim=-1)
+        for cells in found.cells:
+            log_q = torch.tensor(cells.logits, dtype=torch.float64).reshape(-1, vocabulary).log_softmax(dim=-1)
+            # Logits are sent as float32.
+            assert cells.metrics == pytest.approx((log_p.exp() * (log_p - log_q)).sum(dim=-1).tolist(), abs=1e-5)
+            if named is None:
+                assert cells.metrics == pytest.approx(cells.divergences, abs=1e-12)
+        (pair,) = found.of(PatchPartKind.PAIR)
+        assert pair.has_recovery
+        assert min(pair.metric, pair.source_metric) == pytest.approx(0, abs=1e-12)
+        assert (pair.metric < pair.source_metric) == (of == prompts["unchanged"])
+
+
+def last_logits(world: models.World, tokens: tuple[int, ...]) -> torch.Tensor:
+    logits = require(world.decoder.forward(torch.tensor([tokens])))
+    return logits[0, -1].double()
+
+
+def test_changed_logits_are_those_that_the_metric_reads() -> None:
+    world = models.world()
+    change = Intervention(
+        at=TapSelection(activation_location_type=L.LOGITS, axes=(None, 2)), action=SetValue(scalar=5.0)
+    )
+    loss = LossFnConfig(name=LossFnName.LOG_PROB, target_token_ids=(2,), token_index=3)
+    found = Answered(world, plan(world, cells=[change], target=None, distractor=None, loss=loss))
+    logits = require(world.decoder.forward(torch.tensor([CLEAN])))[0, 3]
+    logits[2] = 5
+    assert metrics_of(found) == pytest.approx([float(logits.log_softmax(dim=-1)[2])], abs=1e-9)
+
+
+def test_a_run_that_a_divergence_names_is_one_of_the_pair_s() -> None:
+    loss = LossFnConfig(name=LossFnName.KL_DIVERGENCE, reference_run="mean")
+    with pytest.raises(InvalidRequest) as caught:
+        make_patch_request(CLEAN, CORRUPT, loss=loss)
+    assert [one.field for one in caught.value.violations] == ["loss_fn_config.reference_run"]
+    with pytest.raises(InvalidRequest) as caught:
+        make_patch_request(
+            pairs=[make_pair(CLEAN, CORRUPT, target=[2]), make_pair(CLEAN, loss=replace(loss, reference_run="source"))],
+            alternative="zero",
+            nodes="head",
+        )
+    assert [one.field for one in caught.value.violations] == ["pairs[1].corrupt"]
 
 
 def test_what_is_too_large_is_refused_with_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
