@@ -11,11 +11,11 @@ from dst_grpc.domain.attribute import ATTRIBUTED_NODES, AttributedNode
 from dst_grpc.domain.entry_actions import SetValue
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.interventions import CopyFromRun, Intervention
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.pairs import SOURCE, Alternative
 from dst_grpc.domain.patch import LISTED_ENTRIES, MEAN, OF_HEADS
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
+from dst_grpc.engine.taps import site_entering
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.checks import check_covered, check_layer
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dst_grpc.domain.actions import Action
+    from dst_grpc.domain.locations import ActivationLocationType
     from dst_grpc.domain.patch import PatchGrid
     from dst_grpc.domain.selections import AxisSelection
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.pair_planner import PlannedPairs
 
 _N = AttributedNode
-_L = ActivationLocationType
 _ACTIONS: dict[Alternative, Action] = {
     Alternative.PATCHING: CopyFromRun(run=SOURCE),
     Alternative.MEAN_BY_POSITION: CopyFromRun(run=MEAN),
@@ -183,7 +183,7 @@ class NodeGrids:
         if position is None and grid.positions:
             tokens = PositionList(positions=grid.positions)
         if layer is not None and ATTRIBUTED_NODES[grid.node].is_of_previous_layer:
-            layer, location = (layer - 1, location) if layer else (None, _L.RESID_POST_EMBEDDING)
+            location, layer = site_entering(layer)
         at = TapSelection(
             activation_location_type=location, layer_index=layer, axes=(tokens, *self._entry_axes(grid, entry))
         )
