@@ -9,7 +9,7 @@ from enum import StrEnum
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explanations import RunsTrailer
-from dst_grpc.domain.graph_nodes import Edge, Source
+from dst_grpc.domain.graph_nodes import Edge, Source, check_named
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair, check_pairs, check_reference
@@ -49,10 +49,8 @@ class KeptCircuit:
     def __post_init__(self) -> None:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        for i, name in enumerate(self.edges):
-            _check_name(problems, f"edges[{i}]", name, is_edge=True)
-        for i, name in enumerate(self.nodes):
-            _check_name(problems, f"nodes[{i}]", name, is_edge=False)
+        check_named(problems, "edges", self.edges, Edge)
+        check_named(problems, "nodes", self.nodes, Source)
         problems.raise_if_any()
 
 
@@ -166,13 +164,6 @@ class CircuitRequest:
     def is_pruned(self) -> bool:
         """Whether circuits are pruned."""
         return self.prune is not False
-
-
-def _check_name(problems: Violations, path: str, name: str, *, is_edge: bool) -> None:
-    try:
-        (Edge if is_edge else Source).named(name)
-    except ValueError as error:
-        problems.add(path, str(error))
 
 
 # Answers

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import AttentionTraceType
+from dst_grpc.errors import Violations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
@@ -97,3 +99,12 @@ class Edge:
         if not arrow:
             raise ValueError(f"{name!r} is not the name of an edge, such as a0.h1->m2")
         return cls(Source.named(source), Reader.named(reader))
+
+
+def check_named(problems: Violations, field: str, names: Sequence[str], kind: type[Source | Reader | Edge]) -> None:
+    """Note those of the *names* in a field that are no names of that kind."""
+    for i, name in enumerate(names):
+        try:
+            kind.named(name)
+        except ValueError as error:
+            problems.add(f"{field}[{i}]", str(error))

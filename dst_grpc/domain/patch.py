@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
-from dst_grpc.domain.graph_nodes import Edge, Reader, Source
+from dst_grpc.domain.graph_nodes import Edge, Reader, Source, check_named
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.interventions import UNCHANGED, Intervention
 from dst_grpc.domain.origins import LossFnConfig
@@ -84,11 +84,7 @@ class PathGrid:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         for field, names, cls in (("senders", self.senders, Source), ("receivers", self.receivers, Reader)):
-            for i, name in enumerate(names):
-                try:
-                    cls.named(name)
-                except ValueError as error:
-                    problems.add(f"{field}[{i}]", str(error))
+            check_named(problems, field, names, cls)
             for name, count in Counter(names).items():
                 problems.check(count == 1, field, f"names {name} more than once")
         problems.raise_if_any()
@@ -105,11 +101,7 @@ class EdgeList:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         problems.check(bool(self.edges), "edges", "must name at least one edge")
-        for i, name in enumerate(self.edges):
-            try:
-                Edge.named(name)
-            except ValueError as error:
-                problems.add(f"edges[{i}]", str(error))
+        check_named(problems, "edges", self.edges, Edge)
         problems.raise_if_any()
 
 
