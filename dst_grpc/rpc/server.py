@@ -146,7 +146,7 @@ class Server:
             self._closing = stack.pop_all()
 
     async def reload(self) -> RegistryChange:
-        """Read the registry again and put it in use, or keep the old one; raises what `Reloader.reload` does."""
+        """Read the registry, the tokens and the callers again, and put all in use or none; see `Reloader.reload`."""
         return await self._reloader.reload()
 
     async def reload_if_sound(self) -> None:
@@ -312,8 +312,8 @@ async def running_server(settings: Settings, parts: Parts | None = None) -> Asyn
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads the registry;
-    before the server serves, as soon as it does.
+    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads what
+    the operator wrote, as `Server.reload` does; before the server serves, as soon as it does.
 
     *on_ready* is called with the address once the server serves.
 
