@@ -1,9 +1,9 @@
-"""The scheduler: whose turn it is, what runs together, who waits for memory, and who is refused."""
+"""The scheduler: whose turn it is, and what runs together."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -11,67 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc.domain.callers import Caller, Grant, Priority
-from dst_grpc.domain.urgency import Urgency
-from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.pipeline.door import Ticket
-from dst_grpc.pipeline.jobs import Batch, Job
+from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.limits import DeviceLimits
-from dst_grpc.pipeline.memory_shares import MemoryShares
 from dst_grpc.pipeline.rates import Rate
 from dst_grpc.pipeline.scheduler import MAX_PADDING, Scheduler
+from tests.unit.pipeline.scheduled import RATE, Device, names
 from tests.unit.pipeline.simulated import Clock
-
-RATE = Rate(0.001)
-"""A unit is a millisecond."""
-
-
-class Device:
-    """A scheduler and the device that it is for; jobs take what they are estimated to take, or as told."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.clock = Clock()
-        self.charged: defaultdict[str, float] = defaultdict(float)
-        self.scheduler = Scheduler(DeviceLimits(**limits), self.clock, self._charge)
-
-    def _charge(self, caller: str, seconds: float) -> None:
-        self.charged[caller] += seconds
-
-    def ticket(self, name: str, peak_bytes: int = 0, grant: Grant | None = None, **urgency: Any) -> Ticket:
-        ticket = Ticket(Caller(name=name), Urgency(**urgency), grant or Grant())
-        ticket.peak_bytes = peak_bytes
-        return ticket
-
-    def add(self, name: str, millis: int = 10, *, ticket: Ticket | None = None, **fields: Any) -> Job:
-        job = Job(ticket=ticket or self.ticket(name), rate=RATE, units=millis, **fields)
-        self.scheduler.add(job)
-        return job
-
-    def start(self) -> Batch:
-        batch = self.scheduler.start()
-        assert batch is not None
-        return batch
-
-    def run(self, seconds: float | None = None, *, release: bool = True) -> list[Job]:
-        """The jobs of one batch, which takes as long as estimated unless *seconds* are given."""
-        batch = self.start()
-        self.clock.now += batch.cost if seconds is None else seconds
-        self.scheduler.finish(())
-        if release:
-            for job in batch.jobs:
-                self.scheduler.memory.release(job.ticket)
-        return batch.jobs
-
-    def order(self, count: int) -> list[str]:
-        """Whose jobs run next, one after the other."""
-        found: list[str] = []
-        while len(found) < count:
-            found += [job.ticket.caller.name for job in self.run()]
-        return found
-
-
-def names(jobs: Sequence[Job]) -> list[str]:
-    return [job.ticket.caller.name for job in jobs]
-
 
 # Turns
 
@@ -348,184 +294,6 @@ def test_nobody_starves(callers: list[tuple[int, int]]) -> None:
             assert not left[name] or device.clock.now - since <= bound
 
 
-# Memory
-
-
-def with_bytes(device: Device, name: str, peak_bytes: int) -> Job:
-    return device.add(name, ticket=device.ticket(name, peak_bytes))
-
-
-def test_a_request_that_does_not_fit_is_passed_over_but_not_for_ever() -> None:
-    device = Device(max_run_bytes=100)
-    holding = with_bytes(device, "holding", 50)
-    device.run(release=False)
-    with_bytes(device, "large", 60)
-    for _ in range(20):
-        with_bytes(device, "small", 10)
-    passed = 0
-    while device.scheduler.memory.fits(device.ticket("small", 10)) and passed < 20:
-        assert names(device.run()) == ["small"]
-        passed += 1
-        device.scheduler.memory.consider(device.scheduler._nexts())
-    assert passed == 8
-    assert device.scheduler.start() is None, "now nobody is let in before it"
-    device.scheduler.memory.release(holding.ticket)
-    assert names(device.run()) == ["large"]
-
-
-def test_steps_of_answers_go_on_while_a_large_request_waits_for_memory() -> None:
-    """They give the memory back."""
-    device = Device(max_run_bytes=100)
-    holding = with_bytes(device, "holding", 100)
-    device.run(release=False)
-    with_bytes(device, "large", 100)
-    assert device.scheduler.start() is None
-    device.add("holding", ticket=holding.ticket, is_step=True)
-    assert names(device.run()) == ["holding"]
-    assert names(device.run()) == ["large"]
-
-
-def test_a_caller_takes_half_of_the_memory_and_others_the_rest() -> None:
-    device = Device(max_run_bytes=100)
-    for _ in range(5):
-        with_bytes(device, "greedy", 20)
-    for _ in range(2):
-        device.run(release=False)
-    assert device.scheduler.start() is None
-    with_bytes(device, "polite", 60)
-    assert names(device.run(release=False)) == ["polite"]
-    assert device.scheduler.memory.used_bytes == 100
-
-
-def test_a_single_request_may_take_all() -> None:
-    device = Device(max_run_bytes=100)
-    with_bytes(device, "one", 100)
-    assert names(device.run(release=False)) == ["one"]
-
-
-def test_a_caller_at_its_share_does_not_count_as_passed_over() -> None:
-    """It waits for its own requests, for which nobody else has to make room."""
-    device = Device(max_run_bytes=100)
-    for _ in range(2):
-        with_bytes(device, "greedy", 50)
-    device.run(release=False)
-    for _ in range(20):
-        with_bytes(device, "small", 10)
-    assert device.order(20).count("small") == 20
-
-
-def test_the_plans_of_one_request_take_its_memory_once() -> None:
-    device = Device(max_run_bytes=100)
-    ticket = device.ticket("one", 80)
-    for _ in range(3):
-        device.add("one", ticket=ticket)
-    for _ in range(3):
-        device.run(release=False)
-    assert device.scheduler.memory.used_bytes == 80
-    device.scheduler.memory.release(ticket)
-    device.scheduler.memory.release(ticket)
-    assert device.scheduler.memory.used_bytes == 0
-
-
-# Deadlines
-
-
-def refused(check: Callable[[], None]) -> Exhausted:
-    with pytest.raises(Exhausted) as caught:
-        check()
-    return caught.value
-
-
-def test_what_cannot_be_served_in_time_is_refused() -> None:
-    device = Device()
-    for _ in range(100):
-        device.add("greedy", 10)
-    device.start()
-    hopeless = device.ticket("greedy", deadline=1.1)
-    error = refused(lambda: device.scheduler.check(hopeless, 0.010))
-    assert error.reason is Reason.DEADLINE_UNREACHABLE
-    assert error.metadata == {"expected_seconds": "1.010", "remaining_seconds": "1.100"}
-    assert error.retry_after_seconds == 0.05, "it would just be over at its deadline, but estimates err"
-    device.scheduler.check(device.ticket("greedy", deadline=1.2), 0.010)
-    error = refused(lambda: device.scheduler.check(device.ticket("greedy", deadline=0.3), 0.010))
-    assert error.retry_after_seconds == pytest.approx(0.71)
-
-
-def test_a_caller_without_a_queue_waits_for_a_turn_of_the_other() -> None:
-    device = Device()
-    for _ in range(100):
-        device.add("greedy", 10)
-    device.run()
-    device.start()
-    assert device.scheduler.expected_wait == pytest.approx(0.010 + 0.010), "what runs, and a quantum"
-    device.scheduler.check(device.ticket("polite", deadline=device.clock.now + 0.060), 0.010)
-
-
-def test_a_caller_whose_requests_take_longer_than_expected_is_expected_to_wait_longer() -> None:
-    """Others come meanwhile, which the queue does not show yet."""
-    device = Device()
-    device.add("greedy", 100)
-    for _ in range(20):
-        ticket = device.ticket("greedy")
-        device.scheduler.check(ticket, 0.100)
-        device.add("greedy", 100, ticket=ticket)
-    for _ in range(20):
-        device.add("other", 100)
-        device.run()
-    device.start()
-    known = device.ticket("greedy")
-    device.scheduler.check(known)
-    assert known.expected > 0.5
-    device.scheduler.check(device.ticket("third", deadline=device.clock.now + 1.4 * known.expected))
-    refused(lambda: device.scheduler.check(device.ticket("greedy", deadline=device.clock.now + 1.4 * known.expected)))
-
-
-def test_without_a_deadline_half_a_minute_is_as_long_as_anybody_is_made_to_wait() -> None:
-    device = Device()
-    for _ in range(100):
-        device.add("greedy", 300)
-    device.start()
-    assert (
-        refused(lambda: device.scheduler.check(device.ticket("greedy"), 0.010)).metadata["remaining_seconds"]
-        == "30.000"
-    )
-    device.scheduler.check(device.ticket("greedy", priority=Priority.BATCH), 0.010)
-
-
-def test_nobody_is_refused_for_time_while_the_device_is_idle() -> None:
-    """An estimate that is far too high would else never be corrected."""
-    device = Device()
-    device.scheduler.check(device.ticket("one", deadline=0.001), 100.0)
-
-
-def test_what_can_never_fit_is_refused_at_once() -> None:
-    device = Device(max_run_bytes=10)
-    error = refused(lambda: device.scheduler.check(device.ticket("one", 11)))
-    assert error.reason is Reason.MEMORY_BUDGET_EXCEEDED
-    assert error.metadata == {"estimated_bytes": "11", "limit_bytes": "10"}
-    assert error.retry_after_seconds is None
-
-
-def test_what_is_late_is_dropped_before_it_runs() -> None:
-    device = Device()
-    late = device.add("one", ticket=device.ticket("one", deadline=1.0))
-    in_time = device.add("one", ticket=device.ticket("one", deadline=3.0))
-    device.clock.now = 2.0
-    assert device.scheduler.drop_late() == [late]
-    assert device.run() == [in_time]
-    assert device.charged["one"] == pytest.approx(in_time.cost)
-
-
-def test_what_has_waited_until_there_is_too_little_time_is_not_begun() -> None:
-    device = Device()
-    at_once = device.add("one", 50, ticket=device.ticket("one", deadline=0.010))
-    assert device.start().jobs == [at_once], "an idle device tries: the estimate may be wrong"
-    waited = device.add("one", 50, ticket=device.ticket("one", deadline=0.090))
-    device.clock.now = 0.050
-    device.scheduler.finish(())
-    assert device.scheduler.drop_late() == [waited]
-
-
 # Learning
 
 
@@ -542,18 +310,3 @@ def test_costs_are_learnt_from_the_work_that_was_done() -> None:
     assert rate.seconds(1) == pytest.approx(0.02)
     assert second.cost == pytest.approx(6.0), "what waits is estimated anew once there is more than a guess"
     assert scheduler.expected_wait == 0.0, "its caller has had two seconds, which it makes up for"
-
-
-def test_what_a_request_does_not_take_any_longer_is_free_for_others() -> None:
-    shares, one, other = MemoryShares(100), Ticket(Caller(name="one")), Ticket(Caller(name="other"))
-    one.peak_bytes, other.peak_bytes = 60, 80
-    shares.take(one)
-    assert not shares.fits(other)
-    shares.shrink(one, 20)
-    assert shares.used_bytes == 20
-    assert shares.fits(other)
-    shares.shrink(one, 30)  # less was taken already
-    shares.shrink(other, 10)  # nothing was
-    assert (shares.used_bytes, other.peak_bytes) == (20, 80)
-    shares.release(one)
-    assert shares.used_bytes == 0
