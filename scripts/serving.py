@@ -38,7 +38,7 @@ class Server:
 def running(*command: str, log: Path | None = None, **environment: str) -> Iterator[Server]:
     """Run Python with *command*, which prints where it is ready, and stop it afterwards.
 
-    Its log goes to *log*, or else to where ours goes: never to a pipe, which would stop it once that is full.
+    Its log goes to *log*, or else to where ours goes.
     """
     with ExitStack() as stack:
         errors = None if log is None else stack.enter_context(log.open("wb"))

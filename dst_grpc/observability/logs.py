@@ -1,7 +1,8 @@
 """Structured logs: an event's name and its fields, as `key=value` or as JSON, one line each.
 
 Modules log with the standard library: `_log.info("context loaded", extra={"context": handle})`. This module formats
-such records, and has the observer that writes one line per call. Nothing is configured on import.
+such records, and has the observer that writes one line per call. A thread writes the lines (`log_writer.py`). Nothing
+is configured on import.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.log_writer import LogWriter
 
 LOGGER_NAME = "dst_grpc"
+LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "py.warnings")
+"""Whose records are written."""
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _log = logging.getLogger(__name__)
@@ -64,18 +68,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: TextIO | None = None) -> None:
+def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: TextIO | None = None) -> LogWriter:
     """Write this package's records to *stream* (standard error), as `text` or `json`, from *level* on.
 
-    gRPC's own records are written the same way.
+    gRPC's own records, asyncio's and Python's warnings are written the same way. Returns what writes them.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
-    for name, threshold in ((LOGGER_NAME, level), ("grpc", "WARNING")):
+    writer = LogWriter(stream or sys.stderr)
+    writer.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
+    logging.captureWarnings(True)
+    for name in LOGGER_NAMES:
         logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel(threshold)
+        logger.handlers[:] = [writer]
+        logger.setLevel(level if name == LOGGER_NAME else logging.WARNING)
         logger.propagate = False
+    return writer
+
+
+def dropped_records() -> int:
+    """How many records were dropped because nobody read the log, since it was configured."""
+    writers = [one for one in logging.getLogger(LOGGER_NAME).handlers if isinstance(one, LogWriter)]
+    return sum(writer.dropped for writer in writers)
 
 
 class LogCalls:

@@ -6,12 +6,14 @@ process count separately.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 
@@ -92,6 +94,19 @@ class CallMetrics:
 def follow_bytes(registry: CollectorRegistry, name: str, help_text: str, byte_count: Callable[[], int]) -> None:
     """Register a gauge, with *registry*, of something that is counted in bytes elsewhere."""
     Gauge(name, help_text, registry=registry).set_function(byte_count)
+
+
+def follow_count(registry: CollectorRegistry, name: str, help_text: str, count: Callable[[], int]) -> None:
+    """Register a counter, with *registry*, of something that is counted elsewhere, and never less than before."""
+    registry.register(_Followed(name, help_text, count))
+
+
+class _Followed(Collector):
+    def __init__(self, name: str, help_text: str, count: Callable[[], int]) -> None:
+        self._name, self._help_text, self._count = name, help_text, count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._help_text, value=self._count())
 
 
 def _label(call: CallInfo) -> str:

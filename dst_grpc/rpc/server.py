@@ -29,8 +29,8 @@ from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
 from dst_grpc.observability.loads import LoadMetrics
-from dst_grpc.observability.logs import LogCalls, configure_logging
-from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes
+from dst_grpc.observability.logs import LogCalls, configure_logging, dropped_records
+from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes, follow_count
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.access import at_start, files_of, identity_of
 from dst_grpc.rpc.admission import CallAdmission
@@ -190,6 +190,9 @@ class Server:
             )
             follow_bytes(
                 registry, "dst_unread_bytes", "Bytes of answers that wait for their readers.", lambda: self.unread_bytes
+            )
+            follow_count(
+                registry, "dst_log_records_dropped", "Records dropped as nobody read the log.", dropped_records
             )
             try:
                 metrics = MetricsServer(registry, settings.metrics_host, settings.metrics_port)

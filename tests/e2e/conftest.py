@@ -6,8 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
@@ -106,15 +104,10 @@ def served(**settings: Any) -> Iterator[str]:
     code = f"from dst_grpc.rpc import server, settings; server.serve(settings.Settings(**{ {'port': 0} | settings!r}))"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:
-            address = _ready_address(process)
-            # A log that nobody reads would stop the server once the pipe is full.
-            reader = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)
-            reader.start()
-            yield address
+            yield _ready_address(process)  # nobody reads the rest of the log
         finally:
             process.terminate()
             assert process.wait(timeout=60) == 0
-        reader.join(timeout=60)
 
 
 def _ready_address(process: subprocess.Popen[str]) -> str:
