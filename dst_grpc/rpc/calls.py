@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, Never, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -30,7 +30,7 @@ from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 from dst_grpc.rpc.identity import WrongToken
 from dst_grpc.rpc.outbox import Outbox, Unread
-from dst_grpc.rpc.reading import Reading, RequestStream
+from dst_grpc.rpc.reading import Incoming, Reading, RequestStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -118,9 +118,9 @@ class MethodTable(grpc.GenericRpcHandler):
         request_type = GetMessageClass(method.input_type)
         work = _work_of(behaviour, method)
 
-        async def observed(messages: AsyncIterator[bytes], context: Context) -> bytes | None:
+        async def observed(_messages: object, context: Context) -> bytes | None:
             # A single request is read here: gRPC, asked to read it, would never end a call that has none.
-            data = messages if method.client_streaming else await context.read()
+            data = None if method.client_streaming else await context.read()
             info = _info(full_name, context)
             wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
             return await self._observe(work, data, wrapped)
@@ -135,14 +135,16 @@ class MethodTable(grpc.GenericRpcHandler):
         async def refuse(_data: object, _context: ObservedContext) -> None:
             raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
 
-        async def observed(data: object, context: Context) -> None:
+        async def observed(_messages: object, context: Context) -> None:
             info = _info(full_name, context, is_known=False)
-            await self._observe(refuse, data, ObservedContext(context, info, Empty, self._reading, self._unread))
+            wrapped = ObservedContext(context, info, Empty, self._reading, self._unread)
+            await self._observe(refuse, None, wrapped)
 
         return grpc.stream_stream_rpc_method_handler(observed)
 
-    async def _observe(self, work: _Work, data: object, context: ObservedContext) -> bytes | None:
-        """Run a call between its observers. Error mapping is innermost: observers see the code that was sent."""
+    async def _observe(self, work: _Work, request: bytes | None, context: ObservedContext) -> bytes | None:
+        """Run a call between its observers; *request* is None if there may be several. Error mapping is innermost:
+        observers see the code that was sent."""
         started: list[tuple[CallObserver, object]] = []
         code = "OK"
         error: DstError | None = None
@@ -158,11 +160,12 @@ class MethodTable(grpc.GenericRpcHandler):
                 observer, token = started.pop()
                 observer.on_end(token, context.info, outcome)
 
+        incoming = Incoming(context.inner) if request is None else None
         try:
             try:
                 for observer in self._observers:
                     started.append((observer, observer.on_start(context.info)))  # noqa: PERF401  a refusal keeps those before
-                return await work(data, context)
+                return await work(incoming or request, context)
             except grpc.aio.AbortError:
                 code = context.code().name
                 raise
@@ -181,11 +184,20 @@ class MethodTable(grpc.GenericRpcHandler):
                 error = as_dst_error(failure_of(failure), method=context.info.method)
             code = code_of(error).name
             end()  # before the status is sent, which waits until the client has read all that was sent before
-            if isinstance(error, WrongToken):
-                await asyncio.sleep(error.wait_seconds)
-            await abort(context.inner, error)
+            await _refuse(context.inner, error, incoming)
         finally:
             end()
+            if incoming is not None:
+                incoming.close()
+
+
+async def _refuse(context: Context, error: DstError, incoming: Incoming | None) -> Never:
+    """End a call with *error*, once its client can take note of it; raises as `abort`."""
+    if isinstance(error, WrongToken):
+        await asyncio.sleep(error.wait_seconds)
+    if incoming is not None:
+        await incoming.hear_out()
+    await abort(context, error)
 
 
 def _info(method: str, context: Context, *, is_known: bool = True) -> CallInfo:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Generic, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
+import grpc.aio
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
@@ -15,6 +18,10 @@ from dst_grpc.wire.parsing import is_light, parse
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
+_HEAR_OUT_SECONDS = 1.0
+_HEAR_OUT_BYTES = 64 << 20
+_PAUSE_SECONDS = 0.1
+"""A client that sends nothing for so long is not about to."""
 _THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than starting a
@@ -54,6 +61,53 @@ class Reading:
         if message.ByteSize() <= _SMALL_BYTES:
             return read_request(cls, message)
         return await self.threads.run(read_request, cls, message)
+
+
+class Incoming:
+    """The messages that a client sends. Whoever waits for one may be cancelled: the next gets it."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Read from *context*."""
+        self._context = context
+        self._reading: asyncio.Task[Any] | None = None
+
+    def __aiter__(self) -> Self:
+        """The messages."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next message."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._context.read())
+            self._reading.add_done_callback(_retrieve)
+        data: bytes = await asyncio.shield(self._reading)
+        if data is grpc.aio.EOF:  # type: ignore[comparison-overlap]  # which is no message
+            raise StopAsyncIteration
+        self._reading = None
+        return data
+
+    async def hear_out(self) -> None:
+        """Drop what the client still sends on a call that is about to fail: until it pauses, or for a second.
+
+        A client that is sending while its call ends may not be told why: those of grpc.aio then report INTERNAL.
+        """
+        loop = asyncio.get_running_loop()
+        ends, n_bytes = loop.time() + _HEAR_OUT_SECONDS, 0
+        with suppress(TimeoutError, grpc.aio.BaseError, StopAsyncIteration):
+            while n_bytes < _HEAR_OUT_BYTES:
+                async with asyncio.timeout_at(min(loop.time() + _PAUSE_SECONDS, ends)):
+                    n_bytes += len(await anext(self))
+
+    def close(self) -> None:
+        """Wait for no further message."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+
+def _retrieve(reading: asyncio.Task[Any]) -> None:
+    """Take note of how *reading* failed, if it did: with its call, which nobody need be told twice."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 class Refused(NamedTuple):

@@ -118,10 +118,9 @@ async def test_reflection_lists_and_describes_the_services(rig: Rig, version: st
 
 async def test_reflection_can_be_switched_off() -> None:
     async with rigged(reflection=False) as rig:
-        # As a unary call: a client of grpc.aio that is still writing when the status comes may report INTERNAL instead.
-        method: Any = rig.channel.unary_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        method: Any = rig.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            _ = [r async for r in method(b"", timeout=CALL_SECONDS)]
+            _ = [r async for r in method(iter([b""]), timeout=CALL_SECONDS)]
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

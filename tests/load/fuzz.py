@@ -35,8 +35,6 @@ _DRIFT_MIB = 128
 """Plans that are kept take half of it."""
 _NONE = "no status"
 _OUR_FAULT = {"INTERNAL", "UNKNOWN", _NONE}
-_LOST = "Internal error from Core"
-"""What the client's library says instead of a status that came while it was sending; then it is asked again."""
 _ITEMS: dict[str, Any] = {
     DERIVE_STREAM: inference_pb2.DeriveStreamResponse,
     RESOLVE_STREAM: resolution_pb2.ResolveStreamResponse,
@@ -116,8 +114,6 @@ async def _codes(channel: grpc.aio.Channel, mutant: Mutant, deadline: float = _D
         async for answer in stream(messages(), timeout=deadline):
             codes += _failed_items(mutant.method, answer)
     except grpc.aio.AioRpcError as error:
-        if error.details() == _LOST:
-            return await _codes(channel, mutant, deadline)
         if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
             return [*codes, error.code().name]
         # It may be hanging, or ask for much: some of them do.

@@ -1,0 +1,103 @@
+"""Streams that are refused while their clients are still sending: each call gets its status, whoever calls."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from dst_grpc._gen.dst.v1 import inference_pb2, tensor_pb2, tensor_service_pb2
+from dst_grpc.client import AsyncClient, make_request
+from dst_grpc.errors import Reason, Unavailable
+from tests import tokens
+from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+
+SCALARS, TENSORS = "/dst.v1.DerivedScalarService", "/dst.v1.TensorService"
+_CALLS = 20
+_MESSAGES = 200
+_DESCRIPTION = tensor_service_pb2.PutTensorRequest(
+    description=tensor_service_pb2.TensorDescription(
+        element_type=tensor_pb2.TENSOR_ELEMENT_TYPE_FLOAT32, sizes=[1_000_000]
+    )
+).SerializeToString()
+LARGE = inference_pb2.DeriveStreamRequest(
+    request=inference_pb2.DeriveRequest(request_id="a", prompt=inference_pb2.Prompt(text="a" * 10_000))
+).SerializeToString()
+REFUSED = {
+    "malformed at first": (f"{SCALARS}/DeriveStream", [b"\xff"], "INVALID_ARGUMENT"),
+    "malformed later": (f"{SCALARS}/ResolveStream", [b"", b"", b"\xff"], "INVALID_ARGUMENT"),
+    "no description": (f"{TENSORS}/PutTensor", [b""], "INVALID_ARGUMENT"),
+    "described twice": (f"{TENSORS}/PutTensor", [_DESCRIPTION, _DESCRIPTION], "INVALID_ARGUMENT"),
+    "unknown": ("/dst.v1.OtherService/Stream", [], "UNIMPLEMENTED"),
+}
+
+
+async def codes(rig: Rig, method: str, messages: Iterable[bytes]) -> Counter[str]:
+    """The statuses of calls that send all of *messages*, one after the other."""
+    stream: Any = rig.channel.stream_stream(method)
+    sent, found = list(messages), Counter[str]()
+    for _ in range(_CALLS):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [answer async for answer in stream(iter(sent), timeout=CALL_SECONDS)]
+        found[caught.value.code().name] += 1
+    return found
+
+
+@pytest.mark.parametrize("more", [LARGE, b"\x0a\x00"], ids=["large", "small"])
+@pytest.mark.parametrize(("method", "first", "code"), REFUSED.values(), ids=REFUSED)
+async def test_a_client_that_is_still_sending_is_told(
+    rig: Rig, method: str, first: list[bytes], code: str, more: bytes
+) -> None:
+    assert await codes(rig, method, [*first, *[more] * _MESSAGES]) == {code: _CALLS}
+
+
+async def test_a_stranger_who_is_still_sending_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(tokens.line("a", "first"), encoding="utf-8")
+    async with rigged(auth_token_file=file) as rig:
+        assert await codes(rig, f"{SCALARS}/DeriveStream", [LARGE] * _MESSAGES) == {"UNAUTHENTICATED": _CALLS}
+
+
+async def test_a_client_whose_answers_make_it_send_more_is_told_that_the_server_stops() -> None:
+    async def answers(rig: Rig, client: AsyncClient) -> None:
+        """Begin to drain the server at the first of endless answers."""
+        requests = (make_request("ab", "logits") for _ in itertools.count())
+        draining = None
+        async for _ in client.derive_stream(requests):
+            draining = draining or asyncio.create_task(rig.server.drain())
+
+    reasons = Counter[Reason]()
+    for _ in range(_CALLS):
+        async with rigged() as rig, AsyncClient(rig.server.address) as client:
+            with pytest.raises(Unavailable) as caught:
+                await answers(rig, client)
+            reasons[caught.value.reason] += 1
+    assert reasons == {Reason.DRAINING: _CALLS}
+
+
+async def test_a_client_that_waits_for_an_answer_is_told(rig: Rig) -> None:
+    """Its stream stays open, and nothing more comes."""
+    call: Any = rig.channel.stream_stream(f"{SCALARS}/DeriveStream")(timeout=CALL_SECONDS)
+    await call.write(b"\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_client_that_never_stops_is_cut_off(rig: Rig) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"\xff"
+        while True:
+            yield LARGE
+
+    stream: Any = rig.channel.stream_stream(f"{SCALARS}/DeriveStream")
+    call = stream(endless())  # without a deadline
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asyncio.wait_for(call.read(), CALL_SECONDS)
