@@ -84,7 +84,7 @@ def models(
                 human_ranges(info.layer_indices),
                 _number(info.n_latents),
                 "/".join(info.activations),
-                "/".join(info.formats),
+                _format(info),
                 human_check(info),
                 _source(info),
                 info.digest[:DIGEST_CHARACTERS],
@@ -118,7 +118,15 @@ def _reads(info: AutoencoderInfo) -> str:
     words = ("/".join(info.input_norms), "/".join(info.normalizations))
     done = [word for word in words if word not in {"", "none"}]
     reads = f"{info.dst} ({', '.join(done)})" if done else info.dst.value
-    return reads if info.output is None else f"{reads} -> {info.output}"
+    if info.output is None:
+        return reads
+    return f"{reads} -> {info.output}{' of it and all later layers' if info.cross_layer else ''}"
+
+
+def _format(info: AutoencoderInfo) -> str:
+    """The formats of a set's files, and how much of them is not in memory once it is loaded."""
+    names = "/".join(info.formats)
+    return f"{names}, {human_bytes(info.file_bytes)} in files" if info.file_bytes else names
 
 
 def _model_row(info: ModelInfo) -> tuple[str, ...]:

@@ -336,6 +336,9 @@ class AutoencoderEntry(ContextEntry):
             folded=tuple(dict.fromkeys(text for header in headers for text in header.folded)),
             source=self.registered.source,
             revision=self.registered.revision,
+            makes_graphs=self.is_of_transcoders,
+            cross_layer=self.is_cross_layer,
+            file_bytes=sum(header.file_bytes for header in headers),
         )
 
 

@@ -163,11 +163,9 @@ class Opener:
     def _named(self, spec: ModelSpec, model: ModelEntry | None, attempts: Attempts) -> Iterator[AutoencoderEntry]:
         """The registered sets of *model*; none if it failed to open, but missing sources are noted even so."""
         for one in spec.autoencoders:
-            source = spec.source_of(one)
+            source = _source_of(spec, one)
             with attempts.at(f"{spec.name}/{one.name}", spec.name, str(source)) as attempt:
-                shipped = embedded.AUTOENCODERS_FOLDER / one.name
-                if not shipped.is_dir():
-                    shipped = embedded.TRANSCODERS_FOLDER / one.name
+                shipped = _one_of(embedded.AUTOENCODERS_FOLDER / one.name, embedded.TRANSCODERS_FOLDER / one.name)
                 place = self._place(spec, source, set_key(_path(source), one), shipped, one.name)
                 attempt.root = place.folder
                 if model is not None:
@@ -198,6 +196,19 @@ class Opener:
         """The equal known entry if there is one, so that digest and tokenizer are not read again."""
         before = self.known.get(entry.name)
         return before if isinstance(before, type(entry)) and before.load_facts == entry.load_facts else entry
+
+
+def _source_of(model: ModelSpec, spec: AutoencoderSpec) -> Source:
+    """The source of the set *spec* of *model*; beside a model in a folder, it may be among the transcoders."""
+    source = model.source_of(spec)
+    if spec.source is None and isinstance(source, FolderSource) and isinstance(model.source, FolderSource):
+        return FolderSource(folder=_one_of(source.folder, model.source.folder / TRANSCODERS / spec.name))
+    return source
+
+
+def _one_of(folder: Path, other: Path) -> Path:
+    """*folder*, or *other* if only that is there."""
+    return other if other.is_dir() and not folder.exists() else folder
 
 
 def _path(source: Source) -> str:

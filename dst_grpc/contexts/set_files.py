@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dst_grpc.errors import DataLoss
 
 _MAX_DEPTH = 6
+_CONFIG = "config.yaml"
 _LAYER_FOLDERS = frozenset({"autoencoders"})
 _SHOWN = 8
 
@@ -72,6 +73,9 @@ class SetFiles:
 
     def nothing_here(self, folder: Path) -> DataLoss:
         """The error for a *folder* that holds no autoencoder."""
+        if not self.ignored and (folder / _CONFIG).is_file():
+            advice = f"pull what its {_CONFIG} names, with a pattern, from where it is published"
+            return corrupt(folder, f"holds no autoencoders, only their config: {advice}")
         if not self.ignored:
             return corrupt(folder, "holds no autoencoders")
         shown = ", ".join(self.ignored[:_SHOWN]) + (", ..." if len(self.ignored) > _SHOWN else "")

@@ -118,6 +118,7 @@ class AutoencoderInfo:
     spliceable: bool
     """Whether it can be spliced into a run, rather than only read recorded taps."""
     parameter_bytes: int
+    """Bytes of its weights in memory."""
     digest: str
     state: ContextState
     declared: tuple[LayerCheck, ...] = ()
@@ -140,6 +141,12 @@ class AutoencoderInfo:
     """Commit of the repository that it was pulled from; empty unless it is from the hub."""
     error: DstError | None = None
     """Why its load failed, or why it cannot be loaded; None unless FAILED."""
+    makes_graphs: bool = False
+    """Whether it is a set of transcoders of the model's MLPs, which attribution graphs are made of."""
+    cross_layer: bool = False
+    """Whether it is a cross-layer transcoder: its latents write to their own layer and every later one."""
+    file_bytes: int = 0
+    """Bytes of its weights that stay in its files, and are read as they are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

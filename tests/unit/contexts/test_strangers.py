@@ -220,7 +220,7 @@ def _tensors(*names: str) -> dict[str, torch.Tensor]:
 
 
 STRANGERS: dict[str, tuple[dict[str, dict[str, torch.Tensor]], str]] = {
-    "nothing": ({}, "set: holds no autoencoders"),
+    "nothing but a config": ({}, "set: holds no autoencoders, only their config: pull what its config.yaml names"),
     "training states": (
         {"optimizer_0.pt": _tensors("step"), "run/state.pt": _tensors("step")},
         "optimizer_0.pt, run/state.pt are states of a training run, and no autoencoder lies beside them",
@@ -244,6 +244,11 @@ def test_a_folder_without_autoencoders_says_what_it_holds(model: Path, name: str
     registry = build(model)
     assert [info.name for info in registry.models()] == ["m"]
     assert problem in problems(registry)["m/set"]
+
+
+def test_a_folder_that_holds_nothing_says_so(model: Path) -> None:
+    (model / "transcoders" / "set").mkdir(parents=True)
+    assert problems(build(model))["m/set"] == "set: holds no autoencoders"
 
 
 def attempted(error: Exception) -> FailedEntry:

@@ -187,7 +187,7 @@ class LayerCheck(_message.Message):
     def __init__(self, layer_index: _Optional[int] = ..., l0: _Optional[float] = ..., fraction_of_variance_unexplained: _Optional[float] = ..., dead_latents: _Optional[int] = ..., orientation: _Optional[float] = ..., reading: _Optional[str] = ...) -> None: ...
 
 class AutoencoderInfo(_message.Message):
-    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activations", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "formats", "output", "normalizations", "input_norms", "folded", "source", "revision", "error")
+    __slots__ = ("name", "handle", "model", "dst", "node_type", "layer_indices", "n_latents", "activations", "spliceable", "parameter_bytes", "digest", "state", "declared", "measured", "formats", "output", "normalizations", "input_norms", "folded", "source", "revision", "error", "makes_graphs", "cross_layer", "file_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,9 @@ class AutoencoderInfo(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    MAKES_GRAPHS_FIELD_NUMBER: _ClassVar[int]
+    CROSS_LAYER_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     handle: str
     model: str
@@ -232,7 +235,10 @@ class AutoencoderInfo(_message.Message):
     source: str
     revision: str
     error: _status_pb2.Status
-    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activations: _Optional[_Iterable[_Union[AutoencoderActivation, str]]] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., formats: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalizations: _Optional[_Iterable[_Union[InputNormalization, str]]] = ..., input_norms: _Optional[_Iterable[_Union[ModelNorm, str]]] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    makes_graphs: bool
+    cross_layer: bool
+    file_bytes: int
+    def __init__(self, name: _Optional[str] = ..., handle: _Optional[str] = ..., model: _Optional[str] = ..., dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., node_type: _Optional[_Union[_component_pb2.NodeType, str]] = ..., layer_indices: _Optional[_Iterable[int]] = ..., n_latents: _Optional[int] = ..., activations: _Optional[_Iterable[_Union[AutoencoderActivation, str]]] = ..., spliceable: bool = ..., parameter_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., state: _Optional[_Union[_context_pb2.ContextState, str]] = ..., declared: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., measured: _Optional[_Iterable[_Union[LayerCheck, _Mapping]]] = ..., formats: _Optional[_Iterable[str]] = ..., output: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., normalizations: _Optional[_Iterable[_Union[InputNormalization, str]]] = ..., input_norms: _Optional[_Iterable[_Union[ModelNorm, str]]] = ..., folded: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., revision: _Optional[str] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., makes_graphs: bool = ..., cross_layer: bool = ..., file_bytes: _Optional[int] = ...) -> None: ...
 
 class DerivedScalarTypeInfo(_message.Message):
     __slots__ = ("dst", "name", "dimensions", "flattened", "node_type", "once_per_model", "requires_grad_for_forward_pass", "accepts_derive_gradients", "yields_backward", "needs_autoencoder", "needs_fields", "formula", "note")
