@@ -22,7 +22,7 @@ from dst_grpc.domain.attribute_answers import (
 from dst_grpc.domain.components import Dimension, LossFnName
 from dst_grpc.domain.graph_nodes import Source
 from dst_grpc.domain.origins import LossFnConfig
-from dst_grpc.domain.patch_answers import PatchPartKind
+from dst_grpc.domain.patch_answers import PatchMeans, PatchPartKind
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.taps import Taps, site_entering
 from dst_grpc.errors import InvalidRequest, OutOfRange, PreconditionFailed, Reason
@@ -202,6 +202,7 @@ def test_effects_of_edges_on_a_divergence_are_verified() -> None:
     one = plan_patch(make_patch_request(CLEAN, CORRUPT, loss=loss, edges=["m0->logits"]), world.registry)
     patched = PatchAnswer(one, run([one.plan], world.decoder, world.sets), world.context, {})
     (means,) = [part.value for step in patched.steps() for part in step if part.kind is PatchPartKind.MEANS]
+    assert isinstance(means, PatchMeans)
     assert pairs.pairs[0].source == pytest.approx(0, abs=1e-12)
     assert verified.effects[place] == pytest.approx(means.metrics[0] - pairs.pairs[0].base, abs=1e-9)
 
