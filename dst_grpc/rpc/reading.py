@@ -20,8 +20,9 @@ M = TypeVar("M", bound=Message)
 
 _HEAR_OUT_SECONDS = 1.0
 _HEAR_OUT_BYTES = 64 << 20
-_PAUSE_SECONDS = 0.1
-"""A client that sends nothing for so long is not about to."""
+_LOOKS, _LOOK_SECONDS = 5, 0.05
+"""A client that sends nothing between so many looks is not about to. One look would not do: where this process has to
+wait for a processor, what came meanwhile is seen at the next."""
 _THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than starting a
@@ -92,11 +93,14 @@ class Incoming:
         A client that is sending while its call ends may not be told why: those of grpc.aio then report INTERNAL.
         """
         loop = asyncio.get_running_loop()
-        ends, n_bytes = loop.time() + _HEAR_OUT_SECONDS, 0
-        with suppress(TimeoutError, grpc.aio.BaseError, StopAsyncIteration):
-            while n_bytes < _HEAR_OUT_BYTES:
-                async with asyncio.timeout_at(min(loop.time() + _PAUSE_SECONDS, ends)):
-                    n_bytes += len(await anext(self))
+        ends, n_bytes, n_silent = loop.time() + _HEAR_OUT_SECONDS, 0, 0
+        with suppress(grpc.aio.BaseError, StopAsyncIteration):
+            while n_bytes < _HEAR_OUT_BYTES and n_silent < _LOOKS and loop.time() < ends:
+                try:
+                    n_bytes += len(await asyncio.wait_for(anext(self), _LOOK_SECONDS))
+                    n_silent = 0
+                except TimeoutError:
+                    n_silent += 1
 
     def close(self) -> None:
         """Wait for no further message."""
