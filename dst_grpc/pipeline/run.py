@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.results import RunStatistics
@@ -14,6 +14,7 @@ from dst_grpc.pipeline.passes import Batch, run_batch
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.scalars.derive import Derivation
+from dst_grpc.scalars.directions import read_together
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.plan import PlannedScalar
     from dst_grpc.scalars.origins import Origin
+    from dst_grpc.scalars.token_vectors import TokenVectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,8 @@ class RunResult:
     """The batches that it took: those of the runs that it reads, then its own. Plans that ran together share them."""
     queue_duration: float = 0.0
     """Seconds that it waited for the device."""
+    together: Mapping[Site, TokenVectors] = field(default_factory=dict)
+    """Gradients that are read together with those of plans that ran in the same batch."""
     check: Check = never_cancelled
     """Called while the answer is computed from it; raises Cancelled if the request is cancelled."""
 
@@ -78,7 +82,7 @@ class RunResult:
     def derivation(self, scalar: PlannedScalar) -> Derivation:
         """The computation of one of the plan's derived scalars."""
         model = ExplainedModel(self.decoder, scalar.topology, tuple(self.sets[info.name] for info in scalar.sets))
-        return Derivation(model, self.recording.taps, scalar, self.check)
+        return Derivation(model, replace(self.recording.taps, together=self.together), scalar, self.check)
 
 
 def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunStatistics:
@@ -135,11 +139,19 @@ def run(
         check()
         rows = rows_of(nodes, recorded, logits)
         batch, recordings = run_batch(rows, decoder, sets, splices=splices, propagation=propagation, check=check)
-        for node, recording in zip(nodes, recordings, strict=True):
+        together = read_together(
+            [
+                (() if node.plan is None else node.plan.scalars, recording.taps)
+                for node, recording in zip(nodes, recordings, strict=True)
+            ]
+        )
+        for node, recording, gradients in zip(nodes, recordings, together, strict=True):
             took[id(node)] = {one: None for read in node.read for one in took[id(read)]} | {batch: None}
             if node.recorded:
                 recorded[id(node)] = recording.taps.values
             logits[id(node)] = recording.logits
             if node.plan is not None:
-                results[id(node)] = RunResult(node.plan, decoder, sets, recording, tuple(took[id(node)]))
+                results[id(node)] = RunResult(
+                    node.plan, decoder, sets, recording, tuple(took[id(node)]), together=gradients
+                )
     return [results[id(node)] for node in arranged.of_plans]

@@ -23,9 +23,10 @@ from dst_grpc.scalars.components import NodeComponent, OfflineLatent, Writes
 from dst_grpc.scalars.edges import component_of_subnode
 from dst_grpc.scalars.recompute import gradient_at, local_gradient
 from dst_grpc.scalars.task import Task
+from dst_grpc.scalars.token_vectors import TokenVectors, stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
@@ -67,8 +68,8 @@ class BoundDirection(ABC):
         x = writes.project(self._seen_by(writes))
         return x.sum(dim=-1, keepdim=True) if summed else x
 
-    def _seen_by(self, writes: Writes) -> torch.Tensor:
-        return self.at(writes.run.layer)
+    def _seen_by(self, writes: Writes) -> TokenVectors:
+        return TokenVectors.of(self.at(writes.run.layer))
 
 
 class _ResidualGradient(Direction):
@@ -83,9 +84,15 @@ class _ResidualGradient(Direction):
     def gradient(self, model: ExplainedModel, recorded: RecordedTaps) -> torch.Tensor:
         """[T, d]."""
 
+    def vectors(self, recorded: RecordedTaps, gradient: torch.Tensor) -> TokenVectors:
+        """*gradient* [T, d] as weights read it."""
+        del recorded
+        return TokenVectors.of(gradient)
+
     def bind(self, model: ExplainedModel, recorded: RecordedTaps) -> BoundDirection:
         """The gradient in one run."""
-        return _BoundGradient(self, self.gradient(model, recorded))
+        gradient = self.gradient(model, recorded)
+        return _BoundGradient(self, gradient, self.vectors(recorded, gradient))
 
     def counts(self, component: Writer, layer: int | None) -> bool:
         """A write affects only what comes strictly after it (Q4)."""
@@ -96,14 +103,15 @@ class _ResidualGradient(Direction):
 class _BoundGradient(BoundDirection):
     direction: _ResidualGradient
     gradient: torch.Tensor
+    vectors: TokenVectors
 
     def at(self, layer: int | None) -> torch.Tensor:
         del layer
         return self.gradient
 
-    def _seen_by(self, writes: Writes) -> torch.Tensor:
+    def _seen_by(self, writes: Writes) -> TokenVectors:
         counts = self.direction.counts(writes.component, writes.run.layer)
-        return self.gradient if counts else torch.zeros_like(self.gradient)
+        return self.vectors if counts else self.vectors.none
 
 
 class FinalResidualGradient(_ResidualGradient):
@@ -120,6 +128,10 @@ class FinalResidualGradient(_ResidualGradient):
         if found is not None:
             return found
         return torch.zeros(recorded.n_tokens, decoder.config.d_model, dtype=decoder.dtype, device=decoder.device)
+
+    def vectors(self, recorded: RecordedTaps, gradient: torch.Tensor) -> TokenVectors:
+        """*gradient*, read together with that of other runs if this one ran together with them."""
+        return recorded.together.get(self.residual.site) or super().vectors(recorded, gradient)
 
 
 class LocalTraceGradient(_ResidualGradient):
@@ -253,3 +265,18 @@ DIRECTIONS: dict[Kind, type[Direction]] = {
     Kind.ALL_LATENT_READS: AllLatentReads,
 }
 """The class of every kind of direction."""
+
+
+def read_together(runs: Sequence[tuple[Iterable[Task], RecordedTaps]]) -> Sequence[Mapping[Site, TokenVectors]]:
+    """For each of the *runs* that ran together, the gradients that its tasks project on, to be read at once."""
+    found: list[dict[Site, TokenVectors]] = [{} for _ in runs]
+    places, vectors = [], []
+    for i, (tasks, recorded) in enumerate(runs):
+        directions = (FinalResidualGradient(task) for task in tasks if task.facts.direction is Kind.FINAL_RESIDUAL_GRAD)
+        for site in dict.fromkeys(one.residual.site for one in directions):
+            if site in recorded.gradients:
+                places.append((i, site))
+                vectors.append(TokenVectors.of(recorded.gradients[site]))
+    for (i, site), one in zip(places, stacked(vectors), strict=True):
+        found[i][site] = one
+    return found

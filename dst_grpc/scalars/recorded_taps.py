@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.components import PassType
     from dst_grpc.engine.taps import Site
+    from dst_grpc.scalars.token_vectors import TokenVectors
 
 Tap = tuple["PassType", "Site"]
 """A recorded tensor: the value (FORWARD) or the gradient (BACKWARD) at a site."""
@@ -29,6 +30,8 @@ class RecordedTaps:
     """Gradients of the origin; a site that the origin does not depend on is absent."""
     n_tokens: int
     """T."""
+    together: Mapping[Site, TokenVectors] = field(default_factory=dict)
+    """Gradients that are read together with those of other runs; those at other sites are read alone."""
 
     def value(self, site: Site) -> torch.Tensor:
         """The value at *site*; raises Internal if it was not recorded."""

@@ -35,6 +35,15 @@ class LinearWrite(ABC):
 class WriteDirections(LinearWrite):
     """The same, one direction at a time."""
 
+    @property
+    def weights(self) -> LinearWrite:
+        """What of the map is weights alone, the same in every run."""
+        return self
+
+    def from_read(self, read: torch.Tensor) -> torch.Tensor:
+        """The inner products [T, K], given those with the write directions of `weights`."""
+        return read
+
     @abstractmethod
     def matrix(self) -> torch.Tensor:
         """The directions [K, d]."""
@@ -87,11 +96,18 @@ class ValueDirections(WriteDirections):
         """Summed over the heads of *coefficients* [T, U, H]: [T, U, d]."""
         return torch.einsum("tuh,uhd->tud", coefficients, self.matrix())
 
+    @property
+    def weights(self) -> HeadChannels:
+        """W_O."""
+        return HeadChannels(self.layer)
+
+    def from_read(self, read: torch.Tensor) -> torch.Tensor:
+        """[T, U, H], of *read* [T, H c]."""
+        return torch.einsum("thc,uhc->tuh", read.unflatten(-1, self.values.shape[1:]), self.values)
+
     def project(self, direction: torch.Tensor) -> torch.Tensor:
         """[T, U, H]: (*direction* @ W_O[h]^T) . v[u,h], without forming v W_O."""
-        direction = unit_read(direction, self.layer.attn_post_norm)
-        per_head = torch.einsum("td,hcd->thc", direction, self.layer.attn_out)
-        return torch.einsum("thc,uhc->tuh", per_head, self.values)
+        return self.from_read(self.weights.project(direction))
 
     def matrix(self) -> torch.Tensor:
         """[U, H, d]."""

@@ -13,7 +13,7 @@ import torch
 from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType, PreOrPostAct
 from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.engine.layer import unit_read, unit_write
+from dst_grpc.engine.layer import unit_write
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Writes, registered, times
 from dst_grpc.scalars.components.nodes import NodeComponent
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.token_vectors import TokenVectors
 
 _L = ActivationLocationType
 
@@ -150,11 +151,14 @@ class HeadAtTokenWrites(Writes):
         triangle = self.run.block.attn_out_triangle
         return torch.linalg.vector_norm(torch.einsum("hij,thj->thi", triangle, self._written), dim=-1)
 
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
+    def project(self, direction: TokenVectors) -> torch.Tensor:
         """[T, H]."""
-        block = self.run.block
-        per_head = torch.einsum("td,hcd->thc", unit_read(direction, block.attn_post_norm), block.attn_out)
-        return (self._written * per_head).sum(dim=-1)
+        written, used = self._written, direction.tokens
+        result = written.new_zeros(written.shape[:2])
+        if len(used):
+            read = direction.read_by(HeadChannels(self.run.block))
+            result[used] = (written[used] * read.unflatten(-1, written.shape[1:])).sum(dim=-1)
+        return result
 
 
 def heads_through(through: AttentionTraceType) -> type[HeadPair]:

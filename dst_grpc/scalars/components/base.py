@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.recorded_taps import RecordedTaps, Tap
     from dst_grpc.scalars.task import Task
+    from dst_grpc.scalars.token_vectors import TokenVectors
     from dst_grpc.scalars.topology import Topology
 
 EVERY_TOKEN = slice(None)
@@ -180,8 +181,8 @@ class Writes(Bound, ABC):
         """Norms of the write vectors, with the sign of a scalar coefficient (Q6)."""
 
     @abstractmethod
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
-        """Inner products of the write vectors with *direction* [T, d], token by token."""
+    def project(self, direction: TokenVectors) -> torch.Tensor:
+        """Inner products of the write vectors with *direction*, token by token."""
 
 
 COMPONENTS: dict[Kind, type[Component]] = {}

@@ -17,6 +17,7 @@ from dst_grpc.scalars.components.scaled import EntryWrites
 if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.task import Task
+    from dst_grpc.scalars.token_vectors import TokenVectors
 
 
 @registered(Kind.RESIDUAL)
@@ -58,9 +59,11 @@ class ResidualWrites(Writes):
         """|x[t]|, [T, 1]."""
         return torch.linalg.vector_norm(self.value, dim=-1, keepdim=True)
 
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
+    def project(self, direction: TokenVectors) -> torch.Tensor:
         """x[t] . direction[t], [T, 1]."""
-        return (self.value * direction).sum(dim=-1, keepdim=True)
+        result = self.value.new_zeros(len(self.value), 1)
+        result[direction.tokens] = (self.value[direction.tokens] * direction.vectors).sum(dim=-1, keepdim=True)
+        return result
 
     def at(self, entries: torch.Tensor) -> EntryWrites:
         """The vectors of some tokens, *entries* [n, 1]."""

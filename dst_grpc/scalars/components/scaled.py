@@ -16,6 +16,7 @@ import torch
 from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Writes, times
 
 if TYPE_CHECKING:
+    from dst_grpc.scalars.token_vectors import TokenVectors
     from dst_grpc.scalars.write_directions import WriteDirections
 
 
@@ -85,11 +86,12 @@ class ScaledWrites(Writes):
         gradient = self.gradient()
         return times(gradient, None if self.factor is None else self.factor.reciprocal()) / self.directions.norms()
 
-    def project(self, direction: torch.Tensor) -> torch.Tensor:
+    def project(self, direction: TokenVectors) -> torch.Tensor:
         """[T, ...]. Tokens whose direction is 0, such as all but the last under a loss, cost nothing."""
-        used = direction.any(dim=-1).nonzero().squeeze(-1)
-        result = torch.zeros_like(self.coefficients)
-        result[used] = self.coefficients[used] * self.directions.project(direction[used])
+        result, directions, used = torch.zeros_like(self.coefficients), self.directions, direction.tokens
+        if len(used):
+            read = direction.read_by(directions.weights)
+            result[used] = self.coefficients[used] * directions.from_read(read)
         return result
 
     def autoencoder_input(self) -> torch.Tensor:

@@ -124,6 +124,35 @@ def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: 
             torch.testing.assert_close(found[key], tensor, rtol=1e-7, atol=1e-8, equal_nan=True, msg=str(key))
 
 
+def test_direct_effects_of_a_batch_are_read_from_weights_at_once() -> None:
+    """Of losses and traces, of prompts of any length, on all that writes; a batch's tensors are not kept for it."""
+    world = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6)
+    effects = [facts for facts in FACTS.values() if facts.direction is Direction.FINAL_RESIDUAL_GRAD]
+    either = {T.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD}  # which of the two is not said
+    types = [one.type for one in effects if not one.needs_attribution_node and one.type not in either]
+    specs = tuple(DerivedScalarSpec(dst=dst) for dst in types)
+    head = traces.trace(traces.HEAD, 2, 4, 1, 3, through=traces.QK)
+    origins = [None, traces.trace(traces.NEURON, 1, 2, 7), head, None, None]
+    requests = [
+        models.request(
+            tokens=(3, 1, 4, 1, 5, 9, 2, 6)[:n_tokens],
+            derived_scalars=specs,
+            autoencoders=tuple(world.sets),
+            **traces.fields_of(origin, models.LOSS),
+        )
+        for n_tokens, origin in zip((8, 3, 5, 1, 6), origins, strict=True)
+    ]
+    for request, result in zip(requests, world.results(*requests), strict=True):
+        (alone,) = world.results(request)
+        (vectors,) = result.together.values()
+        assert (vectors.stack is None) == (len(vectors.tokens) > 2)  # those of a softmax, which all tokens are in
+        assert vectors.vectors.untyped_storage().nbytes() == vectors.vectors.nbytes
+        found, expected = models.tensors(result), models.tensors(alone)
+        assert len(found) >= len(specs)
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12, msg=str(key))
+
+
 def test_a_prompt_without_origin_may_be_in_a_batch_with_others() -> None:
     with_loss = models.request(T.MLP_ACT_TIMES_GRAD, loss_fn_config=models.LOSS)
     without = models.request(T.MLP_POST_ACT, tokens=(3, 1))
