@@ -19,6 +19,7 @@ from benchmarks import (
     patching,
     serving,
     slow_readers,
+    transcoders,
 )
 
 REPORTS = {
@@ -36,6 +37,7 @@ REPORTS = {
     "loop_lag": loop_lag.report,
     "memory_estimates": memory_estimates.report,
     "slow_readers": slow_readers.report,
+    "transcoders": transcoders.report,
     "smollm2": deriving.report_of_smollm2,
 }
 

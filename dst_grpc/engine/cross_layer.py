@@ -13,6 +13,7 @@ import torch
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.engine.autoencoder import activated
+from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.norm import wide
 from dst_grpc.engine.transcoders import ActiveFeatures
 
@@ -106,7 +107,10 @@ class CrossLayerTranscoder:
         x = wide(x)
         for begin, rows in self.encoder.blocks(self.latent_bias.device):
             bias = self.latent_bias[begin : begin + len(rows)].to(x.dtype)
-            yield begin, torch.nn.functional.linear(x, rows.to(x.dtype), bias)
+            pre = torch.nn.functional.linear(x, rows.to(x.dtype), bias)
+            if not is_finite(pre):
+                self.encoder.check(rows)
+            yield begin, pre
 
     def _activated(self, pre: torch.Tensor, begin: int) -> torch.Tensor:
         """Phi of the pre-activations [T, n] of the features from *begin* on."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dst_grpc.errors import DataLoss, Reason, raise_if_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from os import stat_result
     from pathlib import Path
 
@@ -146,11 +146,27 @@ class OpenFile:
             try:
                 n_bytes = os.preadv(self.descriptor, [target[done:]], offset + done)
             except OSError as error:
-                raise_if_out_of_memory(error)
-                raise corrupt(self.path, f"cannot be read: {error.strerror}") from error
+                raise self._unreadable(error) from error
             if not n_bytes:
                 raise changed(self.path)
             done += n_bytes
+
+    def _unreadable(self, error: OSError) -> CorruptFile:
+        raise_if_out_of_memory(error)
+        return corrupt(self.path, f"cannot be read: {error.strerror}")
+
+    def read_each(self, offsets: Iterable[int], n_bytes: int, target: memoryview) -> None:
+        """Fill *target* with *n_bytes* from each of the bytes *offsets* on, one after the other; raises as
+        `read_into` does."""
+        descriptor, begin = self.descriptor, 0
+        try:
+            for offset in offsets:
+                part = target[begin : begin + n_bytes]
+                if os.preadv(descriptor, [part], offset) != n_bytes:  # rarely, so that `read_into` may be slower
+                    self.read_into(offset, part)
+                begin += n_bytes
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def check_unchanged(self) -> None:
         """Raise DataLoss (DIGEST_MISMATCH) if it was written to since it was opened."""

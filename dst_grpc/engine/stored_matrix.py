@@ -8,7 +8,7 @@ operating system caches what is read often, as it would for a mapping.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.files import OpenFile
     from dst_grpc.engine.safetensors_file import SafetensorsFile, TensorHeader
 
-_BLOCK_BYTES = 1 << 25
-"""Bytes of a file that are read at once: enough that a product with a block is not slowed by many small ones."""
+_BLOCK_BYTES = 1 << 23
+"""Bytes of a file that are read at once: few enough that they are in the processor's cache when they are multiplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,38 +79,51 @@ class StoredMatrix:
         wanted, inverse = torch.unique(indices.cpu(), return_inverse=True)
         if wanted[0] < 0 or wanted[-1] >= self.n_rows:
             raise Internal(f"{self.name} has no row {int(wanted[-1])}: it has {self.n_rows}")
-        found = self._columns_of_file(wanted) if self.is_swapped else self._rows_of_file(wanted.numpy())
-        return self._checked(found, device)[inverse.to(device)]
+        found = self._columns_of_file(wanted) if self.is_swapped else self._rows_of_file(wanted)
+        found = self.check(found.to(device).float())
+        # Usually features are asked for in order, and each once.
+        return found if torch.equal(wanted, indices.cpu()) else found[inverse.to(device)]
 
     def blocks(self, device: torch.device | str = "cpu") -> Iterator[tuple[int, torch.Tensor]]:
         """All rows in order, a few MiB at a time: the index of the first, and float32 [n, C] on *device*.
 
+        A block may be overwritten by the next. Its values are not checked: `check` does, and what is computed from a
+        value that is not finite is not finite either.
+
         Raises:
-            DataLoss: as `rows` does.
+            DataLoss: (DIGEST_MISMATCH) if the file was written to.
         """
+        raw = torch.empty(0, dtype=torch.uint8)
         for begin, end in self._ranges():
+            if not len(raw):
+                raw = torch.empty((end - begin) * self.n_columns * self._element_bytes, dtype=torch.uint8)
             with self.file.file.opened() as file:
-                block = self._block(file, begin, end)
-            yield begin, self._checked(block, device)
+                block = self._block(file, begin, end, raw)
+            yield begin, block.to(device).float()
+
+    def check(self, values: torch.Tensor) -> torch.Tensor:
+        """*values*, some of it as float32; raises DataLoss unless they are finite."""
+        if not is_finite(values):
+            raise corrupt(self.file.path, f"tensor {self.name!r} has values that are NaN or infinite as float32")
+        return values
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
         at_once = max(1, self.block_bytes // (self._element_bytes * self.n_columns))
         for begin in range(0, self.n_rows, at_once):
             yield begin, min(begin + at_once, self.n_rows)
 
-    def _block(self, file: OpenFile, begin: int, end: int) -> torch.Tensor:
-        """The rows from *begin* to *end*, as they are stored."""
+    def _block(self, file: OpenFile, begin: int, end: int, raw: torch.Tensor) -> torch.Tensor:
+        """The rows from *begin* to *end*, as they are stored, read into the bytes *raw*."""
         if not self.is_swapped:
-            return self._read(file, [(begin, end)], self.n_columns).view(end - begin, self.n_columns)
-        spans = [(column * self.n_rows + begin, column * self.n_rows + end) for column in range(self.n_columns)]
-        return self._read(file, spans, 1).view(self.n_columns, end - begin).t()
+            return self._read(file, np.array([begin]), end - begin, self.n_columns, raw).view(-1, self.n_columns)
+        columns = np.arange(self.n_columns) * self.n_rows + begin
+        return self._read(file, columns, end - begin, 1, raw).view(self.n_columns, end - begin).t()
 
-    def _rows_of_file(self, wanted: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> torch.Tensor:
-        """The rows *wanted*, in ascending order; neighbours are read together."""
-        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-        spans = [(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, breaks)]
+    def _rows_of_file(self, wanted: torch.Tensor) -> torch.Tensor:
+        """The rows *wanted*, in ascending order."""
+        raw = torch.empty(len(wanted) * self.n_columns * self._element_bytes, dtype=torch.uint8)
         with self.file.file.opened() as file:
-            return self._read(file, spans, self.n_columns).view(len(wanted), self.n_columns)
+            return self._read(file, wanted.numpy(), 1, self.n_columns, raw).view(len(wanted), self.n_columns)
 
     def _columns_of_file(self, wanted: torch.Tensor) -> torch.Tensor:
         """The rows *wanted*, in ascending order, of a matrix that is stored transposed."""
@@ -119,22 +132,15 @@ class StoredMatrix:
             for begin, end in self._ranges():
                 here = wanted[(wanted >= begin) & (wanted < end)] - begin
                 if len(here):
-                    parts.append(self._block(file, begin, end)[here])
+                    raw = torch.empty((end - begin) * self.n_columns * self._element_bytes, dtype=torch.uint8)
+                    parts.append(self._block(file, begin, end, raw)[here])
         return torch.cat(parts)
 
-    def _read(self, file: OpenFile, spans: list[tuple[int, int]], width: int) -> torch.Tensor:
-        """The values of *spans*, each from a first to a last unit of *width* elements, one after the other."""
+    def _read(
+        self, file: OpenFile, firsts: np.ndarray[Any, np.dtype[np.int64]], n_units: int, width: int, raw: torch.Tensor
+    ) -> torch.Tensor:
+        """*n_units* units of *width* elements from each of *firsts* on, one after the other, read into *raw*."""
         unit = width * self._element_bytes
-        raw = torch.empty(unit * sum(end - begin for begin, end in spans), dtype=torch.uint8)
-        target, done = raw.numpy().data, 0
-        for begin, end in spans:
-            n_bytes = (end - begin) * unit
-            file.read_into(self.header.begin + begin * unit, target[done : done + n_bytes])
-            done += n_bytes
-        return raw.view(self._dtype)
-
-    def _checked(self, values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-        found = values.to(device).float()
-        if not is_finite(found):
-            raise corrupt(self.file.path, f"tensor {self.name!r} has values that are NaN or infinite as float32")
-        return found
+        n_bytes = len(firsts) * n_units * unit
+        file.read_each((self.header.begin + firsts * unit).tolist(), n_units * unit, raw.numpy()[:n_bytes].data)
+        return raw[:n_bytes].view(self._dtype)

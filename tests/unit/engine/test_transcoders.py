@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.measure import peak_bytes
+from benchmarks.transcoders import write_sparse
 from dst_grpc.domain.autoencoders import AutoencoderActivation as A
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.cross_layer import CrossLayerTranscoder
@@ -138,3 +140,29 @@ def test_active_features_of_a_layer_take_the_memory_of_a_block(tmp_path: Path) -
     active = one.active(X)
     for tensor in (active.tokens, active.features, active.values):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_of_a_large_file_no_more_is_in_memory_than_blocks_and_what_is_asked_for(tmp_path: Path) -> None:
+    n_features, block_bytes = 1 << 16, 1 << 18
+    shapes = {"encoder": (n_features, N), "decoder": (n_features, LAYERS, N)}
+    write_sparse(tmp_path / "w.safetensors", shapes, {})
+    file = SafetensorsFile.open(File.at(tmp_path / "w.safetensors")).held()
+    bias = torch.zeros(n_features)
+    bias[::1000] = 1.0
+    one = CrossLayerTranscoder(
+        written=range(LAYERS),
+        encoder=StoredMatrix(file=file, name="encoder", n_columns=N, block_bytes=block_bytes),
+        latent_bias=bias,
+        decoder=StoredMatrix(file=file, name="decoder", n_columns=N, block_bytes=block_bytes),
+        first_stored=0,
+        decoder_bias=torch.zeros(N),
+    )
+    found = Transcoders(LAYERS, {0: one})
+    active = found.active(0, X)
+    assert len(active) == T * 66
+    # A block, its pre-activations and activations, and masks of them; of all features it would be 36 times as much.
+    n_at_once = block_bytes // (4 * N)
+    assert peak_bytes(lambda: found.active(0, X)) < block_bytes + 4 * (4 * T * n_at_once) + 100 * len(active)
+    rows = 4 * N * len(active)
+    assert peak_bytes(lambda: found.reconstruction(0, {0: active}, X)) < 10 * rows
+    assert found.file_bytes == 4 * n_features * N * (1 + LAYERS)
