@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 
+from dst_grpc.contexts import ModelContext, Registry
+from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
 
 FOLDER = Path(__file__).parent / "golden_graphs"
@@ -36,12 +39,6 @@ class GoldenGraph:
         """Arguments of circuit-tracer's `attribute`."""
         found: dict[str, Any] = self.facts["arguments"]
         return found
-
-    @property
-    def transcoders(self) -> Path:
-        """The folder of its transcoders."""
-        model, name = str(self.facts["model"]), str(self.facts["transcoders"])
-        return model_folder(model) / "transcoders" / name
 
     @property
     def graph(self) -> AttributionGraph:
@@ -93,6 +90,26 @@ def _cases() -> dict[str, GoldenGraph]:
 def golden_graph(name: str) -> GoldenGraph:
     """A case, by its name."""
     return _cases()[name]
+
+
+@cache
+def _registry(model: str) -> Registry:
+    return Registry.build(models={"m": model_folder(model)}, device="cpu", include_embedded=False)
+
+
+@cache
+def golden_model(model: str) -> ModelContext:
+    """A model, loaded."""
+    return FileLoader().load_model(_registry(model).model_entry("m"), lambda _: None)
+
+
+@cache
+def golden_transcoders(model: str, name: str) -> Transcoders:
+    """A set of transcoders of a model, loaded. They are random, and explain nothing."""
+    entry = _registry(model).autoencoder_entry(f"m/{name}", "m")
+    context = FileLoader(allow_failed_checks=True).load_autoencoders(entry, golden_model(model), lambda _: None)
+    assert context.transcoders is not None
+    return context.transcoders
 
 
 NAMES = tuple(sorted(_cases()))

@@ -72,6 +72,11 @@ class Layer:
         """WO [H, c, d], head by head."""
         return self._out_weight.view(self._config.n_heads, self._config.d_head, self._config.d_model)
 
+    @property
+    def value_weight(self) -> torch.Tensor:
+        """WV [d, KV, c], once for each group of heads that share values."""
+        return self._columns(self._qkv_weight, AttentionTraceType.V)
+
     @cached_property
     def attn_out_triangle(self) -> torch.Tensor:
         """R [H, c, c] with WO[h] = (Q R)^T, Q orthonormal: |v WO[h]| = |R v|, without going through d channels.

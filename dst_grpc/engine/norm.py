@@ -59,9 +59,12 @@ class Norm:
         """*x* [..., n] divided by its scale, centred first in a layer norm; before gain and bias."""
         return self._divided(x, self.scale(x)).to(x.dtype)
 
+    def centred(self, x: torch.Tensor) -> torch.Tensor:
+        """*x* [..., n] less its mean in a layer norm: `without_gain` at scale 1, and the transpose of that."""
+        return _centred(x) if self._kind is NormKind.LAYER_NORM else x
+
     def _divided(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        x = wide(x)
-        return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) / scale
+        return self.centred(wide(x)) / scale
 
     def pushed(self, x: torch.Tensor, change: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
         """The first-order change of the norm of *x* [..., n] if *x* changes by *change* [..., n]: J change.
@@ -82,16 +85,15 @@ class Norm:
         if not detach_scale:
             normed = self._divided(x, scale)
             v = v - normed * ((v * normed).mean(dim=-1, keepdim=True))
-        return _centred(v) if self._kind is NormKind.LAYER_NORM else v
+        return self.centred(v)
 
     def unit(self, x: torch.Tensor) -> torch.Tensor:
         """The norm of *x* [..., n] at scale 1 and without bias: linear in *x*."""
-        return (_centred(x) if self._kind is NormKind.LAYER_NORM else x) * self.gain.to(x.dtype)
+        return self.centred(x) * self.gain.to(x.dtype)
 
     def unit_transposed(self, direction: torch.Tensor) -> torch.Tensor:
         """The transpose of `unit`, applied to *direction* g [..., n]: unit(x) . g = x . result."""
-        scaled = direction * self.gain.to(direction.dtype)
-        return _centred(scaled) if self._kind is NormKind.LAYER_NORM else scaled
+        return self.centred(direction * self.gain.to(direction.dtype))
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:

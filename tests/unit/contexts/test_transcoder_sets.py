@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.autoencoder_input import input_site
-from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.errors import DataLoss, Reason
 from dst_grpc.sources import AutoencoderSpec, FolderSource, ModelSpec
 from tests import checkpoints
 from tests.checkpoints import LAYERS, WIDTH
-from tests.graph_goldens import NAMES, golden_graph, model_folder
+from tests.graph_goldens import NAMES, golden_graph, golden_model, golden_transcoders
 
 from .conftest import leased, whole
 
@@ -268,19 +266,6 @@ async def test_only_what_is_in_memory_counts(folder: Path) -> None:
 
 
 # Against circuit-tracer
-
-
-@cache
-def golden_model(name: str) -> ModelContext:
-    return model_of(model_folder(name))
-
-
-@cache
-def golden_transcoders(model: str, name: str) -> Transcoders:
-    entry = whole(build(model_folder(model))).autoencoder_entry(f"m/{name}", "m")
-    context = FileLoader(allow_failed_checks=True).load_autoencoders(entry, golden_model(model), lambda _: None)
-    assert context.transcoders is not None
-    return context.transcoders
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,145 @@
+"""One layer of the local replacement model: attention and skip connection, which are linear, and carry gradients back.
+
+With the pattern P [H, T, U], the norm before attention at scale s [U] and the norm after it at scale r [T] constant,
+attention's write to the residual is linear in the residual x [U, d] that enters the layer, but for biases:
+
+    write[t] = sum over h, u of  P[h, t, u] / (r[t] s[u])  unit(x[u]) WV[h] unit'(WO[h])
+
+where unit and unit' are the norms at scale 1 (`Norm.unit`). Scales are multiplied into the pattern, and norms at scale
+1 into the weights, so that a gradient is carried back by two products with matrices and one with the pattern.
+
+Shapes: n gradient, T and U token, d residual channel, H head, G group of heads that share values, s head of a group,
+c channel of a head.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.domain.autoencoders import ModelNorm
+from dst_grpc.domain.components import AttentionTraceType
+from dst_grpc.engine.layer import unit_write
+from dst_grpc.engine.norm import wide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dst_grpc.engine.layer import Layer
+    from dst_grpc.graphs.recording import RecordedLayer
+
+PATTERN_BYTES = 64 << 20
+"""Most bytes of a pattern that are made at once, unless those of one group of heads take more."""
+
+
+class FrozenLayer:
+    """A layer with its pattern and the scales of its norms frozen."""
+
+    def __init__(
+        self, layer: Layer, recorded: RecordedLayer, input_norm: ModelNorm, skip: torch.Tensor | None, *, keeps: bool
+    ) -> None:
+        """Freeze a layer.
+
+        Args:
+            layer: its weights.
+            recorded: what is constant in it.
+            input_norm: the norm that its transcoder reads through.
+            skip: the skip connection Wskip [d, d] of its transcoder, if it has one.
+            keeps: whether the pattern is kept once it is made; if not, it is made head by head whenever it is needed.
+        """
+        self._layer, self._recorded, self._input_norm = layer, recorded, input_norm
+        values = wide(layer.value_weight)
+        self._n_groups, self._n_channels = values.shape[1:]
+        self._read = layer.attn_norm.unit_transposed(values.flatten(1).t())  # [G c, d]
+        self._write_transposed = unit_write(wide(layer.attn_out), layer.attn_post_norm).flatten(0, 1).t()  # [d, H c]
+        self._skip = None if skip is None else self._at_unit_scale(wide(skip))
+        self._keeps = keeps
+
+    @torch.no_grad()
+    def through_attention(self, gradients: torch.Tensor, n_dense: int, tokens: torch.Tensor) -> None:
+        """Add to *gradients* [n, T, d] at the residual, in place, what they are at the residual before attention.
+
+        Args:
+            gradients: contiguous.
+            n_dense: how many of them, the first ones, may be other than 0 at any token.
+            tokens: the one token at which each of the others is other than 0, [n - n_dense].
+        """
+        n_tokens, width = gradients.shape[1:]
+        dense, sparse = gradients[:n_dense].view(-1, width), gradients[n_dense:]
+        of_heads = self._of_heads(dense).unflatten(0, (n_dense, n_tokens))
+        mixed = dense.new_empty(n_dense, n_tokens, self._n_groups, self._n_channels)
+        # What each head would add to a sparse gradient at a token that it attends to with weight 1.
+        read = self._read.view(self._n_groups, self._n_channels, width)
+        own = torch.arange(len(sparse), device=sparse.device)
+        full = torch.einsum("ngsc,gcd->ngsd", self._of_heads(sparse[own, tokens]), read)
+        for groups, pattern in self._patterns(n_tokens):
+            n_rows = pattern.shape[1] * n_tokens
+            if n_dense:
+                seen = of_heads[:, :, groups].permute(2, 3, 1, 0, 4).reshape(len(pattern), n_rows, -1)
+                sent = torch.bmm(pattern.reshape(len(pattern), n_rows, n_tokens).transpose(1, 2), seen)
+                mixed[:, :, groups] = sent.view(len(pattern), n_tokens, n_dense, -1).permute(2, 1, 0, 3)
+            if len(sparse):
+                rows = pattern[:, :, tokens].permute(2, 3, 0, 1).flatten(2)  # [n, U, heads]
+                sparse.baddbmm_(rows, full[:, groups].flatten(1, 2))
+        dense.addmm_(mixed.flatten(2).flatten(0, 1), self._read)
+
+    def _of_heads(self, gradients: torch.Tensor) -> torch.Tensor:
+        """The gradients [..., G, s, c] at the weighted sums of values of heads, from those at the residual [..., d]."""
+        return (gradients @ self._write_transposed).unflatten(-1, (self._n_groups, -1, self._n_channels))
+
+    def _patterns(self, n_tokens: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The pattern, its scales included, among the first *n_tokens*: groups, and what it is of them [G, s, T, U]."""
+        if self._keeps:
+            yield slice(None), self._pattern[:, :, :n_tokens, :n_tokens]
+        else:
+            yield from self._made_patterns(n_tokens)
+
+    @cached_property
+    def _pattern(self) -> torch.Tensor:
+        return torch.cat([part for _, part in self._made_patterns(len(self._recorded.entering))])
+
+    def _made_patterns(self, n_tokens: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        layer, residual = self._layer, self._recorded.entering[:n_tokens]
+        n_heads = self._write_transposed.shape[1] // self._n_channels
+        of_group = n_heads // self._n_groups
+        normed, scale = layer.attn_norm(residual), layer.attn_norm.scale(residual).t()  # [1, U]
+        if self._recorded.attn_scale is not None:
+            scale = scale * self._recorded.attn_scale[:n_tokens]  # [T, U]
+        step = max(PATTERN_BYTES // (of_group * n_tokens**2 * scale.itemsize), 1)
+        for first in range(0, self._n_groups, step):
+            groups = slice(first, min(first + step, self._n_groups))
+            heads = torch.arange(groups.start * of_group, groups.stop * of_group, device=residual.device)
+            q, k = (layer.inputs_of_heads(part, heads, normed) for part in (AttentionTraceType.Q, AttentionTraceType.K))
+            probs = wide(layer.attn_probs(layer.attn_scores(q, k))).movedim(-1, 0)
+            yield groups, (probs / scale).unflatten(0, (-1, of_group))
+
+    @torch.no_grad()
+    def through_skip(self, gradients: torch.Tensor) -> torch.Tensor | None:
+        """What *gradients* [n, T, d] at the MLP's write are at the residual that the transcoder reads, through its skip
+        connection; None if it has none."""
+        if self._skip is None:
+            return None
+        return self._scaled(gradients, self._recorded.input_scale, slice(gradients.shape[1])) @ self._skip
+
+    @torch.no_grad()
+    def through_input(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Gradients [n, d] at the residual that the transcoder reads, from those at its input, *rows* [n, d], at
+        *tokens* [n]."""
+        return self._scaled(self._at_unit_scale(rows), self._recorded.input_scale, tokens)
+
+    def _at_unit_scale(self, rows: torch.Tensor) -> torch.Tensor:
+        """*rows* [..., d] that the input of the transcoder is projected on, as what the residual is, at scale 1."""
+        match self._input_norm:
+            case ModelNorm.NONE:
+                return rows
+            case ModelNorm.MLP_NORM:
+                return self._layer.mlp_norm.unit_transposed(rows)
+            case ModelNorm.MLP_NORM_WITHOUT_GAIN:
+                return self._layer.mlp_norm.centred(rows)
+
+    @staticmethod
+    def _scaled(gradients: torch.Tensor, scale: torch.Tensor | None, tokens: slice | torch.Tensor) -> torch.Tensor:
+        """*gradients* [..., d] at *tokens* divided by the *scale* [T, 1] there, if there is one."""
+        return gradients if scale is None else gradients / scale[tokens]

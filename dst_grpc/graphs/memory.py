@@ -1,0 +1,136 @@
+"""How much memory a graph and its computation take, known before: what does not fit is refused, not tried.
+
+How many features are active is only known after the pass. What is sure without them is checked before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.graphs.frozen_layer import PATTERN_BYTES
+from dst_grpc.graphs.local_model import WRITES_AT_ONCE
+from dst_grpc.graphs.recording import ENCODED_BYTES
+
+if TYPE_CHECKING:
+    from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.decoder_config import DecoderConfig
+    from dst_grpc.engine.transcoders import Transcoders
+    from dst_grpc.graphs.question import GraphQuestion
+
+_FLOAT32 = 4
+_BLOCK_PLACES = 1024
+"""Targets of a block times tokens, if that is at least `_BLOCK_TARGETS` targets: products of more rows are no faster,
+and smaller blocks end nearer to the tokens of their targets."""
+_BLOCK_TARGETS = 32
+"""Fewer would not be worth the patterns that are made for them."""
+_BYTES_OF_FEATURE = 48
+"""Of the layer, token, feature and activation of an active feature, where they are found and where they are told."""
+_PATTERNS_AT_ONCE = 4
+"""Tensors of the size of a pattern: scores, with and without their mask, probabilities, and these by their scales."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphMemory:
+    """Estimated bytes of one graph, beside weights."""
+
+    limit: int
+    """What it may take."""
+    n_tokens: int
+    """Tokens of the prompt."""
+    n_active: int
+    """Active features; 0 as long as they are not known."""
+    recording: int
+    """What is recorded of the pass, and what its computation takes besides."""
+    rows: int
+    """The rows of the adjacency as they are computed, and the graph that becomes of them."""
+    layers: int
+    """Frozen layers, if all are kept."""
+    one_layer: int
+    """What one takes if none is kept."""
+    of_target: int
+    """For each target of a block."""
+    of_place: int
+    """For each token, of each target of a block."""
+
+    @classmethod
+    def of(
+        cls, question: GraphQuestion, decoder: Decoder, transcoders: Transcoders, *, n_active: int, n_targets: int
+    ) -> GraphMemory:
+        """That of the graph of *question*, with so many active features and targets."""
+        config, n_tokens = decoder.config, len(question.token_ids)
+        item = torch.promote_types(decoder.dtype, torch.float32).itemsize
+        n_nodes = n_active + (config.n_layers + 1) * n_tokens + n_targets
+        asked = question.max_feature_nodes
+        if asked is None or asked >= n_active:
+            rows = n_nodes**2
+        else:
+            rows = (asked + n_targets) * n_nodes + (n_nodes - n_active + asked) ** 2
+        heads, values = config.n_heads * config.d_head, config.n_key_value_heads * config.d_head
+        weights = (heads + values + config.d_model) * config.d_model * item
+        pattern = config.n_heads * n_tokens**2 * item
+        chunk = max(min(pattern, PATTERN_BYTES), pattern // config.n_key_value_heads)
+        return cls(
+            limit=question.memory_bytes,
+            n_tokens=n_tokens,
+            n_active=n_active,
+            recording=_recording_bytes(config, transcoders, n_tokens, item) + n_active * _BYTES_OF_FEATURE,
+            rows=rows * _FLOAT32,
+            layers=config.n_layers * (weights + pattern) + _PATTERNS_AT_ONCE * chunk,
+            one_layer=weights + _PATTERNS_AT_ONCE * chunk,
+            of_target=n_nodes * (item + _FLOAT32) + heads * config.d_model * item // config.d_head,
+            of_place=(2 * config.d_model + 3 * heads + 2 * values) * item,
+        )
+
+    @property
+    def needed(self) -> int:
+        """The least that the graph can be computed with."""
+        return self._fixed + self.one_layer + self.of_target + self.n_tokens * self.of_place
+
+    @property
+    def _fixed(self) -> int:
+        return self.recording + self.rows
+
+    @property
+    def keeps_layers(self) -> bool:
+        """Whether all frozen layers are kept: if they take at most half of what is left."""
+        return self.layers <= (self.limit - self._fixed) // 2
+
+    def block_size(self, n_tokens: int) -> int:
+        """How many targets are in a block that ends after *n_tokens*."""
+        left = self.limit - self._fixed - (self.layers if self.keeps_layers else self.one_layer)
+        fitting = left // (self.of_target + n_tokens * self.of_place)
+        return max(min(max(_BLOCK_PLACES // n_tokens, _BLOCK_TARGETS), fitting), 1)
+
+    def check(self) -> None:
+        """Check that the graph fits.
+
+        Raises:
+            Exhausted: (MEMORY_BUDGET_EXCEEDED) if not; says how much it takes.
+        """
+        if self.needed <= self.limit:
+            return
+        known = f" with {self.n_active} active features" if self.n_active else ""
+        raise Exhausted(
+            f"the graph of {self.n_tokens} tokens{known} needs about {self.needed} bytes, {self.rows} of them for its"
+            f" rows, and may have {self.limit}; ask for fewer feature nodes or tokens",
+            reason=Reason.MEMORY_BUDGET_EXCEEDED,
+            metadata={
+                "needed_bytes": str(self.needed),
+                "limit_bytes": str(self.limit),
+                "row_bytes": str(self.rows),
+                "active_features": str(self.n_active),
+            },
+        )
+
+
+def _recording_bytes(config: DecoderConfig, transcoders: Transcoders, n_tokens: int, item: int) -> int:
+    """What a pass records, and what it and the transcoders compute besides."""
+    recorded = (4 * config.n_layers + 8) * config.d_model
+    of_mlp = (4 if config.gated else 2) * config.d_mlp
+    features = max(map(transcoders.n_features, range(config.n_layers)), default=0)
+    encoded = min(n_tokens * features * item, max(ENCODED_BYTES, features * item))
+    return n_tokens * (recorded + of_mlp) * item + 3 * encoded + WRITES_AT_ONCE * config.d_model * item * 2

@@ -1,0 +1,23 @@
+"""Graphs built in one go, for the tests of this folder."""
+
+from __future__ import annotations
+
+from dst_grpc.engine.decoder import Decoder
+from dst_grpc.engine.transcoders import Transcoders
+from dst_grpc.graphs.building import GraphStep, build
+from dst_grpc.graphs.nodes import AttributionGraph
+from dst_grpc.graphs.question import GraphQuestion
+
+
+def built(
+    question: GraphQuestion, decoder: Decoder, transcoders: Transcoders
+) -> tuple[AttributionGraph, list[GraphStep]]:
+    """The graph, and the steps that it took."""
+    steps: list[GraphStep] = []
+    building = build(question, decoder, transcoders)
+    while True:
+        try:
+            steps.append(next(building))
+        except StopIteration as end:
+            graph: AttributionGraph = end.value
+            return graph, steps
