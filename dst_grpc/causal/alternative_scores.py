@@ -1,19 +1,22 @@
-"""Scores of edges for any alternative: EAP-IG towards what cut edges carry.
+"""Scores of edges and nodes for any alternative: EAP-IG towards what cut edges carry, or what cut nodes are.
 
-A score is the change of a source's write to the alternative, times the mean gradient of the metric at a reader, along a
-path of token embeddings from the alternative's, without it, to the prompt's own, included. Where the alternative is the
-run of another prompt, that is EAP-IG with inputs. For a mean, edges count that carry what differs from the mean, also
-where both prompts of a pair are the same.
+A score of an edge is the change of a source's write to the alternative, times the mean gradient of the metric at a
+reader, along a path of token embeddings from the alternative's, without it, to the prompt's own, included. Where the
+alternative is the run of another prompt, that is EAP-IG with inputs. For a mean, edges count that carry what differs
+from the mean, also where both prompts of a pair are the same. A score of a node is its change, times the mean gradient
+at it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from dst_grpc.causal.compared import GradientRuns
 from dst_grpc.causal.edges import Changes, EdgeScores, reads_of, sites_of_reads
+from dst_grpc.causal.node_runs import values_at
 from dst_grpc.causal.passes import Batch, points_at_once, run
 from dst_grpc.causal.paths import points
 from dst_grpc.causal.writes import real_tokens, zero_at_pads
@@ -24,9 +27,10 @@ from dst_grpc.engine.propagation import PLAIN
 from dst_grpc.engine.taps import site_entering
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.node_space import NodeSpace
     from dst_grpc.causal.writes import RecordedRuns, Writes
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
@@ -61,44 +65,95 @@ def alternative_scores(
         check: raises Cancelled to end a pass.
     """
     changes = _changes(base, alternative)
+    of_sources = Changes(
+        changes.embedding,
+        dict(enumerate(changes.heads)),
+        dict(enumerate(changes.mlps)),
+        {i: wide(heads) for i, heads in enumerate(base.writes.heads)},
+    )
     values, gradients = sites_of_reads(graph, has_post_norms=decoder.config.post_norms)
-    lengths = (base.last + 1).tolist()
-    prompts = [tuple(row[:length]) for row, length in zip(base.tokens.tolist(), lengths, strict=True)]
-    path = points(PathRule.RIGHT, steps)
-    at_once = points_at_once(decoder.device, base.tokens.numel())
-    blocks = [path[start : start + at_once] for start in range(0, steps, at_once)]
     scores = torch.zeros(graph.mask.shape, dtype=changes.embedding.dtype, device=decoder.device)
-    for block in blocks:
-        shifts = torch.cat([(1 - alpha) * changes.embedding for alpha, _ in block]).to(decoder.dtype)
-        batch = Batch(
-            tokens=prompts * len(block),
-            metrics=[*metrics] * len(block),
-            differentiated=[True] * (len(prompts) * len(block)),
-            values=values,
-            gradients=gradients,
-            reads_mlps=True,
-            references=[*references] * len(block),
-            changes=base.changes,
-            shifts={site_entering(0): shifts},
-        )
-        ran = run(batch, decoder, splices=splices, check=check)
-        runs = GradientRuns(ran, len(prompts), tuple(weight for _, weight in block))
-        scores += EdgeScores(decoder, graph, PLAIN).of(changes, reads_of(decoder, runs, PLAIN))
-    return scores, len(blocks)
+    path = _Path(decoder, base, metrics, steps, references, splices, check)
+    n_passes = 0
+    for runs in path.runs(changes.embedding, values, gradients, reads_mlps=True):
+        scores += EdgeScores(decoder, graph, PLAIN).of(of_sources, reads_of(decoder, runs, PLAIN))
+        n_passes += 1
+    return scores, n_passes
 
 
-def _changes(base: RecordedRuns, alternative: Writes) -> Changes:
-    """The changes of what sources write; none at pads."""
+def node_scores(
+    decoder: Decoder,
+    space: NodeSpace,
+    base: RecordedRuns,
+    alternative: Writes,
+    metrics: Sequence[Origin],
+    steps: int,
+    *,
+    references: Sequence[torch.Tensor | None] = (),
+    splices: Mapping[Site, Autoencoder] | None = None,
+    check: Check = never_cancelled,
+) -> tuple[torch.Tensor, int]:
+    """Scores [N] of all nodes of *space*, the sum over the prompts of *base*, and how many passes it took; further
+    arguments as of `alternative_scores`."""
+    changes = _changes(base, alternative)
+    scores = torch.zeros(space.count, dtype=changes.embedding.dtype, device=decoder.device)
+    path = _Path(decoder, base, metrics, steps, references, splices, check)
+    n_passes = 0
+    for runs in path.runs(changes.embedding, frozenset(), frozenset(group.site for group in space.groups)):
+        for group in space.groups:
+            product = (values_at(group.site, changes) * runs.mean_gradient(0, group.site)).sum(dim=(0, 1))
+            # [H, c] of heads; [Z] of latents; the channels of a single node.
+            scores[group.places] += product.reshape(group.count, -1).sum(dim=1)
+        n_passes += 1
+    return scores, n_passes
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """Runs with gradients along a path of embeddings, from those of the alternative to the prompts' own."""
+
+    decoder: Decoder
+    base: RecordedRuns
+    metrics: Sequence[Origin]
+    steps: int
+    references: Sequence[torch.Tensor | None]
+    splices: Mapping[Site, Autoencoder] | None
+    check: Check
+
+    def runs(
+        self,
+        change: torch.Tensor,
+        values: frozenset[Site],
+        gradients: frozenset[Site],
+        *,
+        reads_mlps: bool = False,
+    ) -> Iterator[GradientRuns]:
+        """The runs, as many at a time as fit; *change* [p, T, d] is that of the embeddings."""
+        base = self.base
+        lengths = (base.last + 1).tolist()
+        prompts = [tuple(row[:length]) for row, length in zip(base.tokens.tolist(), lengths, strict=True)]
+        path = points(PathRule.RIGHT, self.steps)
+        at_once = points_at_once(self.decoder.device, base.tokens.numel())
+        for start in range(0, self.steps, at_once):
+            block = path[start : start + at_once]
+            shifts = torch.cat([(1 - alpha) * change for alpha, _ in block]).to(self.decoder.dtype)
+            batch = Batch(
+                tokens=prompts * len(block),
+                metrics=[*self.metrics] * len(block),
+                differentiated=[True] * (len(prompts) * len(block)),
+                values=values,
+                gradients=gradients,
+                reads_mlps=reads_mlps,
+                references=[*self.references] * len(block),
+                changes=base.changes,
+                shifts={site_entering(0): shifts},
+            )
+            ran = run(batch, self.decoder, splices=self.splices, check=self.check)
+            yield GradientRuns(ran, len(prompts), tuple(weight for _, weight in block))
+
+
+def _changes(base: RecordedRuns, alternative: Writes) -> Writes:
+    """The changes of what sources write, and of parts; none at pads."""
     n_tokens = base.tokens.shape[1]
     real = real_tokens(base.last, n_tokens)
-
-    def change(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return zero_at_pads(wide(other[:, :n_tokens]) - wide(own), real)
-
-    writes = base.writes
-    return Changes(
-        change(writes.embedding, alternative.embedding),
-        {i: change(*both) for i, both in enumerate(zip(writes.heads, alternative.heads, strict=True))},
-        {i: change(*both) for i, both in enumerate(zip(writes.mlps, alternative.mlps, strict=True))},
-        {i: wide(heads) for i, heads in enumerate(writes.heads)},
-    )
+    return base.writes.both(alternative, lambda own, other: zero_at_pads(wide(other[:, :n_tokens]) - wide(own), real))

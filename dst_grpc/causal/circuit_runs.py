@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from dst_grpc.causal.cut_edges import CutEdges
+from dst_grpc.causal.cut_edges import CircuitTaps, CutEdges
 from dst_grpc.causal.read_logits import ReadRows, diverges_from_source
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import require
@@ -100,8 +101,88 @@ def reference_logits(
     return found
 
 
-class CutRuns:
-    """Runs rows upon recorded runs of their prompts."""
+class OfPrompt(Protocol):
+    """A row of a pass: one of the prompts, changed."""
+
+    @property
+    def prompt(self) -> int:
+        """Its place among the prompts."""
+
+
+R = TypeVar("R", bound=OfPrompt)
+
+
+class LateRuns(ABC, Generic[R]):
+    """Runs rows upon recorded runs of their prompts, each from the first layer that it changes."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        base: RecordedRuns,
+        *,
+        splices: Mapping[Site, Autoencoder] | None = None,
+        check: Check = never_cancelled,
+    ) -> None:
+        """Take what rows start from.
+
+        Args:
+            decoder: the model.
+            base: the runs of the prompts; what is changed in them is changed in all rows.
+            splices: autoencoders to splice in, by the site that each reads.
+            check: raises Cancelled to end a pass.
+        """
+        self._decoder, self._base = decoder, base
+        self._splices, self._check = splices, check
+
+    def logits(self, rows: Sequence[R]) -> torch.Tensor:
+        """Logits [n, V] of each of *rows* at the last token of its prompt."""
+        found = self._decoder.embedding.new_empty(len(rows), self._decoder.config.vocab_size)
+        for places, ran in self.batches(rows):
+            found[places] = ran.last
+        return found
+
+    def batches(self, rows: Sequence[R]) -> Iterator[tuple[list[int], RanRows]]:
+        """For each pass, the places of its rows among *rows*, and what came of them. Rows that start late come
+        first."""
+        firsts = [self._first_layer(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: (-firsts[i], rows[i].prompt))
+        for first_layer, places in groupby(order, key=firsts.__getitem__):
+            for batch in self._split(list(places), rows, first_layer):
+                self._check()
+                yield batch, self._run([rows[i] for i in batch], first_layer)
+
+    @abstractmethod
+    def _first_layer(self, row: R) -> int:
+        """The first layer that a row changes; the number of layers if that is none."""
+
+    @abstractmethod
+    def _split(self, places: Sequence[int], rows: Sequence[R], first_layer: int) -> Iterator[list[int]]:
+        """The rows at *places*, which start at the same layer, in batches of about the most bytes and tokens."""
+
+    @abstractmethod
+    def _taps(self, rows: Sequence[R], first_layer: int) -> CircuitTaps:
+        """The taps of a pass of *rows*."""
+
+    def _entering(self, rows: Sequence[R], prompts: torch.Tensor, first_layer: int) -> torch.Tensor:
+        """The residual [b, T, d] that enters the first layer."""
+        del rows
+        return self._base.residuals[first_layer][prompts]
+
+    def _run(self, rows: Sequence[R], first_layer: int) -> RanRows:
+        """The pass of *rows*, of ascending prompts, which start at *first_layer*."""
+        prompts = torch.tensor([row.prompt for row in rows], device=self._base.tokens.device)
+        taps = self._taps(rows, first_layer)
+        logits = self._decoder.forward(
+            self._base.tokens[prompts],
+            taps,
+            entering=(first_layer, self._entering(rows, prompts, first_layer)),
+            logits_at=self._base.last[prompts],
+        )
+        return RanRows(self._decoder, require(logits)[:, 0], require(taps.final))
+
+
+class CutRuns(LateRuns["CutRow"]):
+    """Runs rows with cut edges."""
 
     def __init__(
         self,
@@ -113,7 +194,7 @@ class CutRuns:
         splices: Mapping[Site, Autoencoder] | None = None,
         check: Check = never_cancelled,
     ) -> None:
-        """Take what rows start from.
+        """As of any rows.
 
         Args:
             decoder: the model.
@@ -123,25 +204,8 @@ class CutRuns:
             splices: autoencoders to splice in, by the site that each reads.
             check: raises Cancelled to end a pass.
         """
-        self._decoder, self._graph, self._base, self._alternative = decoder, graph, base, alternative
-        self._splices, self._check = splices, check
-
-    def logits(self, rows: Sequence[CutRow]) -> torch.Tensor:
-        """Logits [n, V] of each of *rows* at the last token of its prompt."""
-        found = self._decoder.embedding.new_empty(len(rows), self._decoder.config.vocab_size)
-        for places, ran in self.batches(rows):
-            found[places] = ran.last
-        return found
-
-    def batches(self, rows: Sequence[CutRow]) -> Iterator[tuple[list[int], RanRows]]:
-        """For each pass, the places of its rows among *rows*, and what came of them. Rows that start late come
-        first."""
-        firsts = [self._first_layer(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: (-firsts[i], rows[i].prompt))
-        for first_layer, places in groupby(order, key=firsts.__getitem__):
-            for batch in self._split(list(places), rows, first_layer):
-                self._check()
-                yield batch, self._run([rows[i] for i in batch], first_layer)
+        super().__init__(decoder, base, splices=splices, check=check)
+        self._graph, self._alternative = graph, alternative
 
     def _first_layer(self, row: CutRow) -> int:
         """The first layer with a reader that a row changes; the number of layers if that is the logits, or none."""
@@ -173,10 +237,8 @@ class CutRuns:
             batch, held = [*batch, place], more
         yield batch
 
-    def _run(self, rows: Sequence[CutRow], first_layer: int) -> RanRows:
-        """The pass of *rows*, of ascending prompts, which start at *first_layer*."""
-        prompts = torch.tensor([row.prompt for row in rows], device=self._base.tokens.device)
-        taps = CutEdges(
+    def _taps(self, rows: Sequence[CutRow], first_layer: int) -> CutEdges:
+        return CutEdges(
             self._decoder,
             self._graph,
             rows,
@@ -186,10 +248,3 @@ class CutRuns:
             splices=self._splices,
             check=self._check,
         )
-        logits = self._decoder.forward(
-            self._base.tokens[prompts],
-            taps,
-            entering=(first_layer, self._base.residuals[first_layer][prompts]),
-            logits_at=self._base.last[prompts],
-        )
-        return RanRows(self._decoder, require(logits)[:, 0], require(taps.final))

@@ -82,7 +82,14 @@ class CutRow:
         return cls(prompt, readers, from_alternative, (sources, of))
 
 
-class CutEdges(Taps):
+class CircuitTaps(Taps):
+    """Taps of a pass of circuits, which keep what the logits read."""
+
+    final: torch.Tensor | None = None
+    """What the logits read, [b, T, d], once the pass has come there."""
+
+
+class CutEdges(CircuitTaps):
     """Taps of a pass of rows, each a prompt with cut edges. Used for one pass, without gradients."""
 
     def __init__(
@@ -135,8 +142,6 @@ class CutEdges(Taps):
         self._own = changes.new_empty(len(rows), len(self._held) - self._n_shared, *shape)
         self._sums: dict[int, torch.Tensor] = {}
         """By layer, where heads are held and there is a post-norm, the sum of all heads [b, T, d]."""
-        self.final: torch.Tensor | None = None
-        """What the logits read, [b, T, d], once the pass has come there."""
         self._hold_before(first_layer, places, of_row, base)
 
     # Sources

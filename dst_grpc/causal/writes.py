@@ -6,7 +6,7 @@ written at pads means nothing, as no token attends to them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,23 +37,36 @@ class Writes:
     """By layer, the heads' weighted sums of values, [p, T, H, c]: what a head writes is linear in them."""
     mlps: tuple[torch.Tensor, ...]
     """By layer, what the MLP adds to the residual, [p, T, d]."""
+    parts: Mapping[Site, torch.Tensor] = field(default_factory=dict)
+    """Where they are nodes too, latents of autoencoders [p, T, Z] and their errors [p, T, n], by site."""
 
     @classmethod
-    def zero(cls, decoder: Decoder) -> Writes:
-        """Nothing, for any prompts."""
+    def zero(cls, decoder: Decoder, parts: Iterable[Site] = ()) -> Writes:
+        """Nothing, for any prompts; also at the sites of *parts*."""
         config = decoder.config
         nothing = decoder.embedding.new_zeros(1, 1, config.d_model)
         heads = decoder.embedding.new_zeros(1, 1, config.n_heads, config.d_head)
-        return cls(nothing, (heads,) * config.n_layers, (nothing,) * config.n_layers)
+        of_parts = dict.fromkeys(parts, decoder.embedding.new_zeros(1, 1, 1))
+        return cls(nothing, (heads,) * config.n_layers, (nothing,) * config.n_layers, of_parts)
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Writes:
         """These with every tensor changed."""
-        return Writes(change(self.embedding), tuple(map(change, self.heads)), tuple(map(change, self.mlps)))
+        of_parts = {site: change(x) for site, x in self.parts.items()}
+        return Writes(change(self.embedding), tuple(map(change, self.heads)), tuple(map(change, self.mlps)), of_parts)
+
+    def both(self, other: Writes, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Writes:
+        """What *change* makes of every tensor and that of *other*, which has the same parts."""
+        return Writes(
+            change(self.embedding, other.embedding),
+            tuple(change(*each) for each in zip(self.heads, other.heads, strict=True)),
+            tuple(change(*each) for each in zip(self.mlps, other.mlps, strict=True)),
+            {site: change(x, other.parts[site]) for site, x in self.parts.items()},
+        )
 
     @property
     def byte_count(self) -> int:
         """Bytes of its tensors."""
-        return sum(x.nbytes for x in (self.embedding, *self.heads, *self.mlps))
+        return sum(x.nbytes for x in (self.embedding, *self.heads, *self.mlps, *self.parts.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +129,7 @@ def record(
     prompts: Sequence[Sequence[int]],
     decoder: Decoder,
     *,
+    parts: Iterable[Site] = (),
     changes: Sequence[Intervention] = (),
     splices: Mapping[Site, Autoencoder] | None = None,
     check: Check = never_cancelled,
@@ -125,6 +139,7 @@ def record(
     Args:
         prompts: the prompts.
         decoder: the model.
+        parts: sites of latents and errors to record too.
         changes: what to change in each, in order, at taps within sources; reads no run, tensor or direction.
         splices: autoencoders to splice in, by the site that each reads.
         check: raises Cancelled to end the pass.
@@ -133,8 +148,9 @@ def record(
     layers = range(decoder.config.n_layers)
     entering = [site_entering(layer) for layer in (*layers, len(layers))]
     written = [(tap, layer) for tap in (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP) for layer in layers]
+    of_parts = list(parts)
     taps = Taps(
-        values=[*entering, *written],
+        values=[*entering, *written, *of_parts],
         interventions=changed_rows(changes, map(len, prompts)),
         splices=splices,
         check=check,
@@ -144,6 +160,7 @@ def record(
         decoder.embed(tokens),
         tuple(taps.values[_L.ATTN_WEIGHTED_SUM_OF_VALUES, layer] for layer in layers),
         tuple(taps.values[_L.RESID_DELTA_MLP, layer] for layer in layers),
+        {site: taps.values[site] for site in of_parts},
     )
     return RecordedRuns(tokens, last, writes, tuple(taps.values[site] for site in entering), tuple(changes))
 
@@ -195,14 +212,7 @@ class MeanWrites:
 
         new, count = runs.writes.each(total), real.sum(dim=0).double()
         self._count = _padded_sum(self._count.to(count.device), count if self._by_position else count.sum()[None])
-        old = self._sum
-        if old is not None:
-            new = Writes(
-                _padded_sum(old.embedding, new.embedding, 1),
-                tuple(_padded_sum(a, b, 1) for a, b in zip(old.heads, new.heads, strict=True)),
-                tuple(_padded_sum(a, b, 1) for a, b in zip(old.mlps, new.mlps, strict=True)),
-            )
-        self._sum = new
+        self._sum = new if self._sum is None else self._sum.both(new, lambda a, b: _padded_sum(a, b, 1))
 
     def mean(self, dtype: torch.dtype) -> Writes:
         """The mean, of element type *dtype*, [1, T or 1, ...]; raises ValueError if nothing was added."""

@@ -26,6 +26,7 @@ from dst_grpc.client import (
     CircuitProgress,
     CircuitRequest,
     CircuitStage,
+    Orientation,
     PromptPair,
     make_circuit_request,
     make_pair,
@@ -112,9 +113,14 @@ def circuit(
         float | None,
         typer.Option("--acdc", metavar="THRESHOLD", help="Search with ACDC instead: one run per edge."),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune/--no-prune", help="Leave out edges on no path through.")] = True,
+    prune: Annotated[
+        bool | None, typer.Option("--prune/--no-prune", help="Leave out edges on no path through. Default: they are.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Edges to print.")] = 20,
     autoencoder: arguments.AutoencoderOption = None,
+    latents: Annotated[
+        bool, typer.Option("--latents", help="A circuit of nodes, of which the autoencoders' latents are some.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the graph instead.")
     ] = None,
@@ -135,6 +141,8 @@ def circuit(
     with errors_reported(as_json=as_json):
         if not (target or loss or pairs):
             raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
+        if latents:
+            _check_latents(scores, html)
         file = None if scores is None else _mib(scores, "--scores")
         request = make_circuit_request(
             clean,
@@ -149,6 +157,7 @@ def circuit(
             prune=prune,
             circuits=[_mib(path, "--evaluate").kept for path in evaluate or ()],
             autoencoders=autoencoder or (),
+            latents=latents,
             acdc_threshold=acdc,
             model=model or None,
             **({} if acdc is not None else _curve(select, faithfulness, fraction, steps, as_json=as_json)),
@@ -166,6 +175,14 @@ def circuit(
             typer.echo(f"{html} is written")
         else:
             _print(request, answer, top)
+
+
+def _check_latents(scores: Path | None, html: Path | None) -> None:
+    """Refuse what is of edges alone; raises InvalidRequest."""
+    problems = Violations()
+    problems.check(scores is None, "--scores", "must be absent with --latents: the file ranks edges")
+    problems.check(html is None, "--html", "must be absent with --latents: the page draws edges")
+    problems.raise_if_any()
 
 
 def _curve(
@@ -241,12 +258,14 @@ def read_pairs(path: Path) -> list[PromptPair]:
 def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     out = console()
     header = answer.header
+    is_noising, of_nodes = header.orientation is Orientation.NOISING, bool(header.node_count)
+    what = f"{header.node_count} nodes; cut nodes are" if of_nodes else f"{header.edge_count} edges; cut edges carry"
     out.print(
         Text.assemble(
-            ("The whole model: ", "bold"),
-            f"{answer.whole:.4g}, without any edge: {answer.empty:.4g}, the mean over {header.pair_count} pair"
-            f"{'s' * (header.pair_count > 1)}; {header.edge_count} edges; cut edges carry {CARRIED[header.alternative]}"
-            f"{'' if header.prune else ', not pruned'}",
+            (f"The whole model{'' if is_noising else ', on the corrupt prompt'}: ", "bold"),
+            f"{answer.whole:.4g}, without any {'node' if of_nodes else 'edge'}: {answer.empty:.4g}, the mean over "
+            f"{header.pair_count} pair{'s' * (header.pair_count > 1)}; {what} {CARRIED[header.alternative]}"
+            f"{'' if header.prune or of_nodes else ', not pruned'}",
         )
     )
     if answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is None:
@@ -256,11 +275,15 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
         *(_row(f"{one.fraction:.2%}", one) for one in answer.of_kind(CircuitKind.CURVE)),
         *(_row("ACDC", one) for one in answer.of_kind(CircuitKind.ACDC)),
     ]
-    print_rows(out, ("kept", "edges", "nodes", "metric", "faithfulness", ""), rows)
+    columns = ["kept", "edges", "nodes", "metric", "faithfulness", ""]
+    if of_nodes:  # none has edges
+        for cells in (columns, *rows):
+            del cells[1]
+    print_rows(out, columns, rows)
     curve = answer.curve
     if curve is not None and curve.cpr is not None and curve.cmd is not None:
         out.print(f"area under faithfulness (CPR) {curve.cpr:.4f}, under its distance from 1 (CMD) {curve.cmd:.4f}")
-    _print_edges(request, answer, top)
+    _print_items(request, answer, top)
 
 
 def _row(name: str, one: CircuitEvaluation) -> list[str]:
@@ -270,18 +293,21 @@ def _row(name: str, one: CircuitEvaluation) -> list[str]:
     return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", f"{one.faithfulness:z.3f}", bar]
 
 
-def _print_edges(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
+def _print_items(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
+    """Print the circuit's edges, or its nodes."""
     out = console()
-    edges = answer.edges
+    of_nodes = bool(answer.header.node_count)
+    items, item = (answer.nodes, "node") if of_nodes else (answer.edges, "edge")
+    has_scores = of_nodes or answer.circuit is not None
     is_known = answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is not None
-    if request.curve is not None and answer.circuit is None and is_known:
+    if request.curve is not None and answer.curve is not None and answer.curve.chosen_index is None and is_known:
         out.print(f"No circuit of the curve is as faithful as {request.curve.wanted_faithfulness:g}.")
-    if not edges:
+    if not items:
         return
-    out.print(Text(f"The circuit's {len(edges)} edges{', the largest first' if answer.circuit else ''}:", style="bold"))
-    if answer.circuit is not None and request.curve is not None and request.curve.scores is None:
-        out.print("A score is about how much the metric changes if its edge is cut.")
-    rows = [[str(edge), "" if answer.circuit is None else f"{edge.score:+.4g}"] for edge in edges[:top]]
-    print_rows(out, ("edge", "score"), rows)
-    if len(edges) > top:
-        out.print(f"... and {len(edges) - top} more: --top, --html or --json shows them")
+    out.print(Text(f"The circuit's {len(items)} {item}s{', the largest first' if has_scores else ''}:", style="bold"))
+    if has_scores and request.curve is not None and request.curve.scores is None:
+        out.print(f"A score is about how much the metric changes if its {item} is cut.")
+    rows = [[str(one), f"{one.score:+.4g}" if has_scores else ""] for one in items[:top]]
+    print_rows(out, (item, "score"), rows)
+    if len(items) > top:
+        out.print(f"... and {len(items) - top} more: --top, {'' if of_nodes else '--html '}or --json shows them")

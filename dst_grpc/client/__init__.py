@@ -22,7 +22,7 @@ from dst_grpc.client._attributions import AttributionAnswer, ScoredEntry, Scores
 from dst_grpc.client._catalog import ServingStatus, Tokens
 from dst_grpc.client._channel import DEFAULT_TARGET, Tls
 from dst_grpc.client._circuit_requests import CircuitArguments, make_circuit_request
-from dst_grpc.client._circuits import CircuitAnswer, ScoredEdge
+from dst_grpc.client._circuits import CircuitAnswer, ScoredEdge, ScoredNode
 from dst_grpc.client._clients import AsyncClient, Client
 from dst_grpc.client._collectors import TransferProgress
 from dst_grpc.client._directions import decoder_row, difference_of_means, encoder_row, unembedding_row
@@ -81,6 +81,8 @@ from dst_grpc.domain.circuit import (
     CircuitEvaluation,
     CircuitHeader,
     CircuitKind,
+    CircuitNodes,
+    CircuitParts,
     CircuitProgress,
     CircuitRequest,
     CircuitSelection,
@@ -185,6 +187,8 @@ __all__ = [
     "CircuitEvaluation",
     "CircuitHeader",
     "CircuitKind",
+    "CircuitNodes",
+    "CircuitParts",
     "CircuitProgress",
     "CircuitRequest",
     "CircuitSelection",
@@ -275,6 +279,7 @@ __all__ = [
     "ScoredEdge",
     "ScoredEntry",
     "ScoredKind",
+    "ScoredNode",
     "ScoredTokens",
     "Scores",
     "ScoresInfo",

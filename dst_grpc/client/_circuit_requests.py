@@ -38,26 +38,28 @@ class CircuitArguments(PairArguments, total=False):
     """What cut edges carry: `patching`, `mean_by_position`, `mean` or `zero`."""
     reference: Iterable[PromptLike]
     """The prompts of a mean."""
-    prune: bool
-    """Whether edges on no path from the embedding to the logits are left out too."""
+    prune: bool | None
+    """Whether edges on no path from the embedding to the logits are left out too; None = they are, of edges."""
+    latents: bool
+    """Whether latents of `autoencoders`, and their errors, are nodes: circuits are then of nodes, such as "m2.l17"."""
     circuits: Iterable[CircuitLike]
     """Circuits to evaluate."""
     curve: bool | None
     """Whether to evaluate circuits of growing size; None = unless circuits or `acdc_threshold` are given."""
     scores: Any
-    """Scores of edges [S, D] or of nodes [S], an array or a stored tensor; None = computed by EAP-IG."""
+    """Scores of edges [S, D] or of nodes [S], with latents [N], an array or a stored tensor; None = those of EAP-IG."""
     scores_orientation: Orientation | str
     """Which sign of these scores matters: `noising` the negative, `denoising` the positive."""
     selection: CircuitSelection | str
     """Which edges a circuit of the curve keeps: `absolute`, `signed` or `greedy`."""
     fractions: Iterable[float]
-    """The fractions of edges that circuits of the curve keep; nothing = those of the benchmark MIB."""
+    """The fractions of edges, or nodes, that circuits of the curve keep; nothing = those of the benchmark MIB."""
     wanted_faithfulness: float
     """The edges of the smallest circuit that is at least so faithful are sent."""
     steps: int
     """Steps of EAP-IG."""
     with_scores: bool
-    """Whether to send the scores of all edges."""
+    """Whether to send the scores of all edges, with latents of all nodes."""
     acdc_threshold: float | None
     """Search for a circuit with ACDC: an edge stays cut if that changes the output by less."""
     acdc_of_metric: bool
@@ -80,7 +82,8 @@ def make_circuit_request(
     orientation: Orientation | str = Orientation.NOISING,
     alternative: Alternative | str = Alternative.PATCHING,
     reference: Iterable[PromptLike] = (),
-    prune: bool = True,
+    prune: bool | None = None,
+    latents: bool = False,
     circuits: Iterable[CircuitLike] = (),
     curve: bool | None = None,
     acdc_threshold: float | None = None,
@@ -110,6 +113,7 @@ def make_circuit_request(
         alternative=member(Alternative, alternative, "alternative"),
         reference=references_of(reference),
         prune=prune,
+        latents=latents,
         circuits=asked,
         curve=_curve(**of_curve) if wants_curve or of_curve else None,
         acdc=acdc,

@@ -15,6 +15,7 @@ from dst_grpc.domain.circuit import (
     CircuitEvaluation,
     CircuitHeader,
     CircuitKind,
+    CircuitNodes,
     CircuitPart,
     CircuitPartKind,
     CircuitProgress,
@@ -43,6 +44,19 @@ class ScoredEdge(NamedTuple):
         return f"{self.source}->{self.reader}"
 
 
+class ScoredNode(NamedTuple):
+    """A node of a circuit with latents."""
+
+    name: str
+    """Its name, such as "a0.h1" or "m2.l17"."""
+    score: float
+    """Its score; NaN without one."""
+
+    def __str__(self) -> str:
+        """Its name."""
+        return self.name
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CircuitAnswer:
     """The whole answer of `circuit`."""
@@ -63,6 +77,10 @@ class CircuitAnswer:
     """The edges that ACDC kept."""
     all_scores: CircuitEdges | None = None
     """All edges with their scores, if they were asked for."""
+    kept_nodes: CircuitNodes | None = None
+    """With latents, the nodes of the smallest circuit of the curve that is as faithful as wanted; None if none is."""
+    all_node_scores: CircuitNodes | None = None
+    """With latents, all nodes with their scores, if they were asked for."""
 
     def of_kind(self, kind: CircuitKind) -> tuple[CircuitEvaluation, ...]:
         """The evaluations of one kind, in order."""
@@ -104,9 +122,43 @@ class CircuitAnswer:
         """The edges of the circuit: of the curve's, else of what ACDC found; empty if there is neither."""
         return self._named(self.circuit or self.found or CircuitEdges())
 
+    @property
+    def nodes(self) -> tuple[ScoredNode, ...]:
+        """With latents, the nodes of the curve's circuit; empty if there is none."""
+        found = self.kept_nodes or CircuitNodes()
+        scores: Iterable[float] = found.scores or [np.nan] * len(found.nodes)
+        return tuple(ScoredNode(self.node_name(i), score) for i, score in zip(found.nodes, scores, strict=True))
+
+    def node_name(self, place: int) -> str:
+        """The name of the node at a place of `scores`, with latents; raises IndexError if there is none."""
+        if place < len(self.sources):
+            return self.sources[place]
+        for part in self.header.parts:
+            latent = place - part.first_node
+            if 0 <= latent < part.latent_count + part.has_error:
+                return f"{part.name}.l{latent}" if latent < part.latent_count else f"{part.name}.error"
+        raise IndexError(f"there are {self.header.node_count} nodes, and none at {place}")
+
+    def place_of(self, name: str) -> int:
+        """The place of a node, such as "m2.l17", among `scores`, with latents; raises KeyError if there is none."""
+        if name in self.sources:
+            return self.sources.index(name)
+        owner, _, own = name.partition(".")
+        for part in self.header.parts:
+            if part.name != owner:
+                continue
+            if own == "error" and part.has_error:
+                return part.first_node + part.latent_count
+            if own[:1] == "l" and own[1:].isdecimal() and int(own[1:]) < part.latent_count:
+                return part.first_node + int(own[1:])
+        raise KeyError(name)
+
     @cached_property
     def scores(self) -> Array | None:
-        """Scores of edges by source and reader, [S, D] float32, 0 where there is no edge; None if not asked for."""
+        """Scores of edges by source and reader, [S, D] float32, 0 where there is no edge; with latents, of nodes, [N];
+        None if not asked for."""
+        if self.all_node_scores is not None:
+            return np.array(self.all_node_scores.scores, np.float32)
         if self.all_scores is None:
             return None
         scores = np.zeros((len(self.sources), len(self.readers)), np.float32)
@@ -114,7 +166,10 @@ class CircuitAnswer:
         return scores
 
     def __repr__(self) -> str:
-        counts = f"{self.header.pair_count} pairs, {len(self.edges)} of {self.header.edge_count} edges"
+        kept = f"{len(self.edges)} of {self.header.edge_count} edges"
+        if self.header.node_count:
+            kept = f"{len(self.nodes)} of {self.header.node_count} nodes"
+        counts = f"{self.header.pair_count} pairs, {kept}"
         return f"<CircuitAnswer {self.header.orientation}, {self.header.alternative}, {counts}>"
 
     def _named(self, edges: CircuitEdges) -> tuple[ScoredEdge, ...]:
@@ -134,7 +189,15 @@ class _Parts:
     single: dict[CircuitPartKind, Any] = field(default_factory=dict)
 
 
-_CLASSES = (CircuitHeader, CircuitProgress, CircuitEvaluation, CurveSummary, CircuitEdges, RunsTrailer)
+_CLASSES = (
+    CircuitHeader,
+    CircuitProgress,
+    CircuitEvaluation,
+    CurveSummary,
+    CircuitEdges,
+    CircuitNodes,
+    RunsTrailer,
+)
 
 
 class CircuitCollector:
@@ -180,7 +243,7 @@ class CircuitCollector:
         elif part.kind in parts.single:
             raise corrupt(f"the answer has two parts {part.kind}")
         else:
-            _check_edges(parts.header, part)
+            _check_items(parts.header, part)
             parts.single[part.kind] = value
         return None
 
@@ -198,14 +261,22 @@ class CircuitCollector:
             circuit=single.get(CircuitPartKind.CIRCUIT),
             found=single.get(CircuitPartKind.FOUND),
             all_scores=single.get(CircuitPartKind.SCORES),
+            kept_nodes=single.get(CircuitPartKind.NODES),
+            all_node_scores=single.get(CircuitPartKind.NODE_SCORES),
         )
         if not answer.of_kind(CircuitKind.WHOLE) or not answer.of_kind(CircuitKind.EMPTY):
             raise corrupt("the whole model or the empty circuit is missing")
         return answer
 
 
-def _check_edges(header: CircuitHeader, part: CircuitPart) -> None:
-    """Check that edges are those of the header's graph."""
+def _check_items(header: CircuitHeader, part: CircuitPart) -> None:
+    """Check that edges and nodes are those of the header."""
+    if isinstance(part.value, CircuitNodes):
+        nodes = part.value
+        if len(nodes.scores) not in {0, len(nodes.nodes)}:
+            raise corrupt(f"the lists of {part.kind} are of different lengths")
+        if nodes.nodes and max(nodes.nodes) >= header.node_count:
+            raise corrupt(f"{part.kind} has nodes that the header does not count")
     if not isinstance(part.value, CircuitEdges):
         return
     edges = part.value

@@ -26,9 +26,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def mib_json(answer: CircuitAnswer) -> dict[str, Any]:
     """The circuit of *answer*, with the scores of all edges if they were asked for, as the object of a file.
 
+    A circuit of nodes with latents has no edges, and latents are nodes under their own names: the benchmark does not
+    know these, but `read_mib_json` does.
+
     Raises:
         InvalidRequest: If the answer has no circuit and no scores.
     """
+    if answer.header.node_count:
+        return _of_nodes(answer)
     edges = answer.circuit or answer.found
     scores = answer.scores
     if edges is None and scores is None:
@@ -49,14 +54,8 @@ def mib_json(answer: CircuitAnswer) -> dict[str, Any]:
     def score(edge: tuple[int, int]) -> float:
         return sign * float(kept.get(edge, 0.0) if scores is None else scores[edge])
 
-    heads = [Source.named(name) for name in sources[1:]]
     return {
-        "cfg": {
-            "n_layers": sum(name.startswith("m") for name in sources),
-            "n_heads": sum(head.layer == 0 and head.head is not None for head in heads),
-            "parallel_attn_mlp": _is_parallel(answer),
-            "d_model": answer.header.d_model,
-        },
+        "cfg": _cfg(answer),
         "nodes": {
             **{name: {"in_graph": i in in_graph} for i, name in enumerate(sources)},
             "logits": {"in_graph": True},
@@ -67,13 +66,33 @@ def mib_json(answer: CircuitAnswer) -> dict[str, Any]:
     }
 
 
-def _is_parallel(answer: CircuitAnswer) -> bool:
-    """Whether the model's layers are parallel: then no edge leads from a head to the MLP of its layer."""
-    n_heads = sum(name.startswith("a0.") for name in answer.sources)
-    n_layers = sum(name.startswith("m") for name in answer.sources)
+def _of_nodes(answer: CircuitAnswer) -> dict[str, Any]:
+    """The object of a file of a circuit of nodes."""
+    kept, scores = answer.kept_nodes, answer.all_node_scores
+    found = scores or kept
+    if found is None:
+        raise InvalidRequest.of("", "the answer has neither a circuit nor the scores of all nodes")
+    sign = -1.0 if answer.header.orientation is Orientation.NOISING else 1.0
+    in_graph = set(() if kept is None else kept.nodes)
+    nodes = {
+        answer.node_name(node): {"score": sign * float(score), "in_graph": node in in_graph}
+        for node, score in zip(found.nodes, found.scores, strict=True)
+    }
+    return {"cfg": _cfg(answer), "nodes": {**nodes, "logits": {"in_graph": True}}, "edges": {}}
+
+
+def _cfg(answer: CircuitAnswer) -> dict[str, Any]:
+    """What the model is like. In parallel layers no edge leads from a head to the MLP of its layer."""
+    n_layers = sum(name.startswith("m") for name in answer.readers)
+    n_heads = sum(name.startswith("a0.") for name in answer.readers) // 3
     before = [1 + layer * (n_heads + 1) for layer in range(n_layers)]
-    sequential = sum(3 * n_heads * n + n + n_heads for n in before) + len(answer.sources)
-    return answer.header.edge_count != sequential
+    sequential = sum(3 * n_heads * n + n + n_heads for n in before) + 1 + n_layers * (n_heads + 1)
+    return {
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "parallel_attn_mlp": answer.header.edge_count != sequential,
+        "d_model": answer.header.d_model,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +100,7 @@ class MibCircuit:
     """The circuit of a file."""
 
     kept: KeptCircuit
-    """The edges that are in the graph."""
+    """The edges that are in the graph; of a file without edges, the nodes that are."""
     scores: Array
     """Scores of edges [S, D], 0 where there is no edge; important ones are positive."""
 
@@ -115,7 +134,10 @@ def read_mib_json(file: Mapping[str, Any]) -> MibCircuit:
         if facts.get("in_graph"):
             kept.append(name)
     problems.raise_if_any()
-    return MibCircuit(kept=KeptCircuit(edges=tuple(kept)), scores=scores)
+    nodes: tuple[str, ...] = ()
+    if not file["edges"]:
+        nodes = tuple(name for name, facts in file["nodes"].items() if facts.get("in_graph") and name != "logits")
+    return MibCircuit(kept=KeptCircuit(edges=tuple(kept), nodes=nodes), scores=scores)
 
 
 def _source(source: Source, n_heads: int) -> int:

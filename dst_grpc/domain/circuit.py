@@ -9,7 +9,7 @@ from enum import StrEnum
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explanations import RunsTrailer
-from dst_grpc.domain.graph_nodes import Edge, Source, check_named
+from dst_grpc.domain.graph_nodes import Edge, Source, check_named, node_named
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Alternative, Orientation, PromptPair, check_pairs, check_reference
@@ -44,13 +44,14 @@ class KeptCircuit:
     edges: tuple[str, ...] = ()
     """Edges, by name, such as "a0.h1->a2.h0<q>"."""
     nodes: tuple[str, ...] = ()
-    """Nodes, by name, such as "a0.h1", all of whose outgoing edges are kept."""
+    """Nodes, by name, such as "a0.h1", all of whose outgoing edges are kept. In requests with `latents` also "m0.l17",
+    a latent, "m0.error", and "m0", all of the MLP's."""
 
     def __post_init__(self) -> None:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        check_named(problems, "edges", self.edges, Edge)
-        check_named(problems, "nodes", self.nodes, Source)
+        check_named(problems, "edges", self.edges, Edge.named)
+        check_named(problems, "nodes", self.nodes, node_named)
         problems.raise_if_any()
 
 
@@ -59,7 +60,7 @@ class CircuitCurve:
     """Circuits of growing size, by scores of edges or nodes."""
 
     scores: RequestTensor | None = None
-    """Scores of edges [S, D] or of nodes [S]; None = of edges, computed by EAP-IG."""
+    """Scores of edges [S, D] or of nodes [S], with latents [N]; None = of edges, with latents of nodes, by EAP-IG."""
     scores_orientation: Orientation = Orientation.NOISING
     """Which sign of given scores matters: of NOISING ones the negative, of DENOISING ones the positive."""
     selection: CircuitSelection = CircuitSelection.ABSOLUTE
@@ -71,7 +72,7 @@ class CircuitCurve:
     steps: int = DEFAULT_STEPS
     """Steps of EAP-IG."""
     with_scores: bool = False
-    """Whether to send the scores of all edges."""
+    """Whether to send the scores of all edges, with latents of all nodes."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -129,7 +130,11 @@ class CircuitRequest:
     reference: tuple[Prompt, ...] = ()
     """The prompts of a mean."""
     prune: bool | None = None
-    """Whether edges on no path from the embedding to the logits are left out too; None = they are."""
+    """Whether edges on no path from the embedding to the logits are left out too; None = they are, of edges."""
+    latents: bool = False
+    """Whether the latents of the autoencoders, and their errors, are nodes: circuits are then of nodes, and what is not
+    kept has its alternative wherever it is read. What only an autoencoder reads is no node then: an MLP, or the heads
+    of a layer, whose write it reconstructs."""
     circuits: tuple[KeptCircuit, ...] = ()
     """Circuits to evaluate."""
     curve: CircuitCurve | None = None
@@ -149,9 +154,28 @@ class CircuitRequest:
             problems.check(spec.index.pass_type is PassType.FORWARD, f"{path}.pass_type", "must be FORWARD")
         check_pairs(problems, self.pairs, self.loss_fn_config, self._corrupt)
         check_reference(problems, self.reference, reads_mean=self.alternative.is_mean)
+        if self.latents:
+            self._check_latents(problems)
+        else:
+            self._check_no_latents(problems)
         asks = self.circuits or self.curve is not None or self.acdc is not None
         problems.check(bool(asks), "", "give circuits, a curve or acdc")
         problems.raise_if_any()
+
+    def _check_latents(self, problems: Violations) -> None:
+        """Note what circuits of edges can be asked alone."""
+        problems.check(
+            self.prune is not True, "prune", "must not be true with latents: circuits of nodes are not pruned"
+        )
+        problems.check(self.acdc is None, "acdc", "must be absent with latents: it cuts edges")
+        for i, circuit in enumerate(self.circuits):
+            problems.check(not circuit.edges, f"circuits[{i}].edges", "must be empty with latents: name nodes")
+
+    def _check_no_latents(self, problems: Violations) -> None:
+        for i, circuit in enumerate(self.circuits):
+            for j, name in enumerate(circuit.nodes):
+                problem = f"{name} is of an autoencoder, and those are nodes with latents alone"
+                problems.check(isinstance(node_named(name), Source), f"circuits[{i}].nodes[{j}]", problem)
 
     @property
     def _corrupt(self) -> str | None:
@@ -163,10 +187,26 @@ class CircuitRequest:
     @property
     def is_pruned(self) -> bool:
         """Whether circuits are pruned."""
-        return self.prune is not False
+        return self.prune is not False and not self.latents
 
 
 # Answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitParts:
+    """The nodes of one layer's autoencoder: its latents, one after the other, and then its error, if that is a node."""
+
+    autoencoder: str
+    """Handle of the set."""
+    name: str
+    """Name of them all, such as "m0"; of the latents "m0.l0", ..., of the error "m0.error"."""
+    first_node: int
+    """Place of the first latent among the nodes."""
+    latent_count: int
+    """How many latents there are."""
+    has_error: bool
+    """Whether the error is a node: not that of a residual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +231,10 @@ class CircuitHeader:
     """What cut edges carry."""
     prune: bool
     """Whether circuits are pruned."""
+    node_count: int = 0
+    """Nodes that circuits are of, with latents; else 0."""
+    parts: tuple[CircuitParts, ...] = ()
+    """The nodes after the sources: those of autoencoders."""
 
 
 class CircuitStage(StrEnum):
@@ -244,11 +288,11 @@ class CircuitEvaluation:
     index: int = 0
     """Its place among those of its kind."""
     chosen_edge_count: int
-    """Edges that it was to keep, before pruning."""
+    """Edges that it was to keep, before pruning; 0 with latents."""
     edge_count: int
-    """Edges that it keeps."""
+    """Edges that it keeps; 0 with latents."""
     node_count: int
-    """Sources with a kept edge."""
+    """Sources with a kept edge; with latents, nodes that it keeps."""
     metric: float
     """Mean metric over the pairs."""
     metrics: tuple[float, ...]
@@ -288,6 +332,16 @@ class CircuitEdges:
     """Its score; empty if edges have none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitNodes:
+    """Nodes, with scores if there are any."""
+
+    nodes: tuple[int, ...] = ()
+    """Their places: the sources of the header first, then its parts."""
+    scores: tuple[float, ...] = ()
+    """The score of each; empty if they have none."""
+
+
 class CircuitPartKind(StrEnum):
     """What a frame of an answer of Circuit holds."""
 
@@ -305,11 +359,17 @@ class CircuitPartKind(StrEnum):
     """The CircuitEdges of what ACDC found."""
     SCORES = "scores"
     """The CircuitEdges of all edges, with their scores."""
+    NODES = "nodes"
+    """With latents, the CircuitNodes of the curve's chosen circuit, the largest magnitudes first."""
+    NODE_SCORES = "node_scores"
+    """With latents, the CircuitNodes of all nodes, with their scores."""
     TRAILER = "trailer"
     """A RunsTrailer, the last."""
 
 
-CircuitValue = CircuitHeader | CircuitProgress | CircuitEvaluation | CurveSummary | CircuitEdges | RunsTrailer
+CircuitValue = (
+    CircuitHeader | CircuitProgress | CircuitEvaluation | CurveSummary | CircuitEdges | CircuitNodes | RunsTrailer
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

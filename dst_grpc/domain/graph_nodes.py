@@ -2,7 +2,8 @@
 
 A source writes, a reader reads the sum of the sources before it, and an edge is one source's part in what one reader
 reads. Names are those of the EAP-IG library (https://github.com/hannamw/EAP-IG) and of the Mechanistic Interpretability
-Benchmark: `input`, `a3.h7`, `m3`, `a3.h7<q>`, `logits`, `a0.h1->a2.h0<q>`.
+Benchmark: `input`, `a3.h7`, `m3`, `a3.h7<q>`, `logits`, `a0.h1->a2.h0<q>`. Those of spliced autoencoders are ours:
+`m3.l17` is a latent of the MLP's, `a3.error` the reconstruction error of attention's.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.errors import Violations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Self
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _HEAD_INPUT = re.compile(r"a(\d+)\.h(\d+)<([qkv])>")
 _MLP = re.compile(r"m(\d+)")
+_PART = re.compile(r"([amr])(\d+)(?:\.(?:l(\d+)|error))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,50 @@ class Source:
         if found := _MLP.fullmatch(name):
             return cls(int(found[1]))
         raise ValueError(f"{name!r} is not input, a head such as a0.h1, or an MLP such as m0")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A node of an autoencoder that is spliced into a layer: a latent, the reconstruction error, or all of these."""
+
+    place: str
+    """What is reconstructed: "a", what attention writes, "m", the MLP, "r", the residual stream."""
+    layer: int
+    """The layer."""
+    latent: int | None = None
+    """Which latent; None for the error, and for all."""
+    is_error: bool = False
+    """Whether it is the error."""
+
+    def __str__(self) -> str:
+        """Its name."""
+        all_parts = f"{self.place}{self.layer}"
+        if self.is_error:
+            return f"{all_parts}.error"
+        return all_parts if self.latent is None else f"{all_parts}.l{self.latent}"
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The node of that name; raises ValueError if it is no name of one."""
+        found = _PART.fullmatch(name)
+        if found is None:
+            raise ValueError(f"{name!r} is not a latent such as m0.l17, an error such as a0.error, or all, such as r0")
+        latent = None if found[3] is None else int(found[3])
+        return cls(found[1], int(found[2]), latent, name.endswith(".error"))
+
+
+Node = Source | Part
+
+
+def node_named(name: str) -> Node:
+    """The node of that name; "m0" is the source. Raises ValueError if it is no name of a node."""
+    try:
+        return Source.named(name)
+    except ValueError as error:
+        try:
+            return Part.named(name)
+        except ValueError:
+            raise ValueError(f"{error}, nor a latent such as m0.l17 or an error such as m0.error") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +147,10 @@ class Edge:
         return cls(Source.named(source), Reader.named(reader))
 
 
-def check_named(problems: Violations, field: str, names: Sequence[str], kind: type[Source | Reader | Edge]) -> None:
-    """Note those of the *names* in a field that are no names of that kind."""
+def check_named(problems: Violations, field: str, names: Sequence[str], named: Callable[[str], object]) -> None:
+    """Note those of the *names* in a field that *named* raises ValueError for."""
     for i, name in enumerate(names):
         try:
-            kind.named(name)
+            named(name)
         except ValueError as error:
             problems.add(f"{field}[{i}]", str(error))

@@ -84,7 +84,7 @@ class PathGrid:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         for field, names, cls in (("senders", self.senders, Source), ("receivers", self.receivers, Reader)):
-            check_named(problems, field, names, cls)
+            check_named(problems, field, names, cls.named)
             for name, count in Counter(names).items():
                 problems.check(count == 1, field, f"names {name} more than once")
         problems.raise_if_any()
@@ -101,7 +101,7 @@ class EdgeList:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         problems.check(bool(self.edges), "edges", "must name at least one edge")
-        check_named(problems, "edges", self.edges, Edge)
+        check_named(problems, "edges", self.edges, Edge.named)
         problems.raise_if_any()
 
 

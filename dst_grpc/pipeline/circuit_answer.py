@@ -19,8 +19,10 @@ from dst_grpc.domain.circuit import (
     CircuitEvaluation,
     CircuitHeader,
     CircuitKind,
+    CircuitNodes,
     CircuitPart,
     CircuitPartKind,
+    CircuitParts,
     CircuitProgress,
     CircuitStage,
     CurveSummary,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from dst_grpc.causal.circuits import Mask, Scores
+    from dst_grpc.causal.node_space import NodesAt, SplicedLayer
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitValue
@@ -72,7 +75,7 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
         """As of any answer about pairs."""
         super().__init__(asked, results, model, sets)
         self._graph = asked.graph
-        self._trials = Trials(asked, model.decoder, self._splices, self._first.check)
+        self._trials = Trials.of(asked, model.decoder, self._splices, self._first.check)
 
     @property
     def _n_passes(self) -> tuple[int, int]:
@@ -92,8 +95,8 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
         if request.curve is not None:
             scores = yield from self._scores(request.curve)
         trials = [
-            self._trial(_K.WHOLE, 0, self._graph.mask),
-            self._trial(_K.EMPTY, 0, np.zeros_like(self._graph.mask)),
+            self._trial(_K.WHOLE, 0, self._asked.whole),
+            self._trial(_K.EMPTY, 0, np.zeros_like(self._asked.whole)),
             *(self._trial(_K.GIVEN, i, circuit) for i, circuit in enumerate(self._asked.circuits)),
         ]
         if request.curve is not None:
@@ -107,10 +110,10 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
             yield from self._searched(request.acdc, found[0].metric, found[1].metric)
 
     def _header(self) -> CircuitHeader:
-        request = self._asked.request
+        request, nodes = self._asked.request, self._asked.nodes
         return CircuitHeader(
             model=self._model.handle,
-            sources=tuple(map(str, self._graph.sources)),
+            sources=tuple(map(str, self._graph.sources if nodes is None else nodes.sources)),
             readers=tuple(map(str, self._graph.readers)),
             edge_count=self._graph.n_edges,
             d_model=self._model.decoder.config.d_model,
@@ -118,6 +121,17 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
             orientation=request.orientation,
             alternative=request.alternative,
             prune=request.is_pruned,
+            node_count=0 if nodes is None else nodes.count,
+            parts=() if nodes is None else tuple(self._part_of(one, latents) for one, latents in nodes.parts),
+        )
+
+    def _part_of(self, one: SplicedLayer, latents: NodesAt) -> CircuitParts:
+        return CircuitParts(
+            autoencoder=self._sets[one.autoencoder].handle,
+            name=f"{one.place}{one.layer}",
+            first_node=latents.first,
+            latent_count=latents.count,
+            has_error=one.input.error_tap is not None,
         )
 
     # Scores
@@ -133,8 +147,9 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
         """The circuits of the curve."""
         orientation = self._asked.request.orientation if curve.scores is None else curve.scores_orientation
         n_all = self._graph.n_edges if scores.ndim == 2 else len(scores)
+        graph = self._graph if self._asked.nodes is None else None
         for i, fraction in enumerate(self._asked.fractions):
-            chosen = selected(self._graph, scores, curve.selection, orientation, int(fraction * n_all))
+            chosen = selected(graph, scores, curve.selection, orientation, int(fraction * n_all))
             yield self._trial(_K.CURVE, i, chosen, fraction)
 
     # Evaluations
@@ -156,12 +171,13 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
 
     def _evaluation(self, trial: _Trial, metrics: list[float], whole: float, empty: float) -> CircuitEvaluation:
         metric = float(np.mean(metrics))
+        is_of_edges = self._asked.nodes is None
         return CircuitEvaluation(
             kind=trial.kind,
             index=trial.index,
-            chosen_edge_count=int(trial.chosen.sum()),
-            edge_count=int(trial.kept.sum()),
-            node_count=int(trial.kept.any(axis=1).sum()),
+            chosen_edge_count=int(trial.chosen.sum()) if is_of_edges else 0,
+            edge_count=int(trial.kept.sum()) if is_of_edges else 0,
+            node_count=int((trial.kept.any(axis=1) if is_of_edges else trial.kept).sum()),
             metric=metric,
             metrics=tuple(metrics),
             fraction=trial.fraction,
@@ -181,8 +197,14 @@ class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
         summary = CurveSummary(
             selection=curve.selection, of_nodes=scores.ndim == 1, cpr=cpr, cmd=cmd, chosen_index=chosen
         )
-        of_edges = scores if scores.ndim == 2 else np.broadcast_to(scores[:, None], self._graph.mask.shape)
         parts = [_part(_P.CURVE, summary)]
+        if self._asked.nodes is not None:
+            if chosen is not None:
+                parts.append(_part(_P.NODES, _nodes(found[chosen][0].kept, scores, is_sorted=True)))
+            if curve.with_scores:
+                parts.append(_part(_P.NODE_SCORES, _nodes(self._asked.whole, scores)))
+            return parts
+        of_edges = scores if scores.ndim == 2 else np.broadcast_to(scores[:, None], self._graph.mask.shape)
         if chosen is not None:
             parts.append(_part(_P.CIRCUIT, _edges(found[chosen][0].kept, of_edges, is_sorted=True)))
         if curve.with_scores:
@@ -229,6 +251,14 @@ def _edges(kept: Mask, scores: Scores | None = None, *, is_sorted: bool = False)
         readers=tuple(readers[order].tolist()),
         scores=tuple(values[order].tolist()),
     )
+
+
+def _nodes(kept: Mask, scores: Scores, *, is_sorted: bool = False) -> CircuitNodes:
+    """The nodes of a circuit, with their *scores* [N]; sorted by magnitude, or in their order."""
+    (nodes,) = np.nonzero(kept)
+    values = scores[nodes].astype(np.float32)
+    order = np.argsort(-np.abs(values), kind="stable") if is_sorted else slice(None)
+    return CircuitNodes(nodes=tuple(nodes[order].tolist()), scores=tuple(values[order].tolist()))
 
 
 def _part(kind: CircuitPartKind, value: CircuitValue) -> CircuitPart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dst_grpc.causal.alternative_scores import alternative_scores
+from dst_grpc.causal.alternative_scores import alternative_scores, node_scores
 from dst_grpc.causal.circuit_runs import CutRuns, RowLogits, reference_logits
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
 from dst_grpc.causal.cut_edges import CutRow
+from dst_grpc.causal.node_runs import NodeRow, NodeRuns
 from dst_grpc.causal.read_logits import diverges_from_source
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
@@ -25,14 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.circuit_runs import LateRuns
     from dst_grpc.causal.circuits import Mask, Scores
     from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.node_space import NodeSpace
     from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
+    from dst_grpc.scalars.origins import Origin
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
     References = Sequence[torch.Tensor | None]
@@ -44,14 +49,21 @@ class BlockRuns:
 
     block: range
     """Places of the pairs."""
-    runs: CutRuns
+    runs: LateRuns[Any]
     """Runs rows upon them."""
     references: References
     """The logits [V] that each pair's metric is a divergence from; None of other metrics."""
 
 
-class Trials:
+class Trials(ABC):
     """Runs circuits upon blocks of pairs."""
+
+    @staticmethod
+    def of(asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check) -> Trials:
+        """Those of a request, whose circuits are of edges or of nodes; arguments are those of the classes."""
+        if asked.nodes is None:
+            return EdgeTrials(asked, decoder, splices, check)
+        return NodeTrials(asked, decoder, splices, check, asked.nodes)
 
     def __init__(self, asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check) -> None:
         """Run nothing yet.
@@ -69,7 +81,7 @@ class Trials:
         """Those of them with gradients."""
 
     def evaluated(self, circuits: Sequence[Mask]) -> Generator[int, None, Metrics]:
-        """Run *circuits* [S, D] upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
+        """Run *circuits* upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
         found = np.empty((len(circuits), len(self._asked.pairs)))
         rows = [self._row(circuit) for circuit in circuits]
         done = 0
@@ -103,7 +115,7 @@ class Trials:
                 found[circuit, pair] = self._metric(runs.block[pair], read)
         return found
 
-    def _passes(self, rows: Sequence[CutRow], runs: BlockRuns) -> Iterator[list[tuple[int, int, RowLogits]]]:
+    def _passes(self, rows: Sequence[Any], runs: BlockRuns) -> Iterator[list[tuple[int, int, RowLogits]]]:
         """For each pass, the circuit and the pair of each of its rows, and what the row's metric reads."""
         for places, ran in runs.runs.batches([replace(row, prompt=i) for i in range(len(runs.block)) for row in rows]):
             self.n_passes += 1
@@ -115,26 +127,41 @@ class Trials:
     def _metric(self, pair: int, read: RowLogits) -> float:
         return float(self._asked.pairs[pair].metric.scalar(read))
 
-    def _row(self, circuit: Mask) -> CutRow:
-        is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
-        return CutRow.of_circuit(self._asked.graph, circuit, 0, is_zero=is_zero)
+    @property
+    def _is_zero(self) -> bool:
+        return self._asked.request.alternative is pairs.Alternative.ZERO
+
+    @abstractmethod
+    def _row(self, circuit: Mask) -> CutRow | NodeRow:
+        """The row of a circuit."""
+
+    @abstractmethod
+    def _upon(self, base: RecordedRuns, writes: Writes) -> LateRuns[Any]:
+        """Runs rows upon *base*, with *writes* where something is cut."""
+
+    @abstractmethod
+    def _scores(
+        self,
+        base: RecordedRuns,
+        writes: Writes,
+        metrics: Sequence[Origin],
+        steps: int,
+        references: References,
+    ) -> tuple[torch.Tensor, int]:
+        """The scores of everything that may be kept, summed over prompts, and the passes that it took."""
+
+    @property
+    def _parts(self) -> tuple[Site, ...]:
+        """Sites of latents and errors that are recorded."""
+        return ()
 
     def scored(self, steps: int) -> Generator[int, None, Scores]:
-        """Score all edges; yields how many pairs are done, and returns the mean scores [S, D] over pairs."""
-        total = torch.zeros(self._asked.graph.mask.shape, dtype=torch.float64)
+        """Score everything that may be kept; yields how many pairs are done, and returns the mean scores over pairs."""
+        total = torch.zeros(self._asked.whole.shape, dtype=torch.float64)
         for block in self._asked.blocks():
             base, writes, references = self._recorded(block)
-            found, n_passes = alternative_scores(
-                self._decoder,
-                self._asked.graph,
-                base,
-                writes,
-                [self._asked.pairs[i].metric for i in block],
-                steps,
-                references=references,
-                splices=self._splices,
-                check=self._check,
-            )
+            metrics = [self._asked.pairs[i].metric for i in block]
+            found, n_passes = self._scores(base, writes, metrics, steps, references)
             total += found.cpu()
             self.n_passes += n_passes
             self.n_gradient_passes += n_passes
@@ -153,18 +180,14 @@ class Trials:
         references = reference_logits(self._decoder, metrics, base, source)
         if is_patching:
             return base, require(source).writes, references
-        if self._asked.request.alternative is pairs.Alternative.ZERO:
-            return base, Writes.zero(self._decoder), references
+        if self._is_zero:
+            return base, Writes.zero(self._decoder, self._parts), references
         return base, self._mean, references
 
     def _runs(self, block: range) -> BlockRuns:
         """The runs of circuits upon a block of pairs."""
         base, writes, references = self._recorded(block)
-        is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
-        alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
-        graph = self._asked.graph
-        runs = CutRuns(self._decoder, graph, base, alternative, splices=self._splices, check=self._check)
-        return BlockRuns(block, runs, references)
+        return BlockRuns(block, self._upon(base, writes), references)
 
     @cached_property
     def _mean(self) -> Writes:
@@ -180,7 +203,77 @@ class Trials:
         """The runs of *prompts*, with what the request changes."""
         self.n_passes += 1
         changes = self._asked.plan.run.interventions
-        return record(prompts, self._decoder, changes=changes, splices=self._splices, check=self._check)
+        return record(
+            prompts, self._decoder, parts=self._parts, changes=changes, splices=self._splices, check=self._check
+        )
+
+
+class EdgeTrials(Trials):
+    """Runs circuits of edges, [S, D]."""
+
+    def _row(self, circuit: Mask) -> CutRow:
+        return CutRow.of_circuit(self._asked.graph, circuit, 0, is_zero=self._is_zero)
+
+    def _upon(self, base: RecordedRuns, writes: Writes) -> CutRuns:
+        alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=self._is_zero)
+        graph = self._asked.graph
+        return CutRuns(self._decoder, graph, base, alternative, splices=self._splices, check=self._check)
+
+    def _scores(
+        self, base: RecordedRuns, writes: Writes, metrics: Sequence[Origin], steps: int, references: References
+    ) -> tuple[torch.Tensor, int]:
+        return alternative_scores(
+            self._decoder,
+            self._asked.graph,
+            base,
+            writes,
+            metrics,
+            steps,
+            references=references,
+            splices=self._splices,
+            check=self._check,
+        )
+
+
+class NodeTrials(Trials):
+    """Runs circuits of nodes with latents, [N]."""
+
+    def __init__(
+        self,
+        asked: CircuitPlan,
+        decoder: Decoder,
+        splices: Mapping[Site, Autoencoder],
+        check: Check,
+        space: NodeSpace,
+    ) -> None:
+        """As of any trials; *space* has the nodes."""
+        super().__init__(asked, decoder, splices, check)
+        self._space = space
+
+    @property
+    def _parts(self) -> tuple[Site, ...]:
+        return self._space.part_sites
+
+    def _row(self, circuit: Mask) -> NodeRow:
+        return NodeRow(0, ~circuit)
+
+    def _upon(self, base: RecordedRuns, writes: Writes) -> NodeRuns:
+        return NodeRuns(self._decoder, self._space, base, writes, splices=self._splices, check=self._check)
+
+    def _scores(
+        self, base: RecordedRuns, writes: Writes, metrics: Sequence[Origin], steps: int, references: References
+    ) -> tuple[torch.Tensor, int]:
+        return node_scores(
+            self._decoder,
+            self._space,
+            base,
+            writes,
+            metrics,
+            steps,
+            references=references,
+            splices=self._splices,
+            check=self._check,
+        )
 
 
 class Search:
@@ -221,12 +314,14 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.double().log_softmax(dim=-1)
 
 
-def selected(graph: Graph, scores: Scores, selection: CircuitSelection, orientation: Orientation, n: int) -> Mask:
-    """The circuit of *n* edges or nodes, [S, D], before pruning.
+def selected(
+    graph: Graph | None, scores: Scores, selection: CircuitSelection, orientation: Orientation, n: int
+) -> Mask:
+    """The circuit of *n* edges or nodes, before pruning: [S, D], or [N] of nodes with latents.
 
     Args:
-        graph: the model's.
-        scores: of edges [S, D] or of nodes [S].
+        graph: the model's; None for nodes with latents.
+        scores: of edges [S, D] or of nodes [S], with latents [N].
         selection: which are kept.
         orientation: which sign of the scores matters.
         n: how many are kept.
@@ -235,6 +330,8 @@ def selected(graph: Graph, scores: Scores, selection: CircuitSelection, orientat
         values = -scores if orientation is Orientation.NOISING else scores
     else:
         values = np.abs(scores)
+    if graph is None:
+        return top(values, n)
     if scores.ndim == 1:
         return edges_of_nodes(graph, top(values, n))
     return (greedy_edges if selection is CircuitSelection.GREEDY else top_edges)(graph, values, n)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitEdges, CircuitRequest, KeptCircuit
+from dst_grpc.domain.circuit import AcdcSearch, CircuitCurve, CircuitEdges, CircuitNodes, CircuitRequest, KeptCircuit
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.pairs import Alternative
@@ -45,6 +45,14 @@ common = {
     "autoencoders": tuples(names, unique=True),
     "ablation_specs": tuples(within_sources.map(forward)),
 }
+of_edges = {"latents": st.just(False)}
+latent_nodes = st.sampled_from(["input", "m7", "m0.l17", "a3.error", "r2", "r2.l0"])
+of_nodes = {
+    "latents": st.just(True),
+    "prune": st.sampled_from([None, False]),
+    "acdc": st.none(),
+    "circuits": tuples(st.builds(KeptCircuit, nodes=tuples(latent_nodes)), min_size=1),
+}
 of_runs = {"alternative": st.sampled_from([Alternative.PATCHING, Alternative.ZERO]), "reference": st.just(())}
 of_means = {
     "alternative": st.sampled_from([Alternative.MEAN, Alternative.MEAN_BY_POSITION]),
@@ -52,7 +60,9 @@ of_means = {
 }
 own(
     CircuitRequest,
-    built(CircuitRequest, acdc=values_of(AcdcSearch), **common, **of_runs)
-    | built(CircuitRequest, circuits=tuples(values_of(KeptCircuit), min_size=1), **common, **of_means),
+    built(CircuitRequest, acdc=values_of(AcdcSearch), **common, **of_runs, **of_edges)
+    | built(CircuitRequest, circuits=tuples(values_of(KeptCircuit), min_size=1), **common, **of_means, **of_edges)
+    | built(CircuitRequest, **common, **of_runs, **of_nodes),
 )
+own(CircuitNodes, st.builds(CircuitNodes, nodes=tuples(uint32), scores=tuples(floats32)))
 own(CircuitEdges, st.builds(CircuitEdges, sources=tuples(uint32), readers=tuples(uint32), scores=tuples(floats32)))

@@ -14,12 +14,14 @@ from dst_grpc.client import (
     ActivationIndex,
     ActivationLocationType,
     AsyncClient,
+    AttributedNode,
     CircuitKind,
     CircuitProgress,
     CircuitStage,
     Client,
     LossFnConfig,
     LossFnName,
+    PatchGrid,
     PromptPair,
     make_circuit_request,
     make_pair,
@@ -293,6 +295,53 @@ async def test_corrupt_prompts_are_not_needed_where_nothing_is_taken_from_them(e
         assert answer.header.pair_count == 1
         curve = await client.circuit(CLEAN, curve=True, **ask)
         assert curve.faithfulness[-1] == pytest.approx(1, abs=1e-4)
+
+
+async def test_latents_are_nodes_of_circuits(embedded_address: str) -> None:
+    """By their names, over the wire; a circuit of all but one is the run with that one patched."""
+    names, spliced = ("embedded/resid_delta_attn", "embedded/resid_delta_mlp"), "embedded/mlp_post_act"
+    ask: dict[str, Any] = {"target": " Mary", "distractor": " John"}
+    async with AsyncClient(embedded_address) as client:
+        both = await client.circuit(CLEAN, CORRUPT, autoencoders=names, latents=True, curve=True, **ask)
+        answer = await client.circuit(CLEAN, CORRUPT, autoencoders=spliced, latents=True, with_scores=True, **ask)
+        assert answer.scores is not None
+        nodes = [answer.node_name(i) for i in range(answer.header.node_count)]
+        assert [answer.place_of(name) for name in nodes] == list(range(len(nodes)))
+        assert len(set(nodes)) == len(nodes) == len(answer.scores)
+        latent = max((abs(answer.scores[i]), i) for i, name in enumerate(nodes) if ".l" in name)[1]
+        layer, entry = nodes[latent][1:].split(".l")
+        keeps = np.ones(len(nodes))
+        keeps[latent] = 0
+        given = await client.circuit(
+            CLEAN,
+            CORRUPT,
+            autoencoders=spliced,
+            latents=True,
+            circuits=[[*answer.sources, *(part.name for part in answer.header.parts)]],
+            scores=keeps,
+            fractions=[(len(nodes) - 0.5) / len(nodes)],
+            **ask,
+        )
+        grid = PatchGrid(node=AttributedNode.LATENT, layers=(int(layer),), entries=(int(entry),), all_positions=True)
+        patched = await client.patch(CLEAN, CORRUPT, grids=[grid], autoencoders=spliced, **ask)
+    assert given.of_kind(CircuitKind.GIVEN)[0].metric == pytest.approx(given.whole, abs=1e-5)
+    (cut,) = given.of_kind(CircuitKind.CURVE)
+    assert cut.metric == pytest.approx(float(patched["latent"].metric.item()), abs=1e-5)
+    assert abs(cut.metric - given.whole) > 1e-3
+    assert both.curve is not None
+    assert both.faithfulness[-1] == pytest.approx(1, abs=1e-5)
+    assert {part.name for part in both.header.parts} == {f"{place}{layer}" for place in "am" for layer in range(4)}
+    assert answer.curve is not None
+    assert answer.curve.chosen_index is not None
+    chosen = answer.of_kind(CircuitKind.CURVE)[answer.curve.chosen_index]
+    assert len(answer.nodes) == chosen.node_count
+    assert answer.edges == ()
+    # A file has the nodes, and gives the same circuit again.
+    kept = read_mib_json(json.loads(json.dumps(mib_json(answer)))).kept
+    assert set(kept.nodes) == {str(node) for node in answer.nodes}
+    async with AsyncClient(embedded_address) as client:
+        again = await client.circuit(CLEAN, CORRUPT, autoencoders=spliced, latents=True, circuits=[kept], **ask)
+    assert again.of_kind(CircuitKind.GIVEN)[0].metric == pytest.approx(chosen.metric, abs=1e-5)
 
 
 async def test_spliced_autoencoders_change_no_circuit(embedded_address: str) -> None:

@@ -86,7 +86,7 @@ class AcdcSearch(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., of_metric: bool = ..., absolute: bool = ...) -> None: ...
 
 class CircuitRequest(_message.Message):
-    __slots__ = ("request_id", "model", "pairs", "loss_fn_config", "autoencoders", "orientation", "alternative", "reference", "prune", "circuits", "curve", "acdc", "ablation_specs")
+    __slots__ = ("request_id", "model", "pairs", "loss_fn_config", "autoencoders", "orientation", "alternative", "reference", "prune", "circuits", "curve", "acdc", "ablation_specs", "latents")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class CircuitRequest(_message.Message):
     CURVE_FIELD_NUMBER: _ClassVar[int]
     ACDC_FIELD_NUMBER: _ClassVar[int]
     ABLATION_SPECS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     pairs: _containers.RepeatedCompositeFieldContainer[_pairs_pb2.PromptPair]
@@ -113,10 +114,25 @@ class CircuitRequest(_message.Message):
     curve: CircuitCurve
     acdc: AcdcSearch
     ablation_specs: _containers.RepeatedCompositeFieldContainer[_config_pb2.AblationSpec]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[_pairs_pb2.PromptPair, _Mapping]]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., reference: _Optional[_Iterable[_Union[_inference_pb2.Prompt, _Mapping]]] = ..., prune: bool = ..., circuits: _Optional[_Iterable[_Union[KeptCircuit, _Mapping]]] = ..., curve: _Optional[_Union[CircuitCurve, _Mapping]] = ..., acdc: _Optional[_Union[AcdcSearch, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ...) -> None: ...
+    latents: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[_pairs_pb2.PromptPair, _Mapping]]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., reference: _Optional[_Iterable[_Union[_inference_pb2.Prompt, _Mapping]]] = ..., prune: bool = ..., circuits: _Optional[_Iterable[_Union[KeptCircuit, _Mapping]]] = ..., curve: _Optional[_Union[CircuitCurve, _Mapping]] = ..., acdc: _Optional[_Union[AcdcSearch, _Mapping]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., latents: bool = ...) -> None: ...
+
+class CircuitParts(_message.Message):
+    __slots__ = ("autoencoder", "name", "first_node", "latent_count", "has_error")
+    AUTOENCODER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_NODE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HAS_ERROR_FIELD_NUMBER: _ClassVar[int]
+    autoencoder: str
+    name: str
+    first_node: int
+    latent_count: int
+    has_error: bool
+    def __init__(self, autoencoder: _Optional[str] = ..., name: _Optional[str] = ..., first_node: _Optional[int] = ..., latent_count: _Optional[int] = ..., has_error: bool = ...) -> None: ...
 
 class CircuitHeader(_message.Message):
-    __slots__ = ("model", "sources", "readers", "edge_count", "d_model", "pair_count", "orientation", "alternative", "prune")
+    __slots__ = ("model", "sources", "readers", "edge_count", "d_model", "pair_count", "orientation", "alternative", "prune", "node_count", "parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +142,8 @@ class CircuitHeader(_message.Message):
     ORIENTATION_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVE_FIELD_NUMBER: _ClassVar[int]
     PRUNE_FIELD_NUMBER: _ClassVar[int]
+    NODE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     sources: _containers.RepeatedScalarFieldContainer[str]
     readers: _containers.RepeatedScalarFieldContainer[str]
@@ -135,7 +153,9 @@ class CircuitHeader(_message.Message):
     orientation: _pairs_pb2.Orientation
     alternative: _pairs_pb2.Alternative
     prune: bool
-    def __init__(self, model: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., readers: _Optional[_Iterable[str]] = ..., edge_count: _Optional[int] = ..., d_model: _Optional[int] = ..., pair_count: _Optional[int] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., prune: bool = ...) -> None: ...
+    node_count: int
+    parts: _containers.RepeatedCompositeFieldContainer[CircuitParts]
+    def __init__(self, model: _Optional[str] = ..., sources: _Optional[_Iterable[str]] = ..., readers: _Optional[_Iterable[str]] = ..., edge_count: _Optional[int] = ..., d_model: _Optional[int] = ..., pair_count: _Optional[int] = ..., orientation: _Optional[_Union[_pairs_pb2.Orientation, str]] = ..., alternative: _Optional[_Union[_pairs_pb2.Alternative, str]] = ..., prune: bool = ..., node_count: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[CircuitParts, _Mapping]]] = ...) -> None: ...
 
 class CircuitProgress(_message.Message):
     __slots__ = ("stage", "done", "total", "kept_edge_count", "metric")
@@ -197,8 +217,16 @@ class CircuitEdges(_message.Message):
     scores: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, sources: _Optional[_Iterable[int]] = ..., readers: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class CircuitNodes(_message.Message):
+    __slots__ = ("nodes", "scores")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[int]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, nodes: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class CircuitFrame(_message.Message):
-    __slots__ = ("header", "progress", "evaluation", "curve", "circuit", "found", "scores", "trailer", "partial")
+    __slots__ = ("header", "progress", "evaluation", "curve", "circuit", "found", "scores", "trailer", "nodes", "node_scores", "partial")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +235,8 @@ class CircuitFrame(_message.Message):
     FOUND_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    NODE_SCORES_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     header: CircuitHeader
     progress: CircuitProgress
@@ -216,8 +246,10 @@ class CircuitFrame(_message.Message):
     found: CircuitEdges
     scores: CircuitEdges
     trailer: _explain_pb2.RunsTrailer
+    nodes: CircuitNodes
+    node_scores: CircuitNodes
     partial: bool
-    def __init__(self, header: _Optional[_Union[CircuitHeader, _Mapping]] = ..., progress: _Optional[_Union[CircuitProgress, _Mapping]] = ..., evaluation: _Optional[_Union[CircuitEvaluation, _Mapping]] = ..., curve: _Optional[_Union[CurveSummary, _Mapping]] = ..., circuit: _Optional[_Union[CircuitEdges, _Mapping]] = ..., found: _Optional[_Union[CircuitEdges, _Mapping]] = ..., scores: _Optional[_Union[CircuitEdges, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., partial: bool = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[CircuitHeader, _Mapping]] = ..., progress: _Optional[_Union[CircuitProgress, _Mapping]] = ..., evaluation: _Optional[_Union[CircuitEvaluation, _Mapping]] = ..., curve: _Optional[_Union[CurveSummary, _Mapping]] = ..., circuit: _Optional[_Union[CircuitEdges, _Mapping]] = ..., found: _Optional[_Union[CircuitEdges, _Mapping]] = ..., scores: _Optional[_Union[CircuitEdges, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., nodes: _Optional[_Union[CircuitNodes, _Mapping]] = ..., node_scores: _Optional[_Union[CircuitNodes, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class CircuitResponse(_message.Message):
     __slots__ = ("request_id", "frames")
