@@ -15,7 +15,7 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.engine.autoencoder import activated
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.norm import wide
-from dst_grpc.engine.transcoders import ActiveFeatures
+from dst_grpc.engine.transcoders import ActiveFeatures, active_in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,10 +81,11 @@ class CrossLayerTranscoder:
     def active(self, x: torch.Tensor) -> ActiveFeatures:
         """The active ones of them; raises likewise.
 
-        With TopK all activations are in memory at once, else those of one block of the encoder.
+        Activations are in memory of all tokens and one block of the encoder at once; with TopK, which compares all
+        features of a token, of some tokens.
         """
         if self.activation is AutoencoderActivation.TOP_K:
-            return ActiveFeatures.of(self.activations(x))
+            return active_in_parts(self, x)
         parts = []
         for begin, pre in self._pre_activations(x):
             found = ActiveFeatures.of(self._activated(pre, begin))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.layer import Layer
 
+_ACTIVATIONS_AT_ONCE = 1 << 24
+"""Activations that are in memory at once while the active ones are looked for."""
 _ROWS_AT_ONCE = 4096
 """Rows of decoders that a reconstruction reads at once."""
 
@@ -87,13 +89,24 @@ class TranscoderLayer(Protocol):
         """Activations [T, F] of inputs *x* [T, d], float32 or wider."""
 
     def active(self, x: torch.Tensor) -> ActiveFeatures:
-        """The active ones of `activations`, which need not be in memory as a whole."""
+        """The active ones of `activations`, which are never in memory as a whole if they are many."""
 
     def encoder_rows(self, features: torch.Tensor) -> torch.Tensor:
         """Wenc of *features* [n]: [n, d], float32 or wider."""
 
     def decoder_rows(self, features: torch.Tensor, written: int) -> torch.Tensor:
         """What *features* [n] write to layer *written* of `written` at an activation of 1: [n, d], float32 or wider."""
+
+
+def active_in_parts(layer: TranscoderLayer, x: torch.Tensor, *, at_once: int = _ACTIVATIONS_AT_ONCE) -> ActiveFeatures:
+    """The active features of *layer* at inputs *x* [T, d], from the activations of some tokens, *at_once* or less."""
+    n_at_once = max(1, at_once // layer.n_features)
+    parts = [ActiveFeatures.of(layer.activations(some)) for some in x.split(n_at_once)]
+    return ActiveFeatures(
+        torch.cat([part.tokens + i * n_at_once for i, part in enumerate(parts)]),
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.values for part in parts]),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +160,7 @@ class PerLayerTranscoder:
 
     def active(self, x: torch.Tensor) -> ActiveFeatures:
         """The active ones of them."""
-        return ActiveFeatures.of(self.activations(x))
+        return active_in_parts(self, x)
 
     def encoder_rows(self, features: torch.Tensor) -> torch.Tensor:
         """Wenc of *features* [n]: [n, d]."""

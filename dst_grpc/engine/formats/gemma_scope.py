@@ -51,6 +51,8 @@ _KINDS: dict[str, tuple[DerivedScalarType, ModelNorm, DerivedScalarType | None]]
 }
 
 
+_MLP_NORMS = {"hf_hook_point_in": "pre_feedforward_layernorm", "hf_hook_point_out": "post_feedforward_layernorm"}
+"""What a cross-layer transcoder reads and predicts, by the keys that say so: outputs of the norms around the MLP."""
 _KEYS = KnownKeys(
     read=frozenset({"hf_hook_point_in", "hf_hook_point_out", "width", "l0", "affine_connection", "type"}),
     only={"architecture": ("jump_relu",)},
@@ -116,12 +118,16 @@ def _open_second(files: FileGroup) -> AutoencoderFile:
 def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
     path, source = files.path, open_tensors(files.weights)
     layer = require(GEMMA_SCOPE_2_CROSS_LAYER.layer_of(path.name))
-    if any(folder.name.startswith("crosscoder") for folder in list(path.parents)[:3]):
-        raise corrupt(path, "is of a crosscoder, which reads several layers at once: only transcoders are supported")
     found = next(iter(files.beside.values()), None)
     config = ConfigValues(path, {}) if found is None else ConfigValues.read(found)
     _KEYS.check(config)
-    config.require("type", ("clt", "transcoder", "cross_layer_transcoder"))
+    if config.values.get("type") == "crosscoder" or any(
+        folder.name.startswith("crosscoder") for folder in list(path.parents)[:3]
+    ):
+        raise corrupt(path, "is of a crosscoder, which reads several layers at once: only transcoders are supported")
+    for key, module in _MLP_NORMS.items():  # of one layer, or of all of them
+        if key in config.values and module not in str(config.values[key]):
+            raise config.refusal(key, f"is {config.values[key]!r}: only cross-layer transcoders of MLPs are supported")
     decoder = _spelled("w_dec", source.shapes)
     parts = {
         Role.ENCODER: StoredTensor(_spelled("w_enc", source.shapes), is_swapped=True),

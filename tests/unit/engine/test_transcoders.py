@@ -17,7 +17,7 @@ from dst_grpc.engine.cross_layer import CrossLayerTranscoder
 from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.engine.stored_matrix import StoredMatrix
-from dst_grpc.engine.transcoders import Transcoders
+from dst_grpc.engine.transcoders import PerLayerTranscoder, Transcoders, active_in_parts
 
 T, N, Z, LAYERS = 7, 6, 9, 4
 RNG = torch.Generator().manual_seed(3)
@@ -78,6 +78,13 @@ def test_before_the_first_token_that_counts_nothing_is_active() -> None:
     for name in ("tokens", "features", "values"):
         assert torch.equal(getattr(whole, name)[kept], getattr(later, name))
     assert len(found.active(0, X, first=T)) == 0
+
+
+def test_active_features_of_many_tokens_are_found_some_tokens_at_a_time() -> None:
+    one = PerLayerTranscoder(0, KINDS["TopK"])
+    whole, parts = one.active(X), active_in_parts(one, X, at_once=2 * Z)
+    for name in ("tokens", "features", "values"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
 
 # Across layers

@@ -252,8 +252,24 @@ def test_gemma_scope_2_across_layers_with_every_layer_the_last_included(tmp_path
 
 def test_a_crosscoder_is_refused_as_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "crosscoder" / "layer_7_13_width_65k_l0_big" / "params_layer_0.safetensors"
-    with pytest.raises(DataLoss, match="is of a crosscoder, which reads several layers at once"):
-        read_header(write(path, gemma_layer(0)))
+    other = tmp_path / "params_layer_0.safetensors"
+    for each in (write(path, gemma_layer(0)), write(other, gemma_layer(0), {"type": "crosscoder"}, "config.json")):
+        with pytest.raises(DataLoss, match="is of a crosscoder, which reads several layers at once"):
+            read_header(each)
+
+
+def test_gemma_scope_2_across_layers_says_where_it_reads_and_writes_or_leaves_it_to_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "params_layer_2.safetensors"
+    places = [f"model.layers.{layer}.pre_feedforward_layernorm.output" for layer in range(LAYERS)]
+    for said in (places[0], places):
+        assert read_header(write(path, gemma_layer(2), {"hf_hook_point_in": said}, "config.json")).layer_index == 2
+    for key in ("hf_hook_point_in", "hf_hook_point_out"):
+        write(path, gemma_layer(2), {key: "model.layers.0.output"}, "config.json")
+        with pytest.raises(DataLoss, match=f"config.json: {key} is 'model.layers.0.output': only cross-layer"):
+            read_header(path)
+    without_skip = {name: tensor for name, tensor in gemma_layer(2).items() if name != "affine_skip_connection"}
+    with pytest.raises(DataLoss, match="lacks 'affine_skip_connection', although its config has affine_connection"):
+        read_header(write(path, without_skip, {"affine_connection": True}, "config.json"))
 
 
 @pytest.mark.parametrize(
