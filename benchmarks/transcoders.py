@@ -22,14 +22,14 @@ from safetensors import safe_open
 from benchmarks.contexts import forget_peak, resident_bytes, write_gpt2_small
 from benchmarks.measure import conditions, interleaved
 from benchmarks.subjects import GPT2_SMALL
-from dst_grpc.contexts.loading import FileLoader, record
+from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
-from dst_grpc.domain.scalar_types import DerivedScalarType
-from dst_grpc.engine.autoencoder_input import input_site
 from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.engine.stored_matrix import StoredMatrix
 from dst_grpc.errors import require
+from dst_grpc.graphs.building import build
+from dst_grpc.graphs.question import GraphQuestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,6 +40,7 @@ _BYTES = 8 * _GIB
 _TOKENS = 64
 _ACTIVE = 100
 """Features of a layer that are active at every token: their biases are positive."""
+_NODES = 200
 _ROWS = 2000
 _ROUNDS = 7
 
@@ -84,8 +85,7 @@ def write_cross_layer(folder: Path, n_bytes: int) -> int:
 
 
 def _used(folder: str, answer: Connection) -> None:
-    """Load it, and explain a prompt with it: sends peaks of resident memory, what is resident then, and seconds."""
-    torch.set_grad_enabled(False)
+    """Load it, and build a graph with it: sends peaks of resident memory, what is resident then, and seconds."""
     registry = Registry.build(models={"m": Path(folder)}, device="cpu", include_embedded=False)
     loader = FileLoader(allow_failed_checks=True)
     model = loader.load_model(registry.model_entry("m"), lambda _: None)
@@ -97,18 +97,12 @@ def _used(folder: str, answer: Connection) -> None:
     loading, peak_of_loading = time.process_time() - started, resident_bytes("VmHWM")
     forget_peak()
     started = time.process_time()
-    layers = range(transcoders.n_layers)
-    sites = [
-        input_site(DerivedScalarType.RESID_POST_ATTN, layer, model.decoder.config.architecture) for layer in layers
-    ]
-    values = record(model.decoder, sites, list(range(100, 100 + _TOKENS)))
-    x = {layer: transcoders.input(layer, values[sites[layer]], model.decoder.layers[layer]) for layer in layers}
-    active = {layer: transcoders.active(layer, x[layer]) for layer in layers}
-    for layer in layers:
-        assert torch.isfinite(transcoders.reconstruction(layer, active, x[layer])).all()
+    question = GraphQuestion(token_ids=tuple(range(100, 100 + _TOKENS)), max_feature_nodes=_NODES)
+    steps = list(build(question, model.decoder, transcoders))
+    assert steps[-1].done == _NODES
     using, peak_of_using = time.process_time() - started, resident_bytes("VmHWM")
     parts = (resident_bytes("RssAnon"), resident_bytes("RssFile"))
-    n_active = sum(map(len, active.values()))
+    n_active = len(steps[-1].candidates.active)
     counted = (transcoders.file_bytes, transcoders.parameter_bytes)
     answer.send((before, peak_of_loading, peak_of_using, *parts, loading, using, n_active, *counted))
 
@@ -133,8 +127,8 @@ def report() -> Iterator[str]:
         yield f"  resident before, with the model: {before / _GIB:.2f} GiB"
         yield f"  at most while it was loaded, checked and digested: {loading / _GIB:.2f} GiB, {load_s:.1f} s of CPU"
         yield (
-            f"  at most while {n_active} active features of {_TOKENS} tokens were found and decoded:"
-            f" {using / _GIB:.2f} GiB, {use_s:.1f} s of CPU; then {anonymous / _GIB:.2f} GiB anonymous,"
+            f"  at most while a graph of {_TOKENS} tokens, {n_active} active features and {_NODES} feature nodes was"
+            f" built: {using / _GIB:.2f} GiB, {use_s:.1f} s of CPU; then {anonymous / _GIB:.2f} GiB anonymous,"
             f" {mapped / _GIB:.2f} GiB of files"
         )
         yield from _reading(place / "W_dec_0.safetensors", place / "W_enc_0.safetensors", n_features)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.layer import Layer
 
-_ACTIVATIONS_AT_ONCE = 1 << 24
-"""Activations that are in memory at once while the active ones are looked for."""
+ACTIVATIONS_AT_ONCE = 1 << 24
+"""Activations that are in memory at once while the active ones are looked for, if a token has no more."""
 _ROWS_AT_ONCE = 4096
 """Rows of decoders that a reconstruction reads at once."""
 
@@ -98,7 +98,7 @@ class TranscoderLayer(Protocol):
         """What *features* [n] write to layer *written* of `written` at an activation of 1: [n, d], float32 or wider."""
 
 
-def active_in_parts(layer: TranscoderLayer, x: torch.Tensor, *, at_once: int = _ACTIVATIONS_AT_ONCE) -> ActiveFeatures:
+def active_in_parts(layer: TranscoderLayer, x: torch.Tensor, *, at_once: int = ACTIVATIONS_AT_ONCE) -> ActiveFeatures:
     """The active features of *layer* at inputs *x* [T, d], from the activations of some tokens, *at_once* or less."""
     n_at_once = max(1, at_once // layer.n_features)
     parts = [ActiveFeatures.of(layer.activations(some)) for some in x.split(n_at_once)]

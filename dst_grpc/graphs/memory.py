@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.engine.transcoders import ACTIVATIONS_AT_ONCE
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.graphs.frozen_layer import PATTERN_BYTES
 from dst_grpc.graphs.local_model import WRITES_AT_ONCE
-from dst_grpc.graphs.recording import ENCODED_BYTES
 
 if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
@@ -132,5 +132,5 @@ def _recording_bytes(config: DecoderConfig, transcoders: Transcoders, n_tokens: 
     recorded = (4 * config.n_layers + 8) * config.d_model
     of_mlp = (4 if config.gated else 2) * config.d_mlp
     features = max(map(transcoders.n_features, range(config.n_layers)), default=0)
-    encoded = min(n_tokens * features * item, max(ENCODED_BYTES, features * item))
+    encoded = min(n_tokens * features, max(ACTIVATIONS_AT_ONCE, features)) * item
     return n_tokens * (recorded + of_mlp) * item + 3 * encoded + WRITES_AT_ONCE * config.d_model * item * 2

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.transcoders import Transcoders
 
 _L = ActivationLocationType
-ENCODED_BYTES = 64 << 20
-"""Most bytes of dense activations of a layer that are computed at once, unless those of one token take more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -124,7 +122,7 @@ def record(
             if transcoders.input_norm(layer) is not ModelNorm.NONE:
                 input_scale = block.mlp_norm.scale(read_here)
             x = transcoders.input(layer, read_here, block)
-            active = explained[layer] = _active(transcoders, layer, x, n_zeroed)
+            active = explained[layer] = transcoders.active(layer, x, first=n_zeroed)
             error = error - transcoders.reconstruction(layer, explained, x)
         error[:n_zeroed] = 0
         layers.append(
@@ -139,20 +137,6 @@ def record(
         n_active += len(active)
     final_scale = decoder.final_norm.scale(residual[-1])
     return Recording(tokens=tokens, layers=tuple(layers), final_scale=final_scale, logits=logits)
-
-
-def _active(transcoders: Transcoders, layer: int, x: torch.Tensor, n_zeroed: int) -> ActiveFeatures:
-    """The active features of *layer* at inputs *x* [T, d], from the first token that is not zeroed on."""
-    step = max(ENCODED_BYTES // (transcoders.n_features(layer) * x.itemsize), 1)
-    parts = [_nothing_active(wide(x))]
-    for first in range(n_zeroed, len(x), step):
-        found = transcoders.active(layer, x[first : first + step])
-        parts.append(ActiveFeatures(found.tokens + first, found.features, found.values))
-    return ActiveFeatures(
-        torch.cat([one.tokens for one in parts]),
-        torch.cat([one.features for one in parts]),
-        torch.cat([one.values for one in parts]),
-    )
 
 
 def _nothing_active(like: torch.Tensor) -> ActiveFeatures:
