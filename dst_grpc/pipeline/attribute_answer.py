@@ -27,7 +27,7 @@ from dst_grpc.engine.element_types import is_finite, out_of_range, why_out_of_ra
 from dst_grpc.errors import require
 from dst_grpc.pipeline.attribute_planner import AttributePlan
 from dst_grpc.pipeline.attribute_scoring import GraphScoring, TokenScoring
-from dst_grpc.pipeline.pair_answer import PairsAnswer
+from dst_grpc.pipeline.stepped_answer import SteppedAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ _ELEMENTS_OF_A_PART = 1 << 17
 Parts = list[AttributePart]
 
 
-class AttributeAnswer(PairsAnswer[AttributePlan, AttributePart]):
+class AttributeAnswer(SteppedAnswer[AttributePlan, AttributePart]):
     """The answer to one request, computed in steps."""
 
     def __init__(

@@ -30,7 +30,7 @@ from dst_grpc.domain.circuit import (
 from dst_grpc.errors import require
 from dst_grpc.pipeline.circuit_planner import CircuitPlan
 from dst_grpc.pipeline.circuit_trials import Trials, selected
-from dst_grpc.pipeline.pair_answer import PairsAnswer
+from dst_grpc.pipeline.stepped_answer import SteppedAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -62,7 +62,7 @@ class _Trial:
     fraction: float | None = None
 
 
-class CircuitAnswer(PairsAnswer[CircuitPlan, CircuitPart]):
+class CircuitAnswer(SteppedAnswer[CircuitPlan, CircuitPart]):
     """The answer to one request, computed in steps."""
 
     def __init__(

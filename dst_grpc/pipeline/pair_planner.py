@@ -3,10 +3,9 @@ the field that it came from. Pure; reads no weights."""
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.causal.attribution import Pair
 from dst_grpc.domain.attribute_requests import AttributeRequest
@@ -18,9 +17,10 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import require
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from typing import Protocol
 
     from dst_grpc.contexts.registry import Registry
@@ -73,25 +73,13 @@ BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairsPlan(ABC, Generic[R]):
-    """A request about pairs, checked and completed."""
+class PairsPlan(SteppedPlan[R]):
+    """A request about pairs, checked and completed; its run is the first clean one."""
 
-    request: R
-    """The request."""
-    plan: Plan
-    """The plan of the first clean run, for what is the same of all."""
     pairs: tuple[Pair, ...]
     """The prompts that are run, and those that values are taken from, if there are any."""
     reference: tuple[tuple[int, ...], ...] = ()
     """The prompts of a mean."""
-
-    @property
-    def plans(self) -> tuple[Plan, ...]:
-        """The plan whose run the answer begins with."""
-        return (self.plan,)
-
-    held_bytes: ClassVar[int | None] = None
-    """It takes as much once that run is over: the answer runs the others."""
 
     @property
     def longest(self) -> int:
@@ -108,11 +96,6 @@ class PairsPlan(ABC, Generic[R]):
         step = self.pairs_of_a_block
         for start in range(0, len(self.pairs), step):
             yield range(start, min(start + step, len(self.pairs)))
-
-    def digest(self, model: str, autoencoders: Sequence[str]) -> str:
-        """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""
-        question = replace(self.request, request_id="", model=None)
-        return hashlib.sha256(repr((model, tuple(autoencoders), question)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

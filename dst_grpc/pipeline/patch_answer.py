@@ -21,9 +21,9 @@ from dst_grpc.domain.patch_answers import (
     PatchPartKind,
 )
 from dst_grpc.engine.element_types import is_finite, out_of_range, why_out_of_range
-from dst_grpc.pipeline.pair_answer import PairsAnswer
 from dst_grpc.pipeline.patch_planner import PatchPlan
 from dst_grpc.pipeline.patch_runs import PatchRuns
+from dst_grpc.pipeline.stepped_answer import SteppedAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ _P = PatchPartKind
 Parts = list[PatchPart]
 
 
-class PatchAnswer(PairsAnswer[PatchPlan, PatchPart]):
+class PatchAnswer(SteppedAnswer[PatchPlan, PatchPart]):
     """The answer to one request, computed in steps."""
 
     def __init__(

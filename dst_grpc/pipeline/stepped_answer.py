@@ -1,5 +1,5 @@
-"""What the answers to requests about pairs of prompts share: they are computed in short steps, after the run of the
-first clean prompt."""
+"""What the answers to causal questions, and to requests for graphs, share: they are computed in short steps, after one
+run of a prompt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.pipeline.not_finite import error_of
-from dst_grpc.pipeline.pair_planner import PairsPlan
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import splices_of
+from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.pipeline.run import RunResult
 
-A = TypeVar("A", bound=PairsPlan[Any])
+A = TypeVar("A", bound=SteppedPlan[Any])
 P = TypeVar("P")
 
 
-class PairsAnswer(ABC, Generic[A, P]):
+class SteppedAnswer(ABC, Generic[A, P]):
     """The answer, of parts P, to one request with a plan A."""
 
     def __init__(
