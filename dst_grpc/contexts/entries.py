@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
@@ -18,11 +18,13 @@ from dst_grpc.domain.resolution import (
     ModelInfo,
 )
 from dst_grpc.engine.element_types import TORCH_TYPES
+from dst_grpc.engine.special_tokens import SpecialTokens
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.errors import DataLoss, NotFound, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from dst_grpc.domain.components import NodeType, TensorElementType
     from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -35,6 +37,7 @@ EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested on registration, larger ones when they are first loaded."""
 _LIVE = "-live"
 _W = TypeVar("_W", bound=str)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,22 +151,18 @@ class ContextEntry(ABC):
         return self.kind, self.name, self.element_type, self.device, self.files.identity(), self.registered
 
 
-class _LazyTokenizer:
-    """Reads a tokenizer when it is first needed, on the thread that needs it."""
+class _ReadOnce(Generic[T]):
+    """Reads something when it is first needed, on the thread that needs it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
+        self.found: T | None = None
 
-    @property
-    def is_quick(self) -> bool:
-        return self._tokenizer is not None and not self._tokenizer.is_confined
-
-    def get(self, checkpoint: Checkpoint) -> Tokenizer:
+    def get(self, read: Callable[[Path, int], T], checkpoint: Checkpoint) -> T:
         with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer.from_folder(checkpoint.folder, checkpoint.config.vocab_size)
-            return self._tokenizer
+            if self.found is None:
+                self.found = read(checkpoint.folder, checkpoint.config.vocab_size)
+            return self.found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,7 +171,8 @@ class ModelEntry(ContextEntry):
 
     checkpoint: Checkpoint
     """Its config and headers."""
-    _tokenizer: _LazyTokenizer = field(default_factory=_LazyTokenizer, repr=False)
+    _tokenizer: _ReadOnce[Tokenizer] = field(default_factory=_ReadOnce, repr=False)
+    _special: _ReadOnce[SpecialTokens] = field(default_factory=_ReadOnce, repr=False)
 
     @property
     def kind(self) -> ContextKind:
@@ -197,11 +197,16 @@ class ModelEntry(ContextEntry):
     @property
     def has_quick_tokenizer(self) -> bool:
         """Whether its tokenizer is read, and runs in this process, so that asking it does not block."""
-        return self._tokenizer.is_quick
+        found = self._tokenizer.found
+        return found is not None and not found.is_confined
 
     def tokenizer(self) -> Tokenizer:
         """Its tokenizer, read once; raises DataLoss if it is unreadable or has more tokens than the model."""
-        return self._tokenizer.get(self.checkpoint)
+        return self._tokenizer.get(Tokenizer.from_folder, self.checkpoint)
+
+    def special_tokens(self) -> SpecialTokens:
+        """Its special tokens, read once; raises DataLoss if its files are unreadable."""
+        return self._special.get(SpecialTokens.from_folder, self.checkpoint)
 
     def info(self, *, default_model: bool, autoencoders: tuple[str, ...]) -> ModelInfo:
         """Its catalogue entry while it is not loaded."""

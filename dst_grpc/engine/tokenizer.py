@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-_MAX_FILE_BYTES = 1 << 28
+MAX_FILE_BYTES = 1 << 28
 _SHOWN_TOKENS = 8
 _CHARACTERS_PER_TOKEN = 16
 """More than most texts have."""
@@ -65,7 +65,7 @@ class Tokenizer:
                 added ones, from *n_embedded* on.
         """
         path = folder / TOKENIZER
-        raw = read_small(File.at(path), _MAX_FILE_BYTES)
+        raw = read_small(File.at(path), MAX_FILE_BYTES)
         tokenizer = open_library(path, raw)
         if n_embedded is not None:
             _check_fits(path, _n_ids(tokenizer.get_vocab(with_added_tokens=False)), n_embedded)
@@ -240,7 +240,7 @@ def check_tokenizer(path: Path, n_embedded: int) -> None:
     Raises:
         DataLoss: if it is unreadable, no tokenizer, or has tokens, other than added ones, from *n_embedded* on.
     """
-    content = content_of(path, read_small(File.at(path), _MAX_FILE_BYTES))
+    content = content_of(path, read_small(File.at(path), MAX_FILE_BYTES))
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         raise corrupt(path, "is no tokenizer: it has no model")
