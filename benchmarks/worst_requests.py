@@ -15,6 +15,7 @@ from dst_grpc._gen.dst.v1 import (
     derived_scalar_service_pb2,
     derived_scalar_type_pb2,
     explain_pb2,
+    graph_service_pb2,
     inference_pb2,
     resolution_pb2,
     tensor_service_pb2,
@@ -35,6 +36,7 @@ _SERVICES = (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     tensor_service_pb2,
 )
 _OPERATORS_OWN = {"LoadContext", "UnloadContext", "UnpinContext", "WatchContexts", "ReloadRegistry"}

@@ -24,7 +24,7 @@ from dst_grpc.domain.attribute_answers import (
 )
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.callers import Grants
+from dst_grpc.domain.callers import Caller, Grants
 from dst_grpc.domain.circuit import (
     CircuitEdges,
     CircuitEvaluation,
@@ -43,6 +43,9 @@ from dst_grpc.domain.components import Dimension, NodeType, PassType, TensorElem
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind
+from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_answers import GraphPart, KeptGraph
+from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import (
@@ -85,6 +88,7 @@ from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.parts import Parts
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
+from tests.fake_graphs import KEPT, graph_parts, query_parts
 
 T = TypeVar("T")
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
@@ -92,6 +96,7 @@ Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 PatchScript = Callable[[PatchRequest], AsyncGenerator[Sequence[PatchPart | RunSummary], None]]
 AttributeScript = Callable[[AttributeRequest], AsyncGenerator[Sequence[AttributePart | RunSummary], None]]
 CircuitScript = Callable[[CircuitRequest], AsyncGenerator[Sequence[CircuitPart | RunSummary], None]]
+GraphScript = Callable[[GraphRequest | QueryGraphRequest], AsyncGenerator[Sequence[GraphPart | RunSummary], None]]
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 DIMENSIONS = ModelDimensions(
     n_layers=2, d_model=8, n_heads=2, n_key_value_heads=2, d_head=4, d_mlp=16, vocab_size=100, context_window=32
@@ -332,6 +337,9 @@ class FakePipeline:
         self.patch_scripts: dict[str, PatchScript] = {}
         self.attribute_scripts: dict[str, AttributeScript] = {}
         self.circuit_scripts: dict[str, CircuitScript] = {}
+        self.graph_scripts: dict[str, GraphScript] = {}
+        self.kept = [KEPT]
+        """The graphs that are kept."""
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
         self.running: set[str] = set()
@@ -391,6 +399,37 @@ class FakePipeline:
         sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]:
         return self._scripted(request, known, self.explain_scripts, lambda: explained(len(request.runs)))
+
+    def graph(
+        self,
+        request: GraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        return self._scripted(request, known, self.graph_scripts, lambda: [*graph_parts(), SUMMARY])
+
+    def query_graph(
+        self,
+        request: QueryGraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        return self._scripted(request, known, self.graph_scripts, lambda: [*query_parts(), SUMMARY])
+
+    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
+        return self.kept
+
+    def drop_graph(self, handle: str, caller: Caller) -> None:
+        left = [graph for graph in self.kept if graph.handle != handle]
+        if len(left) == len(self.kept):
+            raise NotFound.unknown("graph", handle, [], reason=Reason.GRAPH_NOT_FOUND)
+        self.kept = left
+
+    @property
+    def kept_graph_bytes(self) -> int:
+        return sum(graph.byte_count for graph in self.kept)
 
     def patch(
         self,

@@ -25,6 +25,7 @@ from dst_grpc._gen.dst.v1 import (
     circuit_pb2,
     context_service_pb2,
     explain_pb2,
+    graph_pb2,
     inference_pb2,
     patch_pb2,
     resolution_pb2,
@@ -37,11 +38,14 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import (
     DerivedScalarServiceServicer,
     add_DerivedScalarServiceServicer_to_server,
 )
+from dst_grpc._gen.dst.v1.graph_service_pb2_grpc import GraphServiceServicer, add_GraphServiceServicer_to_server
 from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceServicer, add_TensorServiceServicer_to_server
 from dst_grpc.client._loop import BackgroundLoop
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.domain.requests import (
@@ -62,14 +66,17 @@ from dst_grpc.wire.frames import ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
 from tests.fake_answers import AUTOENCODER, SERVER_INFO, context_status, frames_of, model_info, resolution_of
-from tests.fake_parts import attribute_parts, circuit_parts, patch_parts
+from tests.fake_graphs import KEPT, graph_parts, query_parts
+from tests.fake_parts import SUMMARY, attribute_parts, circuit_parts, patch_parts
 
+N_KEPT_GRAPHS = 3
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]
 
 
 class FakeService(
     DerivedScalarServiceServicer,
     CausalServiceServicer,
+    GraphServiceServicer,
     CatalogServiceServicer,
     ContextServiceServicer,
     TensorServiceServicer,
@@ -92,6 +99,10 @@ class FakeService(
         """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
         """What Explain was asked last."""
+        self.graph_asked: GraphRequest | None = None
+        """What Graph was asked last."""
+        self.graph_query: QueryGraphRequest | None = None
+        """What QueryGraph was asked last."""
         self.circuit_asked: CircuitRequest | None = None
         """What Circuit was asked last."""
         self.circuit_has_gap = True
@@ -197,6 +208,32 @@ class FakeService(
         parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None, has_gap=self.circuit_has_gap)
         for frames in self._frames(circuit_pb2.CircuitFrame, parts):
             yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
+
+    async def Graph(self, request: Any, context: Any) -> AsyncIterator[graph_pb2.GraphResponse]:
+        await self._enter(context)
+        self.graph_asked = read(GraphRequest, request)
+        parts = graph_parts(is_kept=self.graph_asked.keep is not False)
+        for frames in self._frames(graph_pb2.GraphFrame, [*parts, SUMMARY]):
+            yield graph_pb2.GraphResponse(request_id=request.request_id, frames=frames)
+
+    async def QueryGraph(self, request: Any, context: Any) -> AsyncIterator[graph_pb2.QueryGraphResponse]:
+        await self._enter(context)
+        self.graph_query = read(QueryGraphRequest, request)
+        for frames in self._frames(graph_pb2.GraphFrame, [*query_parts(), SUMMARY]):
+            yield graph_pb2.QueryGraphResponse(request_id=request.request_id, frames=frames)
+
+    async def ListGraphs(self, request: Any, context: Any) -> graph_pb2.ListGraphsResponse:
+        await self._enter(context)
+        place = int(request.page_token or 0)
+        token = str(place + 1) if place < N_KEPT_GRAPHS - 1 else ""
+        return graph_pb2.ListGraphsResponse(graphs=[to_wire(KEPT)], next_page_token=token)
+
+    async def DropGraph(self, request: Any, context: Any) -> graph_pb2.DropGraphResponse:
+        await self._enter(context)
+        if request.graph != KEPT.handle:
+            error = NotFound.unknown("graph", request.graph, [], reason=Reason.GRAPH_NOT_FOUND)
+            await self._abort(context, error)
+        return graph_pb2.DropGraphResponse()
 
     async def Patch(self, request: Any, context: Any) -> AsyncIterator[patch_pb2.PatchResponse]:
         await self._enter(context)
@@ -413,6 +450,7 @@ def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[F
         server = grpc.aio.server()
         add_DerivedScalarServiceServicer_to_server(service, server)
         add_CausalServiceServicer_to_server(service, server)
+        add_GraphServiceServicer_to_server(service, server)
         add_CatalogServiceServicer_to_server(service, server)
         add_ContextServiceServicer_to_server(service, server)
         add_TensorServiceServicer_to_server(service, server)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dst_grpc.domain.graph_edges import GraphEdges
-from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable, NamedNodes
+from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -17,17 +17,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class RandomGraph:
     """A graph as the values that travel, and as a matrix."""
 
-    nodes: NamedNodes
+    table: GraphNodeTable
     """Its nodes."""
     matrix: Array
     """Its weights by target and source, float32 [n, n]."""
     target_weights: Array
     """Of its targets, float32 [K]."""
-
-    @property
-    def table(self) -> GraphNodeTable:
-        """Its nodes."""
-        return self.nodes.table
 
     @property
     def edges(self) -> GraphEdges:
@@ -59,6 +54,7 @@ def random_graph(
         n_layers=n_layers,
         token_ids=random.integers(0, 100, n_tokens).tolist(),
         target_ids=ids,
+        target_names=[str(target) for target in targets],
     )
     n = len(table)
     weights = random.normal(size=(n, n)).astype(np.float32)
@@ -68,7 +64,7 @@ def random_graph(
     weights *= (writes_at[None] < table.depths[:, None]) & (table.tokens[None] <= table.tokens[:, None])
     weights[table.has_kind(GraphNodeKind.ERROR) | table.has_kind(GraphNodeKind.EMBEDDING)] = 0
     return RandomGraph(
-        nodes=NamedNodes(table, [str(target) for target in targets]),
+        table=table,
         matrix=weights,
         target_weights=random.uniform(0.05, 0.5, len(targets)).astype(np.float32),
     )

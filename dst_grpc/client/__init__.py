@@ -34,6 +34,10 @@ from dst_grpc.client._explain_requests import (
     make_explain_run,
     make_top_k_request,
 )
+from dst_grpc.client._graph import GraphLike, NodeFilterArguments
+from dst_grpc.client._graph_requests import GraphArguments, make_graph_request
+from dst_grpc.client._graph_views import GraphView, NamedEdge, NamedPath, NodeRow
+from dst_grpc.client._graphs import GraphAnswer
 from dst_grpc.client._interventions import (
     add_norm_scaled,
     clamp,
@@ -130,6 +134,30 @@ from dst_grpc.domain.explanations import (
     TokenPairs,
     TokenScore,
 )
+from dst_grpc.domain.graph import BeginToken, GraphEdgeSelection, GraphRequest, GraphTarget
+from dst_grpc.domain.graph_answers import (
+    GraphHeader,
+    GraphNodeScores,
+    GraphPart,
+    GraphPartKind,
+    GraphPath,
+    GraphPhase,
+    GraphProgress,
+    GraphSummary,
+    GraphTargetInfo,
+    KeptGraph,
+)
+from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, GraphNodeTable
+from dst_grpc.domain.graph_queries import (
+    GraphEdgeDirection,
+    GraphEdgeQuery,
+    GraphNeighbours,
+    GraphNodeFilter,
+    GraphPathQuery,
+    GraphPruning,
+    QueryGraphRequest,
+)
 from dst_grpc.domain.indices import ActivationIndex, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Direction, Intervention
 from dst_grpc.domain.locations import ActivationLocationType
@@ -179,6 +207,7 @@ __all__ = [
     "AutoencoderInfo",
     "Axis",
     "Baseline",
+    "BeginToken",
     "Caller",
     "CircuitAnswer",
     "CircuitArguments",
@@ -217,19 +246,50 @@ __all__ = [
     "ExplainRun",
     "Explanation",
     "ExplanationPart",
+    "GraphAnswer",
+    "GraphArguments",
+    "GraphEdgeDirection",
+    "GraphEdgeQuery",
+    "GraphEdgeSelection",
+    "GraphEdges",
+    "GraphHeader",
+    "GraphLike",
+    "GraphNeighbours",
+    "GraphNode",
+    "GraphNodeFilter",
+    "GraphNodeKind",
+    "GraphNodeScores",
+    "GraphNodeTable",
+    "GraphPart",
+    "GraphPartKind",
+    "GraphPath",
+    "GraphPathQuery",
+    "GraphPhase",
+    "GraphProgress",
+    "GraphPruning",
+    "GraphRequest",
+    "GraphSummary",
+    "GraphTarget",
+    "GraphTargetInfo",
+    "GraphView",
     "GroupValues",
     "InputNormalization",
     "Intervention",
     "ItemCancels",
     "KeptCircuit",
+    "KeptGraph",
     "LoadProgress",
     "LossFnConfig",
     "LossFnName",
     "MibCircuit",
     "ModelInfo",
     "ModelNorm",
+    "NamedEdge",
+    "NamedPath",
     "NodeAblation",
+    "NodeFilterArguments",
     "NodeIndex",
+    "NodeRow",
     "NodeScope",
     "NodeTable",
     "NodeTokenPairs",
@@ -264,6 +324,7 @@ __all__ = [
     "PromptPair",
     "PropagationRule",
     "PutTensor",
+    "QueryGraphRequest",
     "RankedCell",
     "RegistryChange",
     "RequestArguments",
@@ -315,6 +376,7 @@ __all__ = [
     "make_circuit_request",
     "make_explain_request",
     "make_explain_run",
+    "make_graph_request",
     "make_pair",
     "make_patch_request",
     "make_request",

@@ -13,6 +13,7 @@ from dst_grpc.client._channel import DEFAULT_TARGET, Connection, Tls
 from dst_grpc.client._circuit import CircuitCalls
 from dst_grpc.client._contexts import ContextCalls
 from dst_grpc.client._explain import ExplainCalls
+from dst_grpc.client._graph import GraphCalls
 from dst_grpc.client._inference import InferenceCalls
 from dst_grpc.client._loop import BackgroundLoop, Blocking, blocking, blocking_iterator
 from dst_grpc.client._patch import PatchCalls
@@ -24,7 +25,15 @@ from dst_grpc.errors import DstError
 
 
 class AsyncClient(
-    InferenceCalls, ExplainCalls, PatchCalls, AttributeCalls, CircuitCalls, CatalogCalls, ContextCalls, TensorCalls
+    InferenceCalls,
+    ExplainCalls,
+    PatchCalls,
+    AttributeCalls,
+    CircuitCalls,
+    GraphCalls,
+    CatalogCalls,
+    ContextCalls,
+    TensorCalls,
 ):
     """A client of one server, for one event loop.
 
@@ -101,6 +110,16 @@ class Client(Blocking[AsyncClient]):
     attribute_request = blocking(AsyncClient.attribute_request)
     circuit = blocking(AsyncClient.circuit)
     circuit_request = blocking(AsyncClient.circuit_request)
+    graph = blocking(AsyncClient.graph)
+    graph_request = blocking(AsyncClient.graph_request)
+    graph_parts = blocking_iterator(AsyncClient.graph_parts)
+    query_graph = blocking(AsyncClient.query_graph)
+    graph_neighbours = blocking(AsyncClient.graph_neighbours)
+    graph_paths = blocking(AsyncClient.graph_paths)
+    graph_edges = blocking(AsyncClient.graph_edges)
+    prune_graph = blocking(AsyncClient.prune_graph)
+    graphs = blocking(AsyncClient.graphs)
+    drop_graph = blocking(AsyncClient.drop_graph)
     put_tensor = blocking(AsyncClient.put_tensor)
     delete_tensor = blocking(AsyncClient.delete_tensor)
     server_info = blocking(AsyncClient.server_info)

@@ -121,7 +121,7 @@ class GraphRequest:
     max_bytes: int | None = None
     """Bytes of memory that the graph and its computation may take, beyond weights; None = what the server allows."""
     keep: bool | None = None
-    """Whether the server keeps the graph; None = if it has room."""
+    """Whether the server keeps the graph, else refuses to compute it; None = unless it takes more than it may keep."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""

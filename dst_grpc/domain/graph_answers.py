@@ -57,9 +57,7 @@ class GraphHeader:
     node_count: int
     """All nodes."""
     byte_count: int
-    """Bytes of the graph, if it is kept."""
-    will_be_kept: bool = False
-    """Whether it will be kept."""
+    """At most so many bytes does the graph take, if it is kept."""
 
 
 class GraphPhase(StrEnum):

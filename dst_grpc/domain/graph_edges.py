@@ -105,6 +105,11 @@ class GraphEdges:
         """The edges at *places*, indices or a mask, in that order."""
         return self.of_pairs(self.ends[places], self.sources[places], self.weights[places])
 
+    @property
+    def ascending(self) -> Self:
+        """The same edges, by ascending targets, then as they are."""
+        return self.at(np.argsort(self.ends, kind="stable"))
+
     def sums(self, n_nodes: int) -> Array:
         """The sum of the magnitudes of the edges into each node, float32 [n_nodes]."""
         return np.bincount(self.ends, np.abs(self.weights), minlength=n_nodes).astype(np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +114,8 @@ class GraphNodeTable:
     """The feature; the id of the token of an embedding or of a logit; else -1; int32 [m]."""
     activations: Array
     """The activation of a feature, else 0; float32 [m]."""
+    names: tuple[str, ...]
+    """Their names (m)."""
 
     def __post_init__(self) -> None:
         """Check that all columns are as long; raises InvalidRequest."""
@@ -127,6 +130,7 @@ class GraphNodeTable:
         n_layers: int,
         token_ids: Sequence[int],
         target_ids: Sequence[int],
+        target_names: Sequence[str],
     ) -> Self:
         """All nodes of a graph, in their order: features, errors, embeddings, targets.
 
@@ -136,11 +140,21 @@ class GraphNodeTable:
             n_layers: layers of the model.
             token_ids: the prompt (T).
             target_ids: the token id of each target; -1 for a direction.
+            target_names: what each direction is called; those of tokens are not read.
         """
         n_tokens, n_features, n_targets = len(token_ids), len(features), len(target_ids)
         positions = np.arange(n_tokens)
         counts = n_features, n_layers * n_tokens, n_tokens, n_targets
         no_layer, last = np.full(n_tokens + n_targets, -1), np.full(n_targets, n_tokens - 1)
+        named = [
+            *(GraphNode(GraphNodeKind.FEATURE, *place) for place in features[:, [0, 1, 2]].tolist()),
+            *(GraphNode(GraphNodeKind.ERROR, layer, token) for layer in range(n_layers) for token in range(n_tokens)),
+            *(GraphNode(GraphNodeKind.EMBEDDING, token=token) for token in range(n_tokens)),
+            *(
+                GraphNode(GraphNodeKind.TARGET, feature=token, direction=name if token < 0 else "")
+                for token, name in zip(target_ids, target_names, strict=True)
+            ),
+        ]
         return cls(
             nodes=np.arange(sum(counts), dtype=np.int32),
             kinds=np.repeat([kind.number for kind in _KINDS], counts).astype(np.int32),
@@ -148,6 +162,7 @@ class GraphNodeTable:
             tokens=_column(features[:, 1], np.tile(positions, n_layers + 1), last),
             features=_column(features[:, 2], np.full(counts[1], -1), token_ids, target_ids),
             activations=np.concatenate([activations, np.zeros(sum(counts[1:]))]).astype(np.float32),
+            names=tuple(map(str, named)),
         )
 
     def __len__(self) -> int:
@@ -156,7 +171,17 @@ class GraphNodeTable:
 
     def rows(self, places: Array | slice) -> Self:
         """The rows at *places*."""
-        return type(self)(**{each.name: getattr(self, each.name)[places] for each in fields(self)})
+        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "names"}
+        names = tuple(self.names[i] for i in np.arange(len(self))[places])
+        return type(self)(**{name: column[places] for name, column in columns.items()}, names=names)
+
+    def place(self, name: str) -> int:
+        """The row of the node of that *name*; raises KeyError if there is none."""
+        return self._places[name]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.names)}
 
     def has_kind(self, kind: GraphNodeKind) -> Array:
         """Which rows are of *kind*, bool [m]."""
@@ -199,46 +224,3 @@ def check_columns(table: Any) -> None:
 
 def _column(*parts: Any) -> Array:
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
-
-
-class NamedNodes:
-    """A table of all nodes of a graph, by name."""
-
-    def __init__(self, table: GraphNodeTable, targets: Sequence[str]) -> None:
-        """The nodes of *table*, in the graph's order; *targets* are what the graph calls its targets."""
-        self.table = table
-        self._targets = targets
-        self._first_target = len(table) - len(targets)
-
-    def node(self, number: int) -> GraphNode:
-        """What a node is."""
-        table = self.table
-        kind = _KINDS[int(table.kinds[number]) - 1]
-        layer, token, feature = int(table.layers[number]), int(table.tokens[number]), int(table.features[number])
-        if kind is GraphNodeKind.TARGET:
-            direction = self._targets[number - self._first_target] if feature < 0 else ""
-            return GraphNode(kind, feature=feature, direction=direction)
-        return GraphNode(kind, layer, token, -1 if kind is GraphNodeKind.EMBEDDING else feature)
-
-    def name(self, number: int) -> str:
-        """The name of a node."""
-        return str(self.node(number))
-
-    def number(self, name: str) -> int:
-        """The number of the node of that *name*.
-
-        Raises:
-            ValueError: if it is no name of a node.
-            KeyError: if the graph has no such node.
-        """
-        node = GraphNode.named(name)
-        table = self.table
-        found = table.has_kind(node.kind)
-        if node.kind is not GraphNodeKind.TARGET:
-            found &= (table.layers == node.layer) & (table.tokens == node.token)
-        if node.kind in {GraphNodeKind.FEATURE, GraphNodeKind.TARGET}:
-            found &= table.features == node.feature
-        for number in np.flatnonzero(found):
-            if self.node(int(number)) == node:
-                return int(number)
-        raise KeyError(name)

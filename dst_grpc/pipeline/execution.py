@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
-    from dst_grpc.domain.callers import Grant
+    from dst_grpc.domain.callers import Caller, Grant
     from dst_grpc.domain.results import RunSummary
     from dst_grpc.domain.sender import Sender
     from dst_grpc.engine.cancellation import Check
@@ -145,6 +145,10 @@ class Executor:
             deriving.cancel()
             batcher.release(ticket)
         yield last
+
+    def memory_of(self, caller: Caller) -> int:
+        """Bytes of a device, without weights, that requests of *caller* may take together."""
+        return int(self._limits.of_device.max_run_bytes * self._grant_of(caller.name).memory_share)
 
     def _grant_of(self, caller: str) -> Grant:
         return self.grants.of(caller)

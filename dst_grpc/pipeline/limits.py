@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.door import Bounds
+from dst_grpc.pipeline.kept_graphs import DEFAULT_KEPT_GRAPH_BYTES, DEFAULT_KEPT_GRAPH_SECONDS
 from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES
 
 DEFAULT_RUN_BYTES = 4 << 30
@@ -35,4 +36,9 @@ class Limits:
     store_bytes: int = DEFAULT_STORE_BYTES
     """Bytes of recordings kept for later requests about the same run; 0 keeps none."""
     share_recordings: bool = False
-    """Whether callers find one another's plans and recordings, and can tell by the time that an answer takes."""
+    """Whether callers find one another's plans, recordings and graphs, and can tell by the time that an answer
+    takes."""
+    kept_graph_bytes: int = DEFAULT_KEPT_GRAPH_BYTES
+    """Bytes of attribution graphs kept for later questions; 0 keeps none."""
+    kept_graph_seconds: float = DEFAULT_KEPT_GRAPH_SECONDS
+    """How long a graph is kept that nobody uses."""

@@ -12,6 +12,7 @@ from dst_grpc.domain.selections import PositionList
 from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
+from dst_grpc.pipeline.graph_planner import plan_graph
 from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.planner import make_plan, model_ref
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
+    from dst_grpc.domain.graph import GraphRequest
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.graph_planner import GraphPlan
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
 
@@ -149,6 +152,12 @@ class Planning:
     async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
         """As the function of the same name."""
         return await self._threads.run(plan_circuit, request, registry, known)
+
+    async def plan_graph(
+        self, request: GraphRequest, registry: Registry, known: Violations | None, limit_bytes: int
+    ) -> GraphPlan:
+        """As the function of the same name."""
+        return await self._threads.run(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes))
 
 
 def _made(make: Callable[[], Plan]) -> Plan:

@@ -31,6 +31,9 @@ class Work(Enum):
     CIRCUIT_STEP = "circuit step", 1e-4
     """A step of an answer about circuits: a pass."""
 
+    GRAPH_STEP = "graph step", 1e-4
+    """A block of rows of an attribution graph."""
+
     @property
     def guess(self) -> float:
         """Seconds for a unit."""

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.errors import DstError, join_path
@@ -15,6 +17,9 @@ from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
+from dst_grpc.pipeline.graph_answer import GraphAnswer
+from dst_grpc.pipeline.graph_query import answer_query
+from dst_grpc.pipeline.kept_graphs import KeptGraphs
 from dst_grpc.pipeline.limits import Limits
 from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.planner import model_ref
@@ -22,6 +27,7 @@ from dst_grpc.pipeline.planning import Planning
 from dst_grpc.pipeline.rates import Work
 from dst_grpc.pipeline.resolution import Resolver
 from dst_grpc.pipeline.tensor_answer import STEP_BYTES, TensorAnswer
+from dst_grpc.pipeline.whole_graph import WholeGraph
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -31,10 +37,13 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.attribute_answers import AttributePart
     from dst_grpc.domain.attribute_requests import AttributeRequest
-    from dst_grpc.domain.callers import Grants
+    from dst_grpc.domain.callers import Caller, Grants
     from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.explanations import ExplanationPart
+    from dst_grpc.domain.graph import GraphRequest
+    from dst_grpc.domain.graph_answers import KeptGraph
+    from dst_grpc.domain.graph_queries import QueryGraphRequest
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.patch_answers import PatchPart
     from dst_grpc.domain.request_tensors import TensorSource
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.execution import Contexts, StepwiseAnswer
     from dst_grpc.pipeline.explain_plan import ExplainPlan
+    from dst_grpc.pipeline.graph_planner import GraphPlan
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.run import RunResult
@@ -77,6 +87,8 @@ class AskedPlan(Protocol):
 
 
 PlanT = TypeVar("PlanT", bound=AskedPlan)
+_QUERIES_AT_ONCE = 2
+"""Questions about kept graphs that are answered at the same time."""
 T = TypeVar("T")
 
 
@@ -94,6 +106,8 @@ class Pipeline:
         self._planning = Planning(shared=limits.share_recordings, store_bytes=limits.store_bytes)
         self._resolver = Resolver(cache)
         self._executor = Executor(cache, limits)
+        self._graphs = KeptGraphs(limits.kept_graph_bytes, limits.kept_graph_seconds, shared=limits.share_recordings)
+        self._threads = Threads("dst-graph", at_once=_QUERIES_AT_ONCE)
 
     async def resolve(
         self,
@@ -243,6 +257,62 @@ class Pipeline:
 
         return self._answered(request.model or "", sender, plan, CircuitAnswer, Work.CIRCUIT_STEP)
 
+    async def graph(
+        self, request: GraphRequest, known: Violations | None = None, *, sender: Sender = HERE
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        """Compute the attribution graph of a prompt: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `plan_graph`, `GraphPlan.with_tensors`, `Executor.entered` and `Executor.run` raise, before
+                any part; (MEMORY_BUDGET_EXCEEDED, QUOTA_EXCEEDED) before the edges are computed, if the graph turns out
+                not to fit, or not to fit what may be kept.
+        """
+
+        async def plan(registry: Registry) -> GraphPlan:
+            limit = self._executor.memory_of(sender.caller)
+            planned = await self._planning.plan_graph(request, registry, known, limit)
+            return planned.with_tensors(sender.tensors)
+
+        answer = partial(GraphAnswer, check_room=self._graphs.check_room)
+        items = self._answered(request.model or "", sender, plan, answer, Work.GRAPH_STEP)
+        async with aclosing(items):
+            async for ready in items:
+                yield [part for item in ready for part in self._kept(item, sender.caller)]
+
+    def _kept(self, item: GraphPart | WholeGraph | RunSummary, caller: Caller) -> Sequence[GraphPart | RunSummary]:
+        """What is told of an item of an answer: of a graph, where it is kept, if it is."""
+        if not isinstance(item, WholeGraph):
+            return (item,)
+        kept = self._graphs.keep(item, caller)
+        return () if kept is None else (GraphPart(kind=GraphPartKind.KEPT, value=kept),)
+
+    async def query_graph(
+        self, request: QueryGraphRequest, known: Violations | None = None, *, sender: Sender = HERE
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        """Answer a question about a kept graph.
+
+        Raises:
+            DstError: what `KeptGraphs.get`, `answer_query` and `Executor.entered` raise.
+        """
+        with self._executor.entered(sender, None):
+            if known is not None and "graph" in known.fields:
+                known.raise_if_any()
+            graph = self._graphs.get(request.graph, sender.caller)
+            yield await self._threads.run(answer_query, graph, request, known)
+
+    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
+        """The kept graphs that *caller* finds, by handle."""
+        return self._graphs.listed(caller)
+
+    def drop_graph(self, handle: str, caller: Caller) -> None:
+        """Drop a kept graph; raises NotFound."""
+        self._graphs.drop(handle, caller)
+
+    @property
+    def kept_graph_bytes(self) -> int:
+        """Bytes of all kept graphs. May be asked on any thread."""
+        return self._graphs.byte_count
+
     async def _answered(
         self,
         model: str,
@@ -286,8 +356,9 @@ class Pipeline:
         self._executor.grants = grants
 
     async def close(self) -> None:
-        """Refuse what waits and stop the workers."""
+        """Refuse what waits, stop the workers and drop what is kept."""
         await self._executor.close()
+        self._graphs.close()
 
     async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
         """Lease the contexts of *plan* on *stack*, yielding the latest progress of each meanwhile."""

@@ -79,5 +79,7 @@ def build_parts(settings: Settings) -> Parts:
         of_device=DeviceLimits(max_run_bytes=settings.max_run_bytes, patience=settings.patience_seconds),
         store_bytes=settings.store_bytes,
         share_recordings=settings.share_recordings,
+        kept_graph_bytes=settings.kept_graph_bytes,
+        kept_graph_seconds=settings.kept_graph_seconds,
     )
     return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))

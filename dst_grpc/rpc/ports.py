@@ -8,10 +8,13 @@ from typing import Protocol, TypeVar
 
 from dst_grpc.domain.attribute_answers import AttributePart
 from dst_grpc.domain.attribute_requests import AttributeRequest
-from dst_grpc.domain.callers import Grants
+from dst_grpc.domain.callers import Caller, Grants
 from dst_grpc.domain.circuit import CircuitPart, CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
+from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_answers import GraphPart, KeptGraph
+from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import PatchPart
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
@@ -106,6 +109,34 @@ class PipelinePort(Protocol):
         sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[CircuitPart | RunSummary], None]:
         """Evaluate circuits, and find them."""
+
+    def graph(
+        self,
+        request: GraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        """Compute the attribution graph of a prompt."""
+
+    def query_graph(
+        self,
+        request: QueryGraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+        """Answer a question about a kept graph."""
+
+    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
+        """The kept graphs that *caller* finds, by handle."""
+
+    def drop_graph(self, handle: str, caller: Caller) -> None:
+        """Drop a kept graph; raises NotFound."""
+
+    @property
+    def kept_graph_bytes(self) -> int:
+        """Bytes of all kept graphs. May be asked on any thread."""
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""

@@ -22,6 +22,7 @@ from dst_grpc._gen.dst.v1 import (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     tensor_service_pb2,
 )
 from dst_grpc.domain.resolution import ContextState, RegistryChange
@@ -40,6 +41,7 @@ from dst_grpc.rpc.causal_service import CausalService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.graph_service import GraphService
 from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.listening import listen, locked
 from dst_grpc.rpc.multiplex import StreamLimits
@@ -189,6 +191,12 @@ class Server:
                 registry, "dst_put_tensor_bytes", "Bytes of tensors that callers put.", lambda: self.put_tensor_bytes
             )
             follow_bytes(
+                registry,
+                "dst_kept_graph_bytes",
+                "Bytes of attribution graphs that are kept.",
+                lambda: self._parts.pipeline.kept_graph_bytes,
+            )
+            follow_bytes(
                 registry, "dst_unread_bytes", "Bytes of answers that wait for their readers.", lambda: self.unread_bytes
             )
             follow_count(
@@ -214,6 +222,7 @@ class Server:
         return [
             (_only_service(derived_scalar_service_pb2), derived_scalars),
             (_only_service(causal_service_pb2), CausalService(parts.pipeline, self._tensors)),
+            (_only_service(graph_service_pb2), GraphService(parts.pipeline, self._tensors)),
             (_only_service(catalog_service_pb2), catalog),
             (_only_service(context_service_pb2), ContextService(parts.cache, self._drain, self.reload)),
             (_only_service(tensor_service_pb2), TensorService(self._tensors)),

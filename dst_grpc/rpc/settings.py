@@ -208,7 +208,12 @@ class Settings(BaseSettings):
     store_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
     """Bytes of recordings to keep, so that another request about a run needs no pass; 0 = none."""
     share_recordings: bool = False
-    """Whether callers use one another's recordings; how long an answer takes then tells what others have asked."""
+    """Whether callers use one another's recordings and graphs; how long an answer takes then tells what others have
+    asked."""
+    kept_graph_bytes: Annotated[int, Field(ge=0)] = 512 * _MIB
+    """Bytes of attribution graphs to keep for later questions; 0 = none."""
+    kept_graph_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long a graph is kept that nobody asks about."""
     max_items_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
     """Items of one stream that run at once; reading pauses beyond."""
     max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000

@@ -23,6 +23,8 @@ from dst_grpc.domain.explanations import (
     ScoredTokens,
     TokenPairs,
 )
+from dst_grpc.domain.graph_answers import GraphHeader, GraphPart, GraphPaths
+from dst_grpc.domain.graph_node_table import GraphNodeTable
 from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import (
@@ -92,8 +94,21 @@ def is_light(part: object) -> bool:
             return len(cells.cells) + len(cells.logits) <= _FEW
         case PatchPart():
             return part.kind is PatchPartKind.PAIR
+        case GraphPart():
+            return _is_light_of_graph(part.value)
         case AttributePart():
             return part.kind is not AttributePartKind.HEADER
+    return True
+
+
+def _is_light_of_graph(value: object) -> bool:
+    match value:
+        case GraphHeader():
+            return len(value.token_ids) // 4 <= _FEW
+        case GraphPaths():
+            return len(value.paths) <= _FEW
+        case GraphNodeTable():
+            return len(value) <= 10 * _FEW
     return True
 
 

@@ -42,7 +42,8 @@ def columns(n: int, dtype: Any) -> st.SearchStrategy[np.ndarray[Any, Any]]:
 def node_tables(draw: st.DrawFn) -> GraphNodeTable:
     n = draw(st.integers(0, 4))
     integers = {name: draw(columns(n, np.int32)) for name in ("nodes", "kinds", "layers", "tokens", "features")}
-    return GraphNodeTable(**integers, activations=draw(columns(n, np.float32)))
+    names = tuple(draw(st.lists(texts, min_size=n, max_size=n)))
+    return GraphNodeTable(**integers, activations=draw(columns(n, np.float32)), names=names)
 
 
 @st.composite

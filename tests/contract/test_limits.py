@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 from google.protobuf.message import Message
@@ -24,6 +25,7 @@ from dst_grpc._gen.dst.v1 import (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     inference_pb2,
     tensor_service_pb2,
 )
@@ -32,10 +34,16 @@ from dst_grpc.client import (
     AttributedNode,
     AttributeRequest,
     CircuitRequest,
+    GraphEdgeQuery,
+    GraphNodeFilter,
+    GraphNodeKind,
+    GraphRequest,
     PatchGrid,
     PatchRequest,
+    QueryGraphRequest,
     make_attribute_request,
     make_circuit_request,
+    make_graph_request,
     make_pair,
     make_patch_request,
     scale,
@@ -54,6 +62,7 @@ SERVICES = (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     tensor_service_pb2,
 )
 
@@ -162,6 +171,14 @@ def patch_request() -> PatchRequest:
     )
 
 
+def graph_requests() -> Iterator[GraphRequest | QueryGraphRequest]:
+    """What requests of Graph and QueryGraph may list."""
+    targets = [f" {i}" for i in range(50)]
+    yield make_graph_request("a", "one", targets=targets, directions={str(i): np.ones(768) for i in range(50)})
+    nodes = GraphNodeFilter(layers=tuple(range(48)), tokens=tuple(range(2048)), kinds=tuple(GraphNodeKind))
+    yield QueryGraphRequest(graph="one", query=GraphEdgeQuery(min_weight=0.5), filter=nodes)
+
+
 def known_requests() -> Iterator[Message]:
     """What goldens, vectors, examples and benchmarks ask."""
     yield from (to_wire(load_case(name, "golden").request) for name in CASES)
@@ -176,6 +193,7 @@ def known_requests() -> Iterator[Message]:
     yield to_wire(attribute_request())
     yield to_wire(circuit_request())
     yield to_wire(patch_request())
+    yield from map(to_wire, graph_requests())
     yield to_wire(serving.small_request())
     yield to_wire(serving.large_request())
     yield to_wire(subjects.request(64, list(DerivedScalarType)))

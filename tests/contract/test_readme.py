@@ -23,6 +23,7 @@ from dst_grpc._gen.dst.v1 import (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     tensor_service_pb2,
 )
 from dst_grpc.wire.errors import CODE_OF_ERROR
@@ -102,6 +103,7 @@ def test_every_rpc_is_in_the_table() -> None:
     for module in (
         derived_scalar_service_pb2,
         causal_service_pb2,
+        graph_service_pb2,
         catalog_service_pb2,
         context_service_pb2,
         tensor_service_pb2,

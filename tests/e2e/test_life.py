@@ -37,7 +37,7 @@ from tests.fake_parts import FakeParts, answer, context_status
 
 SERVICES = (
     *("dst.v1.CatalogService", "dst.v1.CausalService", "dst.v1.ContextService"),
-    *("dst.v1.DerivedScalarService", "dst.v1.TensorService"),
+    *("dst.v1.DerivedScalarService", "dst.v1.GraphService", "dst.v1.TensorService"),
 )
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

@@ -19,6 +19,8 @@ from dst_grpc._gen.dst.v1 import (
     context_service_pb2,
     derived_scalar_service_pb2,
     explain_pb2,
+    graph_pb2,
+    graph_service_pb2,
     inference_pb2,
     patch_pb2,
     resolution_pb2,
@@ -44,6 +46,10 @@ from dst_grpc.domain.explanations import (
     TokenPairs,
     TokenScore,
 )
+from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind, GraphPath, GraphPaths
+from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
@@ -52,8 +58,10 @@ from dst_grpc.domain.resolution import ContextState, ScalarResolution
 from dst_grpc.domain.results import AnswerHeader, RunHeader, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.errors import DataLoss
+from dst_grpc.pipeline.graph_parts import EDGES_AT_ONCE, NODES_AT_ONCE
 from dst_grpc.rpc.ports import AnswerPart, Stage
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+from tests.fake_graphs import KEPT, header_of
 from tests.fake_parts import (
     MODEL_HANDLE,
     SUMMARY,
@@ -66,6 +74,7 @@ from tests.fake_parts import (
     resolution,
     tensor,
 )
+from tests.random_graphs import random_graph
 
 LIMIT = 1 << 20
 N_TOKENS = 150_000
@@ -77,6 +86,7 @@ DESCRIPTORS = (
     causal_service_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
+    graph_service_pb2,
     tensor_service_pb2,
 )
 Asked = Callable[[Rig], Awaitable[Sequence[Message]]]
@@ -160,6 +170,20 @@ async def circuit_script(_request: CircuitRequest) -> AsyncGenerator[Sequence[Ci
     yield [*found[:-1], CircuitPart(kind=CircuitPartKind.SCORES, value=many), found[-1]]
 
 
+async def graph_script(
+    _request: GraphRequest | QueryGraphRequest,
+) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
+    header = replace(header_of(), token_ids=(50_000,) * N_TOKENS, token_strings=("token",) * N_TOKENS)
+    table = random_graph().table.rows(np.zeros(NODES_AT_ONCE, int))
+    ones = np.ones(EDGES_AT_ONCE, np.int32)
+    edges = GraphEdges.of_pairs(ones, ones, ones)
+    paths = GraphPaths(paths=(GraphPath(nodes=(100_000,) * 30, strength=0.5),) * 20_000)
+    nodes = GraphPart(kind=GraphPartKind.NODES, value=table)
+    some = GraphPart(kind=GraphPartKind.EDGES, value=edges)
+    found = GraphPart(kind=GraphPartKind.PATHS, value=paths)
+    yield [GraphPart(kind=GraphPartKind.HEADER, value=header), *[nodes, some] * 3, found, SUMMARY]
+
+
 def prompted(request_id: str) -> inference_pb2.DeriveRequest:
     return inference_pb2.DeriveRequest(request_id=request_id, prompt=inference_pb2.Prompt(text="a"))
 
@@ -209,6 +233,10 @@ REQUESTS: Mapping[str, Any] = {
         loss_fn_config={"name": 1, "target_tokens": ["a"]},
         circuits=[{}],
     ),
+    "Graph": graph_pb2.GraphRequest(request_id=LONG_ID, prompt={"text": "a"}, transcoders="tiny/plt"),
+    "QueryGraph": graph_pb2.QueryGraphRequest(request_id=LONG_ID, graph="graph-one", edges={}),
+    "ListGraphs": graph_pb2.ListGraphsRequest(page_size=1000),
+    "DropGraph": graph_pb2.DropGraphRequest(graph="graph-0"),
     "PutTensor": list(put_messages()),
     "DeleteTensor": tensor_service_pb2.DeleteTensorRequest(handle="x"),
 }
@@ -222,8 +250,8 @@ METHODS = {
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
 MUCH = {
-    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "Patch", "ReloadRegistry", "Resolve"),
-    *("ResolveStream", "Tokenize", "TopK", "WatchContexts"),
+    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "Graph", "Patch", "QueryGraph"),
+    *("ReloadRegistry", "Resolve", "ResolveStream", "Tokenize", "TopK", "WatchContexts"),
 }
 """What is answered by more than a single message may hold."""
 
@@ -262,6 +290,8 @@ def large_parts() -> FakeParts:
     pipeline.patch_scripts[LONG_ID] = patch_script
     pipeline.attribute_scripts[LONG_ID] = attribute_script
     pipeline.circuit_scripts[LONG_ID] = circuit_script
+    pipeline.graph_scripts[LONG_ID] = graph_script
+    pipeline.kept = [replace(KEPT, handle=f"graph-{i}", prompt="\N{SNOWMAN}" * 200) for i in range(3000)]
     for name, info in registry.sets.items():
         registry.sets[name] = replace(info, layer_indices=tuple(range(2000)), folded=("what was folded",) * 200)
     for i in range(N_CONTEXTS):

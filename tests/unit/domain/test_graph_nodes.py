@@ -56,6 +56,7 @@ def test_nodes_are_numbered_features_errors_embeddings_targets() -> None:
         n_layers=2,
         token_ids=[30, 31],
         target_ids=[7, -1],
+        target_names=["", "up"],
     )
     expected = [
         *[("feature", 0, 1, 9, 0.5), ("feature", 1, 0, 4, 2.0)],
@@ -67,21 +68,24 @@ def test_nodes_are_numbered_features_errors_embeddings_targets() -> None:
     columns = (table.layers, table.tokens, table.features, table.activations)
     assert list(zip(kinds, *(column.tolist() for column in columns), strict=True)) == expected
     assert table.nodes.tolist() == list(range(10))
+    assert table.names == ("f0.9@1", "f1.4@0", "e0@0", "e0@1", "e1@0", "e1@1", "t0", "t1", "logit:7", "target:up")
     assert {column.dtype for column in columns} == {np.dtype(np.int32), np.dtype(np.float32)}
 
 
 def test_every_node_of_a_graph_is_found_by_its_name_and_no_two_share_one() -> None:
     graph = random_graph(targets=(7, "logit:7", 3, "target:7"))
-    names = [graph.nodes.name(i) for i in range(len(graph))]
+    names = graph.table.names
     assert len(set(names)) == len(graph)
-    assert [graph.nodes.number(name) for name in names] == list(range(len(graph)))
-    assert names[-4:] == ["logit:7", "target:logit:7", "logit:3", "target:target:7"]
+    assert [graph.table.place(name) for name in names] == list(range(len(graph)))
+    assert names[-4:] == ("logit:7", "target:logit:7", "logit:3", "target:target:7")
+    some = graph.table.rows(np.array([5, 2]))
+    assert (some.names, some.nodes.tolist(), some.place(names[2])) == ((names[5], names[2]), [5, 2], 1)
 
 
 @pytest.mark.parametrize("name", ["f0.1@99", "e9@0", "t4", "logit:8", "target:another", "f9.1@0"])
 def test_a_node_that_the_graph_does_not_have_is_not_found(name: str) -> None:
     with pytest.raises(KeyError):
-        random_graph().nodes.number(name)
+        random_graph().table.place(name)
 
 
 def test_a_restriction_leaves_nodes_of_its_layers_tokens_and_kinds() -> None:
@@ -104,5 +108,5 @@ def test_columns_of_different_lengths_are_refused() -> None:
     table = random_graph().table
     columns = {name: getattr(table, name) for name in ("nodes", "kinds", "layers", "tokens", "features")}
     with pytest.raises(InvalidRequest) as caught:
-        GraphNodeTable(**columns, activations=table.activations[1:])
-    assert [violation.field for violation in caught.value.violations] == ["activations"]
+        GraphNodeTable(**columns, activations=table.activations[1:], names=table.names[2:])
+    assert [violation.field for violation in caught.value.violations] == ["activations", "names"]

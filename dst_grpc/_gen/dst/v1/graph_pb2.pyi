@@ -130,7 +130,7 @@ class GraphTargetInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., token_id: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class GraphHeader(_message.Message):
-    __slots__ = ("model", "transcoders", "token_ids", "token_strings", "is_begin_token_added", "zeroed_token_count", "layer_count", "targets", "active_feature_count", "feature_count", "node_count", "byte_count", "will_be_kept")
+    __slots__ = ("model", "transcoders", "token_ids", "token_strings", "is_begin_token_added", "zeroed_token_count", "layer_count", "targets", "active_feature_count", "feature_count", "node_count", "byte_count")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TRANSCODERS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -143,7 +143,6 @@ class GraphHeader(_message.Message):
     FEATURE_COUNT_FIELD_NUMBER: _ClassVar[int]
     NODE_COUNT_FIELD_NUMBER: _ClassVar[int]
     BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    WILL_BE_KEPT_FIELD_NUMBER: _ClassVar[int]
     model: str
     transcoders: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -156,8 +155,7 @@ class GraphHeader(_message.Message):
     feature_count: int
     node_count: int
     byte_count: int
-    will_be_kept: bool
-    def __init__(self, model: _Optional[str] = ..., transcoders: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., is_begin_token_added: bool = ..., zeroed_token_count: _Optional[int] = ..., layer_count: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[GraphTargetInfo, _Mapping]]] = ..., active_feature_count: _Optional[int] = ..., feature_count: _Optional[int] = ..., node_count: _Optional[int] = ..., byte_count: _Optional[int] = ..., will_be_kept: bool = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., transcoders: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., is_begin_token_added: bool = ..., zeroed_token_count: _Optional[int] = ..., layer_count: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[GraphTargetInfo, _Mapping]]] = ..., active_feature_count: _Optional[int] = ..., feature_count: _Optional[int] = ..., node_count: _Optional[int] = ..., byte_count: _Optional[int] = ...) -> None: ...
 
 class GraphProgress(_message.Message):
     __slots__ = ("phase", "done", "total")
@@ -170,20 +168,22 @@ class GraphProgress(_message.Message):
     def __init__(self, phase: _Optional[_Union[GraphPhase, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class GraphNodeTable(_message.Message):
-    __slots__ = ("nodes", "kinds", "layers", "tokens", "features", "activations")
+    __slots__ = ("nodes", "kinds", "layers", "tokens", "features", "activations", "names")
     NODES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     nodes: _tensor_pb2.Tensor
     kinds: _tensor_pb2.Tensor
     layers: _tensor_pb2.Tensor
     tokens: _tensor_pb2.Tensor
     features: _tensor_pb2.Tensor
     activations: _tensor_pb2.Tensor
-    def __init__(self, nodes: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., kinds: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., layers: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., tokens: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., kinds: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., layers: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., tokens: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., features: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GraphNodeScores(_message.Message):
     __slots__ = ("nodes", "cumulative_scores", "input_sums", "kept")

@@ -1,0 +1,163 @@
+"""The answer to Graph: a header, rows block by block, then nodes, their scores, edges and a summary; last the graph
+itself, to be kept."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from dst_grpc.domain.graph import GraphEdgeSelection
+from dst_grpc.domain.graph_answers import (
+    GraphHeader,
+    GraphPart,
+    GraphPartKind,
+    GraphPhase,
+    GraphProgress,
+    GraphTargetInfo,
+)
+from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.errors import require
+from dst_grpc.graphs import building
+from dst_grpc.graphs.influence import scores
+from dst_grpc.pipeline.graph_parts import edge_parts, node_parts, part, score_parts
+from dst_grpc.pipeline.graph_planner import GraphPlan
+from dst_grpc.pipeline.stepped_answer import SteppedAnswer
+from dst_grpc.pipeline.whole_graph import WholeGraph, most_bytes, pruned, table_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+    from dst_grpc.contexts.autoencoders import AutoencoderContext
+    from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.graphs.building import GraphStep
+    from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes
+    from dst_grpc.pipeline.run import RunResult
+
+_P = GraphPartKind
+Parts = list[GraphPart | WholeGraph]
+_PHASES = {building.GraphPhase.TARGETS: GraphPhase.TARGETS, building.GraphPhase.FEATURES: GraphPhase.FEATURES}
+
+
+class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
+    """The answer to one request, computed in steps."""
+
+    def __init__(
+        self,
+        asked: GraphPlan,
+        results: Sequence[RunResult],
+        model: ModelContext,
+        sets: Mapping[str, AutoencoderContext],
+        *,
+        check_room: Callable[[int], None],
+    ) -> None:
+        """As of any stepped answer; *check_room* raises Exhausted if a graph of so many bytes can never be kept."""
+        super().__init__(asked, results, model, sets)
+        self._set = sets[asked.transcoders.name]
+        self._check_room = check_room
+        self._n_blocks = 0
+        self._sends_rows = False
+        """Whether rows are sent as they are known: if all features are nodes, else nodes have no numbers yet."""
+
+    @property
+    def _n_passes(self) -> tuple[int, int]:
+        """Forward passes so far, without the first run, and blocks of targets carried back."""
+        return int(self._n_blocks > 0), self._n_blocks
+
+    @property
+    def _batch_size(self) -> int:
+        """One prompt."""
+        return 1
+
+    def _work(self) -> Iterator[Parts]:
+        """The parts of each step, in order."""
+        yield []  # the first step runs with the pass, and is timed with it
+        graph = yield from self._built()
+        yield from self._finished(graph)
+
+    def _built(self) -> Generator[Parts, None, AttributionGraph]:
+        """The graph; yields the parts of each step."""
+        transcoders = require(self._set.transcoders)
+        work = building.build(self._asked.question, self._model.decoder, transcoders, self._first.check)
+        while True:
+            try:
+                step = next(work)
+            except StopIteration as end:
+                return cast("AttributionGraph", end.value)
+            yield self._begun(step) if step.phase is building.GraphPhase.RECORDING else self._added(step)
+
+    def _begun(self, step: GraphStep) -> Parts:
+        """The parts of the step after which it is known which features are active."""
+        request, header = self._asked.request, self._header(step.candidates)
+        if request.keep:
+            self._check_room(header.byte_count)
+        is_whole = header.feature_count == header.active_feature_count
+        self._sends_rows = is_whole and request.edges is GraphEdgeSelection.WHOLE
+        return [part(_P.HEADER, header), *(node_parts(table_of(step.candidates)) if self._sends_rows else ())]
+
+    def _added(self, step: GraphStep) -> Parts:
+        """The parts of a step that computes rows."""
+        self._n_blocks += 1
+        rows = edge_parts(GraphEdges.of_matrix(step.rows, step.nodes)) if self._sends_rows else []
+        return [*rows, part(_P.PROGRESS, GraphProgress(phase=_PHASES[step.phase], done=step.done, total=step.total))]
+
+    def _header(self, candidates: GraphNodes) -> GraphHeader:
+        """The start of the answer, given the nodes that there would be if all active features were."""
+        asked, tokenizer = self._asked, self._model.tokenizer
+        n_active, most = len(candidates.active), asked.request.max_feature_nodes
+        n_features = n_active if most is None else min(most, n_active)
+        return GraphHeader(
+            model=self._model.handle,
+            transcoders=self._set.handle,
+            token_ids=asked.plan.token_ids,
+            token_strings=asked.plan.token_strings,
+            is_begin_token_added=asked.is_begin_token_added,
+            zeroed_token_count=min(asked.n_zeroed, len(asked.plan.token_ids)),
+            layer_count=candidates.n_layers,
+            targets=_targets(candidates, tokenizer.token_strings),
+            active_feature_count=n_active,
+            feature_count=n_features,
+            node_count=len(candidates) - n_active + n_features,
+            byte_count=most_bytes(candidates, n_features),
+        )
+
+    def _finished(self, graph: AttributionGraph) -> Iterator[Parts]:
+        """The parts of a graph whose edges are known."""
+        request, n_nodes = self._asked.request, len(graph.nodes)
+        progress = partial(GraphProgress, phase=GraphPhase.PRUNING, total=n_nodes)
+        yield [part(_P.PROGRESS, progress(done=0))]
+        edges = GraphEdges.of_matrix(graph.adjacency)
+        of_graph = scores(graph)
+        yield []
+        left = pruned(graph, of_graph, len(edges), request.node_threshold, request.edge_threshold)
+        sent = {GraphEdgeSelection.PRUNED: left.edges, GraphEdgeSelection.WHOLE: edges}.get(request.edges)
+        parts = [] if self._sends_rows else node_parts(table_of(graph.nodes))
+        parts += score_parts(left.scores)
+        if sent is not None and not self._sends_rows:
+            parts += edge_parts(sent)
+        yield [part(_P.PROGRESS, progress(done=n_nodes)), *parts, part(_P.SUMMARY, left.summary)]
+        if request.keep is not False:
+            yield [
+                WholeGraph(
+                    model=self._model.handle,
+                    transcoders=self._set.handle,
+                    token_strings=self._asked.plan.token_strings,
+                    nodes=graph.nodes,
+                    edges=edges,
+                    of_graph=of_graph,
+                    scores=left.scores,
+                    provenance=self.summary().provenance,
+                )
+            ]
+
+
+def _targets(nodes: GraphNodes, texts_of: Callable[[Sequence[int]], Sequence[str]]) -> tuple[GraphTargetInfo, ...]:
+    """The targets of *nodes*; *texts_of* gives the text of each token."""
+    targets = nodes.targets
+    is_token = targets.token_ids >= 0
+    texts = iter(texts_of(targets.token_ids[is_token].tolist()))
+    return tuple(
+        GraphTargetInfo(name=next(texts), token_id=int(token), weight=float(weight))
+        if token >= 0
+        else GraphTargetInfo(name=name, weight=float(weight))
+        for token, name, weight in zip(targets.token_ids, targets.names, targets.weights, strict=True)
+    )

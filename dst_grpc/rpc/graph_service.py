@@ -1,0 +1,49 @@
+"""GraphService: forwards requests for graphs, and questions about kept ones, to the pipeline."""
+
+from __future__ import annotations
+
+from dst_grpc._gen.dst.v1 import graph_pb2 as pb
+from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_queries import QueryGraphRequest
+from dst_grpc.errors import InvalidRequest
+from dst_grpc.rpc.answers import Messages, frames_of, sender_of
+from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.pagination import page_of
+from dst_grpc.rpc.ports import PipelinePort
+from dst_grpc.rpc.reading import Reading
+from dst_grpc.rpc.tensor_store import TensorStore
+from dst_grpc.wire.codec import to_wire
+from dst_grpc.wire.frames import ValueCutter
+
+
+class GraphService:
+    """Computes graphs, and answers questions about them."""
+
+    def __init__(self, pipeline: PipelinePort, tensors: TensorStore) -> None:
+        """Serve *pipeline*, with the store of callers' *tensors*."""
+        self._pipeline = pipeline
+        self._tensors = tensors
+        self._reading = Reading()
+
+    def Graph(self, request: pb.GraphRequest, context: ObservedContext) -> Messages:
+        """Compute the graph of a prompt."""
+        sender, cut = sender_of(context, self._tensors, request), ValueCutter(pb.GraphFrame).cut
+        return frames_of(self._reading, GraphRequest, request, sender, self._pipeline.graph, cut)
+
+    def QueryGraph(self, request: pb.QueryGraphRequest, context: ObservedContext) -> Messages:
+        """Answer a question about a kept graph."""
+        sender, cut = sender_of(context, self._tensors, request), ValueCutter(pb.GraphFrame).cut
+        return frames_of(self._reading, QueryGraphRequest, request, sender, self._pipeline.query_graph, cut)
+
+    async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
+        """List the caller's kept graphs."""
+        graphs = self._pipeline.kept_graphs(context.caller)
+        page, token = page_of(graphs, request, key=lambda graph: graph.handle, to_wire=to_wire, scope="graphs")
+        return pb.ListGraphsResponse(graphs=page, next_page_token=token)
+
+    async def DropGraph(self, request: pb.DropGraphRequest, context: ObservedContext) -> pb.DropGraphResponse:
+        """Drop a kept graph."""
+        if not request.graph:
+            raise InvalidRequest.of("graph", "is required")
+        self._pipeline.drop_graph(request.graph, context.caller)
+        return pb.DropGraphResponse()
