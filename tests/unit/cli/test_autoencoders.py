@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dst_grpc.cli._catalog import _reads
+from dst_grpc.cli._catalog import _format, _reads
 from dst_grpc.cli._tables import human_check
 from dst_grpc.client import AutoencoderInfo, ContextState, DerivedScalarType, NodeType
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
@@ -66,6 +66,14 @@ def test_what_a_set_reads_in_one_line() -> None:
     transcoder = replace(INFO, output=DerivedScalarType.RESID_DELTA_MLP, input_norms=(ModelNorm.MLP_NORM,))
     assert _reads(transcoder) == "resid_post_attn (mlp_norm) -> resid_delta_mlp"
     assert _reads(replace(INFO, normalizations=(InputNormalization.LAYER_NORM,))) == "resid_post_attn (layer_norm)"
+    across = replace(transcoder, cross_layer=True)
+    assert _reads(across) == "resid_post_attn (mlp_norm) -> resid_delta_mlp of it and all later layers"
+
+
+def test_how_much_of_a_set_stays_in_its_files_is_said_with_its_format() -> None:
+    assert _format(replace(INFO, formats=("saelens",))) == "saelens"
+    across = replace(INFO, formats=("circuit_tracer_cross_layer",), file_bytes=3 << 30)
+    assert _format(across) == "circuit_tracer_cross_layer, 3.0 GiB in files"
 
 
 def test_models_shows_formats_and_checks(run: Run) -> None:

@@ -15,6 +15,7 @@ from dst_grpc.contexts.loading import FileLoader, record
 from dst_grpc.contexts.model import ModelContext
 from dst_grpc.contexts.self_check import SENTENCES
 from dst_grpc.domain.autoencoders import ModelNorm
+from dst_grpc.domain.config import AutoencoderConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
@@ -246,6 +247,24 @@ def test_a_registered_set_is_found_among_the_transcoders_too(folder: Path) -> No
     entry = registry.autoencoder_entry("m/clt", "m")
     assert (entry.is_cross_layer, entry.registered.allows_failed_checks) == (True, True)
     assert len(registry.autoencoders("m")) == 1
+
+
+def test_transcoders_that_a_client_names_by_path_are_read_with_the_config_beside_them(folder: Path) -> None:
+    files, _ = per_layer_files(folder)
+    place = write_set(folder / "elsewhere", files, PER_LAYER)
+    paths = tuple((layer, str(place / f"layer_{layer}.safetensors")) for layer in range(LAYERS))
+    config = AutoencoderConfig(dst=T.RESID_POST_ATTN, autoencoder_path_by_layer_index=paths)
+    registry = build(folder, autoencoder_roots=[folder / "elsewhere"])
+    entry = registry.autoencoder_by_config(config, "m")
+    assert (entry.is_of_transcoders, set(entry.files.names)) == (
+        True,
+        {f"{layer}/{name}" for layer in range(LAYERS) for name in ("config.yaml", f"layer_{layer}.safetensors")},
+    )
+    context = FileLoader().load_autoencoders(entry, model_of(folder), lambda _: None)
+    assert context.transcoders is not None
+    (place / "config.yaml").unlink()
+    with pytest.raises(DataLoss, match=r"layer_0.safetensors: lacks config.yaml beside it"):
+        build(folder, autoencoder_roots=[folder / "elsewhere"]).autoencoder_by_config(config, "m")
 
 
 async def test_only_what_is_in_memory_counts(folder: Path) -> None:

@@ -74,6 +74,12 @@ _SPARSIFY = {
 }  # fmt: skip
 _CODER = {"encoder.weight": (files.Z, files.N), "encoder.bias": (files.Z,), "W_dec": (files.Z, files.N),
           "b_dec": (files.N,)}  # fmt: skip
+_GEMMA_SCOPE = {
+    "architecture": "jump_relu", "hf_hook_point_in": "model.layers.1.pre_feedforward_layernorm.output", "width": 9,
+    "hf_hook_point_out": "model.layers.1.post_feedforward_layernorm.output", "type": "clt", "affine_connection": False,
+}  # fmt: skip
+_CROSS_LAYER = {"w_enc": (files.N, files.Z), "b_enc": (files.Z,), "threshold": (files.Z,),
+                "w_dec": (files.Z, 3, files.M), "b_dec": (files.M,)}  # fmt: skip
 _REGISTRY = {
     "source": "{ embedded = true }", "element_type": '"f32"', "device": '"cpu"', "digest": f'"{"0" * 64}"',
     "digests": f'{{ "model.safetensors" = "{"0" * 64}" }}', "default": "true", "preload": "true", "pin": "false",
@@ -127,10 +133,13 @@ def _table(name: str, content: dict[str, str], key: str = "", value: str = "") -
 def _autoencoders() -> Iterator[Try]:
     jump = files.sae(threshold=np.abs(files.normal(files.Z)))
     coder = {name: files.normal(*shape) for name, shape in _CODER.items()}
+    cross_layer = {name: files.normal(*shape) for name, shape in _CROSS_LAYER.items()}
     formats = (
         ("sae_weights.safetensors", jump, files.CONFIG | _SAELENS, "cfg.json"),
         ("ae.pt", jump, files.trainer("JumpReluAutoEncoder"), "config.json"),
         ("layers.1.mlp/sae.safetensors", coder, _SPARSIFY, "layers.1.mlp/cfg.json"),
+        ("layer_1.safetensors", files.transcoder(), files.set_config(activation="topk", k=3), "config.yaml"),
+        ("params_layer_1.safetensors", cross_layer, _GEMMA_SCOPE, "config.json"),
     )
     for name, arrays, config, config_name in formats:
         path = files.write(Path(sys.argv[1]) / "whole" / name, arrays)
