@@ -1,4 +1,5 @@
-"""One layer of the local replacement model: attention and skip connection, which are linear, and carry gradients back.
+"""One layer of the local replacement model: attention and skip connection, which are linear. They carry gradients back,
+and changes of the residual on.
 
 With the pattern P [H, T, U], the norm before attention at scale s [U] and the norm after it at scale r [T] constant,
 attention's write to the residual is linear in the residual x [U, d] that enters the layer, but for biases:
@@ -84,6 +85,37 @@ class FrozenLayer:
                 rows = pattern[:, :, tokens].permute(2, 3, 0, 1).flatten(2)  # [n, U, heads]
                 sparse.baddbmm_(rows, full[:, groups].flatten(1, 2))
         dense.addmm_(mixed.flatten(2).flatten(0, 1), self._read)
+
+    @torch.no_grad()
+    def attention_write(self, change: torch.Tensor) -> torch.Tensor:
+        """The change of attention's write, [T, d], given the *change* [T, d] of the residual that enters the layer."""
+        mixed = torch.cat([self._mixed(change, groups, pattern) for groups, pattern in self._patterns(len(change))])
+        return mixed.permute(2, 0, 1, 3).flatten(1) @ self._write_transposed.t()
+
+    @torch.no_grad()
+    def head_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
+        """The gradients at the residual that enters the layer through each head alone, [H, T, d], from those at
+        attention's write, [T, d]."""
+        of_heads = self._of_heads(gradients)
+        read = self._read.view(self._n_groups, self._n_channels, -1)
+        found = []
+        for groups, pattern in self._patterns(len(gradients)):
+            sent = torch.einsum("gstu,tgsc->gsuc", pattern, of_heads[:, groups])
+            found.append(torch.einsum("gsuc,gcd->gsud", sent, read[groups]).flatten(0, 1))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def skip_write(self, change: torch.Tensor) -> torch.Tensor | None:
+        """The change of the skip connection's write, [T, d], given the *change* [T, d] of the residual that the
+        transcoder reads; None if there is none."""
+        if self._skip is None:
+            return None
+        return self._scaled(change, self._recorded.input_scale, slice(len(change))) @ self._skip.t()
+
+    def _mixed(self, change: torch.Tensor, groups: slice, pattern: torch.Tensor) -> torch.Tensor:
+        """The change of the weighted sums of values of the heads of *groups*, [G, s, T, c]."""
+        values = (change @ self._read.t()).unflatten(1, (self._n_groups, -1))[:, groups]
+        return torch.einsum("gstu,ugc->gstc", pattern, values)
 
     def _of_heads(self, gradients: torch.Tensor) -> torch.Tensor:
         """The gradients [..., G, s, c] at the weighted sums of values of heads, from those at the residual [..., d]."""

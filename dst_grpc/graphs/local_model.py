@@ -36,13 +36,16 @@ class Block:
     """Targets whose gradients are carried back together, those of later layers first."""
 
     layers: Sequence[int]
-    """The layer of each, [n], descending; the number of layers for targets after the final norm."""
+    """The layer of each, [n], descending."""
     tokens: torch.Tensor
     """The token of each, [n]."""
     vectors: torch.Tensor
-    """The gradient of each at the residual, [n, d]: that which its layer's transcoder reads, or the last."""
+    """The gradient of each at the residual, [n, d]: where its layer's transcoder reads it, or where it enters."""
     n_tokens: int
     """Tokens up to the last of `tokens`: no later one acts on any."""
+    enters: bool = False
+    """Whether that is the residual which enters their layer, the same of all; else the one which its transcoder reads.
+    The last residual enters the layer after the last one."""
 
 
 class LocalModel:
@@ -60,9 +63,17 @@ class LocalModel:
             keeps_layers: whether frozen layers, with their patterns, are kept once they are made.
             check: raises Cancelled to end the work.
         """
-        self._decoder, self._transcoders, self._recording, self._check = decoder, transcoders, recording, check
+        self.decoder = decoder
+        """The model."""
+        self.transcoders = transcoders
+        """Its transcoders."""
+        self.recording = recording
+        """The run of the prompt."""
+        self.check = check
+        """Raises Cancelled if the work is to end."""
         self._keeps, self._kept = keeps_layers, dict[int, FrozenLayer]()
-        self._is_parallel = decoder.config.parallel
+        self.is_parallel = decoder.config.parallel
+        """Whether the MLP of a layer reads the same residual as its attention."""
         self.device = decoder.device
         """Where gradients are."""
         self.dtype = torch.promote_types(decoder.dtype, torch.float32)
@@ -77,27 +88,42 @@ class LocalModel:
     @torch.no_grad()
     def block_of_targets(self, vectors: torch.Tensor) -> Block:
         """The block of the targets that project the residual after the final norm, at the last token, on *vectors*."""
-        recording, n = self._recording, len(vectors)
-        gradients = self._decoder.final_norm.unit_transposed(vectors) / recording.final_scale
+        recording, n = self.recording, len(vectors)
         last = torch.full((n,), recording.n_tokens - 1, device=vectors.device)
-        return Block([len(recording.layers)] * n, last, gradients, recording.n_tokens)
+        gradients = self.target_gradients(vectors)
+        return Block([len(recording.layers)] * n, last, gradients, recording.n_tokens, enters=True)
 
     @torch.no_grad()
     def block_of_features(self, places: torch.Tensor) -> Block:
         """The block of the features at *places* [n] among all active ones, which are of descending layers."""
         layers, tokens, vectors = [], [], []
-        for layer, recorded in reversed([*enumerate(self._recording.layers)]):
+        for layer, recorded in reversed([*enumerate(self.recording.layers)]):
             features = recorded.features
             own = places - features.first
             own = own[(own >= 0) & (own < len(features.active))]
             if len(own):
                 at = features.active.tokens[own]
-                rows = self._transcoders.encoder_rows(layer, features.active.features[own])
-                vectors.append(self._layer(layer).through_input(rows, at))
+                vectors.append(self.feature_gradients(layer, at, features.active.features[own]))
                 tokens.append(at)
                 layers += [layer] * len(own)
         at = torch.cat(tokens)
         return Block(layers, at, torch.cat(vectors), int(at.max()) + 1)
+
+    @property
+    def nothing(self) -> torch.Tensor:
+        """Zeros, [T, d]: no change of the residual."""
+        return torch.zeros(self.recording.n_tokens, self.decoder.config.d_model, device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def feature_gradients(self, layer: int, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The gradients of pre-activations of *features* [n] at *tokens* [n], at the residual that the transcoder of
+        *layer* reads: [n, d]."""
+        return self.layer(layer).through_input(self.transcoders.encoder_rows(layer, features), tokens)
+
+    @torch.no_grad()
+    def target_gradients(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, d] of projections on *vectors* [n, d] after the final norm at the last token, before it."""
+        return self.decoder.final_norm.unit_transposed(vectors) / self.recording.final_scale
 
     @torch.no_grad()
     def effects(self, block: Block) -> torch.Tensor:
@@ -105,22 +131,21 @@ class LocalModel:
         width = block.vectors.shape[1]
         effects = block.vectors.new_zeros(len(block.layers), self.n_sources)
         gradients = block.vectors.new_zeros(len(block.layers), block.n_tokens, width)
-        n_dense, n = 0, self._begin(block, gradients, 0, len(self._recording.layers))
-        for layer in reversed(range(block.layers[0] + 1)):
-            if layer == len(self._recording.layers):
-                continue
-            self._check()
-            frozen, begun = self._layer(layer), gradients[:n]
+        n_dense, first = 0, block.layers[0]
+        n = self._begin(block, gradients, 0, first) if block.enters else 0
+        for layer in reversed(range(first if block.enters else first + 1)):
+            self.check()
+            frozen, begun = self.layer(layer), gradients[:n]
             if n:
                 self._add_effects(layer, begun, effects[:n])
             skipped = frozen.through_skip(begun) if n else None
-            if self._is_parallel:
+            if self.is_parallel:
                 frozen.through_attention(begun, n_dense, block.tokens[n_dense:n])
                 n_dense = n
             if skipped is not None:
                 begun += skipped
             n = self._begin(block, gradients, n, layer)
-            if not self._is_parallel:
+            if not self.is_parallel:
                 frozen.through_attention(gradients[:n], n_dense, block.tokens[n_dense:n])
                 n_dense = n
         tokens = slice(self._first_embedding, self._first_embedding + block.n_tokens)
@@ -140,30 +165,30 @@ class LocalModel:
         Those of features are at an activation of 1.
         """
         n_tokens = gradients.shape[1]
-        first = self._first_error + layer * self._recording.n_tokens
-        effects[:, first : first + n_tokens] = _along(gradients, self._recording.layers[layer].error[:n_tokens])
-        for source, recorded in enumerate(self._recording.layers[: layer + 1]):
+        first = self._first_error + layer * self.recording.n_tokens
+        effects[:, first : first + n_tokens] = _along(gradients, self.recording.layers[layer].error[:n_tokens])
+        for source, recorded in enumerate(self.recording.layers[: layer + 1]):
             features = recorded.features
-            if not len(features.active) or layer not in self._transcoders.written_layers(source):
+            if not len(features.active) or layer not in self.transcoders.written_layers(source):
                 continue
             for tokens in _runs(features.starts, n_tokens):
                 begin, end = features.starts[tokens.start], features.starts[tokens.stop]
-                writes = self._transcoders.decoder_rows(source, features.active.features[begin:end], layer).t()
+                writes = self.transcoders.decoder_rows(source, features.active.features[begin:end], layer).t()
                 for token in tokens:
                     own = slice(features.starts[token], features.starts[token + 1])
                     columns = slice(features.first + own.start, features.first + own.stop)
                     effects[:, columns].addmm_(gradients[:, token], writes[:, own.start - begin : own.stop - begin])
 
-    def _layer(self, index: int) -> FrozenLayer:
+    def layer(self, index: int) -> FrozenLayer:
         """A layer, made anew unless it is kept."""
         if index in self._kept:
             return self._kept[index]
-        has_own = self._transcoders.has_layer(index)
+        has_own = self.transcoders.has_layer(index)
         frozen = FrozenLayer(
-            self._decoder.layers[index],
-            self._recording.layers[index],
-            self._transcoders.input_norm(index) if has_own else ModelNorm.NONE,
-            self._transcoders.skip(index) if has_own else None,
+            self.decoder.layers[index],
+            self.recording.layers[index],
+            self.transcoders.input_norm(index) if has_own else ModelNorm.NONE,
+            self.transcoders.skip(index) if has_own else None,
             keeps=self._keeps,
         )
         if self._keeps:
