@@ -103,7 +103,7 @@ class GroupValues:
     """What the listed nodes account for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class NodeTable:
     """A list of nodes and their values in each group."""
 
@@ -135,6 +135,10 @@ class NodeTable:
         (logits,) = self.groups
         with np.errstate(invalid="ignore", over="ignore"):
             return np.exp(logits.values.astype(np.float64) - self.log_normalizer)
+
+    def __repr__(self) -> str:
+        """Counts only."""
+        return f"<NodeTable of {len(self.nodes)} nodes, by {', '.join(group.group_id for group in self.groups)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +236,7 @@ class ExplanationPart:
     """Which run, by its position in the request; 0 in the trailer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunExplanation:
     """The whole answer about one run. Parts that were not asked for, or do not apply to the request, are None or
     empty."""
@@ -263,8 +267,19 @@ class RunExplanation:
         """The tokens scored in one way; None if they were not asked for."""
         return next((scored for scored in self.scored_tokens if scored.part is part), None)
 
+    def __repr__(self) -> str:
+        """What there is, in a line."""
+        header = self.header
+        parts = [header.model, f"{len(header.token_strings)} tokens"]
+        parts += [f"loss={header.loss:.4g}", header.convention] if header.loss is not None else []
+        parts += [f"activation_value={header.activation_value:.4g}"] if header.activation_value is not None else []
+        tables = {name: getattr(self, name) for name in ("node_table", "component_sums", "top_logits")}
+        parts += [f"{name}[{len(table.nodes)}]" for name, table in tables.items() if table is not None]
+        parts += [f"{len(self.sums)} sums"] if self.sums else []
+        return f"<RunExplanation {', '.join(parts)}>"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Explanation:
     """A whole answer of Explain, or of TopK."""
 
@@ -274,3 +289,10 @@ class Explanation:
     """One per run of the request, in its order."""
     trailer: RunsTrailer
     """How it ended."""
+
+    def __repr__(self) -> str:
+        """What there is, a line for each run."""
+        own = f"{self.request_id!r}, " if self.request_id else ""
+        return "\n".join(
+            [f"<Explanation {own}{len(self.runs)} run{'s' * (len(self.runs) > 1)}>", *map(repr, self.runs)]
+        )

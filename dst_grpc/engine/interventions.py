@@ -15,7 +15,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.engine.norm import wide
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import FieldViolation, InvalidRequest
 
 if TYPE_CHECKING:
     from dst_grpc.domain.directions import Direction
@@ -92,6 +92,22 @@ class RowIntervention:
         return entries(self.intervention.at, shape, self.n_tokens, first_token=self.first_token)
 
 
+class NoDirection(InvalidRequest):
+    """A vector that a run has computed is 0, or not finite, and so no direction."""
+
+    def __init__(self, site: tuple[ActivationLocationType, int | None], direction: Direction, path: str = "") -> None:
+        """*direction* of an intervention at *site*; *path* is its own in the request, once it is known."""
+        location, layer = site
+        where = location.value if layer is None else f"{location} of layer {layer}"
+        problem = f"is 0, or not finite, at {where}: it has no unit vector"
+        super().__init__([FieldViolation(path or "interventions", problem)])
+        self.site, self.direction = site, direction
+
+    def at(self, path: str) -> NoDirection:
+        """The same error with the path of the direction."""
+        return NoDirection(self.site, self.direction, path)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Context:
     """What an action may read (see `Context`)."""
@@ -120,12 +136,14 @@ class _Context:
         return read.detach().clone() if self.batch.requires_grad else read.detach()
 
     def vector(self, direction: Direction) -> torch.Tensor:
-        vector = self._vector(direction)
-        return vector / self._length(vector) if direction.normalize else vector
+        return self.unit(direction) if direction.normalize else self._vector(direction)
 
     def unit(self, direction: Direction) -> torch.Tensor:
         vector = self._vector(direction)
-        return vector / self._length(vector)
+        length = self.norm(vector)
+        if not bool((length > 0).all()):
+            raise NoDirection(self.change.intervention.at.site, direction)
+        return vector / length
 
     def dot(self, x: Any, y: Any) -> torch.Tensor:
         product: torch.Tensor = wide(x) * y
@@ -159,16 +177,6 @@ class _Context:
         if token_index is not None:
             return torch.stack([wide(self.of_run(name, token_index)) for name in names]).mean(dim=0)
         return torch.cat([wide(self.of_run(name, Positions.ALL)) for name in names]).mean(dim=0)
-
-    def _length(self, vector: torch.Tensor) -> torch.Tensor:
-        """The norm [..., 1] of a vector that is a direction."""
-        length = self.norm(vector)
-        if not bool((length > 0).all()):
-            site = f"{self.change.location} of layer {self.change.intervention.at.layer_index}"
-            raise InvalidRequest.of(
-                "interventions", f"a direction at {site} is 0, or not finite, and has no unit vector"
-            )
-        return length
 
 
 def _moved(at: TapSelection, positions: Positions | int, n_tokens: int) -> TapSelection:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, failure_of, require
 from dst_grpc.pipeline.arrangement import nothing_kept
+from dst_grpc.pipeline.directions import naming
 from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.rates import Rates, Work
 from dst_grpc.pipeline.run import RunResult, run
@@ -268,7 +269,8 @@ class Batcher:
         plans = [self._store.widened(job.plan) for job in batch]
         try:
             check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
-            found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
+            with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
+                found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
         except Cancelled:
             return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +14,36 @@ from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.interventions import DecoderRow, DifferenceOfMeans, EncoderRow, UnembeddingRow
 from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.engine.interventions import NoDirection
 from dst_grpc.errors import InvalidRequest, require
 from dst_grpc.pipeline.checks import check_covered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable
 
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.interventions import Direction, Intervention
     from dst_grpc.domain.selections import TapSelection
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.taps import Site
     from dst_grpc.engine.tokenizer import Tokenizer
     from dst_grpc.pipeline.findings import Findings
     from dst_grpc.pipeline.lookup import Lookup
     from dst_grpc.scalars.explained_model import AutoencoderSet
+
+Paths = Mapping[tuple["Site", "Direction"], str]
+"""Paths of directions of interventions, by site."""
+
+
+@contextmanager
+def naming(paths: Paths) -> Iterator[None]:
+    """Say of a vector that is no direction, found by a run inside, where the request has it."""
+    try:
+        yield
+    except NoDirection as error:
+        path = paths.get((error.site, error.direction))
+        raise (error if path is None else error.at(path)) from None
+
 
 WeightRow = UnembeddingRow | EncoderRow | DecoderRow
 """Directions that are rows of weights."""
@@ -39,6 +57,9 @@ class Directions:
         self._findings, self._lookup, self._tokenizer, self._vocab_size = findings, lookup, tokenizer, vocab_size
         self.sets: dict[AutoencoderEntry, None] = {}
         """The autoencoder sets that are named."""
+        self.paths: dict[tuple[Site, Direction], str] = {}
+        """The path, in the message that was sent, of each direction of an intervention at a site; of equal ones the
+        first."""
 
     def resolved(self, one: Intervention, path: str, width: int | None) -> Intervention:
         """An intervention at one layer with tokens by id, and sets and layers of latents by name; notes what does not
@@ -49,10 +70,11 @@ class Directions:
             path: its path.
             width: size of the last axis of its tap; None if it is not known.
         """
-        found: dict[str, Any] = {
-            field: self.found(direction, one.at, f"{path}.{one.action.arm}.{field}", width)
-            for field, direction in one.action.directions.items()
-        }
+        found: dict[str, Any] = {}
+        for field, direction in one.action.directions.items():
+            at = f"{path}.{one.action.arm}.{field}"
+            found[field] = self.found(direction, one.at, at, width)
+            self.paths.setdefault((one.at.site, found[field]), self._findings.source.path_sent(at))
         return replace(one, action=replace(one.action, **found)) if found else one
 
     def found(self, direction: Direction, at: TapSelection, path: str, width: int | None) -> Direction:

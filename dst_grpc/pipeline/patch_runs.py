@@ -15,7 +15,7 @@ from dst_grpc.causal.ioi_paths import HeadPath, IoiPaths
 from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
-from dst_grpc.pipeline.directions import vectors_of
+from dst_grpc.pipeline.directions import naming, vectors_of
 from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
 from dst_grpc.pipeline.passes import load_tensors
 
@@ -116,9 +116,16 @@ class PatchRuns:
             splices=self._splices,
             check=self._check,
         )
-        for places_of_pass, logits in patched.batches(cells):
-            self.n_passes += 1
-            yield [ran[i] for i in places_of_pass], logits
+        paths = {
+            at: path
+            for plans in self._asked.cells.values()
+            for one in plans
+            for at, path in one.direction_paths.items()
+        }
+        with naming(paths):
+            for places_of_pass, logits in patched.batches(cells):
+                self.n_passes += 1
+                yield [ran[i] for i in places_of_pass], logits
 
     @property
     def _changes(self) -> Iterator[Intervention]:

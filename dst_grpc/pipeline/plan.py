@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.requests import DeriveRequest
     from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.directions import Paths
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import LossOrigin, TraceOrigin
     from dst_grpc.scalars.recorded_taps import Tap
@@ -95,6 +96,8 @@ class Plan:
     """The autoencoders that the shared config names; the spliced ones if it names none."""
     direction_sets: tuple[AutoencoderEntry, ...]
     """The autoencoders that interventions take directions from."""
+    direction_paths: Paths
+    """Where the request has the directions of its interventions."""
     handles: tuple[str, ...]
     """Handles that the request used; loading shows whether their revisions are current."""
     topology: Topology

@@ -168,8 +168,7 @@ class _Planner:
         if self._findings.count or self._findings.known:
             return None
         planned = tuple(scalar for scalar in scalars if scalar is not None)
-        planned_sets = spliced, shared_sets, tuple(directions.sets)
-        return self._assembled(run, tokenizer, loss, trace, planned_sets, topology, planned)
+        return self._assembled(run, tokenizer, loss, trace, (spliced, shared_sets), directions, topology, planned)
 
     def _assembled(
         self,
@@ -178,11 +177,12 @@ class _Planner:
         loss: LossOrigin | None,
         trace: TraceOrigin | None,
         sets: tuple[tuple[AutoencoderEntry, ...], ...],
+        directions: Directions,
         topology: Topology,
         scalars: tuple[PlannedScalar, ...],
     ) -> Plan:
         request = self._request
-        spliced, shared_sets, direction_sets = sets
+        spliced, shared_sets = sets
         taps = frozenset().union(*(scalar.taps for scalar in scalars))
         values = {site for pass_type, site in taps if pass_type is PassType.FORWARD}
         gradients = {site for pass_type, site in taps if pass_type is PassType.BACKWARD}
@@ -196,7 +196,8 @@ class _Planner:
             trace=trace,
             spliced=spliced,
             shared_sets=shared_sets,
-            direction_sets=direction_sets,
+            direction_sets=tuple(directions.sets),
+            direction_paths=directions.paths,
             handles=tuple(self._lookup.handles),
             topology=topology,
             scalars=scalars,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,14 @@ from dst_grpc.client import (
     Intervention,
     LossFnConfig,
     LossFnName,
+    Prompt,
     SourceRun,
+    difference_of_means,
     hold,
     make_explain_run,
     mean_over,
     patch,
+    project_out,
     scale,
 )
 from dst_grpc.errors import InvalidRequest
@@ -58,6 +61,61 @@ def test_a_mean_over_one_run_is_that_run_and_what_is_held_stays(client: Client) 
     gone = scale("resid.post_emb", 0.0)
     kept = hold("resid.post_mlp", layer=0)
     assert loss(client, CLEAN, gone, kept) == pytest.approx(loss(client, CLEAN), rel=1e-4)
+
+
+def test_a_difference_without_direction_is_refused_at_its_field(client: Client) -> None:
+    """Only a run finds that it is 0; the request says where it is, whoever asks."""
+    steered = scale("mlp.post_act", 2.0, layer=0)
+    nothing = project_out("resid.post_mlp", difference_of_means(["other"], ["other"], token=-1), layer=1)
+    runs = {"other": CORRUPT}
+    path = "interventions[1].project_out.direction"
+    asking: list[tuple[str, Callable[[], object]]] = [
+        (path, lambda: client.derive(CLEAN, interventions=[steered, nothing], source_runs=runs, **ASKED)),
+        (
+            f"runs[0].{path}",
+            lambda: client.explain(CLEAN, interventions=[steered, nothing], source_runs=runs, **ASKED),
+        ),
+        (
+            "source_runs[1].interventions[0].project_out.direction",
+            lambda: client.derive(
+                CLEAN,
+                interventions=[patch("resid.post_mlp", "changed", layer=2)],
+                source_runs=[
+                    SourceRun(name="other", prompt=Prompt(text=CORRUPT)),
+                    SourceRun(name="changed", interventions=(nothing,)),
+                ],
+                **ASKED,
+            ),
+        ),
+        (
+            "cells[1].interventions[0].project_out.direction",
+            lambda: client.patch(
+                CLEAN,
+                CORRUPT,
+                cells=[
+                    steered,
+                    project_out("resid.post_mlp", difference_of_means(["source"], ["source"], token=-1), layer=1),
+                ],
+                **ASKED,
+            ),
+        ),
+    ]
+    for field, ask in asking:
+        with pytest.raises(InvalidRequest) as caught:
+            ask()
+        assert [one.field for one in caught.value.violations] == [field]
+
+
+def test_an_explanation_says_in_a_line_what_it_is(client: Client) -> None:
+    ranked = client.top_k(CLEAN, "mlp_act_times_grad", k=3, **ASKED)
+    first, of_run = repr(ranked).split("\n")
+    assert first == "<Explanation 1 run>"
+    assert of_run.startswith("<RunExplanation embedded@")
+    assert "loss=" in of_run
+    table = ranked.runs[0].node_table
+    assert f"node_table[{len(table.nodes) if table else 0}]" in of_run
+    assert repr(table) == f"<NodeTable of {len(table.nodes) if table else 0} nodes, by mlp_act_times_grad>"
+    assert len(repr(client.explain(CLEAN, **ASKED))) < 300
 
 
 def test_topk_and_explain_rank_the_nodes_of_a_patched_run(client: Client) -> None:

@@ -313,7 +313,7 @@ def test_equal_means_have_no_direction() -> None:
     (changed,) = run([planned(WORLD, at(L.RESID_POST_MLP, 1, action=AddVector(direction=same)))], WORLD.decoder, {})
     (plainly,) = run([planned(WORLD)], WORLD.decoder, {})
     assert changed.loss == plainly.loss
-    with pytest.raises(InvalidRequest, match=r"resid.post_mlp of layer 1 is 0"):
+    with pytest.raises(InvalidRequest, match=r"is 0, or not finite, at resid.post_mlp of layer 1"):
         run([planned(WORLD, at(L.RESID_POST_MLP, 1, action=ProjectOut(direction=same)))], WORLD.decoder, {})
 
 
