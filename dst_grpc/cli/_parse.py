@@ -4,6 +4,7 @@ attn.qk_probs@2[:,:,1]=0     overwrite head 1 of layer 2, for every pair of toke
 mlp.post_act@2[5:9,(1,4)]=0  neurons 1 and 4 of layer 2, at the tokens 5 to 8
 mlp.post_act@2[13,5]*0.5     halve neuron 5 of layer 2 at token 13; without @2, of every layer
 resid.post_mlp@1[13,:]       patch: the residual after layer 1 at token 13, from the run of another prompt
+resid.post_mlp@1             all entries of a tap: of every token
 mlp.post_act@2[13,5]         the activation of neuron 5 of layer 2 at token 13
 
 Traces, and ablations of `explain`, may also be nodes as written in tables: see `_nodes`.
@@ -29,18 +30,19 @@ from dst_grpc.domain.interventions import CopyFromRun, ScaleValue, SetValue
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
 
-_SELECTION = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?\[(?P<positions>[\d:,()\s]*)\]"
+_SELECTION = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?(\[(?P<positions>[\d:,()\s]*)\])?"
 _NUMBER = r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)"
 _ABLATION = re.compile(rf"{_SELECTION}={_NUMBER}")
 _SCALE = re.compile(rf"{_SELECTION}\*{_NUMBER}")
 _TRACE = re.compile(_SELECTION)
 _AXIS = re.compile(r"\s*(?:(?P<all>:)|(?P<start>\d+):(?P<stop>\d+)|(?P<at>\d+)|\((?P<list>[\d,\s]+)\))\s*(?:,|$)")
 _ENTRIES = "LOCATION@LAYER[i,:,j]"
+_TAPS = frozenset(location.value for location in ActivationLocationType)
 _POSITIONS = "each axis is a number, a list (1,4), a range 2:5 or all of it, :"
 
 
 def parse_ablation(text: str) -> AblationSpec | Intervention:
-    """Read `LOCATION@LAYER[i,:,j]=VALUE`; without `@LAYER` it means every layer.
+    """Read `LOCATION@LAYER[i,:,j]=VALUE`; without `@LAYER` it means every layer, without axes all entries.
 
     Raises:
         InvalidRequest: If the text has another form, or names no entries of a tap.
@@ -58,7 +60,7 @@ def parse_ablation(text: str) -> AblationSpec | Intervention:
 
 
 def parse_scale(text: str) -> Intervention:
-    """Read `LOCATION@LAYER[i,:,j]*FACTOR`; without `@LAYER` it means every layer.
+    """Read `LOCATION@LAYER[i,:,j]*FACTOR`; without `@LAYER` it means every layer, without axes all entries.
 
     Raises:
         InvalidRequest: If the text has another form, or names no entries of a tap.
@@ -101,7 +103,7 @@ def parse_trace(text: str) -> TraceConfig:
     if node is not None:
         return node
     match = _TRACE.fullmatch(text)
-    index = None if match is None else _index_of(_selection(match, "--trace"))
+    index = None if match is None or not match["positions"] else _index_of(_selection(match, "--trace"))
     if index is None:
         raise InvalidRequest.of(
             "--trace",
@@ -135,7 +137,8 @@ def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Interventio
     node = read_ablation(text)
     if node is not None:
         return node
-    if not _ABLATION.fullmatch(text):
+    match = _ABLATION.fullmatch(text)
+    if match is None or (match["positions"] is None and match["location"] not in _TAPS):
         raise InvalidRequest.of("--ablate", f"{text!r} is neither a node, e.g. {ABLATION_FORMS}, nor {_ENTRIES}=VALUE")
     return parse_ablation(text)
 
@@ -149,7 +152,8 @@ def _selection(match: re.Match[str], option: str) -> TapSelection:
         raise InvalidRequest.of(option, f"there is no tap {match['location']!r}; there are {known}") from None
     layer = None if match["layer"] is None else int(match["layer"])
     try:
-        return TapSelection(activation_location_type=location, axes=_axes(match["positions"]), layer_index=layer)
+        axes = () if match["positions"] is None else _axes(match["positions"])
+        return TapSelection(activation_location_type=location, axes=axes, layer_index=layer)
     except InvalidRequest as error:
         raise InvalidRequest.of(option, f"[{match['positions']}]: {error.message}") from None
 
@@ -176,9 +180,10 @@ def _axes(text: str) -> tuple[AxisSelection, ...]:
 
 
 def _index_of(at: TapSelection) -> ActivationIndex | None:
-    """The selection as an index, which has one or all positions of each axis; None if that does not suffice."""
+    """The selection as an index, which has one or all positions of each axis; None if that does not suffice, or axes
+    are left out."""
     positions = tuple(axis for axis in at.axes if axis is None or isinstance(axis, int))
-    if len(positions) < len(at.axes):
+    if len(positions) < len(at.axes) or not at.axes:
         return None
     return ActivationIndex(
         activation_location_type=at.activation_location_type, tensor_indices=positions, layer_index=at.layer_index

@@ -9,7 +9,7 @@ import pytest
 from dst_grpc.cli._arguments import RequestOptions
 from dst_grpc.cli._explain import explain_request_of
 from dst_grpc.cli._nodes import ablation_text
-from dst_grpc.cli._parse import parse_ablation, parse_patch, parse_scale, parse_what_to_ablate
+from dst_grpc.cli._parse import parse_ablation, parse_patch, parse_scale, parse_trace, parse_what_to_ablate
 from dst_grpc.client import (
     AblationSpec,
     ActivationIndex,
@@ -76,7 +76,22 @@ def test_a_patch_is_taken_from_the_source() -> None:
     with pytest.raises(InvalidRequest, match=r"--source: needs --patch"):
         RequestOptions(prompt="a", source="b").request()
     with pytest.raises(InvalidRequest, match="is not of the form"):
-        parse_patch("resid.post_mlp@1")
+        parse_patch("resid.post_mlp@1[")
+
+
+def test_a_tap_without_axes_is_all_of_it() -> None:
+    at = TapSelection(activation_location_type=ActivationLocationType.RESID_POST_MLP, layer_index=1)
+    assert parse_patch("resid.post_mlp@1") == Intervention(at=at, action=CopyFromRun(run="source"))
+    assert parse_scale("resid.post_mlp@1*2") == Intervention(at=at, action=ScaleValue(factor=2.0))
+    everywhere = TapSelection(activation_location_type=MLP)
+    for parse in (parse_ablation, parse_what_to_ablate):
+        assert parse("mlp.post_act=0") == Intervention(at=everywhere, action=SetValue(scalar=0.0))
+    with pytest.raises(InvalidRequest, match="there is no tap 'elsewhere'; there are resid"):
+        parse_patch("elsewhere@1")
+    with pytest.raises(InvalidRequest, match="is neither a node"):
+        parse_what_to_ablate("elsewhere=0")
+    with pytest.raises(InvalidRequest, match="is neither a node"):
+        parse_trace("mlp.post_act@2")
 
 
 @pytest.mark.parametrize(
