@@ -109,7 +109,8 @@ class ExplainCalls(Calls):
 
         Args:
             prompt: A text, token ids, or a Prompt.
-            groups: What to select nodes by: TopKGroups, or, by the names of groups, types with different node types.
+            groups: What to select nodes by: types, TopKGroups, or, by the names of groups, types with different node
+                types.
             timeout: Seconds after which the server stops working and the call fails; None = never.
             **arguments: *k*, *token_index* and *with_sums*, and those of `derive`; see TopKArguments.
 

@@ -37,8 +37,9 @@ from dst_grpc.errors import InvalidRequest
 
 NodeToAblate: TypeAlias = NodeIndex | NodeAblation | tuple[NodeIndex, float]
 """A node to set to 0, or one with the value to set it to."""
-GroupsLike: TypeAlias = Iterable[TopKGroup] | Mapping[str, str | Iterable[str]]
-"""Groups; or, by the names of groups, their types: names or members of DerivedScalarType."""
+GroupsLike: TypeAlias = TopKGroup | str | Iterable[TopKGroup | str] | Mapping[str, str | Iterable[str]]
+"""Groups; or types, names or members of DerivedScalarType: each a group of that name, or several of a group, by its
+name."""
 
 
 class RunArguments(TypedDict, total=False):
@@ -220,9 +221,20 @@ def _node_ablation(ablated: NodeToAblate) -> NodeAblation:
     return NodeAblation(node_index=node, value=float(value))
 
 
+def _group(group: TopKGroup | str, path: str) -> TopKGroup:
+    """A group; of the name of a type, that type alone under its own name."""
+    if isinstance(group, TopKGroup):
+        return group
+    if not isinstance(group, str):
+        raise InvalidRequest.of(path, f"must be a TopKGroup or the name of a derived scalar type, not {group!r}")
+    dst = member(DerivedScalarType, group, path)
+    return TopKGroup(group_id=dst.value, dsts=(dst,))
+
+
 def _groups(groups: GroupsLike) -> tuple[TopKGroup, ...]:
     if not isinstance(groups, Mapping):
-        return tuple(groups)
+        listed_groups = (groups,) if isinstance(groups, str | TopKGroup) else tuple(groups)
+        return tuple(_group(group, f"groups[{i}]") for i, group in enumerate(listed_groups))
     found = []
     for i, (name, types) in enumerate(groups.items()):
         listed = (types,) if isinstance(types, str) else tuple(types)

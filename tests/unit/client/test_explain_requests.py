@@ -119,6 +119,19 @@ def test_names_that_are_nearly_right_are_suggested() -> None:
     assert [violation.field for violation in caught.value.violations] == ["groups[0].dsts[0]"]
 
 
+def test_types_by_name_are_groups_of_their_own() -> None:
+    kinds = DerivedScalarType.MLP_POST_ACT, DerivedScalarType.ATTN_QK_PROBS
+    groups = tuple(TopKGroup(group_id=kind.value, dsts=(kind,)) for kind in kinds)
+    assert make_top_k_request("x", "mlp_post_act").groups == groups[:1]
+    assert make_top_k_request("x", ["mlp_post_act", kinds[1]]).groups == groups
+    assert make_top_k_request("x", groups[0]).groups == groups[:1]
+    assert make_explain_request("x", groups=kinds[0]).groups == groups[:1]
+    with pytest.raises(InvalidRequest, match=r"groups\[1\]: .*mlp_post_act"):
+        make_top_k_request("x", ["attn_qk_probs", "mlp_post_ac"])
+    with pytest.raises(InvalidRequest, match=r"groups\[0\]: must be a TopKGroup or the name"):
+        make_top_k_request("x", [3])  # type: ignore[list-item]
+
+
 def test_top_k_takes_what_derive_takes() -> None:
     group = TopKGroup(group_id="g", dsts=(DerivedScalarType.MLP_POST_ACT,), k=2)
     request = make_top_k_request(
