@@ -30,8 +30,10 @@ from dst_grpc.domain.circuit import (
     CircuitEvaluation,
     CircuitHeader,
     CircuitKind,
+    CircuitNodes,
     CircuitPart,
     CircuitPartKind,
+    CircuitParts,
     CircuitProgress,
     CircuitRequest,
     CircuitSelection,
@@ -203,9 +205,16 @@ def resolution() -> Resolution:
 ExplainScript = Callable[[ExplainRequest | TopKRequest], AsyncGenerator[Sequence[ExplanationPart | RunSummary], None]]
 
 
-def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False, has_gap: bool = True) -> list[CircuitPart | RunSummary]:
+def circuit_parts(
+    n_pairs: int = 1,
+    *,
+    has_curve: bool = False,
+    has_gap: bool = True,
+    orientation: Orientation = Orientation.NOISING,
+    has_latents: bool = False,
+) -> list[CircuitPart | RunSummary]:
     """The parts of a whole answer of Circuit: the whole model, no edge, and perhaps a curve of two circuits; *has_gap*
-    says whether the metrics of the first two differ."""
+    says whether the metrics of the first two differ, *has_latents* whether circuits are of nodes."""
     header = CircuitHeader(
         model=MODEL_HANDLE,
         sources=("input", "a0.h0", "m0"),
@@ -213,10 +222,13 @@ def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False, has_gap: bool = 
         edge_count=8,
         d_model=8,
         pair_count=n_pairs,
-        orientation=Orientation.NOISING,
+        orientation=orientation,
         alternative=Alternative.PATCHING,
-        prune=True,
+        prune=not has_latents,
     )
+    if has_latents:
+        part = CircuitParts(autoencoder="set", name="m0", first_node=2, latent_count=4, has_error=True)
+        header = replace(header, sources=header.sources[:2], node_count=7, parts=(part,))
     evaluations = [
         CircuitEvaluation(
             kind=kind,
@@ -241,12 +253,14 @@ def circuit_parts(n_pairs: int = 1, *, has_curve: bool = False, has_gap: bool = 
             (CircuitPartKind.EVALUATION, replace(evaluations[0], kind=CircuitKind.CURVE, index=i, **facts))
             for i, facts in enumerate(curve)
         ]
-        summary = CurveSummary(selection=CircuitSelection.ABSOLUTE, of_nodes=False)
+        summary = CurveSummary(selection=CircuitSelection.ABSOLUTE, of_nodes=has_latents)
         if has_gap:
             summary = replace(summary, cpr=0.7, cmd=0.2, chosen_index=1)
-            kept = CircuitEdges(sources=(2, 0, 0), readers=(4, 3, 0), scores=(-3.0, -2.0, 0.5))
-            parts.append((CircuitPartKind.CIRCUIT, kept))
-        parts += [(CircuitPartKind.CURVE, summary), (CircuitPartKind.SCORES, ALL_EDGES)]
+            nodes = CircuitNodes(nodes=(6, 1, 5), scores=(-3.0, -2.0, 0.5))
+            edges = CircuitEdges(sources=(2, 0, 0), readers=(4, 3, 0), scores=(-3.0, -2.0, 0.5))
+            parts.append((CircuitPartKind.NODES, nodes) if has_latents else (CircuitPartKind.CIRCUIT, edges))
+        of_all = (CircuitPartKind.NODE_SCORES, ALL_NODES) if has_latents else (CircuitPartKind.SCORES, ALL_EDGES)
+        parts += [(CircuitPartKind.CURVE, summary), of_all]
     return [*(CircuitPart(kind=kind, value=value) for kind, value in parts), SUMMARY]
 
 
@@ -257,6 +271,9 @@ CURVE: tuple[dict[str, Any], ...] = (
 ALL_EDGES = CircuitEdges(
     sources=(0, 0, 0, 0, 0, 1, 1, 2), readers=(0, 1, 2, 3, 4, 3, 4, 4), scores=(0.5, 0, 0.25, -2.0, 0.25, 0, 0, -3.0)
 )
+
+
+ALL_NODES = CircuitNodes(nodes=tuple(range(7)), scores=(0.25, -2.0, 0.25, 0, 0, 0.5, -3.0))
 
 
 def patch_parts(n_pairs: int = 1) -> list[PatchPart | RunSummary]:

@@ -205,7 +205,13 @@ class FakeService(
     async def Circuit(self, request: Any, context: Any) -> AsyncIterator[circuit_pb2.CircuitResponse]:
         await self._enter(context)
         asked = self.circuit_asked = read(CircuitRequest, request)
-        parts = circuit_parts(len(asked.pairs), has_curve=asked.curve is not None, has_gap=self.circuit_has_gap)
+        parts = circuit_parts(
+            len(asked.pairs),
+            has_curve=asked.curve is not None,
+            has_gap=self.circuit_has_gap,
+            orientation=asked.orientation,
+            has_latents=asked.latents,
+        )
         for frames in self._frames(circuit_pb2.CircuitFrame, parts):
             yield circuit_pb2.CircuitResponse(request_id=request.request_id, frames=frames)
 

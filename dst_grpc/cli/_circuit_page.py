@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dst_grpc.cli._page import self_contained, short
-from dst_grpc.client import Alternative, CircuitAnswer, CircuitEvaluation, CircuitKind, CircuitRequest
+from dst_grpc.client import Alternative, CircuitAnswer, CircuitEvaluation, CircuitKind, CircuitRequest, Orientation
 
 CARRIED = {
     Alternative.PATCHING: "the other prompt's values",
@@ -33,6 +33,7 @@ def circuit_facts(request: CircuitRequest, answer: CircuitAnswer) -> dict[str, A
         "model": header.model,
         "prompts": prompts,
         "pairs": header.pair_count,
+        "noising": header.orientation is Orientation.NOISING,
         "whole": short(answer.whole),
         "empty": short(answer.empty),
         "alternative": CARRIED[header.alternative],

@@ -94,7 +94,7 @@
   function draw() {
     const focused = document.activeElement?.getAttribute("aria-label");
     const hero = el("header", {}, el("h1", {}, data.title), el("p", { class: "soft" }, data.model), ...data.prompts.map((text, i) => el("p", {}, el("span", { class: "soft" }, i ? "corrupt: " : "clean: "), text)),
-      el("p", { class: "soft" }, `${data.pairs} pair${data.pairs > 1 ? "s" : ""}; the whole model ${compact(data.whole)}, without any edge ${compact(data.empty)}; cut edges carry ${data.alternative}${data.pruned ? "" : "; not pruned"}`));
+      el("p", { class: "soft" }, `${data.pairs} pair${data.pairs > 1 ? "s" : ""}; the whole model${data.noising ? "" : ", on the corrupt prompt,"} ${compact(data.whole)}, without any edge ${compact(data.empty)}; cut edges carry ${data.alternative}${data.pruned ? "" : "; not pruned"}`));
     page.replaceChildren(...[hero, data.edges.length ? graph() : null, curve(), table(), data.edges.length ? edges() : null, el("footer", {}, data.footer)].filter(Boolean));
     if (focused) page.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
   }

@@ -82,6 +82,41 @@ def test_options_are_asked(run: Run, service: FakeService, tmp_path: Path) -> No
     assert (asked.prune, asked.autoencoders) == (False, ("tiny/mlp",))
 
 
+def test_which_prompt_is_run_is_said(run: Run) -> None:
+    result = run(*ASKED, "--orientation", "denoising")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("The whole model, on the corrupt prompt: 8, without any edge: 0")
+
+
+def test_a_circuit_with_latents_is_of_nodes(run: Run, service: FakeService, tmp_path: Path) -> None:
+    result = run(*ASKED, "--latents", "--autoencoder", "tiny/mlp")
+    assert result.exit_code == 0, result.output
+    assert "without any node: 0, the mean over 1 pair; 7 nodes; cut nodes are the other" in result.stdout
+    assert "m0.l3" in result.stdout
+    assert [line.split() for line in result.stdout.splitlines()[-3:]] == [
+        ["m0.error", "-3"],
+        ["a0.h0", "-2"],
+        ["m0.l3", "+0.5"],
+    ]
+    asked = service.circuit_asked
+    assert asked is not None
+    assert (asked.latents, asked.prune, asked.autoencoders) == (True, None, ("tiny/mlp",))
+    file = json.loads(run(*ASKED, "--latents", "--json").stdout)
+    assert file["nodes"]["m0.error"] == {"score": 3.0, "in_graph": True}
+    assert file["nodes"]["m0.l0"] == {"score": -0.25, "in_graph": False}
+    assert (file["edges"], file["cfg"]["n_layers"], file["cfg"]["n_heads"]) == ({}, 1, 1)
+    (tmp_path / "circuit.json").write_text(json.dumps(file))
+    again = run(*ASKED, "--latents", "--evaluate", str(tmp_path / "circuit.json"))
+    assert again.exit_code == 0, again.output
+    asked = service.circuit_asked
+    assert asked is not None
+    assert set(asked.circuits[0].nodes) == {"m0.error", "a0.h0", "m0.l3"}
+    refused = run(*ASKED, "--latents", "--html", str(tmp_path / "page.html"), "--scores", "x.json")
+    assert refused.exit_code != 0
+    assert "--scores: must be absent with --latents" in refused.stderr
+    assert "--html: must be absent with --latents" in refused.stderr
+
+
 def test_a_search_has_no_curve(run: Run, service: FakeService) -> None:
     result = run(*ASKED, "--acdc", "0.25")
     assert result.exit_code == 0, result.output
