@@ -134,6 +134,31 @@ class Layer:
         place = head // self._heads_of_each(part)
         return self._inputs(part, slice(place, place + 1), normed, None).squeeze(-2)
 
+    def frozen_head_input(
+        self, part: AttentionTraceType, head: int, normed: torch.Tensor, position: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The query or key of one query head at *position*, as a linear function of the normed residual there, the
+        scale of its norm being constant.
+
+        Args:
+            part: which of the two.
+            head: the query head.
+            normed: the normed residual [d].
+            position: its place in the prompt.
+
+        Returns:
+            The matrix [d, c] that the normed residual is multiplied with, but for a constant; and the query or key that
+            *normed* has, [c]. float32 or wider.
+        """
+        place = head // self._heads_of_each(part)
+        matrix = wide(self._columns(self._qkv_weight, part)[:, place])
+        norm, at = self._input_norm(part), torch.tensor([position], device=normed.device)
+        whole = self._inputs(part, slice(place, place + 1), normed[None], at)[0, 0]
+        if norm is not None:
+            projected = self._projected(part, normed[None], slice(place, place + 1))[0, 0]
+            matrix = norm.unit(matrix) / norm.scale(projected)
+        return self._scores_factor(matrix[:, None, None], None, at, PLAIN)[:, 0, 0], wide(whole)
+
     def inputs_of_heads(
         self,
         part: AttentionTraceType,
