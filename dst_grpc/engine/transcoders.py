@@ -164,11 +164,18 @@ class PerLayerTranscoder:
 
     def encoder_rows(self, features: torch.Tensor) -> torch.Tensor:
         """Wenc of *features* [n]: [n, d]."""
-        return wide(self.autoencoder.encoder[features])
+        return _rows(self.autoencoder.encoder, features)
 
     def decoder_rows(self, features: torch.Tensor, written: int) -> torch.Tensor:  # noqa: ARG002  its own layer
         """What *features* [n] write: [n, d]."""
-        return wide(self.autoencoder.decoder[:, features].t())
+        return _rows(self.autoencoder.decoder.t(), features)
+
+
+def _rows(matrix: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows of *matrix* at *indices* [n], float32 or wider, read in the order in which they lie in memory."""
+    if matrix.stride(1) == 1:
+        return wide(matrix.index_select(0, indices))
+    return wide(matrix.t().index_select(1, indices).t())
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

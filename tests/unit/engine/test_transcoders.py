@@ -70,6 +70,18 @@ def test_an_autoencoder_is_what_its_rows_and_biases_add_up_to(name: str, dtype: 
     assert [found.n_features(layer) for layer in range(LAYERS)] == [0, 0, Z, 0]
 
 
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_rows_are_the_same_however_the_weights_lie_in_memory(is_swapped: bool) -> None:
+    encoder, decoder, features = normal(Z, N), normal(N, Z), torch.tensor([8, 0, 0, 3])
+    if is_swapped:
+        stored = {"encoder": encoder.t().contiguous().t(), "decoder": decoder.t().contiguous().t()}
+    else:
+        stored = {"encoder": encoder, "decoder": decoder}
+    found = Transcoders.per_layer(LAYERS, {0: weights(**stored)})
+    assert torch.equal(found.encoder_rows(0, features), encoder[features])
+    assert torch.equal(found.decoder_rows(0, features, 0), decoder[:, features].t())
+
+
 def test_before_the_first_token_that_counts_nothing_is_active() -> None:
     found = Transcoders.per_layer(LAYERS, {0: KINDS["JumpReLU"]})
     whole, later = found.active(0, X), found.active(0, X, first=2)
