@@ -94,7 +94,7 @@ def record_pairs(
     sites: Iterable[Site],
     *,
     read_at: Sequence[Positions] | None = None,
-    mean: Recorded | None = None,
+    means: Sequence[Recorded] | None = None,
     splices: Mapping[Site, Autoencoder] | None = None,
     check: Check = never_cancelled,
 ) -> PairRuns:
@@ -106,7 +106,7 @@ def record_pairs(
         decoder: the model.
         sites: what patched runs read.
         read_at: the positions whose logits are read of both prompts of each pair; None for those of the last tokens.
-        mean: the mean over reference prompts at these sites, [T or 1, ...].
+        means: for each pair, the mean over reference prompts at these sites, [T or 1, ...].
         splices: autoencoders to splice in, by the site that each reads.
         check: raises Cancelled to end the pass.
     """
@@ -128,8 +128,8 @@ def record_pairs(
     for i, length in enumerate(lengths):
         if sources is not None:
             runs[i][SOURCE] = recorded(n + i, length)
-        if mean is not None:
-            runs[i][MEAN] = {site: _for_prompt(site, x, length) for site, x in mean.items()}
+        if means is not None:
+            runs[i][MEAN] = {site: _for_prompt(site, x, length) for site, x in means[i].items()}
     return PairRuns(
         tokens=tokens[:n],
         lengths=lengths,

@@ -49,6 +49,28 @@ class Writes:
         of_parts = dict.fromkeys(parts, decoder.embedding.new_zeros(1, 1, 1))
         return cls(nothing, (heads,) * config.n_layers, (nothing,) * config.n_layers, of_parts)
 
+    @classmethod
+    def stacked(cls, of_prompts: Sequence[Writes]) -> Writes:
+        """Those of several prompts, each [1, T, ...] of its own length, or the same for all."""
+        first = of_prompts[0]
+        if all(one is first for one in of_prompts):
+            return first
+        n_tokens = max(one.embedding.shape[1] for one in of_prompts)
+
+        def joined(*tensors: torch.Tensor) -> torch.Tensor:
+            shape = (len(tensors), n_tokens, *tensors[0].shape[2:])
+            found = tensors[0].new_zeros(shape)
+            for row, x in zip(found, tensors, strict=True):
+                row[: x.shape[1]] = x[0]
+            return found
+
+        return cls(
+            joined(*(one.embedding for one in of_prompts)),
+            tuple(joined(*each) for each in zip(*(one.heads for one in of_prompts), strict=True)),
+            tuple(joined(*each) for each in zip(*(one.mlps for one in of_prompts), strict=True)),
+            {site: joined(*(one.parts[site] for one in of_prompts)) for site in first.parts},
+        )
+
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Writes:
         """These with every tensor changed."""
         of_parts = {site: change(x) for site, x in self.parts.items()}

@@ -65,7 +65,7 @@ AlternativeOption = Annotated[
         "--alternative",
         metavar="NAME",
         help="What takes the place of what is patched or cut: patching (the other prompt's values), mean_by_position, "
-        "mean or zero.",
+        "mean_by_length, mean or zero.",
     ),
 ]
 ReferenceOption = Annotated[

@@ -10,6 +10,7 @@ from dst_grpc.client import Alternative, CircuitAnswer, CircuitEvaluation, Circu
 CARRIED = {
     Alternative.PATCHING: "the other prompt's values",
     Alternative.MEAN_BY_POSITION: "means by position",
+    Alternative.MEAN_BY_LENGTH: "means by position over prompts of the same length",
     Alternative.MEAN: "means",
     Alternative.ZERO: "nothing",
 }

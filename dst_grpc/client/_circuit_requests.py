@@ -35,7 +35,7 @@ class CircuitArguments(PairArguments, total=False):
     ablations: Iterable[AblationSpec]
     """Entries to overwrite with a number in all runs: circuits are those of the model without them."""
     alternative: Alternative | str
-    """What cut edges carry: `patching`, `mean_by_position`, `mean` or `zero`."""
+    """What cut edges carry: `patching`, `mean_by_position`, `mean_by_length`, `mean` or `zero`."""
     reference: Iterable[PromptLike]
     """The prompts of a mean."""
     prune: bool | None

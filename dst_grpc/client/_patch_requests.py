@@ -25,7 +25,8 @@ class PatchArguments(PairArguments, total=False):
     """The keyword arguments of `patch`, besides its prompts: PairArguments, and these."""
 
     alternative: Alternative | str
-    """What takes the place of a node: `patching` (its value in the other run), `mean_by_position`, `mean`, `zero`."""
+    """What takes the place of a node: `patching` (its value in the other run), `mean_by_position`, `mean_by_length`,
+    `mean`, `zero`."""
     reference: Iterable[PromptLike]
     """The prompts of a mean."""
     nodes: AttributedNode | str | Iterable[AttributedNode | str]

@@ -34,11 +34,13 @@ class Alternative(StrEnum):
     """Its mean over reference prompts and all their positions."""
     ZERO = "zero"
     """Nothing."""
+    MEAN_BY_LENGTH = "mean_by_length"
+    """Its mean, at each position, over the reference prompts of as many tokens as the pair's."""
 
     @property
     def is_mean(self) -> bool:
         """Whether it is a mean over reference prompts."""
-        return self in {Alternative.MEAN, Alternative.MEAN_BY_POSITION}
+        return self in {Alternative.MEAN, Alternative.MEAN_BY_POSITION, Alternative.MEAN_BY_LENGTH}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

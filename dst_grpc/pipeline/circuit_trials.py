@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +20,13 @@ from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import require
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, reference_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.attribution import Pair
     from dst_grpc.causal.circuit_runs import LateRuns
     from dst_grpc.causal.circuits import Mask, Scores
     from dst_grpc.causal.graph import Graph
@@ -79,6 +79,7 @@ class Trials(ABC):
         """Forward passes so far."""
         self.n_gradient_passes = 0
         """Those of them with gradients."""
+        self._means: dict[tuple[tuple[int, ...], ...], Writes] = {}
 
     def evaluated(self, circuits: Sequence[Mask]) -> Generator[int, None, Metrics]:
         """Run *circuits* upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
@@ -182,22 +183,24 @@ class Trials(ABC):
             return base, require(source).writes, references
         if self._is_zero:
             return base, Writes.zero(self._decoder, self._parts), references
-        return base, self._mean, references
+        return base, Writes.stacked([self._mean(pair) for pair in asked]), references
 
     def _runs(self, block: range) -> BlockRuns:
         """The runs of circuits upon a block of pairs."""
         base, writes, references = self._recorded(block)
         return BlockRuns(block, self._upon(base, writes), references)
 
-    @cached_property
-    def _mean(self) -> Writes:
-        """The mean over the reference prompts."""
-        prompts = sorted(self._asked.reference, key=len)
-        mean = MeanWrites(by_position=self._asked.request.alternative is pairs.Alternative.MEAN_BY_POSITION)
-        step = max(BLOCK_TOKENS // self._asked.longest, 1)
-        for start in range(0, len(prompts), step):
-            mean.add(self._record(prompts[start : start + step]))
-        return mean.mean(self._decoder.dtype)
+    def _mean(self, pair: Pair) -> Writes:
+        """The mean over the reference prompts of a pair."""
+        alternative = self._asked.request.alternative
+        prompts = reference_of(pair, self._asked.reference, alternative)
+        if prompts not in self._means:
+            mean = MeanWrites(by_position=alternative is not pairs.Alternative.MEAN)
+            step = max(BLOCK_TOKENS // self._asked.longest, 1)
+            for start in range(0, len(prompts), step):
+                mean.add(self._record(prompts[start : start + step]))
+            self._means[prompts] = mean.mean(self._decoder.dtype)
+        return self._means[prompts]
 
     def _record(self, prompts: Sequence[tuple[int, ...]]) -> RecordedRuns:
         """The runs of *prompts*, with what the request changes."""

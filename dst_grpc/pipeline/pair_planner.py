@@ -20,7 +20,7 @@ from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Protocol
 
     from dst_grpc.contexts.registry import Registry
@@ -64,6 +64,15 @@ if TYPE_CHECKING:
         @property
         def orientation(self) -> Orientation:
             """Which prompt of a pair is the base run."""
+
+
+Tokens = tuple[int, ...]
+
+
+def reference_of(pair: Pair, reference: Sequence[Tokens], alternative: Alternative) -> tuple[Tokens, ...]:
+    """The *reference* prompts, shortest first, whose mean an *alternative* has for a pair."""
+    is_by_length = alternative is Alternative.MEAN_BY_LENGTH
+    return tuple(sorted((one for one in reference if len(one) == len(pair.base) or not is_by_length), key=len))
 
 
 R = TypeVar("R", AttributeRequest, CircuitRequest, PatchRequest)
@@ -190,6 +199,11 @@ class PairPlanner:
             for one in planned.each:
                 problem = f"has {len(one.pair.base)} tokens, and no prompt of the mean has more than {longest}"
                 self._findings.check(len(one.pair.base) <= longest, f"{one.path}.clean", problem)
+        if request.alternative is Alternative.MEAN_BY_LENGTH and 0 < len(found) == len(plans):
+            lengths = set(map(len, found))
+            for one in planned.each:
+                problem = f"has {len(one.pair.base)} tokens, and no prompt of the mean has as many"
+                self._findings.check(len(one.pair.base) in lengths, f"{one.path}.clean", problem)
         return found
 
     def _planned(

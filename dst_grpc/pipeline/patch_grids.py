@@ -33,6 +33,7 @@ _N = AttributedNode
 _ACTIONS: dict[Alternative, Action] = {
     Alternative.PATCHING: CopyFromRun(run=SOURCE),
     Alternative.MEAN_BY_POSITION: CopyFromRun(run=MEAN),
+    Alternative.MEAN_BY_LENGTH: CopyFromRun(run=MEAN),
     Alternative.MEAN: CopyFromRun(run=MEAN),
     Alternative.ZERO: SetValue(scalar=0.0),
 }

@@ -16,13 +16,14 @@ from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.pipeline.directions import naming, vectors_of
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, reference_of
 from dst_grpc.pipeline.passes import load_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.attribution import Pair
     from dst_grpc.causal.patching import PairRuns, Recorded
     from dst_grpc.causal.read_logits import Positions, ReadRows
     from dst_grpc.causal.writes import RecordedRuns
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
+    from dst_grpc.pipeline.pair_planner import Tokens
     from dst_grpc.pipeline.patch_paths import PathCell
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.scalars.explained_model import AutoencoderSet
@@ -76,10 +78,14 @@ class PatchRuns:
         self._splices, self._check = splices, check
         self.n_passes = 0
         """Forward passes so far."""
+        self._means: dict[tuple[Tokens, ...], Recorded] = {}
+        self._written: dict[tuple[Tokens, ...], Writes] = {}
 
     def recorded(self, block: range) -> PairRuns:
         """The runs of a block of pairs without any change."""
         asked = [self._asked.pairs[i] for i in block]
+        has_mean = bool(self._asked.request.reads_mean and self._asked.sites)
+        means = [self._mean(pair) for pair in asked] if has_mean else None
         self.n_passes += 1
         return record_pairs(
             [pair.base for pair in asked],
@@ -87,7 +93,7 @@ class PatchRuns:
             self._decoder,
             self._asked.sites,
             read_at=[pair.read_at for pair in asked],
-            mean=self._mean if self._asked.request.reads_mean and self._asked.sites else None,
+            means=means,
             splices=self._splices,
             check=self._check,
         )
@@ -147,18 +153,21 @@ class PatchRuns:
         """The rows of weights that cells have as directions, on the device."""
         return vectors_of(self._changes, self._decoder, self._sets)
 
-    @cached_property
-    def _mean(self) -> Recorded:
-        """The mean over the reference prompts of what is read."""
-        mean = MeanOfRuns(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
-        self._over_reference(
-            partial(mean.add, decoder=self._decoder, sites=self._asked.sites, splices=self._splices, check=self._check)
-        )
-        return mean.mean(self._decoder.dtype)
+    def _mean(self, pair: Pair) -> Recorded:
+        """The mean over the reference prompts of a pair of what is read."""
+        prompts = reference_of(pair, self._asked.reference, self._asked.request.alternative)
+        if prompts not in self._means:
+            mean = MeanOfRuns(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
+            sites, splices = self._asked.sites, self._splices
+            self._in_batches(
+                prompts, partial(mean.add, decoder=self._decoder, sites=sites, splices=splices, check=self._check)
+            )
+            self._means[prompts] = mean.mean(self._decoder.dtype)
+        return self._means[prompts]
 
-    def _over_reference(self, add: Callable[[Sequence[Sequence[int]]], object]) -> None:
-        """Add all reference prompts, the longest first, in batches."""
-        prompts = sorted(self._asked.reference, key=len, reverse=True)
+    def _in_batches(self, prompts: Sequence[Tokens], add: Callable[[Sequence[Tokens]], object]) -> None:
+        """Add all *prompts*, the longest first, in batches."""
+        prompts = prompts[::-1]
         step = max(BLOCK_TOKENS // self._asked.longest, 1)
         for start in range(0, len(prompts), step):
             self._check()
@@ -180,21 +189,27 @@ class PatchRuns:
             if grid.goes_through_mlps and source is not None:
                 yield from self._through_mlps(number, of_block, base, source, read_at)
             else:
-                yield from self._direct(number, of_block, base, source, read_at)
+                yield from self._direct(number, of_block, base, self._writes(asked, source), read_at)
+
+    def _writes(self, asked: Sequence[Pair], source: RecordedRuns | None) -> Writes:
+        """What cut edges of some pairs carry instead."""
+        if source is not None:
+            return source.writes
+        if self._asked.request.alternative is pairs.Alternative.ZERO:
+            return Writes.zero(self._decoder)
+        return Writes.stacked([self._mean_writes(pair) for pair in asked])
 
     def _direct(
         self,
         grid: int,
         cells: Sequence[tuple[int, PathCell]],
         base: RecordedRuns,
-        source: RecordedRuns | None,
+        writes: Writes,
         read_at: Sequence[Positions],
     ) -> Iterator[tuple[list[Ran], ReadRows]]:
         graph = self._asked.graph
         is_zero = self._asked.request.alternative is pairs.Alternative.ZERO
-        instead = Writes.zero(self._decoder) if is_zero else None
-        writes = instead if source is None else source.writes
-        alternative = Alternative.of(writes or self._mean_writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
+        alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=is_zero)
         runs = CutRuns(self._decoder, graph, base, alternative, splices=self._splices, check=self._check)
         rows = []
         for prompt, cell in cells:
@@ -223,13 +238,15 @@ class PatchRuns:
             self.n_passes += 2
             yield [Ran(prompt, ((grid, cell.cell),)) for prompt, cell in some], read
 
-    @cached_property
-    def _mean_writes(self) -> Writes:
-        """The mean over the reference prompts of what sources write."""
-        mean = MeanWrites(by_position=self._asked.request.alternative is pairs.Alternative.MEAN_BY_POSITION)
-        record_all = partial(record, decoder=self._decoder, splices=self._splices, check=self._check)
-        self._over_reference(lambda prompts: mean.add(record_all(prompts)))
-        return mean.mean(self._decoder.dtype)
+    def _mean_writes(self, pair: Pair) -> Writes:
+        """The mean over the reference prompts of a pair of what sources write."""
+        prompts = reference_of(pair, self._asked.reference, self._asked.request.alternative)
+        if prompts not in self._written:
+            mean = MeanWrites(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
+            record_all = partial(record, decoder=self._decoder, splices=self._splices, check=self._check)
+            self._in_batches(prompts, lambda some: mean.add(record_all(some)))
+            self._written[prompts] = mean.mean(self._decoder.dtype)
+        return self._written[prompts]
 
 
 def _places(numbers: Sequence[int]) -> Places:

@@ -55,7 +55,7 @@ of_nodes = {
 }
 of_runs = {"alternative": st.sampled_from([Alternative.PATCHING, Alternative.ZERO]), "reference": st.just(())}
 of_means = {
-    "alternative": st.sampled_from([Alternative.MEAN, Alternative.MEAN_BY_POSITION]),
+    "alternative": st.sampled_from([one for one in Alternative if one.is_mean]),
     "reference": tuples(prompts, min_size=1),
 }
 own(

@@ -58,7 +58,7 @@ of_pairs = st.builds(
 of_means = st.builds(
     PatchRequest,
     **common,
-    alternative=st.sampled_from([Alternative.MEAN, Alternative.MEAN_BY_POSITION]),
+    alternative=st.sampled_from([one for one in Alternative if one.is_mean]),
     reference=tuples(prompts, min_size=1),
     all_logits=st.booleans(),
 )

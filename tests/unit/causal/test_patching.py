@@ -199,7 +199,7 @@ def test_ablated_runs_are_those_of_the_golden_data(name: str) -> None:
         mean = MeanOfRuns(by_position=by_position)
         for prompts in (case.facts["mean_set_ids"][:2], case.facts["mean_set_ids"][2:]):
             mean.add(prompts, decoder, sites)
-        runs = record_pairs([case.clean], None, decoder, sites, mean=mean.mean(torch.float32))
+        runs = record_pairs([case.clean], None, decoder, sites, means=[mean.mean(torch.float32)])
         assert_golden(metrics(case, runs, heads), case.tensors[f"ablate.head.{key}"].flatten())
         assert_golden(metrics(case, runs, mlps), case.tensors[f"ablate.mlp.{key}"])
     zero = [Cell(0, (Intervention(at=one.interventions[0].at, action=SetValue(scalar=0.0)),)) for one in heads]

@@ -26,7 +26,7 @@ from dst_grpc._gen.dst.v1 import config_pb2 as dst_dot_v1_dot_config__pb2
 from dst_grpc._gen.dst.v1 import inference_pb2 as dst_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x64st/v1/pairs.proto\x12\x06\x64st.v1\x1a\x13\x64st/v1/config.proto\x1a\x16\x64st/v1/inference.proto\"z\n\nPromptPair\x12\x1d\n\x05\x63lean\x18\x01 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12\x1f\n\x07\x63orrupt\x18\x02 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x03 \x01(\x0b\x32\x14.dst.v1.LossFnConfig*^\n\x0bOrientation\x12\x1b\n\x17ORIENTATION_UNSPECIFIED\x10\x00\x12\x17\n\x13ORIENTATION_NOISING\x10\x01\x12\x19\n\x15ORIENTATION_DENOISING\x10\x02*\x92\x01\n\x0b\x41lternative\x12\x1b\n\x17\x41LTERNATIVE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41LTERNATIVE_PATCHING\x10\x01\x12 \n\x1c\x41LTERNATIVE_MEAN_BY_POSITION\x10\x02\x12\x14\n\x10\x41LTERNATIVE_MEAN\x10\x03\x12\x14\n\x10\x41LTERNATIVE_ZERO\x10\x04\x42\x95\x01\n\rio.dstgrpc.v1B\nPairsProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x64st/v1/pairs.proto\x12\x06\x64st.v1\x1a\x13\x64st/v1/config.proto\x1a\x16\x64st/v1/inference.proto\"z\n\nPromptPair\x12\x1d\n\x05\x63lean\x18\x01 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12\x1f\n\x07\x63orrupt\x18\x02 \x01(\x0b\x32\x0e.dst.v1.Prompt\x12,\n\x0eloss_fn_config\x18\x03 \x01(\x0b\x32\x14.dst.v1.LossFnConfig*^\n\x0bOrientation\x12\x1b\n\x17ORIENTATION_UNSPECIFIED\x10\x00\x12\x17\n\x13ORIENTATION_NOISING\x10\x01\x12\x19\n\x15ORIENTATION_DENOISING\x10\x02*\xb2\x01\n\x0b\x41lternative\x12\x1b\n\x17\x41LTERNATIVE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41LTERNATIVE_PATCHING\x10\x01\x12 \n\x1c\x41LTERNATIVE_MEAN_BY_POSITION\x10\x02\x12\x14\n\x10\x41LTERNATIVE_MEAN\x10\x03\x12\x14\n\x10\x41LTERNATIVE_ZERO\x10\x04\x12\x1e\n\x1a\x41LTERNATIVE_MEAN_BY_LENGTH\x10\x05\x42\x95\x01\n\rio.dstgrpc.v1B\nPairsProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORIENTATION']._serialized_start=199
   _globals['_ORIENTATION']._serialized_end=293
   _globals['_ALTERNATIVE']._serialized_start=296
-  _globals['_ALTERNATIVE']._serialized_end=442
+  _globals['_ALTERNATIVE']._serialized_end=474
   _globals['_PROMPTPAIR']._serialized_start=75
   _globals['_PROMPTPAIR']._serialized_end=197
 # @@protoc_insertion_point(module_scope)

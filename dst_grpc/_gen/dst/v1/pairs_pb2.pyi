@@ -21,6 +21,7 @@ class Alternative(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ALTERNATIVE_MEAN_BY_POSITION: _ClassVar[Alternative]
     ALTERNATIVE_MEAN: _ClassVar[Alternative]
     ALTERNATIVE_ZERO: _ClassVar[Alternative]
+    ALTERNATIVE_MEAN_BY_LENGTH: _ClassVar[Alternative]
 ORIENTATION_UNSPECIFIED: Orientation
 ORIENTATION_NOISING: Orientation
 ORIENTATION_DENOISING: Orientation
@@ -29,6 +30,7 @@ ALTERNATIVE_PATCHING: Alternative
 ALTERNATIVE_MEAN_BY_POSITION: Alternative
 ALTERNATIVE_MEAN: Alternative
 ALTERNATIVE_ZERO: Alternative
+ALTERNATIVE_MEAN_BY_LENGTH: Alternative
 
 class PromptPair(_message.Message):
     __slots__ = ("clean", "corrupt", "loss_fn_config")
