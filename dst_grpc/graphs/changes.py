@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.engine.norm import wide
 from dst_grpc.errors import Internal
-from dst_grpc.graphs.nodes import NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,20 +52,20 @@ class Changes:
 def writes_of(model: LocalModel, nodes: GraphNodes, node: int) -> Writes:
     """What *node* writes, which is a feature, an error or an embedding."""
     match nodes.kind(node):
-        case NodeKind.FEATURE:
+        case GraphNodeKind.FEATURE:
             activation = float(nodes.activations[nodes.selected[node]])
             return writes_of_features(model, {nodes.feature(node): activation})
-        case NodeKind.ERROR:
+        case GraphNodeKind.ERROR:
             layer, token = nodes.error(node)
             write = model.nothing
             write[token] = model.recording.layers[layer].error[token]
             return Writes(mlps={layer: write})
-        case NodeKind.EMBEDDING:
+        case GraphNodeKind.EMBEDDING:
             token = nodes.embedding(node)
             write = model.nothing
             write[token] = wide(model.decoder.embed(model.recording.tokens[token]))
             return Writes(embedding=write)
-        case NodeKind.TARGET:
+        case GraphNodeKind.TARGET:
             raise Internal("a target writes nothing")
 
 

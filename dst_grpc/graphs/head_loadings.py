@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.graphs.changes import carried, writes_of
-from dst_grpc.graphs.nodes import NodeKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ class _End:
     @classmethod
     def of(cls, model: LocalModel, nodes: GraphNodes, node: int) -> _End:
         """That of *node*."""
-        if nodes.kind(node) is NodeKind.FEATURE:
+        if nodes.kind(node) is GraphNodeKind.FEATURE:
             layer, token, feature = nodes.feature(node)
             at, one = (torch.tensor([number], device=model.device) for number in (token, feature))
             return cls(layer, token, model.feature_gradients(layer, at, one)[0], is_feature=True)

@@ -8,11 +8,12 @@ n = k + L T + T + K nodes, d residual channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
@@ -20,19 +21,6 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 FREE_DIRECTION = -1
 """The token id of a target that is no token."""
-
-
-class NodeKind(StrEnum):
-    """What a node is."""
-
-    FEATURE = "feature"
-    """An active feature of a transcoder at a token."""
-    ERROR = "error"
-    """What the transcoders miss of the MLP's write of a layer at a token."""
-    EMBEDDING = "embedding"
-    """The embedding of a token, without its position."""
-    TARGET = "target"
-    """A logit, or another projection of the last residual at the last token."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -104,15 +92,15 @@ class GraphNodes:
         """Layer, token and feature of the features that are nodes, [k, 3]."""
         return self.active[self.selected]
 
-    def kind(self, node: int) -> NodeKind:
+    def kind(self, node: int) -> GraphNodeKind:
         """What *node* is; raises IndexError if there is no such node."""
         if not 0 <= node < len(self):
             raise IndexError(f"node {node} of {len(self)}")
         if node < self.first_error:
-            return NodeKind.FEATURE
+            return GraphNodeKind.FEATURE
         if node < self.first_embedding:
-            return NodeKind.ERROR
-        return NodeKind.EMBEDDING if node < self.first_target else NodeKind.TARGET
+            return GraphNodeKind.ERROR
+        return GraphNodeKind.EMBEDDING if node < self.first_target else GraphNodeKind.TARGET
 
     def feature(self, node: int) -> tuple[int, int, int]:
         """Layer, token and feature of *node*, which is a feature."""

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dst_grpc.graphs.nodes import GraphNodes, GraphTargets, NodeKind
+from dst_grpc.domain.graph_node_table import GraphNodeKind
+from dst_grpc.graphs.nodes import GraphNodes, GraphTargets
 
 
 def nodes() -> GraphNodes:
@@ -26,7 +27,9 @@ def nodes() -> GraphNodes:
 def test_nodes_are_features_then_errors_then_embeddings_then_targets() -> None:
     one = nodes()
     kinds = [one.kind(node) for node in range(len(one))]
-    assert kinds == ([NodeKind.FEATURE] * 2 + [NodeKind.ERROR] * 6 + [NodeKind.EMBEDDING] * 3 + [NodeKind.TARGET])
+    assert kinds == (
+        [GraphNodeKind.FEATURE] * 2 + [GraphNodeKind.ERROR] * 6 + [GraphNodeKind.EMBEDDING] * 3 + [GraphNodeKind.TARGET]
+    )
 
 
 def test_a_node_knows_what_it_is_of() -> None:

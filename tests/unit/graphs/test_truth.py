@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoders import ModelNorm
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.transcoders import Transcoders
-from dst_grpc.graphs.nodes import GraphNodes, NodeKind
+from dst_grpc.graphs.nodes import GraphNodes
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion
 from tests import families, models
 from tests.models import ARCHITECTURES
@@ -50,9 +51,9 @@ class Truth:
         """What *node* adds to every node, [n]."""
         nodes, embedding, writes = self._nodes, self._nothing.clone(), dict[int, torch.Tensor]()
         match nodes.kind(node):
-            case NodeKind.FEATURE:
+            case GraphNodeKind.FEATURE:
                 writes = self._writes(node)
-            case NodeKind.ERROR:
+            case GraphNodeKind.ERROR:
                 layer, token = nodes.error(node)
                 writes[layer] = self._nothing.clone()
                 writes[layer][token] = self._error(layer)[token]
