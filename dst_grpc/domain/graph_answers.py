@@ -69,6 +69,8 @@ class GraphPhase(StrEnum):
     """The edges into features are computed."""
     PRUNING = "pruning"
     """Influences are added up, and nodes and edges pruned."""
+    RECORDING = "recording"
+    """The prompt is run, before all else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +80,9 @@ class GraphProgress:
     phase: GraphPhase
     """At what."""
     done: int
-    """How many nodes are done."""
+    """How much is done: nodes whose edges are known, or parts of recording and pruning."""
     total: int
-    """How many there are."""
+    """How much there is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,12 +7,12 @@ block in a step, so that whoever runs the steps can do other work in between, an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from dst_grpc.domain.graph_answers import GraphPhase
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.graphs.local_model import LocalModel
 from dst_grpc.graphs.memory import GraphMemory
@@ -31,17 +31,6 @@ if TYPE_CHECKING:
     from dst_grpc.graphs.recording import Recording
 
 
-class GraphPhase(StrEnum):
-    """What a step of building a graph does."""
-
-    RECORDING = "recording"
-    """The pass, after which the candidates are known."""
-    TARGETS = "targets"
-    """Rows of targets."""
-    FEATURES = "features"
-    """Rows of features."""
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class GraphStep:
     """A step that is done."""
@@ -58,6 +47,8 @@ class GraphStep:
     """The candidates whose rows this step computed, [m]."""
     rows: Floats
     """These rows: the direct effects of all candidates on each, [m, N]."""
+    peak_bytes: int
+    """Memory that the graph and its computation take from here on, beside weights; about."""
 
 
 def build(
@@ -86,7 +77,15 @@ def build(
 
     def step(phase: GraphPhase, done: int, total: int, nodes: Integers, effects: Floats) -> GraphStep:
         added = rows.add(nodes, effects)
-        return GraphStep(phase=phase, done=done, total=total, candidates=candidates, nodes=nodes, rows=added)
+        return GraphStep(
+            phase=phase,
+            done=done,
+            total=total,
+            candidates=candidates,
+            nodes=nodes,
+            rows=added,
+            peak_bytes=memory.peak,
+        )
 
     model = LocalModel(decoder, transcoders, recording, keeps_layers=memory.keeps_layers, check=check)
     yield step(GraphPhase.RECORDING, 1, 1, np.zeros(0, dtype=np.int64), np.zeros((0, model.n_sources), np.float32))

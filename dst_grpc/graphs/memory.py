@@ -95,6 +95,13 @@ class GraphMemory:
         return self.recording + self.rows
 
     @property
+    def peak(self) -> int:
+        """What is taken at most, with blocks as large as `block_size` makes them: those that end first or last."""
+        ends = (1, self.n_tokens)
+        block = max(self.block_size(end) * (self.of_target + end * self.of_place) for end in ends)
+        return self._fixed + (self.layers if self.keeps_layers else self.one_layer) + block
+
+    @property
     def keeps_layers(self) -> bool:
         """Whether all frozen layers are kept: if they take at most half of what is left."""
         return self.layers <= (self.limit - self._fixed) // 2

@@ -53,6 +53,10 @@ class StepwiseAnswer(Protocol[T_co]):
     def is_complete(self) -> bool:
         """Whether there is no further step."""
 
+    @property
+    def held_bytes(self) -> int | None:
+        """What it takes from now on, once it knows that better than its plan does; None = it does not."""
+
     def steps(self) -> Iterator[Sequence[T_co]]:
         """Yields the items of each step, which may be none. Called once."""
 
@@ -139,6 +143,8 @@ class Executor:
                         ready = await following
                     finally:
                         following.cancel()
+                    if answer.held_bytes is not None:
+                        batcher.shrink(ticket, answer.held_bytes)
                 last: Sequence[T | RunSummary] = [*ready, answer.summary()]
                 del answer, iterator
         finally:
@@ -201,7 +207,7 @@ async def _begun(
         if len(results) == len(plans):
             answer = begin([results[k] for k in range(len(plans))], model, sets)
             steps = answer.steps()
-            begun.append((answer, steps, _next_items(steps)))
+            begun.append((answer, steps, next(steps, ())))  # the first alone, which is timed with the pass
 
     # All are queued before the first batch is formed, so that they run together.
     runs = [batcher.run(ticket, plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -42,6 +42,9 @@ Parts = list[ExplanationPart]
 
 class ExplanationAnswer:
     """The answer to one request, computed in steps."""
+
+    held_bytes: ClassVar[int | None] = None
+    """It takes what its plan says."""
 
     def __init__(
         self,

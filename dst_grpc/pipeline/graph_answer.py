@@ -19,10 +19,10 @@ from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.errors import require
 from dst_grpc.graphs import building
 from dst_grpc.graphs.influence import scores
-from dst_grpc.pipeline.graph_parts import edge_parts, node_parts, part, score_parts
+from dst_grpc.pipeline.graph_parts import EDGES_AT_ONCE, edge_parts, node_parts, part, score_parts
 from dst_grpc.pipeline.graph_planner import GraphPlan
 from dst_grpc.pipeline.stepped_answer import SteppedAnswer
-from dst_grpc.pipeline.whole_graph import WholeGraph, most_bytes, pruned, table_of
+from dst_grpc.pipeline.whole_graph import WholeGraph, check_finishing, finishing_bytes, most_bytes, pruned, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _P = GraphPartKind
 Parts = list[GraphPart | WholeGraph]
-_PHASES = {building.GraphPhase.TARGETS: GraphPhase.TARGETS, building.GraphPhase.FEATURES: GraphPhase.FEATURES}
 
 
 class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
@@ -70,7 +69,7 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
 
     def _work(self) -> Iterator[Parts]:
         """The parts of each step, in order."""
-        yield []  # the first step runs with the pass, and is timed with it
+        yield []  # the first step runs with the pass, and is timed as a part of it
         graph = yield from self._built()
         yield from self._finished(graph)
 
@@ -83,22 +82,29 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
                 step = next(work)
             except StopIteration as end:
                 return cast("AttributionGraph", end.value)
-            yield self._begun(step) if step.phase is building.GraphPhase.RECORDING else self._added(step)
+            yield self._begun(step) if step.phase is GraphPhase.RECORDING else self._added(step)
 
     def _begun(self, step: GraphStep) -> Parts:
         """The parts of the step after which it is known which features are active."""
         request, header = self._asked.request, self._header(step.candidates)
         if request.keep:
             self._check_room(header.byte_count)
+        finishing = finishing_bytes(header.node_count)
+        check_finishing(finishing, self._asked.limit_bytes)
+        self.held_bytes = max(step.peak_bytes, finishing)
         is_whole = header.feature_count == header.active_feature_count
         self._sends_rows = is_whole and request.edges is GraphEdgeSelection.WHOLE
-        return [part(_P.HEADER, header), *(node_parts(table_of(step.candidates)) if self._sends_rows else ())]
+        return [
+            part(_P.HEADER, header),
+            part(_P.PROGRESS, GraphProgress(phase=step.phase, done=step.done, total=step.total)),
+            *(node_parts(table_of(step.candidates)) if self._sends_rows else ()),
+        ]
 
     def _added(self, step: GraphStep) -> Parts:
         """The parts of a step that computes rows."""
         self._n_blocks += 1
         rows = edge_parts(GraphEdges.of_matrix(step.rows, step.nodes)) if self._sends_rows else []
-        return [*rows, part(_P.PROGRESS, GraphProgress(phase=_PHASES[step.phase], done=step.done, total=step.total))]
+        return [*rows, part(_P.PROGRESS, GraphProgress(phase=step.phase, done=step.done, total=step.total))]
 
     def _header(self, candidates: GraphNodes) -> GraphHeader:
         """The start of the answer, given the nodes that there would be if all active features were."""
@@ -122,32 +128,34 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
 
     def _finished(self, graph: AttributionGraph) -> Iterator[Parts]:
         """The parts of a graph whose edges are known."""
-        request, n_nodes = self._asked.request, len(graph.nodes)
-        progress = partial(GraphProgress, phase=GraphPhase.PRUNING, total=n_nodes)
-        yield [part(_P.PROGRESS, progress(done=0))]
+        request = self._asked.request
+        progress = partial(GraphProgress, phase=GraphPhase.PRUNING, total=3)
         edges = GraphEdges.of_matrix(graph.adjacency)
+        yield [part(_P.PROGRESS, progress(done=1))]
         of_graph = scores(graph)
-        yield []
+        yield [part(_P.PROGRESS, progress(done=2))]
         left = pruned(graph, of_graph, len(edges), request.node_threshold, request.edge_threshold)
         sent = {GraphEdgeSelection.PRUNED: left.edges, GraphEdgeSelection.WHOLE: edges}.get(request.edges)
-        parts = [] if self._sends_rows else node_parts(table_of(graph.nodes))
-        parts += score_parts(left.scores)
+        nodes = [] if self._sends_rows else node_parts(table_of(graph.nodes))
+        yield [part(_P.PROGRESS, progress(done=3)), *nodes, *score_parts(left.scores)]
         if sent is not None and not self._sends_rows:
-            parts += edge_parts(sent)
-        yield [part(_P.PROGRESS, progress(done=n_nodes)), *parts, part(_P.SUMMARY, left.summary)]
-        if request.keep is not False:
-            yield [
-                WholeGraph(
-                    model=self._model.handle,
-                    transcoders=self._set.handle,
-                    token_strings=self._asked.plan.token_strings,
-                    nodes=graph.nodes,
-                    edges=edges,
-                    of_graph=of_graph,
-                    scores=left.scores,
-                    provenance=self.summary().provenance,
-                )
-            ]
+            for piece in sent.pieces(EDGES_AT_ONCE):
+                yield [part(_P.EDGES, piece)]
+        summary = part(_P.SUMMARY, left.summary)
+        if request.keep is False:
+            yield [summary]
+            return
+        whole = WholeGraph(
+            model=self._model.handle,
+            transcoders=self._set.handle,
+            token_strings=self._asked.plan.token_strings,
+            nodes=graph.nodes,
+            edges=edges,
+            of_graph=of_graph,
+            scores=left.scores,
+            provenance=self.summary().provenance,
+        )
+        yield [summary, whole]
 
 
 def _targets(nodes: GraphNodes, texts_of: Callable[[Sequence[int]], Sequence[str]]) -> tuple[GraphTargetInfo, ...]:

@@ -46,6 +46,8 @@ class SteppedAnswer(ABC, Generic[A, P]):
         self._splices = splices_of(asked.plan, sets)
         self._seconds = 0.0
         self._is_complete = False
+        self.held_bytes: int | None = None
+        """What it takes from now on, once that is known better than beforehand."""
 
     @property
     def is_complete(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -36,6 +36,9 @@ Tensor = DenseTensor | TensorRows | SparseTensor
 
 class TensorAnswer:
     """The answer to one plan, computed in steps."""
+
+    held_bytes: ClassVar[int | None] = None
+    """It takes what its plan says."""
 
     def __init__(
         self,

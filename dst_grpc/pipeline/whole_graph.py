@@ -11,6 +11,7 @@ import numpy as np
 from dst_grpc.domain.graph_answers import GraphNodeScores, GraphSummary
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.graphs.influence import input_sums, prune
 from dst_grpc.graphs.nodes import AttributionGraph
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _NODE_BYTES = 120
 """What a node takes in tables, with its name; about."""
 _EDGE_BYTES = 8
+_FINISHING_BYTES = 22
+"""For each pair of nodes: its entry of the adjacency, an edge as it is kept, and what pruning computes besides."""
 
 
 def most_bytes(candidates: GraphNodes, n_features: int) -> int:
@@ -34,6 +37,21 @@ def most_bytes(candidates: GraphNodes, n_features: int) -> int:
     n_nodes = len(candidates) - len(candidates.active) + n_features
     of_edges = _EDGE_BYTES * (n_features + len(candidates.targets)) * (n_nodes + 1)
     return of_edges + _NODE_BYTES * n_nodes + _bytes_of(candidates)
+
+
+def finishing_bytes(n_nodes: int) -> int:
+    """What it takes to prune a graph whose rows are known, and to make it as it is kept."""
+    return _FINISHING_BYTES * n_nodes**2
+
+
+def check_finishing(needed: int, limit: int) -> None:
+    """Raise Exhausted (MEMORY_BUDGET_EXCEEDED) if the *needed* bytes are more than *limit*."""
+    if needed > limit:
+        raise Exhausted(
+            f"pruning the graph needs about {needed} bytes, and it may have {limit}; ask for fewer feature nodes",
+            reason=Reason.MEMORY_BUDGET_EXCEEDED,
+            metadata={"needed_bytes": str(needed), "limit_bytes": str(limit)},
+        )
 
 
 def _bytes_of(nodes: GraphNodes) -> int:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from dst_grpc.domain.graph_answers import GraphPhase
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.errors import Cancelled, Exhausted, OutOfRange, Reason
-from dst_grpc.graphs.building import GraphPhase, build
+from dst_grpc.graphs.building import build
 from dst_grpc.graphs.memory import GraphMemory
 from dst_grpc.graphs.nodes import FREE_DIRECTION, AttributionGraph
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun

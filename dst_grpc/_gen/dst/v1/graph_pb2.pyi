@@ -33,6 +33,7 @@ class GraphPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRAPH_PHASE_TARGETS: _ClassVar[GraphPhase]
     GRAPH_PHASE_FEATURES: _ClassVar[GraphPhase]
     GRAPH_PHASE_PRUNING: _ClassVar[GraphPhase]
+    GRAPH_PHASE_RECORDING: _ClassVar[GraphPhase]
 
 class GraphNodeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -59,6 +60,7 @@ GRAPH_PHASE_UNSPECIFIED: GraphPhase
 GRAPH_PHASE_TARGETS: GraphPhase
 GRAPH_PHASE_FEATURES: GraphPhase
 GRAPH_PHASE_PRUNING: GraphPhase
+GRAPH_PHASE_RECORDING: GraphPhase
 GRAPH_NODE_KIND_UNSPECIFIED: GraphNodeKind
 GRAPH_NODE_KIND_FEATURE: GraphNodeKind
 GRAPH_NODE_KIND_ERROR: GraphNodeKind
