@@ -22,8 +22,6 @@ and rebuilds them on the client.
 from __future__ import annotations
 
 import difflib
-import errno
-from asyncio import CancelledError
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -32,17 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 T = TypeVar("T")
-
-_TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
-_TEXTS_OF_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",  # torch, on a CPU
-    "CUDA error: out of memory",
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-    "Arena alloc failed",  # protobuf, parsing
-    "Failed to serialize proto",  # protobuf: nothing else that it writes here can fail
-    "can't start new thread",
-    "annot allocate memory",  # a file that cannot be mapped
-)
 
 
 class Reason(StrEnum):
@@ -380,43 +367,6 @@ class Internal(DstError):
         """Make the error with the id that the log carries too."""
         super().__init__(message, reason=Reason.INTERNAL, metadata=metadata)
         self.error_id = error_id
-
-
-def failure_of(error: BaseException) -> Exception:
-    """*error* as an Exception: libraries written in Rust panic, which is none, and passes those who catch them.
-
-    Raises:
-        BaseException: *error* itself if it does not say that something failed, but asks for an end.
-    """
-    if isinstance(error, Exception):
-        return error
-    if isinstance(error, CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
-        raise error
-    failure = RuntimeError(f"{type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether *error* says that memory ran out: Python's, a device's, or that of a library without a class for it."""
-    if isinstance(error, MemoryError) or type(error).__name__ == _TORCH_OUT_OF_MEMORY:
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    has_no_class = isinstance(error, RuntimeError) or type(error).__module__.startswith("google.")
-    return has_no_class and any(text in str(error) for text in _TEXTS_OF_OUT_OF_MEMORY)
-
-
-def raise_if_out_of_memory(error: BaseException) -> None:
-    """Raise *error* again if it says that memory ran out, so that it is not taken for a fault of what was read."""
-    if is_out_of_memory(error):
-        raise error
-
-
-def out_of_memory(device: str = "the server") -> Exhausted:
-    """The error of a request for which *device* had not enough memory."""
-    message = f"{device} ran out of memory; ask for fewer derived scalars, layers or tokens"
-    return Exhausted(message, reason=Reason.OUT_OF_MEMORY)
 
 
 def require(value: T | None) -> T:

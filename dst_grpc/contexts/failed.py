@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.architecture import ModelDimensions
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextKind, ContextState, ContextStatus, ModelInfo
 from dst_grpc.engine.files import CorruptFile
-from dst_grpc.errors import (
-    DataLoss,
-    DstError,
-    FieldViolation,
-    Internal,
-    InvalidRequest,
-    failure_of,
-    raise_if_out_of_memory,
-)
+from dst_grpc.errors import DataLoss, DstError, FieldViolation, Internal, InvalidRequest
+from dst_grpc.failures import failure_of, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING
 
-from dst_grpc.errors import (
-    DstError,
-    Exhausted,
-    FieldViolation,
-    NotFound,
-    PreconditionFailed,
-    Reason,
-    Unavailable,
-    is_out_of_memory,
-)
+from dst_grpc.errors import DstError, Exhausted, FieldViolation, NotFound, PreconditionFailed, Reason, Unavailable
+from dst_grpc.failures import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,17 +86,6 @@ def translated(entry: ContextEntry, error: Exception) -> DstError:
         )
     failure.__cause__ = error
     return failure
-
-
-def without_frames(error: DstError) -> DstError:
-    """*error* without its traceback and those of its causes, whose frames refer to the tensors loaded so far."""
-    link: BaseException | None = error
-    while link is not None:
-        # Cleared as well as dropped, since a logger may keep the traceback.
-        traceback.clear_frames(link.__traceback__)
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def copied(error: DstError) -> DstError:

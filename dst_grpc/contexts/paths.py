@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import OPEN_FLAGS, File, corrupt
-from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason, raise_if_out_of_memory
+from dst_grpc.errors import InvalidRequest, NotAllowed, NotFound, Reason
+from dst_grpc.failures import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

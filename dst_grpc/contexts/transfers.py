@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, cast
 
 from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
 from dst_grpc.contexts.expiry import Expiry
-from dst_grpc.contexts.failures import closing, copied, still_held, translated, without_frames
+from dst_grpc.contexts.failures import closing, copied, still_held, translated
 from dst_grpc.contexts.memory_release import when_released
-from dst_grpc.contexts.threads import Threads
+from dst_grpc.contexts.threads import ShortThreads
 from dst_grpc.domain.resolution import ContextState
-from dst_grpc.errors import DstError, Unavailable, failure_of
+from dst_grpc.errors import DstError, Unavailable
+from dst_grpc.failures import failure_of, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,7 +67,7 @@ class Transfers:
         self._lifecycle, self._budget, self._loader = lifecycle, budget, loader
         self._is_offered = is_offered
         self._release_seconds = release_seconds
-        self._threads = Threads("dst-load", at_once=_MAX_PARALLEL)
+        self._threads = ShortThreads("dst-load", at_once=_MAX_PARALLEL)
         self._expiry = Expiry(ttl_seconds, lifecycle.evictable, self.begin_unload, clock=clock, sleep=sleep)
         self._loads: dict[CacheRecord, asyncio.Task[Context | DstError]] = {}
         self._unloads: dict[CacheRecord, asyncio.Task[None]] = {}

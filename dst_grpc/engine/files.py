@@ -14,7 +14,8 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from dst_grpc.errors import DataLoss, Reason, raise_if_out_of_memory
+from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.failures import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -17,7 +17,7 @@ import torch
 
 from dst_grpc.engine.archives import MAX_READ_BYTES, opened_archive
 from dst_grpc.engine.files import corrupt
-from dst_grpc.errors import raise_if_out_of_memory
+from dst_grpc.failures import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

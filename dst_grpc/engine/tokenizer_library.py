@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from dst_grpc.engine.confined_tokenizer import ConfinedTokenizer
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.tokenizer_growth import grows_in_proportion, patterns_of
-from dst_grpc.errors import DataLoss, DstError, InvalidRequest, failure_of, raise_if_out_of_memory
+from dst_grpc.errors import DataLoss, DstError, InvalidRequest
+from dst_grpc.failures import failure_of, raise_if_out_of_memory
 
 _REPEATS = 64
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # in a batch of one there is nothing to do in parallel

@@ -15,7 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.engine.cancellation import cancelled
-from dst_grpc.errors import Cancelled, DeadlineExceeded, failure_of, require
+from dst_grpc.errors import Cancelled, DeadlineExceeded, require
+from dst_grpc.failures import failure_of, is_out_of_memory
 from dst_grpc.pipeline.arrangement import nothing_kept
 from dst_grpc.pipeline.directions import naming
 from dst_grpc.pipeline.jobs import Job
@@ -263,20 +264,27 @@ class Batcher:
         return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
 
     def _run_new(self, batch: Sequence[_Pass]) -> Sequence[RunResult | Exception]:
+        """The results of a batch; if it fails, of each of its plans alone. Recordings give way to a plan that has no
+        memory."""
+        n_kept = self._store.byte_count
+        try:
+            return self._ran(batch)
+        except Cancelled:
+            return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
+            told = self._told(error)
+        if len(batch) > 1:
+            return [result for job in batch for result in self._run_new([job])]
+        return self._run_new(batch) if self._store.byte_count < n_kept else [told]
+
+    def _ran(self, batch: Sequence[_Pass]) -> Sequence[RunResult]:
         if not batch:
             return []
         sets = {name: found for job in batch for name, found in job.sets.items()}
         plans = [self._store.widened(job.plan) for job in batch]
-        try:
-            check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
-            with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
-                found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
-        except Cancelled:
-            return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
-            if len(batch) == 1:
-                return [self._worker.translated(failure_of(error))]
-            return [result for job in batch for result in self._run_new([job])]
+        check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
+        with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
+            found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
         results = []
         for job, result in zip(batch, found, strict=True):
             job.as_estimated = not job.is_stored
@@ -305,7 +313,14 @@ class Batcher:
         try:
             return work()
         except BaseException as error:  # noqa: BLE001  likewise
-            return self._worker.translated(failure_of(error))
+            return self._told(error)
+
+    def _told(self, error: BaseException) -> Exception:
+        """What is told of *error*; if memory ran out, the recordings give way."""
+        failure = failure_of(error)
+        if is_out_of_memory(failure):
+            self._store.clear()
+        return self._worker.translated(failure)
 
 
 def _fail(job: Job, error: Exception) -> None:

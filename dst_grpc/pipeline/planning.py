@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _KEPT_BYTES = 64 << 20
 _THREADS = 4
 _LONG = 100
-"""Entries of lists, or `_CHARACTERS` characters each, that take longer to plan than a thread takes to start."""
+"""Entries of lists, or `_CHARACTERS` characters each, that take longer to plan than a change of threads."""
 _VERY_LONG = 2000
 """Those that take too long to be looked up on the event loop."""
 _CHARACTERS = 50

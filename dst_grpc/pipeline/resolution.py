@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import Plan, PlannedScalar
 
 _MANY = 50
-"""Derived scalars whose description takes longer than a thread takes to start."""
+"""Derived scalars whose description takes longer than a change of threads."""
 
 
 class Resolver:

@@ -100,6 +100,12 @@ class RecordingStore:
         self._kept.move_to_end(key)
         return self._kept[key][0].taps.values
 
+    def clear(self) -> None:
+        """Keep nothing of what is kept."""
+        self._kept.clear()
+        self._by_values.clear()
+        self.byte_count = 0
+
     def _dropped(self, key: Hashable) -> Recording | None:
         """The recording that was kept by *key*, which is no longer; None if there was none."""
         recording, size, by_values = self._kept.pop(key, (None, 0, None))

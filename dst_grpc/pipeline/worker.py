@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dst_grpc.errors import Reason, Unavailable, failure_of, is_out_of_memory, out_of_memory
+from dst_grpc.errors import Reason, Unavailable
+from dst_grpc.failures import failure_of, is_out_of_memory, out_of_memory, without_frames, without_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,12 +59,13 @@ class Worker:
             told = self.translated(failure_of(error))
             if told is error:
                 raise
-            raise told from error
+            raise told from told.__cause__
 
     def translated(self, error: Exception) -> Exception:
-        """*error*, or the error that replaces it for the caller."""
+        """*error*, or the error that replaces it for the caller; neither keeps alive what the job held."""
         if not is_out_of_memory(error):
-            return error
+            return without_locals(error)
+        without_frames(error)
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
         return out_of_memory(self._device)

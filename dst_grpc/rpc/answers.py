@@ -25,7 +25,7 @@ AskedT = TypeVar("AskedT", bound="Asked")
 Messages = AsyncGenerator[bytes, None]
 
 _FEW = 200
-"""Tensors that are put into messages faster than a thread starts."""
+"""Tensors that are put into messages faster than threads are changed."""
 
 
 class Asked(Protocol):

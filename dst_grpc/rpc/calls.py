@@ -25,7 +25,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented, failure_of
+from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented
+from dst_grpc.failures import failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
 from dst_grpc.rpc.errors import abort, as_dst_error, code_of
 from dst_grpc.rpc.identity import WrongToken

@@ -16,7 +16,8 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from dst_grpc.errors import DstError, Exhausted, Internal, Unavailable, is_out_of_memory, out_of_memory
+from dst_grpc.errors import DstError, Exhausted, Internal, Unavailable
+from dst_grpc.failures import is_out_of_memory, out_of_memory, without_frames
 from dst_grpc.wire import errors as wire_errors
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -31,18 +32,21 @@ def as_dst_error(error: BaseException, *, method: str, request_id: str = "") -> 
     """*error* itself if it is a DstError; otherwise it is logged: the answer is that memory ran out, or is Internal,
     without its text.
 
-    It comes without its traceback, whose frames would keep alive what they held for as long as the client takes to be
-    told.
+    *error* is left without its traceback, whose frames would keep alive what they held for as long as the client takes
+    to be told.
     """
     if isinstance(error, DstError):
-        error.__traceback__ = error.__cause__ = error.__context__ = None
+        without_frames(error)
+        error.__cause__ = error.__context__ = None
         return error
     if is_out_of_memory(error):
         _log.warning("out of memory", exc_info=error, extra={"method": method})
+        without_frames(error)
         return out_of_memory()
     error_id = secrets.token_hex(8)
     fields = {"error_id": error_id, "method": method} | ({"request_id": request_id} if request_id else {})
     _log.error("internal error", exc_info=error, extra=fields)
+    without_frames(error)
     return Internal(f"internal error {error_id}", error_id=error_id, metadata={"error_id": error_id})
 
 

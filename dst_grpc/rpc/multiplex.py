@@ -13,7 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations, failure_of
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations
+from dst_grpc.failures import failure_of
 from dst_grpc.rpc.draining import DrainSignal, draining_error
 from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.outbox import Outbox

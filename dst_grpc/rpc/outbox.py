@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.failures import without_locals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -200,7 +201,7 @@ class Outbox:
         try:
             await production
         except BaseException as error:  # noqa: BLE001  raised again, once what was put before is taken
-            failure = error
+            failure = without_locals(error)  # which would wait for the reader too
         self._producing = None
         if self._is_stopped and not task.uncancel():
             return None  # delivering says why

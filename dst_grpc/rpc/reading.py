@@ -25,8 +25,8 @@ _LOOKS, _LOOK_SECONDS = 5, 0.05
 wait for a processor, what came meanwhile is seen at the next."""
 _THREADS = 2
 _SMALL_BYTES = 4096
-"""Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than starting a
-thread."""
+"""Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than a change of
+threads."""
 
 
 class Reading:

@@ -10,7 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from dst_grpc.domain.resolution import ModelInfo, RegistryChange
-from dst_grpc.errors import InvalidRequest, Violations, failure_of
+from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.failures import failure_of
 from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.health import Health
 from dst_grpc.rpc.ports import CachePort, NewRegistry

@@ -68,7 +68,7 @@ Stage = Validated | LoadProgress | Resolution
 _MAX_WEIGHT = 5000
 """Values that are put into a message at once; it takes some milliseconds."""
 _FEW = 100
-"""Entries of a list that are cut faster than a thread starts."""
+"""Entries of a list that are cut faster than threads are changed."""
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
 
 

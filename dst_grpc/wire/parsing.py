@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from dst_grpc.errors import InvalidRequest, Reason, join_path, raise_if_out_of_memory
+from dst_grpc.errors import InvalidRequest, Reason, join_path
+from dst_grpc.failures import raise_if_out_of_memory
 from dst_grpc.wire.limits import MAX_ENTRIES, MAX_FIELDS, MAX_LONG_TEXT_BYTES, MAX_TEXT_BYTES
 
 if TYPE_CHECKING:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-
 import pytest
-from google.protobuf.message import DecodeError
 
 from dst_grpc import errors
 from dst_grpc.errors import (
@@ -101,32 +98,3 @@ def test_a_reason_that_all_violations_share_is_the_reason(reasons: list[Reason],
     with pytest.raises(InvalidRequest) as caught:
         problems.raise_if_any()
     assert caught.value.reason is expected
-
-
-@pytest.mark.parametrize(
-    ("error", "is_so"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("can't start new thread"), True),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
-        (OSError(errno.ENOENT, "No such file"), False),
-        (RuntimeError("shapes differ"), False),
-        (ValueError("DefaultCPUAllocator"), False),
-        (errors.InvalidRequest.of("text", "holds ALLOC_FAILED"), False),
-    ],
-)
-def test_what_says_that_memory_ran_out_is_told_from_what_repeats_a_callers_words(error: Exception, is_so: bool) -> None:
-    assert errors.is_out_of_memory(error) == is_so
-    if is_so:
-        with pytest.raises(type(error)):
-            errors.raise_if_out_of_memory(error)
-    else:
-        errors.raise_if_out_of_memory(error)
-
-
-def test_protobuf_says_by_its_text_that_it_has_no_memory_to_parse() -> None:
-    message = "Error parsing message with type 'dst.v1.DeriveRequest': Arena alloc failed"
-    assert errors.is_out_of_memory(DecodeError(message))
-    assert not errors.is_out_of_memory(DecodeError("Error parsing message"))

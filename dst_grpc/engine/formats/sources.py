@@ -19,7 +19,7 @@ from dst_grpc.engine.archives import opened_archive
 from dst_grpc.engine.files import File, OpenFile, corrupt
 from dst_grpc.engine.npz_file import NpzFile
 from dst_grpc.engine.safetensors_file import SafetensorsFile
-from dst_grpc.errors import raise_if_out_of_memory
+from dst_grpc.failures import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

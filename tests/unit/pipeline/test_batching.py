@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,13 +21,14 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, S
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.engine.propagation import Propagation
-from dst_grpc.errors import Unavailable
+from dst_grpc.errors import Exhausted, Reason, Unavailable
 from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.limits import DeviceLimits
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
+from dst_grpc.pipeline.rates import Work
 from dst_grpc.pipeline.run import RunResult
 from dst_grpc.pipeline.scheduler import Scheduler
 from dst_grpc.pipeline.store import RecordingStore
@@ -153,6 +155,71 @@ async def test_whatever_fails_everyone_is_told(
     for error in await together(a_batcher(worker, store), decoder, plans):
         assert isinstance(error, RuntimeError)
         assert str(error) == "Panic: in another language"
+
+
+async def test_nothing_of_a_batch_that_failed_is_there_while_its_plans_run_alone(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, seen = decoder._block, list[weakref.ref[torch.Tensor]]()
+
+    def once(index: int, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if not seen:
+            large = torch.zeros(1)
+            seen.append(weakref.ref(large))
+            raise ValueError("only this time")
+        assert seen[0]() is None
+        return block(index, x, *arguments)
+
+    monkeypatch.setattr(decoder, "_block", once)
+    plans = [plan_of(registry, [1, 2]), plan_of(registry, [1, 2, 3])]
+    assert batch_sizes(await together(a_batcher(worker, RecordingStore(0)), decoder, plans)) == [1, 1]
+
+
+async def test_recordings_give_way_to_a_run_that_has_no_memory(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If memory is still not enough, it is refused, and nothing of it is kept alive by its error."""
+    store = RecordingStore()
+    batcher = a_batcher(worker, store)
+    await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    block, seen = decoder._block, list[weakref.ref[torch.Tensor]]()
+
+    def scarce(index: int, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if store.byte_count or len(x) * x.shape[1] > 3:
+            large = torch.zeros(1)
+            seen.append(weakref.ref(large))
+            raise MemoryError
+        return block(index, x, *arguments)
+
+    monkeypatch.setattr(decoder, "_block", scarce)
+    assert store.byte_count
+    result = await ask(batcher, plan_of(registry, [1, 2, 3]), decoder, {}, as_it_is)
+    assert result.recording.taps.values
+    assert len(seen) == 1
+    with pytest.raises(Exhausted) as caught:
+        await ask(batcher, plan_of(registry, [1, 2, 3, 4]), decoder, {}, as_it_is)
+    assert caught.value.reason is Reason.OUT_OF_MEMORY
+    assert not store.byte_count
+    assert {ref() for ref in seen} == {None}
+
+
+async def test_recordings_give_way_to_a_step_that_had_no_memory(
+    worker: Worker, decoder: Decoder, registry: Registry
+) -> None:
+    store = RecordingStore()
+    batcher = a_batcher(worker, store)
+    await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    seen = list[weakref.ref[torch.Tensor]]()
+
+    def fail() -> None:
+        large = torch.zeros(1)
+        seen.append(weakref.ref(large))
+        raise ValueError(large) if store.byte_count == 0 else MemoryError
+
+    for error in (Exhausted, ValueError):
+        assert bool(store.byte_count) == (error is Exhausted)
+        with pytest.raises(error):
+            await batcher.step(Ticket(LOCAL), "a", Work.DERIVE_STEP, fail, 1)
 
 
 async def test_a_cancelled_plan_is_left_out(worker: Worker, decoder: Decoder, registry: Registry) -> None:

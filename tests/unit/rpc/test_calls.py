@@ -8,7 +8,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unavailable, failure_of
+from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unavailable
+from dst_grpc.failures import failure_of
 from dst_grpc.observability.calls import CallInfo, CallOutcome
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable, ObservedContext

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -241,3 +242,25 @@ async def test_a_call_whose_client_takes_everything_is_never_given_up() -> None:
     outbox.give_up()
     await ended(carried(outbox, Work(10)))
     assert not outbox.has_stalled
+
+
+async def test_nothing_of_work_that_failed_is_there_while_its_messages_wait() -> None:
+    seen = list[weakref.ref[Work]]()
+
+    async def failing() -> AsyncGenerator[bytes, None]:
+        held = Work(1)
+        seen.append(weakref.ref(held))
+        yield b"."
+        await asyncio.sleep(0)
+        raise ValueError("of its own")
+
+    unread, reader = Unread(), Reader()
+    sending = asyncio.create_task(unread.outbox("a", reader.write).send(failing(), bytes))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert [ref() for ref in seen] == [None]
+    assert not sending.done()
+    reader.reads.set()
+    with pytest.raises(ValueError, match="of its own"):
+        await ended(sending)
+    assert reader.got == [b"."]
