@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.formats.detect import open_autoencoder
 from dst_grpc.engine.formats.header import AutoencoderHeader
 from dst_grpc.engine.formats.layouts import FileGroup
+from dst_grpc.engine.formats.stored_file import StoredTranscoderFile
 from dst_grpc.engine.formats.weights import AutoencoderFile
 
 CONFIG: dict[str, Any] = {
@@ -135,10 +135,10 @@ def opened(path: Path) -> AutoencoderFile:
     return file
 
 
-def opened_cross_layer(path: Path) -> CrossLayerFile:
+def opened_cross_layer(path: Path) -> StoredTranscoderFile:
     """The layer of a cross-layer transcoder at *path*, its weights not read yet."""
     file = open_autoencoder(FileGroup.at(path))
-    assert isinstance(file, CrossLayerFile)
+    assert isinstance(file, StoredTranscoderFile)
     return file
 
 

@@ -31,8 +31,8 @@ class AutoencoderContext:
     node_type: NodeType
     """Type of its latents."""
     by_layer: Mapping[int | None, Autoencoder]
-    """The autoencoders by layer; the layer is None for one that exists once per model. Empty for a cross-layer
-    transcoder."""
+    """The autoencoders by layer; the layer is None for one that exists once per model. Empty for transcoders that stay
+    in their files."""
     digest: str
     """SHA-256 of its files."""
     device: str

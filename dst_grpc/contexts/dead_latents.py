@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
+from dst_grpc.engine.formats.stored_file import StoredTranscoderFile
 from dst_grpc.engine.formats.weights import AutoencoderFile
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
+    from dst_grpc.engine.formats.stored_file import LayerFile
 
 _DEAD_BELOW = 1e-8
 
@@ -38,9 +38,9 @@ def without_dead_latents(entry: AutoencoderEntry) -> AutoencoderEntry:
 def _n_spare(file: LayerFile) -> int:
     """Number of dead latents to leave out; with TopK at least k latents are kept, else at least one.
 
-    None of a cross-layer transcoder, whose latents are read as they are needed.
+    None of a transcoder that stays in its file, whose latents are read as they are needed.
     """
-    if isinstance(file, CrossLayerFile):
+    if isinstance(file, StoredTranscoderFile):
         return 0
     header, frequencies = file.header, file.frequencies()
     if frequencies is None:

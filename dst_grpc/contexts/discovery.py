@@ -22,14 +22,16 @@ from dst_grpc.engine.files import File, FileSet, corrupt, read_small
 from dst_grpc.engine.formats.detect import open_autoencoder
 from dst_grpc.engine.formats.format import layer_in_path
 from dst_grpc.engine.formats.layouts import NATIVE, FileGroup
+from dst_grpc.engine.formats.stored_file import stored
+from dst_grpc.engine.formats.weights import AutoencoderFile
 from dst_grpc.engine.model_folder import leads_nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from dst_grpc.contexts.entries import ModelEntry
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.stored_file import LayerFile
 
 _T = DerivedScalarType
 _CONFIG = "config.json"
@@ -45,6 +47,7 @@ def open_set(
     layers: Collection[int] | None = None,
     files: Mapping[int, Path] | None = None,
     names: Collection[str] | None = None,
+    in_files: bool = False,
 ) -> AutoencoderEntry:
     """The one autoencoder set of *model* in *folder*; with *dst*, the one that reads it. It has no name yet.
 
@@ -55,11 +58,12 @@ def open_set(
         layers: the layers to take, of those that exist; None = all.
         files: its weights below *folder*, by the layer in their names; None = all weights there.
         names: the names of its files below *folder*; None = all.
+        in_files: whether encoders and decoders, of transcoders, stay in their files.
 
     Raises:
         DataLoss: if a file is corrupt, does not fit the model, or the folder holds several sets, or none.
     """
-    found = open_sets(folder, model, dst=dst, layers=layers, files=files, names=names)
+    found = open_sets(folder, model, dst=dst, layers=layers, files=files, names=names, in_files=in_files)
     chosen = [one for one in found if dst in {None, one.dst}]
     if len(chosen) == 1:
         return chosen[0]
@@ -77,6 +81,7 @@ def open_sets(
     layers: Collection[int] | None = None,
     files: Mapping[int, Path] | None = None,
     names: Collection[str] | None = None,
+    in_files: bool = False,
 ) -> tuple[AutoencoderEntry, ...]:
     """Every autoencoder set of *model* in *folder*, one for each derived scalar that its files read. They have no
     names.
@@ -99,6 +104,8 @@ def open_sets(
         layer = _layer_of(file, reads, model, None if files is None else number)
         if layers is not None and layer not in layers:
             continue
+        if in_files and isinstance(file, AutoencoderFile):
+            file = stored(file, layer)
         other = by_dst.setdefault(reads, {}).setdefault(layer, file)
         if other is not file:
             problem = f"is the second autoencoder of its layer, beside {_below(other.path, folder)}"

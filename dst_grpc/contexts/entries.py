@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.scalar_types import DerivedScalarType
     from dst_grpc.engine.checkpoint import Checkpoint
     from dst_grpc.engine.files import FileSet
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.header import AutoencoderHeader
+    from dst_grpc.engine.formats.stored_file import LayerFile
 
 EAGER_DIGEST_BYTES = 1 << 26
 """Files up to this size are digested on registration, larger ones when they are first loaded."""
@@ -300,6 +300,11 @@ class AutoencoderEntry(ContextEntry):
         return any(header.written is not None for header in self.headers)
 
     @property
+    def stays_in_files(self) -> bool:
+        """Whether encoders and decoders are not loaded, but read as they are needed."""
+        return any(header.file_bytes for header in self.headers)
+
+    @property
     def is_of_transcoders(self) -> bool:
         """Whether its autoencoders are transcoders of the model's MLPs, as attribution graphs are made of."""
         return all(header.is_transcoder for header in self.headers)
@@ -309,7 +314,8 @@ class AutoencoderEntry(ContextEntry):
         """As for every entry, with those of the model, as the sets of a changed model must be checked again."""
         dropped = tuple(header.n_dropped for header in self.headers)
         # super() without arguments would refer to the class before dataclass gave it slots.
-        return (*super(AutoencoderEntry, self).load_facts, id(self.model), self.dst, dropped)
+        facts = super(AutoencoderEntry, self).load_facts
+        return (*facts, id(self.model), self.dst, dropped, self.stays_in_files)
 
     @property
     def variant(self) -> str:

@@ -19,7 +19,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
 from dst_grpc.engine.element_types import TORCH_TYPES
-from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
+from dst_grpc.engine.formats.stored_file import StoredTranscoderFile
 from dst_grpc.engine.taps import Taps
 from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.errors import require
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.domain.resolution import LayerCheck
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.cross_layer import CrossLayerTranscoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.stored_transcoder import StoredTranscoder
     from dst_grpc.engine.taps import Site
 
     OnProgress = Callable[[int], None]
@@ -114,14 +114,14 @@ _Loaded = tuple[dict[int | None, "Autoencoder"], "Transcoders | None", "list[Lay
 
 
 def _loaded(entry: AutoencoderEntry, samples: _Samples | None, on_progress: OnProgress) -> _Loaded:
-    if entry.is_cross_layer:
-        return _cross_layer(entry, require(samples), on_progress)
+    if entry.stays_in_files:
+        return _stored(entry, require(samples), on_progress)
     declared = {check.layer_index: check for check in entry.declared}
     by_layer: dict[int | None, Autoencoder] = {}
     measured: list[LayerCheck] = []
     done = 0
     for layer, file in entry.by_layer.items():
-        if isinstance(file, CrossLayerFile):
+        if isinstance(file, StoredTranscoderFile):
             continue
         before = done
         candidates = file.load(
@@ -139,11 +139,11 @@ def _loaded(entry: AutoencoderEntry, samples: _Samples | None, on_progress: OnPr
     return by_layer, _transcoders(entry, by_layer), measured
 
 
-def _cross_layer(entry: AutoencoderEntry, samples: _Samples, on_progress: OnProgress) -> _Loaded:
-    """A cross-layer transcoder, which is measured as a whole: every layer explains a part of the later ones."""
-    layers: dict[int, CrossLayerTranscoder] = {}
+def _stored(entry: AutoencoderEntry, samples: _Samples, on_progress: OnProgress) -> _Loaded:
+    """Transcoders that stay in their files, measured as a whole: layers may explain a part of later ones."""
+    layers: dict[int, StoredTranscoder] = {}
     for layer, file in entry.by_layer.items():
-        if isinstance(file, CrossLayerFile) and layer is not None:
+        if isinstance(file, StoredTranscoderFile) and layer is not None:
             layers[layer] = file.load(entry.device)
             on_progress(sum(one.parameter_bytes for one in layers.values()))
     transcoders = Transcoders(entry.model.dimensions.n_layers, layers)
@@ -184,7 +184,7 @@ class _Samples:
         return cls(model.decoder, entry.dst, [record(model.decoder, sites, prompt) for prompt in prompts])
 
     def of(
-        self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder | CrossLayerTranscoder
+        self, layer: int | None, output: DerivedScalarType | None, autoencoder: Autoencoder | StoredTranscoder
     ) -> self_check.Sample:
         """The input of *autoencoder* at *layer*, and its target: *output*, or, if that is None, the input."""
         block = None if layer is None else self._decoder.layers[layer]

@@ -176,7 +176,9 @@ class Opener:
     ) -> AutoencoderEntry:
         where, name = field_of(model.name, spec.name), f"{model.name}/{spec.name}"
         if spec.pattern is None:
-            found = open_set(place.folder, model, dst=spec.dst, layers=spec.layers, names=place.names)
+            found = open_set(
+                place.folder, model, dst=spec.dst, layers=spec.layers, names=place.names, in_files=spec.in_files
+            )
             lacking = sorted({*(spec.layers or ())} - found.by_layer.keys())
             if lacking:
                 raise InvalidRequest.of(f"{where}.layers", f"there is no file for layer {', '.join(map(str, lacking))}")
@@ -186,7 +188,7 @@ class Opener:
         except InvalidRequest as error:
             raise error.under(where) from None
         files = {layer: place.folder / file for layer, file in by_layer.items()}
-        found = open_set(place.folder, model, dst=spec.dst, files=files, names=place.names)
+        found = open_set(place.folder, model, dst=spec.dst, files=files, names=place.names, in_files=spec.in_files)
         return _checked(replace(found, name=name, registered=registered), where)
 
     def _offered(self, entry: AutoencoderEntry) -> AutoencoderEntry:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.paths import AllowedRoots
     from dst_grpc.domain.config import AutoencoderConfig
     from dst_grpc.engine.files import File
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
+    from dst_grpc.engine.formats.stored_file import LayerFile
 
 _FIELD = "autoencoder_path_by_layer_index"
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.architecture import Architecture
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.cross_layer import CrossLayerTranscoder
     from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.stored_transcoder import StoredTranscoder
 
 
 def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architecture) -> Site:
@@ -37,7 +37,7 @@ def input_site(dst: DerivedScalarType, layer: int | None, architecture: Architec
 
 
 def autoencoder_input(
-    autoencoder: Autoencoder | CrossLayerTranscoder, tap: torch.Tensor, block: Layer | None
+    autoencoder: Autoencoder | StoredTranscoder, tap: torch.Tensor, block: Layer | None
 ) -> torch.Tensor:
     """The input of *autoencoder*, [T, n_in].
 

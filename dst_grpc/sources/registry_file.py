@@ -113,6 +113,7 @@ def _autoencoders(name: str, table: Table, base: Path) -> AutoencoderSpec:
         digest=_digest(table),
         digests=_digests(table),
         allow_failed_checks=table.take("allow_failed_checks", bool, False),
+        in_files=table.take("in_files", bool, False),
         preload=table.take("preload", bool, False),
         pin=table.take("pin", bool, False),
     )

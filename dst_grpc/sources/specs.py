@@ -108,6 +108,8 @@ class AutoencoderSpec:
     """SHA-256 of single files, by name."""
     allow_failed_checks: bool = False
     """Whether to serve it even if its self-check fails."""
+    in_files: bool = False
+    """Whether encoders and decoders, of transcoders, stay in their files, and are read as they are needed."""
     preload: bool = False
     """Whether to load it before the server is ready."""
     pin: bool = False

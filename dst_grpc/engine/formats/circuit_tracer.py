@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.formats.format import Format, describe
 from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import CIRCUIT_TRACER, CIRCUIT_TRACER_CROSS_LAYER, TRAINING_CONFIGS
 from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.stored_file import StoredTranscoderFile
 from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.engine.yaml_file import read_yaml
@@ -130,7 +130,7 @@ def _open(files: FileGroup) -> AutoencoderFile:
     return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
-def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
+def _open_cross_layer(files: FileGroup) -> StoredTranscoderFile:
     layer = require(CIRCUIT_TRACER_CROSS_LAYER.layer_of(files.path.name))
     config, source = SetConfig.read(files, "cross_layer_transcoder"), open_tensors(files.weights)
     decoder = files.beside.get(f"W_dec_{layer}.safetensors")
@@ -154,7 +154,7 @@ def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
         k=k,
         harmless=(_K,) if activation is AutoencoderActivation.TOP_K else (),
     )
-    return CrossLayerFile.of(
+    return StoredTranscoderFile.of(
         files=files,
         header=replace(header, postact=AutoencoderActivation.IDENTITY),
         source=source,

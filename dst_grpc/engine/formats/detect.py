@@ -24,8 +24,8 @@ from dst_grpc.errors import DataLoss
 
 if TYPE_CHECKING:
     from dst_grpc.engine.files import File
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.layouts import FileGroup
+    from dst_grpc.engine.formats.stored_file import LayerFile
 
 FORMATS = (
     saelens.FORMAT,

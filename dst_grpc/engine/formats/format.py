@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
-    from dst_grpc.engine.formats.cross_layer_file import LayerFile
     from dst_grpc.engine.formats.layouts import FileGroup, Layout
     from dst_grpc.engine.formats.sources import TensorSource
+    from dst_grpc.engine.formats.stored_file import LayerFile
     from dst_grpc.engine.formats.weights import StoredTensor
 
 _LAYER_IN_NAME = re.compile(r"(?:^|[._-])(?:layers?|blocks)[._-]?(\d+)(?=$|[._-])|(?:^|-)L(\d+)[RMA](?=$|-)")

@@ -19,13 +19,13 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.families.config_values import ConfigValues
 from dst_grpc.engine.files import corrupt
-from dst_grpc.engine.formats.cross_layer_file import CrossLayerFile
 from dst_grpc.engine.formats.format import Format, describe, layer_in_path
 from dst_grpc.engine.formats.header import Place
 from dst_grpc.engine.formats.hooks import place_of
 from dst_grpc.engine.formats.known_keys import KnownKeys
 from dst_grpc.engine.formats.layouts import GEMMA_SCOPE, GEMMA_SCOPE_2, GEMMA_SCOPE_2_CROSS_LAYER
 from dst_grpc.engine.formats.sources import open_tensors
+from dst_grpc.engine.formats.stored_file import StoredTranscoderFile
 from dst_grpc.engine.formats.weights import AutoencoderFile, Role, StoredTensor
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.errors import require
@@ -115,7 +115,7 @@ def _open_second(files: FileGroup) -> AutoencoderFile:
     return AutoencoderFile(files=files, header=header, source=source, parts=parts)
 
 
-def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
+def _open_cross_layer(files: FileGroup) -> StoredTranscoderFile:
     path, source = files.path, open_tensors(files.weights)
     layer = require(GEMMA_SCOPE_2_CROSS_LAYER.layer_of(path.name))
     found = next(iter(files.beside.values()), None)
@@ -149,7 +149,7 @@ def _open_cross_layer(files: FileGroup) -> CrossLayerFile:
         harmless=(decoder,),
     )
     tensors = SafetensorsFile.open(files.weights)
-    return CrossLayerFile.of(
+    return StoredTranscoderFile.of(
         files=files, header=header, source=source, parts=parts, decoder=(tensors, decoder), first_stored=0
     )
 

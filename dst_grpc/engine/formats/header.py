@@ -88,10 +88,9 @@ class AutoencoderHeader:
     n_dropped: int = 0
     """Latents of the file that are not loaded."""
     written: range | None = None
-    """For a layer of a cross-layer transcoder, the layers that its latents write to, up to the model's last. Its
-    encoder and decoder are not loaded."""
+    """For a layer of a cross-layer transcoder, the layers that its latents write to, up to the model's last."""
     file_bytes: int = 0
-    """Bytes of weights that are not loaded, but read from the file as they are needed."""
+    """Bytes of encoder and decoder if these are not loaded, but read from the file as they are needed."""
 
     @property
     def reads_rows_of_encoder(self) -> bool:
@@ -111,8 +110,8 @@ class AutoencoderHeader:
         return replace(self, n_latents=self.n_latents - n_dropped, n_dropped=self.n_dropped + n_dropped)
 
     def bytes_as(self, dtype: torch.dtype) -> int:
-        """Bytes of the loaded weights as *dtype*; those of a cross-layer transcoder are float32 in any case."""
-        if self.written is not None:
+        """Bytes of the loaded weights as *dtype*; if encoder and decoder stay in the file, the others are float32."""
+        if self.file_bytes:
             dtype, elements = torch.float32, self.n_latents + self.n_outputs
         else:
             elements = self.n_inputs + self.n_latents + (self.n_inputs + self.n_outputs) * self.n_latents

@@ -85,7 +85,7 @@ _REGISTRY = {
     "digests": f'{{ "model.safetensors" = "{"0" * 64}" }}', "default": "true", "preload": "true", "pin": "false",
 }  # fmt: skip
 _SET = {"source": '{ hub = "a/b", revision = "main" }', "pattern": '"{layer}.safetensors"', "layers": "[0, 1]",
-        "dst": '"mlp_post_act"', "allow_failed_checks": "true"}  # fmt: skip
+        "dst": '"mlp_post_act"', "allow_failed_checks": "true", "in_files": "true"}  # fmt: skip
 
 
 class Try(NamedTuple):

@@ -13,10 +13,10 @@ from benchmarks.measure import peak_bytes
 from benchmarks.transcoders import write_sparse
 from dst_grpc.domain.autoencoders import AutoencoderActivation as A
 from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.cross_layer import CrossLayerTranscoder
 from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.engine.stored_matrix import StoredMatrix
+from dst_grpc.engine.stored_transcoder import StoredTranscoder
 from dst_grpc.engine.transcoders import PerLayerTranscoder, Transcoders, active_in_parts
 
 T, N, Z, LAYERS = 7, 6, 9, 4
@@ -102,9 +102,7 @@ def test_active_features_of_many_tokens_are_found_some_tokens_at_a_time() -> Non
 # Across layers
 
 
-def cross_layer(
-    folder: Path, layer: int, *, first_stored: int, **more: Any
-) -> tuple[CrossLayerTranscoder, torch.Tensor]:
+def cross_layer(folder: Path, layer: int, *, first_stored: int, **more: Any) -> tuple[StoredTranscoder, torch.Tensor]:
     """The features of *layer*, and what they write: [Z, layers from *first_stored* on, N]."""
     decoder = normal(Z, LAYERS - first_stored, N)
     path = folder / f"{layer}.safetensors"
@@ -119,7 +117,7 @@ def cross_layer(
         "first_stored": first_stored,
         "decoder_bias": normal(N),
     }
-    return CrossLayerTranscoder(**(parts | more)), decoder
+    return StoredTranscoder(**(parts | more)), decoder
 
 
 @pytest.mark.parametrize(
@@ -168,7 +166,7 @@ def test_of_a_large_file_no_more_is_in_memory_than_blocks_and_what_is_asked_for(
     file = SafetensorsFile.open(File.at(tmp_path / "w.safetensors")).held()
     bias = torch.zeros(n_features)
     bias[::1000] = 1.0
-    one = CrossLayerTranscoder(
+    one = StoredTranscoder(
         written=range(LAYERS),
         encoder=StoredMatrix(file=file, name="encoder", n_columns=N, block_bytes=block_bytes),
         latent_bias=bias,

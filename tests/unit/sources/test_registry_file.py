@@ -65,6 +65,7 @@ def test_everything_can_be_said(file: Path) -> None:
         digest = "{DIGEST}"
         digests = {{ "0.pt" = "{DIGEST}" }}
         allow_failed_checks = true
+        in_files = true
         preload = true
         pin = true
         """,
@@ -96,6 +97,7 @@ def test_everything_can_be_said(file: Path) -> None:
         digest=DIGEST,
         digests={"0.pt": DIGEST},
         allow_failed_checks=True,
+        in_files=True,
         preload=True,
         pin=True,
     )

@@ -1,4 +1,4 @@
-"""The file of one layer of a cross-layer transcoder: what is loaded of it, and what stays in the file."""
+"""The file of a transcoder whose encoder and decoder stay there: what is loaded of it, and what is read when needed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.engine.cross_layer import CrossLayerTranscoder
 from dst_grpc.engine.element_types import is_finite, moved
 from dst_grpc.engine.families.config_values import UNKNOWN
 from dst_grpc.engine.files import corrupt
 from dst_grpc.engine.formats.weights import AutoencoderFile, Role
 from dst_grpc.engine.safetensors_file import SafetensorsFile
 from dst_grpc.engine.stored_matrix import StoredMatrix
+from dst_grpc.engine.stored_transcoder import StoredTranscoder
 from dst_grpc.errors import require
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LOADED = (Role.LATENT_BIAS, Role.DECODER_BIAS, Role.THRESHOLD, Role.SKIP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossLayerFile:
+class StoredTranscoderFile:
     """The features of one layer, opened and checked."""
 
     files: FileGroup
@@ -43,7 +43,7 @@ class CrossLayerFile:
     encoder: StoredMatrix
     """Wenc, not held open."""
     decoder: StoredMatrix
-    """The decoder, not held open, with the rows that `CrossLayerTranscoder.decoder` describes."""
+    """The decoder, not held open, with the rows that `StoredTranscoder.decoder` describes."""
     first_stored: int
     """The layer of a feature's first row of the decoder."""
 
@@ -57,7 +57,7 @@ class CrossLayerFile:
         parts: Mapping[Role, StoredTensor],
         decoder: tuple[SafetensorsFile, str],
         first_stored: int,
-    ) -> CrossLayerFile:
+    ) -> StoredTranscoderFile:
         """Complete *header* with what the decoder, a tensor [F, layers from *first_stored* to the last, d], says.
 
         Raises:
@@ -91,7 +91,7 @@ class CrossLayerFile:
         """Path of the encoder's file."""
         return self.files.path
 
-    def load(self, device: torch.device | str) -> CrossLayerTranscoder:
+    def load(self, device: torch.device | str) -> StoredTranscoder:
         """Read all but encoder and decoder to *device*, as float32, and hold the files open.
 
         Raises:
@@ -108,8 +108,9 @@ class CrossLayerFile:
                         problem = f"tensor {part.key!r} has values that are NaN or infinite as float32"
                         raise corrupt(self.source.path, problem)
                     weights[role] = loaded.t() if part.is_swapped else loaded
-        return CrossLayerTranscoder(
-            written=require(header.written),
+        layer = require(header.layer_index)
+        return StoredTranscoder(
+            written=header.written or range(layer, layer + 1),
             encoder=replace(self.encoder, file=self.encoder.file.held()),
             latent_bias=weights[Role.LATENT_BIAS],
             decoder=replace(self.decoder, file=self.decoder.file.held()),
@@ -124,7 +125,51 @@ class CrossLayerFile:
         )
 
 
-LayerFile = AutoencoderFile | CrossLayerFile
+def stored(file: AutoencoderFile, layer: int | None) -> StoredTranscoderFile:
+    """The transcoder of *layer* in *file*, its encoder and decoder left there.
+
+    Raises:
+        DataLoss: if it is no transcoder of an MLP, or something else is computed with than the file holds.
+    """
+    if problem := _why_not_stored(file):
+        raise corrupt(file.path, f"cannot stay in its files, as is registered: {problem}")
+    tensors, header = SafetensorsFile.open(file.files.weights), file.header
+    encoder, decoder = (
+        StoredMatrix(
+            file=tensors, name=part.key, n_columns=n_columns, is_swapped=part.is_swapped is not is_stored_by_columns
+        )
+        for part, n_columns, is_stored_by_columns in (
+            (file.parts[Role.ENCODER], header.n_inputs, False),
+            (file.parts[Role.DECODER], header.n_outputs, True),
+        )
+    )
+    file_bytes = encoder.n_bytes + decoder.n_bytes
+    return StoredTranscoderFile(
+        files=file.files,
+        header=replace(header, layer_index=layer, file_bytes=file_bytes),
+        source=file.source,
+        parts={role: part for role, part in file.parts.items() if role is not Role.DECODER},
+        encoder=encoder,
+        decoder=decoder,
+        first_stored=require(layer),
+    )
+
+
+def _why_not_stored(file: AutoencoderFile) -> str:
+    """Why the encoder and decoder of *file* have to be loaded; empty if they need not be."""
+    header = file.header
+    if not header.is_transcoder:
+        return "only transcoders of MLPs do, which attribution graphs are made of"
+    if file.path.suffix != ".safetensors":
+        return f"rows can be read of .safetensors, not of {file.path.suffix}"
+    if header.folded or file.threshold is not None or set(file.parts) - {*_LOADED, Role.ENCODER, Role.DECODER}:
+        return "its weights are computed from what it holds"
+    if len(header.interpretations) > 1:
+        return "it leaves open how it is meant, which loading decides"
+    return ""
+
+
+LayerFile = AutoencoderFile | StoredTranscoderFile
 """The opened files of one layer."""
 
 

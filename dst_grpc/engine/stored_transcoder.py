@@ -1,7 +1,7 @@
-"""Cross-layer transcoders: features that read at one layer and write to it and every later one.
+"""Transcoders whose encoder and decoder stay in their files: encoders are read in blocks, decoders by rows.
 
-Encoders and decoders are by far the largest of published weights (millions of features, each with a row for every layer
-that it writes to), so both stay in their files: encoders are read in blocks, decoders by rows.
+Cross-layer transcoders are the largest of published weights (millions of features, each with a row for every layer that
+it writes to), and always stay there; transcoders of single layers do where the registry says so.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
-class CrossLayerTranscoder:
-    """The features of one layer of a cross-layer transcoder."""
+class StoredTranscoder:
+    """The features of one layer."""
 
     written: range
-    """The layers that it writes to, its own first."""
+    """The layers that it writes to, its own first: to the last if it is of a cross-layer transcoder."""
     encoder: StoredMatrix
     """Wenc [F, d]."""
     latent_bias: torch.Tensor
@@ -120,4 +120,4 @@ class CrossLayerTranscoder:
 
     def __repr__(self) -> str:
         """Sizes only."""
-        return f"CrossLayerTranscoder({self.n_features} features of layer {self.written.start}, {self.activation})"
+        return f"StoredTranscoder({self.n_features} features of layer {self.written.start}, {self.activation})"
