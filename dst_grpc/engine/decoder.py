@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoder", "DecoderConfig", "Layer"]
 
 _L = ActivationLocationType
+_CHANNELS_AT_ONCE = 16
 _SMALL_PRODUCT = 1 << 26
 """Multiplications of a product that is over at once, and is not worth being cut into blocks."""
 
@@ -76,7 +77,9 @@ class Decoder:
     @cached_property
     def mean_unembedding(self) -> torch.Tensor:
         """Mean [d] of the unembedding's columns, at least in float32."""
-        return self.unembedding.mean(dim=1, dtype=torch.float64).to(torch.promote_types(self.dtype, torch.float32))
+        # Some channels at a time: on a CPU, all of them would first be copied as float64.
+        means = [some.mean(dim=1, dtype=torch.float64) for some in self.unembedding.split(_CHANNELS_AT_ONCE)]
+        return torch.cat(means).to(torch.promote_types(self.dtype, torch.float32))
 
     def forward(
         self,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from dst_grpc.graphs.question import GraphQuestion
 
 _FLOAT32 = 4
-_BLOCK_PLACES = 1024
+_BLOCK_PLACES = 2048
 """Targets of a block times tokens, if that is at least `_BLOCK_TARGETS` targets: products of more rows are no faster,
 and smaller blocks end nearer to the tokens of their targets."""
-_BLOCK_TARGETS = 32
+_BLOCK_TARGETS = 64
 """Fewer would not be worth the patterns that are made for them."""
 _BYTES_OF_FEATURE = 48
 """Of the layer, token, feature and activation of an active feature, where they are found and where they are told."""

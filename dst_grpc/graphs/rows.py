@@ -32,7 +32,7 @@ class Rows:
         n_rows = len(candidates) if self._is_whole else self.n_features + len(candidates.targets)
         # The adjacency itself if all candidates are nodes; else rows in the order in which they are computed.
         self._values = np.zeros((n_rows, len(candidates)), dtype=np.float32)
-        self._nodes = np.zeros(0, dtype=np.int64)
+        self._nodes, self._sums = np.zeros(0, dtype=np.int64), np.zeros(0)
 
     @property
     def n_known(self) -> int:
@@ -41,9 +41,10 @@ class Rows:
 
     def add(self, nodes: Integers, effects: Floats) -> Floats:
         """Add the rows of *nodes* [m], features or targets, of *effects* [m, N - targets]; returns them, [m, N]."""
-        places = nodes if self._is_whole else np.arange(len(self._nodes), len(self._nodes) + len(nodes))
+        places = nodes if self._is_whole else slice(len(self._nodes), len(self._nodes) + len(nodes))
         self._values[places, : effects.shape[1]] = effects
         self._nodes = np.concatenate((self._nodes, nodes))
+        self._sums = np.concatenate((self._sums, np.linalg.norm(effects, ord=1, axis=1)))
         self._is_node[nodes[nodes < len(self._is_node)]] = True
         added: Floats = self._values[places]
         return added
@@ -54,7 +55,7 @@ class Rows:
         if self._is_whole:
             return np.flatnonzero(~self._is_node)
         known = self._values[: len(self._nodes)]
-        influence = partial_influence(known, self._nodes, self._candidates.weights)[: len(self._is_node)]
+        influence = partial_influence(known, self._nodes, self._sums, self._candidates.weights)[: len(self._is_node)]
         order = np.argsort(-influence, kind="stable")
         found: Integers = order[~self._is_node[order]][: min(count, self.n_features - self.n_known)]
         return found

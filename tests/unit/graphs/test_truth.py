@@ -100,7 +100,7 @@ def assert_true(decoder: Decoder, transcoders: Transcoders, tokens: tuple[int, .
     generator = np.random.default_rng(1)
     for kind in kinds:
         assert graph.adjacency[:, kind].any()
-        for node in generator.choice(kind, min(len(kind), 6), replace=False):
+        for node in generator.choice(kind, min(len(kind), 4), replace=False):
             expected = truth.column(node)
             bound = 1e-6 * np.abs(graph.adjacency).max(axis=1) + 1e-12
             assert (np.abs(graph.adjacency[:, node] - expected) <= bound).all()
@@ -119,8 +119,7 @@ def test_edges_are_true_in_every_architecture(architecture: str, kind: str) -> N
     "family",
     ["gpt2", "gpt_neox", "llama", "mistral", "smollm3 sliding", "qwen2 sliding", "qwen3 sliding", "gemma2", "gemma3"],
 )
-@pytest.mark.parametrize("kind", ["per layer, with a skip connection", "across layers"])
-def test_edges_are_true_in_every_family(family: str, kind: str, tmp_path: Path) -> None:
+def test_edges_are_true_in_every_family(family: str, tmp_path: Path) -> None:
     folder = families.save(families.make(family), tmp_path)
     decoder = open_checkpoint(folder).load("cpu", torch.float64)
-    assert_true(decoder, random_transcoders(decoder.config, **KINDS[kind]), families.PROMPT)
+    assert_true(decoder, random_transcoders(decoder.config, has_skip=True), families.PROMPT)
