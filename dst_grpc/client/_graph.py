@@ -61,7 +61,7 @@ class GraphCalls(Calls):
     async def graph(
         self,
         prompt: PromptLike,
-        transcoders: str,
+        transcoders: str | None = None,
         *,
         on_progress: Callable[[GraphProgress], None] | None = None,
         timeout: float | None = None,
@@ -71,7 +71,8 @@ class GraphCalls(Calls):
 
         Args:
             prompt: A text, token ids, or a Prompt.
-            transcoders: Name or handle of a set of transcoders, or of cross-layer transcoders.
+            transcoders: Name or handle of a set of transcoders, or of cross-layer transcoders; None = the model's only
+                one.
             on_progress: Called with how far the work is; by a sync client, on another thread.
             timeout: Seconds after which the server stops working and the call fails; None = never.
             **arguments: *targets*: tokens, as texts or ids, instead of the most probable ones; *directions*: vectors by

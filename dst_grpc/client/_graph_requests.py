@@ -69,7 +69,7 @@ class GraphArguments(TypedDict, total=False):
 
 def make_graph_request(
     prompt: PromptLike,
-    transcoders: str,
+    transcoders: str | None = None,
     *,
     targets: TargetLike | Iterable[TargetLike] = (),
     directions: Mapping[str, Any] | None = None,

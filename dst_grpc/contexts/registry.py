@@ -250,6 +250,10 @@ class Registry:
         """As `model`, but the entry, which has all that loading needs."""
         return self._find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)
 
+    def sets_of(self, model: ModelEntry) -> list[AutoencoderEntry]:
+        """The registered autoencoder sets of *model*, by name, without those that clients named by path."""
+        return [entry for entry in self._autoencoders.values() if entry.model is model]
+
     def autoencoder_entry(self, ref: str, model: str) -> AutoencoderEntry:
         """The autoencoder set of a name or handle.
 
@@ -283,7 +287,7 @@ class Registry:
             return {**self._autoencoders, **self._sets_by_path}
 
     def _info(self, entry: ModelEntry) -> ModelInfo:
-        autoencoders = tuple(one.name for one in self._autoencoders.values() if one.model is entry)
+        autoencoders = tuple(one.name for one in self.sets_of(entry))
         return entry.info(default_model=entry.name == self.default_model, autoencoders=autoencoders)
 
     def _failed_info(self, failed: FailedEntry) -> ModelInfo:

@@ -92,8 +92,8 @@ class GraphRequest:
 
     prompt: Prompt
     """The prompt."""
-    transcoders: str
-    """Name or handle of a set of transcoders, or of cross-layer transcoders."""
+    transcoders: str | None = None
+    """Name or handle of a set of transcoders, or of cross-layer transcoders; None = the only one of the model."""
     request_id: str = ""
     """The client's own id."""
     model: str | None = None
@@ -128,13 +128,11 @@ class GraphRequest:
         problems = Violations()
         check_id(problems, "request_id", self.request_id)
         check_names(problems, self.model, ())
-        if self.transcoders:
+        if self.transcoders is not None:
             try:
                 ContextRef.parse(self.transcoders)
             except InvalidRequest as error:
                 problems.extend(error, "transcoders")
-        else:
-            problems.add("transcoders", "is required: the name of a set of transcoders")
         self._check_targets(problems)
         for field, most in (("max_n_logits", MAX_TARGETS), ("batch_size", MAX_BATCH_SIZE)):
             value = getattr(self, field)

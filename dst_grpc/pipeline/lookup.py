@@ -74,10 +74,12 @@ class Lookup:
             self._findings.extend(error, path)
             return None
 
-    def transcoders(self, ref: str, path: str) -> AutoencoderEntry | None:
-        """The set of transcoders that *ref* names at *path*; None if it is bad."""
+    def transcoders(self, ref: str | None, path: str) -> AutoencoderEntry | None:
+        """The set of transcoders that *ref* names at *path*, or the only one of the model; None if it is bad."""
         if self._findings.holds_stand_in(path):
             return None
+        if ref is None:
+            return self._only_transcoders(path)
         self.note_handle(ref)
         try:
             entry = self._registry.autoencoder_entry(ref, self._model.name)
@@ -88,6 +90,15 @@ class Lookup:
             return entry
         description = f"{entry.name} is no set of transcoders: its autoencoders do not predict what MLPs write"
         self._findings.add(path, description, Reason.IMPOSSIBLE_COMBINATION)
+        return None
+
+    def _only_transcoders(self, path: str) -> AutoencoderEntry | None:
+        found = [entry for entry in self._registry.sets_of(self._model) if entry.is_of_transcoders]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(entry.name for entry in found)
+        which = f"several sets of transcoders, one of which it must name: {names}" if found else "no set of transcoders"
+        self._findings.add(path, f"is required, as {self._model.name} has {which}")
         return None
 
     def _autoencoder(self, ref: str) -> AutoencoderEntry:

@@ -96,7 +96,7 @@ own(
     built(
         GraphRequest,
         prompt=prompts,
-        transcoders=names,
+        transcoders=optional(names),
         model=optional(names),
         targets=tuples(tokens | ids | directions, unique_by=lambda one: (one.token, one.token_id, one.name)),
         max_n_logits=st.integers(1, 1000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,34 @@ def test_transcoders_are_leased_with_the_model() -> None:
         assert found.transcoders.name == name
     handle = REGISTRY.autoencoder_entry(PLT, "gpt2").handle
     assert plan(transcoders=handle).plan.handles == (handle,)
+
+
+def only(tmp_path: Path, *sets: str) -> Registry:
+    """One golden model with some of its sets of transcoders."""
+    (folder := tmp_path / "m").mkdir()
+    for path in model_folder("gpt2").iterdir():
+        if path.is_file():
+            (folder / path.name).symlink_to(path)
+    (folder / "transcoders").mkdir()
+    for name in sets:
+        (folder / "transcoders" / name).symlink_to(model_folder("gpt2") / "transcoders" / name)
+    return Registry.build(models={"m": folder}, include_embedded=False)
+
+
+def test_the_only_transcoders_of_a_model_need_no_name(tmp_path: Path) -> None:
+    request = make_graph_request((0, 5, 6))
+    assert request.transcoders is None
+    found = plan_graph(request, only(tmp_path, "plt_relu"), limit_bytes=LIMIT)
+    assert found.transcoders.name == "m/plt_relu"
+
+
+@pytest.mark.parametrize("names", [(), ("clt_relu", "plt_relu")])
+def test_none_or_one_of_several_must_be_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan_graph(make_graph_request((0, 5, 6)), only(tmp_path, *names), limit_bytes=LIMIT)
+    (violation,) = caught.value.violations
+    assert violation.field == "transcoders"
+    assert all(f"m/{name}" in violation.description for name in names)
 
 
 def test_targets_are_the_most_probable_tokens_unless_they_are_given() -> None:
