@@ -148,7 +148,8 @@ def _stored(entry: AutoencoderEntry, samples: _Samples, on_progress: OnProgress)
             on_progress(sum(one.parameter_bytes for one in layers.values()))
     transcoders = Transcoders(entry.model.dimensions.n_layers, layers)
     inputs = {layer: samples.of(layer, DerivedScalarType.RESID_DELTA_MLP, one) for layer, one in layers.items()}
-    return {}, transcoders, self_check.measure_together(transcoders, inputs)
+    done = transcoders.parameter_bytes
+    return {}, transcoders, self_check.measure_together(transcoders, inputs, lambda: on_progress(done))
 
 
 def _transcoders(entry: AutoencoderEntry, by_layer: Mapping[int | None, Autoencoder]) -> Transcoders | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.resolution import LayerCheck
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import DataLoss, Reason, require
 
 if TYPE_CHECKING:
@@ -92,16 +93,19 @@ def _unexplained(reconstruction: torch.Tensor, target: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_together(transcoders: Transcoders, samples: Mapping[int, Sample]) -> list[LayerCheck]:
+def measure_together(
+    transcoders: Transcoders, samples: Mapping[int, Sample], check: Check = never_cancelled
+) -> list[LayerCheck]:
     """Figures of each layer of *transcoders* on *samples*: what all of them together explain of its MLP's write.
 
     If far more features of a layer are active than it has channels, it is measured no further: all that it writes to is
-    infinitely unexplained.
+    infinitely unexplained. All encoders are read, which may take minutes, so that *check* may end it between layers.
     """
     active: dict[int, ActiveFeatures] = {}
     l0: dict[int, float] = {}
     broken: set[int] = set()
     for layer, sample in samples.items():
+        check()
         found = transcoders.active(layer, sample.x)
         l0[layer] = len(found) / len(sample.x)
         if l0[layer] > _MAX_L0_PER_CHANNEL * sample.x.shape[1]:
@@ -110,6 +114,7 @@ def measure_together(transcoders: Transcoders, samples: Mapping[int, Sample]) ->
             active[layer] = found
     checks = []
     for layer, sample in samples.items():
+        check()
         unexplained = math.inf
         if layer not in broken:
             unexplained = _unexplained(transcoders.reconstruction(layer, active, sample.x), require(sample.target))

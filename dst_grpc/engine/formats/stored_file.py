@@ -109,11 +109,13 @@ class StoredTranscoderFile:
                         raise corrupt(self.source.path, problem)
                     weights[role] = loaded.t() if part.is_swapped else loaded
         layer = require(header.layer_index)
+        encoder, decoder = self.encoder.file, self.decoder.file
+        held = encoder.held()
         return StoredTranscoder(
             written=header.written or range(layer, layer + 1),
-            encoder=replace(self.encoder, file=self.encoder.file.held()),
+            encoder=replace(self.encoder, file=held),
             latent_bias=weights[Role.LATENT_BIAS],
-            decoder=replace(self.decoder, file=self.decoder.file.held()),
+            decoder=replace(self.decoder, file=held if decoder.path == encoder.path else decoder.held()),
             first_stored=self.first_stored,
             decoder_bias=weights[Role.DECODER_BIAS],
             threshold=weights.get(Role.THRESHOLD),

@@ -267,6 +267,21 @@ def test_transcoders_that_a_client_names_by_path_are_read_with_the_config_beside
         build(folder, autoencoder_roots=[folder / "elsewhere"]).autoencoder_by_config(config, "m")
 
 
+def test_a_load_ends_between_the_layers_that_its_check_reads(folder: Path) -> None:
+    write_cross_layer(folder)
+    entry = whole(build(folder)).autoencoder_entry("m/clt", "m")
+    seen: list[int] = []
+
+    def on_progress(done: int) -> None:
+        seen.append(done)
+        if seen.count(entry.parameter_bytes) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        FileLoader().load_autoencoders(entry, model_of(folder), on_progress)
+    assert seen == [entry.parameter_bytes // 2, *([entry.parameter_bytes] * 3)]
+
+
 async def test_only_what_is_in_memory_counts(folder: Path) -> None:
     write_cross_layer(folder)
     registry = whole(build(folder))
