@@ -1,10 +1,11 @@
 """Circuits: what one costs beside a bare forward pass, and which one SmolLM2 uses for indirect objects.
 
-    python -m benchmarks.circuit ROWS.csv
+    python -m benchmarks.circuit ROWS.csv [PAIRS]
 
-The second part asks a server about 100 rows of a file with the columns `clean` and `corrupted`, prompts of the kind
-"Then, Aaron and Amber were working at the house. Aaron decided to give a drink to", as the EAP-IG library has them
-(https://github.com/hannamw/EAP-IG). Cut edges carry the mean, by position, over 100 other rows.
+The second part asks a server about 100 rows, or so many, of a file with the columns `clean` and `corrupted`, prompts of
+the kind "Then, Aaron and Amber were working at the house. Aaron decided to give a drink to", as the EAP-IG library has
+them (https://github.com/hannamw/EAP-IG). Cut edges carry the mean, by position, over 100 other rows: those of equal
+length, or all of them. The third patches every head and MLP, and says how well scores agree with that.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.circuits import pruned, top_edges
 from dst_grpc.causal.cut_edges import CutRow
 from dst_grpc.causal.graph import Graph
+from dst_grpc.causal.verification import correlation
 from dst_grpc.causal.writes import Alternative, record
 from dst_grpc.client import Client, make_pair
 from scripts.real_model.__main__ import NAME, ready_folder
@@ -34,7 +36,7 @@ from scripts.serving import server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dst_grpc.client import CircuitAnswer, PromptPair
+    from dst_grpc.client import CircuitAnswer, Prompt, PromptPair
     from dst_grpc.engine.decoder import Decoder
 
 N_TOKENS = 16
@@ -42,6 +44,16 @@ ROWS = 10
 """Rows of one pass."""
 N_PAIRS = 100
 FRACTIONS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+N_PATCHED = 10
+"""Pairs whose heads and MLPs are patched."""
+METHODS: dict[str, dict[str, object]] = {
+    "AtP": {},
+    "RelP": {"rule": "relp"},
+    "RelP, patterns frozen": {"rule": "relp_frozen_patterns"},
+    "GIM": {"rule": "gim"},
+    "both runs": {"method": "clean_corrupt"},
+    "EAP-IG, 5 steps": {"method": "integrated_inputs"},
+}
 _ROUNDS = 5
 _SUBJECT = re.compile(r"[.,] ([A-Z][a-z]+) (?!and )")
 _NAMES = re.compile(r"([A-Z][a-z]+) and ([A-Z][a-z]+) ")
@@ -109,33 +121,57 @@ def rows_of(path: Path, folder: Path) -> Iterator[PromptPair]:
                 yield make_pair(clean, corrupted, target=right, distractor=wrong)
 
 
-def report_of_rows(path: Path) -> Iterator[str]:
+def report_of_rows(path: Path, n_pairs: int = N_PAIRS) -> Iterator[str]:
     """Curves of SmolLM2 on the rows of a file: by EAP-IG, by the size of changes, and at random."""
     folder = ready_folder()
     found = list(islice(rows_of(path, folder), 2 * N_PAIRS))
-    pairs, others = found[:N_PAIRS], found[N_PAIRS:]
+    pairs, others = found[:n_pairs], found[N_PAIRS:]
     reference = [pair.corrupt for pair in others if pair.corrupt is not None]
-    yield f"SmolLM2, {len(pairs)} pairs, mean by position over {len(reference)} other rows; pruned, ratio of means"
-    decoder = subjects.smollm2()
     with server("--model", f"{NAME}={folder}") as address, Client(address) as client:
+        for alternative in ("mean_by_length", "mean_by_position"):
+            yield f"SmolLM2, {len(pairs)} pairs, {alternative} over {len(reference)} other rows; pruned, ratio of means"
+            yield from _curves(client, pairs, alternative, reference)
+        yield from _nodes(client, pairs[:N_PATCHED])
 
-        def curve(**arguments: object) -> CircuitAnswer:
-            return client.circuit(
-                pairs=pairs,
-                alternative="mean_by_position",
-                reference=reference,
-                model=NAME,
-                fractions=FRACTIONS,
-                **arguments,  # type: ignore[arg-type]
-            )
 
-        answer = curve(with_scores=True)
-        yield f"whole {answer.whole:.3f}, empty {answer.empty:.3f}, {answer.header.edge_count} edges"
-        yield from _lines("EAP-IG", answer)
-        yield from _lines("EAP-IG, signed", curve(scores=answer.scores, selection="signed"))
-        yield from _lines("size of changes", curve(scores=_sizes(decoder, pairs, answer)))
-        generator = np.random.default_rng(0)
-        yield from _lines("random", curve(scores=generator.random((len(answer.sources), len(answer.readers)))))
+def _curves(
+    client: Client, pairs: Sequence[PromptPair], alternative: str, reference: Sequence[Prompt]
+) -> Iterator[str]:
+    def curve(**arguments: object) -> CircuitAnswer:
+        return client.circuit(
+            pairs=pairs,
+            alternative=alternative,
+            reference=reference,
+            model=NAME,
+            fractions=FRACTIONS,
+            **arguments,  # type: ignore[arg-type]
+        )
+
+    answer = curve(with_scores=True, selection="signed")
+    yield f"whole {answer.whole:.3f}, empty {answer.empty:.3f}, {answer.header.edge_count} edges"
+    yield from _lines("EAP-IG, signed", answer)
+    yield from _lines("EAP-IG, magnitude", curve(scores=answer.scores))
+    yield from _lines("size of changes", curve(scores=_sizes(subjects.smollm2(), pairs, answer)))
+    generator = np.random.default_rng(0)
+    yield from _lines("random", curve(scores=generator.random((len(answer.sources), len(answer.readers)))))
+
+
+def _nodes(client: Client, pairs: Sequence[PromptPair]) -> Iterator[str]:
+    """The correlation of scores of heads and MLPs with what patching each of them changes, over all positions."""
+    kinds = ("head", "mlp_out")
+    patched = client.patch(pairs=pairs, nodes=kinds, all_positions=True, model=NAME)
+    base = np.mean([pair.metric for pair in patched.pairs])
+    exact = {kind: (patched[kind].metric - base).ravel() for kind in kinds}
+    yield f"SmolLM2, {len(pairs)} pairs: Pearson's (Spearman's) correlation with patching each head, each MLP"
+    for name, how in METHODS.items():
+        scores = client.attribute(pairs=pairs, nodes=kinds, model=NAME, **how)  # type: ignore[arg-type]
+        found = [f"{_correlations(scores[kind].values.ravel(), exact[kind])} of {kind}s" for kind in kinds]
+        yield f"  {name:<24}{', '.join(found)}"
+
+
+def _correlations(one: np.ndarray, other: np.ndarray) -> str:
+    ranks = [np.argsort(np.argsort(x)).astype(np.float64) for x in (one, other)]
+    return f"{correlation(one, other):.2f} ({correlation(*ranks):.2f})"
 
 
 def _sizes(decoder: Decoder, pairs: Sequence[PromptPair], answer: CircuitAnswer) -> np.ndarray:
@@ -167,5 +203,7 @@ def _lines(name: str, answer: CircuitAnswer) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for report_line in chain(report(), *(report_of_rows(Path(name)) for name in sys.argv[1:])):
+    arguments = sys.argv[1:]
+    of_rows = report_of_rows(Path(arguments[0]), *map(int, arguments[1:])) if arguments else ()
+    for report_line in chain(report(), of_rows):
         print(report_line, flush=True)

@@ -2,7 +2,7 @@
 
 Readers go from the last to the first in the graph's order, and for each its sources from the last to the first. An edge
 stays cut if that raises the metric by less than the threshold; otherwise it is restored. The order matters, and every
-decision depends on those before it.
+decision depends on those before it. Nodes with latents are tried likewise, from the last layer to the first.
 
 Most edges stay cut. So several next ones are cut at once, one more in each row of a batch, as if all before stayed cut;
 what comes after an edge that has to be restored is thrown away. The decisions are the same as one by one.
@@ -10,21 +10,100 @@ what comes after an edge that has to be restored is thrown away. The decisions a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from dst_grpc.causal.circuits import live_readers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from dst_grpc.causal.circuits import Mask
     from dst_grpc.causal.graph import Graph
+    from dst_grpc.causal.node_space import NodeSpace
 
 MAX_AHEAD = 64
 """Most edges that are cut at once, unless told otherwise."""
+
+Place = tuple[int, ...]
+"""The place of an edge, or a node, in a circuit's mask."""
+HasEffect = Callable[["Mask", Place], bool]
+"""Whether to cut what is at a place changes anything, in a circuit."""
+
+
+class Candidates(Protocol):
+    """What a search tries to cut."""
+
+    @property
+    def whole(self) -> Mask:
+        """The circuit that keeps everything."""
+
+    @property
+    def order(self) -> Sequence[Place]:
+        """In which order it is tried."""
+
+    def effects(self) -> HasEffect:
+        """What has an effect, if it is asked in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCandidates:
+    """All edges of a graph, from the last reader to the first."""
+
+    graph: Graph
+    """The graph."""
+
+    @property
+    def whole(self) -> Mask:
+        """All edges, [S, D]."""
+        return self.graph.mask
+
+    @property
+    def order(self) -> list[Place]:
+        """Readers, and for each its sources, from the last to the first."""
+        mask = self.graph.mask
+        return [(s, r) for r in reversed(range(mask.shape[1])) for s in np.flatnonzero(mask[:, r])[::-1].tolist()]
+
+    def effects(self) -> HasEffect:
+        """Whether a reader has any: that is for all its edges the same."""
+        of_reader, is_live = -1, False
+
+        def has_effect(kept: Mask, edge: Place) -> bool:
+            nonlocal of_reader, is_live
+            if edge[1] != of_reader:
+                of_reader, is_live = edge[1], bool(live_readers(self.graph, kept)[edge[1]])
+            return is_live
+
+        return has_effect
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeCandidates:
+    """All nodes with latents, from the last layer to the first."""
+
+    space: NodeSpace
+    """The nodes."""
+    differs: Mask
+    """Which are not as their alternatives [N]: as all before a node is kept when it is tried, only these have an
+    effect."""
+
+    @property
+    def whole(self) -> Mask:
+        """All nodes, [N]."""
+        return np.ones(self.space.count, dtype=bool)
+
+    @property
+    def order(self) -> list[Place]:
+        """Nodes from the last to the first that a forward pass comes to."""
+        groups = [range(group.first, group.first + group.count) for group in self.space.in_passing]
+        return [(node,) for group in reversed(groups) for node in reversed(group)]
+
+    def effects(self) -> HasEffect:
+        """Whether a node differs from its alternative."""
+        return lambda _, node: bool(self.differs[node])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +111,7 @@ class AcdcStep:
     """The state after some edges were tried."""
 
     kept: Mask
-    """The circuit so far, [S, D]: edges that were not tried are kept."""
+    """The circuit so far: edges that were not tried are kept."""
     n_tried: int
     """Edges tried so far."""
     metric: float
@@ -40,7 +119,7 @@ class AcdcStep:
 
 
 def acdc(
-    graph: Graph,
+    candidates: Candidates,
     measure: Callable[[Sequence[Mask]], Sequence[float]],
     threshold: float,
     *,
@@ -50,19 +129,19 @@ def acdc(
     """Find a circuit; yields the state before the first edge and after each batch, the last of which is the result.
 
     Args:
-        graph: the model's.
-        measure: the metric of each of several circuits [S, D]: what is to stay small.
+        candidates: the edges, or nodes.
+        measure: the metric of each of several circuits: what is to stay small.
         threshold: an edge stays cut if the metric rises by less.
         absolute: count falls of the metric as rises of the same size.
         max_ahead: most edges that are cut at once.
     """
-    kept = graph.mask.copy()
+    kept = candidates.whole.copy()
     (metric,) = measure([kept])
-    edges = [(s, r) for r in reversed(range(len(graph.readers))) for s in np.flatnonzero(graph.mask[:, r])[::-1]]
+    edges = candidates.order
     yield AcdcStep(kept.copy(), 0, metric)
     n_tried, ahead = 0, 1
     while n_tried < len(edges):
-        trials = _trials(graph, kept, edges[n_tried:], ahead)
+        trials = _trials(candidates.effects(), kept, edges[n_tried:], ahead)
         circuits = [trial.circuit for trial in trials if trial.circuit is not None]
         metrics = iter(measure(circuits) if circuits else ())
         n_cut = 0
@@ -83,25 +162,23 @@ def acdc(
 class _Trial:
     """One more edge to cut."""
 
-    edge: tuple[int, int]
-    """Its source and reader."""
+    edge: Place
+    """Its place."""
     circuit: Mask | None
-    """What is kept without it, and without those tried before; None if its reader has no effect, and nothing need
-    run."""
+    """What is kept without it, and without those tried before; None if it has no effect, and nothing need run."""
 
 
-def _trials(graph: Graph, kept: Mask, edges: Sequence[tuple[int, int]], ahead: int) -> list[_Trial]:
+def _trials(has_effect: HasEffect, kept: Mask, edges: Sequence[Place], ahead: int) -> list[_Trial]:
     """The first of *edges*, as far as *ahead* circuits have to be run for them."""
     found: list[_Trial] = []
-    of_reader, is_live = -1, False
-    for source, reader in edges:
-        if reader != of_reader:
-            of_reader, is_live = reader, bool(live_readers(graph, kept)[reader])
-        if is_live:
-            if not ahead:
-                break
-            ahead -= 1
-            kept = kept.copy()
-            kept[source, reader] = False
-        found.append(_Trial((source, reader), kept if is_live else None))
+    for edge in edges:
+        if not has_effect(kept, edge):
+            found.append(_Trial(edge, None))
+            continue
+        if not ahead:
+            break
+        ahead -= 1
+        kept = kept.copy()
+        kept[edge] = False
+        found.append(_Trial(edge, kept))
     return found

@@ -14,7 +14,7 @@ import torch
 from dst_grpc.causal.circuit_runs import BATCH_BYTES, BATCH_TOKENS, LateRuns
 from dst_grpc.causal.cut_edges import CircuitTaps
 from dst_grpc.causal.node_space import EMBEDDING
-from dst_grpc.causal.writes import at, changed_rows
+from dst_grpc.causal.writes import at, changed_rows, real_tokens, zero_at_pads
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 
@@ -124,6 +124,16 @@ class NodeRuns(LateRuns[NodeRow]):
         super().__init__(decoder, base, splices=splices, check=check)
         self._space = space
         self._alternative = alternative.each(lambda x: x[:, : base.tokens.shape[1]])
+
+    def differs(self) -> Mask:
+        """Which nodes are, in some prompt and at some token, not as their alternatives, [N]."""
+        found = np.zeros(self._space.count, dtype=bool)
+        real = real_tokens(self._base.last, self._base.tokens.shape[1])
+        for group in self._space.groups:
+            own, other = (values_at(group.site, writes) for writes in (self._base.writes, self._alternative))
+            unlike = zero_at_pads(own != other, real).any(dim=0).any(dim=0)
+            found[group.places] = unlike.reshape(group.count, -1).any(dim=1).cpu().numpy()
+        return found
 
     def _first_layer(self, row: NodeRow) -> int:
         changed = (group.layer for group in self._space.groups if row.cut[group.places].any())

@@ -128,6 +128,17 @@ class NodeSpace:
         return tuple((one, by_site[one.input.latent_tap, one.layer]) for one in self.spliced)
 
     @property
+    def in_passing(self) -> tuple[NodesAt, ...]:
+        """The nodes by site, as a forward pass comes to them: in a layer first attention, then the MLP, each followed
+        by what reconstructs it."""
+        stages = {_L.RESID_POST_EMBEDDING: -1, _L.ATTN_WEIGHTED_SUM_OF_VALUES: 0, _L.RESID_DELTA_MLP: 2}
+        for one in self.spliced:
+            stages |= dict.fromkeys(one.input.splice_taps, {"a": 1, "m": 3, "r": 4}[one.place])
+            if one.input.tap is _L.RESID_POST_ATTN:
+                stages[one.input.latent_tap] = 1
+        return tuple(sorted(self.groups, key=lambda group: (group.layer, stages[group.site[0]])))
+
+    @property
     def part_sites(self) -> tuple[Site, ...]:
         """The sites of latents and errors."""
         return tuple(group.site for group in self.groups if group.first >= len(self.sources))

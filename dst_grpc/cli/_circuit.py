@@ -298,7 +298,7 @@ def _print_items(request: CircuitRequest, answer: CircuitAnswer, top: int) -> No
     out = console()
     of_nodes = bool(answer.header.node_count)
     items, item = (answer.nodes, "node") if of_nodes else (answer.edges, "edge")
-    has_scores = of_nodes or answer.circuit is not None
+    has_scores = (answer.kept_nodes or answer.circuit) is not None
     is_known = answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is not None
     if request.curve is not None and answer.curve is not None and answer.curve.chosen_index is None and is_known:
         out.print(f"No circuit of the curve is as faithful as {request.curve.wanted_faithfulness:g}.")

@@ -79,6 +79,8 @@ class CircuitAnswer:
     """All edges with their scores, if they were asked for."""
     kept_nodes: CircuitNodes | None = None
     """With latents, the nodes of the smallest circuit of the curve that is as faithful as wanted; None if none is."""
+    found_nodes: CircuitNodes | None = None
+    """With latents, the nodes that ACDC kept."""
     all_node_scores: CircuitNodes | None = None
     """With latents, all nodes with their scores, if they were asked for."""
 
@@ -124,8 +126,8 @@ class CircuitAnswer:
 
     @property
     def nodes(self) -> tuple[ScoredNode, ...]:
-        """With latents, the nodes of the curve's circuit; empty if there is none."""
-        found = self.kept_nodes or CircuitNodes()
+        """With latents, the nodes of the circuit: of the curve's, else of what ACDC found; empty without either."""
+        found = self.kept_nodes or self.found_nodes or CircuitNodes()
         scores: Iterable[float] = found.scores or [np.nan] * len(found.nodes)
         return tuple(ScoredNode(self.node_name(i), score) for i, score in zip(found.nodes, scores, strict=True))
 
@@ -262,6 +264,7 @@ class CircuitCollector:
             found=single.get(CircuitPartKind.FOUND),
             all_scores=single.get(CircuitPartKind.SCORES),
             kept_nodes=single.get(CircuitPartKind.NODES),
+            found_nodes=single.get(CircuitPartKind.FOUND_NODES),
             all_node_scores=single.get(CircuitPartKind.NODE_SCORES),
         )
         if not answer.of_kind(CircuitKind.WHOLE) or not answer.of_kind(CircuitKind.EMPTY):

@@ -68,7 +68,7 @@ def mib_json(answer: CircuitAnswer) -> dict[str, Any]:
 
 def _of_nodes(answer: CircuitAnswer) -> dict[str, Any]:
     """The object of a file of a circuit of nodes."""
-    kept, scores = answer.kept_nodes, answer.all_node_scores
+    kept, scores = answer.kept_nodes or answer.found_nodes, answer.all_node_scores
     found = scores or kept
     if found is None:
         raise InvalidRequest.of("", "the answer has neither a circuit nor the scores of all nodes")
@@ -76,7 +76,7 @@ def _of_nodes(answer: CircuitAnswer) -> dict[str, Any]:
     in_graph = set(() if kept is None else kept.nodes)
     nodes = {
         answer.node_name(node): {"score": sign * float(score), "in_graph": node in in_graph}
-        for node, score in zip(found.nodes, found.scores, strict=True)
+        for node, score in zip(found.nodes, found.scores or [0.0] * len(found.nodes), strict=True)
     }
     return {"cfg": _cfg(answer), "nodes": {**nodes, "logits": {"in_graph": True}}, "edges": {}}
 

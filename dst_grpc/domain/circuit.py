@@ -167,7 +167,6 @@ class CircuitRequest:
         problems.check(
             self.prune is not True, "prune", "must not be true with latents: circuits of nodes are not pruned"
         )
-        problems.check(self.acdc is None, "acdc", "must be absent with latents: it cuts edges")
         for i, circuit in enumerate(self.circuits):
             problems.check(not circuit.edges, f"circuits[{i}].edges", "must be empty with latents: name nodes")
 
@@ -259,7 +258,7 @@ class CircuitProgress:
     total: int
     """How much there is."""
     kept_edge_count: int | None = None
-    """Edges kept so far, in a search."""
+    """Edges, or with latents nodes, kept so far, in a search."""
     metric: float | None = None
     """What should stay small so far, in a search."""
 
@@ -361,6 +360,8 @@ class CircuitPartKind(StrEnum):
     """The CircuitEdges of all edges, with their scores."""
     NODES = "nodes"
     """With latents, the CircuitNodes of the curve's chosen circuit, the largest magnitudes first."""
+    FOUND_NODES = "found_nodes"
+    """With latents, the CircuitNodes of what ACDC found."""
     NODE_SCORES = "node_scores"
     """With latents, the CircuitNodes of all nodes, with their scores."""
     TRAILER = "trailer"

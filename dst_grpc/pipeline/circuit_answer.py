@@ -7,7 +7,6 @@ recording is made once. Only a search keeps all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -216,17 +215,19 @@ class CircuitAnswer(SteppedAnswer[CircuitPlan, CircuitPart]):
     def _searched(self, asked: AcdcSearch, whole: float, empty: float) -> Iterator[Parts]:
         """The steps of a search, the circuit that it found, and its evaluation."""
         search = self._trials.searched()
-        measure = search.fall if asked.of_metric else partial(search.divergence, graph=self._graph)
+        measure = search.fall if asked.of_metric else search.divergence
         max_ahead = max(MAX_AHEAD // len(self._asked.pairs), 1)
-        kept = self._graph.mask
-        for step in acdc(self._graph, measure, asked.threshold, absolute=asked.absolute, max_ahead=max_ahead):
+        kept, total = self._asked.whole, self._asked.item_count
+        for step in acdc(search.candidates, measure, asked.threshold, absolute=asked.absolute, max_ahead=max_ahead):
             kept = step.kept
-            yield [
-                _progress(CircuitStage.SEARCH, step.n_tried, self._graph.n_edges, int(kept.sum()), step.metric),
-            ]
+            yield [_progress(CircuitStage.SEARCH, step.n_tried, total, int(kept.sum()), step.metric)]
         trial = self._trial(_K.ACDC, 0, kept)
         evaluation = self._evaluation(trial, search.metrics(trial.kept), whole, empty)
-        yield [_part(_P.EVALUATION, evaluation), _part(_P.FOUND, _edges(trial.kept))]
+        if self._asked.nodes is None:
+            found = _part(_P.FOUND, _edges(trial.kept))
+        else:
+            found = _part(_P.FOUND_NODES, _nodes(trial.kept))
+        yield [_part(_P.EVALUATION, evaluation), found]
 
 
 def _reported(stage: CircuitStage, work: Generator[int, None, T], total: int) -> Generator[Parts, None, T]:
@@ -253,9 +254,11 @@ def _edges(kept: Mask, scores: Scores | None = None, *, is_sorted: bool = False)
     )
 
 
-def _nodes(kept: Mask, scores: Scores, *, is_sorted: bool = False) -> CircuitNodes:
+def _nodes(kept: Mask, scores: Scores | None = None, *, is_sorted: bool = False) -> CircuitNodes:
     """The nodes of a circuit, with their *scores* [N]; sorted by magnitude, or in their order."""
     (nodes,) = np.nonzero(kept)
+    if scores is None:
+        return CircuitNodes(nodes=tuple(nodes.tolist()))
     values = scores[nodes].astype(np.float32)
     order = np.argsort(-np.abs(values), kind="stable") if is_sorted else slice(None)
     return CircuitNodes(nodes=tuple(nodes[order].tolist()), scores=tuple(values[order].tolist()))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.pair_planner import PlannedPair
     from dst_grpc.pipeline.plan import Plan
 
+_ACTIVE_LATENTS = 500
+"""About how many latents of an autoencoder are active at some token of a prompt."""
 _BLOCK_LATENTS = 1 << 25
 """Latents, at all tokens and layers, of the pairs that are recorded together, unless a single pair has more."""
 
@@ -105,14 +107,21 @@ class CircuitPlan(PairsPlan[CircuitRequest]):
         """Approximate operations of the whole."""
         n_circuits = 2 + len(self.circuits) + len(self.fractions)
         if self.request.acdc is not None:
-            n_circuits += self.graph.n_edges
+            n_circuits += self._tried_count
         return 3 * self.plan.cost.floating_point_operations * len(self.pairs) * n_circuits
+
+    @property
+    def _tried_count(self) -> int:
+        """About how many circuits a search runs: of most latents, which are not active, none."""
+        if self.nodes is None:
+            return self.graph.n_edges
+        return len(self.nodes.sources) + sum(min(one.n_latents, _ACTIVE_LATENTS) for one in self.nodes.spliced)
 
     @property
     def n_steps(self) -> int:
         """About how many passes there are."""
         n_blocks = sum(1 for _ in self.blocks())
-        n_found = self.graph.n_edges if self.request.acdc is not None else 0
+        n_found = self._tried_count if self.request.acdc is not None else 0
         return n_blocks * (2 + len(self.circuits) + len(self.fractions)) + n_found
 
     def with_tensors(self, tensors: TensorSource | None) -> CircuitPlan:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dst_grpc.causal.acdc import EdgeCandidates, NodeCandidates
 from dst_grpc.causal.alternative_scores import alternative_scores, node_scores
 from dst_grpc.causal.circuit_runs import CutRuns, RowLogits, reference_logits
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from typing import Any
 
+    from dst_grpc.causal.acdc import Candidates
     from dst_grpc.causal.attribution import Pair
     from dst_grpc.causal.circuit_runs import LateRuns
     from dst_grpc.causal.circuits import Mask, Scores
@@ -96,7 +98,8 @@ class Trials(ABC):
 
     def searched(self) -> Search:
         """All pairs, recorded for a search."""
-        return Search(self, [self._runs(block) for block in self._asked.blocks()])
+        blocks = [self._runs(block) for block in self._asked.blocks()]
+        return Search(self, blocks, self._candidates(blocks))
 
     def last_logits(self, circuits: Sequence[Mask], runs: BlockRuns) -> torch.Tensor:
         """Logits [n, pairs, V] of *circuits* upon a block of pairs, at the last token of each."""
@@ -135,6 +138,10 @@ class Trials(ABC):
     @abstractmethod
     def _row(self, circuit: Mask) -> CutRow | NodeRow:
         """The row of a circuit."""
+
+    @abstractmethod
+    def _candidates(self, blocks: Sequence[BlockRuns]) -> Candidates:
+        """What a search upon *blocks* of pairs tries to cut."""
 
     @abstractmethod
     def _upon(self, base: RecordedRuns, writes: Writes) -> LateRuns[Any]:
@@ -217,6 +224,10 @@ class EdgeTrials(Trials):
     def _row(self, circuit: Mask) -> CutRow:
         return CutRow.of_circuit(self._asked.graph, circuit, 0, is_zero=self._is_zero)
 
+    def _candidates(self, blocks: Sequence[BlockRuns]) -> EdgeCandidates:
+        del blocks
+        return EdgeCandidates(self._asked.graph)
+
     def _upon(self, base: RecordedRuns, writes: Writes) -> CutRuns:
         alternative = Alternative.of(writes, self._decoder, base.tokens.shape[1], is_zero=self._is_zero)
         graph = self._asked.graph
@@ -260,6 +271,10 @@ class NodeTrials(Trials):
     def _row(self, circuit: Mask) -> NodeRow:
         return NodeRow(0, ~circuit)
 
+    def _candidates(self, blocks: Sequence[BlockRuns]) -> NodeCandidates:
+        differs = [one.runs.differs() for one in blocks if isinstance(one.runs, NodeRuns)]
+        return NodeCandidates(self._space, np.any(differs, axis=0))
+
     def _upon(self, base: RecordedRuns, writes: Writes) -> NodeRuns:
         return NodeRuns(self._decoder, self._space, base, writes, splices=self._splices, check=self._check)
 
@@ -282,17 +297,18 @@ class NodeTrials(Trials):
 class Search:
     """What a search measures of circuits, over all pairs."""
 
-    def __init__(self, trials: Trials, blocks: Sequence[BlockRuns]) -> None:
-        """Measure upon *blocks* of pairs that are recorded."""
+    def __init__(self, trials: Trials, blocks: Sequence[BlockRuns], candidates: Candidates) -> None:
+        """Measure upon *blocks* of pairs that are recorded; *candidates* are what is tried."""
+        self.candidates = candidates
         self._trials, self._blocks = trials, blocks
         self._whole: list[torch.Tensor] = []
         """The log-probabilities [pairs, V] of the whole model, for each block."""
 
-    def divergence(self, circuits: Sequence[Mask], graph: Graph) -> list[float]:
+    def divergence(self, circuits: Sequence[Mask]) -> list[float]:
         """KL(whole model, circuit) of the last token's distributions, in nats, the mean over pairs."""
         if not self._whole:
             for runs in self._blocks:
-                self._whole.append(_log_probabilities(self._trials.last_logits([graph.mask], runs)[0]))
+                self._whole.append(_log_probabilities(self._trials.last_logits([self.candidates.whole], runs)[0]))
         total, n_pairs = np.zeros(len(circuits)), 0
         for runs, whole in zip(self._blocks, self._whole, strict=True):
             found = _log_probabilities(self._trials.last_logits(circuits, runs))

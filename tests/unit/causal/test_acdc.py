@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.causal.acdc import MAX_AHEAD, acdc
+from dst_grpc.causal.acdc import MAX_AHEAD, EdgeCandidates, acdc
 from dst_grpc.causal.circuits import Mask, live_readers
 from dst_grpc.causal.graph import Graph
 from tests.causal_goldens import CASES
@@ -26,7 +26,7 @@ def test_the_circuits_of_the_golden_data_are_found(name: str) -> None:
         return divergences
 
     golden = two.case.facts["acdc"]
-    first, *_, last = acdc(two.graph, measure, golden["threshold"])
+    first, *_, last = acdc(EdgeCandidates(two.graph), measure, golden["threshold"])
     assert (first.n_tried, int(first.kept.sum())) == (0, two.graph.n_edges)
     assert first.metric == pytest.approx(0, abs=1e-6)
     assert last.n_tried == two.graph.n_edges
@@ -72,7 +72,7 @@ def test_edges_cut_ahead_end_as_edges_cut_one_by_one(threshold: float, absolute:
     graph = Graph(2, 3)
     for seed in range(5):
         measure = Additive(graph, seed)
-        *_, last = acdc(graph, measure, threshold, absolute=absolute)
+        *_, last = acdc(EdgeCandidates(graph), measure, threshold, absolute=absolute)
         assert (last.kept == one_by_one(graph, measure, threshold, absolute=absolute)).all()
         assert last.metric == pytest.approx(measure.of(last.kept))
 
@@ -81,7 +81,7 @@ def test_edges_into_nodes_without_effect_need_no_run() -> None:
     graph = Graph(3, 2)
     measure = Additive(graph, 0)
     measure.costs[:] = 0
-    *_, last = acdc(graph, measure, 0.1)
+    *_, last = acdc(EdgeCandidates(graph), measure, 0.1)
     assert last.kept.sum() == 0
     into_logits = len(graph.sources)
     assert measure.rows == 1 + into_logits

@@ -296,6 +296,37 @@ def test_a_curve_keeps_the_nodes_of_the_largest_scores(alternative: str) -> None
     assert (np.diff(magnitudes) <= 0).all()
 
 
+@pytest.mark.parametrize("threshold", [0.003, 0.02, 0.2])
+def test_a_search_tries_each_node_from_the_last_layer_to_the_first(threshold: float) -> None:
+    """As it is described, one after the other on the plain model."""
+    by_hand = ByHand("gpt2", "neurons", "patching")
+    heads = range(by_hand.config.n_heads)
+    order = []
+    for layer in reversed(range(by_hand.config.n_layers)):
+        latents = [f"m{layer}.l{i}" for i in range(models.LATENTS[T.MLP_POST_ACT])]
+        mlp = [*latents, f"m{layer}.error"] if layer in (0, 2) else [f"m{layer}"]
+        order += [*reversed(mlp), *(f"a{layer}.h{head}" for head in reversed(heads))]
+    order.append("input")
+    kept = set(order)
+    assert kept == set(by_hand.nodes)
+    metric = by_hand.metric(kept)
+    for node in order:
+        changed = by_hand.metric(kept - {node})
+        if metric - changed < threshold:  # what should stay small is how far the metric falls
+            kept, metric = kept - {node}, changed
+    world = world_of("gpt2", "neurons")
+    asked = plan(world, acdc_threshold=threshold, acdc_of_metric=True)
+    found = Answered(world, asked)
+    (nodes,) = found.of(CircuitPartKind.FOUND_NODES)
+    assert asked.nodes is not None
+    expected = {asked.nodes.places_of(node_named(name)).start for name in kept}
+    assert set(nodes.nodes) == expected
+    assert found.metrics(CircuitKind.ACDC) == pytest.approx([metric], abs=1e-8)
+    last = found.of(CircuitPartKind.PROGRESS)[-1]
+    assert (last.done, last.total, last.kept_edge_count) == (len(order), len(order), len(kept))
+    assert 0 < len(kept) < len(order)
+
+
 def refused(error: type[Exception], world: models.World, **arguments: Any) -> list[str]:
     with pytest.raises(error) as caught:
         plan(world, **arguments)
@@ -312,7 +343,6 @@ def test_what_cannot_be_asked_of_latents_is_refused_at_its_field() -> None:
     ]
     assert refused(InvalidRequest, world, circuits=[["m0->logits"]]) == ["circuits[0].edges"]
     assert refused(InvalidRequest, world, circuits=[["input"]], prune=True) == ["prune"]
-    assert refused(InvalidRequest, world, acdc_threshold=0.1) == ["acdc"]
     assert refused(InvalidRequest, world, selection="greedy") == ["curve.selection"]
     assert refused(InvalidRequest, world, scores=np.zeros(5)) == ["curve.scores"]
     assert refused(InvalidRequest, world, circuits=[["m0.l1"]], latents=False) == ["circuits[0].nodes[0]"]

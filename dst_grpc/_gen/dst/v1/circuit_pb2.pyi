@@ -226,7 +226,7 @@ class CircuitNodes(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CircuitFrame(_message.Message):
-    __slots__ = ("header", "progress", "evaluation", "curve", "circuit", "found", "scores", "trailer", "nodes", "node_scores", "partial")
+    __slots__ = ("header", "progress", "evaluation", "curve", "circuit", "found", "scores", "trailer", "nodes", "node_scores", "found_nodes", "partial")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class CircuitFrame(_message.Message):
     TRAILER_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     NODE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    FOUND_NODES_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     header: CircuitHeader
     progress: CircuitProgress
@@ -248,8 +249,9 @@ class CircuitFrame(_message.Message):
     trailer: _explain_pb2.RunsTrailer
     nodes: CircuitNodes
     node_scores: CircuitNodes
+    found_nodes: CircuitNodes
     partial: bool
-    def __init__(self, header: _Optional[_Union[CircuitHeader, _Mapping]] = ..., progress: _Optional[_Union[CircuitProgress, _Mapping]] = ..., evaluation: _Optional[_Union[CircuitEvaluation, _Mapping]] = ..., curve: _Optional[_Union[CurveSummary, _Mapping]] = ..., circuit: _Optional[_Union[CircuitEdges, _Mapping]] = ..., found: _Optional[_Union[CircuitEdges, _Mapping]] = ..., scores: _Optional[_Union[CircuitEdges, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., nodes: _Optional[_Union[CircuitNodes, _Mapping]] = ..., node_scores: _Optional[_Union[CircuitNodes, _Mapping]] = ..., partial: bool = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[CircuitHeader, _Mapping]] = ..., progress: _Optional[_Union[CircuitProgress, _Mapping]] = ..., evaluation: _Optional[_Union[CircuitEvaluation, _Mapping]] = ..., curve: _Optional[_Union[CurveSummary, _Mapping]] = ..., circuit: _Optional[_Union[CircuitEdges, _Mapping]] = ..., found: _Optional[_Union[CircuitEdges, _Mapping]] = ..., scores: _Optional[_Union[CircuitEdges, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., nodes: _Optional[_Union[CircuitNodes, _Mapping]] = ..., node_scores: _Optional[_Union[CircuitNodes, _Mapping]] = ..., found_nodes: _Optional[_Union[CircuitNodes, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class CircuitResponse(_message.Message):
     __slots__ = ("request_id", "frames")
