@@ -58,7 +58,7 @@ class GoldenGraph:
             selected=one["selected_features"],
             targets=targets,
         )
-        return AttributionGraph(nodes=nodes, adjacency=one["adjacency_matrix"])
+        return AttributionGraph.of_matrix(nodes, one["adjacency_matrix"])
 
     def pruned(self, what: str, thresholds: tuple[float, float]) -> np.ndarray[Any, Any]:
         """`node_mask`, `edge_mask` or `cumulative_scores`, at node and edge thresholds."""

@@ -82,10 +82,10 @@ class GraphAnswer(GraphView):
             raise InvalidRequest.of(
                 "edges", 'must have been "whole": not all edges are here, but prune_graph prunes a graph that is kept'
             )
-        found = prune(
-            AttributionGraph(nodes=self._graph_nodes, adjacency=self.adjacency), node_threshold, edge_threshold
-        )
-        edges = self.edges.at(found.edge_mask[self.edges.ends, self.edges.sources])
+        nodes = self._graph_nodes
+        graph = AttributionGraph(nodes=nodes, effects=self.edges.matrix(len(nodes), nodes.readers))
+        found = prune(graph, node_threshold, edge_threshold)
+        edges = self.edges.at(found.edge_mask[np.searchsorted(nodes.readers, self.edges.ends), self.edges.sources])
         summary = replace(
             self.summary,
             node_threshold=node_threshold,

@@ -114,10 +114,16 @@ class GraphEdges:
         """The sum of the magnitudes of the edges into each node, float32 [n_nodes]."""
         return np.bincount(self.ends, np.abs(self.weights), minlength=n_nodes).astype(np.float32)
 
-    def matrix(self, n_nodes: int) -> Array:
-        """Weights by target and source, float32 [n_nodes, n_nodes]."""
-        matrix = np.zeros((n_nodes, n_nodes), np.float32)
-        matrix[self.ends, self.sources] = self.weights
+    def matrix(self, n_nodes: int, targets: Array | None = None) -> Array:
+        """Weights by target and source, float32 [r, n_nodes].
+
+        Args:
+            n_nodes: how many nodes there are.
+            targets: the node of each row [r], ascending, all that edges end in; None = all nodes.
+        """
+        rows = self.ends if targets is None else np.searchsorted(targets, self.ends)
+        matrix = np.zeros((n_nodes if targets is None else len(targets), n_nodes), np.float32)
+        matrix[rows, self.sources] = self.weights
         return matrix
 
     def pieces(self, n_edges: int) -> Iterator[Self]:

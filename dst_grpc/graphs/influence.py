@@ -1,7 +1,8 @@
 """How nodes influence targets along all paths of a graph; pruning, and two scores of how much features explain.
 
 With A the adjacency [n, n], N is |A| with each row divided by its sum, and w [n] the weights of targets. The influence
-of nodes is w (N + N^2 + ...), [n]: as edges lead only forward, the sum ends. Ameisen et al. 2025, "Circuit Tracing".
+of nodes is w (N + N^2 + ...), [n]: as edges lead only forward, the sum ends. Ameisen et al. 2025, "Circuit Tracing". Of
+A and N, only the rows of readers [r, n] are held: the others are 0.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Pruned:
     node_mask: Mask
     """The nodes that are left, [n]."""
     edge_mask: Mask
-    """The edges that are left, [n, n], by target and source."""
+    """The edges that are left, [r, n], by reader and source."""
     cumulative_scores: Floats
     """The share of all influence that a node and those of more influence have together, [n]: small for those that
     matter."""
@@ -49,12 +50,14 @@ class GraphScores:
 
 def input_sums(graph: AttributionGraph) -> Doubles:
     """The sum of the magnitudes of the edges into each node, [n]."""
-    return np.abs(graph.adjacency).sum(axis=1, dtype=np.float64)
+    sums = np.zeros(len(graph.nodes))
+    sums[graph.nodes.readers] = np.abs(graph.effects).sum(axis=1, dtype=np.float64)
+    return sums
 
 
 def node_influence(graph: AttributionGraph) -> Doubles:
     """The influence of each node on the targets, [n]."""
-    return _influence(_normalised(graph.adjacency), graph.nodes)
+    return _influence(_normalised(graph.effects), graph.nodes)
 
 
 def prune(
@@ -71,9 +74,10 @@ def prune(
     influence = node_influence(graph)
     kept = influence >= _threshold(influence, node_threshold)
     kept[nodes.first_embedding :] = True
-    shares = _normalised(graph.adjacency * kept[:, None] * kept)
-    scores = shares * (_influence(shares, nodes) + nodes.weights).astype(np.float32)[:, None]
-    edges = (scores > 0) & (scores >= _threshold(scores[scores > 0], edge_threshold))
+    shares = _normalised(graph.effects * kept[nodes.readers, None] * kept)
+    counted = (_influence(shares, nodes) + nodes.weights)[nodes.readers].astype(np.float32)
+    shares *= counted[:, None]
+    edges = (shares > 0) & (shares >= _threshold(shares[shares > 0], edge_threshold))
     _remove_dead_ends(nodes, kept, edges)
     return Pruned(node_mask=kept, edge_mask=edges, cumulative_scores=_cumulative(influence))
 
@@ -84,7 +88,7 @@ def _remove_dead_ends(nodes: GraphNodes, kept: Mask, edges: Mask) -> None:
         lasting = kept.copy()
         lasting[: nodes.first_embedding] &= edges[:, : nodes.first_embedding].any(axis=0)
         lasting[: nodes.first_error] &= edges[: nodes.first_error].any(axis=1)
-        edges &= lasting[:, None] & lasting
+        edges &= lasting[nodes.readers, None] & lasting
         if (lasting == kept).all():
             return
         kept[:] = lasting
@@ -93,14 +97,15 @@ def _remove_dead_ends(nodes: GraphNodes, kept: Mask, edges: Mask) -> None:
 def scores(graph: AttributionGraph) -> GraphScores:
     """The replacement and the completeness score; 0 of a graph without edges."""
     nodes = graph.nodes
-    shares = _normalised(graph.adjacency)
+    shares = _normalised(graph.effects)
     influence = _influence(shares, nodes)
     errors, embeddings = _slices(nodes)
     of_tokens, of_errors = influence[embeddings].sum(), influence[errors].sum()
     counted = influence + nodes.weights
-    explained = (1 - shares[:, errors].sum(axis=1, dtype=np.float64)) * counted
+    unexplained = shares[:, errors].sum(axis=1, dtype=np.float64) @ counted[nodes.readers]
     return GraphScores(
-        replacement=_share(of_tokens, of_tokens + of_errors), completeness=_share(explained.sum(), counted.sum())
+        replacement=_share(of_tokens, of_tokens + of_errors),
+        completeness=_share(counted.sum() - unexplained, counted.sum()),
     )
 
 
@@ -113,20 +118,19 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def _normalised(adjacency: Floats) -> Floats:
-    """N [n, n]."""
-    shares = np.abs(adjacency)
+def _normalised(effects: Floats) -> Floats:
+    """N [r, n]."""
+    shares = np.abs(effects)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True, dtype=np.float64), _SMALLEST_SUM).astype(np.float32)
     return shares
 
 
 def _influence(shares: Floats, nodes: GraphNodes) -> Doubles:
-    """The influence [n] of nodes, of N *shares* [n, n]. Only features and targets have a row."""
-    rows = np.r_[: nodes.first_error, nodes.first_target : len(nodes)]
+    """The influence [n] of nodes, of N *shares* [r, n]."""
     total = np.zeros(len(nodes))
     reaching = nodes.weights
-    while reaching[rows].any():
-        reaching = reaching[rows] @ shares[rows]
+    while reaching[nodes.readers].any():
+        reaching = reaching[nodes.readers] @ shares
         total += reaching
     return total
 

@@ -54,9 +54,10 @@ def predicted(graph: AttributionGraph, activations: Mapping[int, float], first_f
     for layer in range(nodes.n_layers if first_free is None else first_free, nodes.n_layers):
         # Features are in the order of layers, and what acts on those of a layer is known once earlier ones are.
         own = np.flatnonzero((layers == layer) & ~is_set)
-        change = graph.adjacency[own] @ relative
+        change = graph.effects[own] @ relative
         relative[own] = np.maximum(change / before[own], -1)
-    found: Floats = (graph.adjacency @ relative).astype(np.float32)
+    found = np.zeros(len(nodes), dtype=np.float32)
+    found[nodes.readers] = graph.effects @ relative
     return found
 
 

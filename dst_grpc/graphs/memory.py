@@ -66,9 +66,9 @@ class GraphMemory:
         n_nodes = n_active + (config.n_layers + 1) * n_tokens + n_targets
         asked = question.max_feature_nodes
         if asked is None or asked >= n_active:
-            rows = n_nodes**2
-        else:
-            rows = (asked + n_targets) * n_nodes + (n_nodes - n_active + asked) ** 2
+            rows = (n_active + n_targets) * n_nodes
+        else:  # as they are computed, and those columns of them that the graph has
+            rows = (asked + n_targets) * (n_nodes + n_nodes - n_active + asked)
         heads, values = config.n_heads * config.d_head, config.n_key_value_heads * config.d_head
         weights = (heads + values + config.d_model) * config.d_model * item
         pattern = config.n_heads * n_tokens**2 * item

@@ -2,7 +2,8 @@
 
 Nodes are numbered from 0: first k features, by layer, then token, then feature; then L T errors, layer by layer; then
 T embeddings; last K targets. Shapes: A active features, k those of them that are nodes, L layers, T tokens, K targets,
-n = k + L T + T + K nodes, d residual channels.
+n = k + L T + T + K nodes, r = k + K readers, d residual
+channels.
 """
 
 from __future__ import annotations
@@ -121,6 +122,11 @@ class GraphNodes:
         return node - self.first_target
 
     @cached_property
+    def readers(self) -> Integers:
+        """The nodes that others act on, [k + K]: features and targets."""
+        return np.r_[: self.first_error, self.first_target : len(self)]
+
+    @cached_property
     def layers(self) -> Integers:
         """The layer of each node [n] that is a feature or an error; -1 of embeddings, L of targets."""
         return np.concatenate(
@@ -149,17 +155,29 @@ class GraphNodes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttributionGraph:
-    """A graph."""
+    """A graph. Only features and targets are acted on: r = k + K readers."""
 
     nodes: GraphNodes
     """Its nodes."""
-    adjacency: Floats
-    """Direct effects [n, n], of the node of a column on that of a row; 0 where there is no edge. The rows of errors
-    and embeddings are 0, and so are the columns of targets."""
+    effects: Floats
+    """The direct effect of each node on each reader, [r, n]; 0 where there is no edge. The columns of targets are 0."""
+
+    @classmethod
+    def of_matrix(cls, nodes: GraphNodes, adjacency: Floats) -> AttributionGraph:
+        """The graph of an adjacency [n, n], by target and source."""
+        return cls(nodes=nodes, effects=adjacency[nodes.readers])
+
+    @property
+    def adjacency(self) -> Floats:
+        """Direct effects by target and source, [n, n]; the rows of errors and embeddings, of which a long prompt has
+        very many, are 0."""
+        found = np.zeros((len(self.nodes), len(self.nodes)), dtype=np.float32)
+        found[self.nodes.readers] = self.effects
+        return found
 
     @property
     def byte_count(self) -> int:
         """Bytes of its arrays."""
         nodes, targets = self.nodes, self.nodes.targets
-        arrays = (self.adjacency, nodes.token_ids, nodes.active, nodes.activations, nodes.selected)
+        arrays = (self.effects, nodes.token_ids, nodes.active, nodes.activations, nodes.selected)
         return sum(one.nbytes for one in (*arrays, targets.token_ids, targets.weights, targets.vectors))

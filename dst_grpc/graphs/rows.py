@@ -29,8 +29,8 @@ class Rows:
         """How many features will be nodes."""
         self._is_whole = self.n_features == n_active
         self._is_node = np.zeros(n_active, dtype=bool)
-        n_rows = len(candidates) if self._is_whole else self.n_features + len(candidates.targets)
-        # The adjacency itself if all candidates are nodes; else rows in the order in which they are computed.
+        n_rows = self.n_features + len(candidates.targets)
+        # In the order of nodes if all candidates are, so that it is the graph; else in that in which they are computed.
         self._values = np.zeros((n_rows, len(candidates)), dtype=np.float32)
         self._nodes, self._sums = np.zeros(0, dtype=np.int64), np.zeros(0)
 
@@ -41,7 +41,8 @@ class Rows:
 
     def add(self, nodes: Integers, effects: Floats) -> Floats:
         """Add the rows of *nodes* [m], features or targets, of *effects* [m, N - targets]; returns them, [m, N]."""
-        places = nodes if self._is_whole else slice(len(self._nodes), len(self._nodes) + len(nodes))
+        known = slice(len(self._nodes), len(self._nodes) + len(nodes))
+        places = np.searchsorted(self._candidates.readers, nodes) if self._is_whole else known
         self._values[places, : effects.shape[1]] = effects
         self._nodes = np.concatenate((self._nodes, nodes))
         self._sums = np.concatenate((self._sums, np.linalg.norm(effects, ord=1, axis=1)))
@@ -63,10 +64,9 @@ class Rows:
     def graph(self) -> AttributionGraph:
         """The graph, once all rows are known."""
         if self._is_whole:
-            return AttributionGraph(nodes=self._candidates, adjacency=self._values)
+            return AttributionGraph(nodes=self._candidates, effects=self._values)
         selected = np.flatnonzero(self._is_node)
         nodes = replace(self._candidates, selected=selected)
         columns = np.concatenate((selected, np.arange(len(self._is_node), len(self._candidates))))
-        adjacency = np.zeros((len(nodes), len(nodes)), dtype=np.float32)
-        adjacency[np.searchsorted(columns, self._nodes)] = self._values[:, columns]
-        return AttributionGraph(nodes=nodes, adjacency=adjacency)
+        order = np.argsort(self._nodes)
+        return AttributionGraph(nodes=nodes, effects=self._values[np.ix_(order, columns)])

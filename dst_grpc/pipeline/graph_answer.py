@@ -89,7 +89,7 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
         request, header = self._asked.request, self._header(step.candidates)
         if request.keep:
             self._check_room(header.byte_count)
-        finishing = finishing_bytes(header.node_count)
+        finishing = finishing_bytes(header.feature_count + len(header.targets), header.node_count)
         check_finishing(finishing, self._asked.limit_bytes)
         self.held_bytes = max(step.peak_bytes, finishing)
         is_whole = header.feature_count == header.active_feature_count
@@ -130,7 +130,7 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
         """The parts of a graph whose edges are known."""
         request = self._asked.request
         progress = partial(GraphProgress, phase=GraphPhase.PRUNING, total=3)
-        edges = GraphEdges.of_matrix(graph.adjacency)
+        edges = GraphEdges.of_matrix(graph.effects, graph.nodes.readers)
         yield [part(_P.PROGRESS, progress(done=1))]
         of_graph = scores(graph)
         yield [part(_P.PROGRESS, progress(done=2))]

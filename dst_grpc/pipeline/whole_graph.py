@@ -28,7 +28,7 @@ _NODE_BYTES = 120
 """What a node takes in tables, with its name; about."""
 _EDGE_BYTES = 8
 _FINISHING_BYTES = 22
-"""For each pair of nodes: its entry of the adjacency, an edge as it is kept, and what pruning computes besides."""
+"""For each pair of a reader and a node: the effect, an edge as it is kept, and what pruning computes besides."""
 
 
 def most_bytes(candidates: GraphNodes, n_features: int) -> int:
@@ -39,9 +39,9 @@ def most_bytes(candidates: GraphNodes, n_features: int) -> int:
     return of_edges + _NODE_BYTES * n_nodes + _bytes_of(candidates)
 
 
-def finishing_bytes(n_nodes: int) -> int:
+def finishing_bytes(n_readers: int, n_nodes: int) -> int:
     """What it takes to prune a graph whose rows are known, and to make it as it is kept."""
-    return _FINISHING_BYTES * n_nodes**2
+    return _FINISHING_BYTES * n_readers * n_nodes
 
 
 def check_finishing(needed: int, limit: int) -> None:
@@ -104,7 +104,7 @@ class WholeGraph:
 
     def pruned(self, node_threshold: float, edge_threshold: float) -> PrunedEdges:
         """What *node_threshold* and *edge_threshold* leave."""
-        graph = AttributionGraph(nodes=self.nodes, adjacency=self.edges.matrix(len(self.nodes)))
+        graph = AttributionGraph(nodes=self.nodes, effects=self.edges.matrix(len(self.nodes), self.nodes.readers))
         return pruned(graph, self.of_graph, len(self.edges), node_threshold, edge_threshold)
 
 
@@ -113,8 +113,8 @@ def pruned(
 ) -> PrunedEdges:
     """What *node_threshold* and *edge_threshold* leave of *graph*, which has *n_edges* and the scores *of_graph*."""
     found = prune(graph, node_threshold, edge_threshold)
-    ends, sources = np.nonzero(found.edge_mask)
-    edges = GraphEdges.of_pairs(ends, sources, graph.adjacency[ends, sources])
+    rows, sources = np.nonzero(found.edge_mask)
+    edges = GraphEdges.of_pairs(graph.nodes.readers[rows], sources, graph.effects[rows, sources])
     summary = GraphSummary(
         edge_count=n_edges,
         node_threshold=node_threshold,

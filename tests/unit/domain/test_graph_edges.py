@@ -35,6 +35,7 @@ def test_rows_of_some_nodes_are_edges_too() -> None:
     expected = np.zeros_like(graph.matrix)
     expected[rows] = graph.matrix[rows]
     assert (edges.matrix(len(graph)) == expected).all()
+    assert (edges.matrix(len(graph), rows) == graph.matrix[rows]).all()
 
 
 @given(seeds, st.integers(1, 40))

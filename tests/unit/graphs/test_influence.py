@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dst_grpc.graphs.influence import input_sums, node_influence, prune, scores
+from dst_grpc.graphs.influence import Pruned, input_sums, node_influence, prune, scores
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
 from tests.graph_goldens import NAMES, THRESHOLDS, golden_graph
 
@@ -32,7 +32,7 @@ def small(edges: dict[tuple[int, int], float], weight: float = 1.0) -> Attributi
     adjacency = np.zeros((5, 5), dtype=np.float32)
     for ends, edge in edges.items():
         adjacency[ends] = edge
-    return AttributionGraph(nodes=nodes, adjacency=adjacency)
+    return AttributionGraph.of_matrix(nodes, adjacency)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +42,7 @@ def test_pruning_is_that_of_circuit_tracer(name: str, thresholds: tuple[float, f
     found = prune(case.graph, *thresholds)
     np.testing.assert_allclose(found.cumulative_scores, case.pruned("cumulative_scores", thresholds), atol=1e-4)
     assert (found.node_mask == case.pruned("node_mask", thresholds)).all()
-    assert (found.edge_mask == case.pruned("edge_mask", thresholds)).all()
+    assert (found.edge_mask == case.pruned("edge_mask", thresholds)[case.graph.nodes.readers]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +51,12 @@ def test_scores_are_those_of_circuit_tracer(name: str) -> None:
     found = scores(case.graph)
     assert found.replacement == pytest.approx(case.facts["replacement_score"], abs=1e-4)
     assert found.completeness == pytest.approx(case.facts["completeness_score"], abs=1e-4)
+
+
+def edges_of(found: Pruned) -> list[tuple[int, int]]:
+    """The edges that are left, by target and source."""
+    readers = (*FEATURES, TARGET)
+    return [(readers[row], int(source)) for row, source in np.argwhere(found.edge_mask)]
 
 
 def path() -> AttributionGraph:
@@ -72,7 +78,7 @@ def test_scores_are_shares_of_what_ends_in_errors() -> None:
 def test_nodes_of_large_influence_stay_and_cumulative_scores_say_when_a_node_goes() -> None:
     found = prune(path(), 0.5, 1.0)
     assert found.node_mask.tolist() == [False, True, False, True, True]
-    assert np.argwhere(found.edge_mask).tolist() == [[1, EMBEDDING], [TARGET, 1]]
+    assert edges_of(found) == [(1, EMBEDDING), (TARGET, 1)]
     total = 0.75 + 0.75 + 0.375 + 0.25
     assert found.cumulative_scores == pytest.approx([1.875 / total, 0.75 / total, 1.0, 1.5 / total, 1.0])
 
@@ -82,13 +88,13 @@ def test_nodes_that_no_path_leads_through_go_with_their_edges() -> None:
     graph = small({(TARGET, EMBEDDING): 99.9, (TARGET, 1): 0.1, (1, 0): 1.0, (0, EMBEDDING): 1.0})
     found = prune(graph, 1.0, 0.9)
     assert found.node_mask.tolist() == [False, False, False, True, True]
-    assert np.argwhere(found.edge_mask).tolist() == [[TARGET, EMBEDDING]]
+    assert edges_of(found) == [(TARGET, EMBEDDING)]
 
 
 def test_thresholds_of_one_keep_all_that_acts_on_the_target() -> None:
     found = prune(path(), 1.0, 1.0)
     assert found.node_mask.all()
-    assert (found.edge_mask == (path().adjacency != 0)).all()
+    assert (found.edge_mask == (path().effects != 0)).all()
 
 
 def test_a_graph_without_edges_has_no_scores_and_keeps_tokens_and_targets() -> None:

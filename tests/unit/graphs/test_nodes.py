@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dst_grpc.domain.graph_node_table import GraphNodeKind
-from dst_grpc.graphs.nodes import GraphNodes, GraphTargets
+from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
 
 
 def nodes() -> GraphNodes:
@@ -45,6 +45,16 @@ def test_properties_of_all_nodes_are_those_of_each() -> None:
     assert one.layers.tolist() == [0, 1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 2]
     assert one.tokens.tolist() == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 2]
     assert one.weights.tolist() == [0.0] * 11 + [0.25]
+
+
+def test_only_features_and_targets_are_acted_on() -> None:
+    one = nodes()
+    assert one.readers.tolist() == [0, 1, 11]
+    matrix = np.zeros((12, 12), dtype=np.float32)
+    matrix[[1, 11, 11], [0, 1, 9]] = 0.5, -2.0, 3.0
+    graph = AttributionGraph.of_matrix(one, matrix)
+    assert graph.effects.shape == (3, 12)
+    assert (graph.adjacency == matrix).all()
 
 
 @pytest.mark.parametrize("node", [-1, 12])

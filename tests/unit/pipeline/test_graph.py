@@ -146,7 +146,7 @@ async def test_nothing_is_held_after_an_answer_and_less_once_it_is_known_how_muc
         held = [held_bytes(pipeline) async for _ in steps]
     limit = pipeline._executor.memory_of(ALICE.caller)
     assert held[0] == limit
-    assert finishing_bytes(len(CASE.graph.nodes)) <= held[3] < limit // 10
+    assert finishing_bytes(len(CASE.graph.effects), len(CASE.graph.nodes)) <= held[3] < limit // 10
     assert held_bytes(pipeline) == 0
     assert all(status.pins == 0 for status in cache.statuses())
 
@@ -226,7 +226,7 @@ async def test_what_cannot_be_kept_is_refused_before_edges_are_computed_if_it_mu
 
 
 async def test_what_needs_too_much_memory_is_refused_with_the_numbers(pipeline: Pipeline) -> None:
-    for max_bytes in (1000, finishing_bytes(len(CASE.graph.nodes)) - 1):
+    for max_bytes in (1000, finishing_bytes(len(CASE.graph.effects), len(CASE.graph.nodes)) - 1):
         with pytest.raises(Exhausted) as caught:
             await answer(pipeline, max_bytes=max_bytes)
         assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
@@ -248,8 +248,8 @@ def test_finishing_a_graph_takes_no_more_than_is_estimated() -> None:
     graph = CASE.graph
 
     def finish() -> GraphEdges:
-        edges = GraphEdges.of_matrix(graph.adjacency)
+        edges = GraphEdges.of_matrix(graph.effects, graph.nodes.readers)
         pruned(graph, scores(graph), len(edges), 0.8, 0.98)
         return edges
 
-    assert graph.adjacency.nbytes + peak_bytes(finish) <= finishing_bytes(len(graph.nodes))
+    assert graph.effects.nbytes + peak_bytes(finish) <= finishing_bytes(*graph.effects.shape)

@@ -12,7 +12,7 @@ from tests.graph_goldens import golden_graph
 def whole_graph(name: str = "gpt2_plt_relu_whole") -> WholeGraph:
     """The golden graph of that name, pruned as by default."""
     graph = golden_graph(name).graph
-    edges, of_graph = GraphEdges.of_matrix(graph.adjacency), scores(graph)
+    edges, of_graph = GraphEdges.of_matrix(graph.effects, graph.nodes.readers), scores(graph)
     return WholeGraph(
         model="gpt2",
         transcoders="gpt2/plt_relu",
