@@ -60,6 +60,8 @@ class CallOutcome:
     """Reason of the error; empty without one."""
     error_id: str = ""
     """Id under which the log has the error's text; empty unless the code is INTERNAL."""
+    ended_at: float = field(default_factory=time.time)
+    """When it ended, in seconds since 1970."""
 
 
 class CallObserver(Protocol):

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 from dst_grpc.observability.calls import CallInfo, CallOutcome
@@ -22,6 +23,7 @@ LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "py.warnings")
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _log = logging.getLogger(__name__)
+_OF_A_CALL = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -35,7 +37,14 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 def _plain(value: object) -> str:
     """A value as written after `key=`; quoted only where its end would not be clear."""
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value) if isinstance(value, int) else _quoted(str(value))
+
+
+@lru_cache(1024)
+def _quoted(text: str) -> str:
+    """*text* as `_plain` writes it; methods and callers are the same again and again."""
     is_clear = text and text.isprintable() and " " not in text and '"' not in text and "=" not in text
     return text if is_clear else json.dumps(text, ensure_ascii=False)
 
@@ -73,6 +82,8 @@ def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: 
 
     gRPC's own records, asyncio's and Python's warnings are written the same way. Returns what writes them.
     """
+    # No line tells these, and finding them out takes a while.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     writer = LogWriter(stream or sys.stderr)
     writer.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
     logging.captureWarnings(True)
@@ -102,6 +113,8 @@ class LogCalls:
         if not _log.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
+            **_OF_A_CALL,
+            "created": outcome.ended_at,
             "method": call.method,
             "code": outcome.code,
             "millis": outcome.seconds * 1000,
@@ -116,4 +129,4 @@ class LogCalls:
         if outcome.error_id:
             fields["error_id"] = outcome.error_id
         # As `_log.info`, which also looks for the line that logs.
-        _log.handle(_log.makeRecord(_log.name, logging.INFO, "", 0, "call", (), None, extra=fields))
+        _log.handle(logging.makeLogRecord(fields))

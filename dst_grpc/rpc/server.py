@@ -29,6 +29,7 @@ from dst_grpc.domain.resolution import ContextState, RegistryChange
 from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
+from dst_grpc.observability.later import FlushBeforeReading, Later
 from dst_grpc.observability.loads import LoadMetrics
 from dst_grpc.observability.logs import LogCalls, configure_logging, dropped_records
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes, follow_count
@@ -179,11 +180,14 @@ class Server:
 
     def _observers(self, stack: AsyncExitStack) -> list[CallObserver]:
         """Observers of calls, then those that may refuse them; the former observe refusals too."""
-        observers: list[CallObserver] = [LogCalls()]
+        watching: list[CallObserver] = [LogCalls()]
+        later = Later(watching)
+        stack.callback(later.flush)
         settings = self._settings
         if settings.metrics_port is not None:
             registry = CollectorRegistry()
-            observers.append(CallMetrics(registry))
+            FlushBeforeReading(later, registry)
+            watching.append(CallMetrics(registry))
             LoadMetrics(registry, self._parts.pipeline.loads)
             lag = asyncio.create_task(measure_lag(lag_histogram(registry).observe))
             stack.push_async_callback(_cancel, lag)
@@ -208,7 +212,7 @@ class Server:
                 raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
             stack.push_async_callback(asyncio.to_thread, metrics.close)
             self._metrics_port = metrics.port
-        return [*observers, self._identity, self._admission]
+        return [later, self._identity, self._admission]
 
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
         """Our services, with their implementations."""
