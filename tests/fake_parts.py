@@ -89,7 +89,7 @@ from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.parts import Parts
-from dst_grpc.rpc.ports import AnswerPart, InfoT, Stage
+from dst_grpc.rpc.ports import AnswerPart, InfoT, Make, Stage
 from tests.fake_graphs import KEPT, graph_parts, query_parts
 
 T = TypeVar("T")
@@ -375,7 +375,9 @@ class FakePipeline:
         *,
         root: str = "",
         sender: Sender = HERE,
+        make: Make | None = None,
     ) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        del make  # nothing is made of answers
         self.sender = sender
         problems = known or Violations()
         problems.check(request.prompt is not None, join_path(root, "prompt"), "is required")
@@ -385,6 +387,21 @@ class FakePipeline:
         ) as steps:
             async for step in steps:
                 yield step
+
+    def kept_answer(self, request: DeriveRequest, *, sender: Sender = HERE) -> None:
+        """No answers are kept."""
+
+    async def resolution(
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        sender: Sender = HERE,
+    ) -> Resolution:
+        stages = [stage async for stage in self.resolve(request, known, root=root, sender=sender)]
+        assert isinstance(stages[-1], Resolution)
+        return stages[-1]
 
     async def resolve(
         self,

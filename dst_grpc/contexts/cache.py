@@ -27,7 +27,7 @@ from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextSta
 from dst_grpc.errors import DstError, NotFound, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.device import DeviceMemory
@@ -143,6 +143,16 @@ class ContextCache:
             finally:
                 lease.end()
 
+    def use_loaded(self, entries: Sequence[ContextEntry]) -> bool:
+        """Whether all of *entries* are loaded; if so, each has had one more request."""
+        records = [self._lifecycle.find(entry) for entry in entries]
+        found = [record for record in records if record is not None and record.state is ContextState.AVAILABLE]
+        if len(found) < len(entries):
+            return False
+        for record in found:
+            self._lifecycle.note_use(record)
+        return True
+
     async def load(self, ref: str, *, pin: bool = False) -> AsyncGenerator[ContextStatus, None]:
         """Load a context and yield its status as it changes, AVAILABLE last.
 
@@ -217,6 +227,11 @@ class ContextCache:
         if failed is not None:
             return failed.status()
         return self._record(self._registry.entry(ref)).status(self._clock())
+
+    @property
+    def version(self) -> object:
+        """While it is the same, so is what `describe` gives."""
+        return self._registry, self._lifecycle.n_changes
 
     def describe(self, info: _Info) -> _Info:
         """*info* of the registry, with the context's state and what only loading determines: handle, digest, figures,

@@ -119,6 +119,8 @@ class Lifecycle:
         """
         self._clock, self._on_change = clock, on_change
         self._records: dict[ContextEntry, CacheRecord] = {}
+        self.n_changes = 0
+        """How often a state has changed, or a context was dropped."""
 
     # What there is
 
@@ -163,9 +165,13 @@ class Lifecycle:
         if record.state is ContextState.UNLOADING:
             raise Internal(f"{entry.name} is wanted while it is being unloaded")
         record.pins += 1
+        self.note_use(record)
+        return record
+
+    def note_use(self, record: CacheRecord) -> None:
+        """A request uses it now."""
         record.hits += record.state is ContextState.AVAILABLE
         record.last_used = self._clock()
-        return record
 
     def unpin(self, record: CacheRecord) -> None:
         """Count one user fewer; raises Internal if there is none."""
@@ -235,6 +241,7 @@ class Lifecycle:
         if record.state is not ContextState.UNLOADING:
             raise Internal(f"{record.entry.name} is dropped while it is {record.state}")
         record.context = None
+        self.n_changes += 1
 
     def unloaded(self, record: CacheRecord) -> None:
         """UNLOADING -> NOT_LOADED, once its memory is free; removes the record."""
@@ -248,6 +255,7 @@ class Lifecycle:
         if state not in _TRANSITIONS[record.state]:
             raise Internal(f"{record.entry.name} cannot be {state} after {record.state}")
         record.state = state
+        self.n_changes += 1
         _log.info("context=%s state=%s bytes=%d", record.entry.name, state, record.entry.parameter_bytes)
 
     def _tell(self, record: CacheRecord) -> None:

@@ -202,6 +202,19 @@ class RunStatistics:
     """Time of computing derived scalars from recorded taps, in seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class MadeAnswer:
+    """A whole answer in the form in which it is sent."""
+
+    messages: tuple[bytes, ...]
+    """Its messages, without the id of the request."""
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of them."""
+        return sum(map(len, self.messages))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """The trailer of an answer without the counts of what was sent."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, require
 from dst_grpc.failures import failure_of, is_out_of_memory
@@ -27,6 +28,8 @@ from dst_grpc.pipeline.worker import stopping
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from dst_grpc.domain.callers import Caller
+    from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.door import Ticket
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
 _LOOK_SECONDS = 1.0
 """How often it is looked for readers that have stalled, while something waits."""
 
@@ -159,6 +163,28 @@ class Batcher:
         """Run *work*, a step of an answer of *model*; raises as `run`, and what *work* raises."""
         rate = self._rates.of(model, kind)
         return await self._result_of(_Step(ticket=ticket, rate=rate, is_step=True, operations=operations, work=work))
+
+    def kept_answer(self, plan: Plan, caller: Caller) -> MadeAnswer | None:
+        """The answer to *plan* that *caller* may find, if it is kept."""
+        return self._store.answer(plan, caller)
+
+    def made(
+        self,
+        ticket: Ticket,
+        plan: Plan,
+        parts: Sequence[Any],
+        summary: RunSummary,
+        make: Callable[[Sequence[Any]], MadeAnswer | None],
+    ) -> MadeAnswer | None:
+        """What *make* makes of *parts* and *summary*, the whole answer to *plan*. On the worker's thread.
+
+        If it took no pass, it is kept for when the same is asked again, when it will take nothing.
+        """
+        answer = make([*parts, summary])
+        if answer is not None and not summary.statistics.forward_passes:
+            again = require(make([*parts, replace(summary, statistics=_NOTHING)]))
+            self._store.keep_answer(plan, again, ticket.caller)
+        return answer
 
     def shrink(self, ticket: Ticket, n_bytes: int) -> None:
         """Give back what a request takes beyond *n_bytes*, now that its passes are over."""

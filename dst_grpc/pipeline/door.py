@@ -117,7 +117,7 @@ class Door:
             Exhausted: (QUEUE_FULL) if too many wait; (QUOTA_EXCEEDED) if its caller has used up its quota.
             Unavailable: (DRAINING) once closed.
         """
-        self._check(caller.name, request_bytes)
+        self.check(caller.name, request_bytes)
         grant = self._grant_of(caller.name)
         ticket = Ticket(caller, urgency, grant, request_bytes=request_bytes, on_start=self._leave)
         self._count(ticket, 1)
@@ -143,7 +143,8 @@ class Door:
         if not self._waiting[caller]:
             del self._waiting[caller], self._bytes[caller]
 
-    def _check(self, caller: str, request_bytes: int) -> None:
+    def check(self, caller: str, request_bytes: int) -> None:
+        """Raise what `entered` does, unless a request may come in."""
         if self._is_closed:
             raise Unavailable("the server is stopping", reason=Reason.DRAINING)
         bounds = self._bounds

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.callers import Caller, Grant
-    from dst_grpc.domain.results import RunSummary
+    from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.domain.sender import Sender
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.door import Ticket
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
     Contexts = Mapping[str, AutoencoderContext]
     """Autoencoder sets by name."""
+
+_KEPT_SECONDS = 5e-5
+"""What a kept answer costs its caller: about what it takes of the event loop."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -103,7 +106,8 @@ class Executor:
         steps: Work,
         n_steps: int,
         held_bytes: int | None = None,
-    ) -> AsyncGenerator[Sequence[T | RunSummary], None]:
+        make: Callable[[Sequence[T | RunSummary]], MadeAnswer | None] | None = None,
+    ) -> AsyncGenerator[Sequence[T | RunSummary | MadeAnswer], None]:
         """Run *plans*, all of one model, and yield the items of the answer as they are ready, finally its summary.
 
         Works one step ahead of the reader. Nothing of the runs is held any more once the last items are yielded.
@@ -117,6 +121,8 @@ class Executor:
             steps: what the steps of the answer are.
             n_steps: how many there are besides the first; approximately.
             held_bytes: what the request takes once its passes are over; None = as much as before.
+            make: makes an answer to one plan, if it is whole with its first step, ready to be sent; yielded instead,
+                unless it is None.
 
         Raises:
             DstError: what `Batcher.check`, `ContextCache.lease` and `Batcher.run` raise, before anything is yielded.
@@ -129,8 +135,8 @@ class Executor:
         deriving = Cancellation()
         try:
             async with self._cache.lease(plans[0].model, entries, handles=handles) as lease:
-                answer, iterator, ready = await _begun(
-                    batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, deriving.check
+                answer, iterator, ready, made = await _begun(
+                    batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, make, deriving.check
                 )
                 batcher.shrink(ticket, peak_bytes if held_bytes is None else held_bytes)
                 while not answer.is_complete:
@@ -145,7 +151,7 @@ class Executor:
                         following.cancel()
                     if answer.held_bytes is not None:
                         batcher.shrink(ticket, answer.held_bytes)
-                last: Sequence[T | RunSummary] = [*ready, answer.summary()]
+                last: list[T | RunSummary | MadeAnswer] = [*ready, answer.summary()] if made is None else [made]
                 del answer, iterator
         finally:
             deriving.cancel()
@@ -155,6 +161,20 @@ class Executor:
     def memory_of(self, caller: Caller) -> int:
         """Bytes of a device, without weights, that requests of *caller* may take together."""
         return int(self._limits.of_device.max_run_bytes * self._grant_of(caller.name).memory_share)
+
+    def kept_answer(self, plan: Plan, sender: Sender) -> MadeAnswer | None:
+        """The answer to *plan*, if it is kept, and what it was computed with is loaded.
+
+        Raises:
+            DstError: what `Door.check` raises, if there is one.
+        """
+        batcher = self._devices.get(plan.model.device)
+        answer = None if batcher is None else batcher.kept_answer(plan, sender.caller)
+        if answer is None or not self._cache.use_loaded((plan.model, *plan.autoencoders)):
+            return None
+        self._door.check(sender.caller.name, sender.request_bytes)
+        self._door.quotas.charge(sender.caller.name, _KEPT_SECONDS)
+        return answer
 
     def _grant_of(self, caller: str) -> Grant:
         return self.grants.of(caller)
@@ -192,14 +212,16 @@ async def _begun(
     model: ModelContext,
     sets: Contexts,
     begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
+    make: Callable[[Sequence[T | RunSummary]], MadeAnswer | None] | None,
     check: Check,
-) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]:
-    """The answer to *plans*, its steps, and the items of the first; raises the first plan's error if any failed.
+) -> tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T], MadeAnswer | None]:
+    """The answer to *plans*, its steps, the items of the first, and what *make* makes of it all if that is the only
+    one; raises the first plan's error if any failed.
 
     *check* is called wherever something is derived from the results.
     """
     results: dict[int, RunResult] = {}
-    begun: list[tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T]]] = []
+    begun: list[tuple[StepwiseAnswer[T], Iterator[Sequence[T]], Sequence[T], MadeAnswer | None]] = []
 
     def then(i: int, result: RunResult) -> None:
         """On the device's thread: the last plan's result begins the answer before it returns to the event loop."""
@@ -207,7 +229,10 @@ async def _begun(
         if len(results) == len(plans):
             answer = begin([results[k] for k in range(len(plans))], model, sets)
             steps = answer.steps()
-            begun.append((answer, steps, next(steps, ())))  # the first alone, which is timed with the pass
+            items, made = next(steps, ()), None  # the first step alone, which is timed with the pass
+            if make is not None and answer.is_complete:
+                made = batcher.made(ticket, plans[0], items, answer.summary(), make)
+            begun.append((answer, steps, items, made))
 
     # All are queued before the first batch is formed, so that they run together.
     runs = [batcher.run(ticket, plan, model.decoder, sets, partial(then, i)) for i, plan in enumerate(plans)]

@@ -45,8 +45,23 @@ _LONG = 100
 _VERY_LONG = 2000
 """Those that take too long to be looked up on the event loop."""
 _CHARACTERS = 50
+_MAX_REQUESTS = 2
+"""By which a plan is found: programs resolve what they then derive."""
 _PLAN_BYTES, _ENTRY_BYTES, _SCALAR_BYTES, _CHANGE_BYTES = 6000, 50, 1800, 400
 """What a plan takes, and each number or text of a list, derived scalar, and ablation or intervention of it; about."""
+
+
+class _Kept:
+    """A plan that is kept."""
+
+    __slots__ = ("owner", "plan", "requests", "was_used")
+
+    def __init__(self, owner: str | None, plan: Plan) -> None:
+        self.owner, self.plan = owner, plan
+        self.requests: list[DeriveRequest] = []
+        """The latest requests that it was used for. As long as they are kept, their identities are nobody else's."""
+        self.was_used = False
+        """Whether it was used since it was last considered for being forgotten."""
 
 
 class Planning:
@@ -64,8 +79,11 @@ class Planning:
         self._shared, self._store_bytes, self._most_bytes = shared, store_bytes, most_bytes
         self._threads = Threads("dst-plan", at_once=_THREADS)
         self._registry: Registry | None = None
-        self._kept: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         """Plans made with that registry."""
+        self._of_request: dict[tuple[str | None, int], _Kept] = {}
+        """The same, by whose they are and the identities of requests: to hash and compare those takes longer than the
+        rest."""
         self.kept_bytes = 0
         """About how much they take."""
 
@@ -83,41 +101,76 @@ class Planning:
         if registry is not self._registry:
             self._registry = registry
             self._kept.clear()
+            self._of_request.clear()
             self.kept_bytes = 0
-        make = partial(
-            make_plan,
-            request,
-            registry,
-            known,
-            root=root,
-            needs_prompt=needs_prompt,
-            store_bytes=self._store_bytes,
-        )
+        if known is None and (request.prompt is not None or not needs_prompt):
+            plan = self.kept(request, registry, caller)
+            if plan is not None:
+                return plan
+
+        def make() -> Plan:
+            return make_plan(
+                request, registry, known, root=root, needs_prompt=needs_prompt, store_bytes=self._store_bytes
+            )
+
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
             return await self._threads.run(_made, make)
-        question = None if self._shared else caller.name, request.model, request.question
-        plan = self._kept.get(question)
-        if plan is not None:
-            self._kept.move_to_end(question)
-            return plan
+        question = self._owner(caller), request.model, request.question
+        kept = self._kept.get(question)
+        if kept is not None:
+            self._note_use(kept, request)
+            return kept.plan
         if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request, _LONG):
             plan = make()  # cheaper than a thread
         else:
             plan = await self._threads.run(_made, make)
         if registry is self._registry:
-            self._keep(question, plan)
+            self._keep(question, _Kept(question[0], plan), request)
         return plan
 
-    def _keep(self, question: Hashable, plan: Plan) -> None:
-        """Keep *plan*, the most recent, and those before it for which there is room."""
+    def kept(self, request: DeriveRequest, registry: Registry, caller: Caller) -> Plan | None:
+        """The plan of *request*, if this very request was planned for *caller* before, with *registry*."""
+        kept = self._of_request.get((self._owner(caller), id(request))) if registry is self._registry else None
+        if kept is None:
+            return None
+        kept.was_used = True
+        return kept.plan
+
+    def _owner(self, caller: Caller) -> str | None:
+        """Whose the plans are that *caller* may find."""
+        return None if self._shared else caller.name
+
+    def _note_use(self, kept: _Kept, request: DeriveRequest) -> None:
+        """Let the plan be found by *request* too, which is equal to those that it was used for."""
+        kept.was_used = True
+        if (kept.owner, id(request)) in self._of_request:
+            return
+        if len(kept.requests) >= _MAX_REQUESTS:
+            del self._of_request[kept.owner, id(kept.requests.pop(0))]
+        kept.requests.append(request)
+        self._of_request[kept.owner, id(request)] = kept
+
+    def _keep(self, question: Hashable, new: _Kept, request: DeriveRequest) -> None:
+        """Keep a plan, and those before it for which there is room: what was not used for longest goes first."""
         if question in self._kept:  # an equal request was planned at the same time
-            self.kept_bytes -= bytes_of(self._kept.pop(question))
-        self._kept[question] = plan
-        self.kept_bytes += bytes_of(plan)
+            self._forget(self._kept.pop(question))
+        self._kept[question] = new
+        self._note_use(new, request)
+        self.kept_bytes += bytes_of(new.plan)
         while self.kept_bytes > self._most_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self.kept_bytes -= bytes_of(oldest)
+            oldest, kept = self._kept.popitem(last=False)
+            if kept.was_used:
+                kept.was_used = False
+                self._kept[oldest] = kept
+            else:
+                self._forget(kept)
+
+    def _forget(self, kept: _Kept) -> None:
+        """Note that a plan is kept no more."""
+        self.kept_bytes -= bytes_of(kept.plan)
+        for request in kept.requests:
+            del self._of_request[kept.owner, id(request)]
 
     async def with_tensors(
         self, plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]

@@ -5,6 +5,7 @@ A context whose files have no known digest yet is given by name instead of handl
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _MANY = 50
 """Derived scalars whose description takes longer than a change of threads."""
+_LATEST_SECONDS = 0.05
+"""How long a description is told again. Only since when a context is used by nobody, and by how many it is, may have
+changed since."""
 
 
 class Resolver:
@@ -37,9 +41,15 @@ class Resolver:
         self._threads = Threads("dst-describe", at_once=1)
         self._kept: WeakKeyDictionary[Plan, Resolution] = WeakKeyDictionary()
         """The unchanging part of the descriptions of plans whose handles are all known."""
+        self._latest: WeakKeyDictionary[Plan, tuple[Resolution, object, float]] = WeakKeyDictionary()
+        """Their latest descriptions: of which version of the cache, and until when they are told again."""
 
     async def resolution(self, plan: Plan, registry: Registry) -> Resolution:
-        """The present description of *plan*, which was made with *registry*."""
+        """The description of *plan*, which was made with *registry*: the present one or, if nothing was loaded or
+        unloaded since, one that was made just before, the very same object."""
+        latest, now = self._latest.get(plan), time.monotonic()
+        if latest is not None and latest[1] == self._cache.version and now < latest[2]:
+            return latest[0]
         entries = (plan.model, *plan.autoencoders)
         told = self._kept.get(plan)
         if told is None:
@@ -49,12 +59,15 @@ class Resolver:
                 told = _resolution(plan, registry)
             if all(entry.files.known_digest for entry in entries):
                 self._kept[plan] = told
-        return replace(
+        present = replace(
             told,
             model=self._cache.describe(told.model),
             autoencoders=tuple(map(self._cache.describe, told.autoencoders)),
             contexts=tuple(self._cache.status(entry.name) for entry in entries),
         )
+        if plan in self._kept:
+            self._latest[plan] = present, self._cache.version, now + _LATEST_SECONDS
+        return present
 
 
 def _resolution(plan: Plan, registry: Registry) -> Resolution:

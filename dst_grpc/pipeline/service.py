@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.sender import HERE, Sender
-from dst_grpc.errors import DstError, join_path
+from dst_grpc.errors import DstError
 from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
@@ -25,7 +24,7 @@ from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.planner import model_ref
 from dst_grpc.pipeline.planning import Planning
 from dst_grpc.pipeline.rates import Work
-from dst_grpc.pipeline.resolution import Resolver
+from dst_grpc.pipeline.resolving import Resolving
 from dst_grpc.pipeline.tensor_answer import STEP_BYTES, TensorAnswer
 from dst_grpc.pipeline.whole_graph import WholeGraph
 
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.patch_answers import PatchPart
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
-    from dst_grpc.domain.results import AnswerHeader, RunSummary
+    from dst_grpc.domain.results import AnswerHeader, MadeAnswer, RunSummary
     from dst_grpc.domain.server_info import DeviceLoad
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.attribute_planner import AttributePlan
@@ -104,12 +103,12 @@ class Pipeline:
         self._cache = cache
         limits = limits or Limits()
         self._planning = Planning(shared=limits.share_recordings, store_bytes=limits.store_bytes)
-        self._resolver = Resolver(cache)
+        self._resolving = Resolving(cache, self._planning)
         self._executor = Executor(cache, limits)
         self._graphs = KeptGraphs(limits.kept_graph_bytes, limits.kept_graph_seconds, shared=limits.share_recordings)
         self._threads = Threads("dst-graph", at_once=_QUERIES_AT_ONCE)
 
-    async def resolve(
+    def resolve(
         self,
         request: ResolveRequest,
         known: Violations | None = None,
@@ -128,16 +127,18 @@ class Pipeline:
         Raises:
             DstError: what `make_plan`, `with_tensors` and `ContextCache.lease` raise.
         """
-        registry, path = self._cache.registry, join_path(root, "request")
-        plan = await self._planning.plan(request.request, registry, known, root=path, caller=sender.caller)
-        await self._planning.with_tensors([plan], sender.tensors, [path])  # raises what Derive would
-        yield Validated()
-        async with AsyncExitStack() as stack:
-            if request.load:
-                async with aclosing(self._loading(plan, stack)) as stages:
-                    async for progress in stages:
-                        yield progress
-            yield await self._resolver.resolution(plan, registry)
+        return self._resolving.resolve(request, known, root=root, sender=sender)
+
+    async def resolution(
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        sender: Sender = HERE,
+    ) -> Resolution:
+        """The last stage of `resolve`, without the others and without loading."""
+        return await self._resolving.resolution(request, known, root=root, sender=sender)
 
     async def derive(
         self,
@@ -146,7 +147,8 @@ class Pipeline:
         *,
         root: str = "",
         sender: Sender = HERE,
-    ) -> AsyncGenerator[Sequence[AnswerHeader | Tensor | RunSummary], None]:
+        make: Callable[[Sequence[AnswerHeader | Tensor | RunSummary]], MadeAnswer | None] | None = None,
+    ) -> AsyncGenerator[Sequence[AnswerHeader | Tensor | RunSummary | MadeAnswer], None]:
         """Run a request: its header, its tensors in the header's order, its summary; as many at once as are ready.
 
         Args:
@@ -154,6 +156,8 @@ class Pipeline:
             known: violations found by reading the message.
             root: the path of the request in the message.
             sender: who sent it.
+            make: what it makes of a small answer is yielded instead, if it is not None, and may be kept. It is called
+                on the device's thread, and must always make the same of the same.
 
         Raises:
             DstError: what `make_plan`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before the header.
@@ -174,10 +178,20 @@ class Pipeline:
                 operations=cost.floating_point_operations,
                 steps=Work.DERIVE_STEP,
                 n_steps=cost.output_bytes // STEP_BYTES,
+                make=make,
             )
             async with aclosing(answer) as steps:
                 async for ready in steps:
                     yield ready
+
+    def kept_answer(self, request: DeriveRequest, *, sender: Sender = HERE) -> MadeAnswer | None:
+        """What was made of the answer to *request* when it was last derived from a kept recording, if that is kept.
+
+        Raises:
+            DstError: what `Executor.kept_answer` raises.
+        """
+        plan = self._planning.kept(request, self._cache.registry, sender.caller)
+        return None if plan is None or plan.tensor_handles else self._executor.kept_answer(plan, sender)
 
     def top_k(
         self, request: TopKRequest, known: Violations | None = None, *, sender: Sender = HERE
@@ -345,7 +359,7 @@ class Pipeline:
             )
             async with aclosing(items):
                 async for ready in items:
-                    yield ready
+                    yield cast("Sequence[T | RunSummary]", ready)  # nothing is made of it
 
     def loads(self) -> tuple[DeviceLoad, ...]:
         """What waits for each device that has been used."""
@@ -359,30 +373,6 @@ class Pipeline:
         """Refuse what waits, stop the workers and drop what is kept."""
         await self._executor.close()
         self._graphs.close()
-
-    async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
-        """Lease the contexts of *plan* on *stack*, yielding the latest progress of each meanwhile."""
-        newest: dict[str, LoadProgress] = {}
-        news = asyncio.Event()
-
-        def note(progress: LoadProgress) -> None:
-            newest[progress.context] = progress
-            news.set()
-
-        lease = self._cache.lease(plan.model, plan.autoencoders, handles=plan.handles, on_progress=note)
-        leased = asyncio.create_task(stack.enter_async_context(lease))
-        leased.add_done_callback(lambda _: news.set())
-        try:
-            while not (leased.done() and not newest):
-                await news.wait()
-                news.clear()
-                while newest:
-                    yield newest.pop(next(iter(newest)))
-            await leased
-        finally:
-            leased.cancel()
-            with suppress(asyncio.CancelledError, DstError):
-                await leased  # so that a cancelled caller holds no pin
 
 
 def _device(registry: Registry, model: str) -> str | None:

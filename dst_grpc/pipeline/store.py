@@ -1,17 +1,18 @@
-"""The store of recent recordings: another request about the same run needs no new pass.
+"""The store of recent recordings: another request about the same run needs no new pass. And of small answers that were
+computed from them: the same request again needs nothing at all.
 
 A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders; and
 by the caller unless recordings are shared, as the time that an answer takes would tell one caller what others ask. To
 make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
 the layers it runs, which costs memory but almost no time. The least recently used are evicted when the budget is spent.
-Used on its device's thread only, but for `holds`.
+Used on its device's thread only, but for `holds` and `answer`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import LOCAL
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from dst_grpc.domain.callers import Caller
+    from dst_grpc.domain.results import MadeAnswer
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.recording import Recording
@@ -35,9 +37,26 @@ _PER_LAYER = tuple(tap for tap in _L if tap.facts.is_free and not tap.has_no_lay
 _GRADIENTS_PER_LAYER = tuple(tap for tap in _L if tap.facts.keeps_gradient)
 
 DEFAULT_STORE_BYTES = 512 << 20
+_LARGEST_ANSWER = 256 << 10
 _LARGEST_SHARE = 4
 """A recording larger than this share of the budget would evict too much, so that only the taps asked for are
 recorded."""
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A recording that is kept."""
+
+    recording: Recording
+    size: int
+    """Its bytes."""
+    by_values: Hashable
+    """By what its values are found."""
+    answers: dict[Hashable, MadeAnswer] = field(default_factory=dict)
+    """Answers computed from it, by what was asked; together no larger than it is."""
+    answer_bytes: int = 0
+    was_answered: bool = False
+    """Whether one of them was given since it was last considered for eviction."""
 
 
 class RecordingStore:
@@ -47,7 +66,7 @@ class RecordingStore:
         """Start empty; a budget of 0 keeps nothing. A caller finds only its own recordings unless they are *shared*."""
         self._budget_bytes = budget_bytes
         self._shared = shared
-        self._kept: OrderedDict[Hashable, tuple[Recording, int, Hashable]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._by_values: dict[Hashable, Hashable] = {}
         """By what determines values alone, the latest kept recording of them."""
         self.byte_count = 0
@@ -61,15 +80,38 @@ class RecordingStore:
         """The recording of the same run that *caller* may find, if it has all that *plan* needs."""
         key = self._key(plan, caller)
         kept = self._kept.get(key)
-        if kept is None or not _covers(kept[0], plan):
+        if kept is None or not _covers(kept.recording, plan):
             return None
         self._kept.move_to_end(key)
-        return kept[0]
+        return kept.recording
 
     def holds(self, plan: Plan, caller: Caller = LOCAL) -> bool:
         """Whether `find` would find one now. May be asked on any thread."""
         kept = self._kept.get(self._key(plan, caller)) if self._budget_bytes else None
-        return kept is not None and _covers(kept[0], plan)
+        return kept is not None and _covers(kept.recording, plan)
+
+    def answer(self, plan: Plan, caller: Caller = LOCAL) -> MadeAnswer | None:
+        """The answer to *plan* that *caller* may find, if it is kept. May be asked on any thread."""
+        kept = self._kept.get(self._key(plan, caller)) if self._budget_bytes else None
+        answer = None if kept is None else kept.answers.get(_question(plan))
+        if kept is not None and answer is not None:
+            kept.was_answered = True
+        return answer
+
+    def keep_answer(self, plan: Plan, answer: MadeAnswer, caller: Caller = LOCAL) -> None:
+        """Keep *answer* to *plan* for *caller*, if it is small, as long as the recording that it was computed from;
+        those that came before it go first."""
+        kept, size = self._kept.get(self._key(plan, caller)), answer.byte_count
+        if kept is None or size > min(_LARGEST_ANSWER, kept.size):
+            return
+        before = kept.answer_bytes
+        kept.answer_bytes -= _size_of(kept.answers.pop(_question(plan), None))
+        while kept.answer_bytes + size > kept.size:
+            kept.answer_bytes -= _size_of(kept.answers.pop(next(iter(kept.answers))))
+        kept.answers[_question(plan)] = answer
+        kept.answer_bytes += size
+        self.byte_count += kept.answer_bytes - before
+        self._evict()
 
     def keep(self, plan: Plan, recording: Recording, caller: Caller = LOCAL, *, batch_size: int = 1) -> None:
         """Keep *recording* of *plan*'s run in a batch for *caller*; evict the least recently used beyond the budget."""
@@ -85,11 +127,10 @@ class RecordingStore:
         size = recording.byte_count
         if size > self._budget_bytes:
             return
-        self._kept[key] = (recording, size, by_values)
+        self._kept[key] = _Kept(recording, size, by_values)
         self._by_values[by_values] = key
         self.byte_count += size
-        while self.byte_count > self._budget_bytes:
-            self._dropped(next(iter(self._kept)))
+        self._evict()
 
     def values_of(self, plan: Plan, run: Run, caller: Caller = LOCAL) -> Mapping[Site, torch.Tensor]:
         """Values that are kept for *caller* of a *run* with the model and the spliced autoencoders of *plan*; none if
@@ -98,7 +139,16 @@ class RecordingStore:
         if key is None:
             return {}
         self._kept.move_to_end(key)
-        return self._kept[key][0].taps.values
+        return self._kept[key].recording.taps.values
+
+    def _evict(self) -> None:
+        while self.byte_count > self._budget_bytes:
+            key, oldest = next(iter(self._kept.items()))
+            if oldest.was_answered:
+                oldest.was_answered = False
+                self._kept.move_to_end(key)
+            else:
+                self._dropped(key)
 
     def clear(self) -> None:
         """Keep nothing of what is kept."""
@@ -108,17 +158,29 @@ class RecordingStore:
 
     def _dropped(self, key: Hashable) -> Recording | None:
         """The recording that was kept by *key*, which is no longer; None if there was none."""
-        recording, size, by_values = self._kept.pop(key, (None, 0, None))
-        self.byte_count -= size
-        if self._by_values.get(by_values) == key:
-            del self._by_values[by_values]
-        return recording
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            return None
+        self.byte_count -= kept.size + kept.answer_bytes
+        if self._by_values.get(kept.by_values) == key:
+            del self._by_values[kept.by_values]
+        return kept.recording
 
     def _key(self, plan: Plan, caller: Caller) -> Hashable:
         return None if self._shared else caller.name, plan.run_key
 
     def _key_of_values(self, plan: Plan, run: Run, caller: Caller) -> Hashable:
         return None if self._shared else caller.name, plan.model, plan.spliced, plan.direction_sets, run.forward.key
+
+
+def _question(plan: Plan) -> Hashable:
+    """What determines the answer to *plan*, given the recording of its run: handles, because those of another revision
+    are refused."""
+    return plan.question_digest, plan.autoencoders, plan.handles
+
+
+def _size_of(answer: MadeAnswer | None) -> int:
+    return 0 if answer is None else answer.byte_count
 
 
 def widened(plan: Plan, budget_bytes: int) -> Plan:

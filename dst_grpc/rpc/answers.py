@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.results import MadeAnswer
 from dst_grpc.domain.sender import Sender
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.reading import Reading
 from dst_grpc.rpc.tensor_store import TensorStore
-from dst_grpc.wire.envelope import Buffers, Envelope
-from dst_grpc.wire.frames import is_light
+from dst_grpc.wire.envelope import Buffers, Envelope, packed_alone
+from dst_grpc.wire.frames import FrameCutter, is_light
 
 T = TypeVar("T")
 AskedT = TypeVar("AskedT", bound="Asked")
 Messages = AsyncGenerator[bytes, None]
+Answer = Sequence[bytes] | Messages
+"""Messages that are made already, or as they are made."""
 
 _FEW = 200
 """Tensors that are put into messages faster than threads are changed."""
@@ -47,35 +50,35 @@ def urgency_of(context: ObservedContext) -> Urgency:
     return Urgency(deadline=deadline_of(context), reader=context.outbox)
 
 
-def sender_of(context: ObservedContext, tensors: TensorStore, request: Message | None = None) -> Sender:
-    """Who makes a call, and what they put into *tensors*; *request* is None for a stream of them."""
+def sender_of(context: ObservedContext, tensors: TensorStore, data: bytes = b"") -> Sender:
+    """Who makes a call, and what they put into *tensors*; *data* is the request, if it is a single one."""
     caller = context.caller
-    return Sender(
-        caller=caller,
-        tensors=tensors.of(caller.name),
-        urgency=urgency_of(context),
-        request_bytes=0 if request is None else request.ByteSize(),
-    )
+    return Sender(caller=caller, tensors=tensors.of(caller.name), urgency=urgency_of(context), request_bytes=len(data))
 
 
 async def messages_of(
-    steps: AsyncGenerator[Sequence[T], None],
-    cut: Callable[[T], Iterable[Buffers]],
+    steps: AsyncGenerator[Sequence[Any], None],
+    cut: Callable[[Any], Iterable[Buffers]],
     envelope: Envelope,
     threads: Threads,
 ) -> AsyncGenerator[bytes, None]:
     """The messages that answer a request, serialised, produced lazily.
 
     Args:
-        steps: the parts that are ready, step by step; the frames of one step share messages. Closed at the end.
+        steps: the parts that are ready, step by step, of which the frames share messages; or a MadeAnswer. Closed at
+            the end.
         cut: splits a part of a step into frames.
         envelope: the common fields of the messages.
         threads: where messages of many small pieces are made.
     """
     async with aclosing(steps):
         async for step in steps:
+            if isinstance(step[0], MadeAnswer):
+                for made in step[0].messages:
+                    yield envelope.around(made)
+                return
             messages = envelope.pack(chain.from_iterable(map(cut, step)))
-            if len(step) <= _FEW and all(map(is_light, step)):
+            if _is_light(step):
                 for message in messages:
                     yield message
             else:
@@ -83,37 +86,58 @@ async def messages_of(
                     yield each
 
 
+def made(parts: Sequence[Any]) -> MadeAnswer | None:
+    """A whole answer of Derive; None if making its messages takes so long that it is better done bit by bit."""
+    if not _is_light(parts):
+        return None
+    return MadeAnswer(tuple(packed_alone(chain.from_iterable(map(FrameCutter().cut, parts)))))
+
+
+def _is_light(parts: Sequence[Any]) -> bool:
+    """Whether *parts* are put into messages faster than a thread starts."""
+    return len(parts) <= _FEW and all(map(is_light, parts))
+
+
 async def answers_of(
-    reading: Reading, cls: type[T], message: Message, answers: Callable[[T, Violations | None], Messages]
+    reading: Reading, cls: type[T], message: Message, answer: Callable[[T, Violations | None], Awaitable[Answer]]
 ) -> Messages:
-    """The messages of *answers* to the request in *message*, once it is read; raises what `Reading.read` does."""
-    asked, known = await reading.read(cls, message)
-    async with aclosing(answers(asked, known)) as messages:
+    """The messages of the *answer* to the request in *message*, once it is read; raises what `Reading.read` does."""
+    messages = await answer(*await reading.read(cls, message))
+    if isinstance(messages, Sequence):
+        for each in messages:
+            yield each
+        return
+    async with aclosing(messages):
         async for each in messages:
             yield each
 
 
-def frames_of(
+async def send(answer: Answer, context: ObservedContext) -> None:
+    """Deliver *answer* to a call; raises what `Outbox.send` does."""
+    outbox = context.outbox
+    await (outbox.send_made(answer) if isinstance(answer, Sequence) else outbox.send(answer))
+
+
+async def send_frames(
+    context: ObservedContext,
     reading: Reading,
     cls: type[AskedT],
-    message: Message,
+    data: bytes,
     sender: Sender,
     run: Callable[..., AsyncGenerator[Sequence[T], None]],
     cut: Callable[[T], Iterable[Buffers]],
-) -> Messages:
-    """The messages of a call that is answered by frames; raises what `Reading.read` and *run* do.
+) -> None:
+    """Answer a call by messages of frames; raises what `Reading.request`, *run* and `Outbox.send` do.
 
     Args:
-        reading: reads the message.
+        context: of the call.
+        reading: reads the request.
         cls: the class of the request.
-        message: the request.
+        data: the request.
         sender: who sent it.
         run: the method of `PipelinePort` that runs the request.
         cut: splits a part of the answer into frames.
     """
-
-    def answers(asked: AskedT, known: Violations | None) -> Messages:
-        steps = run(asked, known, sender=sender)
-        return messages_of(steps, cut, Envelope(asked.request_id), reading.threads)
-
-    return answers_of(reading, cls, message, answers)
+    asked, known = await reading.request(cls, data, sender.caller)
+    steps = run(asked, known, sender=sender)
+    await context.outbox.send(messages_of(steps, cut, Envelope(asked.request_id), reading.threads))

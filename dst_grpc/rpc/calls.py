@@ -2,7 +2,8 @@
 
 A service registers here by its descriptor, so that a method without implementation is found at start. Its methods take
 (request or iterator of requests, context): coroutines for a single response; asynchronous generators, or coroutines
-that put into `context.outbox`, for a stream. A response that is `bytes` already is sent as it is.
+that put into `context.outbox`, for a stream. A response that is `bytes` already is sent as it is. Methods that are
+marked by `of_bytes` are given the bytes of their request instead of the message in them.
 
 gRPC handles only bytes: parsing in this layer makes a corrupt message INVALID_ARGUMENT, where gRPC would answer UNKNOWN
 with the exception's text, and allows counting the bytes of calls.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import cached_property
-from typing import Any, Final, Never, TypeAlias, cast
+from typing import Any, Final, Never, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -69,6 +71,13 @@ class ObservedContext:
         self.info.sent_bytes += len(data)
         return data
 
+    def received(self, data: bytes) -> bytes:
+        """*data*, the bytes of a request, counted; raises DstError if the caller may no longer send any."""
+        self.info.still_allowed()
+        self.info.received_messages += 1
+        self.info.received_bytes += len(data)
+        return data
+
     async def parse(self, data: bytes) -> Message:
         """The request in *data*, counted.
 
@@ -76,13 +85,17 @@ class ObservedContext:
             InvalidRequest: It cannot be parsed, or is too large.
             DstError: The caller may no longer send any.
         """
-        self.info.still_allowed()
-        self.info.received_messages += 1
-        self.info.received_bytes += len(data)
-        return await self._reading.parsed(self._request_type, data)
+        return await self._reading.parsed(self._request_type, self.received(data))
 
 
 _Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def of_bytes(method: _Method) -> _Method:
+    """Give *method* of a service the bytes of its request."""
+    method.__dict__["is_of_bytes"] = True
+    return method
 
 
 class MethodTable(grpc.GenericRpcHandler):
@@ -220,6 +233,13 @@ def _is_cancelled() -> bool:
 
 def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     """*behaviour* as one coroutine over bytes, whatever its shape."""
+    if getattr(behaviour, "is_of_bytes", False):
+
+        async def of_bytes(data: Any, context: ObservedContext) -> None:
+            await behaviour(context.received(_given(data)), context)
+
+        return of_bytes
+
     if not method.server_streaming:
 
         async def single(data: Any, context: ObservedContext) -> bytes:
@@ -235,9 +255,16 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
         return written
 
     async def streamed(data: Any, context: ObservedContext) -> None:
-        await context.outbox.send(behaviour(await _request(data, context), context), _bytes_of)
+        await context.outbox.send(_serialised(behaviour(await _request(data, context), context)))
 
     return streamed
+
+
+async def _serialised(messages: AsyncGenerator[Message | bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The bytes of *messages*, which is closed at the end."""
+    async with aclosing(messages):
+        async for message in messages:
+            yield _bytes_of(message)
 
 
 def _bytes_of(message: Message | bytes) -> bytes:
@@ -247,6 +274,12 @@ def _bytes_of(message: Message | bytes) -> bytes:
 
 async def _request(data: Any, context: ObservedContext) -> Message | RequestStream[Message]:
     """The request, or the stream of requests, from what gRPC gives."""
+    given = _given(data)
+    return await context.parse(given) if isinstance(given, bytes) else RequestStream(given, context.parse)
+
+
+def _given(data: Any) -> Any:
+    """*data*, of a call that has a request; raises InvalidRequest if it has none."""
     if data is grpc.aio.EOF:
         raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
-    return await context.parse(data) if isinstance(data, bytes) else RequestStream(data, context.parse)
+    return data

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import cast
 
 from google.protobuf.message import Message
 
@@ -23,21 +23,21 @@ from dst_grpc.domain.requests import (
     ResolveRequest,
     ResolveStreamRequest,
 )
+from dst_grpc.domain.resolution import Validated
 from dst_grpc.domain.sender import Sender
 from dst_grpc.errors import DstError, InvalidRequest, Violations
-from dst_grpc.rpc.answers import Messages, answers_of, frames_of, messages_of, sender_of
-from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.answers import Answer, Messages, answers_of, made, messages_of, send, send_frames, sender_of
+from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
 from dst_grpc.rpc.ports import PipelinePort, Stage
 from dst_grpc.rpc.reading import Reading, Refused, RequestStream
 from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.durations import seconds_from_wire
-from dst_grpc.wire.envelope import Envelope
-from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, resolve_frames
+from dst_grpc.wire.envelope import CHUNK_BYTES, Envelope
+from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, is_light
 from dst_grpc.wire.parsing import text_at
-
-T = TypeVar("T")
+from dst_grpc.wire.stages import ResolutionWriter, resolve_frames
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 
@@ -52,41 +52,40 @@ class DerivedScalarService:
         self._limits = limits
         self._drain = drain
         self._reading = Reading()
+        self._answers = Answers(pipeline, self._reading.threads)
 
-    def Resolve(self, request: resolution_pb2.ResolveRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def Resolve(self, data: bytes, context: ObservedContext) -> None:
         """Check, complete and cost one request."""
+        sender = sender_of(context, self._tensors, data)
+        asked, known = await self._reading.request(ResolveRequest, data, sender.caller)
+        await send(await self._answers.resolved(asked, known, sender), context)
 
-        def answers(asked: ResolveRequest, known: Violations | None) -> Messages:
-            return resolved(self._pipeline.resolve(asked, known, sender=sender), asked, self._reading.threads)
-
-        sender = sender_of(context, self._tensors, request)
-        return answers_of(self._reading, ResolveRequest, request, answers)
-
-    def Derive(self, request: inference_pb2.DeriveRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def Derive(self, data: bytes, context: ObservedContext) -> None:
         """Run one prompt."""
+        sender = sender_of(context, self._tensors, data)
+        asked, known = await self._reading.request(DeriveRequest, data, sender.caller)
+        await send(await self._answers.derived(asked, known, sender), context)
 
-        def answers(asked: DeriveRequest, known: Violations | None) -> Messages:
-            return derived(self._pipeline.derive(asked, known, sender=sender), asked, self._reading.threads)
-
-        sender = sender_of(context, self._tensors, request)
-        return answers_of(self._reading, DeriveRequest, request, answers)
-
-    def TopK(self, request: explain_pb2.TopKRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def TopK(self, data: bytes, context: ObservedContext) -> None:
         """Select nodes."""
-        sender, cut = sender_of(context, self._tensors, request), PartCutter(explain_pb2.TopKFrame).cut
-        return frames_of(self._reading, TopKRequest, request, sender, self._pipeline.top_k, cut)
+        sender, cut = sender_of(context, self._tensors, data), PartCutter(explain_pb2.TopKFrame).cut
+        await send_frames(context, self._reading, TopKRequest, data, sender, self._pipeline.top_k, cut)
 
-    def Explain(self, request: explain_pb2.ExplainRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def Explain(self, data: bytes, context: ObservedContext) -> None:
         """Explain runs."""
-        sender, cut = sender_of(context, self._tensors, request), PartCutter(explain_pb2.ExplainFrame).cut
-        return frames_of(self._reading, ExplainRequest, request, sender, self._pipeline.explain, cut)
+        sender, cut = sender_of(context, self._tensors, data), PartCutter(explain_pb2.ExplainFrame).cut
+        await send_frames(context, self._reading, ExplainRequest, data, sender, self._pipeline.explain, cut)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext
     ) -> None:
         """Resolve for many requests."""
         sender = sender_of(context, self._tensors)
-        items = ResolveItems(self._pipeline, sender, self._reading)
+        items = ResolveItems(self._answers, sender, self._reading)
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
     async def DeriveStream(
@@ -94,34 +93,55 @@ class DerivedScalarService:
     ) -> None:
         """Derive for many requests."""
         sender = sender_of(context, self._tensors)
-        items = DeriveItems(self._pipeline, sender, self._reading)
+        items = DeriveItems(self._answers, sender, self._reading)
         await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
 
 
-def resolved(
-    stages: AsyncGenerator[Stage, None], request: ResolveRequest, threads: Threads, *, item_index: int = 0
-) -> Messages:
-    """The messages that answer *request*."""
-    envelope = Envelope(request.request.request_id, item_index=item_index)
-    return messages_of(_steps_of(stages, loads=request.load), resolve_frames, envelope, threads)
+class Answers:
+    """Makes the messages that answer requests."""
+
+    def __init__(self, pipeline: PipelinePort, threads: Threads) -> None:
+        """Ask *pipeline*, and make messages of many small pieces on *threads*."""
+        self._pipeline, self._threads = pipeline, threads
+        self._resolutions = ResolutionWriter()
+
+    async def resolved(
+        self, asked: ResolveRequest, known: Violations | None, sender: Sender, *, root: str = "", item_index: int = 0
+    ) -> Answer:
+        """The answer to *asked*, or to the item of that number."""
+        envelope = Envelope(asked.request.request_id, item_index=item_index)
+        if asked.load:
+            steps = _one_by_one(self._pipeline.resolve(asked, known, root=root, sender=sender))
+        else:
+            resolution = await self._pipeline.resolution(asked, known, root=root, sender=sender)
+            if is_light(resolution):
+                return self._resolutions.messages(resolution, envelope)
+            steps = _at_once((Validated(), resolution))
+        return messages_of(steps, resolve_frames, envelope, self._threads)
+
+    async def derived(
+        self, asked: DeriveRequest, known: Violations | None, sender: Sender, *, root: str = "", item_index: int = 0
+    ) -> Answer:
+        """The answer to *asked*, or to the item of that number, in chunks of the size that it asks for."""
+        envelope = Envelope(asked.request_id, item_index=item_index, max_chunk_bytes=asked.max_chunk_bytes)
+        if envelope.chunk_bytes < CHUNK_BYTES:
+            steps = self._pipeline.derive(asked, known, root=root, sender=sender)
+            return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope, self._threads)
+        kept = None if known else self._pipeline.kept_answer(asked, sender=sender)
+        if kept is not None:
+            return list(map(envelope.around, kept.messages))
+        steps = self._pipeline.derive(asked, known, root=root, sender=sender, make=made)
+        return messages_of(steps, FrameCutter().cut, envelope, self._threads)
 
 
-def derived(
-    steps: AsyncGenerator[Sequence[Any], None], request: DeriveRequest, threads: Threads, *, item_index: int = 0
-) -> Messages:
-    """The messages that answer *request*, in chunks of the size that it asks for."""
-    envelope = Envelope(request.request_id, item_index=item_index, max_chunk_bytes=request.max_chunk_bytes)
-    return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope, threads)
-
-
-async def _steps_of(stages: AsyncGenerator[Stage, None], *, loads: bool) -> AsyncGenerator[Sequence[Stage], None]:
-    """The stages one by one or, where nothing is loaded between them, together."""
+async def _one_by_one(stages: AsyncGenerator[Stage, None]) -> AsyncGenerator[Sequence[Stage], None]:
     async with aclosing(stages):
-        if not loads:
-            yield [stage async for stage in stages]
-            return
         async for stage in stages:
             yield (stage,)
+
+
+async def _at_once(stages: Sequence[Stage]) -> AsyncGenerator[Sequence[Stage], None]:
+    yield stages
 
 
 class DeriveItems:
@@ -130,9 +150,9 @@ class DeriveItems:
     method = f"{_SERVICE}/DeriveStream"
     id_path = "request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, sender: Sender, reading: Reading) -> None:
-        """Run items of a call of *sender*, read by *reading*, on *pipeline*."""
-        self._pipeline = pipeline
+    def __init__(self, answers: Answers, sender: Sender, reading: Reading) -> None:
+        """Run items of a call of *sender*, read by *reading*."""
+        self._answers = answers
         self._of_call = sender
         self._reading = reading
 
@@ -160,11 +180,10 @@ class DeriveItems:
         urgency = replace(urgency, priority=Priority.BATCH, deadline=deadline)
         return replace(self._of_call, urgency=urgency, request_bytes=request_bytes)
 
-    def _derive(self, sender: Sender, index: int, item: DeriveStreamRequest, known: Violations | None) -> Messages:
+    async def _derive(self, sender: Sender, index: int, item: DeriveStreamRequest, known: Violations | None) -> Answer:
         """Derive one request."""
         asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
-        steps = self._pipeline.derive(asked, known, root="request", sender=sender)
-        return derived(steps, asked, self._reading.threads, item_index=index)
+        return await self._answers.derived(asked, known, sender, root="request", item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
@@ -177,9 +196,9 @@ class ResolveItems:
     method = f"{_SERVICE}/ResolveStream"
     id_path = "request.request.request_id"
 
-    def __init__(self, pipeline: PipelinePort, sender: Sender, reading: Reading) -> None:
-        """Resolve items of a call of *sender*, read by *reading*, on *pipeline*."""
-        self._pipeline = pipeline
+    def __init__(self, answers: Answers, sender: Sender, reading: Reading) -> None:
+        """Resolve items of a call of *sender*, read by *reading*."""
+        self._answers = answers
         self._sender = sender
         self._reading = reading
 
@@ -195,10 +214,9 @@ class ResolveItems:
             problems=lambda: self._reading.violations(ResolveStreamRequest, message),
         )
 
-    def _resolve(self, index: int, item: ResolveStreamRequest, known: Violations | None) -> Messages:
+    async def _resolve(self, index: int, item: ResolveStreamRequest, known: Violations | None) -> Answer:
         """Resolve one request."""
-        stages = self._pipeline.resolve(item.message, known, root="request", sender=self._sender)
-        return resolved(stages, item.message, self._reading.threads, item_index=index)
+        return await self._answers.resolved(item.message, known, self._sender, root="request", item_index=index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""

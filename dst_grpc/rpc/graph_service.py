@@ -6,8 +6,8 @@ from dst_grpc._gen.dst.v1 import graph_pb2 as pb
 from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.rpc.answers import Messages, frames_of, sender_of
-from dst_grpc.rpc.calls import ObservedContext
+from dst_grpc.rpc.answers import send_frames, sender_of
+from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reading import Reading
@@ -25,15 +25,17 @@ class GraphService:
         self._tensors = tensors
         self._reading = Reading()
 
-    def Graph(self, request: pb.GraphRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def Graph(self, data: bytes, context: ObservedContext) -> None:
         """Compute the graph of a prompt."""
-        sender, cut = sender_of(context, self._tensors, request), ValueCutter(pb.GraphFrame).cut
-        return frames_of(self._reading, GraphRequest, request, sender, self._pipeline.graph, cut)
+        sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
+        await send_frames(context, self._reading, GraphRequest, data, sender, self._pipeline.graph, cut)
 
-    def QueryGraph(self, request: pb.QueryGraphRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def QueryGraph(self, data: bytes, context: ObservedContext) -> None:
         """Answer a question about a kept graph."""
-        sender, cut = sender_of(context, self._tensors, request), ValueCutter(pb.GraphFrame).cut
-        return frames_of(self._reading, QueryGraphRequest, request, sender, self._pipeline.query_graph, cut)
+        sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
+        await send_frames(context, self._reading, QueryGraphRequest, data, sender, self._pipeline.query_graph, cut)
 
     async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
         """List the caller's kept graphs."""

@@ -14,17 +14,15 @@ import asyncio
 from collections import Counter, deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.failures import without_locals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 
     Write = Callable[[bytes], Awaitable[None]]
-
-T = TypeVar("T")
 
 _MIB = 1 << 20
 _PATIENCE_OF_OTHERS = 0.1
@@ -165,9 +163,19 @@ class Outbox:
         if self._held_bytes > size:
             await asyncio.sleep(0)  # what is made without a pause must leave time to others
 
-    async def send(self, messages: AsyncGenerator[T, None], to_bytes: Callable[[T], bytes]) -> None:
-        """Deliver the bytes of *messages*, made ahead of the reader; closes the generator. Raises as `carry`."""
-        await self.carry(self._put_all(messages, to_bytes))
+    async def send(self, messages: AsyncGenerator[bytes, None]) -> None:
+        """Deliver *messages*, made ahead of the reader; closes the generator. Raises as `carry`."""
+        await self.carry(self._put_all(messages))
+
+    async def send_made(self, messages: Iterable[bytes]) -> None:
+        """Deliver *messages* that are made already. Raises as `carry`."""
+        try:
+            for message in messages:
+                self.hold(len(message))
+                self._messages.append(message)
+            await self._deliver()
+        finally:
+            self._drop()
 
     async def carry(self, production: Coroutine[object, object, None]) -> None:
         """Deliver what *production* puts, until it has ended and all is taken.
@@ -187,8 +195,7 @@ class Outbox:
             if self._delivering is not None:
                 self._delivering.cancel()
                 await asyncio.gather(self._delivering, return_exceptions=True)
-            self._messages.clear()
-            self._give_back(self._held_bytes)
+            self._drop()
 
     async def _produced(self, production: Coroutine[object, object, None]) -> BaseException | None:
         """Run *production* to its end, in this task; what it raises, if it is not this task that is cancelled.
@@ -233,10 +240,15 @@ class Outbox:
             self._waiting.popleft().let_in()
         self._unread.give_back(self._caller, size)
 
-    async def _put_all(self, messages: AsyncGenerator[T, None], to_bytes: Callable[[T], bytes]) -> None:
+    def _drop(self) -> None:
+        """Forget what is not taken yet."""
+        self._messages.clear()
+        self._give_back(self._held_bytes)
+
+    async def _put_all(self, messages: AsyncGenerator[bytes, None]) -> None:
         async with aclosing(messages):  # gRPC would leave that to the garbage collector
             async for message in messages:
-                await self.put(to_bytes(message))
+                await self.put(message)
 
     async def _wait(self, put: _Put) -> None:
         self._waiting.append(put)

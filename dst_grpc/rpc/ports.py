@@ -27,7 +27,7 @@ from dst_grpc.domain.resolution import (
     Resolution,
     Validated,
 )
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorRows
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, MadeAnswer, RunSummary, SparseTensor, TensorRows
 from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.errors import Violations
@@ -36,6 +36,8 @@ InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
 RegistryT_contra = TypeVar("RegistryT_contra", contravariant=True)
 AnswerPart = AnswerHeader | DenseTensor | TensorRows | SparseTensor | RunSummary
 Stage = Validated | LoadProgress | Resolution
+Make = Callable[[Sequence[AnswerPart]], MadeAnswer | None]
+"""Makes a whole answer ready to be sent; None to be given it in parts. Called on any thread."""
 
 
 class PipelinePort(Protocol):
@@ -55,6 +57,16 @@ class PipelinePort(Protocol):
     ) -> AsyncGenerator[Stage, None]:
         """Check, complete and cost a request."""
 
+    async def resolution(
+        self,
+        request: ResolveRequest,
+        known: Violations | None = None,
+        *,
+        root: str = "",
+        sender: Sender = HERE,
+    ) -> Resolution:
+        """The last stage of `resolve`, without the others and without loading."""
+
     def derive(
         self,
         request: DeriveRequest,
@@ -62,8 +74,12 @@ class PipelinePort(Protocol):
         *,
         root: str = "",
         sender: Sender = HERE,
-    ) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        """Run a request; yields what is ready to be sent, step by step."""
+        make: Make | None = None,
+    ) -> AsyncGenerator[Sequence[AnswerPart | MadeAnswer], None]:
+        """Run a request; yields what is ready to be sent, step by step, or all of it as *make* makes it."""
+
+    def kept_answer(self, request: DeriveRequest, *, sender: Sender) -> MadeAnswer | None:
+        """What was made of the answer to an equal request, if it is kept."""
 
     def top_k(
         self,

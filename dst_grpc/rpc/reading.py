@@ -1,18 +1,24 @@
-"""Reads requests: small ones at once, large ones on threads, so that the event loop stays free."""
+"""Reads requests: small ones at once, large ones on threads, so that the event loop stays free.
+
+Small ones that are repeated are read once: programs ask the same again and again. A caller's own only, as the time that
+reading takes would tell one caller what others ask.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import grpc.aio
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.callers import Caller
 from dst_grpc.errors import DstError, InvalidRequest, NotAllowed, Reason, Unauthenticated, Violations
-from dst_grpc.wire.codec import read_request
+from dst_grpc.wire.codec import message_class_of, read_request
 from dst_grpc.wire.parsing import is_light, parse
 
 T = TypeVar("T")
@@ -27,6 +33,8 @@ _THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than a change of
 threads."""
+_RECENT_BYTES = 256 << 10
+"""Bytes of recent requests; the values in them take up to 80 times as much."""
 
 
 class Reading:
@@ -36,6 +44,9 @@ class Reading:
         """Start without threads."""
         self.threads = Threads("dst-wire", at_once=_THREADS)
         """Where large messages are read, and may be written too."""
+        self._recent: OrderedDict[tuple[str, type, bytes], Any] = OrderedDict()
+        """Requests that were read without fault, by caller, class and bytes."""
+        self._recent_bytes = 0
 
     async def parsed(self, message_type: type[M], data: bytes) -> M:
         """The message in *data*; raises InvalidRequest if there is none, or if it is larger than the limits allow."""
@@ -53,6 +64,26 @@ class Reading:
         if value is None:
             raise found.error()
         return value, found if found.count else None
+
+    async def request(self, cls: type[T], data: bytes, caller: Caller) -> tuple[T, Violations | None]:
+        """The request in *data*, which *caller* sent, and its violations: as `parsed` and `read` together."""
+        key = caller.name, cls, data
+        recent = self._recent.get(key)
+        if recent is not None:
+            self._recent.move_to_end(key)
+            return cast("T", recent), None
+        value, known = await self.read(cls, await self.parsed(message_class_of(cls), data))
+        if known is None and len(data) <= _SMALL_BYTES:
+            self._keep(key, value)
+        return value, known
+
+    def _keep(self, key: tuple[str, type, bytes], value: object) -> None:
+        """Keep the *value* of a request, and the most recent of those before it."""
+        self._recent_bytes += len(key[2]) if key not in self._recent else 0
+        self._recent[key] = value
+        while self._recent_bytes > _RECENT_BYTES:
+            (_, _, data), _ = self._recent.popitem(last=False)
+            self._recent_bytes -= len(data)
 
     async def violations(self, cls: type, message: Message) -> Violations:
         """What is wrong with the request in *message*."""

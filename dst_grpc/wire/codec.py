@@ -44,6 +44,11 @@ def to_wire(value: Any) -> Any:
     return codec.message_class(**codec.write(value))
 
 
+def message_class_of(cls: type) -> type[Message]:
+    """The class of the messages that hold values of *cls*."""
+    return cast("type[Message]", codec_of(cls).message_class)
+
+
 def read(cls: type[T], message: Message) -> T:
     """The value of class *cls* in *message*.
 

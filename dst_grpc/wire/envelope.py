@@ -74,18 +74,31 @@ class Envelope:
 
     def pack(self, frames: Iterable[Buffers]) -> Iterator[bytes]:
         """Messages of *frames*, as many in each as fit."""
-        message: list[bytes | bytearray | memoryview] = []
-        held = len(self._prefix)
-        for frame in frames:
-            size = sum(map(len, frame))
-            tag = _field(_FRAME, size)
-            if message and held + len(tag) + size > self.chunk_bytes + ENVELOPE_BYTES:
-                yield b"".join((self._prefix, *message))
-                message, held = [], len(self._prefix)
-            message += (tag, *frame)
-            held += len(tag) + size
-        if message:
-            yield b"".join((self._prefix, *message))
+        return _packed(frames, self._prefix, self.chunk_bytes + ENVELOPE_BYTES)
+
+    def around(self, message: bytes) -> bytes:
+        """*message*, one of `packed_alone`, with the common fields."""
+        return self._prefix + message
+
+
+def packed_alone(frames: Iterable[Buffers]) -> Iterator[bytes]:
+    """Messages of *frames* without common fields, for which they have room."""
+    return _packed(frames, b"", CHUNK_BYTES)
+
+
+def _packed(frames: Iterable[Buffers], prefix: bytes, most_bytes: int) -> Iterator[bytes]:
+    message: list[bytes | bytearray | memoryview] = []
+    held = len(prefix)
+    for frame in frames:
+        size = sum(map(len, frame))
+        tag = _field(_FRAME, size)
+        if message and held + len(tag) + size > most_bytes:
+            yield b"".join((prefix, *message))
+            message, held = [], len(prefix)
+        message += (tag, *frame)
+        held += len(tag) + size
+    if message:
+        yield b"".join((prefix, *message))
 
 
 class Received(NamedTuple):

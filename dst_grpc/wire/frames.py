@@ -2,7 +2,7 @@
 
 The frames of a request to derive are a header, the chunks of each tensor in the header's order, and a trailer with a
 CRC-32 of each. Those of TopK, Explain and of causal questions are their parts and a trailer that counts them; those of
-Resolve its stages. A failed item of a stream ends with an error instead. `envelope` packs them into messages.
+Resolve are stages (`stages`). A failed item of a stream ends with an error instead. `envelope` packs all into messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.graph_answers import GraphHeader, GraphPart, GraphPaths
 from dst_grpc.domain.graph_node_table import GraphNodeTable
 from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
-from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
+from dst_grpc.domain.resolution import Resolution
 from dst_grpc.domain.results import (
     AnswerHeader,
     AnswerTrailer,
@@ -64,17 +64,10 @@ class ValuePart(Protocol):
 
 Tensor = DenseTensor | TensorRows | SparseTensor
 AnswerPart = AnswerHeader | Tensor | RunSummary
-Stage = Validated | LoadProgress | Resolution
 _MAX_WEIGHT = 5000
 """Values that are put into a message at once; it takes some milliseconds."""
 _FEW = 100
 """Entries of a list that are cut faster than threads are changed."""
-_ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
-
-
-def resolve_frames(stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Buffers]:
-    """The frames of a stage of Resolve's answer."""
-    return _frames(resolution_pb2.ResolveFrame, _ARMS[type(stage)], stage, chunk_bytes)
 
 
 def is_light(part: object) -> bool:
@@ -126,7 +119,7 @@ def _content(kind: str, value: Any) -> dict[str, Any]:
     return {kind: codec_of(type(value)).write(value)}
 
 
-def _frames(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
+def frames_of(frame_class: Any, kind: str, value: Any, chunk_bytes: int, **fields: Any) -> Iterator[Buffers]:
     """The frames of *value*, of kind *kind*: one if it is small enough."""
     parts = list(_parts(codec_of(type(value)).write(value)))
     if len(parts) == 1:
@@ -203,7 +196,7 @@ class ValueCutter:
 
     def _frames_of(self, kind: str, value: Any, **fields: Any) -> Iterator[Buffers]:
         """The frames of *value*, of kind *kind*."""
-        return _frames(self._frame_class, kind, value, self._chunk_bytes, **fields)
+        return frames_of(self._frame_class, kind, value, self._chunk_bytes, **fields)
 
 
 class PartCutter(ValueCutter):
@@ -261,7 +254,7 @@ class FrameCutter:
         if self._expected is not None:
             raise Internal("the answer has a header already")
         self._expected = header.tensors
-        return _frames(pb.DeriveFrame, "header", header, self._chunk_bytes)
+        return frames_of(pb.DeriveFrame, "header", header, self._chunk_bytes)
 
     def _chunks(self, tensor: Tensor) -> Iterator[Buffers]:
         info = tensor.info
@@ -298,4 +291,4 @@ class FrameCutter:
             statistics=summary.statistics,
             provenance=summary.provenance,
         )
-        return _frames(pb.DeriveFrame, "trailer", trailer, self._chunk_bytes)
+        return frames_of(pb.DeriveFrame, "trailer", trailer, self._chunk_bytes)

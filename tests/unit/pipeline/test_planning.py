@@ -16,6 +16,7 @@ import pytest
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.interventions import Intervention, ScaleValue
@@ -224,3 +225,21 @@ async def test_who_stops_waiting_for_files_leaves_nothing(pipeline: Pipeline, di
         await waiting
     disk.gate.set()
     assert len(await everything(pipeline.derive(by_path()))) == 3
+
+
+async def test_a_request_that_comes_again_has_its_plan_whoever_asked_an_equal_one_before(disk: SlowDisk) -> None:
+    """For each caller apart, and no longer than the plan is kept."""
+    each = planning.bytes_of(make_plan(aiming_at(0, 900), disk))
+    plans = planning.Planning(most_bytes=3 * each)
+    request, equal = aiming_at(0, 900), aiming_at(0, 900)
+    first, second = Caller(name="first"), Caller(name="second")
+    assert plans.kept(request, disk, first) is None
+    plan = await plans.plan(request, disk, caller=first)
+    assert plans.kept(request, disk, first) is plan
+    assert plans.kept(request, disk, second) is None
+    assert await plans.plan(equal, disk, caller=first) is plan
+    assert plans.kept(equal, disk, first) is plan
+    for i in range(1, 8):
+        await plans.plan(aiming_at(i, 900), disk, caller=first)
+    assert plans.kept(request, disk, first) is None
+    assert len(plans._of_request) == len(plans._kept) <= 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.paths import AllowedRoots
-from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.callers import Caller, Grant, Grants
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
@@ -25,7 +25,7 @@ from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, ResolveRequest
 from dst_grpc.domain.resolution import ContextState, LoadProgress, Resolution, Validated
-from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary
+from dst_grpc.domain.results import AnswerHeader, DenseTensor, MadeAnswer, RunStatistics, RunSummary
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.sender import Sender
@@ -517,3 +517,69 @@ async def test_a_reader_who_has_stalled_is_given_up_when_another_waits_for_the_m
     assert await asyncio.wait_for(waiting, 30)
     assert_idle(pipeline, cache)
     await pipeline.close()
+
+
+def made(parts: Sequence[Any]) -> MadeAnswer:
+    """What was answered, and what it took."""
+    *_, summary = parts
+    return MadeAnswer((f"{len(parts)} parts, {summary.statistics}".encode(),))
+
+
+async def test_a_small_answer_that_is_asked_for_again_takes_nothing(pipeline: Pipeline, cache: ContextCache) -> None:
+    """Not even a turn on the device, once it was computed from a recording; only its caller finds it, while what it was
+    computed with is loaded."""
+    asked = request(T.MLP_POST_ACT)
+    ones = Sender(caller=Caller(name="one"))
+    told = []
+    for _ in range(2):
+        assert pipeline.kept_answer(asked, sender=ones) is None
+        (answer,) = await everything(pipeline.derive(asked, sender=ones, make=made))
+        told.append(answer.messages[0].decode())
+    assert ["forward_passes=1" in each for each in told] == [True, False]
+    kept = pipeline.kept_answer(asked, sender=ones)
+    assert kept is not None
+    nothing = RunStatistics(forward_passes=0, backward_passes=0)
+    assert kept.messages == (f"4 parts, {nothing}".encode(),)
+    assert cache.status("tiny").hits == 2
+    assert pipeline.kept_answer(request(T.MLP_POST_ACT), sender=ones) is None  # equal, but never planned
+    assert pipeline.kept_answer(asked, sender=Sender(caller=Caller(name="other"))) is None
+    await cache.unload("tiny")
+    assert pipeline.kept_answer(asked, sender=ones) is None
+    assert_idle(pipeline, cache)
+
+
+async def test_a_kept_answer_is_charged_and_refused_like_any_other(pipeline: Pipeline) -> None:
+    asked = request(T.MLP_POST_ACT)
+    for _ in range(2):
+        await everything(pipeline.derive(asked, make=made))
+    pipeline.use_grants(Grants(default=Grant(cost_seconds_per_minute=0.001)))
+
+    def ask_on() -> None:
+        for _ in range(30):
+            assert pipeline.kept_answer(asked) is not None
+
+    with pytest.raises(Exhausted) as caught:
+        ask_on()
+    assert caught.value.reason is Reason.QUOTA_EXCEEDED
+    await pipeline.close()
+    with pytest.raises(Unavailable):
+        pipeline.kept_answer(asked)
+
+
+async def test_what_resolving_told_just_before_is_told_again_until_something_is_loaded(pipeline: Pipeline) -> None:
+    asked = ResolveRequest(request=request(T.MLP_POST_ACT))
+    await everything(pipeline.resolve(replace(asked, load=True)))
+    first = await pipeline.resolution(asked)
+    states = (first.model.state, first.contexts[0].state)
+    assert states == (ContextState.AVAILABLE,) * 2
+    assert await pipeline.resolution(asked) == first
+    await pipeline._cache.unload("tiny")
+    gone = await pipeline.resolution(asked)
+    assert (gone.model.state, gone.contexts[0].state) == (ContextState.NOT_LOADED,) * 2
+
+
+async def test_an_answer_that_is_not_made_comes_in_parts(pipeline: Pipeline) -> None:
+    header, *_, summary = await everything(pipeline.derive(request(T.MLP_POST_ACT), make=lambda _: None))
+    assert isinstance(header, AnswerHeader)
+    assert isinstance(summary, RunSummary)
+    assert len(await everything(pipeline.derive(large(), make=made))) > 3  # it is not small

@@ -11,6 +11,7 @@ from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.results import MadeAnswer
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
@@ -153,3 +154,43 @@ def test_a_recording_of_a_batch_keeps_its_own_part_alone(world: models.World) ->
     store = RecordingStore()
     store.keep(plans[0], results[0].recording, batch_size=3)
     assert store.byte_count == alone.byte_count
+
+
+def answer_of(size: int) -> MadeAnswer:
+    return MadeAnswer((bytes(size),))
+
+
+def test_answers_are_kept_beside_the_recording_that_they_were_computed_from(world: models.World) -> None:
+    """For their caller, and as long as it; together they are no larger, and the oldest goes first."""
+    plans = [plan_of(world, kind) for kind in (T.MLP_POST_ACT, T.RESID_POST_MLP, T.ATTN_WRITE)]
+    first, second = Caller(name="first"), Caller(name="second")
+    recording = recorded(world, RecordingStore().widened(plans[0]))
+    size = recording.byte_count
+    store = RecordingStore(2 * size)
+    store.keep_answer(plans[0], answer_of(10), first)
+    assert store.answer(plans[0], first) is None  # nothing that it could be kept beside
+    store.keep(plans[0], recording, first)
+    for plan in plans:
+        store.keep_answer(plan, answer_of(size // 2), first)
+    assert [store.answer(plan, first) is not None for plan in plans] == [False, True, True]
+    assert store.answer(plans[1], second) is None
+    assert store.byte_count == size + 2 * (size // 2)
+    store.keep_answer(plans[1], answer_of(size + 1), first)
+    assert store.byte_count == size + 2 * (size // 2)  # it was too large
+    other = plan_of(world, T.MLP_POST_ACT, tokens=(1, 2, 3, 4))
+    store.keep(other, recorded(world, other), first)
+    store.keep(plan_of(world, T.MLP_POST_ACT, tokens=(4, 3, 2)), recording, first)
+    assert store.answer(plans[1], first) is None
+    assert store.byte_count <= 2 * size
+
+
+def test_a_recording_whose_answers_are_given_outlives_one_that_nobody_asks_for(world: models.World) -> None:
+    plans = [plan_of(world, T.MLP_POST_ACT, tokens=(1, 2, token)) for token in (3, 4, 5)]
+    recordings = [recorded(world, plan) for plan in plans]
+    store = RecordingStore(3 * recordings[0].byte_count - 1)
+    store.keep(plans[0], recordings[0])
+    store.keep_answer(plans[0], answer_of(10))
+    store.keep(plans[1], recordings[1])
+    assert store.answer(plans[0]) is not None
+    store.keep(plans[2], recordings[2])
+    assert [store.holds(plan) for plan in plans] == [True, False, True]

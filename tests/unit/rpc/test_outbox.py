@@ -44,7 +44,7 @@ class Work:
 
 
 def carried(outbox: Outbox, work: Work) -> asyncio.Task[None]:
-    return asyncio.create_task(outbox.send(work.messages(), bytes))
+    return asyncio.create_task(outbox.send(work.messages()))
 
 
 def stalled(outbox: Outbox) -> bool:
@@ -170,7 +170,7 @@ async def test_a_client_that_takes_nothing_is_given_up_and_everything_of_it_with
     unread = Unread(UnreadLimits(max_caller_bytes=100, slow_reader_seconds=0.01))
     work = Work(1000, 30)
     with pytest.raises(Exhausted, match=r"nothing for 0\.0 s; 90 bytes") as caught:
-        await asyncio.wait_for(unread.outbox("a", Reader().write).send(work.messages(), bytes), SECONDS)
+        await asyncio.wait_for(unread.outbox("a", Reader().write).send(work.messages()), SECONDS)
     assert caught.value.reason is Reason.SLOW_READER
     assert caught.value.retry_after_seconds is None
     assert work.is_over
@@ -187,7 +187,7 @@ async def test_who_makes_nothing_for_long_is_no_slow_reader() -> None:
         await later.wait()
         yield b"b"
 
-    await ended(asyncio.create_task(unread.outbox("a", reader.write).send(slow(), bytes)))
+    await ended(asyncio.create_task(unread.outbox("a", reader.write).send(slow())))
     assert reader.got == [b"a", b"b"]
 
 
@@ -200,7 +200,7 @@ async def test_what_was_made_is_delivered_before_the_error_that_ended_the_work()
         raise Exhausted("no more")
 
     with pytest.raises(Exhausted, match="no more"):
-        await unread.outbox("a", reader.write).send(failing(), bytes)
+        await unread.outbox("a", reader.write).send(failing())
     assert reader.got == [b"a", b"b"]
     assert unread.byte_count == 0
 
@@ -213,7 +213,7 @@ async def test_a_client_that_is_lost_ends_the_work() -> None:
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        await unread.outbox("a", write).send(work.messages(), bytes)
+        await unread.outbox("a", write).send(work.messages())
     assert work.is_over
     assert unread.byte_count == 0
 
@@ -255,7 +255,7 @@ async def test_nothing_of_work_that_failed_is_there_while_its_messages_wait() ->
         raise ValueError("of its own")
 
     unread, reader = Unread(), Reader()
-    sending = asyncio.create_task(unread.outbox("a", reader.write).send(failing(), bytes))
+    sending = asyncio.create_task(unread.outbox("a", reader.write).send(failing()))
     for _ in range(100):
         await asyncio.sleep(0)
     assert [ref() for ref in seen] == [None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import StreamLimits
+from dst_grpc.rpc.outbox import Unread
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
@@ -163,6 +164,11 @@ CALL: Any = SimpleNamespace(
 )
 
 
+def call_of(write: Callable[[bytes], Awaitable[None]]) -> Any:
+    """A call whose messages go to *write*."""
+    return SimpleNamespace(**{**vars(CALL), "outbox": Unread().outbox("somebody", write)})
+
+
 def service_of(pipeline: FakePipeline) -> DerivedScalarService:
     return DerivedScalarService(pipeline, TensorStore(TensorLimits()), StreamLimits(), DrainSignal())
 
@@ -197,16 +203,20 @@ async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
 async def test_resolve_and_derive_name_fields_alike() -> None:
     service = service_of(FakePipeline())
     request = inference_pb2.DeriveRequest(element_type=77)  # type: ignore[arg-type]  # what a newer client may send
+
+    async def never(_message: bytes) -> None:
+        pytest.fail("nothing is answered")
+
     with pytest.raises(InvalidRequest) as derived:
-        _ = [frame async for frame in service.Derive(request, CALL)]
+        await service.Derive(request.SerializeToString(), call_of(never))
     with pytest.raises(InvalidRequest) as resolved:
-        _ = [stage async for stage in service.Resolve(resolution_pb2.ResolveRequest(request=request), CALL)]
+        await service.Resolve(resolution_pb2.ResolveRequest(request=request).SerializeToString(), call_of(never))
     of_derive = {violation.under("request") for violation in derived.value.violations}
     assert "request.element_type" in {violation.field for violation in resolved.value.violations}
     assert set(resolved.value.violations) <= of_derive  # the prompt is Derive's alone
 
 
-async def test_closing_an_answer_stops_the_work() -> None:
+async def test_cancelling_a_call_stops_the_work() -> None:
     async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
         yield answer()[:1]
         await asyncio.Event().wait()
@@ -215,10 +225,16 @@ async def test_closing_an_answer_stops_the_work() -> None:
     pipeline.scripts["x"] = script
     service = service_of(pipeline)
     request = inference_pb2.DeriveRequest(request_id="x", prompt=inference_pb2.Prompt(text="a"))
-    frames = service.Derive(request, CALL)
-    await anext(frames)
+    taken = asyncio.Event()
+
+    async def take(_message: bytes) -> None:
+        taken.set()
+
+    call = asyncio.create_task(service.Derive(request.SerializeToString(), call_of(take)))
+    await taken.wait()
     assert pipeline.running == {"x"}
-    await frames.aclose()
+    call.cancel()
+    await asyncio.wait([call])
     assert not pipeline.running
 
 

@@ -19,9 +19,10 @@ from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.results import RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.assembly import PartReader, StageReader
-from dst_grpc.wire.envelope import CHUNK_BYTES, MESSAGE_BYTES, Chunk, Envelope, received
-from dst_grpc.wire.frames import FrameCutter, PartCutter, part_to_wire, resolve_frames
+from dst_grpc.wire.envelope import CHUNK_BYTES, MESSAGE_BYTES, Chunk, Envelope, packed_alone, received
+from dst_grpc.wire.frames import FrameCutter, PartCutter, part_to_wire
 from dst_grpc.wire.pieces import split, split_text
+from dst_grpc.wire.stages import ResolutionWriter, resolve_frames
 from tests.arbitrary import answers, messages
 from tests.arbitrary.answers import values_of
 from tests.comparing import same
@@ -184,3 +185,21 @@ def test_kinds_that_are_not_known_are_no_parts() -> None:
     assert StageReader().read(resolution_pb2.ResolveFrame()) is None
     part = ExplanationPart(kind=PartKind.HEADER, value=RunHeader(model="m", token_ids=(), token_strings=()))
     assert same(PartReader().read(part_to_wire(explain_pb2.TopKFrame, part)), part)
+
+
+@given(st.lists(values_of(Resolution), min_size=1, max_size=4))
+def test_an_answer_that_is_given_again_is_the_same(resolutions: list[Any]) -> None:
+    writer, envelope = ResolutionWriter(), Envelope("id", item_index=3)
+    for one in [*resolutions, *resolutions]:
+        frames = [frame for stage in (Validated(), one) for frame in resolve_frames(stage)]
+        assert writer.messages(one, envelope) == list(envelope.pack(frames))
+
+
+def test_frames_that_are_packed_alone_have_room_for_the_common_fields() -> None:
+    frames = [Chunk(0, 0, memoryview(bytes(CHUNK_BYTES // 3))).buffers] * 5
+    envelope = Envelope("x" * 256, item_index=2**31)
+    messages = [envelope.around(message) for message in packed_alone(frames)]
+    assert max(map(len, messages)) <= MESSAGE_BYTES
+    found = [pb.DeriveStreamResponse.FromString(message) for message in messages]
+    assert {(one.request_id, one.item_index) for one in found} == {("x" * 256, 2**31)}
+    assert sum(len(one.frames) for one in found) == 5
