@@ -110,6 +110,7 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (Direction, "direction"): lambda: RequestTensor(tensor=np.zeros(1, np.float32)),
     # Nor may targets share a token or a name.
     GraphTarget: lambda: GraphTarget(token=f"\0{next(_NUMBERS)}"),
+    (GraphTarget, "direction"): lambda: RequestTensor(tensor=np.ones(1, np.float32)),
     (GraphRequest, "prompt"): lambda: Prompt(token_ids=(0,)),
     (GraphRequest, "transcoders"): lambda: "none",
     (GraphNeighbours, "node"): lambda: "t0",
