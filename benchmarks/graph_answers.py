@@ -7,7 +7,7 @@ tokens and 1,000 features.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ from dst_grpc.wire.envelope import Envelope
 from dst_grpc.wire.frames import ValueCutter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from dst_grpc.domain.graph_answers import GraphPart
     from dst_grpc.domain.graph_queries import GraphQuestion as Question
+    from dst_grpc.graphs.nodes import AttributionGraph
 
 _TOKENS, _FEATURES, _NODES = 64, 4096, 1000
 _ROUNDS = 15
@@ -54,13 +55,7 @@ def whole_graph() -> WholeGraph:
     by_layer = {layer: _transcoder(config.d_model, generator) for layer in range(config.n_layers)}
     tokens = torch.randint(2, config.vocab_size, (_TOKENS,), generator=generator).tolist()
     asked = GraphQuestion(token_ids=(1, *tokens[1:]), max_feature_nodes=_NODES, batch_size=64)
-    steps = build(asked, decoder, Transcoders.per_layer(config.n_layers, by_layer))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            graph = end.value
-            break
+    graph = _built(build(asked, decoder, Transcoders.per_layer(config.n_layers, by_layer)))
     edges, of_graph = GraphEdges.of_matrix(graph.adjacency), scores(graph)
     return WholeGraph(
         model="gpt2",
@@ -72,6 +67,14 @@ def whole_graph() -> WholeGraph:
         scores=pruned(graph, of_graph, len(edges), 0.8, 0.98).scores,
         provenance=Provenance(model="gpt2", model_digest="0" * 64),
     )
+
+
+def _built(steps: Generator[object, None, AttributionGraph]) -> AttributionGraph:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("AttributionGraph", end.value)
 
 
 def _transcoder(width: int, generator: torch.Generator) -> Autoencoder:

@@ -112,7 +112,6 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     GraphTarget: lambda: GraphTarget(token=f"\0{next(_NUMBERS)}"),
     (GraphTarget, "direction"): lambda: RequestTensor(tensor=np.ones(1, np.float32)),
     (GraphRequest, "prompt"): lambda: Prompt(token_ids=(0,)),
-    (GraphRequest, "transcoders"): lambda: "none",
     (GraphNeighbours, "node"): lambda: "t0",
     (GraphPathQuery, "source"): lambda: "t0",
     (GraphPathQuery, "target"): lambda: f"target:\0{next(_NUMBERS)}",
