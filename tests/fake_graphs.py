@@ -20,9 +20,21 @@ from dst_grpc.domain.graph_answers import (
     GraphValue,
     KeptGraph,
 )
+from dst_grpc.domain.graph_probe_answers import (
+    GraphAttentionScore,
+    GraphChange,
+    GraphChanges,
+    GraphHeadLoading,
+    GraphHeadLoadings,
+    GraphNodePair,
+    GraphProbePart,
+    GraphProbePartKind,
+    GraphProbeValue,
+    GraphVerifiedFeature,
+)
 from tests.random_graphs import RandomGraph, random_graph
 
-_P = GraphPartKind
+_P, _PROBED = GraphPartKind, GraphProbePartKind
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 TRANSCODERS_HANDLE = "tiny/plt@0123456789ab:float32:cpu"
 GRAPH = random_graph(targets=(7, "up", 3))
@@ -108,3 +120,24 @@ def query_parts(graph: RandomGraph = GRAPH) -> list[GraphPart]:
         (_P.PATHS, GraphPaths(paths=(GraphPath(nodes=(source, target), strength=0.25),))),
     ]
     return [GraphPart(kind=kind, value=value) for kind, value in parts]
+
+
+def probe_parts() -> list[GraphProbePart]:
+    """A part of each kind of an answer of ProbeGraph, but for its trailer."""
+    change = GraphChange(node="logit:7", predicted=0.5, measured=0.25)
+    loading = GraphHeadLoading(layer=1, head=2, through=0.5, last=0.25, first=0.125, only=0.0625)
+    pair = GraphNodePair(query="f1.3@2", key="constant", contribution=-0.5)
+    parts: list[tuple[GraphProbePartKind, GraphProbeValue]] = [
+        (_PROBED.CHANGES, GraphChanges(index=0, name="a group", changes=(change, change))),
+        (_PROBED.CHANGES, GraphChanges(index=1)),
+        (
+            _PROBED.VERIFIED,
+            GraphVerifiedFeature(node="f1.3@2", size=2.0, held_deviation=0.0, free_size=1.0, free_deviation=0.5),
+        ),
+        (_PROBED.EDGE_HEADS, GraphHeadLoadings(weight=0.75, without_heads=0.5, heads=(loading,))),
+        (
+            _PROBED.ATTENTION,
+            GraphAttentionScore(score=1.5, capped_score=1.25, probability=0.5, pairs=(pair,), remainder=2.0),
+        ),
+    ]
+    return [GraphProbePart(kind=kind, value=value) for kind, value in parts]

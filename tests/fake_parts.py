@@ -47,6 +47,8 @@ from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart, NodeTable, PartKind
 from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_answers import GraphPart, KeptGraph
+from dst_grpc.domain.graph_probe_answers import GraphProbePart
+from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.patch import PatchRequest
@@ -90,7 +92,7 @@ from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.parts import Parts
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Make, Stage
-from tests.fake_graphs import KEPT, graph_parts, query_parts
+from tests.fake_graphs import KEPT, graph_parts, probe_parts, query_parts
 
 T = TypeVar("T")
 Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
@@ -98,6 +100,7 @@ Script = Callable[[DeriveRequest], AsyncGenerator[Sequence[AnswerPart], None]]
 PatchScript = Callable[[PatchRequest], AsyncGenerator[Sequence[PatchPart | RunSummary], None]]
 AttributeScript = Callable[[AttributeRequest], AsyncGenerator[Sequence[AttributePart | RunSummary], None]]
 CircuitScript = Callable[[CircuitRequest], AsyncGenerator[Sequence[CircuitPart | RunSummary], None]]
+ProbeScript = Callable[[ProbeGraphRequest], AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]]
 GraphScript = Callable[[GraphRequest | QueryGraphRequest], AsyncGenerator[Sequence[GraphPart | RunSummary], None]]
 MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 DIMENSIONS = ModelDimensions(
@@ -355,6 +358,7 @@ class FakePipeline:
         self.attribute_scripts: dict[str, AttributeScript] = {}
         self.circuit_scripts: dict[str, CircuitScript] = {}
         self.graph_scripts: dict[str, GraphScript] = {}
+        self.probe_scripts: dict[str, ProbeScript] = {}
         self.kept = [KEPT]
         """The graphs that are kept."""
         self.scripts: dict[str, Script] = {}
@@ -451,6 +455,15 @@ class FakePipeline:
         sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
         return self._scripted(request, known, self.graph_scripts, lambda: [*query_parts(), SUMMARY])
+
+    def probe_graph(
+        self,
+        request: ProbeGraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
+        return self._scripted(request, known, self.probe_scripts, lambda: [*probe_parts(), SUMMARY])
 
     def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
         return self.kept

@@ -26,6 +26,7 @@ from dst_grpc._gen.dst.v1 import (
     context_service_pb2,
     explain_pb2,
     graph_pb2,
+    graph_probe_pb2,
     inference_pb2,
     patch_pb2,
     resolution_pb2,
@@ -45,6 +46,7 @@ from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
@@ -66,7 +68,7 @@ from dst_grpc.wire.frames import ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
 from tests.fake_answers import AUTOENCODER, SERVER_INFO, context_status, frames_of, model_info, resolution_of
-from tests.fake_graphs import KEPT, graph_parts, query_parts
+from tests.fake_graphs import KEPT, graph_parts, probe_parts, query_parts
 from tests.fake_parts import SUMMARY, attribute_parts, circuit_parts, patch_parts
 
 N_KEPT_GRAPHS = 3
@@ -103,6 +105,8 @@ class FakeService(
         """What Graph was asked last."""
         self.graph_query: QueryGraphRequest | None = None
         """What QueryGraph was asked last."""
+        self.graph_probe: ProbeGraphRequest | None = None
+        """What ProbeGraph was asked last."""
         self.circuit_asked: CircuitRequest | None = None
         """What Circuit was asked last."""
         self.circuit_has_gap = True
@@ -227,6 +231,12 @@ class FakeService(
         self.graph_query = read(QueryGraphRequest, request)
         for frames in self._frames(graph_pb2.GraphFrame, [*query_parts(), SUMMARY]):
             yield graph_pb2.QueryGraphResponse(request_id=request.request_id, frames=frames)
+
+    async def ProbeGraph(self, request: Any, context: Any) -> AsyncIterator[graph_probe_pb2.ProbeGraphResponse]:
+        await self._enter(context)
+        self.graph_probe = read(ProbeGraphRequest, request)
+        for frames in self._frames(graph_probe_pb2.GraphProbeFrame, [*probe_parts(), SUMMARY]):
+            yield graph_probe_pb2.ProbeGraphResponse(request_id=request.request_id, frames=frames)
 
     async def ListGraphs(self, request: Any, context: Any) -> graph_pb2.ListGraphsResponse:
         await self._enter(context)

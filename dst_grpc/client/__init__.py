@@ -35,6 +35,7 @@ from dst_grpc.client._explain_requests import (
     make_top_k_request,
 )
 from dst_grpc.client._graph import GraphLike, NodeFilterArguments
+from dst_grpc.client._graph_probe import make_graph_intervention
 from dst_grpc.client._graph_requests import GraphArguments, make_graph_request
 from dst_grpc.client._graph_views import GraphView, NamedEdge, NamedPath, NodeRow
 from dst_grpc.client._graphs import GraphAnswer
@@ -149,6 +150,26 @@ from dst_grpc.domain.graph_answers import (
 )
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, GraphNodeTable
+from dst_grpc.domain.graph_probe_answers import (
+    GraphAttentionScore,
+    GraphChange,
+    GraphChanges,
+    GraphHeadLoading,
+    GraphHeadLoadings,
+    GraphNodePair,
+    GraphProbePart,
+    GraphProbePartKind,
+    GraphVerifiedFeature,
+)
+from dst_grpc.domain.graph_probes import (
+    GraphAttention,
+    GraphEdgeHeads,
+    GraphFeatureSetting,
+    GraphIntervention,
+    GraphInterventions,
+    GraphVerification,
+    ProbeGraphRequest,
+)
 from dst_grpc.domain.graph_queries import (
     GraphEdgeDirection,
     GraphEdgeQuery,
@@ -248,16 +269,27 @@ __all__ = [
     "ExplanationPart",
     "GraphAnswer",
     "GraphArguments",
+    "GraphAttention",
+    "GraphAttentionScore",
+    "GraphChange",
+    "GraphChanges",
     "GraphEdgeDirection",
+    "GraphEdgeHeads",
     "GraphEdgeQuery",
     "GraphEdgeSelection",
     "GraphEdges",
+    "GraphFeatureSetting",
+    "GraphHeadLoading",
+    "GraphHeadLoadings",
     "GraphHeader",
+    "GraphIntervention",
+    "GraphInterventions",
     "GraphLike",
     "GraphNeighbours",
     "GraphNode",
     "GraphNodeFilter",
     "GraphNodeKind",
+    "GraphNodePair",
     "GraphNodeScores",
     "GraphNodeTable",
     "GraphPart",
@@ -265,12 +297,16 @@ __all__ = [
     "GraphPath",
     "GraphPathQuery",
     "GraphPhase",
+    "GraphProbePart",
+    "GraphProbePartKind",
     "GraphProgress",
     "GraphPruning",
     "GraphRequest",
     "GraphSummary",
     "GraphTarget",
     "GraphTargetInfo",
+    "GraphVerification",
+    "GraphVerifiedFeature",
     "GraphView",
     "GroupValues",
     "InputNormalization",
@@ -320,6 +356,7 @@ __all__ = [
     "PositionRange",
     "PostNormJacobian",
     "PreOrPostAct",
+    "ProbeGraphRequest",
     "Prompt",
     "PromptPair",
     "PropagationRule",
@@ -376,6 +413,7 @@ __all__ = [
     "make_circuit_request",
     "make_explain_request",
     "make_explain_run",
+    "make_graph_intervention",
     "make_graph_request",
     "make_pair",
     "make_patch_request",

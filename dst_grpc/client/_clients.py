@@ -13,7 +13,7 @@ from dst_grpc.client._channel import DEFAULT_TARGET, Connection, Tls
 from dst_grpc.client._circuit import CircuitCalls
 from dst_grpc.client._contexts import ContextCalls
 from dst_grpc.client._explain import ExplainCalls
-from dst_grpc.client._graph import GraphCalls
+from dst_grpc.client._graph_probe import GraphProbeCalls
 from dst_grpc.client._inference import InferenceCalls
 from dst_grpc.client._loop import BackgroundLoop, Blocking, blocking, blocking_iterator
 from dst_grpc.client._patch import PatchCalls
@@ -30,7 +30,7 @@ class AsyncClient(
     PatchCalls,
     AttributeCalls,
     CircuitCalls,
-    GraphCalls,
+    GraphProbeCalls,
     CatalogCalls,
     ContextCalls,
     TensorCalls,
@@ -118,6 +118,11 @@ class Client(Blocking[AsyncClient]):
     graph_paths = blocking(AsyncClient.graph_paths)
     graph_edges = blocking(AsyncClient.graph_edges)
     prune_graph = blocking(AsyncClient.prune_graph)
+    probe_graph = blocking(AsyncClient.probe_graph)
+    intervene_on_graph = blocking(AsyncClient.intervene_on_graph)
+    verify_graph = blocking(AsyncClient.verify_graph)
+    edge_heads = blocking(AsyncClient.edge_heads)
+    attention_pairs = blocking(AsyncClient.attention_pairs)
     graphs = blocking(AsyncClient.graphs)
     drop_graph = blocking(AsyncClient.drop_graph)
     put_tensor = blocking(AsyncClient.put_tensor)

@@ -221,16 +221,16 @@ class GraphCalls(Calls):
         Raises:
             NotFound: If this caller has none of that handle.
         """
-        await self._unary(self._graph_stub.DropGraph, pb.DropGraphRequest(graph=_handle_of(graph)), timeout)
+        await self._unary(self._graph_stub.DropGraph, pb.DropGraphRequest(graph=handle_of(graph)), timeout)
 
     async def _asked(
         self, graph: GraphLike, query: GraphQuestion, restrictions: NodeFilterArguments, timeout: float | None
     ) -> GraphView:
-        request = QueryGraphRequest(graph=_handle_of(graph), query=query, filter=make_node_filter(**restrictions))
+        request = QueryGraphRequest(graph=handle_of(graph), query=query, filter=make_node_filter(**restrictions))
         return await self.query_graph(request, timeout=timeout)
 
 
-def _handle_of(graph: GraphLike) -> str:
+def handle_of(graph: GraphLike) -> str:
     handle = graph if isinstance(graph, str) else graph.handle
     if handle is None:
         raise InvalidRequest.of("graph", "is not kept by the server: its answer has no handle")

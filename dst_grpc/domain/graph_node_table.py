@@ -179,6 +179,10 @@ class GraphNodeTable:
         """The row of the node of that *name*; raises KeyError if there is none."""
         return self._places[name]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a node of that *name*."""
+        return name in self._places
+
     @cached_property
     def _places(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.names)}

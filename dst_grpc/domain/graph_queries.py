@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD, check_thresholds
 from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind
 from dst_grpc.domain.requests import check_id
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 DEFAULT_NEIGHBOURS: Final = 20
 MAX_NEIGHBOURS: Final = 100_000
@@ -44,8 +47,8 @@ class GraphNeighbours:
     def __post_init__(self) -> None:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        _check_node(problems, "node", self.node)
-        _check_count(problems, self.top_k, MAX_NEIGHBOURS)
+        check_node(problems, "node", self.node)
+        check_count(problems, self.top_k, MAX_NEIGHBOURS)
         problems.raise_if_any()
 
 
@@ -63,11 +66,11 @@ class GraphPathQuery:
     def __post_init__(self) -> None:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        _check_node(problems, "source", self.source)
-        _check_node(problems, "target", self.target)
+        check_node(problems, "source", self.source)
+        check_node(problems, "target", self.target)
         if not problems.count:
             problems.check(self.source != self.target, "target", "must be another node than the source")
-        _check_count(problems, self.top_k, MAX_PATHS)
+        check_count(problems, self.top_k, MAX_PATHS)
         problems.raise_if_any()
 
 
@@ -139,8 +142,8 @@ class QueryGraphRequest:
         problems.raise_if_any()
 
 
-def _check_node(problems: Violations, path: str, name: str) -> None:
-    """Note a *name* that no node can have."""
+def check_node(problems: Violations, path: str, name: str, kinds: Collection[GraphNodeKind] = ()) -> None:
+    """Note a *name* that no node can have; or none of *kinds*, if there are any."""
     if not name:
         problems.add(path, "is required: the name of a node")
         return
@@ -149,10 +152,14 @@ def _check_node(problems: Violations, path: str, name: str) -> None:
     if problems.count > before:
         return
     try:
-        GraphNode.named(name)
+        kind = GraphNode.named(name).kind
     except ValueError as error:
         problems.add(path, str(error))
+        return
+    wanted = " or ".join(map(str, kinds))
+    problems.check(not kinds or kind in kinds, path, f"must be of kind {wanted}, and {name} is of kind {kind}")
 
 
-def _check_count(problems: Violations, count: int, most: int) -> None:
-    problems.check(1 <= count <= most, "top_k", f"must be between 1 and {most}, not {count}")
+def check_count(problems: Violations, count: int, most: int, path: str = "top_k") -> None:
+    """Note a *count* that is not between 1 and *most*."""
+    problems.check(1 <= count <= most, path, f"must be between 1 and {most}, not {count}")

@@ -134,6 +134,20 @@ class GraphMemory:
         )
 
 
+def probe_bytes(config: DecoderConfig, n_tokens: int, n_active: int) -> int:
+    """What questions about a graph take that run the model again, beside its pass: one frozen layer at a time, changes
+    of the residual at all layers, gradients through each head, and effects on each channel of a head."""
+    heads, values = config.n_heads * config.d_head, config.n_key_value_heads * config.d_head
+    pattern = config.n_heads * n_tokens**2
+    layer = (heads + values + config.d_model) * config.d_model + _PATTERNS_AT_ONCE * pattern
+    residual = n_tokens * config.d_model
+    of_heads = 2 * config.n_heads * residual
+    n_nodes = n_active + (config.n_layers + 1) * n_tokens
+    effects = config.d_head * (2 * n_nodes + 2 * residual)
+    recorded = 4 * config.n_layers * residual
+    return (layer + 6 * config.n_layers * residual + recorded + max(of_heads, effects)) * _FLOAT32
+
+
 def _recording_bytes(config: DecoderConfig, transcoders: Transcoders, n_tokens: int, item: int) -> int:
     """What a pass records, and what it and the transcoders compute besides."""
     recorded = (4 * config.n_layers + 8) * config.d_model

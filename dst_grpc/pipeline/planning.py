@@ -13,6 +13,7 @@ from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.graph_planner import plan_graph
+from dst_grpc.pipeline.graph_probe_planner import plan_probe
 from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.planner import make_plan, model_ref
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.circuit import CircuitRequest
     from dst_grpc.domain.explain import ExplainRequest, TopKRequest
     from dst_grpc.domain.graph import GraphRequest
+    from dst_grpc.domain.graph_probes import ProbeGraphRequest
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.graph_planner import GraphPlan
+    from dst_grpc.pipeline.graph_probe_planner import ProbePlan
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.pipeline.whole_graph import WholeGraph
 
 _KEPT_BYTES = 64 << 20
 _THREADS = 4
@@ -211,6 +215,12 @@ class Planning:
     ) -> GraphPlan:
         """As the function of the same name."""
         return await self._threads.run(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes))
+
+    async def plan_probe(
+        self, request: ProbeGraphRequest, graph: WholeGraph, registry: Registry, known: Violations | None
+    ) -> ProbePlan:
+        """As the function of the same name."""
+        return await self._threads.run(plan_probe, request, graph, registry, known)
 
 
 def _made(make: Callable[[], Plan]) -> Plan:

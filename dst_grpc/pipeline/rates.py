@@ -33,6 +33,8 @@ class Work(Enum):
 
     GRAPH_STEP = "graph step", 1e-4
     """A block of rows of an attribution graph."""
+    PROBE_STEP = "probe step", 1e-4
+    """A question about an attribution graph: a run or two."""
 
     @property
     def guess(self) -> float:

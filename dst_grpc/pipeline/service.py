@@ -17,6 +17,7 @@ from dst_grpc.pipeline.circuit_answer import CircuitAnswer
 from dst_grpc.pipeline.execution import Executor
 from dst_grpc.pipeline.explanation_answer import ExplanationAnswer
 from dst_grpc.pipeline.graph_answer import GraphAnswer
+from dst_grpc.pipeline.graph_probe_answer import ProbeAnswer
 from dst_grpc.pipeline.graph_query import answer_query
 from dst_grpc.pipeline.kept_graphs import KeptGraphs
 from dst_grpc.pipeline.limits import Limits
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.explanations import ExplanationPart
     from dst_grpc.domain.graph import GraphRequest
     from dst_grpc.domain.graph_answers import KeptGraph
+    from dst_grpc.domain.graph_probe_answers import GraphProbePart
+    from dst_grpc.domain.graph_probes import ProbeGraphRequest
     from dst_grpc.domain.graph_queries import QueryGraphRequest
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.patch_answers import PatchPart
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.execution import Contexts, StepwiseAnswer
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.graph_planner import GraphPlan
+    from dst_grpc.pipeline.graph_probe_planner import ProbePlan
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.run import RunResult
@@ -313,6 +317,26 @@ class Pipeline:
                 known.raise_if_any()
             graph = self._graphs.get(request.graph, sender.caller)
             yield await self._threads.run(answer_query, graph, request, known)
+
+    async def probe_graph(
+        self, request: ProbeGraphRequest, known: Violations | None = None, *, sender: Sender = HERE
+    ) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
+        """Ask the model about a kept graph: every part as soon as it is ready, then a summary.
+
+        Raises:
+            DstError: what `KeptGraphs.get`, `plan_probe`, `Executor.entered` and `Executor.run` raise, before any part.
+        """
+        if known is not None and "graph" in known.fields:
+            known.raise_if_any()
+        graph = self._graphs.get(request.graph, sender.caller)
+
+        async def plan(registry: Registry) -> ProbePlan:
+            return await self._planning.plan_probe(request, graph, registry, known)
+
+        items = self._answered(graph.model, sender, plan, ProbeAnswer, Work.PROBE_STEP)
+        async with aclosing(items):
+            async for ready in items:
+                yield ready
 
     def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
         """The kept graphs that *caller* finds, by handle."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dst_grpc._gen.dst.v1 import graph_pb2 as pb
+from dst_grpc._gen.dst.v1 import graph_probe_pb2 as probe_pb
 from dst_grpc.domain.graph import GraphRequest
+from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.answers import send_frames, sender_of
@@ -36,6 +38,11 @@ class GraphService:
         """Answer a question about a kept graph."""
         sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
         await send_frames(context, self._reading, QueryGraphRequest, data, sender, self._pipeline.query_graph, cut)
+
+    def ProbeGraph(self, request: probe_pb.ProbeGraphRequest, context: ObservedContext) -> Messages:
+        """Ask the model about a kept graph."""
+        sender, cut = sender_of(context, self._tensors, request), ValueCutter(probe_pb.GraphProbeFrame).cut
+        return frames_of(self._reading, ProbeGraphRequest, request, sender, self._pipeline.probe_graph, cut)
 
     async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
         """List the caller's kept graphs."""

@@ -14,6 +14,8 @@ from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.explanations import ExplanationPart
 from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_answers import GraphPart, KeptGraph
+from dst_grpc.domain.graph_probe_answers import GraphProbePart
+from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import PatchPart
@@ -143,6 +145,15 @@ class PipelinePort(Protocol):
         sender: Sender = HERE,
     ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
         """Answer a question about a kept graph."""
+
+    def probe_graph(
+        self,
+        request: ProbeGraphRequest,
+        known: Violations | None = None,
+        *,
+        sender: Sender = HERE,
+    ) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
+        """Ask the model about a kept graph."""
 
     def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
         """The kept graphs that *caller* finds, by handle."""

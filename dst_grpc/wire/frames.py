@@ -25,6 +25,7 @@ from dst_grpc.domain.explanations import (
 )
 from dst_grpc.domain.graph_answers import GraphHeader, GraphPart, GraphPaths
 from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_probe_answers import GraphAttentionScore, GraphChanges, GraphProbePart
 from dst_grpc.domain.patch_answers import PatchedCells, PatchPart, PatchPartKind
 from dst_grpc.domain.resolution import Resolution
 from dst_grpc.domain.results import (
@@ -87,7 +88,7 @@ def is_light(part: object) -> bool:
             return len(cells.cells) + len(cells.logits) <= _FEW
         case PatchPart():
             return part.kind is PatchPartKind.PAIR
-        case GraphPart():
+        case GraphPart() | GraphProbePart():
             return _is_light_of_graph(part.value)
         case AttributePart():
             return part.kind is not AttributePartKind.HEADER
@@ -102,6 +103,10 @@ def _is_light_of_graph(value: object) -> bool:
             return len(value.paths) <= _FEW
         case GraphNodeTable():
             return len(value) <= 10 * _FEW
+        case GraphChanges():
+            return len(value.changes) <= _FEW
+        case GraphAttentionScore():
+            return len(value.pairs) <= _FEW
     return True
 
 

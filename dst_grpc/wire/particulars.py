@@ -17,6 +17,13 @@ from dst_grpc.domain.graph import GraphRequest, GraphTarget
 from dst_grpc.domain.graph_answers import GraphNodeScores
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_probes import (
+    GraphEdgeHeads,
+    GraphFeatureSetting,
+    GraphIntervention,
+    GraphVerification,
+    ProbeGraphRequest,
+)
 from dst_grpc.domain.graph_queries import GraphNeighbours, GraphPathQuery, QueryGraphRequest
 from dst_grpc.domain.indices import (
     ActivationIndex,
@@ -79,6 +86,7 @@ PART_BY_PART = frozenset(
         CircuitRequest,
         PatchRequest,
         GraphRequest,
+        ProbeGraphRequest,
         QueryGraphRequest,
     }
 )
@@ -115,6 +123,13 @@ STAND_INS: Mapping[type | tuple[type, str], Callable[[], Any]] = {
     (GraphNeighbours, "node"): lambda: "t0",
     (GraphPathQuery, "source"): lambda: "t0",
     (GraphPathQuery, "target"): lambda: f"target:\0{next(_NUMBERS)}",
+    # Nor may features be set twice.
+    GraphFeatureSetting: lambda: GraphFeatureSetting(nodes=(f"f0.{next(_NUMBERS)}@0",), factor=0.0),
+    GraphIntervention: lambda: GraphIntervention(settings=(GraphFeatureSetting(nodes=("f0.0@0",), factor=0.0),)),
+    (GraphEdgeHeads, "source"): lambda: "t0",
+    (GraphEdgeHeads, "target"): lambda: "logit:0",
+    (ProbeGraphRequest, "graph"): lambda: "none",
+    (ProbeGraphRequest, "probe"): GraphVerification,
     (QueryGraphRequest, "graph"): lambda: "none",
     (QueryGraphRequest, "query"): lambda: GraphNeighbours(node="t0"),
 }

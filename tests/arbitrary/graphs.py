@@ -11,6 +11,15 @@ from dst_grpc.domain.graph import GraphRequest, GraphTarget
 from dst_grpc.domain.graph_answers import GraphNodeScores
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_probes import (
+    GraphAttention,
+    GraphEdgeHeads,
+    GraphFeatureSetting,
+    GraphIntervention,
+    GraphInterventions,
+    GraphVerification,
+    ProbeGraphRequest,
+)
 from dst_grpc.domain.graph_queries import (
     GraphEdgeQuery,
     GraphNeighbours,
@@ -119,3 +128,35 @@ own(
 own(GraphEdgeQuery, built(GraphEdgeQuery, min_weight=st.floats(0, allow_nan=False, allow_infinity=False)))
 own(GraphPruning, built(GraphPruning, node_threshold=shares, edge_threshold=shares))
 own(QueryGraphRequest, built(QueryGraphRequest, graph=texts.filter(bool)))
+
+features = st.builds("f{}.{}@{}".format, st.integers(0, 30), st.integers(0, 9999), st.integers(0, 99))
+finite = st.floats(allow_nan=False, allow_infinity=False)
+own(
+    GraphFeatureSetting,
+    st.builds(GraphFeatureSetting, nodes=st.tuples(features), activation=finite)
+    | st.builds(GraphFeatureSetting, nodes=st.tuples(features), factor=finite),
+)
+settings = st.lists(features, min_size=1, max_size=3, unique=True).map(
+    lambda names: tuple(GraphFeatureSetting(nodes=(name,), factor=0.5) for name in names)
+)
+own(GraphIntervention, built(GraphIntervention, settings=settings, name=texts))
+own(
+    GraphInterventions,
+    st.lists(built(GraphIntervention, settings=settings, name=texts), min_size=1, max_size=2).map(
+        lambda found: GraphInterventions(interventions=tuple(found))
+    ),
+)
+own(GraphVerification, built(GraphVerification, count=st.integers(1, 1000)))
+own(
+    GraphEdgeHeads,
+    built(GraphEdgeHeads, source=st.sampled_from(["f3.120@5", "e0@1", "t5"]), target=st.sampled_from(["logit:464"])),
+)
+own(
+    GraphAttention,
+    st.integers(0, 99).flatmap(
+        lambda query: built(
+            GraphAttention, query=st.just(query), key=st.integers(0, query), top_k=st.integers(1, 10_000)
+        )
+    ),
+)
+own(ProbeGraphRequest, built(ProbeGraphRequest, graph=texts.filter(bool)))

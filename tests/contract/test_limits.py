@@ -35,14 +35,17 @@ from dst_grpc.client import (
     AttributeRequest,
     CircuitRequest,
     GraphEdgeQuery,
+    GraphInterventions,
     GraphNodeFilter,
     GraphNodeKind,
     GraphRequest,
     PatchGrid,
     PatchRequest,
+    ProbeGraphRequest,
     QueryGraphRequest,
     make_attribute_request,
     make_circuit_request,
+    make_graph_intervention,
     make_graph_request,
     make_pair,
     make_patch_request,
@@ -171,8 +174,12 @@ def patch_request() -> PatchRequest:
     )
 
 
-def graph_requests() -> Iterator[GraphRequest | QueryGraphRequest]:
-    """What requests of Graph and QueryGraph may list."""
+def graph_requests() -> Iterator[GraphRequest | QueryGraphRequest | ProbeGraphRequest]:
+    """What requests of GraphService may list."""
+    names = [f"f0.{i}@0" for i in range(1000)]
+    runs = [make_graph_intervention(off=names), *(make_graph_intervention({name: 1.0}) for name in names[:90])]
+    runs.append(make_graph_intervention(dict.fromkeys(names[:90], 1.0)))
+    yield ProbeGraphRequest(graph="one", probe=GraphInterventions(interventions=tuple(runs)))
     targets = [f" {i}" for i in range(50)]
     yield make_graph_request("a", "one", targets=targets, directions={str(i): np.ones(768) for i in range(50)})
     nodes = GraphNodeFilter(layers=tuple(range(48)), tokens=tuple(range(2048)), kinds=tuple(GraphNodeKind))

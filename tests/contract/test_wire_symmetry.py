@@ -44,6 +44,8 @@ NOT_OF_THE_DOMAIN = {
     "CircuitResponse",
     "GraphFrame",
     "GraphResponse",
+    "GraphProbeFrame",
+    "ProbeGraphResponse",
     "QueryGraphResponse",
     "DeriveFrame",
     "DeriveResponse",

@@ -20,6 +20,7 @@ from dst_grpc._gen.dst.v1 import (
     derived_scalar_service_pb2,
     explain_pb2,
     graph_pb2,
+    graph_probe_pb2,
     graph_service_pb2,
     inference_pb2,
     patch_pb2,
@@ -49,6 +50,8 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind, GraphPath, GraphPaths
 from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_probe_answers import GraphChange, GraphChanges, GraphProbePart, GraphProbePartKind
+from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.patch import PatchRequest
@@ -170,6 +173,12 @@ async def circuit_script(_request: CircuitRequest) -> AsyncGenerator[Sequence[Ci
     yield [*found[:-1], CircuitPart(kind=CircuitPartKind.SCORES, value=many), found[-1]]
 
 
+async def probe_script(_request: ProbeGraphRequest) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
+    change = GraphChange(node="f30.123456@4000", predicted=0.5, measured=0.25)
+    changes = GraphChanges(index=0, name="\N{SNOWMAN}" * 256, changes=(change,) * 60_000)
+    yield [GraphProbePart(kind=GraphProbePartKind.CHANGES, value=changes), SUMMARY]
+
+
 async def graph_script(
     _request: GraphRequest | QueryGraphRequest,
 ) -> AsyncGenerator[Sequence[GraphPart | RunSummary], None]:
@@ -235,6 +244,7 @@ REQUESTS: Mapping[str, Any] = {
     ),
     "Graph": graph_pb2.GraphRequest(request_id=LONG_ID, prompt={"text": "a"}, transcoders="tiny/plt"),
     "QueryGraph": graph_pb2.QueryGraphRequest(request_id=LONG_ID, graph="graph-one", edges={}),
+    "ProbeGraph": graph_probe_pb2.ProbeGraphRequest(request_id=LONG_ID, graph="graph-one", verification={}),
     "ListGraphs": graph_pb2.ListGraphsRequest(page_size=1000),
     "DropGraph": graph_pb2.DropGraphRequest(graph="graph-0"),
     "PutTensor": list(put_messages()),
@@ -250,7 +260,18 @@ METHODS = {
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
 MUCH = {
-    *("Attribute", "Circuit", "Derive", "DeriveStream", "Detokenize", "Explain", "Graph", "Patch", "QueryGraph"),
+    *(
+        "Attribute",
+        "Circuit",
+        "Derive",
+        "DeriveStream",
+        "Detokenize",
+        "Explain",
+        "Graph",
+        "Patch",
+        "ProbeGraph",
+        "QueryGraph",
+    ),
     *("ReloadRegistry", "Resolve", "ResolveStream", "Tokenize", "TopK", "WatchContexts"),
 }
 """What is answered by more than a single message may hold."""
@@ -291,6 +312,7 @@ def large_parts() -> FakeParts:
     pipeline.attribute_scripts[LONG_ID] = attribute_script
     pipeline.circuit_scripts[LONG_ID] = circuit_script
     pipeline.graph_scripts[LONG_ID] = graph_script
+    pipeline.probe_scripts[LONG_ID] = probe_script
     pipeline.kept = [replace(KEPT, handle=f"graph-{i}", prompt="\N{SNOWMAN}" * 200) for i in range(3000)]
     for name, info in registry.sets.items():
         registry.sets[name] = replace(info, layer_indices=tuple(range(2000)), folded=("what was folded",) * 200)

@@ -26,6 +26,7 @@ from dst_grpc.domain.graph import GraphRequest, GraphTarget
 from dst_grpc.domain.graph_answers import GraphHeader, GraphNodeScores
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_probes import GraphIntervention, ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import ActivationIndex, DerivedScalarIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Intervention
@@ -80,6 +81,8 @@ REQUESTS: list[type] = [
     ExplainRequest,
     GraphTarget,
     GraphRequest,
+    GraphIntervention,
+    ProbeGraphRequest,
     QueryGraphRequest,
     TensorDescription,
 ]

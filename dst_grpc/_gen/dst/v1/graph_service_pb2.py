@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from dst_grpc._gen.dst.v1 import graph_pb2 as dst_dot_v1_dot_graph__pb2
+from dst_grpc._gen.dst.v1 import graph_probe_pb2 as dst_dot_v1_dot_graph__probe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64st/v1/graph_service.proto\x12\x06\x64st.v1\x1a\x12\x64st/v1/graph.proto2\xa8\x02\n\x0cGraphService\x12;\n\x05Graph\x12\x14.dst.v1.GraphRequest\x1a\x15.dst.v1.GraphResponse\"\x03\x90\x02\x02\x30\x01\x12J\n\nQueryGraph\x12\x19.dst.v1.QueryGraphRequest\x1a\x1a.dst.v1.QueryGraphResponse\"\x03\x90\x02\x01\x30\x01\x12H\n\nListGraphs\x12\x19.dst.v1.ListGraphsRequest\x1a\x1a.dst.v1.ListGraphsResponse\"\x03\x90\x02\x01\x12\x45\n\tDropGraph\x12\x18.dst.v1.DropGraphRequest\x1a\x19.dst.v1.DropGraphResponse\"\x03\x90\x02\x02\x42\x9c\x01\n\rio.dstgrpc.v1B\x11GraphServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64st/v1/graph_service.proto\x12\x06\x64st.v1\x1a\x12\x64st/v1/graph.proto\x1a\x18\x64st/v1/graph_probe.proto2\xf4\x02\n\x0cGraphService\x12;\n\x05Graph\x12\x14.dst.v1.GraphRequest\x1a\x15.dst.v1.GraphResponse\"\x03\x90\x02\x02\x30\x01\x12J\n\nQueryGraph\x12\x19.dst.v1.QueryGraphRequest\x1a\x1a.dst.v1.QueryGraphResponse\"\x03\x90\x02\x01\x30\x01\x12J\n\nProbeGraph\x12\x19.dst.v1.ProbeGraphRequest\x1a\x1a.dst.v1.ProbeGraphResponse\"\x03\x90\x02\x01\x30\x01\x12H\n\nListGraphs\x12\x19.dst.v1.ListGraphsRequest\x1a\x1a.dst.v1.ListGraphsResponse\"\x03\x90\x02\x01\x12\x45\n\tDropGraph\x12\x18.dst.v1.DropGraphRequest\x1a\x19.dst.v1.DropGraphResponse\"\x03\x90\x02\x02\x42\x9c\x01\n\rio.dstgrpc.v1B\x11GraphServiceProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAPHSERVICE'].methods_by_name['Graph']._serialized_options = b'\220\002\002'
   _globals['_GRAPHSERVICE'].methods_by_name['QueryGraph']._loaded_options = None
   _globals['_GRAPHSERVICE'].methods_by_name['QueryGraph']._serialized_options = b'\220\002\001'
+  _globals['_GRAPHSERVICE'].methods_by_name['ProbeGraph']._loaded_options = None
+  _globals['_GRAPHSERVICE'].methods_by_name['ProbeGraph']._serialized_options = b'\220\002\001'
   _globals['_GRAPHSERVICE'].methods_by_name['ListGraphs']._loaded_options = None
   _globals['_GRAPHSERVICE'].methods_by_name['ListGraphs']._serialized_options = b'\220\002\001'
   _globals['_GRAPHSERVICE'].methods_by_name['DropGraph']._loaded_options = None
   _globals['_GRAPHSERVICE'].methods_by_name['DropGraph']._serialized_options = b'\220\002\002'
-  _globals['_GRAPHSERVICE']._serialized_start=59
-  _globals['_GRAPHSERVICE']._serialized_end=355
+  _globals['_GRAPHSERVICE']._serialized_start=85
+  _globals['_GRAPHSERVICE']._serialized_end=457
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from dst_grpc._gen.dst.v1 import graph_pb2 as dst_dot_v1_dot_graph__pb2
+from dst_grpc._gen.dst.v1 import graph_probe_pb2 as dst_dot_v1_dot_graph__probe__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -46,6 +47,11 @@ class GraphServiceStub(object):
                 '/dst.v1.GraphService/QueryGraph',
                 request_serializer=dst_dot_v1_dot_graph__pb2.QueryGraphRequest.SerializeToString,
                 response_deserializer=dst_dot_v1_dot_graph__pb2.QueryGraphResponse.FromString,
+                _registered_method=True)
+        self.ProbeGraph = channel.unary_stream(
+                '/dst.v1.GraphService/ProbeGraph',
+                request_serializer=dst_dot_v1_dot_graph__probe__pb2.ProbeGraphRequest.SerializeToString,
+                response_deserializer=dst_dot_v1_dot_graph__probe__pb2.ProbeGraphResponse.FromString,
                 _registered_method=True)
         self.ListGraphs = channel.unary_unary(
                 '/dst.v1.GraphService/ListGraphs',
@@ -92,6 +98,21 @@ class GraphServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbeGraph(self, request, context):
+        """Asks the model about a kept graph: what changes when features are set, beside
+        what the graph predicts; how far the two are apart; which heads carry an
+        edge; which pairs of nodes make a head look where it looks.
+
+        Frames are one for each thing that is asked, and a trailer. Returns
+        INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
+        NOT_FOUND for an unknown handle and for a model or transcoders that are no
+        longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
+        request needs more memory than it may have, UNAVAILABLE while draining.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListGraphs(self, request, context):
         """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
         than 1000 means 1000.
@@ -120,6 +141,11 @@ def add_GraphServiceServicer_to_server(servicer, server):
                     servicer.QueryGraph,
                     request_deserializer=dst_dot_v1_dot_graph__pb2.QueryGraphRequest.FromString,
                     response_serializer=dst_dot_v1_dot_graph__pb2.QueryGraphResponse.SerializeToString,
+            ),
+            'ProbeGraph': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProbeGraph,
+                    request_deserializer=dst_dot_v1_dot_graph__probe__pb2.ProbeGraphRequest.FromString,
+                    response_serializer=dst_dot_v1_dot_graph__probe__pb2.ProbeGraphResponse.SerializeToString,
             ),
             'ListGraphs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListGraphs,
@@ -189,6 +215,33 @@ class GraphService(object):
             '/dst.v1.GraphService/QueryGraph',
             dst_dot_v1_dot_graph__pb2.QueryGraphRequest.SerializeToString,
             dst_dot_v1_dot_graph__pb2.QueryGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dst.v1.GraphService/ProbeGraph',
+            dst_dot_v1_dot_graph__probe__pb2.ProbeGraphRequest.SerializeToString,
+            dst_dot_v1_dot_graph__probe__pb2.ProbeGraphResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ questions about those that are kept. Stable: methods are added, never changed.
 
 from collections import abc as _abc
 from dst_grpc._gen.dst.v1 import graph_pb2 as _graph_pb2
+from dst_grpc._gen.dst.v1 import graph_probe_pb2 as _graph_probe_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -57,6 +58,17 @@ class GraphServiceStub:
     a summary, and a trailer. Returns INVALID_ARGUMENT for bad fields and nodes
     that the graph does not have, NOT_FOUND for an unknown handle.
     """
+    ProbeGraph: _grpc.UnaryStreamMultiCallable[_graph_probe_pb2.ProbeGraphRequest, _graph_probe_pb2.ProbeGraphResponse]
+    """Asks the model about a kept graph: what changes when features are set, beside
+    what the graph predicts; how far the two are apart; which heads carry an
+    edge; which pairs of nodes make a head look where it looks.
+
+    Frames are one for each thing that is asked, and a trailer. Returns
+    INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
+    NOT_FOUND for an unknown handle and for a model or transcoders that are no
+    longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
+    request needs more memory than it may have, UNAVAILABLE while draining.
+    """
     ListGraphs: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
     than 1000 means 1000.
@@ -92,6 +104,17 @@ class GraphServiceAsyncStub(GraphServiceStub):
     Frames are the nodes that the answer names, their scores, its edges, paths or
     a summary, and a trailer. Returns INVALID_ARGUMENT for bad fields and nodes
     that the graph does not have, NOT_FOUND for an unknown handle.
+    """
+    ProbeGraph: _aio.UnaryStreamMultiCallable[_graph_probe_pb2.ProbeGraphRequest, _graph_probe_pb2.ProbeGraphResponse]  # type: ignore[assignment]
+    """Asks the model about a kept graph: what changes when features are set, beside
+    what the graph predicts; how far the two are apart; which heads carry an
+    edge; which pairs of nodes make a head look where it looks.
+
+    Frames are one for each thing that is asked, and a trailer. Returns
+    INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
+    NOT_FOUND for an unknown handle and for a model or transcoders that are no
+    longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
+    request needs more memory than it may have, UNAVAILABLE while draining.
     """
     ListGraphs: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]  # type: ignore[assignment]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
@@ -137,6 +160,23 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         Frames are the nodes that the answer names, their scores, its edges, paths or
         a summary, and a trailer. Returns INVALID_ARGUMENT for bad fields and nodes
         that the graph does not have, NOT_FOUND for an unknown handle.
+        """
+
+    @_abc_1.abstractmethod
+    def ProbeGraph(
+        self,
+        request: _graph_probe_pb2.ProbeGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_graph_probe_pb2.ProbeGraphResponse], _abc.AsyncIterator[_graph_probe_pb2.ProbeGraphResponse]]:
+        """Asks the model about a kept graph: what changes when features are set, beside
+        what the graph predicts; how far the two are apart; which heads carry an
+        edge; which pairs of nodes make a head look where it looks.
+
+        Frames are one for each thing that is asked, and a trailer. Returns
+        INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
+        NOT_FOUND for an unknown handle and for a model or transcoders that are no
+        longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
+        request needs more memory than it may have, UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,130 @@
+"""Planning of ProbeGraph: the nodes that a kept graph must have, and the contexts that computed it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dst_grpc.domain.graph_probes import (
+    GraphAttention,
+    GraphEdgeHeads,
+    GraphInterventions,
+    GraphVerification,
+    ProbeGraphRequest,
+)
+from dst_grpc.domain.requests import DeriveRequest, Prompt
+from dst_grpc.errors import require
+from dst_grpc.graphs.memory import probe_bytes
+from dst_grpc.pipeline.cost import costed
+from dst_grpc.pipeline.findings import Findings
+from dst_grpc.pipeline.graph_planner import n_zeroed
+from dst_grpc.pipeline.lookup import Lookup
+from dst_grpc.pipeline.planner import plan_run
+from dst_grpc.pipeline.stepped_plan import SteppedPlan
+
+if TYPE_CHECKING:
+    from dst_grpc.contexts.entries import AutoencoderEntry
+    from dst_grpc.contexts.registry import Registry
+    from dst_grpc.errors import Violations
+    from dst_grpc.pipeline.whole_graph import WholeGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbePlan(SteppedPlan[ProbeGraphRequest]):
+    """A request of ProbeGraph, checked."""
+
+    graph: WholeGraph
+    """The graph."""
+    transcoders: AutoencoderEntry
+    """Its transcoders."""
+    n_zeroed: int
+    """Tokens, from the first, at which transcoders have neither features nor errors."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated memory, without weights."""
+        config = self.plan.model.checkpoint.config
+        return self.plan.cost.peak_bytes + probe_bytes(config, len(self.plan.token_ids), len(self.graph.nodes.active))
+
+    @property
+    def floating_point_operations(self) -> int:
+        """Approximate operations of a step: of two passes."""
+        return 2 * self.plan.cost.floating_point_operations
+
+    @property
+    def n_steps(self) -> int:
+        """How many steps there are, about."""
+        match self.request.probe:
+            case GraphInterventions() as asked:
+                return 1 + len(asked.interventions)
+            case GraphVerification() as asked:
+                return 1 + min(asked.count, self.graph.nodes.n_features)
+        return 1
+
+    @property
+    def _question(self) -> object:
+        """The prompt of the graph, and what is asked of it."""
+        return self.plan.token_ids, self.request.probe
+
+
+def plan_probe(
+    request: ProbeGraphRequest, graph: WholeGraph, registry: Registry, known: Violations | None = None
+) -> ProbePlan:
+    """Plan *request*, which is about *graph*.
+
+    Args:
+        request: the request.
+        graph: the kept graph.
+        registry: the models and transcoders that can be loaded.
+        known: violations found by reading the request's message, as for `make_plan`.
+
+    Raises:
+        InvalidRequest: listing every node, layer, head or position that the graph does not have, and those of *known*.
+        NotFound: if its model or transcoders are no longer served as they were.
+    """
+    findings = Findings.after(known)
+    model = registry.model_entry(graph.model)
+    lookup = Lookup(registry, model, findings)
+    transcoders = lookup.transcoders(graph.transcoders, "graph")
+    _check(request, graph, model.dimensions.n_heads, findings)
+    prompt = Prompt(token_ids=tuple(graph.nodes.token_ids.tolist()))
+    plan = plan_run(DeriveRequest(prompt=prompt, model=graph.model), registry, findings)
+    if plan is None or findings.count:
+        raise findings.error()
+    found = require(transcoders)
+    run = replace(plan, shared_sets=(found,), handles=(*plan.handles, *lookup.handles))
+    return ProbePlan(
+        request=request,
+        plan=costed(run, 0),
+        graph=graph,
+        transcoders=found,
+        n_zeroed=n_zeroed(model.checkpoint.family, plan.token_ids),
+    )
+
+
+def _check(request: ProbeGraphRequest, graph: WholeGraph, n_heads: int, findings: Findings) -> None:
+    """Note what *graph*, of a model with *n_heads* in a layer, does not have."""
+    n_layers = graph.nodes.n_layers
+
+    def check_node(path: str, name: str) -> None:
+        findings.check(graph.table.has(name), path, f"the graph has no node {name}")
+
+    def check_below(path: str, value: int, size: int, what: str) -> None:
+        findings.check(value < size, path, f"must be below {size}, the number of {what}, not {value}")
+
+    match request.probe:
+        case GraphInterventions() as asked:
+            for i, one in enumerate(asked.interventions):
+                path = f"interventions.interventions[{i}]"
+                for j, setting in enumerate(one.settings):
+                    for k, name in enumerate(setting.nodes):
+                        check_node(f"{path}.settings[{j}].nodes[{k}]", name)
+                if one.first_free_layer is not None:
+                    check_below(f"{path}.first_free_layer", one.first_free_layer, n_layers, "layers")
+        case GraphEdgeHeads() as asked:
+            check_node("edge_heads.source", asked.source)
+            check_node("edge_heads.target", asked.target)
+        case GraphAttention() as asked:
+            check_below("attention.layer", asked.layer, n_layers, "layers")
+            check_below("attention.head", asked.head, n_heads, "heads")
+            check_below("attention.query", asked.query, graph.nodes.n_tokens, "tokens")

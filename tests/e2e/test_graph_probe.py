@@ -1,0 +1,100 @@
+"""ProbeGraph over a socket: edges are what runs do, of every family that golden graphs are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from dst_grpc.client import AsyncClient, DerivedScalarType, GraphAnswer, make_graph_intervention
+from dst_grpc.errors import InvalidRequest, NotFound
+from tests.e2e.conftest import served
+from tests.graph_goldens import golden_graph, model_folder
+
+CASES = (
+    "gpt2_plt_relu_whole",
+    "llama_clt_relu_normed_whole",
+    "qwen3_plt_jumprelu_whole",
+    "gemma2_plt_jumprelu_skip_whole",
+)
+
+
+@pytest.fixture(scope="module", name="address")
+def _address() -> Iterator[str]:
+    """HOST:PORT of a server with the models of golden graphs, a process of its own."""
+    models = {model: str(model_folder(model)) for model in ("gpt2", "llama", "qwen3", "gemma2")}
+    with served(models=models, allow_failed_checks=True) as address:  # the transcoders are random
+        yield address
+
+
+async def asked(client: AsyncClient, name: str) -> GraphAnswer:
+    """The graph of a golden case, with all edges."""
+    facts, tokens = golden_graph(name).facts, golden_graph(name).tensors["tokens"].tolist()
+    transcoders = f"{facts['model']}/{facts['transcoders']}"
+    return await client.graph(tokens, transcoders, model=facts["model"], edges="whole")
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_features_do_what_edges_say_while_all_else_is_held(address: str, name: str) -> None:
+    async with AsyncClient(address) as client:
+        graph = await asked(client, name)
+        features = [row.name for row in graph.top(3)]
+        runs = [
+            make_graph_intervention(off=features[:2], with_features=True, name="two"),
+            make_graph_intervention(factors={features[2]: 3.0}, with_features=True),
+            make_graph_intervention({features[0]: 1.0}, first_free_layer=0),
+        ]
+        two, tripled, free = await client.intervene_on_graph(graph, runs)
+        assert (two.name, two.index, tripled.index) == ("two", 0, 1)
+        numbers = [graph.names.index(feature) for feature in features]
+        for changes, relative in ((two, {numbers[0]: -1.0, numbers[1]: -1.0}), (tripled, {numbers[2]: 2.0})):
+            edges = graph.adjacency[:, list(relative)] @ np.array(list(relative.values()))
+            by_name = dict(zip(graph.names, edges, strict=True))
+            size = float(np.abs(edges).max())
+            assert len(changes.changes) == graph.header.feature_count + len(graph.header.targets)
+            for one in changes.changes:
+                assert one.predicted == pytest.approx(by_name[one.node], abs=1e-6 * size)
+                assert one.measured == pytest.approx(one.predicted, abs=5e-4 * size)
+        assert [one.node for one in free.changes] == [f"logit:{one.token_id}" for one in graph.header.targets]
+        assert any(one.measured != pytest.approx(one.predicted, rel=1e-3) for one in free.changes)
+        for found in await client.verify_graph(graph, 5, seed=1):
+            assert found.held_deviation <= 5e-4 * found.size
+            assert found.size > 0
+            assert found.free_deviation > found.held_deviation
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_heads_and_pairs_add_up(address: str, name: str) -> None:
+    async with AsyncClient(address) as client:
+        graph = await asked(client, name)
+        logit = f"logit:{graph.header.targets[0].token_id}"
+        edge = next(one for one in graph.neighbours(logit, kinds=["embedding"]) if one.source != graph.names[-1])
+        heads = await client.edge_heads(graph, edge.source, logit)
+        size = sum(abs(one.last) + abs(one.first) for one in heads.heads) + abs(heads.without_heads)
+        assert heads.weight == pytest.approx(edge.weight, abs=1e-5 * size)
+        for parts in ([one.last for one in heads.heads], [one.first for one in heads.heads]):
+            assert heads.without_heads + sum(parts) == pytest.approx(heads.weight, abs=1e-5 * size)
+        last = len(graph.header.token_ids) - 1
+        score = await client.attention_pairs(graph, 1, 0, last, last, k=7)
+        assert len(score.pairs) == 7
+        total = sum(pair.contribution for pair in score.pairs) + score.remainder
+        assert total == pytest.approx(score.score, rel=1e-4, abs=1e-5)
+        derived = await client.derive(
+            list(graph.header.token_ids), [DerivedScalarType.ATTN_QK_PROBS], model=golden_graph(name).facts["model"]
+        )
+        probabilities = derived[DerivedScalarType.ATTN_QK_PROBS]
+        assert score.probability == pytest.approx(float(probabilities[1][last, last, 0]), abs=1e-5)
+
+
+async def test_wrong_calls_are_refused(address: str) -> None:
+    async with AsyncClient(address) as client:
+        with pytest.raises(NotFound, match="graph-none"):
+            await client.verify_graph("graph-none")
+        graph = await asked(client, CASES[0])
+        with pytest.raises(InvalidRequest, match=r"settings\[0\].nodes\[0\]: the graph has no node f0.999@1"):
+            await client.intervene_on_graph(graph, make_graph_intervention(off="f0.999@1"))
+        with pytest.raises(InvalidRequest, match=r"attention.layer: must be below 3"):
+            await client.attention_pairs(graph, 3, 0, 1, 1)
+        with pytest.raises(InvalidRequest, match=r"names no feature"):
+            make_graph_intervention()
