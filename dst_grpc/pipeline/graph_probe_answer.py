@@ -88,7 +88,8 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
     @cached_property
     def _graph(self) -> AttributionGraph:
         whole = self._asked.graph
-        return AttributionGraph(nodes=whole.nodes, adjacency=whole.edges.matrix(len(whole.nodes)))
+        effects = whole.edges.matrix(len(whole.nodes), whole.nodes.readers)
+        return AttributionGraph(nodes=whole.nodes, effects=effects)
 
     def _changes(self, index: int, asked: GraphIntervention) -> GraphChanges:
         """What one intervention changes."""
@@ -182,7 +183,7 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
 def drawn(graph: AttributionGraph, count: int, seed: int) -> list[int]:
     """At most *count* features of *graph*, each once, with chances in proportion to the sums of the magnitudes of their
     outgoing edges; those without edges last."""
-    sizes = np.abs(graph.adjacency[:, : graph.nodes.n_features]).sum(axis=0, dtype=np.float64)
+    sizes = np.abs(graph.effects[:, : graph.nodes.n_features]).sum(axis=0, dtype=np.float64)
     # The order of -log(u) / size is that of drawing one by one without putting back (Efraimidis and Spirakis 2006).
     waits = np.random.default_rng(seed).exponential(size=len(sizes)) / np.maximum(sizes, np.finfo(np.float32).tiny)
     found: list[int] = np.argsort(waits, kind="stable")[:count].tolist()

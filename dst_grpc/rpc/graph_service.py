@@ -39,10 +39,11 @@ class GraphService:
         sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
         await send_frames(context, self._reading, QueryGraphRequest, data, sender, self._pipeline.query_graph, cut)
 
-    def ProbeGraph(self, request: probe_pb.ProbeGraphRequest, context: ObservedContext) -> Messages:
+    @of_bytes
+    async def ProbeGraph(self, data: bytes, context: ObservedContext) -> None:
         """Ask the model about a kept graph."""
-        sender, cut = sender_of(context, self._tensors, request), ValueCutter(probe_pb.GraphProbeFrame).cut
-        return frames_of(self._reading, ProbeGraphRequest, request, sender, self._pipeline.probe_graph, cut)
+        sender, cut = sender_of(context, self._tensors, data), ValueCutter(probe_pb.GraphProbeFrame).cut
+        await send_frames(context, self._reading, ProbeGraphRequest, data, sender, self._pipeline.probe_graph, cut)
 
     async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
         """List the caller's kept graphs."""
