@@ -73,7 +73,7 @@ async def messages_of(
     """
     async with aclosing(steps):
         async for step in steps:
-            if isinstance(step[0], MadeAnswer):
+            if step and isinstance(step[0], MadeAnswer):
                 for made in step[0].messages:
                     yield envelope.around(made)
                 return
