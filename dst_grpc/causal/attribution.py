@@ -139,6 +139,7 @@ class Attribution:
             self._read, differentiated = sites_of_reads(self.graph, has_post_norms=config.post_norms)
             self._compared |= sites_of_changes(self.graph)
             self._differentiated |= differentiated
+        self._compared |= frozenset(self._groups)
         self._nodes: dict[Nodes, torch.Tensor] = {}
         self._edges: torch.Tensor | None = None
 
@@ -168,6 +169,18 @@ class Attribution:
         self.n_pairs += len(pairs)
         metrics = compared.ran.metrics
         return tuple(map(Metrics, metrics[: len(pairs)], metrics[len(pairs) :]))
+
+    @property
+    def _groups(self) -> list[Site]:
+        """The sites between whose values, in both runs, there are paths."""
+        match self._question.method:
+            case AttributionMethod.INTEGRATED_INPUTS:
+                return [_EMBEDDING]
+            case AttributionMethod.INTEGRATED_ACTIVATIONS:
+                layers = range(self._decoder.config.n_layers)
+                taps = (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP)
+                return [_EMBEDDING, *((tap, layer) for layer in layers for tap in taps)]
+        return []
 
     # Runs
 
@@ -207,9 +220,7 @@ class Attribution:
             case AttributionMethod.INTEGRATED_INPUTS:
                 yield from self._path(pairs, compared, _EMBEDDING)
             case AttributionMethod.INTEGRATED_ACTIVATIONS:
-                layers = range(self._decoder.config.n_layers)
-                taps = (_L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP)
-                groups = [_EMBEDDING, *((tap, layer) for layer in layers for tap in taps)]
+                groups = self._groups
                 is_own = self._question.groups is PathGroups.OWN_LAYER
                 for group in groups:
                     yield from self._path(pairs, compared, group, 1.0 if is_own else 1 / len(groups), is_own=is_own)

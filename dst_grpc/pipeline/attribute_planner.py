@@ -117,8 +117,10 @@ class AttributePlan(PairsPlan[AttributeRequest]):
         """The sites whose values, and those whose gradients, are recorded."""
         layers = range(self.graph.n_layers)
         taps = {ATTRIBUTED_NODES[node].tap for node in self.request.effective_nodes}
-        if self.request.of_tokens:
+        if self.request.of_tokens or self.request.method is AttributionMethod.INTEGRATED_INPUTS:
             taps.add(_L.RESID_POST_EMBEDDING)
+        if self.request.method is AttributionMethod.INTEGRATED_ACTIVATIONS:
+            taps |= {_L.RESID_POST_EMBEDDING, _L.ATTN_WEIGHTED_SUM_OF_VALUES, _L.RESID_DELTA_MLP}
         if _N.LATENT in self.request.nodes:
             taps |= {info.input.latent_tap for info in self.plan.spliced}
         if _N.LATENT_ERROR in self.request.nodes:

@@ -74,6 +74,17 @@ def asked(decoder: Decoder, *pairs: Pair, **question: Any) -> Attribution:
     return found
 
 
+@pytest.mark.parametrize("question", METHODS)
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_kind_of_node_asked_alone_has_the_scores_that_it_has_among_others(
+    kind: AttributedNode, question: dict[str, Any]
+) -> None:
+    decoder = decoder_of("gpt2")
+    (alone,) = asked(decoder, nodes=(kind,), **question).nodes.values()
+    among = {nodes.kind: scores for nodes, scores in asked(decoder, nodes=SOURCES, **question).nodes.items()}
+    torch.testing.assert_close(alone, among[kind], rtol=1e-10, atol=1e-12)
+
+
 def edges_of(found: Attribution) -> torch.Tensor:
     assert found.edges is not None
     return found.edges
