@@ -27,7 +27,7 @@ from tests.polyglot.toolchains import CLIENTS, NEEDS, missing
 
 TOURS = {"embedded": CLIENTS / "tour.json", "golden": Path(__file__).parent / "golden.json"}
 IN_SHELL = {"health", "models", "types", "tokens", "unicode", "resolve", "resolve_stream", "retry"}
-PATCHING = {"go", "node"}
+PATCHING = {"go", "node", "ruby"}
 """The clients that patch too."""
 CASES = {"dense": "loss_logit_diff", "sparse": "loss_with_mlp_post_act_autoencoder"}
 """The tour's requests that the reference knows, and its cases."""

@@ -2,6 +2,7 @@
 
 require "dst/v1/explain_pb"
 require "dst/v1/inference_pb"
+require "dst/v1/patch_pb"
 
 # What the tour asks.
 class Requests
@@ -84,6 +85,19 @@ class Requests
       scored_token_count: 3,
       top_logit_count: 3,
       parts: %i[EXPLAIN_PART_NODE_TABLE EXPLAIN_PART_UPVOTED_OUTPUT_TOKENS EXPLAIN_PART_TOP_LOGITS]
+    )
+  end
+
+  # A grid of one pair: the prompt, and its token ids in reverse.
+  def patch(token_ids)
+    corrupt = Prompt.new(token_ids: TokenIds.new(token_ids: token_ids.reverse))
+    PatchRequest.new(
+      request_id: "patch",
+      model: @inputs["model"],
+      pairs: [PromptPair.new(clean: Prompt.new(text: @inputs["prompt"]), corrupt: corrupt)],
+      loss_fn_config: logit_diff(@inputs["target_tokens"], @inputs["distractor_tokens"]),
+      orientation: :ORIENTATION_DENOISING,
+      grids: [PatchGrid.new(node: :ATTRIBUTED_NODE_RESID_PRE)]
     )
   end
 

@@ -4,12 +4,13 @@ require "grpc"
 require "grpc/health/v1/health_services_pb"
 
 require "dst/v1/catalog_service_services_pb"
+require "dst/v1/causal_service_services_pb"
 require "dst/v1/context_service_services_pb"
 require "dst/v1/derived_scalar_service_services_pb"
 
 # The services of one server; one connection, made by the first call, carries them all.
 class Server
-  attr_reader :health, :catalog, :contexts, :scalars
+  attr_reader :health, :catalog, :causal, :contexts, :scalars
 
   def initialize(address, service_config)
     arguments = { "grpc.service_config" => service_config }
@@ -19,6 +20,7 @@ class Server
     options = { channel_override: channel, timeout: 60 }
     @health = Grpc::Health::V1::Health::Stub.new(address, nil, **options)
     @catalog = Dst::V1::CatalogService::Stub.new(address, nil, **options)
+    @causal = Dst::V1::CausalService::Stub.new(address, nil, **options)
     @contexts = Dst::V1::ContextService::Stub.new(address, nil, **options)
     @scalars = Dst::V1::DerivedScalarService::Stub.new(address, nil, **options)
   end

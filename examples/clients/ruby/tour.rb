@@ -8,6 +8,7 @@ require_relative "catalog"
 require_relative "derive"
 require_relative "errors"
 require_relative "explain"
+require_relative "patch"
 require_relative "requests"
 require_relative "resolve"
 require_relative "server"
@@ -31,6 +32,7 @@ def tour(server, refusing, inputs)
   token_ids = document[:tokens][:token_ids]
   document[:derive_stream] = Derive.derive_stream(server, requests.prefixes(token_ids))
   document[:explain] = Explain.explain(server, requests.explain)
+  document[:patch] = Patch.patch(server, requests.patch(token_ids))
   document[:deadline] = { code: failure { Derive.miss_deadline(server) }[:code] }
   document[:cancel] = { pins: Derive.cancel(server, requests.large) }
   document[:rejected] = failure { Derive.derive(server, requests.rejected) }
