@@ -145,7 +145,8 @@ class Executor:
                         batcher.step(ticket, plans[0].model.name, steps, step, operations)
                     )
                     try:
-                        yield ready
+                        if ready:
+                            yield ready
                         ready = await following
                     finally:
                         following.cancel()
