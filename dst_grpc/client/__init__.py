@@ -59,6 +59,7 @@ from dst_grpc.client._patched import PatchAnswer, PatchedGrid, PatchProgress, Ra
 from dst_grpc.client._requests import RequestArguments, make_request
 from dst_grpc.client._streams import ItemCancels
 from dst_grpc.client._tensors import DerivedScalar, DerivedScalarTensor, Entry, TopBy
+from dst_grpc.client._viewer_file import viewer_json
 from dst_grpc.domain.attribute import (
     AttributedNode,
     AttributionMethod,
@@ -429,4 +430,5 @@ __all__ = [
     "steer",
     "swap",
     "unembedding_row",
+    "viewer_json",
 ]
