@@ -46,11 +46,13 @@ class CircuitCalls(Calls):
             **arguments: *target* and *distractor* (a token or several, as texts or ids) or *loss*: the metric. *pairs*:
                 further pairs. *alternative*, *reference*: what cut edges carry. *circuits*: circuits to evaluate.
                 *scores*, *selection*, *fractions*, ...: the curve of circuits of growing size, by EAP-IG unless given.
-                *acdc_threshold*: search with ACDC. See CircuitArguments.
+                *acdc_threshold*: search with ACDC. *latents*: circuits of nodes, such as latents of *autoencoders*. See
+                CircuitArguments.
 
         Returns:
-            The answer: `answer.edges` are those of the smallest circuit that is faithful, `answer.fractions` and
-            `answer.faithfulness` the curve, `answer.scores` a matrix by `answer.sources` and `answer.readers`.
+            The answer: `answer.edges`, with latents `answer.nodes`, are those of the smallest circuit that is faithful,
+            `answer.fractions` and `answer.faithfulness` the curve, `answer.scores` a matrix by `answer.sources` and
+            `answer.readers`.
 
         Raises:
             InvalidRequest: If a field is bad; it lists every one.

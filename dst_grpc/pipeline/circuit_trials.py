@@ -21,7 +21,7 @@ from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import require
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, reference_of
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, length_of_mean, of_length
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -81,7 +81,8 @@ class Trials(ABC):
         """Forward passes so far."""
         self.n_gradient_passes = 0
         """Those of them with gradients."""
-        self._means: dict[tuple[tuple[int, ...], ...], Writes] = {}
+        self._means: dict[int | None, Writes] = {}
+        """By the length of their prompts; None for prompts of any length."""
 
     def evaluated(self, circuits: Sequence[Mask]) -> Generator[int, None, Metrics]:
         """Run *circuits* upon all pairs; yields how many runs are done, and returns metrics [n, pairs]."""
@@ -200,14 +201,15 @@ class Trials(ABC):
     def _mean(self, pair: Pair) -> Writes:
         """The mean over the reference prompts of a pair."""
         alternative = self._asked.request.alternative
-        prompts = reference_of(pair, self._asked.reference, alternative)
-        if prompts not in self._means:
+        length = length_of_mean(pair, alternative)
+        if length not in self._means:
+            prompts = of_length(self._asked.reference, length)
             mean = MeanWrites(by_position=alternative is not pairs.Alternative.MEAN)
             step = max(BLOCK_TOKENS // self._asked.longest, 1)
             for start in range(0, len(prompts), step):
                 mean.add(self._record(prompts[start : start + step]))
-            self._means[prompts] = mean.mean(self._decoder.dtype)
-        return self._means[prompts]
+            self._means[length] = mean.mean(self._decoder.dtype)
+        return self._means[length]
 
     def _record(self, prompts: Sequence[tuple[int, ...]]) -> RecordedRuns:
         """The runs of *prompts*, with what the request changes."""

@@ -69,10 +69,14 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 
-def reference_of(pair: Pair, reference: Sequence[Tokens], alternative: Alternative) -> tuple[Tokens, ...]:
-    """The *reference* prompts, shortest first, whose mean an *alternative* has for a pair."""
-    is_by_length = alternative is Alternative.MEAN_BY_LENGTH
-    return tuple(sorted((one for one in reference if len(one) == len(pair.base) or not is_by_length), key=len))
+def length_of_mean(pair: Pair, alternative: Alternative) -> int | None:
+    """How many tokens the prompts have whose mean an *alternative* has for a pair; None for any number."""
+    return len(pair.base) if alternative is Alternative.MEAN_BY_LENGTH else None
+
+
+def of_length(reference: Sequence[Tokens], length: int | None) -> list[Tokens]:
+    """The *reference* prompts of *length*, or all of them, shortest first."""
+    return sorted((one for one in reference if length in {None, len(one)}), key=len)
 
 
 R = TypeVar("R", AttributeRequest, CircuitRequest, PatchRequest)

@@ -16,7 +16,7 @@ from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.pipeline.directions import naming, vectors_of
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, reference_of
+from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, length_of_mean, of_length
 from dst_grpc.pipeline.passes import load_tensors
 
 if TYPE_CHECKING:
@@ -78,8 +78,10 @@ class PatchRuns:
         self._splices, self._check = splices, check
         self.n_passes = 0
         """Forward passes so far."""
-        self._means: dict[tuple[Tokens, ...], Recorded] = {}
-        self._written: dict[tuple[Tokens, ...], Writes] = {}
+        self._means: dict[int | None, Recorded] = {}
+        """Of what is read, by the length of their prompts; None for prompts of any length."""
+        self._written: dict[int | None, Writes] = {}
+        """Of what sources write, likewise."""
 
     def recorded(self, block: range) -> PairRuns:
         """The runs of a block of pairs without any change."""
@@ -155,15 +157,16 @@ class PatchRuns:
 
     def _mean(self, pair: Pair) -> Recorded:
         """The mean over the reference prompts of a pair of what is read."""
-        prompts = reference_of(pair, self._asked.reference, self._asked.request.alternative)
-        if prompts not in self._means:
+        length = length_of_mean(pair, self._asked.request.alternative)
+        if length not in self._means:
+            prompts = of_length(self._asked.reference, length)
             mean = MeanOfRuns(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
             sites, splices = self._asked.sites, self._splices
             self._in_batches(
                 prompts, partial(mean.add, decoder=self._decoder, sites=sites, splices=splices, check=self._check)
             )
-            self._means[prompts] = mean.mean(self._decoder.dtype)
-        return self._means[prompts]
+            self._means[length] = mean.mean(self._decoder.dtype)
+        return self._means[length]
 
     def _in_batches(self, prompts: Sequence[Tokens], add: Callable[[Sequence[Tokens]], object]) -> None:
         """Add all *prompts*, the longest first, in batches."""
@@ -240,13 +243,14 @@ class PatchRuns:
 
     def _mean_writes(self, pair: Pair) -> Writes:
         """The mean over the reference prompts of a pair of what sources write."""
-        prompts = reference_of(pair, self._asked.reference, self._asked.request.alternative)
-        if prompts not in self._written:
+        length = length_of_mean(pair, self._asked.request.alternative)
+        if length not in self._written:
+            prompts = of_length(self._asked.reference, length)
             mean = MeanWrites(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
             record_all = partial(record, decoder=self._decoder, splices=self._splices, check=self._check)
             self._in_batches(prompts, lambda some: mean.add(record_all(some)))
-            self._written[prompts] = mean.mean(self._decoder.dtype)
-        return self._written[prompts]
+            self._written[length] = mean.mean(self._decoder.dtype)
+        return self._written[length]
 
 
 def _places(numbers: Sequence[int]) -> Places:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from dst_grpc.client import make_attribute_request, make_circuit_request, make_patch_request
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.attribute_answers import AttributeHeader, ScoreValues
@@ -325,6 +326,15 @@ def test_a_search_tries_each_node_from_the_last_layer_to_the_first(threshold: fl
     last = found.of(CircuitPartKind.PROGRESS)[-1]
     assert (last.done, last.total, last.kept_edge_count) == (len(order), len(order), len(kept))
     assert 0 < len(kept) < len(order)
+
+
+def test_an_answer_takes_no_more_memory_than_is_estimated() -> None:
+    world = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
+    pairs = [{"clean": CLEAN, "corrupt": CORRUPT, **METRIC}] * 8
+    request = make_circuit_request(pairs=pairs, autoencoders=tuple(world.sets), latents=True)
+    asked = plan_circuit(request, world.registry)
+    # The model of the tests has numbers of 8 bytes, twice those that are estimated for.
+    assert peak_bytes(lambda: Answered(world, asked)) <= 2 * asked.peak_bytes
 
 
 def refused(error: type[Exception], world: models.World, **arguments: Any) -> list[str]:
