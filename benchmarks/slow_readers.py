@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.serving import write_tokens
-from tests.load.common import DERIVE, Target, large, quantile, serving, simple, watched
+from tests.load.common import DERIVE, Target, estimated, large, quantile, serving, simple, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +26,8 @@ _CALLS = 200
 _SLOW_READER_SECONDS = 30.0
 _IDLE_SECONDS = 0.05
 _UNREAD_MIB = 64
-_OF_WINDOWS_MIB = 8
-"""What gRPC and the system take of each call before a write waits."""
-_OF_CALLS_MIB = 2
-"""Of each call: the one message that may always wait, and the frames that it is joined from."""
+_OF_GRPC_MIB = 2
+"""Of each call, the message that waits to be sent, and gRPC's copy of it; a bare grpc.aio server takes as much."""
 
 
 def _derive(channel: Any, request: Any, token: str) -> Any:
@@ -57,11 +55,13 @@ async def _until_idle(target: Target) -> None:
             return
 
 
-async def _measure(target: Target) -> tuple[float, float, float, int, float]:
+async def _measure(target: Target) -> tuple[float, float, float, int, float, float]:
     numbers = itertools.count()
     async with target.channel() as channel, watched(target) as peak:
         await _latencies(channel, numbers)
         alone = quantile(await _latencies(channel, numbers), 0.99)
+        request = large(0, _TOKENS)
+        of_run = (await estimated(channel, request, (("authorization", f"Bearer {_OTHER}"),))).peak_bytes / 2**20
         before = target.memory_mib
         readers = [target.channel() for _ in range(_READERS)]
         calls = []
@@ -77,19 +77,23 @@ async def _measure(target: Target) -> tuple[float, float, float, int, float]:
             each.cancel()
         for reader in readers:
             await reader.close()
-    return alone, while_they_run, beside, taken, seconds
+    return alone, while_they_run, beside, taken, of_run, seconds
 
 
 def report() -> Iterator[str]:
-    """The 99th percentile beside and without them, and memory."""
+    """The 99th percentile beside and without them, and memory; without recordings, which have a budget of their own."""
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         write_tokens(tokens, {token: token for token in (_READER, _OTHER)})
         arguments = ("--slow-reader-seconds", str(_SLOW_READER_SECONDS), "--max-unread-bytes", str(_UNREAD_MIB << 20))
+        arguments += ("--store-bytes", "0")
         with serving(*arguments, "--auth-token-file", str(tokens)) as target:
-            alone, while_they_run, beside, taken, seconds = asyncio.run(_measure(target))
+            alone, while_they_run, beside, taken, of_run, seconds = asyncio.run(_measure(target))
     yield f"{_READERS} readers that never read, of answers of hundreds of MiB, for {seconds:.0f} s"
     yield f"  99 % of another's small requests within {1000 * beside:.0f} ms, {1000 * alone:.0f} ms without readers:"
     yield f"  x {beside / alone:.2f} (1.5 is right); x {while_they_run / alone:.2f} while the readers' passes run"
-    bound = _UNREAD_MIB + (_OF_CALLS_MIB + _OF_WINDOWS_MIB) * _READERS
-    yield f"  memory taken at most: {taken} MiB; the outbox budget, and what gRPC holds of each call, are {bound} MiB"
+    bound = _UNREAD_MIB + (of_run + _OF_GRPC_MIB) * _READERS
+    yield (
+        f"  memory taken at most: {taken} MiB; the outbox budget, and of each reader the estimate of its run and what"
+        f" gRPC holds, are {bound:.0f} MiB"
+    )
