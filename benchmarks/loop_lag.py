@@ -1,14 +1,15 @@
 """By how much the worst requests make the event loop late: `python -m benchmarks loop_lag`.
 
 Each is sent alone, several times, to a server in a process of its own that measures its event loop. Other processes
-make it late too, so that the smallest of the largest lags of each time counts; that of an idle server stands beside
-them.
+make it late too: what it waited for a processor is taken off, and the smallest of the largest lags of each time
+counts; that of an idle server stands beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from dst_grpc.observability.event_loop import measure_lag
 from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
+from scripts.serving import queued_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -36,10 +38,11 @@ _IDLE_SECONDS = 0.2
 
 async def _serve(connection: Connection) -> None:
     """Serve; answer each message of the pipe with the largest lag since the one before; until the pipe closes."""
-    worst = [0.0]
+    worst, queued = [0.0], [0.0]
 
     def observe(seconds: float) -> None:
-        worst[0] = max(worst[0], seconds)
+        before, queued[0] = queued[0], queued_seconds(os.getpid())
+        worst[0] = max(worst[0], seconds - (queued[0] - before))
 
     def answer() -> None:
         with suppress(EOFError):

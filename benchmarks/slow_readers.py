@@ -85,9 +85,9 @@ def report() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         write_tokens(tokens, {token: token for token in (_READER, _OTHER)})
-        arguments = ("--slow-reader-seconds", str(_SLOW_READER_SECONDS), "--max-unread-bytes", str(_UNREAD_MIB << 20))
-        arguments += ("--store-bytes", "0")
-        with serving(*arguments, "--auth-token-file", str(tokens)) as target:
+        arguments = ["--slow-reader-seconds", str(_SLOW_READER_SECONDS), "--max-unread-bytes", str(_UNREAD_MIB << 20)]
+        arguments += ["--store-bytes", "0", "--auth-token-file", str(tokens)]
+        with serving(*arguments) as target:
             alone, while_they_run, beside, taken, of_run, seconds = asyncio.run(_measure(target))
     yield f"{_READERS} readers that never read, of answers of hundreds of MiB, for {seconds:.0f} s"
     yield f"  99 % of another's small requests within {1000 * beside:.0f} ms, {1000 * alone:.0f} ms without readers:"

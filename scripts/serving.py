@@ -34,6 +34,15 @@ class Server:
         return time.clock_gettime(~self.pid << 3 | _PROCESS_CLOCK)
 
 
+def queued_seconds(pid: int) -> float:
+    """How long the first thread of a process, which runs its event loop, has waited for a processor; 0 where the system
+    does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 @contextmanager
 def running(*command: str, log: Path | None = None, **environment: str) -> Iterator[Server]:
     """Run Python with *command*, which prints where it is ready, and stop it afterwards.
