@@ -145,8 +145,8 @@ async def test_nothing_is_held_after_an_answer_and_less_once_it_is_known_how_muc
     async with aclosing(pipeline.graph(request)) as steps:
         held = [held_bytes(pipeline) async for _ in steps]
     limit = pipeline._executor.memory_of(ALICE.caller)
-    assert held[0] == limit
-    assert finishing_bytes(len(CASE.graph.effects), len(CASE.graph.nodes)) <= held[3] < limit // 10
+    least = finishing_bytes(len(CASE.graph.effects), len(CASE.graph.nodes))
+    assert all(least <= one < limit // 10 for one in held[:-1])
     assert held_bytes(pipeline) == 0
     assert all(status.pins == 0 for status in cache.statuses())
 
