@@ -5,7 +5,8 @@ caller is given a quantum, once, and what its jobs cost is taken from it: first 
 the difference to what they took. A batch begins with the job whose turn it is, and is filled up with jobs that can run
 together with it, of every caller in turn; their callers are charged too, below zero if need be, and wait until that is
 made up for. So a caller with a long queue gets its part of the device, and one without waits for about a turn of each
-other.
+other. Unlike in that paper, who has nothing waiting saves a little: whoever asks now and then, but for several things
+at once, would else be held up by who always asks.
 
 A job is a pass, or a step of an answer that has begun: steps are charged alike, so that a long answer does not keep the
 device from others.
@@ -47,11 +48,16 @@ _USUAL = 0.9
 """The quantum is this quantile of recent costs: the largest that is usual, so that a turn is at least one such job."""
 _FIRST_QUANTUM = 0.01
 _LEAST_QUANTUM = 0.001
-_BATCH_SECONDS = 0.05
-"""The longest batch, if the quantum is not longer; and a single job, or those of a single request, may be."""
-_BATCH_SECONDS_ALONE = 1.0
+_SAVED = 2.0
+"""Quanta that a caller has of whom nothing waited for a few turns: so much of what it then asks at once runs in a turn,
+as if it had asked meanwhile."""
+_BATCH = 0.05, 128
+"""Seconds of the longest batch, unless the quantum is longer; and tokens that it may have however long they take. With
+few tokens a device fetches weights rather than computes: more of them take hardly longer."""
+_BATCH_ALONE = 1.0, 512
+"""The same of a caller who is alone: longer batches do more, and keep nobody waiting."""
 _ALONE_AFTER_SECONDS = 10.0
-"""After so long a caller whom no other has interrupted is alone: longer batches do more, and keep nobody waiting."""
+"""After so long a caller whom no other has interrupted is alone."""
 _OFFERED = 64
 """Jobs of a caller, the next ones, among which companions of a batch are looked for."""
 
@@ -113,7 +119,7 @@ class Scheduler:
         key = _key_of(ticket)
         ticket.expected = self._wait(key, _weight_of(ticket), cost)
         flow = self._ring.get(key)
-        wait = ticket.expected * (1.0 if flow is None else flow.pace)
+        wait = ticket.expected * (flow.pace if flow else 1.0)
         if wait > _MOST_OF_TIME * remaining:
             raise Exhausted(
                 f"the answer can be expected in {wait:.3g} s, too late for a deadline in {max(remaining, 0.0):.3g} s",
@@ -140,15 +146,16 @@ class Scheduler:
         """
         quantum, running = self._quantum, self._running
         wait = 0.0 if running is None else max(running.started + running.cost - self._clock(), 0.0)
-        own = cost
+        own, saved = cost, _SAVED * quantum * weight
         others = []
         for flow in list(self._ring.values()):
             if flow.key == key:
-                own += flow.seconds - min(flow.deficit, 0.0)
+                own += flow.seconds
+                saved = flow.deficit
             else:
                 others.append(flow)
         for flow in others:
-            turns = (own + quantum) * flow.weight / weight + min(flow.deficit, 0.0)
+            turns = (max(own - saved, 0.0) + quantum) * flow.weight / weight + flow.deficit
             wait += max(min(turns, flow.seconds), 0.0)
         return wait + own
 
@@ -163,9 +170,11 @@ class Scheduler:
             self._interrupted_at = job.since
         self._latest = key
         flow = self._ring.get(key)
+        weight = _weight_of(job.ticket)
         if flow is None:
             flow = self._ring[key] = Flow(key)
-        flow.weight = _weight_of(job.ticket)  # a reload may have changed it
+            flow.deficit = _SAVED * self._quantum * weight
+        flow.weight = weight  # a reload may have changed it
         flow.add(job)
         self._charge(job.ticket.caller.name, job.cost)
 
@@ -315,17 +324,16 @@ class Scheduler:
                 flow.deficit += (rounds - 1) * self._quantum * flow.weight
 
     def _end_turn(self, flow: Flow) -> None:
-        """Pass the turn on. Who has nothing waiting keeps no credit; who has, no more than its next job costs and a
-        quantum."""
+        """Pass the turn on. Nobody keeps more than may be saved, or than its next job costs and a quantum."""
         self._is_new_turn = True
         self._turns_left -= 1
         if self._turns_left <= 0:
             self._begin_round()
-        head = flow.head
-        if head is None and flow.deficit >= 0:
+        head, saved = flow.head, _SAVED * self._quantum * flow.weight
+        if head is None and flow.deficit >= saved:
             del self._ring[flow.key]
             return
-        most = self._quantum * flow.weight + (0.0 if head is None else head.cost)
+        most = saved if head is None else max(self._quantum * flow.weight + head.cost, saved)
         flow.deficit = min(flow.deficit, most)
         self._ring.move_to_end(flow.key)
 
@@ -342,7 +350,7 @@ class Scheduler:
         so that a job that fits no batch is not overtaken again and again.
         """
         first = batch.jobs[0]
-        seconds, holder = self._batch_seconds, _key_of(first.ticket)
+        longest, holder = self._longest_batch, _key_of(first.ticket)
         offers = {key: iter(list(flow)) for key, flow in self._ring.items()}
         offers[holder] = self._ring[holder].similar(first, _OFFERED)
         for is_in_credit in (True, False):
@@ -352,7 +360,7 @@ class Scheduler:
                 if is_in_credit and self._ring[key].deficit < 0:
                     continue
                 for job in offers[key]:
-                    if job.group == first.group and self._has_room(batch, job, seconds):
+                    if job.group == first.group and self._has_room(batch, job, *longest):
                         yield job
                         turns.append(key)
                         break
@@ -360,23 +368,24 @@ class Scheduler:
                         del offers[key]
                         break
 
-    def _has_room(self, batch: Batch, job: Job, seconds: float) -> bool:
+    def _has_room(self, batch: Batch, job: Job, seconds: float, n_tokens: int) -> bool:
         padded = batch.padded_with(job)
         return (
             padded <= self.max_batch_tokens
             and padded <= MAX_PADDING * (batch.n_tokens + job.n_tokens)
             # A request waits for all its passes, and its caller makes up for them: apart they would only take longer.
-            and (batch.cost + job.cost <= seconds or job.ticket is batch.jobs[0].ticket)
+            and (batch.cost + job.cost <= seconds or padded <= n_tokens or job.ticket is batch.jobs[0].ticket)
             and self.memory.fits(job.ticket)
             and not self._is_late(job)
             and job.goes_with(batch.jobs)
         )
 
     @property
-    def _batch_seconds(self) -> float:
-        """The longest that a batch may be estimated to take, unless the jobs of its first request do."""
+    def _longest_batch(self) -> tuple[float, int]:
+        """Seconds that a batch may be estimated to take, and the tokens that it may have however long they take."""
         is_alone = self._clock() - self._interrupted_at > _ALONE_AFTER_SECONDS
-        return max(self._quantum, _BATCH_SECONDS_ALONE if is_alone else _BATCH_SECONDS)
+        seconds, n_tokens = _BATCH_ALONE if is_alone else _BATCH
+        return max(self._quantum, seconds), n_tokens
 
 
 def _key_of(ticket: Ticket) -> FlowKey:

@@ -18,6 +18,7 @@ from dst_grpc.pipeline.scheduler import Scheduler
 SMALL, LARGE = 0.010, 0.080
 """Device seconds of the two kinds of requests."""
 P_LARGE = 0.2
+SECONDS_OF_A_TOKEN = SMALL / 16
 OVERHEAD = 0.004
 """Of each batch."""
 DEADLINE = 2.0
@@ -117,7 +118,8 @@ def simulate(
             except Exhausted:
                 ends[name].refused += 1
                 continue
-            job = Job(ticket=ticket, rate=rate, units=int(cost * UNITS), group="the only one")
+            n_tokens = round(cost / SECONDS_OF_A_TOKEN)
+            job = Job(ticket=ticket, rate=rate, units=int(cost * UNITS), group="the only one", n_tokens=n_tokens)
             cost_of[job], asked[job] = cost, clock.now
             scheduler.add(job)
         else:

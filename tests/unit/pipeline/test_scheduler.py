@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -57,9 +58,9 @@ def test_weights_are_the_parts_of_the_device() -> None:
 def test_a_quantum_is_given_once_a_turn_also_if_a_batch_cuts_the_turn_short() -> None:
     """Else whoever has a long queue would keep the turn."""
     device = Device(max_batch_tokens=1)
-    for name in ("greedy", "greedy", "greedy", "greedy", "polite"):
-        device.add(name, 10, group="same")
-    assert device.order(2).count("greedy") == 1
+    for name in (*("greedy",) * 9, "polite"):
+        device.add(name, 9, group="same")
+    assert device.order(4) == [*("greedy",) * 3, "polite"], "a quantum, and what it had saved"
 
 
 def test_items_of_streams_get_a_quarter_beside_what_somebody_waits_for() -> None:
@@ -89,15 +90,30 @@ def test_who_took_longer_than_estimated_makes_up_for_it() -> None:
     assert used["slow"] == pytest.approx(used["honest"], abs=0.04)
 
 
-def test_an_idle_caller_saves_nothing_up() -> None:
+def test_an_idle_caller_saves_two_quanta_up_and_no_more() -> None:
     device = Device()
     for _ in range(50):
         device.add("busy")
     device.add("idle")
     device.order(40)
     for _ in range(50):
-        device.add("idle")
-    assert device.order(10).count("idle") <= 6
+        device.add("idle", 9)
+    turns = [len(list(jobs)) for name, jobs in groupby(device.order(10)) if name == "idle"]
+    assert turns[:3] == [3, 1, 1], "a quantum and what it had saved, then a quantum each"
+
+
+@pytest.mark.parametrize("pause", [1, 2, 3, 10])
+def test_what_is_saved_is_never_more_than_what_was_left_to_others(pause: int) -> None:
+    """However a caller spaces its bursts: beside one who always waits it gets half, and what it had saved at first."""
+    device, used = Device(), Counter[str]()
+    for i in range(600):
+        device.add("busy")
+        if i % pause == 0:
+            for _ in range(pause):
+                device.add("often")
+        (job,) = device.run()
+        used[job.ticket.caller.name] += 1
+        assert used["often"] <= used["busy"] + 4, "two quanta, one of the turn, and one that is not made up for yet"
 
 
 def test_steps_of_a_long_answer_and_passes_of_others_alternate() -> None:
@@ -161,7 +177,7 @@ def test_a_batch_is_no_longer_than_one_usual_job_while_several_callers_ask() -> 
     device = Device()
     for _ in range(40):
         for name in ("a", "b"):
-            device.add(name, 10, group="same")
+            device.add(name, 10, group="same", n_tokens=64)
     batches = [device.start().cost]
     for _ in range(10):
         device.scheduler.finish(())
@@ -169,13 +185,23 @@ def test_a_batch_is_no_longer_than_one_usual_job_while_several_callers_ask() -> 
     assert max(batches) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(("names_of", "n_tokens"), [(("a", "b"), 128), (("a",), 512)])
+def test_a_batch_of_few_tokens_may_take_long(names_of: Sequence[str], n_tokens: int) -> None:
+    """A device that takes so long for few tokens is busy with fetching weights, which many tokens share."""
+    device = Device()
+    for _ in range(40):
+        for name in names_of:
+            device.add(name, 200, group="same", n_tokens=16)
+    assert device.start().n_tokens == n_tokens
+
+
 def test_the_passes_of_one_request_run_together_however_long_they_take() -> None:
     device = Device()
     mine = device.ticket("one")
     for _ in range(3):
-        device.add("one", 40, ticket=mine, group="same")
+        device.add("one", 40, ticket=mine, group="same", n_tokens=100)
     for name in ("one", "other"):
-        device.add(name, 40, group="same")
+        device.add(name, 40, group="same", n_tokens=100)
     jobs = device.run()
     assert [job.ticket for job in jobs] == [mine] * 3
     assert names(device.run()) == ["other"], "what they took is made up for"

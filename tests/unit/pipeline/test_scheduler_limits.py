@@ -137,7 +137,9 @@ def test_a_caller_without_a_queue_waits_for_a_turn_of_the_other() -> None:
         device.add("greedy", 10)
     device.run()
     device.start()
-    assert device.scheduler.expected_wait == pytest.approx(0.010 + 0.010), "what runs, and a quantum"
+    assert device.scheduler.expected_wait == pytest.approx(0.010 + 0.010 + 0.010), (
+        "what runs, what the other has left of its turn, and a quantum"
+    )
     device.scheduler.check(device.ticket("polite", deadline=device.clock.now + 0.060), 0.010)
 
 

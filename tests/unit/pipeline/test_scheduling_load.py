@@ -24,7 +24,7 @@ def test_polite_callers_are_served_in_time_whatever_a_greedy_one_does(load: floa
     assert result.useful >= 0.94 * min(load, CAPACITY)
     assert result.of([GREEDY]).late <= 0.05 * result.of([GREEDY]).sent, "it is refused at once, or served"
     alone = simulate({name: offered[name] for name in polite}, a_scheduler).of(polite)
-    assert quantile(result.of(polite).seconds, 0.99) <= 3 * quantile(alone.seconds, 0.99)
+    assert quantile(result.of(polite).seconds, 0.99) <= 2.5 * quantile(alone.seconds, 0.99)
 
 
 def test_too_much_from_everybody_is_refused_rather_than_late() -> None:
