@@ -158,7 +158,7 @@ async def _derive(client: AsyncClient, targets: Iterator[int]) -> None:
     await client.derive_request(small_request(next(targets)))
 
 
-def _in_process() -> Callable[[], Awaitable[object]]:
+def in_process() -> Callable[[], Awaitable[object]]:
     """The small question without a server: plan, run, derive."""
     from dst_grpc.contexts.loading import FileLoader
 
@@ -188,7 +188,7 @@ async def _report(address: str, bare_address: str) -> list[str]:
         large = to_wire(large_request())
         targets = itertools.count()
         over_loopback = partial(_derive, client, targets)
-        found = await _medians({"in process": _in_process(), "over loopback": over_loopback}, 50)
+        found = await _medians({"in process": in_process(), "over loopback": over_loopback}, 50)
         added = (found["over loopback"] - found["in process"]) * 1e3
         lines.append(
             f"Derive, small answer: {found['over loopback'] * 1e3:.2f} ms over loopback,"
