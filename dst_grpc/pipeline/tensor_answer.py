@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import PlannedScalar
     from dst_grpc.pipeline.run import RunResult
 
-STEP_BYTES = 1 << 20
-"""A step derives tensors until it has this many bytes; a small answer is a single step."""
+STEP_BYTES = (1 << 20) - 4096
+"""A step derives tensors until it has this many bytes, or as many rows of one as fit, which is what a message holds; a
+small answer is a single step."""
 
 Tensor = DenseTensor | TensorRows | SparseTensor
 
@@ -86,8 +87,9 @@ class TensorAnswer:
             ready.append(tensor)
             size += tensor.values.nbytes
             is_last = tensor.info is self._infos[-1] and _is_end(tensor)
+            is_full = size >= self._step_bytes or isinstance(tensor, TensorRows)
             del tensor  # the next is derived while this one is sent
-            if size >= self._step_bytes and not is_last:
+            if is_full and not is_last:
                 yield ready
                 ready, size = [], 0
         self._is_complete = True
