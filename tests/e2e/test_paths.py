@@ -303,11 +303,12 @@ class Rig:
     def held(self) -> tuple[list[str], list[str], int]:
         """Contexts in the cache, files that are open or mapped, and the number of threads that neither load nor plan.
 
-        Those that do end with their work, a moment after its outcome is known; they are waited for.
+        Those that load end with their work, a moment after its outcome is known; they are waited for. Those that plan
+        stay, and are started as they are needed.
         """
         gc.collect()
         for thread in threading.enumerate():
-            if thread.name.startswith(("dst-load", "dst-plan")):
+            if thread.name.startswith("dst-load"):
                 thread.join(CALL_SECONDS)
                 assert not thread.is_alive()
         contexts = [f"{status.handle} {status.state}" for status in self.cache.statuses()]
@@ -317,7 +318,8 @@ class Rig:
                 files.append(str(link.readlink()))
         opened = sorted(file for file in files if file.startswith("/") and not file.startswith("/proc"))
         mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(self.root) in line]
-        return contexts, opened + mapped, threading.active_count()
+        others = [thread for thread in threading.enumerate() if not thread.name.startswith("dst-plan")]
+        return contexts, opened + mapped, len(others)
 
 
 def with_a_vocabulary_too_large(folder: Path) -> Path:
