@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.measure import forget_peak, resident_bytes
 from benchmarks.subjects import GPT2_SMALL
 from dst_grpc import embedded
 from dst_grpc.contexts import ContextCache, Registry
@@ -68,19 +69,6 @@ def write_gpt2_small(folder: Path, dtype: torch.dtype, *, tied: bool = True) -> 
 
 def _registry(folder: str) -> Registry:
     return Registry.build(models={"a": Path(folder)}, device="cpu", include_embedded=False)
-
-
-def resident_bytes(field: str = "VmRSS") -> int:
-    """Resident memory of this process: now, or at most since `forget_peak` ("VmHWM")."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise RuntimeError(f"the system does not tell {field}")
-
-
-def forget_peak() -> None:
-    """Let the peak of resident memory begin anew."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def settled_bytes() -> int:

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +71,19 @@ def interleaved(work: Mapping[str, Callable[[], object]], n_rounds: int) -> Roun
 def conditions(n_rounds: int) -> str:
     """How times were measured, for the head of a report."""
     return f"{torch.get_num_threads()} threads, {n_rounds} rounds, medians and the middle half"
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Resident memory of this process: now, or at most since `forget_peak` ("VmHWM")."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"the system does not tell {field}")
+
+
+def forget_peak() -> None:
+    """Let the peak of resident memory begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

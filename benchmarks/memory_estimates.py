@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.contexts import forget_peak, resident_bytes, settled_bytes, write_gpt2_small
+from benchmarks.contexts import settled_bytes, write_gpt2_small
+from benchmarks.measure import forget_peak, resident_bytes
 from benchmarks.subjects import DEBUGGING_REQUEST, NEURONS_AND_HEADS
 from dst_grpc import embedded
 from dst_grpc._gen.dst.v1 import explain_pb2

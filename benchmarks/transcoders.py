@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-from benchmarks.contexts import forget_peak, resident_bytes, write_gpt2_small
-from benchmarks.measure import conditions, interleaved
+from benchmarks.contexts import write_gpt2_small
+from benchmarks.measure import conditions, forget_peak, interleaved, resident_bytes
 from benchmarks.subjects import GPT2_SMALL
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
