@@ -7,16 +7,15 @@ tokens and 1,000 features.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from benchmarks import subjects
+from benchmarks import graph_weights as w
+from benchmarks.graphs import built, subject
 from benchmarks.measure import conditions, interleaved
 from dst_grpc._gen.dst.v1 import graph_pb2
 from dst_grpc.client._graphs import GraphViewCollector
-from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_queries import (
     GraphEdgeQuery,
@@ -26,9 +25,6 @@ from dst_grpc.domain.graph_queries import (
     QueryGraphRequest,
 )
 from dst_grpc.domain.results import Provenance, RunStatistics, RunSummary
-from dst_grpc.engine.autoencoder import Autoencoder
-from dst_grpc.engine.transcoders import Transcoders
-from dst_grpc.graphs.building import build
 from dst_grpc.graphs.influence import scores
 from dst_grpc.graphs.question import GraphQuestion
 from dst_grpc.pipeline.graph_parts import edge_parts, node_parts, score_parts
@@ -38,25 +34,20 @@ from dst_grpc.wire.envelope import Envelope
 from dst_grpc.wire.frames import ValueCutter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dst_grpc.domain.graph_answers import GraphPart
     from dst_grpc.domain.graph_queries import GraphQuestion as Question
-    from dst_grpc.graphs.nodes import AttributionGraph
 
-_TOKENS, _FEATURES, _NODES = 64, 4096, 1000
+_TOKENS, _NODES = w.CASES[-1]
 _ROUNDS = 15
 
 
 def whole_graph() -> WholeGraph:
     """The graph."""
-    decoder = subjects.gpt2_small()
-    config, generator = decoder.config, torch.Generator().manual_seed(0)
-    by_layer = {layer: _transcoder(config.d_model, generator) for layer in range(config.n_layers)}
-    tokens = torch.randint(2, config.vocab_size, (_TOKENS,), generator=generator).tolist()
-    asked = GraphQuestion(token_ids=(1, *tokens[1:]), max_feature_nodes=_NODES, batch_size=64)
-    graph = _built(build(asked, decoder, Transcoders.per_layer(config.n_layers, by_layer)))
-    edges, of_graph = GraphEdges.of_matrix(graph.adjacency), scores(graph)
+    asked = GraphQuestion(token_ids=tuple(w.prompt(_TOKENS)), max_feature_nodes=_NODES, batch_size=w.BATCH_SIZE)
+    graph, _ = built(asked, *subject())
+    edges, of_graph = GraphEdges.of_matrix(graph.effects, graph.nodes.readers), scores(graph)
     return WholeGraph(
         model="gpt2",
         transcoders="gpt2/random",
@@ -66,25 +57,6 @@ def whole_graph() -> WholeGraph:
         of_graph=of_graph,
         scores=pruned(graph, of_graph, len(edges), 0.8, 0.98).scores,
         provenance=Provenance(model="gpt2", model_digest="0" * 64),
-    )
-
-
-def _built(steps: Generator[object, None, AttributionGraph]) -> AttributionGraph:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast("AttributionGraph", end.value)
-
-
-def _transcoder(width: int, generator: torch.Generator) -> Autoencoder:
-    return Autoencoder(
-        pre_bias=torch.zeros(width),
-        encoder=torch.randn(_FEATURES, width, generator=generator) / width**0.5,
-        latent_bias=torch.full((_FEATURES,), -2.2),
-        decoder=torch.randn(width, _FEATURES, generator=generator) * 0.02,
-        decoder_bias=torch.zeros(width),
-        input_norm=ModelNorm.MLP_NORM_WITHOUT_GAIN,
     )
 
 

@@ -86,7 +86,7 @@ def subject() -> tuple[Decoder, Transcoders]:
     return Decoder(GPT2_SMALL, weights), Transcoders.per_layer(w.LAYERS, by_layer)
 
 
-def _built(question: GraphQuestion, decoder: Decoder, transcoders: Transcoders) -> tuple[AttributionGraph, float]:
+def built(question: GraphQuestion, decoder: Decoder, transcoders: Transcoders) -> tuple[AttributionGraph, float]:
     """The graph, and the seconds of the processor until the first rows."""
     started, first = time.process_time(), 0.0
     building = build(question, decoder, transcoders)
@@ -112,7 +112,7 @@ def _ours(n_tokens: int, most: int, threads: int, path: str, answer: Connection)
     before = resident_bytes()
     forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    graph, first = _built(question, decoder, transcoders)
+    graph, first = built(question, decoder, transcoders)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resident_bytes("VmHWM") - before
     np.savez(path, active=graph.nodes.active, selected=graph.nodes.selected, adjacency=graph.adjacency)

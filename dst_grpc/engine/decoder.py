@@ -77,9 +77,13 @@ class Decoder:
     @cached_property
     def mean_unembedding(self) -> torch.Tensor:
         """Mean [d] of the unembedding's columns, at least in float32."""
-        # Some channels at a time: on a CPU, all of them would first be copied as float64.
-        means = [some.mean(dim=1, dtype=torch.float64) for some in self.unembedding.split(_CHANNELS_AT_ONCE)]
-        return torch.cat(means).to(torch.promote_types(self.dtype, torch.float32))
+        # Some channels at a time, in one place: on a CPU, all of them would first be copied as float64.
+        means = torch.empty(self.config.d_model, dtype=torch.float64, device=self.device)
+        copy = torch.empty(_CHANNELS_AT_ONCE, self.config.vocab_size, dtype=torch.float64, device=self.device)
+        parts = zip(means.split(_CHANNELS_AT_ONCE), self.unembedding.split(_CHANNELS_AT_ONCE), strict=True)
+        for mean, some in parts:
+            torch.mean(copy[: len(some)].copy_(some), dim=1, out=mean)
+        return means.to(torch.promote_types(self.dtype, torch.float32))
 
     def forward(
         self,
