@@ -13,6 +13,7 @@ from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
 from dst_grpc.cli._explain import explain
+from dst_grpc.cli._graph import graph
 from dst_grpc.cli._patch import patch
 from dst_grpc.cli._registry import pull, reload
 from dst_grpc.cli._resolve import resolve
@@ -50,6 +51,7 @@ for command in (
     explain,
     patch,
     circuit,
+    graph,
     resolve,
     models,
     types,

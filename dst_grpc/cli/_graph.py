@@ -1,0 +1,183 @@
+"""`dst-grpc graph`: which features of transcoders, tokens and errors make the next token, as a summary or a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+from rich.text import Text
+
+from dst_grpc.cli._arguments import PromptArgument
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._explain import write_page
+from dst_grpc.cli._graph_page import graph_page
+from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._tables import print_rows
+from dst_grpc.cli._token_names import token_names
+from dst_grpc.client import (
+    DEFAULT_TARGET,
+    GraphAnswer,
+    GraphPhase,
+    GraphProgress,
+    NodeRow,
+    make_graph_request,
+    viewer_json,
+)
+from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
+from dst_grpc.errors import InvalidRequest
+
+PHASES = {
+    GraphPhase.TARGETS: "edges into targets",
+    GraphPhase.FEATURES: "edges into features",
+    GraphPhase.PRUNING: "pruning",
+}
+PATHS = 5
+
+TranscodersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--transcoders", metavar="NAME", help="The set of transcoders. Default: the model's, if it has only one set."
+    ),
+]
+GraphTargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="TOKEN",
+        help="Trace back from this token (mind the leading space); may be repeated. Default: the likely next tokens.",
+    ),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE.json", help='Names of features to show: {"f3.120": "capitals"}.'),
+]
+
+
+def graph(
+    prompt: PromptArgument,
+    *,
+    transcoders: TranscodersOption = None,
+    target: GraphTargetOption = None,
+    max_features: Annotated[
+        int | None,
+        typer.Option("--max-features", min=1, help="At most so many features, those of the largest influence."),
+    ] = None,
+    node_threshold: Annotated[
+        float, typer.Option("--node-threshold", min=0, max=1, help="The share of influence that kept nodes have.")
+    ] = DEFAULT_NODE_THRESHOLD,
+    edge_threshold: Annotated[
+        float, typer.Option("--edge-threshold", min=0, max=1, help="The same of kept edges.")
+    ] = DEFAULT_EDGE_THRESHOLD,
+    begin: Annotated[
+        bool, typer.Option("--begin/--no-begin", help="Put a special token first, if the prompt has none there.")
+    ] = True,
+    labels: LabelsOption = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Features to print.")] = 10,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the graph.")] = None,
+    to_json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the file of circuit-tracer's and Neuronpedia's viewers."),
+    ] = None,
+    model: ModelOption = None,
+    server: ServerOption = DEFAULT_TARGET,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Compute the attribution graph of a prompt: which features, tokens and errors act on which, and on the logits.
+
+    A feature is named f3.120@5: feature 120 of layer 3 at token 5; an error of a transcoder e3@5, a token t5.
+
+    Example: dst-grpc graph "The capital of France is" --html graph.html
+    """
+    with errors_reported(as_json=False):
+        known = {} if labels is None else read_labels(labels)
+        request = make_graph_request(
+            prompt,
+            transcoders or "",
+            targets=target or (),
+            max_feature_nodes=max_features,
+            node_threshold=node_threshold,
+            edge_threshold=edge_threshold,
+            begin_token="automatic" if begin else "as_given",
+            model=model or None,
+        )
+        with connect(server) as client, progress_bar() as progress:
+            task = progress.add_task("", total=None)
+            answer = client.graph_request(
+                request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
+            )
+        if to_json is not None:
+            _write(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False))
+            typer.echo(f"{to_json} is written")
+        if html is not None:
+            write_page(html, graph_page(answer, known))
+            typer.echo(f"{html} is written")
+        if to_json is None and html is None:
+            _print(answer, known, top)
+
+
+def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
+    progress.update(task, description=PHASES[news.phase], completed=news.done, total=news.total)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest.of("--json", f"cannot write {path}: {error.strerror}") from None
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Names of features, from a file of one JSON object."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest.of("--labels", f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidRequest.of("--labels", f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise InvalidRequest.of("--labels", f"{path} must hold one object with texts by the names of features")
+    return found
+
+
+def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
+    """The token and the label of a feature."""
+    label = labels.get(row.name, labels.get(row.name.partition("@")[0], ""))
+    return f"{tokens[row.token]!r}{f', {label}' if label else ''}"
+
+
+def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int) -> None:
+    out, header, summary = console(), answer.header, answer.summary
+    tokens = token_names(header.token_strings, header.token_ids)
+    out.print(Text.assemble(("Tokens: ", "bold"), " ".join(f"{i}{text!r}" for i, text in enumerate(tokens))))
+    if header.is_begin_token_added:
+        out.print(f"{tokens[0]!r} was put first: transcoders do not explain the first token.")
+    out.print(Text("Targets:", style="bold"))
+    print_rows(out, ("target", "weight"), [[repr(one.name), f"{one.weight:.4g}"] for one in header.targets])
+    out.print(
+        f"{header.feature_count} of {header.active_feature_count} active features; pruned to {summary.kept_node_count} "
+        f"of {header.node_count} nodes and {summary.kept_edge_count} of {summary.edge_count} edges"
+    )
+    out.print(
+        f"replacement score {summary.replacement_score:.3f}: the share of influence from tokens, not errors; "
+        f"completeness {summary.completeness_score:.3f}"
+    )
+    rows = [
+        [row.name, _at(tokens, row, labels), f"{row.activation:.4g}", f"{row.cumulative_score:.3f}"]
+        for row in answer.top(top)
+    ]
+    if rows:
+        out.print(Text("Features of the largest influence:", style="bold"))
+        print_rows(out, ("feature", "at", "activation", "score"), rows)
+        out.print("A score is the share of all influence that a feature and those above it have.")
+    first = answer.names[len(answer.table) - len(header.targets)]
+    out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))
+    paths = [
+        path for token in range(len(tokens)) for path in answer.paths(f"t{token}", first, PATHS, kinds=["feature"])
+    ]
+    for path in sorted(paths, key=lambda one: -abs(one.strength))[:PATHS]:
+        start = int(path.nodes[0].removeprefix("t"))
+        out.print(Text(f"  {path.strength:+.4f}  {tokens[start]!r} {' -> '.join(path.nodes)}"))

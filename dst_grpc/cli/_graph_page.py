@@ -1,0 +1,76 @@
+"""Self-contained HTML page of an attribution graph: layers up, tokens along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dst_grpc.cli._page import self_contained, short
+from dst_grpc.cli._token_names import token_names
+from dst_grpc.client import GraphAnswer, GraphNodeKind, NodeRow
+
+MAX_NODES = 600
+"""Nodes that the page draws, those of the largest influence."""
+MAX_EDGES = 4000
+"""Edges that the page draws between them, those of the largest shares of their targets."""
+
+
+def graph_page(graph: GraphAnswer, labels: Mapping[str, str]) -> str:
+    """The page, as HTML. *labels* are texts by the names of features, with their token or without."""
+    return self_contained("graph", graph_facts(graph, labels))
+
+
+def graph_facts(graph: GraphAnswer, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The data of the page's script."""
+    header, summary, edges = graph.header, graph.summary, graph.edges
+    rows = graph.nodes  # made anew whenever they are asked for
+    joined = np.zeros(len(rows), dtype=bool)
+    joined[edges.ends] = joined[edges.sources] = True
+    always = [row.kind in {GraphNodeKind.EMBEDDING, GraphNodeKind.TARGET} for row in rows]
+    candidates = [i for i, row in enumerate(rows) if joined[i] or always[i]]
+    candidates.sort(key=lambda i: (not always[i], rows[i].cumulative_score))
+    shown = sorted(candidates[:MAX_NODES])
+    places = {number: place for place, number in enumerate(shown)}
+    numbers = {row.name: i for i, row in enumerate(rows)}
+    ends = ((numbers[edge.source], numbers[edge.target], edge) for edge in graph.above(0.0))
+    drawn = [(places[source], places[end], edge) for source, end, edge in ends if source in places and end in places]
+    drawn.sort(key=lambda one: -one[2].share)
+    return {
+        "title": f"What makes {header.targets[0].name!r}",
+        "model": header.model,
+        "transcoders": header.transcoders,
+        "tokens": list(token_names(header.token_strings, header.token_ids)),
+        "added": header.is_begin_token_added,
+        "layers": header.layer_count,
+        "targets": [{"name": one.name, "weight": short(one.weight)} for one in header.targets],
+        "replacement": short(summary.replacement_score),
+        "completeness": short(summary.completeness_score),
+        "nodes": [
+            {
+                "name": row.name,
+                "kind": row.kind.value,
+                "layer": header.layer_count if row.kind is GraphNodeKind.TARGET else row.layer,
+                "token": row.token,
+                "activation": short(row.activation),
+                "score": short(row.cumulative_score),
+                "label": _label(graph, i, row, labels),
+            }
+            for i, row in zip(shown, map(rows.__getitem__, shown), strict=True)
+        ],
+        "edges": [(source, end, short(edge.weight), short(edge.share)) for source, end, edge in drawn[:MAX_EDGES]],
+        "nodeCount": summary.kept_node_count,
+        "edgeCount": len(edges),
+        "footer": f"Made by dst-grpc with {graph.trailer.provenance.model}.",
+    }
+
+
+def _label(graph: GraphAnswer, number: int, row: NodeRow, labels: Mapping[str, str]) -> str:
+    """What a node is called besides its name."""
+    first_target = len(graph.table) - len(graph.header.targets)
+    if number >= first_target:
+        return graph.header.targets[number - first_target].name
+    if row.kind is GraphNodeKind.EMBEDDING:
+        return graph.header.token_strings[row.token]
+    return labels.get(row.name, labels.get(row.name.partition("@")[0], ""))
