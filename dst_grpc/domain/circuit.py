@@ -31,7 +31,7 @@ class CircuitSelection(StrEnum):
     """Those of the largest magnitude."""
     SIGNED = "signed"
     """Those that matter most for the behaviour, in the sense of the scores' orientation: the most negative of NOISING
-    scores, the most positive of DENOISING ones."""
+    scores, the most positive of DENOISING ones; of computed ones of a divergence or a cross entropy the reverse."""
     GREEDY = "greedy"
     """One by one from the logits on: always the edge of the largest magnitude that ends in a node which is reached
     already. For scores of edges."""
@@ -94,8 +94,8 @@ class AcdcSearch:
     threshold: float
     """An edge stays cut if what should stay small grows by less."""
     of_metric: bool = False
-    """Whether that is how far the pairs' metric falls; else the divergence KL(whole model, circuit) at the last token,
-    in nats."""
+    """Whether that is how far the pairs' metric falls, or rises if it is a distance; else the divergence KL(whole
+    model, circuit) at the last token, in nats."""
     absolute: bool = False
     """Whether a change in the other direction counts alike."""
 
@@ -182,6 +182,12 @@ class CircuitRequest:
         if self.orientation is Orientation.DENOISING:
             return "is required to be run"
         return "is required for what cut edges carry" if self.alternative is Alternative.PATCHING else None
+
+    @property
+    def is_of_distance(self) -> bool:
+        """Whether the metric of every pair grows as the behaviour is lost."""
+        metrics = (pair.loss_fn_config or self.loss_fn_config for pair in self.pairs)
+        return all(metric is not None and metric.name.is_distance for metric in metrics)
 
     @property
     def is_pruned(self) -> bool:

@@ -204,6 +204,11 @@ class LossFnName(StrEnum):
         """Whether it reads the logits at one position, or from one position on."""
         return self not in {LossFnName.ZERO, LossFnName.CROSS_ENTROPY, LossFnName.TAP}
 
+    @property
+    def is_distance(self) -> bool:
+        """Whether it is small where a model does as it should: a divergence, or a cross entropy."""
+        return self in {LossFnName.KL_DIVERGENCE, LossFnName.CROSS_ENTROPY}
+
 
 class ComponentTypeForMlp(StrEnum):
     """Which nodes represent the MLPs in an Explain request."""

@@ -22,6 +22,11 @@ class Orientation(StrEnum):
     DENOISING = "denoising"
     """The corrupt prompt is run; values are those of the clean one: what restores it."""
 
+    @property
+    def other(self) -> Orientation:
+        """The other one."""
+        return Orientation.DENOISING if self is Orientation.NOISING else Orientation.NOISING
+
 
 class Alternative(StrEnum):
     """What takes the place of an activation of the run."""

@@ -144,7 +144,10 @@ class CircuitAnswer(SteppedAnswer[CircuitPlan, CircuitPart]):
 
     def _curve(self, curve: CircuitCurve, scores: Scores) -> Iterator[_Trial]:
         """The circuits of the curve."""
-        orientation = self._asked.request.orientation if curve.scores is None else curve.scores_orientation
+        request = self._asked.request
+        orientation = curve.scores_orientation
+        if curve.scores is None:
+            orientation = request.orientation.other if request.is_of_distance else request.orientation
         n_all = self._graph.n_edges if scores.ndim == 2 else len(scores)
         graph = self._graph if self._asked.nodes is None else None
         for i, fraction in enumerate(self._asked.fractions):

@@ -100,7 +100,8 @@ class Trials(ABC):
     def searched(self) -> Search:
         """All pairs, recorded for a search."""
         blocks = [self._runs(block) for block in self._asked.blocks()]
-        return Search(self, blocks, self._candidates(blocks))
+        is_of_distance = self._asked.request.is_of_distance
+        return Search(self, blocks, self._candidates(blocks), is_of_distance=is_of_distance)
 
     def last_logits(self, circuits: Sequence[Mask], runs: BlockRuns) -> torch.Tensor:
         """Logits [n, pairs, V] of *circuits* upon a block of pairs, at the last token of each."""
@@ -299,8 +300,12 @@ class NodeTrials(Trials):
 class Search:
     """What a search measures of circuits, over all pairs."""
 
-    def __init__(self, trials: Trials, blocks: Sequence[BlockRuns], candidates: Candidates) -> None:
-        """Measure upon *blocks* of pairs that are recorded; *candidates* are what is tried."""
+    def __init__(
+        self, trials: Trials, blocks: Sequence[BlockRuns], candidates: Candidates, *, is_of_distance: bool
+    ) -> None:
+        """Measure upon *blocks* of pairs that are recorded; *candidates* are what is tried, and *is_of_distance* says
+        whether the metric grows as the behaviour is lost."""
+        self._is_of_distance = is_of_distance
         self.candidates = candidates
         self._trials, self._blocks = trials, blocks
         self._whole: list[torch.Tensor] = []
@@ -319,8 +324,9 @@ class Search:
         return [float(each) for each in total / n_pairs]
 
     def fall(self, circuits: Sequence[Mask]) -> list[float]:
-        """The mean metric over pairs, with its sign turned."""
-        return [-float(metric) for metric in self._metrics(circuits).mean(axis=1)]
+        """The mean metric over pairs, with its sign turned unless it is a distance."""
+        sign = 1.0 if self._is_of_distance else -1.0
+        return [sign * float(metric) for metric in self._metrics(circuits).mean(axis=1)]
 
     def metrics(self, circuit: Mask) -> list[float]:
         """The metric of each pair."""

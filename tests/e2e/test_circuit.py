@@ -269,6 +269,33 @@ async def test_a_divergence_is_a_metric_of_circuits(embedded_address: str, orien
     assert answer.faithfulness[-1] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("orientation", ["noising", "denoising"])
+async def test_signed_edges_of_a_divergence_are_those_that_it_depends_on(
+    embedded_address: str, orientation: str
+) -> None:
+    """It grows as the behaviour is lost: few edges by sign keep more of it than few of the other sign."""
+    async with AsyncClient(embedded_address) as client:
+        ask: dict[str, Any] = {"loss": KL, "orientation": orientation, "fractions": [0.05, 1], "selection": "signed"}
+        answer = await client.circuit(CLEAN, CORRUPT, with_scores=True, **ask)
+        reverse = await client.circuit(CLEAN, CORRUPT, scores=answer.scores, scores_orientation=orientation, **ask)
+        kept, wrong = answer.of_kind(CircuitKind.CURVE)[0], reverse.of_kind(CircuitKind.CURVE)[0]
+        assert kept.faithfulness is not None
+        assert wrong.faithfulness is not None
+        assert kept.faithfulness > wrong.faithfulness
+        # A search keeps what the divergence would rise without; with no rise allowed at all, more than with any.
+        searched = [
+            await client.circuit(
+                CLEAN, CORRUPT, acdc_threshold=threshold, acdc_of_metric=True, loss=KL, orientation=orientation
+            )
+            for threshold in (0.05, 1e9)
+        ]
+    found = [one.of_kind(CircuitKind.ACDC)[0] for one in searched]
+    assert found[1].edge_count == 0
+    if orientation == "noising":
+        assert found[0].edge_count > 0
+        assert found[0].metric < found[1].metric
+
+
 async def test_scores_of_an_earlier_position_are_those_of_the_prompt_up_to_there(embedded_address: str) -> None:
     tokens, at = ([7, 20, 31, 5, 80, 6], [7, 22, 31, 5, 81, 6]), 3
     async with AsyncClient(embedded_address) as client:
