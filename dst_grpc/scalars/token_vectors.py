@@ -2,7 +2,7 @@
 
 The gradient of a loss at the last residual is 0 at all tokens but one. A product of one vector with a layer's weights
 takes as long as it takes to fetch the weights from memory, and a product of the vectors of many runs hardly longer: so
-what weights read of the vectors of runs that ran together is computed for all of these at once.
+what weights read of the vectors of runs that ran together is computed for all of these at once, and once only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenVectors:
     vectors: torch.Tensor
     """Their vectors, [n, d]."""
     stack: _Stack | None = None
-    """The vectors of runs that ran together, if these are among them."""
+    """The vectors of all runs that ran together, if these are few."""
     first: int = 0
     """Where they begin in it."""
 
@@ -67,9 +67,10 @@ class _Stack:
 
 
 def stacked(runs: Sequence[TokenVectors]) -> list[TokenVectors]:
-    """The same vectors of runs that ran together, to be read at once; those of runs that have many are read alone."""
+    """The same vectors of runs that ran together, to be read at once and once; those of runs that have many are read
+    alone, each time."""
     few = [one for one in runs if len(one.tokens) <= _FEW]
-    if len(few) <= 1:
+    if not few:
         return list(runs)
     stack = _Stack(torch.cat([one.vectors for one in few]))
     firsts = dict(zip(few, accumulate(map(len, (one.tokens for one in few)), initial=0), strict=False))

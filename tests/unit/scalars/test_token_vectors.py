@@ -58,6 +58,13 @@ def test_weights_are_fetched_once_for_all_runs_that_have_few_vectors() -> None:
     assert [weights.n_products for weights in layers] == [2, 2], "of the long trace, and of all others"
 
 
-def test_a_run_by_itself_reads_alone() -> None:
-    assert stacked([RUNS[3], RUNS[0]]) == [RUNS[3], RUNS[0]]
+def test_weights_are_fetched_once_for_all_answers_about_one_run() -> None:
+    (one,), weights = stacked([RUNS[0]]), Weights(0)
+    for _ in range(3):
+        torch.testing.assert_close(one.read_by(weights), RUNS[0].read_by(Weights(0)))
+    assert weights.n_products == 1
+
+
+def test_there_may_be_nothing_to_read() -> None:
+    assert stacked([RUNS[3]]) == [RUNS[3]]
     assert stacked([]) == []
