@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PATTERN_BYTES = 64 << 20
 """Most bytes of a pattern that are made at once, unless those of one group of heads take more."""
+KEYS_AT_ONCE = 512
+"""Keys that are multiplied at once."""
 
 
 class FrozenLayer:
@@ -76,11 +78,10 @@ class FrozenLayer:
         own = torch.arange(len(sparse), device=sparse.device)
         full = torch.einsum("ngsc,gcd->ngsd", self._of_heads(sparse[own, tokens]), read)
         for groups, pattern in self._patterns(n_tokens):
-            n_rows = pattern.shape[1] * n_tokens
             if n_dense:
-                seen = of_heads[:, :, groups].permute(2, 3, 1, 0, 4).reshape(len(pattern), n_rows, -1)
-                sent = torch.bmm(pattern.reshape(len(pattern), n_rows, n_tokens).transpose(1, 2), seen)
-                mixed[:, :, groups] = sent.view(len(pattern), n_tokens, n_dense, -1).permute(2, 1, 0, 3)
+                seen = of_heads[:, :, groups].permute(2, 3, 1, 0, 4).flatten(3)
+                for some, sent in _sent_back(pattern, seen):
+                    mixed[:, some, groups] = sent.unflatten(2, (n_dense, -1)).permute(2, 1, 0, 3)
             if len(sparse):
                 rows = pattern[:, :, tokens].permute(2, 3, 0, 1).flatten(2)  # [n, U, heads]
                 sparse.baddbmm_(rows, full[:, groups].flatten(1, 2))
@@ -144,8 +145,10 @@ class FrozenLayer:
             groups = slice(first, min(first + step, self._n_groups))
             heads = torch.arange(groups.start * of_group, groups.stop * of_group, device=residual.device)
             q, k = (layer.inputs_of_heads(part, heads, normed) for part in (AttentionTraceType.Q, AttentionTraceType.K))
-            probs = wide(layer.attn_probs(layer.attn_scores(q, k))).movedim(-1, 0)
-            yield groups, (probs / scale).unflatten(0, (-1, of_group))
+            scores = layer.attn_scores(q, k).movedim(-1, 0)
+            # With an axis of one head at the end, what is summed over lies in one place.
+            probs = wide(layer.attn_probs(scores.unsqueeze(-1))).squeeze(-1)
+            yield groups, probs.div_(scale).unflatten(0, (-1, of_group))
 
     @torch.no_grad()
     def through_skip(self, gradients: torch.Tensor) -> torch.Tensor | None:
@@ -175,3 +178,12 @@ class FrozenLayer:
     def _scaled(gradients: torch.Tensor, scale: torch.Tensor | None, tokens: slice | torch.Tensor) -> torch.Tensor:
         """*gradients* [..., d] at *tokens* divided by the *scale* [T, 1] there, if there is one."""
         return gradients if scale is None else gradients / scale[tokens]
+
+
+def _sent_back(pattern: torch.Tensor, seen: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some keys U, and the sum over queries and heads of *pattern* [G, s, T, U] there times *seen* [G, s, T, m]:
+    [G, U, m]. Queries before all of these keys do not attend to them, and are left out."""
+    for first in range(0, pattern.shape[3], KEYS_AT_ONCE):
+        some = slice(first, first + KEYS_AT_ONCE)
+        own = pattern[:, :, first:, some].flatten(1, 2).transpose(1, 2)
+        yield some, torch.bmm(own, seen[:, :, first:].flatten(1, 2))

@@ -5,6 +5,7 @@ How many features are active is only known after the pass. What is sure without 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ class GraphMemory:
     """For each target of a block."""
     of_place: int
     """For each token, of each target of a block."""
+    is_made_at_once: bool
+    """Whether the pattern of a layer is made for all heads at once."""
 
     @classmethod
     def of(
@@ -82,7 +85,8 @@ class GraphMemory:
             layers=config.n_layers * (weights + pattern) + _PATTERNS_AT_ONCE * chunk,
             one_layer=weights + _PATTERNS_AT_ONCE * chunk,
             of_target=n_nodes * (item + _FLOAT32) + heads * config.d_model * item // config.d_head,
-            of_place=(2 * config.d_model + 3 * heads + 2 * values) * item,
+            of_place=_place_numbers(config, transcoders, chunk / pattern) * item,
+            is_made_at_once=chunk == pattern,
         )
 
     @property
@@ -103,8 +107,8 @@ class GraphMemory:
 
     @property
     def keeps_layers(self) -> bool:
-        """Whether all frozen layers are kept: if they take at most half of what is left."""
-        return self.layers <= (self.limit - self._fixed) // 2
+        """Whether all frozen layers are kept: if they are not large, and take at most half of what is left."""
+        return self.is_made_at_once and self.layers <= (self.limit - self._fixed) // 2
 
     def block_size(self, n_tokens: int) -> int:
         """How many targets are in a block that ends after *n_tokens*."""
@@ -155,3 +159,11 @@ def _recording_bytes(config: DecoderConfig, transcoders: Transcoders, n_tokens: 
     features = max(map(transcoders.n_features, range(config.n_layers)), default=0)
     encoded = min(n_tokens * features, max(ACTIVATIONS_AT_ONCE, features)) * item
     return n_tokens * (recorded + of_mlp) * item + 3 * encoded + WRITES_AT_ONCE * config.d_model * item * 2
+
+
+def _place_numbers(config: DecoderConfig, transcoders: Transcoders, share: float) -> int:
+    """Numbers that are held for each token, of each target of a block, where a *share* of all heads is taken at once:
+    gradients, at the residual, behind skip connections, and of heads before and after the pattern."""
+    has_skip = any(transcoders.has_layer(one) and transcoders.skip(one) is not None for one in range(config.n_layers))
+    of_heads = (config.n_heads + config.n_key_value_heads) * config.d_head
+    return math.ceil((1 + 2 * has_skip) * config.d_model + (1 + share) * of_heads)
