@@ -91,6 +91,14 @@ def test_nodes_that_no_path_leads_through_go_with_their_edges() -> None:
     assert edges_of(found) == [(TARGET, EMBEDDING)]
 
 
+def test_features_that_no_edge_leads_to_go_with_their_edges() -> None:
+    # Scores: 0.8 and 0.2 into the target, 0.1 and 0.1 into feature 0, which has no input without them.
+    graph = small({(TARGET, EMBEDDING): 4.0, (TARGET, 0): 1.0, (0, EMBEDDING): 1.0, (0, ERROR): 1.0})
+    found = prune(graph, 1.0, 0.8)
+    assert found.node_mask.tolist() == [False, False, False, True, True]
+    assert edges_of(found) == [(TARGET, EMBEDDING)]
+
+
 def test_thresholds_of_one_keep_all_that_acts_on_the_target() -> None:
     found = prune(path(), 1.0, 1.0)
     assert found.node_mask.all()
