@@ -167,7 +167,7 @@ JUDGED = {
 
 
 async def _answer(pipeline: Pipeline, request: Request) -> int:
-    """Make the messages of the whole answer, and drop each at once; its bytes."""
+    """Make the messages of the whole answer, and copy and drop each, as gRPC does; its bytes."""
     steps: Any
     cut: Callable[[Any], Iterator[Buffers]] = FrameCutter().cut
     if isinstance(request, DeriveRequest):
@@ -179,7 +179,7 @@ async def _answer(pipeline: Pipeline, request: Request) -> int:
     sent = 0
     async with aclosing(messages_of(steps, cut, Envelope("id"), Threads("benchmark", at_once=1))) as messages:
         async for message in messages:
-            sent += len(message)
+            sent += len(bytearray(message))
     return sent
 
 

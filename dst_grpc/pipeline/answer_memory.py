@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.sizes import Sizes
 
 MESSAGE_BYTES = 2 << 20
-"""A message of 1 MiB, and what it is joined from."""
+"""A message of 1 MiB, and gRPC's copy of it."""
 _STEPS_HELD = 2
 _BYTES_OF_PAIR = 16
 """Indices of a pair of tokens, by which a lower triangle is taken."""
