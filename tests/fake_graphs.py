@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import numpy as np
@@ -30,6 +31,8 @@ from dst_grpc.domain.graph_probe_answers import (
     GraphProbePart,
     GraphProbePartKind,
     GraphProbeValue,
+    GraphScoredFeature,
+    GraphTokenScore,
     GraphVerifiedFeature,
 )
 from tests.random_graphs import RandomGraph, random_graph
@@ -122,8 +125,8 @@ def query_parts(graph: RandomGraph = GRAPH) -> list[GraphPart]:
     return [GraphPart(kind=kind, value=value) for kind, value in parts]
 
 
-def probe_parts() -> list[GraphProbePart]:
-    """A part of each kind of an answer of ProbeGraph, but for its trailer."""
+def probe_parts(features: Iterable[str] = ("f1.3@2",)) -> list[GraphProbePart]:
+    """A part of each kind of an answer of ProbeGraph, but for its trailer; and tokens of *features*."""
     change = GraphChange(node="logit:7", predicted=0.5, measured=0.25)
     loading = GraphHeadLoading(layer=1, head=2, through=0.5, last=0.25, first=0.125, only=0.0625)
     pair = GraphNodePair(query="f1.3@2", key="constant", contribution=-0.5)
@@ -140,4 +143,7 @@ def probe_parts() -> list[GraphProbePart]:
             GraphAttentionScore(score=1.5, capped_score=1.25, probability=0.5, pairs=(pair,), remainder=2.0),
         ),
     ]
+    token = GraphTokenScore(token_id=5, token=" e", score=0.5)
+    scored = (GraphScoredFeature(node=name, promoted=(token,), read=(token,)) for name in features)
+    parts += [(_PROBED.SCORED, one) for one in scored]
     return [GraphProbePart(kind=kind, value=value) for kind, value in parts]

@@ -46,7 +46,7 @@ from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.explain import ExplainRequest, TopKRequest
 from dst_grpc.domain.graph import GraphRequest
-from dst_grpc.domain.graph_probes import ProbeGraphRequest
+from dst_grpc.domain.graph_probes import GraphFeatureTokens, ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
@@ -234,8 +234,9 @@ class FakeService(
 
     async def ProbeGraph(self, request: Any, context: Any) -> AsyncIterator[graph_probe_pb2.ProbeGraphResponse]:
         await self._enter(context)
-        self.graph_probe = read(ProbeGraphRequest, request)
-        for frames in self._frames(graph_probe_pb2.GraphProbeFrame, [*probe_parts(), SUMMARY]):
+        asked = self.graph_probe = read(ProbeGraphRequest, request)
+        parts = probe_parts(asked.probe.nodes) if isinstance(asked.probe, GraphFeatureTokens) else probe_parts()
+        for frames in self._frames(graph_probe_pb2.GraphProbeFrame, [*parts, SUMMARY]):
             yield graph_probe_pb2.ProbeGraphResponse(request_id=request.request_id, frames=frames)
 
     async def ListGraphs(self, request: Any, context: Any) -> graph_pb2.ListGraphsResponse:

@@ -14,7 +14,7 @@ from rich.text import Text
 from dst_grpc.cli._arguments import PromptArgument
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
 from dst_grpc.cli._explain import write_page
-from dst_grpc.cli._graph_page import graph_page
+from dst_grpc.cli._graph_page import graph_page, shown_features
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.cli._token_names import token_names
@@ -23,6 +23,7 @@ from dst_grpc.client import (
     GraphAnswer,
     GraphPhase,
     GraphProgress,
+    GraphScoredFeature,
     NodeRow,
     make_graph_request,
     viewer_json,
@@ -36,6 +37,8 @@ PHASES = {
     GraphPhase.PRUNING: "pruning",
 }
 PATHS = 5
+_TOKENS = 3
+"""Tokens to print that a feature raises."""
 
 TranscodersOption = Annotated[
     str | None,
@@ -109,14 +112,18 @@ def graph(
             answer = client.graph_request(
                 request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
             )
+            names = shown_features(answer) if html is not None else [row.name for row in answer.top(top)]
+            scored = client.feature_tokens(answer, names, timeout=timeout) if names and answer.handle else ()
+            if answer.handle is not None:
+                client.drop_graph(answer)
         if to_json is not None:
             _write(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False))
             typer.echo(f"{to_json} is written")
         if html is not None:
-            write_page(html, graph_page(answer, known))
+            write_page(html, graph_page(answer, known, scored))
             typer.echo(f"{html} is written")
         if to_json is None and html is None:
-            _print(answer, known, top)
+            _print(answer, known, scored)
 
 
 def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
@@ -149,7 +156,7 @@ def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
     return f"{tokens[row.token]!r}{f', {label}' if label else ''}"
 
 
-def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int) -> None:
+def _print(answer: GraphAnswer, labels: Mapping[str, str], scored: Sequence[GraphScoredFeature]) -> None:
     out, header, summary = console(), answer.header, answer.summary
     tokens = token_names(header.token_strings, header.token_ids)
     out.print(Text.assemble(("Tokens: ", "bold"), " ".join(f"{i}{text!r}" for i, text in enumerate(tokens))))
@@ -165,13 +172,14 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int) -> None:
         f"replacement score {summary.replacement_score:.3f}: the share of influence from tokens, not errors; "
         f"completeness {summary.completeness_score:.3f}"
     )
-    rows = [
-        [row.name, _at(tokens, row, labels), f"{row.activation:.4g}", f"{row.cumulative_score:.3f}"]
-        for row in answer.top(top)
-    ]
+    rows = []
+    for one in scored:
+        row, raised = answer.node(one.node), ", ".join(repr(token.token) for token in one.promoted[:_TOKENS])
+        cells = [f"{row.activation:.4g}", f"{row.cumulative_score:.3f}", raised]
+        rows.append([row.name, _at(tokens, row, labels), *cells])
     if rows:
         out.print(Text("Features of the largest influence:", style="bold"))
-        print_rows(out, ("feature", "at", "activation", "score"), rows)
+        print_rows(out, ("feature", "at", "activation", "score", "raises"), rows)
         out.print("A score is the share of all influence that a feature and those above it have.")
     first = answer.names[len(answer.table) - len(header.targets)]
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dst_grpc.cli._page import self_contained, short
 from dst_grpc.cli._token_names import token_names
-from dst_grpc.client import GraphAnswer, GraphNodeKind, NodeRow
+from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, NodeRow
 
 MAX_NODES = 600
 """Nodes that the page draws, those of the largest influence."""
@@ -17,13 +17,30 @@ MAX_EDGES = 4000
 """Edges that the page draws between them, those of the largest shares of their targets."""
 
 
-def graph_page(graph: GraphAnswer, labels: Mapping[str, str]) -> str:
-    """The page, as HTML. *labels* are texts by the names of features, with their token or without."""
-    return self_contained("graph", graph_facts(graph, labels))
+def graph_page(graph: GraphAnswer, labels: Mapping[str, str], scored: Iterable[GraphScoredFeature] = ()) -> str:
+    """The page, as HTML.
+
+    Args:
+        graph: The graph.
+        labels: Texts by the names of features, with their token or without.
+        scored: Tokens of features.
+    """
+    return self_contained("graph", graph_facts(graph, labels, scored))
 
 
-def graph_facts(graph: GraphAnswer, labels: Mapping[str, str]) -> dict[str, Any]:
+def shown_features(graph: GraphAnswer) -> list[str]:
+    """The names of the features that the page draws."""
+    return [node["name"] for node in graph_facts(graph, {})["nodes"] if node["kind"] == GraphNodeKind.FEATURE.value]
+
+
+def graph_facts(
+    graph: GraphAnswer, labels: Mapping[str, str], scored: Iterable[GraphScoredFeature] = ()
+) -> dict[str, Any]:
     """The data of the page's script."""
+    tokens = {
+        one.node: [[token.token for token in kind] for kind in (one.read, one.promoted, one.suppressed)]
+        for one in scored
+    }
     header, summary, edges = graph.header, graph.summary, graph.edges
     rows = graph.nodes  # made anew whenever they are asked for
     joined = np.zeros(len(rows), dtype=bool)
@@ -56,6 +73,7 @@ def graph_facts(graph: GraphAnswer, labels: Mapping[str, str]) -> dict[str, Any]
                 "activation": short(row.activation),
                 "score": short(row.cumulative_score),
                 "label": _label(graph, i, row, labels),
+                "tokens": tokens.get(row.name),
             }
             for i, row in zip(shown, map(rows.__getitem__, shown), strict=True)
         ],

@@ -123,6 +123,7 @@ class Client(Blocking[AsyncClient]):
     verify_graph = blocking(AsyncClient.verify_graph)
     edge_heads = blocking(AsyncClient.edge_heads)
     attention_pairs = blocking(AsyncClient.attention_pairs)
+    feature_tokens = blocking(AsyncClient.feature_tokens)
     graphs = blocking(AsyncClient.graphs)
     drop_graph = blocking(AsyncClient.drop_graph)
     put_tensor = blocking(AsyncClient.put_tensor)

@@ -14,14 +14,17 @@ from dst_grpc.domain.graph_probe_answers import (
     GraphHeadLoadings,
     GraphProbePart,
     GraphProbePartKind,
+    GraphScoredFeature,
     GraphVerifiedFeature,
 )
 from dst_grpc.domain.graph_probes import (
     DEFAULT_PAIRS,
+    DEFAULT_TOKENS,
     DEFAULT_VERIFIED,
     GraphAttention,
     GraphEdgeHeads,
     GraphFeatureSetting,
+    GraphFeatureTokens,
     GraphIntervention,
     GraphInterventions,
     GraphProbe,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NodesLike: TypeAlias = str | Iterable[str]
 """A feature by its name, or several."""
-_CLASSES = (GraphChanges, GraphVerifiedFeature, GraphHeadLoadings, GraphAttentionScore, RunsTrailer)
+_CLASSES = (GraphChanges, GraphVerifiedFeature, GraphHeadLoadings, GraphAttentionScore, GraphScoredFeature, RunsTrailer)
 
 
 class GraphProbeCalls(GraphCalls):
@@ -123,6 +126,17 @@ class GraphProbeCalls(GraphCalls):
         asked = GraphAttention(layer=layer, head=head, query=query, key=key, top_k=k)
         (found,) = await self._probed(graph, asked, GraphAttentionScore, timeout)
         return found
+
+    async def feature_tokens(
+        self, graph: GraphLike, nodes: NodesLike, *, k: int = DEFAULT_TOKENS, timeout: float | None = None
+    ) -> tuple[GraphScoredFeature, ...]:
+        """The *k* tokens that features of a kept graph read most, and those that they raise and lower most.
+
+        Raises:
+            DstError: As `probe_graph`.
+        """
+        names = (nodes,) if isinstance(nodes, str) else tuple(nodes)
+        return await self._probed(graph, GraphFeatureTokens(nodes=names, top_k=k), GraphScoredFeature, timeout)
 
     async def _probed(self, graph: GraphLike, probe: GraphProbe, kind: type[T], timeout: float | None) -> tuple[T, ...]:
         request = ProbeGraphRequest(graph=handle_of(graph), probe=probe)

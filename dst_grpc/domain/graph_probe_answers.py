@@ -109,6 +109,32 @@ class GraphAttentionScore:
     """What all other pairs add together."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphTokenScore:
+    """A token of a feature."""
+
+    token_id: int
+    """The token."""
+    token: str
+    """Its text."""
+    score: float
+    """What it scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphScoredFeature:
+    """Tokens of a feature, whatever the prompt."""
+
+    node: str
+    """The feature, by name."""
+    promoted: tuple[GraphTokenScore, ...] = ()
+    """The tokens whose logits it raises most, at an activation of 1."""
+    suppressed: tuple[GraphTokenScore, ...] = ()
+    """Those whose logits it lowers most."""
+    read: tuple[GraphTokenScore, ...] = ()
+    """The tokens that it reads most."""
+
+
 class GraphProbePartKind(StrEnum):
     """What a frame of an answer of ProbeGraph holds."""
 
@@ -120,11 +146,15 @@ class GraphProbePartKind(StrEnum):
     """The GraphHeadLoadings."""
     ATTENTION = "attention"
     """The GraphAttentionScore."""
+    SCORED = "scored"
+    """A GraphScoredFeature, one for each feature whose tokens are asked for, in order."""
     TRAILER = "trailer"
     """A RunsTrailer, the last."""
 
 
-GraphProbeValue = GraphChanges | GraphVerifiedFeature | GraphHeadLoadings | GraphAttentionScore | RunsTrailer
+GraphProbeValue = (
+    GraphChanges | GraphVerifiedFeature | GraphHeadLoadings | GraphAttentionScore | GraphScoredFeature | RunsTrailer
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ DEFAULT_VERIFIED: Final = 10
 MAX_VERIFIED: Final = 1000
 DEFAULT_PAIRS: Final = 20
 MAX_PAIRS: Final = 10_000
+DEFAULT_TOKENS: Final = 5
+MAX_TOKENS: Final = 100
 MAX_NAME_CHARACTERS: Final = 256
 _F, _E, _T, _L = GraphNodeKind.FEATURE, GraphNodeKind.ERROR, GraphNodeKind.EMBEDDING, GraphNodeKind.TARGET
 
@@ -147,7 +149,26 @@ class GraphAttention:
         problems.raise_if_any()
 
 
-GraphProbe = GraphInterventions | GraphVerification | GraphEdgeHeads | GraphAttention
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphFeatureTokens:
+    """Which tokens features read, and which they write."""
+
+    nodes: tuple[str, ...]
+    """The features, by name."""
+    top_k: int = DEFAULT_TOKENS
+    """How many tokens of each kind."""
+
+    def __post_init__(self) -> None:
+        """Check what needs no graph; raises InvalidRequest with all that is wrong."""
+        problems = Violations()
+        problems.check(bool(self.nodes), "nodes", "is required: the names of features")
+        for i, name in enumerate(self.nodes):
+            check_node(problems, f"nodes[{i}]", name, (_F,))
+        check_count(problems, self.top_k, MAX_TOKENS)
+        problems.raise_if_any()
+
+
+GraphProbe = GraphInterventions | GraphVerification | GraphEdgeHeads | GraphAttention | GraphFeatureTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ class FrozenLayer:
         self._n_groups, self._n_channels = values.shape[1:]
         self._read = layer.attn_norm.unit_transposed(values.flatten(1).t())  # [G c, d]
         self._write_transposed = unit_write(wide(layer.attn_out), layer.attn_post_norm).flatten(0, 1).t()  # [d, H c]
-        self._skip = None if skip is None else self._at_unit_scale(wide(skip))
+        self._skip = None if skip is None else self.at_unit_scale(wide(skip))
         self._keeps = keeps
 
     @torch.no_grad()
@@ -162,9 +162,9 @@ class FrozenLayer:
     def through_input(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Gradients [n, d] at the residual that the transcoder reads, from those at its input, *rows* [n, d], at
         *tokens* [n]."""
-        return self._scaled(self._at_unit_scale(rows), self._recorded.input_scale, tokens)
+        return self._scaled(self.at_unit_scale(rows), self._recorded.input_scale, tokens)
 
-    def _at_unit_scale(self, rows: torch.Tensor) -> torch.Tensor:
+    def at_unit_scale(self, rows: torch.Tensor) -> torch.Tensor:
         """*rows* [..., d] that the input of the transcoder is projected on, as what the residual is, at scale 1."""
         match self._input_norm:
             case ModelNorm.NONE:

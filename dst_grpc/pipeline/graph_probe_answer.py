@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind
 from dst_grpc.domain.graph_probe_answers import (
@@ -19,11 +20,14 @@ from dst_grpc.domain.graph_probe_answers import (
     GraphNodePair,
     GraphProbePart,
     GraphProbePartKind,
+    GraphScoredFeature,
+    GraphTokenScore,
     GraphVerifiedFeature,
 )
 from dst_grpc.domain.graph_probes import (
     GraphAttention,
     GraphEdgeHeads,
+    GraphFeatureTokens,
     GraphIntervention,
     GraphInterventions,
     GraphVerification,
@@ -37,13 +41,16 @@ from dst_grpc.graphs.nodes import AttributionGraph
 from dst_grpc.graphs.recording import record
 from dst_grpc.pipeline.graph_probe_planner import ProbePlan
 from dst_grpc.pipeline.stepped_answer import SteppedAnswer
+from dst_grpc.scalars.token_scoring import extreme_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dst_grpc.graphs.nodes import Floats
 
 _P, _K = GraphProbePartKind, GraphNodeKind
+_FEATURES_AT_ONCE = 256
+"""Features whose tokens are scored in one step."""
 Parts = list[GraphProbePart]
 
 
@@ -75,6 +82,10 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
                 yield [GraphProbePart(kind=_P.EDGE_HEADS, value=self._edge_heads(asked))]
             case GraphAttention() as asked:
                 yield [GraphProbePart(kind=_P.ATTENTION, value=self._attention(asked))]
+            case GraphFeatureTokens() as asked:
+                for first in range(0, len(asked.nodes), _FEATURES_AT_ONCE):
+                    some = asked.nodes[first : first + _FEATURES_AT_ONCE]
+                    yield [GraphProbePart(kind=_P.SCORED, value=one) for one in self._scored(some, asked.top_k)]
 
     @cached_property
     def _local(self) -> LocalModel:
@@ -161,6 +172,40 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
                 for query, key, contribution in zip(queries, keys, found.contributions.tolist(), strict=True)
             ),
             remainder=found.remainder,
+        )
+
+    def _scored(self, names: Sequence[str], top_k: int) -> Iterator[GraphScoredFeature]:
+        """The tokens of the features of these *names*."""
+        decoder, table, check = self._model.decoder, self._asked.graph.table, self._first.check
+        places = [self._graph.nodes.feature(table.place(name)) for name in names]
+        written, read = (torch.stack(rows) for rows in zip(*map(self._directions, places), strict=True))
+        of_logits = extreme_tokens(written.to(decoder.dtype), decoder.unembedding, top_k, check=check)
+        mean = (written @ decoder.mean_unembedding.to(written.dtype)).float()
+        of_logits = of_logits.minus(mean)
+        lengths, embeddings = decoder.embedding_lengths, decoder.embedding.t()
+        of_embeddings = extreme_tokens(read.to(decoder.dtype), embeddings, top_k, lengths=lengths, check=check)
+        for i, name in enumerate(names):
+            yield GraphScoredFeature(
+                node=name,
+                promoted=self._tokens(of_logits.top[i], of_logits.top_ids[i]),
+                suppressed=self._tokens(of_logits.bottom[i], of_logits.bottom_ids[i]),
+                read=self._tokens(of_embeddings.top[i], of_embeddings.top_ids[i]),
+            )
+
+    def _directions(self, place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a feature (layer, token, feature) writes, through the final norm at scale 1, and what it projects the
+        residual on, its norm at scale 1; [d] each."""
+        (layer, _, feature), model = place, self._local
+        one = torch.tensor([feature], device=model.device)
+        rows = (model.transcoders.decoder_rows(layer, one, to)[0] for to in model.transcoders.written_layers(layer))
+        written = model.decoder.final_norm.unit(torch.stack(list(rows)).sum(dim=0))
+        return written, model.layer(layer).at_unit_scale(model.transcoders.encoder_rows(layer, one))[0]
+
+    def _tokens(self, scores: torch.Tensor, ids: torch.Tensor) -> tuple[GraphTokenScore, ...]:
+        texts = self._model.tokenizer.token_strings(ids.tolist())
+        return tuple(
+            GraphTokenScore(token_id=token, token=text, score=score)
+            for token, text, score in zip(ids.tolist(), texts, scores.tolist(), strict=True)
         )
 
     def _name(self, place: int) -> str:

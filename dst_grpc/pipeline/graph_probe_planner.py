@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.graph_probes import (
     GraphAttention,
     GraphEdgeHeads,
+    GraphFeatureTokens,
     GraphInterventions,
+    GraphProbe,
     GraphVerification,
     ProbeGraphRequest,
 )
@@ -23,6 +25,8 @@ from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.errors import Violations
@@ -105,26 +109,34 @@ def plan_probe(
 def _check(request: ProbeGraphRequest, graph: WholeGraph, n_heads: int, findings: Findings) -> None:
     """Note what *graph*, of a model with *n_heads* in a layer, does not have."""
     n_layers = graph.nodes.n_layers
-
-    def check_node(path: str, name: str) -> None:
+    for path, name in _named(request.probe):
         findings.check(graph.table.has(name), path, f"the graph has no node {name}")
 
     def check_below(path: str, value: int, size: int, what: str) -> None:
         findings.check(value < size, path, f"must be below {size}, the number of {what}, not {value}")
 
-    match request.probe:
-        case GraphInterventions() as asked:
-            for i, one in enumerate(asked.interventions):
-                path = f"interventions.interventions[{i}]"
+    if isinstance(request.probe, GraphInterventions):
+        for i, one in enumerate(request.probe.interventions):
+            if one.first_free_layer is not None:
+                path = f"interventions.interventions[{i}].first_free_layer"
+                check_below(path, one.first_free_layer, n_layers, "layers")
+    elif isinstance(request.probe, GraphAttention):
+        check_below("attention.layer", request.probe.layer, n_layers, "layers")
+        check_below("attention.head", request.probe.head, n_heads, "heads")
+        check_below("attention.query", request.probe.query, graph.nodes.n_tokens, "tokens")
+
+
+def _named(probe: GraphProbe) -> Iterator[tuple[str, str]]:
+    """The paths and the names of the nodes that *probe* names."""
+    match probe:
+        case GraphInterventions():
+            for i, one in enumerate(probe.interventions):
                 for j, setting in enumerate(one.settings):
                     for k, name in enumerate(setting.nodes):
-                        check_node(f"{path}.settings[{j}].nodes[{k}]", name)
-                if one.first_free_layer is not None:
-                    check_below(f"{path}.first_free_layer", one.first_free_layer, n_layers, "layers")
-        case GraphEdgeHeads() as asked:
-            check_node("edge_heads.source", asked.source)
-            check_node("edge_heads.target", asked.target)
-        case GraphAttention() as asked:
-            check_below("attention.layer", asked.layer, n_layers, "layers")
-            check_below("attention.head", asked.head, n_heads, "heads")
-            check_below("attention.query", asked.query, graph.nodes.n_tokens, "tokens")
+                        yield f"interventions.interventions[{i}].settings[{j}].nodes[{k}]", name
+        case GraphFeatureTokens():
+            for i, name in enumerate(probe.nodes):
+                yield f"feature_tokens.nodes[{i}]", name
+        case GraphEdgeHeads():
+            yield "edge_heads.source", probe.source
+            yield "edge_heads.target", probe.target

@@ -45,6 +45,7 @@ MAX_ENTRIES: Mapping[str, int] = {
     "dst.v1.ExplainRun.node_ablations": 10_000,
     "dst.v1.ExplainRun.source_runs": 1000,
     "dst.v1.GraphFeatureSetting.nodes": 10_000,
+    "dst.v1.GraphFeatureTokens.nodes": 10_000,
     "dst.v1.GraphIntervention.settings": 1000,
     "dst.v1.GraphInterventions.interventions": 1000,
     "dst.v1.GraphNodeFilter.kinds": 100,

@@ -15,6 +15,7 @@ from dst_grpc.domain.graph_probes import (
     GraphAttention,
     GraphEdgeHeads,
     GraphFeatureSetting,
+    GraphFeatureTokens,
     GraphIntervention,
     GraphInterventions,
     GraphVerification,
@@ -158,5 +159,9 @@ own(
             GraphAttention, query=st.just(query), key=st.integers(0, query), top_k=st.integers(1, 10_000)
         )
     ),
+)
+own(
+    GraphFeatureTokens,
+    built(GraphFeatureTokens, nodes=st.tuples(features), top_k=st.integers(1, 100)),
 )
 own(ProbeGraphRequest, built(ProbeGraphRequest, graph=texts.filter(bool)))

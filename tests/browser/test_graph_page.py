@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from dst_grpc._gen.dst.v1.graph_pb2 import GraphFrame, GraphResponse
 from dst_grpc.cli._graph_page import graph_facts, graph_page
-from dst_grpc.client import GraphAnswer
+from dst_grpc.client import GraphAnswer, GraphScoredFeature, GraphTokenScore
 from dst_grpc.client._graphs import GraphCollector
 from dst_grpc.wire.frames import ValueCutter
 from tests.fake_answers import SUMMARY
@@ -35,7 +35,10 @@ def _graph() -> GraphAnswer:
 def _page(browser: Browser, graph: GraphAnswer, tmp_path: Path) -> Iterator[Page]:
     """The page, alone: any request, error or complaint of the browser fails the test."""
     path = tmp_path / "graph.html"
-    path.write_text(graph_page(graph, {graph.names[0].partition("@")[0]: NASTY}), encoding="utf-8")
+    token = GraphTokenScore(token_id=1, token=NASTY, score=1.0)
+    scored = GraphScoredFeature(node=graph.names[0], promoted=(token,), suppressed=(token, token))
+    labels = {graph.names[0].partition("@")[0]: NASTY}
+    path.write_text(graph_page(graph, labels, [scored]), encoding="utf-8")
     page = browser.new_page()
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
@@ -66,6 +69,8 @@ def test_a_node_shows_its_edges_by_mouse_and_by_key(page: Page, graph: GraphAnsw
     assert page.locator(".features .edge").count() == len(edges)
     details = page.locator(f"section[aria-label^='{name}']")
     assert NASTY in details.inner_text()
+    kinds = [details.locator(f"p[aria-label='{kind} tokens'] .token").count() for kind in ("reads", "raises", "lowers")]
+    assert kinds == [0, 1, 2]
     assert f"From ({sum(edge.target == name for edge in edges)})" in details.inner_text()
     spot.click()
     assert details.count() == 0

@@ -35,6 +35,7 @@ from dst_grpc.client import (
     AttributeRequest,
     CircuitRequest,
     GraphEdgeQuery,
+    GraphFeatureTokens,
     GraphInterventions,
     GraphNodeFilter,
     GraphNodeKind,
@@ -179,6 +180,7 @@ def graph_requests() -> Iterator[GraphRequest | QueryGraphRequest | ProbeGraphRe
     names = [f"f0.{i}@0" for i in range(1000)]
     runs = [make_graph_intervention(off=names), *(make_graph_intervention({name: 1.0}) for name in names[:90])]
     runs.append(make_graph_intervention(dict.fromkeys(names[:90], 1.0)))
+    yield ProbeGraphRequest(graph="one", probe=GraphFeatureTokens(nodes=tuple(names)))
     yield ProbeGraphRequest(graph="one", probe=GraphInterventions(interventions=tuple(runs)))
     targets = [f" {i}" for i in range(50)]
     yield make_graph_request("a", "one", targets=targets, directions={str(i): np.ones(768) for i in range(50)})

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from dst_grpc.client import AsyncClient, DerivedScalarType, GraphAnswer, make_graph_intervention
 from dst_grpc.errors import InvalidRequest, NotFound
 from tests.e2e.conftest import served
-from tests.graph_goldens import golden_graph, model_folder
+from tests.graph_goldens import golden_graph, golden_model, golden_transcoders, model_folder
 
 CASES = (
     "gpt2_plt_relu_whole",
@@ -85,6 +86,31 @@ async def test_heads_and_pairs_add_up(address: str, name: str) -> None:
         )
         probabilities = derived[DerivedScalarType.ATTN_QK_PROBS]
         assert score.probability == pytest.approx(float(probabilities[1][last, last, 0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_tokens_of_features_are_those_of_their_vectors(address: str, name: str) -> None:
+    case = golden_graph(name)
+    model = golden_model(case.facts["model"])
+    transcoders = golden_transcoders(case.facts["model"], case.facts["transcoders"])
+    async with AsyncClient(address) as client:
+        graph = await asked(client, name)
+        names = [row.name for row in graph.top(4)]
+        for found, node in zip(await client.feature_tokens(graph, names, k=3), names, strict=True):
+            row = graph.node(node)
+            assert found.node == node
+            assert row.layer is not None
+            one, decoder = torch.tensor([row.feature]), model.decoder
+            to = transcoders.written_layers(row.layer)
+            written = sum(transcoders.decoder_rows(row.layer, one, layer)[0] for layer in to)
+            logits = decoder.final_norm.unit(torch.as_tensor(written)) @ decoder.unembedding
+            logits -= logits.mean()
+            wanted = logits.topk(3)
+            assert [one.token_id for one in found.promoted] == wanted.indices.tolist()
+            assert [one.score for one in found.promoted] == pytest.approx(wanted.values.tolist(), rel=1e-4, abs=1e-5)
+            assert [one.token_id for one in found.suppressed] == (-logits).topk(3).indices.tolist()
+            assert [one.token for one in found.read] == model.tokenizer.token_strings([t.token_id for t in found.read])
+            assert len(found.read) == 3
 
 
 async def test_wrong_calls_are_refused(address: str) -> None:

@@ -28,7 +28,7 @@
   data.edges.forEach((edge) => { outputs[edge[0]].push(edge); inputs[edge[1]].push(edge); });
 
   // A column for each token, a row for embeddings, each layer, and targets; nodes of one place stand side by side.
-  const SIZE = 11, GAP = 3, PER_LINE = 6, LEFT = 64, PAD = 10;
+  const SIZE = 13, GAP = 3, PER_LINE = 6, LEFT = 64, PAD = 10;
   const row = (node) => (node.kind === "embedding" ? 0 : node.kind === "target" ? data.layers + 1 : node.layer + 1);
   const isShown = (node) => node.kind === "embedding" || node.kind === "target" || (node.layer >= state.low && node.layer <= state.high && (state.errors || node.kind !== "error"));
   function layout() {
@@ -103,6 +103,7 @@
     const node = data.nodes[state.node], about = [node.kind, node.kind === "target" ? null : token(node.token), node.kind === "feature" ? `activation ${compact(node.activation)}` : null].filter(Boolean).join(", ");
     const pin = () => { if (state.pinned.has(state.node)) state.pinned.delete(state.node); else state.pinned.set(state.node, ""); draw(); };
     return card(`${node.name}${node.label ? ` ${node.label}` : ""}`, about, el("p", {}, el("button", { type: "button", "aria-pressed": String(state.pinned.has(state.node)), onclick: pin }, "pin")),
+      node.tokens && el("div", {}, ["reads", "raises", "lowers"].map((kind, i) => el("p", { class: "tokens", "aria-label": `${kind} tokens` }, el("span", { class: "soft" }, kind), node.tokens[i].map((text) => el("span", { class: "token" }, text))))),
       el("div", { class: "beside" }, edges("From", inputs[state.node], 0), edges("To", outputs[state.node], 1)));
   }
 

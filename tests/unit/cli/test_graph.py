@@ -34,6 +34,7 @@ def test_it_sums_up_the_graph(run: Run, service: FakeService, client: Client) ->
     assert "replacement score 0.500" in result.stdout
     assert "completeness 0.750" in result.stdout
     lines = result.stdout.splitlines()
+    assert "' e'" in result.stdout
     assert [line.split()[0] for line in lines if "@" in line.split(" ")[0]] == [row.name for row in graph.top(2)]
     (start,) = [i for i, line in enumerate(lines) if line.startswith("Strongest paths")]
     target = f"logit:{graph.header.targets[0].token_id}"

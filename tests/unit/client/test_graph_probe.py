@@ -12,6 +12,7 @@ from dst_grpc.client import (
     GraphAttention,
     GraphEdgeHeads,
     GraphFeatureSetting,
+    GraphFeatureTokens,
     GraphIntervention,
     GraphInterventions,
     GraphVerification,
@@ -53,6 +54,8 @@ def test_each_question_is_asked_and_its_part_returned(client: Client, service: F
     assert probe(service) == GraphEdgeHeads(source="t1", target="logit:7")
     assert client.attention_pairs("graph-one", 1, 2, 5, 3, k=7) == PARTS[4].value
     assert probe(service) == GraphAttention(layer=1, head=2, query=5, key=3, top_k=7)
+    assert client.feature_tokens("graph-one", "f1.3@2", k=3) == (PARTS[5].value,)
+    assert probe(service) == GraphFeatureTokens(nodes=("f1.3@2",), top_k=3)
 
 
 def test_one_feature_may_be_named_alone() -> None:

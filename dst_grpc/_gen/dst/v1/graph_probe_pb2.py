@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dst_grpc._gen.dst.v1 import explain_pb2 as dst_dot_v1_dot_explain__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64st/v1/graph_probe.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/explain.proto\"R\n\x13GraphFeatureSetting\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x14\n\nactivation\x18\x02 \x01(\x01H\x00\x12\x10\n\x06\x66\x61\x63tor\x18\x03 \x01(\x01H\x00\x42\x04\n\x02to\"\x9b\x01\n\x11GraphIntervention\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08settings\x18\x02 \x03(\x0b\x32\x1b.dst.v1.GraphFeatureSetting\x12\x1d\n\x10\x66irst_free_layer\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rwith_features\x18\x04 \x01(\x08\x42\x13\n\x11_first_free_layer\"F\n\x12GraphInterventions\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.dst.v1.GraphIntervention\"?\n\x11GraphVerification\x12\x12\n\x05\x63ount\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x42\x08\n\x06_count\"0\n\x0eGraphEdgeHeads\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"g\n\x0eGraphAttention\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\r\n\x05query\x18\x03 \x01(\r\x12\x0b\n\x03key\x18\x04 \x01(\r\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\x82\x02\n\x11ProbeGraphRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05graph\x18\x02 \x01(\t\x12\x33\n\rinterventions\x18\x03 \x01(\x0b\x32\x1a.dst.v1.GraphInterventionsH\x00\x12\x31\n\x0cverification\x18\x04 \x01(\x0b\x32\x19.dst.v1.GraphVerificationH\x00\x12,\n\nedge_heads\x18\x05 \x01(\x0b\x32\x16.dst.v1.GraphEdgeHeadsH\x00\x12+\n\tattention\x18\x06 \x01(\x0b\x32\x16.dst.v1.GraphAttentionH\x00\x42\x07\n\x05probe\"@\n\x0bGraphChange\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tpredicted\x18\x02 \x01(\x01\x12\x10\n\x08measured\x18\x03 \x01(\x01\"Q\n\x0cGraphChanges\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x13.dst.v1.GraphChange\"u\n\x14GraphVerifiedFeature\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x01\x12\x16\n\x0eheld_deviation\x18\x03 \x01(\x01\x12\x11\n\tfree_size\x18\x04 \x01(\x01\x12\x16\n\x0e\x66ree_deviation\x18\x05 \x01(\x01\"k\n\x10GraphHeadLoading\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x0f\n\x07through\x18\x03 \x01(\x01\x12\x0c\n\x04last\x18\x04 \x01(\x01\x12\r\n\x05\x66irst\x18\x05 \x01(\x01\x12\x0c\n\x04only\x18\x06 \x01(\x01\"c\n\x11GraphHeadLoadings\x12\x0e\n\x06weight\x18\x01 \x01(\x01\x12\x15\n\rwithout_heads\x18\x02 \x01(\x01\x12\'\n\x05heads\x18\x03 \x03(\x0b\x32\x18.dst.v1.GraphHeadLoading\"A\n\rGraphNodePair\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\"\x88\x01\n\x13GraphAttentionScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x14\n\x0c\x63\x61pped_score\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12$\n\x05pairs\x18\x04 \x03(\x0b\x32\x15.dst.v1.GraphNodePair\x12\x11\n\tremainder\x18\x05 \x01(\x01\"\x91\x02\n\x0fGraphProbeFrame\x12\'\n\x07\x63hanges\x18\x01 \x01(\x0b\x32\x14.dst.v1.GraphChangesH\x00\x12\x30\n\x08verified\x18\x02 \x01(\x0b\x32\x1c.dst.v1.GraphVerifiedFeatureH\x00\x12/\n\nedge_heads\x18\x03 \x01(\x0b\x32\x19.dst.v1.GraphHeadLoadingsH\x00\x12\x30\n\tattention\x18\x04 \x01(\x0b\x32\x1b.dst.v1.GraphAttentionScoreH\x00\x12&\n\x07trailer\x18\x05 \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x12\x0f\n\x07partial\x18\x0f \x01(\x08\x42\x07\n\x05\x66rame\"Q\n\x12ProbeGraphResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x17.dst.v1.GraphProbeFrameB\x9a\x01\n\rio.dstgrpc.v1B\x0fGraphProbeProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64st/v1/graph_probe.proto\x12\x06\x64st.v1\x1a\x14\x64st/v1/explain.proto\"R\n\x13GraphFeatureSetting\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x14\n\nactivation\x18\x02 \x01(\x01H\x00\x12\x10\n\x06\x66\x61\x63tor\x18\x03 \x01(\x01H\x00\x42\x04\n\x02to\"\x9b\x01\n\x11GraphIntervention\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08settings\x18\x02 \x03(\x0b\x32\x1b.dst.v1.GraphFeatureSetting\x12\x1d\n\x10\x66irst_free_layer\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rwith_features\x18\x04 \x01(\x08\x42\x13\n\x11_first_free_layer\"F\n\x12GraphInterventions\x12\x30\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.dst.v1.GraphIntervention\"?\n\x11GraphVerification\x12\x12\n\x05\x63ount\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x42\x08\n\x06_count\"0\n\x0eGraphEdgeHeads\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"g\n\x0eGraphAttention\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\r\n\x05query\x18\x03 \x01(\r\x12\x0b\n\x03key\x18\x04 \x01(\r\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_top_k\"A\n\x12GraphFeatureTokens\x12\r\n\x05nodes\x18\x01 \x03(\t\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb8\x02\n\x11ProbeGraphRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05graph\x18\x02 \x01(\t\x12\x33\n\rinterventions\x18\x03 \x01(\x0b\x32\x1a.dst.v1.GraphInterventionsH\x00\x12\x31\n\x0cverification\x18\x04 \x01(\x0b\x32\x19.dst.v1.GraphVerificationH\x00\x12,\n\nedge_heads\x18\x05 \x01(\x0b\x32\x16.dst.v1.GraphEdgeHeadsH\x00\x12+\n\tattention\x18\x06 \x01(\x0b\x32\x16.dst.v1.GraphAttentionH\x00\x12\x34\n\x0e\x66\x65\x61ture_tokens\x18\x07 \x01(\x0b\x32\x1a.dst.v1.GraphFeatureTokensH\x00\x42\x07\n\x05probe\"@\n\x0bGraphChange\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\tpredicted\x18\x02 \x01(\x01\x12\x10\n\x08measured\x18\x03 \x01(\x01\"Q\n\x0cGraphChanges\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x13.dst.v1.GraphChange\"u\n\x14GraphVerifiedFeature\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x01\x12\x16\n\x0eheld_deviation\x18\x03 \x01(\x01\x12\x11\n\tfree_size\x18\x04 \x01(\x01\x12\x16\n\x0e\x66ree_deviation\x18\x05 \x01(\x01\"k\n\x10GraphHeadLoading\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x0f\n\x07through\x18\x03 \x01(\x01\x12\x0c\n\x04last\x18\x04 \x01(\x01\x12\r\n\x05\x66irst\x18\x05 \x01(\x01\x12\x0c\n\x04only\x18\x06 \x01(\x01\"c\n\x11GraphHeadLoadings\x12\x0e\n\x06weight\x18\x01 \x01(\x01\x12\x15\n\rwithout_heads\x18\x02 \x01(\x01\x12\'\n\x05heads\x18\x03 \x03(\x0b\x32\x18.dst.v1.GraphHeadLoading\"A\n\rGraphNodePair\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\"\x88\x01\n\x13GraphAttentionScore\x12\r\n\x05score\x18\x01 \x01(\x01\x12\x14\n\x0c\x63\x61pped_score\x18\x02 \x01(\x01\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12$\n\x05pairs\x18\x04 \x03(\x0b\x32\x15.dst.v1.GraphNodePair\x12\x11\n\tremainder\x18\x05 \x01(\x01\"A\n\x0fGraphTokenScore\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\"\xa1\x01\n\x12GraphScoredFeature\x12\x0c\n\x04node\x18\x01 \x01(\t\x12)\n\x08promoted\x18\x02 \x03(\x0b\x32\x17.dst.v1.GraphTokenScore\x12+\n\nsuppressed\x18\x03 \x03(\x0b\x32\x17.dst.v1.GraphTokenScore\x12%\n\x04read\x18\x04 \x03(\x0b\x32\x17.dst.v1.GraphTokenScore\"\xbf\x02\n\x0fGraphProbeFrame\x12\'\n\x07\x63hanges\x18\x01 \x01(\x0b\x32\x14.dst.v1.GraphChangesH\x00\x12\x30\n\x08verified\x18\x02 \x01(\x0b\x32\x1c.dst.v1.GraphVerifiedFeatureH\x00\x12/\n\nedge_heads\x18\x03 \x01(\x0b\x32\x19.dst.v1.GraphHeadLoadingsH\x00\x12\x30\n\tattention\x18\x04 \x01(\x0b\x32\x1b.dst.v1.GraphAttentionScoreH\x00\x12&\n\x07trailer\x18\x05 \x01(\x0b\x32\x13.dst.v1.RunsTrailerH\x00\x12,\n\x06scored\x18\x06 \x01(\x0b\x32\x1a.dst.v1.GraphScoredFeatureH\x00\x12\x0f\n\x07partial\x18\x0f \x01(\x08\x42\x07\n\x05\x66rame\"Q\n\x12ProbeGraphResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x17.dst.v1.GraphProbeFrameB\x9a\x01\n\rio.dstgrpc.v1B\x0fGraphProbeProtoP\x01Z0github.com/dst-grpc/dst-grpc/gen/go/dst/v1;dstv1\xa2\x02\x03\x44ST\xaa\x02\nDstGrpc.V1\xba\x02\x03\x44ST\xca\x02\nDstGrpc\\V1\xe2\x02\x13\x44stGrpc\\V1\\Metadata\xea\x02\x07\x44st::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,24 +45,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAPHEDGEHEADS']._serialized_end=485
   _globals['_GRAPHATTENTION']._serialized_start=487
   _globals['_GRAPHATTENTION']._serialized_end=590
-  _globals['_PROBEGRAPHREQUEST']._serialized_start=593
-  _globals['_PROBEGRAPHREQUEST']._serialized_end=851
-  _globals['_GRAPHCHANGE']._serialized_start=853
-  _globals['_GRAPHCHANGE']._serialized_end=917
-  _globals['_GRAPHCHANGES']._serialized_start=919
-  _globals['_GRAPHCHANGES']._serialized_end=1000
-  _globals['_GRAPHVERIFIEDFEATURE']._serialized_start=1002
-  _globals['_GRAPHVERIFIEDFEATURE']._serialized_end=1119
-  _globals['_GRAPHHEADLOADING']._serialized_start=1121
-  _globals['_GRAPHHEADLOADING']._serialized_end=1228
-  _globals['_GRAPHHEADLOADINGS']._serialized_start=1230
-  _globals['_GRAPHHEADLOADINGS']._serialized_end=1329
-  _globals['_GRAPHNODEPAIR']._serialized_start=1331
-  _globals['_GRAPHNODEPAIR']._serialized_end=1396
-  _globals['_GRAPHATTENTIONSCORE']._serialized_start=1399
-  _globals['_GRAPHATTENTIONSCORE']._serialized_end=1535
-  _globals['_GRAPHPROBEFRAME']._serialized_start=1538
-  _globals['_GRAPHPROBEFRAME']._serialized_end=1811
-  _globals['_PROBEGRAPHRESPONSE']._serialized_start=1813
-  _globals['_PROBEGRAPHRESPONSE']._serialized_end=1894
+  _globals['_GRAPHFEATURETOKENS']._serialized_start=592
+  _globals['_GRAPHFEATURETOKENS']._serialized_end=657
+  _globals['_PROBEGRAPHREQUEST']._serialized_start=660
+  _globals['_PROBEGRAPHREQUEST']._serialized_end=972
+  _globals['_GRAPHCHANGE']._serialized_start=974
+  _globals['_GRAPHCHANGE']._serialized_end=1038
+  _globals['_GRAPHCHANGES']._serialized_start=1040
+  _globals['_GRAPHCHANGES']._serialized_end=1121
+  _globals['_GRAPHVERIFIEDFEATURE']._serialized_start=1123
+  _globals['_GRAPHVERIFIEDFEATURE']._serialized_end=1240
+  _globals['_GRAPHHEADLOADING']._serialized_start=1242
+  _globals['_GRAPHHEADLOADING']._serialized_end=1349
+  _globals['_GRAPHHEADLOADINGS']._serialized_start=1351
+  _globals['_GRAPHHEADLOADINGS']._serialized_end=1450
+  _globals['_GRAPHNODEPAIR']._serialized_start=1452
+  _globals['_GRAPHNODEPAIR']._serialized_end=1517
+  _globals['_GRAPHATTENTIONSCORE']._serialized_start=1520
+  _globals['_GRAPHATTENTIONSCORE']._serialized_end=1656
+  _globals['_GRAPHTOKENSCORE']._serialized_start=1658
+  _globals['_GRAPHTOKENSCORE']._serialized_end=1723
+  _globals['_GRAPHSCOREDFEATURE']._serialized_start=1726
+  _globals['_GRAPHSCOREDFEATURE']._serialized_end=1887
+  _globals['_GRAPHPROBEFRAME']._serialized_start=1890
+  _globals['_GRAPHPROBEFRAME']._serialized_end=2209
+  _globals['_PROBEGRAPHRESPONSE']._serialized_start=2211
+  _globals['_PROBEGRAPHRESPONSE']._serialized_end=2292
 # @@protoc_insertion_point(module_scope)

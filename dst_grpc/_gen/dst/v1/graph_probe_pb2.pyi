@@ -65,21 +65,31 @@ class GraphAttention(_message.Message):
     top_k: int
     def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., query: _Optional[int] = ..., key: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
 
+class GraphFeatureTokens(_message.Message):
+    __slots__ = ("nodes", "top_k")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    top_k: int
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ..., top_k: _Optional[int] = ...) -> None: ...
+
 class ProbeGraphRequest(_message.Message):
-    __slots__ = ("request_id", "graph", "interventions", "verification", "edge_heads", "attention")
+    __slots__ = ("request_id", "graph", "interventions", "verification", "edge_heads", "attention", "feature_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     EDGE_HEADS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     graph: str
     interventions: GraphInterventions
     verification: GraphVerification
     edge_heads: GraphEdgeHeads
     attention: GraphAttention
-    def __init__(self, request_id: _Optional[str] = ..., graph: _Optional[str] = ..., interventions: _Optional[_Union[GraphInterventions, _Mapping]] = ..., verification: _Optional[_Union[GraphVerification, _Mapping]] = ..., edge_heads: _Optional[_Union[GraphEdgeHeads, _Mapping]] = ..., attention: _Optional[_Union[GraphAttention, _Mapping]] = ...) -> None: ...
+    feature_tokens: GraphFeatureTokens
+    def __init__(self, request_id: _Optional[str] = ..., graph: _Optional[str] = ..., interventions: _Optional[_Union[GraphInterventions, _Mapping]] = ..., verification: _Optional[_Union[GraphVerification, _Mapping]] = ..., edge_heads: _Optional[_Union[GraphEdgeHeads, _Mapping]] = ..., attention: _Optional[_Union[GraphAttention, _Mapping]] = ..., feature_tokens: _Optional[_Union[GraphFeatureTokens, _Mapping]] = ...) -> None: ...
 
 class GraphChange(_message.Message):
     __slots__ = ("node", "predicted", "measured")
@@ -165,21 +175,45 @@ class GraphAttentionScore(_message.Message):
     remainder: float
     def __init__(self, score: _Optional[float] = ..., capped_score: _Optional[float] = ..., probability: _Optional[float] = ..., pairs: _Optional[_Iterable[_Union[GraphNodePair, _Mapping]]] = ..., remainder: _Optional[float] = ...) -> None: ...
 
+class GraphTokenScore(_message.Message):
+    __slots__ = ("token_id", "token", "score")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    token: str
+    score: float
+    def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class GraphScoredFeature(_message.Message):
+    __slots__ = ("node", "promoted", "suppressed", "read")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_FIELD_NUMBER: _ClassVar[int]
+    SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    promoted: _containers.RepeatedCompositeFieldContainer[GraphTokenScore]
+    suppressed: _containers.RepeatedCompositeFieldContainer[GraphTokenScore]
+    read: _containers.RepeatedCompositeFieldContainer[GraphTokenScore]
+    def __init__(self, node: _Optional[str] = ..., promoted: _Optional[_Iterable[_Union[GraphTokenScore, _Mapping]]] = ..., suppressed: _Optional[_Iterable[_Union[GraphTokenScore, _Mapping]]] = ..., read: _Optional[_Iterable[_Union[GraphTokenScore, _Mapping]]] = ...) -> None: ...
+
 class GraphProbeFrame(_message.Message):
-    __slots__ = ("changes", "verified", "edge_heads", "attention", "trailer", "partial")
+    __slots__ = ("changes", "verified", "edge_heads", "attention", "trailer", "scored", "partial")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_FIELD_NUMBER: _ClassVar[int]
     EDGE_HEADS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     TRAILER_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
     changes: GraphChanges
     verified: GraphVerifiedFeature
     edge_heads: GraphHeadLoadings
     attention: GraphAttentionScore
     trailer: _explain_pb2.RunsTrailer
+    scored: GraphScoredFeature
     partial: bool
-    def __init__(self, changes: _Optional[_Union[GraphChanges, _Mapping]] = ..., verified: _Optional[_Union[GraphVerifiedFeature, _Mapping]] = ..., edge_heads: _Optional[_Union[GraphHeadLoadings, _Mapping]] = ..., attention: _Optional[_Union[GraphAttentionScore, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., partial: bool = ...) -> None: ...
+    def __init__(self, changes: _Optional[_Union[GraphChanges, _Mapping]] = ..., verified: _Optional[_Union[GraphVerifiedFeature, _Mapping]] = ..., edge_heads: _Optional[_Union[GraphHeadLoadings, _Mapping]] = ..., attention: _Optional[_Union[GraphAttentionScore, _Mapping]] = ..., trailer: _Optional[_Union[_explain_pb2.RunsTrailer, _Mapping]] = ..., scored: _Optional[_Union[GraphScoredFeature, _Mapping]] = ..., partial: bool = ...) -> None: ...
 
 class ProbeGraphResponse(_message.Message):
     __slots__ = ("request_id", "frames")
