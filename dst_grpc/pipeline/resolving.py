@@ -49,7 +49,10 @@ class Resolving:
     ) -> Resolution:
         """As `Pipeline.resolution`."""
         registry = self._cache.registry
-        return await self._resolver.resolution(await self._plan(request, registry, known, root, sender), registry)
+        plan = self._planning.kept(request.request, registry, sender.caller) if known is None else None
+        if plan is None or plan.tensor_handles:
+            plan = await self._plan(request, registry, known, root, sender)
+        return await self._resolver.resolution(plan, registry)
 
     async def _plan(
         self, request: ResolveRequest, registry: Registry, known: Violations | None, root: str, sender: Sender

@@ -41,7 +41,7 @@ class Asked(Protocol):
 
 def deadline_of(context: ObservedContext) -> float | None:
     """The deadline of a call, as a reading of `time.monotonic`; None if it has none."""
-    remaining: float | None = context.time_remaining()
+    remaining: float | None = context.inner.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
 
 
@@ -74,8 +74,8 @@ async def messages_of(
     async with aclosing(steps):
         async for step in steps:
             if step and isinstance(step[0], MadeAnswer):
-                for made in step[0].messages:
-                    yield envelope.around(made)
+                for message in envelope.all_around(step[0]):
+                    yield message
                 return
             messages = envelope.pack(chain.from_iterable(map(cut, step)))
             if _is_light(step):

@@ -72,8 +72,7 @@ class ObservedContext:
         return data
 
     def received(self, data: bytes) -> bytes:
-        """*data*, the bytes of a request, counted; raises DstError if the caller may no longer send any."""
-        self.info.still_allowed()
+        """*data*, the bytes of a request, counted."""
         self.info.received_messages += 1
         self.info.received_bytes += len(data)
         return data
@@ -85,6 +84,7 @@ class ObservedContext:
             InvalidRequest: It cannot be parsed, or is too large.
             DstError: The caller may no longer send any.
         """
+        self.info.still_allowed()
         return await self._reading.parsed(self._request_type, self.received(data))
 
 

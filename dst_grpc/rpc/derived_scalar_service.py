@@ -35,7 +35,7 @@ from dst_grpc.rpc.reading import Reading, Refused, RequestStream
 from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.durations import seconds_from_wire
 from dst_grpc.wire.envelope import CHUNK_BYTES, Envelope
-from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame, is_light
+from dst_grpc.wire.frames import FrameCutter, PartCutter, error_frame
 from dst_grpc.wire.parsing import text_at
 from dst_grpc.wire.stages import ResolutionWriter, resolve_frames
 
@@ -114,8 +114,9 @@ class Answers:
             steps = _one_by_one(self._pipeline.resolve(asked, known, root=root, sender=sender))
         else:
             resolution = await self._pipeline.resolution(asked, known, root=root, sender=sender)
-            if is_light(resolution):
-                return self._resolutions.messages(resolution, envelope)
+            answer = self._resolutions.answer(resolution)
+            if answer is not None:
+                return envelope.all_around(answer)
             steps = _at_once((Validated(), resolution))
         return messages_of(steps, resolve_frames, envelope, self._threads)
 
@@ -129,7 +130,7 @@ class Answers:
             return messages_of(steps, FrameCutter(chunk_bytes=envelope.chunk_bytes).cut, envelope, self._threads)
         kept = None if known else self._pipeline.kept_answer(asked, sender=sender)
         if kept is not None:
-            return list(map(envelope.around, kept.messages))
+            return envelope.all_around(kept)
         steps = self._pipeline.derive(asked, known, root=root, sender=sender, make=made)
         return messages_of(steps, FrameCutter().cut, envelope, self._threads)
 

@@ -16,6 +16,8 @@ from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from dst_grpc.domain.results import MadeAnswer
+
 MESSAGE_BYTES = 1 << 20
 """Most bytes of a message, unless a single element is larger: where loopback throughput levels off."""
 ENVELOPE_BYTES = 2048
@@ -76,9 +78,9 @@ class Envelope:
         """Messages of *frames*, as many in each as fit."""
         return _packed(frames, self._prefix, self.chunk_bytes + ENVELOPE_BYTES)
 
-    def around(self, message: bytes) -> bytes:
-        """*message*, one of `packed_alone`, with the common fields."""
-        return self._prefix + message
+    def all_around(self, answer: MadeAnswer) -> list[bytes]:
+        """The messages of *answer*, which are `packed_alone`, with the common fields."""
+        return [self._prefix + message for message in answer.messages]
 
 
 def packed_alone(frames: Iterable[Buffers]) -> Iterator[bytes]:

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from dst_grpc._gen.dst.v1 import resolution_pb2
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.wire.envelope import CHUNK_BYTES
-from dst_grpc.wire.frames import frames_of
+from dst_grpc.domain.results import MadeAnswer
+from dst_grpc.wire.envelope import CHUNK_BYTES, packed_alone
+from dst_grpc.wire.frames import frames_of, is_light
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dst_grpc.wire.envelope import Buffers, Envelope
+    from dst_grpc.wire.envelope import Buffers
 
 Stage = Validated | LoadProgress | Resolution
 _ARMS: dict[type, str] = {Validated: "validated", LoadProgress: "loading", Resolution: "resolved"}
 _KEPT_BYTES = 1 << 20
-"""Of frames; what they were written from takes about ten times as much."""
+"""Of messages; what they were written from takes about ten times as much."""
 
 
 def resolve_frames(stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Buffers]:
@@ -29,32 +30,30 @@ def resolve_frames(stage: Stage, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Buf
 
 
 class ResolutionWriter:
-    """Writes answers without progress. Used on the event loop only."""
+    """Writes answers without progress, unless they are so large that it takes a while. Used on the event loop only."""
 
     def __init__(self) -> None:
         """Start with nothing kept."""
-        self._kept: OrderedDict[int, tuple[Resolution, tuple[Buffers, ...]]] = OrderedDict()
-        """Frames, by the identity of what they were written from."""
+        self._kept: OrderedDict[int, tuple[Resolution, MadeAnswer]] = OrderedDict()
+        """By the identity of what they were written from."""
         self._kept_bytes = 0
 
-    def messages(self, resolution: Resolution, envelope: Envelope) -> list[bytes]:
-        """The messages of an answer."""
+    def answer(self, resolution: Resolution) -> MadeAnswer | None:
+        """The answer that *resolution* is; None if it is large."""
         kept = self._kept.get(id(resolution))
-        if kept is None:
-            frames = tuple(chain(resolve_frames(Validated()), resolve_frames(resolution)))
-            self._keep(resolution, frames)
-        else:
+        if kept is not None:
             self._kept.move_to_end(id(resolution))
-            _, frames = kept
-        return list(envelope.pack(frames))
+            return kept[1]
+        if not is_light(resolution):
+            return None
+        frames = chain(resolve_frames(Validated()), resolve_frames(resolution))
+        answer = MadeAnswer(tuple(packed_alone(frames)))
+        self._keep(resolution, answer)
+        return answer
 
-    def _keep(self, resolution: Resolution, frames: tuple[Buffers, ...]) -> None:
-        """Keep *frames* with what they were written from, whose identity is then nobody else's."""
-        self._kept[id(resolution)] = resolution, frames
-        self._kept_bytes += _size(frames)
+    def _keep(self, resolution: Resolution, answer: MadeAnswer) -> None:
+        """Keep *answer* with what it was written from, whose identity is then nobody else's."""
+        self._kept[id(resolution)] = resolution, answer
+        self._kept_bytes += answer.byte_count
         while self._kept_bytes > _KEPT_BYTES:
-            self._kept_bytes -= _size(self._kept.popitem(last=False)[1][1])
-
-
-def _size(frames: tuple[Buffers, ...]) -> int:
-    return sum(len(buffer) for frame in frames for buffer in frame)
+            self._kept_bytes -= self._kept.popitem(last=False)[1][1].byte_count

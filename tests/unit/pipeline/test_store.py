@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,3 +195,17 @@ def test_a_recording_whose_answers_are_given_outlives_one_that_nobody_asks_for(w
     assert store.answer(plans[0]) is not None
     store.keep(plans[2], recordings[2])
     assert [store.holds(plan) for plan in plans] == [True, False, True]
+
+
+def test_an_answer_is_of_the_very_sets_and_handles_that_were_asked_for(world: models.World) -> None:
+    """A reload may give a name to another set, and a handle may be of another revision."""
+    store, plan = RecordingStore(), plan_of(world, T.MLP_POST_ACT)
+    store.keep(plan, recorded(world, store.widened(plan)))
+    store.keep_answer(plan, answer_of(10))
+    (entry,) = plan_of(world, T.MLP_POST_ACT, autoencoders=("tiny/mlp_post_act",)).autoencoders
+    assert store.answer(replace(plan)) is not None
+    assert store.answer(replace(plan, shared_sets=(entry,))) is None
+    assert store.answer(replace(plan, handles=("tiny@0123456789ab:float32:cpu",))) is None
+    store.clear()
+    assert store.answer(plan) is None
+    assert store.byte_count == 0

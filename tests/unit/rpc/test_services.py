@@ -160,7 +160,11 @@ def test_features_are_what_the_operator_switched_on(tmp_path: Path) -> None:
 
 
 CALL: Any = SimpleNamespace(
-    caller=Caller(name="somebody"), info=CallInfo(method=""), time_remaining=lambda: 60.0, outbox=None
+    caller=Caller(name="somebody"),
+    info=CallInfo(method=""),
+    inner=SimpleNamespace(time_remaining=lambda: 60.0),
+    time_remaining=lambda: 60.0,
+    outbox=None,
 )
 
 

@@ -16,7 +16,7 @@ from dst_grpc._gen.dst.v1 import inference_pb2 as pb
 from dst_grpc._gen.dst.v1.catalog_service_pb2 import TokenizeResponse
 from dst_grpc.domain.explanations import ExplanationPart, PartKind, ScalarSum
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
-from dst_grpc.domain.results import RunHeader
+from dst_grpc.domain.results import MadeAnswer, RunHeader
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.assembly import PartReader, StageReader
 from dst_grpc.wire.envelope import CHUNK_BYTES, MESSAGE_BYTES, Chunk, Envelope, packed_alone, received
@@ -192,13 +192,15 @@ def test_an_answer_that_is_given_again_is_the_same(resolutions: list[Any]) -> No
     writer, envelope = ResolutionWriter(), Envelope("id", item_index=3)
     for one in [*resolutions, *resolutions]:
         frames = [frame for stage in (Validated(), one) for frame in resolve_frames(stage)]
-        assert writer.messages(one, envelope) == list(envelope.pack(frames))
+        answer = writer.answer(one)
+        assert answer is not None
+        assert envelope.all_around(answer) == list(envelope.pack(frames))
 
 
 def test_frames_that_are_packed_alone_have_room_for_the_common_fields() -> None:
     frames = [Chunk(0, 0, memoryview(bytes(CHUNK_BYTES // 3))).buffers] * 5
     envelope = Envelope("x" * 256, item_index=2**31)
-    messages = [envelope.around(message) for message in packed_alone(frames)]
+    messages = envelope.all_around(MadeAnswer(tuple(packed_alone(frames))))
     assert max(map(len, messages)) <= MESSAGE_BYTES
     found = [pb.DeriveStreamResponse.FromString(message) for message in messages]
     assert {(one.request_id, one.item_index) for one in found} == {("x" * 256, 2**31)}
