@@ -41,7 +41,7 @@ IN_DERIVE = {
     "keeping": ("dst_grpc.pipeline.store.RecordingStore.keep", CPU),
     "looking for what was kept": ("dst_grpc.pipeline.store.RecordingStore.find", PYTHON),
     "deriving": ("dst_grpc.scalars.derive.Derivation.at", CPU),
-    "serialising": ("dst_grpc.wire.frames._frames", PYTHON),
+    "serialising": ("dst_grpc.wire.frames.frames_of", PYTHON),
     "packing": ("dst_grpc.wire.envelope._field", PYTHON),
     "waiting to be read": ("dst_grpc.rpc.outbox.Unread.hold", PYTHON),
     "planning": ("dst_grpc.pipeline.planner.plan_run", PYTHON),
