@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 _FLOAT32 = 4
 _BLOCK_PLACES = 2048
-"""Targets of a block times tokens, if that is at least `_BLOCK_TARGETS` targets: products of more rows are no faster,
-and smaller blocks end nearer to the tokens of their targets."""
+"""Targets of a block times tokens: products of more rows are no faster, and smaller blocks end nearer to the tokens of
+their targets."""
 _BLOCK_TARGETS = 64
-"""Fewer would not be worth the patterns that are made for them."""
+"""But at least so many targets: patterns are made, and writes are read, for each block."""
+_MOST_BLOCK_TARGETS = 256
+"""And at most so many: each has a row of all candidates."""
 _BYTES_OF_FEATURE = 48
 """Of the layer, token, feature and activation of an active feature, where they are found and where they are told."""
 _PATTERNS_AT_ONCE = 4
@@ -56,6 +58,8 @@ class GraphMemory:
     """For each target of a block."""
     of_place: int
     """For each token, of each target of a block."""
+    most_targets: int
+    """Targets that there are to put into blocks."""
     is_made_at_once: bool
     """Whether the pattern of a layer is made for all heads at once."""
 
@@ -67,11 +71,10 @@ class GraphMemory:
         config, n_tokens = decoder.config, len(question.token_ids)
         item = torch.promote_types(decoder.dtype, torch.float32).itemsize
         n_nodes = n_active + (config.n_layers + 1) * n_tokens + n_targets
-        asked = question.max_feature_nodes
-        if asked is None or asked >= n_active:
-            rows = (n_active + n_targets) * n_nodes
-        else:  # as they are computed, and those columns of them that the graph has
-            rows = (asked + n_targets) * (n_nodes + n_nodes - n_active + asked)
+        n_features = n_active if question.max_feature_nodes is None else min(question.max_feature_nodes, n_active)
+        rows = (n_features + n_targets) * n_nodes
+        if n_features < n_active:  # those columns of them that the graph has are copied
+            rows += (n_features + n_targets) * (n_nodes - n_active + n_features)
         heads, values = config.n_heads * config.d_head, config.n_key_value_heads * config.d_head
         weights = (heads + values + config.d_model) * config.d_model * item
         pattern = config.n_heads * n_tokens**2 * item
@@ -86,6 +89,7 @@ class GraphMemory:
             one_layer=weights + _PATTERNS_AT_ONCE * chunk,
             of_target=n_nodes * (item + _FLOAT32) + heads * config.d_model * item // config.d_head,
             of_place=_place_numbers(config, transcoders, chunk / pattern) * item,
+            most_targets=max(n_features, n_targets, 1),
             is_made_at_once=chunk == pattern,
         )
 
@@ -114,7 +118,8 @@ class GraphMemory:
         """How many targets are in a block that ends after *n_tokens*."""
         left = self.limit - self._fixed - (self.layers if self.keeps_layers else self.one_layer)
         fitting = left // (self.of_target + n_tokens * self.of_place)
-        return max(min(max(_BLOCK_PLACES // n_tokens, _BLOCK_TARGETS), fitting), 1)
+        wanted = min(max(_BLOCK_PLACES // n_tokens, _BLOCK_TARGETS), _MOST_BLOCK_TARGETS)
+        return max(min(wanted, fitting, self.most_targets), 1)
 
     def check(self) -> None:
         """Check that the graph fits.

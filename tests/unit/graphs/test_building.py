@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from dst_grpc.domain.graph_answers import GraphPhase
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.engine.decoder import Decoder
@@ -131,6 +132,24 @@ def test_what_can_never_fit_is_refused_before_the_pass() -> None:
 
     with pytest.raises(Exhausted, match=f"graph of {len(TOKENS)} tokens needs"):
         next(build(replace(QUESTION, memory_bytes=1000), DECODER, TRANSCODERS, never))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma"])
+@pytest.mark.parametrize("is_tight", [False, True])
+def test_a_graph_takes_no_more_than_is_estimated(architecture: str, is_tight: bool) -> None:
+    config = replace(ARCHITECTURES[architecture], d_model=48, d_mlp=96, context_window=100)
+    decoder = models.decoder(config=config)
+    transcoders = random_transcoders(config, 200, is_cross_layer=is_tight, has_skip=True)
+    question = GraphQuestion(token_ids=tuple(i % 19 for i in range(100)), max_feature_nodes=60)
+    nodes = built(question, decoder, transcoders)[0].nodes
+    sizes = {"n_active": len(nodes.active), "n_targets": len(nodes.targets)}
+    if is_tight:
+        needed = GraphMemory.of(question, decoder, transcoders, **sizes).needed
+        question = replace(question, memory_bytes=needed)
+    estimate = GraphMemory.of(question, decoder, transcoders, **sizes)
+    assert estimate.keeps_layers is not is_tight
+    taken = peak_bytes(lambda: built(question, decoder, transcoders))  # of tensors, which rows are not
+    assert taken <= estimate.peak - estimate.rows <= 4 * taken
 
 
 # Targets
