@@ -11,7 +11,7 @@ from dst_grpc.domain.handles import is_device
 from dst_grpc.errors import InvalidRequest
 
 _M_MMAP_THRESHOLD = -3
-_OWN_MAPPING_BYTES = 256 << 10
+_OWN_MAPPING_BYTES = 128 << 10
 
 
 def pick_device(wanted: str) -> str:
