@@ -113,12 +113,7 @@ class Pipeline:
         self._threads = Threads("dst-graph", at_once=_QUERIES_AT_ONCE)
 
     def resolve(
-        self,
-        request: ResolveRequest,
-        known: Violations | None = None,
-        *,
-        root: str = "",
-        sender: Sender = HERE,
+        self, request: ResolveRequest, known: Violations | None = None, *, root: str = "", sender: Sender = HERE
     ) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
         """Check, complete and cost a request; with `load`, also load what it needs.
 
@@ -134,12 +129,7 @@ class Pipeline:
         return self._resolving.resolve(request, known, root=root, sender=sender)
 
     async def resolution(
-        self,
-        request: ResolveRequest,
-        known: Violations | None = None,
-        *,
-        root: str = "",
-        sender: Sender = HERE,
+        self, request: ResolveRequest, known: Violations | None = None, *, root: str = "", sender: Sender = HERE
     ) -> Resolution:
         """The last stage of `resolve`, without the others and without loading."""
         return await self._resolving.resolution(request, known, root=root, sender=sender)
