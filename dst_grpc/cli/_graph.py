@@ -32,6 +32,7 @@ from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
 from dst_grpc.errors import InvalidRequest
 
 PHASES = {
+    GraphPhase.RECORDING: "running the prompt",
     GraphPhase.TARGETS: "edges into targets",
     GraphPhase.FEATURES: "edges into features",
     GraphPhase.PRUNING: "pruning",
@@ -99,7 +100,7 @@ def graph(
         known = {} if labels is None else read_labels(labels)
         request = make_graph_request(
             prompt,
-            transcoders or "",
+            transcoders or None,
             targets=target or (),
             max_feature_nodes=max_features,
             node_threshold=node_threshold,
@@ -180,7 +181,7 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], scored: Sequence[Grap
     if rows:
         out.print(Text("Features of the largest influence:", style="bold"))
         print_rows(out, ("feature", "at", "activation", "score", "raises"), rows)
-        out.print("A score is the share of all influence that a feature and those above it have.")
+        out.print("A score is the share of all influence that a node and all of more have, tokens and errors too.")
     first = answer.names[len(answer.table) - len(header.targets)]
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))
     paths = [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import numpy as np
 
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.indices import MAX_INDEX
@@ -21,6 +22,10 @@ DEFAULT_UPDATE_INTERVAL: Final = 4
 DEFAULT_NODE_THRESHOLD: Final = 0.8
 DEFAULT_EDGE_THRESHOLD: Final = 0.98
 MAX_TARGETS: Final = 1000
+LEAST_WEIGHT: Final = 1e-20
+MOST_WEIGHT: Final = 1e20
+MOST_DIRECTION: Final = 1e20
+"""Beyond, sums of influences would be no float32."""
 MAX_BATCH_SIZE: Final = 65_536
 MAX_TARGET_NAME_CHARACTERS: Final = 256
 
@@ -81,8 +86,15 @@ class GraphTarget:
             if numbers is not None:
                 problems.check(numbers.ndim == 1, "direction", f"must have one axis, not {numbers.ndim}")
                 problems.check(bool(numbers.any()), "direction", "must not be 0 everywhere")
+                largest = float(np.abs(numbers).max(initial=0))
+                is_small = not largest > MOST_DIRECTION  # NaN is told of by itself
+                problems.check(is_small, "direction", f"must have no entry beyond {MOST_DIRECTION:g}")
         if self.weight is not None:
-            problems.check(0 < self.weight < math.inf, "weight", f"must be above 0 and finite, not {self.weight}")
+            problems.check(
+                LEAST_WEIGHT <= self.weight <= MOST_WEIGHT,
+                "weight",
+                f"must be between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g}, not {self.weight}",
+            )
         problems.raise_if_any()
 
 
@@ -143,8 +155,11 @@ class GraphRequest:
         probability = self.desired_logit_prob
         is_share = 0 < probability <= 1
         problems.check(is_share, "desired_logit_prob", f"must be above 0 and at most 1, not {probability}")
-        has_features = self.max_feature_nodes is None or self.max_feature_nodes >= 1
-        problems.check(has_features, "max_feature_nodes", f"must be at least 1, not {self.max_feature_nodes}")
+        count = self.max_feature_nodes
+        is_count = count is None or 1 <= count < 2**32
+        problems.check(is_count, "max_feature_nodes", f"must be between 1 and {2**32 - 1}, not {count}")
+        is_size = self.max_bytes is None or 0 <= self.max_bytes < 2**64
+        problems.check(is_size, "max_bytes", f"must be between 0 and {2**64 - 1}, not {self.max_bytes}")
         check_thresholds(problems, self.node_threshold, self.edge_threshold)
         problems.raise_if_any()
 

@@ -67,6 +67,9 @@ class GraphIntervention:
         short = len(self.name) <= MAX_NAME_CHARACTERS
         problems.check(short, "name", f"must have at most {MAX_NAME_CHARACTERS} characters")
         problems.check(bool(self.settings), "settings", "is required: at least one")
+        first_free = self.first_free_layer
+        is_layer = first_free is None or 0 <= first_free <= MAX_INDEX
+        problems.check(is_layer, "first_free_layer", f"must be between 0 and {MAX_INDEX}, not {first_free}")
         seen: dict[str, str] = {}
         for i, setting in enumerate(self.settings):
             for j, node in enumerate(setting.nodes):
@@ -103,6 +106,7 @@ class GraphVerification:
         """Check the count; raises InvalidRequest."""
         problems = Violations()
         check_count(problems, self.count, MAX_VERIFIED, "count")
+        problems.check(0 <= self.seed < 2**64, "seed", f"must be between 0 and {2**64 - 1}, not {self.seed}")
         problems.raise_if_any()
 
 

@@ -14,6 +14,7 @@ import torch
 
 from dst_grpc.domain.graph_answers import GraphPhase
 from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.errors import OutOfRange
 from dst_grpc.graphs.local_model import LocalModel
 from dst_grpc.graphs.memory import GraphMemory
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes
@@ -65,7 +66,7 @@ def build(
     Raises:
         Exhausted: (MEMORY_BUDGET_EXCEEDED) if it does not fit the question's memory: before the pass if that is sure,
             else after it, when it is known how many features are active.
-        OutOfRange: if the run of the prompt is not finite.
+        OutOfRange: if the run of the prompt, or an edge, is not finite.
     """
     GraphMemory.of(question, decoder, transcoders, n_active=0, n_targets=0).check()
     recording = record(decoder, transcoders, question.token_ids, question.n_zeroed, check)
@@ -76,6 +77,8 @@ def build(
     rows = Rows(candidates, question.max_feature_nodes)
 
     def step(phase: GraphPhase, done: int, total: int, nodes: Integers, effects: Floats) -> GraphStep:
+        if not np.isfinite(effects).all():
+            raise OutOfRange("the graph has edges that are not finite")
         added = rows.add(nodes, effects)
         return GraphStep(
             phase=phase,

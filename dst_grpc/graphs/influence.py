@@ -129,7 +129,7 @@ def _influence(shares: Floats, nodes: GraphNodes) -> Doubles:
     """The influence [n] of nodes, of N *shares* [r, n]."""
     total = np.zeros(len(nodes))
     reaching = nodes.weights
-    while reaching[nodes.readers].any():
+    while reaching[nodes.readers].any() and np.isfinite(reaching).all():  # what is not finite would never end
         reaching = reaching[nodes.readers] @ shares
         total += reaching
     return total

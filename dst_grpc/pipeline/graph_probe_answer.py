@@ -32,7 +32,7 @@ from dst_grpc.domain.graph_probes import (
     GraphInterventions,
     GraphVerification,
 )
-from dst_grpc.errors import require
+from dst_grpc.errors import OutOfRange, require
 from dst_grpc.graphs.attention import attention_score
 from dst_grpc.graphs.head_loadings import head_loadings
 from dst_grpc.graphs.interventions import measured, predicted
@@ -112,6 +112,8 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
                 wanted[node] = require(setting.factor) * float(before[node]) if to is None else to
         expected = predicted(self._graph, wanted, asked.first_free_layer)
         found = self._measured(wanted, asked.first_free_layer)
+        if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+            raise OutOfRange(f"the run of intervention {index} has values that are not finite: set features to less")
         sent = [*(range(nodes.n_features) if asked.with_features else ()), *range(nodes.first_target, len(nodes))]
         return GraphChanges(
             index=index,

@@ -29,12 +29,11 @@ from dst_grpc.domain.graph_queries import (
     QueryGraphRequest,
 )
 from dst_grpc.domain.request_tensors import RequestTensor
-from tests.arbitrary.basic import built, finite_floats32, names, optional, own, texts, tuples, uint64
+from tests.arbitrary.basic import built, names, optional, own, texts, tuples, uint64
 from tests.arbitrary.requests import prompts
 
 nodes = st.sampled_from(["f3.120@5", "e0@1", "t5", "logit:464", "target:a name"])
 shares = st.floats(0, 1)
-above_0 = st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False)
 
 
 def columns(n: int, dtype: Any) -> st.SearchStrategy[np.ndarray[Any, Any]]:
@@ -81,11 +80,11 @@ def edges(draw: st.DrawFn) -> GraphEdges:
 own(GraphNodeTable, node_tables())
 own(GraphNodeScores, node_scores())
 own(GraphEdges, edges())
-numbers = st.lists(finite_floats32, min_size=1, max_size=4).filter(any)
+numbers = st.lists(st.floats(-(2.0**66), 2.0**66, width=32), min_size=1, max_size=4).filter(any)
 vectors = st.builds(RequestTensor, handle=texts.filter(bool)) | st.builds(
     RequestTensor, tensor=numbers.map(lambda values: np.array(values, np.float32))
 )
-weights = optional(above_0)
+weights = optional(st.floats(1e-20, 1e20))
 tokens = built(
     GraphTarget, token=texts.filter(bool), token_id=st.none(), direction=st.none(), name=st.just(""), weight=weights
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dst_grpc.client import AsyncClient, DerivedScalarType, GraphAnswer, make_graph_intervention
-from dst_grpc.errors import InvalidRequest, NotFound
+from dst_grpc.errors import InvalidRequest, NotFound, OutOfRange
 from tests.e2e.conftest import served
 from tests.graph_goldens import golden_graph, golden_model, golden_transcoders, model_folder
 
@@ -120,6 +120,11 @@ async def test_wrong_calls_are_refused(address: str) -> None:
         graph = await asked(client, CASES[0])
         with pytest.raises(InvalidRequest, match=r"settings\[0\].nodes\[0\]: the graph has no node f0.999@1"):
             await client.intervene_on_graph(graph, make_graph_intervention(off="f0.999@1"))
+        feature = graph.top(1)[0].name
+        for first_free in (None, 0):
+            run = make_graph_intervention({feature: 1e300}, first_free_layer=first_free)
+            with pytest.raises(OutOfRange, match="intervention 0 has values that are not finite"):
+                await client.intervene_on_graph(graph, run)
         with pytest.raises(InvalidRequest, match=r"attention.layer: must be below 3"):
             await client.attention_pairs(graph, 3, 0, 1, 1)
         with pytest.raises(InvalidRequest, match=r"names no feature"):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dst_grpc.cli import _graph_page
+from dst_grpc.cli._graph import PHASES
 from dst_grpc.cli._graph_page import graph_facts
-from dst_grpc.client import BeginToken, Client
+from dst_grpc.client import BeginToken, Client, GraphPhase
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
 
@@ -42,6 +43,16 @@ def test_it_sums_up_the_graph(run: Run, service: FakeService, client: Client) ->
     asked = service.graph_asked
     assert asked is not None
     assert (asked.prompt.text, asked.transcoders, asked.targets) == ("abc", "tiny/plt", ())
+
+
+def test_every_phase_has_words() -> None:
+    assert PHASES.keys() == {*GraphPhase}
+
+
+def test_the_only_transcoders_need_no_name(run: Run, service: FakeService) -> None:
+    assert run("graph", "abc").exit_code == 0
+    assert service.graph_asked is not None
+    assert service.graph_asked.transcoders is None
 
 
 def test_options_are_asked(run: Run, service: FakeService) -> None:

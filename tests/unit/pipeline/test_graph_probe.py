@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dst_grpc.contexts.registry import Registry
+from dst_grpc.domain.graph import GraphRequest, GraphTarget
 from dst_grpc.domain.graph_probes import (
     GraphAttention,
     GraphEdgeHeads,
@@ -18,6 +19,9 @@ from dst_grpc.domain.graph_probes import (
     GraphVerification,
     ProbeGraphRequest,
 )
+from dst_grpc.domain.graph_queries import GraphNodeFilter
+from dst_grpc.domain.request_tensors import RequestTensor
+from dst_grpc.domain.requests import Prompt
 from dst_grpc.errors import InvalidRequest, NotFound, Violations
 from dst_grpc.pipeline.graph_probe_answer import drawn
 from dst_grpc.pipeline.graph_probe_planner import ProbePlan, plan_probe
@@ -121,7 +125,17 @@ def test_a_graph_whose_files_are_others_now_is_not_found() -> None:
         (lambda: GraphIntervention(settings=(SETTING,), name="x" * 257), "name"),
         (lambda: GraphIntervention(settings=(SETTING, SETTING)), "settings[1].nodes[0]"),
         (lambda: GraphInterventions(interventions=()), "interventions"),
+        (lambda: GraphIntervention(settings=(SETTING,), first_free_layer=-1), "first_free_layer"),
         (lambda: GraphVerification(count=0), "count"),
+        (lambda: GraphVerification(seed=-1), "seed"),
+        (lambda: GraphVerification(seed=2**64), "seed"),
+        (lambda: GraphNodeFilter(layers=(0, -1)), "layers[1]"),
+        (lambda: GraphNodeFilter(tokens=(2**40,)), "tokens[0]"),
+        (lambda: GraphTarget(token_id=1, weight=1e39), "weight"),
+        (lambda: GraphTarget(token_id=1, weight=1e-46), "weight"),
+        (lambda: GraphTarget(direction=RequestTensor(tensor=np.full(3, 1e30, np.float32)), name="x"), "direction"),
+        (lambda: GraphRequest(prompt=Prompt(text="a"), transcoders="t", max_feature_nodes=2**32), "max_feature_nodes"),
+        (lambda: GraphRequest(prompt=Prompt(text="a"), transcoders="t", max_bytes=2**64), "max_bytes"),
         (lambda: GraphEdgeHeads(source="logit:1", target="logit:2"), "source"),
         (lambda: GraphEdgeHeads(source="t1", target="t2"), "target"),
         (lambda: GraphAttention(query=1, key=2), "key"),
