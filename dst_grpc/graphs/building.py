@@ -74,7 +74,7 @@ def build(
     memory = GraphMemory.of(question, decoder, transcoders, n_active=recording.n_active, n_targets=len(targets))
     memory.check()
     candidates = _candidates(recording, targets)
-    rows = Rows(candidates, question.max_feature_nodes)
+    rows, peak_bytes = Rows(candidates, question.max_feature_nodes), memory.peak
 
     def step(phase: GraphPhase, done: int, total: int, nodes: Integers, effects: Floats) -> GraphStep:
         if not np.isfinite(effects).all():
@@ -87,7 +87,7 @@ def build(
             candidates=candidates,
             nodes=nodes,
             rows=added,
-            peak_bytes=memory.peak,
+            peak_bytes=peak_bytes,
         )
 
     model = LocalModel(decoder, transcoders, recording, keeps_layers=memory.keeps_layers, check=check)

@@ -104,8 +104,8 @@ class GraphMemory:
 
     @property
     def peak(self) -> int:
-        """What is taken at most, with blocks as large as `block_size` makes them: those that end first or last."""
-        ends = (1, self.n_tokens)
+        """What is taken at most, with blocks as large as `block_size` makes them."""
+        ends = range(1, self.n_tokens + 1)
         block = max(self.block_size(end) * (self.of_target + end * self.of_place) for end in ends)
         return self._fixed + (self.layers if self.keeps_layers else self.one_layer) + block
 
