@@ -4,14 +4,24 @@ as Markdown. Nothing in it is typed in by hand but its prose."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from scripts.embedded import behaviours, evaluate, lexicon, train_autoencoders, train_model
-from scripts.embedded.packing import BLOCK_LENGTH, LESSONS, held_out_blocks
+from dst_grpc.graphs.influence import scores
+from scripts.embedded import (
+    behaviours,
+    evaluate,
+    lexicon,
+    train_autoencoders,
+    train_model,
+    train_transcoders,
+    transcoder_figures,
+)
+from scripts.embedded.packing import BLOCK_LENGTH, LESSONS, held_out_blocks, led
 
 PROMPTS: Final = 2000
 TRAINING_DRAWS: Final = 300_000
@@ -28,10 +38,10 @@ SAMPLE_PROMPTS: Final = (
 _HEAD: Final = """\
 # The embedded default model
 
-A GPT-2-architecture language model of {parameters:.2f} million parameters, its tokenizer, and {autoencoders} sparse
-autoencoders (three kinds at each of its {layers} layers). It exists so that a server has something worth explaining
-from its first second, with nothing to download: its text is simple, its behaviours are few, clear and measured. It is
-no use as a source of knowledge or of advice.
+A GPT-2-architecture language model of {parameters:.2f} million parameters, its tokenizer, {autoencoders} sparse
+autoencoders (three kinds at each of its {layers} layers), and a transcoder of each layer's MLP. It exists so that a
+server has something worth explaining from its first second, with nothing to download: its text is simple, its
+behaviours are few, clear and measured. It is no use as a source of knowledge or of advice.
 
 | | |
 | --- | --- |
@@ -47,11 +57,12 @@ no use as a source of knowledge or of advice.
 apt-get install bible-kjv
 python -m scripts.embedded
 ```
-makes everything in this folder: tokenizer, model, autoencoders, this card. Seeds are fixed in the scripts ({model_seed}
-for the model, {autoencoder_seed} and up for the autoencoders). On two CPU cores that had other work too, the model took
-{model_minutes:.0f} minutes ({tokens:.1f} million tokens, {step_tokens} a step, AdamW, bfloat16 autocast; {early} steps
-on rows of {lengths[0]} tokens with many short repeats, then {late} on rows of {lengths[1]} and {last} on rows of
-{lengths[2]} tokens), the autoencoders {autoencoder_minutes:.0f}.
+makes everything in this folder: tokenizer, model, autoencoders, transcoders, this card. Seeds are fixed in the scripts
+({model_seed} for the model, {autoencoder_seed} and up for the autoencoders, {transcoder_seed} and up for the
+transcoders). On two CPU cores that had other work too, the model took {minutes[model]:.0f} minutes
+({tokens:.1f} million tokens, {step_tokens} a step, AdamW, bfloat16 autocast; {early} steps on rows of {lengths[0]}
+tokens with many short repeats, then {late} on rows of {lengths[1]} and {last} on rows of {lengths[2]} tokens), the
+autoencoders {minutes[autoencoders]:.0f}, and the transcoders {minutes[transcoders]:.0f} of a processor's time.
 
 The files shipped here are the output of one such run. Another processor or another version of torch rounds otherwise,
 and so makes a model of the same kind rather than these very bytes.
@@ -90,6 +101,38 @@ text alone, which the tests measure again.
 | --- | --- | --- | --- | --- | --- | --- |
 """
 
+_TRANSCODERS: Final = """
+## Transcoders
+`transcoders/{name}` has a transcoder of the MLP of each layer, in circuit-tracer's layout: what attribution graphs
+are made of. It reads what the MLP reads (`{reads}`) and predicts what the MLP adds to the residual stream
+(`{writes}`), from {features} features, each active where its pre-activation is above its layer's threshold
+(JumpReLU). Trained with batch top-k on {training_tokens} tokens, decoder rows of length one: an activation is the
+length of what the feature writes.
+
+Measured on {tokens} tokens of held-out text, without the first token of each row, where graphs have no features. Rows
+start with the token between documents, as prompts of graphs do. FVU is of the MLP's write; dead features are active at
+none of these tokens; the last column is the FVU on held-out made-up text alone, which the tests measure again.
+
+| layer | features | L0 | FVU | dead | FVU, made-up |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+_SETS: Final = """
+As a set, beside others: with all {layers} MLPs replaced by them at once, without errors, the loss in nats per token on
+{tokens} tokens of such text; and the mean scores of the whole attribution graphs of {prompts} held-out prompts, half of
+them of names and half of agreement, with the number of active features. *Random* has as many features that read
+directions drawn at random and are active as often; what they write is fitted by least squares. *None* has no feature
+ever active and writes its biases alone: in its graphs every MLP is an error.
+
+| MLPs | loss | replacement score | completeness score | features |
+| --- | --- | --- | --- | --- |
+"""
+
+_FAMOUS: Final = """
+Of the graph of `{prompt}` the replacement score is {replacement:.3f}, its
+completeness score {completeness:.3f}, with {features} active features.
+"""
+
 _TAIL: Final = """
 ## Limits
 - It writes like its text: short sentences about a made-up world, or an imitation of the Bible. It is often silly.
@@ -103,7 +146,7 @@ _TAIL: Final = """
   and it learned that too.
 - Three names in one sentence, or a story in which the right name is not the one left out, are outside what it learned.
   In a wording far from its own it often falls back on "the" or on the wrong name: see the rows "new" and "foreign".
-- Autoencoder figures are of text like its training text; on other text more stays unexplained.
+- Figures of autoencoders and transcoders are of text like its training text; on other text more stays unexplained.
 """
 
 
@@ -156,8 +199,53 @@ def _autoencoder_table(folder: Path) -> list[str]:
     return lines
 
 
-def main(folder: Path, *, model_minutes: float, autoencoder_minutes: float) -> None:
-    """Measure everything in `folder` and write its `MODEL_CARD.md`."""
+def _transcoder_tables(folder: Path, model: GPT2LMHeadModel, tokenizer: Tokenizer) -> list[str]:
+    place = folder / "transcoders" / train_transcoders.NAME
+    config = json.loads((place / "config.json").read_text())
+    training = train_transcoders.TRAINING_TEXT
+    held_out = led(held_out_blocks(tokenizer, transcoder_figures.ROWS, with_bible=True), tokenizer)
+    lines = _TRANSCODERS.format(
+        name=train_transcoders.NAME,
+        reads=train_transcoders.READS,
+        writes=train_transcoders.WRITES,
+        features=config["n_features"],
+        training_tokens=training.rows * training.length,
+        tokens=train_autoencoders.HELD_OUT_ROWS * (BLOCK_LENGTH - 1),
+    ).splitlines()
+    for layer, row in config["layers"].items():
+        lines.append(
+            f"| {layer} | {config['n_features']} | {row['l0']:.1f} | {row['fvu']:.3f} | {row['dead_features']} | "
+            f"{row['fvu_made_text']:.3f} |"
+        )
+    asked = transcoder_figures.prompts(tokenizer)
+    lines += _SETS.format(layers=model.config.n_layer, tokens=held_out.ids.size, prompts=len(asked)).splitlines()
+    lines.append(f"| the model's own | {evaluate.measure_loss(model, held_out):.3f} | | | |")
+    trained = train_transcoders.read_set(place)
+    sets = {
+        "transcoders": trained,
+        "random": transcoder_figures.random_set(model, tokenizer, trained),
+        "none": transcoder_figures.empty_set(trained),
+    }
+    decoder = transcoder_figures.decoder_of(folder / "model")
+    famous = transcoder_figures.begun(tokenizer, evaluate.FAMOUS_PROMPT.prompt)
+    for name, one in sets.items():
+        found = transcoder_figures.measure_set(model, decoder, one, held_out, asked)
+        lines.append(
+            f"| {name} | {found.loss:.3f} | {found.replacement:.2f} | {found.completeness:.2f} | {found.features:.0f} |"
+        )
+    graph = transcoder_figures.graph_of(famous, decoder, transcoder_figures.in_engine(trained))
+    score = scores(graph)
+    lines += _FAMOUS.format(
+        prompt=evaluate.FAMOUS_PROMPT.prompt,
+        replacement=score.replacement,
+        completeness=score.completeness,
+        features=graph.nodes.n_features,
+    ).splitlines()
+    return lines
+
+
+def main(folder: Path, minutes: Mapping[str, float]) -> None:
+    """Measure everything in `folder` and write its `MODEL_CARD.md`; `minutes` are what the steps took."""
     model, tokenizer = train_model.load(folder / "model")
     config = model.config
     head = _HEAD.format(
@@ -171,8 +259,8 @@ def main(folder: Path, *, model_minutes: float, autoencoder_minutes: float) -> N
         vocabulary=tokenizer.get_vocab_size(),
         model_seed=train_model.SEED,
         autoencoder_seed=train_autoencoders.SEED,
-        model_minutes=model_minutes,
-        autoencoder_minutes=autoencoder_minutes,
+        transcoder_seed=train_transcoders.SEED,
+        minutes=minutes,
         early=sum(lesson.steps for lesson in LESSONS[:2]),
         late=LESSONS[2].steps,
         last=sum(lesson.steps for lesson in LESSONS[3:]),
@@ -195,5 +283,6 @@ def main(folder: Path, *, model_minutes: float, autoencoder_minutes: float) -> N
         text = evaluate.sample(model, tokenizer, prompt, seed)
         lines.append(f"- **{prompt}**{text[len(prompt) :]}")
     lines += _autoencoder_table(folder / "autoencoders")
+    lines += _transcoder_tables(folder, model, tokenizer)
     lines.append(_TAIL.format(names=len(lexicon.NAMES)).rstrip("\n"))
     (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")

@@ -220,3 +220,12 @@ def held_out_blocks(tokenizer: Tokenizer, count: int, *, with_bible: bool) -> Bl
     lesson = Lesson(steps=1, rows=count, length=BLOCK_LENGTH, weights=weights)
     documents = _documents(tokenizer, "held out", passages, lesson)
     return pack(documents, count, separator_id(tokenizer))
+
+
+def led(blocks: Blocks, tokenizer: Tokenizer, *, every: int = 1) -> Blocks:
+    """`blocks` with the separator before every row, or before each `every`-th from the first on, and their last token
+    dropped for it."""
+    ids, scored = blocks.ids.copy(), blocks.scored.copy()
+    ids[::every, 1:], scored[::every, 1:] = blocks.ids[::every, :-1], blocks.scored[::every, :-1]
+    ids[::every, 0], scored[::every, 0] = separator_id(tokenizer), False
+    return Blocks(ids, scored)

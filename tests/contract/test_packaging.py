@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_file_of_the_package(names: set[str]) -> None:
     assert expected <= names
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".json", ".md"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".json", ".md", ".yaml"])
 def test_the_embedded_default_is_in_the_wheel(names: set[str], suffix: str) -> None:
     assert any(name.startswith("dst_grpc/embedded/") and name.endswith(suffix) for name in names)
 

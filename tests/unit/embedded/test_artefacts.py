@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dst_grpc.embedded import AUTOENCODERS_FOLDER, FOLDER, MODEL_FOLDER
+from dst_grpc.embedded import AUTOENCODERS_FOLDER, FOLDER, MODEL_FOLDER, TRANSCODERS_FOLDER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 KINDS = ("mlp_post_act", "resid_delta_mlp", "resid_delta_attn")
 CONFIG: dict[str, Any] = json.loads((MODEL_FOLDER / "config.json").read_text())
 LAYERS = range(CONFIG["n_layer"])
+TRANSCODERS = TRANSCODERS_FOLDER / "mlp_transcoders"
+TRANSCODERS_CONFIG: dict[str, Any] = json.loads((TRANSCODERS / "config.json").read_text())
 
 
 def test_folder_is_small_enough_to_ship() -> None:
-    files = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix in {".safetensors", ".json", ".md"}]
-    assert 4 + 4 * len(KINDS) <= len(files)
-    assert sum(path.stat().st_size for path in files) < 10_500_000
+    files = [
+        path
+        for path in FOLDER.rglob("*")
+        if path.is_file() and path.suffix in {".safetensors", ".json", ".md", ".yaml"}
+    ]
+    assert 4 + 4 * len(KINDS) + len(LAYERS) + 2 <= len(files)
+    assert sum(path.stat().st_size for path in files) < 12_600_000
 
 
 def test_every_file_may_be_read_by_everyone() -> None:
@@ -115,3 +121,37 @@ def test_model_card_names_every_autoencoder_figure() -> None:
         for layer, row in json.loads((AUTOENCODERS_FOLDER / kind / "config.json").read_text())["layers"].items():
             line = next(line for line in card.splitlines() if line.startswith(f"| `{kind}` | {layer} |"))
             assert f"| {row['l0']:.1f} | {row['fvu']:.3f} | {row['dead_latents']} |" in line
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_transcoder_has_the_tensors_of_its_layout(layer: int) -> None:
+    width, features = CONFIG["n_embd"], TRANSCODERS_CONFIG["n_features"]
+    with safe_open(TRANSCODERS / f"layer_{layer}.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+        "W_enc": [features, width],
+        "b_enc": [features],
+        "W_dec": [features, width],
+        "b_dec": [width],
+        "activation_function.threshold": [features],
+    }
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert (tensors["activation_function.threshold"] > 0).all()
+    lengths = tensors["W_dec"].float().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(features), rtol=0, atol=2e-3)
+
+
+def test_transcoders_say_where_they_read_and_write() -> None:
+    lines = dict(line.split(": ") for line in (TRANSCODERS / "config.yaml").read_text().splitlines())
+    assert lines["model_kind"] == "transcoder_set"
+    assert lines["feature_input_hook"] == "mlp.hook_in"
+    assert lines["feature_output_hook"] == "hook_mlp_out"
+    assert list(TRANSCODERS_CONFIG["layers"]) == [str(layer) for layer in LAYERS]
+    assert all(0 < row["l0"] < 32 and row["fvu"] < 0.15 for row in TRANSCODERS_CONFIG["layers"].values())
+
+
+def test_model_card_names_every_figure_of_the_transcoders() -> None:
+    card = (FOLDER / "MODEL_CARD.md").read_text()
+    for layer, row in TRANSCODERS_CONFIG["layers"].items():
+        figures = f"{row['l0']:.1f} | {row['fvu']:.3f} | {row['dead_features']} | {row['fvu_made_text']:.3f}"
+        assert f"| {layer} | {TRANSCODERS_CONFIG['n_features']} | {figures} |" in card
