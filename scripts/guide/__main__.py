@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 
 from dst_grpc.client import Client
 from dst_grpc.errors import DstError
-from scripts.guide import circuit
+from scripts.guide import circuit, graph
 from scripts.guide.blocks import ROOT, difference, renewed
+from scripts.guide.claims import Claim, Guide
 from scripts.serving import server
+
+GUIDES = (
+    Guide(circuit.PAGE, circuit.TEMPLATE, circuit.names_and_claims),
+    Guide(graph.PAGE, graph.TEMPLATE, graph.names_and_claims),
+)
 
 
 def main() -> None:
@@ -29,26 +36,28 @@ def main() -> None:
 def check(address: str, *, write: bool = False) -> list[str]:
     """What is not true in the pages, as sentences; with *write*, outputs are made true first."""
     problems = []
-    for name, page in pages(address):
+    found: dict[Guide, tuple[dict[str, str], list[Claim]]] = {}
+    with Client(address) as client:
+        for guide in GUIDES:
+            found[guide] = guide.names_and_claims(client)
+    for name, page in pages(address, {guide: names for guide, (names, _) in found.items()}):
         file = ROOT / name
         written = file.read_text(encoding="utf-8") if file.exists() else ""
         if write and page != written:
             file.write_text(page, encoding="utf-8")
             print(f"{name} is renewed")
-        elif found := difference(written, page):
-            problems.append(f"{name}: {found}; python -m scripts.guide --write renews it")
-    with Client(address) as client:
-        _, claims = circuit.names_and_claims(client)
-    problems += [f"{circuit.PAGE} is wrong for this model: {c.sentence}: no" for c in claims if not c.holds]
+        elif differs := difference(written, page):
+            problems.append(f"{name}: {differs}; python -m scripts.guide --write renews it")
+    for guide, (_, claims) in found.items():
+        problems += [f"{guide.page} is wrong for this model: {c.sentence}: no" for c in claims if not c.holds]
     return problems
 
 
-def pages(address: str) -> list[tuple[str, str]]:
-    """The pages, by name, as they should be."""
-    with Client(address) as client:
-        names, _ = circuit.names_and_claims(client)
+def pages(address: str, names: Mapping[Guide, dict[str, str]]) -> list[tuple[str, str]]:
+    """The pages, by name, as they should be; *names* are those that each guide leaves open."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [("README.md", renewed(readme, address)), (circuit.PAGE, renewed(circuit.filled(names), address))]
+    guides = [(guide.page, renewed(guide.filled(its), address)) for guide, its in names.items()]
+    return [("README.md", renewed(readme, address)), *guides]
 
 
 if __name__ == "__main__":

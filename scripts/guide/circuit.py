@@ -6,7 +6,6 @@ is a `Claim` here: a model for which one does not hold needs another page, and t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from dst_grpc.cli._explain import explain_request_of
 from dst_grpc.cli._facts import NodeRow, groups_of, rows_of, target_of, token_sums
 from dst_grpc.client import Client, RunExplanation, TopKGroup
+from scripts.guide.claims import Claim
 
 TEMPLATE = Path(__file__).with_name("circuit.md")
 PAGE = "docs/finding-a-circuit.md"
@@ -24,16 +24,6 @@ FIRST, SECOND, REPEATED, LAST = 1, 3, 9, 13
 """Positions of the two names, of the one that stands there again, and of the last token."""
 SHARE_OF_LATE = 0.5
 """A late head is one with at least this share of the largest effect among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Something that the page says about the model."""
-
-    sentence: str
-    """What it says."""
-    holds: bool
-    """Whether it is so."""
 
 
 def names_and_claims(client: Client) -> tuple[dict[str, str], list[Claim]]:
@@ -138,14 +128,6 @@ def _place(row: NodeRow) -> tuple[int, int]:
     """Layer and head."""
     layer, head = _head(row).split(".h")
     return int(layer), int(head)
-
-
-def filled(names: dict[str, str]) -> str:
-    """The page with its names, and without outputs."""
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for name, value in names.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
 
 
 def _explained(

@@ -27,9 +27,8 @@ from dst_grpc._gen.dst.v1 import (
     tensor_service_pb2,
 )
 from dst_grpc.wire.errors import CODE_OF_ERROR
-from scripts.guide.__main__ import check
+from scripts.guide.__main__ import GUIDES, check
 from scripts.guide.blocks import commands_of
-from scripts.guide.circuit import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -123,7 +122,7 @@ def test_every_error_is_in_the_table() -> None:
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    PAGE,
+    *(guide.page for guide in GUIDES),
     "docs/architecture.md",
     "docs/attribution.md",
     "docs/callers.md",
