@@ -36,7 +36,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [command for language, block in BLOCKS if language == "console" for command in commands_of(block)]
 CAUSAL = (ROOT / "docs" / "causal.md").read_text(encoding="utf-8")
 ATTRIBUTION = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL + ATTRIBUTION, re.MULTILINE | re.DOTALL)
+GRAPHS = (ROOT / "docs" / "graphs.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL + ATTRIBUTION + GRAPHS, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(name="address", scope="module")
@@ -128,6 +129,7 @@ PAGES = [
     "docs/callers.md",
     "docs/causal.md",
     "docs/glossary.md",
+    "docs/graphs.md",
     "tests/README.md",
 ]
 
