@@ -31,7 +31,7 @@ def partial_influence(rows: Floats, nodes: Integers, sums: Doubles, weights: Flo
     scale = 1 / np.maximum(sums, _SMALLEST_SUM)
     among = np.abs(rows[:, nodes]) * scale[:, None]
     reaching, total = weights[nodes].astype(np.float64), np.zeros(len(nodes))
-    while reaching.any():
+    while reaching.any() and np.isfinite(reaching).all():  # what is not finite would never end
         total += reaching
         reaching = reaching @ among
     shares = (total * scale).astype(np.float32)

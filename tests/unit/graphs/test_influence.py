@@ -7,6 +7,7 @@ import pytest
 
 from dst_grpc.graphs.influence import Pruned, input_sums, node_influence, prune, scores
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
+from dst_grpc.graphs.selection import partial_influence
 from tests.graph_goldens import NAMES, THRESHOLDS, golden_graph
 
 FEATURES, ERROR, EMBEDDING, TARGET = (0, 1), 2, 3, 4
@@ -117,3 +118,6 @@ def test_a_graph_without_edges_has_no_scores_and_keeps_tokens_and_targets() -> N
 @pytest.mark.parametrize("weight", [np.inf, np.nan])
 def test_influence_ends_whatever_the_numbers_are(weight: float) -> None:
     assert len(node_influence(small({(TARGET, 0): 1.0, (0, EMBEDDING): 1.0}, weight))) == TARGET + 1
+    rows, nodes = np.array([[0, 0, 1], [1, 0, 0]], dtype=np.float32), np.array([0, 1])
+    found = partial_influence(rows, nodes, np.ones(2), np.array([0, weight, 0], dtype=np.float32))
+    assert len(found) == 3
