@@ -136,7 +136,8 @@ async def test_what_cannot_be_asked_is_refused_at_its_field(
 @pytest.mark.parametrize(
     ("message", "fields"),
     [
-        ({}, {"prompt", "transcoders"}),
+        ({}, {"prompt"}),
+        ({"prompt": {"text": " w5"}, "model": "gpt2"}, {"transcoders"}),
         ({"prompt": {"text": "a"}, "transcoders": "no name", "model": "@"}, {"transcoders", "model"}),
         ({"prompt": {"text": " w5"}, "transcoders": PLT, "model": "gpt2", "targets": [{}]}, {"targets[0]"}),
         (
