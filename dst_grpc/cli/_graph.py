@@ -17,7 +17,7 @@ from dst_grpc.cli._explain import write_page
 from dst_grpc.cli._graph_page import graph_page, shown_features
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
-from dst_grpc.cli._token_names import token_names
+from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import (
     DEFAULT_TARGET,
     GraphAnswer,
@@ -175,7 +175,10 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], scored: Sequence[Grap
     )
     rows = []
     for one in scored:
-        row, raised = answer.node(one.node), ", ".join(repr(token.token) for token in one.promoted[:_TOKENS])
+        row, raised = (
+            answer.node(one.node),
+            ", ".join(repr(token_name(token.token, token.token_id)) for token in one.promoted[:_TOKENS]),
+        )
         cells = [f"{row.activation:.4g}", f"{row.cumulative_score:.3f}", raised]
         rows.append([row.name, _at(tokens, row, labels), *cells])
     if rows:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dst_grpc.cli._page import self_contained, short
-from dst_grpc.cli._token_names import token_names
+from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, NodeRow
 
 MAX_NODES = 600
@@ -38,7 +38,10 @@ def graph_facts(
 ) -> dict[str, Any]:
     """The data of the page's script."""
     tokens = {
-        one.node: [[token.token for token in kind] for kind in (one.read, one.promoted, one.suppressed)]
+        one.node: [
+            [token_name(token.token, token.token_id) for token in kind]
+            for kind in (one.read, one.promoted, one.suppressed)
+        ]
         for one in scored
     }
     header, summary, edges = graph.header, graph.summary, graph.edges
