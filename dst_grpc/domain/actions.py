@@ -183,11 +183,15 @@ def _positions(means: DifferenceOfMeans) -> Positions | int:
     return Positions.ALL if means.token_index is None else means.token_index
 
 
-def check_one_token_axis(problems: Violations, path: str, at: TapSelection) -> None:
-    """Note a tap that has an entry per pair of tokens."""
+def check_one_token_axis(problems: Violations, field: str, at: TapSelection) -> None:
+    """Note a tap that has an entry per pair of tokens, where *field* asks for a mean over positions.
+
+    It is noted of the tap: a tap that cannot be read says nothing about the rest.
+    """
     location = at.activation_location_type
     one_axis = not location.facts.is_attention_matrix
-    problems.check(one_axis, path, f"{json_name(location)} has two axes of tokens, over which there is no single mean")
+    problem = f"{json_name(location)} has two axes of tokens, over which there is no single mean, as {field!r} asks for"
+    problems.check(one_axis, "at.activation_location_type", problem)
 
 
 def check_vectors(problems: Violations, at: TapSelection, arm: str) -> None:

@@ -75,7 +75,7 @@ def test_runs_are_read_by_name() -> None:
     assert mean.action == MeanOverRuns(runs=("a", "b"), over_positions=True)
     with pytest.raises(InvalidRequest) as caught:
         mean_over("attn.qk_probs", ["a"], over_positions=True)
-    assert [one.field for one in caught.value.violations] == ["mean.over_positions"]
+    assert [one.field for one in caught.value.violations] == ["at.activation_location_type"]
 
 
 def test_directions_are_vectors_or_named() -> None:

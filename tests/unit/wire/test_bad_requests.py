@@ -30,6 +30,7 @@ from dst_grpc.domain.graph_probes import GraphIntervention, ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import ActivationIndex, DerivedScalarIndex, NodeIndex
 from dst_grpc.domain.interventions import AblationSpec, Intervention
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.domain.requests import (
@@ -49,7 +50,9 @@ from dst_grpc.domain.resolution import (
     Validated,
 )
 from dst_grpc.domain.results import AnswerHeader, AnswerTrailer, Provenance, TensorInfo
+from dst_grpc.domain.run_actions import MeanOverRuns
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.trace import MAX_TRACE_DEPTH, TraceConfig
 from dst_grpc.errors import MAX_VIOLATIONS, DataLoss, DstError, InvalidRequest, Reason, join_path
@@ -401,6 +404,13 @@ def test_an_unknown_number_makes_nothing_else_wrong(values: st.SearchStrategy[An
     path, put = data.draw(st.sampled_from(enums))
     put(77777)
     assert read_request(type(value), message)[1].fields == (path,)
+
+
+def test_an_unknown_tap_makes_no_mean_over_positions_wrong() -> None:
+    at = TapSelection(activation_location_type=ActivationLocationType.RESID_POST_MLP, layer_index=1)
+    message = to_wire(Intervention(at=at, action=MeanOverRuns(runs=("a",), over_positions=True)))
+    message.at.activation_location_type = 77777
+    assert read_request(Intervention, message)[1].fields == ("at.activation_location_type",)
 
 
 def enums_of(message: Any, prefix: str = "") -> Iterator[tuple[str, Callable[[int], object]]]:
