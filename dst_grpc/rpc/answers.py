@@ -120,10 +120,10 @@ async def send(answer: Answer, context: ObservedContext) -> None:
 
 async def send_frames(
     context: ObservedContext,
-    reading: Reading,
-    cls: type[AskedT],
     data: bytes,
-    sender: Sender,
+    reading: Reading,
+    tensors: TensorStore,
+    cls: type[AskedT],
     run: Callable[..., AsyncGenerator[Sequence[T], None]],
     cut: Callable[[T], Iterable[Buffers]],
 ) -> None:
@@ -131,13 +131,14 @@ async def send_frames(
 
     Args:
         context: of the call.
-        reading: reads the request.
-        cls: the class of the request.
         data: the request.
-        sender: who sent it.
+        reading: reads the request.
+        tensors: what callers have stored.
+        cls: the class of the request.
         run: the method of `PipelinePort` that runs the request.
         cut: splits a part of the answer into frames.
     """
+    sender = sender_of(context, tensors, data)
     asked, known = await reading.request(cls, data, sender.caller)
     steps = run(asked, known, sender=sender)
     await context.outbox.send(messages_of(steps, cut, Envelope(asked.request_id), reading.threads))

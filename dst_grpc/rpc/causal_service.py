@@ -6,7 +6,7 @@ from dst_grpc._gen.dst.v1 import attribute_pb2, circuit_pb2, patch_pb2
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.patch import PatchRequest
-from dst_grpc.rpc.answers import send_frames, sender_of
+from dst_grpc.rpc.answers import send_frames
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reading import Reading
@@ -26,17 +26,17 @@ class CausalService:
     @of_bytes
     async def Patch(self, data: bytes, context: ObservedContext) -> None:
         """Change runs cell by cell."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(patch_pb2.PatchFrame).cut
-        await send_frames(context, self._reading, PatchRequest, data, sender, self._pipeline.patch, cut)
+        cut = ValueCutter(patch_pb2.PatchFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, PatchRequest, self._pipeline.patch, cut)
 
     @of_bytes
     async def Attribute(self, data: bytes, context: ObservedContext) -> None:
         """Score nodes, edges or tokens."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(attribute_pb2.AttributeFrame).cut
-        await send_frames(context, self._reading, AttributeRequest, data, sender, self._pipeline.attribute, cut)
+        cut = ValueCutter(attribute_pb2.AttributeFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, AttributeRequest, self._pipeline.attribute, cut)
 
     @of_bytes
     async def Circuit(self, data: bytes, context: ObservedContext) -> None:
         """Evaluate circuits, and find them."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(circuit_pb2.CircuitFrame).cut
-        await send_frames(context, self._reading, CircuitRequest, data, sender, self._pipeline.circuit, cut)
+        cut = ValueCutter(circuit_pb2.CircuitFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, CircuitRequest, self._pipeline.circuit, cut)

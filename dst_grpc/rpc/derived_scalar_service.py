@@ -71,14 +71,14 @@ class DerivedScalarService:
     @of_bytes
     async def TopK(self, data: bytes, context: ObservedContext) -> None:
         """Select nodes."""
-        sender, cut = sender_of(context, self._tensors, data), PartCutter(explain_pb2.TopKFrame).cut
-        await send_frames(context, self._reading, TopKRequest, data, sender, self._pipeline.top_k, cut)
+        cut = PartCutter(explain_pb2.TopKFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, TopKRequest, self._pipeline.top_k, cut)
 
     @of_bytes
     async def Explain(self, data: bytes, context: ObservedContext) -> None:
         """Explain runs."""
-        sender, cut = sender_of(context, self._tensors, data), PartCutter(explain_pb2.ExplainFrame).cut
-        await send_frames(context, self._reading, ExplainRequest, data, sender, self._pipeline.explain, cut)
+        cut = PartCutter(explain_pb2.ExplainFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, ExplainRequest, self._pipeline.explain, cut)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext

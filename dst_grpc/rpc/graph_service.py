@@ -8,7 +8,7 @@ from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.rpc.answers import send_frames, sender_of
+from dst_grpc.rpc.answers import send_frames
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import PipelinePort
@@ -30,20 +30,24 @@ class GraphService:
     @of_bytes
     async def Graph(self, data: bytes, context: ObservedContext) -> None:
         """Compute the graph of a prompt."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
-        await send_frames(context, self._reading, GraphRequest, data, sender, self._pipeline.graph, cut)
+        cut = ValueCutter(pb.GraphFrame).cut
+        await send_frames(context, data, self._reading, self._tensors, GraphRequest, self._pipeline.graph, cut)
 
     @of_bytes
     async def QueryGraph(self, data: bytes, context: ObservedContext) -> None:
         """Answer a question about a kept graph."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(pb.GraphFrame).cut
-        await send_frames(context, self._reading, QueryGraphRequest, data, sender, self._pipeline.query_graph, cut)
+        cut = ValueCutter(pb.GraphFrame).cut
+        await send_frames(
+            context, data, self._reading, self._tensors, QueryGraphRequest, self._pipeline.query_graph, cut
+        )
 
     @of_bytes
     async def ProbeGraph(self, data: bytes, context: ObservedContext) -> None:
         """Ask the model about a kept graph."""
-        sender, cut = sender_of(context, self._tensors, data), ValueCutter(probe_pb.GraphProbeFrame).cut
-        await send_frames(context, self._reading, ProbeGraphRequest, data, sender, self._pipeline.probe_graph, cut)
+        cut = ValueCutter(probe_pb.GraphProbeFrame).cut
+        await send_frames(
+            context, data, self._reading, self._tensors, ProbeGraphRequest, self._pipeline.probe_graph, cut
+        )
 
     async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
         """List the caller's kept graphs."""
