@@ -55,13 +55,14 @@ def page(request: ExplainRequest, explanation: Explanation, attention: Mapping[t
 
 
 def self_contained(script_name: str, facts: Mapping[str, Any]) -> str:
-    """A page of the common skeleton and style, with a script of the folder and the data that it draws.
+    """A page of the common skeleton and style, with a script of the folder, upon `dom.js`, and the data that it draws.
 
     *facts* are JSON values, among them "title".
     """
     folder = files("dst_grpc.cli") / "page"
-    names = ("page.html", "page.css", f"{script_name}.js")
-    skeleton, style, script = ((folder / name).read_text(encoding="utf-8") for name in names)
+    names = ("page.html", "page.css", "dom.js", f"{script_name}.js")
+    skeleton, style, *scripts = ((folder / name).read_text(encoding="utf-8") for name in names)
+    script = "".join(scripts)
     parts = {
         "title": html.escape(facts["title"]),
         "style": style,

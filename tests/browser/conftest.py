@@ -5,11 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def alone(browser: Browser, path: Path) -> Iterator[Page]:
+    """The page in a file, alone: any request, error or complaint of the browser fails the test."""
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto(path.as_uri())
+    yield page
+    page.close()
+    assert [each for each in problems if not each.startswith("data:")] == []
 
 
 @pytest.fixture(name="browser", scope="module")

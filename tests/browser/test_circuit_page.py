@@ -15,6 +15,8 @@ from dst_grpc.client._circuits import CircuitCollector
 from dst_grpc.wire.frames import ValueCutter
 from tests.fake_parts import circuit_parts
 
+from .conftest import alone
+
 NASTY = "</script><script>alert(1)</script> <b>John</b>"
 MINUS = "\N{MINUS SIGN}"
 WIDTHS = (320, 768, 1280)
@@ -35,15 +37,8 @@ def _page(browser: Browser, text: str, tmp_path: Path) -> Iterator[Page]:
     """The page, alone: any request, error or complaint of the browser fails the test."""
     path = tmp_path / "circuit.html"
     path.write_text(text, encoding="utf-8")
-    page = browser.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(path.as_uri())
-    yield page
-    page.close()
-    assert [each for each in problems if not each.startswith("data:")] == []
+    with alone(browser, path) as page:
+        yield page
 
 
 def test_it_draws_the_graph_the_curve_and_the_tables(page: Page) -> None:

@@ -16,6 +16,8 @@ from dst_grpc.wire.frames import ValueCutter
 from tests.fake_answers import SUMMARY
 from tests.fake_graphs import graph_parts
 
+from .conftest import alone
+
 NASTY = "</script><script>alert(1)</script> <b>John</b>"
 WIDTHS = (320, 768, 1280)
 
@@ -39,15 +41,8 @@ def _page(browser: Browser, graph: GraphAnswer, tmp_path: Path) -> Iterator[Page
     scored = GraphScoredFeature(node=graph.names[0], promoted=(token,), suppressed=(token, token))
     labels = {graph.names[0].partition("@")[0]: NASTY}
     path.write_text(graph_page(graph, labels, [scored]), encoding="utf-8")
-    page = browser.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(path.as_uri())
-    yield page
-    page.close()
-    assert [each for each in problems if not each.startswith("data:")] == []
+    with alone(browser, path) as page:
+        yield page
 
 
 def test_it_draws_every_node_and_the_strong_edges(page: Page, graph: GraphAnswer) -> None:

@@ -1,26 +1,12 @@
-"use strict";
-// Draws a circuit from the data that the page carries. Texts enter as text nodes only, so that none can become markup.
+// Draws a circuit from the data that the page carries.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const page = document.getElementById("page");
   const SHOWN = 25;
   const state = { node: null, all: false };
 
-  function fill(made, properties, children) {
-    for (const [key, value] of Object.entries(properties)) {
-      if (value === undefined || value === false || value === null) continue;
-      if (key.startsWith("--")) made.style.setProperty(key, value);
-      else if (key.startsWith("on")) made[key] = value;
-      else made.setAttribute(key, value === true ? "" : value);
-    }
-    made.append(...children.flat().filter((child) => child !== undefined && child !== null));
-    return made;
-  }
-  const el = (name, properties = {}, ...children) => fill(document.createElement(name), properties, children);
   const svg = (name, properties = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), properties, children);
   const number = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits).replace("-", "−"));
-  const compact = (value) => (value === null || value === undefined ? "" : Number(value.toPrecision(4)).toString().replace("-", "−"));
-  const card = (title, about, ...children) => el("section", { class: "card", "aria-label": title }, el("header", {}, el("h2", {}, title), about && el("span", { class: "soft" }, about)), ...children);
 
   // The graph: the embedding below, a row for each layer, the logits above; in a row heads, then the MLP.
   const nodeOf = (reader) => reader.replace(/<[qkv]>$/, "");

@@ -1,27 +1,12 @@
-"use strict";
-// Draws an attribution graph from the data that the page carries: layers up, tokens along. Texts enter as text nodes
-// only, so that none can become markup.
+// Draws an attribution graph from the data that the page carries: layers up, tokens along.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const page = document.getElementById("page");
   const SHOWN = 12;
   const state = { node: null, pinned: new Map(), share: 0.1, token: null, low: 0, high: data.layers, errors: true };
 
-  function fill(made, properties, children) {
-    for (const [key, value] of Object.entries(properties)) {
-      if (value === undefined || value === false || value === null) continue;
-      if (key.startsWith("--")) made.style.setProperty(key, value);
-      else if (key.startsWith("on")) made[key] = value;
-      else made.setAttribute(key, value === true ? "" : value);
-    }
-    made.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
-    return made;
-  }
-  const el = (name, properties = {}, ...children) => fill(document.createElement(name), properties, children);
   const svg = (name, properties = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), properties, children);
-  const compact = (value) => (value === null || value === undefined ? "" : Number(value.toPrecision(4)).toString().replace("-", "−"));
   const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
-  const card = (title, about, ...children) => el("section", { class: "card", "aria-label": title }, el("header", {}, el("h2", {}, title), about && el("span", { class: "soft" }, about)), ...children);
   const token = (position) => `${position}: ${data.tokens[position]}`;
 
   const inputs = data.nodes.map(() => []), outputs = data.nodes.map(() => []);

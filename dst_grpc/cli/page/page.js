@@ -1,5 +1,4 @@
-"use strict";
-// Draws the page from the data that it carries. Texts enter as text nodes only, so no token can become markup.
+// Draws an explanation from the data that the page carries.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const page = document.getElementById("page");
@@ -7,17 +6,6 @@
   const LARGEST_GRID = 64;
   const state = { group: data.groups[0], sort: "size", up: false, all: false, head: Object.keys(data.attention)[0] };
 
-  function el(name, properties = {}, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(properties)) {
-      if (value === undefined || value === false) continue;
-      if (key.startsWith("--")) made.style.setProperty(key, value);
-      else if (key === "onclick" || key === "onchange") made[key] = value;
-      else made.setAttribute(key, value === true ? "" : value);
-    }
-    made.append(...children.flat().filter((child) => child !== undefined && child !== null));
-    return made;
-  }
   const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\u0000-\u001f\u202a-\u202e\u2066-\u2069]/g, "�");
   function token(text) {
     const [, gaps, rest] = /^( *)([^]*)$/.exec(text);
@@ -28,7 +16,6 @@
   const percent = (share) => (share > 0 && share < 0.005 ? "<1%" : share >= 0.995 && share < 1 ? ">99%" : `${Math.round(100 * share)}%`);
   const said = (value, decimals, signed = true) => el("span", { class: `number ${value < 0 ? "less" : signed && value > 0 ? "more" : ""}` }, signed || value < 0 ? number(value, decimals) : value.toFixed(decimals));
   const largest = (values) => Math.max(1e-30, ...values.map((value) => Math.abs(value ?? 0)));
-  const card = (title, about, ...children) => el("section", { class: "card", "aria-label": title, id: title === "Attention" ? "attention" : undefined }, el("header", {}, el("h2", {}, title), about && el("span", { class: "soft" }, about)), ...children);
   const tokens = (scored) => el("span", { class: "tokens" }, scored.map(token));
 
   function hero() {
@@ -124,7 +111,9 @@
       const line = (text, query) => el("li", {}, token(text), " reads ", ...[...rows[query]].sort((a, b) => b[1] - a[1]).slice(0, 3).flatMap(([key, share]) => [token(data.tokens[key]), ` ${percent(share)} `]));
       picture = el("ol", { start: "0" }, data.tokens.map(line));
     }
-    return card("Attention", "by row, the tokens; by column, what they read", el("p", {}, el("label", { for: "head" }, "Head "), choice), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Attention of ${state.head}` }, picture), size <= LARGEST_GRID ? read : null);
+    const shown = card("Attention", "by row, the tokens; by column, what they read", el("p", {}, el("label", { for: "head" }, "Head "), choice), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Attention of ${state.head}` }, picture), size <= LARGEST_GRID ? read : null);
+    shown.id = "attention";
+    return shown;
   }
 
   function comparison(found) {
