@@ -103,6 +103,8 @@ class FakeService(
         """What Explain was asked last."""
         self.graph_asked: GraphRequest | None = None
         """What Graph was asked last."""
+        self.keeps_graphs = True
+        """Whether graphs are kept, unless they shall not be."""
         self.graph_query: QueryGraphRequest | None = None
         """What QueryGraph was asked last."""
         self.graph_probe: ProbeGraphRequest | None = None
@@ -222,7 +224,7 @@ class FakeService(
     async def Graph(self, request: Any, context: Any) -> AsyncIterator[graph_pb2.GraphResponse]:
         await self._enter(context)
         self.graph_asked = read(GraphRequest, request)
-        parts = graph_parts(is_kept=self.graph_asked.keep is not False)
+        parts = graph_parts(is_kept=self.keeps_graphs and self.graph_asked.keep is not False)
         for frames in self._frames(graph_pb2.GraphFrame, [*parts, SUMMARY]):
             yield graph_pb2.GraphResponse(request_id=request.request_id, frames=frames)
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._explain import write_page
+from dst_grpc.cli._files import read_json, read_text, write_text
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
@@ -171,7 +171,7 @@ def circuit(
         if as_json:
             typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
         elif html is not None:
-            write_page(html, circuit_page(request, answer))
+            write_text(html, circuit_page(request, answer), "--html")
             typer.echo(f"{html} is written")
         else:
             _print(request, answer, top)
@@ -205,24 +205,13 @@ def _show(progress: Progress, task: TaskID, news: CircuitProgress) -> None:
 # Files
 
 
-def _text(path: Path, option: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest.of(option, f"cannot read {path}: {error}") from None
-
-
 def read_lines(path: Path) -> list[str]:
-    return [line for line in _text(path, "--reference").split("\n") if line]
+    return [line for line in read_text(path, "--reference").split("\n") if line]
 
 
 def _mib(path: Path, option: str) -> Any:
     """The circuit of a file."""
-    text = _text(path, option)
-    try:
-        file = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest.of(option, f"{path} is no JSON: {error}") from None
+    file = read_json(path, option)
     if not isinstance(file, Mapping):
         raise InvalidRequest.of(option, f"{path} holds no JSON object")
     try:
@@ -233,7 +222,7 @@ def _mib(path: Path, option: str) -> Any:
 
 def read_pairs(path: Path) -> list[PromptPair]:
     """The pairs of a file."""
-    reader = csv.DictReader(_text(path, "--pairs").splitlines())
+    reader = csv.DictReader(read_text(path, "--pairs").splitlines())
     unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
     if "clean" not in (reader.fieldnames or ()) or unknown:
         problem = f"has the columns {', '.join(reader.fieldnames or ()) or '(none)'}"

@@ -22,6 +22,7 @@ from dst_grpc.cli._console import (
     errors_reported,
 )
 from dst_grpc.cli._facts import TITLES, groups_of, rows_of
+from dst_grpc.cli._files import write_text
 from dst_grpc.cli._nodes import read_head
 from dst_grpc.cli._page import page
 from dst_grpc.cli._parse import parse_path, parse_scale, parse_what_to_ablate
@@ -166,7 +167,7 @@ def explain(
             seen = attention_of(client, request, explanation, heads, timeout=timeout)
         explanation = with_token_names(explanation)
         if html is not None:
-            write_page(html, page(request, explanation, seen))
+            write_text(html, page(request, explanation, seen), "--html")
             typer.echo(f"{html} is written")
             return
         out = console()
@@ -281,15 +282,3 @@ def attention_of(
         if number >= n_heads:
             raise InvalidRequest.of("--head", f"layer {layer} has heads 0 to {n_heads - 1}, and no {number}")
     return {(layer, number): found[layer][:, :, number] for layer, number in wanted}
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write the page.
-
-    Raises:
-        InvalidRequest: If the file cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest.of("--html", f"cannot write {path}: {error.strerror}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import Progress, TaskID
@@ -13,13 +13,14 @@ from rich.text import Text
 
 from dst_grpc.cli._arguments import PromptArgument
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._explain import write_page
+from dst_grpc.cli._files import read_json, write_text
 from dst_grpc.cli._graph_page import graph_page, shown_features
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import (
     DEFAULT_TARGET,
+    Client,
     GraphAnswer,
     GraphPhase,
     GraphProgress,
@@ -29,6 +30,7 @@ from dst_grpc.client import (
     viewer_json,
 )
 from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
+from dst_grpc.domain.graph_node_table import label_of
 from dst_grpc.errors import InvalidRequest
 
 PHASES = {
@@ -114,38 +116,36 @@ def graph(
                 request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
             )
             names = shown_features(answer) if html is not None else [row.name for row in answer.top(top)]
-            scored = client.feature_tokens(answer, names, timeout=timeout) if names and answer.handle else ()
-            if answer.handle is not None:
-                client.drop_graph(answer)
+            wants_tokens = html is not None or to_json is None
+            scored = _scored(client, answer, names if wants_tokens else (), timeout)
         if to_json is not None:
-            _write(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False))
+            write_text(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False), "--json")
             typer.echo(f"{to_json} is written")
         if html is not None:
-            write_page(html, graph_page(answer, known, scored))
+            write_text(html, graph_page(answer, known, scored), "--html")
             typer.echo(f"{html} is written")
         if to_json is None and html is None:
-            _print(answer, known, scored)
+            _print(answer, known, top, scored)
+
+
+def _scored(
+    client: Client, graph: GraphAnswer, names: Sequence[str], timeout: float | None
+) -> Sequence[GraphScoredFeature]:
+    """The tokens of the features of these *names*, none if the graph is not kept; which it is no longer then."""
+    if graph.handle is None:
+        return ()
+    found = client.feature_tokens(graph, names, timeout=timeout) if names else ()
+    client.drop_graph(graph)
+    return found
 
 
 def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
     progress.update(task, description=PHASES[news.phase], completed=news.done, total=news.total)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest.of("--json", f"cannot write {path}: {error.strerror}") from None
-
-
 def read_labels(path: Path) -> dict[str, str]:
     """Names of features, from a file of one JSON object."""
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest.of("--labels", f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidRequest.of("--labels", f"{path} is no JSON: {error}") from None
+    found = read_json(path, "--labels")
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise InvalidRequest.of("--labels", f"{path} must hold one object with texts by the names of features")
     return found
@@ -153,11 +153,11 @@ def read_labels(path: Path) -> dict[str, str]:
 
 def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
     """The token and the label of a feature."""
-    label = labels.get(row.name, labels.get(row.name.partition("@")[0], ""))
+    label = label_of(row.name, labels)
     return f"{tokens[row.token]!r}{f', {label}' if label else ''}"
 
 
-def _print(answer: GraphAnswer, labels: Mapping[str, str], scored: Sequence[GraphScoredFeature]) -> None:
+def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Sequence[GraphScoredFeature]) -> None:
     out, header, summary = console(), answer.header, answer.summary
     tokens = token_names(header.token_strings, header.token_ids)
     out.print(Text.assemble(("Tokens: ", "bold"), " ".join(f"{i}{text!r}" for i, text in enumerate(tokens))))
@@ -173,14 +173,17 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], scored: Sequence[Grap
         f"replacement score {summary.replacement_score:.3f}: the share of influence from tokens, not errors; "
         f"completeness {summary.completeness_score:.3f}"
     )
-    rows = []
-    for one in scored:
-        row, raised = (
-            answer.node(one.node),
-            ", ".join(repr(token_name(token.token, token.token_id)) for token in one.promoted[:_TOKENS]),
-        )
-        cells = [f"{row.activation:.4g}", f"{row.cumulative_score:.3f}", raised]
-        rows.append([row.name, _at(tokens, row, labels), *cells])
+    raised = {one.node: [repr(token_name(token.token, token.token_id)) for token in one.promoted] for one in scored}
+    rows = [
+        [
+            row.name,
+            _at(tokens, row, labels),
+            f"{row.activation:.4g}",
+            f"{row.cumulative_score:.3f}",
+            ", ".join(raised.get(row.name, ())[:_TOKENS]),
+        ]
+        for row in answer.top(top)
+    ]
     if rows:
         out.print(Text("Features of the largest influence:", style="bold"))
         print_rows(out, ("feature", "at", "activation", "score", "raises"), rows)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from dst_grpc.cli._page import self_contained, short
 from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, NodeRow
+from dst_grpc.domain.graph_node_table import label_of
 
 MAX_NODES = 600
 """Nodes that the page draws, those of the largest influence."""
@@ -30,7 +29,17 @@ def graph_page(graph: GraphAnswer, labels: Mapping[str, str], scored: Iterable[G
 
 def shown_features(graph: GraphAnswer) -> list[str]:
     """The names of the features that the page draws."""
-    return [node["name"] for node in graph_facts(graph, {})["nodes"] if node["kind"] == GraphNodeKind.FEATURE.value]
+    rows = graph.nodes
+    return [rows[i].name for i in _shown(graph, rows) if rows[i].kind is GraphNodeKind.FEATURE]
+
+
+def _shown(graph: GraphAnswer, rows: Sequence[NodeRow]) -> list[int]:
+    """The numbers of the nodes that the page draws, of its *rows*: those with edges that matter most, all tokens and
+    targets."""
+    joined = {*graph.edges.ends.tolist(), *graph.edges.sources.tolist()}
+    always = {i for i, row in enumerate(rows) if row.kind in {GraphNodeKind.EMBEDDING, GraphNodeKind.TARGET}}
+    by_influence = sorted(joined | always, key=lambda i: (i not in always, rows[i].cumulative_score, i))
+    return sorted(by_influence[:MAX_NODES])
 
 
 def graph_facts(
@@ -44,14 +53,9 @@ def graph_facts(
         ]
         for one in scored
     }
-    header, summary, edges = graph.header, graph.summary, graph.edges
+    header, summary = graph.header, graph.summary
     rows = graph.nodes  # made anew whenever they are asked for
-    joined = np.zeros(len(rows), dtype=bool)
-    joined[edges.ends] = joined[edges.sources] = True
-    always = [row.kind in {GraphNodeKind.EMBEDDING, GraphNodeKind.TARGET} for row in rows]
-    candidates = [i for i, row in enumerate(rows) if joined[i] or always[i]]
-    candidates.sort(key=lambda i: (not always[i], rows[i].cumulative_score))
-    shown = sorted(candidates[:MAX_NODES])
+    shown = _shown(graph, rows)
     places = {number: place for place, number in enumerate(shown)}
     numbers = {row.name: i for i, row in enumerate(rows)}
     ends = ((numbers[edge.source], numbers[edge.target], edge) for edge in graph.above(0.0))
@@ -82,7 +86,7 @@ def graph_facts(
         ],
         "edges": [(source, end, short(edge.weight), short(edge.share)) for source, end, edge in drawn[:MAX_EDGES]],
         "nodeCount": summary.kept_node_count,
-        "edgeCount": len(edges),
+        "edgeCount": len(graph.edges),
         "footer": f"Made by dst-grpc with {graph.trailer.provenance.model}.",
     }
 
@@ -94,4 +98,4 @@ def _label(graph: GraphAnswer, number: int, row: NodeRow, labels: Mapping[str, s
         return graph.header.targets[number - first_target].name
     if row.kind is GraphNodeKind.EMBEDDING:
         return graph.header.token_strings[row.token]
-    return labels.get(row.name, labels.get(row.name.partition("@")[0], ""))
+    return label_of(row.name, labels)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dst_grpc.client._graph_views import NodeRow
 from dst_grpc.client._graphs import GraphAnswer
-from dst_grpc.domain.graph_node_table import GraphNodeKind
+from dst_grpc.domain.graph_node_table import GraphNodeKind, label_of
 
 _TYPES = {
     GraphNodeKind.FEATURE: "cross layer transcoder",
@@ -107,7 +107,7 @@ def _node(graph: GraphAnswer, place: int, row: NodeRow, own_id: str, labels: Map
     }
     match row.kind:
         case GraphNodeKind.FEATURE:
-            label = labels.get(row.name, labels.get(row.name.partition("@")[0], ""))
+            label = label_of(row.name, labels)
             found |= {
                 "feature": _paired(row.layer or 0, row.feature or 0),
                 "activation": row.activation,

@@ -18,7 +18,7 @@ import numpy as np
 from dst_grpc.errors import Violations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Self
 
 Array = np.ndarray[Any, Any]
@@ -96,6 +96,11 @@ class GraphNode:
             f"{name!r} is no node: a feature is f3.120@5 (layer, feature, token), an error e3@5, an embedding t5, a "
             "logit logit:464, a direction target:NAME"
         )
+
+
+def label_of(name: str, labels: Mapping[str, str]) -> str:
+    """The text that *labels* has for the node of that *name*, or for it without its token; empty if there is none."""
+    return labels.get(name, labels.get(name.partition("@")[0], ""))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -45,6 +45,15 @@ def test_it_sums_up_the_graph(run: Run, service: FakeService, client: Client) ->
     assert (asked.prompt.text, asked.transcoders, asked.targets) == ("abc", "tiny/plt", ())
 
 
+def test_features_of_a_graph_that_is_not_kept_stand_without_their_tokens(run: Run, service: FakeService) -> None:
+    service.keeps_graphs = False
+    result = run(*ASKED, "--top", "2")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert len([line for line in lines if "@" in line.split(" ")[0]]) == 2
+    assert "' e'" not in result.stdout
+
+
 def test_every_phase_has_words() -> None:
     assert PHASES.keys() == {*GraphPhase}
 
