@@ -7,14 +7,14 @@ that a query uses stays alive until the query ends.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from dst_grpc.contexts.sweeps import Sweeps, Timer
 from dst_grpc.domain.graph_answers import MAX_PROMPT_CHARACTERS, KeptGraph
 from dst_grpc.errors import Exhausted, NotFound, Reason
 
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 DEFAULT_KEPT_GRAPH_BYTES = 512 << 20
 DEFAULT_KEPT_GRAPH_SECONDS = 3600.0
-_SWEEP_SECONDS = 30.0
-"""How often graphs that have expired are dropped while there are no calls."""
-
-
-class Timer(Protocol):
-    """A scheduled call."""
-
-    def cancel(self) -> None:
-        """Do not call it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +60,9 @@ class KeptGraphs:
             call_later: schedules a call after a number of seconds; None = on the running event loop.
         """
         self._budget_bytes, self._ttl_seconds, self._shared = budget_bytes, ttl_seconds, shared
-        self._clock, self._call_later = clock, call_later
+        self._clock = clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._sweeping: Timer | None = None
+        self._sweeps = Sweeps(self._sweep, call_later)
         self.byte_count = 0
         """Bytes kept now."""
 
@@ -94,7 +85,7 @@ class KeptGraphs:
         self.byte_count += graph.byte_count
         while self.byte_count > self._budget_bytes:
             self._forget(next(iter(self._kept)))
-        self._sweep_later()
+        self._sweeps.go_on()
         return self._described(handle)
 
     def get(self, handle: str, caller: Caller) -> WholeGraph:
@@ -118,8 +109,7 @@ class KeptGraphs:
         """Drop everything."""
         self._kept.clear()
         self.byte_count = 0
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        self._sweeps.close()
 
     def _finds(self, caller: Caller, kept: _Kept) -> bool:
         return self._shared or kept.caller == caller.name
@@ -157,19 +147,9 @@ class KeptGraphs:
     def _forget(self, handle: str) -> None:
         self.byte_count -= self._kept.pop(handle).graph.byte_count
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Drop what has expired; returns whether any is left."""
         now = self._clock()
         for handle in [handle for handle, kept in self._kept.items() if kept.expires_at <= now]:
             self._forget(handle)
-
-    def _sweep_later(self) -> None:
-        """Drop what has expired periodically, as long as there are any: one timer for all."""
-        if self._sweeping is None:
-            call_later = self._call_later or asyncio.get_running_loop().call_later
-            self._sweeping = call_later(_SWEEP_SECONDS, self._sweep_on)
-
-    def _sweep_on(self) -> None:
-        self._sweeping = None
-        self._sweep()
-        if self._kept:
-            self._sweep_later()
+        return bool(self._kept)

@@ -5,7 +5,6 @@ Used on the event loop only. A tensor that a request uses stays alive until the 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 import time
@@ -13,13 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
+from dst_grpc.contexts.sweeps import Sweeps, Timer
 from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
 from dst_grpc.errors import Exhausted, NotFound, Reason
 
-_SWEEP_SECONDS = 30.0
-"""How often expired tensors are deleted while there are no calls."""
 _LEAST_BYTES = 1024
 """Least bytes that a tensor counts for, because of its entry."""
 
@@ -58,13 +55,6 @@ Keep = Callable[[RequestTensor, float | None], KeptTensor]
 """Stores a tensor for a number of seconds; None = for the longest lifetime."""
 
 
-class Timer(Protocol):
-    """A scheduled call."""
-
-    def cancel(self) -> None:
-        """Do not call it."""
-
-
 class TensorStore:
     """Keeps tensors by handle."""
 
@@ -84,10 +74,9 @@ class TensorStore:
         """
         self.limits = limits
         self._clock = clock
-        self._call_later = call_later
         self._kept: dict[str, KeptTensor] = {}
         self._bytes_of: Counter[str] = Counter()
-        self._sweeping: Timer | None = None
+        self._sweeps = Sweeps(self._sweep, call_later)
 
     @property
     def byte_count(self) -> int:
@@ -119,7 +108,7 @@ class TensorStore:
                 )
             )
             self._kept[kept[0].handle] = kept[0]
-            self._sweep_later()
+            self._sweeps.go_on()
             return kept[0]
 
         try:
@@ -144,8 +133,7 @@ class TensorStore:
         """Delete everything."""
         self._kept.clear()
         self._bytes_of.clear()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        self._sweeps.close()
 
     def _find(self, caller: str, handle: str) -> KeptTensor:
         found = self._kept.get(handle)
@@ -189,22 +177,12 @@ class TensorStore:
         if self._bytes_of[caller] <= 0:
             del self._bytes_of[caller]
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Drop what has expired; returns whether any is left."""
         now = self._clock()
         for kept in [kept for kept in self._kept.values() if kept.expires_at <= now]:
             self._forget(kept)
-
-    def _sweep_later(self) -> None:
-        """Delete expired tensors periodically, as long as there are any: one timer for all."""
-        if self._sweeping is None:
-            call_later = self._call_later or asyncio.get_running_loop().call_later
-            self._sweeping = call_later(_SWEEP_SECONDS, self._sweep_on)
-
-    def _sweep_on(self) -> None:
-        self._sweeping = None
-        self._sweep()
-        if self._kept:
-            self._sweep_later()
+        return bool(self._kept)
 
 
 @dataclass(frozen=True, slots=True)
