@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from dst_grpc.domain.graph_node_table import GraphNodeKind
-from dst_grpc.domain.graph_queries import check_count, check_node
+from dst_grpc.domain.graph_queries import check_asked, check_count, check_node
 from dst_grpc.domain.indices import MAX_INDEX
-from dst_grpc.domain.requests import check_id
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
 
@@ -188,8 +187,4 @@ class ProbeGraphRequest:
 
     def __post_init__(self) -> None:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        check_id(problems, "request_id", self.request_id)
-        check_text(problems, "graph", self.graph)
-        problems.check(bool(self.graph), "graph", "is required: the handle of a kept graph")
-        problems.raise_if_any()
+        check_asked(self.request_id, self.graph)

@@ -145,11 +145,16 @@ class QueryGraphRequest:
 
     def __post_init__(self) -> None:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
-        problems = Violations()
-        check_id(problems, "request_id", self.request_id)
-        check_text(problems, "graph", self.graph)
-        problems.check(bool(self.graph), "graph", "is required: the handle of a kept graph")
-        problems.raise_if_any()
+        check_asked(self.request_id, self.graph)
+
+
+def check_asked(request_id: str, graph: str) -> None:
+    """Check what every question about a kept graph has; raises InvalidRequest with all that is wrong."""
+    problems = Violations()
+    check_id(problems, "request_id", request_id)
+    check_text(problems, "graph", graph)
+    problems.check(bool(graph), "graph", "is required: the handle of a kept graph")
+    problems.raise_if_any()
 
 
 def check_node(problems: Violations, path: str, name: str, kinds: Collection[GraphNodeKind] = ()) -> None:

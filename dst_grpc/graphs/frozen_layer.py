@@ -115,7 +115,8 @@ class FrozenLayer:
 
     def _mixed(self, change: torch.Tensor, groups: slice, pattern: torch.Tensor) -> torch.Tensor:
         """The change of the weighted sums of values of the heads of *groups*, [G, s, T, c]."""
-        values = (change @ self._read.t()).unflatten(1, (self._n_groups, -1))[:, groups]
+        read = self._read.view(self._n_groups, self._n_channels, -1)[groups]
+        values = torch.einsum("ud,gcd->ugc", change, read)
         return torch.einsum("gstu,ugc->gstc", pattern, values)
 
     def _of_heads(self, gradients: torch.Tensor) -> torch.Tensor:

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
+
 if TYPE_CHECKING:
     from dst_grpc.graphs.nodes import AttributionGraph, Floats, GraphNodes, Mask
 
     Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
-NODE_THRESHOLD = 0.8
-"""The usual share of the influence of nodes that pruning keeps."""
-EDGE_THRESHOLD = 0.98
-"""The usual share of the scores of edges that pruning keeps."""
 _SMALLEST_SUM = 1e-10
 """What a smaller sum of a row is taken for."""
 
@@ -61,7 +59,9 @@ def node_influence(graph: AttributionGraph) -> Doubles:
 
 
 def prune(
-    graph: AttributionGraph, node_threshold: float = NODE_THRESHOLD, edge_threshold: float = EDGE_THRESHOLD
+    graph: AttributionGraph,
+    node_threshold: float = DEFAULT_NODE_THRESHOLD,
+    edge_threshold: float = DEFAULT_EDGE_THRESHOLD,
 ) -> Pruned:
     """The nodes of largest influence that have *node_threshold* of it together, and of the edges between them those of
     largest score that have *edge_threshold* of all scores.

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.graph import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_LOGIT_PROB,
+    DEFAULT_MAX_N_LOGITS,
+    DEFAULT_UPDATE_INTERVAL,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -17,9 +24,9 @@ DEFAULT_MEMORY_BYTES = 4 << 30
 class MostProbable:
     """The logits of the most probable tokens after the prompt."""
 
-    max_n_logits: int = 10
+    max_n_logits: int = DEFAULT_MAX_N_LOGITS
     """At most so many."""
-    desired_logit_prob: float = 0.95
+    desired_logit_prob: float = DEFAULT_LOGIT_PROB
     """As few as have so much probability together."""
 
 
@@ -48,9 +55,9 @@ class GraphQuestion:
     max_feature_nodes: int | None = None
     """How many features are nodes: those of largest influence on the targets, as far as edges are known round by
     round. None for all that are active."""
-    batch_size: int = 512
+    batch_size: int = DEFAULT_BATCH_SIZE
     """Features of a batch."""
-    update_interval: int = 4
+    update_interval: int = DEFAULT_UPDATE_INTERVAL
     """Batches of a round, after which influences are computed again."""
     n_zeroed: int = 1
     """Tokens, from the first, that have neither active features nor errors. circuit-tracer: 1, and 4 for the chat
