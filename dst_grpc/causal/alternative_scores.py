@@ -38,89 +38,59 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.origins import Origin
 
 
-def alternative_scores(
-    decoder: Decoder,
-    graph: Graph,
-    base: RecordedRuns,
-    alternative: Writes,
-    metrics: Sequence[Origin],
-    steps: int,
-    *,
-    references: Sequence[torch.Tensor | None] = (),
-    splices: Mapping[Site, Autoencoder] | None = None,
-    check: Check = never_cancelled,
-) -> tuple[torch.Tensor, int]:
-    """Scores [S, D] of all edges, the sum over the prompts of *base*, 0 where there is no edge; and how many passes it
-    took.
-
-    Args:
-        decoder: the model.
-        graph: its graph.
-        base: the runs of the prompts, without cut edges.
-        alternative: what cut edges carry instead, for the same prompts.
-        metrics: the metric of each prompt.
-        steps: points of the path.
-        references: the logits [V] that each metric is a divergence from; None for others.
-        splices: autoencoders to splice in, by the site that each reads.
-        check: raises Cancelled to end a pass.
-    """
-    changes = _changes(base, alternative)
-    of_sources = Changes(
-        changes.embedding,
-        dict(enumerate(changes.heads)),
-        dict(enumerate(changes.mlps)),
-        {i: wide(heads) for i, heads in enumerate(base.writes.heads)},
-    )
-    values, gradients = sites_of_reads(graph, has_post_norms=decoder.config.post_norms)
-    scores = torch.zeros(graph.mask.shape, dtype=changes.embedding.dtype, device=decoder.device)
-    path = _Path(decoder, base, metrics, steps, references, splices, check)
-    n_passes = 0
-    for runs in path.runs(changes.embedding, values, gradients, reads_mlps=True):
-        scores += EdgeScores(decoder, graph, PLAIN).of(of_sources, reads_of(decoder, runs, PLAIN))
-        n_passes += 1
-    return scores, n_passes
-
-
-def node_scores(
-    decoder: Decoder,
-    space: NodeSpace,
-    base: RecordedRuns,
-    alternative: Writes,
-    metrics: Sequence[Origin],
-    steps: int,
-    *,
-    references: Sequence[torch.Tensor | None] = (),
-    splices: Mapping[Site, Autoencoder] | None = None,
-    check: Check = never_cancelled,
-) -> tuple[torch.Tensor, int]:
-    """Scores [N] of all nodes of *space*, the sum over the prompts of *base*, and how many passes it took; further
-    arguments as of `alternative_scores`."""
-    changes = _changes(base, alternative)
-    scores = torch.zeros(space.count, dtype=changes.embedding.dtype, device=decoder.device)
-    path = _Path(decoder, base, metrics, steps, references, splices, check)
-    n_passes = 0
-    for runs in path.runs(changes.embedding, frozenset(), frozenset(group.site for group in space.groups)):
-        for group in space.groups:
-            product = (values_at(group.site, changes) * runs.mean_gradient(0, group.site)).sum(dim=(0, 1))
-            # [H, c] of heads; [Z] of latents; the channels of a single node.
-            scores[group.places] += product.reshape(group.count, -1).sum(dim=1)
-        n_passes += 1
-    return scores, n_passes
-
-
 @dataclass(frozen=True, eq=False)
-class _Path:
-    """Runs with gradients along a path of embeddings, from those of the alternative to the prompts' own."""
+class AlternativePath:
+    """The path of embeddings from those of the alternative to the prompts' own, and what is scored along it."""
 
     decoder: Decoder
+    """The model."""
     base: RecordedRuns
+    """The runs of p prompts, with nothing cut."""
+    alternative: Writes
+    """What is cut carries or is this instead, for the same prompts."""
     metrics: Sequence[Origin]
+    """The metric of each prompt."""
     steps: int
-    references: Sequence[torch.Tensor | None]
-    splices: Mapping[Site, Autoencoder] | None
-    check: Check
+    """Points of the path."""
+    references: Sequence[torch.Tensor | None] = ()
+    """The logits [V] that each metric is a divergence from; None for others."""
+    splices: Mapping[Site, Autoencoder] | None = None
+    """Autoencoders to splice in, by the site that each reads."""
+    check: Check = never_cancelled
+    """Raises Cancelled to end a pass."""
 
-    def runs(
+    def edge_scores(self, graph: Graph) -> tuple[torch.Tensor, int]:
+        """Scores [S, D] of all edges of *graph*, the sum over prompts, 0 where there is no edge; and how many passes it
+        took."""
+        decoder, changes = self.decoder, self._changes()
+        of_sources = Changes(
+            changes.embedding,
+            dict(enumerate(changes.heads)),
+            dict(enumerate(changes.mlps)),
+            {i: wide(heads) for i, heads in enumerate(self.base.writes.heads)},
+        )
+        values, gradients = sites_of_reads(graph, has_post_norms=decoder.config.post_norms)
+        scores = torch.zeros(graph.mask.shape, dtype=changes.embedding.dtype, device=decoder.device)
+        n_passes = 0
+        for runs in self._runs(changes.embedding, values, gradients, reads_mlps=True):
+            scores += EdgeScores(decoder, graph, PLAIN).of(of_sources, reads_of(decoder, runs, PLAIN))
+            n_passes += 1
+        return scores, n_passes
+
+    def node_scores(self, space: NodeSpace) -> tuple[torch.Tensor, int]:
+        """Scores [N] of all nodes of *space*, the sum over prompts; and how many passes it took."""
+        changes = self._changes()
+        scores = torch.zeros(space.count, dtype=changes.embedding.dtype, device=self.decoder.device)
+        n_passes = 0
+        for runs in self._runs(changes.embedding, frozenset(), frozenset(group.site for group in space.groups)):
+            for group in space.groups:
+                product = (values_at(group.site, changes) * runs.mean_gradient(0, group.site)).sum(dim=(0, 1))
+                # [H, c] of heads; [Z] of latents; the channels of a single node.
+                scores[group.places] += product.reshape(group.count, -1).sum(dim=1)
+            n_passes += 1
+        return scores, n_passes
+
+    def _runs(
         self,
         change: torch.Tensor,
         values: frozenset[Site],
@@ -151,9 +121,12 @@ class _Path:
             ran = run(batch, self.decoder, splices=self.splices, check=self.check)
             yield GradientRuns(ran, len(prompts), tuple(weight for _, weight in block))
 
+    def _changes(self) -> Writes:
+        """The changes of what sources write, and of parts; none at pads."""
+        n_tokens = self.base.tokens.shape[1]
+        real = real_tokens(self.base.last, n_tokens)
 
-def _changes(base: RecordedRuns, alternative: Writes) -> Writes:
-    """The changes of what sources write, and of parts; none at pads."""
-    n_tokens = base.tokens.shape[1]
-    real = real_tokens(base.last, n_tokens)
-    return base.writes.both(alternative, lambda own, other: zero_at_pads(wide(other[:, :n_tokens]) - wide(own), real))
+        def change(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return zero_at_pads(wide(other[:, :n_tokens]) - wide(own), real)
+
+        return self.base.writes.both(self.alternative, change)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dst_grpc.causal.acdc import EdgeCandidates, NodeCandidates
-from dst_grpc.causal.alternative_scores import alternative_scores, node_scores
+from dst_grpc.causal.alternative_scores import AlternativePath
 from dst_grpc.causal.circuit_runs import CutRuns, RowLogits, reference_logits
 from dst_grpc.causal.circuits import edges_of_nodes, greedy_edges, top, top_edges
 from dst_grpc.causal.cut_edges import CutRow
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
-    from dst_grpc.scalars.origins import Origin
 
     Metrics = np.ndarray[Any, np.dtype[np.float64]]
     References = Sequence[torch.Tensor | None]
@@ -150,14 +149,7 @@ class Trials(ABC):
         """Runs rows upon *base*, with *writes* where something is cut."""
 
     @abstractmethod
-    def _scores(
-        self,
-        base: RecordedRuns,
-        writes: Writes,
-        metrics: Sequence[Origin],
-        steps: int,
-        references: References,
-    ) -> tuple[torch.Tensor, int]:
+    def _scores(self, path: AlternativePath) -> tuple[torch.Tensor, int]:
         """The scores of everything that may be kept, summed over prompts, and the passes that it took."""
 
     @property
@@ -171,7 +163,10 @@ class Trials(ABC):
         for block in self._asked.blocks():
             base, writes, references = self._recorded(block)
             metrics = [self._asked.pairs[i].metric for i in block]
-            found, n_passes = self._scores(base, writes, metrics, steps, references)
+            path = AlternativePath(
+                self._decoder, base, writes, metrics, steps, references, splices=self._splices, check=self._check
+            )
+            found, n_passes = self._scores(path)
             total += found.cpu()
             self.n_passes += n_passes
             self.n_gradient_passes += n_passes
@@ -236,20 +231,8 @@ class EdgeTrials(Trials):
         graph = self._asked.graph
         return CutRuns(self._decoder, graph, base, alternative, splices=self._splices, check=self._check)
 
-    def _scores(
-        self, base: RecordedRuns, writes: Writes, metrics: Sequence[Origin], steps: int, references: References
-    ) -> tuple[torch.Tensor, int]:
-        return alternative_scores(
-            self._decoder,
-            self._asked.graph,
-            base,
-            writes,
-            metrics,
-            steps,
-            references=references,
-            splices=self._splices,
-            check=self._check,
-        )
+    def _scores(self, path: AlternativePath) -> tuple[torch.Tensor, int]:
+        return path.edge_scores(self._asked.graph)
 
 
 class NodeTrials(Trials):
@@ -281,20 +264,8 @@ class NodeTrials(Trials):
     def _upon(self, base: RecordedRuns, writes: Writes) -> NodeRuns:
         return NodeRuns(self._decoder, self._space, base, writes, splices=self._splices, check=self._check)
 
-    def _scores(
-        self, base: RecordedRuns, writes: Writes, metrics: Sequence[Origin], steps: int, references: References
-    ) -> tuple[torch.Tensor, int]:
-        return node_scores(
-            self._decoder,
-            self._space,
-            base,
-            writes,
-            metrics,
-            steps,
-            references=references,
-            splices=self._splices,
-            check=self._check,
-        )
+    def _scores(self, path: AlternativePath) -> tuple[torch.Tensor, int]:
+        return path.node_scores(self._space)
 
 
 class Search:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.causal.alternative_scores import alternative_scores
+from dst_grpc.causal.alternative_scores import AlternativePath
 from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain.components import LossFnName
@@ -26,9 +26,8 @@ def test_towards_another_prompt_they_are_those_of_eap_ig(name: str) -> None:
     config = LossFnConfig(
         name=LossFnName.LOGIT_DIFF, target_token_ids=(two.case.target,), distractor_token_ids=(two.case.distractor,)
     )
-    scores, n_passes = alternative_scores(
-        two.decoder, two.graph, two.base, two.other.writes, [LossOrigin(config)], steps=5
-    )
+    path = AlternativePath(two.decoder, two.base, two.other.writes, [LossOrigin(config)], steps=5)
+    scores, n_passes = path.edge_scores(two.graph)
     assert n_passes > 0
     assert_golden(scores, two.case.tensors["eap_ig.right"], of_largest=1e-4)
 
@@ -41,7 +40,7 @@ def test_at_the_run_itself_they_are_first_order_effects(name: str, kind: str) ->
     mean = MeanWrites(by_position=True)
     mean.add(record([two.corrupt, (4, 4, 7, 1, 1, 2)], decoder))
     writes = Writes.zero(decoder) if kind == "zero" else mean.mean(decoder.dtype)
-    scores, _ = alternative_scores(decoder, two.graph, two.base, writes, [METRIC], steps=1)
+    scores, _ = AlternativePath(decoder, two.base, writes, [METRIC], steps=1).edge_scores(two.graph)
     own = two.base.writes
     small = Writes(
         own.embedding + STEP * (writes.embedding - own.embedding),
@@ -73,17 +72,11 @@ def test_a_divergence_is_from_the_logits_that_are_given() -> None:
     decoder = models.decoder()
     two = Pair(decoder, models.TOKENS, (3, 1, 8, 1, 2, 9))
     divergence = LossFnConfig(name=LossFnName.KL_DIVERGENCE)
-    given, _ = alternative_scores(
-        decoder,
-        two.graph,
-        two.base,
-        two.other.writes,
-        [LossOrigin(divergence, positions=(3,), reference=("source", 3))],
-        steps=3,
-        references=[CONSTANT],
-    )
+    metric = LossOrigin(divergence, positions=(3,), reference=("source", 3))
+    path = AlternativePath(decoder, two.base, two.other.writes, [metric], steps=3, references=[CONSTANT])
+    given, _ = path.edge_scores(two.graph)
     by_hand = Towards(divergence, positions=(3,))
-    expected, _ = alternative_scores(decoder, two.graph, two.base, two.other.writes, [by_hand], steps=3)
+    expected, _ = AlternativePath(decoder, two.base, two.other.writes, [by_hand], steps=3).edge_scores(two.graph)
     torch.testing.assert_close(given, expected)
     assert expected.abs().max() > 1e-4
 
@@ -95,6 +88,6 @@ def test_several_prompts_are_the_sum_of_each_and_pads_count_nothing() -> None:
 
     def scores(places: list[int]) -> torch.Tensor:
         base, other = (record([each[i] for i in places], decoder) for each in (prompts, others))
-        return alternative_scores(decoder, graph, base, other.writes, [METRIC] * len(places), steps=3)[0]
+        return AlternativePath(decoder, base, other.writes, [METRIC] * len(places), steps=3).edge_scores(graph)[0]
 
     torch.testing.assert_close(scores([0, 1]), scores([0]) + scores([1]))

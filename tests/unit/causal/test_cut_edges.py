@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.causal.alternative_scores import alternative_scores
+from dst_grpc.causal.alternative_scores import AlternativePath
 from dst_grpc.causal.circuit_runs import CutRuns
 from dst_grpc.causal.circuits import pruned
 from dst_grpc.causal.cut_edges import CutRow
@@ -160,7 +160,7 @@ def test_circuits_of_a_model_without_a_head_are_those_of_one_whose_weights_are_0
         rows = [without.circuit(kept), *(without.edge(0, reader) for reader in readers)]
         torch.testing.assert_close(without.runs.logits(rows), other.runs.logits(rows))
     scores = [
-        alternative_scores(two.decoder, two.graph, two.base, two.other.writes, [METRIC], steps=3)[0]
+        AlternativePath(two.decoder, two.base, two.other.writes, [METRIC], steps=3).edge_scores(two.graph)[0]
         for two in (without, other)
     ]
     torch.testing.assert_close(*scores)
