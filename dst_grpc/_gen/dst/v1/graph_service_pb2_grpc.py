@@ -101,13 +101,15 @@ class GraphServiceServicer(object):
     def ProbeGraph(self, request, context):
         """Asks the model about a kept graph: what changes when features are set, beside
         what the graph predicts; how far the two are apart; which heads carry an
-        edge; which pairs of nodes make a head look where it looks.
+        edge; which pairs of nodes make a head look where it looks; which tokens
+        features read and write.
 
         Frames are one for each thing that is asked, and a trailer. Returns
         INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
         NOT_FOUND for an unknown handle and for a model or transcoders that are no
         longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-        request needs more memory than it may have, UNAVAILABLE while draining.
+        request needs more memory than it may have, OUT_OF_RANGE if a run with
+        features set is not finite, UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

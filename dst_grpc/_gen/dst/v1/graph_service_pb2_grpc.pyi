@@ -61,13 +61,15 @@ class GraphServiceStub:
     ProbeGraph: _grpc.UnaryStreamMultiCallable[_graph_probe_pb2.ProbeGraphRequest, _graph_probe_pb2.ProbeGraphResponse]
     """Asks the model about a kept graph: what changes when features are set, beside
     what the graph predicts; how far the two are apart; which heads carry an
-    edge; which pairs of nodes make a head look where it looks.
+    edge; which pairs of nodes make a head look where it looks; which tokens
+    features read and write.
 
     Frames are one for each thing that is asked, and a trailer. Returns
     INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
     NOT_FOUND for an unknown handle and for a model or transcoders that are no
     longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-    request needs more memory than it may have, UNAVAILABLE while draining.
+    request needs more memory than it may have, OUT_OF_RANGE if a run with
+    features set is not finite, UNAVAILABLE while draining.
     """
     ListGraphs: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
@@ -108,13 +110,15 @@ class GraphServiceAsyncStub(GraphServiceStub):
     ProbeGraph: _aio.UnaryStreamMultiCallable[_graph_probe_pb2.ProbeGraphRequest, _graph_probe_pb2.ProbeGraphResponse]  # type: ignore[assignment]
     """Asks the model about a kept graph: what changes when features are set, beside
     what the graph predicts; how far the two are apart; which heads carry an
-    edge; which pairs of nodes make a head look where it looks.
+    edge; which pairs of nodes make a head look where it looks; which tokens
+    features read and write.
 
     Frames are one for each thing that is asked, and a trailer. Returns
     INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
     NOT_FOUND for an unknown handle and for a model or transcoders that are no
     longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-    request needs more memory than it may have, UNAVAILABLE while draining.
+    request needs more memory than it may have, OUT_OF_RANGE if a run with
+    features set is not finite, UNAVAILABLE while draining.
     """
     ListGraphs: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]  # type: ignore[assignment]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
@@ -170,13 +174,15 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_graph_probe_pb2.ProbeGraphResponse], _abc.AsyncIterator[_graph_probe_pb2.ProbeGraphResponse]]:
         """Asks the model about a kept graph: what changes when features are set, beside
         what the graph predicts; how far the two are apart; which heads carry an
-        edge; which pairs of nodes make a head look where it looks.
+        edge; which pairs of nodes make a head look where it looks; which tokens
+        features read and write.
 
         Frames are one for each thing that is asked, and a trailer. Returns
         INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
         NOT_FOUND for an unknown handle and for a model or transcoders that are no
         longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-        request needs more memory than it may have, UNAVAILABLE while draining.
+        request needs more memory than it may have, OUT_OF_RANGE if a run with
+        features set is not finite, UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod
