@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     FlowKey = tuple[str, Priority]
 
+_MOST_PACE = 8.0
+"""No caller's requests are expected to take longer than so many times what the queue shows."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
@@ -114,12 +117,16 @@ class Flow:
     @property
     def pace(self) -> float:
         """How much longer its requests take than is expected of what waits when they come: others come meanwhile."""
-        return max(self._pace.seconds(1.0), 1.0)
+        return min(max(self._pace.seconds(1.0), 1.0), _MOST_PACE)
 
-    def note_wait(self, job: Job, now: float) -> None:
-        """Learn how long a request took from its arrival to its first answer, or to when it was given up."""
+    def note_wait(self, job: Job, now: float, quantum: float) -> None:
+        """Learn how long a request took from its arrival to its first answer, or to when it was given up.
+
+        What should have taken less than a *quantum* counts as that: of such short times a pause of the machine's, and
+        not who came meanwhile, makes hundreds of what was expected.
+        """
         if job.ticket.expected:
-            self._pace.note(job.ticket.expected, now - job.since)
+            self._pace.note(max(job.ticket.expected, quantum), now - job.since)
             job.ticket.expected = 0.0
 
     @property

@@ -189,7 +189,7 @@ class Scheduler:
         for flow in self._ring.values():
             while (head := flow.head) is not None and self._is_late(head):
                 self.remove(head)
-                flow.note_wait(head, self._clock())
+                flow.note_wait(head, self._clock(), self._quantum)
                 late.append(head)
         return late
 
@@ -248,20 +248,27 @@ class Scheduler:
             flow = self._ring.get(_key_of(job.ticket))
             if flow is not None:
                 flow.deficit += job.cost - part
-                flow.note_wait(job, self._clock())
             self._charge(job.ticket.caller.name, part - job.cost)
             if job in as_estimated:
                 units, known = learnt.get(job.rate, (0, 0.0))
                 learnt[job.rate] = units + job.units, known + part
-        for rate, (units, known) in learnt.items():
-            if rate.note(units, known):
-                self._reprice(rate)
+        were_guesses = [rate.note(units, known) for rate, (units, known) in learnt.items()]
+        if any(were_guesses):
+            self._reprice(batch)
+        for job in batch.jobs:
+            flow = self._ring.get(_key_of(job.ticket))
+            if flow is not None:
+                flow.note_wait(job, self._clock(), self._quantum)
 
-    def _reprice(self, rate: Rate) -> None:
-        """Estimate the waiting jobs of *rate* anew: until now it was a guess."""
+    def _reprice(self, batch: Batch) -> None:
+        """Estimate all waiting jobs anew, as of some the cost was a guess, and forget when they and those of *batch*
+        were expected to be over."""
+        for job in batch.jobs:
+            job.ticket.expected = 0.0
         for flow in self._ring.values():
-            for job in [job for job in flow if job.rate is rate]:
-                cost = rate.seconds(job.units)
+            for job in flow:
+                job.ticket.expected = 0.0
+                cost = job.rate.seconds(job.units)
                 flow.seconds += cost - job.cost
                 self._charge(job.ticket.caller.name, cost - job.cost)
                 job.cost = cost

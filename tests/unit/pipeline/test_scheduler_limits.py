@@ -11,6 +11,7 @@ from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.memory_shares import MemoryShares
+from dst_grpc.pipeline.rates import Rate
 from tests.unit.pipeline.scheduled import Device, names
 
 # Memory
@@ -160,6 +161,44 @@ def test_a_caller_whose_requests_take_longer_than_expected_is_expected_to_wait_l
     assert known.expected > 0.5
     device.scheduler.check(device.ticket("third", deadline=device.clock.now + 1.4 * known.expected))
     refused(lambda: device.scheduler.check(device.ticket("greedy", deadline=device.clock.now + 1.4 * known.expected)))
+
+
+@pytest.mark.parametrize("stalls", [1, 5])
+def test_a_machine_that_stood_still_makes_nobody_s_deadline_unreachable(stalls: int) -> None:
+    """A thousandth of a second that took one does not mean that all else takes a thousand times as long."""
+    device = Device()
+    for _ in range(stalls):
+        device.add("other", 1)
+        device.start()
+        ticket = device.ticket("one")
+        device.scheduler.check(ticket, 0.001)
+        device.add("one", 1, ticket=ticket)
+        device.clock.now += 0.001
+        device.scheduler.finish(())
+        assert device.run(1.0)[0].ticket is ticket
+    device.add("other", 1)
+    device.start()
+    for _ in range(8):
+        device.add("one", 20)
+    device.scheduler.check(device.ticket("one", deadline=device.clock.now + 2.0), 0.020)
+
+
+def test_an_expectation_that_was_a_guess_teaches_nothing() -> None:
+    """Of a large model's first passes: the next ones are expected by what these took."""
+    device, rate = Device(), Rate(1e-6)
+    tickets = [device.ticket("one") for _ in range(8)]
+    for ticket in tickets:
+        device.scheduler.check(ticket, rate.seconds(1))
+        device.scheduler.add(Job(ticket=ticket, rate=rate))
+        if not device.scheduler._running:
+            device.start()
+    running = device.scheduler._running
+    assert running is not None
+    device.clock.now += 5.0
+    device.scheduler.finish(running.jobs)
+    device.run(5.0)
+    device.start()
+    device.scheduler.check(device.ticket("one", deadline=device.clock.now + 60.0), rate.seconds(1))
 
 
 def test_without_a_deadline_half_a_minute_is_as_long_as_anybody_is_made_to_wait() -> None:
