@@ -97,7 +97,7 @@ def _annotation(name: str, default: Any, help_text: str) -> Any:
 
 def _serve(config: Path | None, flags: dict[str, Any]) -> None:
     from dst_grpc.rpc.parts import StartupError
-    from dst_grpc.rpc.server import serve
+    from dst_grpc.rpc.process import serve
     from dst_grpc.rpc.settings import SettingsError, load_settings
 
     # An option that may be repeated is an empty list, not None, if it is not given.

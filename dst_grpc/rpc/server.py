@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, cast
 
@@ -31,7 +30,7 @@ from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.event_loop import lag_histogram, measure_lag
 from dst_grpc.observability.later import FlushBeforeReading, Later
 from dst_grpc.observability.loads import LoadMetrics
-from dst_grpc.observability.logs import LogCalls, configure_logging, dropped_records
+from dst_grpc.observability.logs import LogCalls, dropped_records
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes, follow_count
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.access import at_start, files_of, identity_of
@@ -43,7 +42,6 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.graph_service import GraphService
-from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.listening import listen, locked
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
@@ -143,7 +141,7 @@ class Server:
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
-            stack.push_async_callback(_cancel, following)
+            stack.push_async_callback(cancel, following)
             await self._preload_all((*self._settings.pin, *self._settings.preload, *registry.preload))
             self._health.set_serving(self._parts.cache)
             self._closing = stack.pop_all()
@@ -190,7 +188,7 @@ class Server:
             watching.append(CallMetrics(registry))
             LoadMetrics(registry, self._parts.pipeline.loads)
             lag = asyncio.create_task(measure_lag(lag_histogram(registry).observe))
-            stack.push_async_callback(_cancel, lag)
+            stack.push_async_callback(cancel, lag)
             follow_bytes(
                 registry, "dst_put_tensor_bytes", "Bytes of tensors that callers put.", lambda: self.put_tensor_bytes
             )
@@ -307,7 +305,7 @@ def _only_service(module: Any) -> ServiceDescriptor:
     return cast("ServiceDescriptor", service)
 
 
-async def _cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
+async def cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
     """Cancel *task* and wait until it is over; an earlier error of it is logged."""
     task.cancel()
     await asyncio.wait([task])
@@ -325,70 +323,3 @@ async def running_server(settings: Settings, parts: Parts | None = None) -> Asyn
         yield server
     finally:
         await server.stop()
-
-
-def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return; a second signal stops at once. SIGHUP reloads what
-    the operator wrote, as `Server.reload` does; before the server serves, as soon as it does.
-
-    *on_ready* is called with the address once the server serves.
-
-    Raises:
-        StartupError: The server cannot start.
-    """
-    hangups = _noted_hangups()
-    configure_logging(log_format=settings.log_format, level=settings.log_level)
-
-    def ready(address: str) -> None:
-        favour_event_loop()
-        if on_ready is not None:
-            on_ready(address)
-
-    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=ready, hangups=hangups))
-
-
-def _noted_hangups() -> Sequence[int]:
-    """From now on SIGHUP does not end the process: each is added to what this returns."""
-    noted: list[int] = []
-    if hasattr(signal, "SIGHUP"):  # Windows has none
-        signal.signal(signal.SIGHUP, lambda number, _frame: noted.append(number))
-    return noted
-
-
-async def run(server: Server, *, on_ready: Callable[[str], None] | None = None, hangups: Sequence[int] = ()) -> None:
-    """Start *server*, and serve until a signal; see `serve`. Reload once if there are any *hangups* by then."""
-    signals: asyncio.Queue[str] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number.name)
-    if not await _unless_signalled(server.start(), signals):
-        return
-    reloads: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = asyncio.create_task(server.reload_if_sound())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, reload)
-    if hangups:
-        reload()
-    _log.info("listening on %s", server.address)
-    if on_ready is not None:
-        on_ready(server.address)
-    _log.info("signal", extra={"signal": await signals.get()})
-    if not await _unless_signalled(server.drain(), signals):
-        await server.stop()
-
-
-async def _unless_signalled(work: Coroutine[Any, Any, None], signals: asyncio.Queue[str]) -> bool:
-    """Run *work* to its end and return True; or, at a signal, cancel it and return False."""
-    running, signalled = asyncio.create_task(work), asyncio.create_task(signals.get())
-    await asyncio.wait([running, signalled], return_when=asyncio.FIRST_COMPLETED)
-    if not running.done():
-        await _cancel(running)
-        return False
-    await _cancel(signalled)
-    await running
-    return True

@@ -101,7 +101,8 @@ def golden_address() -> Iterator[str]:
 @contextmanager
 def served(**settings: Any) -> Iterator[str]:
     """HOST:PORT of a server with *settings*, a process of its own."""
-    code = f"from dst_grpc.rpc import server, settings; server.serve(settings.Settings(**{ {'port': 0} | settings!r}))"
+    serve = f"process.serve(settings.Settings(**{ {'port': 0} | settings!r}))"
+    code = f"from dst_grpc.rpc import process, settings; {serve}"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:
             yield _ready_address(process)  # nobody reads the rest of the log

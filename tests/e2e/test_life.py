@@ -355,7 +355,7 @@ async def test_work_beyond_the_grace_period_is_cut_off() -> None:
 
 PROGRAM = """
 import asyncio, sys
-from dst_grpc.rpc import server, settings
+from dst_grpc.rpc import process, server, settings
 from dst_grpc.observability.logs import configure_logging
 from tests.fake_parts import FakeParts, answer
 
@@ -368,7 +368,7 @@ async def script(request):
 fakes = FakeParts()
 fakes.pipeline.scripts["x"] = script
 configure_logging()
-asyncio.run(server.run(server.Server(settings.Settings(port=0, grace_seconds=30), fakes.parts)))
+asyncio.run(process.run(server.Server(settings.Settings(port=0, grace_seconds=30), fakes.parts)))
 """
 
 

@@ -14,10 +14,10 @@ from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from tests.e2e.conftest import CALL_SECONDS
 
 PROGRAM = """
-from dst_grpc.rpc import server, settings
+from dst_grpc.rpc import process, settings
 from tests.fake_parts import FakeParts
-server.build_parts = lambda _: FakeParts().parts
-server.serve(settings.Settings(port=0), on_ready=lambda address: print(address, flush=True))
+process.build_parts = lambda _: FakeParts().parts
+process.serve(settings.Settings(port=0), on_ready=lambda address: print(address, flush=True))
 """
 _OF_PIPE = 1 << 16
 """Bytes that a pipe takes."""

@@ -26,7 +26,7 @@ _RUNS = 16
 _TOKENS = 256
 PROGRAM = f"""
 import resource, signal
-from dst_grpc.rpc import server, settings
+from dst_grpc.rpc import process, settings
 
 def limit(*_):
     "From now on there are so many MiB more than are mapped."
@@ -36,7 +36,7 @@ def limit(*_):
     print("limited", flush=True)
 
 signal.signal(signal.SIGUSR1, limit)
-server.serve(settings.Settings(port=0, store_bytes=0), on_ready=lambda address: print(address, flush=True))
+process.serve(settings.Settings(port=0, store_bytes=0), on_ready=lambda address: print(address, flush=True))
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")

@@ -363,7 +363,7 @@ async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None
 
 SLOW_START = """
 import sys
-from dst_grpc.rpc import server, settings
+from dst_grpc.rpc import process, settings
 from tests.fake_parts import FakeParts, FakeRegistry
 
 def wait(stage):
@@ -384,8 +384,8 @@ def build(_settings):
     parts.cache.load = load
     return parts.parts
 
-server.build_parts = build
-server.serve(settings.Settings(port=0, preload=("tiny",)))
+process.build_parts = build
+process.serve(settings.Settings(port=0, preload=("tiny",)))
 """
 
 
