@@ -1,9 +1,11 @@
 """Attribution graphs of a random model in the shape of GPT-2 small: what one costs, and what it costs circuit-tracer.
 
     python -m benchmarks.graphs PYTHON
+    python -m benchmarks.graphs long
 
 PYTHON is the interpreter of an environment that has `circuit-tracer==0.5.0`: it builds the same graphs, one at a time,
-in the same run; without, ours alone are measured. Time is the processor's, as machines are shared.
+in the same run; without, ours alone are measured. Time is the processor's, as machines are shared. `long` builds the
+graph of a long prompt instead, and says how much memory the process has at most: that takes some ten minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +62,15 @@ class Took:
     """Seconds of the processor of a bare forward pass."""
 
 
-def subject() -> tuple[Decoder, Transcoders]:
+def subject(context_window: int = GPT2_SMALL.context_window) -> tuple[Decoder, Transcoders]:
     """The model and its transcoders."""
+    config = replace(GPT2_SMALL, context_window=context_window)
     found: dict[tuple[str, int | None], torch.Tensor] = {
-        (name, layer): torch.from_numpy(array) for name, layer, array in w.arrays(GPT2_SMALL.context_window)
+        (name, layer): torch.from_numpy(array) for name, layer, array in w.arrays(context_window)
     }
     own = {"attn.out": "attention_out", "mlp.in": "mlp_in", "mlp.out": "mlp_out"}
     weights: dict[str, torch.Tensor] = {
-        name: torch.full(shape, float(name.endswith("gain"))) for name, shape in GPT2_SMALL.weight_shapes().items()
+        name: torch.full(shape, float(name.endswith("gain"))) for name, shape in config.weight_shapes().items()
     }
     weights["embedding"], weights["unembedding"] = found["embedding", None], found["unembedding", None]
     weights["position_embedding"] = found["positions", None]
@@ -83,7 +86,7 @@ def subject() -> tuple[Decoder, Transcoders]:
             decoder=found["decoder", layer].t(),
             input_norm=ModelNorm.MLP_NORM_WITHOUT_GAIN,
         )
-    return Decoder(GPT2_SMALL, weights), Transcoders.per_layer(w.LAYERS, by_layer)
+    return Decoder(config, weights), Transcoders.per_layer(w.LAYERS, by_layer)
 
 
 def built(question: GraphQuestion, decoder: Decoder, transcoders: Transcoders) -> tuple[AttributionGraph, float]:
@@ -199,6 +202,27 @@ def report(python: str | None = None) -> Iterator[str]:
                 )
 
 
+def long_prompt(n_tokens: int = 2048, most: int = 500) -> Iterator[str]:
+    """The graph of a prompt that is twice as long as GPT-2's longest, in this process."""
+    torch.set_grad_enabled(False)
+    yield (
+        f"attribution graph of {n_tokens} tokens, GPT-2-small shape, {w.FEATURES} ReLU features a layer, at most {most}"
+        f" of them, {torch.get_num_threads()} threads"
+    )
+    decoder, transcoders = subject(n_tokens)
+    yield f"  {resident_bytes() / _MIB:.0f} MiB with the weights"
+    forget_peak()
+    question = GraphQuestion(token_ids=tuple(w.prompt(n_tokens)), max_feature_nodes=most)
+    wall, cpu = time.perf_counter(), time.process_time()
+    graph, first = built(question, decoder, transcoders)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    yield (
+        f"  {len(graph.nodes.active)} active features, {len(graph.adjacency)} nodes: {cpu:.0f} s of the processor,"
+        f" {wall:.0f} by the clock; first rows after {first:.1f} s; at most"
+        f" {resident_bytes('VmHWM') / _MIB:.0f} MiB resident"
+    )
+
+
 if __name__ == "__main__":
-    for line in report(*sys.argv[1:2]):
+    for line in long_prompt() if sys.argv[1:] == ["long"] else report(*sys.argv[1:2]):
         print(line, flush=True)
