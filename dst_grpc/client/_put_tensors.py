@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from dst_grpc.client._calls import Calls
 from dst_grpc.client._errors import our_errors
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
+from dst_grpc.wire.checksums import crc32
 from dst_grpc.wire.codec import read_answer, to_wire
 from dst_grpc.wire.envelope import CHUNK_BYTES
 from dst_grpc.wire.tensors import stored_as
@@ -53,9 +53,7 @@ class TensorCalls(Calls):
         element_type = TensorElementType.FLOAT16 if array.dtype == np.float16 else TensorElementType.FLOAT32
         flat = np.ascontiguousarray(array, dtype=stored_as(element_type)).reshape(-1)
         data = flat.view(np.uint8).data
-        description = TensorDescription(
-            element_type=element_type, sizes=array.shape, ttl=ttl, checksum=zlib.crc32(data)
-        )
+        description = TensorDescription(element_type=element_type, sizes=array.shape, ttl=ttl, checksum=crc32(data))
         call = self._tensor_stub.PutTensor(
             _messages(description, data), timeout=timeout, metadata=self._connection.call_metadata
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterable, AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +14,7 @@ from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.tensor_store import TensorStore
+from dst_grpc.wire.checksums import crc32
 from dst_grpc.wire.codec import read, to_wire
 from dst_grpc.wire.tensors import Array, stored_as, widened
 
@@ -86,7 +86,7 @@ def _tensor(data: Array, description: TensorDescription) -> RequestTensor:
         DataLoss: They do not match the checksum.
         InvalidRequest: Some of the numbers are not finite.
     """
-    checksum = zlib.crc32(data.data)
+    checksum = crc32(data.data)
     if description.checksum not in {None, checksum}:
         raise DataLoss(
             f"the bytes that came have the CRC-32 {checksum}, and the description says {description.checksum}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from dst_grpc.domain.results import (
     TensorInfo,
 )
 from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.wire.checksums import crc32
 from dst_grpc.wire.codec import read_answer
 from dst_grpc.wire.envelope import Chunk
 from dst_grpc.wire.errors import error_from_status
@@ -151,7 +151,7 @@ class Assembler:
         if not data or end > info.byte_length:
             raise corrupt(f"a chunk of {len(data)} bytes at {self._filled} of tensor {position} ({info.byte_length})")
         self._data[self._filled : end] = np.frombuffer(data, np.uint8)
-        self._checksum = zlib.crc32(data, self._checksum)
+        self._checksum = crc32(data, self._checksum)
         self._filled = end
         if end < info.byte_length:
             return ()

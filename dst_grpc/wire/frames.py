@@ -8,7 +8,6 @@ Resolve are stages (`stages`). A failed item of a stream ends with an error inst
 from __future__ import annotations
 
 import math
-import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
@@ -38,6 +37,7 @@ from dst_grpc.domain.results import (
     TensorRows,
 )
 from dst_grpc.errors import Internal
+from dst_grpc.wire.checksums import crc32
 from dst_grpc.wire.codec import codec_of
 from dst_grpc.wire.envelope import CHUNK_BYTES, Buffers, Chunk
 from dst_grpc.wire.errors import error_to_status
@@ -276,7 +276,7 @@ class FrameCutter:
         for buffer in tensor_buffers(tensor):
             for start in range(0, len(buffer), self._chunk_bytes):
                 data = buffer[start : start + self._chunk_bytes]
-                self._checksum = zlib.crc32(data, self._checksum)
+                self._checksum = crc32(data, self._checksum)
                 yield Chunk(info.tensor_id, self._offset, data).buffers
                 self._offset += len(data)
         if self._offset < info.byte_length:
