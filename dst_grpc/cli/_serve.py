@@ -21,6 +21,7 @@ from dst_grpc.cli._console import fail
 
 _ALIASES = {
     "models": ("--model", "NAME=FOLDER"),
+    "devices": ("--devices", "DEVICE"),
     "autoencoder_roots": ("--autoencoder-root", "FOLDER"),
     "trusted_proxies": ("--trusted-proxies", "NETWORK"),
 }
@@ -99,11 +100,15 @@ def _serve(config: Path | None, flags: dict[str, Any]) -> None:
     from dst_grpc.rpc.parts import StartupError
     from dst_grpc.rpc.process import serve
     from dst_grpc.rpc.settings import SettingsError, load_settings
+    from dst_grpc.rpc.supervisor import supervise
 
     # An option that may be repeated is an empty list, not None, if it is not given.
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     try:
-        serve(load_settings(given, file=config), on_ready=_say_ready)
+        settings = load_settings(given, file=config)
+        if settings.devices:
+            raise typer.Exit(supervise(settings, on_ready=_say_ready))
+        serve(settings, on_ready=_say_ready)
     except SettingsError as error:
         fail(str(error), code=2)
     except StartupError as error:

@@ -50,10 +50,15 @@ class LogWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Have *record* written, or drop it."""
         try:
-            line = self.format(record) + "\n"
+            line = self.format(record)
         except Exception:  # noqa: BLE001  as every handler of the standard library
             self.handleError(record)
             return
+        self.write_line(line)
+
+    def write_line(self, text: str) -> None:
+        """Have a line written as it is, without its end, or drop it."""
+        line = f"{text}\n"
         with self._changed:
             if self._n_waiting + len(line) > self._max_characters:
                 self.dropped += 1

@@ -31,6 +31,7 @@ _PREFIX = "DST_"
 UNIX_PREFIX = "unix:"
 """What begins an address that is a unix socket."""
 _MIB = 1 << 20
+_LAST_PORT = 65535
 _PATHS = frozenset(
     {
         "models",
@@ -90,6 +91,12 @@ def _device(text: str) -> str:
     return text
 
 
+def _named_device(text: str) -> str:
+    if not is_device(text):
+        raise ValueError("is not a device: cpu, cuda, cuda:N, mps or mps:N")
+    return text
+
+
 def _name(text: str) -> str:
     try:
         reference = ContextRef.parse(text)
@@ -103,6 +110,12 @@ def _name(text: str) -> str:
 def _split(value: Any) -> Any:
     """A list given as text, in the environment or a flag: `a,b`."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_each(value: Any) -> Any:
+    """A list given as text, or as a list of such texts."""
+    parts = _split(value)
+    return [one for part in parts for one in _split(part)] if isinstance(parts, list | tuple) else parts
 
 
 def _networks(value: Any) -> Any:
@@ -142,9 +155,10 @@ def _reference(text: str) -> str:
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
 ModelName = Annotated[str, AfterValidator(_name)]
+NamedDevice = Annotated[str, AfterValidator(_named_device)]
 Reference = Annotated[str, AfterValidator(_reference)]
 ClientNameKind = Literal["peer_dns", "peer_uri", "peer_email", "peer_ip", "x509_common_name", "x509_subject"]
-PortNumber = Annotated[int, Field(ge=0, le=65535)]
+PortNumber = Annotated[int, Field(ge=0, le=_LAST_PORT)]
 
 
 class Settings(BaseSettings):
@@ -181,6 +195,9 @@ class Settings(BaseSettings):
     """Models and autoencoder sets to preload as well, and never to unload unless an operator unpins them."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Device of the models: auto, cpu, cuda:N or mps:N."""
+    devices: Annotated[tuple[NamedDevice, ...], BeforeValidator(_split_each)] = ()
+    """Devices to run a process each for, as in cuda:0,cuda:1. The first listens on `port`, the next on the port after
+    it, and so for metrics; a process that ends is started again."""
     budget_bytes: Annotated[int, Field(gt=0)] | None = None
     """Bytes that loaded models and autoencoders may take together on a device; None = no bound."""
     context_ttl_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -283,6 +300,14 @@ class Settings(BaseSettings):
             problems.append("tls_client_name needs tls_client_ca")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             problems.append("tls_client_ca needs tls_certificate and tls_key")
+        if self.devices and self.device != "auto":
+            problems.append("give either device or devices")
+        last = len(self.devices) - 1
+        problems += [
+            f"{name} = {first} leaves no ports for {len(self.devices)} devices"
+            for name, first in (("port", self.port), ("metrics_port", self.metrics_port))
+            if first and first + last > _LAST_PORT
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -94,3 +94,11 @@ def test_a_stream_that_does_not_block_is_waited_for() -> None:
         assert reader.read(len(before)) == before
         assert reader.readline() == "after\n"
         writer.close()
+
+
+def test_a_line_of_another_process_is_written_as_it_is() -> None:
+    with piped() as (reader, stream):
+        writer = LogWriter(stream)
+        writer.write_line("[0 cpu] as it is")
+        assert reader.readline() == "[0 cpu] as it is\n"
+        writer.close()
