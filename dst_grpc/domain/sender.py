@@ -11,6 +11,7 @@ from dst_grpc.domain.urgency import WHENEVER
 if TYPE_CHECKING:
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.request_tensors import TensorSource
+    from dst_grpc.domain.timeline import Timeline
     from dst_grpc.domain.urgency import Urgency
 
 
@@ -26,6 +27,8 @@ class Sender:
     """How soon the answer is wanted."""
     request_bytes: int = 0
     """Bytes of the message."""
+    timeline: Timeline | None = None
+    """Where it is noted what becomes of it; None for a request that nobody observes."""
 
 
 HERE = Sender()

@@ -11,6 +11,25 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dst_grpc.domain.callers import NOBODY, Caller
+from dst_grpc.domain.timeline import Timeline
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ItemInfo:
+    """One request of a stream. The bytes grow until it is answered."""
+
+    index: int
+    """Its number in the stream, by arrival."""
+    request_id: str
+    """The client's own id for it."""
+    timeline: Timeline
+    """What becomes of it."""
+    started_at: float = field(default_factory=time.perf_counter)
+    """Reading of the performance counter, in seconds, when it was read."""
+    received_bytes: int = 0
+    """Bytes of its message."""
+    sent_bytes: int = 0
+    """Bytes of the messages that answer it, so far."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,6 +46,12 @@ class CallInfo:
     """The caller's metadata; keys are lower case."""
     certificate: Callable[[], Mapping[str, Iterable[bytes]]] = dict
     """Gives the names in the caller's certificate, by their kinds as gRPC calls them. Only for the time of the call."""
+    request_id: str = ""
+    """By which the caller and proxies know the call: the metadata `x-request-id`, else made by the server."""
+    timeline: Timeline = field(default_factory=Timeline)
+    """What becomes of its request."""
+    on_item: Callable[[ItemInfo, CallOutcome], object] = lambda _item, _outcome: None
+    """Tells observers that a request of the call, which is a stream, was answered."""
     caller: Caller = NOBODY
     """Who it comes from, once that is known."""
     still_allowed: Callable[[], object] = bool
@@ -50,7 +75,7 @@ class CallInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOutcome:
-    """How a call ended."""
+    """How a call ended, or a request of a stream."""
 
     code: str
     """Name of the status code, e.g. `OK` or `INVALID_ARGUMENT`."""
@@ -75,3 +100,6 @@ class CallObserver(Protocol):
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Called at the end; *token* is what `on_start` returned."""
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Called when an item of *call*, which is a stream, was answered, or has failed."""

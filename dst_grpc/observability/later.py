@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
-from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
 
 _DELAY_SECONDS = 0.02
 _MOST = 128
@@ -26,34 +26,41 @@ class Later:
     def __init__(self, observers: Sequence[CallObserver]) -> None:
         """Tell *observers*, in order of calls' starts and in reverse of their ends."""
         self._observers = observers
-        self._events: deque[tuple[CallInfo, CallOutcome | None]] = deque()
+        self._events: deque[tuple[CallInfo, ItemInfo | None, CallOutcome | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def on_start(self, call: CallInfo) -> None:
         """Note the start."""
-        self._note(call, None)
+        self._note(call, None, None)
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Note the end."""
         del token
-        self._note(call, outcome)
+        self._note(call, None, outcome)
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Note the end of an item."""
+        self._note(call, item, outcome)
 
     def flush(self) -> None:
         """Tell what was not told yet. May be called on any thread."""
         while self._events:
             try:
-                call, outcome = self._events.popleft()
+                call, item, outcome = self._events.popleft()
             except IndexError:  # another thread was faster
                 return
             if outcome is None:
                 for observer in self._observers:
                     observer.on_start(call)
-            else:
+            elif item is None:
                 for observer in reversed(self._observers):
                     observer.on_end(None, call, outcome)
+            else:
+                for observer in self._observers:
+                    observer.on_item(call, item, outcome)
 
-    def _note(self, call: CallInfo, outcome: CallOutcome | None) -> None:
-        self._events.append((call, outcome))
+    def _note(self, call: CallInfo, item: ItemInfo | None, outcome: CallOutcome | None) -> None:
+        self._events.append((call, item, outcome))
         if len(self._events) >= _MOST:
             self.flush()
         elif self._timer is None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TextIO
+from typing import Any, TextIO
 
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS
+from dst_grpc.domain.timeline import Stage, Timeline
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.observability.log_writer import LogWriter
 
 LOGGER_NAME = "dst_grpc"
@@ -23,7 +26,11 @@ LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "py.warnings")
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _log = logging.getLogger(__name__)
-_OF_A_CALL = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
+_OF_A_CALL: dict[str, Any] = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
+_OF_A_PROBE = _OF_A_CALL | {"levelno": logging.DEBUG, "levelname": "DEBUG"}
+_OF_AN_ITEM = _OF_A_CALL | {"msg": "item"}
+_HEALTH = "/grpc.health.v1.Health/"
+_FORWARDED_KEY = "x-forwarded-for"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -102,7 +109,7 @@ def dropped_records() -> int:
 
 
 class LogCalls:
-    """One line per call at INFO."""
+    """One line per call, and per item of a stream that fails, at INFO; health checks that end well, at DEBUG."""
 
     def on_start(self, call: CallInfo) -> None:
         """Do nothing at the start."""
@@ -110,23 +117,57 @@ class LogCalls:
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Write the line."""
         del token
-        if not _log.isEnabledFor(logging.INFO):
+        is_probe = call.method.startswith(_HEALTH) and outcome.code == "OK"
+        level = _OF_A_PROBE if is_probe else _OF_A_CALL
+        if not _log.isEnabledFor(level["levelno"]):
             return
+        forwarded = call.values(_FORWARDED_KEY)
+        facts = {"forwarded_for": ", ".join(forwarded)} if forwarded else {}
+        sizes = {"received_bytes": call.received_bytes, "sent_bytes": call.sent_bytes, "peer": call.peer}
+        self._write(level, call, sizes | facts, call.timeline, outcome)
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Write a line if it has failed."""
+        if outcome.code == "OK" or not _log.isEnabledFor(logging.INFO):
+            return
+        facts = {
+            "received_bytes": item.received_bytes,
+            "sent_bytes": item.sent_bytes,
+            "item": item.index,
+            "item_id": item.request_id[:MAX_REQUEST_ID_CHARACTERS],
+        }
+        self._write(_OF_AN_ITEM, call, facts, item.timeline, outcome)
+
+    def _write(
+        self,
+        line: Mapping[str, object],
+        call: CallInfo,
+        facts: Mapping[str, object],
+        timeline: Timeline,
+        outcome: CallOutcome,
+    ) -> None:
+        """A *line* with all that is known of a request; nothing that the request says but for names and ids."""
+        seconds = timeline.seconds
         fields: dict[str, object] = {
-            **_OF_A_CALL,
+            **line,
             "created": outcome.ended_at,
             "method": call.method,
             "code": outcome.code,
             "millis": outcome.seconds * 1000,
-            "received_bytes": call.received_bytes,
-            "sent_bytes": call.sent_bytes,
-            "peer": call.peer,
         }
-        if call.caller.name:
-            fields["caller"] = call.caller.name
-        if outcome.reason:
-            fields["reason"] = outcome.reason
-        if outcome.error_id:
-            fields["error_id"] = outcome.error_id
+        if seconds:
+            fields["queued_millis"] = seconds.get(Stage.QUEUE, 0.0) * 1000
+            fields["run_millis"] = (seconds.get(Stage.PASS, 0.0) + seconds.get(Stage.DERIVE, 0.0)) * 1000
+        fields |= facts
+        found = {
+            "request_id": call.request_id,
+            "caller": call.caller.name,
+            "model": timeline.model,
+            "contexts": ",".join(timeline.contexts),
+            "reason": outcome.reason,
+            "error_id": outcome.error_id,
+            "trace_id": timeline.trace_id,
+        }
+        fields |= {name: value for name, value in found.items() if value}
         # As `_log.info`, which also looks for the line that logs.
         _log.handle(logging.makeLogRecord(fields))

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 
 # The bucket bounds that gRFC A66 prescribes, so that dashboards fit servers in every language.
 _SECONDS = (
@@ -82,6 +82,9 @@ class CallMetrics:
         received.observe(call.received_bytes)
         if outcome.code == "RESOURCE_EXHAUSTED":
             self._refused.labels(outcome.reason.lower()).inc()
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Do nothing."""
 
     def _metrics_of_method(self, method: str) -> tuple[Counter, Gauge]:
         return self._started.labels(method), self._running.labels(method)

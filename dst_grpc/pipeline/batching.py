@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.domain.results import RunStatistics
+from dst_grpc.domain.timeline import Stage
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, require
 from dst_grpc.failures import failure_of, is_out_of_memory
@@ -54,6 +55,8 @@ class _Awaited(Job):
     """Its approximate floating-point operations."""
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """What it comes to."""
+    stages: list[tuple[Stage, float, float]] = field(default_factory=list)
+    """What it went through on the worker's thread, and when; set there."""
     as_estimated: bool = False
     """Whether the work was done that its cost was estimated of: no pass was cancelled, or found in the store. Set on
     the worker's thread."""
@@ -256,6 +259,7 @@ class Batcher:
 
     def _finish(self, jobs: Sequence[_Awaited], running: asyncio.Future[Sequence[object]]) -> None:
         self.scheduler.finish([job for job in jobs if job.as_estimated])
+        _note_stages(jobs)
         error = stopping() if running.cancelled() else running.exception()
         results = running.result() if error is None else [failure_of(error)] * len(jobs)
         for job, result in zip(jobs, results, strict=True):
@@ -275,7 +279,9 @@ class Batcher:
             return self._run_passes(passes, started)
         (step,) = (job for job in jobs if isinstance(job, _Step))
         step.as_estimated = True
-        return [self._outcome(step.work)]
+        outcome = self._outcome(step.work)
+        step.stages.append((Stage.DERIVE, started, time.monotonic()))
+        return [outcome]
 
     def _run_passes(self, batch: Sequence[_Pass], started: float) -> list[object]:
         """Plans without a kept recording run as one batch, or, if that fails, one by one."""
@@ -287,6 +293,9 @@ class Batcher:
                 results[i] = RunResult(job.plan, job.decoder, job.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
         results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
+        ran = time.monotonic()
+        for i in new:
+            batch[i].stages.append((Stage.PASS, started, ran))
         return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
 
     def _run_new(self, batch: Sequence[_Pass]) -> Sequence[RunResult | Exception]:
@@ -332,7 +341,10 @@ class Batcher:
         """The caller's result, after its *then*, or its error."""
         if isinstance(result, Exception) or job.is_over:
             return result
-        return self._outcome(lambda: job.then(replace(result, queue_duration=started - job.since)))
+        began = time.monotonic()
+        outcome = self._outcome(lambda: job.then(replace(result, queue_duration=started - job.since)))
+        job.stages.append((Stage.DERIVE, began, time.monotonic()))
+        return outcome
 
     def _outcome(self, work: Callable[[], Any]) -> object:
         """What *work* gives, or its error, which is the caller's alone."""
@@ -347,6 +359,24 @@ class Batcher:
         if is_out_of_memory(failure):
             self._store.clear()
         return self._worker.translated(failure)
+
+
+def _note_stages(jobs: Sequence[_Awaited]) -> None:
+    """Tell the timelines of *jobs*, which ran together, what they went through."""
+    passes = [(job, begun, ended) for job in jobs for stage, begun, ended in job.stages if stage is Stage.PASS]
+    batch = None
+    if passes:
+        first, begun, ended = passes[0]
+        timelines = [job.ticket.timeline for job, _, _ in passes]
+        facts = {"prompts": len(passes), "tokens": sum(job.n_tokens for job, _, _ in passes)}
+        told = (one.batch(timelines, begun, ended, model=first.ticket.timeline.model, **facts) for one in timelines)
+        batch = next(filter(None, told), None)
+    for job in jobs:
+        timeline = job.ticket.timeline
+        if job.stages:
+            timeline.note(Stage.QUEUE, job.since, job.stages[0][1])
+        for stage, begun, ended in job.stages:
+            timeline.note(stage, begun, ended, batch=batch if stage is Stage.PASS else None)
 
 
 def _fail(job: Job, error: Exception) -> None:

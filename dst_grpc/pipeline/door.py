@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import Grant, Priority
+from dst_grpc.domain.timeline import Timeline
 from dst_grpc.domain.urgency import WHENEVER
 from dst_grpc.errors import Exhausted, Reason, Unavailable
 from dst_grpc.pipeline.quotas import Quotas
@@ -52,6 +53,7 @@ class Ticket:
         "passed_over",
         "peak_bytes",
         "request_bytes",
+        "timeline",
         "urgency",
     )
 
@@ -62,6 +64,7 @@ class Ticket:
         grant: Grant = Grant(),  # noqa: B008  frozen
         *,
         request_bytes: int = 0,
+        timeline: Timeline | None = None,
         on_start: Callable[[Ticket], None] | None = None,
     ) -> None:
         """Made by the door; *on_start* is called when its first job starts."""
@@ -70,6 +73,8 @@ class Ticket:
         """Device memory that it takes while it runs, estimated; known once it is planned."""
         self.request_bytes = request_bytes
         """Bytes of its message."""
+        self.timeline = timeline or Timeline()
+        """Where it is noted what becomes of it."""
         self.expected = 0.0
         """Seconds that it was expected to take when it was let in; 0 if that is not known, or over."""
         self.has_started = False
@@ -108,8 +113,10 @@ class Door:
         self._is_closed = False
 
     @contextmanager
-    def entered(self, caller: Caller, urgency: Urgency, request_bytes: int) -> Iterator[Ticket]:
-        """Let a request in for the time of the block.
+    def entered(
+        self, caller: Caller, urgency: Urgency, request_bytes: int, timeline: Timeline | None = None
+    ) -> Iterator[Ticket]:
+        """Let a request in for the time of the block, of whom *timeline* tells what becomes of it.
 
         It counts as waiting until its first job starts.
 
@@ -119,7 +126,7 @@ class Door:
         """
         self.check(caller.name, request_bytes)
         grant = self._grant_of(caller.name)
-        ticket = Ticket(caller, urgency, grant, request_bytes=request_bytes, on_start=self._leave)
+        ticket = Ticket(caller, urgency, grant, request_bytes=request_bytes, timeline=timeline, on_start=self._leave)
         self._count(ticket, 1)
         try:
             yield ticket

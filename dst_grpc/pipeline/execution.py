@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dst_grpc.domain.callers import Grants
 from dst_grpc.domain.server_info import DeviceLoad
+from dst_grpc.domain.timeline import Stage
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.door import Door
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
     from dst_grpc.contexts.autoencoders import AutoencoderContext
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.callers import Caller, Grant
+    from dst_grpc.domain.resolution import LoadProgress
     from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.domain.sender import Sender
+    from dst_grpc.domain.timeline import Timeline
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.limits import Limits
@@ -79,20 +83,21 @@ class Executor:
         self._devices: dict[str, Batcher] = {}
 
     @contextmanager
-    def entered(self, sender: Sender, device: str | None) -> Iterator[Ticket]:
+    def entered(self, sender: Sender, model: ModelEntry | None) -> Iterator[Ticket]:
         """Let a request in for the time of the block, before it is planned.
 
         Args:
             sender: who sent it.
-            device: that of its model; None if it is not known.
+            model: its model; None if it is not known.
 
         Raises:
             DstError: what `Door.entered` raises; and what `Scheduler.check` does if even a request that costs nothing
                 could not be served before its deadline.
         """
-        with self._door.entered(sender.caller, sender.urgency, sender.request_bytes) as ticket:
-            if device is not None:
-                self._device(device).scheduler.check(ticket)
+        with self._door.entered(sender.caller, sender.urgency, sender.request_bytes, sender.timeline) as ticket:
+            if model is not None:
+                ticket.timeline.model = model.name
+                self._device(model.device).scheduler.check(ticket)
             yield ticket
 
     async def run(
@@ -130,11 +135,13 @@ class Executor:
         ticket.peak_bytes = peak_bytes
         entries = dict.fromkeys(entry for plan in plans for entry in plan.autoencoders)
         handles = [handle for plan in plans for handle in plan.handles]
+        ticket.timeline.contexts = [entry.name for entry in entries]
         batcher = self._device(plans[0].model.device)
         batcher.check(ticket, plans, steps, n_steps)
-        deriving = Cancellation()
+        deriving, loading = Cancellation(), _Loading(ticket.timeline)
         try:
-            async with self._cache.lease(plans[0].model, entries, handles=handles) as lease:
+            async with self._cache.lease(plans[0].model, entries, handles=handles, on_progress=loading.note) as lease:
+                loading.end()
                 answer, iterator, ready, made = await _begun(
                     batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, make, deriving.check
                 )
@@ -173,6 +180,8 @@ class Executor:
         answer = None if batcher is None else batcher.kept_answer(plan, sender.caller)
         if answer is None or not self._cache.use_loaded((plan.model, *plan.autoencoders)):
             return None
+        if sender.timeline is not None:
+            sender.timeline.model = plan.model.name
         self._door.check(sender.caller.name, sender.request_bytes)
         self._door.quotas.charge(sender.caller.name, _KEPT_SECONDS)
         return answer
@@ -204,6 +213,23 @@ class Executor:
             scheduler = Scheduler(limits.of_device, time.monotonic, self._door.quotas.charge)
             self._devices[device] = Batcher(Worker(device), store, scheduler)
         return self._devices[device]
+
+
+class _Loading:
+    """Notes how long a request waits until its contexts are loaded, if it does."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline, self._started = timeline, time.monotonic()
+        self._has_waited = False
+
+    def note(self, _progress: LoadProgress) -> None:
+        """Some context is being loaded."""
+        self._has_waited = True
+
+    def end(self) -> None:
+        """All are loaded."""
+        if self._has_waited:
+            self._timeline.note(Stage.LOAD, self._started, time.monotonic())
 
 
 async def _begun(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
+    from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.attribute_answers import AttributePart
@@ -157,7 +158,7 @@ class Pipeline:
             DstError: what `make_plan`, `with_tensors`, `Executor.entered` and `Executor.run` raise, before the header.
         """
         registry = self._cache.registry
-        with self._executor.entered(sender, _device(registry, model_ref(request))) as ticket:
+        with self._executor.entered(sender, _model(registry, model_ref(request))) as ticket:
             plan = await self._planning.plan(
                 request, registry, known, root=root, needs_prompt=True, caller=sender.caller
             )
@@ -359,7 +360,7 @@ class Pipeline:
             steps: what the steps of the answer are.
         """
         registry = self._cache.registry
-        with self._executor.entered(sender, _device(registry, model)) as ticket:
+        with self._executor.entered(sender, _model(registry, model)) as ticket:
             asked = await plan(registry)
             items = self._executor.run(
                 ticket,
@@ -389,9 +390,9 @@ class Pipeline:
         self._graphs.close()
 
 
-def _device(registry: Registry, model: str) -> str | None:
-    """The device of a model; None if there is no such model, which planning reports."""
+def _model(registry: Registry, model: str) -> ModelEntry | None:
+    """The entry of a model; None if there is no such model, which planning reports."""
     try:
-        return registry.model_entry(model).device
+        return registry.model_entry(model)
     except DstError:
         return None

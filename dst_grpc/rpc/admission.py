@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dst_grpc.errors import Exhausted, Reason
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
 from dst_grpc.rpc.health import HEALTH_PREFIX
 
@@ -41,3 +41,6 @@ class CallAdmission:
         """Count the call out."""
         del call, outcome
         self._in_flight -= int(bool(token))
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Do nothing."""

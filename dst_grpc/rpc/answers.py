@@ -53,7 +53,13 @@ def urgency_of(context: ObservedContext) -> Urgency:
 def sender_of(context: ObservedContext, tensors: TensorStore, data: bytes = b"") -> Sender:
     """Who makes a call, and what they put into *tensors*; *data* is the request, if it is a single one."""
     caller = context.caller
-    return Sender(caller=caller, tensors=tensors.of(caller.name), urgency=urgency_of(context), request_bytes=len(data))
+    return Sender(
+        caller=caller,
+        tensors=tensors.of(caller.name),
+        urgency=urgency_of(context),
+        request_bytes=len(data),
+        timeline=context.info.timeline,
+    )
 
 
 async def messages_of(

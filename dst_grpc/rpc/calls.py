@@ -16,7 +16,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Never, TypeAlias, TypeVar, cast
 
 import grpc
@@ -27,13 +27,14 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import DstError, Internal, InvalidRequest, Reason, Unimplemented
+from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented
 from dst_grpc.failures import failure_of
-from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome
-from dst_grpc.rpc.errors import abort, as_dst_error, code_of
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
+from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
 from dst_grpc.rpc.identity import WrongToken
 from dst_grpc.rpc.outbox import Outbox, Unread
 from dst_grpc.rpc.reading import Incoming, Reading, RequestStream
+from dst_grpc.rpc.request_id import REQUEST_ID_KEY, request_id_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -50,6 +51,8 @@ class ObservedContext:
         self.inner: Final = context
         self._request_type, self._reading, self._unread = request_type, reading, unread
         self.info: Final = info
+        self.trailing_metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, info.request_id)]
+        """What is sent with the status of the call, whatever that is."""
 
     @property
     def caller(self) -> Caller:
@@ -135,7 +138,7 @@ class MethodTable(grpc.GenericRpcHandler):
         async def observed(_messages: object, context: Context) -> bytes | None:
             # A single request is read here: gRPC, asked to read it, would never end a call that has none.
             data = None if method.client_streaming else await context.read()
-            info = _info(full_name, context)
+            info = self._info(full_name, context)
             wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
             return await self._observe(work, data, wrapped)
 
@@ -150,11 +153,29 @@ class MethodTable(grpc.GenericRpcHandler):
             raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
 
         async def observed(_messages: object, context: Context) -> None:
-            info = _info(full_name, context, is_known=False)
+            info = self._info(full_name, context, is_known=False)
             wrapped = ObservedContext(context, info, Empty, self._reading, self._unread)
             await self._observe(refuse, None, wrapped)
 
         return grpc.stream_stream_rpc_method_handler(observed)
+
+    def _info(self, method: str, context: Context, *, is_known: bool = True) -> CallInfo:
+        """What observers are told of a call at its start."""
+        metadata = _metadata(context)
+        info = CallInfo(
+            method=method,
+            is_known=is_known,
+            peer=context.peer(),
+            metadata=metadata,
+            certificate=context.auth_context,
+            request_id=request_id_of(metadata),
+        )
+        info.on_item = partial(self._on_item, info)
+        return info
+
+    def _on_item(self, info: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        for observer in self._observers:
+            observer.on_item(info, item, outcome)
 
     async def _observe(self, work: _Work, request: bytes | None, context: ObservedContext) -> bytes | None:
         """Run a call between its observers; *request* is None if there may be several. Error mapping is innermost:
@@ -164,12 +185,7 @@ class MethodTable(grpc.GenericRpcHandler):
         error: DstError | None = None
 
         def end() -> None:
-            outcome = CallOutcome(
-                code=code,
-                seconds=time.perf_counter() - context.info.started_at,
-                reason=error.reason if error else "",
-                error_id=error.error_id if isinstance(error, Internal) else "",
-            )
+            outcome = outcome_of(error, time.perf_counter() - context.info.started_at, code=code)
             while started:
                 observer, token = started.pop()
                 observer.on_end(token, context.info, outcome)
@@ -179,7 +195,9 @@ class MethodTable(grpc.GenericRpcHandler):
             try:
                 for observer in self._observers:
                     started.append((observer, observer.on_start(context.info)))  # noqa: PERF401  a refusal keeps those before
-                return await work(incoming or request, context)
+                answer = await work(incoming or request, context)
+                context.inner.set_trailing_metadata(tuple(context.trailing_metadata))
+                return answer  # noqa: TRY300  what is raised above ends the call too
             except grpc.aio.AbortError:
                 code = context.code().name
                 raise
@@ -196,28 +214,21 @@ class MethodTable(grpc.GenericRpcHandler):
                 error = as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=context.info.method)
             except BaseException as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
                 error = as_dst_error(failure_of(failure), method=context.info.method)
-            code = code_of(error).name
             end()  # before the status is sent, which waits until the client has read all that was sent before
-            await _refuse(context.inner, error, incoming)
+            await _refuse(context, error, incoming)
         finally:
             end()
             if incoming is not None:
                 incoming.close()
 
 
-async def _refuse(context: Context, error: DstError, incoming: Incoming | None) -> Never:
+async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming | None) -> Never:
     """End a call with *error*, once its client can take note of it; raises as `abort`."""
     if isinstance(error, WrongToken):
         await asyncio.sleep(error.wait_seconds)
     if incoming is not None:
         await incoming.hear_out()
-    await abort(context, error)
-
-
-def _info(method: str, context: Context, *, is_known: bool = True) -> CallInfo:
-    """What observers are told of a call at its start."""
-    metadata, certificate = _metadata(context), context.auth_context
-    return CallInfo(method=method, is_known=is_known, peer=context.peer(), metadata=metadata, certificate=certificate)
+    await abort(context.inner, error, context.trailing_metadata)
 
 
 def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:

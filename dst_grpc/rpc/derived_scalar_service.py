@@ -26,6 +26,7 @@ from dst_grpc.domain.requests import (
 from dst_grpc.domain.resolution import Validated
 from dst_grpc.domain.sender import Sender
 from dst_grpc.errors import DstError, InvalidRequest, Violations
+from dst_grpc.observability.calls import ItemInfo
 from dst_grpc.rpc.answers import Answer, Messages, answers_of, made, messages_of, send, send_frames, sender_of
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.draining import DrainSignal
@@ -86,7 +87,7 @@ class DerivedScalarService:
         """Resolve for many requests."""
         sender = sender_of(context, self._tensors)
         items = ResolveItems(self._answers, sender, self._reading)
-        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
+        await Multiplexer(items, self._limits, self._drain, context.outbox, context.info).run(messages.items())
 
     async def DeriveStream(
         self, messages: RequestStream[inference_pb2.DeriveStreamRequest], context: ObservedContext
@@ -94,7 +95,7 @@ class DerivedScalarService:
         """Derive for many requests."""
         sender = sender_of(context, self._tensors)
         items = DeriveItems(self._answers, sender, self._reading)
-        await Multiplexer(items, self._limits, self._drain, context.outbox).run(messages.items())
+        await Multiplexer(items, self._limits, self._drain, context.outbox, context.info).run(messages.items())
 
 
 class Answers:
@@ -164,11 +165,13 @@ class DeriveItems:
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
-        derive = partial(self._derive, self._sender(seconds, message.ByteSize()))
+        n_bytes = message.ByteSize()
+        derive = partial(self._derive, self._sender(seconds, n_bytes))
         return Item(
             request_id=message.request.request_id,
-            answers=lambda index: answers_of(self._reading, DeriveStreamRequest, message, partial(derive, index)),
+            answers=lambda item: answers_of(self._reading, DeriveStreamRequest, message, partial(derive, item)),
             problems=lambda: self._reading.violations(DeriveStreamRequest, message),
+            received_bytes=n_bytes,
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
@@ -181,10 +184,13 @@ class DeriveItems:
         urgency = replace(urgency, priority=Priority.BATCH, deadline=deadline)
         return replace(self._of_call, urgency=urgency, request_bytes=request_bytes)
 
-    async def _derive(self, sender: Sender, index: int, item: DeriveStreamRequest, known: Violations | None) -> Answer:
+    async def _derive(
+        self, sender: Sender, item: ItemInfo, request: DeriveStreamRequest, known: Violations | None
+    ) -> Answer:
         """Derive one request."""
-        asked = cast("DeriveRequest", item.message)  # a cancellation is not an item
-        return await self._answers.derived(asked, known, sender, root="request", item_index=index)
+        asked = cast("DeriveRequest", request.message)  # a cancellation is not an item
+        sender = replace(sender, timeline=item.timeline)
+        return await self._answers.derived(asked, known, sender, root="request", item_index=item.index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
@@ -209,15 +215,15 @@ class ResolveItems:
             return _refused(message, resolution_pb2.ResolveStreamRequest, self.id_path)
         return Item(
             request_id=message.request.request.request_id,
-            answers=lambda index: answers_of(
-                self._reading, ResolveStreamRequest, message, partial(self._resolve, index)
-            ),
+            answers=lambda item: answers_of(self._reading, ResolveStreamRequest, message, partial(self._resolve, item)),
             problems=lambda: self._reading.violations(ResolveStreamRequest, message),
+            received_bytes=message.ByteSize(),
         )
 
-    async def _resolve(self, index: int, item: ResolveStreamRequest, known: Violations | None) -> Answer:
+    async def _resolve(self, item: ItemInfo, request: ResolveStreamRequest, known: Violations | None) -> Answer:
         """Resolve one request."""
-        return await self._answers.resolved(item.message, known, self._sender, root="request", item_index=index)
+        sender = replace(self._sender, timeline=item.timeline)
+        return await self._answers.resolved(request.message, known, sender, root="request", item_index=item.index)
 
     def failed(self, item_index: int, request_id: str, error: DstError) -> bytes:
         """The item's last message."""
@@ -237,7 +243,12 @@ def _refused(refused: Refused, message_type: type[Message], id_path: str) -> Ite
         found.extend(refused.error)
         return found
 
-    return Item(request_id=request_id, answers=lambda _: _failing(refused.error), problems=problems)
+    return Item(
+        request_id=request_id,
+        answers=lambda _: _failing(refused.error),
+        problems=problems,
+        received_bytes=len(refused.data),
+    )
 
 
 async def _failing(error: DstError) -> Messages:

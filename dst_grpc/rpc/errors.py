@@ -10,6 +10,7 @@ import logging
 import math
 import secrets
 from asyncio import CancelledError
+from collections.abc import Sequence
 from typing import Any, Never
 
 import grpc
@@ -18,6 +19,7 @@ from grpc_status import rpc_status
 
 from dst_grpc.errors import DstError, Exhausted, Internal, Unavailable
 from dst_grpc.failures import is_out_of_memory, out_of_memory, without_frames
+from dst_grpc.observability.calls import CallOutcome
 from dst_grpc.wire import errors as wire_errors
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -55,6 +57,14 @@ def code_of(error: DstError) -> grpc.StatusCode:
     return _CODES[wire_errors.code_of(error)]
 
 
+def outcome_of(error: DstError | None, seconds: float, *, code: str | None = None) -> CallOutcome:
+    """How a call or an item ended that took so many *seconds*: with *error*, or with *code*; OK without either."""
+    if error is None:
+        return CallOutcome(code=code or "OK", seconds=seconds)
+    error_id = error.error_id if isinstance(error, Internal) else ""
+    return CallOutcome(code=code_of(error).name, seconds=seconds, reason=error.reason, error_id=error_id)
+
+
 def pushback(error: DstError) -> str | None:
     """Milliseconds until gRPC's own retries may try again; "-1" for never, None if the error does not determine it."""
     if not isinstance(error, Exhausted | Unavailable):
@@ -64,15 +74,17 @@ def pushback(error: DstError) -> str | None:
     return str(math.ceil(error.retry_after_seconds * 1000))
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: DstError) -> Never:
-    """End the call with the error's status, details and pushback.
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: DstError, metadata: Sequence[tuple[str, str | bytes]] = ()
+) -> Never:
+    """End the call with the error's status, details and pushback, and *metadata* beside these.
 
     Raises:
         grpc.aio.AbortError: It is ended.
         CancelledError: The client went away meanwhile.
     """
     status = rpc_status.to_status(wire_errors.error_to_status(error))
-    trailing = tuple(status.trailing_metadata or ())
+    trailing = (*(status.trailing_metadata or ()), *metadata)
     delay = pushback(error)
     if delay is not None:
         trailing += ((PUSHBACK_KEY, delay),)

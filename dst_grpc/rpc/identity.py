@@ -9,7 +9,7 @@ from functools import partial
 
 from dst_grpc.domain.callers import ASKING, OPERATING, Caller, Grants, Role
 from dst_grpc.errors import NotAllowed, Unauthenticated
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.guesses import Guesses
 from dst_grpc.rpc.health import HEALTH_PREFIX
 from dst_grpc.rpc.hosts import Host, Hosts
@@ -90,6 +90,9 @@ class Identity:
             self._check_role(call)
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
+        """Do nothing."""
+
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
         """Do nothing."""
 
     def _digest(self, given: list[str], call: CallInfo) -> bytes:

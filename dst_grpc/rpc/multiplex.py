@@ -8,6 +8,7 @@ pauses beyond. A failed item is answered with its error.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Generic, Protocol, TypeVar
 
 from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Reason, Violations
 from dst_grpc.failures import failure_of
+from dst_grpc.observability.calls import CallInfo, ItemInfo
 from dst_grpc.rpc.draining import DrainSignal, draining_error
-from dst_grpc.rpc.errors import as_dst_error
+from dst_grpc.rpc.errors import as_dst_error, outcome_of
 from dst_grpc.rpc.outbox import Outbox
 from dst_grpc.rpc.seen_ids import SeenIds
 
@@ -40,10 +42,12 @@ class Item:
 
     request_id: str
     """The client's own id, even if the rest is invalid."""
-    answers: Callable[[int], AsyncGenerator[bytes, None]]
-    """The messages that answer it, in order, given its number. Closing the generator stops the work."""
+    answers: Callable[[ItemInfo], AsyncGenerator[bytes, None]]
+    """The messages that answer it, in order. Closing the generator stops the work."""
     problems: Callable[[], Awaitable[Violations]]
     """The violations of the item as it was sent."""
+    received_bytes: int = 0
+    """Bytes of its message."""
     timeout_seconds: float | None = None
     """How long it may take from its arrival; None = as long as the call."""
 
@@ -82,13 +86,19 @@ class Multiplexer(Generic[MessageT]):
     """Runs the items of one stream."""
 
     def __init__(
-        self, handler: ItemHandler[MessageT], limits: StreamLimits, drain: DrainSignal, outbox: Outbox
+        self,
+        handler: ItemHandler[MessageT],
+        limits: StreamLimits,
+        drain: DrainSignal,
+        outbox: Outbox,
+        call: CallInfo | None = None,
     ) -> None:
-        """Make it for one call, whose answers go into *outbox*."""
+        """Make it for *call*, whose answers go into *outbox*, and whose observers are told of each item."""
         self._handler = handler
         self._limits = limits
         self._drain = drain
         self._outbox = outbox
+        self._call = call or CallInfo(method=handler.method)
         self._slots = asyncio.Semaphore(limits.max_items_in_flight)
         self._seen = SeenIds()
         self._running: dict[str, asyncio.Timeout] = {}
@@ -128,6 +138,12 @@ class Multiplexer(Generic[MessageT]):
             if isinstance(read, Cancellation):
                 self._cancel(read.request_id)
                 continue
+            item = ItemInfo(
+                index=index,
+                request_id=read.request_id,
+                timeline=self._call.timeline.item(),
+                received_bytes=read.received_bytes,
+            )
             deadline = None
             if read.timeout_seconds is not None:
                 deadline = asyncio.get_running_loop().time() + read.timeout_seconds
@@ -136,11 +152,11 @@ class Multiplexer(Generic[MessageT]):
                 async with asyncio.timeout_at(deadline):
                     await self._slots.acquire()
             except TimeoutError:
-                await self._fail(index, read.request_id, _too_late(read))
+                await self._fail(item, _too_late(read))
             except DstError as error:
-                await self._fail(index, read.request_id, error)
+                await self._fail(item, error)
             else:
-                items.create_task(self._run_item(index, read, deadline))
+                items.create_task(self._run_item(item, read, deadline))
                 await asyncio.sleep(0)  # so that it has begun before a message can cancel it
             index += 1
 
@@ -169,7 +185,7 @@ class Multiplexer(Generic[MessageT]):
             self._cancelled.add(request_id)
             scope.reschedule(asyncio.get_running_loop().time())
 
-    async def _run_item(self, index: int, item: Item, deadline: float | None) -> None:
+    async def _run_item(self, item: ItemInfo, read: Item, deadline: float | None) -> None:
         """Put the answers of one item, and its error if it fails."""
         request_id = item.request_id
         scope = asyncio.timeout_at(deadline)
@@ -177,31 +193,42 @@ class Multiplexer(Generic[MessageT]):
             async with scope:
                 self._running[request_id] = scope
                 try:
-                    async with aclosing(item.answers(index)) as answers:
+                    async with aclosing(read.answers(item)) as answers:
                         async for answer in answers:
+                            item.sent_bytes += len(answer)
                             await self._outbox.put(answer)
                 finally:
                     del self._running[request_id]
         except TimeoutError as error:
             if request_id in self._cancelled:
-                await self._fail(index, request_id, Cancelled("the client cancelled the item"))
+                await self._fail(item, Cancelled("the client cancelled the item"))
             else:
-                await self._fail(index, request_id, _too_late(item) if scope.expired() else error)
+                await self._fail(item, _too_late(read) if scope.expired() else error)
         except asyncio.CancelledError as stop:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
+                self._end(item, None, code="CANCELLED")
                 raise
             # The item was not cancelled: something inside it was. The client must not wait for it forever.
-            await self._fail(index, request_id, RuntimeError(f"cancelled from within: {stop!r}"))
+            await self._fail(item, RuntimeError(f"cancelled from within: {stop!r}"))
         except BaseException as error:  # noqa: BLE001  an item's failure, of whatever kind, is the item's
-            await self._fail(index, request_id, failure_of(error))
+            await self._fail(item, failure_of(error))
+        else:
+            self._end(item, None)
         finally:
             self._cancelled.discard(request_id)
             self._slots.release()
 
-    async def _fail(self, index: int, request_id: str, error: BaseException) -> None:
-        known = as_dst_error(error, method=self._handler.method, request_id=request_id)
-        await self._outbox.put(self._handler.failed(index, request_id, known))
+    async def _fail(self, item: ItemInfo, error: BaseException) -> None:
+        known = as_dst_error(error, method=self._handler.method, request_id=item.request_id)
+        message = self._handler.failed(item.index, item.request_id, known)
+        item.sent_bytes += len(message)
+        self._end(item, known)
+        await self._outbox.put(message)
+
+    def _end(self, item: ItemInfo, error: DstError | None, *, code: str | None = None) -> None:
+        """Tell observers how *item* ended."""
+        self._call.on_item(item, outcome_of(error, time.perf_counter() - item.started_at, code=code))
 
 
 def _too_late(item: Item) -> DeadlineExceeded:

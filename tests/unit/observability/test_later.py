@@ -6,8 +6,9 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
+from dst_grpc.domain.timeline import Timeline
 from dst_grpc.observability import later
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.observability.later import FlushBeforeReading, Later
 from dst_grpc.observability.metrics import CallMetrics
 
@@ -28,6 +29,9 @@ class Seen:
         self.events.append(f"end {call.method} {outcome.code}")
         self.is_told.set()
 
+    def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
+        self.events.append(f"item {call.method} {item.index} {outcome.code}")
+
 
 async def test_what_happened_is_told_soon_and_in_order() -> None:
     seen = Seen()
@@ -35,10 +39,11 @@ async def test_what_happened_is_told_soon_and_in_order() -> None:
     for method in ("a", "b"):
         call = CallInfo(method=method)
         watching.on_start(call)
+        watching.on_item(call, ItemInfo(index=7, request_id="", timeline=Timeline()), OUTCOME)
         watching.on_end(None, call, OUTCOME)
     assert not seen.events
     await asyncio.wait_for(seen.is_told.wait(), 10)
-    assert seen.events == ["start a", "end a OK", "start b", "end b OK"]
+    assert seen.events == ["start a", "item a 7 OK", "end a OK", "start b", "item b 7 OK", "end b OK"]
 
 
 async def test_no_more_than_so_many_wait() -> None:

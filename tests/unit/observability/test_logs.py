@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.timeline import Stage, Timeline
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.observability.logs import LOGGER_NAMES, LogCalls, configure_logging, dropped_records
 
 
@@ -94,3 +96,47 @@ def test_what_is_dropped_is_counted_and_told(stream: io.StringIO) -> None:
     missing, later = stream.getvalue().splitlines()[-2:]
     assert missing.endswith(f"the log was not read: records are missing dropped={dropped}")
     assert later.endswith("later")
+
+
+def test_a_line_tells_whose_call_it_was_and_where_its_time_went(stream: io.StringIO) -> None:
+    writer = configure_logging(log_format="json", stream=stream)
+    call = CallInfo(
+        method="/a.B/C",
+        metadata=(("x-forwarded-for", "10.0.0.1, 10.0.0.2"),),
+        request_id="r1",
+        caller=Caller(name="alice"),
+    )
+    call.timeline.model, call.timeline.contexts = "tiny", ["tiny/mlp", "tiny/resid"]
+    for stage, started, ended in ((Stage.QUEUE, 0, 0.25), (Stage.PASS, 1, 2), (Stage.DERIVE, 2, 2.5)):
+        call.timeline.note(stage, started, ended)
+    LogCalls().on_end(None, call, CallOutcome(code="OK", seconds=3.0))
+    writer.flush()
+    line = json.loads(stream.getvalue())
+    told = {"queued_millis": 250, "run_millis": 1500, "millis": 3000, "contexts": "tiny/mlp,tiny/resid"}
+    told |= {"caller": "alice", "request_id": "r1", "model": "tiny", "forwarded_for": "10.0.0.1, 10.0.0.2"}
+    assert line.items() >= told.items()
+
+
+def test_an_item_has_a_line_only_if_it_failed(stream: io.StringIO) -> None:
+    writer = configure_logging(log_format="json", stream=stream)
+    call, timeline = CallInfo(method="/a.B/C", request_id="r1"), Timeline()
+    timeline.model = "tiny"
+    for index, code in enumerate(("OK", "NOT_FOUND", "OK")):
+        item = ItemInfo(index=index, request_id=f"i{index}", timeline=timeline, received_bytes=3, sent_bytes=4)
+        LogCalls().on_item(call, item, CallOutcome(code=code, seconds=0.5, reason="MODEL_NOT_FOUND"))
+    writer.flush()
+    line = json.loads(stream.getvalue())
+    told = {"event": "item", "item": 1, "item_id": "i1", "code": "NOT_FOUND", "reason": "MODEL_NOT_FOUND"}
+    told |= {"request_id": "r1", "model": "tiny", "millis": 500, "received_bytes": 3, "sent_bytes": 4}
+    assert line.items() >= told.items()
+
+
+@pytest.mark.parametrize(("level", "n_lines"), [("INFO", 1), ("DEBUG", 2)])
+def test_probes_are_quiet_unless_they_fail(stream: io.StringIO, level: str, n_lines: int) -> None:
+    writer = configure_logging(level=level, stream=stream)
+    for code in ("OK", "NOT_FOUND"):
+        LogCalls().on_end(None, CallInfo(method="/grpc.health.v1.Health/Check"), CallOutcome(code=code, seconds=0.1))
+    writer.flush()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == n_lines
+    assert "NOT_FOUND" in lines[-1]

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unavailable
 from dst_grpc.failures import failure_of
-from dst_grpc.observability.calls import CallInfo, CallOutcome
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable, ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
@@ -48,6 +48,8 @@ class Peer:
 
     def invocation_metadata(self) -> None: ...
 
+    def set_trailing_metadata(self, _metadata: object) -> None: ...
+
     def auth_context(self) -> dict[str, list[bytes]]:
         return {}
 
@@ -65,6 +67,8 @@ class Ends:
 
     def on_end(self, _token: object, _info: CallInfo, outcome: CallOutcome) -> None:
         self.seen.append(outcome)
+
+    def on_item(self, _info: CallInfo, _item: ItemInfo, _outcome: CallOutcome) -> None: ...
 
 
 class Panic(BaseException):

@@ -39,7 +39,7 @@ class Items:
         request_id, _, timeout = message.partition("@")
         return Item(
             request_id=request_id,
-            answers=lambda _index: self.run(request_id),
+            answers=lambda _item: self.run(request_id),
             problems=self.problems,
             timeout_seconds=float(timeout) if timeout else None,
         )
