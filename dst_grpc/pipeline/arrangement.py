@@ -215,6 +215,8 @@ class _Nodes:
         for name, position in run.references:
             references[name].logits.add(position)
         node = Node(run, None if number is None else self._plans[number], sources, references)
+        if node.plan is not None:
+            node.logits |= node.plan.logits
         first = self._first_layer(run, number) if run.interventions else 0
         node.base = self._base(run, first) if first > 0 else None
         node.first_layer = 0 if node.base is None else first

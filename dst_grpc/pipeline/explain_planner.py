@@ -105,7 +105,7 @@ def plan_explain(
     plans = _planned(found, findings)
     if _P.TOKEN_PAIRS in request.parts:
         _check_has_attention_latents(plans, findings)
-    plans = tuple(costed(one.also_recording(_sites(one, groups, parts)), store_bytes) for one in plans)
+    plans = tuple(costed(_reading(one, groups, parts), store_bytes) for one in plans)
     asked = ExplainPlan(
         request_id=request.request_id,
         plans=plans,
@@ -301,6 +301,12 @@ def _sites_left_out(plan: Plan) -> Iterator[Site]:
         left_out = LeftOut.of(scalar)
         if left_out is not None:
             yield from left_out.sites()
+
+
+def _reading(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Plan:
+    """*plan* with everything recorded that the parts read."""
+    logits = plan.run.logit_positions & {_logit_token(plan)} if _P.TOP_LOGITS in parts else frozenset()
+    return replace(plan.also_recording(_sites(plan, groups, parts)), logits=logits)
 
 
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:

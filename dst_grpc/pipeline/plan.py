@@ -107,6 +107,8 @@ class Plan:
     """Sites whose value to record, besides what the origins read."""
     gradients: frozenset[Site]
     """Sites whose gradient to record."""
+    logits: frozenset[int] = frozenset()
+    """Positions whose logits the answer reads too, of those that the origins read."""
     cost: CostEstimate = NO_COST
     """What it is expected to cost."""
     held_bytes: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -34,7 +34,7 @@ class Recording:
     not_finite: NotFinite | None = None
     """Where the run first has values that are not finite; None if it is finite."""
     logits: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """Logits [V] at positions where runs of later batches read them. Not kept."""
+    """Logits [V] at positions where runs of later batches, or the answer, read them; not counted, and not kept."""
 
     @classmethod
     def of(
@@ -87,7 +87,7 @@ class Recording:
     def _changed(self, change: Callable[[Tensors], Tensors]) -> Recording:
         taps = RecordedTaps(change(self.taps.values), change(self.taps.gradients), self.taps.n_tokens)
         passes = tuple(map(change, self.passes))
-        return Recording(taps, passes, self.gradient_sites, self.scalars, self.not_finite)
+        return replace(self, taps=taps, passes=passes)
 
 
 def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -64,8 +64,11 @@ def top_logits(asked: ExplainPlan, results: Sequence[RunResult], model: ModelCon
 
 
 def _logits(result: RunResult, token: int, decoder: Decoder) -> torch.Tensor:
-    """Logits [V] of one run at *token*: recorded if they were changed, else of the last residual."""
-    taps = result.recording.taps
+    """Logits [V] of one run at *token*: those that its loss was of, recorded if they were changed, else of the last
+    residual."""
+    taps, known = result.recording.taps, result.recording.logits.get(token)
+    if known is not None:
+        return known
     if logits_are_changed(result.plan):
         return taps.value((_L.LOGITS, None))[token]
     last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]

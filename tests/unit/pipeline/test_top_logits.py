@@ -75,3 +75,23 @@ def test_what_comes_after_a_traced_node() -> None:
     )
     (found,) = explaining.explain(WORLD, asked).runs
     assert_probabilities(found, WORLD.one(T.LOGITS)[None][2])
+
+
+@pytest.mark.parametrize(("token_index", "times"), [(None, 1), (1, 2)])
+def test_the_logits_of_the_loss_are_not_computed_again(
+    token_index: int | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are those of another token."""
+    computed: list[torch.Tensor] = []
+    unembed = Decoder.unembed
+
+    def counted(decoder: Decoder, normed: torch.Tensor) -> torch.Tensor:
+        computed.append(normed)
+        return unembed(decoder, normed)
+
+    monkeypatch.setattr(Decoder, "unembed", counted)
+    loss = replace(models.LOSS, token_index=token_index)
+    asked = explaining.request(loss_fn_config=loss, parts=(ExplainPart.TOP_LOGITS,), top_logit_count=3)
+    (found,) = explaining.explain(WORLD, asked).runs
+    assert len(computed) == times
+    assert_probabilities(found, WORLD.one(T.LOGITS)[None][-1])
