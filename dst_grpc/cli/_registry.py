@@ -132,7 +132,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _settings(config: Path | None, **flags: Any) -> Settings:
-    from dst_grpc.rpc.settings import SettingsError, load_settings
+    from dst_grpc.rpc.settings_sources import SettingsError, load_settings
 
     try:
         return load_settings(flags, file=config)

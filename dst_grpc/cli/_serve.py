@@ -31,8 +31,8 @@ _METAVARS = {
     "host": "ADDRESS",
     "model": "NAME",
     "device": "DEVICE",
-    "bytes": "BYTES",
-    "seconds": "SECONDS",
+    "bytes": "SIZE",
+    "seconds": "TIME",
     "certificate": "FILE",
     "key": "FILE",
     "ca": "FILE",
@@ -55,7 +55,13 @@ def make_serve() -> Callable[..., None]:
     config = Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings. [env var: DST_CONFIG]")
     ]
-    parameters = [_parameter("config", config)]
+    show = Annotated[
+        bool, typer.Option("--print-settings", help="Print the settings, with what each comes from, and exit.")
+    ]
+    parameters = [
+        _parameter("config", config),
+        _parameter("print_settings", show, default=False),
+    ]
     for name, field in Settings.model_fields.items():
         default = field.get_default()
         help_text = f"{docs.get(name, '')} [env var: DST_{name.upper()}]"
@@ -65,7 +71,7 @@ def make_serve() -> Callable[..., None]:
 
     def serve(**flags: Any) -> None:
         """Start a server; without any flag, one with the embedded model on 127.0.0.1:50051."""
-        _serve(flags.pop("config"), flags)
+        _serve(flags.pop("config"), flags, print_settings=flags.pop("print_settings"))
 
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -79,8 +85,8 @@ def _default_text(default: Any) -> str:
     return str(default)
 
 
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def _parameter(name: str, annotation: Any, default: object = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _annotation(name: str, default: Any, help_text: str) -> Any:
@@ -96,16 +102,20 @@ def _annotation(name: str, default: Any, help_text: str) -> Any:
     ]
 
 
-def _serve(config: Path | None, flags: dict[str, Any]) -> None:
+def _serve(config: Path | None, flags: dict[str, Any], *, print_settings: bool) -> None:
     from dst_grpc.rpc.parts import StartupError
     from dst_grpc.rpc.process import serve
-    from dst_grpc.rpc.settings import SettingsError, load_settings
+    from dst_grpc.rpc.settings_sources import Given, SettingsError
     from dst_grpc.rpc.supervisor import supervise
 
     # An option that may be repeated is an empty list, not None, if it is not given.
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    options = {name: value for name, value in flags.items() if value != []}
     try:
-        settings = load_settings(given, file=config)
+        given = Given.read(options, config)
+        if print_settings:
+            typer.echo(given.as_toml(), nl=False)
+            return
+        settings = given.settings()
         if settings.devices:
             raise typer.Exit(supervise(settings, on_ready=_say_ready))
         serve(settings, on_ready=_say_ready)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -11,8 +10,6 @@ import typer
 from dst_grpc.cli._console import JsonOption, fail, print_json
 from dst_grpc.domain.callers import Caller, Role
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(r"([0-9]{1,6})([mhdw])")
 _NEVER = "never"
 
 tokens = typer.Typer(
@@ -52,10 +49,15 @@ def _expiry(text: str) -> datetime | None:
     """When a token expires that is made now."""
     if text == _NEVER:
         return None
-    found = _DURATION.fullmatch(text)
-    if found is None or not int(found[1]):
-        fail(f"--expires must be a time from now, as 90d, 12h or 30m, or never, not {text!r}", code=2)
+    from dst_grpc.rpc.quantities import seconds_of
+
     try:
-        return datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: int(found[1])})
+        after = timedelta(seconds=seconds_of(text))
+        expires_at = datetime.now(UTC) + after
+    except ValueError:
+        after, expires_at = timedelta(0), None
     except OverflowError:
         fail(f"--expires {text} is later than any calendar reaches", code=2)
+    if after <= timedelta(0) or text.isdigit():  # a number alone may have been meant as days
+        fail(f"--expires must be a time from now, as 90d, 12h or 30m, or never, not {text!r}", code=2)
+    return expires_at

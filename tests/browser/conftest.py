@@ -1,4 +1,4 @@
-"""A real browser without a window: Debian's `chromium-headless-shell`, or any Chromium that DST_CHROMIUM names."""
+"""A real browser without a window: Debian's `chromium-headless-shell`, or any Chromium that DST_TEST_CHROMIUM names."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def alone(browser: Browser, path: Path) -> Iterator[Page]:
 @pytest.fixture(name="browser", scope="module")
 def _browser() -> Iterator[Browser]:
     # For the module only: while it is open, its event loop runs on this thread, where no other test could have one.
-    executable = os.environ.get("DST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    executable = os.environ.get("DST_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
-        pytest.fail("there is no Chromium: apt-get install chromium-headless-shell, or name one in DST_CHROMIUM")
+        pytest.fail("there is no Chromium: apt-get install chromium-headless-shell, or name one in DST_TEST_CHROMIUM")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable)
         yield browser

@@ -180,7 +180,7 @@ def test_without_the_extra_it_says_how_to_install_it(registry: Path) -> None:
 
 def test_pulling_imports_no_torch(registry: Path) -> None:
     code = (
-        "import sys; from dst_grpc.cli._app import app; import dst_grpc.sources.pull, dst_grpc.rpc.settings;"
+        "import sys; from dst_grpc.cli._app import app; import dst_grpc.sources.pull, dst_grpc.rpc.settings_sources;"
         " sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

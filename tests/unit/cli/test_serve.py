@@ -41,6 +41,15 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+def test_settings_are_shown_and_nothing_is_served() -> None:
+    result = CliRunner().invoke(app, ["serve", "--print-settings", "--port", "7"], env={"DST_GRACE_SECONDS": "1min"})
+    assert result.exit_code == 0
+    assert {"port = 7  # --port", "grace_seconds = 60.0  # DST_GRACE_SECONDS"} < {*result.stdout.splitlines()}
+    wrong = CliRunner().invoke(app, ["serve", "--print-settings", "--port", "x"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "port = 'x'" in wrong.stderr
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import os
+import tomllib
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from dst_grpc.rpc.settings import Settings, SettingsError, load_settings
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.settings_sources import Given, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' own settings only."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"DST_{name.upper()}", raising=False)
-    monkeypatch.delenv("DST_CONFIG", raising=False)
+    for name in os.environ:
+        if name.startswith("DST_"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -54,6 +57,80 @@ def test_all_mistakes_are_reported_together(file: Path, monkeypatch: pytest.Monk
     assert f"  prot = 3: there is no such setting; did you mean port? (from {file})" in lines
     assert any(line.startswith("  grace_seconds = 'soon'") and "DST_GRACE_SECONDS" in line for line in lines)
     assert any(line.startswith("  device = 'gpu'") and line.endswith("(from --device)") for line in lines)
+
+
+def test_variables_that_name_no_setting_are_mistakes_that_tell_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DST_METRIC_PORT", "9090")
+    monkeypatch.setenv("DST_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("DST_GRACE_SECONDS", "soon")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 problems with the settings:"
+    assert "  DST_METRIC_PORT in the environment names no setting; did you mean DST_METRICS_PORT?" in lines
+    assert any(line.startswith("  DST_AUTH_TOKEN in the environment names no setting") for line in lines)
+    assert "secret" not in str(caught.value)
+
+
+def test_variables_of_others_are_none_of_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's, and those that Kubernetes sets for services whose names begin with dst."""
+    for name, value in {
+        "DST_SERVER": "gpu-1:50051",
+        "DST_CLIENT_TOKEN": "x",
+        "DST_GRPC_SERVICE_HOST": "10.0.0.1",
+        "DST_GRPC_SERVICE_PORT": "50051",
+        "DST_GRPC_SERVICE_PORT_GRPC": "50051",
+        "DST_GRPC_PORT": "tcp://10.0.0.1:50051",
+        "DST_GRPC_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "DST_GRPC_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == 50051
+    monkeypatch.setenv("DST_PORT", "tcp://10.0.0.1:50051")
+    with pytest.raises(SettingsError, match=r"\(from DST_PORT, which Kubernetes sets.*enableServiceLinks: false\)"):
+        load_settings()
+
+
+def test_sizes_and_durations_may_have_units_everywhere(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('store_bytes = "1.5GiB"\ngrace_seconds = "2min"\npatience_seconds = 5\n', encoding="utf-8")
+    monkeypatch.setenv("DST_MAX_MESSAGE_BYTES", "8 MB")
+    monkeypatch.setenv("DST_DRAIN_NOTICE_SECONDS", "500ms")
+    settings = load_settings({"budget_bytes": "10GB", "context_ttl_seconds": "1h30m"}, file=file)
+    assert (settings.store_bytes, settings.grace_seconds, settings.patience_seconds) == (1.5 * 2**30, 120.0, 5.0)
+    assert (settings.max_message_bytes, settings.drain_notice_seconds) == (8_000_000, 0.5)
+    assert (settings.budget_bytes, settings.context_ttl_seconds) == (10_000_000_000, 5400.0)
+    plain = load_settings({"budget_bytes": "10", "context_ttl_seconds": "1.5"})
+    assert (plain.budget_bytes, plain.context_ttl_seconds) == (10, 1.5)
+
+
+def test_the_settings_can_be_shown_with_their_sources_and_read_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file.parent / "weights").mkdir()
+    file.write_text('models = { "a.b" = "weights" }\nbudget_bytes = "1kB"\nport = 7\n', encoding="utf-8")
+    monkeypatch.setenv("DST_PIN", "a.b,a.b/mlp")
+    monkeypatch.setenv("DST_HUB_ENDPOINT", "https://me:secret@hub.example/x")
+    flags = {"port": "8", "trusted_proxies": ["10.0.0.0/8"], "strict": True}
+    shown = Given.read(flags, file).as_toml()
+    lines = shown.splitlines()
+    for line in (
+        "port = 8  # --port",
+        "strict = true  # --strict",
+        f"budget_bytes = 1000  # {file}",
+        'pin = ["a.b", "a.b/mlp"]  # DST_PIN',
+        'hub_endpoint = "https://***@hub.example/x"  # DST_HUB_ENDPOINT',
+        "grace_seconds = 30.0  # default",
+        "# registry =  # default",
+    ):
+        assert line in lines
+    again = file.with_name("again.toml")
+    again.write_text(shown, encoding="utf-8")
+    expected = load_settings(flags, file=file).model_dump()
+    monkeypatch.delenv("DST_PIN")
+    monkeypatch.delenv("DST_HUB_ENDPOINT")
+    assert load_settings(file=again).model_dump() == expected | {"hub_endpoint": "https://***@hub.example/x"}
+    assert len(lines) == len(Settings.model_fields)
+    assert tomllib.loads(shown).keys() <= Settings.model_fields.keys()
 
 
 def test_a_path_is_told_as_a_text(file: Path) -> None:
@@ -122,6 +199,13 @@ def test_a_host_may_be_a_unix_socket() -> None:
         ({"host": ""}, "at least 1 character"),
         ({"host": "unix:"}, "host must name a socket after unix:"),
         ({"grace_seconds": float("nan")}, "finite"),
+        ({"grace_seconds": "nan"}, "finite"),
+        ({"grace_seconds": "30 parsecs"}, "'30 parsecs' is no duration: give seconds"),
+        ({"grace_seconds": "-1s"}, "is no duration"),
+        ({"grace_seconds": "-1"}, "greater than or equal to 0"),
+        ({"budget_bytes": "10 files"}, "'10 files' is no size: give bytes"),
+        ({"budget_bytes": "0GB"}, "greater than 0"),
+        ({"budget_bytes": "1.5"}, "fractional part"),
     ],
 )
 def test_each_mistake_is_named(flags: dict[str, object], part: str) -> None:

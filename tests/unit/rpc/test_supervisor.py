@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dst_grpc.rpc.settings import Settings, SettingsError, load_settings
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.settings_sources import SettingsError, load_settings
 from dst_grpc.rpc.supervisor import Assignment, assignments
 
 
