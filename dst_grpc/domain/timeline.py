@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    Fact = str | int | float | bool
+Fact = str | int | float | bool
+"""What else is known of a stage: a number or a name, never a text of the request."""
 
 
 class Stage(StrEnum):
@@ -32,13 +33,12 @@ class Timeline:
     Subclasses tell it to somebody.
     """
 
-    __slots__ = ("contexts", "model", "seconds")
+    __slots__ = ("contexts", "model", "seconds", "trace_id")
 
-    trace_id = ""
-    """Id of its trace, 32 hexadecimal digits; empty if it has none."""
-
-    def __init__(self) -> None:
+    def __init__(self, trace_id: str = "") -> None:
         """Start with nothing."""
+        self.trace_id = trace_id
+        """Id of its trace, 32 hexadecimal digits; empty if it has none."""
         self.model = ""
         """Name of its model, once that is known."""
         self.contexts: Sequence[str] = ()
@@ -71,4 +71,4 @@ class Timeline:
 
     def item(self) -> Timeline:
         """That of one request of the stream whose timeline this is."""
-        return Timeline()
+        return Timeline(self.trace_id)

@@ -8,10 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from dst_grpc.domain.callers import NOBODY, Caller
 from dst_grpc.domain.timeline import Timeline
+from dst_grpc.observability.trace_context import TraceParent
+
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+"""What the full names of health checks begin with. They come every few seconds, and are of no interest."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,6 +52,8 @@ class CallInfo:
     """Gives the names in the caller's certificate, by their kinds as gRPC calls them. Only for the time of the call."""
     request_id: str = ""
     """By which the caller and proxies know the call: the metadata `x-request-id`, else made by the server."""
+    trace_parent: TraceParent | None = None
+    """The span of the caller that it belongs to; None if the caller says nothing of one."""
     timeline: Timeline = field(default_factory=Timeline)
     """What becomes of its request."""
     on_item: Callable[[ItemInfo, CallOutcome], object] = lambda _item, _outcome: None

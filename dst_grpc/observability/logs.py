@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS
 from dst_grpc.domain.timeline import Stage, Timeline
-from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
 from dst_grpc.observability.log_writer import LogWriter
 
 LOGGER_NAME = "dst_grpc"
-LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "py.warnings")
+LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "opentelemetry", "py.warnings")
 """Whose records are written."""
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -29,7 +29,6 @@ _log = logging.getLogger(__name__)
 _OF_A_CALL: dict[str, Any] = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
 _OF_A_PROBE = _OF_A_CALL | {"levelno": logging.DEBUG, "levelname": "DEBUG"}
 _OF_AN_ITEM = _OF_A_CALL | {"msg": "item"}
-_HEALTH = "/grpc.health.v1.Health/"
 _FORWARDED_KEY = "x-forwarded-for"
 
 
@@ -117,7 +116,7 @@ class LogCalls:
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Write the line."""
         del token
-        is_probe = call.method.startswith(_HEALTH) and outcome.code == "OK"
+        is_probe = call.method.startswith(HEALTH_PREFIX) and outcome.code == "OK"
         level = _OF_A_PROBE if is_probe else _OF_A_CALL
         if not _log.isEnabledFor(level["levelno"]):
             return

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dst_grpc.errors import Exhausted, Reason
-from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
-from dst_grpc.rpc.health import HEALTH_PREFIX
 
 
 class CallAdmission:

@@ -27,9 +27,11 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented
 from dst_grpc.failures import failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
+from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
 from dst_grpc.rpc.identity import WrongToken
 from dst_grpc.rpc.outbox import Outbox, Unread
@@ -53,6 +55,10 @@ class ObservedContext:
         self.info: Final = info
         self.trailing_metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, info.request_id)]
         """What is sent with the status of the call, whatever that is."""
+        self._writing: float | None = None
+        """When the first message of a streamed answer was to be sent; None if none was."""
+        self._written = 0.0
+        """When the latest was taken."""
 
     @property
     def caller(self) -> Caller:
@@ -66,7 +72,19 @@ class ObservedContext:
     @cached_property
     def outbox(self) -> Outbox:
         """The messages of a streamed answer."""
-        return self._unread.outbox(self.caller.name, lambda data: self.inner.write(self.counted(data)))
+        return self._unread.outbox(self.caller.name, self._write)
+
+    async def _write(self, data: bytes) -> None:
+        """Send *data*, once gRPC takes it, and note when."""
+        started = time.monotonic()
+        self._writing = started if self._writing is None else self._writing
+        await self.inner.write(self.counted(data))
+        self._written = time.monotonic()
+
+    def note_writing(self) -> None:
+        """Note on the timeline of the call how long its client took to take the answer, if it is a stream."""
+        if self._writing is not None:
+            self.info.timeline.note(Stage.WRITE, self._writing, max(self._written, self._writing))
 
     def counted(self, data: bytes) -> bytes:
         """*data*, the bytes of a response, counted."""
@@ -162,6 +180,7 @@ class MethodTable(grpc.GenericRpcHandler):
     def _info(self, method: str, context: Context, *, is_known: bool = True) -> CallInfo:
         """What observers are told of a call at its start."""
         metadata = _metadata(context)
+        parent = trace_parent(metadata)
         info = CallInfo(
             method=method,
             is_known=is_known,
@@ -169,6 +188,8 @@ class MethodTable(grpc.GenericRpcHandler):
             metadata=metadata,
             certificate=context.auth_context,
             request_id=request_id_of(metadata),
+            trace_parent=parent,
+            timeline=Timeline("" if parent is None else parent.trace_id),
         )
         info.on_item = partial(self._on_item, info)
         return info
@@ -185,10 +206,8 @@ class MethodTable(grpc.GenericRpcHandler):
         error: DstError | None = None
 
         def end() -> None:
-            outcome = outcome_of(error, time.perf_counter() - context.info.started_at, code=code)
-            while started:
-                observer, token = started.pop()
-                observer.on_end(token, context.info, outcome)
+            if started:
+                _tell_end(started, context, outcome_of(error, _seconds_of(context.info), code=code))
 
         incoming = Incoming(context.inner) if request is None else None
         try:
@@ -220,6 +239,18 @@ class MethodTable(grpc.GenericRpcHandler):
             end()
             if incoming is not None:
                 incoming.close()
+
+
+def _seconds_of(info: CallInfo) -> float:
+    return time.perf_counter() - info.started_at
+
+
+def _tell_end(started: list[tuple[CallObserver, object]], context: ObservedContext, outcome: CallOutcome) -> None:
+    """Tell the observers of a call, with what each returned at its start, that it is over; the last is told first."""
+    context.note_writing()
+    while started:
+        observer, token = started.pop()
+        observer.on_end(token, context.info, outcome)
 
 
 async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming | None) -> Never:

@@ -25,8 +25,6 @@ from dst_grpc.rpc.draining import DrainSignal, draining_error
 from dst_grpc.rpc.ports import CachePort
 
 SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
-HEALTH_PREFIX: Final = f"/{SERVICE.full_name}/"
-"""What the full names of its methods begin with."""
 Response = health_pb2.HealthCheckResponse
 _MODEL = "model/"
 

@@ -9,9 +9,8 @@ from functools import partial
 
 from dst_grpc.domain.callers import ASKING, OPERATING, Caller, Grants, Role
 from dst_grpc.errors import NotAllowed, Unauthenticated
-from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.guesses import Guesses
-from dst_grpc.rpc.health import HEALTH_PREFIX
 from dst_grpc.rpc.hosts import Host, Hosts
 from dst_grpc.rpc.tokens import TokenTable, digest_of
 

@@ -13,6 +13,7 @@ from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.parts import build_parts
 from dst_grpc.rpc.server import Server, cancel
 from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.tracing import exporting
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         if on_ready is not None:
             on_ready(address)
 
-    asyncio.run(run(Server(settings, build_parts(settings)), on_ready=ready, hangups=hangups))
+    with exporting() as tracer_provider:
+        asyncio.run(run(Server(settings, build_parts(settings), tracer_provider), on_ready=ready, hangups=hangups))
 
 
 def _noted_hangups() -> Sequence[int]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -52,6 +52,9 @@ from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 
@@ -64,10 +67,11 @@ class Server:
     `start`, then `drain` or `stop`; the parts are closed with it.
     """
 
-    def __init__(self, settings: Settings, parts: Parts) -> None:
-        """Build the server; it does not listen yet."""
+    def __init__(self, settings: Settings, parts: Parts, tracer_provider: TracerProvider | None = None) -> None:
+        """Build the server, whose calls have spans of *tracer_provider*, if given; it does not listen yet."""
         self._settings = settings
         self._parts = parts
+        self._tracer_provider = tracer_provider
         self._drain = DrainSignal()
         self._identity = identity_of(settings)
         self._admission = CallAdmission(self._drain, settings.max_concurrent_calls)
@@ -210,7 +214,14 @@ class Server:
                 raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
             stack.push_async_callback(asyncio.to_thread, metrics.close)
             self._metrics_port = metrics.port
-        return [later, self._identity, self._admission]
+        return [*self._tracing(), later, self._identity, self._admission]
+
+    def _tracing(self) -> list[CallObserver]:
+        if self._tracer_provider is None:
+            return []
+        from dst_grpc.observability.tracing import TraceCalls
+
+        return [TraceCalls(self._tracer_provider)]
 
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
         """Our services, with their implementations."""
@@ -314,10 +325,12 @@ async def cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def running_server(settings: Settings, parts: Parts | None = None) -> AsyncGenerator[Server, None]:
+async def running_server(
+    settings: Settings, parts: Parts | None = None, tracer_provider: TracerProvider | None = None
+) -> AsyncGenerator[Server, None]:
     """A server that serves within the block, with the real parts unless others are given, and is then stopped at
     once."""
-    server = Server(settings, parts or build_parts(settings))
+    server = Server(settings, parts or build_parts(settings), tracer_provider)
     await server.start()
     try:
         yield server

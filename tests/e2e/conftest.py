@@ -105,13 +105,13 @@ def served(**settings: Any) -> Iterator[str]:
     code = f"from dst_grpc.rpc import process, settings; {serve}"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield _ready_address(process)  # nobody reads the rest of the log
+            yield ready_address(process)  # nobody reads the rest of the log
         finally:
             process.terminate()
             assert process.wait(timeout=60) == 0
 
 
-def _ready_address(process: subprocess.Popen[str]) -> str:
+def ready_address(process: subprocess.Popen[str]) -> str:
     """Read the log of a server until it says where it listens."""
     assert process.stderr is not None
     seen = []
@@ -120,6 +120,11 @@ def _ready_address(process: subprocess.Popen[str]) -> str:
         if found := READY.search(line):
             return found[1]
     pytest.fail(f"the server did not start:\n{''.join(seen)}")
+
+
+def environment_with(**more: str) -> dict[str, str]:
+    """The environment of a process that imports what this one does, with *more*."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | more
 
 
 @pytest.fixture

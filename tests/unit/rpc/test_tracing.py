@@ -1,0 +1,42 @@
+"""When traces are exported."""
+
+from __future__ import annotations
+
+import pytest
+
+from dst_grpc.rpc.parts import StartupError
+from dst_grpc.rpc.tracing import are_wanted, exporting
+
+SOMEWHERE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, False),
+        (SOMEWHERE, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4317"}, True),
+        (SOMEWHERE | {"OTEL_SDK_DISABLED": "true"}, False),
+        (SOMEWHERE | {"OTEL_TRACES_EXPORTER": "none"}, False),
+        (SOMEWHERE | {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, True),
+        (
+            SOMEWHERE | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+            True,
+        ),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, False),
+    ],
+)
+def test_the_environment_says_whether(environment: dict[str, str], wanted: bool) -> None:
+    assert are_wanted(environment) is wanted
+
+
+@pytest.mark.parametrize("more", [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}])
+def test_what_cannot_be_done_is_said_at_the_start(more: dict[str, str]) -> None:
+    (name, value), *_ = more.items()
+    with pytest.raises(StartupError, match=f"{name}={value}"), exporting(SOMEWHERE | more):
+        pytest.fail("it must not start")
+
+
+def test_nothing_is_set_up_if_no_traces_are_wanted() -> None:
+    with exporting({}) as provider:
+        assert provider is None
