@@ -7,6 +7,7 @@ request calls NAME. No two nodes of a graph share a name.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -187,6 +188,27 @@ class GraphNodeTable:
     def has(self, name: str) -> bool:
         """Whether there is a node of that *name*."""
         return name in self._places
+
+    def nearest(self, name: str, count: int = 3) -> tuple[str, ...]:
+        """Names of nodes of the kind that *name* is of: for a target the most similar ones, else those that share most
+        of layer, token and feature, the least distant first. Raises ValueError if *name* is no name of a node."""
+        wanted = GraphNode.named(name)
+        places = np.flatnonzero(self.has_kind(wanted.kind))
+        if wanted.kind is GraphNodeKind.TARGET:
+            names = [self.names[place] for place in places]
+            return tuple(difflib.get_close_matches(name, names, n=count, cutoff=0.4) or names[:count])
+        pairs = [(self.layers, wanted.layer), (self.tokens, wanted.token)]
+        if wanted.kind is GraphNodeKind.FEATURE:
+            pairs.append((self.features, wanted.feature))
+        distances = [np.abs(column[places].astype(np.int64) - value) for column, value in pairs]
+        order = np.lexsort((*reversed(distances), np.count_nonzero(distances, axis=0)))
+        return tuple(self.names[place] for place in places[order[:count]])
+
+    def missing(self, name: str) -> str:
+        """The sentence that there is no node of that *name*, a possible one; with the nearest that there are."""
+        nearest = ", ".join(self.nearest(name))
+        hint = f"; the nearest are {nearest}" if nearest else f", nor any other of kind {GraphNode.named(name).kind}"
+        return f"there is no node {name}{hint}"
 
     @cached_property
     def _places(self) -> dict[str, int]:

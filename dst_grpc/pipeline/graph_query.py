@@ -67,7 +67,7 @@ def _numbers(graph: WholeGraph, named: Mapping[str, str], problems: Violations) 
             found.append(graph.table.place(name))
         except KeyError:
             if path not in known:
-                problems.add(path, f"the graph has no node {name}")
+                problems.add(path, graph.table.missing(name))
     problems.raise_if_any()
     return found
 

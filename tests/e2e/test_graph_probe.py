@@ -118,7 +118,7 @@ async def test_wrong_calls_are_refused(address: str) -> None:
         with pytest.raises(NotFound, match="graph-none"):
             await client.verify_graph("graph-none")
         graph = await asked(client, CASES[0])
-        with pytest.raises(InvalidRequest, match=r"settings\[0\].nodes\[0\]: the graph has no node f0.999@1"):
+        with pytest.raises(InvalidRequest, match=r"settings\[0\].nodes\[0\]: there is no node f0.999@1"):
             await client.intervene_on_graph(graph, make_graph_intervention(off="f0.999@1"))
         feature = graph.top(1)[0].name
         for first_free in (None, 0):

@@ -104,6 +104,29 @@ def test_a_restriction_leaves_nodes_of_its_layers_tokens_and_kinds() -> None:
     assert (both == (of_layer & at_token & of_kind)).all()
 
 
+def test_the_nearest_nodes_share_most_with_what_is_missing() -> None:
+    table = GraphNodeTable.of(
+        features=np.array([(0, 1, 7), (0, 3, 9), (1, 1, 7), (1, 1, 20), (1, 2, 20), (1, 3, 20)]),
+        activations=np.ones(6),
+        n_layers=2,
+        token_ids=(5, 5, 5, 5),
+        target_ids=(7, -1, 464),
+        target_names=("", "upwards", ""),
+    )
+    assert table.nearest("f1.20@0") == ("f1.20@1", "f1.20@2", "f1.20@3")
+    assert table.nearest("f1.9@1") == ("f1.7@1", "f1.20@1", "f1.20@2")
+    assert table.nearest("e5@2", 2) == ("e1@2", "e0@2")
+    assert table.nearest("t9") == ("t3", "t2", "t1")
+    assert table.nearest("logit:465", 1) == ("logit:464",)
+    assert table.nearest("target:up") == ("target:upwards",)
+    assert table.missing("t9") == "there is no node t9; the nearest are t3, t2, t1"
+    features = table.rows(table.has_kind(GraphNodeKind.FEATURE))
+    assert features.missing("t9") == "there is no node t9, nor any other of kind embedding"
+    assert features.missing("logit:7") == "there is no node logit:7, nor any other of kind target"
+    with pytest.raises(ValueError, match="is no node"):
+        table.nearest("Mary")
+
+
 def test_columns_of_different_lengths_are_refused() -> None:
     table = random_graph().table
     columns = {name: getattr(table, name) for name in ("nodes", "kinds", "layers", "tokens", "features")}

@@ -72,16 +72,16 @@ def test_all_that_a_graph_does_not_have_is_told(count: int) -> None:
     missing = [replace(setting, nodes=setting.nodes[i > 0 :]) for i, setting in enumerate(missing)]
     found = refusal(one(*missing, first_free_layer=3))
     root = "interventions.interventions[0]"
-    expected = {f"{root}.settings[0].nodes[1]": "the graph has no node f0.900@1"}
-    expected |= {f"{root}.settings[{i}].nodes[0]": f"the graph has no node f0.{900 + i}@1" for i in range(1, count)}
+    expected = {f"{root}.settings[0].nodes[1]": GRAPH.table.missing("f0.900@1")}
+    expected |= {f"{root}.settings[{i}].nodes[0]": GRAPH.table.missing(f"f0.{900 + i}@1") for i in range(1, count)}
     assert found == expected | {f"{root}.first_free_layer": "must be below 3, the number of layers, not 3"}
 
 
 def test_ends_of_an_edge_are_nodes() -> None:
     found = refusal(GraphEdgeHeads(source="t99", target="logit:99999"))
     assert found == {
-        "edge_heads.source": "the graph has no node t99",
-        "edge_heads.target": "the graph has no node logit:99999",
+        "edge_heads.source": GRAPH.table.missing("t99"),
+        "edge_heads.target": GRAPH.table.missing("logit:99999"),
     }
 
 
@@ -101,7 +101,7 @@ def test_what_reading_found_is_told_with_the_rest() -> None:
     found = refusal(GraphEdgeHeads(source="t99", target="logit:99999"), known)
     assert found == {
         "edge_heads.source": "is no node",
-        "edge_heads.target": "the graph has no node logit:99999",
+        "edge_heads.target": GRAPH.table.missing("logit:99999"),
     }
 
 

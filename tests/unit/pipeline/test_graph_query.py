@@ -161,6 +161,7 @@ def test_nodes_that_the_graph_does_not_have_are_reported_together() -> None:
         answer_query(GRAPH, request, known)
     fields = [violation.field for violation in caught.value.violations]
     assert fields == ["filter.kinds[0]", "paths.source", "paths.target"]
+    assert caught.value.violations[1].description == GRAPH.table.missing("f9.9@9")
 
 
 def test_a_stand_in_is_not_reported_twice() -> None:
