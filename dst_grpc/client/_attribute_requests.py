@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from dst_grpc.client._given import given
 from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of
 from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.attribute import (
@@ -93,8 +94,10 @@ def make_attribute_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    kinds = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-    return AttributeRequest(
+    kinds = names_of(nodes, "nodes")
+    return given(
+        "",
+        AttributeRequest,
         pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from dst_grpc._gen.dst.v1.attribute_pb2 import AttributeResponse
+from dst_grpc.client._given import how_many
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.attribute_answers import (
     AttributedPairs,
@@ -85,9 +86,9 @@ class Scores:
         return self.values[(..., *place)]
 
     def top(self, k: int = 10) -> tuple[ScoredEntry, ...]:
-        """The *k* scores of the largest magnitudes, the largest first."""
+        """The *k* scores of the largest magnitudes, the largest first; raises InvalidRequest if *k* is negative."""
         flat = self.values.reshape(-1)
-        order = np.argsort(-np.abs(flat), kind="stable")[:k]
+        order = np.argsort(-np.abs(flat), kind="stable")[: how_many("k", k)]
         places = np.unravel_index(order, self.values.shape)
         return tuple(
             ScoredEntry(float(flat[place]), tuple(names[int(i)] for names, i in zip(self.labels, indices, strict=True)))

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from operator import index
 from typing import TYPE_CHECKING, SupportsIndex
 
 # The health messages have one field each, with the number and type of the well-known wrappers. The package with their
@@ -17,6 +16,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.client._calls import Calls, pages
+from dst_grpc.client._given import integers
 from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
 from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
@@ -148,7 +148,7 @@ class CatalogCalls(Calls):
     async def _detokenized(
         self, token_ids: Iterable[SupportsIndex], model: str, timeout: float | None
     ) -> list[pb.DetokenizeResponse]:
-        request = pb.DetokenizeRequest(model=model, token_ids=[index(token) for token in token_ids])
+        request = pb.DetokenizeRequest(model=model, token_ids=integers("token_ids", token_ids))
         async with aclosing(self._responses(self._catalog_stub.Detokenize, request, timeout)) as responses:
             return [response async for response in responses]
 

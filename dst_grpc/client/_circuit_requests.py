@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
+from dst_grpc.client._given import given, tuple_of
 from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of, references_of
 from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.circuit import (
@@ -97,18 +98,20 @@ def make_circuit_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    asked = tuple(_circuit(one, i) for i, one in enumerate(circuits))
+    asked = tuple(_circuit(one, i) for i, one in enumerate(tuple_of("circuits", circuits)))
     wants_curve = not asked and acdc_threshold is None if curve is None else curve
     acdc = None
     if acdc_threshold is not None:
-        acdc = AcdcSearch(threshold=acdc_threshold, of_metric=acdc_of_metric, absolute=acdc_absolute)
-    return CircuitRequest(
+        acdc = given("acdc", AcdcSearch, threshold=acdc_threshold, of_metric=acdc_of_metric, absolute=acdc_absolute)
+    return given(
+        "",
+        CircuitRequest,
         pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
         autoencoders=names_of(autoencoders),
-        ablation_specs=tuple(ablations),
+        ablation_specs=tuple_of("ablations", ablations),
         orientation=member(Orientation, orientation, "orientation"),
         alternative=member(Alternative, alternative, "alternative"),
         reference=references_of(reference),
@@ -142,25 +145,24 @@ def _curve(
     steps: int = DEFAULT_STEPS,
     with_scores: bool = False,
 ) -> CircuitCurve:
-    try:
-        return CircuitCurve(
-            scores=scores if scores is None or isinstance(scores, RequestTensor) else _tensor(scores),
-            scores_orientation=member(Orientation, scores_orientation, "scores_orientation"),
-            selection=member(CircuitSelection, selection, "selection"),
-            fractions=tuple(fractions),
-            wanted_faithfulness=wanted_faithfulness,
-            steps=steps,
-            with_scores=with_scores,
-        )
-    except InvalidRequest as error:
-        raise error.under("curve") from None
+    return given(
+        "curve",
+        CircuitCurve,
+        scores=scores if scores is None or isinstance(scores, RequestTensor) else _tensor(scores),
+        scores_orientation=member(Orientation, scores_orientation, "curve.scores_orientation"),
+        selection=member(CircuitSelection, selection, "curve.selection"),
+        fractions=tuple_of("curve.fractions", fractions),
+        wanted_faithfulness=wanted_faithfulness,
+        steps=steps,
+        with_scores=with_scores,
+    )
 
 
 def _tensor(scores: Any) -> RequestTensor:
     try:
         return RequestTensor(tensor=np.asarray(scores))
     except InvalidRequest as error:
-        raise error.under("scores") from None
+        raise error.under("curve.scores") from None
 
 
 def _circuit(circuit: CircuitLike, i: int) -> KeptCircuit:
@@ -168,10 +170,7 @@ def _circuit(circuit: CircuitLike, i: int) -> KeptCircuit:
         return circuit
     if isinstance(circuit, str):
         raise InvalidRequest.of(f"circuits[{i}]", f"must be a list of names, not the text {circuit!r}")
-    names = tuple(circuit)
-    try:
-        return KeptCircuit(
-            edges=tuple(name for name in names if "->" in name), nodes=tuple(name for name in names if "->" not in name)
-        )
-    except InvalidRequest as error:
-        raise error.under(f"circuits[{i}]") from None
+    path = f"circuits[{i}]"
+    names = tuple_of(path, circuit)
+    edges = tuple(name for name in names if "->" in str(name))
+    return given(path, KeptCircuit, edges=edges, nodes=tuple(name for name in names if "->" not in str(name)))

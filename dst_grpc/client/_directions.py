@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dst_grpc.client._given import given, integer, tuple_of
+from dst_grpc.client._requests import token_of
 from dst_grpc.domain.interventions import DecoderRow, DifferenceOfMeans, Direction, EncoderRow, UnembeddingRow
 from dst_grpc.domain.put_tensors import PutTensor
 from dst_grpc.domain.request_tensors import RequestTensor
@@ -26,7 +27,8 @@ def unembedding_row(token: str | SupportsIndex, *, normalize: bool = False) -> D
         token: The token, as its text (mind the leading space) or its id.
         normalize: Whether it is divided by its norm.
     """
-    row = UnembeddingRow(token=token) if isinstance(token, str) else UnembeddingRow(token_id=index(token))
+    of = token_of("token", token)
+    row = UnembeddingRow(token=of) if isinstance(of, str) else UnembeddingRow(token_id=of)
     return Direction(direction=row, normalize=normalize)
 
 
@@ -44,7 +46,7 @@ def encoder_row(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    row = EncoderRow(autoencoder=autoencoder, latent=index(latent), layer_index=layer)
+    row = given("", EncoderRow, autoencoder=autoencoder, latent=integer("latent", latent), layer_index=layer)
     return Direction(direction=row, normalize=normalize)
 
 
@@ -52,7 +54,7 @@ def decoder_row(
     autoencoder: str, latent: SupportsIndex, *, layer: int | None = None, normalize: bool = False
 ) -> Direction:
     """What a latent writes per unit of its activation. Arguments and errors are those of `encoder_row`."""
-    row = DecoderRow(autoencoder=autoencoder, latent=index(latent), layer_index=layer)
+    row = given("", DecoderRow, autoencoder=autoencoder, latent=integer("latent", latent), layer_index=layer)
     return Direction(direction=row, normalize=normalize)
 
 
@@ -70,7 +72,13 @@ def difference_of_means(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    means = DifferenceOfMeans(runs=tuple(runs), minus_runs=tuple(minus_runs), token_index=token)
+    means = given(
+        "",
+        DifferenceOfMeans,
+        runs=tuple_of("runs", runs),
+        minus_runs=tuple_of("minus_runs", minus_runs),
+        token_index=token,
+    )
     return Direction(direction=means, normalize=normalize)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypedDict, Unpack
 
+from dst_grpc.client._given import given, tuple_of
 from dst_grpc.client._requests import (
     PromptLike,
     RequestArguments,
@@ -127,13 +128,15 @@ def make_explain_run(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    return ExplainRun(
+    return given(
+        "",
+        ExplainRun,
         prompt=prompt_of(prompt),
         loss_fn_config=loss_of(loss, target, distractor),
         trace_config=trace,
         node_ablations=_node_ablations(ablate),
-        ablation_specs=tuple(ablations),
-        interventions=tuple(interventions),
+        ablation_specs=tuple_of("ablations", ablations),
+        interventions=tuple_of("interventions", interventions),
         source_runs=source_runs_of(source_runs),
         detach_final_layer_norm_scale=detach_final_layer_norm_scale,
     )
@@ -163,8 +166,10 @@ def make_explain_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    return ExplainRequest(
-        runs=(make_explain_run(prompt, **run), *beside),
+    return given(
+        "",
+        ExplainRequest,
+        runs=(make_explain_run(prompt, **run), *tuple_of("beside", beside)),
         request_id=request_id,
         model=model,
         autoencoders=names_of(autoencoders),
@@ -172,7 +177,7 @@ def make_explain_request(
         component_type_for_attention=member(ComponentTypeForAttention, attention, "component_type_for_attention"),
         groups=_groups(groups),
         k=k,
-        parts=tuple(member(ExplainPart, part, f"parts[{i}]") for i, part in enumerate(parts)),
+        parts=tuple(member(ExplainPart, part, f"parts[{i}]") for i, part in enumerate(names_of(parts, "parts"))),
         scored_token_count=scored_token_count,
         token_pair_count=token_pair_count,
         top_logit_count=top_logit_count,
@@ -196,7 +201,9 @@ def make_top_k_request(
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
     request_id = arguments.pop("request_id", "")
-    return TopKRequest(
+    return given(
+        "",
+        TopKRequest,
         runs=(make_request(prompt, (), **arguments),),
         groups=_groups(groups),
         request_id=request_id,
@@ -211,7 +218,7 @@ def _node_ablations(ablate: NodeToAblate | Iterable[NodeToAblate]) -> tuple[Node
         return (_node_ablation(ablate),)
     if isinstance(ablate, tuple) and len(ablate) == 2 and isinstance(ablate[1], int | float):
         return (_node_ablation(ablate),)
-    return tuple(map(_node_ablation, ablate))
+    return tuple(map(_node_ablation, tuple_of("ablate", ablate)))
 
 
 def _node_ablation(ablated: NodeToAblate) -> NodeAblation:
@@ -233,14 +240,11 @@ def _group(group: TopKGroup | str, path: str) -> TopKGroup:
 
 def _groups(groups: GroupsLike) -> tuple[TopKGroup, ...]:
     if not isinstance(groups, Mapping):
-        listed_groups = (groups,) if isinstance(groups, str | TopKGroup) else tuple(groups)
+        listed_groups = (groups,) if isinstance(groups, str | TopKGroup) else tuple_of("groups", groups)
         return tuple(_group(group, f"groups[{i}]") for i, group in enumerate(listed_groups))
     found = []
     for i, (name, types) in enumerate(groups.items()):
-        listed = (types,) if isinstance(types, str) else tuple(types)
-        dsts = [member(DerivedScalarType, dst, f"groups[{i}].dsts[{j}]") for j, dst in enumerate(listed)]
-        try:
-            found.append(TopKGroup(group_id=name, dsts=tuple(dsts)))
-        except InvalidRequest as error:
-            raise error.under(f"groups[{i}]") from None
+        path = f"groups[{i}]"
+        dsts = [member(DerivedScalarType, dst, f"{path}.dsts[{j}]") for j, dst in enumerate(names_of(types, path))]
+        found.append(given(path, TopKGroup, group_id=name, dsts=tuple(dsts)))
     return tuple(found)

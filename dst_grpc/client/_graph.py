@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeAlias, TypedDict, Unpack
 from dst_grpc._gen.dst.v1 import graph_pb2 as pb
 from dst_grpc._gen.dst.v1.graph_service_pb2_grpc import GraphServiceStub
 from dst_grpc.client._calls import Calls, pages
-from dst_grpc.client._graph_requests import GraphArguments, make_graph_request, make_node_filter
+from dst_grpc.client._given import given
+from dst_grpc.client._graph_requests import (
+    GraphArguments,
+    make_edge_query,
+    make_graph_request,
+    make_neighbours,
+    make_node_filter,
+    make_path_query,
+    make_pruning,
+)
 from dst_grpc.client._graph_views import GraphView
 from dst_grpc.client._graphs import GraphAnswer, GraphCollector, GraphPartReader, GraphViewCollector
 from dst_grpc.client._inference import answer_of
-from dst_grpc.client._requests import PromptLike, member
+from dst_grpc.client._requests import PromptLike
 from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_answers import GraphPart, GraphProgress, KeptGraph
 from dst_grpc.domain.graph_node_table import GraphNodeKind
@@ -22,10 +31,6 @@ from dst_grpc.domain.graph_queries import (
     DEFAULT_NEIGHBOURS,
     DEFAULT_PATHS,
     GraphEdgeDirection,
-    GraphEdgeQuery,
-    GraphNeighbours,
-    GraphPathQuery,
-    GraphPruning,
     GraphQuestion,
     QueryGraphRequest,
 )
@@ -147,8 +152,7 @@ class GraphCalls(Calls):
 
         The arguments are those of `GraphView.neighbours`; raises as `query_graph`.
         """
-        asked = GraphNeighbours(node=node, top_k=k, direction=member(GraphEdgeDirection, direction, "direction"))
-        return await self._asked(graph, asked, restrictions, timeout)
+        return await self._asked(graph, make_neighbours(node, k, direction), restrictions, timeout)
 
     async def graph_paths(
         self,
@@ -164,7 +168,7 @@ class GraphCalls(Calls):
 
         The arguments are those of `GraphView.paths`; raises as `query_graph`.
         """
-        return await self._asked(graph, GraphPathQuery(source=source, target=target, top_k=k), restrictions, timeout)
+        return await self._asked(graph, make_path_query(source, target, k), restrictions, timeout)
 
     async def graph_edges(
         self,
@@ -178,7 +182,7 @@ class GraphCalls(Calls):
 
         The arguments are those of `GraphView.above`; raises as `query_graph`.
         """
-        return await self._asked(graph, GraphEdgeQuery(min_weight=min_weight), restrictions, timeout)
+        return await self._asked(graph, make_edge_query(min_weight), restrictions, timeout)
 
     async def prune_graph(
         self,
@@ -201,8 +205,7 @@ class GraphCalls(Calls):
         Raises:
             DstError: As `query_graph`.
         """
-        asked = GraphPruning(node_threshold=node_threshold, edge_threshold=edge_threshold)
-        return await self._asked(graph, asked, restrictions, timeout)
+        return await self._asked(graph, make_pruning(node_threshold, edge_threshold), restrictions, timeout)
 
     async def graphs(self, *, timeout: float | None = None) -> list[KeptGraph]:
         """The graphs that the server keeps for this caller, by handle."""
@@ -226,11 +229,16 @@ class GraphCalls(Calls):
     async def _asked(
         self, graph: GraphLike, query: GraphQuestion, restrictions: NodeFilterArguments, timeout: float | None
     ) -> GraphView:
-        request = QueryGraphRequest(graph=handle_of(graph), query=query, filter=make_node_filter(**restrictions))
+        request = given(
+            "", QueryGraphRequest, graph=handle_of(graph), query=query, filter=make_node_filter(**restrictions)
+        )
         return await self.query_graph(request, timeout=timeout)
 
 
 def handle_of(graph: GraphLike) -> str:
+    """The handle of a kept graph; raises TypeError if *graph* is none, InvalidRequest if it is not kept."""
+    if not isinstance(graph, GraphLike):
+        raise TypeError(f"graph must be a handle, a KeptGraph or a GraphAnswer, not {graph!r}")
     handle = graph if isinstance(graph, str) else graph.handle
     if handle is None:
         raise InvalidRequest.of("graph", "is not kept by the server: its answer has no handle")

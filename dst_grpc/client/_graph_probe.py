@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from dst_grpc.client._given import given, text, tuple_of
 from dst_grpc.client._graph import GraphCalls, GraphLike, handle_of
 from dst_grpc.client._inference import answer_of
+from dst_grpc.client._requests import names_of
 from dst_grpc.domain.explanations import RunsTrailer
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.graph_probe_answers import (
     GraphAttentionScore,
     GraphChanges,
@@ -31,7 +34,8 @@ from dst_grpc.domain.graph_probes import (
     GraphVerification,
     ProbeGraphRequest,
 )
-from dst_grpc.errors import DataLoss, InvalidRequest, Reason
+from dst_grpc.domain.graph_queries import check_node
+from dst_grpc.errors import DataLoss, InvalidRequest, Reason, Violations
 from dst_grpc.wire.assembly import ValueReader
 from dst_grpc.wire.codec import to_wire
 from dst_grpc.wire.pieces import corrupt
@@ -81,8 +85,9 @@ class GraphProbeCalls(GraphCalls):
         Raises:
             DstError: As `probe_graph`.
         """
-        given = (interventions,) if isinstance(interventions, GraphIntervention) else tuple(interventions)
-        return await self._probed(graph, GraphInterventions(interventions=given), GraphChanges, timeout)
+        runs = (interventions,) if isinstance(interventions, GraphIntervention) else interventions
+        asked = given("interventions", GraphInterventions, interventions=tuple_of("interventions", runs))
+        return await self._probed(graph, asked, GraphChanges, timeout)
 
     async def verify_graph(
         self, graph: GraphLike, count: int = DEFAULT_VERIFIED, *, seed: int = 0, timeout: float | None = None
@@ -94,7 +99,8 @@ class GraphProbeCalls(GraphCalls):
         Raises:
             DstError: As `probe_graph`.
         """
-        return await self._probed(graph, GraphVerification(count=count, seed=seed), GraphVerifiedFeature, timeout)
+        asked = given("verification", GraphVerification, count=count, seed=seed)
+        return await self._probed(graph, asked, GraphVerifiedFeature, timeout)
 
     async def edge_heads(
         self, graph: GraphLike, source: str, target: str, *, timeout: float | None = None
@@ -104,7 +110,8 @@ class GraphProbeCalls(GraphCalls):
         Raises:
             DstError: As `probe_graph`.
         """
-        (found,) = await self._probed(graph, GraphEdgeHeads(source=source, target=target), GraphHeadLoadings, timeout)
+        asked = given("edge_heads", GraphEdgeHeads, source=source, target=target)
+        (found,) = await self._probed(graph, asked, GraphHeadLoadings, timeout)
         return found
 
     async def attention_pairs(
@@ -123,7 +130,7 @@ class GraphProbeCalls(GraphCalls):
         Raises:
             DstError: As `probe_graph`.
         """
-        asked = GraphAttention(layer=layer, head=head, query=query, key=key, top_k=k)
+        asked = given("attention", GraphAttention, layer=layer, head=head, query=query, key=key, top_k=k)
         (found,) = await self._probed(graph, asked, GraphAttentionScore, timeout)
         return found
 
@@ -135,11 +142,11 @@ class GraphProbeCalls(GraphCalls):
         Raises:
             DstError: As `probe_graph`.
         """
-        names = (nodes,) if isinstance(nodes, str) else tuple(nodes)
-        return await self._probed(graph, GraphFeatureTokens(nodes=names, top_k=k), GraphScoredFeature, timeout)
+        asked = given("feature_tokens", GraphFeatureTokens, nodes=names_of(nodes, "feature_tokens.nodes"), top_k=k)
+        return await self._probed(graph, asked, GraphScoredFeature, timeout)
 
     async def _probed(self, graph: GraphLike, probe: GraphProbe, kind: type[T], timeout: float | None) -> tuple[T, ...]:
-        request = ProbeGraphRequest(graph=handle_of(graph), probe=probe)
+        request = given("", ProbeGraphRequest, graph=handle_of(graph), probe=probe)
         parts = await self.probe_graph(request, timeout=timeout)
         return tuple(part.value for part in parts if isinstance(part.value, kind))
 
@@ -165,19 +172,50 @@ def make_graph_intervention(
         name: What the answer calls it.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         InvalidRequest: If no feature is named, one is named twice, or a name is not that of a feature.
     """
-    names = (off,) if isinstance(off, str) else tuple(off)
-    settings = [
-        *(GraphFeatureSetting(nodes=(node,), activation=value) for node, value in (activations or {}).items()),
-        *(GraphFeatureSetting(nodes=(node,), factor=value) for node, value in (factors or {}).items()),
-        *([GraphFeatureSetting(nodes=names, factor=0.0)] if names else []),
-    ]
-    if not settings:
-        raise InvalidRequest.of("activations", "names no feature, and neither do factors and off")
-    return GraphIntervention(
-        settings=tuple(settings), name=name, first_free_layer=first_free_layer, with_features=with_features
+    to_activations, by_factors = _by_path("activations", activations), _by_path("factors", factors)
+    to_nothing = names_of(off, "off")
+    _check_features(
+        [
+            *((path, node) for path, node, _ in (*to_activations, *by_factors)),
+            *((f"off[{i}]", node) for i, node in enumerate(to_nothing)),
+        ]
     )
+    settings = [
+        *(given(path, GraphFeatureSetting, nodes=(node,), activation=value) for path, node, value in to_activations),
+        *(given(path, GraphFeatureSetting, nodes=(node,), factor=value) for path, node, value in by_factors),
+        *([GraphFeatureSetting(nodes=to_nothing, factor=0.0)] if to_nothing else []),
+    ]
+    return given(
+        "",
+        GraphIntervention,
+        settings=tuple(settings),
+        name=name,
+        first_free_layer=first_free_layer,
+        with_features=with_features,
+    )
+
+
+def _by_path(argument: str, values: Mapping[str, float] | None) -> list[tuple[str, str, float]]:
+    """For each feature of an *argument*: its path, its name and its value; raises TypeError."""
+    if not isinstance(values, Mapping | None):
+        raise TypeError(f"{argument} must be a mapping from names of features to numbers, not {values!r}")
+    return [(f"{argument}[{node!r}]", node, value) for node, value in (values or {}).items()]
+
+
+def _check_features(named: Sequence[tuple[str, str]]) -> None:
+    """Check features by path and name; raises TypeError, or InvalidRequest with all that is wrong."""
+    if not named:
+        raise InvalidRequest.of("activations", "names no feature, and neither do factors and off")
+    problems = Violations()
+    seen: dict[str, str] = {}
+    for path, node in named:
+        check_node(problems, path, text(path, node), (GraphNodeKind.FEATURE,))
+        first = seen.setdefault(node, path)
+        problems.check(first == path, path, f"is set by {first} too")
+    problems.raise_if_any()
 
 
 class _Collector:

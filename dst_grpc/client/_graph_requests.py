@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from operator import index
 from typing import Any, SupportsIndex, TypeAlias, TypedDict
 
-import numpy as np
-
-from dst_grpc.client._requests import PromptLike, member, prompt_of
+from dst_grpc.client._directions import tensor_of
+from dst_grpc.client._given import given, integers, text
+from dst_grpc.client._requests import PromptLike, member, names_of, prompt_of, token_of
 from dst_grpc.domain.graph import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_EDGE_THRESHOLD,
@@ -22,10 +21,16 @@ from dst_grpc.domain.graph import (
     GraphTarget,
 )
 from dst_grpc.domain.graph_node_table import GraphNodeKind
-from dst_grpc.domain.graph_queries import GraphNodeFilter
-from dst_grpc.domain.put_tensors import PutTensor
-from dst_grpc.domain.request_tensors import RequestTensor
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.domain.graph_queries import (
+    GraphEdgeDirection,
+    GraphEdgeQuery,
+    GraphNeighbours,
+    GraphNodeFilter,
+    GraphPathQuery,
+    GraphPruning,
+    check_node,
+)
+from dst_grpc.errors import InvalidRequest, Violations
 
 TargetLike: TypeAlias = str | SupportsIndex | GraphTarget
 """A token as its text (mind the leading space) or its id; or a whole GraphTarget."""
@@ -90,17 +95,23 @@ def make_graph_request(
     """The request that the arguments describe; see GraphArguments.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    listed = (targets,) if isinstance(targets, str | SupportsIndex | GraphTarget) else tuple(targets)
+    each = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else (targets,)
+    tokens = [_target(f"targets[{i}]", target) for i, target in enumerate(each)]
+    if not isinstance(directions, Mapping | None):
+        raise TypeError(f"directions must be a mapping from names to vectors, not {directions!r}")
     named = [_direction(name, vector) for name, vector in (directions or {}).items()]
-    return GraphRequest(
+    return given(
+        "",
+        GraphRequest,
         prompt=prompt_of(prompt),
         transcoders=transcoders,
         request_id=request_id,
         model=model,
         begin_token=member(BeginToken, begin_token, "begin_token"),
-        targets=(*(_target(target) for target in listed), *named),
+        targets=(*tokens, *named),
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
         max_feature_nodes=max_feature_nodes,
@@ -122,27 +133,61 @@ def make_node_filter(
     """Restricts nodes to those of *layers*, at *tokens*, of *kinds*, each if it is given.
 
     Raises:
-        InvalidRequest: If a kind is none; it suggests the nearest.
+        TypeError: If an argument is of a wrong type.
+        InvalidRequest: If a kind is none, with the nearest; or an index cannot be.
     """
-    given = (kinds,) if isinstance(kinds, str) else kinds
-    return GraphNodeFilter(
-        layers=tuple(map(index, layers)),
-        tokens=tuple(map(index, tokens)),
-        kinds=tuple(member(GraphNodeKind, kind, "kinds") for kind in given),
+    each = enumerate(names_of(kinds, "filter.kinds"))
+    return given(
+        "filter",
+        GraphNodeFilter,
+        layers=integers("filter.layers", layers),
+        tokens=integers("filter.tokens", tokens),
+        kinds=tuple(member(GraphNodeKind, kind, f"filter.kinds[{i}]") for i, kind in each),
     )
 
 
-def _target(target: TargetLike) -> GraphTarget:
+def node_name(path: str, name: str) -> str:
+    """*name*, if it can be that of a node; raises TypeError, InvalidRequest."""
+    problems = Violations()
+    check_node(problems, path, text(path, name))
+    problems.raise_if_any()
+    return name
+
+
+def make_neighbours(node: str, k: int, direction: GraphEdgeDirection | str) -> GraphNeighbours:
+    """Asks for the *k* strongest edges of a node in a *direction*; raises TypeError, InvalidRequest."""
+    asked = member(GraphEdgeDirection, direction, "neighbours.direction")
+    return given("neighbours", GraphNeighbours, node=node, top_k=k, direction=asked)
+
+
+def make_path_query(source: str, target: str, k: int) -> GraphPathQuery:
+    """Asks for the *k* strongest paths; raises TypeError, InvalidRequest."""
+    return given("paths", GraphPathQuery, source=source, target=target, top_k=k)
+
+
+def make_edge_query(min_weight: float) -> GraphEdgeQuery:
+    """Asks for edges of a magnitude of at least *min_weight*; raises TypeError, InvalidRequest."""
+    return given("edges", GraphEdgeQuery, min_weight=min_weight)
+
+
+def make_pruning(node_threshold: float, edge_threshold: float) -> GraphPruning:
+    """Asks for what other thresholds leave; raises TypeError, InvalidRequest."""
+    return given("pruning", GraphPruning, node_threshold=node_threshold, edge_threshold=edge_threshold)
+
+
+def _target(path: str, target: TargetLike) -> GraphTarget:
     if isinstance(target, GraphTarget):
         return target
-    return GraphTarget(token=target) if isinstance(target, str) else GraphTarget(token_id=index(target))
+    token = token_of(path, target)
+    return given(path, GraphTarget, token=token) if isinstance(token, str) else given(path, GraphTarget, token_id=token)
 
 
 def _direction(name: str, vector: Any) -> GraphTarget:
+    path = f"directions[{name!r}]"
     try:
-        if isinstance(vector, PutTensor):
-            vector = RequestTensor(handle=vector.handle)
-        tensor = vector if isinstance(vector, RequestTensor) else RequestTensor(tensor=np.asarray(vector))
-        return GraphTarget(direction=tensor, name=name)
+        tensor = tensor_of(vector)
     except InvalidRequest as error:
-        raise error.under(f"directions[{name!r}]") from None
+        raise error.under(f"{path}.direction") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{path} must be a vector or a stored tensor, not {vector!r}") from None
+    return given(path, GraphTarget, direction=tensor, name=name)

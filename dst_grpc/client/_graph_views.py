@@ -9,15 +9,21 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from dst_grpc.client._graph_requests import make_node_filter
-from dst_grpc.client._requests import member
+from dst_grpc.client._given import how_many
+from dst_grpc.client._graph_requests import (
+    make_edge_query,
+    make_neighbours,
+    make_node_filter,
+    make_path_query,
+    node_name,
+)
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_answers import GraphNodeScores, GraphPath, GraphSummary
 from dst_grpc.domain.graph_edges import LEAST_SUM, GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable
 from dst_grpc.domain.graph_paths import PathSearch
 from dst_grpc.domain.graph_queries import DEFAULT_NEIGHBOURS, DEFAULT_PATHS, GraphEdgeDirection
-from dst_grpc.errors import InvalidRequest, NotFound, Reason
+from dst_grpc.errors import NotFound, Reason
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -106,14 +112,16 @@ class GraphView:
         return tuple(map(self._row, range(len(self.table))))
 
     def node(self, name: str) -> NodeRow:
-        """The node of that *name*; raises NotFound, with the nearest names."""
-        return self._row(self._place(name))
+        """The node of that *name*; raises NotFound, with the nearest names, or InvalidRequest if it is no name."""
+        return self._row(self._place(node_name("name", name)))
 
     def top(self, n: int, kinds: Iterable[GraphNodeKind | str] = (GraphNodeKind.FEATURE,)) -> tuple[NodeRow, ...]:
-        """The *n* nodes of *kinds* that have the largest influence on the targets."""
+        """The *n* nodes of *kinds* that have the largest influence on the targets; raises InvalidRequest if *n* is
+        negative."""
+        most = how_many("n", n)
         places = np.flatnonzero(self.table.allowed((), (), make_node_filter(kinds=kinds).kinds))
         order = np.argsort(self.scores.cumulative_scores[places], kind="stable")
-        return tuple(self._row(int(place)) for place in places[order[:n]])
+        return tuple(self._row(int(place)) for place in places[order[:most]])
 
     @property
     def coo(self) -> tuple[Array, Array, Array]:
@@ -141,16 +149,16 @@ class GraphView:
             kinds: If given, only edges to and from nodes of these kinds.
 
         Raises:
-            NotFound: If there is no such node here.
+            NotFound: If there is no such node here; it lists the nearest.
+            InvalidRequest: If *k* cannot be, or *node* is no name of a node.
         """
-        number = self._number(node)
-        asked = member(GraphEdgeDirection, direction, "direction")
-        allowed = self._allowed(layers, tokens, kinds)
+        asked = make_neighbours(node, k, direction)
+        number, allowed = self._number(node), self._allowed(layers, tokens, kinds)
         places = []
-        if asked is not GraphEdgeDirection.OUTPUTS:
-            places.append(self.edges.strongest_inputs(number, allowed, k))
-        if asked is not GraphEdgeDirection.INPUTS:
-            places.append(self.edges.strongest_outputs(number, allowed, k))
+        if asked.direction is not GraphEdgeDirection.OUTPUTS:
+            places.append(self.edges.strongest_inputs(number, allowed, asked.top_k))
+        if asked.direction is not GraphEdgeDirection.INPUTS:
+            places.append(self.edges.strongest_outputs(number, allowed, asked.top_k))
         return self._named(self.edges.at(np.concatenate(places)))
 
     def above(
@@ -162,8 +170,9 @@ class GraphView:
         kinds: Iterable[GraphNodeKind | str] = (),
     ) -> tuple[NamedEdge, ...]:
         """The edges of a magnitude of at least *min_weight* between nodes of *layers*, at *tokens*, of *kinds*, the
-        largest magnitudes first."""
-        return self._named(self.edges.at(self.edges.above(min_weight, self._allowed(layers, tokens, kinds))))
+        largest magnitudes first; raises InvalidRequest if *min_weight* is negative or not finite."""
+        asked = make_edge_query(min_weight)
+        return self._named(self.edges.at(self.edges.above(asked.min_weight, self._allowed(layers, tokens, kinds))))
 
     def paths(
         self,
@@ -180,14 +189,13 @@ class GraphView:
         The strength of a path is the product of its edges' shares, each with the sign of the edge.
 
         Raises:
-            NotFound: If there is no such node here.
-            InvalidRequest: If both are the same node.
+            NotFound: If there is no such node here; it lists the nearest.
+            InvalidRequest: If *k* cannot be, or one of both is no name of a node, or both are the same.
         """
+        asked = make_path_query(source, target, k)
         ends = self._number(source), self._number(target)
-        if ends[0] == ends[1]:
-            raise InvalidRequest.of("target", "must be another node than the source")
         search = PathSearch(edges=self.edges, input_sums=self._spread(self.scores.input_sums), depths=self._depths)
-        return self._named_paths(search.strongest(*ends, k, self._allowed(layers, tokens, kinds)))
+        return self._named_paths(search.strongest(*ends, asked.top_k, self._allowed(layers, tokens, kinds)))
 
     @property
     def found(self) -> tuple[NamedPath, ...]:
@@ -225,7 +233,14 @@ class GraphView:
         try:
             return self.table.place(name)
         except KeyError:
-            raise NotFound.unknown("node", name, self.names, reason=Reason.GRAPH_NOT_FOUND) from None
+            raise NotFound(
+                self.table.missing(name),
+                resource_type="node",
+                resource_name=name,
+                nearest=self.table.nearest(name),
+                reason=Reason.GRAPH_NOT_FOUND,
+                metadata={"resource_type": "node", "resource_name": name},
+            ) from None
 
     def _number(self, name: str) -> int:
         return int(self.table.nodes[self._place(name)])

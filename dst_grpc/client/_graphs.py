@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dst_grpc._gen.dst.v1.graph_pb2 import GraphResponse, QueryGraphResponse
+from dst_grpc.client._graph_requests import make_pruning
 from dst_grpc.client._graph_views import Array, GraphView
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_answers import (
@@ -76,20 +77,22 @@ class GraphAnswer(GraphView):
         """The graph pruned at other thresholds, which needs all edges: those of `edges="whole"`.
 
         Raises:
-            InvalidRequest: If not all edges are here; `prune_graph` of the client asks the server for it.
+            InvalidRequest: If a threshold is no share, or not all edges are here; `prune_graph` of the client asks the
+                server for it.
         """
+        asked = make_pruning(node_threshold, edge_threshold)
         if not self.is_whole:
             raise InvalidRequest.of(
                 "edges", 'must have been "whole": not all edges are here, but prune_graph prunes a graph that is kept'
             )
         nodes = self._graph_nodes
         graph = AttributionGraph(nodes=nodes, effects=self.edges.matrix(len(nodes), nodes.readers))
-        found = prune(graph, node_threshold, edge_threshold)
+        found = prune(graph, asked.node_threshold, asked.edge_threshold)
         edges = self.edges.at(found.edge_mask[np.searchsorted(nodes.readers, self.edges.ends), self.edges.sources])
         summary = replace(
             self.summary,
-            node_threshold=node_threshold,
-            edge_threshold=edge_threshold,
+            node_threshold=asked.node_threshold,
+            edge_threshold=asked.edge_threshold,
             kept_node_count=int(found.node_mask.sum()),
             kept_edge_count=len(edges),
         )

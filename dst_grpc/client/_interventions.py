@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 
 from dst_grpc.client._directions import DirectionLike, TensorLike, direction_of, tensor_of
+from dst_grpc.client._given import given, integer, integers, tuple_of
 from dst_grpc.client._requests import member
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.interventions import (
@@ -54,9 +54,9 @@ def steer(
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
     action = (
-        AddVector(direction=vector, factor=factor)
+        given("", AddVector, direction=vector, factor=factor)
         if isinstance(vector, Direction)
-        else AddVector(vector=tensor_of(vector), factor=factor)
+        else given("", AddVector, vector=tensor_of(vector), factor=factor)
     )
     return Intervention(at=_at(tap, layer, at), action=action)
 
@@ -80,7 +80,7 @@ def set_value(
 
 def scale(tap: TapLike, factor: float, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
     """Multiply entries of a tap: 0 ablates them, 1 changes nothing. Arguments and errors are those of `steer`."""
-    return Intervention(at=_at(tap, layer, at), action=ScaleValue(factor=factor))
+    return Intervention(at=_at(tap, layer, at), action=given("", ScaleValue, factor=factor))
 
 
 def detach_gradient(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
@@ -112,7 +112,7 @@ def patch(
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
     rows = None if subspace is None else tensor_of(subspace)
-    return Intervention(at=_at(tap, layer, at), action=CopyFromRun(run=run, subspace=rows))
+    return Intervention(at=_at(tap, layer, at), action=given("", CopyFromRun, run=run, subspace=rows))
 
 
 def hold(tap: TapLike, *, layer: int | None = None, at: Sequence[AxisLike] = ()) -> Intervention:
@@ -141,7 +141,10 @@ def mean_over(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    return Intervention(at=_at(tap, layer, at), action=MeanOverRuns(runs=tuple(runs), over_positions=over_positions))
+    return Intervention(
+        at=_at(tap, layer, at),
+        action=given("", MeanOverRuns, runs=tuple_of("runs", runs), over_positions=over_positions),
+    )
 
 
 def clamp(
@@ -181,7 +184,9 @@ def project_out(
 ) -> Intervention:
     """Remove the component along a direction, or multiply it by a factor. The other arguments and errors are those of
     `clamp`."""
-    return Intervention(at=_at(tap, layer, at), action=ProjectOut(direction=direction_of(direction), factor=factor))
+    return Intervention(
+        at=_at(tap, layer, at), action=given("", ProjectOut, direction=direction_of(direction), factor=factor)
+    )
 
 
 def add_norm_scaled(
@@ -216,9 +221,11 @@ def swap(
 def _at(
     tap: TapLike, layer: int | None, at: Sequence[AxisLike], pass_type: PassType | str = PassType.FORWARD
 ) -> TapSelection:
-    return TapSelection(
+    return given(
+        "at",
+        TapSelection,
         activation_location_type=member(ActivationLocationType, tap, "at.activation_location_type"),
-        axes=tuple(_axis(axis, f"at.axes[{i}]") for i, axis in enumerate(at)),
+        axes=tuple(_axis(axis, f"at.axes[{i}]") for i, axis in enumerate(tuple_of("at.axes", at))),
         layer_index=layer,
         pass_type=member(PassType, pass_type, "at.pass_type"),
     )
@@ -230,8 +237,8 @@ def _axis(axis: AxisLike, path: str) -> AxisSelection:
     if isinstance(axis, slice):
         return _range(axis, path)
     if isinstance(axis, Sequence):
-        return PositionList(positions=tuple(map(index, axis)))
-    return index(axis)
+        return given(path, PositionList, positions=integers(path, axis))
+    return integer(path, axis)
 
 
 def _range(axis: slice, path: str) -> AxisSelection:
@@ -241,4 +248,4 @@ def _range(axis: slice, path: str) -> AxisSelection:
         return None
     if axis.stop is None:
         raise InvalidRequest.of(path, "a range needs an end: the length of an axis is not known here")
-    return PositionRange(start=index(axis.start or 0), stop=index(axis.stop))
+    return given(path, PositionRange, start=axis.start or 0, stop=axis.stop)

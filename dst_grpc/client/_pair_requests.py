@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, TypedDict
 
+from dst_grpc.client._given import given, tuple_of
 from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, prompt_of
 from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
@@ -50,7 +51,9 @@ def make_pair(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model.
     """
-    return PromptPair(
+    return given(
+        "",
+        PromptPair,
         clean=prompt_of(clean, "clean"),
         corrupt=None if corrupt is None else prompt_of(corrupt, "corrupt"),
         loss_fn_config=loss_of(loss, target, distractor),
@@ -60,19 +63,21 @@ def make_pair(
 def pairs_of(
     clean: PromptLike | None, corrupt: PromptLike | None, further: Iterable[PairLike]
 ) -> tuple[PromptPair, ...]:
-    """The pair of *clean* and *corrupt*, if there is one, then the *further* ones; raises InvalidRequest."""
-    given = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
-    return tuple(_pair(one, i) for i, one in enumerate((*given, *further)))
+    """The pair of *clean* and *corrupt*, if there is one, then the *further* ones; raises TypeError, InvalidRequest."""
+    own = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
+    return tuple(_pair(one, i) for i, one in enumerate((*own, *tuple_of("pairs", further))))
 
 
 def references_of(prompts: Iterable[PromptLike]) -> tuple[Prompt, ...]:
     """The prompts of a mean; raises InvalidRequest."""
-    return tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(prompts))
+    return tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(tuple_of("reference", prompts)))
 
 
 def _pair(pair: PairLike, i: int) -> PromptPair:
     if isinstance(pair, PromptPair):
         return pair
+    if not isinstance(pair, Mapping):
+        raise TypeError(f"pairs[{i}] must be a PromptPair or a mapping, not {pair!r}")
     try:
         return make_pair(**pair)
     except InvalidRequest as error:

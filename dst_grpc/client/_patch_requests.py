@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
+from dst_grpc.client._given import given, tuple_of
 from dst_grpc.client._pair_requests import PairArguments, PairLike, pairs_of, references_of
 from dst_grpc.client._requests import PromptLike, TokensLike, loss_of, member, names_of
 from dst_grpc.domain.attribute import AttributedNode
@@ -13,7 +14,6 @@ from dst_grpc.domain.interventions import Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Alternative, Orientation
 from dst_grpc.domain.patch import OF_HEADS, EdgeList, PatchCell, PatchGrid, PatchRequest, PathGrid
-from dst_grpc.errors import InvalidRequest
 
 CellsLike: TypeAlias = (
     Mapping[str, Iterable[Intervention]] | Iterable[PatchCell | Intervention | Iterable[Intervention]]
@@ -97,29 +97,36 @@ def make_patch_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    kinds = tuple(
-        member(AttributedNode, node, f"nodes[{i}]")
-        for i, node in enumerate((nodes,) if isinstance(nodes, str) else tuple(nodes))
-    )
-    own, listed, further = _cells(cells), tuple(edges), tuple(grids)
+    kinds = tuple(member(AttributedNode, node, f"nodes[{i}]") for i, node in enumerate(names_of(nodes, "nodes")))
+    own, listed, further = _cells(cells), tuple_of("edges", edges), tuple_of("grids", grids)
     has_paths = senders is not None or receivers is not None or through_mlps or together
     if not (kinds or own or listed or further or has_paths):
         kinds = (AttributedNode.RESID_PRE,)
-    of_layers, of_positions, of_heads = tuple(layers), tuple(positions), tuple(heads)
+    of_layers, of_positions = tuple_of("layers", layers), tuple_of("positions", positions)
+    of_heads = tuple_of("heads", heads)
     made = [
-        PatchGrid(
+        given(
+            f"grids[{i}]",
+            PatchGrid,
             node=node,
             all_positions=all_positions,
             layers=() if node is AttributedNode.INPUT else of_layers,
             positions=of_positions,
             entries=of_heads if node in OF_HEADS else (),
         )
-        for node in kinds
+        for i, node in enumerate(kinds)
     ]
-    paths = PathGrid(
-        senders=tuple(senders or ()), receivers=tuple(receivers or ()), through_mlps=through_mlps, together=together
+    paths = given(
+        "paths[0]",
+        PathGrid,
+        senders=tuple_of("senders", senders or ()),
+        receivers=tuple_of("receivers", receivers or ()),
+        through_mlps=through_mlps,
+        together=together,
     )
-    return PatchRequest(
+    return given(
+        "",
+        PatchRequest,
         pairs=pairs_of(clean, corrupt, pairs),
         request_id=request_id,
         model=model,
@@ -130,7 +137,7 @@ def make_patch_request(
         reference=references_of(reference),
         grids=(*made, *further),
         paths=(paths,) if has_paths else (),
-        edges=EdgeList(edges=listed) if listed else None,
+        edges=given("edges", EdgeList, edges=listed) if listed else None,
         cells=own,
         divergence=divergence,
         top_logits=top_logits,
@@ -139,14 +146,13 @@ def make_patch_request(
 
 
 def _cells(cells: CellsLike) -> tuple[PatchCell, ...]:
-    named = cells.items() if isinstance(cells, Mapping) else (("", one) for one in cells)
+    named = cells.items() if isinstance(cells, Mapping) else (("", one) for one in tuple_of("cells", cells))
     return tuple(_cell(name, one, i) for i, (name, one) in enumerate(named))
 
 
 def _cell(name: str, cell: PatchCell | Intervention | Iterable[Intervention], i: int) -> PatchCell:
     if isinstance(cell, PatchCell):
         return cell
-    try:
-        return PatchCell(name=name, interventions=(cell,) if isinstance(cell, Intervention) else tuple(cell))
-    except InvalidRequest as error:
-        raise error.under(f"cells[{i}]") from None
+    path = f"cells[{i}]"
+    changes = (cell,) if isinstance(cell, Intervention) else tuple_of(path, cell)
+    return given(path, PatchCell, name=name, interventions=changes)

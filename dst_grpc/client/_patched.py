@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from dst_grpc._gen.dst.v1.patch_pb2 import PatchResponse
+from dst_grpc.client._given import how_many
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.patch_answers import (
     PatchedCells,
@@ -111,10 +112,11 @@ class PatchedGrid:
         return self.metric[place]
 
     def top(self, k: int = 10) -> tuple[RankedCell, ...]:
-        """The *k* cells with the largest magnitude of recovery, or else of the metric, the largest first."""
+        """The *k* cells with the largest magnitude of recovery, or else of the metric, the largest first; raises
+        InvalidRequest if *k* is negative."""
         values = self.metric if np.isnan(self.recovery).all() else self.recovery
         known = np.flatnonzero(~np.isnan(values.reshape(-1)))
-        order = known[np.argsort(-np.abs(values.reshape(-1)[known]), kind="stable")[:k]]
+        order = known[np.argsort(-np.abs(values.reshape(-1)[known]), kind="stable")[: how_many("k", k)]]
         return tuple(
             RankedCell(
                 float(self.metric.reshape(-1)[place]),

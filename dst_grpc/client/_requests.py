@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from operator import index
 from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
 
+from dst_grpc.client._given import given, integer, integers, tuple_of
 from dst_grpc.domain.components import LossFnName, TensorElementType, TensorEncoding
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.interventions import AblationSpec, Intervention
@@ -90,15 +90,17 @@ def make_request(
     Raises:
         InvalidRequest: If an argument cannot be valid, whatever the model; names that are nearly right are suggested.
     """
-    return DeriveRequest(
+    return given(
+        "",
+        DeriveRequest,
         prompt=_optional_prompt(prompt),
         derived_scalars=_specs(types),
         request_id=request_id,
         model=model,
         loss_fn_config=loss_of(loss, target, distractor),
         trace_config=trace,
-        ablation_specs=tuple(ablations),
-        interventions=tuple(interventions),
+        ablation_specs=tuple_of("ablations", ablations),
+        interventions=tuple_of("interventions", interventions),
         source_runs=source_runs_of(source_runs),
         detach_final_layer_norm_scale=detach_final_layer_norm_scale,
         autoencoders=names_of(autoencoders),
@@ -113,8 +115,11 @@ def member(enum: type[E], name: E | str, field: str) -> E:
     """The member of *enum* that is called *name*, in either case.
 
     Raises:
+        TypeError: If *name* is no text.
         InvalidRequest: If there is none; the nearest are named.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"{field} must be a text or a member of {enum.__name__}, not {name!r}")
     try:
         return enum(name.lower())
     except ValueError:
@@ -124,9 +129,9 @@ def member(enum: type[E], name: E | str, field: str) -> E:
         raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
 
 
-def names_of(names: str | Iterable[str]) -> tuple[str, ...]:
-    """The names given, one or several."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def names_of(names: str | Iterable[str], field: str = "autoencoders") -> tuple[str, ...]:
+    """The names given in *field*, one or several; raises TypeError if they are neither."""
+    return (names,) if isinstance(names, str) else tuple_of(field, names)
 
 
 def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
@@ -134,36 +139,40 @@ def _optional_prompt(prompt: PromptLike | None) -> Prompt | None:
 
 
 def prompt_of(prompt: PromptLike, field: str = "prompt") -> Prompt:
-    """A Prompt, for *field*, from a text, token ids, or a Prompt; raises InvalidRequest if it is empty."""
+    """A Prompt, for *field*, from a text, token ids, or a Prompt.
+
+    Raises:
+        TypeError: If it is none of these.
+        InvalidRequest: If it is empty.
+    """
     if isinstance(prompt, Prompt):
         return prompt
-    try:
-        if isinstance(prompt, str):
-            return Prompt(text=prompt)
-        return Prompt(token_ids=tuple(index(token) for token in prompt))
-    except InvalidRequest as error:
-        raise error.under(field) from None
+    if isinstance(prompt, str):
+        return given(field, Prompt, text=prompt)
+    if not isinstance(prompt, Iterable):
+        raise TypeError(f"{field} must be a text, token ids or a Prompt, not {prompt!r}")
+    return given(field, Prompt, token_ids=integers(field, prompt))
 
 
 def source_runs_of(runs: SourceRunsLike) -> tuple[SourceRun, ...]:
-    """SourceRuns from the forms that arguments may have; raises InvalidRequest."""
+    """SourceRuns from the forms that arguments may have; raises TypeError if they are none, InvalidRequest."""
     if not isinstance(runs, Mapping):
-        return tuple(runs)
+        return tuple_of("source_runs", runs)
     problems, found = Violations(), []
     for i, (name, prompt) in enumerate(runs.items()):
         try:
-            found.append(SourceRun(name=name, prompt=prompt_of(prompt)))
+            read = prompt_of(prompt, f"source_runs[{i}].prompt")
+            found.append(given(f"source_runs[{i}]", SourceRun, name=name, prompt=read))
         except InvalidRequest as error:
-            problems.extend(error, f"source_runs[{i}]")
+            problems.extend(error)
     problems.raise_if_any()
     return tuple(found)
 
 
 def _specs(types: TypeLike | Iterable[TypeLike]) -> tuple[DerivedScalarSpec, ...]:
-    listed = (types,) if isinstance(types, str | DerivedScalarSpec) else tuple(types)
     problems = Violations()
     specs = []
-    for i, wanted in enumerate(listed):
+    for i, wanted in enumerate((types,) if isinstance(types, str | DerivedScalarSpec) else tuple_of("types", types)):
         if isinstance(wanted, DerivedScalarSpec):
             specs.append(wanted)
             continue
@@ -184,22 +193,29 @@ def loss_of(
         return loss
     if loss is None and target is None and distractor is None:
         return None
-    targets, distractors = _tokens(target), _tokens(distractor)
-    try:
-        return LossFnConfig(
-            name=member(LossFnName, loss or LossFnName.LOGIT_DIFF, "name"),
-            target_tokens=tuple(t for t in targets if isinstance(t, str)),
-            target_token_ids=tuple(t for t in targets if isinstance(t, int)),
-            distractor_tokens=tuple(t for t in distractors if isinstance(t, str)),
-            distractor_token_ids=tuple(t for t in distractors if isinstance(t, int)),
-        )
-    except InvalidRequest as error:
-        raise error.under("loss_fn_config") from None
+    targets, distractors = _tokens("target", target), _tokens("distractor", distractor)
+    return given(
+        "loss_fn_config",
+        LossFnConfig,
+        name=member(LossFnName, loss or LossFnName.LOGIT_DIFF, "loss_fn_config.name"),
+        target_tokens=tuple(t for t in targets if isinstance(t, str)),
+        target_token_ids=tuple(t for t in targets if isinstance(t, int)),
+        distractor_tokens=tuple(t for t in distractors if isinstance(t, str)),
+        distractor_token_ids=tuple(t for t in distractors if isinstance(t, int)),
+    )
 
 
-def _tokens(tokens: TokensLike | None) -> tuple[str | int, ...]:
+def _tokens(field: str, tokens: TokensLike | None) -> tuple[str | int, ...]:
     if tokens is None:
         return ()
-    listed = tokens if isinstance(tokens, Iterable) and not isinstance(tokens, str) else (tokens,)
-    # `index` accepts numpy's integers too, and refuses 0.5.
-    return tuple(token if isinstance(token, str) else index(token) for token in listed)
+    each = tokens if isinstance(tokens, Iterable) and not isinstance(tokens, str) else (tokens,)
+    return tuple(token_of(f"{field}[{i}]", token) for i, token in enumerate(each))
+
+
+def token_of(field: str, token: str | SupportsIndex) -> str | int:
+    """A token, as its text or its id; raises TypeError if it is neither."""
+    if isinstance(token, str):
+        return token
+    if not isinstance(token, SupportsIndex):
+        raise TypeError(f"{field} must be the text of a token or its id, not {token!r}")
+    return integer(field, token)

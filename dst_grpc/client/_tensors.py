@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dst_grpc.client._given import how_many
 from dst_grpc.domain.components import Dimension, NodeType, PassType
 from dst_grpc.domain.results import Axis, DenseTensor, SparseTensor
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -167,8 +168,11 @@ class DerivedScalarTensor:
             count: How many at most.
             by: Whether strongly negative entries count as large.
             at: Only nodes at this token (of a pair: the query's); None = at all of them.
+
+        Raises:
+            InvalidRequest: If *count* is negative.
         """
-        flat = self.values.ravel()
+        most, flat = how_many("count", count), self.values.ravel()
         among = self._elements_at(at)
         if FACTS[self.dst].has_hidden_entries:
             among = among[~self._is_hidden[among]]
@@ -181,7 +185,7 @@ class DerivedScalarTensor:
                 dimensions=self.dimensions,
                 value=float(flat[element]),
             )
-            for element in _largest(flat, count, by, among)
+            for element in _largest(flat, most, by, among)
         ]
 
     def _position(self, element: int) -> tuple[int, ...]:
@@ -267,9 +271,10 @@ class DerivedScalar(Mapping[int | None, DerivedScalarTensor]):
 
     def top(self, count: int = 10, *, by: TopBy = TopBy.MAGNITUDE, at: int | None = None) -> list[Entry]:
         """The largest entries of all layers, largest first; see `DerivedScalarTensor.top`."""
-        entries = [entry for tensor in self.values() for entry in tensor.top(count, by=by, at=at)]
+        most = how_many("count", count)
+        entries = [entry for tensor in self.values() for entry in tensor.top(most, by=by, at=at)]
         keys = _keys(np.array([entry.value for entry in entries]), by)
-        return [entries[i] for i in np.argsort(-keys, kind="stable")[: max(count, 0)]]
+        return [entries[i] for i in np.argsort(-keys, kind="stable")[:most]]
 
     def __repr__(self) -> str:
         backward = " backward" if self.pass_type is PassType.BACKWARD else ""
@@ -285,7 +290,7 @@ def _largest(flat: Array, count: int, by: TopBy, among: Array) -> list[int]:
     if 0 < count < len(keys):
         chosen = np.argpartition(-keys, count - 1)[:count]
         keys, among = keys[chosen], among[chosen]
-    return [int(i) for i in among[np.argsort(-keys, kind="stable")]][: max(count, 0)]
+    return [int(i) for i in among[np.argsort(-keys, kind="stable")]][:count]
 
 
 def _keys(values: Array, by: TopBy) -> Array:

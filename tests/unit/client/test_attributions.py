@@ -51,6 +51,8 @@ def test_an_answer_is_found_by_name() -> None:
     assert answer["mlp_out"].axes == (Dimension.LAYERS,)
     assert answer["mlp_out"][1] == np.float32(-0.25)
     assert [str(entry) for entry in answer["mlp_out"].top(1)] == ["+0.5 0"]
+    with pytest.raises(InvalidRequest, match="k: must be 0 or more, not -1"):
+        answer["mlp_out"].top(-1)
     assert len(answer.pairs) == 2
     assert list(answer) == list(answer.scores)
     with pytest.raises(KeyError, match="has no head; it has mlp_out"):

@@ -21,7 +21,7 @@ from dst_grpc.client import (
 from dst_grpc.client._graph_probe import _Collector
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_probe_answers import GraphChanges
-from dst_grpc.errors import DataLoss, Reason
+from dst_grpc.errors import DataLoss, InvalidRequest, Reason
 from dst_grpc.wire.codec import to_wire
 from tests.fake_answers import SUMMARY
 from tests.fake_graphs import probe_parts
@@ -61,6 +61,33 @@ def test_each_question_is_asked_and_its_part_returned(client: Client, service: F
 def test_one_feature_may_be_named_alone() -> None:
     found = make_graph_intervention(off="f0.1@1")
     assert found.settings == (GraphFeatureSetting(nodes=("f0.1@1",), factor=0.0),)
+
+
+def test_features_that_cannot_be_set_are_told_by_the_argument_that_names_them() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make_graph_intervention({"f0.1@1": 1.0, "Mary": 1.0}, factors={"f0.1@1": 2.0}, off=["t1", "f0.1@1"])
+    assert [one.field for one in caught.value.violations] == [
+        "activations['Mary']",
+        "factors['f0.1@1']",
+        "off[0]",
+        "off[1]",
+    ]
+    assert caught.value.violations[1].description == "is set by activations['f0.1@1'] too"
+    with pytest.raises(InvalidRequest, match=r"^factors\['f0.1@1'\]\.factor: must be finite, not inf"):
+        make_graph_intervention(factors={"f0.1@1": float("inf")})
+
+
+def test_what_cannot_be_asked_is_told_by_the_path_of_the_message(client: Client) -> None:
+    def fields(question: Any, *arguments: Any, **others: Any) -> list[str]:
+        with pytest.raises(InvalidRequest) as caught:
+            question("graph-one", *arguments, **others)
+        return [one.field for one in caught.value.violations]
+
+    assert fields(client.feature_tokens, "t1", k=0) == ["feature_tokens.nodes[0]", "feature_tokens.top_k"]
+    assert fields(client.attention_pairs, 0, 0, 1, 2) == ["attention.key"]
+    assert fields(client.edge_heads, "logit:7", "t1") == ["edge_heads.source", "edge_heads.target"]
+    assert fields(client.verify_graph, 0, seed=-1) == ["verification.count", "verification.seed"]
+    assert fields(client.intervene_on_graph, []) == ["interventions.interventions"]
 
 
 def trailer(frame_count: int) -> Any:

@@ -145,7 +145,7 @@ def test_gradients_are_detached() -> None:
         (lambda: scale("resid.post_mlpp", 1.0), "at.activation_location_type"),
         (lambda: scale("resid.post_mlp", 1.0, at=[slice(0, 4, 2)]), "at.axes[0]"),
         (lambda: scale("resid.post_mlp", 1.0, at=[None, slice(2, None)]), "at.axes[1]"),
-        (lambda: scale("resid.post_mlp", 1.0, at=[-1]), "axes[0]"),
+        (lambda: scale("resid.post_mlp", 1.0, at=[-1]), "at.axes[0]"),
         (lambda: set_value("logits", VECTOR, pass_type="backward"), "set.tensor"),
         (lambda: steer("logits", []), "tensor"),
     ],

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from dst_grpc.client import Axis, DerivedScalar, DerivedScalarTensor, DerivedScalarType, Dimension, PassType, TopBy
 from dst_grpc.client._tensors import Array, token_pair
+from dst_grpc.errors import InvalidRequest
 
 T, U, H, F = (
     Dimension.SEQUENCE_TOKENS,
@@ -59,6 +60,8 @@ def test_the_largest_by_magnitude_and_by_value() -> None:
     assert [entry.indices for entry in it.top(2)] == [(0, 1), (1, 0)]
     assert [entry.value for entry in it.top(9, at=0)] == [-5, 1]
     assert it.top(0) == []
+    with pytest.raises(InvalidRequest, match="count: must be 0 or more, not -1"):
+        it.top(-1)
     assert it.top(3, at=9) == []
 
 
