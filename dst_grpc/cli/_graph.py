@@ -30,8 +30,8 @@ from dst_grpc.client import (
     viewer_json,
 )
 from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
-from dst_grpc.domain.graph_node_table import label_of
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, label_of
+from dst_grpc.errors import InvalidRequest, Violations, first_of
 
 PHASES = {
     GraphPhase.RECORDING: "running the prompt",
@@ -40,6 +40,7 @@ PHASES = {
     GraphPhase.PRUNING: "pruning",
 }
 PATHS = 5
+_LABELLED = (GraphNodeKind.FEATURE, GraphNodeKind.ERROR)
 _TOKENS = 3
 """Tokens to print that a feature raises."""
 
@@ -73,10 +74,10 @@ def graph(
         typer.Option("--max-features", min=1, help="At most so many features, those of the largest influence."),
     ] = None,
     node_threshold: Annotated[
-        float, typer.Option("--node-threshold", min=0, max=1, help="The share of influence that kept nodes have.")
+        float, typer.Option("--node-threshold", help="The share of influence that kept nodes have, 0 to 1.")
     ] = DEFAULT_NODE_THRESHOLD,
     edge_threshold: Annotated[
-        float, typer.Option("--edge-threshold", min=0, max=1, help="The same of kept edges.")
+        float, typer.Option("--edge-threshold", help="The same of kept edges.")
     ] = DEFAULT_EDGE_THRESHOLD,
     begin: Annotated[
         bool, typer.Option("--begin/--no-begin", help="Put a special token first, if the prompt has none there.")
@@ -118,6 +119,7 @@ def graph(
             names = shown_features(answer) if html is not None else [row.name for row in answer.top(top)]
             wants_tokens = html is not None or to_json is None
             scored = _scored(client, answer, names if wants_tokens else (), timeout)
+        _tell_unknown(known, answer)
         if to_json is not None:
             write_text(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False), "--json")
             typer.echo(f"{to_json} is written")
@@ -144,11 +146,32 @@ def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Names of features, from a file of one JSON object."""
+    """Texts by the names of features and errors, with their token or without, from a file of one JSON object."""
     found = read_json(path, "--labels")
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise InvalidRequest.of("--labels", f"{path} must hold one object with texts by the names of features")
+    problems = Violations()
+    for name in found:
+        said = f"{name!r} is no name: a feature is f3.120 or, at a token, f3.120@5, an error e3 or e3@5"
+        problems.check(_can_be_labelled(name), "--labels", said)
+    problems.raise_if_any()
     return found
+
+
+def _can_be_labelled(name: str) -> bool:
+    try:
+        return GraphNode.named(name if "@" in name else f"{name}@0").kind in _LABELLED
+    except ValueError:
+        return False
+
+
+def _tell_unknown(labels: Mapping[str, str], answer: GraphAnswer) -> None:
+    """Say which *labels* are of no node of the graph: they may be of features that are not active, or mistaken."""
+    known = {*answer.names, *(name.partition("@")[0] for name in answer.names)}
+    unknown = [name for name in labels if name not in known]
+    if unknown:
+        text = f"--labels: {len(unknown)} of {len(labels)} are of no node of this graph: {first_of(unknown)}"
+        console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
@@ -180,13 +203,14 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
             _at(tokens, row, labels),
             f"{row.activation:.4g}",
             f"{row.cumulative_score:.3f}",
+            "yes" if row.kept else "no",
             ", ".join(raised.get(row.name, ())[:_TOKENS]),
         ]
         for row in answer.top(top)
     ]
     if rows:
         out.print(Text("Features of the largest influence:", style="bold"))
-        print_rows(out, ("feature", "at", "activation", "score", "raises"), rows)
+        print_rows(out, ("feature", "at", "activation", "score", "kept", "raises"), rows)
         out.print("A score is the share of all influence that a node and all of more have, tokens and errors too.")
     first = answer.names[len(answer.table) - len(header.targets)]
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))

@@ -164,9 +164,13 @@ class Tokenizer:
         its id, as `<50260>`.
 
         Raises:
-            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do.
+            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do;
+                or, at *field* too, why it cannot be encoded.
         """
-        token = self._one(text)
+        try:
+            token = self._one(text)
+        except InvalidRequest as error:
+            raise InvalidRequest.of(field, error.violations[0].description) from None
         if token is None:
             raise InvalidRequest.of(field, self._why_not_one(text), reason=Reason.NOT_ONE_TOKEN)
         return token
@@ -196,18 +200,23 @@ class Tokenizer:
         ids = self.encode_at_most(text, _SHOWN_TOKENS)
         if ids is None:
             return f"must be one token, but has {len(text)} characters, which are many"
+        hint = self._hint_about_space(text)
         if not ids:
-            return f"{text!r} is no token at all"
+            return f"{text!r} is no token at all{hint}"
         if ids == [self._unknown]:
-            return f"{text!r} is no token of this model, which reads it as {self._name_of(ids[0])!r}"
+            return f"{text!r} is no token of this model, which reads it as {self._name_of(ids[0])!r}{hint}"
         shown = ", ".join(repr(self._name_of(token)) for token in ids[:_SHOWN_TOKENS])
         rest = ", ..." if len(ids) > _SHOWN_TOKENS else ""
-        other = text[1:] if text.startswith(" ") else f" {text}"
-        hint = ""
-        if other and self._one(other) is not None:
-            space = "without" if text.startswith(" ") else "with"
-            hint = f"; {other!r}, {space} the leading space, is one token"
         return f"{text!r} must be one token, but splits into {len(ids)}: {shown}{rest}{hint}"
+
+    def _hint_about_space(self, text: str) -> str:
+        """That *text* is one token with, or without, a leading space; empty if it is not."""
+        other, space = (text[1:], "without") if text.startswith(" ") else (f" {text}", "with")
+        try:
+            is_one = bool(other.strip()) and self._one(other) is not None
+        except InvalidRequest:
+            is_one = False
+        return f"; {other!r}, {space} the leading space, is one token" if is_one else ""
 
     def _name_of(self, token: int) -> str:
         """What `single_token` finds a token by: its text or, if it is only part of a character, its byte or its id."""

@@ -129,10 +129,14 @@ class GraphMemory:
         """
         if self.needed <= self.limit:
             return
-        known = f" with {self.n_active} active features" if self.n_active else ""
+        if self.n_active:
+            what = f"{self.n_tokens} tokens with {self.n_active} active features"
+            share, fewer = f", {self.rows} of them for its rows,", "feature nodes or tokens"
+        else:
+            what, share, fewer = f"{self.n_tokens} tokens", " even without features", "tokens"
         raise Exhausted(
-            f"the graph of {self.n_tokens} tokens{known} needs about {self.needed} bytes, {self.rows} of them for its"
-            f" rows, and may have {self.limit}; ask for fewer feature nodes or tokens",
+            f"the graph of {what} needs about {self.needed} bytes{share} and may have {self.limit}; ask for fewer"
+            f" {fewer}",
             reason=Reason.MEMORY_BUDGET_EXCEEDED,
             metadata={
                 "needed_bytes": str(self.needed),

@@ -10,7 +10,7 @@ import torch
 from dst_grpc.domain.graph import BeginToken, GraphRequest
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import DeriveRequest, Prompt
-from dst_grpc.errors import DstError, InvalidRequest, require
+from dst_grpc.errors import DstError, InvalidRequest, Reason, require
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun
 from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.findings import Findings
@@ -176,8 +176,18 @@ class _GraphPlanner:
         if self._request.begin_token is BeginToken.AS_GIVEN:
             return own
         known = own.model.special_tokens()
-        tokens = begun(own.token_ids, known.special, known.begin)
-        return own if tokens == own.token_ids else self._planned(Prompt(token_ids=tokens))
+        tokens, window = begun(own.token_ids, known.special, known.begin), own.model.dimensions.context_window
+        if tokens == own.token_ids:
+            return own
+        if len(tokens) > window:
+            self._findings.add(
+                "prompt",
+                f"has {len(own.token_ids)} tokens, and {len(tokens)} with the special token that is put before them"
+                f" (begin_token), but the context window of {own.model.name!r} holds {window}",
+                Reason.PROMPT_TOO_LONG,
+            )
+            return None
+        return self._planned(Prompt(token_ids=tokens))
 
     def _targets(self, model: ModelEntry) -> tuple[ChosenTarget, ...]:
         """The targets; notes those that the model does not have, and tokens that are asked for twice."""

@@ -45,6 +45,14 @@ def test_it_sums_up_the_graph(run: Run, service: FakeService, client: Client) ->
     assert (asked.prompt.text, asked.transcoders, asked.targets) == ("abc", "tiny/plt", ())
 
 
+def test_features_that_pruning_leaves_out_are_marked(run: Run, client: Client) -> None:
+    result = run(*ASKED, "--top", "9")
+    rows = [line.split() for line in result.stdout.splitlines() if "@" in line.split(" ")[0]]
+    graph = client.graph("abc", "tiny/plt")
+    assert [(row[0], row[4]) for row in rows] == [(one.name, "yes" if one.kept else "no") for one in graph.top(9)]
+    assert {row[4] for row in rows} == {"yes", "no"}
+
+
 def test_features_of_a_graph_that_is_not_kept_stand_without_their_tokens(run: Run, service: FakeService) -> None:
     service.keeps_graphs = False
     result = run(*ASKED, "--top", "2")
@@ -86,6 +94,34 @@ def test_it_writes_a_page_and_the_viewers_file(run: Run, client: Client, tmp_pat
     assert "capitals" in page.read_text()
     found = json.loads(file.read_text())
     assert "capitals" in {node["clerp"] for node in found["nodes"]}
+
+
+def test_labels_of_no_node_are_told(run: Run, client: Client, tmp_path: Path) -> None:
+    first = client.graph("abc", "tiny/plt").top(1)[0].name
+    own = {first: "a", first.partition("@")[0]: "b", "e0@1": "c", "e1": "d"}
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(own))
+    assert run(*ASKED, "--labels", str(labels)).stderr == ""
+    labels.write_text(json.dumps({**own, "f9.9": "e", "f0.9999@1": "f"}))
+    result = run(*ASKED, "--labels", str(labels))
+    assert result.exit_code == 0
+    assert result.stderr == "--labels: 2 of 6 are of no node of this graph: f9.9, f0.9999@1\n"
+
+
+@pytest.mark.parametrize("name", ["Mary", "f3", "f3.120@", "t5", "logit:7", ""])
+def test_a_label_needs_the_name_of_a_feature_or_error(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps({name: "a"}))
+    result = run(*ASKED, "--labels", str(tmp_path / "labels.json"))
+    assert result.exit_code == 1
+    assert f"--labels: {name!r} is no name: a feature is f3.120" in result.stderr
+
+
+def test_a_threshold_that_is_no_share_is_told_with_its_value(run: Run) -> None:
+    for option, field in (("--node-threshold", "node_threshold"), ("--edge-threshold", "edge_threshold")):
+        for value in ("nan", "2.0", "-0.5"):
+            result = run(*ASKED, f"{option}={value}")
+            assert result.exit_code == 1
+            assert f"{field}: must be between 0 and 1, not {value}" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,20 @@ def test_a_token_without_text_is_shown_and_named_by_its_id() -> None:
     assert [v.field for v in caught.value.violations] == ["token_ids[3]"]
 
 
+def test_a_word_that_is_a_token_with_a_space_alone_is_hinted_at() -> None:
+    words = Library(models.WordLevel({"<unk>": 0, " w5": 1}, unk_token="<unk>"))
+    with pytest.raises(InvalidRequest, match="reads it as '<unk>'; ' w5', with the leading space, is one token"):
+        Tokenizer(words).single_token("w5", "token")
+
+
+def test_a_text_that_cannot_be_encoded_is_told_by_the_field_that_holds_it() -> None:
+    without_unknown = Tokenizer(Library(models.WordLevel({"w5": 0}, unk_token="none")))
+    for text in ("w6", "ab\ud800"):
+        with pytest.raises(InvalidRequest) as caught:
+            without_unknown.single_token(text, "targets[0].token")
+        assert [violation.field for violation in caught.value.violations] == ["targets[0].token"]
+
+
 def test_the_space_after_a_token_without_text_is_kept(pieces: Tokenizer) -> None:
     tokenizer = Tokenizer(spaced(prefixed=True), pieces.vocab_size + 1)
     mary = tokenizer.single_token(" Mary", "token")

@@ -130,7 +130,9 @@ def test_what_can_never_fit_is_refused_before_the_pass() -> None:
     def never() -> None:
         raise AssertionError("the pass began")
 
-    with pytest.raises(Exhausted, match=f"graph of {len(TOKENS)} tokens needs"):
+    with pytest.raises(
+        Exhausted, match=r"tokens needs about \d+ bytes even without features and may have 1000; ask for fewer tokens$"
+    ):
         next(build(replace(QUESTION, memory_bytes=1000), DECODER, TRANSCODERS, never))
 
 

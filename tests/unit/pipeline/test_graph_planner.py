@@ -69,7 +69,10 @@ def test_a_begin_token_must_fit_the_window_too() -> None:
     with pytest.raises(InvalidRequest) as caught:
         plan((5,) * WINDOW)
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
-    assert [violation.field for violation in caught.value.violations] == ["prompt"]
+    (violation,) = caught.value.violations
+    assert violation.field == "prompt"
+    said = f"has {WINDOW} tokens, and {WINDOW + 1} with the special token that is put before them (begin_token), but"
+    assert violation.description.startswith(said)
     assert len(plan((5,) * WINDOW, begin_token="as_given").plan.token_ids) == WINDOW
 
 
