@@ -25,16 +25,16 @@ from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.taps import Site
 from dst_grpc.pipeline.run import RunResult
 from tests import models, plain, traces
-from tests.plain import Taps
+from tests.plain import Kind, Taps, Transcoder
 
 Tensor = torch.Tensor
 
 N_TOKENS, N_LAYERS = len(models.TOKENS), models.CONFIG.n_layers
 PAIRS = [(t, u) for t in range(N_TOKENS) for u in range(t + 1)]
 """Pairs of tokens in the order of a triangle's rows."""
-MLP_KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP)
+MLP_KINDS: tuple[Kind, ...] = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, *Transcoder)
 """What autoencoders of the MLPs' latents read."""
-SPLICEABLE = (*MLP_KINDS, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP)
+SPLICEABLE: tuple[Kind, ...] = (*MLP_KINDS, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP)
 
 END_OF_PREVIOUS, ATTENTION, AFTER_ATTENTION, MLP, AFTER_MLP = range(1, 6)
 PLACE = {
@@ -75,7 +75,7 @@ class Explained:
     """A model, the autoencoders at hand, and an origin."""
 
     architecture: str = "gpt2"
-    kinds: tuple[T, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     """What autoencoders read."""
     origin: TraceConfig | None = None
     """None for `models.LOSS`."""
@@ -106,14 +106,15 @@ class Explained:
     @cached_property
     def plain(self) -> plain.Plain:
         """The same model, written plainly."""
-        sets = {one.dst: one.by_layer for one in self.world.sets.values()}
         is_spliced = all(kind in SPLICEABLE for kind in self.kinds)
-        return plain.Plain(self.config, models.weights(self.seed, self.config), sets, is_spliced=is_spliced)
+        return plain.Plain(
+            self.config, models.weights(self.seed, self.config), self.world.by_kind, is_spliced=is_spliced
+        )
 
     @cached_property
     def fields(self) -> dict[str, Any]:
         """Of a request: the origin, and the autoencoders that can be in the graph."""
-        spliced = tuple(one.name for one in self.world.sets.values() if one.dst in SPLICEABLE)
+        spliced = tuple(one for kind, one in zip(self.kinds, self.world.sets, strict=True) if kind in SPLICEABLE)
         return {"autoencoders": spliced, **traces.fields_of(self.origin, models.LOSS)}
 
     def run(self, *specs: DerivedScalarSpec, **fields: Any) -> RunResult:
@@ -174,7 +175,7 @@ class Explained:
 
     # Latents
 
-    def autoencoder(self, kind: T, layer: int | None) -> Autoencoder:
+    def autoencoder(self, kind: Kind, layer: int | None) -> Autoencoder:
         """Of *layer*."""
         return self.plain.sets[kind][layer]
 
@@ -182,28 +183,36 @@ class Explained:
         """None of an autoencoder of the embedding."""
         return None if self.kinds == (T.RESID_POST_EMBEDDING,) else layer
 
-    def tap_of(self, kind: T, layer: int | None) -> Tensor:
-        """What an autoencoder reads in the run."""
+    def tap_of(self, kind: Kind, layer: int | None) -> Tensor:
+        """The tap that an autoencoder reads in the run."""
+        if isinstance(kind, Transcoder):
+            return self.value[(L.RESID_POST_ATTN, layer) if self.has(L.RESID_POST_ATTN) else entering(layer or 0)]
         return self.value[L[kind.name], layer]
 
-    def offline_input(self, kind: T, layer: int | None) -> Tensor:
+    def read(self, kind: Kind, layer: int | None, tap: Tensor) -> Tensor:
+        """What an autoencoder makes of the tap that it reads."""
+        if isinstance(kind, Transcoder):
+            return self.plain.transcoded(kind, layer or 0, tap, self.plain.scale(tap))
+        return tap
+
+    def offline_input(self, kind: Kind, layer: int | None) -> Tensor:
         """What an autoencoder reads after the run; the MLP's write without its bias (Q5)."""
         if layer is not None and kind in {T.RESID_DELTA_MLP, T.RESID_DELTA_MLP_FROM_MLP_POST_ACT}:
             raw = self.value[L.MLP_POST_ACT, layer] @ self.plain.wout(layer)
             return self.plain.written(layer, "mlp", raw, self.value)
         if layer is not None and kind is T.ATTN_WRITE:
             return triangle(self.pair_writes(layer)).flatten(0, 1)
-        return self.tap_of(kind, layer).flatten(1)
+        return self.read(kind, layer, self.tap_of(kind, layer).flatten(1))
 
-    def offline_latents(self, kind: T, layer: int | None) -> Tensor:
+    def offline_latents(self, kind: Kind, layer: int | None) -> Tensor:
         """[T, Z]; of heads' writes [P H, Z]."""
         return plain.encode(self.autoencoder(kind, layer), self.offline_input(kind, layer))
 
-    def latents(self, kind: T, layer: int) -> Tensor:
+    def latents(self, kind: Kind, layer: int) -> Tensor:
         """In the run, [T, Z]."""
         return self.value[plain.LATENT[kind], layer]
 
-    def latent_rows(self, kind: T, layer: int | None, read: Tensor) -> Tensor:
+    def latent_rows(self, kind: Kind, layer: int | None, read: Tensor) -> Tensor:
         """D [T, Z, d]: what each latent writes at activation 1, its input being *read* [T, n]."""
         one = self.autoencoder(kind, layer)
         _, scale = plain.mean_and_scale(one, read)
@@ -214,19 +223,21 @@ class Explained:
             return self.plain.written(layer, "mlp", rows @ self.plain.wout(layer), self.value)
         return self.plain.written(layer, "attn", rows @ self.plain.wo(layer).flatten(0, 1), self.value)
 
-    def latent_writes(self, kind: T, layer: int) -> Tensor:
+    def latent_writes(self, kind: Kind, layer: int) -> Tensor:
         """[T, Z, d]."""
-        rows = self.latent_rows(kind, layer, self.tap_of(kind, layer).flatten(1))
+        rows = self.latent_rows(kind, layer, self.read(kind, layer, self.tap_of(kind, layer).flatten(1)))
         return self.latents(kind, layer).unsqueeze(-1) * rows
 
-    def latent_place(self, kind: T) -> int:
+    def latent_place(self, kind: Kind) -> int:
         """Where the latents lie: with attention, or with the MLP."""
         return ATTENTION if kind in {T.RESID_DELTA_ATTN, T.RESID_POST_ATTN} else MLP
 
-    def latent_read(self, kind: T, layer: int, latent: int) -> Tensor:
+    def latent_read(self, kind: Kind, layer: int, latent: int) -> Tensor:
         """The gradient of one latent, over all tokens, at its autoencoder's input, [T, n]."""
         one = self.autoencoder(kind, layer)
-        return plain.local_gradient(lambda x: plain.encode(one, x)[:, latent].sum(), self.tap_of(kind, layer))
+        return plain.local_gradient(
+            lambda x: plain.encode(one, self.read(kind, layer, x))[:, latent].sum(), self.tap_of(kind, layer)
+        )
 
     # Directions
 
@@ -271,7 +282,7 @@ class Explained:
         place = places.get(node.node_type)
         return node.layer_index or 0, self.latent_place(self.kind_of(node)) if place is None else place
 
-    def kind_of(self, node: NodeIndex) -> T:
+    def kind_of(self, node: NodeIndex) -> Kind:
         """What the autoencoder of a latent reads."""
         kind = self.plain.kind_of(node.node_type)
         assert kind is not None

@@ -22,7 +22,7 @@ from dst_grpc.contexts import AutoencoderContext, ModelContext, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, MLP_TRANSCODER, AutoencoderInput
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
@@ -39,10 +39,12 @@ from dst_grpc.engine.formats.header import AutoencoderHeader, Interpretation
 from dst_grpc.engine.formats.layouts import FileGroup
 from dst_grpc.engine.formats.sources import TensorSource
 from dst_grpc.engine.formats.weights import AutoencoderFile
+from dst_grpc.engine.splice import Splice
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult, run
+from tests.plain import Kind, Transcoder
 
 CONFIG = DecoderConfig(
     n_layers=3,
@@ -109,7 +111,8 @@ ARCHITECTURES = {
 """Architectures that between them depart from GPT-2 in every way, "layer norms" in ways that families have not."""
 TOKENS = (3, 1, 4, 1, 5, 9)
 """The usual prompt."""
-LATENTS = {
+LATENTS: Mapping[Kind, int] = {
+    **dict.fromkeys(Transcoder, 10),
     DerivedScalarType.MLP_POST_ACT: 15,
     DerivedScalarType.RESID_DELTA_MLP: 11,
     DerivedScalarType.RESID_DELTA_ATTN: 9,
@@ -181,8 +184,20 @@ def autoencoder(
     )
 
 
+def transcoder(autoencoder: Autoencoder, kind: Transcoder, seed: int) -> Autoencoder:
+    """*autoencoder* as a transcoder: with a bias of its own at the end, and through a norm with a skip connection."""
+    generator = torch.Generator().manual_seed(seed)
+    width = autoencoder.n_inputs
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.4).to(autoencoder.encoder.dtype)
+
+    skip = normal(width, width) if kind is Transcoder.NORMED else None
+    return replace(autoencoder, decoder_bias=normal(width), skip=skip, input_norm=kind.input_norm)
+
+
 def autoencoders(
-    dst: DerivedScalarType,
+    kind: Kind,
     seed: int = 0,
     *,
     config: DecoderConfig = CONFIG,
@@ -192,7 +207,8 @@ def autoencoders(
     dtype: torch.dtype = torch.float64,
     name: str = "",
 ) -> AutoencoderContext:
-    """A loaded set that reads *dst*, with weights of its own at every layer."""
+    """A loaded set of a *kind*, with weights of its own at every layer."""
+    dst = DerivedScalarType.RESID_POST_ATTN if isinstance(kind, Transcoder) else kind
     n_inputs = {
         DerivedScalarType.MLP_POST_ACT: config.d_mlp,
         DerivedScalarType.MLP_PRE_ACT: config.d_mlp,
@@ -200,20 +216,39 @@ def autoencoders(
     }.get(dst, config.d_model)
     how: dict[str, Any] = {"activation": activation, "normalization": normalization, "dtype": dtype}
     by_layer: dict[int | None, Autoencoder] = {
-        layer: autoencoder(n_inputs, LATENTS[dst], 100 * seed + (layer or 0), **how) for layer in layers
+        layer: autoencoder(n_inputs, LATENTS[kind], 100 * seed + (layer or 0), **how) for layer in layers
     }
+    if isinstance(kind, Transcoder):
+        by_layer = {layer: transcoder(one, kind, seed + (layer or 0)) for layer, one in by_layer.items()}
     return AutoencoderContext(
         handle="",
-        name=name or f"tiny/{dst.value}",
+        name=name or f"tiny/{kind.value}",
         model="tiny",
         dst=dst,
-        node_type=AUTOENCODER_INPUTS[dst].node_type,
+        output=DerivedScalarType.RESID_DELTA_MLP if isinstance(kind, Transcoder) else None,
         by_layer=by_layer,
         digest="0",
         device="cpu",
         parameter_bytes=sum(one.parameter_bytes for one in by_layer.values()),
         measured=(),
     )
+
+
+def input_of(kind: Kind) -> AutoencoderInput:
+    """The row of what autoencoders of a *kind* read."""
+    return MLP_TRANSCODER if isinstance(kind, Transcoder) else AUTOENCODER_INPUTS[kind]
+
+
+def kind_of(context: AutoencoderContext) -> Kind:
+    """The kind that *context* was made of."""
+    norms = {one.input_norm for one in context.by_layer.values()}
+    return context.dst if context.output is None else next(one for one in Transcoder if one.input_norm in norms)
+
+
+def splices(context: AutoencoderContext) -> dict[Site, Splice]:
+    """The autoencoders of *context* in a graph."""
+    found = [Splice(context.input, layer, one) for layer, one in context.by_layer.items() if layer is not None]
+    return {splice.site: splice for splice in found}
 
 
 def library_tokenizer(vocab_size: int = CONFIG.vocab_size) -> LibraryTokenizer:
@@ -270,30 +305,33 @@ def autoencoder_entry(context: AutoencoderContext, model: ModelEntry) -> Autoenc
         files=files,
         model=model,
         dst=context.dst,
-        by_layer={layer: _file(autoencoder) for layer, autoencoder in context.by_layer.items()},
+        by_layer={layer: _file(autoencoder, context.output) for layer, autoencoder in context.by_layer.items()},
     )
 
 
-def _file(autoencoder: Autoencoder) -> AutoencoderFile:
+def _file(autoencoder: Autoencoder, output: DerivedScalarType | None) -> AutoencoderFile:
     """What says of itself what *autoencoder* is, and holds no weights."""
     file = File(Path(), Identity(0, 0, 0, 0))
     tensors: dict[str, torch.Tensor] = {}
     return AutoencoderFile(
         files=FileGroup(weights=file, beside={}),
-        header=_header(autoencoder),
+        header=_header(autoencoder, output),
         source=TensorSource(file=file, shapes={}, opened=lambda: nullcontext(tensors.__getitem__), facts={}),
         parts={},
     )
 
 
-def _header(autoencoder: Autoencoder) -> AutoencoderHeader:
+def _header(autoencoder: Autoencoder, output: DerivedScalarType | None) -> AutoencoderHeader:
     return AutoencoderHeader(
         format="none",
         n_inputs=autoencoder.n_inputs,
         n_latents=autoencoder.n_latents,
         n_outputs=autoencoder.n_inputs,
         activation=autoencoder.activation,
-        interpretations=(Interpretation(normalization=autoencoder.normalization),),
+        output=output,
+        interpretations=(Interpretation(normalization=autoencoder.normalization, input_norm=autoencoder.input_norm),),
+        has_own_decoder_bias=autoencoder.decoder_bias is not None,
+        has_skip=autoencoder.skip is not None,
     )
 
 
@@ -316,6 +354,11 @@ class World:
 
     decoder: Decoder
     sets: Mapping[str, AutoencoderContext] = field(default_factory=dict)
+
+    @property
+    def by_kind(self) -> dict[Kind, Mapping[int | None, Autoencoder]]:
+        """The sets as a plain model has them."""
+        return {kind_of(one): one.by_layer for one in self.sets.values()}
 
     @property
     def unsupported(self) -> frozenset[DerivedScalarType]:
@@ -359,7 +402,7 @@ class World:
         return {layer: tensor for (_, pass_type, layer), tensor in found.items() if pass_type is PassType.FORWARD}
 
 
-def world(*kinds: DerivedScalarType, seed: int = 0, **fields: Any) -> World:
+def world(*kinds: Kind, seed: int = 0, **fields: Any) -> World:
     """A random model, with an autoencoder set of each of *kinds*; *fields* of `autoencoders`."""
     dtype, config = fields.get("dtype", torch.float64), fields.get("config", CONFIG)
     sets = [autoencoders(kind, seed + 1, **fields) for kind in kinds]

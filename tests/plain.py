@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 
 from dst_grpc.domain.architecture import ActivationFunction, NormKind
-from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import AttentionTraceType, NodeType, PreOrPostAct
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
@@ -25,14 +26,35 @@ from dst_grpc.engine.taps import Site
 Tensor = torch.Tensor
 Taps = Mapping[Site, Tensor]
 Loss = Callable[[Tensor], Tensor]
-LATENT = {
+
+
+class Transcoder(StrEnum):
+    """Transcoders of the MLPs, by the norm through which they read."""
+
+    RAW = "transcoder_of_the_residual"
+    NORMED = "transcoder_of_the_normed"
+    """With a skip connection."""
+    CENTRED = "transcoder_before_the_gain"
+
+    @property
+    def input_norm(self) -> ModelNorm:
+        """The norm."""
+        norms = {Transcoder.NORMED: ModelNorm.MLP_NORM, Transcoder.CENTRED: ModelNorm.MLP_NORM_WITHOUT_GAIN}
+        return norms.get(self, ModelNorm.NONE)
+
+
+Kind = T | Transcoder
+"""What an autoencoder reads, or which transcoder it is."""
+LATENT: Mapping[Kind, L] = {
+    **dict.fromkeys(Transcoder, L.ONLINE_MLP_AUTOENCODER_LATENT),
     T.MLP_POST_ACT: L.ONLINE_MLP_AUTOENCODER_LATENT,
     T.RESID_DELTA_MLP: L.ONLINE_MLP_AUTOENCODER_LATENT,
     T.RESID_DELTA_ATTN: L.ONLINE_ATTENTION_AUTOENCODER_LATENT,
     T.RESID_POST_ATTN: L.ONLINE_AUTOENCODER_LATENT,
     T.RESID_POST_MLP: L.ONLINE_AUTOENCODER_LATENT,
 }
-ERROR = {
+ERROR: Mapping[Kind, L] = {
+    **dict.fromkeys(Transcoder, L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR),
     T.MLP_POST_ACT: L.ONLINE_MLP_AUTOENCODER_ERROR,
     T.RESID_DELTA_MLP: L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
     T.RESID_DELTA_ATTN: L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
@@ -90,7 +112,9 @@ def mean_and_scale(autoencoder: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]
 
 def decode(autoencoder: Autoencoder, h: Tensor, x: Tensor) -> Tensor:
     mean, scale = mean_and_scale(autoencoder, x)
-    return scale * (h @ autoencoder.decoder.T + autoencoder.pre_bias) + mean
+    bias = autoencoder.pre_bias if autoencoder.decoder_bias is None else autoencoder.decoder_bias
+    skipped = 0.0 if autoencoder.skip is None else x @ autoencoder.skip.T
+    return scale * (h @ autoencoder.decoder.T + bias) + mean + skipped
 
 
 def pre(autoencoder: Autoencoder, x: Tensor) -> Tensor:
@@ -109,7 +133,7 @@ class Plain:
 
     config: DecoderConfig
     weights: Mapping[str, Tensor]
-    sets: Mapping[T, Mapping[int | None, Autoencoder]] = field(default_factory=dict)
+    sets: Mapping[Kind, Mapping[int | None, Autoencoder]] = field(default_factory=dict)
     """By what they read, and layer."""
     is_spliced: bool = False
 
@@ -214,27 +238,40 @@ class Plain:
         """What is added to the embeddings."""
         return self.weights["position_embedding"][:n_tokens] if self.config.rotary is None else 0.0
 
-    def spliced_at(self, location: L, layer: int | None) -> tuple[T | None, Autoencoder | None]:
+    def spliced_at(self, location: L, layer: int | None) -> tuple[Kind | None, Autoencoder | None]:
         """What is spliced in at a tap, and what that reads."""
-        kind = T.__members__.get(location.name)
+        kind: Kind | None = T.__members__.get(location.name)
+        if location is L.RESID_DELTA_MLP:
+            kind = next((one for one in self.sets if isinstance(one, Transcoder)), kind)
         by_layer = self.sets.get(kind, {}) if self.is_spliced and kind is not None else {}
         return kind, by_layer.get(layer)
+
+    def transcoded(self, kind: Kind, layer: int, rho: Tensor, scale: Tensor) -> Tensor:
+        """What a transcoder reads where the residual before the MLP is *rho*, and the norm's scale *scale*."""
+        if kind is Transcoder.RAW:
+            return rho
+        if kind is Transcoder.NORMED:
+            return self.norm(rho, scale, f"layers.{layer}.mlp_norm")
+        centred = rho - rho.mean(-1, keepdim=True) if self.config.norm is NormKind.LAYER_NORM else rho
+        return centred / scale
 
     def run(self, tokens: Sequence[int], edit: Callable[[Site, Tensor], Tensor] = lambda _, x: x) -> dict[Site, Tensor]:
         """Every tap, attached."""
         found: dict[Site, Tensor] = {}
+        before_mlp: dict[int, tuple[Tensor, Tensor]] = {}
 
         def tap(location: L, layer: int | None, x: Tensor) -> Tensor:
             found[location, layer] = x = edit((location, layer), x)
             kind, one = self.spliced_at(location, layer)
             if kind is None or one is None:
                 return x
-            h = encode(one, x)
+            read = self.transcoded(kind, layer or 0, *before_mlp[layer or 0]) if kind in {*Transcoder} else x
+            h = encode(one, read)
             tapped = tap(LATENT[kind], layer, h)
-            error = x - decode(one, h, x)
+            error = x - decode(one, h, read)
             if kind in ERROR:
                 error = tap(ERROR[kind], layer, error)
-            return decode(one, tapped, x) + error
+            return decode(one, tapped, read) + error
 
         def post_normed(layer: int, part: str, tapped: L, raw: Tensor) -> Tensor:
             if not self.config.post_norms:
@@ -251,7 +288,8 @@ class Plain:
             return tap(L.RESID_DELTA_ATTN, i, written)
 
         def mlp(i: int, x: Tensor) -> Tensor:
-            normed = self.norm(x, tap(L.MLP_INPUT_LAYER_NORM_SCALE, i, self.scale(x)), f"layers.{i}.mlp_norm")
+            before_mlp[i] = x, tap(L.MLP_INPUT_LAYER_NORM_SCALE, i, self.scale(x))
+            normed = self.norm(*before_mlp[i], f"layers.{i}.mlp_norm")
             act = tap(L.MLP_POST_ACT, i, self.act(i, normed, tap(L.MLP_PRE_ACT, i, self.pre_act(i, normed))))
             written = post_normed(i, "mlp", L.MLP_OUTPUT_LAYER_NORM_SCALE, self.raw_mlp(i, act))
             return tap(L.RESID_DELTA_MLP, i, written)
@@ -274,12 +312,12 @@ class Plain:
         node, layer = trace.node_index, trace.node_index.layer_index
         assert layer is not None
         of_mlp = node.node_type is NodeType.MLP_NEURON
-        of_mlp = of_mlp or self.kind_of(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP}
+        of_mlp = of_mlp or self.kind_of(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP, *Transcoder}
         if of_mlp and not self.config.parallel:
             return L.RESID_POST_ATTN, layer
         return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
-    def kind_of(self, node_type: NodeType) -> T | None:
+    def kind_of(self, node_type: NodeType) -> Kind | None:
         """What the autoencoder of a latent's type reads."""
         attention = node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
         generic = node_type is NodeType.AUTOENCODER_LATENT
@@ -309,7 +347,11 @@ class Plain:
             if kind is None:
                 return self.act(i, normed, z) if post else z
             x = self.act(i, normed, z)
-            x = x if kind is T.MLP_POST_ACT else self.delta_mlp(i, x, detach=detach)
+            if isinstance(kind, Transcoder):
+                scale = self.scale(rho)
+                x = self.transcoded(kind, i, rho, scale.detach() if detach else scale)
+            elif kind is not T.MLP_POST_ACT:
+                x = self.delta_mlp(i, x, detach=detach)
         one = self.sets[kind][i]
         return encode(one, x) if post else pre(one, x)
 

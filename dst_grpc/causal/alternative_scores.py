@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from dst_grpc.causal.graph import Graph
     from dst_grpc.causal.node_space import NodeSpace
     from dst_grpc.causal.writes import RecordedRuns, Writes
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.origins import Origin
 
@@ -54,8 +54,8 @@ class AlternativePath:
     """Points of the path."""
     references: Sequence[torch.Tensor | None] = ()
     """The logits [V] that each metric is a divergence from; None for others."""
-    splices: Mapping[Site, Autoencoder] | None = None
-    """Autoencoders to splice in, by the site that each reads."""
+    splices: Mapping[Site, Splice] | None = None
+    """Autoencoders to splice in, by the site that each reconstructs."""
     check: Check = never_cancelled
     """Raises Cancelled to end a pass."""
 

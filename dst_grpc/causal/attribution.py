@@ -35,8 +35,8 @@ from dst_grpc.engine.taps import site_entering
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.origins import Origin
 
@@ -112,7 +112,7 @@ class Attribution:
         self,
         decoder: Decoder,
         question: Question,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Begin without pairs.
@@ -120,7 +120,7 @@ class Attribution:
         Args:
             decoder: the model.
             question: the question.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a block.
         """
         self._decoder, self._question, self._splices, self._check = decoder, question, splices or {}, check

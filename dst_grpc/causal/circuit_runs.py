@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dst_grpc.causal.read_logits import Positions
     from dst_grpc.causal.writes import Alternative, RecordedRuns
     from dst_grpc.domain.architecture import ModelDimensions
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.origins import Origin
 
@@ -120,7 +120,7 @@ class LateRuns(ABC, Generic[R]):
         decoder: Decoder,
         base: RecordedRuns,
         *,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Take what rows start from.
@@ -128,7 +128,7 @@ class LateRuns(ABC, Generic[R]):
         Args:
             decoder: the model.
             base: the runs of the prompts; what is changed in them is changed in all rows.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         self._decoder, self._base = decoder, base
@@ -191,7 +191,7 @@ class CutRuns(LateRuns["CutRow"]):
         base: RecordedRuns,
         alternative: Alternative,
         *,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """As of any rows.
@@ -201,7 +201,7 @@ class CutRuns(LateRuns["CutRow"]):
             graph: its graph.
             base: the runs of the prompts, without cut edges; what is changed in them is changed in all rows.
             alternative: what a cut edge carries instead, for the same prompts.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         super().__init__(decoder, base, splices=splices, check=check)

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from dst_grpc.causal.circuits import Mask
     from dst_grpc.causal.graph import Graph
     from dst_grpc.causal.writes import Alternative, RecordedRuns
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Qkv, Site
 
 _L = ActivationLocationType
@@ -101,7 +101,7 @@ class CutEdges(CircuitTaps):
         base: RecordedRuns,
         alternative: Alternative,
         first_layer: int,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Plan the pass.
@@ -113,7 +113,7 @@ class CutEdges(CircuitTaps):
             base: the runs of the prompts without cut edges; what is changed in them is changed here too.
             alternative: what a cut edge carries instead, for the same prompts.
             first_layer: the first layer of the pass; no reader before it has an input of its own.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end the pass.
         """
         lengths = (base.last + 1).tolist()

@@ -25,8 +25,8 @@ from dst_grpc.engine.taps import site_entering
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
 
 _EMBEDDING = site_entering(0)
@@ -55,7 +55,7 @@ class IntegratedGradients:
         steps: int = 20,
         baseline: Baseline = Baseline.CORRUPT,
         propagation: Propagation = PLAIN,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Begin without pairs.
@@ -66,7 +66,7 @@ class IntegratedGradients:
             steps: how many steps the path has.
             baseline: where it begins; of a pair, the source prompt.
             propagation: the propagation rule of gradients.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a block.
         """
         self._decoder, self._points, self._baseline = decoder, points(rule, steps), baseline

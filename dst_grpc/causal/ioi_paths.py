@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from dst_grpc.causal.read_logits import Positions
     from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.domain.graph_nodes import Reader, Source
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Qkv, Site
 
 _L = ActivationLocationType
@@ -69,7 +69,7 @@ class IoiPaths:
         base: RecordedRuns,
         source: RecordedRuns,
         *,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Take the runs.
@@ -78,7 +78,7 @@ class IoiPaths:
             decoder: the model.
             base: the runs to change.
             source: the runs, of prompts of the same lengths, that senders are taken from.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         self._decoder, self._base, self._source = decoder, base, source
@@ -164,7 +164,7 @@ class _Sent(Taps):
         base: RecordedRuns,
         source: RecordedRuns,
         received: Iterator[Site],
-        splices: Mapping[Site, Autoencoder],
+        splices: Mapping[Site, Splice],
         check: Check,
     ) -> None:
         """Record at the taps *received*; *senders* are the prompt and the head of each row."""
@@ -188,7 +188,7 @@ class _Received(Taps):
         self,
         received: Sequence[tuple[tuple[Reader, ...], int]],
         recorded: Mapping[Site, torch.Tensor],
-        splices: Mapping[Site, Autoencoder],
+        splices: Mapping[Site, Splice],
         check: Check,
     ) -> None:
         """*received* are the inputs to replace in each row, and the row of the pass *recorded* that has them."""

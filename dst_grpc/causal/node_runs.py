@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dst_grpc.causal.node_space import NodeSpace
     from dst_grpc.causal.writes import RecordedRuns, Writes
     from dst_grpc.domain.architecture import ModelDimensions
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
 
 _L = ActivationLocationType
@@ -71,7 +71,7 @@ class CutNodes(CircuitTaps):
         rows: Sequence[NodeRow],
         first_layer: int,
         *,
-        splices: Mapping[Site, Autoencoder] | None,
+        splices: Mapping[Site, Splice] | None,
         check: Check,
     ) -> None:
         """Plan the pass: at each site, which entries are *cut* in each row, and what they are instead."""
@@ -108,7 +108,7 @@ class NodeRuns(LateRuns[NodeRow]):
         base: RecordedRuns,
         alternative: Writes,
         *,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """As of any rows.
@@ -118,7 +118,7 @@ class NodeRuns(LateRuns[NodeRow]):
             space: its nodes.
             base: the runs of the prompts, with what latents and errors are.
             alternative: what cut nodes are instead, for the same prompts.
-            splices: the autoencoders, by the site that each reads.
+            splices: the autoencoders, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         super().__init__(decoder, base, splices=splices, check=check)

@@ -134,7 +134,7 @@ class NodeSpace:
         stages = {_L.RESID_POST_EMBEDDING: -1, _L.ATTN_WEIGHTED_SUM_OF_VALUES: 0, _L.RESID_DELTA_MLP: 2}
         for one in self.spliced:
             stages |= dict.fromkeys(one.input.splice_taps, {"a": 1, "m": 3, "r": 4}[one.place])
-            if one.input.tap is _L.RESID_POST_ATTN:
+            if one.input.spliced_at is _L.RESID_POST_ATTN:
                 stages[one.input.latent_tap] = 1
         return tuple(sorted(self.groups, key=lambda group: (group.layer, stages[group.site[0]])))
 

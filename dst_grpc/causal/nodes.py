@@ -9,17 +9,15 @@ import torch
 
 from dst_grpc.causal.qk_fix import key_effects, query_effects
 from dst_grpc.domain.attribute import ATTRIBUTED_NODES, AttributedNode
-from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import Site, site_entering
-from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
 
 _L = ActivationLocationType
 
@@ -35,7 +33,7 @@ class Nodes:
     layers: tuple[int, ...]
     """The layer of each site; empty for nodes that exist once per model."""
     spliced_at: ActivationLocationType | None = None
-    """For latents and errors: the tap that their autoencoders read."""
+    """For latents and errors: the tap that their autoencoders reconstruct."""
 
     @property
     def fixes_pattern(self) -> bool:
@@ -43,7 +41,7 @@ class Nodes:
         return self.sites[0][0] in {_L.ATTN_QUERY, _L.ATTN_KEY}
 
 
-def nodes_of(kind: AttributedNode, n_layers: int, splices: Mapping[Site, Autoencoder]) -> Iterator[Nodes]:
+def nodes_of(kind: AttributedNode, n_layers: int, splices: Mapping[Site, Splice]) -> Iterator[Nodes]:
     """The nodes of *kind* in a model with autoencoders *splices*: one group, or one for each autoencoder set."""
     facts, layers = ATTRIBUTED_NODES[kind], tuple(range(n_layers))
     if facts.tap is None:
@@ -56,13 +54,12 @@ def nodes_of(kind: AttributedNode, n_layers: int, splices: Mapping[Site, Autoenc
         yield Nodes(kind, tuple((facts.tap, layer) for layer in layers), layers)
 
 
-def _of_autoencoders(kind: AttributedNode, splices: Mapping[Site, Autoencoder]) -> Iterator[Nodes]:
-    for location in dict.fromkeys(location for location, _ in splices):
-        taps = SPLICED_AT[location]
+def _of_autoencoders(kind: AttributedNode, splices: Mapping[Site, Splice]) -> Iterator[Nodes]:
+    for taps in dict.fromkeys(splice.input for splice in splices.values()):
         tap = taps.latent_tap if kind is AttributedNode.LATENT else taps.error_tap
-        layers = tuple(sorted(require(layer) for at, layer in splices if at is location))
+        layers = tuple(sorted(splice.layer for splice in splices.values() if splice.input is taps))
         if tap is not None:
-            yield Nodes(kind, tuple((tap, layer) for layer in layers), layers, location)
+            yield Nodes(kind, tuple((tap, layer) for layer in layers), layers, taps.spliced_at)
 
 
 @dataclass(frozen=True, eq=False)

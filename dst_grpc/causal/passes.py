@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dst_grpc.domain.interventions import Intervention
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.scalars.origins import Origin
 
 _L = ActivationLocationType
@@ -104,7 +104,7 @@ class AttributionTaps(Taps):
         self,
         batch: Batch,
         *,
-        splices: Mapping[Site, Autoencoder] | None,
+        splices: Mapping[Site, Splice] | None,
         propagation: Propagation,
         check: Check,
     ) -> None:
@@ -211,7 +211,7 @@ def run(
     batch: Batch,
     decoder: Decoder,
     *,
-    splices: Mapping[Site, Autoencoder] | None = None,
+    splices: Mapping[Site, Splice] | None = None,
     propagation: Propagation = PLAIN,
     check: Check = never_cancelled,
 ) -> Ran:
@@ -220,7 +220,7 @@ def run(
     Args:
         batch: the runs.
         decoder: the model.
-        splices: the autoencoders to splice in, by the site that each reads.
+        splices: the autoencoders to splice in, by the site that each reconstructs.
         propagation: the propagation rule of gradients.
         check: raises Cancelled to end the batch.
 

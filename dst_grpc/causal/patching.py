@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.domain.selections import AxisSelection
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
 
     Recorded = Mapping[Site, torch.Tensor]
@@ -95,7 +95,7 @@ def record_pairs(
     *,
     read_at: Sequence[Positions] | None = None,
     means: Sequence[Recorded] | None = None,
-    splices: Mapping[Site, Autoencoder] | None = None,
+    splices: Mapping[Site, Splice] | None = None,
     check: Check = never_cancelled,
 ) -> PairRuns:
     """Run both prompts of pairs as one batch.
@@ -107,7 +107,7 @@ def record_pairs(
         sites: what patched runs read.
         read_at: the positions whose logits are read of both prompts of each pair; None for those of the last tokens.
         means: for each pair, the mean over reference prompts at these sites, [T or 1, ...].
-        splices: autoencoders to splice in, by the site that each reads.
+        splices: autoencoders to splice in, by the site that each reconstructs.
         check: raises Cancelled to end the pass.
     """
     n = len(bases)
@@ -175,7 +175,7 @@ class PatchedRuns:
         *,
         tensors: Mapping[RequestTensor, torch.Tensor] | None = None,
         vectors: Mapping[Any, torch.Tensor] | None = None,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Take what cells start from.
@@ -185,7 +185,7 @@ class PatchedRuns:
             pairs: the recorded runs.
             tensors: the tensors that interventions read, on the device.
             vectors: the vectors [n] of directions that are rows of weights.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         self._decoder, self._pairs = decoder, pairs
@@ -341,7 +341,7 @@ class MeanOfRuns:
         decoder: Decoder,
         sites: Iterable[Site],
         *,
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         check: Check = never_cancelled,
     ) -> None:
         """Run *prompts*, token ids, as one batch, and add what they have at *sites*; no prompt is longer than one that

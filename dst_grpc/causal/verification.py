@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from dst_grpc.causal.attribution import Metrics, Pair
     from dst_grpc.causal.graph import Graph
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
 
     Places = np.ndarray[Any, np.dtype[np.intp]]
@@ -48,8 +48,8 @@ class ExactEffects:
     graph: Graph
     edges: tuple[Places, Places]
     """Sources and readers of the edges."""
-    splices: Mapping[Site, Autoencoder]
-    """Autoencoders to splice in, by the site that each reads."""
+    splices: Mapping[Site, Splice]
+    """Autoencoders to splice in, by the site that each reconstructs."""
     check: Check = never_cancelled
     """Raises Cancelled to end a pass."""
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from dst_grpc.domain.interventions import Intervention
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
 
 _L = ActivationLocationType
@@ -153,7 +153,7 @@ def record(
     *,
     parts: Iterable[Site] = (),
     changes: Sequence[Intervention] = (),
-    splices: Mapping[Site, Autoencoder] | None = None,
+    splices: Mapping[Site, Splice] | None = None,
     check: Check = never_cancelled,
 ) -> RecordedRuns:
     """Run *prompts*, token ids, as one batch.
@@ -163,7 +163,7 @@ def record(
         decoder: the model.
         parts: sites of latents and errors to record too.
         changes: what to change in each, in order, at taps within sources; reads no run, tensor or direction.
-        splices: autoencoders to splice in, by the site that each reads.
+        splices: autoencoders to splice in, by the site that each reconstructs.
         check: raises Cancelled to end the pass.
     """
     tokens, last = padded(prompts, decoder)

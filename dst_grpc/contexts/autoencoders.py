@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.autoencoder_inputs import AutoencoderInput, input_of
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 
@@ -28,8 +29,6 @@ class AutoencoderContext:
     """Name of the model that it belongs to."""
     dst: DerivedScalarType
     """The derived scalar that it reads."""
-    node_type: NodeType
-    """Type of its latents."""
     by_layer: Mapping[int | None, Autoencoder]
     """The autoencoders by layer; the layer is None for one that exists once per model. Empty for transcoders that stay
     in their files."""
@@ -41,8 +40,20 @@ class AutoencoderContext:
     """Bytes of its weights."""
     measured: tuple[LayerCheck, ...]
     """Its figures on the prompts of the self-check; empty if its input is not a tap."""
+    output: DerivedScalarType | None = None
+    """For transcoders, the derived scalar that they predict; None if the input is reconstructed."""
     transcoders: Transcoders | None = None
     """The same weights as transcoders of the model's MLPs; None if they are none."""
+
+    @property
+    def input(self) -> AutoencoderInput:
+        """The row of facts of its input."""
+        return input_of(self.dst, self.output)
+
+    @property
+    def node_type(self) -> NodeType:
+        """Type of its latents."""
+        return self.input.node_type
 
     @property
     def has_write_scale(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions, unsupported_types
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
+from dst_grpc.domain.autoencoder_inputs import AutoencoderInput, input_of
 from dst_grpc.domain.handles import DIGEST_CHARACTERS, ContextRef
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -262,7 +262,12 @@ class AutoencoderEntry(ContextEntry):
     @property
     def input(self) -> AutoencoderInput:
         """The row of facts of its input."""
-        return AUTOENCODER_INPUTS[self.dst]
+        return input_of(self.dst, self.output)
+
+    @property
+    def output(self) -> DerivedScalarType | None:
+        """For transcoders, the derived scalar that they predict; None if the input is reconstructed."""
+        return next((header.output for header in self.headers if header.output is not None), None)
 
     @property
     def node_type(self) -> NodeType:
@@ -291,8 +296,9 @@ class AutoencoderEntry(ContextEntry):
 
     @property
     def spliceable(self) -> bool:
-        """Whether it can be spliced into a run: its input is a spliceable tap, and it reconstructs its input."""
-        return self.input.is_spliceable and all(header.output is None for header in self.headers)
+        """Whether it can be spliced into a run: what it reconstructs, at every layer, is a tap of a run."""
+        is_whole = all(header.output is self.input.output for header in self.headers)
+        return self.input.is_spliceable and is_whole and not self.stays_in_files
 
     @property
     def is_cross_layer(self) -> bool:
@@ -341,7 +347,7 @@ class AutoencoderEntry(ContextEntry):
             state=ContextState.NOT_LOADED,
             declared=self.declared,
             formats=_distinct(header.format for header in headers),
-            output=next((header.output for header in headers if header.output is not None), None),
+            output=self.output,
             normalizations=_distinct(one.normalization for one in interpretations),
             input_norms=_distinct(one.input_norm for one in interpretations),
             folded=tuple(dict.fromkeys(text for header in headers for text in header.folded)),

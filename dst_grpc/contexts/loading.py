@@ -13,7 +13,6 @@ import torch
 from dst_grpc.contexts import self_check
 from dst_grpc.contexts.autoencoders import AutoencoderContext
 from dst_grpc.contexts.model import ModelContext
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -99,12 +98,12 @@ class FileLoader:
             name=entry.name,
             model=entry.model.name,
             dst=entry.dst,
-            node_type=AUTOENCODER_INPUTS[entry.dst].node_type,
             by_layer=by_layer,
             digest=digest,
             device=entry.device,
             parameter_bytes=entry.parameter_bytes,
             measured=tuple(measured),
+            output=entry.output,
             transcoders=transcoders,
         )
 

@@ -1,8 +1,9 @@
-"""One row of facts per derived scalar type as the input of an autoencoder.
+"""One row of facts per derived scalar type as the input of an autoencoder, and one for transcoders.
 
 The input of an autoencoder determines the type of its latents, where it can be spliced into a run, and what its
 reconstruction replaces (section 7 of the specification). Every derived scalar type has a row; most can only be read
-offline, from recorded taps, and some not at all: their `width` is None.
+offline, from recorded taps, and some not at all: their `width` is None. A transcoder reads one tap and reconstructs
+another.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class AutoencoderInput:
 
     type: DerivedScalarType
     """The derived scalar that is read."""
+    output: DerivedScalarType | None = None
+    """For transcoders, the derived scalar that they predict; None if the input is reconstructed."""
     node_type: NodeType = NodeType.AUTOENCODER_LATENT
     """Type of the latents: that of the MLPs, that of attention, or, for any other input, the generic one."""
     location: LocationWithinLayer = LocationWithinLayer.MLP
@@ -37,7 +40,8 @@ class AutoencoderInput:
     is_spliceable: bool = False
     """Whether the autoencoder can be spliced into a run; if not, it only reads recorded taps."""
     is_traced: bool = False
-    """Whether its latents can be traced and be ends of edges: it reads the output of the layer's attention or MLP."""
+    """Whether its latents can be traced and be ends of edges: it reads the output of the layer's attention or MLP, or
+    predicts it."""
     error_tap: ActivationLocationType | None = None
     """Tap of its reconstruction error in a run; None if there is no such tap, as for residuals."""
     written_as: Component | None = None
@@ -62,6 +66,16 @@ class AutoencoderInput:
     def tap(self) -> ActivationLocationType:
         """The tap that is read; raises Internal for a type that is not a tap."""
         return require(FACTS[self.type].tap)
+
+    @property
+    def spliced_at(self) -> ActivationLocationType:
+        """The tap that is reconstructed: that which is read, unless it is a transcoder's; raises Internal likewise."""
+        return require(FACTS[self.output or self.type].tap)
+
+    @property
+    def words(self) -> str:
+        """What is read, and what is predicted if that is something else, in messages."""
+        return self.type.value if self.output is None else f"{self.type.value} and predicts {self.output.value}"
 
     @property
     def splice_taps(self) -> tuple[ActivationLocationType, ...]:
@@ -139,19 +153,31 @@ _OFFLINE_ONLY = (AutoencoderInput(type=dst) for dst in DerivedScalarType if dst 
 AUTOENCODER_INPUTS = one_row_each(DerivedScalarType, (*_ROWS, *_OFFLINE_ONLY))
 """The table."""
 
-SPLICED_AT: dict[ActivationLocationType, AutoencoderInput] = {row.tap: row for row in _ROWS if row.is_spliceable}
-"""The input of an autoencoder that is spliced in at a tap."""
+# fmt: off
+MLP_TRANSCODER = AutoencoderInput(
+    type=_T.RESID_POST_ATTN, output=_T.RESID_DELTA_MLP, node_type=_M, is_spliceable=True, is_traced=True,
+    error_tap=_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
+)
+"""Transcoders, which read what an MLP reads and predict what it writes. Their latents stand for the MLP's."""
+# fmt: on
 
-TRACED_INPUTS = tuple(row for row in _ROWS if row.is_traced)
+_ALL = (*AUTOENCODER_INPUTS.values(), MLP_TRANSCODER)
+TRACED_INPUTS = tuple(row for row in _ALL if row.is_traced)
 """Inputs whose latents can be traced."""
+
+
+def input_of(dst: DerivedScalarType, output: DerivedScalarType | None) -> AutoencoderInput:
+    """The row of autoencoders that read *dst*, and predict *output* rather than reconstruct it if that is not None."""
+    is_of_mlp = (dst, output) == (MLP_TRANSCODER.type, MLP_TRANSCODER.output)
+    return MLP_TRANSCODER if is_of_mlp else AUTOENCODER_INPUTS[dst]
 
 
 def accepted_inputs(facts: ScalarFacts) -> tuple[AutoencoderInput, ...] | None:
     """Inputs that the autoencoder of a type may have; None if they follow from the type of its latents."""
     if facts.inputs:
-        return tuple(AUTOENCODER_INPUTS[dst] for dst in facts.inputs)
+        return tuple(row for row in _ALL if row.type in facts.inputs)
     if facts.component in {Component.NEURON_ERROR, Component.RESIDUAL_ERROR}:
-        return tuple(row for row in _ROWS if row.error_tap is facts.tap)
+        return tuple(row for row in _ALL if row.error_tap is facts.tap)
     if facts.component is Component.LATENT and facts.quantity.is_of_in_edges:
         return TRACED_INPUTS
     return None

@@ -124,12 +124,12 @@ class Autoencoder:
         """Reconstruction [..., n_out] from *latents* [..., Z] of the inputs *x* [..., n_in]."""
         bias = self.pre_bias if self.decoder_bias is None else self.decoder_bias
         decoded = torch.nn.functional.linear(latents, self.decoder, bias)
-        if self.skip is not None:
-            decoded = decoded + torch.nn.functional.linear(x, self.skip)
         mean, scale = self._mean_and_scale(x)
         if scale is not None:
             decoded = decoded * scale
-        return decoded if mean is None else decoded + mean
+        if mean is not None:
+            decoded = decoded + mean
+        return decoded if self.skip is None else decoded + torch.nn.functional.linear(x, self.skip)
 
     def _mean_and_scale(self, x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Mean and scale of each input vector [..., 1]; None where nothing is subtracted or divided by."""

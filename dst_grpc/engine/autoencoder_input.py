@@ -49,10 +49,15 @@ def autoencoder_input(
     return normed(autoencoder.input_norm, tap.flatten(1), block)
 
 
-def normed(norm: ModelNorm, x: torch.Tensor, block: Layer | None) -> torch.Tensor:
-    """*x* [T, d] after *norm* of the layer *block*; None if it belongs to none, and no norm is applied."""
+def normed(norm: ModelNorm, x: torch.Tensor, block: Layer | None, *, detach_scale: bool = False) -> torch.Tensor:
+    """*x* [T, d] after *norm* of the layer *block*; None if it belongs to none, and no norm is applied.
+
+    With *detach_scale* the scale of the norm is a constant.
+    """
     if norm is ModelNorm.NONE:
         return x
     if block is None:
         raise Internal("an autoencoder of what belongs to no layer cannot read through a layer's norm")
-    return block.mlp_norm(x) if norm is ModelNorm.MLP_NORM else block.mlp_norm.without_gain(x)
+    if norm is ModelNorm.MLP_NORM:
+        return block.mlp_norm(x, detach_scale=detach_scale)
+    return block.mlp_norm.without_gain(x, block.mlp_norm.scale(x).detach() if detach_scale else None)

@@ -189,7 +189,9 @@ class Decoder:
         """The MLP's write [b, T, d], from the residual *x* before it."""
         layer = self.layers[index]
         x = taps.mlp_input(index, x)
-        normed = _tapped_norm(layer.mlp_norm, x, taps, _L.MLP_INPUT_LAYER_NORM_SCALE, index)
+        scale = _tapped_scale(layer.mlp_norm, x, taps, _L.MLP_INPUT_LAYER_NORM_SCALE, index)
+        normed = taps.propagation.normed(layer.mlp_norm, x) if scale is None else layer.mlp_norm.apply(x, scale)
+        taps.mlp_reads(index, layer.mlp_norm, x, scale=scale, normed=normed)
         pre = taps.visit(_L.MLP_PRE_ACT, index, layer.mlp_pre_act(normed))
         act = taps.propagation.act(layer, pre, layer.mlp_up(normed))
         write = layer.mlp_project(taps.visit(_L.MLP_POST_ACT, index, act))
@@ -245,9 +247,17 @@ def _tapped_norm(
     """*x* normed, or as it is if *norm* is None; fused unless the scale is tapped."""
     if norm is None:
         return x
+    scale = _tapped_scale(norm, x, taps, location, layer)
+    return taps.propagation.normed(norm, x) if scale is None else norm.apply(x, scale)
+
+
+def _tapped_scale(
+    norm: Norm, x: torch.Tensor, taps: Taps, location: ActivationLocationType, layer: int | None
+) -> torch.Tensor | None:
+    """The scale of *norm* at *x*, as its tap leaves it; None if it is not tapped."""
     if not taps.touches(location, layer):
-        return taps.propagation.normed(norm, x)
-    return norm.apply(x, taps.visit(location, layer, taps.propagation.scale(norm, x)))
+        return None
+    return taps.visit(location, layer, taps.propagation.scale(norm, x))
 
 
 def _check_weights(config: DecoderConfig, weights: Mapping[str, torch.Tensor]) -> None:

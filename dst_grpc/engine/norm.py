@@ -55,9 +55,10 @@ class Norm:
         normed = normed * self.gain
         return (normed if self.bias is None else normed + self.bias).to(x.dtype)
 
-    def without_gain(self, x: torch.Tensor) -> torch.Tensor:
-        """*x* [..., n] divided by its scale, centred first in a layer norm; before gain and bias."""
-        return self._divided(x, self.scale(x)).to(x.dtype)
+    def without_gain(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """*x* [..., n] divided by its scale, or by a given *scale* [..., 1], before gain and bias; centred first in a
+        layer norm."""
+        return self._divided(x, self.scale(x) if scale is None else scale).to(x.dtype)
 
     def centred(self, x: torch.Tensor) -> torch.Tensor:
         """*x* [..., n] less its mean in a layer norm: `without_gain` at scale 1, and the transpose of that."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
+from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.pacing import Pacing
@@ -23,9 +23,10 @@ from dst_grpc.engine.propagation import PLAIN, Propagation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.interventions import RowIntervention
     from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.norm import Norm
+    from dst_grpc.engine.splice import Splice
 
 _L = ActivationLocationType
 
@@ -60,7 +61,7 @@ class Taps:
         values: Iterable[Site] = (),
         gradients: Iterable[Site] = (),
         interventions: Iterable[RowIntervention] = (),
-        splices: Mapping[Site, Autoencoder] | None = None,
+        splices: Mapping[Site, Splice] | None = None,
         propagation: Propagation = PLAIN,
         check: Check = never_cancelled,
     ) -> None:
@@ -70,7 +71,7 @@ class Taps:
             values: sites whose value to record.
             gradients: sites to record attached to the graph, so that gradients can be taken there.
             interventions: in the order in which they apply.
-            splices: the autoencoders to splice in, by the site that each reads.
+            splices: the autoencoders to splice in, by the site that each reconstructs.
             propagation: the propagation rule of gradients.
             check: raises Cancelled, wherever it is made, to end the pass.
         """
@@ -82,12 +83,14 @@ class Taps:
         self._wanted = frozenset(values)
         self._wanted_attached = frozenset(gradients)
         self.splices = dict(splices or {})
-        """The autoencoders in the graph, by the site that each reads."""
+        """The autoencoders in the graph, by the site that each reconstructs."""
         self._interventions: dict[ActivationLocationType, list[RowIntervention]] = defaultdict(list)
         for one in interventions:
             self._interventions[one.location].append(one)
         self._recorded = self._wanted | self._wanted_attached
         self._gradient_pass = 0
+        self._awaiting: dict[Site, torch.Tensor] = {}
+        """What transcoders read whose splices are still to come, by the site that each reconstructs."""
         self.values: dict[Site, torch.Tensor] = {}
         """Recorded values, detached, [b, ...]."""
         self.attached: dict[Site, torch.Tensor] = {}
@@ -122,8 +125,8 @@ class Taps:
             x = self._change_and_record(site, x)
         elif site in self._recorded:
             self._record(site, x)
-        autoencoder = self.splices.get(site)
-        return x if autoencoder is None else self._splice(site, x, autoencoder)
+        splice = self.splices.get(site)
+        return x if splice is None else self._splice(splice, x)
 
     # What is read of the residual: a subclass may give readers inputs of their own.
 
@@ -139,6 +142,26 @@ class Taps:
         """What the MLP of a layer reads, [b, T, d], where the residual is *x*."""
         del index
         return x
+
+    def mlp_reads(
+        self, index: int, norm: Norm, x: torch.Tensor, *, scale: torch.Tensor | None, normed: torch.Tensor
+    ) -> None:
+        """Remember what the transcoder of a layer reads, if one is spliced in.
+
+        Args:
+            index: the layer.
+            norm: the norm before its MLP.
+            x: the residual [b, T, d] that the norm is of.
+            scale: the scale of the norm, if it was tapped.
+            normed: what comes out of the norm, [b, T, d].
+        """
+        splice = self.splices.get((_L.RESID_DELTA_MLP, index))
+        if splice is None or splice.input.output is None:
+            return
+        read = {ModelNorm.NONE: x, ModelNorm.MLP_NORM: normed}.get(splice.autoencoder.input_norm)
+        if read is None:
+            read = norm.without_gain(x, self.propagation.scale(norm, x) if scale is None else scale)
+        self._awaiting[splice.site] = read
 
     def final_input(self, x: torch.Tensor) -> torch.Tensor:
         """What the final norm reads, [b, T, d], where the residual is *x*."""
@@ -187,16 +210,16 @@ class Taps:
         mine = [one for one in interventions if one.gradient_pass == self._gradient_pass]
         return _changed(gradient, mine) if mine else gradient
 
-    def _splice(self, site: Site, x: torch.Tensor, autoencoder: Autoencoder) -> torch.Tensor:
-        """Replace *x* by reconstruction plus error; equal to it unless latents or errors are changed."""
-        location, layer = site
-        taps = SPLICED_AT[location]
+    def _splice(self, splice: Splice, y: torch.Tensor) -> torch.Tensor:
+        """Replace *y* by reconstruction plus error; equal to it unless latents or errors are changed."""
+        taps, layer, autoencoder = splice.input, splice.layer, splice.autoencoder
+        x = y if taps.output is None else self._awaiting.pop(splice.site)
         latents = autoencoder.encode(x)
         # The error reads the untapped latents, so the tapped ones must be a tensor of their own in the graph.
         tapped = self.visit(taps.latent_tap, layer, latents.view_as(latents))
         if tapped.requires_grad:  # its backward pass may cost more than a layer's
             tapped.register_hook(self._checks_backward())
-        error = x - autoencoder.decode(latents, x)
+        error = y - autoencoder.decode(latents, x)
         if taps.error_tap is not None:
             error = self.visit(taps.error_tap, layer, error)
         return autoencoder.decode(tapped, x) + error

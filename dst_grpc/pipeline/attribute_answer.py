@@ -65,7 +65,7 @@ class AttributeAnswer(SteppedAnswer[AttributePlan, AttributePart]):
         decoder, check = self._model.decoder, self._first.check
         if asked.request.of_tokens:
             return TokenScoring(asked, decoder, self._splices, check)
-        handles = {info.input.tap: self._sets[info.name].handle for info in asked.plan.spliced}
+        handles = {info.input.spliced_at: self._sets[info.name].handle for info in asked.plan.spliced}
         return GraphScoring(asked, decoder, self._splices, handles, check)
 
     @property

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dst_grpc.causal.integrated_gradients import Completeness
     from dst_grpc.causal.nodes import Nodes
     from dst_grpc.domain.locations import ActivationLocationType
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.attribute_planner import AttributePlan
 
@@ -58,7 +58,7 @@ class GraphScoring(Scoring):
         self,
         asked: AttributePlan,
         decoder: Decoder,
-        splices: Mapping[Site, Autoencoder],
+        splices: Mapping[Site, Splice],
         handles: Mapping[ActivationLocationType, str],
         check: Check,
     ) -> None:
@@ -67,13 +67,13 @@ class GraphScoring(Scoring):
         Args:
             asked: the request.
             decoder: the model.
-            splices: autoencoders to splice in, by the site that each reads.
-            handles: of their sets, by the tap that they read.
+            splices: autoencoders to splice in, by the site that each reconstructs.
+            handles: of their sets, by the tap that they reconstruct.
             check: raises Cancelled to end a block.
         """
         self._attribution = Attribution(decoder, asked.question, splices, check)
         self._sizes = decoder.config.dimensions.sizes(asked.longest)
-        self._latents = {location: one.n_latents for (location, _), one in splices.items()}
+        self._latents = {location: one.autoencoder.n_latents for (location, _), one in splices.items()}
         self._handles, self._by_position = handles, asked.request.by_position
         infos = [self._info(i, nodes) for i, nodes in enumerate(self._attribution.kinds)]
         if asked.request.edges:
@@ -128,9 +128,7 @@ def _has_heads(nodes: Nodes) -> bool:
 class TokenScoring(Scoring):
     """Attributions of tokens."""
 
-    def __init__(
-        self, asked: AttributePlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check
-    ) -> None:
+    def __init__(self, asked: AttributePlan, decoder: Decoder, splices: Mapping[Site, Splice], check: Check) -> None:
         """Begin without pairs; arguments are those of `GraphScoring`."""
         request = asked.request
         self._by_channel = request.by_channel

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from dst_grpc.causal.graph import Graph
     from dst_grpc.causal.node_space import NodeSpace
     from dst_grpc.causal.writes import RecordedRuns
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
 
@@ -60,19 +60,19 @@ class Trials(ABC):
     """Runs circuits upon blocks of pairs."""
 
     @staticmethod
-    def of(asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check) -> Trials:
+    def of(asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Splice], check: Check) -> Trials:
         """Those of a request, whose circuits are of edges or of nodes; arguments are those of the classes."""
         if asked.nodes is None:
             return EdgeTrials(asked, decoder, splices, check)
         return NodeTrials(asked, decoder, splices, check, asked.nodes)
 
-    def __init__(self, asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Autoencoder], check: Check) -> None:
+    def __init__(self, asked: CircuitPlan, decoder: Decoder, splices: Mapping[Site, Splice], check: Check) -> None:
         """Run nothing yet.
 
         Args:
             asked: the request.
             decoder: the model.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         self._asked, self._decoder, self._splices, self._check = asked, decoder, splices, check
@@ -242,7 +242,7 @@ class NodeTrials(Trials):
         self,
         asked: CircuitPlan,
         decoder: Decoder,
-        splices: Mapping[Site, Autoencoder],
+        splices: Mapping[Site, Splice],
         check: Check,
         space: NodeSpace,
     ) -> None:

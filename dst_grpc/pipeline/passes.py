@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
     from dst_grpc.domain.results import NotFinite
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.runs import Run
     from dst_grpc.scalars.origins import Origin
@@ -128,7 +128,7 @@ def run_batch(
     decoder: Decoder,
     sets: Mapping[str, AutoencoderSet],
     *,
-    splices: Mapping[Site, Autoencoder],
+    splices: Mapping[Site, Splice],
     propagation: Propagation = PLAIN,
     check: Check = never_cancelled,
 ) -> tuple[Batch, list[Recording]]:
@@ -138,7 +138,7 @@ def run_batch(
         rows: the runs; those that others read, or begin with, come before them.
         decoder: the model.
         sets: the autoencoders that origins name.
-        splices: the autoencoders to splice in, by the site that each reads.
+        splices: the autoencoders to splice in, by the site that each reconstructs.
         propagation: the propagation rule of gradients.
         check: raises Cancelled to end the batch.
 

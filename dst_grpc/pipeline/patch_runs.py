@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from dst_grpc.causal.writes import RecordedRuns
     from dst_grpc.domain.interventions import Intervention
     from dst_grpc.domain.request_tensors import RequestTensor
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
     from dst_grpc.pipeline.pair_planner import Tokens
     from dst_grpc.pipeline.patch_paths import PathCell
@@ -62,7 +62,7 @@ class PatchRuns:
         asked: PatchPlan,
         decoder: Decoder,
         sets: Mapping[str, AutoencoderSet],
-        splices: Mapping[Site, Autoencoder],
+        splices: Mapping[Site, Splice],
         check: Check,
     ) -> None:
         """Run nothing yet.
@@ -71,7 +71,7 @@ class PatchRuns:
             asked: the request.
             decoder: the model.
             sets: the autoencoders that directions name.
-            splices: autoencoders to splice in, by the site that each reads.
+            splices: autoencoders to splice in, by the site that each reconstructs.
             check: raises Cancelled to end a pass.
         """
         self._asked, self._decoder, self._sets = asked, decoder, sets

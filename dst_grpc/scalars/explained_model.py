@@ -43,4 +43,4 @@ class ExplainedModel:
     def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
         kind = require(self.inputs.of(node_type))
-        return next(s for s in self.sets if s.dst is kind.type).by_layer[layer]
+        return next(s for s in self.sets if s.input is kind).by_layer[layer]

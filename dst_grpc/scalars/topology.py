@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dst_grpc.domain.architecture import Architecture
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, AutoencoderInput
+from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
 from dst_grpc.domain.components import AttentionTraceType, LocationWithinLayer, NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.nodes import NODES
-from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.taps import Site, site_entering
 from dst_grpc.errors import require
 
@@ -31,12 +30,8 @@ class AutoencoderKind(Protocol):
     """What planning needs of an autoencoder set: its row of the catalogue, or the loaded set."""
 
     @property
-    def dst(self) -> DerivedScalarType:
-        """The derived scalar that they read."""
-
-    @property
-    def node_type(self) -> NodeType:
-        """Type of their latents."""
+    def input(self) -> AutoencoderInput:
+        """The row of facts of their input."""
 
     @property
     def has_write_scale(self) -> bool:
@@ -60,12 +55,12 @@ class AutoencoderInputs:
     def of_sets(cls, sets: Iterable[AutoencoderKind]) -> AutoencoderInputs:
         """The inputs of *sets*, at most one of them per node type."""
         present = tuple(sets)
-        by_type = {one.node_type: AUTOENCODER_INPUTS[one.dst] for one in present}
+        by_type = {one.input.node_type: one.input for one in present}
         return cls(
             by_type.get(NodeType.MLP_AUTOENCODER_LATENT),
             by_type.get(NodeType.ATTENTION_AUTOENCODER_LATENT),
             by_type.get(NodeType.AUTOENCODER_LATENT),
-            frozenset(AUTOENCODER_INPUTS[one.dst] for one in present if one.has_write_scale),
+            frozenset(one.input for one in present if one.has_write_scale),
         )
 
     def of(self, node_type: NodeType) -> AutoencoderInput | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import LocationWithinLayer, NodeType, PreOrPostAct
-from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
+from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site, normed
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.attention_head import HeadAtToken
 from dst_grpc.scalars.components.base import COMPONENTS, LayerOfRun, registered
@@ -109,24 +109,30 @@ class Latent(_Latents, NodeComponent):
         it."""
         yield from super().scale_sites(layer)
         if self.input in self.topology.inputs.scaled:
-            yield self.input.tap, layer
+            yield input_site(self.input.type, layer, self.topology.architecture)
 
     def write_factor(self, run: LayerOfRun) -> torch.Tensor | None:
         """[T, 1]."""
-        if not self.autoencoder(run).has_write_scale:
+        autoencoder = self.autoencoder(run)
+        if not autoencoder.has_write_scale:
             return super().write_factor(run)
-        return self.scaled_write_factor(run, run.value(self.input.tap))
+        read = run.recorded.value(input_site(self.input.type, run.layer, self.topology.architecture))
+        return self.scaled_write_factor(run, autoencoder_input(autoencoder, read, run.block))
 
     def recompute(
         self, model: ExplainedModel, layer: int, rho: torch.Tensor, *, at: PreOrPostAct, detach_scale: bool
     ) -> torch.Tensor:
         """[T, Z]."""
         autoencoder = model.autoencoder(self.node_type, layer)
-        read = self._input_from(model.decoder.layers[layer], rho, detach_scale=detach_scale)
+        block = model.decoder.layers[layer]
+        if self.input.output is None:
+            read = self._input_from(block, rho, detach_scale=detach_scale)
+        else:
+            read = normed(autoencoder.input_norm, rho, block, detach_scale=detach_scale)
         return autoencoder.encode(read) if at is PreOrPostAct.POST else autoencoder.pre_activation(read)
 
     def _input_from(self, block: Layer, rho: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
-        """The autoencoder's input, [T, n_in], recomputed from the residual *rho* [T, d] before it."""
+        """What an autoencoder reconstructs, [T, n_in], recomputed from the residual *rho* [T, d] before it."""
         if self.input.is_of_attention_write:
             q, k, v = block.qkv(block.attn_norm(rho, detach_scale=detach_scale))
             mixed = block.attn_mix(block.attn_probs(block.attn_scores(q, k)), v)

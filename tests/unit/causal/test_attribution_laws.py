@@ -25,7 +25,6 @@ from dst_grpc.causal.rules import (
     RelPWithFrozenPatterns,
 )
 from dst_grpc.domain.attribute import AttributedNode, AttributionMethod, PathGroups, PathRule
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.components import AttentionTraceType, LossFnName
 from dst_grpc.domain.graph_nodes import Edge
 from dst_grpc.domain.locations import ActivationLocationType as L
@@ -38,7 +37,7 @@ from dst_grpc.engine.layer import Layer
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Site, Taps, site_entering
 from dst_grpc.scalars.origins import LossOrigin
-from tests import families, models
+from tests import families, models, plain
 
 M, N = AttributionMethod, AttributedNode
 LOSS = LossOrigin(models.LOSS)
@@ -278,19 +277,19 @@ def test_magnitudes_do_not_cancel_between_pairs() -> None:
         torch.testing.assert_close(found.nodes[nodes], scores.abs())
 
 
-@pytest.mark.parametrize("dst", [T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN])
-def test_latents_and_their_error_add_up_to_what_they_reconstruct(dst: T) -> None:
+@pytest.mark.parametrize("kind", [T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN, plain.Transcoder.RAW])
+def test_latents_and_their_error_add_up_to_what_they_reconstruct(kind: plain.Kind) -> None:
     """And a spliced autoencoder changes no score of other nodes, nor of edges."""
-    world = models.world(dst, config=models.ARCHITECTURES["gemma"])
+    world = models.world(kind, config=models.ARCHITECTURES["gemma"])
     (splice,) = world.sets.values()
-    splices = {(AUTOENCODER_INPUTS[dst].tap, layer): one for layer, one in splice.by_layer.items()}
-    kind = N.MLP_OUT if dst is T.RESID_DELTA_MLP else N.ATTN_OUT
-    question = Question(nodes=(N.LATENT, N.LATENT_ERROR, kind, N.HEAD), edges=True)
+    splices = models.splices(splice)
+    part = N.ATTN_OUT if kind is T.RESID_DELTA_ATTN else N.MLP_OUT
+    question = Question(nodes=(N.LATENT, N.LATENT_ERROR, part, N.HEAD), edges=True)
     found = Attribution(world.decoder, question, splices)
     found.add([PAIR])
     scores = {nodes.kind: each for nodes, each in found.nodes.items()}
-    assert scores[N.LATENT].shape == (3, models.LATENTS[dst])
-    torch.testing.assert_close(scores[N.LATENT].sum(dim=1) + scores[N.LATENT_ERROR], scores[kind])
+    assert scores[N.LATENT].shape == (3, models.LATENTS[kind])
+    torch.testing.assert_close(scores[N.LATENT].sum(dim=1) + scores[N.LATENT_ERROR], scores[part])
     plain = asked(world.decoder, nodes=(N.HEAD,), edges=True)
     torch.testing.assert_close(edges_of(found), edges_of(plain))
     torch.testing.assert_close(scores[N.HEAD], next(iter(plain.nodes.values())))

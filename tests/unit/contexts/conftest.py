@@ -15,7 +15,6 @@ import torch
 
 from dst_grpc.contexts import AutoencoderContext, ContextCache, Lease, ModelContext, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry, ContextEntry, ModelEntry
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.engine.decoder import Decoder
 from tests import checkpoints
 
@@ -85,7 +84,6 @@ class FakeLoader:
             name=entry.name,
             model=model.name,
             dst=entry.dst,
-            node_type=AUTOENCODER_INPUTS[entry.dst].node_type,
             by_layer={},
             digest=entry.files.digest(),
             device=entry.device,

@@ -218,7 +218,7 @@ def test_a_transcoder_is_compared_with_the_mlp_s_write(folder: Path, norm: Model
     )
     registry = build(folder)
     info = registry.autoencoder_entry("m/transcoders", "m").info()
-    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
+    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, True)
     assert info.input_norms == (ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN)
     context = loaded(registry, info.name)
     (check,) = context.measured
@@ -339,7 +339,7 @@ def test_a_transcoder_of_a_parallel_layer_reads_what_enters_the_layer(tmp_path: 
     write_sparsify(folder, "layers.1.mlp", tensors, transcode=True, skip_connection=True)
     registry = build(folder)
     info = registry.autoencoder_entry("m/set", "m").info()
-    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, False)
+    assert (info.dst, info.output, info.spliceable) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, True)
     (check,) = loaded(registry, "m/set").measured
     left = (target - with_ones @ solution).square().sum() / (target - target.mean(0)).square().sum()
     assert check.fraction_of_variance_unexplained == pytest.approx(left.item(), rel=1e-3)

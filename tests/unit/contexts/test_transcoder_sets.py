@@ -141,7 +141,7 @@ def test_transcoders_per_layer_are_found_and_explain_what_their_mlp_writes(folde
     info = info_of(folder, "m/plt")
     assert (info.dst, info.output, info.input_norms) == (T.RESID_POST_ATTN, T.RESID_DELTA_MLP, (ModelNorm.NONE,))
     assert (info.formats, info.layer_indices, info.n_latents) == (("circuit_tracer",), (0, 1), FEATURES)
-    assert (info.makes_graphs, info.cross_layer, info.file_bytes, info.spliceable) == (True, False, 0, False)
+    assert (info.makes_graphs, info.cross_layer, info.file_bytes, info.spliceable) == (True, False, 0, True)
     context = loaded(folder, "m/plt")
     found = [check.fraction_of_variance_unexplained for check in context.measured]
     assert found == pytest.approx(unexplained, rel=1e-3)

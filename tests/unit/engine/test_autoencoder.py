@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.domain.autoencoders import AutoencoderActivation
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.errors import DataLoss
 from tests import models
@@ -67,6 +67,12 @@ def test_the_decoder_adds_the_pre_bias(relu: Autoencoder, x: torch.Tensor) -> No
     latents = relu.encode(x)
     expected = latents.numpy() @ relu.decoder.numpy().T + relu.pre_bias.numpy()
     np.testing.assert_allclose(relu.decode(latents, x), expected, rtol=1e-12)
+
+
+def test_a_skip_connection_is_added_after_the_normalization_is_undone(relu: Autoencoder, x: torch.Tensor) -> None:
+    normed = replace(relu, normalization=InputNormalization.LAYER_NORM)
+    latents, skip = normed.encode(x), torch.eye(N_INPUTS, dtype=torch.float64) * 3
+    np.testing.assert_allclose(replace(normed, skip=skip).decode(latents, x), normed.decode(latents, x) + 3 * x)
 
 
 @pytest.mark.parametrize("postact", [AutoencoderActivation.RELU, AutoencoderActivation.IDENTITY])

@@ -9,12 +9,14 @@ from functools import partial
 import pytest
 import torch
 
+from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine import decoder as decoder_module
-from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.cancellation import Cancellation
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.pacing import Pacing
+from dst_grpc.engine.splice import Splice
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import Cancelled
 from tests import models
@@ -92,7 +94,8 @@ def test_a_gradient_pass_stops_at_the_next_layer(decoder: Decoder, layer: int) -
 def test_a_gradient_pass_stops_at_a_splice(decoder: Decoder) -> None:
     """An autoencoder may cost more than a layer, so that the layer that it is in is not ended."""
     cancellation = Cancellation()
-    splice: dict[Site, Autoencoder] = {(L.MLP_POST_ACT, 3): models.autoencoder(CONFIG.d_mlp, 15)}
+    autoencoder = models.autoencoder(CONFIG.d_mlp, 15)
+    splice: dict[Site, Splice] = {(L.MLP_POST_ACT, 3): Splice(AUTOENCODER_INPUTS[T.MLP_POST_ACT], 3, autoencoder)}
     taps = Taps(gradients=[(L.MLP_PRE_ACT, 3), (L.RESID_DELTA_MLP, 3)], splices=splice, check=cancellation.check)
     logits = decoder.forward(TOKENS, taps)
     assert logits is not None

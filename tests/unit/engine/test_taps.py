@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.components import Dimension, PassType
 from dst_grpc.domain.interventions import Intervention, SetValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import AxisSelection, TapSelection
-from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.interventions import RowIntervention
+from dst_grpc.engine.splice import Splice
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import require
 from tests import models
+from tests.plain import Kind, Transcoder
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
-KINDS = {L.MLP_POST_ACT: T.MLP_POST_ACT, L.RESID_DELTA_MLP: T.RESID_DELTA_MLP, L.RESID_DELTA_ATTN: T.RESID_DELTA_ATTN}
+KINDS: tuple[Kind, ...] = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN, Transcoder.NORMED)
 FORWARD, BACKWARD = PassType.FORWARD, PassType.BACKWARD
 
 
@@ -181,46 +181,62 @@ def test_a_gradient_is_the_derivative_by_the_tap_s_value(name: str, seed: int) -
 # Autoencoders in the graph
 
 
-def spliced(location: L, *, layers: Iterable[int] = (0, 1, 2), **kwargs: Any) -> dict[Site, Autoencoder]:
-    by_layer = models.autoencoders(KINDS[location], 4, **kwargs).by_layer
-    return {(location, layer): by_layer[layer] for layer in layers}
+def spliced(kind: Kind, *, layers: Iterable[int] = (0, 1, 2), **kwargs: Any) -> dict[Site, Splice]:
+    found = models.splices(models.autoencoders(kind, 4, **kwargs))
+    return {site: splice for site, splice in found.items() if splice.layer in layers}
 
 
-@pytest.mark.parametrize("location", KINDS)
+def sites_of(kind: Kind, layer: int) -> tuple[Site, Site, Site]:
+    """What is reconstructed, the latents, and the error."""
+    taps = models.input_of(kind)
+    return (taps.spliced_at, layer), (taps.latent_tap, layer), (require(taps.error_tap), layer)
+
+
+def read_by(kind: Kind, decoder: Decoder, taps: Taps, layer: int) -> torch.Tensor:
+    """What the autoencoder of a layer reads in a run; a transcoder what its MLP does."""
+    if not isinstance(kind, Transcoder):
+        return taps.values[sites_of(kind, layer)[0]]
+    return decoder.layers[layer].mlp_norm(taps.values[L.RESID_POST_ATTN, layer])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", AutoencoderActivation)
 def test_without_ablations_a_splice_changes_nothing_but_rounding(
-    decoder: Decoder, location: L, activation: AutoencoderActivation
+    decoder: Decoder, kind: Kind, activation: AutoencoderActivation
 ) -> None:
-    logits, _ = run(decoder, splices=spliced(location, activation=activation))
+    logits, _ = run(decoder, splices=spliced(kind, activation=activation))
     torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("location", KINDS)
-def test_reconstruction_and_error_are_the_input(decoder: Decoder, location: L) -> None:
-    splices = spliced(location, layers=[1])
-    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
-    _, taps = run(decoder, values=[(location, 1), latents, error], splices=splices)
-    autoencoder, x = splices[location, 1], taps.values[location, 1]
+@pytest.mark.parametrize("kind", KINDS)
+def test_reconstruction_and_error_are_what_is_reconstructed(decoder: Decoder, kind: Kind) -> None:
+    splices = spliced(kind, layers=[1])
+    site, latents, error = sites_of(kind, 1)
+    _, taps = run(decoder, values=[site, latents, error, (L.RESID_POST_ATTN, 1)], splices=splices)
+    autoencoder, x = splices[site].autoencoder, read_by(kind, decoder, taps, 1)
     torch.testing.assert_close(taps.values[latents], autoencoder.encode(x))
-    torch.testing.assert_close(taps.values[error] + autoencoder.decode(taps.values[latents], x), x)
+    torch.testing.assert_close(taps.values[error] + autoencoder.decode(taps.values[latents], x), taps.values[site])
 
 
-@pytest.mark.parametrize("location", KINDS)
-def test_gradients_of_latents_and_error_follow_from_that_of_the_output(decoder: Decoder, location: L) -> None:
-    """At latents g Wdec, at the error g, at the input g again, as the two reconstructions cancel."""
-    site, splices = (location, 1), spliced(location, layers=[1])
-    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
-    found = gradients(decoder, gradients=[site, latents, error], splices=splices)
-    g = gradients(decoder, gradients=[site])[site]
-    torch.testing.assert_close(found[latents], g @ splices[site].decoder)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_latents_and_error_follow_from_that_of_the_output(decoder: Decoder, kind: Kind) -> None:
+    """At latents g Wdec, at the error g, at what is reconstructed g again, and all before as without the splice."""
+    splices = spliced(kind, layers=[1])
+    site, latents, error = sites_of(kind, 1)
+    before: list[Site] = [(L.RESID_POST_ATTN, 1), (L.ATTN_VALUE, 1)]
+    found = gradients(decoder, gradients=[site, latents, error, *before], splices=splices)
+    plain = gradients(decoder, gradients=[site, *before])
+    g = plain[site]
+    torch.testing.assert_close(found[latents], g @ splices[site].autoencoder.decoder)
     torch.testing.assert_close(found[error], g)
-    torch.testing.assert_close(found[site], g)
+    for one in (site, *before):
+        torch.testing.assert_close(found[one], plain[one])
 
 
-@pytest.mark.parametrize("location", KINDS)
-def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, location: L) -> None:
-    site, splices = (location, 1), spliced(location, layers=[1])
-    latents, error = (SPLICED_AT[location].latent_tap, 1), (require(SPLICED_AT[location].error_tap), 1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, kind: Kind) -> None:
+    splices = spliced(kind, layers=[1])
+    site, latents, error = sites_of(kind, 1)
     _, plain = run(decoder, values=[site, latents, error], splices=splices)
     latent = int(plain.values[latents][0, 4].argmax())
     cut = [ablation(*latents, (4, latent), 0.0)]
@@ -228,36 +244,54 @@ def test_ablating_a_latent_takes_its_write_out_of_the_output(decoder: Decoder, l
     torch.testing.assert_close(taps.values[error], plain.values[error])
     assert taps.values[latents][0, 4, latent] == 0
     moved = plain.values[site].clone()
-    moved[0, 4] -= plain.values[latents][0, 4, latent] * splices[site].decoder[:, latent]
+    moved[0, 4] -= plain.values[latents][0, 4, latent] * splices[site].autoencoder.decoder[:, latent]
     expected, _ = run(
         decoder, interventions=[ablation(*site, (4, i), float(value)) for i, value in enumerate(moved[0, 4])]
     )
     torch.testing.assert_close(logits, expected)
 
 
-def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder) -> None:
-    site, splices = (L.RESID_DELTA_MLP, 2), spliced(L.RESID_DELTA_MLP, layers=[2])
-    cut = [ablation(require(SPLICED_AT[site[0]].error_tap), 2, (None, None), 0.0)]
-    following: Site = (L.RESID_POST_MLP, 2)
-    _, taps = run(decoder, values=[site, following, (L.RESID_POST_ATTN, 2)], splices=splices, interventions=cut)
-    expected = taps.values[L.RESID_POST_ATTN, 2] + splices[site].decode(
-        splices[site].encode(taps.values[site]), taps.values[site]
-    )
+@pytest.mark.parametrize("kind", [T.RESID_DELTA_MLP, Transcoder.NORMED])
+def test_ablating_the_error_leaves_the_reconstruction(decoder: Decoder, kind: Kind) -> None:
+    splices = spliced(kind, layers=[2])
+    site, _, error = sites_of(kind, 2)
+    following, before = (L.RESID_POST_MLP, 2), (L.RESID_POST_ATTN, 2)
+    cut = [ablation(*error, (None, None), 0.0)]
+    _, taps = run(decoder, values=[site, following, before], splices=splices, interventions=cut)
+    autoencoder, x = splices[site].autoencoder, read_by(kind, decoder, taps, 2)
+    expected = taps.values[before] + autoencoder.decode(autoencoder.encode(x), x)
     torch.testing.assert_close(taps.values[following][0], expected[0])
 
 
+@pytest.mark.parametrize("kind", Transcoder)
+def test_a_transcoder_reads_the_scale_of_the_norm_as_its_tap_leaves_it(decoder: Decoder, kind: Transcoder) -> None:
+    scale: Site = (L.MLP_INPUT_LAYER_NORM_SCALE, 1)
+    latents = sites_of(kind, 1)[1]
+    changed = [ablation(*scale, (None, None), 2.5)]
+    _, taps = run(decoder, values=[latents, (L.RESID_POST_ATTN, 1)], splices=spliced(kind), interventions=changed)
+    rho, norm = taps.values[L.RESID_POST_ATTN, 1][0], decoder.layers[1].mlp_norm
+    centred = (rho - rho.mean(dim=-1, keepdim=True)) / 2.5
+    read = {
+        Transcoder.RAW: rho,
+        Transcoder.CENTRED: centred,
+        Transcoder.NORMED: centred * norm.gain + require(norm.bias),
+    }[kind]
+    expected = spliced(kind)[L.RESID_DELTA_MLP, 1].autoencoder.encode(read)
+    torch.testing.assert_close(taps.values[latents][0], expected)
+
+
 def test_each_layer_has_an_autoencoder_of_its_own(decoder: Decoder) -> None:
-    splices = spliced(L.MLP_POST_ACT)
+    splices = spliced(T.MLP_POST_ACT)
     sites: list[Site] = [(L.ONLINE_MLP_AUTOENCODER_LATENT, layer) for layer in range(3)]
     inputs: list[Site] = [(L.MLP_POST_ACT, layer) for layer in range(3)]
     _, taps = run(decoder, values=sites + inputs, splices=splices)
     for layer in range(3):
-        expected = splices[L.MLP_POST_ACT, layer].encode(taps.values[L.MLP_POST_ACT, layer])
+        expected = splices[L.MLP_POST_ACT, layer].autoencoder.encode(taps.values[L.MLP_POST_ACT, layer])
         torch.testing.assert_close(taps.values[L.ONLINE_MLP_AUTOENCODER_LATENT, layer], expected)
 
 
 def test_two_autoencoders_may_be_in_the_graph_at_once(decoder: Decoder) -> None:
-    both = spliced(L.RESID_DELTA_ATTN) | spliced(L.MLP_POST_ACT)
+    both = spliced(T.RESID_DELTA_ATTN) | spliced(T.MLP_POST_ACT)
     logits, _ = run(decoder, splices=both)
     torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
 

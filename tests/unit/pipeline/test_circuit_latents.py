@@ -16,7 +16,6 @@ from benchmarks.measure import peak_bytes
 from dst_grpc.client import make_attribute_request, make_circuit_request, make_patch_request
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.attribute_answers import AttributeHeader, ScoreValues
-from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.autoencoders import InputNormalization
 from dst_grpc.domain.circuit import CircuitKind, CircuitPartKind
 from dst_grpc.domain.graph_nodes import node_named
@@ -34,16 +33,18 @@ from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.run import run
 from tests import models, plain
+from tests.plain import Kind, Transcoder
 
 CLEAN, CORRUPT = models.TOKENS, (3, 1, 4, 8, 5, 2)
 REFERENCE = [(3, 1, 8, 1, 2, 9), (4, 4, 7, 1, 1, 2), (9, 2, 6, 5, 3, 5)]
-SETS = {
+SETS: dict[str, tuple[Kind, ...]] = {
     "neurons": (T.MLP_POST_ACT,),
     "writes": (T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN),
+    "transcoders": (Transcoder.NORMED, T.RESID_DELTA_ATTN),
     "residuals": (T.RESID_POST_MLP, T.MLP_POST_ACT),
     "residuals within": (T.RESID_POST_ATTN, T.RESID_DELTA_ATTN),
 }
-PLACES = {T.MLP_POST_ACT: "m", T.RESID_DELTA_MLP: "m", T.RESID_DELTA_ATTN: "a"}
+PLACES: dict[Kind, str] = {Transcoder.NORMED: "m", T.MLP_POST_ACT: "m", T.RESID_DELTA_MLP: "m", T.RESID_DELTA_ATTN: "a"}
 ALTERNATIVES = ("patching", "mean_by_position", "mean", "zero")
 METRIC: dict[str, Any] = {"target": [2], "distractor": [11]}
 Edit = Callable[[Site, torch.Tensor], torch.Tensor]
@@ -83,8 +84,7 @@ class ByHand:
     def __init__(self, architecture: str, sets: str, alternative: str) -> None:
         self.config, self.sets = models.ARCHITECTURES[architecture], SETS[sets]
         world = world_of(architecture, sets)
-        by_layer = {one.dst: one.by_layer for one in world.sets.values()}
-        self.model = plain.Plain(self.config, models.weights(5, self.config), by_layer, is_spliced=True)
+        self.model = plain.Plain(self.config, models.weights(5, self.config), world.by_kind, is_spliced=True)
         self.instead = self._instead(alternative)
 
     def values(self, tokens: tuple[int, ...]) -> Mapping[Site, torch.Tensor]:
@@ -117,7 +117,7 @@ class ByHand:
             if not (has_sets and "m" in read):
                 found[f"m{layer}"] = (L.RESID_DELTA_MLP, layer), slice(None)
         for layer, kind in product((0, 2), self.sets):
-            facts, name = AUTOENCODER_INPUTS[kind], f"{PLACES.get(kind, 'r')}{layer}"
+            facts, name = models.input_of(kind), f"{PLACES.get(kind, 'r')}{layer}"
             for latent in range(models.LATENTS[kind]):
                 found[f"{name}.l{latent}"] = (facts.latent_tap, layer), (slice(None), latent)
             if facts.error_tap is not None:
@@ -181,15 +181,15 @@ def test_all_that_an_autoencoder_has_is_kept_by_one_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [T.MLP_POST_ACT, T.RESID_DELTA_ATTN, T.RESID_POST_MLP])
+@pytest.mark.parametrize("kind", [T.MLP_POST_ACT, T.RESID_DELTA_ATTN, T.RESID_POST_MLP, Transcoder.NORMED])
 @pytest.mark.parametrize("alternative", ALTERNATIVES)
-def test_to_cut_one_latent_is_to_patch_it(kind: T, alternative: str) -> None:
+def test_to_cut_one_latent_is_to_patch_it(kind: Kind, alternative: str) -> None:
     world = models.world(kind, seed=5)
     name = PLACES.get(kind, "r")
     reference = REFERENCE if "mean" in alternative else ()
     asked: dict[str, Any] = {"alternative": alternative, "reference": reference}
     latents = range(models.LATENTS[kind])
-    has_error = AUTOENCODER_INPUTS[kind].error_tap is not None
+    has_error = models.input_of(kind).error_tap is not None
     grids = [PatchGrid(node=AttributedNode.LATENT, layers=(1,), entries=tuple(latents), all_positions=True)]
     if has_error:
         grids.append(PatchGrid(node=AttributedNode.LATENT_ERROR, layers=(1,), all_positions=True))

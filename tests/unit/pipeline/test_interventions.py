@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.interventions import Intervention, ScaleValue
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
@@ -20,18 +19,19 @@ from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
 
-SPLICED = {L.MLP_POST_ACT: T.MLP_POST_ACT, L.RESID_DELTA_ATTN: T.RESID_DELTA_ATTN}
-N_LATENTS = {SPLICED_AT[tap].latent_tap: models.LATENTS[read] for tap, read in SPLICED.items()}
-WORLDS = {
-    name: models.world(*SPLICED.values(), seed=5, config=models.ARCHITECTURES[name])
-    for name in ("gpt2", "gemma", "neox")
+SPLICED: dict[str, tuple[plain.Kind, ...]] = {
+    "gpt2": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "gemma": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "neox": (plain.Transcoder.NORMED, T.RESID_DELTA_ATTN),
 }
+"""By architecture."""
+WORLDS = {name: models.world(*kinds, seed=5, config=models.ARCHITECTURES[name]) for name, kinds in SPLICED.items()}
 TAPS = [
     (name, location)
     for name, world in WORLDS.items()
     for location in (
         *dict.fromkeys(location for location, _ in models.sites(world.decoder.config)),
-        *(tap for spliced in SPLICED for tap in SPLICED_AT[spliced].splice_taps),
+        *(tap for kind in SPLICED[name] for tap in models.input_of(kind).splice_taps),
     )
 ]
 PROMPTS = [(3, 1, 4, 1, 5, 9), (2, 6), (5, 3, 5), (8, 9, 7, 9, 3)]
@@ -39,8 +39,13 @@ TARGET = 2
 
 
 def sites_of(world: models.World) -> list[Site]:
-    spliced = [tap for one in SPLICED for tap in SPLICED_AT[one].splice_taps]
+    spliced = [tap for one in world.sets.values() for tap in one.input.splice_taps]
     return [*models.sites(world.decoder.config), *((tap, layer) for tap in spliced for layer in range(3))]
+
+
+def n_latents(name: str, location: L) -> int:
+    """Of the autoencoder whose latents are at a tap; 0 for any other tap."""
+    return next((models.LATENTS[kind] for kind in SPLICED[name] if models.input_of(kind).latent_tap is location), 0)
 
 
 def recorded(
@@ -66,8 +71,7 @@ def by_hand(
 ) -> tuple[Mapping[Site, torch.Tensor], Mapping[Site, torch.Tensor]]:
     """Values, and gradients of the loss, of the plain model."""
     config = world.decoder.config
-    sets = {one.dst: one.by_layer for one in world.sets.values()}
-    reference = plain.Plain(config, models.weights(5, config), sets, is_spliced=True)
+    reference = plain.Plain(config, models.weights(5, config), world.by_kind, is_spliced=True)
 
     def edit(site: Site, x: torch.Tensor) -> torch.Tensor:
         x = x.requires_grad_() if site == (L.RESID_POST_EMBEDDING, None) else x
@@ -105,7 +109,7 @@ def test_every_number_of_a_padded_batch_is_that_of_the_plain_model(name: str, lo
     changes = []
     for i, tokens in enumerate(PROMPTS):
         layer = None if location.has_no_layers else chance.choice([None, 0, 1, 2])
-        shape = interventions.sizes(location, world.decoder.config, len(tokens), N_LATENTS.get(location, 0))
+        shape = interventions.sizes(location, world.decoder.config, len(tokens), n_latents(name, location))
         select, act = interventions.SELECTIONS[i], interventions.ACTIONS[(i + seed + list(WORLDS).index(name)) % 4]
         changes.append([interventions.anything(chance, location, layer, shape, select=select, act=act)])
     for tokens, own, found in zip(PROMPTS, changes, recorded(world, PROMPTS, changes), strict=True):

@@ -84,8 +84,7 @@ def site_of(node: str, layer: int) -> Site:
 def test_every_cell_is_the_plain_model_s_run_with_that_change(name: str, is_spliced: bool) -> None:
     config = models.ARCHITECTURES[name]
     world = models.world(*(SPLICED if is_spliced else ()), seed=5, config=config)
-    sets = {one.dst: one.by_layer for one in world.sets.values()}
-    reference = plain.Plain(config, models.weights(5, config), sets, is_spliced=is_spliced)
+    reference = plain.Plain(config, models.weights(5, config), world.by_kind, is_spliced=is_spliced)
     with torch.no_grad():
         source = reference.run(CORRUPT, lambda _, x: x)
     chance = random.Random(f"{name} {is_spliced}")

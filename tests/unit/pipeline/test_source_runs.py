@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from dst_grpc.domain.autoencoder_inputs import SPLICED_AT
 from dst_grpc.domain.interventions import (
     UNCHANGED,
     Action,
@@ -36,10 +35,10 @@ from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
 
-SPLICED = {L.MLP_POST_ACT: T.MLP_POST_ACT, L.RESID_DELTA_ATTN: T.RESID_DELTA_ATTN}
-N_LATENTS = {SPLICED_AT[tap].latent_tap: models.LATENTS[read] for tap, read in SPLICED.items()}
+SPLICED = (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
+N_LATENTS = {models.input_of(read).latent_tap: models.LATENTS[read] for read in SPLICED}
 WORLDS = {
-    name: models.world(*SPLICED.values(), seed=5, config=models.ARCHITECTURES[name])
+    name: models.world(*SPLICED, seed=5, config=models.ARCHITECTURES[name])
     for name in ("gpt2", "gemma", "llama", "neox")
 }
 BASE, SOURCE, THIRD, LONG = (3, 1, 4, 1, 5, 9), (2, 7, 1, 8, 2, 8), (1, 4, 1, 4, 2, 1), (5, 7, 7, 2, 1, 5, 6, 6, 4)
@@ -48,7 +47,7 @@ TAPS = [
     for name, world in WORLDS.items()
     for location in (
         *dict.fromkeys(location for location, _ in models.sites(world.decoder.config)),
-        *(tap for spliced in SPLICED for tap in SPLICED_AT[spliced].splice_taps),
+        *(tap for read in SPLICED for tap in models.input_of(read).splice_taps),
     )
 ]
 
@@ -77,7 +76,7 @@ def request(
 
 def recorded(world: models.World, *requests: DeriveRequest) -> list[Recording]:
     """Everything that a batch records."""
-    spliced = [tap for one in SPLICED for tap in SPLICED_AT[one].splice_taps] if world.sets else []
+    spliced = [tap for read in SPLICED for tap in models.input_of(read).splice_taps] if world.sets else []
     sites = frozenset((*models.sites(world.decoder.config), *((tap, layer) for tap in spliced for layer in range(3))))
     plans = [replace(make_plan(one, world.registry), values=sites, gradients=sites) for one in requests]
     return [result.recording for result in run(plans, world.decoder, world.sets)]
@@ -86,8 +85,7 @@ def recorded(world: models.World, *requests: DeriveRequest) -> list[Recording]:
 def reference(name: str) -> plain.Plain:
     world = WORLDS[name]
     config = world.decoder.config
-    sets = {one.dst: one.by_layer for one in world.sets.values()}
-    return plain.Plain(config, models.weights(5, config), sets, is_spliced=True)
+    return plain.Plain(config, models.weights(5, config), world.by_kind, is_spliced=True)
 
 
 Changed = Mapping[Site, Mapping[tuple[int, ...], torch.Tensor]]

@@ -33,6 +33,7 @@ from tests.explained import (
     jvp,
     triangle,
 )
+from tests.plain import Kind, Transcoder
 
 Tensor = torch.Tensor
 Formula = Callable[[Explained, DstConfig, int], Tensor]
@@ -51,7 +52,7 @@ class Row:
     forward: Formula
     backward: Formula | None = None
     """The BACKWARD pass, if there is one."""
-    kinds: tuple[T, ...] | None = None
+    kinds: tuple[Kind, ...] | None = None
     """One of the autoencoders must read one of these; None if none is needed."""
     alone: bool = False
     """Whether it must be the only autoencoder."""
@@ -74,7 +75,7 @@ class Row:
         return self.kinds is None or (any(kind in self.kinds for kind in x.kinds) and not (self.alone and x.kinds[1:]))
 
 
-def kind_of(x: Explained, kinds: tuple[T, ...]) -> T:
+def kind_of(x: Explained, kinds: tuple[Kind, ...]) -> Kind:
     """The one of *kinds* that an autoencoder of *x* reads."""
     (found,) = (kind for kind in x.kinds if kind in kinds)
     return found
@@ -110,7 +111,7 @@ def flattened(row: Row) -> Row:
     )
 
 
-def times_gradient(location: L, kinds: tuple[T, ...] | None = None, *, alone: bool = False) -> Row:
+def times_gradient(location: L, kinds: tuple[Kind, ...] | None = None, *, alone: bool = False) -> Row:
     """A tap times its gradient."""
     return Row(lambda x, c, layer: tap(location)(x, c, layer) * gradient(location)(x, c, layer), None, kinds, alone)
 
@@ -140,7 +141,7 @@ def lengths_of(writes: Tensor) -> Tensor:
     return found
 
 
-def norm(writes: Formula, sign: L | None = None, kinds: tuple[T, ...] | None = None) -> Row:
+def norm(writes: Formula, sign: L | None = None, kinds: tuple[Kind, ...] | None = None) -> Row:
     """Length of a write, with the sign of its coefficient if that is one number (Q6)."""
 
     def formula(x: Explained, c: DstConfig, layer: int) -> Tensor:
@@ -172,7 +173,7 @@ def before(direction: Direction, writes: Tensor, layer: int, place: int) -> Tens
     return found if direction.is_after(layer, place) else torch.zeros_like(found)
 
 
-def on_origin(writes: Formula, place: int, kinds: tuple[T, ...] | None = None) -> Row:
+def on_origin(writes: Formula, place: int, kinds: tuple[Kind, ...] | None = None) -> Row:
     """Projection on the gradient before the origin."""
     return Row(lambda x, c, layer: before(x.before_origin, writes(x, c, layer), layer, place), kinds=kinds)
 
@@ -198,9 +199,9 @@ def residual_on_origin(location: L) -> Row:
 class Latents:
     """The formulas of autoencoders that read one of *kinds*."""
 
-    kinds: tuple[T, ...]
+    kinds: tuple[Kind, ...]
 
-    def kind(self, x: Explained) -> T:
+    def kind(self, x: Explained) -> Kind:
         """What the one that is there reads."""
         return kind_of(x, self.kinds)
 
@@ -272,7 +273,7 @@ def at_layer(x: Explained) -> list[DstConfig]:
     return [DstConfig(layer_indices=(LAYER,))]
 
 
-def read_by(kinds: tuple[T, ...]) -> Row:
+def read_by(kinds: tuple[Kind, ...]) -> Row:
     """The latent's gradient at its autoencoder's input, by each layer's own autoencoder (Q24)."""
     return Row(
         lambda x, _, layer: x.latent_read(kind_of(x, kinds), layer, LATENT_INDEX), None, kinds, alone=True,
@@ -309,7 +310,7 @@ UPSTREAM = (
 )
 THROUGH = {L.ATTN_QUERY: traces.Q, L.ATTN_KEY: traces.K, L.ATTN_VALUE: traces.V}
 DOWNSTREAM = (*(traces.subnode(UPSTREAM[0], part) for part in THROUGH), *UPSTREAM[1:])
-ENDS_OF_EDGES = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
+ENDS_OF_EDGES: tuple[Kind, ...] = (*MLP_KINDS, T.RESID_DELTA_ATTN)
 """Autoencoders whose latents can be nodes of edges."""
 
 
@@ -409,7 +410,10 @@ def vocabulary(x: Explained, c: DstConfig, _: int) -> Tensor:
     assert index is not None
     if index.activation_location_type is not L.MLP_POST_ACT:
         kind, act = kind_of(x, MLP_KINDS), x.plain.act(LAYER, normed, found)
-        read = act if kind is T.MLP_POST_ACT else x.plain.delta_mlp(LAYER, act)
+        if isinstance(kind, Transcoder):
+            read = x.read(kind, LAYER, embedded)
+        else:
+            read = act if kind is T.MLP_POST_ACT else x.plain.delta_mlp(LAYER, act)
         found = plain.pre(x.autoencoder(kind, LAYER), read)
     return found[:, 6].expand(N_TOKENS, -1)
 
@@ -481,11 +485,11 @@ FORMULAS: dict[T, Row] = {
     T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_NORM: norm(errors, L.ONLINE_MLP_AUTOENCODER_ERROR, (T.MLP_POST_ACT,)),
     T.ONLINE_MLP_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD: on_origin(errors, MLP, (T.MLP_POST_ACT,)),
     T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR: Row(
-        tap(L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR), None, (T.RESID_DELTA_MLP,)),
+        tap(L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR), None, (T.RESID_DELTA_MLP, *Transcoder)),
     T.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR: Row(
         tap(L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR), None, (T.RESID_DELTA_ATTN,)),
     T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT: read_by(
-        (T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP)),
+        (T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP, *Transcoder)),
     T.AUTOENCODER_LATENT_GRAD_WRT_MLP_POST_ACT_INPUT: read_by((T.MLP_POST_ACT,)),
     T.ATTN_WRITE_TO_LATENT: to_latent(lambda x: x),
     T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: to_latent(lambda x: x.sum(dim=2, keepdim=True)),

@@ -10,6 +10,7 @@ from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from tests import models, traces
 from tests.explained import Explained
+from tests.plain import Transcoder
 from tests.unit.scalars.formulas import FORMULAS, Row, specs_for
 
 KINDS = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN)
@@ -17,6 +18,7 @@ BOTH = (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
 RESIDUALS = (T.RESID_POST_ATTN, T.RESID_POST_MLP)
 NEURON = traces.trace(traces.NEURON, 1, 4, 7)
 LATENT = traces.trace(traces.ATTENTION_LATENT, 2, 4, 3, post=False)
+TRANSCODED = traces.trace(traces.MLP_LATENT, 2, 4, 3, detach=True)
 HEAD = traces.trace(traces.HEAD, 1, 4, 3, 3, through=traces.QK)
 
 EVERYWHERE = [
@@ -25,6 +27,7 @@ EVERYWHERE = [
     for case in (
         *(Explained(architecture, (kind,)) for kind in KINDS),
         Explained(architecture, (T.RESID_DELTA_MLP,), NEURON),
+        Explained(architecture, (Transcoder.NORMED,), TRANSCODED),
         *(Explained(architecture, BOTH, origin) for origin in (HEAD, LATENT, traces.V_OF_LOSS)),
     )
 ]
@@ -33,6 +36,11 @@ AUTOENCODERS = [
         Explained(architecture, (kind,))
         for architecture in models.ARCHITECTURES
         for kind in (T.RESID_DELTA_MLP_FROM_MLP_POST_ACT, T.ATTN_WRITE, T.ATTN_WEIGHTED_SUM_OF_VALUES)
+    ),
+    *(
+        Explained(architecture, (kind,), origin)
+        for architecture in models.ARCHITECTURES
+        for kind, origin in ((Transcoder.RAW, None), (Transcoder.CENTRED, TRANSCODED))
     ),
     *(Explained(kinds=(kind,), origin=NEURON) for kind in (*RESIDUALS, T.MLP_PRE_ACT, T.RESID_POST_EMBEDDING)),
     *(
