@@ -14,6 +14,10 @@ _NEEDED = {"typer", "rich", "click"}
 
 def main() -> None:
     """Run the command line of this process; ends it with the command's exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        from dst_grpc.rpc.hangups import Hangups
+
+        Hangups.installed()  # before anything slow: until then SIGHUP ends the process
     try:
         from dst_grpc.cli._app import app
     except ModuleNotFoundError as error:

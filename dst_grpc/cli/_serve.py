@@ -41,6 +41,7 @@ _METAVARS = {
     "registry": "FILE",
     "cache": "FOLDER",
     "endpoint": "URL",
+    "mode": "MODE",
     "format": "text|json",
     "level": "LEVEL",
 }

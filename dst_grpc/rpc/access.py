@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.callers_file import read_callers
+from dst_grpc.rpc.certificates import CertificateFiles, Certificates
 from dst_grpc.rpc.hosts import Hosts
 from dst_grpc.rpc.identity import Identity, IdentityRules
 from dst_grpc.rpc.parts import StartupError
@@ -31,9 +33,14 @@ def identity_of(settings: Settings) -> Identity:
     return Identity(rules, Hosts(settings.trusted_proxies))
 
 
-def files_of(settings: Settings, identity: Identity, pipeline: PipelinePort) -> Sequence[ReadFile]:
-    """Readers of the files of *settings* that are read at start and at each reload, for *identity* and *pipeline*."""
+def files_of(
+    settings: Settings, identity: Identity, pipeline: PipelinePort, certificates: Certificates
+) -> Sequence[ReadFile]:
+    """Readers of the files of *settings* that are read at start and at each reload, for all these."""
     files = []
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        paths = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+        files.append(partial(_certificates, paths, certificates))
     if settings.auth_token_file is not None:
         files.append(partial(_tokens, settings.auth_token_file, identity))
     if settings.callers_file is not None:
@@ -51,6 +58,18 @@ def _tokens(file: Path, identity: Identity) -> NewContent:
         identity.tokens = tokens
 
     return NewContent(adopt=adopt, facts={"tokens": len(tokens)})
+
+
+def _certificates(paths: tuple[Path, Path, Path | None], certificates: Certificates) -> NewContent:
+    files = CertificateFiles.read(*paths)
+    expires_at = files.expires_at.isoformat(timespec="seconds")
+
+    def adopt() -> None:
+        certificates.use(files)
+        if files.expires_at < datetime.now(UTC):
+            _log.warning("the certificate has expired, at %s: clients will not trust it", expires_at)
+
+    return NewContent(adopt=adopt, facts={"certificate_expires": expires_at})
 
 
 def _grants(file: Path, identity: Identity, pipeline: PipelinePort) -> NewContent:

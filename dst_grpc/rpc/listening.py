@@ -1,70 +1,157 @@
-"""Where a server listens: a port, or a unix socket, with TLS or without."""
+"""Where a server listens: a port, or a unix socket, with TLS or without; and why it cannot."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+import socket
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
 import grpc.aio
 
+from dst_grpc.rpc.certificates import Certificates
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
 
+_LOOPBACK = ("127.0.0.1", "::1")
+_NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_REASONS = {
+    errno.EADDRINUSE: "another process listens there",
+    errno.EACCES: "this user may not; ports below 1024 need CAP_NET_BIND_SERVICE",
+    **dict.fromkeys(_NO_SUCH_ADDRESS, "that is no address of this machine"),
+}
 
-def listen(server: grpc.aio.Server, settings: Settings) -> str:
-    """Have *server* listen where *settings* say; returns the address, as a client dials it.
+
+def listen(server: grpc.aio.Server, settings: Settings, certificates: Certificates) -> str:
+    """Have *server* listen where *settings* say, with *certificates*; returns the address, as a client dials it.
 
     Raises:
         StartupError: It cannot.
     """
-    is_port, credentials = settings.unix_socket is None, _credentials(settings)
-    host = f"[{settings.host}]" if is_port and ":" in settings.host else settings.host
-    wanted = f"{host}:{settings.port}" if is_port else host
+    credentials = certificates.credentials()
+    if settings.unix_socket is None:
+        return listen_on_port(server, settings.host, settings.port, credentials)
+    with _created_with(settings.unix_socket_mode):
+        _add(server, settings.host, credentials)
+    return settings.host
+
+
+def listen_on_port(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None
+) -> str:
+    """Have *server* listen on a port, 0 for one that the system chooses; returns the address.
+
+    Raises:
+        StartupError: It cannot.
+    """
+    check_port(host, port)
+    chosen = _add(server, address_of(host, port), credentials)
+    return address_of(host, chosen)
+
+
+def address_of(host: str, port: int) -> str:
+    """The two as one text."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise StartupError, with the reason, if nothing can listen on *port* of *host*, or only on some addresses of it.
+
+    gRPC names no reason, and takes one address of several for enough.
+    """
+    problems = list(_problems(host, port))
+    if all(problems) or any(problem and problem.errno not in _NO_SUCH_ADDRESS for problem in problems):
+        error = next(problem for problem in problems if problem)
+        reason = _REASONS.get(error.errno or 0, error.strerror)
+        raise StartupError(f"cannot listen on {address_of(host, port)}: {reason}")
+
+
+def _problems(host: str, port: int) -> Iterator[OSError | None]:
+    """Of each address of *host*: what keeps it from being listened on; None if nothing does."""
+    names = _LOOPBACK if host == "localhost" else (host,)
+    for name in names:
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (socket.gaierror, UnicodeError):
+            raise StartupError(
+                f"cannot listen on {address_of(host, port)}: {host!r} is no address, and no name that can be resolved"
+            ) from None
+        for family, kind, protocol, _, address in found:
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+            except OSError as error:
+                yield error
+            else:
+                yield None
+
+
+def _add(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Have *server* listen on *address*; returns the port."""
     try:
-        port = server.add_insecure_port(wanted) if credentials is None else server.add_secure_port(wanted, credentials)
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
-        cause = "is it in use?" if credentials is None else "is it in use, or a certificate unusable?"
-        raise StartupError(f"cannot listen on {wanted}: {cause} ({error})") from None
-    return f"{host}:{port}" if is_port else host
+        raise StartupError(f"cannot listen on {address}: {error}") from None
 
 
 @contextmanager
-def locked(socket: Path | None) -> Generator[None, None, None]:
-    """Hold a lock beside *socket* within the block: gRPC would let a second server take it over silently.
+def locked(path: Path | None) -> Generator[None, None, None]:
+    """Hold a lock beside the unix socket *path* within the block: gRPC would let a second server take it over silently.
+    A socket that nobody listens on any more is taken over.
 
     Raises:
-        StartupError: Another process holds it, or the folder cannot be written to.
+        StartupError: Another process holds it or listens there, or there can be no socket.
     """
-    if socket is None:
+    if path is None:
         yield
         return
     import fcntl  # Windows has none, nor gRPC's unix sockets there
 
-    lock = socket.with_name(f"{socket.name}.lock")
+    def fail(reason: str | None) -> StartupError:
+        return StartupError(f"cannot listen on {UNIX_PREFIX}{path}: {reason}")
+
+    lock = path.with_name(f"{path.name}.lock")
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StartupError(f"cannot listen on {UNIX_PREFIX}{socket}: {lock}: {error.strerror}") from None
+        raise fail(f"{lock}: {error.strerror}") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StartupError(f"cannot listen on {UNIX_PREFIX}{socket}: another server does") from None
+            raise fail("another server does") from None
+        try:
+            _check_unix_socket(path)
+        except OSError as error:
+            raise fail(error.strerror or str(error)) from None
         yield
     finally:
         os.close(descriptor)
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Certificates for TLS, or None."""
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
+def _check_unix_socket(path: Path) -> None:
+    """Raise OSError if there is something at *path* that may not be replaced, or its name is too long for a socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise OSError(errno.EEXIST, "there is a file there that is no socket")
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            probe.connect(str(path))
+            raise OSError(errno.EADDRINUSE, "another process does")
+
+
+@contextmanager
+def _created_with(mode: str | None) -> Generator[None, None, None]:
+    """Give files that are created within the block these permissions, in octal; None = those that the umask leaves."""
+    before = None if mode is None else os.umask(0o777 & ~int(mode, 8))
     try:
-        pair = (settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes())
-        client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-    except OSError as error:
-        raise StartupError(f"cannot read {error.filename}: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair], root_certificates=client_ca, require_client_auth=client_ca is not None)
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)

@@ -15,6 +15,7 @@ from dst_grpc.failures import failure_of
 from dst_grpc.rpc.errors import as_dst_error
 from dst_grpc.rpc.health import Health
 from dst_grpc.rpc.ports import CachePort, NewRegistry
+from dst_grpc.rpc.watching import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,12 @@ class Reloader:
     """Replaces the registry of a cache and the contents of other files together, one reload at a time."""
 
     def __init__(
-        self, build: Callable[[], NewRegistry], cache: CachePort, health: Health, files: Sequence[ReadFile] = ()
+        self,
+        build: Callable[[], NewRegistry],
+        cache: CachePort,
+        health: Health,
+        files: Sequence[ReadFile] = (),
+        watch: Watch | None = None,
     ) -> None:
         """Reload a registry and *files*.
 
@@ -46,8 +52,10 @@ class Reloader:
             cache: what the registry is put in use by.
             health: its models follow those of the registry.
             files: what else is read.
+            watch: the files of all that, for `follow`.
         """
         self._build, self._cache, self._health, self._files = build, cache, health, tuple(files)
+        self._watch = watch or Watch(())
         self._lock = asyncio.Lock()
         self._preloading: set[asyncio.Task[None]] = set()
 
@@ -80,8 +88,13 @@ class Reloader:
         try:
             await self.reload()
         except BaseException as error:  # noqa: BLE001  nobody else would hear of it
-            known = as_dst_error(failure_of(error), method="SIGHUP")
+            known = as_dst_error(failure_of(error), method="reload")
             _log.error("nothing reloaded, all is served as before: %s", known.message)
+
+    async def follow(self, period: float) -> None:
+        """Reload as `reload_if_sound` does, whenever the files were changed, until cancelled; look at them every
+        *period* seconds."""
+        await self._watch.follow(period, self.reload_if_sound)
 
     async def close(self) -> None:
         """Stop waiting for contexts that are being preloaded."""
@@ -91,6 +104,7 @@ class Reloader:
 
     def _read(self) -> tuple[NewRegistry, Sequence[ModelInfo], Sequence[NewContent]]:
         """Everything, read again; raises what is wrong with any of it."""
+        self._watch.note()
         problems, contents = Violations(), []
         for read in self._files:
             try:

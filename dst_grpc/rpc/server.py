@@ -38,6 +38,7 @@ from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.causal_service import CausalService
+from dst_grpc.rpc.certificates import Certificates
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
@@ -51,6 +52,7 @@ from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
+from dst_grpc.rpc.watching import Watch
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -67,9 +69,25 @@ class Server:
     `start`, then `drain` or `stop`; the parts are closed with it.
     """
 
-    def __init__(self, settings: Settings, parts: Parts, tracer_provider: TracerProvider | None = None) -> None:
-        """Build the server, whose calls have spans of *tracer_provider*, if given; it does not listen yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        tracer_provider: TracerProvider | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Build the server; it does not listen yet.
+
+        Args:
+            settings: how to serve.
+            parts: what to serve.
+            tracer_provider: what makes the spans of calls; None = there are none.
+            watch: of the files that are reloaded when they change, begun before the parts were made; None = from now.
+        """
         self._settings = settings
+        self._watch = watch or Watch(settings.reloaded_files)
+        self.certificates = Certificates()
+        """Those that clients see."""
         self._parts = parts
         self._tracer_provider = tracer_provider
         self._drain = DrainSignal()
@@ -134,24 +152,28 @@ class Server:
             self._health = health.Health(
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
-            files = files_of(self._settings, self._identity, self._parts.pipeline)
+            files = files_of(self._settings, self._identity, self._parts.pipeline, self.certificates)
             for read in files:
                 at_start(read).adopt()
-            self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files)
+            self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files, self._watch)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
             stack.enter_context(locked(self._settings.unix_socket))
-            self._address = listen(self._grpc, self._settings)
+            self._address = listen(self._grpc, self._settings, self.certificates)
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
             stack.push_async_callback(cancel, following)
             await self._preload_all((*self._settings.pin, *self._settings.preload, *registry.preload))
             self._health.set_serving(self._parts.cache)
+            if self._settings.watch_seconds:
+                reloading = asyncio.create_task(self._reloader.follow(self._settings.watch_seconds))
+                stack.push_async_callback(cancel, reloading)
             self._closing = stack.pop_all()
 
     async def reload(self) -> RegistryChange:
-        """Read the registry, the tokens and the callers again, and put all in use or none; see `Reloader.reload`."""
+        """Read the registry, the tokens, the callers and the certificates again, and put all in use or none; see
+        `Reloader.reload`."""
         return await self._reloader.reload()
 
     async def reload_if_sound(self) -> None:
@@ -258,6 +280,10 @@ class Server:
         return methods
 
     def _grpc_server(self, methods: MethodTable) -> grpc.aio.Server:
+        ages = {
+            "max_connection_age_ms": self._settings.max_connection_age_seconds,
+            "max_connection_age_grace_ms": self._settings.max_connection_age_grace_seconds,
+        }
         return grpc.aio.server(
             handlers=(methods,),
             options=(
@@ -270,6 +296,7 @@ class Server:
                 # metric sees them. Accepting one takes little, and our own door decides whether it is served.
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
+                *(("grpc." + name, round(1000 * seconds)) for name, seconds in ages.items() if seconds is not None),
                 # A second server on the port must fail, not silently take half of the connections.
                 ("grpc.so_reuseport", 0),
             ),

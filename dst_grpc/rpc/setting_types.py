@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,13 @@ def _name(text: str) -> str:
 def _size(value: Any) -> Any:
     """A size given as text, with a unit or without."""
     return bytes_of(value) if isinstance(value, str) else value
+
+
+def _mode(value: Any) -> Any:
+    """Permissions in octal."""
+    if not isinstance(value, str) or re.fullmatch("[0-7]{3}", value) is None:
+        raise ValueError('must be permissions in octal, as text: "660"')
+    return value
 
 
 def _duration(value: Any) -> Any:
@@ -109,6 +117,7 @@ NamedDevices = Annotated[tuple[Annotated[str, AfterValidator(_named_device)], ..
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 ExistingFolder = Annotated[Path, AfterValidator(_existing_folder)]
 ExistingFolders = Annotated[tuple[ExistingFolder, ...], BeforeValidator(_split)]
+FileMode = Annotated[str, BeforeValidator(_mode)]
 ModelName = Annotated[str, AfterValidator(_name)]
 ModelFolders = Annotated[dict[ModelName, ExistingFolder], BeforeValidator(_split_pairs)]
 References = Annotated[tuple[Annotated[str, AfterValidator(_reference)], ...], BeforeValidator(_split)]

@@ -19,6 +19,7 @@ from dst_grpc.rpc.setting_types import (
     Device,
     ExistingFile,
     ExistingFolders,
+    FileMode,
     ModelFolders,
     NamedDevices,
     Networks,
@@ -51,6 +52,9 @@ class Settings(BaseSettings):
     """Address to listen on; or unix:PATH, for a unix socket."""
     port: PortNumber = 50051
     """Port to listen on; 0 lets the system choose."""
+    unix_socket_mode: FileMode | None = None
+    """Permissions of the unix socket, in octal, as 660: who may write to it may call. None = those of the umask, which
+    usually are the server's own user's."""
 
     registry: ExistingFile | None = None
     """TOML file that names models and autoencoder sets. The embedded model is then served only if it is named there."""
@@ -151,6 +155,15 @@ class Settings(BaseSettings):
     callers_file: ExistingFile | None = None
     """TOML file of what callers are granted, by name: weight, quota, share of memory, priority; None = all alike."""
 
+    watch_seconds: Seconds = 10.0
+    """How often to look at the files that a reload reads: registry, tokens, callers, certificates. When one of them has
+    changed, all are reloaded. 0 = only when told."""
+    max_connection_age_seconds: PositiveSeconds | None = None
+    """How old a connection may become before its client is asked to open another, which may show another certificate
+    and reach another server; give or take a tenth. None = any age."""
+    max_connection_age_grace_seconds: PositiveSeconds | None = None
+    """How long calls of such a connection may go on before they are cut off, longer than the longest call; None = to
+    their end."""
     grace_seconds: Seconds = 30.0
     """How long calls in progress may go on once the server stops."""
     drain_notice_seconds: Seconds = 0.0
@@ -175,6 +188,10 @@ class Settings(BaseSettings):
             problems.append("tls_client_name needs tls_client_ca")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             problems.append("tls_client_ca needs tls_certificate and tls_key")
+        if self.unix_socket_mode is not None and self.unix_socket is None:
+            problems.append("unix_socket_mode needs a host that is a unix socket")
+        if self.max_connection_age_grace_seconds is not None and self.max_connection_age_seconds is None:
+            problems.append("max_connection_age_grace_seconds needs max_connection_age_seconds")
         if self.devices and self.device != "auto":
             problems.append("give either device or devices")
         last = len(self.devices) - 1
@@ -196,6 +213,15 @@ class Settings(BaseSettings):
     def metrics_host(self) -> str:
         """Address that metrics are served on: that of the server, or this machine's own beside a unix socket."""
         return self.host if self.unix_socket is None else "127.0.0.1"
+
+    @property
+    def reloaded_files(self) -> tuple[Path, ...]:
+        """The files that a reload reads."""
+        files = (
+            *(self.registry, self.auth_token_file, self.callers_file),
+            *(self.tls_certificate, self.tls_key, self.tls_client_ca),
+        )
+        return tuple(file for file in files if file is not None)
 
     @property
     def has_tls(self) -> bool:

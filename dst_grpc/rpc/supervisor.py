@@ -21,6 +21,8 @@ from typing import Final
 
 from dst_grpc.observability.log_writer import LogWriter
 from dst_grpc.observability.logs import configure_logging
+from dst_grpc.rpc.hangups import Hangups
+from dst_grpc.rpc.service_manager import ServiceManager
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
 
 READY: Final = "dst-grpc is ready at "
@@ -105,6 +107,7 @@ def supervise(settings: Settings, *, on_ready: Callable[[str], None] | None = No
     Returns:
         The exit status: 0, or that of the first process that did not end well.
     """
+    Hangups.installed()
     writer = configure_logging(log_format=settings.log_format, level=settings.log_level)
 
     async def run() -> int:
@@ -119,27 +122,31 @@ class _Supervisor:
     def __init__(self, settings: Settings, writer: LogWriter) -> None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._processes = [_Kept(each, writer) for each in assignments(settings, os.environ, processors)]
+        self._manager = ServiceManager.of(os.environ)
+        self._is_ready = False
         self._stops = 0
 
     async def run(self, on_ready: Callable[[str], None] | None) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
-        if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
         running = [asyncio.create_task(process.run()) for process in self._processes]
-        telling = asyncio.create_task(self._tell_ready(on_ready))
-        for finished in asyncio.as_completed(running):
-            if await finished and not self._stops:
-                self._stop()
-        telling.cancel()
-        await asyncio.wait([telling])
+        telling = [asyncio.create_task(self._tell_ready(on_ready)), asyncio.create_task(self._manager.keep_alive())]
+        with Hangups.installed().told_to(lambda: loop.call_soon_threadsafe(self._reload)):
+            for finished in asyncio.as_completed(running):
+                if await finished and not self._stops:
+                    self._stop()
+        for task in telling:
+            task.cancel()
+        await asyncio.wait(telling)
         statuses = [task.result() for task in running]
         _log.info("stopped")
         return next((status for status in statuses if status), 0)
 
     async def _tell_ready(self, on_ready: Callable[[str], None] | None) -> None:
         addresses = [await process.address for process in self._processes]
+        self._is_ready = True
+        self._manager.ready()
         _log.info("all processes serve", extra={"addresses": ",".join(addresses)})
         if on_ready is not None:
             on_ready(",".join(addresses))
@@ -150,12 +157,18 @@ class _Supervisor:
 
     def _stop(self) -> None:
         self._stops += 1
+        self._manager.stopping()
         for process in self._processes:
             process.stop(kill=self._stops > 2)
 
     def _reload(self) -> None:
+        """Have all reload; a service manager takes that for done once they are told."""
+        if self._is_ready:
+            self._manager.reloading()
         for process in self._processes:
             process.reload()
+        if self._is_ready:
+            self._manager.ready()
 
 
 class _Kept:

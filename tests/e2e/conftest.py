@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from asyncio.subprocess import Process
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
@@ -125,6 +128,35 @@ def ready_address(process: subprocess.Popen[str]) -> str:
 def environment_with(**more: str) -> dict[str, str]:
     """The environment of a process that imports what this one does, with *more*."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | more
+
+
+@asynccontextmanager
+async def process_of(
+    *command: str, **variables: str
+) -> AsyncGenerator[tuple[Process, Callable[[str], Awaitable[str]]], None]:
+    """A Python process that serves, and what waits for a line of its log; it is ended by SIGTERM."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, env=environment_with(**variables), stdin=pipe, stderr=pipe, stdout=pipe
+    )
+
+    async def logged(part: str) -> str:
+        assert process.stderr is not None
+        while True:
+            line = (await process.stderr.readline()).decode()
+            assert line, f"the log ended without {part!r}"
+            if part in line:
+                return line
+
+    try:
+        yield process, logged
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
 
 
 @pytest.fixture

@@ -52,10 +52,10 @@ class Supervised:
 
 
 @contextmanager
-def supervised(*arguments: str) -> Iterator[Supervised]:
+def supervised(*arguments: str, **variables: str) -> Iterator[Supervised]:
     command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--log-format", "json", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ)) as process:
+    pipe, environment = subprocess.PIPE, os.environ | variables
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
             yield Supervised(process)
         finally:
@@ -87,6 +87,20 @@ def test_each_device_has_a_process_that_is_started_again_reloads_and_drains_with
         rig.process.terminate()
         assert {rig.until("stopped").get("process_number") for _ in range(3)} == {0, 1, None}
         assert rig.process.wait(WAIT_SECONDS) == 0
+
+
+def test_a_service_manager_hears_of_all_as_one(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_SECONDS)
+        with supervised("--devices", "cpu", "--port", "0", NOTIFY_SOCKET=str(tmp_path / "notify")) as rig:
+            assert manager.recv(100) == b"READY=1"
+            rig.process.send_signal(signal.SIGHUP)
+            assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(100) == b"READY=1"
+            rig.until("reloaded", process_number=0)
+            rig.process.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
 
 
 def test_what_cannot_start_ends_all_and_says_why() -> None:

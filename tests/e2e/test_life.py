@@ -127,7 +127,7 @@ async def test_reflection_can_be_switched_off() -> None:
 async def test_a_port_in_use_is_an_error(rig: Rig) -> None:
     port = int(rig.server.address.rpartition(":")[2])
     parts = FakeParts()
-    with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}"):
+    with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{port}: another process listens there"):
         async with rigged(parts, port=port):
             pytest.fail("it must not start")
     assert parts.pipeline.is_closed
@@ -234,7 +234,7 @@ async def test_tls_and_mutual_tls(tmp_path: Path) -> None:
 async def test_an_unusable_certificate_is_an_error(tmp_path: Path) -> None:
     certificate, key, _ = make_certificate(tmp_path)
     certificate.write_text("no certificate", encoding="utf-8")
-    with pytest.raises(StartupError, match="certificate unusable"):
+    with pytest.raises(StartupError, match="tls_certificate: holds no certificate in PEM"):
         async with rigged(tls_certificate=certificate, tls_key=key):
             pytest.fail("it must not start")
 

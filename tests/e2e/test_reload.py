@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
-from tests.e2e.conftest import CALL_SECONDS, READY, rigged
+from tests.e2e.conftest import CALL_SECONDS, READY, process_of, rigged
 from tests.fake_parts import FakeRegistry, answer, context_status
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -317,34 +314,6 @@ async def test_a_load_that_fails_is_told_with_the_model(folder: Path) -> None:
         assert (await statuses(channel))["model/b"] == NOT_SERVING
 
 
-@asynccontextmanager
-async def process_of(*command: str) -> AsyncGenerator[tuple[Process, Callable[[str], Awaitable[str]]], None]:
-    """A Python process that serves, and what waits for a line of its log; it is ended by SIGTERM."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, env=environment, stdin=pipe, stderr=pipe, stdout=pipe
-    )
-
-    async def logged(part: str) -> str:
-        assert process.stderr is not None
-        while True:
-            line = (await process.stderr.readline()).decode()
-            assert line, f"the log ended without {part!r}"
-            if part in line:
-                return line
-
-    try:
-        yield process, logged
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0
-
-
 async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None:
     command = ("-m", "dst_grpc.cli", "serve", "--port", "0", "--registry", str(folder / "registry.toml"))
     async with process_of(*command) as (process, logged):
@@ -359,44 +328,3 @@ async def test_a_hangup_reloads_and_a_wrong_file_is_logged(folder: Path) -> None
             process.send_signal(signal.SIGHUP)
             assert "models.a.colour: there is no such key" in await logged("nothing reloaded")
             assert [model.name for model in await client.models()] == ["a", "b"]
-
-
-SLOW_START = """
-import sys
-from dst_grpc.rpc import process, settings
-from tests.fake_parts import FakeParts, FakeRegistry
-
-def wait(stage):
-    print(stage, file=sys.stderr, flush=True)
-    sys.stdin.readline()
-
-class SlowParts(FakeParts):
-    def build_registry(self):
-        return FakeRegistry(2)
-
-def build(_settings):
-    wait("building")
-    parts = SlowParts()
-    preload = parts.cache.load
-    def load(*arguments, **options):
-        wait("preloading now")
-        return preload(*arguments, **options)
-    parts.cache.load = load
-    return parts.parts
-
-process.build_parts = build
-process.serve(settings.Settings(port=0, preload=("tiny",)))
-"""
-
-
-@pytest.mark.parametrize("stage", ["building", "preloading now"])
-async def test_a_hangup_before_the_server_serves_reloads_once_it_does(stage: str) -> None:
-    """However early: when what is to be served is built, when it is preloaded."""
-    async with process_of("-c", SLOW_START) as (process, logged):
-        assert process.stdin is not None
-        for reached in ("building", "preloading now"):
-            await logged(reached)
-            if reached == stage:
-                process.send_signal(signal.SIGHUP)
-            process.stdin.write(b"go on\n")
-        assert "added=model-000" in await logged(" reloaded ")
