@@ -32,6 +32,8 @@ _L = ActivationLocationType
 _P = ExplainPart
 MAX_TABLE_NODES = 20_000
 """Most nodes of one table."""
+KEPT_BYTES = 8 << 20
+"""Bytes of derived scalars that are kept between choosing nodes and looking them up: those of short prompts."""
 _SCORES_OF_A_MESSAGE = 20_000
 _COPIES_OF_CHOSEN = 2
 _BYTES_OF_SCORE = 256
@@ -84,8 +86,9 @@ class ExplainPlan:
     @property
     def _choosing_bytes(self) -> int:
         """Bytes of one layer of a derived scalar while its largest entries are found: what may be chosen from, in rows
-        and in blocks, besides the tensor itself."""
-        return _COPIES_OF_CHOSEN * max((of_layer(one) for plan in self.plans for one in plan.scalars), default=0)
+        and in blocks, besides the tensor itself; and of the scalars that are kept meanwhile."""
+        kept = min(sum(one.output_bytes for plan in self.plans for one in plan.scalars), KEPT_BYTES)
+        return kept + _COPIES_OF_CHOSEN * max((of_layer(one) for plan in self.plans for one in plan.scalars), default=0)
 
     @property
     def _vectors_of_a_run(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.explanations import Completeness, ExplainPart, GroupValues, NodeTable, ScalarSum
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.pipeline.explain_plan import MAX_TABLE_NODES, ends_of
+from dst_grpc.pipeline.explain_plan import KEPT_BYTES, MAX_TABLE_NODES, ends_of
 from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_groups import NodeGroups
 from dst_grpc.scalars.topk import Entries
@@ -43,12 +43,16 @@ class NodeTables:
         """Derive every type of every run once; sums and tables are then made from the candidates."""
         asked = self._asked
         groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
+        left = KEPT_BYTES
         for i, result in enumerate(self._results):
+            sizes = {s.facts.type: s.output_bytes for s in result.plan.scalars}
             found = {s.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
             for dst, entries in found.items():
                 mine = [group for group in groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}
-                entries.scan(max(map(self._k, mine)), asked.token_indices[i], sorted(ends))
+                is_kept = sizes[dst] <= left
+                left -= sizes[dst] if is_kept else 0
+                entries.scan(max(map(self._k, mine)), asked.token_indices[i], sorted(ends), is_kept=is_kept)
             self._entries.append(found)
 
     def sums(self, i: int) -> list[ScalarSum]:

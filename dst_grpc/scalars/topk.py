@@ -1,7 +1,7 @@
 """All entries of one derived scalar of one run: its largest and smallest nodes, its sum, and its values at any nodes.
 
 A type is derived once, layer by layer, and only candidates and sums are kept: the memory is that of one layer, however
-long the prompt. To look nodes up, their layers are derived again, which costs less than keeping all.
+long the prompt. To look nodes up, their layers are derived again, unless the type is so small that it was kept.
 """
 
 from __future__ import annotations
@@ -40,21 +40,25 @@ class Entries:
         self.facts: ScalarFacts = derivation.task.facts
         self._best: dict[bool, Ranked] = {}
         self._sum: torch.Tensor | None = None
+        self._kept: dict[int | None, torch.Tensor] = {}
+        """Tensors of layers, if `scan` kept them."""
 
     @property
     def _layers(self) -> tuple[int | None, ...]:
         return self.derivation.task.layers
 
     def _tensor(self, layer: int | None) -> torch.Tensor:
-        return self.derivation.at(layer)[PassType.FORWARD]
+        kept = self._kept.get(layer)
+        return self.derivation.at(layer)[PassType.FORWARD] if kept is None else kept
 
-    def scan(self, k: int, token: int | None, ends: Iterable[bool]) -> None:
+    def scan(self, k: int, token: int | None, ends: Iterable[bool], *, is_kept: bool = False) -> None:
         """Derive all layers once: find the *k* best entries at each of *ends* (True = largest), and sum.
 
         Args:
             k: nodes to select at each end; more than there are means all.
             token: select only at this token; None = at every one.
             ends: which ends, largest or not.
+            is_kept: whether to keep all layers, for `values_at`.
 
         Raises:
             OutOfRange: if there are entries that are not finite, which have no order.
@@ -63,6 +67,8 @@ class Entries:
         sums = None
         for layer in self._layers:
             x = self._tensor(layer)
+            if is_kept:
+                self._kept[layer] = x
             hidden = x.isneginf() if self.facts.has_hidden_entries else None
             summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
             sums = summed if sums is None else sums + summed
