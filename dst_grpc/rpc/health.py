@@ -1,7 +1,9 @@
 """grpc.health.v1: whether the server serves, per service ("dst.v1.CatalogService") and per model ("model/NAME").
 
 A model is SERVING whenever it can be used, even if it is not loaded yet: the first request loads it. It is NOT_SERVING
-after its load failed, until another one succeeds. Before the server is ready and while it drains, nothing is SERVING.
+after its load failed, until another one succeeds. Before the server is ready and from the moment it is told to stop,
+nothing is SERVING but "live", which says only that the event loop answers: whoever restarts a server for it restarts
+one that hangs, and none that loads or drains.
 
 Messages are those of grpcio-health-checking. Its asyncio servicer has no List, and its watches would delay a drain by
 the whole grace period, so the three methods are implemented here.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -26,6 +29,7 @@ from dst_grpc.rpc.ports import CachePort
 
 SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
 Response = health_pb2.HealthCheckResponse
+LIVE: Final = "live"
 _MODEL = "model/"
 
 
@@ -36,14 +40,14 @@ class Health:
         """Start with *services* and *models*, all NOT_SERVING until `set_serving`."""
         self._services = ("", *services)
         names = (*self._services, *map(model_service, models))
-        self._statuses: dict[str, int] = dict.fromkeys(names, Response.NOT_SERVING)
-        self._is_ready = False
+        self._statuses: dict[str, int] = {LIVE: Response.SERVING, **dict.fromkeys(names, Response.NOT_SERVING)}
+        self._is_ready = self._is_draining = False
         self._drain = drain
         self._changed = asyncio.Event()
 
     def set(self, service: str, status: int) -> None:
-        """Set the status of one name. Once the server drains, nothing changes any more."""
-        if not self._drain.given:
+        """Set the status of one name. Once the server is to stop, nothing changes any more."""
+        if not self._is_draining:
             self._statuses[service] = status
             self._tell()
 
@@ -52,13 +56,18 @@ class Health:
         self._is_ready = True
         for name in self._services:
             self.set(name, Response.SERVING)
-        for name in self._statuses.keys() - {*self._services}:
+        for name in self._models():
             self._look_at(name.removeprefix(_MODEL), cache)
 
     def set_draining(self) -> None:
-        """Set everything to NOT_SERVING, for good; call it once the drain signal is set."""
-        self._statuses.update(dict.fromkeys(self._statuses, Response.NOT_SERVING))
+        """Set everything to NOT_SERVING, for good, but that the server lives."""
+        self._is_draining = True
+        self._statuses.update(dict.fromkeys(self._statuses.keys() - {LIVE}, Response.NOT_SERVING))
         self._tell()
+
+    def _models(self) -> AbstractSet[str]:
+        """The names of models."""
+        return self._statuses.keys() - {LIVE, *self._services}
 
     def _tell(self) -> None:
         self._changed.set()
@@ -88,13 +97,13 @@ class Health:
             elif self._drain.given:
                 raise draining_error()
             else:
-                await changed.wait()
+                with self._drain.calling(changed.set):
+                    await changed.wait()
 
     def set_models(self, models: Iterable[str], cache: CachePort) -> None:
         """Replace the models by *models*, each with its status in *cache*."""
         known = {model_service(model): model for model in models}
-        gone = self._statuses.keys() - known.keys() - {*self._services}
-        for name in gone:
+        for name in self._models() - known.keys():
             del self._statuses[name]
         for name, model in known.items():
             self._statuses.setdefault(name, Response.NOT_SERVING)

@@ -43,7 +43,7 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.graph_service import GraphService
-from dst_grpc.rpc.listening import listen, locked
+from dst_grpc.rpc.listening import listen, listen_on_port, locked
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.parts import Parts, StartupError, build_parts
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
+_ONE_PER_PORT = ("grpc.so_reuseport", 0)
+"""A second server on the port must fail, not silently take half of the connections."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class Server:
         self._parts = parts
         self._tracer_provider = tracer_provider
         self._drain = DrainSignal()
+        self._is_draining = False
         self._identity = identity_of(settings)
         self._admission = CallAdmission(self._drain, settings.max_concurrent_calls)
         self._tensors = TensorStore(
@@ -110,10 +113,11 @@ class Server:
         self._closing = AsyncExitStack()
         self._address = ""
         self._metrics_port: int | None = None
+        self._health_address: str | None = None
 
     def __repr__(self) -> str:
         """Where it listens, and whether it is stopping."""
-        return f"Server({self._address or 'not started'}{', draining' if self._drain.given else ''})"
+        return f"Server({self._address or 'not started'}{', draining' if self._is_draining else ''})"
 
     @property
     def address(self) -> str:
@@ -124,6 +128,11 @@ class Server:
     def metrics_port(self) -> int | None:
         """Port of its metrics; None without metrics."""
         return self._metrics_port
+
+    @property
+    def health_address(self) -> str | None:
+        """Where health checks, and nothing else, are answered in plain text, as HOST:PORT; None = nowhere."""
+        return self._health_address
 
     @property
     def put_tensor_bytes(self) -> int:
@@ -152,6 +161,7 @@ class Server:
             self._health = health.Health(
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
+            await self._serve_health(stack)
             files = files_of(self._settings, self._identity, self._parts.pipeline, self.certificates)
             for read in files:
                 at_start(read).adopt()
@@ -171,6 +181,18 @@ class Server:
                 stack.push_async_callback(cancel, reloading)
             self._closing = stack.pop_all()
 
+    async def _serve_health(self, stack: AsyncExitStack) -> None:
+        """Serve health checks alone, where the settings say, until *stack* ends: longer than anything else."""
+        if self._settings.health_address is None:
+            return
+        methods = MethodTable([])
+        methods.add(health.SERVICE, self._health)
+        server = grpc.aio.server(handlers=(methods,), options=(_ONE_PER_PORT,))
+        self._health_address = listen_on_port(server, *self._settings.health_address)
+        await server.start()
+        stack.push_async_callback(server.stop, None)
+        _log.info("health checks are answered at %s", self._health_address)
+
     async def reload(self) -> RegistryChange:
         """Read the registry, the tokens, the callers and the certificates again, and put all in use or none; see
         `Reloader.reload`."""
@@ -181,19 +203,21 @@ class Server:
         await self._reloader.reload_if_sound()
 
     async def drain(self) -> None:
-        """Refuse new work and finish what is in flight, within the grace period; then stop.
+        """Stop: first tell, then refuse new work and finish what is in flight, within the grace period.
 
-        First, health checks report NOT_SERVING for the time in the settings, so that load balancers stop sending
-        requests before connections close. Streams end once their items in flight are answered, watches at once.
+        For the time of notice in the settings, health checks report NOT_SERVING and all calls are served, so that load
+        balancers send requests elsewhere before any is refused. Then streams end once their items in flight are
+        answered, watches at once.
         """
-        if self._drain.given:
+        if self._is_draining:
             return
-        _log.info("draining", extra={"grace_seconds": self._settings.grace_seconds})
-        self._drain.give()
+        self._is_draining = True
+        notice, grace = self._settings.drain_notice_seconds, self._settings.grace_seconds
+        _log.info("draining", extra={"notice_seconds": notice, "grace_seconds": grace})
         self._health.set_draining()
-        if self._settings.drain_notice_seconds:
-            await asyncio.sleep(self._settings.drain_notice_seconds)
-        await self._grpc.stop(self._settings.grace_seconds)
+        await asyncio.sleep(notice)
+        self._drain.give()
+        await self._grpc.stop(grace)
         await self.stop()
 
     async def stop(self) -> None:
@@ -297,8 +321,7 @@ class Server:
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
                 *(("grpc." + name, round(1000 * seconds)) for name, seconds in ages.items() if seconds is not None),
-                # A second server on the port must fail, not silently take half of the connections.
-                ("grpc.so_reuseport", 0),
+                _ONE_PER_PORT,
             ),
         )
 

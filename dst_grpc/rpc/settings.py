@@ -167,7 +167,12 @@ class Settings(BaseSettings):
     grace_seconds: Seconds = 30.0
     """How long calls in progress may go on once the server stops."""
     drain_notice_seconds: Seconds = 0.0
-    """How long health checks report NOT_SERVING, and new work is refused, before connections are closed."""
+    """How long health checks report NOT_SERVING, while all calls are served, before new work is refused."""
+    health_port: PortNumber | None = None
+    """Port that answers health checks and nothing else, in plain text, for probes that know no TLS; 0 lets the system
+    choose, None = only the server's own."""
+    health_host: Annotated[str, Field(min_length=1)] | None = None
+    """Address of that port; None = that of the server, or this machine's own beside a unix socket."""
 
     metrics_port: PortNumber | None = None
     """Port of Prometheus metrics over HTTP, on the same host; 0 lets the system choose, None = no metrics."""
@@ -197,7 +202,11 @@ class Settings(BaseSettings):
         last = len(self.devices) - 1
         problems += [
             f"{name} = {first} leaves no ports for {len(self.devices)} devices"
-            for name, first in (("port", self.port), ("metrics_port", self.metrics_port))
+            for name, first in (
+                ("port", self.port),
+                ("metrics_port", self.metrics_port),
+                ("health_port", self.health_port),
+            )
             if first and first + last > LAST_PORT
         ]
         if problems:
@@ -213,6 +222,12 @@ class Settings(BaseSettings):
     def metrics_host(self) -> str:
         """Address that metrics are served on: that of the server, or this machine's own beside a unix socket."""
         return self.host if self.unix_socket is None else "127.0.0.1"
+
+    @property
+    def health_address(self) -> tuple[str, int] | None:
+        """Host and port of health checks alone; None = there are none."""
+        beside = self.host if self.unix_socket is None else "127.0.0.1"
+        return None if self.health_port is None else (self.health_host or beside, self.health_port)
 
     @property
     def reloaded_files(self) -> tuple[Path, ...]:

@@ -63,9 +63,9 @@ class Assignment:
 def assignments(settings: Settings, environment: Mapping[str, str], processors: int) -> list[Assignment]:
     """A process for each of the devices in *settings*.
 
-    The first listens on `port`, or on unix:PATH.0, the next on the port after it; their metrics likewise. Each of N has
-    an N-th of *processors* for torch's threads, unless OMP_NUM_THREADS says how many, and sees no other GPU than its
-    own, which it calls cuda:0: so handles of contexts are the same on all of them.
+    The first listens on `port`, or on unix:PATH.0, the next on the port after it; for metrics and health likewise. Each
+    of N has an N-th of *processors* for torch's threads, unless OMP_NUM_THREADS says how many, and sees no other GPU
+    than its own, which it calls cuda:0: so handles of contexts are the same on all of them.
     """
     inherited = {name: value for name, value in environment.items() if name not in _OF_THE_SUPERVISOR}
     threads = {"OMP_NUM_THREADS": str(max(1, processors // len(settings.devices)))}
@@ -77,8 +77,9 @@ def assignments(settings: Settings, environment: Mapping[str, str], processors: 
             changes["host"] = f"{UNIX_PREFIX}{settings.unix_socket}.{number}"
         elif settings.port:
             changes["port"] = settings.port + number
-        if settings.metrics_port:
-            changes["metrics_port"] = settings.metrics_port + number
+        for name in ("metrics_port", "health_port"):
+            if first := getattr(settings, name):
+                changes[name] = first + number
         own = settings.model_copy(update=changes)
         found.append(Assignment(number, device, own, threads | inherited | seen))
     return found

@@ -72,7 +72,7 @@ async def test_health_lists_everything(rig: Rig) -> None:
     raw = await method(b"", timeout=CALL_SECONDS)
     statuses: Any = response_type.FromString(raw).statuses  # type: ignore[attr-defined]  # a class made at run time
     assert {name: status.status for name, status in statuses.items()} == {
-        **dict.fromkeys(("", *SERVICES), SERVING),
+        **dict.fromkeys(("", "live", *SERVICES), SERVING),
         "model/tiny": SERVING,
     }
 
@@ -170,6 +170,8 @@ async def test_nothing_serves_before_all_is_preloaded() -> None:
             stub: Any = HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/tiny"), timeout=CALL_SECONDS)
             assert (await watch.read()).status == NOT_SERVING
+            check = health_pb2.HealthCheckRequest(service="live")
+            assert (await stub.Check(check, timeout=CALL_SECONDS)).status == SERVING
             parts.cache.gate.set()
             assert (await watch.read()).status == SERVING
             watch.cancel()
@@ -315,17 +317,88 @@ async def test_a_stream_that_was_answered_whole_ends_well_while_draining() -> No
         await draining
 
 
-async def test_new_calls_are_told_to_go_elsewhere_during_the_notice() -> None:
+async def test_during_the_notice_health_says_no_and_everything_is_served() -> None:
     async with rigged(drain_notice_seconds=600) as rig:
-        draining = asyncio.create_task(rig.server.drain())
         stub: Any = HealthStub(rig.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == SERVING
+        draining = asyncio.create_task(rig.server.drain())
         assert (await watch.read()).status == NOT_SERVING
+        for service in (*SERVICES, "model/tiny"):
+            assert (await health_check(rig, service)).status == NOT_SERVING
+        assert (await health_check(rig, "live")).status == SERVING
+        await list_models(rig)
+        call = rig.scalars.DeriveStream(timeout=CALL_SECONDS)
+        for request_id in ("x", "y"):
+            await call.write(item(request_id))
+            while (await call.read()).frames[-1].WhichOneof("frame") != "trailer":
+                pass
+        rig.parts.cache.tell(context_status())
+        async with grpc.aio.insecure_channel(rig.server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            new = rig._replace(channel=channel)
+            await list_models(new)
+            assert (await health_check(new, "model/tiny")).status == NOT_SERVING, "nothing changes that"
+        draining.cancel()
+
+
+async def test_new_calls_are_told_to_go_elsewhere_once_work_is_refused() -> None:
+    async with rigged() as rig:
+        rig.server._drain.give()  # what gRPC lets in before it closes its port
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await list_models(rig)
         assert error_of(caught.value).reason is Reason.DRAINING
         assert dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "1000"
-        draining.cancel()
+
+
+async def test_health_has_a_plain_port_of_its_own_beside_tls_until_all_calls_are_over(tmp_path: Path) -> None:
+    certificate, key, signer = make_certificate(tmp_path)
+    settings = {"tls_certificate": certificate, "tls_key": key, "tls_client_ca": signer, "health_port": 0}
+    async with rigged(**settings) as rig:
+        assert rig.server.health_address is not None
+        assert rig.server.health_address.startswith("127.0.0.1:")
+        own = grpc.ssl_channel_credentials(signer.read_bytes(), key.read_bytes(), certificate.read_bytes())
+        async with (
+            grpc.aio.insecure_channel(rig.server.health_address) as plain,
+            grpc.aio.secure_channel(rig.server.address, own) as secure,
+        ):
+            probe, client = rig._replace(channel=plain), rig._replace(channel=secure)
+            for service in ("", "live", *SERVICES, "model/tiny"):
+                assert (await health_check(probe, service)).status == SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await list_models(probe)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            gate = asyncio.Event()
+
+            async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+                yield answer()[:1]
+                await gate.wait()
+                yield answer()[1:]
+
+            rig.parts.pipeline.scripts["x"] = script
+            call = client.scalars.Derive(item("x").request, timeout=CALL_SECONDS)
+            await call.read()
+            stub: Any = HealthStub(plain)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
+            assert (await watch.read()).status == SERVING
+            draining = asyncio.create_task(rig.server.drain())
+            assert (await watch.read()).status == NOT_SERVING
+            with pytest.raises(grpc.aio.AioRpcError):  # told to go elsewhere
+                await watch.read()
+            assert (await health_check(probe, "live")).status == SERVING, "a call is still being answered"
+            assert (await health_check(probe)).status == NOT_SERVING
+            gate.set()
+            assert (await call.read()).frames[-1].WhichOneof("frame") == "trailer"
+            await draining
+            with pytest.raises(grpc.aio.AioRpcError):
+                await health_check(probe, "live")
+
+
+async def test_a_health_port_in_use_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f":{port}: another process listens there"):
+            async with rigged(health_port=port):
+                pytest.fail("it must not start")
 
 
 async def test_watches_do_not_hold_up_a_drain() -> None:

@@ -17,8 +17,9 @@ def of(
 
 
 def test_ports_follow_one_another() -> None:
-    found = of("cpu,cpu", port=7000, metrics_port=8000)
-    assert [(each.settings.port, each.settings.metrics_port) for each in found] == [(7000, 8000), (7001, 8001)]
+    found = of("cpu,cpu", port=7000, metrics_port=8000, health_port=9000)
+    ports = [(one.settings.port, one.settings.metrics_port, one.settings.health_port) for one in found]
+    assert ports == [(7000, 8000, 9000), (7001, 8001, 9001)]
     assert [(each.number, each.device) for each in found] == [(0, "cpu"), (1, "cpu")]
     assert all(each.settings.devices == () and each.settings.device == "cpu" for each in found)
 
