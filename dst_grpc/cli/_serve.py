@@ -56,11 +56,16 @@ def make_serve() -> Callable[..., None]:
     config = Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings. [env var: DST_CONFIG]")
     ]
+    check = Annotated[
+        bool,
+        typer.Option("--check", help="Check the settings and all that they name, say what is wrong, and exit."),
+    ]
     show = Annotated[
         bool, typer.Option("--print-settings", help="Print the settings, with what each comes from, and exit.")
     ]
     parameters = [
         _parameter("config", config),
+        _parameter("check", check, default=False),
         _parameter("print_settings", show, default=False),
     ]
     for name, field in Settings.model_fields.items():
@@ -72,7 +77,8 @@ def make_serve() -> Callable[..., None]:
 
     def serve(**flags: Any) -> None:
         """Start a server; without any flag, one with the embedded model on 127.0.0.1:50051."""
-        _serve(flags.pop("config"), flags, print_settings=flags.pop("print_settings"))
+        only = {name: flags.pop(name) for name in ("check", "print_settings")}
+        _serve(flags.pop("config"), flags, **only)
 
     serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions may carry one
     serve.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -103,7 +109,8 @@ def _annotation(name: str, default: Any, help_text: str) -> Any:
     ]
 
 
-def _serve(config: Path | None, flags: dict[str, Any], *, print_settings: bool) -> None:
+def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_settings: bool) -> None:
+    from dst_grpc.rpc.checking import problems_of
     from dst_grpc.rpc.parts import StartupError
     from dst_grpc.rpc.process import serve
     from dst_grpc.rpc.settings_sources import Given, SettingsError
@@ -117,6 +124,9 @@ def _serve(config: Path | None, flags: dict[str, Any], *, print_settings: bool) 
             typer.echo(given.as_toml(), nl=False)
             return
         settings = given.settings()
+        if check:
+            _say_problems(problems_of(settings))
+            return
         if settings.devices:
             raise typer.Exit(supervise(settings, on_ready=_say_ready))
         serve(settings, on_ready=_say_ready)
@@ -124,6 +134,13 @@ def _serve(config: Path | None, flags: dict[str, Any], *, print_settings: bool) 
         fail(str(error), code=2)
     except StartupError as error:
         fail(str(error), code=1)
+
+
+def _say_problems(problems: list[str]) -> None:
+    if problems:
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        fail("\n  ".join([f"{count}:", *problems]), code=1)
+    typer.echo("the settings, and all that they name, can be used")
 
 
 def _say_ready(address: str) -> None:

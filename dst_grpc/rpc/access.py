@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
+from dst_grpc.domain.callers import Grants
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.callers_file import read_callers
 from dst_grpc.rpc.certificates import CertificateFiles, Certificates
 from dst_grpc.rpc.hosts import Hosts
 from dst_grpc.rpc.identity import Identity, IdentityRules
 from dst_grpc.rpc.parts import StartupError
-from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reloading import NewContent, ReadFile
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tokens import TokenTable
@@ -24,19 +26,45 @@ _log = logging.getLogger(__name__)
 
 def identity_of(settings: Settings) -> Identity:
     """What knows callers as *settings* say; it knows no token until their file is read."""
-    by_token = settings.auth_token_file is not None
-    if by_token and not settings.has_tls:
-        _log.warning("bearer tokens travel unencrypted without TLS")
     rules = IdentityRules(
-        by_token=by_token, by_certificate=settings.tls_client_name, open_operate=settings.open_operate
+        by_token=settings.auth_token_file is not None,
+        by_certificate=settings.tls_client_name,
+        open_operate=settings.open_operate,
     )
     return Identity(rules, Hosts(settings.trusted_proxies))
 
 
+def warn_if_open(settings: Settings) -> None:
+    """Log what others than this machine can do to a server with *settings* that its operator may not have meant."""
+    if is_local(settings):
+        return
+    warnings = []
+    if not settings.has_tls:
+        what = "requests and answers" if settings.auth_token_file is None else "bearer tokens, requests and answers"
+        warnings.append(f"{what} travel unencrypted without TLS (tls_certificate)")
+    if settings.auth_token_file is None and settings.tls_client_ca is None:
+        may = "use and operate it" if settings.open_operate else "use it"
+        warnings.append(f"whoever reaches it may {may} without tokens (auth_token_file) or clients' certificates")
+    if warnings:
+        _log.warning("other machines can reach %s: %s", settings.host, "; ".join(warnings))
+
+
+def is_local(settings: Settings) -> bool:
+    """Whether only this machine can reach a server with *settings*."""
+    if settings.unix_socket is not None:
+        return True
+    try:
+        found = socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
 def files_of(
-    settings: Settings, identity: Identity, pipeline: PipelinePort, certificates: Certificates
+    settings: Settings, identity: Identity, use_grants: Callable[[Grants], None], certificates: Certificates
 ) -> Sequence[ReadFile]:
-    """Readers of the files of *settings* that are read at start and at each reload, for all these."""
+    """Readers of the files of *settings* that are read at start and at each reload, for all these. *use_grants* puts
+    what callers are granted in use elsewhere."""
     files = []
     if settings.tls_certificate is not None and settings.tls_key is not None:
         paths = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
@@ -44,7 +72,7 @@ def files_of(
     if settings.auth_token_file is not None:
         files.append(partial(_tokens, settings.auth_token_file, identity))
     if settings.callers_file is not None:
-        files.append(partial(_grants, settings.callers_file, identity, pipeline))
+        files.append(partial(_grants, settings.callers_file, identity, use_grants))
     return files
 
 
@@ -72,7 +100,7 @@ def _certificates(paths: tuple[Path, Path, Path | None], certificates: Certifica
     return NewContent(adopt=adopt, facts={"certificate_expires": expires_at})
 
 
-def _grants(file: Path, identity: Identity, pipeline: PipelinePort) -> NewContent:
+def _grants(file: Path, identity: Identity, use_grants: Callable[[Grants], None]) -> NewContent:
     try:
         grants = read_callers(file)
     except InvalidRequest as error:
@@ -80,7 +108,7 @@ def _grants(file: Path, identity: Identity, pipeline: PipelinePort) -> NewConten
 
     def adopt() -> None:
         identity.grants = grants
-        pipeline.use_grants(grants)
+        use_grants(grants)
 
     return NewContent(adopt=adopt, facts={"callers": len(grants.by_name)})
 

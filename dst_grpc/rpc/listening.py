@@ -59,27 +59,30 @@ def address_of(host: str, port: int) -> str:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise StartupError, with the reason, if nothing can listen on *port* of *host*, or only on some addresses of it.
-
-    gRPC names no reason, and takes one address of several for enough.
-    """
-    problems = list(_problems(host, port))
-    if all(problems) or any(problem and problem.errno not in _NO_SUCH_ADDRESS for problem in problems):
-        error = next(problem for problem in problems if problem)
-        reason = _REASONS.get(error.errno or 0, error.strerror)
+    """Raise StartupError if nothing can listen on *port* of *host*; see `why_not`."""
+    if reason := why_not(host, port):
         raise StartupError(f"cannot listen on {address_of(host, port)}: {reason}")
+
+
+def why_not(host: str, port: int) -> str:
+    """Why nothing can listen on *port* of *host*, 0 for any port, or only on some addresses of it; empty if all can.
+
+    gRPC tells no reason, and takes one address of several for enough.
+    """
+    try:
+        problems = list(_problems(host, port))
+    except (socket.gaierror, UnicodeError):
+        return f"{host!r} is no address, and no name that can be resolved"
+    if not all(problems) and all(problem is None or problem.errno in _NO_SUCH_ADDRESS for problem in problems):
+        return ""
+    error = next(problem for problem in problems if problem)
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def _problems(host: str, port: int) -> Iterator[OSError | None]:
     """Of each address of *host*: what keeps it from being listened on; None if nothing does."""
-    names = _LOOPBACK if host == "localhost" else (host,)
-    for name in names:
-        try:
-            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except (socket.gaierror, UnicodeError):
-            raise StartupError(
-                f"cannot listen on {address_of(host, port)}: {host!r} is no address, and no name that can be resolved"
-            ) from None
+    for name in _LOOPBACK if host == "localhost" else (host,):
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
             try:
                 with socket.socket(family, kind, protocol) as probe:

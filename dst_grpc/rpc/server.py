@@ -33,7 +33,7 @@ from dst_grpc.observability.loads import LoadMetrics
 from dst_grpc.observability.logs import LogCalls, dropped_records
 from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes, follow_count
 from dst_grpc.rpc import health, reflection
-from dst_grpc.rpc.access import at_start, files_of, identity_of
+from dst_grpc.rpc.access import at_start, files_of, identity_of, warn_if_open
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable
 from dst_grpc.rpc.catalog_service import CatalogService
@@ -162,13 +162,14 @@ class Server:
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
             await self._serve_health(stack)
-            files = files_of(self._settings, self._identity, self._parts.pipeline, self.certificates)
+            files = files_of(self._settings, self._identity, self._parts.pipeline.use_grants, self.certificates)
             for read in files:
                 at_start(read).adopt()
             self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files, self._watch)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
             stack.enter_context(locked(self._settings.unix_socket))
+            warn_if_open(self._settings)
             self._address = listen(self._grpc, self._settings, self.certificates)
             await self._grpc.start()
             stack.push_async_callback(self._grpc.stop, None)

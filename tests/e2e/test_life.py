@@ -26,6 +26,7 @@ from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarSe
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.domain.resolution import ContextState
 from dst_grpc.errors import DataLoss, DstError, Internal, NotFound, Reason, Unauthenticated, Unavailable
+from dst_grpc.rpc.access import warn_if_open
 from dst_grpc.rpc.health import SERVICE as HEALTH
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.ports import AnswerPart
@@ -199,6 +200,37 @@ async def test_bearer_tokens_guard_everything_but_health(tmp_path: Path) -> None
                 await list_models(rig, metadata=metadata)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert isinstance(error_of(caught.value), Unauthenticated)
+
+
+def test_an_address_that_others_reach_is_warned_of_unless_it_is_guarded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key, signer = make_certificate(tmp_path)
+    known = tmp_path / "tokens"
+    known.write_text(tokens.line("a", "first"))
+    tls = {"tls_certificate": certificate, "tls_key": key}
+
+    def warning(**settings: Any) -> str:
+        caplog.clear()
+        warn_if_open(Settings(**settings))
+        return "; ".join(record.getMessage() for record in caplog.records)
+
+    for host in ("127.0.0.1", "::1", "localhost", f"unix:{tmp_path}/socket"):
+        assert not warning(host=host)
+    for host in ("0.0.0.0", "::", "192.0.2.1", "no.such.host.invalid"):  # noqa: S104  nothing listens
+        assert warning(host=host) == (
+            f"other machines can reach {host}: requests and answers travel unencrypted without TLS (tls_certificate); "
+            "whoever reaches it may use it without tokens (auth_token_file) or clients' certificates"
+        )
+    everywhere = {"host": "::"}
+    assert "use and operate it" in warning(**everywhere, open_operate=True)
+    assert warning(**everywhere, auth_token_file=known).endswith(
+        "bearer tokens, requests and answers travel unencrypted without TLS (tls_certificate)"
+    )
+    assert "unencrypted" not in warning(**everywhere, **tls)
+    assert "whoever reaches it may use it" in warning(**everywhere, **tls)
+    assert not warning(**everywhere, **tls, auth_token_file=known)
+    assert not warning(**everywhere, **tls, tls_client_ca=signer)
 
 
 async def test_an_empty_token_file_is_an_error(tmp_path: Path) -> None:

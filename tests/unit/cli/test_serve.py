@@ -50,6 +50,53 @@ def test_settings_are_shown_and_nothing_is_served() -> None:
     assert "port = 'x'" in wrong.stderr
 
 
+def test_a_check_loads_nothing_and_takes_no_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--check", "--port", port, "--pin", "embedded"])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
+    """Each is what a start would tell of, one after the other, or what it would serve without."""
+    (tmp_path / "tokens").write_text("bare-token\n")
+    (tmp_path / "callers.toml").write_text("[callers.a]\nweight = -1\n")
+    for name in ("certificate", "key"):
+        (tmp_path / name).write_text("hello")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "registry.toml").write_text('[models]\nm.source.folder = "broken"\nn.source.folder = "gone"\n')
+    arguments = {
+        "--registry": tmp_path / "registry.toml",
+        "--auth-token-file": tmp_path / "tokens",
+        "--callers-file": tmp_path / "callers.toml",
+        "--tls-certificate": tmp_path / "certificate",
+        "--tls-key": tmp_path / "key",
+        "--host": "192.0.2.1",
+        "--health-host": "no.such.host.invalid",
+        "--health-port": "1",
+        "--preload": "m,x",
+    }
+    flags = [str(part) for pair in arguments.items() for part in pair]
+    result = CliRunner().invoke(app, ["serve", "--check", "--devices", "cuda:99", *flags])
+    assert result.exit_code == 1, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == "error: 10 problems:", result.stderr
+    for expected in (
+        "auth_token_file.line 1: holds a token itself",
+        "callers_file.callers.a.weight: ",
+        "tls_certificate: holds no certificate in PEM",
+        "tls_key: holds no private key in PEM",
+        "host: that is no address of this machine",
+        "health_host: 'no.such.host.invalid' is no address",
+        "device: this machine has",
+        "cannot be served: m: config.json: is no sound JSON",
+        "cannot be served: n: ",
+        "preload: ",
+    ):
+        assert any(line.startswith(f"  {expected}") for line in lines), expected
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -164,6 +164,7 @@ def test_lists_and_tables_may_be_text(tmp_path: Path, monkeypatch: pytest.Monkey
     settings = load_settings({"preload": "a,b/mlp", "autoencoder_roots": [str(tmp_path)]})
     assert settings.models == {"a": tmp_path, "b": tmp_path}
     assert settings.preload == ("a", "b/mlp")
+    assert load_settings({"preload": ["a,b", "c"]}).preload == ("a", "b", "c")
     assert load_settings({"models": [f"c={tmp_path}"]}).models == {"c": tmp_path}
 
 

@@ -1,0 +1,79 @@
+"""Checks everything that a server reads at its start, without loading a model and without taking its address."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from dst_grpc.domain.handles import ContextRef
+from dst_grpc.errors import DstError, InvalidRequest
+from dst_grpc.rpc.access import files_of, identity_of
+from dst_grpc.rpc.certificates import Certificates
+from dst_grpc.rpc.listening import why_not
+from dst_grpc.rpc.settings import Settings
+
+
+def problems_of(settings: Settings) -> list[str]:
+    """Everything that would keep a server with *settings* from starting, and every model and autoencoder set that it
+    could not serve; whether ports are free is not looked at, so that it may be asked beside a server that runs."""
+    found = [problem for check in (_files, _addresses, _devices, _registry) for problem in check(settings)]
+    return list(dict.fromkeys(found))
+
+
+def _files(settings: Settings) -> Iterator[str]:
+    """What is wrong with tokens, callers and certificates."""
+    for read in files_of(settings, identity_of(settings), lambda _: None, Certificates()):
+        yield from _told(read)
+
+
+def _addresses(settings: Settings) -> Iterator[str]:
+    """What is wrong with the addresses to listen on, apart from their ports."""
+    if settings.unix_socket is not None:
+        folder = settings.unix_socket.absolute().parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield f"host: no socket can be made in the folder {folder}"
+    hosts = {} if settings.unix_socket else {"host": settings.host}
+    if settings.health_address is not None:
+        hosts["health_host"] = settings.health_address[0]
+    if settings.metrics_port is not None:
+        hosts["metrics_port"] = settings.metrics_host
+    yield from (f"{name}: {reason}" for name, host in hosts.items() if (reason := why_not(host, 0)))
+
+
+def _devices(settings: Settings) -> Iterator[str]:
+    """Which devices are none of this machine's."""
+    from dst_grpc.contexts.device import pick_device  # imports torch
+
+    for device in settings.devices:
+        yield from _told(partial(pick_device, device))
+
+
+def _registry(settings: Settings) -> Iterator[str]:
+    """What is wrong with models and autoencoder sets, and which of those to preload there are not."""
+    from dst_grpc.rpc.registering import build_registry  # imports torch
+
+    try:
+        registry = build_registry(settings.model_copy(update={"strict": False}))
+    except InvalidRequest as error:
+        yield from map(str, error.violations)
+        return
+    except DstError as error:
+        yield error.message
+        return
+    yield from (f"cannot be served: {failed}" for failed in registry.failed)
+    known = {failed.name for failed in registry.failed}
+    for name in (*settings.preload, *settings.pin):
+        try:
+            registry.entry(name)
+        except DstError as error:
+            if ContextRef.parse(name).name not in known:
+                yield f"preload: {error.message}"
+
+
+def _told(check: Callable[[], object]) -> Iterator[str]:
+    """What *check* raises."""
+    try:
+        check()
+    except InvalidRequest as error:
+        yield from map(str, error.violations)
