@@ -119,6 +119,8 @@ class FakeService(
         """What to do instead of answering, by prompt text."""
         self.metadata: dict[str, Any] = {}
         """Of the last call."""
+        self.routes: list[str] = []
+        """The metadata `dst-model` of all calls."""
         self.calls = 0
         self.page_size = 1
         self.started = threading.Event()
@@ -131,6 +133,7 @@ class FakeService(
         self.calls += 1
         self.started.set()
         self.metadata = dict(context.invocation_metadata())
+        self.routes.append(self.metadata.get("dst-model", ""))
         if self.failures_left == 0:
             return
         if self.failures_left is not None:

@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Protocol, Self, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from dst_grpc.client._channel import Connection
 from dst_grpc.client._errors import our_errors
 from dst_grpc.client._forks import note_closed
+from dst_grpc.client._routing import named_model
 
-RequestT = TypeVar("RequestT")
+RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT")
 
 
@@ -30,6 +32,9 @@ class Calls:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._closed = False
+        self._models_of_kept: dict[str, str] = {}
+        """By handle of what a server keeps for this client: the model whose calls lead to that server; empty for the
+        default one."""
 
     @property
     def target(self) -> str:
@@ -64,18 +69,25 @@ class Calls:
         method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
         request: RequestT,
         timeout: float | None = None,
+        *,
+        model: str | None = None,
     ) -> ResponseT:
+        """Answer of a unary call. *model* is the one that it is about, if the request itself does not tell."""
+        metadata = self._connection.call_metadata(model or named_model(request))
         with our_errors(self.target, timeout):
-            return await method(request, timeout=timeout, metadata=self._connection.call_metadata)
+            return await method(request, timeout=timeout, metadata=metadata)
 
     async def _responses(
         self,
         method: grpc.aio.UnaryStreamMultiCallable[RequestT, ResponseT],
         request: RequestT,
         timeout: float | None = None,
+        *,
+        model: str | None = None,
     ) -> AsyncGenerator[ResponseT]:
-        """The messages of a server stream; closing the iterator cancels the call."""
-        call = method(request, timeout=timeout, metadata=self._connection.call_metadata)
+        """The messages of a server stream; closing the iterator cancels the call. *model* as in `_unary`."""
+        metadata = self._connection.call_metadata(model or named_model(request))
+        call = method(request, timeout=timeout, metadata=metadata)
         try:
             with our_errors(self.target, timeout):
                 async for response in call:

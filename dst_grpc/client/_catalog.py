@@ -78,7 +78,7 @@ class CatalogCalls(Calls):
         Raises:
             NotFound: If there is no model of that name; it lists the nearest.
         """
-        response = await self._unary(self._catalog_stub.GetModel, pb.GetModelRequest(name=name), timeout)
+        response = await self._unary(self._catalog_stub.GetModel, pb.GetModelRequest(name=name), timeout, model=name)
         return read_answer(ModelInfo, response.model)
 
     async def autoencoders(self, model: str = "", *, timeout: float | None = None) -> list[AutoencoderInfo]:

@@ -15,6 +15,7 @@ import grpc.aio
 
 from dst_grpc import __version__
 from dst_grpc.client._forks import check_may_open, check_same_process, note_open
+from dst_grpc.client._routing import ROUTING_KEY, route_of
 from dst_grpc.client._unreachable import is_this_machine
 from dst_grpc.errors import Violations
 
@@ -75,7 +76,7 @@ class Connection:
     token: str | None = field(default=None, repr=False)
     """Bearer token, sent with every call; give it over TLS or to this machine only."""
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Further metadata, sent with every call."""
+    """Further metadata, sent with every call; `dst-model` in it is sent in place of a call's own."""
     pid: int = field(default_factory=os.getpid, repr=False)
     """The process that calls may be made in."""
 
@@ -97,12 +98,17 @@ class Connection:
         )
         problems.raise_if_any()
 
-    @property
-    def call_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata of every call; raises RuntimeError in a child of the process that this was made in."""
+    def call_metadata(self, model: str | None) -> tuple[tuple[str, str], ...]:
+        """Metadata of a call about a model, given by name or handle; None or empty = the server's default.
+
+        Raises:
+            RuntimeError: In a child of the process that this was made in.
+        """
         check_same_process(self.pid)
-        pairs = tuple((key.lower(), value) for key, value in self.metadata.items())
-        return pairs if self.token is None else (*pairs, ("authorization", f"Bearer {self.token}"))
+        pairs = {ROUTING_KEY: route_of(model)} | {key.lower(): value for key, value in self.metadata.items()}
+        if self.token is not None:
+            pairs["authorization"] = f"Bearer {self.token}"
+        return tuple(pairs.items())
 
     def open(self) -> grpc.aio.Channel:
         """Make the channel, on the running event loop. It connects at the first call.

@@ -111,7 +111,10 @@ class GraphCalls(Calls):
             DstError: If it fails, or if the answer is truncated or damaged.
         """
         responses = self._responses(self._graph_stub.Graph, to_wire(request), timeout)
-        return await answer_of(responses, GraphCollector(request.request_id, on_progress))
+        answer = await answer_of(responses, GraphCollector(request.request_id, on_progress))
+        if answer.handle is not None:
+            self._models_of_kept[answer.handle] = request.model or ""
+        return answer
 
     async def graph_parts(self, request: GraphRequest, *, timeout: float | None = None) -> AsyncGenerator[GraphPart]:
         """The parts of the answer to one request of Graph, as they come: rows of edges, for example, as they are known.
@@ -123,6 +126,8 @@ class GraphCalls(Calls):
         async with aclosing(self._responses(self._graph_stub.Graph, to_wire(request), timeout)) as responses:
             async for response in responses:
                 for part in reader.read(response):
+                    if isinstance(part.value, KeptGraph):
+                        self._models_of_kept[part.value.handle] = request.model or ""
                     yield part
 
     # Kept graphs
@@ -135,7 +140,8 @@ class GraphCalls(Calls):
             InvalidRequest: If a field is bad, or the graph has no such node.
             DstError: Any other failure of a call.
         """
-        responses = self._responses(self._graph_stub.QueryGraph, to_wire(request), timeout)
+        model = self._models_of_kept.get(request.graph)
+        responses = self._responses(self._graph_stub.QueryGraph, to_wire(request), timeout, model=model)
         return await answer_of(responses, GraphViewCollector())
 
     async def graph_neighbours(
@@ -207,15 +213,22 @@ class GraphCalls(Calls):
         """
         return await self._asked(graph, make_pruning(node_threshold, edge_threshold), restrictions, timeout)
 
-    async def graphs(self, *, timeout: float | None = None) -> list[KeptGraph]:
-        """The graphs that the server keeps for this caller, by handle."""
+    async def graphs(self, *, model: str | None = None, timeout: float | None = None) -> list[KeptGraph]:
+        """The graphs that the server keeps for this caller, by handle.
+
+        Args:
+            model: Behind a proxy with several servers: those of the server that answers for this model.
+            timeout: Seconds; None = no limit.
+        """
         found: list[KeptGraph] = []
 
         async def page(token: str) -> pb.ListGraphsResponse:
-            return await self._unary(self._graph_stub.ListGraphs, pb.ListGraphsRequest(page_token=token), timeout)
+            request = pb.ListGraphsRequest(page_token=token)
+            return await self._unary(self._graph_stub.ListGraphs, request, timeout, model=model)
 
         async for response in pages(page):
             found += [read_answer(KeptGraph, graph) for graph in response.graphs]
+        self._models_of_kept |= {graph.handle: model or "" for graph in found}
         return found
 
     async def drop_graph(self, graph: GraphLike, *, timeout: float | None = None) -> None:
@@ -224,7 +237,9 @@ class GraphCalls(Calls):
         Raises:
             NotFound: If this caller has none of that handle.
         """
-        await self._unary(self._graph_stub.DropGraph, pb.DropGraphRequest(graph=handle_of(graph)), timeout)
+        handle = handle_of(graph)
+        model = self._models_of_kept.pop(handle, None)
+        await self._unary(self._graph_stub.DropGraph, pb.DropGraphRequest(graph=handle), timeout, model=model)
 
     async def _asked(
         self, graph: GraphLike, query: GraphQuestion, restrictions: NodeFilterArguments, timeout: float | None

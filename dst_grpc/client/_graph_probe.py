@@ -62,7 +62,8 @@ class GraphProbeCalls(GraphCalls):
             InvalidRequest: If a field is bad, or the graph has no such node.
             DstError: Any other failure of a call, or a damaged answer.
         """
-        responses = self._responses(self._graph_stub.ProbeGraph, to_wire(request), timeout)
+        model = self._models_of_kept.get(request.graph)
+        responses = self._responses(self._graph_stub.ProbeGraph, to_wire(request), timeout, model=model)
         return await answer_of(responses, _Collector())
 
     async def intervene_on_graph(

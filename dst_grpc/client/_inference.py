@@ -123,7 +123,7 @@ class InferenceCalls(Calls):
         max_in_flight: int = DEFAULT_IN_FLIGHT,
         cancels: ItemCancels | None = None,
     ) -> AsyncGenerator[tuple[str, Answer | DstError]]:
-        """Run many requests on one stream, batched together by the server.
+        """Run many requests on one stream, batched together by the server; on one for each model, if they name several.
 
         The next request is taken only when fewer than *max_in_flight* are unanswered. A request counts as unanswered
         until the next answer is asked for, so neither side ever holds more than that many.
@@ -144,6 +144,7 @@ class InferenceCalls(Calls):
         exchange = Exchange(
             method=self._derive_stream,
             id_of_item=_id_of_derive,
+            model_of_item=_model_of_derive,
             to_request=partial(_derive_item, timeout=item_timeout),
             item_of_response=_item_of,
             collector=AnswerCollector,
@@ -218,6 +219,7 @@ class InferenceCalls(Calls):
         exchange = Exchange(
             method=self._inference_stub.ResolveStream,
             id_of_item=_id_of_resolve,
+            model_of_item=_model_of_resolve,
             to_request=_resolve_item,
             item_of_response=_item_of,
             collector=lambda _: ResolutionCollector(),
@@ -243,6 +245,14 @@ async def answer_of(responses: AsyncGenerator[ResponseT], collector: Collector[R
 
 def _id_of_derive(request: DeriveRequest) -> str:
     return request.request_id
+
+
+def _model_of_derive(request: DeriveRequest) -> str | None:
+    return request.model
+
+
+def _model_of_resolve(request: ResolveRequest) -> str | None:
+    return request.request.model
 
 
 def _id_of_resolve(request: ResolveRequest) -> str:

@@ -33,13 +33,15 @@ class TensorCalls(Calls):
         return TensorServiceStub(self._channel)
 
     async def put_tensor(
-        self, values: ArrayLike, *, ttl: float | None = None, timeout: float | None = None
+        self, values: ArrayLike, *, ttl: float | None = None, model: str | None = None, timeout: float | None = None
     ) -> PutTensor:
         """Store a tensor on the server, for interventions of later requests to name by `handle`.
 
         Args:
             values: The numbers; float16 is sent as such, everything else as float32.
             ttl: Seconds that they are kept; None = as long as the server allows.
+            model: Behind a proxy with several servers: the model of the requests that will name the tensor, so that it
+                is stored where those go.
             timeout: Seconds; None = no limit.
 
         Returns:
@@ -54,11 +56,12 @@ class TensorCalls(Calls):
         flat = np.ascontiguousarray(array, dtype=stored_as(element_type)).reshape(-1)
         data = flat.view(np.uint8).data
         description = TensorDescription(element_type=element_type, sizes=array.shape, ttl=ttl, checksum=crc32(data))
-        call = self._tensor_stub.PutTensor(
-            _messages(description, data), timeout=timeout, metadata=self._connection.call_metadata
-        )
+        metadata = self._connection.call_metadata(model)
+        call = self._tensor_stub.PutTensor(_messages(description, data), timeout=timeout, metadata=metadata)
         with our_errors(self.target, timeout):
-            return read_answer(PutTensor, await call)
+            put = read_answer(PutTensor, await call)
+        self._models_of_kept[put.handle] = model or ""
+        return put
 
     async def delete_tensor(self, tensor: PutTensor | str, *, timeout: float | None = None) -> None:
         """Delete a tensor on the server; requests that are using it go on.
@@ -71,7 +74,8 @@ class TensorCalls(Calls):
             NotFound: If this caller has none of that handle.
         """
         handle = tensor.handle if isinstance(tensor, PutTensor) else tensor
-        await self._unary(self._tensor_stub.DeleteTensor, pb.DeleteTensorRequest(handle=handle), timeout)
+        model = self._models_of_kept.pop(handle, None)
+        await self._unary(self._tensor_stub.DeleteTensor, pb.DeleteTensorRequest(handle=handle), timeout, model=model)
 
 
 def _messages(description: TensorDescription, data: memoryview) -> Iterator[pb.PutTensorRequest]:

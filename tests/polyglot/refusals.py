@@ -32,11 +32,14 @@ class RefusingCatalog:
     address: str = ""
     attempts: list[float] = field(default_factory=list)
     """When it was asked, in seconds."""
+    routes: list[str] = field(default_factory=list)
+    """What the calls' metadata `dst-model` was."""
 
     def detokenize(
         self, request: catalog_service_pb2.DetokenizeRequest, context: grpc.ServicerContext
     ) -> Iterator[catalog_service_pb2.DetokenizeResponse]:
         self.attempts.append(time.monotonic())
+        self.routes.append(str(dict(context.invocation_metadata()).get("dst-model")))
         if len(self.attempts) <= len(REFUSALS):
             _abort(context, REFUSALS[len(self.attempts) - 1])
         yield catalog_service_pb2.DetokenizeResponse(text=ANSWER)

@@ -112,6 +112,10 @@ def test_a_client_tries_again_when_the_server_says(run: Run) -> None:
     assert all(pause > delay - 0.01 for pause, delay in zip(pauses, delays, strict=True)), (pauses, delays)
 
 
+def test_a_call_tells_proxies_its_model(run: Run, inputs: Path) -> None:
+    assert set(run.refusing.routes) == {json.loads(inputs.read_text())["model"]}
+
+
 def test_a_cancelled_call_ends_on_the_server(run: Run, server: LiveServer, inputs: Path) -> None:
     if run.language == "shell" or inputs != TOURS["embedded"]:
         return  # it cancels nothing, or the answer is too small not to have been sent already

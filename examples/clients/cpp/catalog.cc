@@ -1,7 +1,7 @@
 #include "steps.h"
 
 std::string check_health(Server& server) {
-  Call call;
+  Call call(server);
   grpc::health::v1::HealthCheckRequest request;
   request.set_service("dst.v1.DerivedScalarService");
   grpc::health::v1::HealthCheckResponse response;
@@ -13,7 +13,7 @@ Json list_models(Server& server) {
   Json models = Json::array();
   dst::v1::ListModelsRequest request;
   do {
-    Call call;
+    Call call(server);
     dst::v1::ListModelsResponse page;
     check(server.catalog->ListModels(&call, request, &page));
     for (const auto& model : page.models()) {
@@ -44,7 +44,7 @@ Json list_types(Server& server) {
   dst::v1::ListDerivedScalarTypesRequest request;
   request.set_page_size(40);
   do {
-    Call call;
+    Call call(server);
     dst::v1::ListDerivedScalarTypesResponse page;
     check(server.catalog->ListDerivedScalarTypes(&call, request, &page));
     pages++;
@@ -66,7 +66,7 @@ Json list_types(Server& server) {
 }
 
 dst::v1::TokenizeResponse tokenize(Server& server, const std::string& model, const std::string& text) {
-  Call call;
+  Call call(server);
   dst::v1::TokenizeRequest request;
   request.set_model(model);
   request.set_text(text);
@@ -83,7 +83,7 @@ std::string detokenize(Server& server, const std::string& model, const std::vect
   request.mutable_token_ids()->Add(token_ids.begin(), token_ids.end());
   std::string text;
   check(retrying([&] {
-    Call call;  // a context serves one attempt
+    Call call(server);  // a context serves one attempt
     const auto reader = server.catalog->Detokenize(&call, request);
     dst::v1::DetokenizeResponse response;
     text.clear();

@@ -16,7 +16,7 @@ Json predict(const Answer& answer) {
 }
 
 uint32_t pins(Server& server) {
-  Call call;
+  Call call(server);
   dst::v1::ListContextsResponse response;
   check(server.contexts->ListContexts(&call, dst::v1::ListContextsRequest(), &response));
   uint32_t sum = 0;
@@ -27,7 +27,7 @@ uint32_t pins(Server& server) {
 }  // namespace
 
 Answer derive(Server& server, const dst::v1::DeriveRequest& request) {
-  Call call;
+  Call call(server);
   const auto reader = server.scalars->Derive(&call, request);
   Assembler assembler;
   dst::v1::DeriveResponse response;  // reused: its memory stays for the next message
@@ -42,7 +42,7 @@ Answer derive(Server& server, const dst::v1::DeriveRequest& request) {
 // message are of one item. It sends everything before it reads, which does for a few requests; with more than fit into a
 // window, write from another thread.
 Json derive_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& requests) {
-  Call call;
+  Call call(server);
   const auto stream = server.scalars->DeriveStream(&call);
   std::vector<Assembler> assemblers(requests.size());  // by item: the server numbers requests as they come
   for (const auto& request : requests) {
@@ -74,7 +74,7 @@ Json derive_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& re
 
 // Watches the server's contexts, which never ends by itself.
 ErrorReport miss_deadline(Server& server) {
-  Call call(milliseconds(250));
+  Call call(server, milliseconds(250));
   const auto reader = server.contexts->WatchContexts(&call, dst::v1::WatchContextsRequest());
   dst::v1::WatchContextsResponse response;
   while (reader->Read(&response)) {
@@ -84,7 +84,7 @@ ErrorReport miss_deadline(Server& server) {
 
 // Stops an answer after its first message, and waits until the server has stopped working for it.
 uint32_t cancel_derive(Server& server, const dst::v1::DeriveRequest& request) {
-  Call call;
+  Call call(server);
   const auto reader = server.scalars->Derive(&call, request);
   dst::v1::DeriveResponse response;
   if (!reader->Read(&response)) throw CallFailed(reader->Finish());

@@ -54,7 +54,7 @@ Json scored_tokens(const dst::v1::ScoredTokens& message) {
 
 // Reads an explanation, each frame of which comes as soon as it is ready.
 Json explain(Server& server, const dst::v1::ExplainRequest& request) {
-  Call call;
+  Call call(server);
   const auto reader = server.scalars->Explain(&call, request);
   std::map<std::string, int> parts;
   dst::v1::NodeTable table, logits;  // those of many nodes come in several frames

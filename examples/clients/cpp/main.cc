@@ -64,9 +64,10 @@ int main(int argc, char** argv) {
   }
   try {
     const std::string service_config = read("../service_config.json");
-    Server server(argv[1], service_config);
-    Server refusing(argv[3], service_config);
-    std::cout << tour(server, refusing, parse_inputs(read(argv[2]))).dump(2) << '\n';
+    const Inputs inputs = parse_inputs(read(argv[2]));
+    Server server(argv[1], service_config, inputs.model);
+    Server refusing(argv[3], service_config, inputs.model);
+    std::cout << tour(server, refusing, inputs).dump(2) << '\n';
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -32,7 +32,7 @@ Json resolved(const dst::v1::Resolved& message) {
 
 // Also loads what the request needs, and says on the way how far that is.
 Json resolve(Server& server, const dst::v1::DeriveRequest& request) {
-  Call call;
+  Call call(server);
   dst::v1::ResolveRequest message;
   *message.mutable_request() = request;
   message.set_load(true);
@@ -66,7 +66,7 @@ Json resolve(Server& server, const dst::v1::DeriveRequest& request) {
 
 // Asks about many requests at once. A bad one fails alone, and the answers may overtake one another.
 Json resolve_stream(Server& server, const std::vector<dst::v1::DeriveRequest>& requests) {
-  Call call;
+  Call call(server);
   const auto stream = server.scalars->ResolveStream(&call);
   for (const auto& request : requests) {
     dst::v1::ResolveStreamRequest message;

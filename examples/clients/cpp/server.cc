@@ -1,5 +1,7 @@
 #include "server.h"
 
+#include <utility>
+
 namespace {
 
 std::shared_ptr<grpc::Channel> connect(const std::string& address, const std::string& service_config) {
@@ -11,7 +13,8 @@ std::shared_ptr<grpc::Channel> connect(const std::string& address, const std::st
 
 }  // namespace
 
-Server::Server(const std::string& address, const std::string& service_config) {
+Server::Server(const std::string& address, const std::string& service_config, std::string model)
+    : model(std::move(model)) {
   const auto channel = connect(address, service_config);
   health = grpc::health::v1::Health::NewStub(channel);
   catalog = dst::v1::CatalogService::NewStub(channel);

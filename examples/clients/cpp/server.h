@@ -13,21 +13,25 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 
 struct Server {
-  Server(const std::string& address, const std::string& service_config);
+  // All calls are about one model.
+  Server(const std::string& address, const std::string& service_config, std::string model);
 
+  std::string model;
   std::unique_ptr<grpc::health::v1::Health::Stub> health;
   std::unique_ptr<dst::v1::CatalogService::Stub> catalog;
   std::unique_ptr<dst::v1::ContextService::Stub> contexts;
   std::unique_ptr<dst::v1::DerivedScalarService::Stub> scalars;
 };
 
-// The context of one call, with its deadline: without one, a call to a server that hangs would hang too.
+// The context of one call, with its deadline: without one, a call to a server that hangs would hang too. A proxy in
+// front of several servers chooses by the model.
 //
 // Whoever stops reading early stops the server's work too: a call that is still running when its context goes is
 // cancelled here.
 class Call : public grpc::ClientContext {
  public:
-  explicit Call(std::chrono::milliseconds time = std::chrono::minutes(1)) {
+  explicit Call(const Server& server, std::chrono::milliseconds time = std::chrono::minutes(1)) {
+    AddMetadata("dst-model", server.model);
     set_deadline(std::chrono::system_clock::now() + time);
   }
   ~Call() { TryCancel(); }

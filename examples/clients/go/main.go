@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	health "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 
 	dst "github.com/dst-grpc/dst-grpc/gen/go/dst/v1"
 )
@@ -59,6 +60,8 @@ type Document struct {
 }
 
 func tour(ctx context.Context, server, refusing Server, inputs Inputs) Document {
+	// Of every call made with this context: a proxy in front of several servers chooses by it.
+	ctx = metadata.AppendToOutgoingContext(ctx, "dst-model", inputs.Model)
 	var d Document
 	d.Health = checkHealth(ctx, server)
 	d.Models = listModels(ctx, server)

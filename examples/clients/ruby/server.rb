@@ -8,16 +8,29 @@ require "dst/v1/causal_service_services_pb"
 require "dst/v1/context_service_services_pb"
 require "dst/v1/derived_scalar_service_services_pb"
 
+# Says of every call which model it is about: a proxy in front of several servers chooses by it.
+class Routing < GRPC::ClientInterceptor
+  def call(metadata:, **)
+    metadata["dst-model"] = @options[:model]
+    yield
+  end
+
+  alias request_response call
+  alias client_streamer call
+  alias server_streamer call
+  alias bidi_streamer call
+end
+
 # The services of one server; one connection, made by the first call, carries them all.
 class Server
   attr_reader :health, :catalog, :causal, :contexts, :scalars
 
-  def initialize(address, service_config)
+  def initialize(address, service_config, model)
     arguments = { "grpc.service_config" => service_config }
     # Plain text; a GRPC::Core::ChannelCredentials for TLS.
     channel = GRPC::Core::Channel.new(address, arguments, :this_channel_is_insecure)
     # The timeout, in seconds, holds for each call. Without one, a call to a server that hangs would hang too.
-    options = { channel_override: channel, timeout: 60 }
+    options = { channel_override: channel, timeout: 60, interceptors: [Routing.new(model: model)] }
     @health = Grpc::Health::V1::Health::Stub.new(address, nil, **options)
     @catalog = Dst::V1::CatalogService::Stub.new(address, nil, **options)
     @causal = Dst::V1::CausalService::Stub.new(address, nil, **options)

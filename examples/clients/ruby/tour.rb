@@ -54,7 +54,8 @@ address, file, retry_address = ARGV
 service_config = File.read("../service_config.json")
 begin
   inputs = JSON.parse(File.read(file, encoding: "UTF-8"))
-  document = tour(Server.new(address, service_config), Server.new(retry_address, service_config), inputs)
+  servers = [address, retry_address].map { |each| Server.new(each, service_config, inputs["model"]) }
+  document = tour(*servers, inputs)
   puts JSON.pretty_generate(document)
 rescue GRPC::BadStatus => e
   abort "#{e.message}: #{Errors.report(e)}"

@@ -12,10 +12,10 @@ retry_address=$3
 model=$(jq .model <<<"$inputs")
 
 # call ADDRESS SERVICE/METHOD: sends the JSON messages on stdin, prints those that come back. On failure the error goes
-# to stderr, as JSON too, and the status is 8 times the gRPC code.
+# to stderr, as JSON too, and the status is 8 times the gRPC code. A proxy in front of several servers chooses by the model.
 call() {
     buf curl --protocol grpc --http2-prior-knowledge --timeout 60s --emit-defaults \
-        --schema ../../../ --data @- "http://$1/$2"
+        --header "dst-model: $(jq -r . <<<"$model")" --schema ../../../ --data @- "http://$1/$2"
 }
 
 # pages METHOD REQUEST: every page of a list.

@@ -5,7 +5,9 @@ import io.dstgrpc.v1.ContextServiceGrpc;
 import io.dstgrpc.v1.DerivedScalarServiceGrpc;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
 import io.grpc.health.v1.HealthGrpc;
+import io.grpc.stub.MetadataUtils;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 
@@ -17,12 +19,16 @@ final class Server implements AutoCloseable {
   private final ManagedChannel channel;
 
   @SuppressWarnings("unchecked")
-  Server(String address, Map<?, ?> serviceConfig) {
+  Server(String address, Map<?, ?> serviceConfig, String model) {
+    // Of every call: a proxy in front of several servers chooses by it.
+    Metadata headers = new Metadata();
+    headers.put(Metadata.Key.of("dst-model", Metadata.ASCII_STRING_MARSHALLER), model);
     channel =
         ManagedChannelBuilder.forTarget(address)
             .usePlaintext()
             .defaultServiceConfig((Map<String, ?>) serviceConfig)
             .enableRetry() // not the default before grpc-java 1.45
+            .intercept(MetadataUtils.newAttachHeadersInterceptor(headers))
             .build();
   }
 

@@ -24,8 +24,8 @@ public final class Tour {
     Inputs inputs = read(Path.of(arguments[1]), Inputs.class);
     Map<?, ?> serviceConfig = read(Path.of("../service_config.json"), Map.class);
     Gson gson = new GsonBuilder().serializeNulls().disableHtmlEscaping().setPrettyPrinting().create();
-    try (Server server = new Server(arguments[0], serviceConfig);
-        Server refusing = new Server(arguments[2], serviceConfig)) {
+    try (Server server = new Server(arguments[0], serviceConfig, inputs.model());
+        Server refusing = new Server(arguments[2], serviceConfig, inputs.model())) {
       System.out.println(gson.toJson(tour(server, refusing, new Requests(inputs))));
     } catch (StatusRuntimeException error) {
       System.err.println(error.getStatus() + " " + Errors.report(error));

@@ -51,7 +51,9 @@ if (address === undefined || file === undefined || retryAddress === undefined) {
 }
 try {
   const inputs = JSON.parse(readFileSync(file, "utf8")) as Inputs;
-  console.log(JSON.stringify(await tour(connect(address), connect(retryAddress), inputs), null, 2));
+  const server = connect(address, inputs.model);
+  const refusing = connect(retryAddress, inputs.model);
+  console.log(JSON.stringify(await tour(server, refusing, inputs), null, 2));
 } catch (thrown) {
   if (!(thrown instanceof ConnectError)) throw thrown;
   console.error(thrown.message, fromError(thrown));

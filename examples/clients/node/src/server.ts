@@ -24,13 +24,21 @@ export interface Server {
  * retries in `retrying`.
  *
  * @param address - "HOST:PORT" in plain text, or "https://HOST:PORT".
+ * @param model - What all calls are about.
  */
-export function connect(address: string): Server {
+export function connect(address: string, model: string): Server {
   const transport = createGrpcTransport({
     baseUrl: address.includes("://") ? address : `http://${address}`,
     // Without a deadline, a call to a server that hangs would hang too.
     defaultTimeoutMs: 60_000,
     readMaxBytes: 4 << 20,
+    // A proxy in front of several servers chooses by it.
+    interceptors: [
+      (next) => (request) => {
+        request.header.set("dst-model", model);
+        return next(request);
+      },
+    ],
   });
   return {
     health: createClient(Health, transport),

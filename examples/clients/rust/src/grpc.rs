@@ -70,11 +70,12 @@ pub struct Channel {
     address: String,
     requests: SendRequest<Bytes>,
     call_time: Duration,
+    model: String,
 }
 
 impl Channel {
-    /// Connects in plain text.
-    pub async fn connect(address: &str) -> Result<Self, Status> {
+    /// Connects in plain text, for calls about one model: a proxy in front of several servers chooses by it.
+    pub async fn connect(address: &str, model: &str) -> Result<Self, Status> {
         let unavailable = |error| Status::new(Code::Unavailable, format!("{address}: {error}"));
         let socket = TcpStream::connect(address).await.map_err(unavailable)?;
         socket.set_nodelay(true).map_err(unavailable)?;
@@ -85,7 +86,7 @@ impl Channel {
             .await?;
         // Calls see for themselves if the connection breaks.
         tokio::spawn(connection);
-        Ok(Self { address: address.to_owned(), requests, call_time: CALL_TIME })
+        Ok(Self { address: address.to_owned(), requests, call_time: CALL_TIME, model: model.to_owned() })
     }
 
     /// The same connection, for calls with another deadline.
@@ -117,6 +118,7 @@ impl Channel {
         let request = Request::post(format!("http://{}{path}", self.address))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
+            .header("dst-model", &self.model)
             .header("grpc-timeout", format!("{}m", self.call_time.as_millis()))
             .body(())
             .expect("the address is part of a URI");

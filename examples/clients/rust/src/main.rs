@@ -67,8 +67,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         _ => return Err("usage: tour ADDRESS TOUR_FILE RETRY_ADDRESS, or tour conformance VECTORS_FILE".into()),
     };
     let inputs = Inputs::from_json(&serde_json::from_str(&std::fs::read_to_string(file)?)?)?;
-    let server = Server::connect(address).await?;
-    let refusing = Server::connect(retry_address).await?;
+    let server = Server::connect(address, &inputs.model).await?;
+    let refusing = Server::connect(retry_address, &inputs.model).await?;
     println!("{:#}", tour(&server, &refusing, &inputs).await?);
     Ok(())
 }

@@ -15,8 +15,8 @@ pub struct Server {
 }
 
 impl Server {
-    pub async fn connect(address: &str) -> Result<Self, Status> {
-        Ok(Self::on(Channel::connect(address).await?))
+    pub async fn connect(address: &str, model: &str) -> Result<Self, Status> {
+        Ok(Self::on(Channel::connect(address, model).await?))
     }
 
     /// The same server, for calls with another deadline.
