@@ -41,11 +41,13 @@ class Backend:
 def backends(tmp_path: Path) -> Iterator[list[Backend]]:
     """Two of them."""
     with ExitStack() as stack:
-        yield [_started(tmp_path / f"server-{i}.log", stack) for i in range(2)]
+        yield [started(tmp_path / f"server-{i}.log", stack) for i in range(2)]
 
 
-def _started(log: Path, stack: ExitStack) -> Backend:
+def started(log: Path, stack: ExitStack, *arguments: str) -> Backend:
+    """A server with *arguments*, which runs as long as *stack* is open."""
     command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0", "--trusted-proxies", "127.0.0.1"]
+    command += arguments
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     errors = stack.enter_context(log.open("wb"))
     server = stack.enter_context(

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-import ssl
 import struct
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 import trustme
-import yaml
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog
 from dst_grpc._gen.dst.v1 import inference_pb2 as inference
@@ -28,72 +20,20 @@ from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc._gen.dst.v1.context_service_pb2 import ListContextsRequest
 from dst_grpc._gen.dst.v1.context_service_pb2_grpc import ContextServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
-from tests.mesh.conftest import MESH, OPERATOR, Backend, wait_until
+from tests.mesh.conftest import MESH, OPERATOR, Backend
+from tests.mesh.proxy import Proxy, envoy_of
 
 SECONDS = 60.0
 CALLS, THREADS = 400, 8
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """A running Envoy."""
-
-    address: str
-    admin: str
-    root: bytes
-
-    def channel(self, operator: trustme.LeafCert | None = None) -> grpc.Channel:
-        """A channel through it, with the certificate of an *operator* or without any."""
-        key = operator.private_key_pem.bytes() if operator else None
-        chain = operator.cert_chain_pems[0].bytes() if operator else None
-        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.root, key, chain))
-
-    def statistic(self, name: str) -> int:
-        """One of its counters or gauges."""
-        with urllib.request.urlopen(f"http://{self.admin}/stats?filter=^{name}$&format=json") as answer:
-            stats: list[dict[str, Any]] = json.load(answer)["stats"]
-        return int(next((stat["value"] for stat in stats if stat.get("name") == name), 0))
-
-    def fetch(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        """Status and body of a plain HTTPS request."""
-        context = ssl.create_default_context(cadata=self.root.decode())
-        request = urllib.request.Request(f"https://{self.address}{path}", body, headers)
-        try:
-            with urllib.request.urlopen(request, context=context, timeout=SECONDS) as answer:  # noqa: S310  https above
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
-
-
 @pytest.fixture
 def envoy(backends: list[Backend], build_folder: Path, authority: trustme.CA, tmp_path: Path) -> Iterator[Proxy]:
-    program = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
-    if program is None:
-        pytest.fail("Envoy is not installed: run `make mesh`")
-    config = yaml.safe_load((MESH / "envoy.yaml").read_text(encoding="utf-8"))
-    config["admin"]["address"]["socket_address"]["port_value"] = 0
-    resources = config["static_resources"]
-    resources["listeners"][0]["address"]["socket_address"]["port_value"] = 0
-    endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    for endpoint, backend in zip(endpoints, backends, strict=True):
-        endpoint["endpoint"]["address"]["socket_address"]["port_value"] = backend.port
-    (tmp_path / "envoy.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    log, admin_file = tmp_path / "envoy.log", tmp_path / "admin"
-    command = [program, "-c", str(tmp_path / "envoy.yaml"), "--admin-address-path", str(admin_file)]
-    command += ["--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "1"]
-    with log.open("wb") as errors, subprocess.Popen(command, cwd=build_folder, stdout=errors, stderr=errors) as process:
-        try:
-            wait_until(lambda: admin_file.exists() and bool(admin_file.read_text(encoding="utf-8")), process, log)
-            admin = admin_file.read_text(encoding="utf-8")
-            proxy = Proxy("", admin, authority.cert_pem.bytes())
-            wait_until(lambda: proxy.statistic("cluster.dst.membership_healthy") == len(backends), process, log)
-            with urllib.request.urlopen(f"http://{admin}/listeners?format=json") as answer:
-                port = json.load(answer)["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
-            yield Proxy(f"127.0.0.1:{port}", admin, authority.cert_pem.bytes())
-        finally:
-            process.terminate()
+    with envoy_of(MESH / "envoy.yaml", [backend.port for backend in backends], build_folder, tmp_path) as started:
+        proxy = replace(started, root=authority.cert_pem.bytes())
+        proxy.wait_for("cluster.dst.membership_healthy", len(backends))
+        yield proxy
 
 
 def question(prompt: str = PROMPT) -> inference.DeriveRequest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from playwright.sync_api import Browser, expect
 
 from tests.browser.conftest import _browser  # noqa: F401  the fixture
-from tests.mesh.test_envoy import Proxy, envoy  # noqa: F401  likewise
+from tests.mesh.proxy import Proxy
+from tests.mesh.test_envoy import envoy  # noqa: F401  likewise
 
 SECONDS = 60
 

@@ -25,7 +25,9 @@ async function ask(prompt: string, target: string, distractor: string): Promise<
     lossFnConfig: { name: LossFnName.LOGIT_DIFF, targetTokens: [target], distractorTokens: [distractor] },
     derivedScalars: [{ dst: DerivedScalarType.TOKEN_ATTRIBUTION }],
   };
-  for await (const { frames } of client.derive(request)) {
+  // No model is named, so it is the default one; Envoy chooses a server by this.
+  const headers = { "dst-model": "default" };
+  for await (const { frames } of client.derive(request, { headers })) {
     for (const { frame } of frames) {
       if (frame.case === "header") {
         answer.tokens = frame.value.tokenStrings;
