@@ -24,6 +24,8 @@ from dst_grpc.client import (
     Axis,
     DerivedScalarTensor,
     DeriveRequest,
+    GraphRequest,
+    GraphView,
     LoadProgress,
     PatchRequest,
     Resolution,
@@ -71,6 +73,7 @@ async def tour(address: str, inputs: Json, retry_address: str) -> Json:
             "derive_stream": await derive_stream(client, [requests.prefix(i, tokens.ids) for i in range(8)]),
             "explain": await explain(address, requests.explain()),
             "patch": await patched(client, requests.patch(tokens.ids)),
+            "graph": await graph(client, requests.graph()),
             "deadline": await deadline(client),
             "cancel": await cancel(client, requests.large()),
             "rejected": await rejected(client, requests.rejected()),
@@ -88,6 +91,27 @@ async def patched(client: AsyncClient, request: PatchRequest) -> Json:
         "source": bits32(answer.source),
         "metrics": [bits32(metric) for metric in grid.metric.reshape(-1)],
     }
+
+
+async def graph(client: AsyncClient, request: GraphRequest) -> Json:
+    try:
+        answer = await client.graph_request(request, timeout=CALL_SECONDS)
+    except DstError as refusal:
+        return {"error": error(refusal)}
+    target = answer.names[-len(answer.header.targets)]
+    found = await client.graph_neighbours(answer, target, 3, direction="inputs", timeout=CALL_SECONDS)
+    await client.drop_graph(answer)
+    return {
+        "nodes": [node.name for node in answer.nodes if node.kept],
+        "edges": edges(answer),
+        "replacement_score": struct.pack(">d", answer.replacement_score).hex(),
+        "inputs": edges(found),
+    }
+
+
+def edges(view: GraphView) -> Json:
+    names = dict(zip(view.table.nodes.tolist(), view.names, strict=True))
+    return [[names[source], names[end], bits32(weight)] for source, end, weight in zip(*view.coo, strict=True)]
 
 
 async def models(client: AsyncClient) -> Json:

@@ -13,6 +13,8 @@ from dst_grpc.client import (
     DerivedScalarType,
     DeriveRequest,
     DstConfig,
+    GraphRequest,
+    GraphTarget,
     LossFnConfig,
     LossFnName,
     Orientation,
@@ -56,6 +58,17 @@ class Requests:
             loss_fn_config=self._common.loss_fn_config,
             orientation=Orientation.DENOISING,
             grids=(PatchGrid(node=AttributedNode.RESID_PRE),),
+        )
+
+    def graph(self) -> GraphRequest:
+        """Few features, and the model's only transcoders."""
+        loss = require(self._common.loss_fn_config)
+        return GraphRequest(
+            request_id="graph",
+            model=self._common.model,
+            prompt=require(self._common.prompt),
+            targets=tuple(GraphTarget(token=token) for token in (*loss.target_tokens, *loss.distractor_tokens)),
+            max_feature_nodes=10,
         )
 
     def dense(self) -> DeriveRequest:

@@ -29,6 +29,8 @@ TOURS = {"embedded": CLIENTS / "tour.json", "golden": Path(__file__).parent / "g
 IN_SHELL = {"health", "models", "types", "tokens", "unicode", "resolve", "resolve_stream", "retry"}
 PATCHING = {"go", "node", "ruby"}
 """The clients that patch too."""
+GRAPHING = {"go", "node"}
+"""The clients that ask for a graph too."""
 CASES = {"dense": "loss_logit_diff", "sparse": "loss_with_mlp_post_act_autoencoder"}
 """The tour's requests that the reference knows, and its cases."""
 RELATIVE_TOLERANCE = 1e-4
@@ -99,6 +101,8 @@ def test_the_documents_are_equal(run: Run, reference: Json) -> None:
     expected = {name: part for name, part in reference.items() if run.language != "shell" or name in IN_SHELL}
     if run.language not in PATCHING:
         expected.pop("patch", None)
+    if run.language not in GRAPHING:
+        expected.pop("graph", None)
     assert run.document.keys() == expected.keys()
     for name, part in expected.items():
         assert run.document[name] == part, name
@@ -142,10 +146,16 @@ def test_the_tour_covers_what_it_is_for(reference: Json, inputs: Path) -> None:
     assert reference["explain"]["top_logits"]
     assert reference["patch"]["axes"] == ["layer", "position"]
     assert len(set(reference["patch"]["metrics"])) > len(reference["patch"]["metrics"]) // 2
+    graph = reference["graph"]
     if inputs == TOURS["embedded"]:
+        assert {name[0] for name in graph["nodes"]} >= {"f", "e", "t", "l"}
+        assert len(graph["edges"]) > len(graph["inputs"]) == 3
+        assert {end for _, end, _ in graph["inputs"]} == {graph["nodes"][-2]}
         assert reference["derive"]["dense"]["byte_count"] > 3 << 20, "no tensor needs several chunks"
         lengths = {item["token_count"] for item in reference["derive_stream"].values() if "error" not in item}
         assert len(lengths) == 7
+    else:  # the golden model has no transcoders
+        assert graph == {"error": {"code": "INVALID_ARGUMENT", "reason": "INVALID_FIELD", "fields": ["transcoders"]}}
 
 
 @pytest.mark.parametrize("inputs", ["golden"], indirect=True)

@@ -22,6 +22,7 @@ type Server struct {
 	contexts dst.ContextServiceClient
 	scalars  dst.DerivedScalarServiceClient
 	causal   dst.CausalServiceClient
+	graphs   dst.GraphServiceClient
 }
 
 // connect never fails for want of a server: the connection is made by the first call.
@@ -37,6 +38,7 @@ func connect(address, serviceConfig string) (Server, func() error) {
 		contexts: dst.NewContextServiceClient(conn),
 		scalars:  dst.NewDerivedScalarServiceClient(conn),
 		causal:   dst.NewCausalServiceClient(conn),
+		graphs:   dst.NewGraphServiceClient(conn),
 	}, conn.Close
 }
 
@@ -53,6 +55,7 @@ type Document struct {
 	DeriveStream  map[string]Prediction `json:"derive_stream"`
 	Explain       Explanation           `json:"explain"`
 	Patch         Patched               `json:"patch"`
+	Graph         Graph                 `json:"graph"`
 	Deadline      ErrorReport           `json:"deadline"`
 	Cancel        map[string]uint32     `json:"cancel"`
 	Rejected      ErrorReport           `json:"rejected"`
@@ -84,6 +87,7 @@ func tour(ctx context.Context, server, refusing Server, inputs Inputs) Document 
 	d.DeriveStream = deriveStream(ctx, server, inputs.prefixes(d.Tokens.TokenIDs))
 	d.Explain = explain(ctx, server, inputs.explain())
 	d.Patch = patch(ctx, server, inputs.patch(d.Tokens.TokenIDs))
+	d.Graph = graph(ctx, server, inputs.graph())
 	d.Deadline = missDeadline(ctx, server)
 	d.Cancel = map[string]uint32{"pins": cancelDerive(ctx, server, inputs.large())}
 	_, err := derive(ctx, server, inputs.rejected())

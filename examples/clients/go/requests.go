@@ -162,3 +162,17 @@ func (in Inputs) patch(tokenIDs []uint32) *dst.PatchRequest {
 		Grids:        []*dst.PatchGrid{{Node: dst.AttributedNode_ATTRIBUTED_NODE_RESID_PRE}},
 	}
 }
+
+// graph asks for few features, so that the graph is short enough to print. The model's only transcoders need no name.
+func (in Inputs) graph() *dst.GraphRequest {
+	request := &dst.GraphRequest{
+		RequestId:       "graph",
+		Model:           in.Model,
+		Prompt:          &dst.Prompt{Prompt: &dst.Prompt_Text{Text: in.Prompt}},
+		MaxFeatureNodes: proto.Uint32(10),
+	}
+	for _, token := range append(append([]string{}, in.TargetTokens...), in.DistractorTokens...) {
+		request.Targets = append(request.Targets, &dst.GraphTarget{Target: &dst.GraphTarget_Token{Token: token}})
+	}
+	return request
+}

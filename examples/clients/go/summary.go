@@ -40,7 +40,7 @@ func summarize(answer Answer) Summary {
 		ByteCount:  answer.Trailer.ByteCount,
 	}
 	if loss := answer.Header.Loss; loss != nil { // absent, not 0, if no loss was asked for
-		bits := fmt.Sprintf("%016x", math.Float64bits(*loss))
+		bits := bits64(*loss)
 		summary.Loss = &bits
 	}
 	for _, tensor := range answer.Tensors {
@@ -89,4 +89,8 @@ func entry(tensor Tensor, value int) *Entry {
 
 func bits32(value float32) string {
 	return fmt.Sprintf("%08x", math.Float32bits(value))
+}
+
+func bits64(value float64) string {
+	return fmt.Sprintf("%016x", math.Float64bits(value))
 }

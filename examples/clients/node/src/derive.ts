@@ -64,6 +64,16 @@ function predict({ header, tensors }: Answer): Prediction {
   return { token_count: header.tokenIds.length, next_token: next };
 }
 
+/** What a call answers, or why it failed. */
+export async function result<T>(call: Promise<T>): Promise<T | { error: ErrorReport }> {
+  try {
+    return await call;
+  } catch (thrown) {
+    if (thrown instanceof ConnectError) return { error: fromError(thrown) };
+    throw thrown;
+  }
+}
+
 /** What a call, which must fail, fails with. */
 export async function failure(call: Promise<unknown>): Promise<ErrorReport> {
   try {

@@ -49,6 +49,12 @@ export function uint32s(bytes: Uint8Array): Uint32Array {
   return new Uint32Array(own.buffer, own.byteOffset, own.byteLength / 4);
 }
 
+/** Reads signed 32-bit integers, without a copy where the machine's layout allows it. */
+export function int32s(bytes: Uint8Array): Int32Array {
+  const words = uint32s(bytes);
+  return new Int32Array(words.buffer, words.byteOffset, words.length);
+}
+
 function uint16s(bytes: Uint8Array): Uint16Array {
   const own = native(bytes, 2);
   return new Uint16Array(own.buffer, own.byteOffset, own.byteLength / 2);

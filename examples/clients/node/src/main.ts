@@ -6,9 +6,10 @@ import { ConnectError } from "@connectrpc/connect";
 
 import { TensorElementType } from "../gen/dst/v1/tensor_pb.js";
 import { checkHealth, detokenize, listModels, listTypes, tokenize } from "./catalog.js";
-import { cancelDerive, derive, deriveStream, failure, missDeadline } from "./derive.js";
+import { cancelDerive, derive, deriveStream, failure, missDeadline, result } from "./derive.js";
 import { fromError, retrying } from "./errors.js";
 import { explain } from "./explain.js";
+import { graph } from "./graph.js";
 import { patch } from "./patch.js";
 import { type Inputs, Requests } from "./requests.js";
 import { resolve, resolveStream } from "./resolve.js";
@@ -37,6 +38,7 @@ async function tour(server: Server, refusing: Server, inputs: Inputs) {
     derive_stream: await deriveStream(server, requests.prefixes(tokens.token_ids)),
     explain: await explain(server, requests.explain()),
     patch: await patch(server, requests.patch(tokens.token_ids)),
+    graph: await result(graph(server, requests.graph())),
     deadline: { code: (await failure(missDeadline(server))).code },
     cancel: { pins: await cancelDerive(server, requests.large()) },
     rejected: await failure(derive(server, requests.rejected())),

@@ -6,6 +6,7 @@ import { AttributedNode } from "../gen/dst/v1/attribute_pb.js";
 import { LossFnName } from "../gen/dst/v1/component_pb.js";
 import { DerivedScalarType } from "../gen/dst/v1/derived_scalar_type_pb.js";
 import { ExplainPart, type ExplainRequestSchema } from "../gen/dst/v1/explain_pb.js";
+import type { GraphRequestSchema } from "../gen/dst/v1/graph_pb.js";
 import type { DeriveRequestSchema } from "../gen/dst/v1/inference_pb.js";
 import { Orientation } from "../gen/dst/v1/pairs_pb.js";
 import type { PatchRequestSchema } from "../gen/dst/v1/patch_pb.js";
@@ -13,6 +14,7 @@ import { TensorElementType, TensorEncoding } from "../gen/dst/v1/tensor_pb.js";
 
 export type DeriveRequestInit = MessageInitShape<typeof DeriveRequestSchema> & { requestId: string };
 export type PatchRequestInit = MessageInitShape<typeof PatchRequestSchema>;
+export type GraphRequestInit = MessageInitShape<typeof GraphRequestSchema>;
 export type ExplainRequestInit = MessageInitShape<typeof ExplainRequestSchema>;
 
 /** What to ask about. */
@@ -131,6 +133,18 @@ export class Requests {
       lossFnConfig,
       orientation: Orientation.DENOISING,
       grids: [{ node: AttributedNode.RESID_PRE }],
+    };
+  }
+
+  /** Few features, so that the graph is short enough to print. The model's only transcoders need no name. */
+  graph(): GraphRequestInit {
+    const { model, prompt, target_tokens, distractor_tokens } = this.inputs;
+    return {
+      requestId: "graph",
+      model,
+      prompt: { prompt: { case: "text", value: prompt } },
+      targets: [...target_tokens, ...distractor_tokens].map((value) => ({ target: { case: "token" as const, value } })),
+      maxFeatureNodes: 10,
     };
   }
 

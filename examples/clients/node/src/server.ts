@@ -7,6 +7,7 @@ import { CatalogService } from "../gen/dst/v1/catalog_service_pb.js";
 import { CausalService } from "../gen/dst/v1/causal_service_pb.js";
 import { ContextService } from "../gen/dst/v1/context_service_pb.js";
 import { DerivedScalarService } from "../gen/dst/v1/derived_scalar_service_pb.js";
+import { GraphService } from "../gen/dst/v1/graph_service_pb.js";
 import { Health } from "../gen/grpc/health/v1/health_pb.js";
 
 export interface Server {
@@ -15,6 +16,7 @@ export interface Server {
   contexts: Client<typeof ContextService>;
   scalars: Client<typeof DerivedScalarService>;
   causal: Client<typeof CausalService>;
+  graphs: Client<typeof GraphService>;
 }
 
 /**
@@ -46,5 +48,6 @@ export function connect(address: string, model: string): Server {
     contexts: createClient(ContextService, transport),
     scalars: createClient(DerivedScalarService, transport),
     causal: createClient(CausalService, transport),
+    graphs: createClient(GraphService, transport),
   };
 }
