@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -18,8 +19,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.client import DEFAULT_TARGET, Client, Tls
-from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed
+from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Unauthenticated
 
+_CLIENT_PREFIX = "DST_CLIENT_"
+_CLIENT_VARIABLES = tuple(_CLIENT_PREFIX + name for name in ("TOKEN", "CA", "CERT", "KEY"))
 PIPE_WIDTH = 200
 """Columns where there is no terminal: wide enough that nothing is cut."""
 
@@ -64,15 +67,18 @@ def connect(server: str) -> Client:
     authorities that are trusted, of the client's own certificate, and of its key. One of the files means TLS.
 
     Raises:
-        InvalidRequest: If one of them cannot be used.
+        InvalidRequest: If one of them cannot be used, or there is another one.
     """
-    authorities, certificate, key = (
-        Path(value) if (value := os.environ.get(f"DST_CLIENT_{name}")) else None for name in ("CA", "CERT", "KEY")
-    )
+    given = {name: value for name, value in os.environ.items() if name.startswith(_CLIENT_PREFIX) and value}
+    for name in given.keys() - _CLIENT_VARIABLES:
+        nearest = difflib.get_close_matches(name, _CLIENT_VARIABLES, n=1)
+        raise InvalidRequest.of(name, f"is no variable of ours; did you mean {(nearest or _CLIENT_VARIABLES)[0]}?")
+    token, *files = (given.get(name) for name in _CLIENT_VARIABLES)
     tls: Tls | bool = False
-    if authorities or certificate or key:
+    if any(files):
+        authorities, certificate, key = (None if file is None else Path(file) for file in files)
         tls = Tls(root_certificates=authorities, certificate=certificate, private_key=key)
-    return Client(server or DEFAULT_TARGET, tls=tls, token=os.environ.get("DST_CLIENT_TOKEN"))
+    return Client(server or DEFAULT_TARGET, tls=tls, token=token)
 
 
 @contextmanager
@@ -110,6 +116,12 @@ def print_error(error: DstError) -> None:
     for violation in violations:
         field = f"[bold]{escape(violation.field)}[/bold]: " if violation.field else ""
         out.print(Padding(f"{field}{escape(violation.description)}", (0, 0, 0, 2), expand=False))
+    if isinstance(error, Unauthenticated):
+        out.print(
+            "  the command shows the token in DST_CLIENT_TOKEN, or the certificate in DST_CLIENT_CERT, if they are set"
+        )
+    if "Tls(root_certificates=...)" in error.message:
+        out.print("  the command trusts the authorities in DST_CLIENT_CA")
     if isinstance(error, NotFound):
         unnamed = [name for name in error.nearest if name not in error.message]
         if unnamed:

@@ -19,17 +19,22 @@ _SENTENCES = tuple(
             r"hostname verification check failed",
             "the certificate of {target} is another host's; Tls(server_name=...) says which it should be",
         ),
+        (r"certificate has expired", "the certificate of {target} has expired"),
         (
             r"certificate_verify_failed: ([^:]*)",
             "the certificate of {target} is not trusted ({0}): name its authority, Tls(root_certificates=...)",
         ),
         (r"wrong_version_number", "{target} does not speak TLS"),
+        (
+            r"failed to create security handshaker",
+            "no TLS connection to {target}: the client's own files are no PEM, or key and certificate differ",
+        ),
         (r"handshake|certificate|ssl", "no TLS connection to {target}: {details}"),
         (r"http1\.x|http/2", "what answers at {target} is no gRPC server: it does not speak HTTP/2"),
         (r"connection refused|no such file", "no server answers at {target}; start one with `dst-grpc serve`"),
         (
             r"failed to connect.*(socket closed|connection reset|broken pipe)",
-            "what answers at {target} closes the connection: it wants TLS, or is no gRPC server",
+            "what answers at {target} closes the connection: it wants TLS, or a client's certificate, or is no gRPC server",
         ),
         (r"failed to connect", "no connection to {target}: {details}"),
         (r"", "the connection to {target} broke: {details}"),

@@ -14,7 +14,7 @@ import dst_grpc
 from dst_grpc.cli._app import app
 from dst_grpc.cli._console import print_json
 from dst_grpc.cli._tables import human_value
-from dst_grpc.errors import Exhausted, FieldViolation, Internal, NotFound, PreconditionFailed, Reason
+from dst_grpc.errors import Exhausted, FieldViolation, Internal, NotFound, PreconditionFailed, Reason, Unauthenticated
 from tests.fake_answers import HANDLE
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
@@ -293,6 +293,19 @@ def test_a_token_comes_from_the_environment(service: FakeService) -> None:
     assert service.metadata["authorization"] == "Bearer s3cret"
     result = CliRunner().invoke(app, ["models"], env=environment | {"DST_CLIENT_CA": "absent.pem"})
     assert "there is no file absent.pem" in result.stderr
+
+
+def test_a_misspelt_variable_of_the_client_is_told(service: FakeService) -> None:
+    environment = {"DST_SERVER": service.target, "DST_CLIENT_TOKENS": "s3cret"}
+    result = CliRunner().invoke(app, ["models"], env=environment)
+    assert result.exit_code == 1
+    assert "DST_CLIENT_TOKENS: is no variable of ours; did you mean DST_CLIENT_TOKEN?" in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_who_is_not_known_is_told_how_to_be(run: Run, service: FakeService) -> None:
+    service.error = Unauthenticated("this server wants a token")
+    assert "DST_CLIENT_TOKEN" in run("models").stderr
 
 
 def test_a_proxy_s_refusal_is_no_traceback(run: Run, service: FakeService) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 
 from dst_grpc.client import Client, Tls
 from dst_grpc.client._unreachable import is_this_machine, why_unreachable
@@ -98,6 +99,30 @@ def test_a_certificate_that_is_not_trusted_or_another_host_s(pki: Path) -> None:
         assert "it wants TLS" in message(service.target)
 
 
+def test_a_server_that_wants_a_certificate_of_its_client(tmp_path: Path) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    files = {name: tmp_path / name for name in ("ca", "alice", "alice.key", "eve", "eve.key")}
+    ca.cert_pem.write_to_path(str(files["ca"]))
+    for name, authority in (("alice", ca), ("eve", other)):
+        issued = authority.issue_cert(f"{name}.example")
+        issued.cert_chain_pems[0].write_to_path(str(files[name]))
+        issued.private_key_pem.write_to_path(str(files[f"{name}.key"]))
+    own = ca.issue_cert("127.0.0.1")
+    pair = [(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())]
+
+    def tls(certificate: str = "", key: str = "", authority: str = "ca") -> Tls:
+        return Tls(root_certificates=files[authority], certificate=files.get(certificate), private_key=files.get(key))
+
+    with fake_server(grpc.ssl_server_credentials(pair, ca.cert_pem.bytes(), require_client_auth=True)) as service:
+        with Client(service.target, tls=tls("alice", "alice.key")) as client:
+            assert len(client.models()) == 3
+        wanted = "closes the connection: it wants TLS, or a client's certificate, or is no gRPC server"
+        for given in (False, tls(), tls("eve", "eve.key")):
+            assert wanted in message(service.target, tls=given)
+        for given in (tls("alice", "eve.key"), tls(authority="eve.key")):
+            assert message(service.target, tls=given).endswith("are no PEM, or key and certificate differ")
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
 def test_a_proxy_that_refuses(environment: pytest.MonkeyPatch, variable: str) -> None:
     with listening(b"HTTP/1.1 403 Forbidden\r\n\r\n") as proxy:
@@ -151,6 +176,10 @@ def test_which_addresses_are_this_machine_s(target: str, expected: bool) -> None
 @pytest.mark.parametrize(
     ("details", "sentence"),
     [
+        (
+            "... SSL:CERTIFICATE_VERIFY_FAILED: certificate has expired: Invalid certificate verification context",
+            "the certificate of h:1 has expired",
+        ),
         ("DNS resolution failed for x", "the name in 'h:1' cannot be resolved"),
         ("Socket closed", "the connection to h:1 broke: Socket closed"),
         ("failed to connect to all addresses; no route", "no connection to h:1: failed to connect to all addresses;"),
