@@ -34,7 +34,7 @@ _SENTENCES = tuple(
         (r"connection refused|no such file", "no server answers at {target}; start one with `dst-grpc serve`"),
         (
             r"failed to connect.*(socket closed|connection reset|broken pipe)",
-            "what answers at {target} closes the connection: it wants TLS, or a client's certificate, or is no gRPC server",
+            "{target} closes the connection: it wants TLS, or a client's certificate, or is no gRPC server",
         ),
         (r"failed to connect", "no connection to {target}: {details}"),
         (r"", "the connection to {target} broke: {details}"),

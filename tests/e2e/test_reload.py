@@ -99,6 +99,18 @@ async def test_a_name_may_come_to_mean_another_model(folder: Path) -> None:
         assert [status.handle for status in await client.contexts()] == [after.model]
 
 
+async def test_a_changed_file_is_reloaded_without_being_told(folder: Path) -> None:
+    async with serving(folder, watch_seconds=0.005) as (_, client, channel):
+        stub: Any = HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="model/b"), timeout=CALL_SECONDS)
+        assert (await watch.read()).status == SERVICE_UNKNOWN
+        register(folder, a="a", b="b")
+        while (await watch.read()).status != SERVING:
+            pass
+        assert [model.name for model in await client.models()] == ["a", "b"]
+        watch.cancel()
+
+
 async def test_what_did_not_change_stays_loaded(folder: Path) -> None:
     async with serving(folder) as (_, client, channel):
         (before,) = [await client.load_context("a")]

@@ -83,7 +83,7 @@ def test_a_host_where_something_else_answers() -> None:
     with listening(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n") as target:
         assert message(target) == f"what answers at {target} is no gRPC server: it does not speak HTTP/2"
     with listening(None) as target:
-        assert message(target).startswith(f"what answers at {target} closes the connection: it wants TLS, or")
+        assert message(target).startswith(f"{target} closes the connection: it wants TLS, or")
 
 
 def test_a_server_without_tls(service: FakeService) -> None:
