@@ -1,11 +1,11 @@
-"""SIGHUP, which tells a server to reload. It ends no process that has a `Hangups`, however early it comes."""
+"""SIGHUP, which tells a server to reload. It ends no process that has a `Hangups`, however early it comes: imports
+little, as it is the first of our modules that the command runs."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
 
 
 class Hangups:
@@ -16,15 +16,15 @@ class Hangups:
         self._came = False
         self._tell: Callable[[], object] | None = None
 
-    @classmethod
-    def installed(cls) -> Self:
+    @staticmethod
+    def installed() -> Hangups:
         """The one that this process has, which it is given if it has none; on the main thread."""
         if not hasattr(signal, "SIGHUP"):  # Windows has none
-            return cls()
+            return Hangups()
         present = signal.getsignal(signal.SIGHUP)
-        if isinstance(present, cls):
+        if isinstance(present, Hangups):
             return present
-        hangups = cls()
+        hangups = Hangups()
         signal.signal(signal.SIGHUP, hangups)
         return hangups
 

@@ -153,7 +153,7 @@ class Given:
             text = f"there is no such setting{near(name, Settings.model_fields)}"
         source = self.source_of(name)
         if source.startswith(PREFIX) and str(given).startswith("tcp://"):
-            source += ", which Kubernetes sets for a service named dst unless the pod has enableServiceLinks: false"
+            source += ", which Kubernetes sets for a service so named unless the pod has enableServiceLinks: false"
         value = repr(str(given) if isinstance(given, Path) else given)
         return Problem(".".join(path), value, f"{text[:1].lower()}{text[1:]} (from {source})")
 
