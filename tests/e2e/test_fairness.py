@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,35 +17,16 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2, inference_pb2
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.errors import Reason
-from dst_grpc.pipeline import batching
 from dst_grpc.rpc.parts import build_parts
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests.e2e.conftest import CALL_SECONDS, error_of
+from tests.e2e.gate import Gate
 
 GREEDY, POLITE = "greedy", "polite"
 N_TOKENS = 100
 PER_CALLER = 30
 """Requests of a caller that may wait: more than the 20 prompts of a batch of 2,048 tokens."""
-
-
-class Gate:
-    """Lets passes through once it is open, and notes the first token of each prompt, batch by batch."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._run = vars(batching)["run"]
-        self.is_reached, self.is_open = threading.Event(), threading.Event()
-        self.batches: list[list[int]] = []
-        monkeypatch.setattr(batching, "run", self._gated)
-
-    def _gated(self, plans: Sequence[Any], *arguments: Any, **options: Any) -> Any:
-        self.is_reached.set()
-        assert self.is_open.wait(60)
-        self.batches.append([plan.token_ids[0] for plan in plans])
-        return self._run(plans, *arguments, **options)
-
-    async def reached(self) -> None:
-        assert await asyncio.to_thread(self.is_reached.wait, 60)
 
 
 class Client:
