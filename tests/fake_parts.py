@@ -24,7 +24,7 @@ from dst_grpc.domain.attribute_answers import (
 )
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.autoencoders import AutoencoderActivation
-from dst_grpc.domain.callers import Caller, Grants
+from dst_grpc.domain.callers import Caller, Grants, Priority
 from dst_grpc.domain.circuit import (
     CircuitEdges,
     CircuitEvaluation,
@@ -64,6 +64,7 @@ from dst_grpc.domain.patch_answers import (
     PatchPartKind,
     PatchValue,
 )
+from dst_grpc.domain.readings import ContextsReading, DeviceReading, MemoryKind, MemoryReading
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -89,6 +90,7 @@ from dst_grpc.domain.results import (
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
+from dst_grpc.domain.work import OnLoad, OnWork
 from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, join_path
 from dst_grpc.rpc.parts import Parts
 from dst_grpc.rpc.ports import AnswerPart, InfoT, Make, Stage
@@ -157,6 +159,19 @@ def context_status(
         pins=0,
         hits=0,
         idle_duration=0.0,
+    )
+
+
+def device_reading() -> DeviceReading:
+    return DeviceReading(
+        device="cpu",
+        waiting={Priority.INTERACTIVE: 3, Priority.BATCH: 0},
+        oldest_seconds=0.5,
+        expected_wait=0.25,
+        busy_seconds=2.0,
+        store_hits=5,
+        store_misses=7,
+        memory=(),
     )
 
 
@@ -371,6 +386,8 @@ class FakePipeline:
         self.sender = HERE
         """Who sent the last request of Derive."""
         self.grants = Grants()
+        self.observers: list[OnWork] = []
+        """Those who want to know what devices do."""
 
     async def derive(
         self,
@@ -474,9 +491,14 @@ class FakePipeline:
             raise NotFound.unknown("graph", handle, [], reason=Reason.GRAPH_NOT_FOUND)
         self.kept = left
 
-    @property
-    def kept_graph_bytes(self) -> int:
-        return sum(graph.byte_count for graph in self.kept)
+    def memory(self) -> MemoryReading:
+        return MemoryReading(kind=MemoryKind.KEPT_GRAPHS, used_bytes=sum(graph.byte_count for graph in self.kept))
+
+    def readings(self) -> Sequence[DeviceReading]:
+        return [device_reading()]
+
+    def observe(self, observer: OnWork) -> None:
+        self.observers.append(observer)
 
     def patch(
         self,
@@ -680,6 +702,11 @@ class FakeCache:
     def describe(self, info: InfoT) -> InfoT:
         status = self.contexts.get(info.handle)
         return info if status is None else replace(info, state=status.state)
+
+    def readings(self) -> ContextsReading:
+        return ContextsReading(by_state={"available": len(self.contexts)}, bytes_of={}, memory=())
+
+    def observe(self, observer: OnLoad) -> None: ...
 
     async def watch(self) -> AsyncGenerator[ContextStatus, None]:
         changes: asyncio.Queue[ContextStatus] = asyncio.Queue()

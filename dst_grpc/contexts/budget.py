@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dst_grpc.contexts.failures import does_not_fit
+from dst_grpc.domain.readings import MemoryKind, MemoryReading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from dst_grpc.contexts.device import DeviceMemory
     from dst_grpc.contexts.entries import ContextEntry
@@ -38,6 +39,15 @@ class Budget:
         if device not in self._memories:
             self._memories[device] = self._memory_of(device)
         return self._memories[device]
+
+    def readings(self, device: str) -> Iterator[MemoryReading]:
+        """What the contexts of *device* take, and what is taken of it altogether. May be called on any thread."""
+        counted = self._lifecycle.counted_bytes(device)
+        yield MemoryReading(kind=MemoryKind.WEIGHTS, device=device, used_bytes=counted, limit_bytes=self._budget_bytes)
+        memory = self._memories.get(device)
+        if memory is not None and (allocated := memory.allocated) is not None:
+            used, most = allocated
+            yield MemoryReading(kind=MemoryKind.ALLOCATOR, device=device, used_bytes=used, limit_bytes=most)
 
     def check(self, wanted: Collection[ContextEntry]) -> None:
         """Check, before any work, whether contexts fit together.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -23,6 +24,7 @@ from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.transfers import Transfers
 from dst_grpc.contexts.watches import Mailbox, Watches
 from dst_grpc.domain.handles import ContextRef
+from dst_grpc.domain.readings import ContextsReading
 from dst_grpc.domain.resolution import AutoencoderInfo, ContextState, ContextStatus, LoadProgress, ModelInfo
 from dst_grpc.errors import DstError, NotFound, Reason
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.resolution import RegistryChange
+    from dst_grpc.domain.work import OnLoad
 
 _RELEASE_SECONDS = 30.0
 _Info = TypeVar("_Info", ModelInfo, AutoencoderInfo)
@@ -251,6 +254,27 @@ class ContextCache:
         if isinstance(known, AutoencoderInfo):
             return replace(known, measured=cast("AutoencoderContext", context).measured)
         return known
+
+    def readings(self) -> ContextsReading:
+        """How many contexts are in each state, and what they take. May be called on any thread."""
+        registered, records = self._registry.registered(), self._lifecycle.records()
+        known = [record for record in records if registered.get(record.entry.name) is record.entry]
+        states = Counter(record.state for record in records)
+        states[ContextState.FAILED] += len(self._registry.failed)
+        states[ContextState.NOT_LOADED] += len(registered) - len(known)
+        return ContextsReading(
+            by_state={state.value: states[state] for state in ContextState},
+            bytes_of={record.entry.name: record.counted_bytes for record in known if record.counted_bytes},
+            memory=tuple(
+                reading
+                for device in sorted({record.entry.device for record in records})
+                for reading in self._budget.readings(device)
+            ),
+        )
+
+    def observe(self, observer: OnLoad) -> None:
+        """From now on, tell *observer* what was loaded."""
+        self._transfers.observers.append(observer)
 
     async def watch(self) -> AsyncGenerator[ContextStatus, None]:
         """Every context now, then each that changes its state; a slow watcher gets the latest state of each."""

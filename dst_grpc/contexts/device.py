@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from dst_grpc.domain.handles import is_device
+from dst_grpc.domain.readings import BuildInfo
 from dst_grpc.errors import InvalidRequest
 
 _M_MMAP_THRESHOLD = -3
@@ -43,6 +44,12 @@ class DeviceMemory(Protocol):
         """Return the memory of freed tensors to the system; may block, so it is called off the event loop."""
         ...
 
+    @property
+    def allocated(self) -> tuple[int, int] | None:
+        """Bytes of all tensors, and of the whole memory, as the allocator counts them; None if it does not. May be
+        read on any thread."""
+        ...
+
 
 class CountedMemory:
     """CPU memory: there are no allocator statistics, so its use is the sum of the contexts' registered bytes."""
@@ -54,6 +61,11 @@ class CountedMemory:
     def reclaim(self) -> None:
         """Have the C library return freed memory to the system: glibc keeps blocks of up to 32 MiB for itself."""
         _c_library("malloc_trim", 0)
+
+    @property
+    def allocated(self) -> None:
+        """Not counted."""
+        return None
 
 
 def return_freed_memory() -> None:
@@ -90,6 +102,10 @@ class CudaAllocator(Protocol):
         """Return cached blocks to the driver."""
         ...
 
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        """Bytes of *device* that are free, and all of them."""
+        ...
+
 
 class CudaMemory:
     """A GPU's memory as torch's allocator measures it.
@@ -111,6 +127,16 @@ class CudaMemory:
         """Wait for kernels that still read the tensors, and return cached blocks to the driver."""
         self._allocator.synchronize(self._device)
         self._allocator.empty_cache()
+
+    @property
+    def allocated(self) -> tuple[int, int]:
+        """As torch's allocator and the driver count them."""
+        return self._allocator.memory_allocated(self._device), self._allocator.mem_get_info(self._device)[1]
+
+
+def build_info() -> BuildInfo:
+    """Which torch computes."""
+    return BuildInfo(torch=torch.__version__, cuda=torch.version.cuda or "")
 
 
 def memory_of(device: str) -> DeviceMemory:

@@ -125,7 +125,7 @@ class Lifecycle:
     # What there is
 
     def records(self) -> list[CacheRecord]:
-        """Every record."""
+        """Every record. May be called on any thread."""
         return list(self._records.values())
 
     def find(self, entry: ContextEntry) -> CacheRecord | None:
@@ -133,8 +133,8 @@ class Lifecycle:
         return self._records.get(entry)
 
     def counted_bytes(self, device: str) -> int:
-        """Bytes that count for all contexts of *device* together."""
-        return sum(record.counted_bytes for record in self._records.values() if record.entry.device == device)
+        """Bytes that count for all contexts of *device* together. May be asked on any thread."""
+        return sum(record.counted_bytes for record in self.records() if record.entry.device == device)
 
     def is_counted(self, entry: ContextEntry) -> bool:
         """Whether the bytes of *entry* count already, and are not about to be freed."""

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import logging
 from collections import defaultdict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, cast
 
 from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
@@ -19,17 +19,19 @@ from dst_grpc.contexts.failures import closing, copied, still_held, translated
 from dst_grpc.contexts.memory_release import when_released
 from dst_grpc.contexts.threads import ShortThreads
 from dst_grpc.domain.resolution import ContextState
+from dst_grpc.domain.work import LoadDone
 from dst_grpc.errors import DstError, Unavailable
 from dst_grpc.failures import failure_of, without_frames
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from dst_grpc.contexts.budget import Budget
     from dst_grpc.contexts.entries import ContextEntry
     from dst_grpc.contexts.lifecycle import CacheRecord, Context, Lifecycle, OnLoadProgress
     from dst_grpc.contexts.loading import Loader
     from dst_grpc.contexts.model import ModelContext
+    from dst_grpc.domain.work import OnLoad
 
 _MAX_PARALLEL = 4
 _CLOSE_SECONDS = 1.0
@@ -74,6 +76,9 @@ class Transfers:
         # One load at a time makes room on a device, or two would rely on the same bytes. The loads run in parallel.
         self._making_room: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._is_closing = False
+        self._clock = clock
+        self.observers: list[OnLoad] = []
+        """Told of what was loaded."""
 
     @asynccontextmanager
     async def held(self, entry: ContextEntry, on_progress: OnLoadProgress | None = None) -> AsyncIterator[Context]:
@@ -193,10 +198,22 @@ class Transfers:
         if isinstance(entry, AutoencoderEntry):
             async with self.held(entry.model) as model:
                 await self._make_room(record)
-                load = self._loader.load_autoencoders
-                return await self._threads.run(load, entry, cast("ModelContext", model), on_progress)
+                with self._timed(entry.model):
+                    load = self._loader.load_autoencoders
+                    return await self._threads.run(load, entry, cast("ModelContext", model), on_progress)
         await self._make_room(record)
-        return await self._threads.run(self._loader.load_model, cast("ModelEntry", entry), on_progress)
+        model_entry = cast("ModelEntry", entry)
+        with self._timed(model_entry):
+            return await self._threads.run(self._loader.load_model, model_entry, on_progress)
+
+    @contextmanager
+    def _timed(self, model: ModelEntry) -> Iterator[None]:
+        """Tell observers how long the block took, unless it fails: it loads *model*, or a set of it."""
+        started = self._clock()
+        yield
+        done = LoadDone(model=model.name, device=model.device, seconds=self._clock() - started)
+        for observer in self.observers:
+            observer(done)
 
     async def _make_room(self, record: CacheRecord) -> None:
         """Evict idle contexts, least recently used first, until the bytes of *record* fit; then count them.

@@ -33,7 +33,7 @@ class Timeline:
     Subclasses tell it to somebody.
     """
 
-    __slots__ = ("contexts", "model", "seconds", "trace_id")
+    __slots__ = ("contexts", "device", "model", "now", "seconds", "trace_id")
 
     def __init__(self, trace_id: str = "") -> None:
         """Start with nothing."""
@@ -41,6 +41,11 @@ class Timeline:
         """Id of its trace, 32 hexadecimal digits; empty if it has none."""
         self.model = ""
         """Name of its model, once that is known."""
+        self.device = ""
+        """The device of its model, once that is known."""
+        self.now: Stage | None = None
+        """Where it is: in `QUEUE` from when it is let in, in `PASS` from its first pass until its answer is made, then
+        in `WRITE`. None if it was not let in, or needs no device."""
         self.contexts: Sequence[str] = ()
         """Names of the other contexts that it is about: its autoencoder sets, or what it loads or unloads."""
         self.seconds: dict[Stage, float] = {}

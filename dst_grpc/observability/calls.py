@@ -30,6 +30,8 @@ class ItemInfo:
     """What becomes of it."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when it was read."""
+    first_put_at: float | None = None
+    """Reading of the performance counter when the first message of its answer was made, and had room to wait."""
     received_bytes: int = 0
     """Bytes of its message."""
     sent_bytes: int = 0
@@ -68,6 +70,8 @@ class CallInfo:
     """Bytes of request messages so far."""
     sent_bytes: int = 0
     """Bytes of response messages so far."""
+    first_sent_at: float | None = None
+    """Reading of the performance counter when gRPC had taken the first message of a streamed answer."""
     received_messages: int = 0
     """Request messages so far."""
     sent_messages: int = 0

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the calls, under the names of gRFC A66 as Prometheus spells them.
+"""Prometheus metrics of calls, and of the items of streams. Those of gRFC A66 have the names that Prometheus spells.
 
 The grpc.aio server reports none of these itself. Each server has a registry of its own, so that two servers in one
 process count separately.
@@ -6,16 +6,15 @@ process count separately.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from functools import cache
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
+from threading import Lock
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.costs import OTHER, CallerCosts, CostKind
 
 # The bucket bounds that gRFC A66 prescribes, so that dashboards fit servers in every language.
 _SECONDS = (
@@ -24,14 +23,34 @@ _SECONDS = (
     10, 20, 50, 100,
 )  # fmt: skip
 _BYTES = (0, *(2.0**power for power in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
-_OTHER = "other"
+WAIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+"""Bucket bounds of waits and of work, from a small prompt on a GPU to a load or a long answer."""
+_REFUSED = {
+    "QUEUE_FULL": "queue_full",
+    "DEADLINE_UNREACHABLE": "deadline",
+    "QUOTA_EXCEEDED": "quota",
+    "MEMORY_BUDGET_EXCEEDED": "memory",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "DRAINING": "draining",
+    "SLOW_READER": "slow_reader",
+}
+"""What is counted as refused: reasons of errors, and how the metric calls them."""
+_GIVEN_UP = frozenset({"CANCELLED", "DEADLINE_EXCEEDED"})
+_ABANDONED = {
+    Stage.QUEUE: "queued",
+    Stage.LOAD: "queued",
+    Stage.PASS: "running",
+    Stage.DERIVE: "running",
+    Stage.WRITE: "writing",
+}
+"""By the stage that a request was in when it was given up."""
 
 
 class CallMetrics:
-    """Counts and times calls."""
+    """Counts and times calls, and items of streams singly."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        """Register the metrics with *registry*."""
+    def __init__(self, registry: CollectorRegistry, costs: CallerCosts) -> None:
+        """Register the metrics with *registry*; the bytes that are sent to a caller are added to *costs*."""
         by_method = ("grpc_method",)
         by_outcome = ("grpc_method", "grpc_status")
         self._started = Counter("grpc_server_call_started", "Calls started.", by_method, registry=registry)
@@ -57,34 +76,93 @@ class CallMetrics:
             registry=registry,
             buckets=_BYTES,
         )
-        self._refused = Counter(
-            "dst_requests_refused", "Calls that ended as RESOURCE_EXHAUSTED.", ("reason",), registry=registry
+        self._item_seconds = Histogram(
+            "dst_stream_item_seconds",
+            "Time from the arrival of an item of a stream to its end.",
+            ("method", "status"),
+            registry=registry,
+            buckets=WAIT_SECONDS,
         )
+        self._first_chunk = Histogram(
+            "dst_first_chunk_seconds",
+            "Time from the start of a call, or the arrival of an item, to the first message of its answer.",
+            ("method", "device"),
+            registry=registry,
+            buckets=WAIT_SECONDS,
+        )
+        refused = Counter("dst_requests_refused", "Calls and items that were refused.", ("reason",), registry=registry)
+        self._refused = {reason: refused.labels(label) for reason, label in _REFUSED.items()}
+        abandoned = Counter(
+            "dst_requests_abandoned",
+            "Calls and items that were cancelled, or whose deadline passed, by where they were.",
+            ("stage",),
+            registry=registry,
+        )
+        self._abandoned = {stage: abandoned.labels(label) for stage, label in _ABANDONED.items()}
+        self._costs = costs
+        self._open: dict[CallInfo, int] = {}
+        """Bytes that have been counted of each call in progress."""
+        self._lock = Lock()
+        """Metrics are read on another thread."""
 
         # Finding them by their labels takes longer than counting. There are as many as methods and codes.
         self._of_method = cache(self._metrics_of_method)
         self._of_outcome = cache(self._metrics_of_outcome)
+        self._of_item = cache(self._item_seconds.labels)
+        self._of_first = cache(self._first_chunk.labels)
 
     def on_start(self, call: CallInfo) -> None:
         """Count the start."""
         started, running = self._of_method(_label(call))
         started.inc()
         running.inc()
+        with self._lock:
+            self._open[call] = 0
 
     def on_end(self, token: object, call: CallInfo, outcome: CallOutcome) -> None:
         """Count the end."""
         del token
-        method = _label(call)
+        method, exemplar = _label(call), call.timeline.exemplar
         seconds, sent, received = self._of_outcome(method, outcome.code)
         self._of_method(method)[1].dec()
-        seconds.observe(outcome.seconds)
+        observe(seconds, outcome.seconds, exemplar)
         sent.observe(call.sent_bytes)
         received.observe(call.received_bytes)
-        if outcome.code == "RESOURCE_EXHAUSTED":
-            self._refused.labels(outcome.reason.lower()).inc()
+        with self._lock:
+            self._count_bytes(call)
+            del self._open[call]
+        if outcome.reason != "DRAINING" or not call.sent_messages:  # watches end so too
+            self._count_end(call.timeline, outcome)
+        self._count_first(method, call.started_at, call.first_sent_at, call.timeline)
 
     def on_item(self, call: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
-        """Do nothing."""
+        """Count an item."""
+        method = _label(call)
+        observe(self._of_item(method, outcome.code), outcome.seconds, item.timeline.exemplar)
+        self._count_end(item.timeline, outcome)
+        self._count_first(method, item.started_at, item.first_put_at, item.timeline)
+
+    def count_running(self) -> None:
+        """Count the bytes that calls in progress have sent so far, as streams may go on for hours. On any thread."""
+        with self._lock:
+            for call in self._open:
+                self._count_bytes(call)
+
+    def _count_bytes(self, call: CallInfo) -> None:
+        sent = call.sent_bytes
+        self._costs.add(call.caller.name, CostKind.BYTES, sent - self._open[call])
+        self._open[call] = sent
+
+    def _count_end(self, timeline: Timeline, outcome: CallOutcome) -> None:
+        refused = self._refused.get(outcome.reason)
+        if refused is not None:
+            refused.inc()
+        elif outcome.code in _GIVEN_UP and timeline.now is not None:
+            self._abandoned[timeline.now].inc()
+
+    def _count_first(self, method: str, started: float, first: float | None, timeline: Timeline) -> None:
+        if first is not None and timeline.device:
+            observe(self._of_first(method, timeline.device), first - started, timeline.exemplar)
 
     def _metrics_of_method(self, method: str) -> tuple[Counter, Gauge]:
         return self._started.labels(method), self._running.labels(method)
@@ -94,45 +172,11 @@ class CallMetrics:
         return self._seconds.labels(*labels), self._sent.labels(*labels), self._received.labels(*labels)
 
 
-def follow_bytes(registry: CollectorRegistry, name: str, help_text: str, byte_count: Callable[[], int]) -> None:
-    """Register a gauge, with *registry*, of something that is counted in bytes elsewhere."""
-    Gauge(name, help_text, registry=registry).set_function(byte_count)
-
-
-def follow_count(registry: CollectorRegistry, name: str, help_text: str, count: Callable[[], int]) -> None:
-    """Register a counter, with *registry*, of something that is counted elsewhere, and never less than before."""
-    registry.register(_Followed(name, help_text, count))
-
-
-class _Followed(Collector):
-    def __init__(self, name: str, help_text: str, count: Callable[[], int]) -> None:
-        self._name, self._help_text, self._count = name, help_text, count
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        yield CounterMetricFamily(self._name, self._help_text, value=self._count())
+def observe(histogram: Histogram, amount: float, exemplar: Mapping[str, str] | None) -> None:
+    """Add *amount* to *histogram*; those who read OpenMetrics find the labels of *exemplar* beside it."""
+    histogram.observe(amount, None if exemplar is None else dict(exemplar))
 
 
 def _label(call: CallInfo) -> str:
     """The method without its leading slash; unknown methods share a label, so that callers cannot create labels."""
-    return call.method.removeprefix("/") if call.is_known else _OTHER
-
-
-class MetricsServer:
-    """Serves a registry over HTTP, in a thread of its own, at /metrics."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Listen at once; raises OSError if the port is taken."""
-        self._server: WSGIServer
-        self._thread: Thread
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-
-    @property
-    def port(self) -> int:
-        """The port, chosen by the system if 0 was asked for."""
-        return self._server.server_port
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    return call.method.removeprefix("/") if call.is_known else OTHER

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.domain.timeline import Stage
+from dst_grpc.domain.work import JobDone, WorkDone
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, require
 from dst_grpc.failures import failure_of, is_out_of_memory
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.results import MadeAnswer, RunSummary
+    from dst_grpc.domain.work import OnWork, PassesDone
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.door import Ticket
@@ -53,6 +55,9 @@ class _Awaited(Job):
 
     operations: int
     """Its approximate floating-point operations."""
+    n_run: int = 0
+    """Tokens of its prompt that ran; 0 unless it is a pass that was not found in the store. Set on the worker's
+    thread."""
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """What it comes to."""
     stages: list[tuple[Stage, float, float]] = field(default_factory=list)
@@ -94,10 +99,18 @@ class _Step(_Awaited):
 class Batcher:
     """Runs the jobs of one device."""
 
-    def __init__(self, worker: Worker, store: RecordingStore, scheduler: Scheduler) -> None:
+    def __init__(
+        self, worker: Worker, store: RecordingStore, scheduler: Scheduler, observers: Sequence[OnWork] = ()
+    ) -> None:
         """Run on *worker*, in the order of *scheduler*; keep and look for recordings in *store*, which only the
-        worker's thread changes."""
-        self._worker, self._store = worker, store
+        worker's thread changes. Tell *observers* what was done."""
+        self.worker = worker
+        """What runs the jobs."""
+        self.store = store
+        """What is kept."""
+        self._observers = observers
+        self._passes: list[PassesDone] = []
+        """Of the running batch. Added to on the worker's thread."""
         self.scheduler = scheduler
         """What waits for the device."""
         self._rates = Rates()
@@ -169,7 +182,7 @@ class Batcher:
 
     def kept_answer(self, plan: Plan, caller: Caller) -> MadeAnswer | None:
         """The answer to *plan* that *caller* may find, if it is kept."""
-        return self._store.answer(plan, caller)
+        return self.store.answer(plan, caller)
 
     def made(
         self,
@@ -186,7 +199,7 @@ class Batcher:
         answer = make([*parts, summary])
         if answer is not None and not summary.statistics.forward_passes:
             again = require(make([*parts, replace(summary, statistics=_NOTHING)]))
-            self._store.keep_answer(plan, again, ticket.caller)
+            self.store.keep_answer(plan, again, ticket.caller)
         return answer
 
     def shrink(self, ticket: Ticket, n_bytes: int) -> None:
@@ -206,11 +219,11 @@ class Batcher:
             self._looking.cancel()
         for job in self.scheduler.clear():
             _fail(job, stopping())
-        await self._worker.close()
+        await self.worker.close()
 
     def _work_of(self, ticket: Ticket, plan: Plan) -> tuple[Work, int]:
         """What *plan* is to the device, and how much of it."""
-        if self._store.holds(plan, ticket.caller):
+        if self.store.holds(plan, ticket.caller):
             return Work.STORED, 1
         return Work.GRADIENT if plan.gradients else Work.FORWARD, max(plan.cost.floating_point_operations, 1)
 
@@ -242,8 +255,8 @@ class Batcher:
             return
         jobs = [job for job in batch.jobs if isinstance(job, _Awaited)]
         operations = sum(job.operations for job in jobs)
-        running = self._worker.submit(partial(self._run, jobs), operations=operations)
-        running.add_done_callback(partial(self._finish, jobs))
+        running = self.worker.submit(partial(self._run, jobs), operations=operations)
+        running.add_done_callback(partial(self._finish, jobs, batch.started))
 
     def _relieve(self) -> None:
         """Give up readers that have stalled while others wait for the memory that they hold; look again in a while."""
@@ -257,9 +270,10 @@ class Batcher:
         if not self._is_closed:
             self._relieve()
 
-    def _finish(self, jobs: Sequence[_Awaited], running: asyncio.Future[Sequence[object]]) -> None:
+    def _finish(self, jobs: Sequence[_Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
         self.scheduler.finish([job for job in jobs if job.as_estimated])
         _note_stages(jobs)
+        self._tell(jobs, started)
         error = stopping() if running.cancelled() else running.exception()
         results = running.result() if error is None else [failure_of(error)] * len(jobs)
         for job, result in zip(jobs, results, strict=True):
@@ -268,6 +282,28 @@ class Batcher:
             elif not job.is_over:
                 job.result.set_result(result)
         self._wake()
+
+    def _tell(self, jobs: Sequence[_Awaited], started: float) -> None:
+        """Tell observers what was done since *started*."""
+        passes, self._passes = self._passes, []
+        if not self._observers:
+            return
+        done = tuple(
+            JobDone(
+                job.ticket.caller.name,
+                job.ticket.priority,
+                job.ticket.timeline.model,
+                job.is_step,
+                job.since,
+                job.took,
+                job.n_run,
+                job.ticket.timeline.exemplar,
+            )
+            for job in jobs
+        )
+        work = WorkDone(self.worker.device, started, time.monotonic(), done, tuple(passes))
+        for observer in self._observers:
+            observer(work)
 
     # On the worker's thread
 
@@ -287,7 +323,7 @@ class Batcher:
         """Plans without a kept recording run as one batch, or, if that fails, one by one."""
         results: dict[int, RunResult | Exception] = {}
         for i, job in enumerate(batch):
-            recording = self._store.find(job.plan, job.ticket.caller)
+            recording = self.store.find(job.plan, job.ticket.caller)
             if recording is not None:
                 job.as_estimated = job.is_stored
                 results[i] = RunResult(job.plan, job.decoder, job.sets, recording, batches=())
@@ -301,7 +337,7 @@ class Batcher:
     def _run_new(self, batch: Sequence[_Pass]) -> Sequence[RunResult | Exception]:
         """The results of a batch; if it fails, of each of its plans alone. Recordings give way to a plan that has no
         memory."""
-        n_kept = self._store.byte_count
+        n_kept = self.store.byte_count
         try:
             return self._ran(batch)
         except Cancelled:
@@ -310,23 +346,24 @@ class Batcher:
             told = self._told(error)
         if len(batch) > 1:
             return [result for job in batch for result in self._run_new([job])]
-        return self._run_new(batch) if self._store.byte_count < n_kept else [told]
+        return self._run_new(batch) if self.store.byte_count < n_kept else [told]
 
     def _ran(self, batch: Sequence[_Pass]) -> Sequence[RunResult]:
         if not batch:
             return []
         sets = {name: found for job in batch for name, found in job.sets.items()}
-        plans = [self._store.widened(job.plan) for job in batch]
+        plans = [self.store.widened(job.plan) for job in batch]
         check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
         with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
             found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
+        self._passes += (one.done for one in dict.fromkeys(one for result in found for one in result.batches))
         results = []
         for job, result in zip(batch, found, strict=True):
-            job.as_estimated = not job.is_stored
+            job.as_estimated, job.n_run = not job.is_stored, job.n_tokens
             recording = result.recording
             if result.batch_size > 1:  # or each answer would hold the tensors of all
                 recording = recording.alone()
-            self._store.keep(job.plan, recording, job.ticket.caller)
+            self.store.keep(job.plan, recording, job.ticket.caller)
             results.append(replace(result, plan=job.plan, recording=recording))
         return results
 
@@ -335,7 +372,7 @@ class Batcher:
         caller = batch[0].ticket.caller
         if any(job.ticket.caller.name != caller.name for job in batch):
             return nothing_kept
-        return partial(self._store.values_of, batch[0].plan, caller=caller)
+        return partial(self.store.values_of, batch[0].plan, caller=caller)
 
     def _finished(self, job: _Pass, result: RunResult | Exception, started: float) -> object:
         """The caller's result, after its *then*, or its error."""
@@ -357,8 +394,8 @@ class Batcher:
         """What is told of *error*; if memory ran out, the recordings give way."""
         failure = failure_of(error)
         if is_out_of_memory(failure):
-            self._store.clear()
-        return self._worker.translated(failure)
+            self.store.clear()
+        return self.worker.translated(failure)
 
 
 def _note_stages(jobs: Sequence[_Awaited]) -> None:

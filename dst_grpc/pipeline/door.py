@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import Grant, Priority
-from dst_grpc.domain.timeline import Timeline
+from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.domain.urgency import WHENEVER
 from dst_grpc.errors import Exhausted, Reason, Unavailable
 from dst_grpc.pipeline.quotas import Quotas
@@ -75,6 +75,7 @@ class Ticket:
         """Bytes of its message."""
         self.timeline = timeline or Timeline()
         """Where it is noted what becomes of it."""
+        self.timeline.now = Stage.QUEUE
         self.expected = 0.0
         """Seconds that it was expected to take when it was let in; 0 if that is not known, or over."""
         self.has_started = False
@@ -92,6 +93,7 @@ class Ticket:
     def start(self) -> None:
         """It waits no longer."""
         self.has_started = True
+        self.timeline.now = Stage.PASS
         if self._on_start is not None:
             self._on_start(self)
             self._on_start = None

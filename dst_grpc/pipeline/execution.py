@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dst_grpc.domain.callers import Grants
+from dst_grpc.domain.readings import DeviceReading, MemoryKind, MemoryReading
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.domain.timeline import Stage
 from dst_grpc.engine.cancellation import Cancellation
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.domain.sender import Sender
     from dst_grpc.domain.timeline import Timeline
+    from dst_grpc.domain.work import OnWork
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.pipeline.door import Ticket
     from dst_grpc.pipeline.limits import Limits
@@ -81,6 +83,8 @@ class Executor:
         """What the operator grants each caller; a reload replaces it."""
         self._door = Door(limits.bounds, self._grant_of, time.monotonic)
         self._devices: dict[str, Batcher] = {}
+        self.observers: list[OnWork] = []
+        """Told of what devices have done."""
 
     @contextmanager
     def entered(self, sender: Sender, model: ModelEntry | None) -> Iterator[Ticket]:
@@ -96,7 +100,7 @@ class Executor:
         """
         with self._door.entered(sender.caller, sender.urgency, sender.request_bytes, sender.timeline) as ticket:
             if model is not None:
-                ticket.timeline.model = model.name
+                ticket.timeline.model, ticket.timeline.device = model.name, model.device
                 self._device(model.device).scheduler.check(ticket)
             yield ticket
 
@@ -164,6 +168,7 @@ class Executor:
         finally:
             deriving.cancel()
             batcher.release(ticket)
+        ticket.timeline.now = Stage.WRITE
         yield last
 
     def memory_of(self, caller: Caller) -> int:
@@ -181,7 +186,8 @@ class Executor:
         if answer is None or not self._cache.use_loaded((plan.model, *plan.autoencoders)):
             return None
         if sender.timeline is not None:
-            sender.timeline.model = plan.model.name
+            sender.timeline.model, sender.timeline.device = plan.model.name, plan.model.device
+            sender.timeline.now = Stage.WRITE
         self._door.check(sender.caller.name, sender.request_bytes)
         self._door.quotas.charge(sender.caller.name, _KEPT_SECONDS)
         return answer
@@ -200,6 +206,31 @@ class Executor:
             for name, batcher in list(self._devices.items())
         )
 
+    def readings(self) -> tuple[DeviceReading, ...]:
+        """What each device that has been used does. May be called on any thread."""
+        return tuple(map(self._reading, list(self._devices.values())))
+
+    def _reading(self, batcher: Batcher) -> DeviceReading:
+        scheduler, store, device = batcher.scheduler, batcher.store, batcher.worker.device
+        runs = scheduler.memory
+        return DeviceReading(
+            device=device,
+            waiting=scheduler.counts,
+            oldest_seconds=scheduler.oldest_wait,
+            expected_wait=scheduler.expected_wait,
+            busy_seconds=batcher.worker.busy_seconds,
+            store_hits=store.n_found + store.n_answered,
+            store_misses=store.n_missed,
+            memory=(
+                MemoryReading(
+                    kind=MemoryKind.RUNS, device=device, used_bytes=runs.used_bytes, limit_bytes=runs.limit_bytes
+                ),
+                MemoryReading(
+                    kind=MemoryKind.STORE, device=device, used_bytes=store.byte_count, limit_bytes=store.budget_bytes
+                ),
+            ),
+        )
+
     async def close(self) -> None:
         """Refuse waiting requests and stop the workers."""
         self._door.close()
@@ -211,7 +242,7 @@ class Executor:
             limits = self._limits
             store = RecordingStore(limits.store_bytes, shared=limits.share_recordings)
             scheduler = Scheduler(limits.of_device, time.monotonic, self._door.quotas.charge)
-            self._devices[device] = Batcher(Worker(device), store, scheduler)
+            self._devices[device] = Batcher(Worker(device), store, scheduler, self.observers)
         return self._devices[device]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -41,6 +43,8 @@ class Job:
     """When it began to wait."""
     cost: float = field(default=0.0, init=False)
     """Device seconds that it is estimated to take, while it waits."""
+    took: float = field(default=0.0, init=False)
+    """Its part of the seconds that its batch took."""
     has_waited: bool = field(default=False, init=False)
     """Whether the device was busy when it came."""
     is_waiting: bool = field(default=False, init=False)
@@ -128,6 +132,15 @@ class Flow:
         if job.ticket.expected:
             self._pace.note(max(job.ticket.expected, quantum), now - job.since)
             job.ticket.expected = 0.0
+
+    @property
+    def waits_since(self) -> float:
+        """When the job that has waited longest began to; infinite if none waits. May be read on any thread."""
+        oldest = math.inf
+        for queue in (self._steps, self._passes):
+            with suppress(IndexError):  # it began to run meanwhile
+                oldest = min(oldest, queue[0].since)
+        return oldest
 
     @property
     def next_pass(self) -> Job | None:

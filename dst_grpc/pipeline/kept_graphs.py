@@ -59,7 +59,9 @@ class KeptGraphs:
             clock: gives seconds, from any beginning.
             call_later: schedules a call after a number of seconds; None = on the running event loop.
         """
-        self._budget_bytes, self._ttl_seconds, self._shared = budget_bytes, ttl_seconds, shared
+        self.budget_bytes = budget_bytes
+        """Bytes that may be kept."""
+        self._ttl_seconds, self._shared = ttl_seconds, shared
         self._clock = clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._sweeps = Sweeps(self._sweep, call_later)
@@ -68,22 +70,22 @@ class KeptGraphs:
 
     def check_room(self, byte_count: int) -> None:
         """Raise Exhausted if a graph of *byte_count* can never be kept."""
-        if byte_count > self._budget_bytes:
+        if byte_count > self.budget_bytes:
             raise Exhausted(
-                f"the graph may take {byte_count} bytes, and the server keeps at most {self._budget_bytes} of graphs: "
+                f"the graph may take {byte_count} bytes, and the server keeps at most {self.budget_bytes} of graphs: "
                 "ask for fewer features, or do not have it kept",
                 reason=Reason.QUOTA_EXCEEDED,
-                metadata={"kept_graph_bytes": str(self._budget_bytes), "needed_bytes": str(byte_count)},
+                metadata={"kept_graph_bytes": str(self.budget_bytes), "needed_bytes": str(byte_count)},
             )
 
     def keep(self, graph: WholeGraph, caller: Caller) -> KeptGraph | None:
         """Keep *graph* for *caller*, and drop the least recently used beyond the budget; None if it takes more."""
-        if graph.byte_count > self._budget_bytes:
+        if graph.byte_count > self.budget_bytes:
             return None
         handle = f"graph-{secrets.token_urlsafe(16)}"
         self._kept[handle] = _Kept(graph, caller.name, self._expiry())
         self.byte_count += graph.byte_count
-        while self.byte_count > self._budget_bytes:
+        while self.byte_count > self.budget_bytes:
             self._forget(next(iter(self._kept)))
         self._sweeps.go_on()
         return self._described(handle)

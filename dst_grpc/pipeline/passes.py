@@ -18,6 +18,7 @@ import torch
 
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.results import RunStatistics
+from dst_grpc.domain.work import PassesDone
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.interventions import Beside, RowIntervention
@@ -56,6 +57,8 @@ class Batch:
     """Number of runs."""
     statistics: RunStatistics
     """Passes and time of all together."""
+    done: PassesDone
+    """The same, and how much of it was padding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,12 +179,21 @@ def run_batch(
             ]
             scalars = [_scalars(row.run, forward) for row, forward in zip(rows, forwards, strict=True)]
         reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
+        forward_ended = time.perf_counter()
         passes = list(_gradients(rows, taps, scalars))
     finally:
         taps.attached.clear()
     found = _found_not_finite(rows, places, taps, reported, passes, decoder, sets)
-    statistics = RunStatistics(
-        forward_passes=1, backward_passes=len(passes), pass_duration=time.perf_counter() - started
+    ended = time.perf_counter()
+    statistics = RunStatistics(forward_passes=1, backward_passes=len(passes), pass_duration=ended - started)
+    n_tokens = [row.n_tokens for row in rows]
+    done = PassesDone(
+        n_prompts=len(rows),
+        n_tokens=sum(n_tokens),
+        n_padding=max(n_tokens) * len(rows) - sum(n_tokens),
+        # What a GPU computes without gradients is over once it was looked at for what is not finite.
+        forward_seconds=(forward_ended if passes else ended) - started,
+        backward_seconds=ended - forward_ended if passes else None,
     )
     recordings = [
         Recording.of(
@@ -196,7 +208,7 @@ def run_batch(
         )
         for i, (place, row) in enumerate(zip(places, rows, strict=True))
     ]
-    return Batch(len(rows), statistics), recordings
+    return Batch(len(rows), statistics, done), recordings
 
 
 def _n_passes(row: Row) -> int:

@@ -12,7 +12,7 @@ A job is a pass, or a step of an answer that has begun: steps are charged alike,
 device from others.
 
 Pure logic: nothing runs or waits here, and the clock is an argument. Used on the event loop only, but for
-`expected_wait` and `counts`.
+`expected_wait`, `oldest_wait` and `counts`.
 """
 
 from __future__ import annotations
@@ -249,6 +249,7 @@ class Scheduler:
             if flow is not None:
                 flow.deficit += job.cost - part
             self._charge(job.ticket.caller.name, part - job.cost)
+            job.took = part
             if job in as_estimated:
                 units, known = learnt.get(job.rate, (0, 0.0))
                 learnt[job.rate] = units + job.units, known + part
@@ -293,6 +294,12 @@ class Scheduler:
         for flow in list(self._ring.values()):
             found[flow.key[1]] += len(flow)
         return found
+
+    @property
+    def oldest_wait(self) -> float:
+        """Seconds that the oldest of the jobs has waited; 0 if none waits. May be read on any thread."""
+        since = min((flow.waits_since for flow in list(self._ring.values())), default=math.inf)
+        return 0.0 if since == math.inf else max(self._clock() - since, 0.0)
 
     def _nexts(self) -> Iterator[Ticket]:
         """The request of each caller that would be let in next."""

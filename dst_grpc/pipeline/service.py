@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind
+from dst_grpc.domain.readings import MemoryKind, MemoryReading
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.errors import DstError
@@ -49,10 +50,12 @@ if TYPE_CHECKING:
     from dst_grpc.domain.graph_queries import QueryGraphRequest
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.patch_answers import PatchPart
+    from dst_grpc.domain.readings import DeviceReading
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, MadeAnswer, RunSummary
     from dst_grpc.domain.server_info import DeviceLoad
+    from dst_grpc.domain.work import OnWork
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
@@ -337,10 +340,10 @@ class Pipeline:
         """Drop a kept graph; raises NotFound."""
         self._graphs.drop(handle, caller)
 
-    @property
-    def kept_graph_bytes(self) -> int:
-        """Bytes of all kept graphs. May be asked on any thread."""
-        return self._graphs.byte_count
+    def memory(self) -> MemoryReading:
+        """What kept graphs take. May be called on any thread."""
+        graphs = self._graphs
+        return MemoryReading(kind=MemoryKind.KEPT_GRAPHS, used_bytes=graphs.byte_count, limit_bytes=graphs.budget_bytes)
 
     async def _answered(
         self,
@@ -379,6 +382,14 @@ class Pipeline:
     def loads(self) -> tuple[DeviceLoad, ...]:
         """What waits for each device that has been used."""
         return self._executor.loads()
+
+    def readings(self) -> tuple[DeviceReading, ...]:
+        """What each device that has been used does. May be called on any thread."""
+        return self._executor.readings()
+
+    def observe(self, observer: OnWork) -> None:
+        """From now on, tell *observer* what devices have done."""
+        self._executor.observers.append(observer)
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""

@@ -64,38 +64,46 @@ class RecordingStore:
 
     def __init__(self, budget_bytes: int = DEFAULT_STORE_BYTES, *, shared: bool = False) -> None:
         """Start empty; a budget of 0 keeps nothing. A caller finds only its own recordings unless they are *shared*."""
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
+        """Bytes that may be kept."""
         self._shared = shared
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._by_values: dict[Hashable, Hashable] = {}
         """By what determines values alone, the latest kept recording of them."""
         self.byte_count = 0
         """Bytes kept now."""
+        self.n_found = self.n_missed = 0
+        """How often the recording of a run was found, and how often it was looked for in vain."""
+        self.n_answered = 0
+        """How often an answer was found."""
 
     def widened(self, plan: Plan) -> Plan:
         """*plan*, also recording what is kept besides."""
-        return widened(plan, self._budget_bytes)
+        return widened(plan, self.budget_bytes)
 
     def find(self, plan: Plan, caller: Caller = LOCAL) -> Recording | None:
         """The recording of the same run that *caller* may find, if it has all that *plan* needs."""
         key = self._key(plan, caller)
         kept = self._kept.get(key)
         if kept is None or not _covers(kept.recording, plan):
+            self.n_missed += 1
             return None
+        self.n_found += 1
         self._kept.move_to_end(key)
         return kept.recording
 
     def holds(self, plan: Plan, caller: Caller = LOCAL) -> bool:
         """Whether `find` would find one now. May be asked on any thread."""
-        kept = self._kept.get(self._key(plan, caller)) if self._budget_bytes else None
+        kept = self._kept.get(self._key(plan, caller)) if self.budget_bytes else None
         return kept is not None and _covers(kept.recording, plan)
 
     def answer(self, plan: Plan, caller: Caller = LOCAL) -> MadeAnswer | None:
         """The answer to *plan* that *caller* may find, if it is kept. May be asked on any thread."""
-        kept = self._kept.get(self._key(plan, caller)) if self._budget_bytes else None
+        kept = self._kept.get(self._key(plan, caller)) if self.budget_bytes else None
         answer = None if kept is None else kept.answers.get(_question(plan))
         if kept is not None and answer is not None:
             kept.was_answered = True
+            self.n_answered += 1
         return answer
 
     def keep_answer(self, plan: Plan, answer: MadeAnswer, caller: Caller = LOCAL) -> None:
@@ -115,7 +123,7 @@ class RecordingStore:
 
     def keep(self, plan: Plan, recording: Recording, caller: Caller = LOCAL, *, batch_size: int = 1) -> None:
         """Keep *recording* of *plan*'s run in a batch for *caller*; evict the least recently used beyond the budget."""
-        if not self._budget_bytes:
+        if not self.budget_bytes:
             return
         recording = replace(recording if batch_size == 1 else recording.alone(), logits={})
         key = self._key(plan, caller)
@@ -124,7 +132,7 @@ class RecordingStore:
         if older is not None:
             recording = recording.merged(older)
         size = recording.byte_count
-        if size > self._budget_bytes:
+        if size > self.budget_bytes:
             return
         self._kept[key] = _Kept(recording, size, by_values)
         self._by_values[by_values] = key
@@ -141,7 +149,7 @@ class RecordingStore:
         return self._kept[key].recording.taps.values
 
     def _evict(self) -> None:
-        while self.byte_count > self._budget_bytes:
+        while self.byte_count > self.budget_bytes:
             key, oldest = next(iter(self._kept.items()))
             if oldest.was_answered:
                 oldest.was_answered = False

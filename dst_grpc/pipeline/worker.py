@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +27,11 @@ class Worker:
 
     def __init__(self, device: str) -> None:
         """Start the thread of *device*."""
-        self._device = device
+        self.device = device
+        """Its name."""
+        self._busy_seconds = 0.0
+        self._busy_since: float | None = None
+        """When the running job began."""
         self._is_closed = False
         self._n_threads = torch.get_num_threads()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
@@ -53,6 +58,7 @@ class Worker:
         threads = self._n_threads if operations >= _WORTH_THREADS else 1
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+        self._busy_since = started = time.monotonic()
         try:
             return job()
         except BaseException as error:
@@ -60,15 +66,24 @@ class Worker:
             if told is error:
                 raise
             raise told from told.__cause__
+        finally:
+            self._busy_since = None
+            self._busy_seconds += time.monotonic() - started
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long jobs have run, that which runs included. May be read on any thread."""
+        seconds, since = self._busy_seconds, self._busy_since
+        return seconds if since is None else seconds + time.monotonic() - since
 
     def translated(self, error: Exception) -> Exception:
         """*error*, or the error that replaces it for the caller; neither keeps alive what the job held."""
         if not is_out_of_memory(error):
             return without_locals(error)
         without_frames(error)
-        if self._device.startswith("cuda"):
+        if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        return out_of_memory(self._device)
+        return out_of_memory(self.device)
 
     async def close(self) -> None:
         """Let the running job end and drop the others."""

@@ -80,6 +80,8 @@ class ObservedContext:
         self._writing = started if self._writing is None else self._writing
         await self.inner.write(self.counted(data))
         self._written = time.monotonic()
+        if self.info.first_sent_at is None:
+            self.info.first_sent_at = time.perf_counter()
 
     def note_writing(self) -> None:
         """Note on the timeline of the call how long its client took to take the answer, if it is a stream."""

@@ -11,6 +11,7 @@ from dst_grpc.errors import DstError, InvalidRequest
 from dst_grpc.rpc.access import files_of, identity_of
 from dst_grpc.rpc.certificates import Certificates
 from dst_grpc.rpc.listening import why_not
+from dst_grpc.rpc.metrics_access import MetricsAccess
 from dst_grpc.rpc.settings import Settings
 
 
@@ -23,7 +24,8 @@ def problems_of(settings: Settings) -> list[str]:
 
 def _files(settings: Settings) -> Iterator[str]:
     """What is wrong with tokens, callers and certificates."""
-    for read in files_of(settings, identity_of(settings), lambda _: None, Certificates()):
+    files = files_of(settings, identity_of(settings), lambda _: None, Certificates())
+    for read in (*files, *MetricsAccess(settings).files):
         yield from _told(read)
 
 
@@ -37,7 +39,7 @@ def _addresses(settings: Settings) -> Iterator[str]:
     if settings.health_address is not None:
         hosts["health_host"] = settings.health_address[0]
     if settings.metrics_port is not None:
-        hosts["metrics_port"] = settings.metrics_host
+        hosts["metrics_host"] = settings.metrics_address[0]
     yield from (f"{name}: {reason}" for name, host in hosts.items() if (reason := why_not(host, 0)))
 
 

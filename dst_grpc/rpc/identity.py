@@ -70,6 +70,10 @@ class Identity:
         self.grants = Grants()
         """What callers are granted; a reload replaces it."""
 
+    def is_configured(self, name: str) -> bool:
+        """Whether *name* is that of a caller in the operator's files. May be asked on any thread."""
+        return name in self.tokens.names or name in self.grants.by_name
+
     def on_start(self, call: CallInfo) -> None:
         """Note who calls.
 

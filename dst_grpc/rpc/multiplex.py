@@ -197,6 +197,7 @@ class Multiplexer(Generic[MessageT]):
                         async for answer in answers:
                             item.sent_bytes += len(answer)
                             await self._outbox.put(answer)
+                            item.first_put_at = item.first_put_at or time.perf_counter()
                 finally:
                     del self._running[request_id]
         except TimeoutError as error:

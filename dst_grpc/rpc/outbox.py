@@ -16,6 +16,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dst_grpc.domain.readings import MemoryKind, MemoryReading
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.failures import without_locals
 
@@ -56,6 +57,12 @@ class Unread:
         self._held: Counter[str] = Counter()
         self._queues: dict[str, deque[_Put]] = {}
         """Those that wait for room, by caller, in order of arrival."""
+
+    def memory(self) -> MemoryReading:
+        """What they take. May be called on any thread."""
+        return MemoryReading(
+            kind=MemoryKind.UNREAD, used_bytes=self.byte_count, limit_bytes=self.limits.max_total_bytes
+        )
 
     def outbox(self, caller: str, write: Write) -> Outbox:
         """The outbox of a call of *caller*, whose messages *write* sends: it returns when gRPC has taken one."""

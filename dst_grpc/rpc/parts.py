@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from dst_grpc.domain.readings import BuildInfo
 from dst_grpc.errors import DstError, InvalidRequest
 from dst_grpc.rpc.ports import AdoptingCache, CachePort, NewRegistry, PipelinePort, RegistryPort
 from dst_grpc.rpc.settings import Settings
@@ -30,16 +31,24 @@ class Parts:
     """The loaded contexts, and the registry."""
     build_registry: Callable[[], NewRegistry]
     """Builds the registry again from the same settings; runs on a thread."""
+    build: BuildInfo = field(default_factory=BuildInfo)
+    """What computes."""
 
     @classmethod
-    def of(cls, pipeline: PipelinePort, cache: AdoptingCache[RegistryT], build: Callable[[], RegistryT]) -> Parts:
-        """Parts whose registry *build* builds again and *cache* then adopts."""
+    def of(
+        cls,
+        pipeline: PipelinePort,
+        cache: AdoptingCache[RegistryT],
+        build_registry: Callable[[], RegistryT],
+        build: BuildInfo = BuildInfo(),  # noqa: B008  frozen
+    ) -> Parts:
+        """Parts whose registry *build_registry* builds again and *cache* then adopts."""
 
         def built() -> NewRegistry:
-            registry = build()
+            registry = build_registry()
             return NewRegistry(registry=registry, adopt=lambda: cache.adopt(registry))
 
-        return cls(pipeline=pipeline, cache=cache, build_registry=built)
+        return cls(pipeline=pipeline, cache=cache, build_registry=built, build=build)
 
 
 def build_parts(settings: Settings) -> Parts:
@@ -51,7 +60,7 @@ def build_parts(settings: Settings) -> Parts:
     """
     # Imported here, because they import torch, which tests with fakes do not need.
     from dst_grpc.contexts.cache import ContextCache
-    from dst_grpc.contexts.device import return_freed_memory
+    from dst_grpc.contexts.device import build_info, return_freed_memory
     from dst_grpc.contexts.loading import FileLoader
     from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
     from dst_grpc.rpc.registering import build_registry
@@ -82,4 +91,5 @@ def build_parts(settings: Settings) -> Parts:
         kept_graph_bytes=settings.kept_graph_bytes,
         kept_graph_seconds=settings.kept_graph_seconds,
     )
-    return Parts.of(Pipeline(cache, limits), cache, lambda: build_registry(settings, previous=cache.registry))
+    pipeline = Pipeline(cache, limits)
+    return Parts.of(pipeline, cache, lambda: build_registry(settings, previous=cache.registry), build_info())

@@ -19,6 +19,7 @@ from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.patch import PatchRequest
 from dst_grpc.domain.patch_answers import PatchPart
+from dst_grpc.domain.readings import ContextsReading, DeviceReading, MemoryReading
 from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
 from dst_grpc.domain.resolution import (
     AutoencoderInfo,
@@ -32,6 +33,7 @@ from dst_grpc.domain.resolution import (
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, MadeAnswer, RunSummary, SparseTensor, TensorRows
 from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.domain.server_info import DeviceLoad
+from dst_grpc.domain.work import OnLoad, OnWork
 from dst_grpc.errors import Violations
 
 InfoT = TypeVar("InfoT", ModelInfo, AutoencoderInfo)
@@ -161,9 +163,14 @@ class PipelinePort(Protocol):
     def drop_graph(self, handle: str, caller: Caller) -> None:
         """Drop a kept graph; raises NotFound."""
 
-    @property
-    def kept_graph_bytes(self) -> int:
-        """Bytes of all kept graphs. May be asked on any thread."""
+    def memory(self) -> MemoryReading:
+        """What kept graphs take. May be called on any thread."""
+
+    def readings(self) -> Sequence[DeviceReading]:
+        """What each device that has been used does. May be called on any thread."""
+
+    def observe(self, observer: OnWork) -> None:
+        """From now on, tell *observer* what devices have done."""
 
     def use_grants(self, grants: Grants) -> None:
         """From now on, callers are granted what *grants* says."""
@@ -241,6 +248,12 @@ class CachePort(Protocol):
 
     def describe(self, info: InfoT) -> InfoT:
         """The registry's description of a context, completed by its state and by what loading it has shown."""
+
+    def readings(self) -> ContextsReading:
+        """How many contexts are in each state, and what they take. May be called on any thread."""
+
+    def observe(self, observer: OnLoad) -> None:
+        """From now on, tell *observer* what was loaded."""
 
     def watch(self) -> AsyncGenerator[ContextStatus, None]:
         """The status of every context now, then each change."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
-from prometheus_client import CollectorRegistry
 
 from dst_grpc._gen.dst.v1 import (
     catalog_service_pb2,
@@ -27,11 +26,8 @@ from dst_grpc._gen.dst.v1 import (
 from dst_grpc.domain.resolution import ContextState, RegistryChange
 from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
-from dst_grpc.observability.event_loop import lag_histogram, measure_lag
-from dst_grpc.observability.later import FlushBeforeReading, Later
-from dst_grpc.observability.loads import LoadMetrics
-from dst_grpc.observability.logs import LogCalls, dropped_records
-from dst_grpc.observability.metrics import CallMetrics, MetricsServer, follow_bytes, follow_count
+from dst_grpc.observability.later import Later
+from dst_grpc.observability.logs import LogCalls
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.access import at_start, files_of, identity_of, warn_if_open
 from dst_grpc.rpc.admission import CallAdmission
@@ -44,6 +40,7 @@ from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.graph_service import GraphService
 from dst_grpc.rpc.listening import listen, listen_on_port, locked
+from dst_grpc.rpc.measuring import Measuring, Sources
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.parts import Parts, StartupError, build_parts
@@ -110,6 +107,7 @@ class Server:
                 slow_reader_seconds=settings.slow_reader_seconds,
             )
         )
+        self._measuring = self._measured() if settings.metrics_port is not None else None
         self._closing = AsyncExitStack()
         self._address = ""
         self._metrics_port: int | None = None
@@ -162,9 +160,14 @@ class Server:
                 (service.full_name for service, _ in services), (model.name for model in models), self._drain
             )
             await self._serve_health(stack)
-            files = files_of(self._settings, self._identity, self._parts.pipeline.use_grants, self.certificates)
+            grant = self._parts.pipeline.use_grants
+            files = [*files_of(self._settings, self._identity, grant, self.certificates)]
+            files += () if self._measuring is None else self._measuring.files
             for read in files:
                 at_start(read).adopt()
+            if self._measuring is not None:
+                self._metrics_port = self._measuring.serve(stack)
+                stack.push_async_callback(cancel, asyncio.create_task(self._measuring.measure_lag()))
             self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files, self._watch)
             stack.push_async_callback(self._reloader.close)
             self._grpc = self._grpc_server(self._methods(observers, services))
@@ -227,40 +230,22 @@ class Server:
         await self._closing.aclose()
         _log.info("stopped")
 
+    def _measured(self) -> Measuring:
+        sources = Sources(
+            parts=self._parts,
+            identity=self._identity,
+            memory=(self._unread.memory, self._tensors.memory, self._parts.pipeline.memory),
+            certificates=self.certificates,
+        )
+        return Measuring(self._settings, sources)
+
     def _observers(self, stack: AsyncExitStack) -> list[CallObserver]:
         """Observers of calls, then those that may refuse them; the former observe refusals too."""
         watching: list[CallObserver] = [LogCalls()]
         later = Later(watching)
         stack.callback(later.flush)
-        settings = self._settings
-        if settings.metrics_port is not None:
-            registry = CollectorRegistry()
-            FlushBeforeReading(later, registry)
-            watching.append(CallMetrics(registry))
-            LoadMetrics(registry, self._parts.pipeline.loads)
-            lag = asyncio.create_task(measure_lag(lag_histogram(registry).observe))
-            stack.push_async_callback(cancel, lag)
-            follow_bytes(
-                registry, "dst_put_tensor_bytes", "Bytes of tensors that callers put.", lambda: self.put_tensor_bytes
-            )
-            follow_bytes(
-                registry,
-                "dst_kept_graph_bytes",
-                "Bytes of attribution graphs that are kept.",
-                lambda: self._parts.pipeline.kept_graph_bytes,
-            )
-            follow_bytes(
-                registry, "dst_unread_bytes", "Bytes of answers that wait for their readers.", lambda: self.unread_bytes
-            )
-            follow_count(
-                registry, "dst_log_records_dropped", "Records dropped as nobody read the log.", dropped_records
-            )
-            try:
-                metrics = MetricsServer(registry, settings.metrics_host, settings.metrics_port)
-            except OSError as error:
-                raise StartupError(f"metrics_port {settings.metrics_port} cannot be used: {error.strerror}") from None
-            stack.push_async_callback(asyncio.to_thread, metrics.close)
-            self._metrics_port = metrics.port
+        if self._measuring is not None:
+            watching += self._measuring.observers(later)
         return [*self._tracing(), later, self._identity, self._admission]
 
     def _tracing(self) -> list[CallObserver]:

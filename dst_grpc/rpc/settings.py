@@ -175,7 +175,15 @@ class Settings(BaseSettings):
     """Address of that port; None = that of the server, or this machine's own beside a unix socket."""
 
     metrics_port: PortNumber | None = None
-    """Port of Prometheus metrics over HTTP, on the same host; 0 lets the system choose, None = no metrics."""
+    """Port of Prometheus metrics over HTTP; 0 lets the system choose, None = no metrics."""
+    metrics_host: Annotated[str, Field(min_length=1)] | None = None
+    """Address of the metrics; None = that of the server, or this machine's own beside a unix socket."""
+    metrics_tls_certificate: ExistingFile | None = None
+    """Certificate chain in PEM, for metrics over HTTPS; None = HTTP."""
+    metrics_tls_key: ExistingFile | None = None
+    """Private key in PEM."""
+    metrics_token_file: ExistingFile | None = None
+    """Bearer tokens of those who may read the metrics, as in auth_token_file; None = everybody may."""
     log_format: Literal["text", "json"] = "text"
     """How log lines are written."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -187,6 +195,8 @@ class Settings(BaseSettings):
         problems = []
         if (self.tls_certificate is None) != (self.tls_key is None):
             problems.append("tls_certificate and tls_key must be given together")
+        if (self.metrics_tls_certificate is None) != (self.metrics_tls_key is None):
+            problems.append("metrics_tls_certificate and metrics_tls_key must be given together")
         if self.host == UNIX_PREFIX:
             problems.append("host must name a socket after unix:, as in unix:/run/dst.sock")
         if self.tls_client_name is not None and self.tls_client_ca is None:
@@ -219,9 +229,10 @@ class Settings(BaseSettings):
         return Path(self.host.removeprefix(UNIX_PREFIX)) if self.host.startswith(UNIX_PREFIX) else None
 
     @property
-    def metrics_host(self) -> str:
-        """Address that metrics are served on: that of the server, or this machine's own beside a unix socket."""
-        return self.host if self.unix_socket is None else "127.0.0.1"
+    def metrics_address(self) -> tuple[str, int]:
+        """Host and port of the metrics, if there are any."""
+        beside = self.host if self.unix_socket is None else "127.0.0.1"
+        return self.metrics_host or beside, self.metrics_port or 0
 
     @property
     def health_address(self) -> tuple[str, int] | None:
@@ -235,6 +246,7 @@ class Settings(BaseSettings):
         files = (
             *(self.registry, self.auth_token_file, self.callers_file),
             *(self.tls_certificate, self.tls_key, self.tls_client_ca),
+            *(self.metrics_tls_certificate, self.metrics_tls_key, self.metrics_token_file),
         )
         return tuple(file for file in files if file is not None)
 

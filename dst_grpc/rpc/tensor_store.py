@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dst_grpc.contexts.sweeps import Sweeps, Timer
+from dst_grpc.domain.readings import MemoryKind, MemoryReading
 from dst_grpc.domain.request_tensors import RequestTensor, TensorSource
 from dst_grpc.errors import Exhausted, NotFound, Reason
 
@@ -82,6 +83,14 @@ class TensorStore:
     def byte_count(self) -> int:
         """Bytes of all tensors, including those that are still arriving."""
         return self._bytes_of.total()
+
+    def memory(self) -> MemoryReading:
+        """What they take. May be called on any thread."""
+        return MemoryReading(
+            kind=MemoryKind.PUT_TENSORS,
+            used_bytes=sum(list(self._bytes_of.values())),
+            limit_bytes=self.limits.max_total_bytes,
+        )
 
     @contextmanager
     def arriving(self, caller: str, n_elements: int) -> Iterator[Keep]:

@@ -60,6 +60,8 @@ class TokenTable:
         """Hold *tokens*."""
         # How long it takes to look up a digest does not tell how much of a guessed token is right.
         self._by_digest = {token.digest: token for token in tokens}
+        self.names = frozenset(token.caller.name for token in self._by_digest.values())
+        """Names of their callers."""
 
     @classmethod
     def read(cls, file: Path) -> Self:

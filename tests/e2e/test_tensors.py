@@ -189,7 +189,7 @@ async def test_metrics_tell_how_much_is_kept() -> None:
         await put(rig, messages(np.zeros(KIB)))
         url = f"http://127.0.0.1:{rig.server.metrics_port}/metrics"
         text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=CALL_SECONDS).read().decode())
-        assert "\ndst_put_tensor_bytes 4096.0\n" in text
+        assert '\ndst_memory_bytes{device="cpu",kind="put_tensors"} 4096.0\n' in text
         assert '\ndst_event_loop_lag_seconds_bucket{le="0.05"} ' in text
 
 

@@ -15,6 +15,7 @@ import torch
 from dst_grpc.contexts import ContextCache, ModelContext, Registry
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.domain.resolution import ContextState, ContextStatus, LoadProgress
+from dst_grpc.domain.work import LoadDone
 from dst_grpc.errors import (
     DataLoss,
     DstError,
@@ -418,12 +419,36 @@ class MeasuredMemory:
         self.foreign_bytes = foreign_bytes
         self.reclaimed = 0
 
+    @property
+    def allocated(self) -> tuple[int, int]:
+        return self.foreign_bytes, 2 * self.foreign_bytes
+
     def used_bytes(self, counted_bytes: int) -> int:
         return counted_bytes + self.foreign_bytes
 
     def reclaim(self) -> None:
         self.reclaimed += 1
         raise RuntimeError("device in trouble")
+
+
+async def test_contexts_are_counted_by_their_states_and_loads_are_timed(
+    cache: ContextCache, registry: Registry, loader: FakeLoader, model_bytes: int
+) -> None:
+    heard: list[LoadDone] = []
+    cache.observe(heard.append)
+    n_contexts = len(registry.registered())
+    assert cache.readings().by_state == dict.fromkeys(ContextState, 0) | {NOT_LOADED: n_contexts}
+    await use(cache, "b")
+    loader.errors["a"] = OSError("no disk")
+    with pytest.raises(DstError):
+        await use(cache, "a")
+    reading = cache.readings()
+    assert reading.by_state == {
+        NOT_LOADED: n_contexts - 2, LOADING: 0, AVAILABLE: 1, UNLOADING: 0, FAILED: 1
+    }  # fmt: skip
+    assert reading.bytes_of == {"b": model_bytes}
+    assert [one.used_bytes for one in reading.memory] == [model_bytes]
+    assert [(one.model, one.device) for one in heard] == [("b", "cpu")]
 
 
 async def test_what_the_device_measures_counts_too(registry: Registry, loader: FakeLoader, model_bytes: int) -> None:
@@ -433,6 +458,9 @@ async def test_what_the_device_measures_counts_too(registry: Registry, loader: F
     await use(cache, "b")
     assert loaded(cache) == ["b"]
     assert memory.reclaimed == 1
+    weights, allocated = cache.readings().memory
+    assert (weights.used_bytes, weights.limit_bytes) == (model_bytes, 2 * model_bytes)
+    assert (allocated.kind, allocated.used_bytes, allocated.limit_bytes) == ("allocator", model_bytes, 2 * model_bytes)
     memory.foreign_bytes += 1
     with pytest.raises(Exhausted):
         await use(cache, "c")

@@ -111,6 +111,9 @@ class Gpu:
     def empty_cache(self) -> None:
         self.calls.append("empty_cache")
 
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 700, 1000
+
 
 def test_a_gpu_s_memory_is_what_its_allocator_measures_or_the_books_if_they_say_more() -> None:
     gpu = Gpu()
@@ -118,6 +121,7 @@ def test_a_gpu_s_memory_is_what_its_allocator_measures_or_the_books_if_they_say_
     assert memory.used_bytes(100) == 100
     gpu.allocated_bytes = 300
     assert memory.used_bytes(100) == 300
+    assert memory.allocated == (300, 1000)
     memory.reclaim()
     assert gpu.calls == ["synchronize cuda:1", "empty_cache"]
     assert isinstance(memory_of("cuda:1"), CudaMemory)

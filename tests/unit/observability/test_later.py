@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from dst_grpc.domain.timeline import Timeline
 from dst_grpc.observability import later
 from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
-from dst_grpc.observability.later import FlushBeforeReading, Later
+from dst_grpc.observability.costs import CallerCosts
+from dst_grpc.observability.later import BeforeReading, Later
 from dst_grpc.observability.metrics import CallMetrics
 
 OUTCOME = CallOutcome(code="OK", seconds=0.1)
@@ -58,8 +59,8 @@ async def test_metrics_that_are_read_hold_all_that_happened_before() -> None:
     registry = CollectorRegistry()
     observers: list[CallMetrics] = []
     watching = Later(observers)
-    FlushBeforeReading(watching, registry)
-    observers.append(CallMetrics(registry))
+    BeforeReading(registry, watching.flush)
+    observers.append(CallMetrics(registry, CallerCosts(registry, {"alice"}.__contains__)))
     watching.on_start(CallInfo(method="/a.B/C"))
     started = {
         sample.labels["grpc_method"]: sample.value

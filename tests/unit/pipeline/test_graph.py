@@ -193,7 +193,7 @@ async def test_a_kept_graph_answers_its_caller_alone(pipeline: Pipeline) -> None
     assert found.kept is not None
     assert found.kept.model.startswith("llama@")
     assert found.kept.transcoders.startswith(f"{CLT}@")
-    assert pipeline.kept_graph_bytes == found.kept.byte_count <= found.header.byte_count
+    assert pipeline.memory().used_bytes == found.kept.byte_count <= found.header.byte_count
     (parts,) = [step async for step in pipeline.query_graph(asked(found.kept.handle), sender=ALICE)]
     *_, summary = parts
     assert isinstance(summary, RunSummary)
@@ -209,7 +209,7 @@ async def test_a_kept_graph_answers_its_caller_alone(pipeline: Pipeline) -> None
 
 async def test_a_graph_is_kept_unless_it_is_not_to_be(pipeline: Pipeline) -> None:
     assert (await answer(pipeline, keep=False)).kept is None
-    assert pipeline.kept_graph_bytes == 0
+    assert pipeline.memory().used_bytes == 0
     assert (await answer(pipeline, keep=True)).kept is not None
 
 

@@ -29,7 +29,9 @@ from dst_grpc.domain.results import AnswerHeader, DenseTensor, MadeAnswer, RunSt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.sender import Sender
+from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.domain.urgency import Urgency
+from dst_grpc.domain.work import WorkDone
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
 from dst_grpc.pipeline.limits import DeviceLimits, Limits
@@ -220,9 +222,36 @@ async def test_a_caller_who_goes_away_while_an_answer_is_derived_stops_it_at_the
     caller = asyncio.create_task(everything(pipeline.derive(large())))
     with pytest.raises(asyncio.CancelledError):
         await caller
-    await pipeline._executor._device("cpu")._worker.submit(list)
+    await pipeline._executor._device("cpu").worker.submit(list)
     assert derived == last
     assert_idle(pipeline, cache)
+
+
+async def test_observers_hear_what_devices_do_and_where_a_request_is(pipeline: Pipeline) -> None:
+    heard: list[WorkDone] = []
+    pipeline.observe(heard.append)
+    timeline = Timeline()
+    sender = Sender(caller=Caller(name="alice"), timeline=timeline)
+    stages = [timeline.now async for _ in pipeline.derive(large(), sender=sender)]
+    assert timeline.device == "cpu"
+    assert [stages[0], stages[-1]] == [Stage.PASS, Stage.WRITE]
+    first, *steps = heard
+    (done,), (passes,) = first.jobs, first.passes
+    assert (done.caller, done.model, done.is_step, done.n_tokens) == ("alice", "tiny", False, passes.n_tokens)
+    assert done.queued_at <= first.started_at <= first.ended_at
+    assert (passes.n_prompts, passes.n_padding) == (1, 0)
+    assert 0 < passes.forward_seconds + (passes.backward_seconds or 0) <= first.ended_at - first.started_at
+    assert len(steps) >= 1
+    assert all(job.is_step and job.n_tokens == 0 for work in steps for job in work.jobs)
+    assert not any(work.passes for work in steps)
+    (reading,) = pipeline.readings()
+    assert reading.busy_seconds >= passes.forward_seconds
+    assert (reading.store_hits, reading.store_misses, reading.oldest_seconds) == (0, 1, 0)
+    assert {one.kind: one.used_bytes > 0 for one in reading.memory} == {"runs": False, "store": True}
+    heard.clear()
+    await everything(pipeline.derive(large(), sender=sender))
+    assert [(job.n_tokens, job.is_step) for job in heard[0].jobs] == [(0, False)]
+    assert pipeline.readings()[0].store_hits == 1
 
 
 async def test_a_second_question_about_a_run_costs_no_pass(pipeline: Pipeline) -> None:

@@ -178,8 +178,8 @@ def test_networks_are_lists_with_commas_or_without(given: object) -> None:
 
 def test_a_host_may_be_a_unix_socket() -> None:
     settings = load_settings({"host": "unix:/run/dst.sock"})
-    assert (settings.unix_socket, settings.metrics_host) == (Path("/run/dst.sock"), "127.0.0.1")
-    assert (load_settings().unix_socket, load_settings({"host": "::1"}).metrics_host) == (None, "::1")
+    assert (settings.unix_socket, settings.metrics_address) == (Path("/run/dst.sock"), ("127.0.0.1", 0))
+    assert (load_settings().unix_socket, load_settings({"host": "::1"}).metrics_address) == (None, ("::1", 0))
 
 
 @pytest.mark.parametrize(

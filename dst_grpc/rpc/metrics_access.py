@@ -1,0 +1,63 @@
+"""Who may read a server's metrics, and over what: the files that say so, and what was read of them."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.rpc.certificates import CertificateFiles
+from dst_grpc.rpc.reloading import NewContent, ReadFile
+from dst_grpc.rpc.settings import Settings
+from dst_grpc.rpc.tokens import TokenTable, digest_of
+
+
+class MetricsAccess:
+    """Who may read the metrics, and over what."""
+
+    def __init__(self, settings: Settings) -> None:
+        """As *settings* say, once their files are read."""
+        self._tokens: TokenTable | None = None
+        self.tls: ssl.SSLContext | None = None
+        """The server's side of TLS; None = plain HTTP."""
+        self.files: list[ReadFile] = []
+        """What is read at the start, and at each reload."""
+        if settings.metrics_token_file is not None:
+            self._tokens = TokenTable(())
+            self.files.append(partial(self._read_tokens, settings.metrics_token_file))
+        if settings.metrics_tls_certificate is not None and settings.metrics_tls_key is not None:
+            self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            pair = settings.metrics_tls_certificate, settings.metrics_tls_key
+            self.files.append(partial(self._read_certificate, self.tls, *pair))
+
+    def is_allowed(self, authorization: str) -> bool:
+        """Whether who sends this header may read. On any thread."""
+        tokens = self._tokens
+        if tokens is None:
+            return True
+        scheme, _, text = authorization.partition(" ")
+        token = tokens.find(digest_of(text.strip())) if scheme.lower() == "bearer" else None
+        return token is not None and token.is_valid(datetime.now(UTC))
+
+    def _read_tokens(self, file: Path) -> NewContent:
+        try:
+            tokens = TokenTable.read(file)
+        except InvalidRequest as error:
+            raise error.under("metrics_token_file") from None
+
+        def adopt() -> None:
+            self._tokens = tokens
+
+        return NewContent(adopt=adopt, facts={"metrics_tokens": len(tokens)})
+
+    def _read_certificate(self, tls: ssl.SSLContext, certificate: Path, key: Path) -> NewContent:
+        try:
+            CertificateFiles.read(certificate, key)
+        except InvalidRequest as error:
+            problems = Violations()
+            for one in error.violations:
+                problems.add(f"metrics_{one.field}", one.description)
+            raise problems.error() from None
+        return NewContent(adopt=lambda: tls.load_cert_chain(certificate, key))
