@@ -16,6 +16,7 @@ from benchmarks.graphs import built, subject
 from benchmarks.measure import conditions, interleaved
 from dst_grpc._gen.dst.v1 import graph_pb2
 from dst_grpc.client._graphs import GraphViewCollector
+from dst_grpc.domain.graph import GraphSource
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_queries import (
     GraphEdgeQuery,
@@ -51,6 +52,8 @@ def whole_graph() -> WholeGraph:
     return WholeGraph(
         model="gpt2",
         transcoders="gpt2/random",
+        autoencoders=(),
+        sources=(GraphSource.FEATURES,),
         token_strings=("token",) * _TOKENS,
         nodes=graph.nodes,
         edges=edges,

@@ -32,6 +32,7 @@ from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.graphs.building import build
 from dst_grpc.graphs.question import GraphQuestion
+from dst_grpc.graphs.sources import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ def subject(context_window: int = GPT2_SMALL.context_window) -> tuple[Decoder, T
 def built(question: GraphQuestion, decoder: Decoder, transcoders: Transcoders) -> tuple[AttributionGraph, float]:
     """The graph, and the seconds of the processor until the first rows."""
     started, first = time.process_time(), 0.0
-    building = build(question, decoder, transcoders)
+    building = build(question, decoder, Sources(transcoders))
     while True:
         try:
             step = next(building)

@@ -30,6 +30,7 @@ from dst_grpc.engine.stored_matrix import StoredMatrix
 from dst_grpc.errors import require
 from dst_grpc.graphs.building import build
 from dst_grpc.graphs.question import GraphQuestion
+from dst_grpc.graphs.sources import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,7 +99,7 @@ def _used(folder: str, answer: Connection) -> None:
     forget_peak()
     started = time.process_time()
     question = GraphQuestion(token_ids=tuple(range(100, 100 + _TOKENS)), max_feature_nodes=_NODES)
-    steps = list(build(question, model.decoder, transcoders))
+    steps = list(build(question, model.decoder, Sources(transcoders)))
     assert steps[-1].done == _NODES
     using, peak_of_using = time.process_time() - started, resident_bytes("VmHWM")
     parts = (resident_bytes("RssAnon"), resident_bytes("RssFile"))

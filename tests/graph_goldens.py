@@ -14,6 +14,7 @@ from safetensors.numpy import load
 
 from dst_grpc.contexts import ModelContext, Registry
 from dst_grpc.contexts.loading import FileLoader
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.engine.transcoders import Transcoders
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
 
@@ -55,6 +56,8 @@ class GoldenGraph:
             n_layers=3,
             active=one["active_features"],
             activations=one["activation_values"],
+            kinds=np.full(len(one["active_features"]), GraphNodeKind.FEATURE.number),
+            errors=tuple((GraphNodeKind.ERROR, layer) for layer in range(3)),
             selected=one["selected_features"],
             targets=targets,
         )

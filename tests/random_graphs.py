@@ -50,8 +50,9 @@ def random_graph(
     ids = [target if isinstance(target, int) else -1 for target in targets]
     table = GraphNodeTable.of(
         features=features,
+        kinds=np.full(n_features, GraphNodeKind.FEATURE.number),
         activations=random.uniform(0.1, 3, n_features),
-        n_layers=n_layers,
+        errors=[(GraphNodeKind.ERROR, layer) for layer in range(n_layers)],
         token_ids=random.integers(0, 100, n_tokens).tolist(),
         target_ids=ids,
         target_names=[str(target) for target in targets],
@@ -59,9 +60,10 @@ def random_graph(
     n = len(table)
     weights = random.normal(size=(n, n)).astype(np.float32)
     weights *= random.random((n, n)) < density
-    # Errors write where features do, but nothing acts on them.
-    writes_at = np.where(table.has_kind(GraphNodeKind.ERROR), table.layers, table.depths)
-    weights *= (writes_at[None] < table.depths[:, None]) & (table.tokens[None] <= table.tokens[:, None])
+    # Errors write where features do, but nothing acts on them; targets are after the last layer.
+    reads_at = np.where(table.has_kind(GraphNodeKind.TARGET), n_layers, table.layers)
+    weights *= (table.layers[None] < reads_at[:, None]) & (table.tokens[None] <= table.tokens[:, None])
+    weights[:, table.has_kind(GraphNodeKind.TARGET)] = 0
     weights[table.has_kind(GraphNodeKind.ERROR) | table.has_kind(GraphNodeKind.EMBEDDING)] = 0
     return RandomGraph(
         table=table,

@@ -136,7 +136,7 @@ from dst_grpc.domain.explanations import (
     TokenPairs,
     TokenScore,
 )
-from dst_grpc.domain.graph import BeginToken, GraphEdgeSelection, GraphRequest, GraphTarget
+from dst_grpc.domain.graph import BeginToken, GraphEdgeSelection, GraphRequest, GraphSource, GraphTarget
 from dst_grpc.domain.graph_answers import (
     GraphHeader,
     GraphNodeScores,
@@ -308,6 +308,7 @@ __all__ = [
     "GraphPruning",
     "GraphRequest",
     "GraphScoredFeature",
+    "GraphSource",
     "GraphSummary",
     "GraphTarget",
     "GraphTargetInfo",

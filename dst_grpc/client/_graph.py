@@ -49,7 +49,7 @@ class NodeFilterArguments(TypedDict, total=False):
     """Restrictions of the nodes that a question considers, besides those that it names."""
 
     layers: Iterable[SupportsIndex]
-    """Features and errors of other layers are left out."""
+    """Features, neurons, heads, latents and errors of other layers are left out."""
     tokens: Iterable[SupportsIndex]
     """Nodes at other positions are left out."""
     kinds: Iterable[GraphNodeKind | str]
@@ -72,7 +72,8 @@ class GraphCalls(Calls):
         timeout: float | None = None,
         **arguments: Unpack[GraphArguments],
     ) -> GraphAnswer:
-        """Compute the attribution graph of a prompt: which features, tokens and errors act on which, and on the logits.
+        """Compute the attribution graph of a prompt: which features, tokens and errors act on which, and on the logits;
+        or neurons, heads and latents of autoencoders in place of features, or beside them.
 
         Args:
             prompt: A text, token ids, or a Prompt.
@@ -80,10 +81,11 @@ class GraphCalls(Calls):
                 one.
             on_progress: Called with how far the work is; by a sync client, on another thread.
             timeout: Seconds after which the server stops working and the call fails; None = never.
-            **arguments: *targets*: tokens, as texts or ids, instead of the most probable ones; *directions*: vectors by
-                name. *max_feature_nodes*: how many features may be nodes. *node_threshold*, *edge_threshold*: what
-                pruning keeps. *edges*: `pruned`, `whole` or `none`. *keep*: whether the server keeps the graph. See
-                GraphArguments.
+            **arguments: *sources*: `features` of transcoders, `neurons`, `heads`, `latents` of *autoencoders*, or
+                several. *targets*: tokens, as texts or ids, instead of the most probable ones; *directions*: vectors by
+                name. *max_feature_nodes*: how many of these sources may be nodes. *node_threshold*, *edge_threshold*:
+                what pruning keeps. *edges*: `pruned`, `whole` or `none`. *keep*: whether the server keeps the graph.
+                See GraphArguments.
 
         Returns:
             The answer: `answer.nodes`, `answer.top(10)`, `answer.neighbours("logit:464")`,

@@ -10,7 +10,7 @@ from dst_grpc.client._graph import GraphCalls, GraphLike, handle_of
 from dst_grpc.client._inference import answer_of
 from dst_grpc.client._requests import names_of
 from dst_grpc.domain.explanations import RunsTrailer
-from dst_grpc.domain.graph_node_table import GraphNodeKind
+from dst_grpc.domain.graph_node_table import UNIT_KINDS
 from dst_grpc.domain.graph_probe_answers import (
     GraphAttentionScore,
     GraphChanges,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NodesLike: TypeAlias = str | Iterable[str]
-"""A feature by its name, or several."""
+"""A feature, neuron, head or latent by its name, or several."""
 _CLASSES = (GraphChanges, GraphVerifiedFeature, GraphHeadLoadings, GraphAttentionScore, GraphScoredFeature, RunsTrailer)
 
 
@@ -161,7 +161,7 @@ def make_graph_intervention(
     with_features: bool = False,
     name: str = "",
 ) -> GraphIntervention:
-    """A run of a graph's prompt in which features are set.
+    """A run of a graph's prompt in which features are set, or its neurons, heads or latents; here all go by features.
 
     Args:
         activations: Features by name, and the activations to set them to.
@@ -213,7 +213,7 @@ def _check_features(named: Sequence[tuple[str, str]]) -> None:
     problems = Violations()
     seen: dict[str, str] = {}
     for path, node in named:
-        check_node(problems, path, text(path, node), (GraphNodeKind.FEATURE,))
+        check_node(problems, path, text(path, node), UNIT_KINDS)
         first = seen.setdefault(node, path)
         problems.check(first == path, path, f"is set by {first} too")
     problems.raise_if_any()

@@ -18,6 +18,7 @@ from dst_grpc.domain.graph import (
     BeginToken,
     GraphEdgeSelection,
     GraphRequest,
+    GraphSource,
     GraphTarget,
 )
 from dst_grpc.domain.graph_node_table import GraphNodeKind
@@ -36,9 +37,18 @@ TargetLike: TypeAlias = str | SupportsIndex | GraphTarget
 """A token as its text (mind the leading space) or its id; or a whole GraphTarget."""
 
 
+SourcesLike: TypeAlias = GraphSource | str | Iterable[GraphSource | str]
+"""What units are, as members or their names; one, or several."""
+
+
 class GraphArguments(TypedDict, total=False):
     """The keyword arguments of `graph`, besides its prompt and transcoders."""
 
+    sources: SourcesLike
+    """What units are, the nodes between tokens and targets: `features` of transcoders, `neurons`, `heads`, `latents` of
+    autoencoders, or several; nothing = latents if there are autoencoders, else features."""
+    autoencoders: str | Iterable[str]
+    """Names or handles of the sets of autoencoders whose latents are units."""
     targets: TargetLike | Iterable[TargetLike]
     """The nodes that effects are traced back from; nothing = the logits of the most probable tokens."""
     directions: Mapping[str, Any]
@@ -49,9 +59,10 @@ class GraphArguments(TypedDict, total=False):
     desired_logit_prob: float
     """Without targets: as few logits as have so much probability together."""
     max_feature_nodes: int | None
-    """At most so many features are nodes, those of the largest influence; None = all that are active."""
+    """At most so many features, neurons, heads and latents are nodes, those of the largest influence; None = all that
+    are active, 500 if neurons are among the sources."""
     batch_size: int
-    """Features whose edges are computed together."""
+    """Units whose edges are computed together."""
     update_interval: int
     """Batches after which influences are ranked again."""
     node_threshold: float
@@ -76,6 +87,8 @@ def make_graph_request(
     prompt: PromptLike,
     transcoders: str | None = None,
     *,
+    sources: SourcesLike = (),
+    autoencoders: str | Iterable[str] = (),
     targets: TargetLike | Iterable[TargetLike] = (),
     directions: Mapping[str, Any] | None = None,
     max_n_logits: int = DEFAULT_MAX_N_LOGITS,
@@ -100,6 +113,7 @@ def make_graph_request(
     """
     each = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else (targets,)
     tokens = [_target(f"targets[{i}]", target) for i, target in enumerate(each)]
+    of_units = (sources,) if isinstance(sources, str) else tuple(sources)
     if not isinstance(directions, Mapping | None):
         raise TypeError(f"directions must be a mapping from names to vectors, not {directions!r}")
     named = [_direction(name, vector) for name, vector in (directions or {}).items()]
@@ -108,6 +122,8 @@ def make_graph_request(
         GraphRequest,
         prompt=prompt_of(prompt),
         transcoders=transcoders,
+        sources=tuple(member(GraphSource, source, "sources") for source in of_units),
+        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
         request_id=request_id,
         model=model,
         begin_token=member(BeginToken, begin_token, "begin_token"),

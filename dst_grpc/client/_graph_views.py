@@ -20,7 +20,7 @@ from dst_grpc.client._graph_requests import (
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_answers import GraphNodeScores, GraphPath, GraphSummary
 from dst_grpc.domain.graph_edges import LEAST_SUM, GraphEdges
-from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable
+from dst_grpc.domain.graph_node_table import UNIT_KINDS, GraphNodeKind, GraphNodeTable
 from dst_grpc.domain.graph_paths import PathSearch
 from dst_grpc.domain.graph_queries import DEFAULT_NEIGHBOURS, DEFAULT_PATHS, GraphEdgeDirection
 from dst_grpc.errors import NotFound, Reason
@@ -38,13 +38,13 @@ class NodeRow(NamedTuple):
     kind: GraphNodeKind
     """Its kind."""
     layer: int | None
-    """The layer of a feature or error."""
+    """The layer of a unit or error; a unit is a feature, neuron, head or latent."""
     token: int
     """The position of its token; of targets, the last."""
     feature: int | None
-    """The feature; the id of the token of an embedding or a logit."""
+    """The number of a unit within its layer; the id of the token of an embedding or a logit."""
     activation: float
-    """The activation of a feature, else 0."""
+    """The activation of a unit, else 0."""
     cumulative_score: float
     """The share of all influence that it and nodes of more influence have together: small for those that matter."""
     kept: bool
@@ -115,9 +115,9 @@ class GraphView:
         """The node of that *name*; raises NotFound, with the nearest names, or InvalidRequest if it is no name."""
         return self._row(self._place(node_name("name", name)))
 
-    def top(self, n: int, kinds: Iterable[GraphNodeKind | str] = (GraphNodeKind.FEATURE,)) -> tuple[NodeRow, ...]:
-        """The *n* nodes of *kinds* that have the largest influence on the targets; raises InvalidRequest if *n* is
-        negative."""
+    def top(self, n: int, kinds: Iterable[GraphNodeKind | str] = UNIT_KINDS) -> tuple[NodeRow, ...]:
+        """The *n* nodes of *kinds*, any units, that have the largest influence on the targets; raises InvalidRequest if
+        *n* is negative."""
         most = how_many("n", n)
         places = np.flatnonzero(self.table.allowed((), (), make_node_filter(kinds=kinds).kinds))
         order = np.argsort(self.scores.cumulative_scores[places], kind="stable")
@@ -144,7 +144,7 @@ class GraphView:
             node: Its name.
             k: At most so many in each direction.
             direction: `inputs`, `outputs` or `both`.
-            layers: If given, only edges to and from features and errors of these layers; to and from other kinds all.
+            layers: If given, only edges to and from units and errors of these layers; to and from other kinds all.
             tokens: If given, only edges to and from nodes at these positions.
             kinds: If given, only edges to and from nodes of these kinds.
 

@@ -25,7 +25,7 @@ from dst_grpc.domain.graph_answers import (
     KeptGraph,
 )
 from dst_grpc.domain.graph_edges import GraphEdges
-from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNodeKind, GraphNodeTable
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
 from dst_grpc.graphs.influence import prune
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
@@ -33,6 +33,7 @@ from dst_grpc.wire.assembly import ValueReader
 from dst_grpc.wire.pieces import corrupt
 
 T = TypeVar("T")
+_KINDS = tuple(GraphNodeKind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,12 +103,18 @@ class GraphAnswer(GraphView):
     def _graph_nodes(self) -> GraphNodes:
         """The nodes, as far as pruning reads them."""
         header, table = self.header, self.table
-        of_features = table.rows(table.has_kind(GraphNodeKind.FEATURE))
+        of_features, of_errors = (table.rows(table.has_kind(*kinds)) for kinds in (UNIT_KINDS, ERROR_KINDS))
+        first = of_errors.rows(of_errors.tokens == 0)
         n_targets = len(header.targets)
         return GraphNodes(
             token_ids=np.array(header.token_ids),
             n_layers=header.layer_count,
             active=np.stack([of_features.layers, of_features.tokens, of_features.features], axis=1),
+            kinds=of_features.kinds,
+            errors=tuple(
+                (_KINDS[kind - 1], layer)
+                for kind, layer in zip(first.kinds.tolist(), first.layers.tolist(), strict=True)
+            ),
             activations=of_features.activations,
             selected=np.arange(len(of_features)),
             targets=GraphTargets(

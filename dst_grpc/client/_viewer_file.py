@@ -2,7 +2,8 @@
 
 Ids of nodes are theirs: `LAYER_FEATURE_TOKEN` of a feature, `0_LAYER_TOKEN` of an error, `E_ID_TOKEN` of an embedding,
 `LAYERS+1_ID_TOKEN` of a logit. They can collide: an error may be called as a feature of layer 0 is. Our own names do
-not (`domain.graph_node_table`).
+not (`domain.graph_node_table`), and are the ids of nodes that circuit-tracer does not have: neurons, heads, latents and
+their errors.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ import numpy as np
 
 from dst_grpc.client._graph_views import NodeRow
 from dst_grpc.client._graphs import GraphAnswer
-from dst_grpc.domain.graph_node_table import GraphNodeKind, label_of
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNodeKind, label_of
 
 _TYPES = {
     GraphNodeKind.FEATURE: "cross layer transcoder",
     GraphNodeKind.ERROR: "mlp reconstruction error",
     GraphNodeKind.EMBEDDING: "embedding",
     GraphNodeKind.TARGET: "logit",
+    GraphNodeKind.NEURON: "neuron",
+    GraphNodeKind.HEAD: "attention head",
+    GraphNodeKind.MLP_LATENT: "mlp latent",
+    GraphNodeKind.ATTENTION_LATENT: "attention latent",
+    GraphNodeKind.RESIDUAL_LATENT: "residual latent",
+    GraphNodeKind.ATTENTION_ERROR: "attention reconstruction error",
+    GraphNodeKind.RESIDUAL_ERROR: "residual reconstruction error",
 }
 
 
@@ -83,6 +91,8 @@ def _id(graph: GraphAnswer, place: int, row: NodeRow) -> str:
             return f"0_{row.layer}_{row.token}"
         case GraphNodeKind.EMBEDDING:
             return f"E_{row.feature}_{row.token}"
+        case kind if kind is not GraphNodeKind.TARGET:
+            return row.name
     target = graph.header.targets[place - _first_target(graph)]
     named = target.name if row.feature is None else row.feature
     return f"{graph.header.layer_count + 1}_{named}_{row.token}"
@@ -114,6 +124,11 @@ def _node(graph: GraphAnswer, place: int, row: NodeRow, own_id: str, labels: Map
                 "clerp": label,
             }
             found["jsNodeId"] = f"{row.layer}_{row.feature}-0"
+        case kind if kind in UNIT_KINDS:
+            found |= {"feature": row.feature, "activation": row.activation}
+            found |= {"clerp": label_of(row.name, labels) or row.name, "jsNodeId": f"{row.name.partition('@')[0]}-0"}
+        case kind if kind is not GraphNodeKind.ERROR and kind in ERROR_KINDS:
+            found |= {"clerp": row.name, "jsNodeId": f"{row.name.partition('@')[0]}-{row.token}"}
         case GraphNodeKind.EMBEDDING:
             text = graph.header.token_strings[row.token]
             found |= {"feature": row.token, "layer": "E", "jsNodeId": f"E_{row.feature}-{row.token}"}

@@ -28,6 +28,8 @@ MOST_DIRECTION: Final = 1e20
 """Beyond, sums of influences would be no float32."""
 MAX_BATCH_SIZE: Final = 65_536
 MAX_TARGET_NAME_CHARACTERS: Final = 256
+DEFAULT_NEURON_NODES: Final = 500
+"""Units that are nodes if neurons are among the sources and the request names no number: nearly all are active."""
 
 
 class BeginToken(StrEnum):
@@ -38,6 +40,19 @@ class BeginToken(StrEnum):
     else its end token, else any other."""
     AS_GIVEN = "as_given"
     """The prompt's own first token, whatever it is."""
+
+
+class GraphSource(StrEnum):
+    """What units are: the nodes that others act on and that act on others."""
+
+    FEATURES = "features"
+    """Features of transcoders, which stand for what MLPs write."""
+    NEURONS = "neurons"
+    """Neurons, which are what MLPs write."""
+    HEADS = "heads"
+    """Heads, which are what attention writes."""
+    LATENTS = "latents"
+    """Latents of autoencoders, which stand for what these reconstruct."""
 
 
 class GraphEdgeSelection(StrEnum):
@@ -105,7 +120,8 @@ class GraphRequest:
     prompt: Prompt
     """The prompt."""
     transcoders: str | None = None
-    """Name or handle of a set of transcoders, or of cross-layer transcoders; None = the only one of the model."""
+    """Name or handle of a set of transcoders, or of cross-layer transcoders, if features are among the sources; None =
+    the only one of the model."""
     request_id: str = ""
     """The client's own id."""
     model: str | None = None
@@ -119,9 +135,10 @@ class GraphRequest:
     desired_logit_prob: float = DEFAULT_LOGIT_PROB
     """Without targets: as few logits as have so much probability together."""
     max_feature_nodes: int | None = None
-    """At most so many features are nodes, those of the largest influence; None = all that are active."""
+    """At most so many units are nodes, those of the largest influence; None = all that are active, but
+    `DEFAULT_NEURON_NODES` if neurons are among the sources."""
     batch_size: int = DEFAULT_BATCH_SIZE
-    """Features whose edges are computed together."""
+    """Units whose edges are computed together."""
     update_interval: int = DEFAULT_UPDATE_INTERVAL
     """Batches after which influences are ranked again."""
     node_threshold: float = DEFAULT_NODE_THRESHOLD
@@ -134,17 +151,36 @@ class GraphRequest:
     """Bytes of memory that the graph and its computation may take, beyond weights; None = what the server allows."""
     keep: bool | None = None
     """Whether the server keeps the graph, else refuses to compute it; None = unless it takes more than it may keep."""
+    sources: tuple[GraphSource, ...] = ()
+    """What units are; empty = latents if there are autoencoders, else features."""
+    autoencoders: tuple[str, ...] = ()
+    """Names or handles of the sets of autoencoders whose latents are units."""
+
+    @property
+    def chosen_sources(self) -> tuple[GraphSource, ...]:
+        """What units are, each once."""
+        if self.sources:
+            return self.sources
+        return (GraphSource.LATENTS if self.autoencoders else GraphSource.FEATURES,)
+
+    @property
+    def most_feature_nodes(self) -> int | None:
+        """At most so many units are nodes; None if all are that are active."""
+        if self.max_feature_nodes is None and GraphSource.NEURONS in self.chosen_sources:
+            return DEFAULT_NEURON_NODES
+        return self.max_feature_nodes
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         check_id(problems, "request_id", self.request_id)
-        check_names(problems, self.model, ())
+        check_names(problems, self.model, self.autoencoders)
         if self.transcoders is not None:
             try:
                 ContextRef.parse(self.transcoders)
             except InvalidRequest as error:
                 problems.extend(error, "transcoders")
+        self._check_sources(problems)
         self._check_targets(problems)
         for field, most in (("max_n_logits", MAX_TARGETS), ("batch_size", MAX_BATCH_SIZE)):
             value = getattr(self, field)
@@ -162,6 +198,23 @@ class GraphRequest:
         problems.check(is_size, "max_bytes", f"must be between 0 and {2**64 - 1}, not {self.max_bytes}")
         check_thresholds(problems, self.node_threshold, self.edge_threshold)
         problems.raise_if_any()
+
+    def _check_sources(self, problems: Violations) -> None:
+        """Note sources that exclude one another, and sets that are needed for none of them."""
+        chosen = self.chosen_sources
+        for i, source in enumerate(chosen):
+            problems.check(chosen.index(source) == i, f"sources[{i}]", f"{source} are sources already")
+        both = GraphSource.FEATURES in chosen and GraphSource.NEURONS in chosen
+        problems.check(not both, "sources", "must not hold features and neurons: both stand for what MLPs write")
+        if GraphSource.FEATURES not in chosen:
+            unread = "must be absent, as features are not among the sources"
+            problems.check(self.transcoders is None, "transcoders", unread)
+        if GraphSource.LATENTS in chosen:
+            named = "is required, as latents are among the sources: the names of sets of autoencoders"
+            problems.check(bool(self.autoencoders), "autoencoders", named)
+        else:
+            unread = "must be absent, as latents are not among the sources"
+            problems.check(not self.autoencoders, "autoencoders", unread)
 
     def _check_targets(self, problems: Violations) -> None:
         """Note targets that are asked for twice; by their texts, tokens are compared once they are known."""

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from dst_grpc.domain.explanations import RunsTrailer
+from dst_grpc.domain.graph import GraphSource
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable, check_columns
 
@@ -37,7 +38,7 @@ class GraphHeader:
     model: str
     """Handle of the model that ran."""
     transcoders: str
-    """Handle of the transcoders."""
+    """Handle of the transcoders; empty if features are no units."""
     token_ids: tuple[int, ...]
     """The prompt as it ran."""
     token_strings: tuple[str, ...]
@@ -45,19 +46,23 @@ class GraphHeader:
     is_begin_token_added: bool = False
     """Whether its first token was put before the request's prompt."""
     zeroed_token_count: int = 0
-    """Tokens, from the first, at which transcoders have neither features nor errors."""
+    """Tokens, from the first, at which transcoders have neither features nor errors; 0 if features are no units."""
     layer_count: int
     """Layers of the model."""
     targets: tuple[GraphTargetInfo, ...]
     """The targets, in order."""
     active_feature_count: int
-    """Pairs of a feature and a token that are active."""
+    """Pairs of a unit and a token that are active."""
     feature_count: int
     """Those of them that are nodes."""
     node_count: int
     """All nodes."""
     byte_count: int
     """At most so many bytes does the graph take, if it is kept."""
+    sources: tuple[GraphSource, ...] = (GraphSource.FEATURES,)
+    """What units are."""
+    autoencoders: tuple[str, ...] = ()
+    """Handles of the autoencoders whose latents are units."""
 
 
 class GraphPhase(StrEnum):
@@ -66,7 +71,7 @@ class GraphPhase(StrEnum):
     TARGETS = "targets"
     """The edges into targets are computed."""
     FEATURES = "features"
-    """The edges into features are computed."""
+    """The edges into units are computed."""
     PRUNING = "pruning"
     """Influences are added up, and nodes and edges pruned."""
     RECORDING = "recording"
@@ -109,7 +114,7 @@ class GraphNodeScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSummary:
-    """What pruning leaves, and how much of the graph passes through features rather than errors."""
+    """What pruning leaves, and how much of the graph passes through units rather than errors."""
 
     edge_count: int
     """Edges of the whole graph that are not 0."""
@@ -159,11 +164,15 @@ class KeptGraph:
     model: str
     """Handle of its model."""
     transcoders: str
-    """Handle of its transcoders."""
+    """Handle of its transcoders; empty if features are no units."""
     prompt: str
     """Its prompt, as text; the beginning of a long one."""
     node_count: int
     """Its nodes."""
+    sources: tuple[GraphSource, ...] = (GraphSource.FEATURES,)
+    """What its units are."""
+    autoencoders: tuple[str, ...] = ()
+    """Handles of the autoencoders whose latents are units."""
 
 
 class GraphPartKind(StrEnum):

@@ -1,8 +1,12 @@
 """Nodes of attribution graphs: their kinds, their names, and tables of them.
 
-A name says what a node is, whatever its number: `f3.120@5` is feature 120 of layer 3 at token 5, `e3@5` the error of
-layer 3 there, `t5` the embedding of token 5, `logit:464` the logit of token 464, `target:NAME` a direction that the
+A name says what a node is, whatever its number: `f3.120@5` is feature 120 of layer 3 at token 5, `n3.120@5` a neuron,
+`h3.2@5` a head, `m3.l120@5` a latent of the MLP's autoencoder, `a3.l120@5` and `r3.l120@5` those of attention's and of
+the residual's; `e3@5` is the error of layer 3 there, `a3.error@5` and `r3.error@5` those of attention's autoencoder and
+of the residual's; `t5` the embedding of token 5, `logit:464` the logit of token 464, `target:NAME` a direction that the
 request calls NAME. No two nodes of a graph share a name.
+
+Features, neurons, heads and latents are *units*: what others act on, and what acts on others.
 """
 
 from __future__ import annotations
@@ -24,11 +28,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_NUMBER = "(0|[1-9][0-9]{0,8})"
-_FEATURE = re.compile(rf"f{_NUMBER}\.{_NUMBER}@{_NUMBER}")
-_ERROR = re.compile(f"e{_NUMBER}@{_NUMBER}")
-_EMBEDDING = re.compile(f"t{_NUMBER}")
-_LOGIT = re.compile(f"logit:{_NUMBER}")
 _DIRECTION = "target:"
 
 
@@ -38,11 +37,26 @@ class GraphNodeKind(StrEnum):
     FEATURE = "feature"
     """A feature of a transcoder at a token."""
     ERROR = "error"
-    """What the transcoder of a layer misses of its MLP's output at a token."""
+    """What nothing explains of the output of a layer's MLP at a token: what its transcoder or autoencoder misses, or
+    all."""
     EMBEDDING = "embedding"
     """The embedding of a token."""
     TARGET = "target"
     """The logit of a token, or a direction."""
+    NEURON = "neuron"
+    """A neuron of an MLP at a token."""
+    HEAD = "head"
+    """What an attention head writes at a token."""
+    MLP_LATENT = "mlp_latent"
+    """A latent of the autoencoder of an MLP at a token."""
+    ATTENTION_LATENT = "attention_latent"
+    """A latent of the autoencoder of what attention writes at a token."""
+    RESIDUAL_LATENT = "residual_latent"
+    """A latent of the autoencoder of a residual at a token."""
+    ATTENTION_ERROR = "attention_error"
+    """What the autoencoder of what attention writes misses at a token."""
+    RESIDUAL_ERROR = "residual_error"
+    """What the autoencoder of a residual misses at a token."""
 
     @property
     def number(self) -> int:
@@ -52,6 +66,31 @@ class GraphNodeKind(StrEnum):
 
 _NUMBERS = {kind: number for number, kind in enumerate(GraphNodeKind, start=1)}
 _KINDS = tuple(GraphNodeKind)
+_K = GraphNodeKind
+UNIT_KINDS = (_K.FEATURE, _K.NEURON, _K.HEAD, _K.MLP_LATENT, _K.ATTENTION_LATENT, _K.RESIDUAL_LATENT)
+"""Kinds of nodes that others act on and that act on others."""
+ERROR_KINDS = (_K.ERROR, _K.ATTENTION_ERROR, _K.RESIDUAL_ERROR)
+"""Kinds of nodes that stand for what is not explained."""
+RECTIFIED_KINDS = (_K.FEATURE, _K.MLP_LATENT, _K.ATTENTION_LATENT, _K.RESIDUAL_LATENT)
+"""Kinds of units whose activations are not below 0."""
+
+_FORMS = {
+    _K.FEATURE: "f{layer}.{feature}@{token}",
+    _K.NEURON: "n{layer}.{feature}@{token}",
+    _K.HEAD: "h{layer}.{feature}@{token}",
+    _K.MLP_LATENT: "m{layer}.l{feature}@{token}",
+    _K.ATTENTION_LATENT: "a{layer}.l{feature}@{token}",
+    _K.RESIDUAL_LATENT: "r{layer}.l{feature}@{token}",
+    _K.ERROR: "e{layer}@{token}",
+    _K.ATTENTION_ERROR: "a{layer}.error@{token}",
+    _K.RESIDUAL_ERROR: "r{layer}.error@{token}",
+    _K.EMBEDDING: "t{token}",
+}
+"""Names of nodes."""
+_NUMBER = "(?P<{}>0|[1-9][0-9]{{0,8}})"
+_NUMBERED = {name: _NUMBER.format(name) for name in ("layer", "feature", "token")}
+_PATTERNS = {kind: re.compile(form.replace(".", r"\.").format(**_NUMBERED)) for kind, form in _FORMS.items()}
+_LOGIT = re.compile("logit:" + _NUMBERED["feature"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +100,34 @@ class GraphNode:
     kind: GraphNodeKind
     """Its kind."""
     layer: int = -1
-    """The layer of a feature or error, else -1."""
+    """The layer of a unit or error, else -1."""
     token: int = -1
     """The position of its token; -1 for targets, which are all at the last."""
     feature: int = -1
-    """The feature; the token id of a logit; else -1."""
+    """The number of a unit within its layer; the token id of a logit; else -1."""
     direction: str = ""
     """What the request calls a direction, else empty."""
 
     def __str__(self) -> str:
         """Its name."""
-        match self.kind:
-            case GraphNodeKind.FEATURE:
-                return f"f{self.layer}.{self.feature}@{self.token}"
-            case GraphNodeKind.ERROR:
-                return f"e{self.layer}@{self.token}"
-            case GraphNodeKind.EMBEDDING:
-                return f"t{self.token}"
+        if self.kind in _FORMS:
+            return _FORMS[self.kind].format(layer=self.layer, feature=self.feature, token=self.token)
         return f"{_DIRECTION}{self.direction}" if self.feature < 0 else f"logit:{self.feature}"
 
     @classmethod
     def named(cls, name: str) -> Self:
         """The node of that name; raises ValueError if it is no name of a node."""
-        if found := _FEATURE.fullmatch(name):
-            return cls(GraphNodeKind.FEATURE, int(found[1]), int(found[3]), int(found[2]))
-        if found := _ERROR.fullmatch(name):
-            return cls(GraphNodeKind.ERROR, int(found[1]), int(found[2]))
-        if found := _EMBEDDING.fullmatch(name):
-            return cls(GraphNodeKind.EMBEDDING, token=int(found[1]))
+        for kind, pattern in _PATTERNS.items():
+            if found := pattern.fullmatch(name):
+                numbers = {part: int(number) for part, number in found.groupdict().items()}
+                return cls(kind, numbers.get("layer", -1), numbers["token"], numbers.get("feature", -1))
         if found := _LOGIT.fullmatch(name):
-            return cls(GraphNodeKind.TARGET, feature=int(found[1]))
+            return cls(_K.TARGET, feature=int(found["feature"]))
         if name.startswith(_DIRECTION) and name != _DIRECTION:
-            return cls(GraphNodeKind.TARGET, direction=name.removeprefix(_DIRECTION))
+            return cls(_K.TARGET, direction=name.removeprefix(_DIRECTION))
         raise ValueError(
-            f"{name!r} is no node: a feature is f3.120@5 (layer, feature, token), an error e3@5, an embedding t5, a "
+            f"{name!r} is no node: a feature is f3.120@5 (layer, feature, token), a neuron n3.120@5, a head h3.2@5, a "
+            "latent m3.l120@5, a3.l120@5 or r3.l120@5, an error e3@5, a3.error@5 or r3.error@5, an embedding t5, a "
             "logit logit:464, a direction target:NAME"
         )
 
@@ -113,13 +146,13 @@ class GraphNodeTable:
     kinds: Array
     """The numbers of their kinds, int32 [m]."""
     layers: Array
-    """The layer of a feature or error, else -1; int32 [m]."""
+    """The layer of a unit or error, else -1; int32 [m]."""
     tokens: Array
     """The position of the token, which for targets is the last; int32 [m]."""
     features: Array
-    """The feature; the id of the token of an embedding or of a logit; else -1; int32 [m]."""
+    """The number of a unit within its layer; the id of the token of an embedding or of a logit; else -1; int32 [m]."""
     activations: Array
-    """The activation of a feature, else 0; float32 [m]."""
+    """The activation of a unit, else 0; float32 [m]."""
     names: tuple[str, ...]
     """Their names (m)."""
 
@@ -132,40 +165,48 @@ class GraphNodeTable:
         cls,
         *,
         features: Array,
+        kinds: Array,
         activations: Array,
-        n_layers: int,
+        errors: Sequence[tuple[GraphNodeKind, int]],
         token_ids: Sequence[int],
         target_ids: Sequence[int],
         target_names: Sequence[str],
     ) -> Self:
-        """All nodes of a graph, in their order: features, errors, embeddings, targets.
+        """All nodes of a graph, in their order: units, errors, embeddings, targets.
 
         Args:
-            features: layer, token and feature of each, ascending; [k, 3].
+            features: layer, token and number of each unit, in the order of nodes; [k, 3].
+            kinds: the numbers of their kinds [k].
             activations: their activations [k].
-            n_layers: layers of the model.
+            errors: the kind and layer of errors, of which there is one at each token.
             token_ids: the prompt (T).
             target_ids: the token id of each target; -1 for a direction.
             target_names: what each direction is called; those of tokens are not read.
         """
         n_tokens, n_features, n_targets = len(token_ids), len(features), len(target_ids)
         positions = np.arange(n_tokens)
-        counts = n_features, n_layers * n_tokens, n_tokens, n_targets
+        error_kinds = np.repeat([kind.number for kind, _ in errors], n_tokens)
+        error_layers = np.repeat([layer for _, layer in errors], n_tokens)
+        counts = n_features, len(errors) * n_tokens, n_tokens, n_targets
         no_layer, last = np.full(n_tokens + n_targets, -1), np.full(n_targets, n_tokens - 1)
         named = [
-            *(GraphNode(GraphNodeKind.FEATURE, *place) for place in features[:, [0, 1, 2]].tolist()),
-            *(GraphNode(GraphNodeKind.ERROR, layer, token) for layer in range(n_layers) for token in range(n_tokens)),
-            *(GraphNode(GraphNodeKind.EMBEDDING, token=token) for token in range(n_tokens)),
             *(
-                GraphNode(GraphNodeKind.TARGET, feature=token, direction=name if token < 0 else "")
+                GraphNode(_KINDS[kind - 1], *place)
+                for kind, place in zip(kinds.tolist(), features[:, [0, 1, 2]].tolist(), strict=True)
+            ),
+            *(GraphNode(kind, layer, token) for kind, layer in errors for token in range(n_tokens)),
+            *(GraphNode(_K.EMBEDDING, token=token) for token in range(n_tokens)),
+            *(
+                GraphNode(_K.TARGET, feature=token, direction=name if token < 0 else "")
                 for token, name in zip(target_ids, target_names, strict=True)
             ),
         ]
+        of_others = np.repeat([_K.EMBEDDING.number, _K.TARGET.number], counts[2:])
         return cls(
             nodes=np.arange(sum(counts), dtype=np.int32),
-            kinds=np.repeat([kind.number for kind in _KINDS], counts).astype(np.int32),
-            layers=_column(features[:, 0], np.repeat(np.arange(n_layers), n_tokens), no_layer),
-            tokens=_column(features[:, 1], np.tile(positions, n_layers + 1), last),
+            kinds=_column(kinds, error_kinds, of_others),
+            layers=_column(features[:, 0], error_layers, no_layer),
+            tokens=_column(features[:, 1], np.tile(positions, len(errors) + 1), last),
             features=_column(features[:, 2], np.full(counts[1], -1), token_ids, target_ids),
             activations=np.concatenate([activations, np.zeros(sum(counts[1:]))]).astype(np.float32),
             names=tuple(map(str, named)),
@@ -198,7 +239,7 @@ class GraphNodeTable:
             names = [self.names[place] for place in places]
             return tuple(difflib.get_close_matches(name, names, n=count, cutoff=0.4) or names[:count])
         pairs = [(self.layers, wanted.layer), (self.tokens, wanted.token)]
-        if wanted.kind is GraphNodeKind.FEATURE:
+        if wanted.kind in UNIT_KINDS:
             pairs.append((self.features, wanted.feature))
         distances = [np.abs(column[places].astype(np.int64) - value) for column, value in pairs]
         order = np.lexsort((*reversed(distances), np.count_nonzero(distances, axis=0)))
@@ -214,15 +255,15 @@ class GraphNodeTable:
     def _places(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.names)}
 
-    def has_kind(self, kind: GraphNodeKind) -> Array:
-        """Which rows are of *kind*, bool [m]."""
-        return np.asarray(self.kinds == kind.number)
+    def has_kind(self, *kinds: GraphNodeKind) -> Array:
+        """Which rows are of one of *kinds*, bool [m]."""
+        return np.isin(self.kinds, [kind.number for kind in kinds])
 
     def allowed(self, layers: Iterable[int], tokens: Iterable[int], kinds: Iterable[GraphNodeKind]) -> Array:
         """Which rows are left, bool [m]; restrictions that are empty leave all.
 
         Args:
-            layers: features and errors of other layers are left out.
+            layers: units and errors of other layers are left out.
             tokens: nodes at other positions are left out.
             kinds: nodes of other kinds are left out.
         """
@@ -231,16 +272,17 @@ class GraphNodeTable:
             left &= (self.layers < 0) | np.isin(self.layers, wanted)
         if wanted := [*tokens]:
             left &= np.isin(self.tokens, wanted)
-        if wanted := [kind.number for kind in kinds]:
-            left &= np.isin(self.kinds, wanted)
+        if wanted_kinds := [*kinds]:
+            left &= self.has_kind(*wanted_kinds)
         return left
 
     @property
     def depths(self) -> Array:
-        """Numbers [m] that are smaller for the source of an edge than for its target: a feature's layer, -1 for errors
-        and embeddings, which nothing acts on, and one more than all for targets."""
-        depths = np.where(self.has_kind(GraphNodeKind.FEATURE), self.layers, -1)
-        return np.where(self.has_kind(GraphNodeKind.TARGET), self.layers.max(initial=0) + 1, depths)
+        """Numbers [m] that are smaller for the source of an edge than for its target: a unit's own, as units are in the
+        order in which a pass comes to them; -1 for errors and embeddings, which nothing acts on, and one more than all
+        for targets."""
+        depths = np.where(self.has_kind(*UNIT_KINDS), self.nodes, -1)
+        return np.where(self.has_kind(_K.TARGET), self.nodes.max(initial=0) + 1, depths)
 
 
 def check_columns(table: Any) -> None:

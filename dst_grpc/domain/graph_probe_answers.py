@@ -13,7 +13,8 @@ CONSTANT = "constant"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphChange:
-    """By how much a node differs: the pre-activation of a feature, the projection of a target."""
+    """By how much a node differs: the pre-activation of a feature or latent, the activation of a neuron, what a head
+    writes along what it wrote, the projection of a target."""
 
     node: str
     """The node, by name."""

@@ -1,4 +1,7 @@
-"""Requests of ProbeGraph: questions about a kept graph that the model answers. Plain values."""
+"""Requests of ProbeGraph: questions about a kept graph that the model answers. Plain values.
+
+Where a docstring says feature, it means any unit of the graph, unless it says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from dst_grpc.domain.graph_node_table import GraphNodeKind
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNodeKind
 from dst_grpc.domain.graph_queries import check_asked, check_count, check_node
 from dst_grpc.domain.indices import MAX_INDEX
 from dst_grpc.domain.texts import check_text
@@ -19,7 +22,8 @@ MAX_PAIRS: Final = 10_000
 DEFAULT_TOKENS: Final = 5
 MAX_TOKENS: Final = 100
 MAX_NAME_CHARACTERS: Final = 256
-_F, _E, _T, _L = GraphNodeKind.FEATURE, GraphNodeKind.ERROR, GraphNodeKind.EMBEDDING, GraphNodeKind.TARGET
+SCORED_KINDS = tuple(kind for kind in UNIT_KINDS if kind is not GraphNodeKind.HEAD)
+"""Kinds of units whose tokens can be asked for: what they write does not depend on the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class GraphFeatureSetting:
         problems = Violations()
         problems.check(bool(self.nodes), "nodes", "is required: the names of features")
         for i, name in enumerate(self.nodes):
-            check_node(problems, f"nodes[{i}]", name, (_F,))
+            check_node(problems, f"nodes[{i}]", name, UNIT_KINDS)
         one = (self.activation is None) is not (self.factor is None)
         problems.check(one, "", "give exactly one of activation and factor")
         for field, value in (("activation", self.activation), ("factor", self.factor)):
@@ -114,15 +118,15 @@ class GraphEdgeHeads:
     """Which heads carry an edge."""
 
     source: str
-    """Where it comes from, by name: a feature, an error or an embedding."""
+    """Where it comes from, by name: a unit, an error or an embedding."""
     target: str
-    """Where it ends, by name: a feature or a target."""
+    """Where it ends, by name: a unit or a target."""
 
     def __post_init__(self) -> None:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        check_node(problems, "source", self.source, (_F, _E, _T))
-        check_node(problems, "target", self.target, (_F, _L))
+        check_node(problems, "source", self.source, (*UNIT_KINDS, *ERROR_KINDS, GraphNodeKind.EMBEDDING))
+        check_node(problems, "target", self.target, (*UNIT_KINDS, GraphNodeKind.TARGET))
         problems.raise_if_any()
 
 
@@ -157,7 +161,7 @@ class GraphFeatureTokens:
     """Which tokens features read, and which they write."""
 
     nodes: tuple[str, ...]
-    """The features, by name."""
+    """Features, neurons or latents, by name."""
     top_k: int = DEFAULT_TOKENS
     """How many tokens of each kind."""
 
@@ -166,7 +170,7 @@ class GraphFeatureTokens:
         problems = Violations()
         problems.check(bool(self.nodes), "nodes", "is required: the names of features")
         for i, name in enumerate(self.nodes):
-            check_node(problems, f"nodes[{i}]", name, (_F,))
+            check_node(problems, f"nodes[{i}]", name, SCORED_KINDS)
         check_count(problems, self.top_k, MAX_TOKENS)
         problems.raise_if_any()
 

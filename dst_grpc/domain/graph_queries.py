@@ -111,7 +111,7 @@ class GraphNodeFilter:
     """Restricts which nodes are considered, besides those that a query names."""
 
     layers: tuple[int, ...] = ()
-    """Features and errors of other layers are left out; empty = of none."""
+    """Units and errors of other layers are left out; empty = of none."""
     tokens: tuple[int, ...] = ()
     """Nodes at other positions are left out; empty = at none."""
     kinds: tuple[GraphNodeKind, ...] = ()

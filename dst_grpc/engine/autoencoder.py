@@ -103,13 +103,18 @@ class Autoencoder:
         """The factor of the columns of Wdec at inputs *x* [..., n_in]: [..., 1]; None if that is 1."""
         return self._mean_and_scale(x)[1]
 
+    def input_divisor(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What inputs *x* [..., n_in] are divided by before they are encoded: [..., 1]; None if that is 1."""
+        mean, scale = self._mean_and_scale(x)
+        return scale + _LAYER_NORM_EPSILON if scale is not None and mean is not None else scale
+
     def pre_activation(self, x: torch.Tensor) -> torch.Tensor:
         """pre(x) [..., Z] of inputs *x* [..., n_in]."""
-        mean, scale = self._mean_and_scale(x)
+        mean, divisor = self._mean_and_scale(x)[0], self.input_divisor(x)
         if mean is not None:
             x = x - mean
-        if scale is not None:
-            x = x / (scale + _LAYER_NORM_EPSILON if mean is not None else scale)
+        if divisor is not None:
+            x = x / divisor
         return torch.nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
 
     def activate(self, pre: torch.Tensor) -> torch.Tensor:

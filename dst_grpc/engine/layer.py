@@ -17,6 +17,7 @@ from dst_grpc.domain.architecture import ActivationFunction
 from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.engine.norm import Norm, wide, wide_type
 from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -316,6 +317,48 @@ class Layer:
     def mlp_acts(self, normed: torch.Tensor) -> torch.Tensor:
         """Neurons after the nonlinearity, [..., F], of a normed residual."""
         return self.mlp_act(self.mlp_pre_act(normed), self.mlp_up(normed))
+
+    def neuron_ratios(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What each neuron [..., F] is of its pre-activation, and in a gated MLP of its factor "up", at a normed
+        residual [..., d]: with these as constants, neurons are linear in both, and what they are.
+
+        Without gates, act(pre) = r pre with r = act(pre) / pre. With gates, act(pre) up = (r up / 2) pre +
+        (act(pre) / 2) up, half for each factor: the rules of Achtibat et al. 2024, "AttnLRP", and Jafari et al. 2025,
+        "RelP".
+
+        Returns:
+            The factors of pre-activations, and those of "up", or None. float32 or wider.
+        """
+        return self._ratios(self.mlp_pre_act(normed), self.mlp_up(normed))
+
+    def _ratios(self, pre: torch.Tensor, up: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pre = wide(pre)
+        act = self.mlp_act(pre)
+        at_zero = 0.0 if self.activation is ActivationFunction.RELU else 0.5  # the slope there
+        ratio = torch.where(pre == 0, at_zero, act / pre)
+        return (ratio, None) if up is None else (ratio * wide(up) / 2, act / 2)
+
+    def frozen_neuron_rows(self, neurons: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, d] of *neurons* [n] at normed residuals of their own [n, d], `neuron_ratios` being
+        constant; float32 or wider."""
+        pre, up = self.neuron_pre_act(normed, neurons), None
+        if self._up_weight is not None:
+            up = (normed * self._up_weight[:, neurons].t()).sum(dim=-1)
+            up = up if self._up_bias is None else up + self._up_bias[neurons]
+        of_pre, of_up = self._ratios(pre, up)
+        rows = of_pre[:, None] * self._in_weight[:, neurons].t()
+        return rows if of_up is None else rows + of_up[:, None] * require(self._up_weight)[:, neurons].t()
+
+    def frozen_mlp_rows(self, gradients: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, d] at normed residuals of their own [n, d], from those at neurons, *gradients* [n, F],
+        `neuron_ratios` being constant; float32 or wider."""
+        of_pre, of_up = self.neuron_ratios(normed)
+        rows = (gradients * of_pre) @ wide(self._in_weight).t()
+        return rows if of_up is None else rows + (gradients * of_up) @ wide(require(self._up_weight)).t()
+
+    def mlp_read_rows(self, neurons: torch.Tensor) -> torch.Tensor:
+        """What the pre-activations of *neurons* [n] project a normed residual on, [n, d]; float32 or wider."""
+        return wide(self._in_weight[:, neurons].t())
 
     def mlp_project(self, act: torch.Tensor) -> torch.Tensor:
         """The MLP's output with its bias, [..., d], from *act* [..., F]."""

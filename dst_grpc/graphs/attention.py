@@ -8,7 +8,7 @@ constants (biases, positions), so that the score is the sum over pairs
 
 where q_i is what node i adds to the query, and k_j what node j adds to the key.
 
-Shapes: N node that is not a target (all active features, errors, embeddings), c channel of a head, d residual channel.
+Shapes: N node that is not a target (all active units, errors, embeddings), c channel of a head, d residual channel.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from dst_grpc.domain.components import AttentionTraceType
 from dst_grpc.engine.layer import softcapped
 from dst_grpc.graphs.local_model import Block
+from dst_grpc.graphs.units import Stage
 
 if TYPE_CHECKING:
     from dst_grpc.graphs.local_model import LocalModel
@@ -42,7 +43,7 @@ class AttentionScore:
     probability: float
     """The attention."""
     queries: Integers
-    """The node of each pair at the query [n], by its place among all active features, errors and embeddings;
+    """The node of each pair at the query [n], by its place among all active units, errors and embeddings;
     `CONSTANT` for the constants."""
     keys: Integers
     """The same at the key, [n]."""
@@ -99,7 +100,7 @@ def _parts(
     matrix, whole = weights.frozen_head_input(part, head, weights.attn_norm(entering), token)
     rows = weights.attn_norm.unit_transposed(matrix.t()) / weights.attn_norm.scale(entering)
     at = torch.full((len(rows),), token, device=model.device)
-    of_nodes = model.effects(Block([layer] * len(rows), at, rows, token + 1, enters=True)).t()
+    of_nodes = model.effects(Block([(layer, Stage.ATTENTION)] * len(rows), at, rows, token + 1, enters=True)).t()
     return torch.cat((of_nodes, (whole - of_nodes.sum(dim=0))[None])), whole
 
 

@@ -1,9 +1,10 @@
 """What the residual stream of the local replacement model becomes if something is written to it: effects, forward.
 
 All is linear, so a change is carried on without the rest: through attention with its patterns, through skip
-connections, with the scales of norms as they were. MLPs' writes stay, but for what is added to them.
+connections, with the scales of norms as they were. MLPs' writes stay, and so does all else that units stand for, but
+for what is added.
 
-Shapes: T token, d residual channel, n feature, K target.
+Shapes: T token, d residual channel, n unit.
 """
 
 from __future__ import annotations
@@ -14,18 +15,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.graph_node_table import GraphNodeKind
-from dst_grpc.engine.norm import wide
 from dst_grpc.errors import Internal
+from dst_grpc.graphs.units import Place, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dst_grpc.graphs.local_model import LocalModel
     from dst_grpc.graphs.nodes import GraphNodes
-
-Place = tuple[int, int, int]
-"""Layer, token and feature."""
+    from dst_grpc.graphs.units import Units
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -34,8 +32,8 @@ class Writes:
 
     embedding: torch.Tensor | None = None
     """To the embeddings, [T, d]; None for nothing."""
-    mlps: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """To the MLP's write of each layer, [T, d]; nothing to those of others."""
+    places: Mapping[Place, torch.Tensor] = field(default_factory=dict)
+    """To what is written at each place, [T, d]; nothing to those at others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,40 +43,50 @@ class Changes:
     entering: Sequence[torch.Tensor]
     """The residual that enters each layer, [T, d]; one more than layers, the last is that which leaves them."""
     read: Sequence[torch.Tensor]
-    """The residual that the transcoder of each layer reads, [T, d]."""
+    """The residual that the MLP of each layer, or its transcoder, reads, [T, d]."""
+    residuals: Mapping[Place, torch.Tensor]
+    """The residuals that units stand for, [T, d]."""
+
+    def of_reads(self, model: LocalModel, units: Units, own: torch.Tensor) -> torch.Tensor:
+        """The changes of what units *own* [n] read, [n]."""
+        layer, tokens = units.layer, units.active.tokens[own]
+        if units.stage is Stage.ATTENTION:
+            of_heads = model.layer(layer).head_changes(self.entering[layer]).flatten(0, 1)  # [H, T, c]
+            return (of_heads[:, tokens].transpose(0, 1) * model.of_heads(units, own)).flatten(1).sum(dim=1)
+        residual = self.read[layer] if units.stage is Stage.MLP else self.residuals[layer, units.stage]
+        return (residual[tokens] * units.gradients(own)).sum(dim=1)
 
 
 @torch.no_grad()
 def writes_of(model: LocalModel, nodes: GraphNodes, node: int) -> Writes:
-    """What *node* writes, which is a feature, an error or an embedding."""
-    match nodes.kind(node):
-        case GraphNodeKind.FEATURE:
-            activation = float(nodes.activations[nodes.selected[node]])
-            return writes_of_features(model, {nodes.feature(node): activation})
-        case GraphNodeKind.ERROR:
-            layer, token = nodes.error(node)
-            write = model.nothing
-            write[token] = model.recording.layers[layer].error[token]
-            return Writes(mlps={layer: write})
-        case GraphNodeKind.EMBEDDING:
-            token = nodes.embedding(node)
-            write = model.nothing
-            write[token] = wide(model.decoder.embed(model.recording.tokens[token]))
-            return Writes(embedding=write)
-        case GraphNodeKind.TARGET:
-            raise Internal("a target writes nothing")
+    """What *node* writes, which is a unit, an error or an embedding."""
+    if node < nodes.first_error:
+        place = int(nodes.selected[node])
+        return writes_of_units(model, {place: float(nodes.activations[place])})
+    if node < nodes.first_embedding:
+        index, token = divmod(node - nodes.first_error, nodes.n_tokens)
+        missed, write = model.recording.missed[index], model.nothing
+        write[token] = missed.error[token]
+        return Writes(places={(missed.layer, missed.stage): write})
+    if node >= nodes.first_target:
+        raise Internal("a target writes nothing")
+    token, write = nodes.embedding(node), model.nothing
+    write[token] = model.embeddings[token]
+    return Writes(embedding=write)
 
 
 @torch.no_grad()
-def writes_of_features(model: LocalModel, activations: Mapping[Place, float]) -> Writes:
-    """What features write at these *activations*."""
-    mlps: dict[int, torch.Tensor] = {}
-    for (layer, token, feature), activation in activations.items():
-        one = torch.tensor([feature], device=model.device)
-        for written in model.transcoders.written_layers(layer):
-            write = mlps.setdefault(written, model.nothing)
-            write[token] += activation * model.transcoders.decoder_rows(layer, one, written)[0]
-    return Writes(mlps=mlps)
+def writes_of_units(model: LocalModel, activations: Mapping[int, float]) -> Writes:
+    """What units write at these *activations*, by their places among all active ones."""
+    found: dict[Place, torch.Tensor] = {}
+    for place, activation in activations.items():
+        units = model.recording.units_of(place)
+        one = torch.tensor([place - units.first], device=model.device)
+        token = int(units.active.tokens[one])
+        for written in units.written:
+            write = found.setdefault((written, units.stage), model.nothing)
+            write[token] += activation * units.writes(one, written)[0]
+    return Writes(places=found)
 
 
 @torch.no_grad()
@@ -92,16 +100,24 @@ def carried(model: LocalModel, writes: Writes, n_layers: int, *, through_heads: 
         through_heads: whether attention carries it too; else it stays at its tokens.
     """
     x = model.nothing if writes.embedding is None else writes.embedding
+    recording, residuals = model.recording, dict[Place, torch.Tensor]()
+
+    def added(x: torch.Tensor, place: Place) -> torch.Tensor:
+        """*x* with what is written at *place*; that alone where units stand for the residual."""
+        if recording.has_residual(*place):
+            residuals[place], x = x, model.nothing
+        return x + writes.places[place] if place in writes.places else x
+
     entering, read = [x], []
     for index in range(n_layers):
         model.check()
-        layer = model.layer(index)
-        after = x + layer.attention_write(x) if through_heads else x
-        seen = x if model.is_parallel else after
+        layer, before = model.layer(index), x
+        if through_heads and not recording.layers[index].is_attention_replaced:
+            x = x + layer.attention_write(x)
+        x = added(added(x, (index, Stage.ATTENTION)), (index, Stage.POST_ATTENTION))
+        seen = before if model.is_parallel else x
         skipped = layer.skip_write(seen)
-        x = after if skipped is None else after + skipped
-        if index in writes.mlps:
-            x = x + writes.mlps[index]
+        x = added(added(x if skipped is None else x + skipped, (index, Stage.MLP)), (index, Stage.END))
         read.append(seen)
         entering.append(x)
-    return Changes(entering, read)
+    return Changes(entering, read, residuals)

@@ -1,5 +1,5 @@
-"""One layer of the local replacement model: attention and skip connection, which are linear. They carry gradients back,
-and changes of the residual on.
+"""One layer of the local replacement model: attention, skip connection and what the MLP reads, which are linear. They
+carry gradients back, and changes of the residual on.
 
 With the pattern P [H, T, U], the norm before attention at scale s [U] and the norm after it at scale r [T] constant,
 attention's write to the residual is linear in the residual x [U, d] that enters the layer, but for biases:
@@ -15,6 +15,7 @@ c channel of a head.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,27 +38,55 @@ KEYS_AT_ONCE = 512
 """Keys that are multiplied at once."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenInput:
+    """What the MLP of a layer, or its transcoder, reads of the residual, with the scale of the norm frozen."""
+
+    layer: Layer
+    """The weights of the layer."""
+    norm: ModelNorm = ModelNorm.NONE
+    """The norm that it reads through."""
+    scale: torch.Tensor | None = None
+    """The scale of that norm, [T, 1]; None if there is none."""
+
+    def read(self, rows: torch.Tensor, tokens: slice | torch.Tensor) -> torch.Tensor:
+        """Gradients [..., d] at the residual, from those at what is read, *rows* [..., d], at *tokens*."""
+        return self.scaled(self.at_unit_scale(rows), tokens)
+
+    def scaled(self, rows: torch.Tensor, tokens: slice | torch.Tensor) -> torch.Tensor:
+        """*rows* [..., d] at *tokens* divided by the scale there, if there is one."""
+        return rows if self.scale is None else rows / self.scale[tokens]
+
+    def at_unit_scale(self, rows: torch.Tensor) -> torch.Tensor:
+        """*rows* [..., d] that what is read is projected on, as what the residual is, at scale 1."""
+        match self.norm:
+            case ModelNorm.NONE:
+                return rows
+            case ModelNorm.MLP_NORM:
+                return self.layer.mlp_norm.unit_transposed(rows)
+            case ModelNorm.MLP_NORM_WITHOUT_GAIN:
+                return self.layer.mlp_norm.centred(rows)
+
+
 class FrozenLayer:
     """A layer with its pattern and the scales of its norms frozen."""
 
-    def __init__(
-        self, layer: Layer, recorded: RecordedLayer, input_norm: ModelNorm, skip: torch.Tensor | None, *, keeps: bool
-    ) -> None:
+    def __init__(self, layer: Layer, recorded: RecordedLayer, skip: torch.Tensor | None, *, keeps: bool) -> None:
         """Freeze a layer.
 
         Args:
             layer: its weights.
             recorded: what is constant in it.
-            input_norm: the norm that its transcoder reads through.
             skip: the skip connection Wskip [d, d] of its transcoder, if it has one.
             keeps: whether the pattern is kept once it is made; if not, it is made head by head whenever it is needed.
         """
-        self._layer, self._recorded, self._input_norm = layer, recorded, input_norm
+        self._layer, self._recorded, self._input = layer, recorded, recorded.input
         values = wide(layer.value_weight)
-        self._n_groups, self._n_channels = values.shape[1:]
+        self.n_groups, self._n_channels = values.shape[1:]
+        """Groups of heads that share values (G)."""
         self._read = layer.attn_norm.unit_transposed(values.flatten(1).t())  # [G c, d]
         self._write_transposed = unit_write(wide(layer.attn_out), layer.attn_post_norm).flatten(0, 1).t()  # [d, H c]
-        self._skip = None if skip is None else self.at_unit_scale(wide(skip))
+        self._skip = None if skip is None else self._input.at_unit_scale(wide(skip))
         self._keeps = keeps
 
     @torch.no_grad()
@@ -69,14 +98,22 @@ class FrozenLayer:
             n_dense: how many of them, the first ones, may be other than 0 at any token.
             tokens: the one token at which each of the others is other than 0, [n - n_dense].
         """
+        own = torch.arange(n_dense, len(gradients), device=gradients.device)
+        self.through_heads(gradients, n_dense, tokens, self.of_heads(gradients[own, tokens]))
+
+    @torch.no_grad()
+    def through_heads(
+        self, gradients: torch.Tensor, n_dense: int, tokens: torch.Tensor, sparse_of_heads: torch.Tensor
+    ) -> None:
+        """As `through_attention`, given what sparse gradients are at the weighted sums of values of heads at their
+        tokens, *sparse_of_heads* [n - n_dense, G, s, c], which may be of some heads alone."""
         n_tokens, width = gradients.shape[1:]
         dense, sparse = gradients[:n_dense].view(-1, width), gradients[n_dense:]
-        of_heads = self._of_heads(dense).unflatten(0, (n_dense, n_tokens))
-        mixed = dense.new_empty(n_dense, n_tokens, self._n_groups, self._n_channels)
+        of_heads = self.of_heads(dense).unflatten(0, (n_dense, n_tokens))
+        mixed = dense.new_empty(n_dense, n_tokens, self.n_groups, self._n_channels)
         # What each head would add to a sparse gradient at a token that it attends to with weight 1.
-        read = self._read.view(self._n_groups, self._n_channels, width)
-        own = torch.arange(len(sparse), device=sparse.device)
-        full = torch.einsum("ngsc,gcd->ngsd", self._of_heads(sparse[own, tokens]), read)
+        read = self._read.view(self.n_groups, self._n_channels, width)
+        full = torch.einsum("ngsc,gcd->ngsd", sparse_of_heads, read)
         for groups, pattern in self._patterns(n_tokens):
             if n_dense:
                 seen = of_heads[:, :, groups].permute(2, 3, 1, 0, 4).flatten(3)
@@ -90,15 +127,20 @@ class FrozenLayer:
     @torch.no_grad()
     def attention_write(self, change: torch.Tensor) -> torch.Tensor:
         """The change of attention's write, [T, d], given the *change* [T, d] of the residual that enters the layer."""
-        mixed = torch.cat([self._mixed(change, groups, pattern) for groups, pattern in self._patterns(len(change))])
-        return mixed.permute(2, 0, 1, 3).flatten(1) @ self._write_transposed.t()
+        return self.head_changes(change).permute(2, 0, 1, 3).flatten(1) @ self._write_transposed.t()
+
+    @torch.no_grad()
+    def head_changes(self, change: torch.Tensor) -> torch.Tensor:
+        """The changes of the weighted sums of values of heads, [G, s, T, c], given the *change* [T, d] of the residual
+        that enters the layer; divided by the scale of the norm after attention, if there is one."""
+        return torch.cat([self._mixed(change, groups, pattern) for groups, pattern in self._patterns(len(change))])
 
     @torch.no_grad()
     def head_gradients(self, gradients: torch.Tensor) -> torch.Tensor:
         """The gradients at the residual that enters the layer through each head alone, [H, T, d], from those at
         attention's write, [T, d]."""
-        of_heads = self._of_heads(gradients)
-        read = self._read.view(self._n_groups, self._n_channels, -1)
+        of_heads = self.of_heads(gradients)
+        read = self._read.view(self.n_groups, self._n_channels, -1)
         found = []
         for groups, pattern in self._patterns(len(gradients)):
             sent = torch.einsum("gstu,tgsc->gsuc", pattern, of_heads[:, groups])
@@ -111,17 +153,18 @@ class FrozenLayer:
         transcoder reads; None if there is none."""
         if self._skip is None:
             return None
-        return self._scaled(change, self._recorded.input_scale, slice(len(change))) @ self._skip.t()
+        return self._input.scaled(change, slice(len(change))) @ self._skip.t()
 
     def _mixed(self, change: torch.Tensor, groups: slice, pattern: torch.Tensor) -> torch.Tensor:
         """The change of the weighted sums of values of the heads of *groups*, [G, s, T, c]."""
-        read = self._read.view(self._n_groups, self._n_channels, -1)[groups]
+        read = self._read.view(self.n_groups, self._n_channels, -1)[groups]
         values = torch.einsum("ud,gcd->ugc", change, read)
         return torch.einsum("gstu,ugc->gstc", pattern, values)
 
-    def _of_heads(self, gradients: torch.Tensor) -> torch.Tensor:
-        """The gradients [..., G, s, c] at the weighted sums of values of heads, from those at the residual [..., d]."""
-        return (gradients @ self._write_transposed).unflatten(-1, (self._n_groups, -1, self._n_channels))
+    def of_heads(self, gradients: torch.Tensor) -> torch.Tensor:
+        """The gradients [..., G, s, c] at the weighted sums of values of heads, from those at the residual [..., d]; as
+        if the scale of the norm after attention were 1."""
+        return (gradients @ self._write_transposed).unflatten(-1, (self.n_groups, -1, self._n_channels))
 
     def _patterns(self, n_tokens: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """The pattern, its scales included, among the first *n_tokens*: groups, and what it is of them [G, s, T, U]."""
@@ -137,13 +180,13 @@ class FrozenLayer:
     def _made_patterns(self, n_tokens: int) -> Iterator[tuple[slice, torch.Tensor]]:
         layer, residual = self._layer, self._recorded.entering[:n_tokens]
         n_heads = self._write_transposed.shape[1] // self._n_channels
-        of_group = n_heads // self._n_groups
+        of_group = n_heads // self.n_groups
         normed, scale = layer.attn_norm(residual), layer.attn_norm.scale(residual).t()  # [1, U]
         if self._recorded.attn_scale is not None:
             scale = scale * self._recorded.attn_scale[:n_tokens]  # [T, U]
         step = max(PATTERN_BYTES // (of_group * n_tokens**2 * scale.itemsize), 1)
-        for first in range(0, self._n_groups, step):
-            groups = slice(first, min(first + step, self._n_groups))
+        for first in range(0, self.n_groups, step):
+            groups = slice(first, min(first + step, self.n_groups))
             heads = torch.arange(groups.start * of_group, groups.stop * of_group, device=residual.device)
             q, k = (layer.inputs_of_heads(part, heads, normed) for part in (AttentionTraceType.Q, AttentionTraceType.K))
             scores = layer.attn_scores(q, k).movedim(-1, 0)
@@ -157,28 +200,7 @@ class FrozenLayer:
         connection; None if it has none."""
         if self._skip is None:
             return None
-        return self._scaled(gradients, self._recorded.input_scale, slice(gradients.shape[1])) @ self._skip
-
-    @torch.no_grad()
-    def through_input(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Gradients [n, d] at the residual that the transcoder reads, from those at its input, *rows* [n, d], at
-        *tokens* [n]."""
-        return self._scaled(self.at_unit_scale(rows), self._recorded.input_scale, tokens)
-
-    def at_unit_scale(self, rows: torch.Tensor) -> torch.Tensor:
-        """*rows* [..., d] that the input of the transcoder is projected on, as what the residual is, at scale 1."""
-        match self._input_norm:
-            case ModelNorm.NONE:
-                return rows
-            case ModelNorm.MLP_NORM:
-                return self._layer.mlp_norm.unit_transposed(rows)
-            case ModelNorm.MLP_NORM_WITHOUT_GAIN:
-                return self._layer.mlp_norm.centred(rows)
-
-    @staticmethod
-    def _scaled(gradients: torch.Tensor, scale: torch.Tensor | None, tokens: slice | torch.Tensor) -> torch.Tensor:
-        """*gradients* [..., d] at *tokens* divided by the *scale* [T, 1] there, if there is one."""
-        return gradients if scale is None else gradients / scale[tokens]
+        return self._input.scaled(gradients, slice(gradients.shape[1])) @ self._skip
 
 
 def _sent_back(pattern: torch.Tensor, seen: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

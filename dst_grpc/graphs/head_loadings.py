@@ -10,7 +10,8 @@ the same along paths without heads, head h carries
     first       head_h(S') . G        those on which none comes before it
     only        head_h(S') . G'       the path through no other head
 
-The edge is the sum of paths without heads and of `last` over all heads, or of `first`.
+The edge is the sum of paths without heads and of `last` over all heads, or of `first`. Only graphs whose units are all
+at MLPs are asked: elsewhere units stand for heads, or for all that they write into.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.graphs.changes import carried, writes_of
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def head_loadings(model: LocalModel, nodes: GraphNodes, source: int, target: int
     Args:
         model: the local replacement model of the prompt.
         nodes: the nodes of its graph.
-        source: a feature, an error or an embedding.
-        target: a feature or a target.
+        source: a unit, an error or an embedding.
+        target: a feature or neuron, or a target.
     """
     end, writes = _End.of(model, nodes, target), writes_of(model, nodes, source)
     n_layers = min(end.layer + 1, len(model.recording.layers))  # its own too, whose transcoder reads what it is
@@ -90,23 +90,24 @@ class _End:
     token: int
     """Its token."""
     gradient: torch.Tensor
-    """Its gradient at the residual there, [d]: that which its layer's transcoder reads, or the last."""
-    is_feature: bool
-    """Whether it is a feature rather than a target."""
+    """Its gradient at the residual there, [d]: that which its layer's MLP reads, or the last."""
+    is_unit: bool
+    """Whether it is a unit rather than a target."""
 
     @classmethod
     def of(cls, model: LocalModel, nodes: GraphNodes, node: int) -> _End:
         """That of *node*."""
-        if nodes.kind(node) is GraphNodeKind.FEATURE:
-            layer, token, feature = nodes.feature(node)
-            at, one = (torch.tensor([number], device=model.device) for number in (token, feature))
-            return cls(layer, token, model.feature_gradients(layer, at, one)[0], is_feature=True)
+        if node < nodes.first_error:
+            place = int(nodes.selected[node])
+            units = model.recording.units_of(place)
+            own = torch.tensor([place - units.first], device=model.device)
+            return cls(units.layer, int(units.active.tokens[own]), units.gradients(own)[0], is_unit=True)
         vector = torch.from_numpy(nodes.targets.vectors[nodes.target(node)]).to(model.device, model.dtype)
-        return cls(nodes.n_layers, nodes.n_tokens - 1, model.target_gradients(vector[None])[0], is_feature=False)
+        return cls(nodes.n_layers, nodes.n_tokens - 1, model.target_gradients(vector[None])[0], is_unit=False)
 
     def effect(self, changes: Changes) -> float:
         """What *changes* do to it."""
-        residual = changes.read[self.layer] if self.is_feature else changes.entering[self.layer]
+        residual = changes.read[self.layer] if self.is_unit else changes.entering[self.layer]
         return float(residual[self.token] @ self.gradient)
 
 
@@ -117,12 +118,12 @@ def _through_heads(model: LocalModel, end: _End, *, all_paths: bool) -> Iterator
     """
     gradient = model.nothing
     gradient[end.token] = end.gradient
-    reads_after_attention = end.is_feature and not model.is_parallel
+    reads_after_attention = end.is_unit and not model.is_parallel
     for index in reversed(range(end.layer + reads_after_attention)):
         model.check()
         layer = model.layer(index)
         # A feature of this layer reads its residual, and nothing of the MLP's write.
-        skipped = None if end.is_feature and index == end.layer else layer.through_skip(gradient[None])
+        skipped = None if end.is_unit and index == end.layer else layer.through_skip(gradient[None])
         if skipped is not None and not model.is_parallel:
             gradient = gradient + skipped[0]
         of_heads = layer.head_gradients(gradient)

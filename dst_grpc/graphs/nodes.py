@@ -1,9 +1,10 @@
 """The nodes of an attribution graph in their order, and the graph itself.
 
-Nodes are numbered from 0: first k features, by layer, then token, then feature; then L T errors, layer by layer; then
-T embeddings; last K targets. Shapes: A active features, k those of them that are nodes, L layers, T tokens, K targets,
-n = k + L T + T + K nodes, r = k + K readers, d residual
-channels.
+Nodes are numbered from 0: first k units, as a pass comes to them: by layer, in a layer those that read and write before
+others first, then by token, then by number; then E T errors, in the same order; then T embeddings; last K targets. A
+unit is a feature of a transcoder, a neuron, a head, or a latent of an autoencoder; many graphs have features alone, and
+names say "feature" for any unit. Shapes: A active units, k those of them that are nodes, E places with errors, T
+tokens, K targets, n = k + E T + T + K nodes, r = k + K readers, d residual channels.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
+_KINDS = tuple(GraphNodeKind)
 FREE_DIRECTION = -1
 """The token id of a target that is no token."""
 
@@ -51,7 +53,11 @@ class GraphNodes:
     n_layers: int
     """Layers of the model (L)."""
     active: Integers
-    """Layer, token and feature of each active feature, [A, 3], in ascending order."""
+    """Layer, token and number of each active unit, [A, 3], in the order of nodes."""
+    kinds: Integers
+    """Their kinds, as numbers, [A]."""
+    errors: tuple[tuple[GraphNodeKind, int], ...]
+    """The kind and layer of errors (E), of which there is one at each token."""
     activations: Floats
     """Their activations, [A]; none is 0."""
     selected: Integers
@@ -66,7 +72,7 @@ class GraphNodes:
 
     @property
     def n_features(self) -> int:
-        """Features that are nodes (k)."""
+        """Units that are nodes (k)."""
         return len(self.selected)
 
     @property
@@ -77,7 +83,7 @@ class GraphNodes:
     @property
     def first_embedding(self) -> int:
         """The first node that is an embedding."""
-        return self.first_error + self.n_layers * self.n_tokens
+        return self.first_error + len(self.errors) * self.n_tokens
 
     @property
     def first_target(self) -> int:
@@ -90,28 +96,33 @@ class GraphNodes:
 
     @cached_property
     def features(self) -> Integers:
-        """Layer, token and feature of the features that are nodes, [k, 3]."""
+        """Layer, token and number of the units that are nodes, [k, 3]."""
         return self.active[self.selected]
+
+    @cached_property
+    def feature_kinds(self) -> Integers:
+        """The kinds of the units that are nodes, as numbers, [k]."""
+        return self.kinds[self.selected]
 
     def kind(self, node: int) -> GraphNodeKind:
         """What *node* is; raises IndexError if there is no such node."""
         if not 0 <= node < len(self):
             raise IndexError(f"node {node} of {len(self)}")
         if node < self.first_error:
-            return GraphNodeKind.FEATURE
+            return _KINDS[int(self.feature_kinds[node]) - 1]
         if node < self.first_embedding:
-            return GraphNodeKind.ERROR
+            return self.errors[(node - self.first_error) // self.n_tokens][0]
         return GraphNodeKind.EMBEDDING if node < self.first_target else GraphNodeKind.TARGET
 
     def feature(self, node: int) -> tuple[int, int, int]:
-        """Layer, token and feature of *node*, which is a feature."""
+        """Layer, token and number of *node*, which is a unit."""
         layer, token, feature = self.features[node]
         return int(layer), int(token), int(feature)
 
     def error(self, node: int) -> tuple[int, int]:
         """Layer and token of *node*, which is an error."""
-        layer, token = divmod(node - self.first_error, self.n_tokens)
-        return layer, token
+        place, token = divmod(node - self.first_error, self.n_tokens)
+        return self.errors[place][1], token
 
     def embedding(self, node: int) -> int:
         """The token of *node*, which is an embedding."""
@@ -123,27 +134,22 @@ class GraphNodes:
 
     @cached_property
     def readers(self) -> Integers:
-        """The nodes that others act on, [k + K]: features and targets."""
+        """The nodes that others act on, [k + K]: units and targets."""
         return np.r_[: self.first_error, self.first_target : len(self)]
 
     @cached_property
     def layers(self) -> Integers:
-        """The layer of each node [n] that is a feature or an error; -1 of embeddings, L of targets."""
-        return np.concatenate(
-            (
-                self.features[:, 0],
-                np.repeat(np.arange(self.n_layers), self.n_tokens),
-                np.full(self.n_tokens, -1),
-                np.full(len(self.targets), self.n_layers),
-            )
-        )
+        """The layer of each node [n] that is a unit or an error; -1 of embeddings, L of targets."""
+        of_errors = np.repeat(np.array([layer for _, layer in self.errors], dtype=np.int64), self.n_tokens)
+        others = np.full(self.n_tokens, -1), np.full(len(self.targets), self.n_layers)
+        return np.concatenate((self.features[:, 0], of_errors, *others))
 
     @cached_property
     def tokens(self) -> Integers:
         """The token of each node, [n]; of targets, the last."""
-        every = np.arange(self.n_tokens)
+        every = np.tile(np.arange(self.n_tokens), len(self.errors) + 1)
         last = np.full(len(self.targets), self.n_tokens - 1)
-        return np.concatenate((self.features[:, 1], np.tile(every, self.n_layers), every, last))
+        return np.concatenate((self.features[:, 1], every, last))
 
     @cached_property
     def weights(self) -> Floats:
@@ -155,7 +161,7 @@ class GraphNodes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttributionGraph:
-    """A graph. Only features and targets are acted on: r = k + K readers."""
+    """A graph. Only units and targets are acted on: r = k + K readers."""
 
     nodes: GraphNodes
     """Its nodes."""
@@ -179,5 +185,5 @@ class AttributionGraph:
     def byte_count(self) -> int:
         """Bytes of its arrays."""
         nodes, targets = self.nodes, self.nodes.targets
-        arrays = (self.effects, nodes.token_ids, nodes.active, nodes.activations, nodes.selected)
+        arrays = (self.effects, nodes.token_ids, nodes.active, nodes.kinds, nodes.activations, nodes.selected)
         return sum(one.nbytes for one in (*arrays, targets.token_ids, targets.weights, targets.vectors))

@@ -16,11 +16,11 @@ from dst_grpc.domain.graph_answers import (
     GraphTargetInfo,
 )
 from dst_grpc.domain.graph_edges import GraphEdges
-from dst_grpc.errors import require
 from dst_grpc.graphs import building
 from dst_grpc.graphs.influence import scores
 from dst_grpc.pipeline.graph_parts import EDGES_AT_ONCE, edge_parts, node_parts, part, score_parts
 from dst_grpc.pipeline.graph_planner import GraphPlan
+from dst_grpc.pipeline.graph_sources import loaded_sources
 from dst_grpc.pipeline.stepped_answer import SteppedAnswer
 from dst_grpc.pipeline.whole_graph import WholeGraph, check_finishing, finishing_bytes, most_bytes, pruned, table_of
 
@@ -51,11 +51,12 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
     ) -> None:
         """As of any stepped answer; *check_room* raises Exhausted if a graph of so many bytes can never be kept."""
         super().__init__(asked, results, model, sets)
-        self._set = sets[asked.transcoders.name]
+        self._transcoders = "" if asked.transcoders is None else sets[asked.transcoders.name].handle
+        self._autoencoders = tuple(sets[entry.name].handle for entry in asked.autoencoders)
         self._check_room = check_room
         self._n_blocks = 0
         self._sends_rows = False
-        """Whether rows are sent as they are known: if all features are nodes, else nodes have no numbers yet."""
+        """Whether rows are sent as they are known: if all units are nodes, else nodes have no numbers yet."""
 
     @property
     def _n_passes(self) -> tuple[int, int]:
@@ -75,8 +76,9 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
 
     def _built(self) -> Generator[Parts, None, AttributionGraph]:
         """The graph; yields the parts of each step."""
-        transcoders = require(self._set.transcoders)
-        work = building.build(self._asked.question, self._model.decoder, transcoders, self._first.check)
+        asked = self._asked
+        sources = loaded_sources(asked.request.chosen_sources, asked.transcoders, asked.autoencoders, self._sets)
+        work = building.build(asked.question, self._model.decoder, sources, self._first.check)
         while True:
             try:
                 step = next(work)
@@ -85,7 +87,7 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
             yield self._begun(step) if step.phase is GraphPhase.RECORDING else self._added(step)
 
     def _begun(self, step: GraphStep) -> Parts:
-        """The parts of the step after which it is known which features are active."""
+        """The parts of the step after which it is known which units are active."""
         request, header = self._asked.request, self._header(step.candidates)
         if request.keep:
             self._check_room(header.byte_count)
@@ -107,13 +109,15 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
         return [*rows, part(_P.PROGRESS, GraphProgress(phase=step.phase, done=step.done, total=step.total))]
 
     def _header(self, candidates: GraphNodes) -> GraphHeader:
-        """The start of the answer, given the nodes that there would be if all active features were."""
+        """The start of the answer, given the nodes that there would be if all active units were."""
         asked, tokenizer = self._asked, self._model.tokenizer
-        n_active, most = len(candidates.active), asked.request.max_feature_nodes
+        n_active, most = len(candidates.active), asked.request.most_feature_nodes
         n_features = n_active if most is None else min(most, n_active)
         return GraphHeader(
             model=self._model.handle,
-            transcoders=self._set.handle,
+            transcoders=self._transcoders,
+            autoencoders=self._autoencoders,
+            sources=asked.request.chosen_sources,
             token_ids=asked.plan.token_ids,
             token_strings=asked.plan.token_strings,
             is_begin_token_added=asked.is_begin_token_added,
@@ -147,7 +151,9 @@ class GraphAnswer(SteppedAnswer[GraphPlan, GraphPart | WholeGraph]):
             return
         whole = WholeGraph(
             model=self._model.handle,
-            transcoders=self._set.handle,
+            transcoders=self._transcoders,
+            autoencoders=self._autoencoders,
+            sources=self._asked.request.chosen_sources,
             token_strings=self._asked.plan.token_strings,
             nodes=graph.nodes,
             edges=edges,

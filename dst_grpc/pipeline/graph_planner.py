@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dst_grpc.domain.graph import BeginToken, GraphRequest
+from dst_grpc.domain.graph import BeginToken, GraphRequest, GraphSource
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import DeriveRequest, Prompt
 from dst_grpc.errors import DstError, InvalidRequest, Reason, require
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun
 from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.findings import Findings
+from dst_grpc.pipeline.graph_sources import latent_sets
 from dst_grpc.pipeline.lookup import Lookup
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
@@ -38,8 +39,10 @@ _USUAL_BLOCK = 64
 class GraphPlan(SteppedPlan[GraphRequest]):
     """A request of Graph, checked and completed, its tensors looked up."""
 
-    transcoders: AutoencoderEntry
-    """The transcoders."""
+    transcoders: AutoencoderEntry | None
+    """The transcoders; None if features are no units."""
+    autoencoders: tuple[AutoencoderEntry, ...]
+    """The autoencoders whose latents are units."""
     targets: tuple[ChosenTarget, ...]
     """The targets, but for directions that are named by a handle; empty = the most probable tokens."""
     is_begin_token_added: bool
@@ -57,7 +60,7 @@ class GraphPlan(SteppedPlan[GraphRequest]):
         return GraphQuestion(
             token_ids=self.plan.token_ids,
             targets=self.targets or automatic,
-            max_feature_nodes=request.max_feature_nodes,
+            max_feature_nodes=request.most_feature_nodes,
             batch_size=request.batch_size,
             update_interval=request.update_interval,
             n_zeroed=self.n_zeroed,
@@ -66,7 +69,7 @@ class GraphPlan(SteppedPlan[GraphRequest]):
 
     @property
     def peak_bytes(self) -> int:
-        """What it may take: how many features are active, and so what it needs, is not known yet."""
+        """What it may take: how many units are active, and so what it needs, is not known yet."""
         return max(self.limit_bytes, self.plan.cost.peak_bytes)
 
     @property
@@ -81,7 +84,7 @@ class GraphPlan(SteppedPlan[GraphRequest]):
 
     @property
     def _n_rows(self) -> int:
-        return min(self.request.max_feature_nodes or _USUAL_FEATURES, _USUAL_FEATURES) + len(self.targets)
+        return min(self.request.most_feature_nodes or _USUAL_FEATURES, _USUAL_FEATURES) + len(self.targets)
 
     def with_tensors(self, tensors: TensorSource | None) -> GraphPlan:
         """The same plan with the directions that the request names by a handle.
@@ -111,7 +114,7 @@ def plan_graph(
 
     Args:
         request: the request.
-        registry: the models and transcoders that can be loaded.
+        registry: the models, transcoders and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
         limit_bytes: memory that a request may take that says nothing about it.
 
@@ -123,7 +126,7 @@ def plan_graph(
 
 
 def n_zeroed(family: str, tokens: tuple[int, ...]) -> int:
-    """How many of *tokens*, from the first, have neither features nor errors in a model of *family*."""
+    """How many of *tokens*, from the first, have neither features of transcoders nor errors in a model of *family*."""
     is_chat = family == "gemma3" and tokens[: len(_CHAT_OF_GEMMA_3)] == _CHAT_OF_GEMMA_3
     return len(_CHAT_OF_GEMMA_3) if is_chat else 1
 
@@ -140,10 +143,14 @@ class _GraphPlanner:
         request, findings = self._request, self._findings
         if findings.holds_stand_in("model"):
             raise findings.error()
+        sources = request.chosen_sources
+        has_features, transcoders = GraphSource.FEATURES in sources, None
         try:
             model = self._registry.model_entry(request.model or "")
             lookup = Lookup(self._registry, model, findings)
-            transcoders = lookup.transcoders(request.transcoders, "transcoders")
+            if has_features:
+                transcoders = lookup.transcoders(request.transcoders, "transcoders")
+            autoencoders = latent_sets(lookup, request.autoencoders, sources, findings)
         except DstError:
             if findings.known:
                 raise findings.error() from None
@@ -151,19 +158,21 @@ class _GraphPlanner:
         targets = self._targets(model)
         own = self._planned(request.prompt)
         plan = None if own is None else self._begun(own)
-        if own is None or plan is None or transcoders is None or findings.count:
+        if own is None or plan is None or findings.count:
             raise findings.error()
         # A pass as any other, so that values that are not finite are told of as of any other.
         last = ActivationLocationType.RESID_POST_MLP, model.dimensions.n_layers - 1
         handles = (*plan.handles, *lookup.handles)
-        run = replace(plan.also_recording([last]), shared_sets=(transcoders,), handles=handles)
+        sets = autoencoders if transcoders is None else (transcoders, *autoencoders)
+        run = replace(plan.also_recording([last]), shared_sets=sets, handles=handles)
         return GraphPlan(
             request=request,
             plan=costed(run, 0),
             transcoders=transcoders,
+            autoencoders=autoencoders,
             targets=targets,
             is_begin_token_added=plan.token_ids != own.token_ids,
-            n_zeroed=n_zeroed(model.checkpoint.family, plan.token_ids),
+            n_zeroed=n_zeroed(model.checkpoint.family, plan.token_ids) if has_features else 0,
             limit_bytes=self._limit_bytes if request.max_bytes is None else request.max_bytes,
         )
 

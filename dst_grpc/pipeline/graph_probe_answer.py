@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -40,6 +39,7 @@ from dst_grpc.graphs.local_model import LocalModel
 from dst_grpc.graphs.nodes import AttributionGraph
 from dst_grpc.graphs.recording import record
 from dst_grpc.pipeline.graph_probe_planner import ProbePlan
+from dst_grpc.pipeline.graph_sources import loaded_sources
 from dst_grpc.pipeline.stepped_answer import SteppedAnswer
 from dst_grpc.scalars.token_scoring import extreme_tokens
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.graphs.nodes import Floats
 
-_P, _K = GraphProbePartKind, GraphNodeKind
+_P, _KINDS = GraphProbePartKind, tuple(GraphNodeKind)
 _FEATURES_AT_ONCE = 256
 """Features whose tokens are scored in one step."""
 Parts = list[GraphProbePart]
@@ -90,11 +90,11 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
     @cached_property
     def _local(self) -> LocalModel:
         """The local replacement model of the prompt, whose layers are made when they are needed."""
-        asked, decoder = self._asked, self._model.decoder
-        transcoders, check = require(self._sets[asked.transcoders.name].transcoders), self._first.check
+        asked, decoder, check = self._asked, self._model.decoder, self._first.check
+        sources = loaded_sources(asked.graph.sources, asked.transcoders, asked.autoencoders, self._sets)
         self._n_runs += 1
-        recording = record(decoder, transcoders, asked.plan.token_ids, asked.n_zeroed, check)
-        return LocalModel(decoder, transcoders, recording, keeps_layers=False, check=check)
+        recording = record(decoder, sources, asked.plan.token_ids, asked.n_zeroed, check)
+        return LocalModel(decoder, sources, recording, keeps_layers=False, check=check)
 
     @cached_property
     def _graph(self) -> AttributionGraph:
@@ -179,8 +179,9 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
     def _scored(self, names: Sequence[str], top_k: int) -> Iterator[GraphScoredFeature]:
         """The tokens of the features of these *names*."""
         decoder, table, check = self._model.decoder, self._asked.graph.table, self._first.check
-        places = [self._graph.nodes.feature(table.place(name)) for name in names]
-        written, read = (torch.stack(rows) for rows in zip(*map(self._directions, places), strict=True))
+        written, read = (
+            torch.stack(rows) for rows in zip(*(self._directions(table.place(name)) for name in names), strict=True)
+        )
         of_logits = extreme_tokens(written.to(decoder.dtype), decoder.unembedding, top_k, check=check)
         mean = (written @ decoder.mean_unembedding.to(written.dtype)).float()
         of_logits = of_logits.minus(mean)
@@ -191,17 +192,18 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
                 node=name,
                 promoted=self._tokens(of_logits.top[i], of_logits.top_ids[i]),
                 suppressed=self._tokens(of_logits.bottom[i], of_logits.bottom_ids[i]),
-                read=self._tokens(of_embeddings.top[i], of_embeddings.top_ids[i]),
+                read=self._tokens(of_embeddings.top[i], of_embeddings.top_ids[i]) if bool(read[i].any()) else (),
             )
 
-    def _directions(self, place: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a feature (layer, token, feature) writes, through the final norm at scale 1, and what it projects the
-        residual on, its norm at scale 1; [d] each."""
-        (layer, _, feature), model = place, self._local
-        one = torch.tensor([feature], device=model.device)
-        rows = (model.transcoders.decoder_rows(layer, one, to)[0] for to in model.transcoders.written_layers(layer))
+    def _directions(self, node: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a unit writes, through the final norm at scale 1, and what it projects the residual on, its norm at
+        scale 1, [d] each; 0 if it reads no residual."""
+        model, place = self._local, int(self._graph.nodes.selected[node])
+        units = model.recording.units_of(place)
+        one = torch.tensor([place - units.first], device=model.device)
+        rows = (units.writes(one, to)[0] for to in units.written)
         written = model.decoder.final_norm.unit(torch.stack(list(rows)).sum(dim=0))
-        return written, model.layer(layer).at_unit_scale(model.transcoders.encoder_rows(layer, one))[0]
+        return written, units.read_direction(one)[0]
 
     def _tokens(self, scores: torch.Tensor, ids: torch.Tensor) -> tuple[GraphTokenScore, ...]:
         texts = self._model.tokenizer.token_strings(ids.tolist())
@@ -211,20 +213,18 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
         )
 
     def _name(self, place: int) -> str:
-        """The name of a node by its *place* among all active features, errors and embeddings; or of the constants."""
-        recording = self._local.recording
+        """The name of a node by its *place* among all active units, errors and embeddings; or of the constants."""
+        nodes = self._graph.nodes
         if place < 0:
             return CONSTANT
-        if place >= recording.n_active:
-            layer, token = divmod(place - recording.n_active, recording.n_tokens)
-            is_error = layer < len(recording.layers)
-            node = GraphNode(_K.ERROR, layer, token) if is_error else GraphNode(_K.EMBEDDING, token=token)
-            return str(node)
-        layer = bisect_right([one.features.first for one in recording.layers], place) - 1
-        features = recording.layers[layer].features
-        own = place - features.first
-        token, feature = int(features.active.tokens[own]), int(features.active.features[own])
-        return str(GraphNode(_K.FEATURE, layer, token, feature))
+        if place < len(nodes.active):
+            kind = _KINDS[int(nodes.kinds[place]) - 1]
+            return str(GraphNode(kind, *nodes.active[place].tolist()))
+        of_errors, token = divmod(place - len(nodes.active), nodes.n_tokens)
+        if of_errors == len(nodes.errors):
+            return str(GraphNode(GraphNodeKind.EMBEDDING, token=token))
+        kind, layer = nodes.errors[of_errors]
+        return str(GraphNode(kind, layer, token))
 
 
 def drawn(graph: AttributionGraph, count: int, seed: int) -> list[int]:

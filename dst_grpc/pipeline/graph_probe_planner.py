@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.graph import GraphSource
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.graph_probes import (
     GraphAttention,
     GraphEdgeHeads,
@@ -15,7 +17,6 @@ from dst_grpc.domain.graph_probes import (
     ProbeGraphRequest,
 )
 from dst_grpc.domain.requests import DeriveRequest, Prompt
-from dst_grpc.errors import require
 from dst_grpc.graphs.memory import probe_bytes
 from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.findings import Findings
@@ -33,14 +34,19 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.whole_graph import WholeGraph
 
 
+_ERROR = GraphNodeKind.ERROR
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbePlan(SteppedPlan[ProbeGraphRequest]):
     """A request of ProbeGraph, checked."""
 
     graph: WholeGraph
     """The graph."""
-    transcoders: AutoencoderEntry
-    """Its transcoders."""
+    transcoders: AutoencoderEntry | None
+    """Its transcoders; None if features are no units."""
+    autoencoders: tuple[AutoencoderEntry, ...]
+    """The autoencoders whose latents are units."""
     n_zeroed: int
     """Tokens, from the first, at which transcoders have neither features nor errors."""
 
@@ -48,7 +54,8 @@ class ProbePlan(SteppedPlan[ProbeGraphRequest]):
     def peak_bytes(self) -> int:
         """Estimated memory, without weights."""
         config = self.plan.model.checkpoint.config
-        return self.plan.cost.peak_bytes + probe_bytes(config, len(self.plan.token_ids), len(self.graph.nodes.active))
+        nodes = self.graph.nodes
+        return self.plan.cost.peak_bytes + probe_bytes(config, nodes.n_tokens, len(nodes.active), len(nodes.errors))
 
     @property
     def floating_point_operations(self) -> int:
@@ -79,30 +86,32 @@ def plan_probe(
     Args:
         request: the request.
         graph: the kept graph.
-        registry: the models and transcoders that can be loaded.
+        registry: the models, transcoders and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
 
     Raises:
         InvalidRequest: listing every node, layer, head or position that the graph does not have, and those of *known*.
-        NotFound: if its model or transcoders are no longer served as they were.
+        NotFound: if its model, transcoders or autoencoders are no longer served as they were.
     """
     findings = Findings.after(known)
     model = registry.model_entry(graph.model)
     lookup = Lookup(registry, model, findings)
-    transcoders = lookup.transcoders(graph.transcoders, "graph")
+    transcoders = lookup.transcoders(graph.transcoders, "graph") if graph.transcoders else None
+    autoencoders = tuple(lookup.sets(graph.autoencoders, "graph").values())
     _check(request, graph, model.dimensions.n_heads, findings)
     prompt = Prompt(token_ids=tuple(graph.nodes.token_ids.tolist()))
     plan = plan_run(DeriveRequest(prompt=prompt, model=graph.model), registry, findings)
     if plan is None or findings.count:
         raise findings.error()
-    found = require(transcoders)
-    run = replace(plan, shared_sets=(found,), handles=(*plan.handles, *lookup.handles))
+    sets = autoencoders if transcoders is None else (transcoders, *autoencoders)
+    run = replace(plan, shared_sets=sets, handles=(*plan.handles, *lookup.handles))
     return ProbePlan(
         request=request,
         plan=costed(run, 0),
         graph=graph,
-        transcoders=found,
-        n_zeroed=n_zeroed(model.checkpoint.family, plan.token_ids),
+        transcoders=transcoders,
+        autoencoders=autoencoders,
+        n_zeroed=n_zeroed(model.checkpoint.family, plan.token_ids) if transcoders is not None else 0,
     )
 
 
@@ -122,6 +131,10 @@ def _check(request: ProbeGraphRequest, graph: WholeGraph, n_heads: int, findings
             if one.first_free_layer is not None:
                 path = f"interventions.interventions[{i}].first_free_layer"
                 check_below(path, one.first_free_layer, n_layers, "layers")
+    elif isinstance(request.probe, GraphEdgeHeads):
+        at_mlps = GraphSource.HEADS not in graph.sources and {kind for kind, _ in graph.nodes.errors} <= {_ERROR}
+        problem = "units of the graph stand for heads, or for what heads write into: its edges pass through no others"
+        findings.check(at_mlps, "edge_heads", problem)
     elif isinstance(request.probe, GraphAttention):
         check_below("attention.layer", request.probe.layer, n_layers, "layers")
         check_below("attention.head", request.probe.head, n_heads, "heads")

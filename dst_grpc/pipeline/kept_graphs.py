@@ -139,6 +139,8 @@ class KeptGraphs:
             expire_time=datetime.now(UTC) + timedelta(seconds=left),
             model=graph.model,
             transcoders=graph.transcoders,
+            autoencoders=graph.autoencoders,
+            sources=graph.sources,
             prompt="".join(graph.token_strings)[:MAX_PROMPT_CHARACTERS],
             node_count=len(graph.nodes),
         )

@@ -18,6 +18,7 @@ from dst_grpc.graphs.nodes import AttributionGraph
 if TYPE_CHECKING:
     from typing import Any
 
+    from dst_grpc.domain.graph import GraphSource
     from dst_grpc.domain.results import Provenance
     from dst_grpc.graphs.influence import GraphScores
     from dst_grpc.graphs.nodes import GraphNodes
@@ -32,7 +33,7 @@ _FINISHING_BYTES = 22
 
 
 def most_bytes(candidates: GraphNodes, n_features: int) -> int:
-    """At most so many bytes does a graph take of which *n_features* of *candidates* are nodes: only features and
+    """At most so many bytes does a graph take of which *n_features* of *candidates* are nodes: only units and
     targets have edges into them."""
     n_nodes = len(candidates) - len(candidates.active) + n_features
     of_edges = _EDGE_BYTES * (n_features + len(candidates.targets)) * (n_nodes + 1)
@@ -55,7 +56,7 @@ def check_finishing(needed: int, limit: int) -> None:
 
 
 def _bytes_of(nodes: GraphNodes) -> int:
-    arrays = (nodes.active, nodes.activations, nodes.selected, nodes.targets.vectors)
+    arrays = (nodes.active, nodes.kinds, nodes.activations, nodes.selected, nodes.targets.vectors)
     return sum(one.nbytes for one in arrays)
 
 
@@ -78,7 +79,11 @@ class WholeGraph:
     model: str
     """Handle of its model."""
     transcoders: str
-    """Handle of its transcoders."""
+    """Handle of its transcoders; empty if features are no units."""
+    autoencoders: tuple[str, ...]
+    """Handles of the autoencoders whose latents are units."""
+    sources: tuple[GraphSource, ...]
+    """What its units are."""
     token_strings: tuple[str, ...]
     """Its prompt."""
     nodes: GraphNodes
@@ -86,7 +91,7 @@ class WholeGraph:
     edges: GraphEdges
     """Its edges; their targets ascend."""
     of_graph: GraphScores
-    """How much of it passes through features rather than errors."""
+    """How much of it passes through units rather than errors."""
     scores: GraphNodeScores
     """Of all nodes, as the request for it prunes them."""
     provenance: Provenance
@@ -137,8 +142,9 @@ def table_of(nodes: GraphNodes) -> GraphNodeTable:
     """*nodes* as they are sent."""
     return GraphNodeTable.of(
         features=nodes.features,
+        kinds=nodes.feature_kinds,
         activations=nodes.activations[nodes.selected],
-        n_layers=nodes.n_layers,
+        errors=nodes.errors,
         token_ids=nodes.token_ids.tolist(),
         target_ids=nodes.targets.token_ids.tolist(),
         target_names=nodes.targets.names,

@@ -21,6 +21,7 @@ from dst_grpc.graphs.building import build
 from dst_grpc.graphs.influence import scores
 from dst_grpc.graphs.nodes import AttributionGraph
 from dst_grpc.graphs.question import GraphQuestion
+from dst_grpc.graphs.sources import Sources
 from scripts.embedded import evaluate
 from scripts.embedded.packing import BLOCK_LENGTH, FULL_TEXT, Blocks, Lesson, led, lesson_blocks, separator_id
 from scripts.embedded.train_transcoders import SEED, Transcoder, pairs, randomised, replaced, switched_off
@@ -97,7 +98,7 @@ def decoder_of(model_folder: Path) -> Decoder:
 
 def graph_of(prompt: Sequence[int], decoder: Decoder, transcoders: Transcoders) -> AttributionGraph:
     """The whole graph of the likeliest tokens after a prompt."""
-    steps = build(GraphQuestion(token_ids=tuple(prompt)), decoder, transcoders)
+    steps = build(GraphQuestion(token_ids=tuple(prompt)), decoder, Sources(transcoders))
     while True:
         try:
             next(steps)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from dst_grpc.domain.graph import GraphRequest, GraphTarget
+from dst_grpc.domain.graph import GraphRequest, GraphSource, GraphTarget
 from dst_grpc.domain.graph_answers import GraphNodeScores
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.domain.graph_node_table import GraphNodeTable
@@ -32,7 +32,7 @@ from dst_grpc.domain.request_tensors import RequestTensor
 from tests.arbitrary.basic import built, names, optional, own, texts, tuples, uint64
 from tests.arbitrary.requests import prompts
 
-nodes = st.sampled_from(["f3.120@5", "e0@1", "t5", "logit:464", "target:a name"])
+nodes = st.sampled_from(["f3.120@5", "h0.2@1", "e0@1", "t5", "logit:464", "target:a name"])
 shares = st.floats(0, 1)
 
 
@@ -100,12 +100,21 @@ directions = built(
     GraphTarget, token=st.none(), token_id=st.none(), direction=vectors, name=texts.filter(bool), weight=weights
 )
 own(GraphTarget, tokens | ids | directions)
-own(
-    GraphRequest,
-    built(
+_S = GraphSource
+sources = st.sampled_from(
+    [(), (_S.FEATURES,), (_S.HEADS, _S.NEURONS), (_S.FEATURES, _S.HEADS), (_S.LATENTS,), (_S.LATENTS, _S.FEATURES)]
+)
+
+
+def _requests(chosen: tuple[GraphSource, ...]) -> st.SearchStrategy[GraphRequest]:
+    """Requests with *chosen* sources."""
+    has_features, has_latents = _S.FEATURES in (chosen or [_S.FEATURES]), _S.LATENTS in chosen
+    return built(
         GraphRequest,
         prompt=prompts,
-        transcoders=optional(names),
+        sources=st.just(chosen),
+        transcoders=optional(names) if has_features else st.none(),
+        autoencoders=tuples(names, min_size=1, unique=True) if has_latents else st.just(()),
         model=optional(names),
         targets=tuples(tokens | ids | directions, unique_by=lambda one: (one.token, one.token_id, one.name)),
         max_n_logits=st.integers(1, 1000),
@@ -116,8 +125,10 @@ own(
         node_threshold=shares,
         edge_threshold=shares,
         max_bytes=optional(uint64),
-    ),
-)
+    )
+
+
+own(GraphRequest, sources.flatmap(_requests))
 own(GraphNeighbours, built(GraphNeighbours, node=nodes, top_k=st.integers(1, 100_000)))
 own(
     GraphPathQuery,

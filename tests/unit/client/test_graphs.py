@@ -298,7 +298,7 @@ CORRUPT: dict[str, Callable[[Any], list[GraphPart]]] = {
     "no summary": lambda parts: without(parts, _P.SUMMARY),
     "too few nodes": lambda parts: damaged(parts, _P.HEADER, node_count=len(GRAPH) + 1),
     "another order": lambda parts: damaged(parts, _P.NODES, nodes=np.zeros(len(GRAPH) // 2, np.int32)),
-    "another kind": lambda parts: damaged(parts, _P.NODES, kinds=np.full(len(GRAPH) // 2, 9, np.int32)),
+    "another kind": lambda parts: damaged(parts, _P.NODES, kinds=np.full(len(GRAPH) // 2, 99, np.int32)),
     "other scores": lambda parts: damaged(parts, _P.SCORES, nodes=GRAPH.table.nodes + 1),
     "edges of others": lambda parts: damaged(parts, _P.EDGES, targets=parts[6].value.targets + 1000),
 }

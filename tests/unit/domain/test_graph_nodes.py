@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, GraphNodeTable
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNode, GraphNodeKind, GraphNodeTable
 from dst_grpc.errors import InvalidRequest
 from tests.random_graphs import random_graph
 
@@ -16,8 +16,8 @@ texts = st.text(min_size=1, max_size=5) | st.sampled_from(["logit:5", "target:x"
 
 
 @given(
-    st.builds(GraphNode, st.just(GraphNodeKind.FEATURE), indices, indices, indices)
-    | st.builds(GraphNode, st.just(GraphNodeKind.ERROR), indices, indices)
+    st.builds(GraphNode, st.sampled_from(UNIT_KINDS), indices, indices, indices)
+    | st.builds(GraphNode, st.sampled_from(ERROR_KINDS), indices, indices)
     | st.builds(GraphNode, st.just(GraphNodeKind.EMBEDDING), token=indices)
     | st.builds(GraphNode, st.just(GraphNodeKind.TARGET), feature=indices)
     | st.builds(GraphNode, st.just(GraphNodeKind.TARGET), direction=texts)
@@ -42,6 +42,11 @@ def test_a_name_says_what_a_node_is(node: GraphNode) -> None:
         "logit:x",
         "target:",
         "0_3_5",
+        "n3@5",
+        "h3.2",
+        "m3.17@5",
+        "a3.error",
+        "r3.lerror@5",
     ],
 )
 def test_what_is_no_name_is_refused(name: str) -> None:
@@ -49,18 +54,19 @@ def test_what_is_no_name_is_refused(name: str) -> None:
         GraphNode.named(name)
 
 
-def test_nodes_are_numbered_features_errors_embeddings_targets() -> None:
+def test_nodes_are_numbered_units_errors_embeddings_targets() -> None:
     table = GraphNodeTable.of(
         features=np.array([[0, 1, 9], [1, 0, 4]]),
+        kinds=np.array([GraphNodeKind.FEATURE.number, GraphNodeKind.HEAD.number]),
         activations=np.array([0.5, 2.0]),
-        n_layers=2,
+        errors=[(GraphNodeKind.ERROR, 0), (GraphNodeKind.RESIDUAL_ERROR, 1)],
         token_ids=[30, 31],
         target_ids=[7, -1],
         target_names=["", "up"],
     )
     expected = [
-        *[("feature", 0, 1, 9, 0.5), ("feature", 1, 0, 4, 2.0)],
-        *[("error", layer, token, -1, 0.0) for layer in (0, 1) for token in (0, 1)],
+        *[("feature", 0, 1, 9, 0.5), ("head", 1, 0, 4, 2.0)],
+        *[(kind, layer, token, -1, 0.0) for layer, kind in enumerate(("error", "residual_error")) for token in (0, 1)],
         *[("embedding", -1, 0, 30, 0.0), ("embedding", -1, 1, 31, 0.0)],
         *[("target", -1, 1, 7, 0.0), ("target", -1, 1, -1, 0.0)],
     ]
@@ -68,7 +74,11 @@ def test_nodes_are_numbered_features_errors_embeddings_targets() -> None:
     columns = (table.layers, table.tokens, table.features, table.activations)
     assert list(zip(kinds, *(column.tolist() for column in columns), strict=True)) == expected
     assert table.nodes.tolist() == list(range(10))
-    assert table.names == ("f0.9@1", "f1.4@0", "e0@0", "e0@1", "e1@0", "e1@1", "t0", "t1", "logit:7", "target:up")
+    assert table.names == (
+        *("f0.9@1", "h1.4@0", "e0@0", "e0@1", "r1.error@0", "r1.error@1"),
+        *("t0", "t1", "logit:7", "target:up"),
+    )
+    assert table.depths.tolist() == [0, 1, *[-1] * 6, 10, 10]
     assert {column.dtype for column in columns} == {np.dtype(np.int32), np.dtype(np.float32)}
 
 
@@ -107,8 +117,9 @@ def test_a_restriction_leaves_nodes_of_its_layers_tokens_and_kinds() -> None:
 def test_the_nearest_nodes_share_most_with_what_is_missing() -> None:
     table = GraphNodeTable.of(
         features=np.array([(0, 1, 7), (0, 3, 9), (1, 1, 7), (1, 1, 20), (1, 2, 20), (1, 3, 20)]),
+        kinds=np.full(6, GraphNodeKind.FEATURE.number),
         activations=np.ones(6),
-        n_layers=2,
+        errors=[(GraphNodeKind.ERROR, 0), (GraphNodeKind.ERROR, 1)],
         token_ids=(5, 5, 5, 5),
         target_ids=(7, -1, 464),
         target_names=("", "upwards", ""),

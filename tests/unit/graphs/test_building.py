@@ -19,11 +19,13 @@ from dst_grpc.graphs.building import build
 from dst_grpc.graphs.memory import GraphMemory
 from dst_grpc.graphs.nodes import FREE_DIRECTION, AttributionGraph
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun
+from dst_grpc.graphs.sources import Sources
 from tests import models
 from tests.models import ARCHITECTURES, TOKENS
 from tests.transcoders import TensorTranscoder, random_transcoders
 
 from .building import built
+from .test_units import SOURCES
 
 CONFIG = ARCHITECTURES["gemma"]
 DECODER = models.decoder(config=CONFIG)
@@ -33,7 +35,7 @@ QUESTION = GraphQuestion(token_ids=TOKENS, batch_size=3, update_interval=2)
 
 def memory(question: GraphQuestion, graph: AttributionGraph) -> GraphMemory:
     n_active, n_targets = len(graph.nodes.active), len(graph.nodes.targets)
-    return GraphMemory.of(question, DECODER, TRANSCODERS, n_active=n_active, n_targets=n_targets)
+    return GraphMemory.of(question, DECODER, Sources(TRANSCODERS), n_active=n_active, n_targets=n_targets)
 
 
 # Steps
@@ -86,7 +88,7 @@ def test_no_autograd_is_recorded() -> None:
 
 def test_a_cancelled_graph_ends_at_its_next_layer() -> None:
     cancellation = Cancellation()
-    building = build(QUESTION, DECODER, TRANSCODERS, cancellation.check)
+    building = build(QUESTION, DECODER, Sources(TRANSCODERS), cancellation.check)
     next(building)
     cancellation.cancel()
     with pytest.raises(Cancelled):
@@ -119,8 +121,8 @@ def test_a_graph_in_the_least_memory_is_the_same_in_smaller_steps(limit: int | N
 def test_what_does_not_fit_is_refused_with_numbers_once_features_are_known() -> None:
     graph, _ = built(QUESTION, DECODER, TRANSCODERS)
     needed = memory(QUESTION, graph).needed
-    with pytest.raises(Exhausted, match="active features needs about") as caught:
-        next(build(replace(QUESTION, memory_bytes=needed - 1), DECODER, TRANSCODERS))
+    with pytest.raises(Exhausted, match="active units needs about") as caught:
+        next(build(replace(QUESTION, memory_bytes=needed - 1), DECODER, Sources(TRANSCODERS)))
     assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
     assert caught.value.metadata["needed_bytes"] == str(needed)
     assert caught.value.metadata["active_features"] == str(len(graph.nodes.active))
@@ -131,9 +133,9 @@ def test_what_can_never_fit_is_refused_before_the_pass() -> None:
         raise AssertionError("the pass began")
 
     with pytest.raises(
-        Exhausted, match=r"tokens needs about \d+ bytes even without features and may have 1000; ask for fewer tokens$"
+        Exhausted, match=r"tokens needs about \d+ bytes even without units and may have 1000; ask for fewer tokens$"
     ):
-        next(build(replace(QUESTION, memory_bytes=1000), DECODER, TRANSCODERS, never))
+        next(build(replace(QUESTION, memory_bytes=1000), DECODER, Sources(TRANSCODERS), never))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma"])
@@ -146,12 +148,36 @@ def test_a_graph_takes_no_more_than_is_estimated(architecture: str, is_tight: bo
     nodes = built(question, decoder, transcoders)[0].nodes
     sizes = {"n_active": len(nodes.active), "n_targets": len(nodes.targets)}
     if is_tight:
-        needed = GraphMemory.of(question, decoder, transcoders, **sizes).needed
+        needed = GraphMemory.of(question, decoder, Sources(transcoders), **sizes).needed
         question = replace(question, memory_bytes=needed)
-    estimate = GraphMemory.of(question, decoder, transcoders, **sizes)
+    estimate = GraphMemory.of(question, decoder, Sources(transcoders), **sizes)
     assert estimate.keeps_layers is not is_tight
     taken = peak_bytes(lambda: built(question, decoder, transcoders))  # of tensors, which rows are not
     assert taken <= estimate.peak - estimate.rows <= 4 * taken
+
+
+@pytest.mark.parametrize("name", ["neurons and heads", "latents of neurons", "neurons and latents of attention"])
+def test_a_graph_of_other_units_takes_no_more_than_is_estimated(name: str) -> None:
+    config = replace(ARCHITECTURES["gemma"], d_model=48, d_mlp=96, context_window=60)
+    decoder, sources = models.decoder(config=config), SOURCES[name](config)
+    question = GraphQuestion(token_ids=tuple(i % 19 for i in range(60)), max_feature_nodes=60, n_zeroed=0)
+    nodes = built(question, decoder, sources)[0].nodes
+    sizes = {"n_active": len(nodes.active), "n_targets": len(nodes.targets)}
+    needed = GraphMemory.of(question, decoder, sources, **sizes).needed
+    for limit in (question.memory_bytes, needed):
+        asked = replace(question, memory_bytes=limit)
+        estimate = GraphMemory.of(asked, decoder, sources, **sizes)
+        taken = peak_bytes(lambda asked=asked: built(asked, decoder, sources))  # type: ignore[misc]
+        assert taken <= estimate.peak - estimate.rows <= 5 * taken
+
+
+def test_a_graph_of_neurons_that_can_never_fit_is_refused_before_the_pass() -> None:
+    def never() -> None:
+        raise AssertionError("the pass began")
+
+    sources, question = Sources(has_neurons=True), replace(QUESTION, memory_bytes=200_000)
+    with pytest.raises(Exhausted, match=f"with {CONFIG.n_layers * len(TOKENS) * CONFIG.d_mlp} active units needs"):
+        next(build(question, DECODER, sources, never))
 
 
 # Targets

@@ -18,20 +18,22 @@ from dst_grpc.graphs.local_model import LocalModel
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion
 from dst_grpc.graphs.recording import record
+from dst_grpc.graphs.sources import Sources
 from tests import models
 from tests.models import ARCHITECTURES, TOKENS
 from tests.transcoders import random_transcoders
 
-from .building import built
+from .building import built, sources_of
 from .frozen_run import FrozenRun
 from .test_truth import KINDS
 
 
-def graph_of(decoder: Decoder, transcoders: Transcoders) -> tuple[AttributionGraph, LocalModel]:
+def graph_of(decoder: Decoder, given: Sources | Transcoders) -> tuple[AttributionGraph, LocalModel]:
     chosen = ChosenTarget(token_id=5), ChosenTarget(token_id=2)
-    graph, _ = built(GraphQuestion(token_ids=TOKENS, targets=chosen), decoder, transcoders)
-    recording = record(decoder, transcoders, TOKENS, 1, never_cancelled)
-    return graph, LocalModel(decoder, transcoders, recording, keeps_layers=True, check=never_cancelled)
+    graph, _ = built(GraphQuestion(token_ids=TOKENS, targets=chosen), decoder, given)
+    sources = sources_of(given)
+    recording = record(decoder, sources, TOKENS, 1, never_cancelled)
+    return graph, LocalModel(decoder, sources, recording, keeps_layers=True, check=never_cancelled)
 
 
 def strong_edges(graph: AttributionGraph) -> list[tuple[int, int]]:
@@ -83,7 +85,7 @@ def _effect(decoder: Decoder, base: FrozenRun, nodes: GraphNodes, target: int, w
     found = []
     for size in (1.0, 0.0):
         embedding = torch.zeros(()) if writes.embedding is None else size * writes.embedding
-        seen = run.changed(embedding, {layer: size * write for layer, write in writes.mlps.items()})
+        seen = run.changed(embedding, {layer: size * write for (layer, _), write in writes.places.items()})
         if target < nodes.first_target:
             found.append(run.pre_activation_change(nodes.feature(target), seen))
         else:

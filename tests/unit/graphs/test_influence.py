@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.graphs.influence import Pruned, input_sums, node_influence, prune, scores
 from dst_grpc.graphs.nodes import AttributionGraph, GraphNodes, GraphTargets
 from dst_grpc.graphs.selection import partial_influence
@@ -26,6 +27,8 @@ def small(edges: dict[tuple[int, int], float], weight: float = 1.0) -> Attributi
         token_ids=np.array([1]),
         n_layers=1,
         active=np.array([[0, 0, 4], [0, 0, 5]]),
+        kinds=np.full(2, GraphNodeKind.FEATURE.number),
+        errors=tuple((GraphNodeKind.ERROR, layer) for layer in range(1)),
         activations=np.ones(2, dtype=np.float32),
         selected=np.array([0, 1]),
         targets=targets,

@@ -7,14 +7,15 @@ import pytest
 from dst_grpc.errors import Exhausted
 from dst_grpc.graphs.memory import GraphMemory
 from dst_grpc.graphs.question import GraphQuestion
+from dst_grpc.graphs.sources import Sources
 from tests.graph_goldens import golden_model, golden_transcoders
 
-DECODER, TRANSCODERS = golden_model("gpt2").decoder, golden_transcoders("gpt2", "plt_relu")
+DECODER, SOURCES = golden_model("gpt2").decoder, Sources(golden_transcoders("gpt2", "plt_relu"))
 
 
 def memory(limit: int, n_tokens: int = 50) -> GraphMemory:
     question = GraphQuestion(token_ids=(0,) * n_tokens, memory_bytes=limit)
-    return GraphMemory.of(question, DECODER, TRANSCODERS, n_active=500, n_targets=5)
+    return GraphMemory.of(question, DECODER, SOURCES, n_active=500, n_targets=5)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9, 50, 2000])

@@ -13,6 +13,8 @@ def nodes() -> GraphNodes:
         token_ids=np.array([0, 7, 5]),
         n_layers=2,
         active=np.array([[0, 1, 4], [0, 2, 3], [1, 2, 9]]),
+        kinds=np.full(3, GraphNodeKind.FEATURE.number),
+        errors=tuple((GraphNodeKind.ERROR, layer) for layer in range(2)),
         activations=np.array([0.5, 1.5, 2.5], dtype=np.float32),
         selected=np.array([0, 2]),
         targets=GraphTargets(

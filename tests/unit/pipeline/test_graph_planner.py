@@ -11,10 +11,10 @@ import torch
 
 from dst_grpc.client import GraphRequest, make_graph_request
 from dst_grpc.contexts.registry import Registry
-from dst_grpc.domain.graph import GraphTarget
+from dst_grpc.domain.graph import DEFAULT_NEURON_NODES, GraphSource, GraphTarget
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import Prompt
-from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations
+from dst_grpc.errors import InvalidRequest, NotFound, Reason, Violations, require
 from dst_grpc.graphs.question import MostProbable
 from dst_grpc.pipeline.graph_planner import GraphPlan, n_zeroed, plan_graph
 from tests.graph_goldens import model_folder
@@ -83,7 +83,7 @@ def test_transcoders_are_leased_with_the_model() -> None:
     for name in (PLT, "gpt2/clt_relu"):
         found = plan(transcoders=name)
         assert [entry.name for entry in found.plan.autoencoders] == [name]
-        assert found.transcoders.name == name
+        assert require(found.transcoders).name == name
     handle = REGISTRY.autoencoder_entry(PLT, "gpt2").handle
     assert plan(transcoders=handle).plan.handles == (handle,)
 
@@ -104,7 +104,7 @@ def test_the_only_transcoders_of_a_model_need_no_name(tmp_path: Path) -> None:
     request = make_graph_request((0, 5, 6))
     assert request.transcoders is None
     found = plan_graph(request, only(tmp_path, "plt_relu"), limit_bytes=LIMIT)
-    assert found.transcoders.name == "m/plt_relu"
+    assert require(found.transcoders).name == "m/plt_relu"
 
 
 @pytest.mark.parametrize("names", [(), ("clt_relu", "plt_relu")])
@@ -215,3 +215,60 @@ def test_the_digest_is_of_all_that_determines_the_numbers() -> None:
 )
 def test_chat_prompts_of_gemma_3_have_four_zeroed_tokens(family: str, tokens: tuple[int, ...], expected: int) -> None:
     assert n_zeroed(family, tokens) == expected
+
+
+# Sources
+
+EMBEDDED = Registry.build()
+
+
+def of_embedded(**arguments: Any) -> GraphPlan:
+    """The plan of a request to the model of the package."""
+    return plan_graph(make_graph_request((5, 6), model="embedded", **arguments), EMBEDDED, limit_bytes=LIMIT)
+
+
+def refused(**arguments: Any) -> dict[str, str]:
+    """What is said of each field of a request to the model of the package."""
+    with pytest.raises(InvalidRequest) as caught:
+        of_embedded(**arguments)
+    return {violation.field: violation.description for violation in caught.value.violations}
+
+
+@pytest.mark.parametrize("sources", ["heads", "neurons", ("neurons", "heads")])
+def test_neurons_and_heads_need_no_transcoders(sources: Any) -> None:
+    found = of_embedded(sources=sources)
+    assert (found.transcoders, found.autoencoders, found.n_zeroed) == (None, (), 0)
+    assert found.plan.autoencoders == ()
+    assert found.question.max_feature_nodes == (None if sources == "heads" else DEFAULT_NEURON_NODES)
+    assert of_embedded(sources=sources, max_feature_nodes=7).question.max_feature_nodes == 7
+
+
+def test_sets_whose_latents_are_sources_are_leased_with_transcoders() -> None:
+    both = of_embedded(sources=("features", "latents"), autoencoders="embedded/resid_delta_attn")
+    assert [entry.name for entry in both.plan.autoencoders] == ["embedded/mlp_transcoders", "embedded/resid_delta_attn"]
+    assert both.n_zeroed == 1
+    alone = of_embedded(autoencoders=("embedded/resid_delta_attn", "embedded/mlp_post_act"))
+    assert alone.request.chosen_sources == (GraphSource.LATENTS,)
+    assert [entry.name for entry in alone.autoencoders] == ["embedded/resid_delta_attn", "embedded/mlp_post_act"]
+
+
+def test_sources_that_stand_for_the_same_are_refused() -> None:
+    assert "both stand for what MLPs write" in refused(sources=("features", "neurons"))["sources"]
+    assert "are sources already" in refused(sources=("heads", "heads"))["sources[1]"]
+    for source, name in (
+        ("features", "embedded/mlp_post_act"),
+        ("neurons", "embedded/resid_delta_mlp"),
+        ("heads", "embedded/resid_delta_attn"),
+    ):
+        found = refused(sources=(source, "latents"), autoencoders=name)
+        assert f"and so do {source}" in found["autoencoders[0]"]
+
+
+def test_sets_are_named_for_their_sources_alone() -> None:
+    assert "is required" in refused(sources="latents")["autoencoders"]
+    found = refused(sources="heads", autoencoders="embedded/mlp_post_act", transcoders="embedded/mlp_transcoders")
+    assert {field: "must be absent" in said for field, said in found.items()} == {
+        "autoencoders": True,
+        "transcoders": True,
+    }
+    assert "set of transcoders" in refused(autoencoders="embedded/mlp_transcoders")["autoencoders[0]"]

@@ -22,7 +22,7 @@ from dst_grpc.domain.graph_probes import (
 from dst_grpc.domain.graph_queries import GraphNodeFilter
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import Prompt
-from dst_grpc.errors import InvalidRequest, NotFound, Violations
+from dst_grpc.errors import InvalidRequest, NotFound, Violations, require
 from dst_grpc.pipeline.graph_probe_answer import drawn
 from dst_grpc.pipeline.graph_probe_planner import ProbePlan, plan_probe
 from tests.graph_goldens import golden_graph, model_folder
@@ -52,7 +52,7 @@ def one(*settings: GraphFeatureSetting, first_free_layer: int | None = None) -> 
 def test_the_prompt_of_the_graph_is_run_with_its_contexts() -> None:
     found = plan(one(SETTING))
     assert found.plan.token_ids == tuple(GRAPH.nodes.token_ids.tolist())
-    assert found.transcoders.name == "gpt2/plt_relu"
+    assert require(found.transcoders).name == "gpt2/plt_relu"
     assert found.n_zeroed == 1
     assert found.peak_bytes > found.plan.cost.peak_bytes
     assert found.digest("m", ["t"]) == plan(one(SETTING)).digest("m", ["t"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dst_grpc.domain.graph import GraphSource
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.graphs.influence import scores
 from dst_grpc.pipeline.whole_graph import WholeGraph, pruned
@@ -16,6 +17,8 @@ def whole_graph(name: str = "gpt2_plt_relu_whole") -> WholeGraph:
     return WholeGraph(
         model="gpt2",
         transcoders="gpt2/plt_relu",
+        autoencoders=(),
+        sources=(GraphSource.FEATURES,),
         token_strings=tuple(f" w{token}" for token in graph.nodes.token_ids),
         nodes=graph.nodes,
         edges=edges,

@@ -20,6 +20,14 @@ class BeginToken(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BEGIN_TOKEN_AUTOMATIC: _ClassVar[BeginToken]
     BEGIN_TOKEN_AS_GIVEN: _ClassVar[BeginToken]
 
+class GraphSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRAPH_SOURCE_UNSPECIFIED: _ClassVar[GraphSource]
+    GRAPH_SOURCE_FEATURES: _ClassVar[GraphSource]
+    GRAPH_SOURCE_NEURONS: _ClassVar[GraphSource]
+    GRAPH_SOURCE_HEADS: _ClassVar[GraphSource]
+    GRAPH_SOURCE_LATENTS: _ClassVar[GraphSource]
+
 class GraphEdgeSelection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     GRAPH_EDGE_SELECTION_UNSPECIFIED: _ClassVar[GraphEdgeSelection]
@@ -42,6 +50,13 @@ class GraphNodeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRAPH_NODE_KIND_ERROR: _ClassVar[GraphNodeKind]
     GRAPH_NODE_KIND_EMBEDDING: _ClassVar[GraphNodeKind]
     GRAPH_NODE_KIND_TARGET: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_NEURON: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_HEAD: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_MLP_LATENT: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_ATTENTION_LATENT: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_RESIDUAL_LATENT: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_ATTENTION_ERROR: _ClassVar[GraphNodeKind]
+    GRAPH_NODE_KIND_RESIDUAL_ERROR: _ClassVar[GraphNodeKind]
 
 class GraphEdgeDirection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,6 +67,11 @@ class GraphEdgeDirection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 BEGIN_TOKEN_UNSPECIFIED: BeginToken
 BEGIN_TOKEN_AUTOMATIC: BeginToken
 BEGIN_TOKEN_AS_GIVEN: BeginToken
+GRAPH_SOURCE_UNSPECIFIED: GraphSource
+GRAPH_SOURCE_FEATURES: GraphSource
+GRAPH_SOURCE_NEURONS: GraphSource
+GRAPH_SOURCE_HEADS: GraphSource
+GRAPH_SOURCE_LATENTS: GraphSource
 GRAPH_EDGE_SELECTION_UNSPECIFIED: GraphEdgeSelection
 GRAPH_EDGE_SELECTION_PRUNED: GraphEdgeSelection
 GRAPH_EDGE_SELECTION_WHOLE: GraphEdgeSelection
@@ -66,6 +86,13 @@ GRAPH_NODE_KIND_FEATURE: GraphNodeKind
 GRAPH_NODE_KIND_ERROR: GraphNodeKind
 GRAPH_NODE_KIND_EMBEDDING: GraphNodeKind
 GRAPH_NODE_KIND_TARGET: GraphNodeKind
+GRAPH_NODE_KIND_NEURON: GraphNodeKind
+GRAPH_NODE_KIND_HEAD: GraphNodeKind
+GRAPH_NODE_KIND_MLP_LATENT: GraphNodeKind
+GRAPH_NODE_KIND_ATTENTION_LATENT: GraphNodeKind
+GRAPH_NODE_KIND_RESIDUAL_LATENT: GraphNodeKind
+GRAPH_NODE_KIND_ATTENTION_ERROR: GraphNodeKind
+GRAPH_NODE_KIND_RESIDUAL_ERROR: GraphNodeKind
 GRAPH_EDGE_DIRECTION_UNSPECIFIED: GraphEdgeDirection
 GRAPH_EDGE_DIRECTION_BOTH: GraphEdgeDirection
 GRAPH_EDGE_DIRECTION_INPUTS: GraphEdgeDirection
@@ -86,7 +113,7 @@ class GraphTarget(_message.Message):
     def __init__(self, token: _Optional[str] = ..., token_id: _Optional[int] = ..., direction: _Optional[_Union[_intervention_pb2.RequestTensor, _Mapping]] = ..., name: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class GraphRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "begin_token", "transcoders", "targets", "max_n_logits", "desired_logit_prob", "max_feature_nodes", "batch_size", "update_interval", "node_threshold", "edge_threshold", "edges", "max_bytes", "keep")
+    __slots__ = ("request_id", "model", "prompt", "begin_token", "transcoders", "targets", "max_n_logits", "desired_logit_prob", "max_feature_nodes", "batch_size", "update_interval", "node_threshold", "edge_threshold", "edges", "max_bytes", "keep", "sources", "autoencoders")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +130,8 @@ class GraphRequest(_message.Message):
     EDGES_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt: _inference_pb2.Prompt
@@ -119,7 +148,9 @@ class GraphRequest(_message.Message):
     edges: GraphEdgeSelection
     max_bytes: int
     keep: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., begin_token: _Optional[_Union[BeginToken, str]] = ..., transcoders: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[GraphTarget, _Mapping]]] = ..., max_n_logits: _Optional[int] = ..., desired_logit_prob: _Optional[float] = ..., max_feature_nodes: _Optional[int] = ..., batch_size: _Optional[int] = ..., update_interval: _Optional[int] = ..., node_threshold: _Optional[float] = ..., edge_threshold: _Optional[float] = ..., edges: _Optional[_Union[GraphEdgeSelection, str]] = ..., max_bytes: _Optional[int] = ..., keep: bool = ...) -> None: ...
+    sources: _containers.RepeatedScalarFieldContainer[GraphSource]
+    autoencoders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., begin_token: _Optional[_Union[BeginToken, str]] = ..., transcoders: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[GraphTarget, _Mapping]]] = ..., max_n_logits: _Optional[int] = ..., desired_logit_prob: _Optional[float] = ..., max_feature_nodes: _Optional[int] = ..., batch_size: _Optional[int] = ..., update_interval: _Optional[int] = ..., node_threshold: _Optional[float] = ..., edge_threshold: _Optional[float] = ..., edges: _Optional[_Union[GraphEdgeSelection, str]] = ..., max_bytes: _Optional[int] = ..., keep: bool = ..., sources: _Optional[_Iterable[_Union[GraphSource, str]]] = ..., autoencoders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GraphTargetInfo(_message.Message):
     __slots__ = ("name", "token_id", "weight")
@@ -132,7 +163,7 @@ class GraphTargetInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., token_id: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class GraphHeader(_message.Message):
-    __slots__ = ("model", "transcoders", "token_ids", "token_strings", "is_begin_token_added", "zeroed_token_count", "layer_count", "targets", "active_feature_count", "feature_count", "node_count", "byte_count")
+    __slots__ = ("model", "transcoders", "token_ids", "token_strings", "is_begin_token_added", "zeroed_token_count", "layer_count", "targets", "active_feature_count", "feature_count", "node_count", "byte_count", "sources", "autoencoders")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TRANSCODERS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +176,8 @@ class GraphHeader(_message.Message):
     FEATURE_COUNT_FIELD_NUMBER: _ClassVar[int]
     NODE_COUNT_FIELD_NUMBER: _ClassVar[int]
     BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     transcoders: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -157,7 +190,9 @@ class GraphHeader(_message.Message):
     feature_count: int
     node_count: int
     byte_count: int
-    def __init__(self, model: _Optional[str] = ..., transcoders: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., is_begin_token_added: bool = ..., zeroed_token_count: _Optional[int] = ..., layer_count: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[GraphTargetInfo, _Mapping]]] = ..., active_feature_count: _Optional[int] = ..., feature_count: _Optional[int] = ..., node_count: _Optional[int] = ..., byte_count: _Optional[int] = ...) -> None: ...
+    sources: _containers.RepeatedScalarFieldContainer[GraphSource]
+    autoencoders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., transcoders: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_strings: _Optional[_Iterable[str]] = ..., is_begin_token_added: bool = ..., zeroed_token_count: _Optional[int] = ..., layer_count: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[GraphTargetInfo, _Mapping]]] = ..., active_feature_count: _Optional[int] = ..., feature_count: _Optional[int] = ..., node_count: _Optional[int] = ..., byte_count: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[GraphSource, str]]] = ..., autoencoders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GraphProgress(_message.Message):
     __slots__ = ("phase", "done", "total")
@@ -244,7 +279,7 @@ class GraphPaths(_message.Message):
     def __init__(self, paths: _Optional[_Iterable[_Union[GraphPath, _Mapping]]] = ...) -> None: ...
 
 class KeptGraph(_message.Message):
-    __slots__ = ("handle", "byte_count", "expire_time", "model", "transcoders", "prompt", "node_count")
+    __slots__ = ("handle", "byte_count", "expire_time", "model", "transcoders", "prompt", "node_count", "sources", "autoencoders")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +287,8 @@ class KeptGraph(_message.Message):
     TRANSCODERS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NODE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    AUTOENCODERS_FIELD_NUMBER: _ClassVar[int]
     handle: str
     byte_count: int
     expire_time: _timestamp_pb2.Timestamp
@@ -259,7 +296,9 @@ class KeptGraph(_message.Message):
     transcoders: str
     prompt: str
     node_count: int
-    def __init__(self, handle: _Optional[str] = ..., byte_count: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., transcoders: _Optional[str] = ..., prompt: _Optional[str] = ..., node_count: _Optional[int] = ...) -> None: ...
+    sources: _containers.RepeatedScalarFieldContainer[GraphSource]
+    autoencoders: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, handle: _Optional[str] = ..., byte_count: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., transcoders: _Optional[str] = ..., prompt: _Optional[str] = ..., node_count: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[GraphSource, str]]] = ..., autoencoders: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GraphFrame(_message.Message):
     __slots__ = ("header", "progress", "nodes", "scores", "edges", "summary", "paths", "kept", "trailer", "partial")

@@ -72,12 +72,14 @@ class GraphServiceServicer(object):
     """
 
     def Graph(self, request, context):
-        """Computes the attribution graph of a prompt: which features of transcoders,
-        which tokens and which errors act on which, and on the logits.
+        """Computes the attribution graph of a prompt: which features of transcoders (or
+        neurons, heads, latents), which tokens and which errors act on which, and on
+        the logits.
 
         Frames are a header, progress, nodes, their scores, edges, a summary, the kept
-        graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields
-        and for a set that holds no transcoders of MLPs, NOT_FOUND for unknown names,
+        graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
+        for a set that holds no transcoders of MLPs, and for one that cannot be
+        spliced in, NOT_FOUND for unknown names,
         RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
         it may have (before edges are computed), OUT_OF_RANGE if numbers are not
         finite, UNAVAILABLE while draining.

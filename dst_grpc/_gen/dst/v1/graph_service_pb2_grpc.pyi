@@ -40,12 +40,14 @@ class GraphServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GraphServiceAsyncStub: ...
     Graph: _grpc.UnaryStreamMultiCallable[_graph_pb2.GraphRequest, _graph_pb2.GraphResponse]
-    """Computes the attribution graph of a prompt: which features of transcoders,
-    which tokens and which errors act on which, and on the logits.
+    """Computes the attribution graph of a prompt: which features of transcoders (or
+    neurons, heads, latents), which tokens and which errors act on which, and on
+    the logits.
 
     Frames are a header, progress, nodes, their scores, edges, a summary, the kept
-    graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields
-    and for a set that holds no transcoders of MLPs, NOT_FOUND for unknown names,
+    graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
+    for a set that holds no transcoders of MLPs, and for one that cannot be
+    spliced in, NOT_FOUND for unknown names,
     RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
     it may have (before edges are computed), OUT_OF_RANGE if numbers are not
     finite, UNAVAILABLE while draining.
@@ -89,12 +91,14 @@ class GraphServiceAsyncStub(GraphServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Graph: _aio.UnaryStreamMultiCallable[_graph_pb2.GraphRequest, _graph_pb2.GraphResponse]  # type: ignore[assignment]
-    """Computes the attribution graph of a prompt: which features of transcoders,
-    which tokens and which errors act on which, and on the logits.
+    """Computes the attribution graph of a prompt: which features of transcoders (or
+    neurons, heads, latents), which tokens and which errors act on which, and on
+    the logits.
 
     Frames are a header, progress, nodes, their scores, edges, a summary, the kept
-    graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields
-    and for a set that holds no transcoders of MLPs, NOT_FOUND for unknown names,
+    graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
+    for a set that holds no transcoders of MLPs, and for one that cannot be
+    spliced in, NOT_FOUND for unknown names,
     RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
     it may have (before edges are computed), OUT_OF_RANGE if numbers are not
     finite, UNAVAILABLE while draining.
@@ -141,12 +145,14 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _graph_pb2.GraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_graph_pb2.GraphResponse], _abc.AsyncIterator[_graph_pb2.GraphResponse]]:
-        """Computes the attribution graph of a prompt: which features of transcoders,
-        which tokens and which errors act on which, and on the logits.
+        """Computes the attribution graph of a prompt: which features of transcoders (or
+        neurons, heads, latents), which tokens and which errors act on which, and on
+        the logits.
 
         Frames are a header, progress, nodes, their scores, edges, a summary, the kept
-        graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields
-        and for a set that holds no transcoders of MLPs, NOT_FOUND for unknown names,
+        graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
+        for a set that holds no transcoders of MLPs, and for one that cannot be
+        spliced in, NOT_FOUND for unknown names,
         RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
         it may have (before edges are computed), OUT_OF_RANGE if numbers are not
         finite, UNAVAILABLE while draining.
