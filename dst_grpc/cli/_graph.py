@@ -1,4 +1,5 @@
-"""`dst-grpc graph`: which features of transcoders, tokens and errors make the next token, as a summary or a page."""
+"""`dst-grpc graph`: which features of transcoders (or neurons, heads, latents), tokens and errors make the next token,
+as a summary or a page."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from dst_grpc.client import (
     DEFAULT_TARGET,
     Client,
     GraphAnswer,
+    GraphHeader,
     GraphPhase,
     GraphProgress,
     GraphScoredFeature,
@@ -29,18 +31,19 @@ from dst_grpc.client import (
     make_graph_request,
     viewer_json,
 )
-from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
-from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind, label_of
+from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD, GraphSource
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNode, label_of
+from dst_grpc.domain.graph_probes import SCORED_KINDS
 from dst_grpc.errors import InvalidRequest, Violations, first_of
 
 PHASES = {
     GraphPhase.RECORDING: "running the prompt",
     GraphPhase.TARGETS: "edges into targets",
-    GraphPhase.FEATURES: "edges into features",
+    GraphPhase.FEATURES: "edges into nodes",
     GraphPhase.PRUNING: "pruning",
 }
 PATHS = 5
-_LABELLED = (GraphNodeKind.FEATURE, GraphNodeKind.ERROR)
+_LABELLED = (*UNIT_KINDS, *ERROR_KINDS)
 _TOKENS = 3
 """Tokens to print that a feature raises."""
 
@@ -48,6 +51,21 @@ TranscodersOption = Annotated[
     str | None,
     typer.Option(
         "--transcoders", metavar="NAME", help="The set of transcoders. Default: the model's, if it has only one set."
+    ),
+]
+NodesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nodes",
+        metavar="SOURCE",
+        help="What nodes are made of: features of transcoders, neurons, heads, or latents of --autoencoder; may be "
+        "repeated. Default: features, or latents if there is --autoencoder.",
+    ),
+]
+LatentsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--autoencoder", metavar="NAME", help="A set of autoencoders whose latents are nodes; may be repeated."
     ),
 ]
 GraphTargetOption = Annotated[
@@ -68,10 +86,16 @@ def graph(
     prompt: PromptArgument,
     *,
     transcoders: TranscodersOption = None,
+    nodes: NodesOption = None,
+    autoencoder: LatentsOption = None,
     target: GraphTargetOption = None,
     max_features: Annotated[
         int | None,
-        typer.Option("--max-features", min=1, help="At most so many features, those of the largest influence."),
+        typer.Option(
+            "--max-features",
+            min=1,
+            help="At most so many of --nodes, those of the largest influence.",
+        ),
     ] = None,
     node_threshold: Annotated[
         float, typer.Option("--node-threshold", help="The share of influence that kept nodes have, 0 to 1.")
@@ -95,7 +119,9 @@ def graph(
 ) -> None:
     """Compute the attribution graph of a prompt: which features, tokens and errors act on which, and on the logits.
 
-    A feature is named f3.120@5: feature 120 of layer 3 at token 5; an error of a transcoder e3@5, a token t5.
+    A feature is named f3.120@5: feature 120 of layer 3 at token 5; an error of a transcoder e3@5, a token t5. With
+    --nodes, a neuron n3.120@5, a head h3.2@5, a latent m3.l120@5 (of the MLP), a3.l120@5 (of attention) or r3.l120@5
+    (of the residual).
 
     Example: dst-grpc graph "The capital of France is" --html graph.html
     """
@@ -104,6 +130,8 @@ def graph(
         request = make_graph_request(
             prompt,
             transcoders or None,
+            sources=nodes or (),
+            autoencoders=autoencoder or (),
             targets=target or (),
             max_feature_nodes=max_features,
             node_threshold=node_threshold,
@@ -116,7 +144,7 @@ def graph(
             answer = client.graph_request(
                 request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
             )
-            names = shown_features(answer) if html is not None else [row.name for row in answer.top(top)]
+            names = shown_features(answer) if html is not None else [row.name for row in answer.top(top, SCORED_KINDS)]
             wants_tokens = html is not None or to_json is None
             scored = _scored(client, answer, names if wants_tokens else (), timeout)
         _tell_unknown(known, answer)
@@ -146,13 +174,16 @@ def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Texts by the names of features and errors, with their token or without, from a file of one JSON object."""
+    """Texts by the names of nodes, with their token or without, from a file of one JSON object."""
     found = read_json(path, "--labels")
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise InvalidRequest.of("--labels", f"{path} must hold one object with texts by the names of features")
+        raise InvalidRequest.of("--labels", f"{path} must hold one object with texts by the names of nodes")
     problems = Violations()
     for name in found:
-        said = f"{name!r} is no name: a feature is f3.120 or, at a token, f3.120@5, an error e3 or e3@5"
+        said = (
+            f"{name!r} is no name: a feature is f3.120 or, at a token, f3.120@5, an error e3 or e3@5, a neuron n3.120, "
+            "a head h3.2, a latent m3.l120, a3.l120 or r3.l120"
+        )
         problems.check(_can_be_labelled(name), "--labels", said)
     problems.raise_if_any()
     return found
@@ -174,8 +205,13 @@ def _tell_unknown(labels: Mapping[str, str], answer: GraphAnswer) -> None:
         console(stderr=True).print(Text(text), soft_wrap=True)
 
 
+def _words(header: GraphHeader) -> str:
+    """What the units of a graph are, in words."""
+    return " and ".join(header.sources or (GraphSource.FEATURES,))  # older servers say nothing
+
+
 def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
-    """The token and the label of a feature."""
+    """The token and the label of a node."""
     label = label_of(row.name, labels)
     return f"{tokens[row.token]!r}{f', {label}' if label else ''}"
 
@@ -189,8 +225,9 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
     out.print(Text("Targets:", style="bold"))
     print_rows(out, ("target", "weight"), [[repr(one.name), f"{one.weight:.4g}"] for one in header.targets])
     out.print(
-        f"{header.feature_count} of {header.active_feature_count} active features; pruned to {summary.kept_node_count} "
-        f"of {header.node_count} nodes and {summary.kept_edge_count} of {summary.edge_count} edges"
+        f"{header.feature_count} of {header.active_feature_count} active {_words(header)}; pruned to "
+        f"{summary.kept_node_count} of {header.node_count} nodes and {summary.kept_edge_count} of {summary.edge_count}"
+        " edges"
     )
     out.print(
         f"replacement score {summary.replacement_score:.3f}: the share of influence from tokens, not errors; "
@@ -209,14 +246,12 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
         for row in answer.top(top)
     ]
     if rows:
-        out.print(Text("Features of the largest influence:", style="bold"))
-        print_rows(out, ("feature", "at", "activation", "score", "kept", "raises"), rows)
+        out.print(Text(f"{_words(header).capitalize()} of the largest influence:", style="bold"))
+        print_rows(out, ("node", "at", "activation", "score", "kept", "raises"), rows)
         out.print("A score is the share of all influence that a node and all of more have, tokens and errors too.")
     first = answer.names[len(answer.table) - len(header.targets)]
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))
-    paths = [
-        path for token in range(len(tokens)) for path in answer.paths(f"t{token}", first, PATHS, kinds=["feature"])
-    ]
+    paths = [path for token in range(len(tokens)) for path in answer.paths(f"t{token}", first, PATHS, kinds=UNIT_KINDS)]
     for path in sorted(paths, key=lambda one: -abs(one.strength))[:PATHS]:
         start = int(path.nodes[0].removeprefix("t"))
         out.print(Text(f"  {path.strength:+.4f}  {tokens[start]!r} {' -> '.join(path.nodes)}"))

@@ -8,7 +8,8 @@ from typing import Any
 from dst_grpc.cli._page import self_contained, short
 from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, NodeRow
-from dst_grpc.domain.graph_node_table import label_of
+from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, label_of
+from dst_grpc.domain.graph_probes import SCORED_KINDS
 
 MAX_NODES = 600
 """Nodes that the page draws, those of the largest influence."""
@@ -28,9 +29,9 @@ def graph_page(graph: GraphAnswer, labels: Mapping[str, str], scored: Iterable[G
 
 
 def shown_features(graph: GraphAnswer) -> list[str]:
-    """The names of the features that the page draws."""
+    """The names of the features, neurons and latents that the page draws."""
     rows = graph.nodes
-    return [rows[i].name for i in _shown(graph, rows) if rows[i].kind is GraphNodeKind.FEATURE]
+    return [rows[i].name for i in _shown(graph, rows) if rows[i].kind in SCORED_KINDS]
 
 
 def _shown(graph: GraphAnswer, rows: Sequence[NodeRow]) -> list[int]:
@@ -64,7 +65,8 @@ def graph_facts(
     return {
         "title": f"What makes {header.targets[0].name!r}",
         "model": header.model,
-        "transcoders": header.transcoders,
+        "sources": ", ".join(filter(None, (*header.sources, header.transcoders, *header.autoencoders))),
+        "units": " and ".join(header.sources),
         "tokens": list(token_names(header.token_strings, header.token_ids)),
         "added": header.is_begin_token_added,
         "layers": header.layer_count,
@@ -75,6 +77,7 @@ def graph_facts(
             {
                 "name": row.name,
                 "kind": row.kind.value,
+                "shape": _shape(row.kind),
                 "layer": header.layer_count if row.kind is GraphNodeKind.TARGET else row.layer,
                 "token": row.token,
                 "activation": short(row.activation),
@@ -89,6 +92,11 @@ def graph_facts(
         "edgeCount": len(graph.edges),
         "footer": f"Made by dst-grpc with {graph.trailer.provenance.model}.",
     }
+
+
+def _shape(kind: GraphNodeKind) -> str:
+    """How the page draws nodes of *kind*."""
+    return "unit" if kind in UNIT_KINDS else "error" if kind in ERROR_KINDS else "end"
 
 
 def _label(graph: GraphAnswer, number: int, row: NodeRow, labels: Mapping[str, str]) -> str:

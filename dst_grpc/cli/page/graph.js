@@ -15,7 +15,7 @@
   // A column for each token, a row for embeddings, each layer, and targets; nodes of one place stand side by side.
   const SIZE = 13, GAP = 3, PER_LINE = 6, LEFT = 64, PAD = 10;
   const row = (node) => (node.kind === "embedding" ? 0 : node.kind === "target" ? data.layers + 1 : node.layer + 1);
-  const isShown = (node) => node.kind === "embedding" || node.kind === "target" || (node.layer >= state.low && node.layer <= state.high && (state.errors || node.kind !== "error"));
+  const isShown = (node) => node.kind === "embedding" || node.kind === "target" || (node.layer >= state.low && node.layer <= state.high && (state.errors || node.shape !== "error"));
   function layout() {
     const cells = new Map();
     data.nodes.forEach((node, i) => {
@@ -54,8 +54,8 @@
     });
     const spots = [...at.spots].map(([i, [x, y]]) => {
       const node = data.nodes[i], half = SIZE / 2;
-      const shape = node.kind === "error" ? svg("path", { d: `M0,${-half} L${half},${half} L${-half},${half} Z` }) : node.kind === "feature" ? svg("circle", { r: half }) : svg("rect", { x: -half, y: -half, width: SIZE, height: SIZE, rx: 2 });
-      return svg("g", { class: `spot ${node.kind}${state.pinned.has(i) ? " pinned" : ""}`, role: "button", tabindex: "0", "aria-pressed": String(state.node === i), "aria-label": node.name, transform: `translate(${x},${y})`, onclick: () => choose(i), onkeydown: keyed(() => choose(i)) },
+      const shape = node.shape === "error" ? svg("path", { d: `M0,${-half} L${half},${half} L${-half},${half} Z` }) : node.kind === "head" ? svg("path", { d: `M0,${-half} L${half},0 L0,${half} L${-half},0 Z` }) : node.shape === "unit" ? svg("circle", { r: half }) : svg("rect", { x: -half, y: -half, width: SIZE, height: SIZE, rx: 2 });
+      return svg("g", { class: `spot ${node.kind} ${node.shape}${state.pinned.has(i) ? " pinned" : ""}`, role: "button", tabindex: "0", "aria-pressed": String(state.node === i), "aria-label": node.name, transform: `translate(${x},${y})`, onclick: () => choose(i), onkeydown: keyed(() => choose(i)) },
         shape, svg("title", {}, `${node.name}${node.label ? ` ${node.label}` : ""}`));
     });
     const names = Array.from({ length: data.layers + 2 }, (_, line) => (line === 0 ? "tokens" : line === data.layers + 1 ? "targets" : `layer ${line - 1}`));
@@ -63,7 +63,7 @@
     const columns = data.tokens.map((text, i) => svg("text", { class: "axis", x: at.lefts[i] + at.widths[i] / 2, y: at.height - 8, "text-anchor": "middle" }, text.trim().slice(0, Math.max(3, Math.floor(at.widths[i] / 8))) || "·", svg("title", {}, token(i))));
     const drawing = svg("svg", { class: "features", viewBox: `0 0 ${at.width} ${at.height}`, width: at.width, height: at.height, role: "group", "aria-label": `Graph of ${at.spots.size} nodes` }, lines, rows, columns, spots);
     const counts = data.edges.length < data.edgeCount ? `the ${data.edges.length} strongest of ${data.edgeCount} edges; ` : "";
-    return card("The graph", `${counts}circles: features, triangles: errors; choose one to see its edges`,
+    return card("The graph", `${counts}circles${data.nodes.some((node) => node.kind === "head") ? " and diamonds" : ""}: ${data.units}, triangles: errors; choose one to see its edges`,
       el("p", { class: "soft key" }, el("span", { class: "mark q" }, "more of the source: more"), el("span", { class: "mark k" }, "more of the source: less")), filters(), el("div", { class: "scroll" }, drawing));
   }
 
@@ -85,7 +85,7 @@
 
   function details() {
     if (state.node === null) return null;
-    const node = data.nodes[state.node], about = [node.kind, node.kind === "target" ? null : token(node.token), node.kind === "feature" ? `activation ${compact(node.activation)}` : null].filter(Boolean).join(", ");
+    const node = data.nodes[state.node], about = [node.kind, node.kind === "target" ? null : token(node.token), node.shape === "unit" ? `activation ${compact(node.activation)}` : null].filter(Boolean).join(", ");
     const pin = () => { if (state.pinned.has(state.node)) state.pinned.delete(state.node); else state.pinned.set(state.node, ""); draw(); };
     return card(`${node.name}${node.label ? ` ${node.label}` : ""}`, about, el("p", {}, el("button", { type: "button", "aria-pressed": String(state.pinned.has(state.node)), onclick: pin }, "pin")),
       node.tokens && el("div", {}, ["reads", "raises", "lowers"].map((kind, i) => el("p", { class: "tokens", "aria-label": `${kind} tokens` }, el("span", { class: "soft" }, kind), node.tokens[i].map((text) => el("span", { class: "token" }, text))))),
@@ -111,7 +111,7 @@
 
   function draw() {
     const focused = document.activeElement?.getAttribute("aria-label"), scrolled = page.querySelector(".scroll")?.scrollLeft;
-    const hero = el("header", {}, el("h1", {}, data.title), el("p", { class: "soft" }, `${data.model}, ${data.transcoders}`),
+    const hero = el("header", {}, el("h1", {}, data.title), el("p", { class: "soft" }, `${data.model}, ${data.sources}`),
       el("p", { class: "tokens" }, data.tokens.map((text) => el("span", { class: "token" }, text))),
       el("p", { class: "soft" }, data.targets.map((one) => `${one.name} ${compact(one.weight)}`).join(", ")),
       el("p", { class: "soft" }, `${data.nodeCount} nodes and ${data.edgeCount} edges after pruning; replacement score ${compact(data.replacement)}, completeness ${compact(data.completeness)}${data.added ? "; the first token was put there" : ""}`));

@@ -12,6 +12,7 @@ from dst_grpc.cli import _graph_page
 from dst_grpc.cli._graph import PHASES
 from dst_grpc.cli._graph_page import graph_facts
 from dst_grpc.client import BeginToken, Client, GraphPhase
+from dst_grpc.domain.graph import GraphSource
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
 
@@ -83,6 +84,18 @@ def test_options_are_asked(run: Run, service: FakeService) -> None:
     assert [target.token for target in asked.targets] == [" b", "c"]
     assert (asked.max_feature_nodes, asked.node_threshold, asked.edge_threshold) == (9, 0.5, 0.9)
     assert (asked.begin_token, asked.model) == (BeginToken.AS_GIVEN, "tiny")
+
+
+def test_other_sources_than_features_are_asked(run: Run, service: FakeService) -> None:
+    result = run("graph", "abc", "--nodes", "neurons", "--nodes", "latents", "--autoencoder", "tiny/attn")
+    assert result.exit_code == 0, result.output
+    asked = service.graph_asked
+    assert asked is not None
+    assert asked.sources == (GraphSource.NEURONS, GraphSource.LATENTS)
+    assert (asked.autoencoders, asked.transcoders) == (("tiny/attn",), None)
+    refused = run("graph", "abc", "--nodes", "neuron")
+    assert refused.exit_code != 0
+    assert "neurons" in refused.output
 
 
 def test_it_writes_a_page_and_the_viewers_file(run: Run, client: Client, tmp_path: Path) -> None:
