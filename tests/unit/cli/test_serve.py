@@ -50,7 +50,7 @@ def test_settings_are_shown_and_nothing_is_served() -> None:
     assert "port = 'x'" in wrong.stderr
 
 
-def test_a_check_loads_nothing_and_takes_no_port() -> None:
+def test_a_check_takes_no_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = CliRunner().invoke(app, ["serve", "--check", "--port", port, "--pin", "embedded"])
