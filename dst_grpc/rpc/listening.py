@@ -17,7 +17,8 @@ from dst_grpc.rpc.certificates import Certificates
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
 
-_LOOPBACK = ("127.0.0.1", "::1")
+_ALL_OF = {"localhost": ("127.0.0.1", "::1"), "::": ("::", "0.0.0.0")}  # noqa: S104  what it means, not what we choose
+"""Addresses that gRPC takes some hosts for: as many of them as the machine has."""
 _NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _REASONS = {
     errno.EADDRINUSE: "another process listens there",
@@ -81,7 +82,7 @@ def why_not(host: str, port: int) -> str:
 
 def _problems(host: str, port: int) -> Iterator[OSError | None]:
     """Of each address of *host*: what keeps it from being listened on; None if nothing does."""
-    for name in _LOOPBACK if host == "localhost" else (host,):
+    for name in _ALL_OF.get(host, (host,)):
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
             try:

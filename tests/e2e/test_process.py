@@ -74,6 +74,7 @@ async def test_a_hangup_while_the_command_is_being_imported_reloads_once_it_serv
 
 
 async def test_a_service_manager_hears_when_it_serves_reloads_lives_and_stops(tmp_path: Path) -> None:
+    """And a second signal ends a notice that would be long."""
     messages: asyncio.Queue[bytes] = asyncio.Queue()
 
     class Manager(asyncio.DatagramProtocol):
@@ -91,6 +92,7 @@ async def test_a_service_manager_hears_when_it_serves_reloads_lives_and_stops(tm
             return message
 
         variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"}
+        variables["DST_DRAIN_NOTICE_SECONDS"] = "10min"
         async with process_of("-c", SLOW_START, **variables) as (process, logged):
             assert process.stdin is not None
             for reached in ("building", "preloading now"):
@@ -105,6 +107,7 @@ async def test_a_service_manager_hears_when_it_serves_reloads_lives_and_stops(tm
             assert await told() == b"READY=1"
             process.send_signal(signal.SIGTERM)
             assert await told() == b"STOPPING=1"
+            assert "notice_seconds=600" in await logged("draining")
         transport.close()
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from dst_grpc.rpc.certificates import Certificates
-from dst_grpc.rpc.listening import check_port, listen, locked
+from dst_grpc.rpc.listening import address_of, check_port, listen, locked
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.settings import Settings
 
@@ -28,11 +28,11 @@ def has_ipv6_loopback() -> bool:
     return True
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104  binds nothing, as it is taken
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::"])  # noqa: S104  binds nothing, as it is taken
 def test_a_port_in_use_is_told_even_if_other_addresses_of_the_name_are_free(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StartupError, match=f"cannot listen on {host}:{port}: another process listens there"):
+        with pytest.raises(StartupError, match=f"{re.escape(address_of(host, port))}: another process listens there"):
             check_port(host, port)
     check_port(host, port)
 
