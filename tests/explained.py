@@ -36,7 +36,7 @@ MLP_KINDS: tuple[Kind, ...] = (T.MLP_POST_ACT, T.RESID_DELTA_MLP, *Transcoder)
 """What autoencoders of the MLPs' latents read."""
 SPLICEABLE: tuple[Kind, ...] = (*MLP_KINDS, T.RESID_DELTA_ATTN, T.RESID_POST_ATTN, T.RESID_POST_MLP)
 
-END_OF_PREVIOUS, ATTENTION, AFTER_ATTENTION, MLP, AFTER_MLP = range(1, 6)
+END_OF_PREVIOUS, ATTENTION, LATENTS_BETWEEN, AFTER_ATTENTION, MLP, LATENTS_BEHIND, AFTER_MLP = range(1, 8)
 PLACE = {
     L.RESID_DELTA_ATTN: ATTENTION,
     L.RESID_POST_ATTN: AFTER_ATTENTION,
@@ -44,11 +44,6 @@ PLACE = {
     L.RESID_POST_MLP: AFTER_MLP,
 }
 """The order within a layer (specification, 9.4)."""
-
-
-def entering(layer: int) -> Site:
-    """The residual that enters a layer."""
-    return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
 
 def triangle(x: Tensor) -> Tensor:
@@ -126,6 +121,11 @@ class Explained:
         """The FORWARD tensors of one type, by layer."""
         return self.world.one(dst, config, **{**self.fields, **fields})
 
+    @property
+    def meant(self) -> tuple[Kind, ...]:
+        """What the autoencoder reads that is meant where no type is named: the only one, or that of the residual."""
+        return tuple(kind for kind in self.kinds if kind in plain.STREAM or not self.kinds[1:])
+
     # Taps
 
     @cached_property
@@ -186,7 +186,9 @@ class Explained:
     def tap_of(self, kind: Kind, layer: int | None) -> Tensor:
         """The tap that an autoencoder reads in the run."""
         if isinstance(kind, Transcoder):
-            return self.value[(L.RESID_POST_ATTN, layer) if self.has(L.RESID_POST_ATTN) else entering(layer or 0)]
+            at = layer or 0
+            is_between = self.has(L.RESID_POST_ATTN)
+            return self.value[self.plain.as_read(L.RESID_POST_ATTN, at) if is_between else self.entering(at)]
         return self.value[L[kind.name], layer]
 
     def read(self, kind: Kind, layer: int | None, tap: Tensor) -> Tensor:
@@ -229,8 +231,11 @@ class Explained:
         return self.latents(kind, layer).unsqueeze(-1) * rows
 
     def latent_place(self, kind: Kind) -> int:
-        """Where the latents lie: with attention, or with the MLP."""
-        return ATTENTION if kind in {T.RESID_DELTA_ATTN, T.RESID_POST_ATTN} else MLP
+        """Where the latents lie: with attention, with the MLP, or between what is added to a residual and what reads
+        it."""
+        if kind in plain.STREAM:
+            return LATENTS_BETWEEN if kind is T.RESID_POST_ATTN else LATENTS_BEHIND
+        return ATTENTION if kind is T.RESID_DELTA_ATTN else MLP
 
     def latent_read(self, kind: Kind, layer: int, latent: int) -> Tensor:
         """The gradient of one latent, over all tokens, at its autoencoder's input, [T, n]."""
@@ -245,7 +250,8 @@ class Explained:
     def before_origin(self) -> Direction:
         """The origin's gradient at the residual before it, from the backward pass."""
         if self.origin is None:
-            return Direction(self.gradient[L.RESID_POST_MLP, N_LAYERS - 1], N_LAYERS - 1, AFTER_MLP)
+            last = self.plain.as_read(L.RESID_POST_MLP, N_LAYERS - 1)
+            return Direction(self.gradient[last], N_LAYERS - 1, AFTER_MLP)
         return self._at_rho(self.gradient[self.plain.rho_site(self.origin)])
 
     @cached_property
@@ -259,15 +265,26 @@ class Explained:
 
     def _at_rho(self, vector: Tensor) -> Direction:
         assert self.origin is not None
-        location, _ = self.plain.rho_site(self.origin)
-        place = AFTER_ATTENTION if location is L.RESID_POST_ATTN else END_OF_PREVIOUS
-        return Direction(vector, self.origin.node_index.layer_index or 0, place)
+        node = self.origin.node_index
+        return Direction(vector, node.layer_index or 0, self.place_before(node.node_type, node.layer_index or 0))
+
+    def place_before(self, node_type: NodeType, layer: int) -> int:
+        """The place of the residual that nodes of *layer* are computed from."""
+        kind = self.plain.kind_of(node_type)
+        if kind in plain.STREAM:
+            return self.latent_place(kind)
+        _, at = self.plain.rho_site(traces.trace(node_type, layer))
+        return AFTER_ATTENTION if at == layer else END_OF_PREVIOUS
 
     # Nodes and edges
 
     def before(self, node: NodeIndex) -> Site:
         """The residual that a node is computed from."""
         return self.plain.rho_site(traces.trace(node.node_type, node.layer_index or 0, *node.tensor_indices))
+
+    def entering(self, layer: int) -> Site:
+        """The residual that enters a layer."""
+        return self.plain.as_read(L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
 
     def sees(self, node: NodeIndex) -> bool:
         """Whether a head sees the key of its pair; other nodes hide nothing."""
@@ -309,9 +326,8 @@ class Explained:
         With *attribution* times their gradient; through V, the values times the gradient of what heads mix.
         """
         zeros = [0] * (3 if node_type is NodeType.ATTENTION_HEAD else 2)
-        location, at = self.plain.rho_site(traces.trace(node_type, layer, *zeros, through=through))
-        place = AFTER_ATTENTION if location is L.RESID_POST_ATTN else END_OF_PREVIOUS
-        rho = Direction(self.value[location, at], layer, place)
+        site = self.plain.rho_site(traces.trace(node_type, layer, *zeros, through=through))
+        rho = Direction(self.value[site], layer, self.place_before(node_type, layer))
         if through is AttentionTraceType.V:
             probs, gradient = self.value[L.ATTN_QK_PROBS, layer], self.gradient[L.ATTN_WEIGHTED_SUM_OF_VALUES, layer]
 
@@ -321,7 +337,8 @@ class Explained:
 
             return values, rho
         taps = {NodeType.ATTENTION_HEAD: L.ATTN_QK_PROBS, NodeType.MLP_NEURON: L.MLP_POST_ACT}
-        tap = taps[node_type] if node_type in taps else plain.LATENT[self.kinds[0]]
+        kind = self.plain.kind_of(node_type)
+        tap = taps[node_type] if kind is None else plain.LATENT[kind]
         weight = self.gradient[tap, layer] if attribution else 1.0
 
         def activations(x: Tensor) -> Tensor:

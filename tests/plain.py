@@ -58,7 +58,11 @@ ERROR: Mapping[Kind, L] = {
     T.MLP_POST_ACT: L.ONLINE_MLP_AUTOENCODER_ERROR,
     T.RESID_DELTA_MLP: L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR,
     T.RESID_DELTA_ATTN: L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR,
+    T.RESID_POST_ATTN: L.ONLINE_RESIDUAL_AUTOENCODER_ERROR,
+    T.RESID_POST_MLP: L.ONLINE_RESIDUAL_AUTOENCODER_ERROR,
 }
+STREAM = (T.RESID_POST_ATTN, T.RESID_POST_MLP)
+"""Of autoencoders of the residual stream."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -117,8 +121,9 @@ def decode(autoencoder: Autoencoder, h: Tensor, x: Tensor) -> Tensor:
     return scale * (h @ autoencoder.decoder.T + bias) + mean + skipped
 
 
-def pre(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+def pre(autoencoder: Autoencoder, x: Tensor, *, detach: bool = False) -> Tensor:
     mean, scale = mean_and_scale(autoencoder, x)
+    scale = scale.detach() if detach else scale
     x = (x - mean) / (scale + 1e-5 * (autoencoder.normalization is InputNormalization.LAYER_NORM))
     return (x - autoencoder.pre_bias) @ autoencoder.encoder.T + autoencoder.latent_bias
 
@@ -268,10 +273,9 @@ class Plain:
             read = self.transcoded(kind, layer or 0, *before_mlp[layer or 0]) if kind in {*Transcoder} else x
             h = encode(one, read)
             tapped = tap(LATENT[kind], layer, h)
-            error = x - decode(one, h, read)
-            if kind in ERROR:
-                error = tap(ERROR[kind], layer, error)
-            return decode(one, tapped, read) + error
+            error = tap(ERROR[kind], layer, x - decode(one, h, read))
+            output = decode(one, tapped, read) + error
+            return tap(L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT, layer, output) if kind in STREAM else output
 
         def post_normed(layer: int, part: str, tapped: L, raw: Tensor) -> Tensor:
             if not self.config.post_norms:
@@ -311,17 +315,27 @@ class Plain:
     def rho_site(self, trace: TraceConfig) -> Site:
         node, layer = trace.node_index, trace.node_index.layer_index
         assert layer is not None
+        kind = self.kind_of(node.node_type)
+        if kind in STREAM:
+            return L[kind.name], layer
         of_mlp = node.node_type is NodeType.MLP_NEURON
-        of_mlp = of_mlp or self.kind_of(node.node_type) in {T.MLP_POST_ACT, T.RESID_DELTA_MLP, *Transcoder}
+        of_mlp = of_mlp or kind in {T.MLP_POST_ACT, T.RESID_DELTA_MLP, *Transcoder}
         if of_mlp and not self.config.parallel:
-            return L.RESID_POST_ATTN, layer
-        return (L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
+            return self.as_read(L.RESID_POST_ATTN, layer)
+        return self.as_read(L.RESID_POST_MLP, layer - 1) if layer else (L.RESID_POST_EMBEDDING, None)
+
+    def as_read(self, residual: L, layer: int) -> Site:
+        """A residual as all that comes later reads it."""
+        is_spliced = self.is_spliced and layer in self.sets.get(T[residual.name], {})
+        return L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT if is_spliced else residual, layer
 
     def kind_of(self, node_type: NodeType) -> Kind | None:
         """What the autoencoder of a latent's type reads."""
         attention = node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
         generic = node_type is NodeType.AUTOENCODER_LATENT
         found = [kind for kind in self.sets if generic or (kind is T.RESID_DELTA_ATTN) is attention]
+        if generic:
+            found = [kind for kind in self.sets if kind in STREAM] or found
         return found[0] if "latent" in node_type.value else None
 
     def normed(self, x: Tensor, name: str, *, detach: bool) -> Tensor:
@@ -333,6 +347,9 @@ class Plain:
     ) -> Tensor:
         """All activations of a node type at layer *i* as a function of the residual before it."""
         kind = self.kind_of(node_type)
+        if kind in STREAM:
+            h = pre(self.sets[kind][i], rho, detach=detach)
+            return phi(self.sets[kind][i], h) if post else h
         if node_type is NodeType.ATTENTION_HEAD or kind is T.RESID_DELTA_ATTN:
             q, k, v = self.qkv(i, self.normed(rho, f"layers.{i}.attn_norm", detach=detach))
             q = q.detach() if through is AttentionTraceType.K else q
@@ -385,7 +402,7 @@ class Plain:
             return local_gradient(lambda rho: self.value(down, rho, taps, loss), self.rho(taps, down))
         assert loss is not None
         given = loss
-        final = taps[L.RESID_POST_MLP, self.config.n_layers - 1]
+        final = taps[self.as_read(L.RESID_POST_MLP, self.config.n_layers - 1)]
         return local_gradient(lambda x: given(self.logits(x, self.scale(x).detach())[-1]), final)
 
 

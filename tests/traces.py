@@ -112,7 +112,8 @@ V_CHAINS = [
 
 def latent_traces(kind: T) -> list[TraceConfig]:
     """Traces from latents of an autoencoder of *kind*, by their own type and by the generic one."""
-    own = ATTENTION_LATENT if kind is T.RESID_DELTA_ATTN else MLP_LATENT
+    is_of_stream = kind in {T.RESID_POST_ATTN, T.RESID_POST_MLP}
+    own = LATENT if is_of_stream else ATTENTION_LATENT if kind is T.RESID_DELTA_ATTN else MLP_LATENT
     return [
         trace(own, 2, 4, 6, post=False),
         trace(own, 1, 4, 5, post=False, detach=True),

@@ -1,9 +1,8 @@
 """The nodes of circuits with latents: sources of the graph, and the latents and errors of spliced autoencoders.
 
 First the sources, in the graph's order, without those that only an autoencoder reads: an MLP, or the heads of a layer,
-whose write it reconstructs. Then for each autoencoder, layer by layer, its latents and its error, if that has a tap:
-the error of a residual has none, and is always what the run makes. A node is what is at one place in the forward pass,
-so that to cut it is to set it to its alternative there, at every position.
+whose write it reconstructs. Then for each autoencoder, layer by layer, its latents and its error. A node is what is at
+one place in the forward pass, so that to cut it is to set it to its alternative there, at every position.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from dst_grpc.domain.graph_nodes import Node, Part, Source
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import site_entering
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,8 +111,7 @@ class NodeSpace:
                 sites.append(((_L.ATTN_WEIGHTED_SUM_OF_VALUES, source.layer), self.graph.n_heads))
         for one in self.spliced:
             sites.append(((one.input.latent_tap, one.layer), one.n_latents))
-            if one.input.error_tap is not None:
-                sites.append(((one.input.error_tap, one.layer), 1))
+            sites.append(((require(one.input.error_tap), one.layer), 1))
         ends = np.cumsum([0, *(count for _, count in sites)]).tolist()
         return tuple(NodesAt(site, first, count) for (site, count), first in zip(sites, ends[:-1], strict=True))
 
@@ -123,7 +122,7 @@ class NodeSpace:
 
     @cached_property
     def parts(self) -> tuple[tuple[SplicedLayer, NodesAt], ...]:
-        """Each autoencoder, and its latents; its error, if that is a node, comes after the last of them."""
+        """Each autoencoder, and its latents; its error comes after the last of them."""
         by_site = {group.site: group for group in self.groups}
         return tuple((one, by_site[one.input.latent_tap, one.layer]) for one in self.spliced)
 
@@ -133,9 +132,9 @@ class NodeSpace:
         by what reconstructs it."""
         stages = {_L.RESID_POST_EMBEDDING: -1, _L.ATTN_WEIGHTED_SUM_OF_VALUES: 0, _L.RESID_DELTA_MLP: 2}
         for one in self.spliced:
-            stages |= dict.fromkeys(one.input.splice_taps, {"a": 1, "m": 3, "r": 4}[one.place])
-            if one.input.spliced_at is _L.RESID_POST_ATTN:
-                stages[one.input.latent_tap] = 1
+            is_between = one.input.spliced_at is _L.RESID_POST_ATTN
+            stage = 1 if is_between else {"a": 1, "m": 3, "r": 4}[one.place]
+            stages |= dict.fromkeys(one.input.splice_taps, stage)
         return tuple(sorted(self.groups, key=lambda group: (group.layer, stages[group.site[0]])))
 
     @property
@@ -154,7 +153,7 @@ class NodeSpace:
             node = Part("m", node.layer)  # an MLP that is reconstructed is all that its autoencoder has
         for one, latents in self.parts:
             if (one.place, one.layer) == (node.place, node.layer):
-                return _of_part(node, latents, has_error=one.input.error_tap is not None)
+                return _of_part(node, latents)
         raise KeyError(str(node))
 
     @cached_property
@@ -169,15 +168,13 @@ class NodeSpace:
         return found
 
 
-def _of_part(part: Part, latents: NodesAt, *, has_error: bool) -> slice:
+def _of_part(part: Part, latents: NodesAt) -> slice:
     """The places of a part of the autoencoder that has *latents*; raises KeyError if it has no such part."""
-    end = latents.places.stop
+    error = latents.places.stop
     if part.is_error:
-        if not has_error:
-            raise KeyError(str(part))
-        return slice(end, end + 1)
+        return slice(error, error + 1)
     if part.latent is None:
-        return slice(latents.first, end + has_error)
+        return slice(latents.first, error + 1)
     if part.latent >= latents.count:
         raise KeyError(str(part))
     return slice(latents.first + part.latent, latents.first + part.latent + 1)

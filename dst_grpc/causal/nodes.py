@@ -12,6 +12,7 @@ from dst_grpc.domain.attribute import ATTRIBUTED_NODES, AttributedNode
 from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import Site, site_entering
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,10 +57,9 @@ def nodes_of(kind: AttributedNode, n_layers: int, splices: Mapping[Site, Splice]
 
 def _of_autoencoders(kind: AttributedNode, splices: Mapping[Site, Splice]) -> Iterator[Nodes]:
     for taps in dict.fromkeys(splice.input for splice in splices.values()):
-        tap = taps.latent_tap if kind is AttributedNode.LATENT else taps.error_tap
+        tap = taps.latent_tap if kind is AttributedNode.LATENT else require(taps.error_tap)
         layers = tuple(sorted(splice.layer for splice in splices.values() if splice.input is taps))
-        if tap is not None:
-            yield Nodes(kind, tuple((tap, layer) for layer in layers), layers, taps.spliced_at)
+        yield Nodes(kind, tuple((tap, layer) for layer in layers), layers, taps.spliced_at)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,15 +35,17 @@ class AutoencoderInput:
     node_type: NodeType = NodeType.AUTOENCODER_LATENT
     """Type of the latents: that of the MLPs, that of attention, or, for any other input, the generic one."""
     location: LocationWithinLayer = LocationWithinLayer.MLP
-    """Place of the latents within the layer. Latents of a residual have the place of the last write that is added to
-    it: they precede everything that reads the residual."""
+    """Place of the latents, and of the reconstruction error, within the layer."""
     is_spliceable: bool = False
     """Whether the autoencoder can be spliced into a run; if not, it only reads recorded taps."""
     is_traced: bool = False
     """Whether its latents can be traced and be ends of edges: it reads the output of the layer's attention or MLP, or
-    predicts it."""
+    predicts it, or it reads the residual stream."""
     error_tap: ActivationLocationType | None = None
-    """Tap of its reconstruction error in a run; None if there is no such tap, as for residuals."""
+    """Tap of its reconstruction error in a run; None if it cannot be spliced in."""
+    output_tap: ActivationLocationType | None = None
+    """Tap of what takes the place of its input, if that is the residual stream: all that comes later reads it there.
+    None for any other input."""
     written_as: Component | None = None
     """Component that its reconstruction replaces, and writes as; None if the input is a vector of the residual
     stream."""
@@ -79,9 +81,16 @@ class AutoencoderInput:
 
     @property
     def splice_taps(self) -> tuple[ActivationLocationType, ...]:
-        """Taps that exist because it is spliced in: its latents', and its error's if that is tapped."""
-        latents = (self.latent_tap,) if self.is_spliceable else ()
-        return latents if self.error_tap is None else (*latents, self.error_tap)
+        """Taps that exist because it is spliced in: its latents', its error's and, of the residual stream, its
+        output's."""
+        latents = self.latent_tap if self.is_spliceable else None
+        return tuple(tap for tap in (latents, self.error_tap, self.output_tap) if tap is not None)
+
+    @property
+    def is_of_stream(self) -> bool:
+        """Whether it reads the residual stream itself and can be spliced in: its latents say again what was written
+        before, rather than add to it."""
+        return self.output_tap is not None
 
     @property
     def is_residual(self) -> bool:
@@ -96,7 +105,7 @@ class AutoencoderInput:
     @property
     def is_of_attention_write(self) -> bool:
         """Whether it is a traced autoencoder of what attention adds to the residual."""
-        return self.is_traced and not self.is_of_mlp
+        return self.is_traced and self.node_type is NodeType.ATTENTION_AUTOENCODER_LATENT
 
     @property
     def writes_to_residual(self) -> bool:
@@ -144,8 +153,12 @@ _ROWS = (
                      error_tap=_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR),
     AutoencoderInput(type=_T.ATTN_WRITE, node_type=_A, location=_ATTN, offline_component=Component.HEAD_PAIR),
     AutoencoderInput(type=_T.ATTN_WEIGHTED_SUM_OF_VALUES, location=_ATTN, written_as=Component.HEAD_AT_TOKEN),
-    AutoencoderInput(type=_T.RESID_POST_ATTN, location=_ATTN, is_spliceable=True),
-    AutoencoderInput(type=_T.RESID_POST_MLP, is_spliceable=True),
+    AutoencoderInput(type=_T.RESID_POST_ATTN, location=LocationWithinLayer.LATENTS_OF_RESID_POST_ATTN,
+                     is_spliceable=True, is_traced=True, error_tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR,
+                     output_tap=_L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT),
+    AutoencoderInput(type=_T.RESID_POST_MLP, location=LocationWithinLayer.LATENTS_OF_RESID_POST_MLP,
+                     is_spliceable=True, is_traced=True, error_tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR,
+                     output_tap=_L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT),
 )
 # fmt: on
 

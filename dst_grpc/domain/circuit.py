@@ -211,7 +211,7 @@ class CircuitParts:
     latent_count: int
     """How many latents there are."""
     has_error: bool
-    """Whether the error is a node: not that of a residual."""
+    """Whether the error is a node, as it is of every autoencoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ One legend of axis letters, used in shapes throughout the package:
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum, StrEnum, auto
+from enum import Enum, StrEnum, auto
 from typing import Self
 
 
@@ -32,6 +32,7 @@ class NodeType(StrEnum):
     LAYER = "layer"
     RESIDUAL_STREAM_CHANNEL = "residual_stream_channel"
     VOCAB_TOKEN = "vocab_token"
+    AUTOENCODER_ERROR = "autoencoder_error"
 
 
 class Dimension(StrEnum):
@@ -95,13 +96,19 @@ class PassType(StrEnum):
     BACKWARD = "backward"
 
 
-class LocationWithinLayer(IntEnum):
-    """Order of computation inside a layer; a component affects only what comes strictly later."""
+class LocationWithinLayer(float, Enum):
+    """Order of computation inside a layer; a component affects only what comes strictly later.
+
+    Whole numbers are the reference implementation's. Latents of the residual stream, which it lacks, come after
+    all that is added to what they read, and before all that reads it.
+    """
 
     END_OF_PREV_LAYER = 1
     ATTN = 2
+    LATENTS_OF_RESID_POST_ATTN = 2.5
     RESID_POST_ATTN = 3
     MLP = 4
+    LATENTS_OF_RESID_POST_MLP = 4.5
     RESID_POST_MLP = 5
 
 
@@ -129,7 +136,7 @@ class Component(Enum):
     NEURON_ERROR = auto()
     """Reconstruction error of a spliced autoencoder of neurons; writes through Wout."""
     RESIDUAL_ERROR = auto()
-    """Reconstruction error of a spliced autoencoder of a residual write."""
+    """Reconstruction error of a spliced autoencoder of a residual write, or of the residual stream."""
     SINGLE_NODE = auto()
     """The write of the one node that `node_index_for_attribution` names."""
     QUERY = auto()
@@ -145,6 +152,11 @@ class Component(Enum):
     def is_spliced(self) -> bool:
         """Whether it exists only in a run that an autoencoder is spliced into."""
         return self in {Component.LATENT, Component.NEURON_ERROR, Component.RESIDUAL_ERROR}
+
+    @property
+    def is_of_autoencoder(self) -> bool:
+        """Whether it is a latent or an error of an autoencoder."""
+        return self.is_spliced or self is Component.OFFLINE_LATENT
 
 
 class AttentionTraceType(StrEnum):
@@ -221,6 +233,13 @@ class ComponentTypeForAttention(StrEnum):
     """Which nodes represent attention in an Explain request."""
 
     ATTENTION_HEAD = "attention_head"
+    AUTOENCODER_LATENT = "autoencoder_latent"
+
+
+class ComponentTypeForResidual(StrEnum):
+    """Which nodes describe the residual stream in an Explain request, beside those that write to it."""
+
+    NONE = "none"
     AUTOENCODER_LATENT = "autoencoder_latent"
 
 

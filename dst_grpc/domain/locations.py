@@ -51,6 +51,8 @@ class ActivationLocationType(StrEnum):
     ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR = "online_residual_attention_autoencoder_error"
     ATTN_OUTPUT_LAYER_NORM_SCALE = "attn.output_layer_norm.scale"
     MLP_OUTPUT_LAYER_NORM_SCALE = "mlp.output_layer_norm.scale"
+    ONLINE_RESIDUAL_AUTOENCODER_ERROR = "online_residual_autoencoder_error"
+    ONLINE_RESIDUAL_AUTOENCODER_OUTPUT = "online_residual_autoencoder_output"
 
     @property
     def facts(self) -> LocationFacts:
@@ -96,12 +98,10 @@ class LocationFacts:
     location_within_layer: LocationWithinLayer | None = None
     """Order within the layer; None where unknown from the location alone."""
     step: int = 0
-    """Order of computation among those of a layer, or among those after all layers."""
+    """Order of computation among those of a layer, or among those after all layers. 0 for what a spliced autoencoder
+    has: that comes right after the tap which it is spliced in at."""
     has_no_layers: bool = False
     """True for what exists once per model."""
-    is_after_attention: bool = False
-    """Whether it is computed after the layer's attention, so that the residual between attention and MLP, as it is
-    recorded, does not depend on it."""
     is_after_layers: bool = False
     """Whether it is computed after the last layer."""
     needs_sequential_layers: bool = False
@@ -153,11 +153,10 @@ _ROWS = (
     LocationFacts(_L.RESID_DELTA_ATTN, (_TOKENS, _RESIDUAL), _ATTN, step=6),
     LocationFacts(_L.RESID_POST_ATTN, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_ATTN,
                   needs_sequential_layers=True, keeps_gradient=True, step=8),
-    LocationFacts(_L.RESID_DELTA_MLP, (_TOKENS, _RESIDUAL), _MLP, is_after_attention=True, step=13),
-    LocationFacts(_L.RESID_POST_MLP, (_TOKENS, _RESIDUAL), LocationWithinLayer.RESID_POST_MLP, is_after_attention=True,
-                  keeps_gradient=True, step=15),
-    LocationFacts(_L.MLP_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True,
-                  is_made_on_demand=True, step=9),
+    LocationFacts(_L.RESID_DELTA_MLP, (_TOKENS, _RESIDUAL), _MLP, step=13),
+    LocationFacts(_L.RESID_POST_MLP, (_TOKENS, _RESIDUAL),
+                  LocationWithinLayer.RESID_POST_MLP, keeps_gradient=True, step=15),
+    LocationFacts(_L.MLP_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_made_on_demand=True, step=9),
     LocationFacts(_L.ATTN_INPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_made_on_demand=True),
     LocationFacts(_L.RESID_FINAL_LAYER_NORM_SCALE, (_TOKENS, _ONE), has_no_layers=True, is_after_layers=True,
                   is_made_on_demand=True, step=17),
@@ -168,25 +167,21 @@ _ROWS = (
     LocationFacts(_L.ATTN_QK_PROBS, (_TOKENS, _KEYS, _HEADS), _ATTN, keeps_gradient=True,
                   traced_at=PreOrPostAct.POST, step=3),
     LocationFacts(_L.ATTN_WEIGHTED_SUM_OF_VALUES, (_TOKENS, _HEADS, _VALUE), _ATTN, keeps_gradient=True, step=4),
-    LocationFacts(_L.MLP_PRE_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True,
-                  traced_at=PreOrPostAct.PRE, step=10),
-    LocationFacts(_L.MLP_POST_ACT, (_TOKENS, _NEURONS), _MLP, is_after_attention=True, keeps_gradient=True,
-                  traced_at=PreOrPostAct.POST, step=11),
+    LocationFacts(_L.MLP_PRE_ACT, (_TOKENS, _NEURONS), _MLP, traced_at=PreOrPostAct.PRE, step=10),
+    LocationFacts(_L.MLP_POST_ACT, (_TOKENS, _NEURONS),
+                  _MLP, keeps_gradient=True, traced_at=PreOrPostAct.POST, step=11),
     LocationFacts(_L.LOGITS, (_TOKENS, _VOCABULARY), has_no_layers=True, is_after_layers=True,
                   is_made_on_demand=True, step=18),
-    LocationFacts(_L.ONLINE_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True, needs_splice=True,
-                  traced_at=PreOrPostAct.POST, step=16),
-    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), is_after_attention=True,
-                  needs_splice=True, step=14),
-    LocationFacts(_L.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True, step=7),
-    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_ERROR, (_TOKENS, _NEURONS), _MLP, is_after_attention=True,
-                  needs_splice=True, step=14),
-    LocationFacts(_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), is_after_attention=True,
-                  needs_splice=True, step=14),
-    LocationFacts(_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True, step=7),
+    LocationFacts(_L.ONLINE_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True, traced_at=PreOrPostAct.POST),
+    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True),
+    LocationFacts(_L.ONLINE_ATTENTION_AUTOENCODER_LATENT, (_TOKENS, _LATENTS), needs_splice=True),
+    LocationFacts(_L.ONLINE_MLP_AUTOENCODER_ERROR, (_TOKENS, _NEURONS), _MLP, needs_splice=True),
+    LocationFacts(_L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True),
+    LocationFacts(_L.ONLINE_RESIDUAL_ATTENTION_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True),
     LocationFacts(_L.ATTN_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), needs_post_norms=True, step=5),
-    LocationFacts(_L.MLP_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), is_after_attention=True,
-                  needs_post_norms=True, step=12),
+    LocationFacts(_L.MLP_OUTPUT_LAYER_NORM_SCALE, (_TOKENS, _ONE), needs_post_norms=True, step=12),
+    LocationFacts(_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, (_TOKENS, _RESIDUAL), needs_splice=True),
+    LocationFacts(_L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT, (_TOKENS, _RESIDUAL), needs_splice=True),
 )
 # fmt: on
 

@@ -47,13 +47,19 @@ class NodeFacts:
         return None if self.tap is None else len(self.tap.dimensions)
 
     @property
+    def is_of_autoencoder(self) -> bool:
+        """Whether it is a latent or an error of an autoencoder."""
+        return self.is_autoencoder_latent or self.type is NodeType.AUTOENCODER_ERROR
+
+    @property
     def ablated_tap(self) -> ActivationLocationType | None:
         """Tap whose entries are overwritten to ablate a node; None if no node of the type can be ablated."""
         return None if self.component is None else self.tap
 
     @property
-    def may_read_mlp_input(self) -> bool:
-        """Whether nodes of the type can be computed from the MLP's input; some generic latents are."""
+    def may_read_one_token(self) -> bool:
+        """Whether nodes of the type can be computed from a residual one token at a time, as from the MLP's input; some
+        generic latents are."""
         follows_autoencoder = self.reads is None and self.component is Component.LATENT
         return follows_autoencoder or self.reads is LocationWithinLayer.RESID_POST_ATTN
 
@@ -71,8 +77,9 @@ _ROWS = (
     NodeFacts(_N.V_CHANNEL, "channel", location=_ATTN),
     NodeFacts(_N.MLP_NEURON, "neuron", tap=_L.MLP_POST_ACT, component=Component.NEURON, letter="n", location=_MLP,
               reads=_BEFORE_MLP),
-    NodeFacts(_N.AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_AUTOENCODER_LATENT,
-              component=Component.LATENT, autoencoder="exactly one autoencoder", is_autoencoder_latent=True),
+    NodeFacts(_N.AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_AUTOENCODER_LATENT, component=Component.LATENT,
+              letter="r", autoencoder="exactly one autoencoder, or one of the residual stream",
+              is_autoencoder_latent=True),
     NodeFacts(_N.MLP_AUTOENCODER_LATENT, "latent", tap=_L.ONLINE_MLP_AUTOENCODER_LATENT,
               component=Component.LATENT, letter="z", reads=_BEFORE_MLP, autoencoder="an autoencoder of the MLPs",
               is_autoencoder_latent=True),
@@ -83,6 +90,7 @@ _ROWS = (
     NodeFacts(_N.LAYER, "layer"),
     NodeFacts(_N.RESIDUAL_STREAM_CHANNEL, "channel", tap=_L.RESID_POST_MLP),
     NodeFacts(_N.VOCAB_TOKEN, "token"),
+    NodeFacts(_N.AUTOENCODER_ERROR, "error"),
 )
 # fmt: on
 

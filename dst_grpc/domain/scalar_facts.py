@@ -39,6 +39,11 @@ class Quantity(Enum):
         return self in {Quantity.WRITE, Quantity.WRITE_NORM, Quantity.PROJECTION}
 
     @property
+    def is_of_effects(self) -> bool:
+        """Whether it is an effect on a scalar, so that the effects of parts add up to that of their sum."""
+        return self in {Quantity.ACT_TIMES_GRAD, Quantity.PROJECTION}
+
+    @property
     def is_of_in_edges(self) -> bool:
         """Whether it is about edges from one upstream node into the component."""
         return self in {Quantity.IN_EDGE_ACTIVATION, Quantity.IN_EDGE_ATTRIBUTION}

@@ -28,8 +28,8 @@ PAIRS = (
     "(0,0), (1,0), (1,1), (2,0), ..."
 )
 ANY_AUTOENCODER = (
-    "Any lone autoencoder is accepted. With one of the MLP's write the numbers mean little: heads write before what it "
-    "reads."
+    "Any lone autoencoder is accepted. With one of the residual stream these are the heads of the latent's own layer. "
+    "With one of the MLP's write the numbers mean little: heads write before what it reads."
 )
 LATENT_NODES = "The node type is the latent's, although the last axis runs over residual channels."
 CHANNEL_NODES = (

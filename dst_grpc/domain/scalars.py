@@ -21,6 +21,7 @@ _T = DerivedScalarType
 _G = NodeType.AUTOENCODER_LATENT
 _M = NodeType.MLP_AUTOENCODER_LATENT
 _A = NodeType.ATTENTION_AUTOENCODER_LATENT
+_E = NodeType.AUTOENCODER_ERROR
 
 # Of the two kinds of head channels, types that are not taps have only the value's as an axis.
 _OF_LETTER = {axis.letter: axis for axis in Dimension if axis is not Dimension.QUERY_AND_KEY_CHANNELS}
@@ -215,7 +216,8 @@ _ROWS: tuple[ScalarFacts, ...] = (
          form=Form.FLATTENED, is_summed=True, autoencoder=_A, single_layer=True, inputs=(_T.RESID_DELTA_ATTN,)),
     _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN, "T H", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
          f"o[t,h] WO[h] . R[t], {_READ}", on=Direction.LATENT_READ, autoencoder=_G, single_layer=True,
-         note=notes.ANY_AUTOENCODER, inputs=(_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP)),
+         note=notes.ANY_AUTOENCODER,
+         inputs=(_T.RESID_DELTA_ATTN, _T.RESID_DELTA_MLP, _T.RESID_POST_ATTN, _T.RESID_POST_MLP)),
     _row(_T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED, "T H Z", _C.HEAD_AT_TOKEN, _Q.PROJECTION,
          "o[t,h] WO[h] . Wenc[j] where h[t,j] > 0", on=Direction.ALL_LATENT_READS, autoencoder=_A,
          single_layer=True, inputs=(_T.RESID_DELTA_ATTN,)),
@@ -255,6 +257,17 @@ _ROWS: tuple[ScalarFacts, ...] = (
     _row(_T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION, "T V", _C.VOCABULARY, _Q.ACTIVATION,
          "pre-activation of the node with the embedding of token v as the residual before its MLP; equal rows",
          is_value_only=True),
+    # Reconstruction errors of autoencoders of the residual stream: ours
+    _row(_T.ONLINE_RESIDUAL_AUTOENCODER_ERROR, "T d", _C.RESIDUAL_ERROR, _Q.ACTIVATION,
+         "eps[t] = the residual less its reconstruction", tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, autoencoder=_G),
+    _row(_T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_ACT_TIMES_GRAD, "T 1", _C.RESIDUAL_ERROR, _Q.ACT_TIMES_GRAD,
+         "sum over channels of eps[t] times its gradient", form=Form.SUM_CHANNELS,
+         tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, autoencoder=_G, node=_E, is_value_only=True),
+    _row(_T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_NORM, "T 1", _C.RESIDUAL_ERROR, _Q.WRITE_NORM,
+         "|eps[t]|", tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, autoencoder=_G, node=_E),
+    _row(_T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD, "T 1", _C.RESIDUAL_ERROR, _Q.PROJECTION,
+         f"eps[t] . G[t], {_FINAL}", on=_LOSS_OR_TRACE, tap=_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, autoencoder=_G,
+         node=_E),
 )
 # fmt: on
 

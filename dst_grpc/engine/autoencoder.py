@@ -108,9 +108,11 @@ class Autoencoder:
         mean, scale = self._mean_and_scale(x)
         return scale + _LAYER_NORM_EPSILON if scale is not None and mean is not None else scale
 
-    def pre_activation(self, x: torch.Tensor) -> torch.Tensor:
-        """pre(x) [..., Z] of inputs *x* [..., n_in]."""
+    def pre_activation(self, x: torch.Tensor, *, detach_scale: bool = False) -> torch.Tensor:
+        """pre(x) [..., Z] of inputs *x* [..., n_in]; with *detach_scale*, what n divides by is a constant."""
         mean, divisor = self._mean_and_scale(x)[0], self.input_divisor(x)
+        if detach_scale and divisor is not None:
+            divisor = divisor.detach()
         if mean is not None:
             x = x - mean
         if divisor is not None:
@@ -127,8 +129,18 @@ class Autoencoder:
 
     def decode(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Reconstruction [..., n_out] from *latents* [..., Z] of the inputs *x* [..., n_in]."""
-        bias = self.pre_bias if self.decoder_bias is None else self.decoder_bias
-        decoded = torch.nn.functional.linear(latents, self.decoder, bias)
+        return self._denormalized(torch.nn.functional.linear(latents, self.decoder, self._output_bias), x)
+
+    def offset(self, x: torch.Tensor) -> torch.Tensor:
+        """What is decoded of inputs *x* [..., n_in] where no latent is active, [..., n_out]: dec(0, x)."""
+        return self._denormalized(self._output_bias.expand(*x.shape[:-1], -1), x)
+
+    @property
+    def _output_bias(self) -> torch.Tensor:
+        return self.pre_bias if self.decoder_bias is None else self.decoder_bias
+
+    def _denormalized(self, decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """*decoded* [..., n_out] with all that the output takes from the inputs *x* themselves."""
         mean, scale = self._mean_and_scale(x)
         if scale is not None:
             decoded = decoded * scale

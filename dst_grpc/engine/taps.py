@@ -19,6 +19,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.pacing import Pacing
 from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -219,10 +220,9 @@ class Taps:
         tapped = self.visit(taps.latent_tap, layer, latents.view_as(latents))
         if tapped.requires_grad:  # its backward pass may cost more than a layer's
             tapped.register_hook(self._checks_backward())
-        error = y - autoencoder.decode(latents, x)
-        if taps.error_tap is not None:
-            error = self.visit(taps.error_tap, layer, error)
-        return autoencoder.decode(tapped, x) + error
+        error = self.visit(require(taps.error_tap), layer, y - autoencoder.decode(latents, x))
+        output = autoencoder.decode(tapped, x) + error
+        return output if taps.output_tap is None else self.visit(taps.output_tap, layer, output)
 
     def gradients(
         self, origin: torch.Tensor, *, gradient_pass: int = 0, keeps_graph: bool = False

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.autoencoders import InputNormalization
-from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.layer import unit_read, unit_write
@@ -41,7 +40,7 @@ def stage_of(source: AutoencoderInput) -> Stage:
         return Stage.MLP
     if source.is_of_attention_write:
         return Stage.ATTENTION
-    return Stage.POST_ATTENTION if source.location is LocationWithinLayer.ATTN else Stage.END
+    return Stage.POST_ATTENTION if source.spliced_at is _L.RESID_POST_ATTN else Stage.END
 
 
 def kinds_of(source: AutoencoderInput) -> tuple[GraphNodeKind, GraphNodeKind]:

@@ -226,12 +226,7 @@ def _vanishes(request: AttributeRequest, divergence: Origin) -> bool:
 
 
 def _check_autoencoders(request: AttributeRequest, plan: Plan, findings: Findings) -> None:
-    inputs = [info.input for info in plan.spliced]
-    for i, node in enumerate(request.nodes):
-        if node not in _LATENTS:
-            continue
-        if not inputs:
+    for node in request.nodes:
+        if node in _LATENTS and not plan.spliced:
             problem = f"{json_name(node)} needs an autoencoder to splice in"
             findings.lack("autoencoders", problem, Reason.AUTOENCODER_REQUIRED)
-        elif node is _N.LATENT_ERROR and all(each.error_tap is None for each in inputs):
-            findings.add(f"nodes[{i}]", "no autoencoder of the request has errors that are nodes")

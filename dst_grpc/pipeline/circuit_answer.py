@@ -130,7 +130,7 @@ class CircuitAnswer(SteppedAnswer[CircuitPlan, CircuitPart]):
             name=f"{one.place}{one.layer}",
             first_node=latents.first,
             latent_count=latents.count,
-            has_error=one.input.error_tap is not None,
+            has_error=True,
         )
 
     # Scores

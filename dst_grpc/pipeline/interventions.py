@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import PassType
+from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.interventions import Positions
 from dst_grpc.domain.locations import ActivationLocationType
@@ -15,6 +15,7 @@ from dst_grpc.errors import Reason, Violations, join_path, require
 from dst_grpc.pipeline.checks import check_covered, check_layer, sized
 from dst_grpc.pipeline.directions import why_no_subspace, why_no_vector
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
+from dst_grpc.scalars.topology import AutoencoderInputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,8 +189,11 @@ def checked_selection(
     Returns:
         *at*, with the tap of generic latents replaced by that of the spliced autoencoder.
     """
-    if at.activation_location_type is _L.ONLINE_AUTOENCODER_LATENT and len(spliced) != 1:
-        description = f"exists only while exactly one autoencoder is spliced in, not {len(spliced)}"
+    if at.activation_location_type is _L.ONLINE_AUTOENCODER_LATENT and _generic(spliced) is None:
+        description = (
+            "exists only while exactly one autoencoder is spliced in, or one of the residual stream, "
+            f"not {', '.join(one.name for one in spliced) or 'none'}"
+        )
         findings.add(f"{path}.activation_location_type", description)
     at = _meant(at, spliced)
     location = at.activation_location_type
@@ -249,10 +253,15 @@ def _shape(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) 
 
 
 def _meant(at: TapSelection, spliced: Sequence[AutoencoderEntry]) -> TapSelection:
-    """*at*, with the tap of generic latents replaced by that of the only spliced autoencoder."""
-    if at.activation_location_type is not _L.ONLINE_AUTOENCODER_LATENT or len(spliced) != 1:
-        return at
-    return replace(at, activation_location_type=spliced[0].input.latent_tap)
+    """*at*, with the tap of generic latents replaced by that of the autoencoder whose they are."""
+    owner = _generic(spliced) if at.activation_location_type is _L.ONLINE_AUTOENCODER_LATENT else None
+    return at if owner is None else replace(at, activation_location_type=owner.input.latent_tap)
+
+
+def _generic(spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
+    """The one of *spliced* whose latents are meant where no type of autoencoder is named; None if none is."""
+    kind = AutoencoderInputs.of_sets(spliced).of(NodeType.AUTOENCODER_LATENT)
+    return next((one for one in spliced if one.input is kind), None)
 
 
 def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> list[tuple[Dimension, int | None]]:

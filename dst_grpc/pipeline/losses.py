@@ -10,6 +10,7 @@ from dst_grpc.domain.interventions import UNCHANGED
 from dst_grpc.errors import InvalidRequest, require
 from dst_grpc.pipeline.interventions import checked_selection, width_of
 from dst_grpc.scalars.origins import LossOrigin
+from dst_grpc.scalars.topology import AutoencoderInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Losses:
             given, target_tokens=(), distractor_tokens=(), target_token_ids=targets, distractor_token_ids=distractors
         )
         if config.tap is not None:
-            return LossOrigin(self._of_tap(config))
+            return LossOrigin(self._of_tap(config), inputs=AutoencoderInputs.of_sets(self.spliced))
         if not self.tokens:
             return LossOrigin(config)
         match config.name:

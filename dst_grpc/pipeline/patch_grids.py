@@ -114,9 +114,7 @@ class NodeGrids:
                 self._findings.add(f"{path}.node", problem)
                 return None
             of_set = spliced[0].input
-            tap = of_set.latent_tap if node is _N.LATENT else of_set.error_tap
-            self._findings.check(tap is not None, f"{path}.node", f"{spliced[0].name} has no errors that are nodes")
-            return tap
+            return of_set.latent_tap if node is _N.LATENT else of_set.error_tap
         tap = ATTRIBUTED_NODES[node].tap
         why = None if tap is None else model.architecture.why_without(tap)
         if why is not None:

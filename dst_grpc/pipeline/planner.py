@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.requests import DeriveRequest, Prompt
+    from dst_grpc.engine.taps import Site
     from dst_grpc.engine.tokenizer import Tokenizer
 
 MAX_TENSORS = 20_000
@@ -114,6 +115,7 @@ class _Planner:
         self._lookup.note_handle(model_ref(request))
         self._sizes = self._sizes_of(0)
         self._topologies: dict[tuple[AutoencoderEntry, ...], Topology] = {}
+        self._spliced_residuals: frozenset[Site] = frozenset()
 
     def _sizes_of(self, n_tokens: int) -> Sizes:
         """Sizes with a prompt; with that of a full context window if it is not known."""
@@ -123,7 +125,9 @@ class _Planner:
         """The topology with *sets*, one object for all types that name them."""
         if sets not in self._topologies:
             inputs = AutoencoderInputs.of_sets(sets)
-            self._topologies[sets] = Topology(self._sizes.n_layers, self._model.architecture, inputs)
+            self._topologies[sets] = Topology(
+                self._sizes.n_layers, self._model.architecture, inputs, self._spliced_residuals
+            )
         return self._topologies[sets]
 
     def plan(self) -> Plan | None:
@@ -132,6 +136,9 @@ class _Planner:
         tokens = () if request.prompt is None else self._tokens(tokenizer, request.prompt, "prompt")
         self._sizes = self._sizes_of(len(tokens))
         spliced = self._spliced()
+        self._spliced_residuals = frozenset(
+            (one.input.tap, layer) for one in spliced if one.input.is_of_stream for layer in one.layer_indices
+        )
         self._lookup.check_model(request.config, "config")
         for i, layer in enumerate(request.config.layer_indices or ()):
             # Checked here too because there may be no derived scalar that reads it.

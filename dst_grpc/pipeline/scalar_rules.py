@@ -23,6 +23,7 @@ from dst_grpc.pipeline.checks import (
     check_trace_can_run,
     check_trace_indices,
 )
+from dst_grpc.scalars.components import Vocabulary
 
 if TYPE_CHECKING:
     from dst_grpc.contexts.entries import AutoencoderEntry
@@ -57,14 +58,16 @@ def _check_autoencoder(asked: AskedScalar) -> None:
     wanted, entry = asked.facts.autoencoder, asked.own_set
     if wanted is None:
         return
+    allowed = accepted_inputs(asked.facts)
     if entry is None:
         generic = wanted is NodeType.AUTOENCODER_LATENT and len(asked.sets) > 1
         has = f"has {', '.join(sorted(i.name for i in asked.sets))}" if asked.sets else "has none"
         hint = "; use the MLP_ or ATTENTION_ type instead" if generic else ""
-        description = f"{asked.name} needs {NODES[wanted].autoencoder}, and the request {has}{hint}"
+        of_stream = allowed is not None and all(kind.is_of_stream for kind in allowed)
+        needs = "an autoencoder of the residual stream" if of_stream else NODES[wanted].autoencoder
+        description = f"{asked.name} needs {needs}, and the request {has}{'' if of_stream else hint}"
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
         return
-    allowed = accepted_inputs(asked.facts)
     if allowed is not None and entry.input not in allowed:
         names = " or ".join(kind.type.value for kind in allowed)
         description = f"{asked.name} needs an autoencoder that reads {names}, not {entry.dst} ({entry.name})"
@@ -207,7 +210,7 @@ def _check_fake_grad(asked: AskedScalar) -> None:
         asked.findings.lack(path, f"{asked.name} needs the node that reads")
         return
     location = index.activation_location_type
-    taps = [facts.tap for facts in NODES.values() if facts.may_read_mlp_input and facts.tap is not None]
+    taps = [facts.tap for facts in NODES.values() if facts.may_read_one_token and facts.tap is not None]
     asked.findings.check(
         location in taps,
         f"{path}.activation_location_type",
@@ -221,12 +224,14 @@ def _check_fake_grad(asked: AskedScalar) -> None:
         return
     if location is _L.MLP_POST_ACT:
         width = asked.sizes.model.d_mlp
-    elif asked.inputs.mlp is None:
-        description = f"{asked.name} of a latent needs {NODES[NodeType.MLP_AUTOENCODER_LATENT].autoencoder}"
-        asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
-        return
     else:
-        entry = next(entry for entry in asked.sets if entry.input is asked.inputs.mlp)
+        kind = asked.inputs.of(Vocabulary(asked.topology, index).node_type)
+        if kind is None or kind is asked.inputs.attention:
+            reads = f"{NODES[NodeType.MLP_AUTOENCODER_LATENT].autoencoder} or of the residual stream"
+            description = f"{asked.name} of a latent needs {reads}"
+            asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
+            return
+        entry = next(entry for entry in asked.sets if entry.input is kind)
         check_covered(asked.findings, entry, index.layer_index, f"{path}.layer_index")
         width = entry.n_latents
     asked.findings.check(position < width, f"{path}.tensor_indices[1]", f"must be below {width}, not {position}")

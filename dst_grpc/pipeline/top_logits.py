@@ -71,5 +71,5 @@ def _logits(result: RunResult, token: int, decoder: Decoder) -> torch.Tensor:
         return known
     if logits_are_changed(result.plan):
         return taps.value((_L.LOGITS, None))[token]
-    last = taps.value((_L.RESID_POST_MLP, decoder.config.n_layers - 1))[token]
+    last = taps.value(result.plan.topology.final_residual(None).site)[token]
     return decoder.unembed(decoder.final_norm(last))

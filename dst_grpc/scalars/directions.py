@@ -17,7 +17,7 @@ import torch
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_facts import Direction as Kind
 from dst_grpc.domain.scalar_facts import Quantity
-from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site
+from dst_grpc.engine.autoencoder_input import autoencoder_input
 from dst_grpc.errors import require
 from dst_grpc.scalars.components import NodeComponent, OfflineLatent, Writes
 from dst_grpc.scalars.edges import component_of_subnode
@@ -192,7 +192,7 @@ class LatentRead(Direction):
     def site(self, layer: int | None) -> Site:
         """The site of that input."""
         read = require(self.task.topology.inputs.of(require(self.task.facts.autoencoder)))
-        return input_site(read.type, layer, self.task.topology.architecture)
+        return self.task.topology.input_site(read, layer)
 
     def taps(self) -> Iterator[Tap]:
         """The autoencoders' inputs."""

@@ -21,26 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
-    from dst_grpc.domain.components import LocationWithinLayer
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.components.base import Writer
     from dst_grpc.scalars.directions import BoundDirection
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.recorded_taps import RecordedTaps
     from dst_grpc.scalars.task import Task
-
-
-@dataclass(frozen=True)
-class _ResidualError(ResidualVector):
-    """What is not reconstructed of a part's write."""
-
-    place: LocationWithinLayer
-    """The part's."""
-
-    @property
-    def location(self) -> LocationWithinLayer:
-        """The part's."""
-        return self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +41,22 @@ class LeftOut:
     def of(cls, task: Task) -> LeftOut | None:
         """What the latents of *task* leave out; None unless it is about direct effects of latents of MLPs or attention.
 
-        Latents of the residual stream stand for no part.
+        Latents of the residual stream stand for no part (`residual_shares`).
         """
         facts = task.facts
         if facts.component is not Kind.LATENT or facts.quantity is not Quantity.PROJECTION:
             return None
         read = task.topology.inputs.of(require(facts.autoencoder))
-        return None if read is None or not read.is_traced else cls(task, read)
+        if read is None or not read.is_traced or read.is_of_stream:
+            return None
+        return cls(task, read)
 
     @property
     def _error(self) -> Writer:
         topology, read = self.task.topology, self.input
         if read.written_as is Kind.NEURON:
             return NeuronError(topology)
-        return _ResidualError(topology, require(read.error_tap), read.location)
+        return ResidualVector(topology, require(read.error_tap))
 
     @property
     def _part(self) -> Writer:

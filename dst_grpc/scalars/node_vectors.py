@@ -48,6 +48,8 @@ def sites_of_vectors(node_type: NodeType, layers: Sequence[int], topology: Topol
     """Taps that write and input vectors of nodes of a type at *layers* are computed from."""
     if node_type is NodeType.LAYER:
         yield _L.RESID_POST_EMBEDDING, None
+    if node_type is NodeType.AUTOENCODER_ERROR:
+        yield from ((_L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, layer) for layer in layers)
     component = component_of_nodes(node_type, topology)
     if component is None:
         return
@@ -55,7 +57,7 @@ def sites_of_vectors(node_type: NodeType, layers: Sequence[int], topology: Topol
     for layer in layers:
         for _, site in component.taps(layer, Quantity.WRITE):
             yield site
-        if component.reads_mlp_input or is_head:
+        if component.reads_one_token or is_head:
             yield component.residual_before(layer).site
         if is_head:
             yield _L.ATTN_QUERY, layer
@@ -90,6 +92,8 @@ def _written(model: ExplainedModel, recorded: RecordedTaps, group: NodeGroup) ->
     run, entries = LayerOfRun(model, recorded, group.layer), group.entries.to(model.decoder.device)
     if group.node_type is NodeType.LAYER and group.layer is None:
         return ResidualVector(model.topology, _L.RESID_POST_EMBEDDING).bind(run).at(entries)
+    if group.node_type is NodeType.AUTOENCODER_ERROR:
+        return ResidualVector(model.topology, _L.ONLINE_RESIDUAL_AUTOENCODER_ERROR).bind(run).at(entries)
     component = component_of_nodes(group.node_type, model.topology)
     if component is None or not group.is_of_entries:
         return None
@@ -97,12 +101,12 @@ def _written(model: ExplainedModel, recorded: RecordedTaps, group: NodeGroup) ->
 
 
 def mlp_input_vectors(model: ExplainedModel, recorded: RecordedTaps, nodes: Sequence[NodeIndex]) -> Vectors:
-    """The input vector of each neuron and each latent of the MLPs; other nodes are left out."""
+    """The input vector of each neuron, and each latent of the MLPs or the residual stream; other nodes are left out."""
     places: list[int] = []
     gradients: list[torch.Tensor] = []
     for group in NodeGroups(nodes):
         component = component_of_nodes(group.node_type, model.topology)
-        if component is None or not component.reads_mlp_input or not group.is_of_entries:
+        if component is None or not component.reads_one_token or not group.is_of_entries:
             continue
         layer = require(group.layer)
         tokens, which = group.entries.to(model.decoder.device).t()

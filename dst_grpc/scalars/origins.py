@@ -15,7 +15,7 @@ from dst_grpc.domain.components import LossFnName
 from dst_grpc.engine.interventions import entries
 from dst_grpc.errors import Internal
 from dst_grpc.scalars.recompute import trace_value
-from dst_grpc.scalars.topology import precedes
+from dst_grpc.scalars.topology import AutoencoderInputs, precedes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +126,8 @@ class LossOrigin:
     """For several positions: the token that is to be predicted at each."""
     reference: tuple[str, int] | None = None
     """The run that a divergence is from, and the position there."""
+    inputs: AutoencoderInputs = field(default=AutoencoderInputs(), compare=False, repr=False)
+    """The inputs of the spliced autoencoders."""
 
     @property
     def needs_logits(self) -> bool:
@@ -150,7 +152,7 @@ class LossOrigin:
 
     def depends_on(self, site: Site) -> bool:
         """Whether *site* precedes what it reads: any site does precede logits."""
-        return all(precedes(site, own) for own in self.values)
+        return all(precedes(site, own, self.inputs) for own in self.values)
 
     def scalar(self, run: ForwardPass) -> torch.Tensor:
         """The loss."""
@@ -240,7 +242,7 @@ class TraceOrigin:
 
     def depends_on(self, site: Site) -> bool:
         """Whether *site* precedes the residual before the node."""
-        return self._rho.depends_on(site)
+        return precedes(site, self._rho.site, self.topology.inputs)
 
     def scalar(self, run: ForwardPass) -> torch.Tensor:
         """The activation."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
     from dst_grpc.domain.components import PassType
     from dst_grpc.domain.indices import ActivationIndex, NodeIndex
     from dst_grpc.domain.scalar_facts import ScalarFacts
@@ -39,3 +40,14 @@ class Task:
     """Whether edge attributions hold the scales of layer norms constant."""
     fake_grad: ActivationIndex | None = None
     """The node that VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION is about."""
+
+    @property
+    def autoencoder_input(self) -> AutoencoderInput | None:
+        """The input of the autoencoder that its type is about; None if it is about none."""
+        return None if self.facts.autoencoder is None else self.topology.inputs.of(self.facts.autoencoder)
+
+    @property
+    def says_again(self) -> bool:
+        """Whether it is about latents or errors of the residual stream, which say again what was written before."""
+        kind = self.autoencoder_input
+        return kind is not None and kind.is_of_stream and self.facts.component.is_of_autoencoder

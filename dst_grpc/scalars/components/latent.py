@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import LocationWithinLayer, NodeType, PreOrPostAct
-from dst_grpc.engine.autoencoder_input import autoencoder_input, input_site, normed
+from dst_grpc.engine.autoencoder_input import autoencoder_input, normed
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.attention_head import HeadAtToken
 from dst_grpc.scalars.components.base import COMPONENTS, LayerOfRun, registered
@@ -96,9 +96,9 @@ class Latent(_Latents, NodeComponent):
         return cls(topology, node_type)
 
     @property
-    def reads_mlp_input(self) -> bool:
-        """Whether their autoencoder is one of the MLPs, spliced in."""
-        return self.input.is_of_mlp and self.input.is_traced
+    def reads_one_token(self) -> bool:
+        """Whether their autoencoder is one of the MLPs, or of the residual stream, spliced in."""
+        return self.input.is_of_stream or (self.input.is_of_mlp and self.input.is_traced)
 
     def site(self, layer: int | None) -> Site:
         """The site of the latents [T, Z]."""
@@ -109,14 +109,14 @@ class Latent(_Latents, NodeComponent):
         it."""
         yield from super().scale_sites(layer)
         if self.input in self.topology.inputs.scaled:
-            yield input_site(self.input.type, layer, self.topology.architecture)
+            yield self.topology.input_site(self.input, layer)
 
     def write_factor(self, run: LayerOfRun) -> torch.Tensor | None:
         """[T, 1]."""
         autoencoder = self.autoencoder(run)
         if not autoencoder.has_write_scale:
             return super().write_factor(run)
-        read = run.recorded.value(input_site(self.input.type, run.layer, self.topology.architecture))
+        read = run.recorded.value(self.topology.input_site(self.input, run.layer))
         return self.scaled_write_factor(run, autoencoder_input(autoencoder, read, run.block))
 
     def recompute(
@@ -125,6 +125,10 @@ class Latent(_Latents, NodeComponent):
         """[T, Z]."""
         autoencoder = model.autoencoder(self.node_type, layer)
         block = model.decoder.layers[layer]
+        if self.input.is_of_stream:
+            # The only norm between the residual and the latent is that of the autoencoder's input.
+            pre = autoencoder.pre_activation(rho, detach_scale=detach_scale)
+            return autoencoder.activate(pre) if at is PreOrPostAct.POST else pre
         if self.input.output is None:
             read = self._input_from(block, rho, detach_scale=detach_scale)
         else:
@@ -154,7 +158,7 @@ class OfflineLatent(_Latents):
     def activation_sites(self, layer: int | None) -> Iterator[Site]:
         """The tap that the autoencoder reads, or the taps that its input is computed from."""
         if self.source is None:
-            yield input_site(self.input.type, layer, self.topology.architecture)
+            yield self.topology.input_site(self.input, layer)
         else:
             yield from self.source.activation_sites(layer)
             yield from self.source.scale_sites(layer)

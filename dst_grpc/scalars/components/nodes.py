@@ -40,8 +40,8 @@ class NodeComponent(ScaledComponent):
         return require(self.site(layer))
 
     @property
-    def reads_mlp_input(self) -> bool:
-        """Whether it is computed from the MLP's input, one token at a time."""
+    def reads_one_token(self) -> bool:
+        """Whether it is computed from a residual one token at a time, as neurons are from the MLP's input."""
         return NODES[self.node_type].reads is LocationWithinLayer.RESID_POST_ATTN
 
     def residual_before(self, layer: int) -> Residual:

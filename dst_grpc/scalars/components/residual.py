@@ -36,8 +36,8 @@ class ResidualVector(Writer):
 
     @property
     def location(self) -> LocationWithinLayer | None:
-        """The tap's."""
-        return self.tapped.location_within_layer
+        """The tap's; of a reconstruction error, that of what is reconstructed."""
+        return self.topology.inputs.place_of(self.tapped)
 
     def site(self, layer: int | None) -> Site:
         """[T, d]."""

@@ -12,7 +12,6 @@ from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.base import Bound, Component, LayerOfRun, registered
-from dst_grpc.scalars.topology import residual_entering
 
 if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
@@ -46,7 +45,7 @@ class PreviousResidual(Component):
 
     def site(self, layer: int | None) -> Site:
         """The site of that residual."""
-        return residual_entering(require(layer)).site
+        return self.topology.residual_entering(require(layer)).site
 
     def bind(self, run: LayerOfRun) -> Bound:
         """The residual that enters one layer of one run."""

@@ -26,10 +26,18 @@ _CHUNK = 4096
 @registered(Kind.VOCABULARY)
 @dataclass(frozen=True)
 class Vocabulary(Component):
-    """The tokens' embeddings, each as the residual before the MLP of one node. Reads no tap."""
+    """The tokens' embeddings, each as the residual that one node is computed from. Reads no tap."""
 
     reader: ActivationIndex
-    """The node: a neuron, or a latent of an autoencoder of the MLPs."""
+    """The node: a neuron, or a latent of an autoencoder of the MLPs or of the residual stream."""
+
+    @property
+    def node_type(self) -> NodeType:
+        """The type of the latents, if the node is one."""
+        is_generic = self.reader.activation_location_type is ActivationLocationType.ONLINE_AUTOENCODER_LATENT
+        kind = self.topology.inputs.of(NodeType.AUTOENCODER_LATENT) if is_generic else None
+        is_of_stream = kind is not None and kind.is_of_stream
+        return NodeType.AUTOENCODER_LATENT if is_of_stream else NodeType.MLP_AUTOENCODER_LATENT
 
     @classmethod
     def of_task(cls, task: Task) -> Self:
@@ -53,7 +61,7 @@ class TokenPreActivations(Bound):
         layer, entry = require(index.layer_index), require(index.tensor_indices[1])
         is_neuron = index.activation_location_type is ActivationLocationType.MLP_POST_ACT
         topology = model.topology
-        nodes = Neuron(topology) if is_neuron else Latent(topology, NodeType.MLP_AUTOENCODER_LATENT)
+        nodes = Neuron(topology) if is_neuron else Latent(topology, self.component.node_type)
         chunks = []
         for tokens in torch.split(torch.arange(model.decoder.config.vocab_size, device=model.decoder.device), _CHUNK):
             embedded = model.decoder.embed(tokens)

@@ -277,13 +277,21 @@ def test_magnitudes_do_not_cancel_between_pairs() -> None:
         torch.testing.assert_close(found.nodes[nodes], scores.abs())
 
 
-@pytest.mark.parametrize("kind", [T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN, plain.Transcoder.RAW])
-def test_latents_and_their_error_add_up_to_what_they_reconstruct(kind: plain.Kind) -> None:
+PARTS = {
+    T.RESID_DELTA_MLP: N.MLP_OUT,
+    T.RESID_DELTA_ATTN: N.ATTN_OUT,
+    T.RESID_POST_ATTN: N.RESID_MID,
+    T.RESID_POST_MLP: N.RESID_POST,
+    plain.Transcoder.RAW: N.MLP_OUT,
+}
+
+
+@pytest.mark.parametrize(("kind", "part"), PARTS.items(), ids=str)
+def test_latents_and_their_error_add_up_to_what_they_reconstruct(kind: plain.Kind, part: AttributedNode) -> None:
     """And a spliced autoencoder changes no score of other nodes, nor of edges."""
     world = models.world(kind, config=models.ARCHITECTURES["gemma"])
     (splice,) = world.sets.values()
     splices = models.splices(splice)
-    part = N.ATTN_OUT if kind is T.RESID_DELTA_ATTN else N.MLP_OUT
     question = Question(nodes=(N.LATENT, N.LATENT_ERROR, part, N.HEAD), edges=True)
     found = Attribution(world.decoder, question, splices)
     found.add([PAIR])

@@ -24,7 +24,7 @@ from dst_grpc.domain.patch import PatchGrid
 from dst_grpc.domain.patch_answers import PatchMeans
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.taps import Site
-from dst_grpc.errors import InvalidRequest, PreconditionFailed
+from dst_grpc.errors import InvalidRequest, PreconditionFailed, require
 from dst_grpc.pipeline.attribute_answer import AttributeAnswer
 from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_answer import CircuitAnswer
@@ -120,8 +120,7 @@ class ByHand:
             facts, name = models.input_of(kind), f"{PLACES.get(kind, 'r')}{layer}"
             for latent in range(models.LATENTS[kind]):
                 found[f"{name}.l{latent}"] = (facts.latent_tap, layer), (slice(None), latent)
-            if facts.error_tap is not None:
-                found[f"{name}.error"] = (facts.error_tap, layer), slice(None)
+            found[f"{name}.error"] = (require(facts.error_tap), layer), slice(None)
         return found
 
     def metric(self, kept: set[str]) -> float:
@@ -189,10 +188,10 @@ def test_to_cut_one_latent_is_to_patch_it(kind: Kind, alternative: str) -> None:
     reference = REFERENCE if "mean" in alternative else ()
     asked: dict[str, Any] = {"alternative": alternative, "reference": reference}
     latents = range(models.LATENTS[kind])
-    has_error = models.input_of(kind).error_tap is not None
-    grids = [PatchGrid(node=AttributedNode.LATENT, layers=(1,), entries=tuple(latents), all_positions=True)]
-    if has_error:
-        grids.append(PatchGrid(node=AttributedNode.LATENT_ERROR, layers=(1,), all_positions=True))
+    grids = [
+        PatchGrid(node=AttributedNode.LATENT, layers=(1,), entries=tuple(latents), all_positions=True),
+        PatchGrid(node=AttributedNode.LATENT_ERROR, layers=(1,), all_positions=True),
+    ]
     request = make_patch_request(CLEAN, CORRUPT, grids=grids, autoencoders=tuple(world.sets), **METRIC, **asked)
     one = plan_patch(request, world.registry)
     patched = PatchAnswer(one, run([one.plan], world.decoder, world.sets), world.context, world.sets)
@@ -201,7 +200,7 @@ def test_to_cut_one_latent_is_to_patch_it(kind: Kind, alternative: str) -> None:
     expected = [metric for grid in means for metric in grid.metrics]
     nodes = plan(world, curve=True).nodes
     assert nodes is not None
-    cut = [f"{name}1.l{i}" for i in latents] + [f"{name}1.error"] * has_error
+    cut = [*(f"{name}1.l{i}" for i in latents), f"{name}1.error"]
     kept = []
     for one_cut in cut:
         mask = np.ones(nodes.count, dtype=bool)
@@ -349,7 +348,6 @@ def test_what_cannot_be_asked_of_latents_is_refused_at_its_field() -> None:
         "circuits[0].nodes[0]",
         "circuits[0].nodes[2]",
         "circuits[0].nodes[3]",
-        "circuits[0].nodes[4]",
     ]
     assert refused(InvalidRequest, world, circuits=[["m0->logits"]]) == ["circuits[0].edges"]
     assert refused(InvalidRequest, world, circuits=[["input"]], prune=True) == ["prune"]

@@ -29,14 +29,14 @@ from dst_grpc.pipeline.run import RunResult
 from tests import interventions, models, traces
 
 WORLDS = {
-    name: models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6, config=config)
+    name: models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, T.RESID_POST_MLP, seed=6, config=config)
     for name, config in models.ARCHITECTURES.items()
 }
 WORLD = WORLDS["gpt2"]
 SETS = tuple(WORLD.sets)
 GRADIENTS = DstConfig(derive_gradients=True)
-ABSENT = {L.ONLINE_AUTOENCODER_LATENT, L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR}
-"""Taps that need other autoencoders than WORLD's two."""
+ABSENT = {L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR}
+"""Taps that need other autoencoders than WORLD's three."""
 
 
 def ablation(chance: random.Random, world: models.World, n_tokens: int) -> AblationSpec:
@@ -74,6 +74,7 @@ def anything(chance: random.Random, world: models.World) -> DeriveRequest:
         traces.trace(traces.HEAD, chance.randrange(3), t, chance.randrange(t + 1), 3, through=traces.QK),
         traces.trace(traces.HEAD, 1, t, chance.randrange(t + 1), 2, through=traces.V),
         traces.trace(traces.MLP_LATENT, chance.randrange(3), t, 6, post=False),
+        traces.trace(traces.LATENT, chance.randrange(3), t, 6, post=False),
         None,
     ]
     node = chance.choice([origin for origin in origins if traces.is_seen(world.decoder.config, origin)])
@@ -85,6 +86,8 @@ def anything(chance: random.Random, world: models.World) -> DeriveRequest:
         T.UNFLATTENED_ATTN_WRITE_TO_FINAL_RESIDUAL_GRAD,
         T.ONLINE_MLP_AUTOENCODER_ACT_TIMES_GRAD,
         T.ONLINE_ATTENTION_AUTOENCODER_LATENT,
+        T.ONLINE_AUTOENCODER_ACT_TIMES_GRAD,
+        T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD,
         T.ATTN_WRITE_NORM,
     ]
     specs = [
@@ -126,10 +129,9 @@ def test_a_padded_batch_of_anything_gives_each_what_it_gets_alone(architecture: 
 
 def test_direct_effects_of_a_batch_are_read_from_weights_at_once() -> None:
     """Of losses and traces, of prompts of any length, on all that writes; a batch's tensors are not kept for it."""
-    world = models.world(T.MLP_POST_ACT, T.RESID_DELTA_ATTN, seed=6)
+    world = WORLD
     effects = [facts for facts in FACTS.values() if facts.direction is Direction.FINAL_RESIDUAL_GRAD]
-    either = {T.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD}  # which of the two is not said
-    types = [one.type for one in effects if not one.needs_attribution_node and one.type not in either]
+    types = [one.type for one in effects if not one.needs_attribution_node]
     specs = tuple(DerivedScalarSpec(dst=dst) for dst in types)
     head = traces.trace(traces.HEAD, 2, 4, 1, 3, through=traces.QK)
     origins = [None, traces.trace(traces.NEURON, 1, 2, 7), head, None, None]
@@ -180,8 +182,7 @@ def spec_of(dst: T) -> DerivedScalarSpec:
 
 @pytest.mark.parametrize("origin", [None, traces.trace(traces.NEURON, 2, 4, 7)], ids=traces.name)
 def test_one_pass_each_way_serves_every_type_that_can_go_together(origin: Any) -> None:
-    attention_only = {T.RESID_DELTA_ATTN}
-    world = models.world(*attention_only, seed=6)
+    world = models.world(T.RESID_DELTA_ATTN, T.RESID_POST_MLP, seed=6)
     refused = {
         facts.type
         for facts in FACTS.values()
@@ -261,7 +262,7 @@ def test_a_loss_that_is_not_a_number_differs_from_none() -> None:
 
 def test_the_traced_latent_is_that_of_the_shared_config_whatever_sets_a_type_names_itself() -> None:
     """Without autoencoders in the graph, a generic latent is looked up in the shared config's only set."""
-    mlp, attention = SETS
+    mlp, attention, _ = SETS
     origin = traces.trace(traces.LATENT, 2, 4, 6, post=False)
     specs = (
         DerivedScalarSpec(dst=T.ATTENTION_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=attention)),

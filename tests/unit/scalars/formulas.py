@@ -29,7 +29,6 @@ from tests.explained import (
     SPLICEABLE,
     Direction,
     Explained,
-    entering,
     jvp,
     triangle,
 )
@@ -55,7 +54,7 @@ class Row:
     kinds: tuple[Kind, ...] | None = None
     """One of the autoencoders must read one of these; None if none is needed."""
     alone: bool = False
-    """Whether it must be the only autoencoder."""
+    """Whether it must be the only autoencoder, or the one of the residual stream."""
     relu: bool = False
     """Whether that must be one of ReLU."""
     tap: L | None = None
@@ -72,13 +71,14 @@ class Row:
             return False
         if self.relu and x.activation is not AutoencoderActivation.RELU:
             return False
-        return self.kinds is None or (any(kind in self.kinds for kind in x.kinds) and not (self.alone and x.kinds[1:]))
+        kinds = x.meant if self.alone else x.kinds
+        return self.kinds is None or any(kind in self.kinds for kind in kinds)
 
 
 def kind_of(x: Explained, kinds: tuple[Kind, ...]) -> Kind:
-    """The one of *kinds* that an autoencoder of *x* reads."""
-    (found,) = (kind for kind in x.kinds if kind in kinds)
-    return found
+    """The one of *kinds* that an autoencoder of *x* reads; of several, the residual stream."""
+    found = [kind for kind in x.kinds if kind in kinds]
+    return next((kind for kind in found if kind in plain.STREAM), found[0])
 
 
 # Taps and residual vectors
@@ -133,6 +133,10 @@ def neurons(x: Explained, _: DstConfig, layer: int) -> Tensor:
 
 def errors(x: Explained, _: DstConfig, layer: int) -> Tensor:
     return x.error_writes(layer)
+
+
+def stream_error(x: Explained, _: DstConfig, layer: int) -> Tensor:
+    return x.value[L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, layer]
 
 
 def lengths_of(writes: Tensor) -> Tensor:
@@ -281,13 +285,13 @@ def read_by(kinds: tuple[Kind, ...]) -> Row:
     )  # fmt: skip
 
 
-def to_latent(form: Callable[[Tensor], Tensor]) -> Row:
+def to_latent(form: Callable[[Tensor], Tensor], kinds: tuple[T, ...] = (T.RESID_DELTA_ATTN,)) -> Row:
     """What heads write along what one latent reads, [T, U, H], in some *form*."""
 
     def formula(x: Explained, _: DstConfig, layer: int) -> Tensor:
-        return form(along(x.pair_writes(layer), x.latent_read(T.RESID_DELTA_ATTN, layer, LATENT_INDEX)))
+        return form(along(x.pair_writes(layer), x.latent_read(kind_of(x, kinds), layer, LATENT_INDEX)))
 
-    return Row(formula, None, (T.RESID_DELTA_ATTN,), alone=True, configs=reads_at_layer)
+    return Row(formula, None, kinds, alone=True, configs=reads_at_layer)
 
 
 def to_all_latents(form: Callable[[Tensor], Tensor]) -> Row:
@@ -310,17 +314,17 @@ UPSTREAM = (
 )
 THROUGH = {L.ATTN_QUERY: traces.Q, L.ATTN_KEY: traces.K, L.ATTN_VALUE: traces.V}
 DOWNSTREAM = (*(traces.subnode(UPSTREAM[0], part) for part in THROUGH), *UPSTREAM[1:])
-ENDS_OF_EDGES: tuple[Kind, ...] = (*MLP_KINDS, T.RESID_DELTA_ATTN)
+ENDS_OF_EDGES: tuple[Kind, ...] = (*MLP_KINDS, T.RESID_DELTA_ATTN, *plain.STREAM)
 """Autoencoders whose latents can be nodes of edges."""
 
 
 def nodes(x: Explained, given: tuple[NodeIndex, ...]) -> list[DstConfig]:
     """A config for each of the nodes that there are, with the norm's scale detached and not; a few with two sets."""
-    if len(x.kinds) > 1:
+    if len(x.kinds) > 1 and not x.meant:
         return [DstConfig(node_index_for_attribution=given[0])]
     return [
         DstConfig(node_index_for_attribution=node, detach_layer_norm_scale_for_attribution=detach)
-        for node in (given if x.kinds and x.kinds[0] in ENDS_OF_EDGES else given[:-1])
+        for node in (given if x.meant and x.meant[0] in ENDS_OF_EDGES else given[:-1])
         for detach in (False, True)
     ]
 
@@ -382,7 +386,7 @@ def edge_out(writes: Formula, place: int) -> Row:
 
 
 def latent_edge_out(x: Explained, c: DstConfig, layer: int) -> Tensor:
-    (kind,) = x.kinds
+    (kind,) = x.meant
     return before(subnode_gradient(x, c), x.latent_writes(kind, layer), layer, x.latent_place(kind))
 
 
@@ -390,10 +394,10 @@ def latent_edge_out(x: Explained, c: DstConfig, layer: int) -> Tensor:
 
 
 def vocabulary_nodes(x: Explained) -> list[DstConfig]:
-    """A neuron, and a latent of the MLPs by its own type and, if there is no other, by the generic one."""
+    """A neuron, a latent of the MLPs by its own type, and one of them or of the residual stream by the generic one."""
     locations = [L.MLP_POST_ACT]
-    if any(kind in MLP_KINDS for kind in x.kinds):
-        locations += [L.ONLINE_MLP_AUTOENCODER_LATENT, *([] if x.kinds[1:] else [L.ONLINE_AUTOENCODER_LATENT])]
+    locations += [L.ONLINE_MLP_AUTOENCODER_LATENT] * any(kind in MLP_KINDS for kind in x.kinds)
+    locations += [L.ONLINE_AUTOENCODER_LATENT] * any(kind in (*MLP_KINDS, *plain.STREAM) for kind in x.meant)
     indices = [
         ActivationIndex(activation_location_type=location, layer_index=LAYER, tensor_indices=(None, 6))
         for location in locations
@@ -402,12 +406,14 @@ def vocabulary_nodes(x: Explained) -> list[DstConfig]:
 
 
 def vocabulary(x: Explained, c: DstConfig, _: int) -> Tensor:
-    """The node's pre-activation with each token's embedding, without position, as the residual before the MLP."""
+    """The node's pre-activation with each token's embedding, without position, as the residual that it reads."""
     embedded = x.plain.embedded(range(x.config.vocab_size))
-    normed = x.plain.norm(embedded, x.plain.scale(embedded), f"layers.{LAYER}.mlp_norm")
-    found = x.plain.pre_act(LAYER, normed)
     index = c.activation_index_for_fake_grad
     assert index is not None
+    if index.activation_location_type is L.ONLINE_AUTOENCODER_LATENT and x.meant[0] in plain.STREAM:
+        return plain.pre(x.autoencoder(x.meant[0], LAYER), embedded)[:, 6].expand(N_TOKENS, -1)
+    normed = x.plain.norm(embedded, x.plain.scale(embedded), f"layers.{LAYER}.mlp_norm")
+    found = x.plain.pre_act(LAYER, normed)
     if index.activation_location_type is not L.MLP_POST_ACT:
         kind, act = kind_of(x, MLP_KINDS), x.plain.act(LAYER, normed, found)
         if isinstance(kind, Transcoder):
@@ -438,7 +444,7 @@ FORMULAS: dict[T, Row] = {
         L.MLP_INPUT_LAYER_NORM_SCALE,
     )},
     T.PREVIOUS_LAYER_RESID_POST_MLP: Row(
-        lambda x, _, layer: x.value[entering(layer)], lambda x, _, layer: x.gradient[entering(layer)]),
+        lambda x, _, layer: x.value[x.entering(layer)], lambda x, _, layer: x.gradient[x.entering(layer)]),
     T.FLATTENED_ATTN_POST_SOFTMAX: flattened(raw(L.ATTN_QK_PROBS)),
     T.ALWAYS_ONE: Row(lambda *_: torch.ones(N_TOKENS, 1, dtype=torch.float64)),
     T.ATTN_WEIGHTED_VALUE: Row(
@@ -495,7 +501,8 @@ FORMULAS: dict[T, Row] = {
     T.ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: to_latent(lambda x: x.sum(dim=2, keepdim=True)),
     T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS: to_latent(lambda x: triangle(x.sum(dim=2, keepdim=True))),
     T.FLATTENED_ATTN_WRITE_TO_LATENT_SUMMED_OVER_HEADS_BATCHED: to_all_latents(lambda x: triangle(x.sum(dim=2))),
-    T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN: to_latent(lambda x: x.sum(dim=1)),
+    T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN: to_latent(
+        lambda x: x.sum(dim=1), (T.RESID_DELTA_ATTN, T.RESID_DELTA_MLP, *plain.STREAM)),
     T.ATTN_WRITE_TO_LATENT_PER_SEQUENCE_TOKEN_BATCHED: to_all_latents(lambda x: x.sum(dim=1)),
     T.SINGLE_NODE_WRITE: Row(node_write, configs=upstream),
     T.SINGLE_NODE_WRITE_TO_FINAL_RESIDUAL_GRAD: Row(node_on_origin, configs=upstream),
@@ -517,6 +524,16 @@ FORMULAS: dict[T, Row] = {
         lambda x, c, _: along(x.value[L.RESID_POST_EMBEDDING, None], subnode_gradient(x, c).vector).unsqueeze(-1),
         configs=downstream),
     T.VOCAB_TOKEN_WRITE_TO_INPUT_DIRECTION: Row(vocabulary, configs=vocabulary_nodes),
+    T.ONLINE_RESIDUAL_AUTOENCODER_ERROR: Row(tap(L.ONLINE_RESIDUAL_AUTOENCODER_ERROR), None, plain.STREAM),
+    T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_ACT_TIMES_GRAD: Row(
+        lambda *at: times_gradient(L.ONLINE_RESIDUAL_AUTOENCODER_ERROR).forward(*at).sum(dim=1, keepdim=True),
+        None, plain.STREAM),
+    T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_NORM: Row(
+        lambda x, c, layer: lengths_of(stream_error(x, c, layer)).unsqueeze(-1), None, plain.STREAM),
+    T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD: Row(
+        lambda x, c, layer: before(
+            x.before_origin, stream_error(x, c, layer), layer, x.latent_place(kind_of(x, plain.STREAM))).unsqueeze(-1),
+        None, plain.STREAM),
 }  # fmt: skip
 
 

@@ -11,18 +11,23 @@ import torch
 
 from dst_grpc.domain.architecture import NormKind
 from dst_grpc.domain.autoencoders import InputNormalization, ModelNorm
+from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
+from dst_grpc.domain.origins import LossFnConfig, TapSum
+from dst_grpc.domain.requests import DerivedScalarSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import InvalidRequest, PreconditionFailed
 from tests import models, plain, traces
-from tests.explained import N_LAYERS, Explained, entering
+from tests.explained import N_LAYERS, Explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dst_grpc.domain.trace import TraceConfig
     from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.taps import Site
 
@@ -53,7 +58,7 @@ def test_transcoders_read_what_the_mlp_reads(norm: ModelNorm, architecture: str)
     reads = world.one(T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, traced)
     for layer, one in by_layer.items():
         assert layer is not None
-        residual = x.value[entering(layer) if x.config.parallel else (L.RESID_POST_ATTN, layer)]
+        residual = x.value[x.entering(layer) if x.config.parallel else (L.RESID_POST_ATTN, layer)]
         h = plain.encode(one, read(residual, layer))
         close(latents[layer], h)
         close(norms[layer], h * one.decoder.norm(dim=0))
@@ -88,6 +93,106 @@ def test_ablating_a_latent_of_the_residual_reaches_what_follows(kind: T) -> None
     assert not torch.allclose(found, x.value[L.LOGITS, None])
 
 
+READERS = {
+    "a head of the next layer": traces.trace(traces.HEAD, 2, 5, 3, 3, through=traces.QK),
+    "a neuron": traces.trace(traces.NEURON, 2, 5, 7, post=False),
+    "a latent of the next layer": traces.trace(traces.LATENT, 2, 5, 3, post=False),
+}
+
+
+@pytest.mark.parametrize("kind", RESIDUALS)
+@pytest.mark.parametrize("origin", READERS.values(), ids=READERS)
+def test_traces_and_edges_read_the_residual_as_latents_leave_it(kind: T, origin: TraceConfig) -> None:
+    """An ablated latent changes a traced value, its gradients and its edges as in the plain model."""
+    x, location = Explained(kinds=(kind,), origin=origin), L.ONLINE_AUTOENCODER_LATENT
+    token, latent = 5, int(x.latents(kind, 1)[5].argmax())
+
+    probe = torch.zeros_like(x.latents(kind, 1), requires_grad=True)
+
+    def edit(site: Site, tap: torch.Tensor) -> torch.Tensor:
+        if site == (location, 1):
+            tap = tap.clone()
+            tap[token, latent] = 2.0
+            tap = tap + probe
+        return tap
+
+    index = ActivationIndex(activation_location_type=location, layer_index=1, tensor_indices=(token, latent))
+    ablated = (AblationSpec(index=index, value=2.0),)
+    taps = x.plain.run(models.TOKENS, edit)
+    changed = {site: tap.detach() for site, tap in taps.items()}
+    value = x.scalar(taps)
+    spec = DerivedScalarSpec(dst=T.ONLINE_AUTOENCODER_ACT_TIMES_GRAD)
+    result = x.run(spec, ablation_specs=ablated)
+    assert result.activation_value == pytest.approx(value.item(), rel=1e-9)
+    assert result.activation_value != pytest.approx(x.scalar(x.value).item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value, probe)
+    found = result.derivation(result.plan.scalars[0]).at(1)[PassType.FORWARD]
+    close(found, changed[location, 1] * gradient)
+    # The upstream node of an edge writes into the residual that its reader is computed from.
+    site = x.plain.rho_site(origin)
+    near = plain.local_gradient(lambda rho: x.plain.value(origin, rho, changed, None), changed[site])
+    projected = x.one(T.ONLINE_AUTOENCODER_WRITE_TO_FINAL_ACTIVATION_RESIDUAL_GRAD, ablation_specs=ablated)
+    _, scale = plain.mean_and_scale(x.autoencoder(kind, 1), changed[L[kind.name], 1])
+    rows = scale.unsqueeze(-1) * x.autoencoder(kind, 1).decoder.T
+    close(projected[1], torch.einsum("tz,tzd,td->tz", changed[location, 1], rows.expand(6, -1, -1), near))
+
+
+def test_a_change_of_the_residual_reaches_the_latents_that_read_it() -> None:
+    """The autoencoder reads the tap as interventions leave it; what it makes of that is a tap of its own."""
+    kind = T.RESID_POST_MLP
+    x = Explained(kinds=(kind,))
+    index = ActivationIndex(activation_location_type=L.RESID_POST_MLP, layer_index=1, tensor_indices=(4, 2))
+    found = x.one(T.ONLINE_AUTOENCODER_LATENT, ablation_specs=(AblationSpec(index=index, value=3.0),))[1]
+    residual = x.value[L.RESID_POST_MLP, 1].clone()
+    residual[4, 2] = 3.0
+    close(found, plain.encode(x.autoencoder(kind, 1), residual))
+
+
+@pytest.mark.parametrize("tap", [L.ONLINE_RESIDUAL_AUTOENCODER_ERROR, L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT])
+def test_errors_and_output_of_the_residual_can_be_changed(tap: L) -> None:
+    x = Explained(kinds=(T.RESID_POST_ATTN,))
+    index = ActivationIndex(activation_location_type=tap, layer_index=1, tensor_indices=(5, None))
+
+    def edit(site: Site, value: torch.Tensor) -> torch.Tensor:
+        return torch.cat((value[:5], torch.full_like(value[5:], 0.25))) if site == (tap, 1) else value
+
+    found = x.one(T.LOGITS, ablation_specs=(AblationSpec(index=index, value=0.25),))[None]
+    close(found, x.plain.run(models.TOKENS, edit)[L.LOGITS, None])
+
+
+def test_the_generic_latents_beside_others_are_those_of_the_residual() -> None:
+    x = Explained(kinds=(T.MLP_POST_ACT, T.RESID_POST_MLP))
+    close(x.one(T.ONLINE_AUTOENCODER_LATENT)[1], x.latents(T.RESID_POST_MLP, 1))
+    close(x.one(T.ONLINE_MLP_AUTOENCODER_LATENT)[1], x.latents(T.MLP_POST_ACT, 1))
+    location = L.ONLINE_AUTOENCODER_LATENT
+    index = ActivationIndex(activation_location_type=location, layer_index=1, tensor_indices=(None, 3))
+
+    def edit(site: Site, value: torch.Tensor) -> torch.Tensor:
+        return value.index_fill(1, torch.tensor(3), 0.0) if site == (location, 1) else value
+
+    found = x.one(T.LOGITS, ablation_specs=(AblationSpec(index=index, value=0.0),))[None]
+    close(found, x.plain.run(models.TOKENS, edit)[L.LOGITS, None])
+
+
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_gradients_at_taps_of_a_splice_are_changed_for_what_comes_later(kind: T) -> None:
+    """A backward ablation at latents counts for a loss of a tap of the same layer exactly if that is computed later."""
+    location = L.ONLINE_AUTOENCODER_LATENT
+    for tap in (L.MLP_POST_ACT, L.RESID_DELTA_MLP, L.ATTN_QK_PROBS):
+        x = Explained(kinds=(kind,))
+        loss = LossFnConfig(
+            name=LossFnName.TAP, tap=TapSum(at=TapSelection(activation_location_type=tap, layer_index=1))
+        )
+        index = ActivationIndex(
+            activation_location_type=location, layer_index=1, tensor_indices=(None, None), pass_type=PassType.BACKWARD
+        )
+        spec = DerivedScalarSpec(dst=T.TOKEN_ATTRIBUTION)
+        result = x.run(spec, loss_fn_config=loss, ablation_specs=(AblationSpec(index=index, value=1.0),))
+        (passed,) = result.plan.run.passes
+        is_later = kind is T.RESID_POST_ATTN and tap is not L.ATTN_QK_PROBS
+        assert bool(passed.interventions) is is_later
+
+
 # What they cannot do is refused
 
 
@@ -97,14 +202,30 @@ def refused(kind: T, dst: T, match: str, config: DstConfig | None = None, **fiel
         x.one(dst, config, **fields)
 
 
-@pytest.mark.parametrize("kind", RESIDUALS)
-def test_latents_of_the_residual_are_no_ends_of_traces_and_edges(kind: T) -> None:
-    reads = "reads mlp_post_act or resid_delta_mlp or resid_delta_attn"
-    refused(kind, T.MLP_ACT_TIMES_GRAD, reads, trace_config=traces.trace(traces.LATENT, 1, 2, 3))
-    latent, neuron = traces.node(traces.LATENT, 1, 2, 3), traces.node(traces.NEURON, 1, 2, 3)
-    refused(kind, T.SINGLE_NODE_WRITE, reads, DstConfig(node_index_for_attribution=latent))
-    edge = DstConfig(node_index_for_attribution=neuron)
-    refused(kind, T.ONLINE_AUTOENCODER_IN_EDGE_ACTIVATION, f"not {kind}", edge)
+def test_latents_of_the_residual_are_none_of_attention() -> None:
+    """What heads of other layers write along what they read is asked of the trace, whatever the head's layer."""
+    config = DstConfig(trace_config=traces.trace(traces.LATENT, 1, None, 3), layer_indices=(1,))
+    match = "needs an autoencoder of attention, and the request has tiny/resid_post_mlp"
+    refused(T.RESID_POST_MLP, T.ATTN_WRITE_TO_LATENT, match, config)
+
+
+def test_errors_of_the_residual_need_an_autoencoder_of_it() -> None:
+    dst = T.ONLINE_RESIDUAL_AUTOENCODER_ERROR
+    refused(
+        T.RESID_POST_MLP, dst, "needs an autoencoder of the residual stream, and the request has none", autoencoders=()
+    )
+    both = Explained(kinds=(T.MLP_POST_ACT, T.RESID_DELTA_ATTN))
+    with pytest.raises(
+        PreconditionFailed, match="needs an autoencoder of the residual stream, and the request has tiny/"
+    ):
+        both.one(dst)
+    refused(T.MLP_POST_ACT, dst, "reads resid_post_mlp or resid_post_attn, not mlp_post_act")
+
+
+def test_two_autoencoders_of_the_residual_are_too_many() -> None:
+    x = Explained(kinds=RESIDUALS)
+    with pytest.raises(InvalidRequest, match="both have latents of autoencoder_latent"):
+        x.one(T.LOGITS)
 
 
 def test_an_autoencoder_of_the_embedding_has_no_layers() -> None:

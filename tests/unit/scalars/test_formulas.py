@@ -20,6 +20,8 @@ NEURON = traces.trace(traces.NEURON, 1, 4, 7)
 LATENT = traces.trace(traces.ATTENTION_LATENT, 2, 4, 3, post=False)
 TRANSCODED = traces.trace(traces.MLP_LATENT, 2, 4, 3, detach=True)
 HEAD = traces.trace(traces.HEAD, 1, 4, 3, 3, through=traces.QK)
+STREAM_LATENT = traces.trace(traces.LATENT, 2, 4, 3, post=False)
+LATER_HEAD = traces.trace(traces.HEAD, 2, 4, 3, 3, through=traces.QK)
 
 EVERYWHERE = [
     case
@@ -29,6 +31,8 @@ EVERYWHERE = [
         Explained(architecture, (T.RESID_DELTA_MLP,), NEURON),
         Explained(architecture, (Transcoder.NORMED,), TRANSCODED),
         *(Explained(architecture, BOTH, origin) for origin in (HEAD, LATENT, traces.V_OF_LOSS)),
+        Explained(architecture, (T.RESID_POST_MLP,)),
+        Explained(architecture, (*BOTH, T.RESID_POST_MLP), STREAM_LATENT),
     )
 ]
 AUTOENCODERS = [
@@ -43,10 +47,17 @@ AUTOENCODERS = [
         for kind, origin in ((Transcoder.RAW, None), (Transcoder.CENTRED, TRANSCODED))
     ),
     *(Explained(kinds=(kind,), origin=NEURON) for kind in (*RESIDUALS, T.MLP_PRE_ACT, T.RESID_POST_EMBEDDING)),
+    *(Explained(kinds=(kind,), origin=origin) for kind in RESIDUALS for origin in (None, STREAM_LATENT, LATER_HEAD)),
+    Explained(kinds=(Transcoder.NORMED, T.RESID_POST_ATTN), origin=TRANSCODED),
     *(
         Explained(kinds=(kind,), activation=activation)
         for activation in (AutoencoderActivation.TOP_K, AutoencoderActivation.JUMP_RELU, AutoencoderActivation.IDENTITY)
-        for kind in KINDS
+        for kind in (*KINDS, T.RESID_POST_MLP)
+    ),
+    *(
+        Explained(kinds=(T.RESID_POST_ATTN,), origin=origin, normalization=normalization)
+        for normalization in InputNormalization
+        for origin in traces.latent_traces(T.RESID_POST_ATTN)[1:4:2]
     ),
     *(
         Explained(architecture, (kind,), normalization=normalization)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dst_grpc.domain.autoencoders import InputNormalization
-from dst_grpc.domain.components import NodeType, PassType
+from dst_grpc.domain.components import Component, NodeType, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.locations import ActivationLocationType as L
@@ -42,15 +42,18 @@ class Watched(dict[Site, torch.Tensor]):
         return super().get(site, default)
 
 
-def kind_for(facts: ScalarFacts) -> T:
-    """What the autoencoder reads, of one that the type works with."""
+def kinds_for(facts: ScalarFacts) -> tuple[T, ...]:
+    """What autoencoders read, of each that the type is tried with."""
     if facts.autoencoder is NodeType.ATTENTION_AUTOENCODER_LATENT or facts.single_layer:
-        return T.RESID_DELTA_ATTN
-    if facts.type is T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR or (
-        facts.type is T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT
-    ):
-        return T.RESID_DELTA_MLP
-    return T.MLP_POST_ACT
+        return (T.RESID_DELTA_ATTN,)
+    if facts.type is T.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR:
+        return (T.RESID_DELTA_MLP,)
+    if facts.type is T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT:
+        return T.RESID_DELTA_MLP, T.RESID_POST_MLP
+    if facts.tap is L.ONLINE_RESIDUAL_AUTOENCODER_ERROR:
+        return (T.RESID_POST_MLP,)
+    is_of_any = facts.autoencoder is NodeType.AUTOENCODER_LATENT and facts.component is Component.LATENT
+    return (T.MLP_POST_ACT, T.RESID_POST_MLP) if is_of_any or facts.needs_attribution_node else (T.MLP_POST_ACT,)
 
 
 def requests_for(facts: ScalarFacts, world: models.World) -> list[DeriveRequest]:
@@ -100,10 +103,13 @@ def test_each_type_touches_exactly_the_taps_that_it_names(architecture: str, nor
         # Of inputs that are normalized, what a latent reads is no row of the encoder, and the type is refused.
         of_rows = facts.direction is Direction.ALL_LATENT_READS
         how = {"normalization": InputNormalization.NONE if of_rows else normalization}
-        world = models.world(kind_for(facts), seed=5, config=models.ARCHITECTURES[architecture], **how)
-        if dst in world.unsupported:
+        worlds = [
+            models.world(kind, seed=5, config=models.ARCHITECTURES[architecture], **how) for kind in kinds_for(facts)
+        ]
+        if dst in worlds[0].unsupported:
             continue
-        for request in requests_for(facts, world):
+        asked = [(world, request) for world in worlds for request in requests_for(facts, world)]
+        for world, request in asked:
             (result,) = world.results(request)
             (scalar,) = result.plan.scalars
             named = {pass_type: {site for one, site in scalar.taps if one is pass_type} for pass_type in PassType}
