@@ -18,7 +18,12 @@ from dst_grpc.client._requests import (
     prompt_of,
     source_runs_of,
 )
-from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, LossFnName
+from dst_grpc.domain.components import (
+    ComponentTypeForAttention,
+    ComponentTypeForMlp,
+    ComponentTypeForResidual,
+    LossFnName,
+)
 from dst_grpc.domain.explain import (
     DEFAULT_K,
     ExplainRequest,
@@ -79,6 +84,8 @@ class ExplainArguments(RunArguments, total=False):
     """Which nodes represent the MLPs: `neuron` or `autoencoder_latent`."""
     attention: ComponentTypeForAttention | str
     """Which nodes represent attention: `attention_head` or `autoencoder_latent`."""
+    residual: ComponentTypeForResidual | str
+    """Which nodes describe the residual stream, beside these: `none` or `autoencoder_latent`."""
     groups: GroupsLike
     """What to select nodes by; nothing = the default groups."""
     k: int
@@ -150,6 +157,7 @@ def make_explain_request(
     autoencoders: str | Iterable[str] = (),
     mlp: ComponentTypeForMlp | str = ComponentTypeForMlp.NEURON,
     attention: ComponentTypeForAttention | str = ComponentTypeForAttention.ATTENTION_HEAD,
+    residual: ComponentTypeForResidual | str = ComponentTypeForResidual.NONE,
     groups: GroupsLike = (),
     k: int = DEFAULT_K,
     parts: Iterable[ExplainPart | str] = (),
@@ -175,6 +183,7 @@ def make_explain_request(
         autoencoders=names_of(autoencoders),
         component_type_for_mlp=member(ComponentTypeForMlp, mlp, "component_type_for_mlp"),
         component_type_for_attention=member(ComponentTypeForAttention, attention, "component_type_for_attention"),
+        component_type_for_residual=member(ComponentTypeForResidual, residual, "component_type_for_residual"),
         groups=_groups(groups),
         k=k,
         parts=tuple(member(ExplainPart, part, f"parts[{i}]") for i, part in enumerate(names_of(parts, "parts"))),

@@ -9,11 +9,17 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp, NodeType, PassType
+from dst_grpc.domain.components import (
+    ComponentTypeForAttention,
+    ComponentTypeForMlp,
+    ComponentTypeForResidual,
+    NodeType,
+    PassType,
+)
 from dst_grpc.domain.entries import entries_are_nodes
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.explanations import ExplainPart
-from dst_grpc.domain.groups import DEFAULT_GROUPS
+from dst_grpc.domain.groups import DEFAULT_GROUPS, RESIDUAL_GROUPS
 from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
 from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
 from dst_grpc.domain.nodes import NODES
@@ -243,6 +249,8 @@ class ExplainRequest:
     """Whether the runs share one list of nodes; None = if they can."""
     unit_length_embeddings: bool | None = None
     """Whether input tokens are scored by their embeddings scaled to unit length; None = by them as they are."""
+    component_type_for_residual: ComponentTypeForResidual = ComponentTypeForResidual.NONE
+    """Which nodes describe the residual stream, beside those that write to it."""
 
     def __post_init__(self) -> None:
         """Check what needs no model; raises InvalidRequest with all that is wrong."""
@@ -265,6 +273,7 @@ class ExplainRequest:
         return self.groups or default_groups(
             self.component_type_for_mlp,
             self.component_type_for_attention,
+            self.component_type_for_residual,
             has_origin=all(run.has_origin for run in self.runs),
         )
 
@@ -272,6 +281,7 @@ class ExplainRequest:
 def default_groups(
     mlp: ComponentTypeForMlp = ComponentTypeForMlp.NEURON,
     attention: ComponentTypeForAttention = ComponentTypeForAttention.ATTENTION_HEAD,
+    residual: ComponentTypeForResidual = ComponentTypeForResidual.NONE,
     *,
     has_origin: bool = True,
     k: int | None = None,
@@ -281,15 +291,22 @@ def default_groups(
     Args:
         mlp: which nodes represent the MLPs.
         attention: which nodes represent attention.
+        residual: which nodes describe the residual stream; they have groups of their own, since they say again what
+            others write.
         has_origin: whether there are gradients; without, two groups remain.
         k: entries to select of each type, at each end; None = the request's.
     """
     mlp_place = int(mlp is ComponentTypeForMlp.AUTOENCODER_LATENT)
     attention_place = int(attention is ComponentTypeForAttention.AUTOENCODER_LATENT)
+    groups: dict[str, tuple[DerivedScalarType, ...]] = {
+        name: (embedding, of_mlp[mlp_place], of_attention[attention_place])
+        for name, (embedding, of_mlp, of_attention) in DEFAULT_GROUPS.items()
+    }
+    if residual is ComponentTypeForResidual.AUTOENCODER_LATENT:
+        groups |= RESIDUAL_GROUPS
     return tuple(
         TopKGroup(group_id=name, dsts=dsts, k=k)
-        for name, (embedding, of_mlp, of_attention) in DEFAULT_GROUPS.items()
-        for dsts in [(embedding, of_mlp[mlp_place], of_attention[attention_place])]
+        for name, dsts in groups.items()
         if has_origin or not any(FACTS[dst].requires_grad_for_forward_pass for dst in dsts)
     )
 

@@ -65,6 +65,27 @@ class ScalarSum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualShares:
+    """The effect of the residual stream at one layer, split into what its autoencoder says of it."""
+
+    layer_index: int
+    """The layer of the autoencoder."""
+    listed: float
+    """Sum over the listed latents and errors of the layer."""
+    latents: float
+    """Sum over all latents."""
+    error: float
+    """Of what the autoencoder does not reconstruct."""
+    decoder_bias: float
+    """Of what the decoder writes without any latent."""
+
+    @property
+    def total(self) -> float:
+        """Of the whole residual, which is that of all that was written before."""
+        return self.latents + self.error + self.decoder_bias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completeness:
     """How much of the whole the listed nodes of a group account for."""
 
@@ -73,11 +94,14 @@ class Completeness:
     total: float
     """Sum over all nodes of the group's types, listed or not."""
     target: float | None
-    """The loss or traced value; None without an origin."""
+    """The loss or traced value; None without an origin, and in a group of nothing but the residual stream."""
     reconstruction_error: float | None = None
     """Direct effect of what autoencoders do not reconstruct where their latents stand; None where none do."""
     uncovered_layers: float | None = None
     """Direct effect of MLPs and attention at the layers without latents to stand for them; None as before."""
+    residuals: tuple[ResidualShares, ...] = ()
+    """Of groups of effects that have latents of the residual stream: the residual at each layer of their autoencoders.
+    These say again what was written before, so that they take no part in the fields above."""
 
     @property
     def unaccounted(self) -> float | None:

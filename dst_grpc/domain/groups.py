@@ -1,4 +1,4 @@
-"""The default groups of Explain: a derived scalar type of each for the embedding, the MLPs and attention."""
+"""The default groups of Explain: a type of each for the embedding, the MLPs and attention; or the residual stream."""
 
 from __future__ import annotations
 
@@ -32,3 +32,17 @@ DEFAULT_GROUPS = {
     ),
 }
 """Group to its types: embedding; MLPs as neurons or as latents; attention as heads or as latents."""
+
+RESIDUAL_GROUPS = {
+    "residual_write_norm": (_T.ONLINE_AUTOENCODER_WRITE_NORM, _T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_NORM),
+    "residual_act_times_grad": (
+        _T.ONLINE_AUTOENCODER_ACT_TIMES_GRAD,
+        _T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_ACT_TIMES_GRAD,
+    ),
+    "residual_direction_write": (
+        _T.ONLINE_AUTOENCODER_WRITE_TO_FINAL_RESIDUAL_GRAD,
+        _T.ONLINE_RESIDUAL_AUTOENCODER_ERROR_WRITE_TO_FINAL_RESIDUAL_GRAD,
+    ),
+    "residual_activation": (_T.ONLINE_AUTOENCODER_LATENT,),
+}
+"""Group to its types, if latents describe the residual stream: latents, and errors."""

@@ -176,7 +176,7 @@ def _vectors_of(node_type: NodeType) -> int:
     its key read."""
     if node_type is NodeType.ATTENTION_HEAD:
         return 3
-    return 1 if node_type in {NodeType.LAYER, NodeType.VOCAB_TOKEN} else 2
+    return 1 if node_type in {NodeType.LAYER, NodeType.VOCAB_TOKEN, NodeType.AUTOENCODER_ERROR} else 2
 
 
 def ends_of(selection: TopKSelection) -> tuple[bool, ...]:

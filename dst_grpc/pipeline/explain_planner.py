@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.components import NodeType
+from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.explain import NodeScope, default_groups
 from dst_grpc.domain.explanations import ExplainPart
@@ -28,6 +28,7 @@ from dst_grpc.pipeline.planner import model_ref, plan_run
 from dst_grpc.scalars.attended_tokens import sites_of_attended_tokens
 from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_vectors import sites_of_vectors
+from dst_grpc.scalars.residual_shares import SharesOfResiduals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.plan import Plan
+    from dst_grpc.scalars.recorded_taps import Tap
 
 _L = ActivationLocationType
 _P = ExplainPart
@@ -69,7 +71,9 @@ def plan_top_k(
     _check_model(prompts, findings)
     _check_token_index(prompts, request.token_index, findings)
     is_shared = _is_shared(prompts, request.node_scope, findings)
-    plans = tuple(costed(one.also_recording(_sites_left_out(one)), store_bytes) for one in _planned(found, findings))
+    plans = tuple(
+        costed(one.also_recording(_taps_of_completeness(one)), store_bytes) for one in _planned(found, findings)
+    )
     token = request.token_index
     asked = ExplainPlan(
         request_id=request.request_id,
@@ -269,7 +273,7 @@ def _parts(request: ExplainRequest, groups: Sequence[TopKGroup]) -> frozenset[Ex
         return frozenset(found | {_P.NODE_TABLE} if any(part.is_about_nodes for part in found) else found)
     node_types = _node_types(groups)
     found = {_P.NODE_TABLE, _P.COMPONENT_SUMS, _P.UPVOTED_OUTPUT_TOKENS, _P.TOP_LOGITS}
-    if any(NODES[node_type].may_read_mlp_input for node_type in node_types):
+    if any(NODES[node_type].may_read_one_token for node_type in node_types):
         found.add(_P.INPUT_TOKENS_THAT_UPVOTE_MLP)
     if NodeType.ATTENTION_HEAD in node_types:
         found |= {_P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q, _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_K}
@@ -295,33 +299,40 @@ def _logit_token(plan: Plan) -> int:
     return len(plan.token_ids) - 1 if token is None else token
 
 
-def _sites_left_out(plan: Plan) -> Iterator[Site]:
-    """What has to be recorded to say what latents leave out."""
+def _taps_of_completeness(plan: Plan) -> Iterator[Tap]:
+    """What has to be recorded to say what latents leave out, and what the residual stream is in their terms."""
     for scalar in plan.scalars:
-        left_out = LeftOut.of(scalar)
+        left_out, shares = LeftOut.of(scalar), SharesOfResiduals.of(scalar)
         if left_out is not None:
-            yield from left_out.sites()
+            yield from ((PassType.FORWARD, site) for site in left_out.sites())
+        if shares is not None:
+            yield from shares.taps()
+
+
+def _taps(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Tap]:
+    """What has to be recorded for the parts, besides the taps of the types."""
+    yield from _taps_of_completeness(plan)
+    yield from ((PassType.FORWARD, site) for site in _sites(plan, groups, parts))
 
 
 def _reading(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Plan:
     """*plan* with everything recorded that the parts read."""
     logits = plan.run.logit_positions & {_logit_token(plan)} if _P.TOP_LOGITS in parts else frozenset()
-    return replace(plan.also_recording(_sites(plan, groups, parts)), logits=logits)
+    return replace(plan.also_recording(_taps(plan, groups, parts)), logits=logits)
 
 
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:
-    """Sites to record for the parts, besides those of the types."""
-    yield from _sites_left_out(plan)
+    """Sites that the parts are computed from."""
     n_layers = plan.model.dimensions.n_layers
     node_types = _node_types(groups)
     if any(part.scores_tokens for part in parts):
         covered = {info.input: info.layer_indices for info in plan.spliced}
         for node_type in node_types:
-            read = plan.topology.inputs.of(node_type) if NODES[node_type].is_autoencoder_latent else None
+            read = plan.topology.inputs.of(node_type) if NODES[node_type].is_of_autoencoder else None
             yield from sites_of_vectors(node_type, range(n_layers) if read is None else covered[read], plan.topology)
     if _P.TOKEN_PAIRS in parts:
         for info in plan.spliced:
             if info.input.is_of_attention_write:
                 yield from sites_of_attended_tokens(info.input, info.layer_indices, plan.topology)
     if _P.TOP_LOGITS in parts:
-        yield (_L.LOGITS, None) if logits_are_changed(plan) else (_L.RESID_POST_MLP, n_layers - 1)
+        yield (_L.LOGITS, None) if logits_are_changed(plan) else plan.topology.final_residual(None).site

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dst_grpc.domain.components import PassType
 from dst_grpc.domain.graph import BeginToken, GraphRequest, GraphSource
-from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.requests import DeriveRequest, Prompt
 from dst_grpc.errors import DstError, InvalidRequest, Reason, require
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun
@@ -161,7 +161,7 @@ class _GraphPlanner:
         if own is None or plan is None or findings.count:
             raise findings.error()
         # A pass as any other, so that values that are not finite are told of as of any other.
-        last = ActivationLocationType.RESID_POST_MLP, model.dimensions.n_layers - 1
+        last = PassType.FORWARD, plan.topology.final_residual(None).site
         handles = (*plan.handles, *lookup.handles)
         sets = autoencoders if transcoders is None else (transcoders, *autoencoders)
         run = replace(plan.also_recording([last]), shared_sets=sets, handles=handles)

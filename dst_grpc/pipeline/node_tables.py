@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.components import NodeType
-from dst_grpc.domain.explanations import Completeness, ExplainPart, GroupValues, NodeTable, ScalarSum
+from dst_grpc.domain.explanations import (
+    Completeness,
+    ExplainPart,
+    GroupValues,
+    NodeTable,
+    ResidualShares,
+    ScalarSum,
+)
+from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.explain_plan import KEPT_BYTES, MAX_TABLE_NODES, ends_of
 from dst_grpc.scalars.left_out import LeftOut
 from dst_grpc.scalars.node_groups import NodeGroups
+from dst_grpc.scalars.residual_shares import SharesOfResiduals
 from dst_grpc.scalars.topk import Entries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from dst_grpc.domain.explain import TopKGroup
     from dst_grpc.domain.indices import NodeIndex
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from dst_grpc.engine.tokenizer import Tokenizer
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.run import RunResult
+    from dst_grpc.scalars.residual_shares import Shares
 
 _P = ExplainPart
 
@@ -112,8 +122,14 @@ class NodeTables:
         places: NodeGroups,
     ) -> GroupValues:
         values = torch.full((places.count,), torch.nan)
-        for dst in group.dsts:
-            self._entries[i][dst].values_at(places, values)
+        mine = {dst: self._entries[i][dst] for dst in group.dsts}
+        again = [dst for dst, entries in mine.items() if _says_effects_again(entries)]
+        added_up = [dst for dst in mine if dst not in again]
+        for dst in added_up:
+            mine[dst].values_at(places, values)
+        listed = values.double().nansum().item()
+        for dst in again:
+            mine[dst].values_at(places, values)
         error, uncovered = self._left_out(i, group)
         return GroupValues(
             group_id=group.group_id,
@@ -121,13 +137,30 @@ class NodeTables:
             top=tuple(numbers[node] for node in chosen[0]),
             bottom=tuple(numbers[node] for node in chosen[1]),
             completeness=Completeness(
-                listed=values.double().nansum().item(),
-                total=sum(self._entries[i][dst].total for dst in group.dsts),
-                target=self._results[i].target,
+                listed=listed,
+                total=sum(mine[dst].total for dst in added_up),
+                target=self._results[i].target if added_up else None,
                 reconstruction_error=error,
                 uncovered_layers=uncovered,
+                residuals=tuple(
+                    ResidualShares(
+                        layer_index=layer,
+                        listed=_sum_of(values, numbers, [FACTS[each].node_type for each in again], layer),
+                        latents=shares.latents,
+                        error=shares.error,
+                        decoder_bias=shares.decoder_bias,
+                    )
+                    for dst in again
+                    for layer, shares in self._residuals(i, dst).items()
+                ),
             ),
         )
+
+    def _residuals(self, i: int, dst: DerivedScalarType) -> dict[int, Shares]:
+        """The residual at each layer in terms of a type's latents; nothing if it is not about effects of these."""
+        derivation = self._entries[i][dst].derivation
+        shares = SharesOfResiduals.of(derivation.task)
+        return {} if shares is None else shares.by_layer(derivation.model, derivation.recorded)
 
     def _left_out(self, i: int, group: TopKGroup) -> tuple[float | None, float | None]:
         """Direct effects of the reconstruction errors, and of the layers without autoencoder, of a group's latents."""
@@ -150,3 +183,16 @@ class NodeTables:
             return ()
         texts = dict(zip(known, self._tokenizer.token_strings(known), strict=True))
         return tuple("" if token is None else texts[token] for token in ids)
+
+
+def _says_effects_again(entries: Entries) -> bool:
+    """Whether a type is of effects of the residual stream, which are those of all that was written before."""
+    return entries.facts.quantity.is_of_effects and entries.derivation.task.says_again
+
+
+def _sum_of(
+    values: torch.Tensor, numbers: Mapping[NodeIndex, int], node_types: Collection[NodeType], layer: int
+) -> float:
+    """Sum of the *values* of the listed nodes of some types at a layer."""
+    places = [n for node, n in numbers.items() if node.layer_index == layer and node.node_type in node_types]
+    return values[places].double().nansum().item()

@@ -135,9 +135,14 @@ class Plan:
         of_scalars = (entry for scalar in self.scalars for entry in scalar.sets)
         return tuple(dict.fromkeys((*self.spliced, *self.shared_sets, *self.direction_sets, *of_scalars)))
 
-    def also_recording(self, sites: Iterable[Site]) -> Plan:
-        """This plan with the values at *sites* recorded too."""
-        return replace(self, values=self.values.union(sites))
+    def also_recording(self, taps: Iterable[Tap]) -> Plan:
+        """This plan with *taps* recorded too."""
+        sites: dict[PassType, set[Site]] = {pass_type: set() for pass_type in PassType}
+        for pass_type, site in taps:
+            sites[pass_type].add(site)
+        gradients = sites[PassType.BACKWARD]
+        values = self.values.union(sites[PassType.FORWARD], gradients)
+        return replace(self, values=values, gradients=self.gradients | gradients)
 
     @property
     def run_key(self) -> Hashable:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
 import pytest
+import torch
 
 from dst_grpc._gen.dst.v1 import explain_pb2
 from dst_grpc.client import (
@@ -27,8 +30,13 @@ from dst_grpc.client import (
     make_explain_run,
 )
 from dst_grpc.domain.results import RunSummary
+from dst_grpc.embedded import MODEL_FOLDER
 from dst_grpc.errors import DataLoss, DeadlineExceeded, Exhausted, Internal, InvalidRequest, PreconditionFailed, Reason
+from dst_grpc.rpc.parts import build_parts
+from dst_grpc.rpc.server import running_server
+from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.codec import to_wire
+from tests.checkpoints import write_autoencoder
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of
 from tests.fake_parts import explained
 
@@ -238,3 +246,60 @@ def test_the_blocking_client_explains_too(embedded_address: str) -> None:
         with pytest.raises(PreconditionFailed) as caught:
             client.explain(PROMPT, **ASK, mlp="autoencoder_latent")
         assert caught.value.reason is Reason.AUTOENCODER_REQUIRED
+
+
+@pytest.fixture
+async def of_residuals(tmp_path: Path) -> AsyncIterator[str]:
+    """The address of a server with the embedded model and an autoencoder of its residual, one latent a sign."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, folder)
+    channels = torch.eye(128)
+    tensors = {
+        "pre_bias": torch.full((128,), 0.5),
+        "encoder.weight": torch.cat((channels, -channels)),
+        "latent_bias": torch.zeros(256),
+        "decoder.weight": torch.cat((channels, -channels), dim=1) * 0.75,
+    }
+    for layer in (1, 2):
+        write_autoencoder(folder / "autoencoders" / "resid_post_mlp" / f"{layer}.safetensors", tensors)
+    settings = Settings(port=0, models={"own": folder})
+    async with running_server(settings, build_parts(settings)) as server:
+        yield server.address
+
+
+async def test_latents_of_the_residual_are_explained_over_the_wire(of_residuals: str) -> None:
+    own: dict[str, Any] = {"model": "own", "autoencoders": ["own/resid_post_mlp"]}
+    async with AsyncClient(of_residuals) as client:
+        asked = {**ASK, **own, "residual": "autoencoder_latent", "parts": ["node_table"]}
+        (run,) = (await client.explain(PROMPT, **asked)).runs
+        (plain,) = (await client.explain(PROMPT, **ASK, model="own", parts=["node_table"])).runs
+        assert run.node_table is not None
+        assert plain.node_table is not None
+        assert run.header.loss == pytest.approx(plain.header.loss, rel=1e-4)
+        told = run.node_table.group("residual_direction_write").completeness
+        assert told is not None
+        answer = await client.derive(
+            PROMPT,
+            [
+                "resid_post_mlp_proj_to_final_residual_grad",
+                "online_residual_autoencoder_error_write_to_final_residual_grad",
+            ],
+            **ASK,
+            **own,
+        )
+        whole, error = (dict(scalar.items()) for scalar in answer)
+        assert [share.layer_index for share in told.residuals] == [1, 2]
+        for share in told.residuals:
+            # A quarter of the residual, less the bias, is not reconstructed.
+            assert share.error == pytest.approx(share.latents / 3, rel=1e-3)
+            assert share.error == pytest.approx(float(np.sum(error[share.layer_index])), rel=1e-3, abs=1e-4)
+            assert share.total == pytest.approx(float(np.sum(whole[share.layer_index])), rel=1e-3, abs=1e-4)
+        latent = next(node for node in run.node_table.nodes if node.node_type is NodeType.AUTOENCODER_LATENT)
+        trace = TraceConfig(node_index=latent, pre_or_post_act=PreOrPostAct.PRE, detach_layer_norm_scale=True)
+        (traced,) = (await client.explain(PROMPT, trace=trace, **own, parts=["node_table"])).runs
+        assert traced.node_table is not None
+        complete = traced.node_table.group("direction_write").completeness
+        assert complete is not None
+        assert complete.target == traced.header.activation_value
+        (ablated,) = (await client.explain(PROMPT, **asked, ablate=latent)).runs
+        assert ablated.header.loss != pytest.approx(run.header.loss, abs=1e-4)

@@ -39,6 +39,12 @@ class ComponentTypeForAttention(int, metaclass=_enum_type_wrapper.EnumTypeWrappe
     COMPONENT_TYPE_FOR_ATTENTION_ATTENTION_HEAD: _ClassVar[ComponentTypeForAttention]
     COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT: _ClassVar[ComponentTypeForAttention]
 
+class ComponentTypeForResidual(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPONENT_TYPE_FOR_RESIDUAL_UNSPECIFIED: _ClassVar[ComponentTypeForResidual]
+    COMPONENT_TYPE_FOR_RESIDUAL_NONE: _ClassVar[ComponentTypeForResidual]
+    COMPONENT_TYPE_FOR_RESIDUAL_AUTOENCODER_LATENT: _ClassVar[ComponentTypeForResidual]
+
 class ExplainPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EXPLAIN_PART_UNSPECIFIED: _ClassVar[ExplainPart]
@@ -63,6 +69,9 @@ COMPONENT_TYPE_FOR_MLP_AUTOENCODER_LATENT: ComponentTypeForMlp
 COMPONENT_TYPE_FOR_ATTENTION_UNSPECIFIED: ComponentTypeForAttention
 COMPONENT_TYPE_FOR_ATTENTION_ATTENTION_HEAD: ComponentTypeForAttention
 COMPONENT_TYPE_FOR_ATTENTION_AUTOENCODER_LATENT: ComponentTypeForAttention
+COMPONENT_TYPE_FOR_RESIDUAL_UNSPECIFIED: ComponentTypeForResidual
+COMPONENT_TYPE_FOR_RESIDUAL_NONE: ComponentTypeForResidual
+COMPONENT_TYPE_FOR_RESIDUAL_AUTOENCODER_LATENT: ComponentTypeForResidual
 EXPLAIN_PART_UNSPECIFIED: ExplainPart
 EXPLAIN_PART_NODE_TABLE: ExplainPart
 EXPLAIN_PART_COMPONENT_SUMS: ExplainPart
@@ -114,18 +123,34 @@ class ScalarSum(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[int] = ...) -> None: ...
 
 class Completeness(_message.Message):
-    __slots__ = ("listed", "total", "target", "reconstruction_error", "uncovered_layers")
+    __slots__ = ("listed", "total", "target", "reconstruction_error", "uncovered_layers", "residuals")
     LISTED_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     UNCOVERED_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_FIELD_NUMBER: _ClassVar[int]
     listed: float
     total: float
     target: float
     reconstruction_error: float
     uncovered_layers: float
-    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ..., reconstruction_error: _Optional[float] = ..., uncovered_layers: _Optional[float] = ...) -> None: ...
+    residuals: _containers.RepeatedCompositeFieldContainer[ResidualShares]
+    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ..., reconstruction_error: _Optional[float] = ..., uncovered_layers: _Optional[float] = ..., residuals: _Optional[_Iterable[_Union[ResidualShares, _Mapping]]] = ...) -> None: ...
+
+class ResidualShares(_message.Message):
+    __slots__ = ("layer_index", "listed", "latents", "error", "decoder_bias")
+    LAYER_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DECODER_BIAS_FIELD_NUMBER: _ClassVar[int]
+    layer_index: int
+    listed: float
+    latents: float
+    error: float
+    decoder_bias: float
+    def __init__(self, layer_index: _Optional[int] = ..., listed: _Optional[float] = ..., latents: _Optional[float] = ..., error: _Optional[float] = ..., decoder_bias: _Optional[float] = ...) -> None: ...
 
 class TableNode(_message.Message):
     __slots__ = ("node", "vocab_token", "values")
@@ -238,7 +263,7 @@ class ExplainRun(_message.Message):
     def __init__(self, prompt: _Optional[_Union[_inference_pb2.Prompt, _Mapping]] = ..., loss_fn_config: _Optional[_Union[_config_pb2.LossFnConfig, _Mapping]] = ..., trace_config: _Optional[_Union[_trace_pb2.TraceConfig, _Mapping]] = ..., node_ablations: _Optional[_Iterable[_Union[NodeAblation, _Mapping]]] = ..., ablation_specs: _Optional[_Iterable[_Union[_config_pb2.AblationSpec, _Mapping]]] = ..., detach_final_layer_norm_scale: bool = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., source_runs: _Optional[_Iterable[_Union[_inference_pb2.SourceRun, _Mapping]]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope", "unit_length_embeddings")
+    __slots__ = ("request_id", "model", "runs", "autoencoders", "component_type_for_mlp", "component_type_for_attention", "groups", "k", "parts", "scored_token_count", "token_pair_count", "top_logit_count", "node_scope", "unit_length_embeddings", "component_type_for_residual")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +278,7 @@ class ExplainRequest(_message.Message):
     TOP_LOGIT_COUNT_FIELD_NUMBER: _ClassVar[int]
     NODE_SCOPE_FIELD_NUMBER: _ClassVar[int]
     UNIT_LENGTH_EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    COMPONENT_TYPE_FOR_RESIDUAL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     runs: _containers.RepeatedCompositeFieldContainer[ExplainRun]
@@ -267,7 +293,8 @@ class ExplainRequest(_message.Message):
     top_logit_count: int
     node_scope: NodeScope
     unit_length_embeddings: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[ExplainRun, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., component_type_for_mlp: _Optional[_Union[ComponentTypeForMlp, str]] = ..., component_type_for_attention: _Optional[_Union[ComponentTypeForAttention, str]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[ExplainPart, str]]] = ..., scored_token_count: _Optional[int] = ..., token_pair_count: _Optional[int] = ..., top_logit_count: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ..., unit_length_embeddings: bool = ...) -> None: ...
+    component_type_for_residual: ComponentTypeForResidual
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., runs: _Optional[_Iterable[_Union[ExplainRun, _Mapping]]] = ..., autoencoders: _Optional[_Iterable[str]] = ..., component_type_for_mlp: _Optional[_Union[ComponentTypeForMlp, str]] = ..., component_type_for_attention: _Optional[_Union[ComponentTypeForAttention, str]] = ..., groups: _Optional[_Iterable[_Union[TopKGroup, _Mapping]]] = ..., k: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[ExplainPart, str]]] = ..., scored_token_count: _Optional[int] = ..., token_pair_count: _Optional[int] = ..., top_logit_count: _Optional[int] = ..., node_scope: _Optional[_Union[NodeScope, str]] = ..., unit_length_embeddings: bool = ..., component_type_for_residual: _Optional[_Union[ComponentTypeForResidual, str]] = ...) -> None: ...
 
 class TokenScore(_message.Message):
     __slots__ = ("token_id", "token", "score", "normalized_score")
