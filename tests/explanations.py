@@ -21,6 +21,7 @@ from dst_grpc.domain.explanations import (
     NodeTokenPairs,
     NodeTokens,
     PartKind,
+    ResidualShares,
     RunsTrailer,
     ScalarSum,
     ScoredTokens,
@@ -118,8 +119,21 @@ def _run(
         ),
     )
     complete = Completeness(listed=4.0 * factor, total=4.5 * factor, target=5.0 * factor)
+    residuals = tuple(
+        ResidualShares(
+            layer_index=i, listed=factor, latents=2.0 * factor, error=-0.5 * factor, decoder_bias=0.25 * factor
+        )
+        for i in range(2)
+    )
+    again = Completeness(listed=0.0, total=0.0, target=None, residuals=residuals)
     groups = tuple(
-        GroupValues(group_id=group.group_id, values=VALUES * factor, top=(1, 3), bottom=(2,), completeness=complete)
+        GroupValues(
+            group_id=group.group_id,
+            values=VALUES * factor,
+            top=(1, 3),
+            bottom=(2,),
+            completeness=again if group.group_id.startswith("residual") else complete,
+        )
         for group in request.effective_groups
     )
     yield PartKind.NODE_TABLE, NodeTable(nodes=NODES, groups=groups)

@@ -34,6 +34,7 @@ from dst_grpc.client import (
     Client,
     ComponentTypeForAttention,
     ComponentTypeForMlp,
+    ComponentTypeForResidual,
     DerivedScalarType,
     DstConfig,
     ExplainRequest,
@@ -59,6 +60,10 @@ ATTENTION_TYPES = {
     "heads": ComponentTypeForAttention.ATTENTION_HEAD,
     "latents": ComponentTypeForAttention.AUTOENCODER_LATENT,
 }
+RESIDUAL_TYPES = {
+    "none": ComponentTypeForResidual.NONE,
+    "latents": ComponentTypeForResidual.AUTOENCODER_LATENT,
+}
 
 TraceOption = Annotated[
     list[str] | None,
@@ -66,7 +71,7 @@ TraceOption = Annotated[
         "--trace",
         metavar="NODE",
         help="Explain this node instead: a step back from the output, e.g. 2.h3@13,1:V (or :Q, :K, :QK), 2.n353@13, "
-        "2.z17@13. Repeat it to go on from there.",
+        "2.z17@13, 2.r17@13. Repeat it to go on from there.",
     ),
 ]
 AblateOption = Annotated[
@@ -92,8 +97,8 @@ GroupsOption = Annotated[
     typer.Option(
         "--groups",
         metavar="NAME",
-        help=f"What to choose nodes by: {', '.join(TITLES)} or {ALL_GROUPS}; may be repeated. Default: the first with "
-        "a target or trace, else the last; with --html, all.",
+        help=f"What to choose nodes by: {', '.join(TITLES)} or {ALL_GROUPS}; may be repeated. Default: "
+        "direct effects with a target or trace, else activations; with --html, all.",
     ),
 ]
 
@@ -116,6 +121,12 @@ def explain(
     attention: Annotated[
         str, typer.Option("--attention", metavar="heads|latents", help="What stands for attention.")
     ] = "heads",
+    residual: Annotated[
+        str,
+        typer.Option(
+            "--residual", metavar="none|latents", help="What the residual stream is shown as, beside what writes to it."
+        ),
+    ] = "none",
     autoencoder: arguments.AutoencoderOption = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page of pictures instead of printing them.")
@@ -130,9 +141,10 @@ def explain(
     """Explain why the model prefers one token over another: which nodes cause it, and what they read.
 
     Nodes are printed as --trace and --ablate take them: LAYER.hHEAD@TOKEN,READ, LAYER.nNEURON@TOKEN, emb@TOKEN, and
-    LAYER.zLATENT@TOKEN (of an MLP) or LAYER.aLATENT@TOKEN (of attention). "promotes" are the output tokens that a node
-    raises most; "excited by" the input tokens that would raise it most: of a head, as the token that it reads; of a
-    latent of attention, the tokens of the prompt that did.
+    LAYER.zLATENT@TOKEN (of an MLP), LAYER.aLATENT@TOKEN (of attention) or LAYER.rLATENT@TOKEN (of the residual stream,
+    whose error is LAYER.err@TOKEN). "promotes" are the output tokens that a node raises most; "excited by" the input
+    tokens that would raise it most: of a head, as the token that it reads; of a latent of attention, the tokens of the
+    prompt that did.
 
     Example: dst-grpc explain "John gave a drink to" --target " Mary" --distractor " John" --ablate 2.h3
     """
@@ -151,6 +163,7 @@ def explain(
             groups=groups or ([ALL_GROUPS] if html else None),
             mlp=mlp,
             attention=attention,
+            residual=residual,
             autoencoder=autoencoder,
             model=model or None,
         )
@@ -189,6 +202,7 @@ def explain_request_of(
     groups: list[str] | None = None,
     mlp: str = "neurons",
     attention: str = "heads",
+    residual: str = "none",
     autoencoder: list[str] | None = None,
     model: str | None = None,
 ) -> ExplainRequest:
@@ -207,6 +221,7 @@ def explain_request_of(
         autoencoders=autoencoder or (),
         mlp=_choice("--mlp", mlp, MLP_TYPES),
         attention=_choice("--attention", attention, ATTENTION_TYPES),
+        residual=_choice("--residual", residual, RESIDUAL_TYPES),
         k=k,
         model=model or None,
     )
@@ -230,16 +245,19 @@ def _choice(option: str, given: str, choices: dict[str, T]) -> T:
 
 
 def _chosen_groups(request: ExplainRequest, names: list[str] | None) -> tuple[TopKGroup, ...]:
-    mlp, attention = request.component_type_for_mlp, request.component_type_for_attention
+    of = request.component_type_for_mlp, request.component_type_for_attention, request.component_type_for_residual
     has_origin = request.runs[0].has_origin
     if names and ALL_GROUPS in names:
-        return default_groups(mlp, attention, has_origin=has_origin)
-    known = {group.group_id: group for group in default_groups(mlp, attention)}
+        return default_groups(*of, has_origin=has_origin)
+    known = {group.group_id: group for group in default_groups(*of)}
     problems = Violations()
     for name in names or ():
-        problems.check(name in known, "--groups", f"there is no {name!r}; there are {', '.join(TITLES)}, {ALL_GROUPS}")
+        there = ", ".join(title for title in TITLES if title in known)
+        problems.check(name in known, "--groups", f"there is no {name!r}; there are {there}, {ALL_GROUPS}")
     problems.raise_if_any()
-    return tuple(known[name] for name in dict.fromkeys(names or ["direction_write" if has_origin else "activation"]))
+    first = "direction_write" if has_origin else "activation"
+    chosen = dict.fromkeys(names or [first, f"residual_{first}"])
+    return tuple(known[name] for name in chosen if name in known)
 
 
 def heads_of(request: ExplainRequest, explanation: Explanation) -> list[tuple[int, int]]:

@@ -22,12 +22,14 @@ from dst_grpc.client import (
     NodeIndex,
     NodeType,
     PreOrPostAct,
+    ResidualShares,
     RunExplanation,
     ScoredTokens,
     TokenScore,
     TopKGroup,
 )
 from dst_grpc.domain.entries import is_of_token_pairs
+from dst_grpc.domain.groups import RESIDUAL_GROUPS
 from dst_grpc.domain.interventions import UNCHANGED
 from dst_grpc.domain.scalars import FACTS
 
@@ -36,10 +38,20 @@ TITLES = {
     "act_times_grad": ("Total effects", "by whatever way, to first order: activation times gradient"),
     "write_norm": ("Writes", "how long the vector is that each part writes"),
     "activation": ("Activations", "neurons, latents and attention, whatever they lead to"),
+    "residual_direction_write": (
+        "Direct effects of the residual",
+        "the residual stream in other terms: what its latents and errors write towards the answer",
+    ),
+    "residual_act_times_grad": (
+        "Total effects of the residual",
+        "the residual stream in other terms: its latents and errors, by whatever way, to first order",
+    ),
+    "residual_write_norm": ("Writes of the residual", "how long the vector is that each latent or error is of it"),
+    "residual_activation": ("Latents of the residual", "activations, whatever they lead to"),
 }
 """Title and description of each default group."""
 _ACTIVATIONS = {PreOrPostAct.PRE: "the pre-activation", PreOrPostAct.POST: "the activation"}
-EFFECTS = frozenset({"direction_write", "act_times_grad"})
+EFFECTS = frozenset({"direction_write", "act_times_grad", "residual_direction_write", "residual_act_times_grad"})
 """Groups whose values are effects on the answer, so that both signs matter."""
 
 
@@ -163,6 +175,11 @@ def group_title(run: RunExplanation, group_id: str) -> tuple[str, str]:
     return (f"{named} ({run.header.convention})" if is_of_loss else named), about
 
 
+def says_again(group: TopKGroup) -> bool:
+    """Whether a group is one of the residual stream, which other nodes write: its layers do not add up."""
+    return group.group_id in RESIDUAL_GROUPS
+
+
 def token_sums(run: RunExplanation, group: TopKGroup) -> np.ndarray:
     """Sums of a group's values by token [T]; a head at a pair of tokens counts for the token that it reads."""
     total = np.zeros(len(run.header.token_strings))
@@ -248,6 +265,8 @@ def completeness_of(asked: ExplainRun, run: RunExplanation, group_id: str) -> li
         return number_text(value, decimals, signed=group_id in EFFECTS)
 
     nodes = f"The {len(rows)} listed nodes"
+    if found.residuals:
+        return [f"{nodes} are parts of the residual at their layer: all that was written before. Layers do not add up."]
     if group_id != "direction_write" or found.target is None or found.unaccounted is None:
         return [f"{nodes} sum to {say(found.listed)}, all nodes to {say(found.total)}."]
     text = f"{nodes} account for {say(found.listed)} of {say(found.target)}, all nodes for {say(found.total)}"
@@ -264,6 +283,12 @@ def completeness_of(asked: ExplainRun, run: RunExplanation, group_id: str) -> li
     if found.uncovered_layers:
         lines.append(f"Layers without an autoencoder account for {say(found.uncovered_layers)}.")
     return [*lines, f"{rest[0].upper()}{rest[1:]}"]
+
+
+def residuals_of(run: RunExplanation, group_id: str) -> tuple[ResidualShares, ...]:
+    """The residual at each layer of an autoencoder of it, in parts; none of a group of something else."""
+    found = None if run.node_table is None else run.node_table.group(group_id).completeness
+    return () if found is None else found.residuals
 
 
 def changes_of(before: RunExplanation, after: RunExplanation, group_id: str, count: int) -> list[Change]:

@@ -4,6 +4,8 @@
 2.n353@13     neuron 353 of layer 2, at token 13
 2.z17@13      latent 17 of the autoencoder of layer 2's MLP, at token 13
 2.a17@13      latent 17 of the autoencoder of layer 2's attention, at token 13
+2.r17@13      latent 17 of the autoencoder of the residual stream at layer 2, at token 13
+2.err@13      what that autoencoder does not reconstruct at token 13
 emb@13        the embedding of token 13
 2.h3@13,1:K   the same head, traced through its key; :Q, :K, :QK or :V
 2.h3@13=0     the head, at token 13, reading nothing; without @13, at every token
@@ -34,7 +36,7 @@ from dst_grpc.errors import InvalidRequest
 
 _BY_LETTER = {facts.letter: facts for facts in NODES.values() if facts.letter}
 _NODE = (
-    rf"(?:(?P<layer>\d+)\.(?P<letter>[{''.join(_BY_LETTER)}])(?P<number>\d+)|(?P<embedding>emb))"
+    rf"(?:(?P<layer>\d+)\.(?P<letter>[{''.join(_BY_LETTER)}])(?P<number>\d+)|(?P<embedding>emb)|(?P<error>\d+)\.err)"
     r"(?:@(?P<token>\d+)(?:,(?P<key>\d+))?)?"
 )
 _TRACED = re.compile(rf"{_NODE}(?::(?P<through>QK|Q|K|V))?")
@@ -42,7 +44,7 @@ _ABLATED = re.compile(rf"{_NODE}(?:=(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\
 _HEAD = re.compile(r"(?P<layer>\d+)\.h?(?P<head>\d+)(?:@.*)?")
 
 TRACE_FORMS = "2.n353@13, 2.z17@13 or 2.h3@13,1:V (or :Q, :K, :QK)"
-ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, emb@13 or, at every token, 2.h3"
+ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, emb@13, 2.err@13 or, at every token, 2.h3"
 
 
 def node_text(node: NodeIndex) -> str:
@@ -50,6 +52,8 @@ def node_text(node: NodeIndex) -> str:
     positions = node.tensor_indices
     if node.node_type is NodeType.LAYER and node.layer_index is None:
         return f"emb@{positions[0]}"
+    if node.node_type is NodeType.AUTOENCODER_ERROR:
+        return f"{node.layer_index}.err@{positions[0]}"
     letter = NODES[node.node_type].letter
     if not letter or not positions:
         where = ",".join(":" if at is None else str(at) for at in positions)
@@ -79,6 +83,12 @@ def ablation_text(ablation: NodeAblation | AblationSpec | Intervention) -> str:
     tap = index.activation_location_type
     if tap is ActivationLocationType.RESID_POST_EMBEDDING and last is None and tokens[0] is not None:
         return f"emb@{tokens[0]}={ablation.value:g}"
+    if (
+        tap is ActivationLocationType.ONLINE_RESIDUAL_AUTOENCODER_ERROR
+        and last is None
+        and index.layer_index is not None
+    ):
+        return f"{index.layer_index}.err{'' if tokens[0] is None else f'@{tokens[0]}'}={ablation.value:g}"
     for letter, facts in _BY_LETTER.items():
         if facts.tap is tap and index.layer_index is not None and last is not None and all(at is None for at in tokens):
             return f"{index.layer_index}.{letter}{last}={ablation.value:g}"
@@ -127,6 +137,8 @@ def read_trace(text: str) -> TraceConfig | None:
         return None
     if match["embedding"]:
         raise InvalidRequest.of("--trace", f"{text!r}: an embedding is where traces end; nothing lies before it")
+    if match["error"]:
+        raise InvalidRequest.of("--trace", f"{text!r}: an error has no activation to trace; e.g. {TRACE_FORMS}")
     facts = _BY_LETTER[match["letter"]]
     is_head = facts.type is NodeType.ATTENTION_HEAD
     if match["token"] is None or is_head is (match["key"] is None):
@@ -153,10 +165,13 @@ def read_ablation(text: str) -> NodeAblation | AblationSpec | None:
         return None
     value = float(match["value"] or 0)
     token = None if match["token"] is None else int(match["token"])
-    facts = NODES[NodeType.LAYER] if match["embedding"] else _BY_LETTER[match["letter"]]
-    if match["key"] is not None and facts.type is not NodeType.ATTENTION_HEAD:
+    facts = None if match["letter"] is None else _BY_LETTER[match["letter"]]
+    if match["key"] is not None and (facts is None or facts.type is not NodeType.ATTENTION_HEAD):
         raise InvalidRequest.of("--ablate", f"{text!r}: only a head reads another token; e.g. {ABLATION_FORMS}")
-    if facts.tap is None:
+    if match["error"]:
+        error = ActivationLocationType.ONLINE_RESIDUAL_AUTOENCODER_ERROR
+        return _everywhere(error, int(match["error"]), (token, None), value)
+    if facts is None or facts.tap is None:
         if token is None:
             raise InvalidRequest.of("--ablate", f"{text!r}: of which token? e.g. emb@13")
         return _everywhere(ActivationLocationType.RESID_POST_EMBEDDING, None, (token, None), value)

@@ -28,7 +28,9 @@ from dst_grpc.cli._facts import (
     groups_of,
     path_of,
     question_of,
+    residuals_of,
     rows_of,
+    says_again,
     target_of,
     token_sums,
 )
@@ -134,15 +136,27 @@ def _group(request: ExplainRequest, run: RunExplanation, place: int) -> dict[str
         "about": about,
         "signed": group.group_id in EFFECTS,
         "decimals": decimals_for(row.value for row in rows),
-        "sums": [short(value) for value in token_sums(run, group).tolist()],
+        "sums": [] if says_again(group) else [short(value) for value in token_sums(run, group).tolist()],
         "completeness": completeness_of(request.runs[0], run, group.group_id),
+        "residuals": [
+            (one.layer_index, *map(short, (one.total, one.latents, one.error, one.decoder_bias, one.listed)))
+            for one in residuals_of(run, group.group_id)
+        ],
         "rows": [_row(row) for row in rows],
     }
 
 
 def _row(row: NodeRow) -> dict[str, Any]:
     layer, number = row.index.layer_index, row.index.tensor_indices[-1]
-    kinds = ("layer", "attention_head", "attention_autoencoder_latent", "mlp_neuron", "mlp_autoencoder_latent")
+    kinds = (
+        "layer",
+        "attention_head",
+        "attention_autoencoder_latent",
+        "mlp_neuron",
+        "mlp_autoencoder_latent",
+        "autoencoder_latent",
+        "autoencoder_error",
+    )
     kind = kinds.index(row.index.node_type) if row.index.node_type in kinds else len(kinds)
     facts: dict[str, Any] = {
         "node": row.text,

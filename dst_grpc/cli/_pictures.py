@@ -25,12 +25,14 @@ from dst_grpc.cli._facts import (
     path_of,
     question_of,
     reads_are_summed,
+    residuals_of,
     rows_of,
+    says_again,
     target_of,
     token_sums,
 )
 from dst_grpc.cli._guesses import SMALLEST_SHARE, changed_guesses, guesses_of, guessing_at, hint_of, percent
-from dst_grpc.client import ExplainRequest, ExplainRun, Explanation, RunExplanation, TopKGroup
+from dst_grpc.client import ExplainRequest, ExplainRun, Explanation, ResidualShares, RunExplanation, TopKGroup
 
 BAR = 12
 """Most columns of a bar."""
@@ -105,7 +107,8 @@ def pictures(
     run, *others = explanation.runs
     yield headline(request, run, paper)
     for group in groups_of(request)[:1]:
-        yield from heat(run, group, paper)
+        if not says_again(group):
+            yield from heat(run, group, paper)
     for i, other in enumerate(others, start=1):
         yield from comparison(request, run, other, i, paper, top=min(top, 5))
     for group in groups_of(request):
@@ -185,6 +188,18 @@ def node_table(
     yield rows_picture(shown, run.header.token_strings, paper, is_effect=group_id in EFFECTS)
     for i, line in enumerate(completeness_of(asked, run, group_id)):
         yield Text(f"{len(shown)} shown. {line}" if i == 0 and len(shown) < len(rows) else line)
+    if residuals_of(run, group_id):
+        yield residuals_picture(residuals_of(run, group_id))
+
+
+def residuals_picture(residuals: Sequence[ResidualShares]) -> RenderableType:
+    """The residual at each layer, as the sum of its parts."""
+    table = plain_table("layer", "residual", "= latents", "+ error", "+ decoder bias", "listed", right=6)
+    decimals = decimals_for(value for one in residuals for value in (one.total, one.latents, one.error))
+    for one in residuals:
+        values = (one.total, one.latents, one.error, one.decoder_bias, one.listed)
+        table.add_row(str(one.layer_index), *(coloured(number_text(value, decimals), value) for value in values))
+    return table
 
 
 def rows_picture(rows: Sequence[NodeRow], tokens: Sequence[str], paper: Paper, *, is_effect: bool) -> RenderableType:

@@ -74,8 +74,12 @@ Open = Callable[..., Seen]
 def _open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     opened: list[Seen] = []
 
-    def open_page(*, width: int = 1280, scheme: str = "light", tokens: tuple[str, ...] = TOKENS) -> Seen:
-        request = explain_request_of("x", target=[" Mary"], distractor=[" John"], ablate=["0.h1"], groups=["all"])
+    def open_page(
+        *, width: int = 1280, scheme: str = "light", tokens: tuple[str, ...] = TOKENS, residual: str = "none"
+    ) -> Seen:
+        request = explain_request_of(
+            "x", target=[" Mary"], distractor=[" John"], ablate=["0.h1"], groups=["all"], residual=residual
+        )
         attention = {(0, 1): ATTENTION, (1, 0): np.eye(len(ATTENTION))}
         if len(tokens) != len(ATTENTION):
             attention = {(0, 1): np.eye(len(tokens))}
@@ -116,6 +120,21 @@ def test_it_shows_the_prompt_the_nodes_and_the_comparison(open_page: Open) -> No
     assert "+2.50" in text
     # " Mary" in the first run and in the second: 0.88 and 0.73 of what is listed, which is 0.8 of the vocabulary.
     assert "·Mary\t70%\t58%" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_residual_is_shown_by_layer(open_page: Open, width: int) -> None:
+    page = open_page(width=width, residual="latents").page
+    page.get_by_role("button", name="Direct effects of the residual (final norm frozen)").click()
+    table = page.get_by_role("table", name="Direct effects of the residual (final norm frozen) by layer")
+    assert [row.locator("th, td").all_inner_texts() for row in table.locator("tr").all()] == [
+        ["layer", "residual", "= latents", "+ error", "+ decoder bias", "listed"],
+        *([str(layer), "+1.75", "+2.00", f"{MINUS}0.50", "+0.25", "+1.00"] for layer in range(2)),
+    ]
+    # Tokens without numbers: the layers say the same thing again.
+    assert page.locator(".strip .token").count() == 4
+    assert page.locator(".strip .number").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_what_a_node_reads_and_writes_stands_beside_it(open_page: Open) -> None:

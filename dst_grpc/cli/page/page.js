@@ -33,7 +33,9 @@
   function strip() {
     const { sums, decimals, signed } = state.group;
     const most = largest(sums);
-    const item = (text, i) => el("li", { "--tone": tone(sums[i]), "--heat": `${Math.round(60 * Math.abs(sums[i]) / most)}%` }, token(text), said(sums[i], decimals, signed), el("span", { class: "position soft" }, String(i)));
+    // The residual at one layer says again what the others do: no sum over them means anything.
+    const heat = (i) => (sums.length ? { "--tone": tone(sums[i]), "--heat": `${Math.round(60 * Math.abs(sums[i]) / most)}%` } : {});
+    const item = (text, i) => el("li", heat(i), token(text), sums.length ? said(sums[i], decimals, signed) : null, el("span", { class: "position soft" }, String(i)));
     return el("ol", { class: "strip", start: "0", "aria-label": `${state.group.title} by token` }, data.tokens.map(item));
   }
 
@@ -86,7 +88,14 @@
     };
     const table = el("table", { class: "nodes", role: "table", "aria-label": title }, el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, COLUMNS.map(heading))), el("tbody", { role: "rowgroup" }, shown.map(line)));
     const more = rows.length > SHOWN && el("p", {}, el("button", { type: "button", "data-more": true, onclick: () => { state.all = !state.all; draw("[data-more]"); } }, state.all ? `Show ${SHOWN}` : `Show all ${rows.length}`));
-    return [...completeness.map((line) => el("p", { class: "soft" }, line)), el("div", { class: "scroll" }, table), more || null];
+    return [...completeness.map((line) => el("p", { class: "soft" }, line)), residuals(), el("div", { class: "scroll" }, table), more || null];
+  }
+  const PARTS = ["layer", "residual", "= latents", "+ error", "+ decoder bias", "listed"];
+  function residuals() {
+    const { residuals: layers, decimals, title } = state.group;
+    if (!layers.length) return null;
+    const line = ([layer, ...values]) => el("tr", {}, el("th", { scope: "row" }, String(layer)), values.map((value) => el("td", { class: "number" }, said(value, decimals))));
+    return el("div", { class: "scroll" }, el("table", { class: "changes", "aria-label": `${title} by layer` }, el("thead", {}, el("tr", {}, PARTS.map((name, i) => el("th", { scope: "col", class: i ? "number" : undefined }, name)))), el("tbody", {}, layers.map(line))));
   }
 
   function attention() {
@@ -136,7 +145,7 @@
     const seen = attention();
     page.replaceChildren(
       hero(),
-      card("The prompt", `${state.group.title.toLowerCase()} by token; what a head reads counts for the token that it reads`, chooser(), strip()),
+      card("The prompt", state.group.sums.length ? `${state.group.title.toLowerCase()} by token; what a head reads counts for the token that it reads` : "its tokens", chooser(), strip()),
       ...(data.comparisons.length ? data.comparisons.map(comparison) : data.guesses.length ? [card("What comes next", `after ${JSON.stringify(data.tokens[data.after])}`, bars(data.guesses))] : []),
       el("div", { class: seen ? "pair two" : "pair" }, card(state.group.title, state.group.about, ...nodes()), seen),
       el("footer", {}, data.footer));

@@ -162,7 +162,7 @@ def test_types(run: Run) -> None:
     assert "attn_write_norm " in result.stdout
     assert "P H" in result.stdout
     assert "mlp_write_norm" not in result.stdout
-    assert len(json.loads(run("types", "--json").stdout)) == 105
+    assert len(json.loads(run("types", "--json").stdout)) == 109
     assert run("types", "nonesuch").exit_code == 1
 
 

@@ -10,7 +10,7 @@ from google.protobuf.json_format import Parse
 from rich.text import Text
 
 from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
-from dst_grpc.client import ComponentTypeForAttention, ComponentTypeForMlp
+from dst_grpc.client import ComponentTypeForAttention, ComponentTypeForMlp, ComponentTypeForResidual
 from dst_grpc.errors import NotFound, Reason
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
@@ -56,6 +56,30 @@ def test_latents_and_groups(run: Run, service: FakeService) -> None:
     assert [group.group_id for group in request.groups] == ["write_norm", "act_times_grad"]
     # Whatever the order they were named in, effects come first.
     assert result.stdout.index("Total effects (final norm frozen): ") < result.stdout.index("Writes: ")
+
+
+def test_the_residual_is_shown_beside_what_writes_to_it(run: Run, service: FakeService) -> None:
+    asked = (*ASKED, "--residual", "latents", "--autoencoder", "tiny/resid_post_mlp")
+    result = run(*asked)
+    assert result.exit_code == 0, result.output
+    request = service.explained
+    assert request is not None
+    assert request.component_type_for_residual is ComponentTypeForResidual.AUTOENCODER_LATENT
+    assert [group.group_id for group in request.groups] == ["direction_write", "residual_direction_write"]
+    of_writers, of_residual = result.stdout.split("Direct effects of the residual (final norm frozen): ")
+    assert "account for +4.00 of +5.00" in of_writers
+    assert "Layers do not add up." in of_residual
+    rows = [line.split() for line in of_residual.splitlines()[-3:]]
+    assert rows[0] == ["layer", "residual", "=", "latents", "+", "error", "+", "decoder", "bias", "listed"]
+    assert rows[1] == ["0", "+1.75", "+2.00", "-0.50", "+0.25", "+1.00"]
+    # Sums over layers would count the same thing again: no bars by token.
+    result = run(*asked, "--groups", "residual_act_times_grad")
+    assert "by token" not in result.stdout
+    assert "Total effects of the residual" in result.stdout
+    result = run(*ASKED, "--groups", "residual_activation")
+    assert "there is no 'residual_activation'; there are direction_write, act_times_grad, write_norm, activation" in (
+        result.stderr
+    )
 
 
 def test_without_a_target_activations_are_shown(run: Run, service: FakeService) -> None:

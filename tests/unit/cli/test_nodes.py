@@ -22,6 +22,7 @@ NODES = {
     "3.h2@13,5": HEAD,
     "2.n353@13": NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(13, 353), layer_index=2),
     "2.z17@13": NodeIndex(node_type=NodeType.MLP_AUTOENCODER_LATENT, tensor_indices=(13, 17), layer_index=2),
+    "2.r17@13": NodeIndex(node_type=NodeType.AUTOENCODER_LATENT, tensor_indices=(13, 17), layer_index=2),
     "2.a17@13": NodeIndex(node_type=NodeType.ATTENTION_AUTOENCODER_LATENT, tensor_indices=(13, 17), layer_index=2),
 }
 EMBEDDING = NodeIndex(node_type=NodeType.LAYER, tensor_indices=(13, 0))
@@ -44,6 +45,21 @@ def test_what_is_printed_can_be_ablated(text: str, node: NodeIndex) -> None:
     assert parse_what_to_ablate(f"{text}=-1.5e-1") == NodeAblation(node_index=node, value=-0.15)
 
 
+@pytest.mark.parametrize("text", ["2.err@13=0", "2.err=0.5"])
+def test_an_error_of_the_residual_can_be_ablated_as_a_whole_but_not_traced(text: str) -> None:
+    error = NodeIndex(node_type=NodeType.AUTOENCODER_ERROR, tensor_indices=(13, 0), layer_index=2)
+    assert node_text(error) == "2.err@13"
+    ablation = parse_what_to_ablate(text)
+    assert isinstance(ablation, AblationSpec)
+    assert ablation.index.activation_location_type is ActivationLocationType.ONLINE_RESIDUAL_AUTOENCODER_ERROR
+    assert (ablation.index.layer_index, ablation.index.tensor_indices[1:]) == (2, (None,))
+    assert ablation_text(ablation) == text
+    with pytest.raises(InvalidRequest, match="an error has no activation to trace"):
+        read_trace("2.err@13")
+    with pytest.raises(InvalidRequest, match="only a head reads another token"):
+        read_ablation("2.err@13,4")
+
+
 def test_an_embedding_can_be_ablated_as_a_whole() -> None:
     assert node_text(EMBEDDING) == "emb@13"
     ablation = parse_what_to_ablate("emb@13=2")
@@ -59,6 +75,7 @@ def test_an_embedding_can_be_ablated_as_a_whole() -> None:
         ("3.n353", ActivationLocationType.MLP_POST_ACT, (None, 353)),
         ("3.z17", ActivationLocationType.ONLINE_MLP_AUTOENCODER_LATENT, (None, 17)),
         ("3.a17", ActivationLocationType.ONLINE_ATTENTION_AUTOENCODER_LATENT, (None, 17)),
+        ("3.r17", ActivationLocationType.ONLINE_AUTOENCODER_LATENT, (None, 17)),
     ],
 )
 def test_without_a_token_every_token_is_meant(

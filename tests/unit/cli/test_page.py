@@ -46,6 +46,18 @@ def test_nothing_is_fetched() -> None:
     assert not re.search(r"""https?:|//[a-z]|\bsrc=|@import|url\(""", text.replace("data:", ""))
 
 
+def test_the_residual_is_told_by_layer_and_not_by_token() -> None:
+    request = explain_request_of("x", target=[" Mary"], residual="latents", groups=["all"])
+    groups = {group["id"]: group for group in page_facts(request, explanation_of(request), {})["groups"]}
+    writers, residual = groups["direction_write"], groups["residual_direction_write"]
+    assert (len(writers["sums"]), writers["residuals"]) == (4, [])
+    assert (residual["sums"], residual["residuals"]) == (
+        [],
+        [(0, 1.75, 2.0, -0.5, 0.25, 1.0), (1, 1.75, 2.0, -0.5, 0.25, 1.0)],
+    )
+    assert residual["signed"]
+
+
 def test_the_facts() -> None:
     facts = page_facts(REQUEST, explanation_of(REQUEST), {(0, 1): ATTENTION})
     assert facts["target"] == 5.0
