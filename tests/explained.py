@@ -218,7 +218,7 @@ class Explained:
         """D [T, Z, d]: what each latent writes at activation 1, its input being *read* [T, n]."""
         one = self.autoencoder(kind, layer)
         _, scale = plain.mean_and_scale(one, read)
-        rows = scale.unsqueeze(-1) * one.decoder.T
+        rows = scale.unsqueeze(-1) * torch.stack(list(plain.decoders(one, layer).values())).sum(dim=0).T
         if layer is None or kind not in {T.MLP_POST_ACT, T.ATTN_WEIGHTED_SUM_OF_VALUES}:
             return rows
         if kind is T.MLP_POST_ACT:
@@ -229,6 +229,13 @@ class Explained:
         """[T, Z, d]."""
         rows = self.latent_rows(kind, layer, self.read(kind, layer, self.tap_of(kind, layer).flatten(1)))
         return self.latents(kind, layer).unsqueeze(-1) * rows
+
+    def latent_writes_by_layer(self, kind: Kind, layer: int) -> dict[int, Tensor]:
+        """The same [T, Z, d], by the layer that they are added in: of cross-layer transcoders several."""
+        if kind is not Transcoder.CROSS_LAYER:
+            return {layer: self.latent_writes(kind, layer)}
+        latents = self.latents(kind, layer).unsqueeze(-1)
+        return {at: latents * rows.T for at, rows in plain.decoders(self.autoencoder(kind, layer), layer).items()}
 
     def latent_place(self, kind: Kind) -> int:
         """Where the latents lie: with attention, with the MLP, or between what is added to a residual and what reads
@@ -305,17 +312,20 @@ class Explained:
         assert kind is not None
         return kind
 
-    def node_write(self, node: NodeIndex) -> Tensor:
-        """What one node writes, [T, d]."""
+    def node_write(self, node: NodeIndex, until: Direction | None = None) -> Tensor:
+        """What one node writes before a direction, [T, d]; without one, all that it writes."""
         layer, (t, *rest) = node.layer_index or 0, node.tensor_indices
         if node.node_type is NodeType.ATTENTION_HEAD:
-            writes = self.pair_writes(layer)
+            writes = {layer: self.pair_writes(layer)}
         elif node.node_type is NodeType.MLP_NEURON:
-            writes = self.neuron_writes(layer)
+            writes = {layer: self.neuron_writes(layer)}
         else:
-            writes = self.latent_writes(self.kind_of(node), layer)
+            writes = self.latent_writes_by_layer(self.kind_of(node), layer)
+        _, place = self.node_place(node)
         found = torch.zeros(N_TOKENS, self.config.d_model, dtype=torch.float64)
-        found[t] = writes[t, *rest]
+        for at, write in writes.items():
+            if until is None or until.is_after(at, place):
+                found[t] += write[t, *rest]
         return found
 
     def far_end(

@@ -23,7 +23,7 @@ from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
 from dst_grpc.contexts.paths import AllowedRoots
 from dst_grpc.domain.architecture import ActivationFunction, NormKind, unsupported_types
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS, MLP_TRANSCODER, AutoencoderInput
-from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
+from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization, ModelNorm
 from dst_grpc.domain.components import LossFnName, PassType, TensorElementType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.locations import ActivationLocationType
@@ -39,12 +39,13 @@ from dst_grpc.engine.formats.header import AutoencoderHeader, Interpretation
 from dst_grpc.engine.formats.layouts import FileGroup
 from dst_grpc.engine.formats.sources import TensorSource
 from dst_grpc.engine.formats.weights import AutoencoderFile
-from dst_grpc.engine.splice import Splice
+from dst_grpc.engine.splice import Splice, splices_of_set
 from dst_grpc.engine.taps import Site
 from dst_grpc.engine.tokenizer import Tokenizer
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import RunResult, run
 from tests.plain import Kind, Transcoder
+from tests.transcoders import in_memory, stored
 
 CONFIG = DecoderConfig(
     n_layers=3,
@@ -192,7 +193,7 @@ def transcoder(autoencoder: Autoencoder, kind: Transcoder, seed: int) -> Autoenc
     def normal(*shape: int) -> torch.Tensor:
         return (torch.randn(shape, generator=generator, dtype=torch.float64) * 0.4).to(autoencoder.encoder.dtype)
 
-    skip = normal(width, width) if kind is Transcoder.NORMED else None
+    skip = normal(width, width) if kind.input_norm is ModelNorm.MLP_NORM else None
     return replace(autoencoder, decoder_bias=normal(width), skip=skip, input_norm=kind.input_norm)
 
 
@@ -206,9 +207,11 @@ def autoencoders(
     normalization: InputNormalization = InputNormalization.NONE,
     dtype: torch.dtype = torch.float64,
     name: str = "",
+    n_latents: int | None = None,
 ) -> AutoencoderContext:
     """A loaded set of a *kind*, with weights of its own at every layer."""
     dst = DerivedScalarType.RESID_POST_ATTN if isinstance(kind, Transcoder) else kind
+    transcoders = None
     n_inputs = {
         DerivedScalarType.MLP_POST_ACT: config.d_mlp,
         DerivedScalarType.MLP_PRE_ACT: config.d_mlp,
@@ -216,10 +219,13 @@ def autoencoders(
     }.get(dst, config.d_model)
     how: dict[str, Any] = {"activation": activation, "normalization": normalization, "dtype": dtype}
     by_layer: dict[int | None, Autoencoder] = {
-        layer: autoencoder(n_inputs, LATENTS[kind], 100 * seed + (layer or 0), **how) for layer in layers
+        layer: autoencoder(n_inputs, n_latents or LATENTS[kind], 100 * seed + (layer or 0), **how) for layer in layers
     }
     if isinstance(kind, Transcoder):
         by_layer = {layer: transcoder(one, kind, seed + (layer or 0)) for layer, one in by_layer.items()}
+        if kind.is_stored:
+            transcoders, by_layer = stored(by_layer, kind, config.n_layers), {}
+    parameter_bytes = sum(one.parameter_bytes for one in by_layer.values())
     return AutoencoderContext(
         handle="",
         name=name or f"tiny/{kind.value}",
@@ -229,8 +235,9 @@ def autoencoders(
         by_layer=by_layer,
         digest="0",
         device="cpu",
-        parameter_bytes=sum(one.parameter_bytes for one in by_layer.values()),
+        parameter_bytes=parameter_bytes if transcoders is None else transcoders.parameter_bytes,
         measured=(),
+        transcoders=transcoders,
     )
 
 
@@ -240,15 +247,18 @@ def input_of(kind: Kind) -> AutoencoderInput:
 
 
 def kind_of(context: AutoencoderContext) -> Kind:
-    """The kind that *context* was made of."""
-    norms = {one.input_norm for one in context.by_layer.values()}
-    return context.dst if context.output is None else next(one for one in Transcoder if one.input_norm in norms)
+    """The kind that *context* was made of; its name says which transcoder it is."""
+    return context.dst if context.output is None else Transcoder(context.name.removeprefix("tiny/"))
+
+
+def latents_at(location: ActivationLocationType, kinds: Iterable[Kind]) -> int:
+    """Latents of the autoencoder of *kinds* whose latents are at a tap; 0 for any other tap."""
+    return next((LATENTS[kind] for kind in kinds if input_of(kind).latent_tap is location), 0)
 
 
 def splices(context: AutoencoderContext) -> dict[Site, Splice]:
     """The autoencoders of *context* in a graph."""
-    found = [Splice(context.input, layer, one) for layer, one in context.by_layer.items() if layer is not None]
-    return {splice.site: splice for splice in found}
+    return {splice.site: splice for splice in splices_of_set(context.input, context.coders)}
 
 
 def library_tokenizer(vocab_size: int = CONFIG.vocab_size) -> LibraryTokenizer:
@@ -305,33 +315,42 @@ def autoencoder_entry(context: AutoencoderContext, model: ModelEntry) -> Autoenc
         files=files,
         model=model,
         dst=context.dst,
-        by_layer={layer: _file(autoencoder, context.output) for layer, autoencoder in context.by_layer.items()},
+        by_layer={
+            layer: _file(autoencoder, context, layer)
+            for layer, autoencoder in (context.by_layer or in_memory(context)).items()
+        },
     )
 
 
-def _file(autoencoder: Autoencoder, output: DerivedScalarType | None) -> AutoencoderFile:
+def _file(autoencoder: Autoencoder, context: AutoencoderContext, layer: int | None) -> AutoencoderFile:
     """What says of itself what *autoencoder* is, and holds no weights."""
     file = File(Path(), Identity(0, 0, 0, 0))
     tensors: dict[str, torch.Tensor] = {}
     return AutoencoderFile(
         files=FileGroup(weights=file, beside={}),
-        header=_header(autoencoder, output),
+        header=_header(autoencoder, context, layer),
         source=TensorSource(file=file, shapes={}, opened=lambda: nullcontext(tensors.__getitem__), facts={}),
         parts={},
     )
 
 
-def _header(autoencoder: Autoencoder, output: DerivedScalarType | None) -> AutoencoderHeader:
+def _header(autoencoder: Autoencoder, context: AutoencoderContext, layer: int | None) -> AutoencoderHeader:
+    transcoders = context.transcoders
+    written = None
+    if transcoders is not None and transcoders.is_cross_layer:
+        written = transcoders.written_layers(layer or 0)
     return AutoencoderHeader(
         format="none",
         n_inputs=autoencoder.n_inputs,
         n_latents=autoencoder.n_latents,
         n_outputs=autoencoder.n_inputs,
         activation=autoencoder.activation,
-        output=output,
+        output=context.output,
         interpretations=(Interpretation(normalization=autoencoder.normalization, input_norm=autoencoder.input_norm),),
         has_own_decoder_bias=autoencoder.decoder_bias is not None,
         has_skip=autoencoder.skip is not None,
+        written=written,
+        file_bytes=0 if transcoders is None else transcoders.file_bytes,
     )
 
 
@@ -358,7 +377,7 @@ class World:
     @property
     def by_kind(self) -> dict[Kind, Mapping[int | None, Autoencoder]]:
         """The sets as a plain model has them."""
-        return {kind_of(one): one.by_layer for one in self.sets.values()}
+        return {kind_of(one): one.by_layer or in_memory(one) for one in self.sets.values()}
 
     @property
     def unsupported(self) -> frozenset[DerivedScalarType]:

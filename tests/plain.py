@@ -35,12 +35,35 @@ class Transcoder(StrEnum):
     NORMED = "transcoder_of_the_normed"
     """With a skip connection."""
     CENTRED = "transcoder_before_the_gain"
+    STORED = "transcoder_in_files"
+    """Of the residual; its weights stay in its files."""
+    CROSS_LAYER = "cross_layer_transcoder"
+    """Across layers, through the norm, with skip connections."""
 
     @property
     def input_norm(self) -> ModelNorm:
         """The norm."""
-        norms = {Transcoder.NORMED: ModelNorm.MLP_NORM, Transcoder.CENTRED: ModelNorm.MLP_NORM_WITHOUT_GAIN}
-        return norms.get(self, ModelNorm.NONE)
+        normed = dict.fromkeys((Transcoder.NORMED, Transcoder.CROSS_LAYER), ModelNorm.MLP_NORM)
+        return {**normed, Transcoder.CENTRED: ModelNorm.MLP_NORM_WITHOUT_GAIN}.get(self, ModelNorm.NONE)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its weights stay in its files."""
+        return self in {Transcoder.STORED, Transcoder.CROSS_LAYER}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class CrossLayer(Autoencoder):
+    """The layer of a cross-layer transcoder, with what it writes to later layers."""
+
+    later: Mapping[int, Tensor]
+    """Decoders [d, Z] by layer."""
+
+
+def decoders(autoencoder: Autoencoder, layer: int | None) -> Mapping[int, Tensor]:
+    """The decoder [n_out, Z] for each layer that an autoencoder of *layer* writes to."""
+    later = autoencoder.later if isinstance(autoencoder, CrossLayer) else {}
+    return {layer or 0: autoencoder.decoder, **later}
 
 
 Kind = T | Transcoder
@@ -253,9 +276,9 @@ class Plain:
 
     def transcoded(self, kind: Kind, layer: int, rho: Tensor, scale: Tensor) -> Tensor:
         """What a transcoder reads where the residual before the MLP is *rho*, and the norm's scale *scale*."""
-        if kind is Transcoder.RAW:
+        if kind in {Transcoder.RAW, Transcoder.STORED}:
             return rho
-        if kind is Transcoder.NORMED:
+        if kind in {Transcoder.NORMED, Transcoder.CROSS_LAYER}:
             return self.norm(rho, scale, f"layers.{layer}.mlp_norm")
         centred = rho - rho.mean(-1, keepdim=True) if self.config.norm is NormKind.LAYER_NORM else rho
         return centred / scale
@@ -263,19 +286,14 @@ class Plain:
     def run(self, tokens: Sequence[int], edit: Callable[[Site, Tensor], Tensor] = lambda _, x: x) -> dict[Site, Tensor]:
         """Every tap, attached."""
         found: dict[Site, Tensor] = {}
-        before_mlp: dict[int, tuple[Tensor, Tensor]] = {}
+        spliced = Spliced(self)
 
         def tap(location: L, layer: int | None, x: Tensor) -> Tensor:
             found[location, layer] = x = edit((location, layer), x)
             kind, one = self.spliced_at(location, layer)
             if kind is None or one is None:
                 return x
-            read = self.transcoded(kind, layer or 0, *before_mlp[layer or 0]) if kind in {*Transcoder} else x
-            h = encode(one, read)
-            tapped = tap(LATENT[kind], layer, h)
-            error = tap(ERROR[kind], layer, x - decode(one, h, read))
-            output = decode(one, tapped, read) + error
-            return tap(L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT, layer, output) if kind in STREAM else output
+            return spliced.replaced(kind, one, layer, x, tap)
 
         def post_normed(layer: int, part: str, tapped: L, raw: Tensor) -> Tensor:
             if not self.config.post_norms:
@@ -292,8 +310,8 @@ class Plain:
             return tap(L.RESID_DELTA_ATTN, i, written)
 
         def mlp(i: int, x: Tensor) -> Tensor:
-            before_mlp[i] = x, tap(L.MLP_INPUT_LAYER_NORM_SCALE, i, self.scale(x))
-            normed = self.norm(*before_mlp[i], f"layers.{i}.mlp_norm")
+            spliced.before_mlp[i] = x, tap(L.MLP_INPUT_LAYER_NORM_SCALE, i, self.scale(x))
+            normed = self.norm(*spliced.before_mlp[i], f"layers.{i}.mlp_norm")
             act = tap(L.MLP_POST_ACT, i, self.act(i, normed, tap(L.MLP_PRE_ACT, i, self.pre_act(i, normed))))
             written = post_normed(i, "mlp", L.MLP_OUTPUT_LAYER_NORM_SCALE, self.raw_mlp(i, act))
             return tap(L.RESID_DELTA_MLP, i, written)
@@ -404,6 +422,34 @@ class Plain:
         given = loss
         final = taps[self.as_read(L.RESID_POST_MLP, self.config.n_layers - 1)]
         return local_gradient(lambda x: given(self.logits(x, self.scale(x).detach())[-1]), final)
+
+
+@dataclass
+class Spliced:
+    """The autoencoders in one run."""
+
+    model: Plain
+    before_mlp: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By layer, the residual before the MLP, and the scale of its norm."""
+    earlier: dict[int, tuple[Autoencoder, Tensor, Tensor]] = field(default_factory=dict)
+    """By layer, the autoencoder of the MLP, and its latents as they are made and as they are tapped."""
+
+    def replaced(
+        self, kind: Kind, one: Autoencoder, layer: int | None, x: Tensor, tap: Callable[[L, int | None, Tensor], Tensor]
+    ) -> Tensor:
+        """What takes the place of *x* where *one* is spliced in."""
+        i = layer or 0
+        read = self.model.transcoded(kind, i, *self.before_mlp[i]) if kind in {*Transcoder} else x
+        made = encode(one, read)
+        tapped = tap(LATENT[kind], layer, made)
+        before, after = decode(one, made, read), decode(one, tapped, read)
+        if kind is Transcoder.CROSS_LAYER:
+            for at, (other, h, h_tapped) in self.earlier.items():
+                decoder = decoders(other, at)[i].T
+                before, after = before + h @ decoder, after + h_tapped @ decoder
+            self.earlier[i] = one, made, tapped
+        output = after + tap(ERROR[kind], layer, x - before)
+        return tap(L.ONLINE_RESIDUAL_AUTOENCODER_OUTPUT, layer, output) if kind in STREAM else output
 
 
 def local_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

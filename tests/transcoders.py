@@ -1,14 +1,21 @@
-"""Random transcoders whose weights are tensors, across layers too."""
+"""Random transcoders whose weights are tensors, across layers too; and such as stay in files, which are tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 
+from dst_grpc.contexts import AutoencoderContext
 from dst_grpc.domain.autoencoders import ModelNorm
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.decoder_config import DecoderConfig
-from dst_grpc.engine.transcoders import ActiveFeatures, Transcoders
+from dst_grpc.engine.stored_matrix import StoredMatrix
+from dst_grpc.engine.stored_transcoder import StoredTranscoder
+from dst_grpc.engine.transcoders import ActiveFeatures, TranscoderLayer, Transcoders
+from tests.plain import CrossLayer, Transcoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +100,84 @@ def random_transcoders(
             if layer not in without
         },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A matrix that is read as one in a file is, and remembers which rows were."""
+
+    weights: torch.Tensor
+    """[R, C]."""
+    read: set[int]
+    """The rows that were read by their numbers."""
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.weights)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.weights.nbytes
+
+    def rows(self, indices: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        self.read.update(indices.tolist())
+        return self.weights[indices].to(device)
+
+    def blocks(self, device: torch.device | str = "cpu") -> Iterator[tuple[int, torch.Tensor]]:
+        """Three rows at a time."""
+        for begin in range(0, self.n_rows, 3):
+            yield begin, self.weights[begin : begin + 3].to(device)
+
+    def check(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def matrix(weights: torch.Tensor) -> StoredMatrix:
+    return cast("StoredMatrix", Matrix(weights, set()))
+
+
+def stored(by_layer: Mapping[int | None, Autoencoder], kind: Transcoder, n_layers: int) -> Transcoders:
+    """The transcoders *by_layer* as if they stayed in files; across layers, with random decoders for later ones."""
+    found: dict[int, TranscoderLayer] = {}
+    for layer, one in by_layer.items():
+        assert layer is not None
+        assert one.decoder_bias is not None
+        n_written = n_layers - layer if kind is Transcoder.CROSS_LAYER else 1
+        generator = torch.Generator().manual_seed(layer)
+        shape = one.n_latents, n_written - 1, one.n_inputs
+        later = torch.randn(shape, generator=generator, dtype=torch.float64).to(one.decoder.dtype) * 0.4
+        rows = torch.cat([one.decoder.t().unsqueeze(1), later], dim=1)
+        found[layer] = StoredTranscoder(
+            written=range(layer, layer + n_written),
+            encoder=matrix(one.encoder),
+            # What is subtracted before the encoder is folded into the bias, as in files.
+            latent_bias=one.latent_bias - one.encoder @ one.pre_bias,
+            decoder=matrix(rows.flatten(0, 1)),
+            first_stored=layer,
+            decoder_bias=one.decoder_bias,
+            threshold=one.threshold,
+            skip=one.skip,
+            activation=one.activation,
+            k=one.k,
+            postact=one.postact,
+            input_norm=one.input_norm,
+        )
+    return Transcoders(n_layers, found)
+
+
+def in_memory(context: AutoencoderContext) -> dict[int | None, Autoencoder]:
+    """The same as of `stored`, in memory, for the plain model."""
+    found: dict[int | None, Autoencoder] = {}
+    for layer, one in context.coders.items():
+        assert isinstance(one, StoredTranscoder)
+        rows = cast("Matrix", one.decoder).weights.reshape(one.n_latents, len(one.written), -1)
+        same = {field.name for field in fields(Autoencoder)} & {field.name for field in fields(StoredTranscoder)}
+        given: dict[str, Any] = {name: getattr(one, name) for name in same}
+        given |= {
+            "pre_bias": torch.zeros_like(one.decoder_bias),
+            "encoder": cast("Matrix", one.encoder).weights,
+            "decoder": rows[:, 0].t(),
+        }
+        later = {at: rows[:, at - one.written.start].t() for at in one.written[1:]}
+        found[layer] = CrossLayer(**given, later=later)
+    return found

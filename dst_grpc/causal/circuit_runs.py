@@ -15,6 +15,7 @@ import torch
 from dst_grpc.causal.cut_edges import CircuitTaps, CutEdges
 from dst_grpc.causal.read_logits import ReadRows, diverges_from_source
 from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.splice import first_layer_of
 from dst_grpc.errors import require
 from dst_grpc.scalars.origins import LastLogits
 
@@ -144,7 +145,8 @@ class LateRuns(ABC, Generic[R]):
     def batches(self, rows: Sequence[R]) -> Iterator[tuple[list[int], RanRows]]:
         """For each pass, the places of its rows among *rows*, and what came of them. Rows that start late come
         first."""
-        firsts = [self._first_layer(row) for row in rows]
+        splices = (self._splices or {}).values()
+        firsts = [first_layer_of(self._first_layer(row), splices) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: (-firsts[i], rows[i].prompt))
         for first_layer, places in groupby(order, key=firsts.__getitem__):
             for batch in self._split(list(places), rows, first_layer):

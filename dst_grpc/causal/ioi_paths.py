@@ -19,6 +19,7 @@ from dst_grpc.causal.graph import HEAD_INPUTS, PARTS
 from dst_grpc.causal.read_logits import ReadRows, rows_and_positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
+from dst_grpc.engine.splice import first_layer_of
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import require
 
@@ -136,6 +137,7 @@ class IoiPaths:
     ) -> tuple[torch.Tensor, ...]:
         """The logits [k, V] of each row of a pass of *prompts* from *first_layer* on, before which it is as the base
         run."""
+        first_layer = first_layer_of(first_layer, self._splices.values())
         tokens, read = self._base.tokens[prompts], [read_at[prompt] for prompt in prompts]
         entering = (first_layer, self._base.residuals[first_layer][prompts])
         at = rows_and_positions(read, tokens.device)

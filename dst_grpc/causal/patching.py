@@ -26,6 +26,7 @@ from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.interventions import RowIntervention
 from dst_grpc.engine.late_rows import LateRow
 from dst_grpc.engine.past import Past, PastTaps
+from dst_grpc.engine.splice import first_layer_of
 from dst_grpc.engine.taps import Taps, of_row, site_entering
 from dst_grpc.errors import require
 
@@ -220,8 +221,10 @@ class PatchedRuns:
     def _row(self, cell: Cell) -> _Row:
         """*cell*, and where it begins."""
         prompt, n_layers = cell.prompt, self._decoder.config.n_layers
-        start = start_of(cell.interventions, self._pairs.differ_from[prompt], self._pairs.lengths[prompt], n_layers)
-        return _Row(cell, *start)
+        layer, token = start_of(
+            cell.interventions, self._pairs.differ_from[prompt], self._pairs.lengths[prompt], n_layers
+        )
+        return _Row(cell, first_layer_of(layer, (self._splices or {}).values()), token)
 
     def _run(self, rows: Sequence[_Row], token: int) -> ReadRows:
         """The logits that are read of *rows*, by ascending layers, which begin at *token*."""

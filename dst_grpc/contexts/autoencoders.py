@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dst_grpc.domain.autoencoder_inputs import AutoencoderInput, input_of
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.engine.stored_transcoder import StoredTranscoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,11 +62,16 @@ class AutoencoderContext:
         return any(autoencoder.has_write_scale for autoencoder in self.by_layer.values())
 
     @property
+    def coders(self) -> Mapping[int | None, Autoencoder | StoredTranscoder]:
+        """The same, and transcoders that stay in their files."""
+        if self.by_layer or self.transcoders is None:
+            return self.by_layer
+        return {layer: one for layer, one in self.transcoders.by_layer.items() if isinstance(one, StoredTranscoder)}
+
+    @property
     def parts(self) -> tuple[object, ...]:
         """The objects that hold its weights."""
-        if self.by_layer or self.transcoders is None:
-            return tuple(self.by_layer.values())
-        return tuple(self.transcoders.by_layer.values())
+        return tuple(self.coders.values())
 
     def __repr__(self) -> str:
         """Handle and size."""

@@ -298,7 +298,7 @@ class AutoencoderEntry(ContextEntry):
     def spliceable(self) -> bool:
         """Whether it can be spliced into a run: what it reconstructs, at every layer, is a tap of a run."""
         is_whole = all(header.output is self.input.output for header in self.headers)
-        return self.input.is_spliceable and is_whole and not self.stays_in_files
+        return self.input.is_spliceable and is_whole
 
     @property
     def is_cross_layer(self) -> bool:

@@ -119,6 +119,18 @@ class Autoencoder:
             x = x / divisor
         return torch.nn.functional.linear(x - self.pre_bias, self.encoder, self.latent_bias)
 
+    def pre_activations_of(self, x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """That of one latent *which* [n] of each input *x* [n, n_in]: [n]."""
+        return self.pre_activation(x).gather(1, which.unsqueeze(1)).squeeze(1)
+
+    def encoder_row(self, latent: int) -> torch.Tensor:
+        """What a latent reads, [n_in]."""
+        return self.encoder[latent]
+
+    def decoder_row(self, latent: int) -> torch.Tensor:
+        """What a latent adds to the reconstruction at an activation and scale of 1, [n_out]."""
+        return self.decoder[:, latent]
+
     def activate(self, pre: torch.Tensor) -> torch.Tensor:
         """Phi of pre-activations [..., Z]."""
         return activated(self.activation, pre, threshold=self.threshold, k=self.k, postact=self.postact)

@@ -15,12 +15,15 @@ from dst_grpc.domain.autoencoders import AutoencoderActivation, ModelNorm
 from dst_grpc.engine.autoencoder import activated
 from dst_grpc.engine.element_types import is_finite
 from dst_grpc.engine.norm import wide
+from dst_grpc.engine.stored_products import encoded, projected
 from dst_grpc.engine.transcoders import ActiveFeatures, active_in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dst_grpc.engine.stored_matrix import StoredMatrix
+
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
@@ -58,6 +61,16 @@ class StoredTranscoder:
         return len(self.latent_bias)
 
     @property
+    def n_latents(self) -> int:
+        """The same."""
+        return self.n_features
+
+    @property
+    def has_write_scale(self) -> bool:
+        """False: inputs are encoded as they are."""
+        return False
+
+    @property
     def n_stored(self) -> int:
         """Rows of the decoder for each feature."""
         return self.decoder.n_rows // self.n_features
@@ -75,8 +88,15 @@ class StoredTranscoder:
 
     def activations(self, x: torch.Tensor) -> torch.Tensor:
         """Activations [T, F] of inputs *x* [T, d]; raises DataLoss as `StoredMatrix.blocks` does."""
-        pre = torch.cat([block for _, block in self._pre_activations(x)], dim=1)
-        return self._activated(pre, 0)
+        return self._activated(self.pre_activations(x), 0)
+
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+        """Before the nonlinearity, [T, F]; raises likewise."""
+        x = wide(x)
+        found = x.new_empty(len(x), self.n_features)
+        for begin, block in self._pre_activations(x):
+            found[:, begin : begin + block.shape[1]] = block
+        return found
 
     def active(self, x: torch.Tensor) -> ActiveFeatures:
         """The active ones of them; raises likewise.
@@ -102,6 +122,49 @@ class StoredTranscoder:
         """What *features* [n] write to layer *written* at an activation of 1: [n, d]; raises likewise."""
         rows = features * self.n_stored + (written - self.first_stored)
         return self.decoder.rows(rows, self.latent_bias.device)
+
+    def rows_of_encoder(self, features: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some of *features* [n] at a time, and their `encoder_rows`."""
+        for some in features.split(_ROWS_AT_ONCE):
+            yield some, self.encoder_rows(some)
+
+    def rows_of_decoder(self, features: torch.Tensor, written: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some of *features* [n] at a time, and their `decoder_rows`."""
+        for some in features.split(_ROWS_AT_ONCE):
+            yield some, self.decoder_rows(some, written)
+
+    # As of any autoencoder of a layer (`Coder`).
+
+    def write_scale(self, x: torch.Tensor) -> None:
+        """None."""
+        del x
+
+    def pre_activation(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [..., F] of inputs *x* [..., d] before the nonlinearity."""
+        return projected(self, x)
+
+    def pre_activations_of(self, x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """That of one feature *which* [n] of each input *x* [n, d]: [n]. Reads their rows alone."""
+        return (x * self.encoder_rows(which).to(x.dtype)).sum(dim=-1) + self.latent_bias[which].to(x.dtype)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [..., F] of inputs *x* [..., d]."""
+        return encoded(self, x)
+
+    def encoder_row(self, latent: int) -> torch.Tensor:
+        """What a feature reads, [d]."""
+        return self.encoder_rows(torch.tensor([latent]))[0]
+
+    def decoder_row(self, latent: int) -> torch.Tensor:
+        """What a feature writes to its own layer at an activation of 1, [d]."""
+        return self.decoder_rows(torch.tensor([latent]), self.written.start)[0]
+
+    def without_features(self, x: torch.Tensor) -> torch.Tensor:
+        """What it reconstructs of its own layer at inputs *x* [..., d] without any feature: [..., d]."""
+        bias = self.decoder_bias.to(x.dtype)
+        if self.skip is None:
+            return bias.expand(*x.shape[:-1], -1)
+        return torch.nn.functional.linear(x, self.skip.to(x.dtype), bias)
 
     def _pre_activations(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """The first feature of each block of the encoder, and its pre-activations [T, n]."""

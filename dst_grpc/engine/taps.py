@@ -19,6 +19,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.engine.pacing import Pacing
 from dst_grpc.engine.propagation import PLAIN, Propagation
+from dst_grpc.engine.splice import SplicedLatents
 from dst_grpc.errors import require
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Taps:
         self._gradient_pass = 0
         self._awaiting: dict[Site, torch.Tensor] = {}
         """What transcoders read whose splices are still to come, by the site that each reconstructs."""
+        self._latents: dict[Site, SplicedLatents] = {}
+        """Latents that write to layers that are still to come, by site."""
         self.values: dict[Site, torch.Tensor] = {}
         """Recorded values, detached, [b, ...]."""
         self.attached: dict[Site, torch.Tensor] = {}
@@ -213,16 +216,25 @@ class Taps:
 
     def _splice(self, splice: Splice, y: torch.Tensor) -> torch.Tensor:
         """Replace *y* by reconstruction plus error; equal to it unless latents or errors are changed."""
-        taps, layer, autoencoder = splice.input, splice.layer, splice.autoencoder
+        taps, layer, site = splice.input, splice.layer, splice.latent_site
         x = y if taps.output is None else self._awaiting.pop(splice.site)
-        latents = autoencoder.encode(x)
+        made = splice.autoencoder.encode(x)
         # The error reads the untapped latents, so the tapped ones must be a tensor of their own in the graph.
-        tapped = self.visit(taps.latent_tap, layer, latents.view_as(latents))
+        tapped = self.visit(taps.latent_tap, layer, made.view_as(made))
         if tapped.requires_grad:  # its backward pass may cost more than a layer's
             tapped.register_hook(self._checks_backward())
-        error = self.visit(require(taps.error_tap), layer, y - autoencoder.decode(latents, x))
-        output = autoencoder.decode(tapped, x) + error
+        latents = SplicedLatents(made, tapped, self._is_differentiated(site))
+        if splice.is_read_later:
+            self._latents[site] = latents
+        earlier = {at: self._latents[taps.latent_tap, at] for at in splice.earlier}
+        before, after = splice.decode({**earlier, layer: latents}, x)
+        output = after + self.visit(require(taps.error_tap), layer, y - before)
         return output if taps.output_tap is None else self.visit(taps.output_tap, layer, output)
+
+    def _is_differentiated(self, site: Site) -> bool:
+        """Whether gradients at a site are recorded, or changed."""
+        changes = (one for one in self._interventions.get(site[0], ()) if one.is_at(site[1]))
+        return site in self._wanted_attached or any(one.gradient_pass is not None for one in changes)
 
     def gradients(
         self, origin: torch.Tensor, *, gradient_pass: int = 0, keeps_graph: bool = False

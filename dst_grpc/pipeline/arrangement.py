@@ -155,6 +155,8 @@ class _Nodes:
 
     def __init__(self, plans: Sequence[Plan], n_layers: int, kept: Kept) -> None:
         self._n_layers, self._kept = n_layers, kept
+        # Latents that write to later layers are needed there, so that a pass has to begin with the first.
+        self._begin_late = not any(info.is_cross_layer for info in plans[0].spliced)
         self._plans = plans
         self._numbers: dict[Run, int] = {}
         """By what runs forward, the first plan of it: who reads that run reads the plan's. Not one whose origin reads
@@ -228,7 +230,10 @@ class _Nodes:
         return node
 
     def _first_layer(self, run: Run, number: int | None) -> int:
-        """The first layer at which anything is changed or needed; the number of layers if none is."""
+        """The first layer at which anything is changed or needed, the number of layers if none is; 0 if no run may
+        begin late."""
+        if not self._begin_late:
+            return 0
         sites: set[Site] = {one.at.site for one in run.interventions}
         sites |= self._sites.get(run.forward, frozenset())
         if number is not None:

@@ -173,5 +173,6 @@ def vector_of(row: WeightRow, decoder: Decoder, sets: Mapping[str, AutoencoderSe
     """The vector [n] of a row that planning has resolved."""
     if isinstance(row, UnembeddingRow):
         return decoder.unembedding[:, require(row.token_id)]
-    autoencoder = sets[row.autoencoder].by_layer[row.layer_index]
-    return autoencoder.encoder[row.latent] if isinstance(row, EncoderRow) else autoencoder.decoder[:, row.latent]
+    autoencoder = sets[row.autoencoder].coders[row.layer_index]
+    is_read = isinstance(row, EncoderRow)
+    return autoencoder.encoder_row(row.latent) if is_read else autoencoder.decoder_row(row.latent)

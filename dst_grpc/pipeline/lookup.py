@@ -103,7 +103,7 @@ class Lookup:
 
     def _autoencoder(self, ref: str) -> AutoencoderEntry:
         self.note_handle(ref)
-        return _in_memory(self._registry.autoencoder_entry(ref, self._model.name))
+        return self._registry.autoencoder_entry(ref, self._model.name)
 
     def note_handle(self, ref: str) -> None:
         """Remember *ref* if it is a handle rather than a name."""
@@ -115,7 +115,7 @@ class Lookup:
         if wanted is None or wanted in self._by_path:
             return None if wanted is None else self._by_path[wanted]
         try:
-            entry = _in_memory(self._registry.autoencoder_by_config(wanted, self._model.name))
+            entry = self._registry.autoencoder_by_config(wanted, self._model.name)
             return self._by_path.setdefault(wanted, entry)
         except InvalidRequest as error:
             self._findings.extend(error, f"{path}.autoencoder_config")
@@ -147,14 +147,3 @@ class Lookup:
         device, own = config.device_for_raw_activations, self._model.device
         if device not in {None, own, own.removesuffix(":0")}:
             self._findings.add(f"{path}.device_for_raw_activations", f"is {device!r}, but the model is on {own!r}")
-
-
-def _in_memory(entry: AutoencoderEntry) -> AutoencoderEntry:
-    """*entry*, unless it stays in its files; raises InvalidRequest (field "") then."""
-    if entry.is_cross_layer:
-        problem = f"{entry.name} is a cross-layer transcoder: derived scalars are about latents of one layer"
-    elif entry.stays_in_files:
-        problem = f"{entry.name} stays in its files, as is registered, and makes attribution graphs only"
-    else:
-        return entry
-    raise InvalidRequest.of("", problem, reason=Reason.IMPOSSIBLE_COMBINATION)

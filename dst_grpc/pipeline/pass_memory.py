@@ -6,8 +6,8 @@ gradients are. A tensor that is both recorded and saved by the graph counts once
 
 What each layer's graph saves: the inputs of norms; queries, keys and values, or the tensor that they are parts of;
 the weighted sums of values or, where scores are computed as a matrix, the probabilities and the mask; what the
-nonlinearity saves and, in gated MLPs, both factors of the product. Linear maps save nothing, as weights have no
-gradient.
+nonlinearity saves and, in gated MLPs, both factors of the product; of spliced autoencoders, the latents. Linear maps
+save nothing, as weights have no gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.architecture import ActivationFunction
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.pipeline.sizes import most_latents
 
@@ -62,7 +63,7 @@ def pass_bytes(
     """
     recorded, differentiated = frozenset(values), frozenset(gradients)
     tensors = _Tensors(sizes, recorded | differentiated, spliced)
-    of_values = tensors.recorded(recorded)
+    of_values = tensors.recorded(recorded) + tensors.kept_latents
     of_gradients = n_gradient_passes * tensors.recorded(differentiated)
     last = tensors.last_layer
     of_logits = tensors.unembedding(logit_count, backward=False)
@@ -136,7 +137,12 @@ class _Tensors:
 
     def saved(self, layer: int) -> int:
         """What the graph saves of *layer*, but for what is recorded."""
-        return self._saved_of_norms(layer) + self._saved_of_attention(layer) + self._saved_of_mlp(layer)
+        own = self._saved_of_norms(layer) + self._saved_of_attention(layer) + self._saved_of_mlp(layer)
+        return own + sum(
+            self._latents(one) * (_saved_by_threshold(one) + (not self._keeps_latents(one, layer)))
+            for one in self._spliced
+            if layer in one.layer_indices
+        )
 
     def _saved_of_norms(self, layer: int) -> int:
         architecture = self._architecture
@@ -182,7 +188,7 @@ class _Tensors:
         if self._makes_matrix(layer):
             # Those before the mask or those in the order of the softmax, those after it, and the probabilities.
             attention += 2 * self._mask + self._matrix * (3 - min(self._recorded_matrices(layer), 1))
-        return 4 * self._residual + max(mlp, attention)
+        return 4 * self._residual + max(mlp, attention, self._while_spliced(layer, backward=False))
 
     def backward(self, layer: int) -> int:
         """While *layer* is differentiated, besides the graph and what is recorded."""
@@ -190,4 +196,41 @@ class _Tensors:
         attention = self._queries + 2 * self._keys
         if self._makes_matrix(layer):
             attention += self._matrix * (2 if self._architecture.attn_softcap is None else 3)
-        return 2 * self._residual + max(mlp, attention)
+        return 2 * self._residual + max(mlp, attention, self._while_spliced(layer, backward=True))
+
+    # Latents of spliced autoencoders
+
+    def _latents(self, one: AutoencoderEntry) -> int:
+        """Of those of a layer."""
+        return self._sizes.n_tokens * self._sizes.item_bytes * one.n_latents
+
+    def _while_spliced(self, layer: int, *, backward: bool) -> int:
+        """While the widest splice of *layer* is computed, or differentiated: latents, and what they are computed from,
+        or gradients of those as they are made and as they are tapped, also of earlier layers that write here."""
+        tensors = (
+            self._latents(one)
+            * (3 + _saved_by_threshold(one) + one.stays_in_files + 2 * layer * (backward and one.is_cross_layer))
+            for one in self._spliced
+            if layer in one.layer_indices
+        )
+        return max(tensors, default=0)
+
+    def _keeps_latents(self, one: AutoencoderEntry, layer: int) -> bool:
+        """Whether latents of *layer* are kept anyway: recorded, or for later layers that they write to."""
+        return one.is_cross_layer or (one.input.latent_tap, layer) in self._sites
+
+    @property
+    def kept_latents(self) -> int:
+        """Of those that are kept for later layers, but for recorded ones."""
+        layers = range(self.last_layer + 1)
+        return sum(
+            self._latents(one) * sum((one.input.latent_tap, layer) not in self._sites for layer in layers)
+            for one in self._spliced
+            if one.is_cross_layer
+        )
+
+
+def _saved_by_threshold(one: AutoencoderEntry) -> int:
+    """Tensors of the size of the latents that the graph saves besides these: of JumpReLU, a factor of its product."""
+    is_jump = any(header.activation is AutoencoderActivation.JUMP_RELU for header in one.headers)
+    return int(is_jump and not one.stays_in_files)

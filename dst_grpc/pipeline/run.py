@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.engine.cancellation import Check, never_cancelled
-from dst_grpc.engine.splice import Splice
+from dst_grpc.engine.splice import Splice, splices_of_set
 from dst_grpc.pipeline.arrangement import MAX_BATCH_TOKENS, Arrangement, nothing_kept, rows_of
 from dst_grpc.pipeline.passes import Batch, run_batch
 from dst_grpc.pipeline.plan import Plan
@@ -98,12 +98,7 @@ def total_statistics(batches: Iterable[Batch], *, queue_duration: float) -> RunS
 
 def splices_of(plan: Plan, sets: Mapping[str, AutoencoderSet]) -> dict[Site, Splice]:
     """The autoencoders that *plan* splices in, by the site that each reconstructs; *sets* are those in use, by name."""
-    found = [
-        Splice(info.input, layer, autoencoder)
-        for info in plan.spliced
-        for layer, autoencoder in sets[info.name].by_layer.items()
-        if layer is not None
-    ]
+    found = [splice for info in plan.spliced for splice in splices_of_set(info.input, sets[info.name].coders)]
     return {splice.site: splice for splice in found}
 
 

@@ -42,7 +42,7 @@ def attended_tokens(
             continue
         run = LayerOfRun(model, recorded, group.layer)
         t, latents = group.entries.to(model.decoder.device).t()
-        autoencoder = component.autoencoder(run)
+        autoencoder = model.loaded(component.node_type, group.layer)
         active = autoencoder.encode(run.value(component.input.tap)[t]).gather(1, latents.unsqueeze(1)).squeeze(1) > 0
         pairs = HeadPair(model.topology).bind(run)
         # One direction per node rather than per token, with the probabilities' row of the node's token.

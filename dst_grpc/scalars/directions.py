@@ -109,6 +109,9 @@ class _BoundGradient(BoundDirection):
         del layer
         return self.gradient
 
+    def project(self, writes: Writes, *, summed: bool) -> torch.Tensor:
+        return super().project(writes.before(self.direction.residual), summed=summed)
+
     def _seen_by(self, writes: Writes) -> TokenVectors:
         counts = self.direction.counts(writes.component, writes.run.layer)
         return self.vectors if counts else self.vectors.none
@@ -248,7 +251,7 @@ class _BoundLatentReads(BoundDirection):
     model: ExplainedModel
 
     def at(self, layer: int | None) -> torch.Tensor:
-        return self.model.autoencoder(self.latents.node_type, layer).encoder
+        return self.model.loaded(self.latents.node_type, layer).encoder
 
     def project(self, writes: Writes, *, summed: bool) -> torch.Tensor:
         """[T, U, Z] of all heads together, or [T, H, Z] of heads at a token."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.scalars.components.base import Writes
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.recorded_taps import RecordedTaps, Tap
     from dst_grpc.scalars.topology import Topology
@@ -83,10 +84,10 @@ class BoundInEdges:
     recorded: RecordedTaps
 
     @cached_property
-    def _write(self) -> torch.Tensor:
-        """The write of the upstream node, [T, d]; the same for every downstream layer."""
+    def _upstream(self) -> Writes:
+        """The upstream node in the run."""
         upstream = self.edges.upstream
-        return upstream.bind(LayerOfRun(self.model, self.recorded, upstream.node.layer_index)).write()
+        return upstream.bind(LayerOfRun(self.model, self.recorded, upstream.node.layer_index))
 
     def at(self, layer: int) -> torch.Tensor:
         """Derivatives of the downstream activations of *layer* along the write: [T, U, H], [T, F] or [T, Z].
@@ -107,8 +108,8 @@ class BoundInEdges:
         def end(rho: torch.Tensor) -> torch.Tensor:
             return downstream.edge_end(self.model, layer, rho, gradient, detach_scale=detach_scale)
 
-        rho = self.recorded.value(downstream.residual_before(layer).site)
-        return directional_derivative(end, rho, self._write)
+        residual = downstream.residual_before(layer)
+        return directional_derivative(end, self.recorded.value(residual.site), self._upstream.before(residual).write())
 
     def _zeros(self, layer: int) -> torch.Tensor:
         decoder, facts = self.model.decoder, self.edges.task.facts

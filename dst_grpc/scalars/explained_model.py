@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from dst_grpc.errors import require
+from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.errors import Internal, require
 from dst_grpc.scalars.topology import AutoencoderInputs, AutoencoderKind, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dst_grpc.domain.components import NodeType
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.engine.stored_transcoder import StoredTranscoder
 
 
 class AutoencoderSet(AutoencoderKind, Protocol):
     """The autoencoders of one input, by layer."""
 
     @property
-    def by_layer(self) -> Mapping[int | None, Autoencoder]:
+    def coders(self) -> Mapping[int | None, Autoencoder | StoredTranscoder]:
         """One per covered layer."""
 
 
@@ -40,7 +41,14 @@ class ExplainedModel:
         """The inputs of the autoencoders."""
         return self.topology.inputs
 
-    def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder:
+    def autoencoder(self, node_type: NodeType, layer: int | None) -> Autoencoder | StoredTranscoder:
         """The autoencoder of *layer* whose latents are *node_type*; for a generic latent that of the only set."""
         kind = require(self.inputs.of(node_type))
-        return next(s for s in self.sets if s.input is kind).by_layer[layer]
+        return next(s for s in self.sets if s.input is kind).coders[layer]
+
+    def loaded(self, node_type: NodeType, layer: int | None) -> Autoencoder:
+        """The same, of a set whose weights are in memory."""
+        found = self.autoencoder(node_type, layer)
+        if not isinstance(found, Autoencoder):
+            raise Internal(f"{found} stays in its files")
+        return found

@@ -90,7 +90,7 @@ class SharesOfResiduals:
         for layer in self.layers:
             run = LayerOfRun(model, recorded, layer)
             latents, error = self._latents.bind(run), self._error.bind(run)
-            offset = self._latents.autoencoder(run).offset(run.value(self.input.tap))
+            offset = model.loaded(self._latents.node_type, layer).offset(run.value(self.input.tap))
             if direction is None:
                 gradient = recorded.gradient((require(self.input.output_tap), layer), offset)
                 parts = latents.act_times_grad(), error.act_times_grad(), offset * gradient

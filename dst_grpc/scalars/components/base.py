@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.recorded_taps import RecordedTaps, Tap
     from dst_grpc.scalars.task import Task
     from dst_grpc.scalars.token_vectors import TokenVectors
-    from dst_grpc.scalars.topology import Topology
+    from dst_grpc.scalars.topology import Residual, Topology
 
 EVERY_TOKEN = slice(None)
 """All query tokens of a prompt."""
@@ -175,6 +175,12 @@ class Writes(Bound, ABC):
     def summed_write(self, tokens: slice = EVERY_TOKEN) -> torch.Tensor:
         """Write vectors at *tokens* summed over the heads or neurons, [T, ..., d], without computing each."""
         return self.write(tokens)
+
+    def before(self, residual: Residual) -> Writes:
+        """The part of the writes that is added to the residual stream before *residual*: all, where each entry writes
+        once, and that before."""
+        del residual
+        return self
 
     @abstractmethod
     def write_norm(self) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from dst_grpc.domain.components import Component as Kind
 from dst_grpc.domain.components import LocationWithinLayer, NodeType, PreOrPostAct
+from dst_grpc.engine.autoencoder import Autoencoder
 from dst_grpc.engine.autoencoder_input import autoencoder_input, normed
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.attention_head import HeadAtToken
@@ -19,7 +20,9 @@ from dst_grpc.scalars.components.base import COMPONENTS, LayerOfRun, registered
 from dst_grpc.scalars.components.neuron import Neuron
 from dst_grpc.scalars.components.nodes import NodeComponent
 from dst_grpc.scalars.components.scaled import ScaledComponent, ScaledWrites
-from dst_grpc.scalars.write_directions import LatentDirections
+from dst_grpc.scalars.components.stored import StoredWrites
+from dst_grpc.scalars.stored_directions import StoredDirections
+from dst_grpc.scalars.write_directions import LatentDirections, WriteDirections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
     from dst_grpc.domain.locations import ActivationLocationType
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.layer import Layer
+    from dst_grpc.engine.stored_transcoder import StoredTranscoder
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.task import Task
@@ -69,12 +72,15 @@ class _Latents(ScaledComponent):
         """That of the component whose activations are reconstructed."""
         return None if self._behind is None else self._behind.output_norm_scale
 
-    def directions(self, run: LayerOfRun) -> LatentDirections:
+    def directions(self, run: LayerOfRun) -> WriteDirections:
         """D [Z, d]."""
+        autoencoder = self.autoencoder(run)
+        if not isinstance(autoencoder, Autoencoder):
+            return StoredDirections(autoencoder, tuple(autoencoder.written))
         behind = None if self._behind is None else self._behind.directions(run)
-        return LatentDirections(self.autoencoder(run), behind)
+        return LatentDirections(autoencoder, behind)
 
-    def autoencoder(self, run: LayerOfRun) -> Autoencoder:
+    def autoencoder(self, run: LayerOfRun) -> Autoencoder | StoredTranscoder:
         """The layer's."""
         return run.model.autoencoder(self.node_type, run.layer)
 
@@ -123,17 +129,31 @@ class Latent(_Latents, NodeComponent):
         self, model: ExplainedModel, layer: int, rho: torch.Tensor, *, at: PreOrPostAct, detach_scale: bool
     ) -> torch.Tensor:
         """[T, Z]."""
-        autoencoder = model.autoencoder(self.node_type, layer)
-        block = model.decoder.layers[layer]
         if self.input.is_of_stream:
             # The only norm between the residual and the latent is that of the autoencoder's input.
-            pre = autoencoder.pre_activation(rho, detach_scale=detach_scale)
-            return autoencoder.activate(pre) if at is PreOrPostAct.POST else pre
+            loaded = model.loaded(self.node_type, layer)
+            pre = loaded.pre_activation(rho, detach_scale=detach_scale)
+            return loaded.activate(pre) if at is PreOrPostAct.POST else pre
+        autoencoder, block = model.autoencoder(self.node_type, layer), model.decoder.layers[layer]
         if self.input.output is None:
             read = self._input_from(block, rho, detach_scale=detach_scale)
         else:
             read = normed(autoencoder.input_norm, rho, block, detach_scale=detach_scale)
         return autoencoder.encode(read) if at is PreOrPostAct.POST else autoencoder.pre_activation(read)
+
+    def pre_activations(
+        self, model: ExplainedModel, layer: int, rho: torch.Tensor, which: torch.Tensor
+    ) -> torch.Tensor:
+        """As of any nodes."""
+        if self.input.output is None:
+            return super().pre_activations(model, layer, rho, which)
+        autoencoder = model.autoencoder(self.node_type, layer)
+        read = normed(autoencoder.input_norm, rho, model.decoder.layers[layer], detach_scale=True)
+        return autoencoder.pre_activations_of(read, which)
+
+    def bind(self, run: LayerOfRun) -> ScaledWrites:
+        """The latents of one layer of one run."""
+        return ScaledWrites(self, run) if isinstance(self.autoencoder(run), Autoencoder) else StoredWrites(self, run)
 
     def _input_from(self, block: Layer, rho: torch.Tensor, *, detach_scale: bool) -> torch.Tensor:
         """What an autoencoder reconstructs, [T, n_in], recomputed from the residual *rho* [T, d] before it."""
@@ -165,7 +185,8 @@ class OfflineLatent(_Latents):
 
     def bind(self, run: LayerOfRun) -> OfflineLatentWrites:
         """The latents of one layer of one run."""
-        return OfflineLatentWrites(self, run)
+        is_loaded = isinstance(self.autoencoder(run), Autoencoder)
+        return OfflineLatentWrites(self, run) if is_loaded else _StoredOfflineWrites(self, run)
 
 
 class OfflineLatentWrites(ScaledWrites):
@@ -192,3 +213,9 @@ class OfflineLatentWrites(ScaledWrites):
     def factor(self) -> torch.Tensor | None:
         """[T, 1]."""
         return self.component.scaled_write_factor(self.run, self.read)
+
+
+class _StoredOfflineWrites(StoredWrites, OfflineLatentWrites):
+    """The same of an autoencoder that stays in its files."""
+
+    component: OfflineLatent

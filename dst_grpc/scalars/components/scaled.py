@@ -17,6 +17,7 @@ from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Wr
 
 if TYPE_CHECKING:
     from dst_grpc.scalars.token_vectors import TokenVectors
+    from dst_grpc.scalars.topology import Residual
     from dst_grpc.scalars.write_directions import WriteDirections
 
 
@@ -48,6 +49,11 @@ class ScaledWrites(Writes):
     """Coefficients [T, ...] times directions [..., d]."""
 
     component: ScaledComponent
+
+    def before(self, residual: Residual) -> ScaledWrites:
+        """As of any writes."""
+        del residual
+        return self
 
     @cached_property
     def factor(self) -> torch.Tensor | None:

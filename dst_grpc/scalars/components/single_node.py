@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.task import Task
+    from dst_grpc.scalars.topology import Residual
 
 
 @registered(Kind.SINGLE_NODE)
@@ -58,17 +59,25 @@ class SingleNode(Writer):
         return SingleNodeWrites(self, run)
 
 
+@dataclass(frozen=True)
 class SingleNodeWrites(ResidualWrites):
     """w [T, d]: the node's write at its token, elsewhere 0."""
 
     component: SingleNode
+    until: Residual | None = None
+    """The residual that the write comes before; None for any."""
+
+    def before(self, residual: Residual) -> SingleNodeWrites:
+        """The part of the write that comes before *residual*."""
+        return replace(self, until=residual)
 
     @cached_property
     def value(self) -> torch.Tensor:
         """[T, d]."""
         run, indices = self.run, self.component.node.tensor_indices
         entries = torch.tensor([indices], device=run.model.decoder.device)
-        found = self.component.of_nodes.bind(run).at(entries)
+        of_nodes = self.component.of_nodes.bind(run)
+        found = (of_nodes if self.until is None else of_nodes.before(self.until)).at(entries)
         vectors = found.coefficients.unsqueeze(-1) * found.directions
         write = vectors.new_zeros(run.recorded.n_tokens, vectors.shape[-1])
         write[entries[:, 0]] = vectors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from dst_grpc.domain.components import Component as Kind
-from dst_grpc.domain.components import NodeType, PreOrPostAct
+from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import require
 from dst_grpc.scalars.components.base import Bound, Component, LayerOfRun, registered
@@ -65,6 +65,5 @@ class TokenPreActivations(Bound):
         chunks = []
         for tokens in torch.split(torch.arange(model.decoder.config.vocab_size, device=model.decoder.device), _CHUNK):
             embedded = model.decoder.embed(tokens)
-            pre = nodes.recompute(model, layer, embedded, at=PreOrPostAct.PRE, detach_scale=False)
-            chunks.append(pre[:, entry])
+            chunks.append(nodes.pre_activations(model, layer, embedded, torch.full_like(tokens, entry)))
         return torch.cat(chunks).expand(self.run.recorded.n_tokens, -1)

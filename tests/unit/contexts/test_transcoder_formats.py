@@ -19,7 +19,7 @@ from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.transcoders import Transcoders
-from dst_grpc.errors import DataLoss, InvalidRequest
+from dst_grpc.errors import DataLoss
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.sources import AutoencoderSpec, FolderSource, ModelSpec
 from tests import checkpoints, models
@@ -202,12 +202,10 @@ def test_what_cannot_stay_in_its_files_is_told(folder: Path) -> None:
         build(folder, in_files=True)
 
 
-def test_what_stays_in_its_files_makes_graphs_only(folder: Path) -> None:
+def test_derived_scalars_may_be_about_what_stays_in_its_files(folder: Path) -> None:
     write_circuit_tracer(folder / "autoencoders" / "set", 0)
     config = DstConfig(autoencoder_context="m/set")
     request = models.request(DerivedScalarType.AUTOENCODER_LATENT, config=config, model="m")
-    assert make_plan(request, build(folder)).autoencoders
-    with pytest.raises(
-        InvalidRequest, match="m/set stays in its files, as is registered, and makes attribution graphs"
-    ):
-        make_plan(request, build(folder, in_files=True))
+    for in_files in (False, True):
+        (entry,) = make_plan(request, build(folder, in_files=in_files)).autoencoders
+        assert (entry.spliceable, entry.stays_in_files) == (True, in_files)

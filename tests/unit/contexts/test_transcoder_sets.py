@@ -158,7 +158,7 @@ def test_a_cross_layer_transcoder_is_found_and_explains_with_all_layers_together
     write_set(folder / "autoencoders" / "clt", files, CROSS_LAYER)
     info = info_of(folder, "m/clt")
     assert (info.formats, info.layer_indices, info.n_latents) == (("circuit_tracer_cross_layer",), (0, 1), FEATURES)
-    assert (info.makes_graphs, info.cross_layer, info.spliceable) == (True, True, False)
+    assert (info.makes_graphs, info.cross_layer, info.spliceable) == (True, True, True)
     # Encoders, and decoders for two layers and for one, are not in memory.
     assert info.file_bytes == 4 * FEATURES * WIDTH * (2 + 2 + 1)
     assert info.parameter_bytes == 4 * LAYERS * (FEATURES + WIDTH)

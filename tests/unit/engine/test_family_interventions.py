@@ -17,7 +17,8 @@ from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.engine.interventions import Beside, RowIntervention
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import require
-from tests import families
+from tests import families, models
+from tests.plain import Transcoder
 
 BASE = families.PROMPT
 SOURCE = tuple((token * 5 + 3) % 29 for token in BASE)
@@ -102,3 +103,22 @@ def test_patched_and_scaled_runs_are_those_of_the_reference(name: str, tmp_path:
                 expected = logits_with(model, location, layer, partial(change, entries=entries))
                 torch.testing.assert_close(found, expected, rtol=0, atol=5e-5, msg=f"{location} of layer {layer}")
                 assert (found[0] - plain[0]).abs().max() > 1e-3, (location, layer)
+
+
+@pytest.mark.parametrize("kind", [Transcoder.NORMED, Transcoder.CROSS_LAYER])
+@pytest.mark.parametrize("name", NAMES)
+def test_transcoders_in_the_graph_change_neither_logits_nor_gradients(
+    name: str, kind: Transcoder, tmp_path: Path
+) -> None:
+    decoder = open_checkpoint(families.save(families.make(name), tmp_path)).load("cpu", torch.float32)
+    splices = models.splices(models.autoencoders(kind, 4, config=decoder.config, dtype=torch.float32))
+    sites = [(L.ATTN_WEIGHTED_SUM_OF_VALUES, 1), (L.RESID_DELTA_MLP, 2), (L.RESID_POST_EMBEDDING, None)]
+    found = []
+    for spliced in ({}, splices):
+        taps = Taps(gradients=sites, splices=spliced)
+        logits = require(decoder.forward(torch.tensor([BASE, SOURCE]), taps))
+        found.append((logits.detach(), taps.gradients(logits[:, -1, 3].sum())))
+    (logits, gradients), (with_latents, through_latents) = found
+    torch.testing.assert_close(with_latents, logits, rtol=0, atol=5e-5)
+    for site in sites:
+        torch.testing.assert_close(through_latents[site], gradients[site], rtol=1e-3, atol=5e-5)

@@ -41,10 +41,16 @@ SETS: dict[str, tuple[Kind, ...]] = {
     "neurons": (T.MLP_POST_ACT,),
     "writes": (T.RESID_DELTA_MLP, T.RESID_DELTA_ATTN),
     "transcoders": (Transcoder.NORMED, T.RESID_DELTA_ATTN),
+    "across layers": (Transcoder.CROSS_LAYER,),
     "residuals": (T.RESID_POST_MLP, T.MLP_POST_ACT),
     "residuals within": (T.RESID_POST_ATTN, T.RESID_DELTA_ATTN),
 }
-PLACES: dict[Kind, str] = {Transcoder.NORMED: "m", T.MLP_POST_ACT: "m", T.RESID_DELTA_MLP: "m", T.RESID_DELTA_ATTN: "a"}
+PLACES: dict[Kind, str] = {
+    **dict.fromkeys(Transcoder, "m"),
+    T.MLP_POST_ACT: "m",
+    T.RESID_DELTA_MLP: "m",
+    T.RESID_DELTA_ATTN: "a",
+}
 ALTERNATIVES = ("patching", "mean_by_position", "mean", "zero")
 METRIC: dict[str, Any] = {"target": [2], "distractor": [11]}
 Edit = Callable[[Site, torch.Tensor], torch.Tensor]
@@ -180,7 +186,9 @@ def test_all_that_an_autoencoder_has_is_kept_by_one_name() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [T.MLP_POST_ACT, T.RESID_DELTA_ATTN, T.RESID_POST_MLP, Transcoder.NORMED])
+@pytest.mark.parametrize(
+    "kind", [T.MLP_POST_ACT, T.RESID_DELTA_ATTN, T.RESID_POST_MLP, Transcoder.NORMED, Transcoder.CROSS_LAYER]
+)
 @pytest.mark.parametrize("alternative", ALTERNATIVES)
 def test_to_cut_one_latent_is_to_patch_it(kind: Kind, alternative: str) -> None:
     world = models.world(kind, seed=5)

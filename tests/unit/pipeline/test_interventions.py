@@ -21,7 +21,7 @@ from tests import interventions, models, plain
 
 SPLICED: dict[str, tuple[plain.Kind, ...]] = {
     "gpt2": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
-    "gemma": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "gemma": (plain.Transcoder.CROSS_LAYER, T.RESID_DELTA_ATTN),
     "neox": (plain.Transcoder.NORMED, T.RESID_DELTA_ATTN),
 }
 """By architecture."""
@@ -41,11 +41,6 @@ TARGET = 2
 def sites_of(world: models.World) -> list[Site]:
     spliced = [tap for one in world.sets.values() for tap in one.input.splice_taps]
     return [*models.sites(world.decoder.config), *((tap, layer) for tap in spliced for layer in range(3))]
-
-
-def n_latents(name: str, location: L) -> int:
-    """Of the autoencoder whose latents are at a tap; 0 for any other tap."""
-    return next((models.LATENTS[kind] for kind in SPLICED[name] if models.input_of(kind).latent_tap is location), 0)
 
 
 def recorded(
@@ -109,7 +104,9 @@ def test_every_number_of_a_padded_batch_is_that_of_the_plain_model(name: str, lo
     changes = []
     for i, tokens in enumerate(PROMPTS):
         layer = None if location.has_no_layers else chance.choice([None, 0, 1, 2])
-        shape = interventions.sizes(location, world.decoder.config, len(tokens), n_latents(name, location))
+        shape = interventions.sizes(
+            location, world.decoder.config, len(tokens), models.latents_at(location, SPLICED[name])
+        )
         select, act = interventions.SELECTIONS[i], interventions.ACTIONS[(i + seed + list(WORLDS).index(name)) % 4]
         changes.append([interventions.anything(chance, location, layer, shape, select=select, act=act)])
     for tokens, own, found in zip(PROMPTS, changes, recorded(world, PROMPTS, changes), strict=True):

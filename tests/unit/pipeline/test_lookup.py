@@ -18,7 +18,6 @@ from tests import models
 from tests.graph_goldens import model_folder
 
 REGISTRY = Registry.build(models={"m": model_folder("gpt2")}, device="cpu")
-ACROSS = "m/clt_relu is a cross-layer transcoder: derived scalars are about latents of one layer"
 
 
 @pytest.mark.parametrize("name", ["m/clt_relu", "m/plt_relu"])
@@ -43,19 +42,25 @@ def test_a_graph_may_be_of_nothing_else() -> None:
     assert caught.value.reason is Reason.IMPOSSIBLE_COMBINATION
 
 
-def test_no_derived_scalar_is_about_latents_that_write_to_several_layers() -> None:
-    config = DstConfig(autoencoder_context="m/clt_relu")
-    with pytest.raises(InvalidRequest, match=ACROSS) as caught:
-        make_plan(models.request(T.AUTOENCODER_LATENT, config=config, model="m"), REGISTRY)
-    assert "config.autoencoder_context" in [one.field for one in caught.value.violations]
-    config = DstConfig(autoencoder_context="m/plt_relu")
-    assert make_plan(models.request(T.AUTOENCODER_LATENT, config=config, model="m"), REGISTRY).autoencoders
+@pytest.mark.parametrize("name", ["m/clt_relu", "m/plt_relu"])
+def test_derived_scalars_may_be_about_their_latents(name: str) -> None:
+    types = (T.AUTOENCODER_LATENT, T.MLP_AUTOENCODER_WRITE_NORM)
+    plan = make_plan(models.request(*types, config=DstConfig(autoencoder_context=name), model="m"), REGISTRY)
+    assert [entry.name for entry in plan.autoencoders] == [name]
+    assert not plan.spliced
+    online = models.request(T.ONLINE_MLP_AUTOENCODER_LATENT, autoencoders=(name,), model="m")
+    assert [entry.name for entry in make_plan(online, REGISTRY).spliced] == [name]
 
 
-def test_no_direction_is_what_such_a_latent_writes() -> None:
+def test_no_two_sets_stand_for_the_same_mlps() -> None:
+    request = models.request(T.LOGITS, autoencoders=("m/plt_relu", "m/clt_relu"), model="m")
+    with pytest.raises(InvalidRequest, match="m/clt_relu and m/plt_relu both have latents of mlp_autoencoder_latent"):
+        make_plan(request, REGISTRY)
+
+
+def test_a_direction_may_be_what_such_a_latent_reads_or_writes() -> None:
     at = TapSelection(activation_location_type=L.RESID_POST_MLP, layer_index=0)
     row = DecoderRow(autoencoder="m/clt_relu", layer_index=0, latent=1)
-    action = ProjectOut(direction=Direction(direction=row))
-    one = Intervention(at=at, action=action)
-    with pytest.raises(InvalidRequest, match=ACROSS):
-        make_plan(models.request(T.RESID_POST_MLP, interventions=(one,), model="m"), REGISTRY)
+    one = Intervention(at=at, action=ProjectOut(direction=Direction(direction=row)))
+    plan = make_plan(models.request(T.RESID_POST_MLP, interventions=(one,), model="m"), REGISTRY)
+    assert [entry.name for entry in plan.autoencoders] == ["m/clt_relu"]

@@ -6,7 +6,7 @@ one number per token, and what one phase still holds while the next begins. Size
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from benchmarks.measure import peak_bytes
+from dst_grpc.domain.autoencoders import AutoencoderActivation
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.decoder import DecoderConfig
+from dst_grpc.engine.splice import Splice
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.pipeline.answer_memory import derive_bytes
 from dst_grpc.pipeline.pass_memory import pass_bytes
@@ -26,8 +28,10 @@ from dst_grpc.pipeline.sizes import Sizes
 from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES, widened
 from dst_grpc.pipeline.tensor_answer import TensorAnswer
 from tests import models, traces
+from tests.plain import Kind, Transcoder
 
 BOUND = 0.2
+LATENT = L.ONLINE_MLP_AUTOENCODER_LATENT
 MIB = 1 << 20
 VOCABULARY = 1000
 
@@ -44,13 +48,19 @@ def at_every_layer(config: DecoderConfig, *locations: L) -> list[Site]:
     return [(location, layer) for location in locations for layer in range(config.n_layers)]
 
 
-def measured(config: DecoderConfig, values: Iterable[Site], gradients: Iterable[Site], n_tokens: int) -> int:
+def measured(
+    config: DecoderConfig,
+    values: Iterable[Site],
+    gradients: Iterable[Site],
+    n_tokens: int,
+    splices: Mapping[Site, Splice] | None = None,
+) -> int:
     """Most bytes of tensors during the passes."""
     decoder = models.decoder(config=config, dtype=torch.float32)
     tokens, last = torch.arange(n_tokens).unsqueeze(0) % VOCABULARY, torch.tensor([n_tokens - 1])
 
     def passes() -> object:
-        taps = Taps(values=values, gradients=gradients)
+        taps = Taps(values=values, gradients=gradients, splices=splices)
         logits = decoder.forward(tokens, taps, logits_at=last)
         assert logits is not None
         row = logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(1), last]
@@ -88,6 +98,31 @@ def test_passes_take_what_is_estimated(
     sizes = Sizes(config.dimensions, n_tokens, config.architecture)
     estimate = pass_bytes(sizes, values, gradients, logit_count=1)
     assert measured(config, values, gradients, n_tokens) == pytest.approx(estimate.peak, rel=BOUND)
+
+
+@pytest.mark.parametrize("kind", [T.RESID_DELTA_MLP, Transcoder.NORMED, Transcoder.STORED, Transcoder.CROSS_LAYER])
+@pytest.mark.parametrize("activation", [AutoencoderActivation.RELU, AutoencoderActivation.JUMP_RELU])
+@pytest.mark.parametrize(
+    ("of_values", "of_gradients"),
+    [((), ()), ((LATENT,), ()), ((), (L.RESID_POST_MLP,)), ((LATENT,), (LATENT,))],
+    ids=["nothing", "values", "a gradient before", "gradients"],
+)
+def test_latents_in_the_graph_are_counted(
+    kind: Kind, activation: AutoencoderActivation, of_values: tuple[L, ...], of_gradients: tuple[L, ...]
+) -> None:
+    """About: a splice takes less at a time than the most that any takes. Rows of latents that are active are extra."""
+    config, n_tokens = enlarged("gpt2"), 96
+    context = models.autoencoders(kind, 4, config=config, dtype=torch.float32, activation=activation, n_latents=1500)
+    values, gradients = at_every_layer(config, *of_values), at_every_layer(config, *of_gradients)
+    estimate = pass_bytes(
+        Sizes(config.dimensions, n_tokens, config.architecture),
+        values,
+        gradients,
+        logit_count=1,
+        spliced=[models.autoencoder_entry(context, models.model_entry("tiny", config))],
+    )
+    found = measured(config, values, gradients, n_tokens, models.splices(context))
+    assert 0.6 * estimate.peak < found < (1 + BOUND) * estimate.peak
 
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)

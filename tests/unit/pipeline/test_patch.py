@@ -33,7 +33,11 @@ from dst_grpc.pipeline.run import run
 from tests import models, plain
 
 CLEAN, CORRUPT = models.TOKENS, (3, 1, 4, 8, 5, 2)
-SPLICED = (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
+SPLICED: dict[str, tuple[plain.Kind, ...]] = {
+    "nothing": (),
+    "both": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "across layers": (plain.Transcoder.CROSS_LAYER,),
+}
 TAPS = {
     "resid_mid": L.RESID_POST_ATTN,
     "resid_post": L.RESID_POST_MLP,
@@ -79,15 +83,15 @@ def site_of(node: str, layer: int) -> Site:
     return TAPS[node], layer
 
 
-@pytest.mark.parametrize("is_spliced", [False, True])
+@pytest.mark.parametrize("spliced", SPLICED)
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_every_cell_is_the_plain_model_s_run_with_that_change(name: str, is_spliced: bool) -> None:
+def test_every_cell_is_the_plain_model_s_run_with_that_change(name: str, spliced: str) -> None:
     config = models.ARCHITECTURES[name]
-    world = models.world(*(SPLICED if is_spliced else ()), seed=5, config=config)
-    reference = plain.Plain(config, models.weights(5, config), world.by_kind, is_spliced=is_spliced)
+    world = models.world(*SPLICED[spliced], seed=5, config=config)
+    reference = plain.Plain(config, models.weights(5, config), world.by_kind, is_spliced=True)
     with torch.no_grad():
         source = reference.run(CORRUPT, lambda _, x: x)
-    chance = random.Random(f"{name} {is_spliced}")
+    chance = random.Random(f"{name} {spliced}")
     nodes = ["resid_pre", *(node for node in TAPS if not (config.parallel and node == "resid_mid"))]
 
     def metric(edit: Callable[[Site, torch.Tensor], torch.Tensor]) -> float:

@@ -35,19 +35,21 @@ from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
 
-SPLICED = (T.MLP_POST_ACT, T.RESID_DELTA_ATTN)
-N_LATENTS = {models.input_of(read).latent_tap: models.LATENTS[read] for read in SPLICED}
-WORLDS = {
-    name: models.world(*SPLICED, seed=5, config=models.ARCHITECTURES[name])
-    for name in ("gpt2", "gemma", "llama", "neox")
+SPLICED: dict[str, tuple[plain.Kind, ...]] = {
+    "gpt2": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "gemma": (plain.Transcoder.CROSS_LAYER, T.RESID_DELTA_ATTN),
+    "llama": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
+    "neox": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
 }
+"""By architecture."""
+WORLDS = {name: models.world(*kinds, seed=5, config=models.ARCHITECTURES[name]) for name, kinds in SPLICED.items()}
 BASE, SOURCE, THIRD, LONG = (3, 1, 4, 1, 5, 9), (2, 7, 1, 8, 2, 8), (1, 4, 1, 4, 2, 1), (5, 7, 7, 2, 1, 5, 6, 6, 4)
 TAPS = [
     (name, location)
     for name, world in WORLDS.items()
     for location in (
         *dict.fromkeys(location for location, _ in models.sites(world.decoder.config)),
-        *(tap for read in SPLICED for tap in models.input_of(read).splice_taps),
+        *(tap for kind in SPLICED[name] for tap in models.input_of(kind).splice_taps),
     )
 ]
 
@@ -76,7 +78,7 @@ def request(
 
 def recorded(world: models.World, *requests: DeriveRequest) -> list[Recording]:
     """Everything that a batch records."""
-    spliced = [tap for read in SPLICED for tap in models.input_of(read).splice_taps] if world.sets else []
+    spliced = [tap for one in world.sets.values() for tap in one.input.splice_taps]
     sites = frozenset((*models.sites(world.decoder.config), *((tap, layer) for tap in spliced for layer in range(3))))
     plans = [replace(make_plan(one, world.registry), values=sites, gradients=sites) for one in requests]
     return [result.recording for result in run(plans, world.decoder, world.sets)]
@@ -134,7 +136,7 @@ def test_selected_entries_are_those_of_another_run(name: str, location: L) -> No
     """Any tap and selection, in both directions and at once, beside a longer prompt; gradients flow into no source."""
     world, chance = WORLDS[name], random.Random(f"{name} {location}")
     layer = None if location.has_no_layers else chance.randrange(3)
-    shape = interventions.sizes(location, world.decoder.config, len(BASE), N_LATENTS.get(location, 0))
+    shape = interventions.sizes(location, world.decoder.config, len(BASE), models.latents_at(location, SPLICED[name]))
     selection = interventions.selection(chance, location, layer, shape, chance.choice(interventions.SELECTIONS))
     patch = Intervention(at=selection, action=CopyFromRun(run="other"))
     there, back, _ = recorded(

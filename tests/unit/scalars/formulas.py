@@ -199,6 +199,12 @@ def residual_on_origin(location: L) -> Row:
 # Latents
 
 
+def latents_before(direction: Direction, x: Explained, kind: Kind, layer: int) -> Tensor:
+    """Projection of what latents write in the layers before the direction."""
+    writes = x.latent_writes_by_layer(kind, layer)
+    return sum((before(direction, write, at, x.latent_place(kind)) for at, write in writes.items()), torch.zeros(()))
+
+
 @dataclass(frozen=True)
 class Latents:
     """The formulas of autoencoders that read one of *kinds*."""
@@ -233,10 +239,10 @@ class Latents:
         return self.activation(x, c, layer) * x.gradient[plain.LATENT[self.kind(x)], layer]
 
     def on_origin(self, x: Explained, c: DstConfig, layer: int) -> Tensor:
-        return before(x.before_origin, self.write(x, c, layer), layer, x.latent_place(self.kind(x)))
+        return latents_before(x.before_origin, x, self.kind(x), layer)
 
     def near_origin(self, x: Explained, c: DstConfig, layer: int) -> Tensor:
-        return before(x.near_origin, self.write(x, c, layer), layer, x.latent_place(self.kind(x)))
+        return latents_before(x.near_origin, x, self.kind(x), layer)
 
     def rows(self, prefix: str, *, alone: bool) -> dict[T, Row]:
         """Rows #52-75 with one *prefix*; *alone* if no other autoencoder may be there."""
@@ -342,10 +348,9 @@ def node_write(x: Explained, c: DstConfig, _: int) -> Tensor:
     return x.node_write(c.node_index_for_attribution)
 
 
-def node_on_origin(x: Explained, c: DstConfig, layer: int) -> Tensor:
+def node_on_origin(x: Explained, c: DstConfig, _: int) -> Tensor:
     assert c.node_index_for_attribution is not None
-    place = x.node_place(c.node_index_for_attribution)
-    return before(x.before_origin, node_write(x, c, layer), *place).unsqueeze(-1)
+    return along(x.node_write(c.node_index_for_attribution, x.before_origin), x.before_origin.vector).unsqueeze(-1)
 
 
 def edge_in(node_type: NodeType, through: AttentionTraceType | None = None, *, attribution: bool) -> Row:
@@ -356,8 +361,7 @@ def edge_in(node_type: NodeType, through: AttentionTraceType | None = None, *, a
         assert node is not None
         detach = c.detach_layer_norm_scale_for_attribution or not attribution
         end, rho = x.far_end(node_type, through, layer, detach=detach, attribution=attribution)
-        found = jvp(end, rho.vector, x.node_write(node))
-        return found if rho.is_after(*x.node_place(node)) else torch.zeros_like(found)
+        return jvp(end, rho.vector, x.node_write(node, rho))
 
     def configs(x: Explained) -> list[DstConfig]:
         return [c for c in upstream(x) if attribution or not c.detach_layer_norm_scale_for_attribution]
@@ -387,7 +391,7 @@ def edge_out(writes: Formula, place: int) -> Row:
 
 def latent_edge_out(x: Explained, c: DstConfig, layer: int) -> Tensor:
     (kind,) = x.meant
-    return before(subnode_gradient(x, c), x.latent_writes(kind, layer), layer, x.latent_place(kind))
+    return latents_before(subnode_gradient(x, c), x, kind, layer)
 
 
 # What the vocabulary writes

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from dst_grpc.domain.architecture import NormKind
-from dst_grpc.domain.autoencoders import InputNormalization, ModelNorm
+from dst_grpc.domain.autoencoders import InputNormalization
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.indices import ActivationIndex
@@ -25,10 +23,7 @@ from tests import models, plain, traces
 from tests.explained import N_LAYERS, Explained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dst_grpc.domain.trace import TraceConfig
-    from dst_grpc.engine.autoencoder import Autoencoder
     from dst_grpc.engine.taps import Site
 
 RESIDUALS = (T.RESID_POST_ATTN, T.RESID_POST_MLP)
@@ -36,38 +31,6 @@ RESIDUALS = (T.RESID_POST_ATTN, T.RESID_POST_MLP)
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "neox", "gemma"])
-@pytest.mark.parametrize("norm", [ModelNorm.MLP_NORM, ModelNorm.MLP_NORM_WITHOUT_GAIN])
-def test_transcoders_read_what_the_mlp_reads(norm: ModelNorm, architecture: str) -> None:
-    x, name = Explained(architecture), "tiny/transcoders"
-    context = models.autoencoders(T.RESID_POST_ATTN, config=x.config, name=name)
-    by_layer = {layer: replace(one, input_norm=norm) for layer, one in context.by_layer.items()}
-    world = replace(x.world, sets={name: replace(context, by_layer=by_layer)})
-
-    def read(residual: torch.Tensor, layer: int) -> torch.Tensor:
-        if norm is ModelNorm.MLP_NORM:
-            return x.plain.norm(residual, x.plain.scale(residual), f"layers.{layer}.mlp_norm")
-        is_centred = x.config.norm is NormKind.LAYER_NORM
-        return (residual - residual.mean(-1, keepdim=True) * is_centred) / x.plain.scale(residual)
-
-    offline = DstConfig(autoencoder_context=name)
-    latents, norms = (world.one(dst, offline) for dst in (T.AUTOENCODER_LATENT, T.AUTOENCODER_WRITE_NORM))
-    traced = replace(offline, trace_config=traces.trace(traces.LATENT, 1, None, 6))
-    reads = world.one(T.AUTOENCODER_LATENT_GRAD_WRT_RESIDUAL_INPUT, traced)
-    for layer, one in by_layer.items():
-        assert layer is not None
-        residual = x.value[x.entering(layer) if x.config.parallel else (L.RESID_POST_ATTN, layer)]
-        h = plain.encode(one, read(residual, layer))
-        close(latents[layer], h)
-        close(norms[layer], h * one.decoder.norm(dim=0))
-        close(reads[layer], plain.local_gradient(partial(sixth, one, partial(read, layer=layer)), residual))
-
-
-def sixth(one: Autoencoder, read: Callable[[torch.Tensor], torch.Tensor], residual: torch.Tensor) -> torch.Tensor:
-    """Latent 6, over all tokens."""
-    return plain.encode(one, read(residual))[:, 6].sum()
 
 
 @pytest.mark.parametrize("kind", RESIDUALS)

@@ -44,7 +44,14 @@ AUTOENCODERS = [
     *(
         Explained(architecture, (kind,), origin)
         for architecture in models.ARCHITECTURES
-        for kind, origin in ((Transcoder.RAW, None), (Transcoder.CENTRED, TRANSCODED))
+        for kind, origin in (
+            (Transcoder.RAW, None),
+            (Transcoder.CENTRED, TRANSCODED),
+            (Transcoder.STORED, NEURON),
+            (Transcoder.CROSS_LAYER, None),
+            (Transcoder.CROSS_LAYER, TRANSCODED),
+            (Transcoder.CROSS_LAYER, HEAD),
+        )
     ),
     *(Explained(kinds=(kind,), origin=NEURON) for kind in (*RESIDUALS, T.MLP_PRE_ACT, T.RESID_POST_EMBEDDING)),
     *(Explained(kinds=(kind,), origin=origin) for kind in RESIDUALS for origin in (None, STREAM_LATENT, LATER_HEAD)),
