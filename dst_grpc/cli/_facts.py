@@ -280,6 +280,8 @@ def completeness_of(asked: ExplainRun, run: RunExplanation, group_id: str) -> li
         return [f"{text}; {rest}"]
     lines = [f"{text}."]
     lines.append(f"Reconstruction errors of the autoencoders account for {say(found.reconstruction_error)}.")
+    if found.skip_connections is not None:
+        lines.append(f"Skip connections account for {say(found.skip_connections)}.")
     if found.uncovered_layers:
         lines.append(f"Layers without an autoencoder account for {say(found.uncovered_layers)}.")
     return [*lines, f"{rest[0].upper()}{rest[1:]}"]

@@ -102,13 +102,16 @@ class Completeness:
     residuals: tuple[ResidualShares, ...] = ()
     """Of groups of effects that have latents of the residual stream: the residual at each layer of their autoencoders.
     These say again what was written before, so that they take no part in the fields above."""
+    skip_connections: float | None = None
+    """Direct effect of what skip connections write where latents of transcoders stand; None where there are none."""
 
     @property
     def unaccounted(self) -> float | None:
         """What of the target belongs to no node, listed or not: biases, and what is not linear; None without one."""
         if self.target is None:
             return None
-        return self.target - self.total - (self.reconstruction_error or 0.0) - (self.uncovered_layers or 0.0)
+        left_out = (self.reconstruction_error, self.uncovered_layers, self.skip_connections)
+        return self.target - self.total - sum(effect or 0.0 for effect in left_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

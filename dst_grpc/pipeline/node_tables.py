@@ -21,7 +21,7 @@ from dst_grpc.domain.explanations import (
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.pipeline.explain_plan import KEPT_BYTES, MAX_TABLE_NODES, ends_of
-from dst_grpc.scalars.left_out import LeftOut
+from dst_grpc.scalars.left_out import EffectsLeftOut, LeftOut
 from dst_grpc.scalars.node_groups import NodeGroups
 from dst_grpc.scalars.residual_shares import SharesOfResiduals
 from dst_grpc.scalars.topk import Entries
@@ -130,7 +130,7 @@ class NodeTables:
         listed = values.double().nansum().item()
         for dst in again:
             mine[dst].values_at(places, values)
-        error, uncovered = self._left_out(i, group)
+        left_out = self._left_out(i, group)
         return GroupValues(
             group_id=group.group_id,
             values=values.numpy(),
@@ -140,8 +140,9 @@ class NodeTables:
                 listed=listed,
                 total=sum(mine[dst].total for dst in added_up),
                 target=self._results[i].target if added_up else None,
-                reconstruction_error=error,
-                uncovered_layers=uncovered,
+                reconstruction_error=sum(one.errors for one in left_out) if left_out else None,
+                uncovered_layers=sum(one.uncovered for one in left_out) if left_out else None,
+                skip_connections=next((one.skips for one in left_out if one.skips is not None), None),
                 residuals=tuple(
                     ResidualShares(
                         layer_index=layer,
@@ -162,18 +163,15 @@ class NodeTables:
         shares = SharesOfResiduals.of(derivation.task)
         return {} if shares is None else shares.by_layer(derivation.model, derivation.recorded)
 
-    def _left_out(self, i: int, group: TopKGroup) -> tuple[float | None, float | None]:
-        """Direct effects of the reconstruction errors, and of the layers without autoencoder, of a group's latents."""
-        found = [self._effects_left_out(i, dst) for dst in group.dsts]
-        effects = [pair for pair in found if pair is not None]
-        if not effects:
-            return None, None
-        return sum(error for error, _ in effects), sum(uncovered for _, uncovered in effects)
-
-    def _effects_left_out(self, i: int, dst: DerivedScalarType) -> tuple[float, float] | None:
-        derivation = self._entries[i][dst].derivation
-        left_out = LeftOut.of(derivation.task)
-        return None if left_out is None else left_out.effects(derivation.model, derivation.recorded)
+    def _left_out(self, i: int, group: TopKGroup) -> list[EffectsLeftOut]:
+        """Direct effects of what the latents of each type of a group leave out; nothing if none stand for a part."""
+        found = []
+        for dst in group.dsts:
+            derivation = self._entries[i][dst].derivation
+            left_out = LeftOut.of(derivation.task)
+            if left_out is not None:
+                found.append(left_out.effects(derivation.model, derivation.recorded))
+        return found
 
     def _texts(self, nodes: Mapping[NodeIndex, int]) -> tuple[str, ...]:
         """Text of each node that is a token of the vocabulary; nothing if none is."""

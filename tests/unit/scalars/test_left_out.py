@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.components import ComponentTypeForAttention, ComponentTypeForMlp
 from dst_grpc.domain.explain import TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import Completeness
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.decoder import Decoder
+from dst_grpc.engine.stored_transcoder import StoredTranscoder
 from tests import explaining, models, traces
+from tests.plain import Kind, Transcoder
 
 LATENTS = {
     "component_type_for_mlp": ComponentTypeForMlp.AUTOENCODER_LATENT,
@@ -20,7 +23,7 @@ LATENTS = {
 }
 
 
-def world(config: str, *sets: tuple[T, Sequence[int]]) -> models.World:
+def world(config: str, *sets: tuple[Kind, Sequence[int]]) -> models.World:
     """A model without biases, the final norm's apart, with autoencoders that have none where they decode."""
     built = models.ARCHITECTURES[config]
     weights = models.weights(config=built)
@@ -31,6 +34,11 @@ def world(config: str, *sets: tuple[T, Sequence[int]]) -> models.World:
     for one in found:
         for autoencoder in one.by_layer.values():
             autoencoder.pre_bias.zero_()
+            if autoencoder.decoder_bias is not None:
+                autoencoder.decoder_bias.zero_()
+        for stored in one.coders.values():
+            if isinstance(stored, StoredTranscoder):
+                stored.decoder_bias.zero_()
     return models.World(Decoder(built, weights), {one.name: one for one in found})
 
 
@@ -66,6 +74,19 @@ def test_nothing_is_left_that_belongs_to_no_node(config: str, sets: Sequence[tup
     assert abs(told.reconstruction_error) > 1e-3
     assert told.uncovered_layers is not None
     assert (abs(told.uncovered_layers) > 1e-3) is (len(sets[0][1]) < len(ALL))
+    assert told.unaccounted == pytest.approx(constant(of), abs=1e-7)
+
+
+@pytest.mark.parametrize("config", ["gpt2", "neox", "layer norms"])
+@pytest.mark.parametrize("kind", Transcoder)
+def test_skip_connections_of_transcoders_are_told_apart(config: str, kind: Transcoder) -> None:
+    of = world(config, (kind, ALL), (T.RESID_DELTA_ATTN, SOME))
+    told = completeness(of, **LATENTS)
+    if kind.input_norm is ModelNorm.MLP_NORM:
+        assert told.skip_connections is not None
+        assert abs(told.skip_connections) > 1e-3
+    else:
+        assert told.skip_connections is None
     assert told.unaccounted == pytest.approx(constant(of), abs=1e-7)
 
 

@@ -123,20 +123,22 @@ class ScalarSum(_message.Message):
     def __init__(self, dst: _Optional[_Union[_derived_scalar_type_pb2.DerivedScalarType, str]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[int] = ...) -> None: ...
 
 class Completeness(_message.Message):
-    __slots__ = ("listed", "total", "target", "reconstruction_error", "uncovered_layers", "residuals")
+    __slots__ = ("listed", "total", "target", "reconstruction_error", "uncovered_layers", "residuals", "skip_connections")
     LISTED_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     UNCOVERED_LAYERS_FIELD_NUMBER: _ClassVar[int]
     RESIDUALS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     listed: float
     total: float
     target: float
     reconstruction_error: float
     uncovered_layers: float
     residuals: _containers.RepeatedCompositeFieldContainer[ResidualShares]
-    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ..., reconstruction_error: _Optional[float] = ..., uncovered_layers: _Optional[float] = ..., residuals: _Optional[_Iterable[_Union[ResidualShares, _Mapping]]] = ...) -> None: ...
+    skip_connections: float
+    def __init__(self, listed: _Optional[float] = ..., total: _Optional[float] = ..., target: _Optional[float] = ..., reconstruction_error: _Optional[float] = ..., uncovered_layers: _Optional[float] = ..., residuals: _Optional[_Iterable[_Union[ResidualShares, _Mapping]]] = ..., skip_connections: _Optional[float] = ...) -> None: ...
 
 class ResidualShares(_message.Message):
     __slots__ = ("layer_index", "listed", "latents", "error", "decoder_bias")
