@@ -77,7 +77,7 @@ class AutoencoderInput:
     @property
     def words(self) -> str:
         """What is read, and what is predicted if that is something else, in messages."""
-        return self.type.value if self.output is None else f"{self.type.value} and predicts {self.output.value}"
+        return self.type.value if self.output is None else f"{self.type.value} to predict {self.output.value}"
 
     @property
     def splice_taps(self) -> tuple[ActivationLocationType, ...]:

@@ -84,7 +84,7 @@ def check_trace_can_run(
     node_type = trace.node_index.node_type
     facts, kind = NODES[node_type], inputs.of(node_type)
     if facts.is_autoencoder_latent and (kind is None or not kind.is_traced):
-        reads = " or ".join(each.type for each in TRACED_INPUTS)
+        reads = " or ".join(each.words for each in TRACED_INPUTS)
         description = f"a trace from {node_type} needs {facts.autoencoder} that reads {reads}: name it in autoencoders"
         findings.lack(f"{path}.node_index.node_type", description, Reason.AUTOENCODER_REQUIRED)
     if trace.downstream_trace_config is not None:

@@ -69,8 +69,8 @@ def _check_autoencoder(asked: AskedScalar) -> None:
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
         return
     if allowed is not None and entry.input not in allowed:
-        names = " or ".join(kind.type.value for kind in allowed)
-        description = f"{asked.name} needs an autoencoder that reads {names}, not {entry.dst} ({entry.name})"
+        names = " or ".join(kind.words for kind in allowed)
+        description = f"{asked.name} needs an autoencoder that reads {names}, not {entry.input.words} ({entry.name})"
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
     if asked.facts.is_of_writes and not entry.input.writes_to_residual:
         description = f"{asked.name}: what {entry.name} reads, {entry.dst}, is not written to the residual stream"
@@ -191,7 +191,7 @@ def _check_subnode(asked: AskedScalar, node: NodeIndex, path: str) -> None:
 def _check_node_autoencoder(asked: AskedScalar, node: NodeIndex) -> None:
     kind = asked.inputs.of(node.node_type)
     if kind is None or not kind.is_traced:
-        reads = " or ".join(each.type for each in TRACED_INPUTS)
+        reads = " or ".join(each.words for each in TRACED_INPUTS)
         description = f"{asked.name} needs {NODES[node.node_type].autoencoder} that reads {reads} for this node"
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
         return
