@@ -318,20 +318,17 @@ class Layer:
         """Neurons after the nonlinearity, [..., F], of a normed residual."""
         return self.mlp_act(self.mlp_pre_act(normed), self.mlp_up(normed))
 
-    def neuron_ratios(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What each neuron [..., F] is of its pre-activation, and in a gated MLP of its factor "up", at a normed
-        residual [..., d]: with these as constants, neurons are linear in both, and what they are.
+    def neuron_ratios(self, pre: torch.Tensor, up: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What neurons are of what is before the nonlinearity, *pre* [..., F], and in a gated MLP of the factor *up*:
+        with these as constants, neurons are linear in both, and what they are.
 
         Without gates, act(pre) = r pre with r = act(pre) / pre. With gates, act(pre) up = (r up / 2) pre +
         (act(pre) / 2) up, half for each factor: the rules of Achtibat et al. 2024, "AttnLRP", and Jafari et al. 2025,
         "RelP".
 
         Returns:
-            The factors of pre-activations, and those of "up", or None. float32 or wider.
+            The factors of *pre*, and those of *up*, or None. float32 or wider.
         """
-        return self._ratios(self.mlp_pre_act(normed), self.mlp_up(normed))
-
-    def _ratios(self, pre: torch.Tensor, up: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         pre = wide(pre)
         act = self.mlp_act(pre)
         at_zero = 0.0 if self.activation is ActivationFunction.RELU else 0.5  # the slope there
@@ -345,14 +342,14 @@ class Layer:
         if self._up_weight is not None:
             up = (normed * self._up_weight[:, neurons].t()).sum(dim=-1)
             up = up if self._up_bias is None else up + self._up_bias[neurons]
-        of_pre, of_up = self._ratios(pre, up)
+        of_pre, of_up = self.neuron_ratios(pre, up)
         rows = of_pre[:, None] * self._in_weight[:, neurons].t()
         return rows if of_up is None else rows + of_up[:, None] * require(self._up_weight)[:, neurons].t()
 
     def frozen_mlp_rows(self, gradients: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """The gradients [n, d] at normed residuals of their own [n, d], from those at neurons, *gradients* [n, F],
         `neuron_ratios` being constant; float32 or wider."""
-        of_pre, of_up = self.neuron_ratios(normed)
+        of_pre, of_up = self.neuron_ratios(self.mlp_pre_act(normed), self.mlp_up(normed))
         rows = (gradients * of_pre) @ wide(self._in_weight).t()
         return rows if of_up is None else rows + (gradients * of_up) @ wide(require(self._up_weight)).t()
 

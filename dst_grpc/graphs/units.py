@@ -121,11 +121,6 @@ class Units(ABC):
                 columns = slice(self.first + some.start, self.first + some.stop)
                 effects[:, columns].addmm_(gradients[:, token], writes[:, some.start - begin : some.stop - begin])
 
-    def place(self, token: int, number: int) -> int:
-        """Which of them is unit *number* at *token*."""
-        some = slice(self.starts[token], self.starts[token + 1])
-        return some.start + int(torch.searchsorted(self.active.features[some], number))
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeatureUnits(Units):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import Browser, Page
 
 from dst_grpc._gen.dst.v1.graph_pb2 import GraphFrame, GraphResponse
 from dst_grpc.cli._graph_page import graph_facts, graph_page
-from dst_grpc.client import GraphAnswer, GraphScoredFeature, GraphTokenScore
+from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, GraphSource, GraphTokenScore
 from dst_grpc.client._graphs import GraphCollector
 from dst_grpc.wire.frames import ValueCutter
 from tests.fake_answers import SUMMARY
@@ -53,6 +54,22 @@ def test_it_draws_every_node_and_the_strong_edges(page: Page, graph: GraphAnswer
     strong = [edge for edge in facts["edges"] if edge[3] >= 0.1]
     assert page.locator(".features .edge").count() == len(strong)
     assert page.locator(".features .edge.k").count() == sum(edge[2] < 0 for edge in strong)
+
+
+def test_neurons_are_circles_and_heads_diamonds(browser: Browser, graph: GraphAnswer, tmp_path: Path) -> None:
+    kinds, names = graph.table.kinds.copy(), list(graph.table.names)
+    for place, (kind, letter) in enumerate([(GraphNodeKind.HEAD, "h"), (GraphNodeKind.NEURON, "n")]):
+        kinds[place], names[place] = kind.number, letter + names[place][1:]
+    header = replace(graph.header, transcoders="", sources=(GraphSource.NEURONS, GraphSource.HEADS))
+    other = replace(graph, header=header, table=replace(graph.table, kinds=kinds, names=tuple(names)))
+    path = tmp_path / "graph.html"
+    path.write_text(graph_page(other, {}), encoding="utf-8")
+    with alone(browser, path) as page:
+        assert page.locator(f".spot.head[aria-label='{names[0]}'] path").count() == 1
+        assert page.locator(f".spot.neuron[aria-label='{names[1]}'] circle").count() == 1
+        assert "circles and diamonds: neurons and heads" in page.inner_text("body")
+        page.locator(".spot.head").click()
+        assert "head, " in page.locator(f"section[aria-label^='{names[0]}']").inner_text()
 
 
 def test_a_node_shows_its_edges_by_mouse_and_by_key(page: Page, graph: GraphAnswer) -> None:
