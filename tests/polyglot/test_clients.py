@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from dst_grpc.domain.components import PassType
+from tests.lacking import skip_for_want_of
 from tests.parity.cases import load_case
-from tests.polyglot.conftest import LiveServer, skip_for_want_of
+from tests.polyglot.conftest import LiveServer
 from tests.polyglot.reference import tour
 from tests.polyglot.refusals import REFUSALS, RefusingCatalog, refusing_server
 from tests.polyglot.toolchains import CLIENTS, NEEDS, missing

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.polyglot.conftest import skip_for_want_of
+from tests.lacking import skip_for_want_of
 from tests.polyglot.toolchains import CLIENTS, NEEDS, missing
 
 VECTORS = CLIENTS.parents[1] / "tests" / "conformance" / "answers.json"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.polyglot.conftest import skip_for_want_of
+from tests.lacking import skip_for_want_of
 from tests.polyglot.toolchains import CLIENTS
 
 PLUGINS = ("protoc", "protoc-gen-go", "protoc-gen-go-grpc", "grpc_java_plugin", "grpc_cpp_plugin", "grpc_ruby_plugin")
