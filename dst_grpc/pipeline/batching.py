@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dst_grpc.domain.readings import DeviceReading, MemoryKind, MemoryReading
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.domain.timeline import Stage
 from dst_grpc.domain.work import JobDone, WorkDone
@@ -117,6 +118,27 @@ class Batcher:
         self._is_waking = self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
         """When to look again for readers that have stalled."""
+
+    @property
+    def reading(self) -> DeviceReading:
+        """What the device does, and what waits for it. May be read on any thread."""
+        scheduler, store, device = self.scheduler, self.store, self.worker.device
+        runs, kept = scheduler.memory, MemoryKind.STORE
+        return DeviceReading(
+            device=device,
+            waiting=scheduler.counts,
+            oldest_seconds=scheduler.oldest_wait,
+            expected_wait=scheduler.expected_wait,
+            busy_seconds=self.worker.busy_seconds,
+            store_hits=store.n_found + store.n_answered,
+            store_misses=store.n_missed,
+            memory=(
+                MemoryReading(
+                    kind=MemoryKind.RUNS, device=device, used_bytes=runs.used_bytes, limit_bytes=runs.limit_bytes
+                ),
+                MemoryReading(kind=kept, device=device, used_bytes=store.byte_count, limit_bytes=store.budget_bytes),
+            ),
+        )
 
     def check(self, ticket: Ticket, plans: Sequence[Plan], steps: Work, n_steps: int) -> None:
         """Raise unless a request can be served before its deadline; see `Scheduler.check`.

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dst_grpc.domain.callers import Grants
-from dst_grpc.domain.readings import DeviceReading, MemoryKind, MemoryReading
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.domain.timeline import Stage
 from dst_grpc.engine.cancellation import Cancellation
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from dst_grpc.contexts.entries import ModelEntry
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.callers import Caller, Grant
+    from dst_grpc.domain.readings import DeviceReading
     from dst_grpc.domain.resolution import LoadProgress
     from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.domain.sender import Sender
@@ -207,29 +207,12 @@ class Executor:
         )
 
     def readings(self) -> tuple[DeviceReading, ...]:
-        """What each device that has been used does. May be called on any thread."""
-        return tuple(map(self._reading, list(self._devices.values())))
-
-    def _reading(self, batcher: Batcher) -> DeviceReading:
-        scheduler, store, device = batcher.scheduler, batcher.store, batcher.worker.device
-        runs = scheduler.memory
-        return DeviceReading(
-            device=device,
-            waiting=scheduler.counts,
-            oldest_seconds=scheduler.oldest_wait,
-            expected_wait=scheduler.expected_wait,
-            busy_seconds=batcher.worker.busy_seconds,
-            store_hits=store.n_found + store.n_answered,
-            store_misses=store.n_missed,
-            memory=(
-                MemoryReading(
-                    kind=MemoryKind.RUNS, device=device, used_bytes=runs.used_bytes, limit_bytes=runs.limit_bytes
-                ),
-                MemoryReading(
-                    kind=MemoryKind.STORE, device=device, used_bytes=store.byte_count, limit_bytes=store.budget_bytes
-                ),
-            ),
-        )
+        """What each device does that has been used, or that a model of the registry is for. May be called on any
+        thread."""
+        used = list(self._devices.values())
+        names = {entry.device for entry in self._cache.registry.registered().values()}
+        idle = [self._batcher(device) for device in sorted(names - {batcher.worker.device for batcher in used})]
+        return tuple(batcher.reading for batcher in (*used, *idle))
 
     async def close(self) -> None:
         """Refuse waiting requests and stop the workers."""
@@ -239,11 +222,14 @@ class Executor:
 
     def _device(self, device: str) -> Batcher:
         if device not in self._devices:
-            limits = self._limits
-            store = RecordingStore(limits.store_bytes, shared=limits.share_recordings)
-            scheduler = Scheduler(limits.of_device, time.monotonic, self._door.quotas.charge)
-            self._devices[device] = Batcher(Worker(device), store, scheduler, self.observers)
+            self._devices[device] = self._batcher(device)
         return self._devices[device]
+
+    def _batcher(self, device: str) -> Batcher:
+        """One for *device*, which has not been used; it starts no thread yet."""
+        store = RecordingStore(self._limits.store_bytes, shared=self._limits.share_recordings)
+        scheduler = Scheduler(self._limits.of_device, time.monotonic, self._door.quotas.charge)
+        return Batcher(Worker(device), store, scheduler, self.observers)
 
 
 class _Loading:

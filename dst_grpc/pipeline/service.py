@@ -384,7 +384,7 @@ class Pipeline:
         return self._executor.loads()
 
     def readings(self) -> tuple[DeviceReading, ...]:
-        """What each device that has been used does. May be called on any thread."""
+        """What each device does that has been used, or that a model is for. May be called on any thread."""
         return self._executor.readings()
 
     def observe(self, observer: OnWork) -> None:

@@ -167,7 +167,7 @@ class PipelinePort(Protocol):
         """What kept graphs take. May be called on any thread."""
 
     def readings(self) -> Sequence[DeviceReading]:
-        """What each device that has been used does. May be called on any thread."""
+        """What each device does that has been used, or that a model is for. May be called on any thread."""
 
     def observe(self, observer: OnWork) -> None:
         """From now on, tell *observer* what devices have done."""

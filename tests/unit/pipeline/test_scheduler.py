@@ -20,6 +20,23 @@ from dst_grpc.pipeline.scheduler import MAX_PADDING, Scheduler
 from tests.unit.pipeline.scheduled import RATE, Device, names
 from tests.unit.pipeline.simulated import Clock
 
+# What is read of it
+
+
+def test_the_oldest_wait_is_that_of_whoever_has_waited_longest_whatever_their_turn() -> None:
+    device = Device()
+    assert device.scheduler.oldest_wait == 0
+    device.add("first", 10)
+    device.clock.now += 3
+    device.add("second", 10, is_step=True)
+    device.clock.now += 2
+    assert device.scheduler.oldest_wait == 5
+    assert names(device.run(0.5)) == ["first"]
+    assert device.scheduler.oldest_wait == 2.5
+    device.run()
+    assert device.scheduler.oldest_wait == 0
+
+
 # Turns
 
 

@@ -230,6 +230,9 @@ async def test_a_caller_who_goes_away_while_an_answer_is_derived_stops_it_at_the
 async def test_observers_hear_what_devices_do_and_where_a_request_is(pipeline: Pipeline) -> None:
     heard: list[WorkDone] = []
     pipeline.observe(heard.append)
+    (idle,) = pipeline.readings()
+    assert (idle.device, idle.expected_wait, idle.busy_seconds) == ("cpu", 0, 0)
+    assert not pipeline.loads()
     timeline = Timeline()
     sender = Sender(caller=Caller(name="alice"), timeline=timeline)
     stages = [timeline.now async for _ in pipeline.derive(large(), sender=sender)]

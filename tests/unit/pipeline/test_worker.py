@@ -50,6 +50,20 @@ async def test_jobs_run_in_the_order_in_which_they_came_on_one_thread(worker: Wo
     assert threading.main_thread() not in threads
 
 
+async def test_it_is_busy_while_a_job_runs_and_no_longer(worker: Worker) -> None:
+    assert worker.busy_seconds == 0
+    gate = Gate()
+    job = worker.submit(gate)
+    await gate.runs()
+    so_far = worker.busy_seconds
+    while worker.busy_seconds == so_far:
+        pass
+    gate.may_end.set()
+    await job
+    idle = worker.busy_seconds
+    assert idle == worker.busy_seconds > so_far
+
+
 async def test_a_job_s_own_exception_reaches_its_caller(worker: Worker) -> None:
     def fail() -> None:
         raise ValueError("of its own")
