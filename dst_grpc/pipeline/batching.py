@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.domain.readings import DeviceReading, MemoryKind, MemoryReading
 from dst_grpc.domain.results import RunStatistics
 from dst_grpc.domain.timeline import Stage
-from dst_grpc.domain.work import JobDone, WorkDone
 from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, require
 from dst_grpc.failures import failure_of, is_out_of_memory
 from dst_grpc.pipeline.arrangement import nothing_kept
+from dst_grpc.pipeline.awaited import Awaited, Pass, Step, check_wanted, fail, note_stages, work_done
 from dst_grpc.pipeline.directions import naming
-from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.rates import Rates, Work
 from dst_grpc.pipeline.run import RunResult, run
 from dst_grpc.pipeline.worker import stopping
@@ -48,53 +47,6 @@ T = TypeVar("T")
 _NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
 _LOOK_SECONDS = 1.0
 """How often it is looked for readers that have stalled, while something waits."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Awaited(Job):
-    """A job that somebody waits for."""
-
-    operations: int
-    """Its approximate floating-point operations."""
-    n_run: int = 0
-    """Tokens of its prompt that ran; 0 unless it is a pass that was not found in the store. Set on the worker's
-    thread."""
-    result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """What it comes to."""
-    stages: list[tuple[Stage, float, float]] = field(default_factory=list)
-    """What it went through on the worker's thread, and when; set there."""
-    as_estimated: bool = False
-    """Whether the work was done that its cost was estimated of: no pass was cancelled, or found in the store. Set on
-    the worker's thread."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its caller was cancelled, or has the answer. Thread-safe."""
-        return self.result.done()
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Pass(_Awaited):
-    """A plan to run."""
-
-    plan: Plan
-    decoder: Decoder
-    sets: Mapping[str, AutoencoderSet]
-    then: Callable[[RunResult], Any]
-    is_stored: bool
-    """Whether a kept recording is expected to answer it."""
-
-    def goes_with(self, others: Sequence[Job]) -> bool:
-        """Unless a reload of the registry has given a name to another set meanwhile."""
-        known = [other.sets for other in others if isinstance(other, _Pass)]
-        return all(sets.get(name, one) is one for sets in known for name, one in self.sets.items())
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Step(_Awaited):
-    """A step of an answer."""
-
-    work: Callable[[], Any]
 
 
 class Batcher:
@@ -182,7 +134,7 @@ class Batcher:
             Unavailable: (DRAINING) if the device is closed.
         """
         kind, units = self._work_of(ticket, plan)
-        job = _Pass(
+        job = Pass(
             ticket=ticket,
             rate=self._rates.of(plan.model.name, kind),
             units=units,
@@ -200,7 +152,7 @@ class Batcher:
     async def step(self, ticket: Ticket, model: str, kind: Work, work: Callable[[], T], operations: int) -> T:
         """Run *work*, a step of an answer of *model*; raises as `run`, and what *work* raises."""
         rate = self._rates.of(model, kind)
-        return await self._result_of(_Step(ticket=ticket, rate=rate, is_step=True, operations=operations, work=work))
+        return await self._result_of(Step(ticket=ticket, rate=rate, is_step=True, operations=operations, work=work))
 
     def kept_answer(self, plan: Plan, caller: Caller) -> MadeAnswer | None:
         """The answer to *plan* that *caller* may find, if it is kept."""
@@ -240,7 +192,7 @@ class Batcher:
         if self._looking is not None:
             self._looking.cancel()
         for job in self.scheduler.clear():
-            _fail(job, stopping())
+            fail(job, stopping())
         await self.worker.close()
 
     def _work_of(self, ticket: Ticket, plan: Plan) -> tuple[Work, int]:
@@ -249,7 +201,7 @@ class Batcher:
             return Work.STORED, 1
         return Work.GRADIENT if plan.gradients else Work.FORWARD, max(plan.cost.floating_point_operations, 1)
 
-    async def _result_of(self, job: _Awaited) -> Any:
+    async def _result_of(self, job: Awaited) -> Any:
         if self._is_closed:
             raise stopping()
         self.scheduler.add(job)
@@ -270,12 +222,12 @@ class Batcher:
     def _dispatch(self) -> None:
         self._is_waking = False
         for late in self.scheduler.drop_late():
-            _fail(late, DeadlineExceeded("the request waited until there was too little time left before its deadline"))
+            fail(late, DeadlineExceeded("the request waited until there was too little time left before its deadline"))
         batch = self.scheduler.start()
         self._relieve()
         if batch is None:
             return
-        jobs = [job for job in batch.jobs if isinstance(job, _Awaited)]
+        jobs = [job for job in batch.jobs if isinstance(job, Awaited)]
         operations = sum(job.operations for job in jobs)
         running = self.worker.submit(partial(self._run, jobs), operations=operations)
         running.add_done_callback(partial(self._finish, jobs, batch.started))
@@ -292,56 +244,42 @@ class Batcher:
         if not self._is_closed:
             self._relieve()
 
-    def _finish(self, jobs: Sequence[_Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
+    def _finish(self, jobs: Sequence[Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
         self.scheduler.finish([job for job in jobs if job.as_estimated])
-        _note_stages(jobs)
+        note_stages(jobs)
         self._tell(jobs, started)
         error = stopping() if running.cancelled() else running.exception()
         results = running.result() if error is None else [failure_of(error)] * len(jobs)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
-                _fail(job, result)
+                fail(job, result)
             elif not job.is_over:
                 job.result.set_result(result)
         self._wake()
 
-    def _tell(self, jobs: Sequence[_Awaited], started: float) -> None:
+    def _tell(self, jobs: Sequence[Awaited], started: float) -> None:
         """Tell observers what was done since *started*."""
         passes, self._passes = self._passes, []
-        if not self._observers:
-            return
-        done = tuple(
-            JobDone(
-                job.ticket.caller.name,
-                job.ticket.priority,
-                job.ticket.timeline.model,
-                job.is_step,
-                job.since,
-                job.took,
-                job.n_run,
-                job.ticket.timeline.exemplar,
-            )
-            for job in jobs
-        )
-        work = WorkDone(self.worker.device, started, time.monotonic(), done, tuple(passes))
-        for observer in self._observers:
-            observer(work)
+        if self._observers:
+            work = work_done(self.worker.device, started, jobs, passes)
+            for observer in self._observers:
+                observer(work)
 
     # On the worker's thread
 
-    def _run(self, jobs: Sequence[_Awaited]) -> list[object]:
+    def _run(self, jobs: Sequence[Awaited]) -> list[object]:
         """The results of *jobs*: of a single step, or of plans."""
         started = time.monotonic()
-        passes = [job for job in jobs if isinstance(job, _Pass)]
+        passes = [job for job in jobs if isinstance(job, Pass)]
         if passes:
             return self._run_passes(passes, started)
-        (step,) = (job for job in jobs if isinstance(job, _Step))
+        (step,) = (job for job in jobs if isinstance(job, Step))
         step.as_estimated = True
         outcome = self._outcome(step.work)
         step.stages.append((Stage.DERIVE, started, time.monotonic()))
         return [outcome]
 
-    def _run_passes(self, batch: Sequence[_Pass], started: float) -> list[object]:
+    def _run_passes(self, batch: Sequence[Pass], started: float) -> list[object]:
         """Plans without a kept recording run as one batch, or, if that fails, one by one."""
         results: dict[int, RunResult | Exception] = {}
         for i, job in enumerate(batch):
@@ -356,7 +294,7 @@ class Batcher:
             batch[i].stages.append((Stage.PASS, started, ran))
         return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
 
-    def _run_new(self, batch: Sequence[_Pass]) -> Sequence[RunResult | Exception]:
+    def _run_new(self, batch: Sequence[Pass]) -> Sequence[RunResult | Exception]:
         """The results of a batch; if it fails, of each of its plans alone. Recordings give way to a plan that has no
         memory."""
         n_kept = self.store.byte_count
@@ -370,12 +308,12 @@ class Batcher:
             return [result for job in batch for result in self._run_new([job])]
         return self._run_new(batch) if self.store.byte_count < n_kept else [told]
 
-    def _ran(self, batch: Sequence[_Pass]) -> Sequence[RunResult]:
+    def _ran(self, batch: Sequence[Pass]) -> Sequence[RunResult]:
         if not batch:
             return []
         sets = {name: found for job in batch for name, found in job.sets.items()}
         plans = [self.store.widened(job.plan) for job in batch]
-        check, max_tokens = partial(_check_wanted, batch), self.scheduler.max_batch_tokens
+        check, max_tokens = partial(check_wanted, batch), self.scheduler.max_batch_tokens
         with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
             found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
         self._passes += (one.done for one in dict.fromkeys(one for result in found for one in result.batches))
@@ -389,14 +327,14 @@ class Batcher:
             results.append(replace(result, plan=job.plan, recording=recording))
         return results
 
-    def _kept(self, batch: Sequence[_Pass]) -> Kept:
+    def _kept(self, batch: Sequence[Pass]) -> Kept:
         """What is kept of runs that plans of *batch* read; nothing if it is of several callers."""
         caller = batch[0].ticket.caller
         if any(job.ticket.caller.name != caller.name for job in batch):
             return nothing_kept
         return partial(self.store.values_of, batch[0].plan, caller=caller)
 
-    def _finished(self, job: _Pass, result: RunResult | Exception, started: float) -> object:
+    def _finished(self, job: Pass, result: RunResult | Exception, started: float) -> object:
         """The caller's result, after its *then*, or its error."""
         if isinstance(result, Exception) or job.is_over:
             return result
@@ -418,34 +356,3 @@ class Batcher:
         if is_out_of_memory(failure):
             self.store.clear()
         return self.worker.translated(failure)
-
-
-def _note_stages(jobs: Sequence[_Awaited]) -> None:
-    """Tell the timelines of *jobs*, which ran together, what they went through."""
-    passes = [(job, begun, ended) for job in jobs for stage, begun, ended in job.stages if stage is Stage.PASS]
-    batch = None
-    if passes:
-        first, begun, ended = passes[0]
-        timelines = [job.ticket.timeline for job, _, _ in passes]
-        facts = {"prompts": len(passes), "tokens": sum(job.n_tokens for job, _, _ in passes)}
-        told = (one.batch(timelines, begun, ended, model=first.ticket.timeline.model, **facts) for one in timelines)
-        batch = next(filter(None, told), None)
-    for job in jobs:
-        timeline = job.ticket.timeline
-        if job.stages:
-            timeline.note(Stage.QUEUE, job.since, job.stages[0][1])
-        for stage, begun, ended in job.stages:
-            timeline.note(stage, begun, ended, batch=batch if stage is Stage.PASS else None)
-
-
-def _fail(job: Job, error: Exception) -> None:
-    if isinstance(job, _Awaited) and not job.is_over:
-        job.result.set_exception(error)
-
-
-def _check_wanted(batch: Sequence[_Pass]) -> None:
-    """Raise Cancelled if all callers of *batch* have been cancelled."""
-    for job in batch:
-        if not job.is_over:
-            return
-    raise cancelled()
