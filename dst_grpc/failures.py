@@ -69,19 +69,19 @@ def without_locals(error: ErrorT) -> ErrorT:
     They may be large tensors, which would live as long as the error: until its caller has read all that was sent
     before. Where it passed is still told by its traceback.
     """
-    for link in _links(error):
+    for link in links(error):
         traceback.clear_frames(link.__traceback__)
     return error
 
 
 def without_frames(error: ErrorT) -> ErrorT:
     """*error* without its traceback and those of its causes."""
-    for link in _links(without_locals(error)):  # cleared as well as dropped, since a logger may keep the traceback
+    for link in links(without_locals(error)):  # cleared as well as dropped, since a logger may keep the traceback
         link.__traceback__ = None
     return error
 
 
-def _links(error: BaseException) -> Iterator[BaseException]:
+def links(error: BaseException) -> Iterator[BaseException]:
     """*error*, what caused it, and what it interrupted."""
     seen: dict[int, BaseException] = {}
     found = [error]

@@ -53,6 +53,8 @@ class CacheRecord:
     """Time of the last request or release, on the cache's clock."""
     state: ContextState = ContextState.NOT_LOADED
     """Its state."""
+    entered: float = field(default=0.0, init=False)
+    """Since when it is in its state, on the cache's clock."""
     context: Context | None = None
     """The context itself: AVAILABLE, and UNLOADING until it is dropped."""
     error: DstError | None = None
@@ -71,6 +73,10 @@ class CacheRecord:
     """Bytes that count against the budget: from before the load begins until the memory is free again."""
     listeners: set[OnLoadProgress] = field(default_factory=set)
     """Callbacks for the progress of its load."""
+
+    def __post_init__(self) -> None:
+        """A record is made when it is first used."""
+        self.entered = self.last_used
 
     @property
     def is_idle(self) -> bool:
@@ -254,9 +260,18 @@ class Lifecycle:
     def _enter(self, record: CacheRecord, state: ContextState) -> None:
         if state not in _TRANSITIONS[record.state]:
             raise Internal(f"{record.entry.name} cannot be {state} after {record.state}")
-        record.state = state
+        now, entry = self._clock(), record.entry
+        fields = {
+            "context": entry.name,
+            "kind": entry.kind.value,
+            "device": entry.device,
+            "bytes": entry.parameter_bytes,
+            "before": record.state.value,
+            "before_millis": (now - record.entered) * 1000,
+        }
+        record.state, record.entered = state, now
         self.n_changes += 1
-        _log.info("context=%s state=%s bytes=%d", record.entry.name, state, record.entry.parameter_bytes)
+        _log.info("context %s", state.value, extra=fields)
 
     def _tell(self, record: CacheRecord) -> None:
         self._on_change(record.entry, record.status(self._clock()))

@@ -171,7 +171,8 @@ class Transfers:
             context = await self._read(record)
         except BaseException as error:  # noqa: BLE001  a load may fail in any way, and each must reach its waiters
             failure = translated(record.entry, failure_of(error))
-            _log.warning("load failed context=%s reason=%s", record.entry.name, failure.reason, exc_info=error)
+            fields = {"context": record.entry.name, "reason": failure.reason.value}
+            _log.warning("load failed", exc_info=error, extra=fields)
             without_frames(failure)
         else:
             del self._loads[record]
@@ -259,4 +260,4 @@ class Transfers:
             await self._threads.run(self._budget.memory(entry.device).reclaim)
         except RuntimeError:
             # A device error must not leave the context unloading for ever; the next load will report it.
-            _log.exception("memory not reclaimed context=%s", entry.name)
+            _log.exception("memory not reclaimed", extra={"context": entry.name})

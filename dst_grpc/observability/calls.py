@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -66,6 +67,8 @@ class CallInfo:
     """Called at each message of the caller: raises one of our errors if the caller may no longer send any."""
     started_at: float = field(default_factory=time.perf_counter)
     """Reading of the performance counter, in seconds, when the call came in."""
+    is_over: bool = False
+    """Whether it has ended."""
     received_bytes: int = 0
     """Bytes of request messages so far."""
     sent_bytes: int = 0
@@ -81,6 +84,20 @@ class CallInfo:
         """The texts of the caller's metadata under *key*, in order."""
         values = [value for name, value in self.metadata if name == key]
         return [value if isinstance(value, str) else value.decode("utf-8", "replace") for value in values]
+
+
+_current: ContextVar[CallInfo | None] = ContextVar("call", default=None)
+
+
+def enter(call: CallInfo) -> None:
+    """Note that the current task, and those that it starts, work for *call*."""
+    _current.set(call)
+
+
+def current_call() -> CallInfo | None:
+    """The call that the current task works for; None if there is none, or it is over: the task has outlived it."""
+    call = _current.get()
+    return None if call is None or call.is_over else call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,31 +10,44 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TextIO
 
 from dst_grpc.domain.requests import MAX_REQUEST_ID_CHARACTERS
 from dst_grpc.domain.timeline import Stage, Timeline
-from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
+from dst_grpc.errors import DataLoss, Exhausted, Unavailable
+from dst_grpc.failures import links
+from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo, current_call
 from dst_grpc.observability.log_writer import LogWriter
 
 LOGGER_NAME = "dst_grpc"
 LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "opentelemetry", "py.warnings")
 """Whose records are written."""
+_QUOTE_NOBODY = (OSError, MemoryError, RuntimeError, ImportError, DataLoss, Exhausted, Unavailable)
+"""Errors whose texts are of files, devices, sizes. Others, as KeyError, ValueError and those of libraries, may be about
+what was asked, and no text of a request belongs into a log."""
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 _log = logging.getLogger(__name__)
 _OF_A_CALL: dict[str, Any] = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
 _OF_A_PROBE = _OF_A_CALL | {"levelno": logging.DEBUG, "levelname": "DEBUG"}
 _OF_AN_ITEM = _OF_A_CALL | {"msg": "item"}
+_MOST_FORWARDED = 256
+"""Characters that are written of it: it is what callers and proxies say."""
 _FORWARDED_KEY = "x-forwarded-for"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """The fields that were passed as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+    """The fields that were passed as `extra`, and those of the call that the record was made in."""
+    fields = {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
+    call = None if "request_id" in fields else current_call()
+    if call is not None:
+        fields |= {"request_id": call.request_id}
+        fields |= {"trace_id": call.timeline.trace_id} if call.timeline.trace_id else {}
+    return fields
 
 
 def _timestamp(record: logging.LogRecord) -> str:
@@ -55,6 +68,32 @@ def _quoted(text: str) -> str:
     return text if is_clear else json.dumps(text, ensure_ascii=False)
 
 
+def _traceback(record: logging.LogRecord) -> str:
+    """Where an exception came from and what it says, after those that led to it."""
+    error = record.exc_info[1] if record.exc_info else None
+    may_quote = record.name == "asyncio" or current_call() is not None
+    return "" if error is None else "\n".join(_lines(error, may_quote=may_quote))
+
+
+def _lines(error: BaseException, *, may_quote: bool) -> Iterator[str]:
+    for link in reversed(list(links(error))):
+        for each in link.exceptions if isinstance(link, BaseExceptionGroup) else ():
+            yield from _lines(each, may_quote=may_quote)
+        yield from (frame.rstrip("\n") for frame in traceback.format_tb(link.__traceback__))
+        yield _text(link, may_quote=may_quote)
+
+
+def _text(error: BaseException, *, may_quote: bool) -> str:
+    """What an exception says; only of what kind it is, if it may quote what a caller asked."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    # The panic of a library is the cause of an error of ours, which repeats it.
+    is_panic = error.__cause__ is not None and not isinstance(error.__cause__, Exception)
+    if may_quote and (is_panic or not isinstance(error, _QUOTE_NOBODY)):
+        return f"{name} (its text may quote a request, and is left out)"
+    return f"{name}: {error}"
+
+
 class KeyValueFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000+00:00 INFO dst_grpc.rpc.server listening address=127.0.0.1:50051`."""
 
@@ -63,7 +102,7 @@ class KeyValueFormatter(logging.Formatter):
         parts = [_timestamp(record), record.levelname, record.name, record.getMessage()]
         parts += [f"{key}={_plain(value)}" for key, value in _fields(record).items()]
         line = " ".join(parts)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{_traceback(record)}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -79,7 +118,7 @@ class JsonFormatter(logging.Formatter):
             **_fields(record),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _traceback(record)
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -121,7 +160,7 @@ class LogCalls:
         if not _log.isEnabledFor(level["levelno"]):
             return
         forwarded = call.values(_FORWARDED_KEY)
-        facts = {"forwarded_for": ", ".join(forwarded)} if forwarded else {}
+        facts = {"forwarded_for": ", ".join(forwarded)[:_MOST_FORWARDED]} if forwarded else {}
         sizes = {"received_bytes": call.received_bytes, "sent_bytes": call.sent_bytes, "peer": call.peer}
         self._write(level, call, sizes | facts, call.timeline, outcome)
 

@@ -30,7 +30,7 @@ from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented
 from dst_grpc.failures import failure_of
-from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo, enter
 from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
 from dst_grpc.rpc.identity import WrongToken
@@ -211,6 +211,7 @@ class MethodTable(grpc.GenericRpcHandler):
             if started:
                 _tell_end(started, context, outcome_of(error, _seconds_of(context.info), code=code))
 
+        enter(context.info)
         incoming = Incoming(context.inner) if request is None else None
         try:
             try:
@@ -250,6 +251,7 @@ def _seconds_of(info: CallInfo) -> float:
 def _tell_end(started: list[tuple[CallObserver, object]], context: ObservedContext, outcome: CallOutcome) -> None:
     """Tell the observers of a call, with what each returned at its start, that it is over; the last is told first."""
     context.note_writing()
+    context.info.is_over = True
     while started:
         observer, token = started.pop()
         observer.on_end(token, context.info, outcome)

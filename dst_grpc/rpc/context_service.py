@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 from dst_grpc._gen.dst.v1 import context_service_pb2 as pb
-from dst_grpc.domain.resolution import RegistryChange
+from dst_grpc.domain.resolution import ContextState, ContextStatus, RegistryChange
+from dst_grpc.domain.timeline import Stage
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.draining import DrainSignal, until_drained
 from dst_grpc.rpc.pagination import page_of
@@ -26,21 +29,27 @@ class ContextService:
         self._drain = drain
 
     async def LoadContext(
-        self, request: pb.LoadContextRequest, _context: object
+        self, request: pb.LoadContextRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.LoadContextResponse, None]:
         """Load a context and report its progress."""
+        started, state = time.monotonic(), ContextState.AVAILABLE
         async with aclosing(self._cache.load(request.context, pin=request.pin)) as statuses:
             async for status in statuses:
-                yield pb.LoadContextResponse(status=to_wire(status))
+                if status.state is ContextState.AVAILABLE is not state:
+                    context.info.timeline.note(Stage.LOAD, started, time.monotonic())
+                state = status.state
+                yield pb.LoadContextResponse(status=_told(status, context))
 
-    async def UnpinContext(self, request: pb.UnpinContextRequest, _context: object) -> pb.UnpinContextResponse:
+    async def UnpinContext(self, request: pb.UnpinContextRequest, context: ObservedContext) -> pb.UnpinContextResponse:
         """Unpin a context."""
-        return pb.UnpinContextResponse(status=to_wire(self._cache.unpin(request.context)))
+        return pb.UnpinContextResponse(status=_told(self._cache.unpin(request.context), context))
 
-    async def UnloadContext(self, request: pb.UnloadContextRequest, _context: object) -> pb.UnloadContextResponse:
+    async def UnloadContext(
+        self, request: pb.UnloadContextRequest, context: ObservedContext
+    ) -> pb.UnloadContextResponse:
         """Unload a context."""
         status = await self._cache.unload(request.context)
-        return pb.UnloadContextResponse(status=to_wire(status))
+        return pb.UnloadContextResponse(status=_told(status, context))
 
     async def ListContexts(self, request: pb.ListContextsRequest, _context: object) -> pb.ListContextsResponse:
         """List the contexts."""
@@ -63,3 +72,9 @@ class ContextService:
         """Read the registry again, and replace the old one."""
         for piece in split(to_wire(await self._reload()), MESSAGE_BYTES):
             yield piece
+
+
+def _told(status: ContextStatus, context: ObservedContext) -> Any:
+    """*status* as a message, and noted as what the call is about."""
+    context.info.timeline.contexts = (status.handle,)
+    return to_wire(status)

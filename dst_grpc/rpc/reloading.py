@@ -133,4 +133,4 @@ class Reloader:
                     pass
         except BaseException as error:  # noqa: BLE001  likewise
             known = as_dst_error(failure_of(error), method="preload")
-            _log.error("preload failed context=%s: %s", name, known.message)
+            _log.error("preload failed: %s", known.message, extra={"context": name})

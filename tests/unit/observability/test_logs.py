@@ -5,13 +5,15 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
 
 import pytest
 
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
-from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.failures import failure_of
+from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo, enter
 from dst_grpc.observability.logs import LOGGER_NAMES, LogCalls, configure_logging, dropped_records
 
 
@@ -140,3 +142,75 @@ def test_probes_are_quiet_unless_they_fail(stream: io.StringIO, level: str, n_li
     lines = stream.getvalue().splitlines()
     assert len(lines) == n_lines
     assert "NOT_FOUND" in lines[-1]
+
+
+def logged_in_a_call(log: Callable[[], object], *, is_over: bool = False) -> None:
+    """Log something in a task that works for a call."""
+
+    def work() -> None:
+        enter(CallInfo(method="/a.B/C", request_id="r1", timeline=Timeline("t1"), is_over=is_over))
+        log()
+
+    copy_context().run(work)
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_record_names_the_call_that_it_was_made_in_while_that_lasts(stream: io.StringIO, is_over: bool) -> None:
+    writer = configure_logging(log_format="json", stream=stream)
+    logged_in_a_call(lambda: logging.getLogger("dst_grpc.x").info("event"), is_over=is_over)
+    writer.flush()
+    line = json.loads(stream.getvalue())
+    assert (line.get("request_id"), line.get("trace_id")) == ((None, None) if is_over else ("r1", "t1"))
+
+
+ASKED = "a prompt"
+
+
+def raised(error: BaseException) -> BaseException:
+    """*error*, as if it were raised because of what a caller asked."""
+    try:
+        try:
+            raise KeyError(ASKED)  # noqa: TRY301  it is caught here because that is what is logged
+        except KeyError as cause:
+            raise error from cause
+    except BaseException as caught:  # noqa: BLE001
+        return caught
+
+
+class Panic(BaseException):
+    """As libraries in other languages raise it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("shapes [2] and [3]"), True),
+        (OSError("no such file"), True),
+        (ValueError(f"invalid: {ASKED}"), False),
+        (Panic(f"byte 3 of {ASKED}"), False),
+        (failure_of(Panic(f"byte 3 of {ASKED}")), False),
+        (ExceptionGroup("two", [ValueError(ASKED), KeyError(ASKED)]), False),
+    ],
+)
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_errors_within_a_call_quote_nothing_that_was_asked(
+    stream: io.StringIO, error: BaseException, told: bool, log_format: str
+) -> None:
+    writer = configure_logging(log_format=log_format, stream=stream)
+    chained = error if error.__cause__ is not None else raised(error)
+    logged_in_a_call(lambda: logging.getLogger("dst_grpc.x").error("internal error", exc_info=chained))
+    writer.flush()
+    written = stream.getvalue()
+    assert ASKED not in written
+    assert type(error).__name__ in written
+    assert (str(error) in written) is told
+    assert error.__cause__ is None or "KeyError" in written or type(error.__cause__).__name__ in written
+
+
+def test_errors_outside_calls_are_told_whole(stream: io.StringIO) -> None:
+    writer = configure_logging(stream=stream)
+    logging.getLogger("dst_grpc.x").error("internal error", exc_info=raised(ValueError("what it was")))
+    writer.flush()
+    written = stream.getvalue()
+    assert written.index(f"KeyError: '{ASKED}'") < written.index("ValueError: what it was")
+    assert "in raised" in written

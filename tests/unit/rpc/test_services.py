@@ -183,15 +183,15 @@ async def no_reload() -> RegistryChange:
 
 async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None:
     service = ContextService(cache, DrainSignal(), no_reload)
-    loading = service.LoadContext(context_pb.LoadContextRequest(context="tiny"), None)
+    loading = service.LoadContext(context_pb.LoadContextRequest(context="tiny"), CALL)
     assert [answer.status.state async for answer in loading] == [CONTEXT_STATE_LOADING, CONTEXT_STATE_AVAILABLE]
     listed = await service.ListContexts(context_pb.ListContextsRequest(), None)
     assert [status.handle.partition("@")[0] for status in listed.contexts] == ["tiny"]
-    pinning = service.LoadContext(context_pb.LoadContextRequest(context="tiny", pin=True), None)
+    pinning = service.LoadContext(context_pb.LoadContextRequest(context="tiny", pin=True), CALL)
     assert [answer.status.pinned async for answer in pinning] == [False, True]
-    unpinned = await service.UnpinContext(context_pb.UnpinContextRequest(context="tiny"), None)
+    unpinned = await service.UnpinContext(context_pb.UnpinContextRequest(context="tiny"), CALL)
     assert not unpinned.status.pinned
-    gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), None)
+    gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), CALL)
     assert gone.status.state == CONTEXT_STATE_NOT_LOADED
 
 
