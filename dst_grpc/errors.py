@@ -73,6 +73,7 @@ class Reason(StrEnum):
     SLOW_READER = "SLOW_READER"
     DEADLINE_UNREACHABLE = "DEADLINE_UNREACHABLE"
     GRAPH_NOT_FOUND = "GRAPH_NOT_FOUND"
+    UNREACHABLE = "UNREACHABLE"
 
 
 MAX_VIOLATIONS = 100
@@ -313,9 +314,9 @@ class Exhausted(_Retryable):
 
 
 class Unavailable(_Retryable):
-    """The server is draining, or something failed that may pass."""
+    """The server is draining or cannot be reached, or something failed that may pass."""
 
-    default_reason = Reason.DRAINING
+    default_reason = Reason.UNREACHABLE
 
 
 class DataLoss(DstError):

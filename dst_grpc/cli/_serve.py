@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -113,13 +113,15 @@ def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_set
     from dst_grpc.rpc.checking import problems_of
     from dst_grpc.rpc.parts import StartupError
     from dst_grpc.rpc.process import serve
-    from dst_grpc.rpc.settings_sources import Given, SettingsError
+    from dst_grpc.rpc.settings_sources import Given, SettingsError, wanted_log_format
     from dst_grpc.rpc.supervisor import supervise
 
     # An option that may be repeated is an empty list, not None, if it is not given.
     options = {name: value for name, value in flags.items() if value != []}
+    log_format = wanted_log_format(options, {})
     try:
         given = Given.read(options, config)
+        log_format = wanted_log_format(given.flags, given.content)
         if print_settings:
             typer.echo(given.as_toml(), nl=False)
             return
@@ -131,9 +133,19 @@ def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_set
             raise typer.Exit(supervise(settings, on_ready=_say_ready))
         serve(settings, on_ready=_say_ready)
     except SettingsError as error:
-        fail(str(error), code=2)
+        _fail_to_start(str(error), log_format, code=2)
     except StartupError as error:
-        fail(str(error), code=1)
+        _fail_to_start(str(error), log_format, code=1)
+
+
+def _fail_to_start(problem: str, log_format: str, *, code: int) -> NoReturn:
+    """Say what is wrong, in the format of the log, and exit with *code*."""
+    from dst_grpc.observability.logs import start_error
+
+    if log_format != "json":
+        fail(problem, code=code)
+    sys.stderr.write(f"{start_error(problem, log_format)}\n")
+    raise typer.Exit(code)
 
 
 def _say_problems(problems: list[str]) -> None:

@@ -24,7 +24,9 @@ from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, I
 from dst_grpc.observability.log_writer import LogWriter
 
 LOGGER_NAME = "dst_grpc"
-LOGGER_NAMES = (LOGGER_NAME, "grpc", "asyncio", "opentelemetry", "py.warnings")
+CORE_LOGGER_NAME = "grpc.core"
+"""For what gRPC's core says, which is not written in Python."""
+LOGGER_NAMES = (LOGGER_NAME, CORE_LOGGER_NAME, "grpc", "asyncio", "opentelemetry", "py.warnings")
 """Whose records are written."""
 _QUOTE_NOBODY = (OSError, MemoryError, RuntimeError, ImportError, DataLoss, Exhausted, Unavailable)
 """Errors whose texts are of files, devices, sizes. Others, as KeyError, ValueError and those of libraries, may be about
@@ -135,9 +137,17 @@ def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: 
     for name in LOGGER_NAMES:
         logger = logging.getLogger(name)
         logger.handlers[:] = [writer]
-        logger.setLevel(level if name == LOGGER_NAME else logging.WARNING)
+        logger.setLevel(level if name in {LOGGER_NAME, CORE_LOGGER_NAME} else logging.WARNING)
         logger.propagate = False
     return writer
+
+
+def start_error(problem: str, log_format: str) -> str:
+    """The line that says why a program does not start, in the format of the log that it would have written."""
+    if log_format != "json":
+        return f"error: {problem}"
+    values = {"name": LOGGER_NAME, "levelno": logging.ERROR, "levelname": "ERROR", "msg": "cannot start"}
+    return JsonFormatter().format(logging.makeLogRecord(values | {"problem": problem}))
 
 
 def dropped_records() -> int:

@@ -28,10 +28,11 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
-from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented
+from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented, require
 from dst_grpc.failures import failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo, enter
 from dst_grpc.observability.trace_context import trace_parent
+from dst_grpc.rpc.draining import draining_error
 from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
 from dst_grpc.rpc.identity import WrongToken
 from dst_grpc.rpc.outbox import Outbox, Unread
@@ -133,6 +134,10 @@ class MethodTable(grpc.GenericRpcHandler):
         """
         self._observers, self._unread = tuple(observers), unread or Unread()
         self._reading = Reading()
+        self._running: set[asyncio.Task[Any]] = set()
+        """Tasks of the calls in progress."""
+        self._ended: set[asyncio.Task[Any]] = set()
+        """Those of them whose callers are to be told that the server is stopping."""
         self._handlers: dict[str, _Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
@@ -149,6 +154,12 @@ class MethodTable(grpc.GenericRpcHandler):
     def methods(self) -> list[str]:
         """Full names of all methods, sorted."""
         return sorted(self._handlers)
+
+    def end_all(self) -> None:
+        """End every call in progress, as the server is stopping; callers are told so."""
+        self._ended |= self._running
+        for task in self._running:
+            task.cancel()
 
     def _handler(self, full_name: str, method: MethodDescriptor, behaviour: _Behaviour) -> _Handler:
         """Adapt one method to gRPC."""
@@ -200,6 +211,17 @@ class MethodTable(grpc.GenericRpcHandler):
         for observer in self._observers:
             observer.on_item(info, item, outcome)
 
+    def _why_cancelled(self, stop: asyncio.CancelledError, task: asyncio.Task[Any], info: CallInfo) -> DstError | None:
+        """What a call ends with that was cancelled; None if its client did that, or its deadline."""
+        is_ended = task in self._ended
+        if task.cancelling() > is_ended:
+            return None
+        if is_ended:
+            task.uncancel()
+            return draining_error()
+        # A task inside the call was cancelled. If that were raised, the client would wait forever.
+        return as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=info.method)
+
     async def _observe(self, work: _Work, request: bytes | None, context: ObservedContext) -> bytes | None:
         """Run a call between its observers; *request* is None if there may be several. Error mapping is innermost:
         observers see the code that was sent."""
@@ -212,6 +234,8 @@ class MethodTable(grpc.GenericRpcHandler):
                 _tell_end(started, context, outcome_of(error, _seconds_of(context.info), code=code))
 
         enter(context.info)
+        task = require(asyncio.current_task())
+        self._running.add(task)
         incoming = Incoming(context.inner) if request is None else None
         try:
             try:
@@ -229,16 +253,18 @@ class MethodTable(grpc.GenericRpcHandler):
                 code = "CANCELLED"
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError as stop:
-                if _is_cancelled():
+                error = self._why_cancelled(stop, task, context.info)
+                if error is None:
                     code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
                     raise
-                # The call was not cancelled: a task inside it was. If this were raised, the client would wait forever.
-                error = as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=context.info.method)
             except BaseException as failure:  # noqa: BLE001  the last stop: gRPC would send its text to the caller
                 error = as_dst_error(failure_of(failure), method=context.info.method)
+            self._running.discard(task)
             end()  # before the status is sent, which waits until the client has read all that was sent before
             await _refuse(context, error, incoming)
         finally:
+            self._running.discard(task)
+            self._ended.discard(task)
             end()
             if incoming is not None:
                 incoming.close()
@@ -269,12 +295,6 @@ async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming 
 def _metadata(context: Context) -> Sequence[tuple[str, str | bytes]]:
     """The caller's metadata; its type in the stubs differs from what the server's context returns."""
     return cast("Sequence[tuple[str, str | bytes]]", context.invocation_metadata() or ())
-
-
-def _is_cancelled() -> bool:
-    """Whether gRPC cancelled the current task, because the client cancelled or the deadline passed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:

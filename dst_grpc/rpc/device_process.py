@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from dst_grpc.observability.logs import start_error
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.process import serve
 from dst_grpc.rpc.settings import Settings
@@ -24,7 +25,7 @@ def main() -> None:
     try:
         serve(settings, on_ready=_say_ready)
     except StartupError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(start_error(str(error), settings.log_format))
 
 
 def _say_ready(address: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dst_grpc.observability.logs import configure_logging
+from dst_grpc.observability.standard_error import logged_standard_error
 from dst_grpc.rpc.hangups import Hangups
 from dst_grpc.rpc.interpreter import favour_event_loop
 from dst_grpc.rpc.parts import build_parts
@@ -32,7 +33,6 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         StartupError: The server cannot start.
     """
     Hangups.installed()
-    configure_logging(log_format=settings.log_format, level=settings.log_level)
     watch = Watch(settings.reloaded_files)
 
     def ready(address: str) -> None:
@@ -40,8 +40,13 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
         if on_ready is not None:
             on_ready(address)
 
-    with exporting() as tracer_provider:
-        asyncio.run(run(Server(settings, build_parts(settings), tracer_provider, watch), on_ready=ready))
+    with logged_standard_error() as stream:
+        log = configure_logging(log_format=settings.log_format, level=settings.log_level, stream=stream)
+        try:
+            with exporting() as tracer_provider:
+                asyncio.run(run(Server(settings, build_parts(settings), tracer_provider, watch), on_ready=ready))
+        finally:
+            log.flush()  # before it is said why it does not start
 
 
 async def run(server: Server, *, on_ready: Callable[[str], None] | None = None) -> None:

@@ -58,6 +58,8 @@ _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 _ONE_PER_PORT = ("grpc.so_reuseport", 0)
 """A second server on the port must fail, not silently take half of the connections."""
+_TELL_SECONDS = 1.0
+"""How long a call that the server ends has for its status, which comes after what its client has not read yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -170,12 +172,13 @@ class Server:
                 stack.push_async_callback(cancel, asyncio.create_task(self._measuring.measure_lag()))
             self._reloader = Reloader(self._parts.build_registry, self._parts.cache, self._health, files, self._watch)
             stack.push_async_callback(self._reloader.close)
-            self._grpc = self._grpc_server(self._methods(observers, services))
+            self._table = self._methods(observers, services)
+            self._grpc = self._grpc_server(self._table)
             stack.enter_context(locked(self._settings.unix_socket))
             warn_if_open(self._settings)
             self._address = listen(self._grpc, self._settings, self.certificates)
             await self._grpc.start()
-            stack.push_async_callback(self._grpc.stop, None)
+            stack.push_async_callback(self._stop_calls, 0.0)
             following = asyncio.create_task(self._health.follow(self._parts.cache))
             stack.push_async_callback(cancel, following)
             await self._preload_all((*self._settings.pin, *self._settings.preload, *registry.preload))
@@ -221,8 +224,15 @@ class Server:
         self._health.set_draining()
         await asyncio.sleep(notice)
         self._drain.give()
-        await self._grpc.stop(grace)
+        await self._stop_calls(grace)
         await self.stop()
+
+    async def _stop_calls(self, grace_seconds: float) -> None:
+        """Wait for calls to end, within the grace period; end the others, and wait until their callers know."""
+        stopping = asyncio.create_task(self._grpc.stop(grace_seconds + _TELL_SECONDS))
+        await asyncio.wait([stopping], timeout=grace_seconds)
+        self._table.end_all()
+        await stopping
 
     async def stop(self) -> None:
         """End every call at once and close everything."""

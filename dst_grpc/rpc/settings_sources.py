@@ -67,6 +67,12 @@ def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None =
     return Given.read(flags, file).settings()
 
 
+def wanted_log_format(flags: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """The format in which what is wrong with the settings is to be said: as they say, even if they are wrong."""
+    name = "log_format"
+    return str(flags.get(name) or os.environ.get(PREFIX + name.upper()) or content.get(name) or "text")
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """What the sources say."""

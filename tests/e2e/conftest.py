@@ -125,6 +125,15 @@ def ready_address(process: subprocess.Popen[str]) -> str:
     pytest.fail(f"the server did not start:\n{''.join(seen)}")
 
 
+def stopped(process: subprocess.Popen[str]) -> str:
+    """Have a server stop, which must end well; the rest of its log."""
+    process.terminate()
+    assert process.stderr is not None
+    log = process.stderr.read()  # not communicate(), which would lose what was read ahead
+    assert process.wait(CALL_SECONDS) == 0
+    return log
+
+
 def environment_with(**more: str) -> dict[str, str]:
     """The environment of a process that imports what this one does, with *more*."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | more

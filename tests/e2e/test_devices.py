@@ -107,7 +107,7 @@ def test_what_cannot_start_ends_all_and_says_why() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with supervised("--devices", "cpu", "--port", str(port)) as rig:
-            assert f"cannot listen on 127.0.0.1:{port}" in rig.until("error: ")["event"]
+            assert f"cannot listen on 127.0.0.1:{port}" in rig.until("cannot start")["problem"]
             assert rig.until("a process could not start")["process_number"] == 0
             assert rig.process.wait(WAIT_SECONDS) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -441,7 +442,7 @@ async def test_watches_do_not_hold_up_a_drain() -> None:
         await asyncio.wait_for(rig.server.drain(), CALL_SECONDS)
 
 
-async def test_work_beyond_the_grace_period_is_cut_off() -> None:
+async def test_work_beyond_the_grace_period_is_cut_off_and_told_why(caplog: pytest.LogCaptureFixture) -> None:
     async with rigged(grace_seconds=0) as rig:
         never = asyncio.Event()
 
@@ -452,10 +453,35 @@ async def test_work_beyond_the_grace_period_is_cut_off() -> None:
         rig.parts.pipeline.scripts["x"] = script
         call = rig.scalars.Derive(item("x").request)
         await call.read()
-        await asyncio.wait_for(rig.server.drain(), CALL_SECONDS)
+        with caplog.at_level(logging.INFO, "dst_grpc"):
+            await asyncio.wait_for(rig.server.drain(), CALL_SECONDS)
         assert rig.parts.pipeline.ended.get_nowait() == "x"
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
+        assert error_of(caught.value).reason is Reason.DRAINING
+    (line,) = (record.__dict__ for record in caplog.records if record.message == "call")
+    assert (line["code"], line["reason"]) == ("UNAVAILABLE", Reason.DRAINING)
+
+
+async def test_a_call_that_its_client_ends_while_the_server_stops_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rigged(grace_seconds=600) as rig:
+        never = asyncio.Event()
+
+        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+            yield answer()[:1]
+            await never.wait()
+
+        rig.parts.pipeline.scripts["x"] = script
+        call = rig.scalars.Derive(item("x").request)
+        await call.read()
+        with caplog.at_level(logging.INFO, "dst_grpc"):
+            draining = asyncio.create_task(rig.server.drain())
+            call.cancel()
+            await asyncio.wait_for(draining, CALL_SECONDS)
+    (line,) = (record.__dict__ for record in caplog.records if record.message == "call")
+    assert line["code"] == "CANCELLED"
 
 
 PROGRAM = """

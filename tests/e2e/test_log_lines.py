@@ -28,7 +28,7 @@ from dst_grpc._gen.dst.v1 import (
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.client import Client, make_request
 from dst_grpc.errors import DstError
-from tests.e2e.conftest import CALL_SECONDS, environment_with, ready_address
+from tests.e2e.conftest import CALL_SECONDS, environment_with, ready_address, stopped
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-00")
@@ -63,10 +63,7 @@ process.serve(settings.Settings(port=0, log_format="json", log_level={log_level!
         try:
             yield ready_address(server)
         finally:
-            server.terminate()
-            _, log = server.communicate(timeout=CALL_SECONDS)
-            lines += map(json.loads, log.splitlines())
-            assert server.returncode == 0
+            lines += map(json.loads, stopped(server).splitlines())
 
 
 def ask_well(client: Client) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2, inference_pb2
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
-from tests.e2e.conftest import CALL_SECONDS, environment_with, ready_address
+from tests.e2e.conftest import CALL_SECONDS, environment_with, ready_address, stopped
 from tests.otlp import Receiver, receiving, values
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -140,9 +140,6 @@ def test_a_server_ends_in_time_if_its_collector_is_dead() -> None:
     with server("127.0.0.1:1") as (process, address):
         with grpc.insecure_channel(address) as channel:
             assert list(DerivedScalarServiceStub(channel).Derive(request("lost"), timeout=CALL_SECONDS))
-        process.terminate()
-        assert process.wait(CALL_SECONDS) == 0
-        assert process.stderr is not None
-        log = process.stderr.read()
+        log = stopped(process)
     assert "Traceback" not in log
     assert all(" dst_grpc." in line or " opentelemetry." in line for line in log.splitlines()), log
