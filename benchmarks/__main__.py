@@ -21,6 +21,7 @@ from benchmarks import (
     patching,
     serving,
     slow_readers,
+    tracing,
     transcoders,
 )
 
@@ -41,6 +42,7 @@ REPORTS = {
     "loop_lag": loop_lag.report,
     "memory_estimates": memory_estimates.report,
     "slow_readers": slow_readers.report,
+    "tracing": tracing.report,
     "transcoders": transcoders.report,
     "smollm2": deriving.report_of_smollm2,
 }

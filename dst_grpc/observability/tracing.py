@@ -31,6 +31,7 @@ from opentelemetry.trace import (
 from dst_grpc import __version__
 from dst_grpc.domain.timeline import Fact, Stage, Timeline
 from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.sampling import Sampling
 from dst_grpc.observability.trace_context import STATE_KEY, TraceParent
 
 _MOST_SPANS = 128
@@ -45,15 +46,16 @@ _ROOT = Context()
 
 
 class TraceCalls:
-    """A span for each call but health checks, and for each item of a stream."""
+    """A span for each call that *sampling* wants, but health checks, and for each item of a stream."""
 
-    def __init__(self, provider: TracerProvider) -> None:
-        """Make spans of *provider*."""
+    def __init__(self, provider: TracerProvider, sampling: Sampling) -> None:
+        """Make spans of *provider*, which records all that it makes."""
         self._tracer = provider.get_tracer("dst_grpc", __version__)
+        self._sampling = sampling
 
     def on_start(self, call: CallInfo) -> None:
         """Begin the span of *call*, below that of its caller if there is one."""
-        if call.method.startswith(HEALTH_PREFIX):
+        if not self._sampling.wants(call.trace_parent) or call.method.startswith(HEALTH_PREFIX):
             return
         method = call.method.removeprefix("/") if call.is_known else _OTHER
         span = self._tracer.start_span(
@@ -101,44 +103,35 @@ class _TracedTimeline(Timeline):
     def __init__(self, tracer: Tracer, span: Span) -> None:
         super().__init__(format_trace_id(span.get_span_context().trace_id))
         self._tracer, self._span = tracer, span
-        self._context: Context | None = set_span_in_context(span, _ROOT) if span.is_recording() else None
-        """What its further spans are made in; None if there are none."""
+        self._context = set_span_in_context(span, _ROOT)
+        """What its further spans are made in."""
         self._n_spans = self._n_items = 0
 
     @property
-    def exemplar(self) -> Mapping[str, str] | None:
-        return None if self._context is None else {"trace_id": self.trace_id}
+    def exemplar(self) -> Mapping[str, str]:
+        return {"trace_id": self.trace_id}
 
     def note(self, stage: Stage, started: float, ended: float, *, batch: object = None, **facts: Fact) -> None:
         super().note(stage, started, ended)
-        if self._context is None:
-            return
         self._n_spans += 1
         if self._n_spans <= _MOST_SPANS:
             links = [Link(batch)] if isinstance(batch, SpanContext) else []
             self._stage(stage, started, ended, links, facts)
 
     def batch(self, others: Sequence[Timeline], started: float, ended: float, **facts: Fact) -> object:
-        if self._context is None:
-            return None
-        links = [
-            Link(other._span.get_span_context())  # noqa: SLF001  of this class
-            for other in others
-            if isinstance(other, _TracedTimeline) and other._context is not None  # noqa: SLF001
-        ]
+        traced = (other for other in others if isinstance(other, _TracedTimeline))
+        links = [Link(other._span.get_span_context()) for other in traced]  # noqa: SLF001  of this class
         return self._stage("batch", started, ended, links, facts).get_span_context()
 
     def item(self) -> Timeline:
         self._n_items += 1
-        if self._context is None or self._n_items > _MOST_ITEMS:
+        if self._n_items > _MOST_ITEMS:
             return super().item()
         return _TracedTimeline(self._tracer, self._tracer.start_span("item", context=self._context))
 
     def end(self, outcome: CallOutcome, call: CallInfo, facts: Mapping[str, Fact]) -> None:
         """End the span with what is known of a call, or of an item of it."""
         span = self._span
-        if self._context is None:
-            return
         known: dict[str, Fact] = {
             "request_id": call.request_id,
             "caller": call.caller.name,

@@ -43,8 +43,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     with logged_standard_error() as stream:
         log = configure_logging(log_format=settings.log_format, level=settings.log_level, stream=stream)
         try:
-            with exporting() as tracer_provider:
-                asyncio.run(run(Server(settings, build_parts(settings), tracer_provider, watch), on_ready=ready))
+            with exporting() as tracing:
+                asyncio.run(run(Server(settings, build_parts(settings), tracing, watch), on_ready=ready))
         finally:
             log.flush()  # before it is said why it does not start
 

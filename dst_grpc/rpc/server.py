@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -51,9 +51,6 @@ from dst_grpc.rpc.tensor_service import TensorService
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 from dst_grpc.rpc.watching import Watch
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
-
 _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 _ONE_PER_PORT = ("grpc.so_reuseport", 0)
@@ -74,7 +71,7 @@ class Server:
         self,
         settings: Settings,
         parts: Parts,
-        tracer_provider: TracerProvider | None = None,
+        tracing: CallObserver | None = None,
         watch: Watch | None = None,
     ) -> None:
         """Build the server; it does not listen yet.
@@ -82,7 +79,7 @@ class Server:
         Args:
             settings: how to serve.
             parts: what to serve.
-            tracer_provider: what makes the spans of calls; None = there are none.
+            tracing: traces calls; None = nothing does.
             watch: of the files that are reloaded when they change, begun before the parts were made; None = from now.
         """
         self._settings = settings
@@ -90,7 +87,7 @@ class Server:
         self.certificates = Certificates()
         """Those that clients see."""
         self._parts = parts
-        self._tracer_provider = tracer_provider
+        self._tracing = tracing
         self._drain = DrainSignal()
         self._is_draining = False
         self._identity = identity_of(settings)
@@ -256,14 +253,7 @@ class Server:
         stack.callback(later.flush)
         if self._measuring is not None:
             watching += self._measuring.observers(later)
-        return [*self._tracing(), later, self._identity, self._admission]
-
-    def _tracing(self) -> list[CallObserver]:
-        if self._tracer_provider is None:
-            return []
-        from dst_grpc.observability.tracing import TraceCalls
-
-        return [TraceCalls(self._tracer_provider)]
+        return [*filter(None, [self._tracing]), later, self._identity, self._admission]
 
     def _services(self) -> list[tuple[ServiceDescriptor, object]]:
         """Our services, with their implementations."""
@@ -372,11 +362,11 @@ async def cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, parts: Parts | None = None, tracer_provider: TracerProvider | None = None
+    settings: Settings, parts: Parts | None = None, tracing: CallObserver | None = None
 ) -> AsyncGenerator[Server, None]:
     """A server that serves within the block, with the real parts unless others are given, and is then stopped at
     once."""
-    server = Server(settings, parts or build_parts(settings), tracer_provider)
+    server = Server(settings, parts or build_parts(settings), tracing)
     await server.start()
     try:
         yield server

@@ -130,6 +130,7 @@ PAGES = [
     "docs/causal.md",
     "docs/glossary.md",
     "docs/graphs.md",
+    "docs/logs-and-traces.md",
     "docs/running.md",
     "docs/scaling.md",
     "tests/README.md",

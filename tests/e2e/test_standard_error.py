@@ -21,7 +21,7 @@ from tests.fake_parts import FakeParts
 
 def ready(address):
     os.write(2, b"from a library\\n")
-    subprocess.run([sys.executable, "-S", "-c", "import os; os.write(2, b'from a process')"])
+    subprocess.run([sys.executable, "-S", "-c", "import os; os.write(2, b'from a process' + bytes([10]))"])
 
 process.build_parts = lambda _: FakeParts().parts
 process.serve(settings.Settings(**eval(sys.argv[1])), on_ready=ready)

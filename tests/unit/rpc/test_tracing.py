@@ -30,7 +30,15 @@ def test_the_environment_says_whether(environment: dict[str, str], wanted: bool)
     assert are_wanted(environment) is wanted
 
 
-@pytest.mark.parametrize("more", [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"OTEL_TRACES_EXPORTER": "zipkin"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+        {"OTEL_TRACES_SAMPLER": "jaeger_remote"},
+        {"OTEL_TRACES_SAMPLER_ARG": "2", "OTEL_TRACES_SAMPLER": "traceidratio"},
+    ],
+)
 def test_what_cannot_be_done_is_said_at_the_start(more: dict[str, str]) -> None:
     (name, value), *_ = more.items()
     with pytest.raises(StartupError, match=f"{name}={value}"), exporting(SOMEWHERE | more):
