@@ -187,6 +187,7 @@ class Executor:
             return None
         if sender.timeline is not None:
             sender.timeline.model, sender.timeline.device = plan.model.name, plan.model.device
+            sender.timeline.contexts = [entry.name for entry in plan.autoencoders]
             sender.timeline.now = Stage.WRITE
         self._door.check(sender.caller.name, sender.request_bytes)
         self._door.quotas.charge(sender.caller.name, _KEPT_SECONDS)

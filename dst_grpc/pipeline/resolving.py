@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
+from dst_grpc.domain.timeline import Stage
 from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.resolution import Resolver
 
@@ -39,9 +41,13 @@ class Resolving:
         yield Validated()
         async with AsyncExitStack() as stack:
             if request.load:
+                started, is_loaded = time.monotonic(), True
                 async with aclosing(self._loading(plan, stack)) as stages:
                     async for progress in stages:
+                        is_loaded = False
                         yield progress
+                if sender.timeline is not None and not is_loaded:
+                    sender.timeline.note(Stage.LOAD, started, time.monotonic())
             yield await self._resolver.resolution(plan, registry)
 
     async def resolution(
@@ -51,7 +57,8 @@ class Resolving:
         registry = self._cache.registry
         plan = self._planning.kept(request.request, registry, sender.caller) if known is None else None
         if plan is None or plan.tensor_handles:
-            plan = await self._plan(request, registry, known, root, sender)
+            return await self._resolver.resolution(await self._plan(request, registry, known, root, sender), registry)
+        _note(plan, sender)
         return await self._resolver.resolution(plan, registry)
 
     async def _plan(
@@ -62,6 +69,7 @@ class Resolving:
         plan = await self._planning.plan(request.request, registry, known, root=path, caller=sender.caller)
         if plan.tensor_handles:
             await self._planning.with_tensors([plan], sender.tensors, [path])
+        _note(plan, sender)
         return plan
 
     async def _loading(self, plan: Plan, stack: AsyncExitStack) -> AsyncGenerator[LoadProgress, None]:
@@ -87,3 +95,10 @@ class Resolving:
             leased.cancel()
             with suppress(asyncio.CancelledError, DstError):
                 await leased  # so that a cancelled caller holds no pin
+
+
+def _note(plan: Plan, sender: Sender) -> None:
+    """Note what the request of *sender* is about."""
+    if sender.timeline is not None:
+        sender.timeline.model = plan.model.name
+        sender.timeline.contexts = [entry.name for entry in plan.autoencoders]

@@ -15,12 +15,14 @@ from typing import Any, TypeAlias
 import pytest
 import trustme
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client.parser import text_string_to_metric_families
 
 from dst_grpc.client import AsyncClient, Tls, make_request
 from dst_grpc.domain.callers import Role
 from dst_grpc.errors import DstError, Exhausted, InvalidRequest
+from dst_grpc.observability.sampling import Sampling
+from dst_grpc.observability.tracing import TraceCalls
 from dst_grpc.rpc.parts import build_parts
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
@@ -164,10 +166,10 @@ async def test_metrics_may_need_tls_and_a_token_which_a_reload_replaces(tmp_path
 
 @pytest.mark.parametrize("is_recorded", [True, False])
 async def test_what_is_traced_is_pointed_to_if_it_is_recorded(*, is_recorded: bool) -> None:
-    provider = TracerProvider(sampler=ALWAYS_ON if is_recorded else ALWAYS_OFF, shutdown_on_exit=False)
+    tracing = TraceCalls(TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False), Sampling(float(is_recorded)))
     settings = Settings(port=0, metrics_port=0)
     async with (
-        running_server(settings, build_parts(settings), provider) as server,
+        running_server(settings, build_parts(settings), tracing) as server,
         AsyncClient(server.address) as client,
     ):
         await client.derive([1, 2, 3], GRADIENTS, target=" Mary")

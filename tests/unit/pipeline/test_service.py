@@ -615,3 +615,25 @@ async def test_an_answer_that_is_not_made_comes_in_parts(pipeline: Pipeline) -> 
     assert isinstance(header, AnswerHeader)
     assert isinstance(summary, RunSummary)
     assert len(await everything(pipeline.derive(large(), make=made))) > 3  # it is not small
+
+
+async def test_a_timeline_tells_what_a_request_waited_for_and_what_it_is_about(pipeline: Pipeline) -> None:
+    asked = request(T.ONLINE_MLP_AUTOENCODER_LATENT, autoencoders=SETS, loss_fn_config=models.LOSS)
+    first, again, resolved = Timeline(), Timeline(), Timeline()
+    await everything(pipeline.derive(asked, sender=Sender(timeline=first)))
+    await everything(pipeline.derive(asked, sender=Sender(timeline=again)))
+    await pipeline.resolution(ResolveRequest(request=asked), sender=Sender(timeline=resolved))
+    assert first.seconds.keys() == {Stage.LOAD, Stage.QUEUE, Stage.PASS, Stage.DERIVE}
+    assert again.seconds.keys() == {Stage.QUEUE, Stage.DERIVE}  # its recording was kept
+    assert resolved.seconds == {}
+    for timeline in (first, again, resolved):
+        assert all(seconds >= 0 for seconds in timeline.seconds.values())
+        assert (timeline.model, [*timeline.contexts]) == ("tiny", [*SETS])
+
+
+async def test_what_a_request_to_resolve_loads_is_noted(pipeline: Pipeline) -> None:
+    timelines = [Timeline(), Timeline()]
+    for timeline in timelines:
+        asked = ResolveRequest(request=request(T.MLP_POST_ACT), load=True)
+        await everything(pipeline.resolve(asked, sender=Sender(timeline=timeline)))
+    assert [[*timeline.seconds] for timeline in timelines] == [[Stage.LOAD], []]
