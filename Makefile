@@ -77,7 +77,7 @@ polyglot: $(DEV) ## build the example clients, and compare what they all say of 
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
 
-browser: $(DEV) ## look at the pages of `--html` in a Chromium (Debian: chromium-headless-shell)
+browser: $(DEV) .venv-viewer/stamp ## look at pages in a Chromium (Debian: chromium-headless-shell)
 	$(BIN)/python -m pytest tests/browser
 
 guide: $(DEV) ## renew the outputs in README.md and docs/
@@ -129,3 +129,12 @@ $(REAL): pyproject.toml constraints.txt | .venv/bin/python
 .venv-docs/bin/sabledocs:
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet sabledocs==0.19.1050
+
+# Of circuit-tracer only its page is wanted, and npm's copies of what the page loads from elsewhere.
+.venv-viewer/stamp: export PATH := $(CURDIR)/$(BIN):$(PATH)
+.venv-viewer/stamp: | $(DEV)
+	@$(NODE)
+	$(PYTHON) -m venv .venv-viewer
+	.venv-viewer/bin/python -m pip --disable-pip-version-check install --quiet --no-deps circuit-tracer==0.5.0
+	npm install --silent --no-fund --no-audit --ignore-scripts --prefix .venv-viewer d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
+	@touch $@
