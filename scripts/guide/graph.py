@@ -57,6 +57,10 @@ def names_and_claims(client: Client) -> tuple[dict[str, str], list[Claim]]:
         Claim("the edges into the logits nearly make up the preference", 13.7 < whole < 15.7),
         Claim("behind a begin token the model is less sure", automatic.name == " Mary" and automatic.weight < 0.97),
         Claim("without one it is sure", graph.header.targets[0].weight > 0.99),
+        Claim(
+            "what matters most is at names and at the last token",
+            {row.token for row in graph.top(6)} <= {FIRST, SECOND, REPEATED, LAST},
+        ),
         Claim("the first name speaks for itself", _at(effects, FIRST) > 4),
         Claim("the second speaks for itself", _at(effects, SECOND) < -4),
         Claim("the repeated name speaks for Mary, more than any other", _at(effects, REPEATED) > _at(effects, FIRST)),
