@@ -51,7 +51,7 @@ fuzz: $(DEV) ## send 20,000 messages that are nearly requests (FUZZ_MESSAGES, FU
 faults: $(DEV) ## seed faults, one after the other, and see that the tests catch each
 	$(BIN)/python -m tests.faults
 
-real: $(DEV) $(REAL) ## compare SmolLM2-135M-Instruct with the transformers library
+real: $(DEV) $(REAL) .venv-circuit-tracer/stamp ## compare with the transformers library and with circuit-tracer
 	$(BIN)/python -m pytest tests/real
 
 bench: $(DEV) $(REAL) ## measure speed and memory
@@ -77,7 +77,7 @@ polyglot: $(DEV) ## build the example clients, and compare what they all say of 
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
 
-browser: $(DEV) .venv-viewer/stamp ## look at pages in a Chromium (Debian: chromium-headless-shell)
+browser: $(DEV) .venv-circuit-tracer/page.stamp ## look at pages in a Chromium (Debian: chromium-headless-shell)
 	$(BIN)/python -m pytest tests/browser
 
 guide: $(DEV) ## renew the outputs in README.md and docs/
@@ -130,11 +130,15 @@ $(REAL): pyproject.toml constraints.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet sabledocs==0.19.1050
 
-# Of circuit-tracer only its page is wanted, and npm's copies of what the page loads from elsewhere.
-.venv-viewer/stamp: export PATH := $(CURDIR)/$(BIN):$(PATH)
-.venv-viewer/stamp: | $(DEV)
+# Of circuit-tracer only its own files are wanted: it asks for older libraries than those of the tests.
+.venv-circuit-tracer/stamp:
+	$(PYTHON) -m venv .venv-circuit-tracer
+	.venv-circuit-tracer/bin/python -m pip --disable-pip-version-check install --quiet --no-deps circuit-tracer==0.5.0
+	@touch $@
+
+# What its page loads from elsewhere.
+.venv-circuit-tracer/page.stamp: export PATH := $(CURDIR)/$(BIN):$(PATH)
+.venv-circuit-tracer/page.stamp: .venv-circuit-tracer/stamp | $(DEV)
 	@$(NODE)
-	$(PYTHON) -m venv .venv-viewer
-	.venv-viewer/bin/python -m pip --disable-pip-version-check install --quiet --no-deps circuit-tracer==0.5.0
-	npm install --silent --no-fund --no-audit --ignore-scripts --prefix .venv-viewer d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
+	npm install --silent --no-fund --no-audit --ignore-scripts --prefix .venv-circuit-tracer d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
 	@touch $@

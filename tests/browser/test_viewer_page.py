@@ -1,7 +1,7 @@
 """A graph in circuit-tracer's own page: every node is drawn, and a click shows the edges of one.
 
-The page is that of the package on PyPI, which `make browser` unpacks into .venv-viewer. It loads libraries from other
-hosts; npm's copies of them are served in their place. All requests are answered here, and none goes anywhere.
+The page is that of the package on PyPI, which `make browser` unpacks into .venv-circuit-tracer. It loads libraries from
+other hosts; npm's copies of them are served in their place. All requests are answered here, and none goes anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route
 
 from tests.e2e.conftest import environment_with, served
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv-viewer"
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-circuit-tracer"
 LIBRARIES = ENVIRONMENT / "node_modules"
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "d3.js": ("d3/dist/d3.js", "d3-collection/dist/d3-collection.js"),
