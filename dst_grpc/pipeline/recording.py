@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.scalars.recorded_taps import RecordedTaps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dst_grpc.engine.taps import Site
 
     Tensors = Mapping[Site, torch.Tensor]
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +36,7 @@ class Recording:
     not_finite: NotFinite | None = None
     """Where the run first has values that are not finite; None if it is finite."""
     logits: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """Logits [V] at positions where runs of later batches, or the answer, read them; not counted, and not kept."""
+    """Logits [V] at positions where runs of later batches, or the answer, read them."""
 
     @classmethod
     def of(
@@ -56,7 +58,12 @@ class Recording:
     def alone(self) -> Recording:
         """A copy that does not keep the tensors of its batch alive."""
         copies = {id(x): x.clone() for x in self._tensors()}
-        return self._changed(lambda tensors: {site: copies[id(x)] for site, x in tensors.items()})
+
+        def copied(tensors: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
+            return {key: copies[id(x)] for key, x in tensors.items()}
+
+        taps = RecordedTaps(copied(self.taps.values), copied(self.taps.gradients), self.taps.n_tokens)
+        return replace(self, taps=taps, passes=tuple(map(copied, self.passes)), logits=copied(self.logits))
 
     def merged(self, older: Recording) -> Recording:
         """This recording, extended by the sites that only *older*, of the same run, has."""
@@ -72,6 +79,7 @@ class Recording:
             self.gradient_sites | older.gradient_sites,
             self.scalars,
             self.not_finite or older.not_finite,
+            {**older.logits, **self.logits},
         )
 
     @property
@@ -83,11 +91,7 @@ class Recording:
     def _tensors(self) -> Iterable[torch.Tensor]:
         for tensors in (self.taps.values, self.taps.gradients, *self.passes):
             yield from tensors.values()
-
-    def _changed(self, change: Callable[[Tensors], Tensors]) -> Recording:
-        taps = RecordedTaps(change(self.taps.values), change(self.taps.gradients), self.taps.n_tokens)
-        passes = tuple(map(change, self.passes))
-        return replace(self, taps=taps, passes=passes)
+        yield from self.logits.values()
 
 
 def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:

@@ -125,7 +125,8 @@ class RecordingStore:
         """Keep *recording* of *plan*'s run in a batch for *caller*; evict the least recently used beyond the budget."""
         if not self.budget_bytes:
             return
-        recording = replace(recording if batch_size == 1 else recording.alone(), logits={})
+        if batch_size > 1:
+            recording = recording.alone()
         key = self._key(plan, caller)
         by_values = self._key_of_values(plan, plan.run, caller)
         older = self._dropped(key)

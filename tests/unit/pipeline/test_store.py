@@ -157,6 +157,20 @@ def test_a_recording_of_a_batch_keeps_its_own_part_alone(world: models.World) ->
     assert store.byte_count == alone.byte_count
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_logits_that_an_answer_reads_are_kept_and_counted(world: models.World, batch_size: int) -> None:
+    """Computed again they would differ in their last bits, and so would equal answers."""
+    plan = replace(plan_of(world, T.MLP_POST_ACT), logits=frozenset({2}))
+    recording, store = recorded(world, plan), RecordingStore()
+    (logits,) = recording.logits.values()
+    store.keep(plan, recording, batch_size=batch_size)
+    assert store.byte_count == recorded(world, replace(plan, logits=frozenset())).byte_count + logits.nbytes
+    store.keep(plan, recorded(world, replace(plan, logits=frozenset())))  # what is not recorded again stays
+    found = store.find(plan)
+    assert found is not None
+    assert (found.logits[2] == logits).all()
+
+
 def answer_of(size: int) -> MadeAnswer:
     return MadeAnswer((bytes(size),))
 
