@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from dst_grpc.client._channel import Connection
 from dst_grpc.client._errors import our_errors
 from dst_grpc.client._forks import note_closed
+from dst_grpc.client._given import seconds
 from dst_grpc.client._routing import named_model
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -75,7 +76,7 @@ class Calls:
         """Answer of a unary call. *model* is the one that it is about, if the request itself does not tell."""
         metadata = self._connection.call_metadata(model or named_model(request))
         with our_errors(self.target, timeout):
-            return await method(request, timeout=timeout, metadata=metadata)
+            return await method(request, timeout=seconds(timeout), metadata=metadata)
 
     async def _responses(
         self,
@@ -87,7 +88,7 @@ class Calls:
     ) -> AsyncGenerator[ResponseT]:
         """The messages of a server stream; closing the iterator cancels the call. *model* as in `_unary`."""
         metadata = self._connection.call_metadata(model or named_model(request))
-        call = method(request, timeout=timeout, metadata=metadata)
+        call = method(request, timeout=seconds(timeout), metadata=metadata)
         try:
             with our_errors(self.target, timeout):
                 async for response in call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from numbers import Real
@@ -65,6 +66,14 @@ def how_many(path: str, value: SupportsIndex) -> int:
     found = integer(path, value)
     if found < 0:
         raise InvalidRequest.of(path, f"must be 0 or more, not {found}")
+    return found
+
+
+def seconds(value: float | None, path: str = "timeout") -> float | None:
+    """A time limit; raises TypeError if it is no number, InvalidRequest if it is NaN."""
+    found: float | None = _typed(path, "", value, _type_of(float | None))
+    if found is not None and math.isnan(found):
+        raise InvalidRequest.of(path, "must be a number of seconds, not nan")
     return found
 
 

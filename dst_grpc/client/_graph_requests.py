@@ -113,7 +113,6 @@ def make_graph_request(
     """
     each = targets if isinstance(targets, Iterable) and not isinstance(targets, str) else (targets,)
     tokens = [_target(f"targets[{i}]", target) for i, target in enumerate(each)]
-    of_units = (sources,) if isinstance(sources, str) else tuple(sources)
     if not isinstance(directions, Mapping | None):
         raise TypeError(f"directions must be a mapping from names to vectors, not {directions!r}")
     named = [_direction(name, vector) for name, vector in (directions or {}).items()]
@@ -122,7 +121,7 @@ def make_graph_request(
         GraphRequest,
         prompt=prompt_of(prompt),
         transcoders=transcoders,
-        sources=tuple(member(GraphSource, source, "sources") for source in of_units),
+        sources=tuple(member(GraphSource, one, f"sources[{i}]") for i, one in enumerate(names_of(sources, "sources"))),
         autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
         request_id=request_id,
         model=model,

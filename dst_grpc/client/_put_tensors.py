@@ -13,6 +13,7 @@ from dst_grpc._gen.dst.v1 import tensor_service_pb2 as pb
 from dst_grpc._gen.dst.v1.tensor_service_pb2_grpc import TensorServiceStub
 from dst_grpc.client._calls import Calls
 from dst_grpc.client._errors import our_errors
+from dst_grpc.client._given import seconds
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.put_tensors import PutTensor, TensorDescription
 from dst_grpc.wire.checksums import crc32
@@ -57,7 +58,7 @@ class TensorCalls(Calls):
         data = flat.view(np.uint8).data
         description = TensorDescription(element_type=element_type, sizes=array.shape, ttl=ttl, checksum=crc32(data))
         metadata = self._connection.call_metadata(model)
-        call = self._tensor_stub.PutTensor(_messages(description, data), timeout=timeout, metadata=metadata)
+        call = self._tensor_stub.PutTensor(_messages(description, data), timeout=seconds(timeout), metadata=metadata)
         with our_errors(self.target, timeout):
             put = read_answer(PutTensor, await call)
         self._models_of_kept[put.handle] = model or ""

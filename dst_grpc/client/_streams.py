@@ -17,6 +17,7 @@ import grpc.aio
 from dst_grpc.client._channel import Connection
 from dst_grpc.client._errors import our_errors
 from dst_grpc.client._forks import check_same_process
+from dst_grpc.client._given import seconds
 from dst_grpc.client._routing import route_of
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, Reason
 
@@ -172,7 +173,7 @@ class _Conversation(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         timeout: float | None,
         max_in_flight: int,
     ) -> None:
-        self._exchange, self._connection, self._timeout = exchange, connection, timeout
+        self._exchange, self._connection, self._timeout = exchange, connection, seconds(timeout)
         self._max_in_flight = max_in_flight
         self._started = asyncio.get_running_loop().time()
         self.slots = asyncio.Semaphore(max_in_flight)

@@ -97,7 +97,10 @@ class Codec:
         self._cls = cls
         self._check = CHECKS.get(cls)
         self._specific = SPECIFIC.get(cls)
-        self.message_class: Any = MESSAGES[MESSAGE_NAMES.get(cls, cls.__name__)]
+        name = MESSAGE_NAMES.get(cls, cls.__name__)
+        if name not in MESSAGES:
+            raise TypeError(f"a value of class {cls.__name__} has no message: it is no request")
+        self.message_class: Any = MESSAGES[name]
 
     @cached_property
     def kind(self) -> Kind:
@@ -309,7 +312,7 @@ class _Codecs(dict[type, Codec]):
 
 
 codec_of = _Codecs().__getitem__
-"""The codec of a class; raises KeyError if there is no message of its name."""
+"""The codec of a class; raises TypeError if there is no message of its name."""
 
 
 def _kind_of(cls: type) -> Kind:

@@ -261,6 +261,10 @@ def test_an_argument_of_a_wrong_type_is_named(answer: GraphAnswer, client: Clien
         assert refusal(question, "t0", layers=3) == "filter.layers must be an iterable, not 3"
         assert refusal(question, "t0", tokens=["a"]) == "filter.tokens[0] must be an integer, not 'a'"
         assert refusal(question, "t0", kinds=[3]).startswith("filter.kinds[0] must be a text or a member of GraphNodeK")
+    assert refusal(client.graph_request, 5) == "a value of class int has no message: it is no request"
+    assert refusal(client.graph, "a", timeout="1") == "timeout must be a number or None, not '1'"
+    with pytest.raises(InvalidRequest, match="timeout: must be a number of seconds, not nan"):
+        client.graphs(timeout=NAN)
     assert refusal(answer.node, 5) == "name must be a text, not 5"
     assert refusal(answer.top, "5") == "n must be an integer, not '5'"
     assert refusal(answer.prune, "0.5", 1) == "pruning.node_threshold must be a number, not '0.5'"

@@ -39,7 +39,7 @@ def has_message(cls: type) -> bool:
     """Whether there is a message of its name."""
     try:
         codec_of(cls)
-    except KeyError:
+    except TypeError:
         return False
     return True
 
