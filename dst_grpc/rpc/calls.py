@@ -125,14 +125,20 @@ def of_bytes(method: _Method) -> _Method:
 class MethodTable(grpc.GenericRpcHandler):
     """Every method of the server, by full name."""
 
-    def __init__(self, observers: Sequence[CallObserver], unread: Unread | None = None) -> None:
+    def __init__(
+        self,
+        observers: Sequence[CallObserver],
+        unread: Unread | None = None,
+        load: Callable[[], tuple[str, bytes]] | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             observers: observe every call, in order at its start and in reverse at its end.
             unread: where streamed answers wait for their readers; None for one of its own.
+            load: further metadata to send with the status of each call.
         """
-        self._observers, self._unread = tuple(observers), unread or Unread()
+        self._observers, self._unread, self._load = tuple(observers), unread or Unread(), load
         self._reading = Reading()
         self._running: set[asyncio.Task[Any]] = set()
         """Tasks of the calls in progress."""
@@ -242,6 +248,7 @@ class MethodTable(grpc.GenericRpcHandler):
                 for observer in self._observers:
                     started.append((observer, observer.on_start(context.info)))  # noqa: PERF401  a refusal keeps those before
                 answer = await work(incoming or request, context)
+                self._add_load(context)
                 context.inner.set_trailing_metadata(tuple(context.trailing_metadata))
                 return answer  # noqa: TRY300  what is raised above ends the call too
             except grpc.aio.AbortError:
@@ -261,6 +268,7 @@ class MethodTable(grpc.GenericRpcHandler):
                 error = as_dst_error(failure_of(failure), method=context.info.method)
             self._running.discard(task)
             end()  # before the status is sent, which waits until the client has read all that was sent before
+            self._add_load(context)
             await _refuse(context, error, incoming)
         finally:
             self._running.discard(task)
@@ -268,6 +276,10 @@ class MethodTable(grpc.GenericRpcHandler):
             end()
             if incoming is not None:
                 incoming.close()
+
+    def _add_load(self, context: ObservedContext) -> None:
+        if self._load is not None:
+            context.trailing_metadata.append(self._load())
 
 
 def _seconds_of(info: CallInfo) -> float:

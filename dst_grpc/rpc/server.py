@@ -40,6 +40,7 @@ from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.graph_service import GraphService
 from dst_grpc.rpc.listening import listen, listen_on_port, locked
+from dst_grpc.rpc.load_report import LoadReport
 from dst_grpc.rpc.measuring import Measuring, Sources
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
@@ -277,7 +278,7 @@ class Server:
         self, observers: Sequence[CallObserver], services: Sequence[tuple[ServiceDescriptor, object]]
     ) -> MethodTable:
         """All methods: ours, health, reflection."""
-        methods = MethodTable(observers, self._unread)
+        methods = MethodTable(observers, self._unread, LoadReport(self._parts.pipeline.loads).of_ended_call)
         for descriptor, implementation in services:
             methods.add(descriptor, implementation)
         methods.add(health.SERVICE, self._health)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.aborted: list[grpc.StatusCode] = []
+        self.trailers: dict[str, str | bytes] = {}
 
     async def read(self) -> bytes:
         return b""
@@ -48,13 +50,15 @@ class Peer:
 
     def invocation_metadata(self) -> None: ...
 
-    def set_trailing_metadata(self, _metadata: object) -> None: ...
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+        self.trailers = dict(metadata)
 
     def auth_context(self) -> dict[str, list[bytes]]:
         return {}
 
-    async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+    async def abort(self, code: grpc.StatusCode, _details: str, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         self.aborted.append(code)
+        self.trailers = dict(metadata)
 
 
 class Ends:
@@ -75,16 +79,18 @@ class Panic(BaseException):
     """As libraries in other languages raise it."""
 
 
-async def called(error: BaseException, ends: Ends, peer: Peer) -> None:
-    """Call a method that raises *error*."""
+async def called(error: BaseException | None, ends: Ends, peer: Peer) -> None:
+    """Call a method that raises *error*, or answers."""
 
     class Raising:
         async def Check(self, _request: object, _context: object) -> object:
-            raise error
+            if error is not None:
+                raise error
+            return health_pb2.HealthCheckResponse()
 
         List = Watch = Check
 
-    table = MethodTable([ends])
+    table = MethodTable([ends], load=lambda: ("load-bin", b"much"))
     table.add(SERVICE, Raising())
     details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check")
     handler: Any = table.service(details)
@@ -107,6 +113,15 @@ async def test_a_panic_of_a_library_is_logged_and_answered(caplog: pytest.LogCap
     assert (outcome.code, outcome.reason) == ("INTERNAL", Reason.INTERNAL)
     assert "in another language" in caplog.text
     assert outcome.error_id == caplog.records[0].__dict__["error_id"]
+
+
+@pytest.mark.parametrize("error", [None, Exhausted("full", reason=Reason.QUEUE_FULL)])
+async def test_the_load_is_told_with_every_status(error: Exhausted | None) -> None:
+    """Here, since gRPC's own clients take it out, as proxies do."""
+    peer = Peer()
+    await called(error, Ends(), peer)
+    assert peer.trailers["load-bin"] == b"much"
+    assert len(peer.aborted) == (error is not None)
 
 
 @pytest.mark.parametrize("wish", [KeyboardInterrupt, SystemExit])
