@@ -1,7 +1,7 @@
 """`make release`: everything that a release consists of, in dist/.
 
-The sdist and the wheel, the protos as a tarball for builds without Python, and SHA256SUMS of the three. The same tree
-gives the same bytes.
+The sdist and the wheel, the protos as a tarball for builds without Python, a bill of materials, and SHA256SUMS of all.
+The same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import os
 import subprocess
 import sys
 import tarfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dst_grpc
+from scripts.bill_of_materials import bill_of_materials
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 SUMS = "SHA256SUMS"
 EPOCH = 1_577_836_800
 """Date of everything in the archives, which zip cannot hold before 1980: 2020-01-01, as hatchling's own default."""
+MADE_AT = datetime.fromtimestamp(EPOCH, UTC)
 
 
 def proto_files() -> dict[str, Path]:
@@ -72,6 +75,7 @@ def release(folder: Path) -> list[Path]:
     ]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     write_protos(folder)
+    (folder / f"dst-grpc-{dst_grpc.__version__}.cdx.json").write_text(bill_of_materials(MADE_AT), encoding="utf-8")
     files = sorted(folder.iterdir())
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     sums = folder / SUMS

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 import dst_grpc
 from scripts import release
+from scripts.bill_of_materials import bill_of_materials
 
 
 @pytest.fixture(name="built", scope="module")
@@ -31,12 +34,31 @@ def _protos(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folder / name
 
 
-def test_a_release_is_an_sdist_a_wheel_the_protos_and_their_checksums(built: dict[str, Path]) -> None:
+def test_a_release_is_an_sdist_a_wheel_the_protos_a_bill_of_materials_and_checksums(built: dict[str, Path]) -> None:
     version = dst_grpc.__version__
     archives = {f"dst_grpc-{version}-py3-none-any.whl", f"dst_grpc-{version}.tar.gz", f"dst-protos-{version}.tar.gz"}
+    archives.add(f"dst-grpc-{version}.cdx.json")
     assert set(built) == {*archives, "SHA256SUMS"}
     sums = {tuple(line.split("  ")) for line in built["SHA256SUMS"].read_text().splitlines()}
     assert sums == {(hashlib.sha256(built[name].read_bytes()).hexdigest(), name) for name in archives}
+
+
+def test_the_bill_of_materials_has_all_that_is_needed(built: dict[str, Path]) -> None:
+    bill = json.loads(built[f"dst-grpc-{dst_grpc.__version__}.cdx.json"].read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["metadata"]["component"]["version"]) == ("CycloneDX", dst_grpc.__version__)
+    parts = {part["name"]: part["version"] for part in bill["components"]}
+    assert parts.keys() >= {"torch", "grpcio", "protobuf", "numpy", "pydantic-core", "opentelemetry-sdk", "typer"}
+    assert all(parts[name] == distribution(name).version for name in parts)
+    assert not {"pytest", "mypy", "ruff"} & parts.keys()
+    (own,) = [entry for entry in bill["dependencies"] if entry["ref"].startswith("dst-grpc@")]
+    assert f"torch@{parts['torch']}" in own["dependsOn"]
+    assert f"pydantic-core@{parts['pydantic-core']}" not in own["dependsOn"]
+
+
+def test_the_same_tree_gives_the_same_bill_of_materials(built: dict[str, Path]) -> None:
+    assert built[f"dst-grpc-{dst_grpc.__version__}.cdx.json"].read_text(encoding="utf-8") == bill_of_materials(
+        release.MADE_AT
+    )
 
 
 def test_the_same_tree_gives_the_same_protos(built: dict[str, Path], tmp_path: Path) -> None:
