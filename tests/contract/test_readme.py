@@ -133,6 +133,7 @@ PAGES = [
     "docs/logs-and-traces.md",
     "docs/running.md",
     "docs/scaling.md",
+    "deploy/README.md",
     "tests/README.md",
 ]
 
