@@ -98,6 +98,17 @@ def test_a_container_is_killed_later_than_it_needs_to_stop() -> None:
     assert stop > settings.drain_notice_seconds + settings.grace_seconds + KILL_MARGIN_SECONDS
 
 
+def test_compose_mounts_what_there_is_and_scrapes_the_server() -> None:
+    compose = loaded(DEPLOY / "compose.yaml")["services"]
+    for service in ("prometheus", "grafana"):
+        files = [volume.split(":")[0] for volume in compose[service]["volumes"] if volume.startswith("./")]
+        assert files
+        assert all((DEPLOY / file).exists() for file in files)
+    (scrape,) = loaded(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert scrape["static_configs"][0]["targets"] == [f"127.0.0.1:{settings_of(dockerfile_env()).metrics_port}"]
+    assert compose["prometheus"]["network_mode"] == "service:server"
+
+
 def test_a_unit_is_killed_later_than_it_needs_to_stop() -> None:
     (start,), (stop,) = of_unit("ExecStart"), of_unit("TimeoutStopSec")
     flags = dict(re.findall(r"--(\S+) (\S+)", start))
