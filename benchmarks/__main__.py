@@ -18,7 +18,9 @@ from benchmarks import (
     handover,
     loop_lag,
     memory_estimates,
+    open_streams,
     patching,
+    scaling,
     serving,
     slow_readers,
     tracing,
@@ -43,6 +45,8 @@ REPORTS = {
     "memory_estimates": memory_estimates.report,
     "slow_readers": slow_readers.report,
     "tracing": tracing.report,
+    "open_streams": open_streams.report,
+    "scaling": scaling.report,
     "transcoders": transcoders.report,
     "smollm2": deriving.report_of_smollm2,
 }

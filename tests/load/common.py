@@ -51,12 +51,12 @@ class Target(Server):
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         return grpc.aio.insecure_channel(self.address, options=options)
 
-    def status(self, key: str) -> int:
-        """A figure of /proc/PID/status in MiB; 0 once the process is gone."""
+    def status(self, key: str, *, unit: int = 1 << 10) -> int:
+        """A figure of /proc/PID/status, in MiB, or in *unit* kB; 0 once the process is gone."""
         with suppress(OSError):
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
                 if line.startswith(key):
-                    return int(line.split()[1]) >> 10
+                    return int(line.split()[1]) // unit
         return 0
 
     @property

@@ -20,8 +20,9 @@ import pytest
 import trustme
 import yaml
 
-from tests.mesh.conftest import wait_until
+from tests.mesh.conftest import ROOT, wait_until
 
+DEPLOY = ROOT / "deploy" / "envoy"
 SECONDS = 60.0
 
 
@@ -115,3 +116,20 @@ def envoy_of(configuration: Path, ports: Sequence[int], folder: Path, tmp_path: 
             yield Proxy(f"127.0.0.1:{listening[0]}", admin, process, log)
         finally:
             process.terminate()
+
+
+def deployed(authority: trustme.CA, folder: Path) -> Path:
+    """A new *folder* to run the Envoy of `deploy` in: its files about certificates, and what they name."""
+    write_certificates(authority, folder / "tls")
+    for file in ("server-tls.yaml", "clients-tls.yaml"):
+        shutil.copy(DEPLOY / file, folder)
+    return folder
+
+
+def write_certificates(authority: trustme.CA, target: Path) -> None:
+    """The proxy's certificate and key, and that of the authority that signs clients'."""
+    target.mkdir(parents=True)
+    authority.cert_pem.write_to_path(target / "ca.crt")
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(target / "tls.key")
+    certificate.cert_chain_pems[0].write_to_path(target / "tls.crt")

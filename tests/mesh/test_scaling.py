@@ -5,7 +5,6 @@ to one that lacks the model; what a server keeps is found again; who may do what
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,9 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.client import Client, Tls
 from dst_grpc.errors import DstError, NotFound, Unavailable
-from tests.mesh.conftest import OPERATOR, ROOT, Backend, started, wait_until
-from tests.mesh.proxy import Proxy, envoy_of
+from tests.mesh.conftest import OPERATOR, Backend, started, wait_until
+from tests.mesh.proxy import DEPLOY, Proxy, deployed, envoy_of, write_certificates
 
-DEPLOY = ROOT / "deploy" / "envoy"
 MODELS = 40
 SECONDS = 60.0
 
@@ -32,20 +30,7 @@ SECONDS = 60.0
 @pytest.fixture
 def folder(authority: trustme.CA, tmp_path: Path) -> Path:
     """What Envoy runs in: the shipped files about certificates, and what they name."""
-    run = tmp_path / "run"
-    write_certificates(authority, run / "tls")
-    for file in ("server-tls.yaml", "clients-tls.yaml"):
-        shutil.copy(DEPLOY / file, run)
-    return run
-
-
-def write_certificates(authority: trustme.CA, target: Path) -> None:
-    """The proxy's certificate and key, and that of the authority that signs clients'."""
-    target.mkdir(parents=True)
-    authority.cert_pem.write_to_path(target / "ca.crt")
-    certificate = authority.issue_cert("localhost", "127.0.0.1")
-    certificate.private_key_pem.write_to_path(target / "tls.key")
-    certificate.cert_chain_pems[0].write_to_path(target / "tls.crt")
+    return deployed(authority, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
