@@ -75,13 +75,18 @@ def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
         "--host": "192.0.2.1",
         "--health-host": "no.such.host.invalid",
         "--health-port": "1",
+        "--metrics-host": "192.0.2.1",
+        "--metrics-port": "1",
+        "--metrics-token-file": tmp_path / "tokens",
+        "--metrics-tls-certificate": tmp_path / "certificate",
+        "--metrics-tls-key": tmp_path / "key",
         "--preload": "m,x",
     }
     flags = [str(part) for pair in arguments.items() for part in pair]
     result = CliRunner().invoke(app, ["serve", "--check", "--devices", "cuda:99", *flags])
     assert result.exit_code == 1, result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "error: 10 problems:", result.stderr
+    assert lines[0] == "error: 14 problems:", result.stderr
     for expected in (
         "auth_token_file.line 1: holds a token itself",
         "callers_file.callers.a.weight: ",
@@ -89,6 +94,10 @@ def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
         "tls_key: holds no private key in PEM",
         "host: that is no address of this machine",
         "health_host: 'no.such.host.invalid' is no address",
+        "metrics_host: that is no address of this machine",
+        "metrics_token_file.line 1: holds a token itself",
+        "metrics_tls_certificate: holds no certificate in PEM",
+        "metrics_tls_key: holds no private key in PEM",
         "device: this machine has",
         "cannot be served: m: config.json: is no sound JSON",
         "cannot be served: n: ",
