@@ -24,17 +24,23 @@ from benchmarks.measure import conditions, forget_peak, interleaved, resident_by
 from benchmarks.subjects import GPT2_SMALL
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
+from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
+from dst_grpc.engine.splice import splices_of_set
 from dst_grpc.engine.stored_matrix import StoredMatrix
+from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import require
 from dst_grpc.graphs.building import build
 from dst_grpc.graphs.question import GraphQuestion
 from dst_grpc.graphs.sources import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
+
+    from dst_grpc.contexts import AutoencoderContext
+    from dst_grpc.engine.decoder import Decoder
 
 _GIB = 1 << 30
 _BYTES = 8 * _GIB
@@ -44,6 +50,10 @@ _ACTIVE = 100
 _NODES = 200
 _ROWS = 2000
 _ROUNDS = 7
+LATENTS: tuple[Site, ...] = tuple(
+    (ActivationLocationType.ONLINE_MLP_AUTOENCODER_LATENT, layer) for layer in range(GPT2_SMALL.n_layers)
+)
+"""The taps of its latents."""
 
 
 def write_sparse(path: Path, shapes: Mapping[str, tuple[int, ...]], filled: Mapping[str, torch.Tensor]) -> None:
@@ -86,7 +96,8 @@ def write_cross_layer(folder: Path, n_bytes: int) -> int:
 
 
 def _used(folder: str, answer: Connection) -> None:
-    """Load it, and build a graph with it: sends peaks of resident memory, what is resident then, and seconds."""
+    """Load it, build a graph with it, and splice it into runs: sends peaks of resident memory, what is resident after
+    the graph, and seconds."""
     registry = Registry.build(models={"m": Path(folder)}, device="cpu", include_embedded=False)
     loader = FileLoader(allow_failed_checks=True)
     model = loader.load_model(registry.model_entry("m"), lambda _: None)
@@ -94,7 +105,8 @@ def _used(folder: str, answer: Connection) -> None:
     forget_peak()
     entry = registry.autoencoder_entry("m/clt", "m")
     started = time.process_time()
-    transcoders = require(loader.load_autoencoders(entry, model, lambda _: None).transcoders)
+    context = loader.load_autoencoders(entry, model, lambda _: None)
+    transcoders = require(context.transcoders)
     loading, peak_of_loading = time.process_time() - started, resident_bytes("VmHWM")
     forget_peak()
     started = time.process_time()
@@ -105,7 +117,19 @@ def _used(folder: str, answer: Connection) -> None:
     parts = (resident_bytes("RssAnon"), resident_bytes("RssFile"))
     n_active = len(steps[-1].candidates.active)
     counted = (transcoders.file_bytes, transcoders.parameter_bytes)
-    answer.send((before, peak_of_loading, peak_of_using, *parts, loading, using, n_active, *counted))
+    runs = [_run(model.decoder, context, gradients) for gradients in ((), LATENTS)]
+    answer.send((before, peak_of_loading, peak_of_using, *parts, loading, using, n_active, *counted, runs))
+
+
+def _run(decoder: Decoder, context: AutoencoderContext, gradients: Sequence[Site]) -> tuple[int, float]:
+    """A run with it spliced in, with *gradients* of a logit: the peak of resident memory, and seconds."""
+    forget_peak()
+    started = time.process_time()
+    splices = {splice.site: splice for splice in splices_of_set(context.input, context.coders)}
+    taps = Taps(gradients=gradients, splices=splices)
+    tokens = torch.arange(100, 100 + _TOKENS).unsqueeze(0)
+    taps.gradients(require(decoder.forward(tokens, taps, logits_at=torch.tensor([_TOKENS - 1])))[0, 0, 5])
+    return resident_bytes("VmHWM"), time.process_time() - started
 
 
 def report() -> Iterator[str]:
@@ -119,7 +143,7 @@ def report() -> Iterator[str]:
         process = context.Process(target=_used, args=(str(folder), theirs))
         process.start()
         theirs.close()
-        before, loading, using, anonymous, mapped, load_s, use_s, n_active, in_files, in_memory = ours.recv()
+        before, loading, using, anonymous, mapped, load_s, use_s, n_active, in_files, in_memory, runs = ours.recv()
         process.join()
         yield (
             f"a cross-layer transcoder of {GPT2_SMALL.n_layers} layers and {n_features} features of a layer:"
@@ -132,6 +156,11 @@ def report() -> Iterator[str]:
             f" built: {using / _GIB:.2f} GiB, {use_s:.1f} s of CPU; then {anonymous / _GIB:.2f} GiB anonymous,"
             f" {mapped / _GIB:.2f} GiB of files"
         )
+        for what, (peak, seconds) in zip(("", ", with gradients at all latents"), runs, strict=True):
+            yield (
+                f"  at most in a run of as many tokens with it spliced in{what}: {peak / _GIB:.2f} GiB,"
+                f" {seconds:.1f} s of CPU"
+            )
         yield from _reading(place / "W_dec_0.safetensors", place / "W_enc_0.safetensors", n_features)
 
 
