@@ -53,6 +53,8 @@ AUTOENCODERS = [
             (Transcoder.CROSS_LAYER, HEAD),
         )
     ),
+    # A transcoder reads a residual as the autoencoder that is spliced in there leaves it.
+    Explained("gemma", (Transcoder.CROSS_LAYER, T.RESID_POST_ATTN), TRANSCODED),
     *(Explained(kinds=(kind,), origin=NEURON) for kind in (*RESIDUALS, T.MLP_PRE_ACT, T.RESID_POST_EMBEDDING)),
     *(Explained(kinds=(kind,), origin=origin) for kind in RESIDUALS for origin in (None, STREAM_LATENT, LATER_HEAD)),
     Explained(kinds=(Transcoder.NORMED, T.RESID_POST_ATTN), origin=TRANSCODED),
