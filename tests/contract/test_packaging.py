@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import configparser
 import email
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email.message import Message
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,32 @@ def test_a_bare_install_asks_for_the_client_s_packages_only(metadata: Message) -
 
 def test_the_licence_is_in_the_wheel(names: set[str]) -> None:
     assert f"dst_grpc-{dst_grpc.__version__}.dist-info/licenses/LICENSE" in names
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;@(]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def test_no_package_that_is_asked_for_overwrites_the_modules_of_another() -> None:
+    """As xds-protos would, which brings older copies of opentelemetry-proto: which of them counts is then chance."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*project["project"]["dependencies"]]
+    for group in (*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()):
+        wanted += [one for one in group if isinstance(one, str)]
+    todo, owners = [*map(name_of, wanted)], dict[str, set[str]]()
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of another platform, or of an extra that is not installed
+            continue
+        todo += [name_of(one) for one in package.requires or () if "extra ==" not in one]
+        for file in package.files or ():
+            if file.suffix == ".py" and file.name != "__init__.py":
+                owners.setdefault(str(file), set()).add(name)
+    assert len(seen) > 50
+    assert {file: names for file, names in owners.items() if len(names) > 1} == {}
