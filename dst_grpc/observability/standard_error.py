@@ -38,6 +38,9 @@ def logged_standard_error() -> Generator[TextIO, None, None]:
 
     That stays open, as the last lines of the log are written later.
     """
+    if not hasattr(os, "set_blocking"):  # Windows, before Python 3.12
+        yield sys.stderr
+        return
     sys.stderr.flush()
     real = os.fdopen(os.dup(_STANDARD_ERROR), "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     reading, writing = os.pipe()
