@@ -1,10 +1,33 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.rpc.load_report import LOAD_KEY, LoadReport
+
+
+def report_class() -> Any:
+    """`xds.data.orca.v3.OrcaLoadReport`, with those of its fields that are plain numbers.
+
+    Not that of xds-protos: that package overwrites modules of opentelemetry-proto and googleapis-common-protos.
+    """
+    file = FileDescriptorProto(name="orca_load_report.proto", package="xds.data.orca.v3", syntax="proto3")
+    message = file.message_type.add(name="OrcaLoadReport")
+    numbers = {"cpu_utilization": 1, "mem_utilization": 2, "rps_fractional": 6, "eps": 7, "application_utilization": 9}
+    for name, number in numbers.items():
+        kind, label = FieldDescriptorProto.TYPE_DOUBLE, FieldDescriptorProto.LABEL_OPTIONAL
+        message.field.add(name=name, number=number, type=kind, label=label)
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("xds.data.orca.v3.OrcaLoadReport"))
+
+
+REPORT = report_class()
 
 
 class Rig:
@@ -20,10 +43,10 @@ class Rig:
         self.asked += 1
         return [DeviceLoad(device=f"cuda:{i}", expected_wait=w, waiting_requests=1) for i, w in enumerate(self.waits)]
 
-    def read(self) -> OrcaLoadReport:
+    def read(self) -> Any:
         key, value = self.report.of_ended_call()
         assert key == LOAD_KEY == "endpoint-load-metrics-bin"
-        return OrcaLoadReport.FromString(value)
+        return REPORT.FromString(value)
 
 
 def test_it_tells_the_longest_wait_of_any_device() -> None:
