@@ -40,11 +40,12 @@ class Proxy:
     root: bytes = b""
     """Certificate of who signed its own."""
 
-    def channel(self, operator: trustme.LeafCert | None = None) -> grpc.Channel:
-        """A channel through it, with the certificate of an *operator* or without any."""
+    def channel(self, operator: trustme.LeafCert | None = None, *, service_config: str = "{}") -> grpc.Channel:
+        """A channel through it, with the certificate of an *operator* or without any; alone it tries nothing again."""
         key = operator.private_key_pem.bytes() if operator else None
         chain = operator.cert_chain_pems[0].bytes() if operator else None
-        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.root, key, chain))
+        options = [("grpc.service_config", service_config)]
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.root, key, chain), options=options)
 
     def statistic(self, name: str) -> int:
         """One of its counters or gauges."""

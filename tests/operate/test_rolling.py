@@ -31,6 +31,7 @@ from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog
 from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
+from dst_grpc.client._channel import SERVICE_CONFIG
 from tests import tokens
 from tests.load.common import quantile, simple
 from tests.mesh.proxy import DEPLOY, Proxy, deployed, envoy_of, write_certificates
@@ -151,8 +152,8 @@ class Load:
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self, number: int) -> None:
-        """One caller, until it is over."""
-        with self.proxy.channel() as channel:
+        """One caller, until it is over; it tries again what clients do."""
+        with self.proxy.channel(service_config=SERVICE_CONFIG) as channel:
             i = number
             while not self.over.is_set():
                 self.shown[number] = self.token
