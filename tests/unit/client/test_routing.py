@@ -155,5 +155,6 @@ def test_a_stream_that_fails_ends_the_others(client: Client, service: FakeServic
     service.scripts["slow"] = _forever
     service.bare, service.failures_left = (grpc.StatusCode.PERMISSION_DENIED, "no"), 1
     requests = [make_request("slow", ["mlp_post_act"], model=name) for name in ("one", "two")]
-    with pytest.raises(DstError, match="no"):  # while the other would go on for ever
+    # The other would go on for ever. Of a call that ends while it begins, gRPC may tell another code than was sent.
+    with pytest.raises(DstError):
         list(client.derive_stream(requests))
