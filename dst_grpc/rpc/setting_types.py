@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import stat
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,15 +17,22 @@ from dst_grpc.rpc.quantities import bytes_of, seconds_of
 
 
 def _existing_file(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError("there is no such file")
-    return path
+    return _existing(path, stat.S_ISREG, "file")
 
 
 def _existing_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError("there is no such folder")
-    return path
+    return _existing(path, stat.S_ISDIR, "folder")
+
+
+def _existing(path: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
+    try:
+        if is_kind(path.stat().st_mode):
+            return path
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL in it
+        pass
+    except OSError as error:  # such as a folder on the way that this user may not search
+        raise ValueError(f"cannot be looked at: {error.strerror}") from None
+    raise ValueError(f"there is no such {kind}")
 
 
 def _device(text: str) -> str:
@@ -48,9 +57,19 @@ def _name(text: str) -> str:
     return text
 
 
+def _number(value: Any) -> Any:
+    """A number, or text of one; pydantic takes truth values for 0 and 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")  # noqa: TRY004  pydantic reports these
+    return value
+
+
 def _size(value: Any) -> Any:
     """A size given as text, with a unit or without."""
-    return bytes_of(value) if isinstance(value, str) else value
+    size = bytes_of(value) if isinstance(value, str) else _number(value)
+    if isinstance(size, int | float) and size > _MOST_BYTES:
+        raise ValueError("must be at most 2^60 bytes")
+    return size
 
 
 def _mode(value: Any) -> Any:
@@ -62,7 +81,7 @@ def _mode(value: Any) -> Any:
 
 def _duration(value: Any) -> Any:
     """A duration given as text, with a unit or without."""
-    return seconds_of(value) if isinstance(value, str) else value
+    return seconds_of(value) if isinstance(value, str) else _number(value)
 
 
 def _split(value: Any) -> Any:
@@ -111,6 +130,11 @@ def _reference(text: str) -> str:
 
 
 LAST_PORT = 65535
+_MOST_BYTES = 2**60
+_MOST = 2**31 - 1
+"""The largest number that gRPC and the system take for a count, or for the milliseconds of a timer."""
+_LONGEST_SECONDS = 100 * 365 * 86400
+"""A century: timers of the system and durations in messages reach about so far."""
 
 Device = Annotated[str, AfterValidator(_device)]
 NamedDevices = Annotated[tuple[Annotated[str, AfterValidator(_named_device)], ...], BeforeValidator(_split_each)]
@@ -123,8 +147,10 @@ ModelFolders = Annotated[dict[ModelName, ExistingFolder], BeforeValidator(_split
 References = Annotated[tuple[Annotated[str, AfterValidator(_reference)], ...], BeforeValidator(_split_each)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 ClientNameKind = Literal["peer_dns", "peer_uri", "peer_email", "peer_ip", "x509_common_name", "x509_subject"]
-PortNumber = Annotated[int, Field(ge=0, le=LAST_PORT)]
+PortNumber = Annotated[int, BeforeValidator(_number), Field(ge=0, le=LAST_PORT)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 PositiveBytes = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
-PositiveSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=_LONGEST_SECONDS)]
+PositiveSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=_LONGEST_SECONDS)]
+ConnectionSeconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=_MOST // 1000)]

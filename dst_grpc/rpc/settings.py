@@ -6,6 +6,10 @@ flag. All problems are reported together, before anything starts. Only the setti
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +20,8 @@ from dst_grpc.rpc.setting_types import (
     LAST_PORT,
     Bytes,
     ClientNameKind,
+    ConnectionSeconds,
+    Count,
     Device,
     ExistingFile,
     ExistingFolders,
@@ -35,6 +41,9 @@ PREFIX = "DST_"
 UNIX_PREFIX = "unix:"
 """What begins an address that is a unix socket."""
 _MIB = 1 << 20
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
+"""Bytes that the path of a unix socket may have."""
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  what they mean, not what we choose
 
 
 class Settings(BaseSettings):
@@ -91,9 +100,9 @@ class Settings(BaseSettings):
     allow_failed_checks: bool = False
     """Whether to serve autoencoders that do not reconstruct their declared input; clients see their figures."""
 
-    max_queued_requests: Annotated[int, Field(ge=1)] = 4096
+    max_queued_requests: Count = 4096
     """Requests that may wait before more are refused."""
-    max_queued_requests_per_caller: Annotated[int, Field(ge=1)] = 256
+    max_queued_requests_per_caller: Count = 256
     """Requests of one caller that may wait before more of it are refused."""
     max_queued_bytes: PositiveBytes = 256 * _MIB
     """Bytes of the messages of waiting requests; one caller may have a quarter of them."""
@@ -110,9 +119,9 @@ class Settings(BaseSettings):
     """Bytes of attribution graphs to keep for later questions; 0 = none."""
     kept_graph_seconds: PositiveSeconds = 3600.0
     """How long a graph is kept that nobody asks about."""
-    max_items_in_flight_per_stream: Annotated[int, Field(ge=1)] = 16
+    max_items_in_flight_per_stream: Count = 16
     """Items of one stream that run at once; reading pauses beyond."""
-    max_items_per_stream: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1_000_000
+    max_items_per_stream: Count = 1_000_000
     """Items of one stream in all; further ones fail."""
     return_freed_memory: bool = True
     """Whether the memory of runs on a CPU goes back to the system as soon as it is free (glibc), so that the process
@@ -132,7 +141,7 @@ class Settings(BaseSettings):
     """Bytes of tensors that all callers together may store."""
     put_tensor_ttl_seconds: PositiveSeconds = 3600.0
     """How long a caller's tensor is kept."""
-    max_concurrent_calls: Annotated[int, Field(ge=1)] | None = None
+    max_concurrent_calls: Count | None = None
     """Calls in progress before more are refused; None = no bound."""
 
     open_operate: bool = False
@@ -158,10 +167,10 @@ class Settings(BaseSettings):
     watch_seconds: Seconds = 10.0
     """How often to look at the files that a reload reads: registry, tokens, callers, certificates. When one of them has
     changed, all are reloaded. 0 = only when told."""
-    max_connection_age_seconds: PositiveSeconds | None = None
+    max_connection_age_seconds: ConnectionSeconds | None = None
     """How old a connection may become before its client is asked to open another, which may show another certificate
-    and reach another server; give or take a tenth. None = any age."""
-    max_connection_age_grace_seconds: PositiveSeconds | None = None
+    and reach another server; give or take a tenth; at most 24 days. None = any age."""
+    max_connection_age_grace_seconds: ConnectionSeconds | None = None
     """How long calls of such a connection may go on before they are cut off, longer than the longest call; None = to
     their end."""
     grace_seconds: Seconds = 30.0
@@ -209,24 +218,52 @@ class Settings(BaseSettings):
             problems.append("max_connection_age_grace_seconds needs max_connection_age_seconds")
         if self.devices and self.device != "auto":
             problems.append("give either device or devices")
-        last = len(self.devices) - 1
-        problems += [
-            f"{name} = {first} leaves no ports for {len(self.devices)} devices"
-            for name, first in (
-                ("port", self.port),
-                ("metrics_port", self.metrics_port),
-                ("health_port", self.health_port),
-            )
-            if first and first + last > LAST_PORT
-        ]
+        problems += [*self._missing_ports(), *self._collisions(), *self._long_sockets()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _missing_ports(self) -> Iterator[str]:
+        """Ports so high that not every device can have one."""
+        for name in ("port", "metrics_port", "health_port"):
+            first = getattr(self, name)
+            if first and first + len(self.devices) - 1 > LAST_PORT:
+                yield f"{name} = {first} leaves no ports for {len(self.devices)} devices"
+
+    def _collisions(self) -> Iterator[str]:
+        """Ports that two listeners of ours would both want, on the same address or on every one."""
+        listeners = {"port": (self.host, self.port)} if self.unix_socket is None else {}
+        listeners |= {"health_port": self.health_address} if self.health_address else {}
+        listeners |= {"metrics_port": self.metrics_address} if self.metrics_port else {}
+        more = max(0, len(self.devices) - 1)
+        for (one, (host, first)), (other, (its_host, its_first)) in combinations(listeners.items(), 2):
+            apart = host != its_host and not {host, its_host} & {*_EVERY_ADDRESS}
+            if apart or 0 in (first, its_first) or abs(first - its_first) > more:
+                continue
+            if more:
+                ports = f"{one} takes {first} to {first + more} and {other} {its_first} to {its_first + more}"
+                yield f"{ports}, one for each device: give them ports further apart"
+            else:
+                yield f"{one} and {other} are both {first}: give each its own"
+
+    def _long_sockets(self) -> Iterator[str]:
+        """Paths that are too long for a socket."""
+        longest = max((len(os.fsencode(path)) for path in self.unix_sockets), default=0)
+        if longest > _LONGEST_SOCKET:
+            yield f"the path of host has {longest} bytes, and that of a socket at most {_LONGEST_SOCKET}"
 
     @property
     def unix_socket(self) -> Path | None:
         """The socket to listen on; None = a port."""
         return Path(self.host.removeprefix(UNIX_PREFIX)) if self.host.startswith(UNIX_PREFIX) else None
+
+    @property
+    def unix_sockets(self) -> tuple[Path, ...]:
+        """That socket, or one for each of the devices; none = ports."""
+        path = self.unix_socket
+        if path is None or not self.devices:
+            return () if path is None else (path,)
+        return tuple(path.with_name(f"{path.name}.{number}") for number in range(len(self.devices)))
 
     @property
     def metrics_address(self) -> tuple[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
-from dst_grpc.rpc.settings import PREFIX, Settings
+from dst_grpc.errors import InvalidRequest
+from dst_grpc.rpc.settings import PREFIX, UNIX_PREFIX, Settings
 from dst_grpc.sources.specs import toml_key
-from dst_grpc.sources.toml_file import near
+from dst_grpc.sources.toml_file import near, read_toml
 
 FILE_VARIABLE = "DST_CONFIG"
 _OTHER_VARIABLES = re.compile(
@@ -27,6 +27,15 @@ _OTHER_VARIABLES = re.compile(
     r"|DST_\w+_PORT=(tcp|udp|sctp)://.*"
 )
 """Variables, with their values, that begin like settings and are none."""
+_WORDS = {
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("string_type", "path_type"), "must be text"),
+    "float_type": "must be a number",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table",
+}
+"""What values must be, by pydantic's names of what is wrong; else its own words will do."""
 _USER_OF_URL = re.compile(r"(?<=://)[^/@]*@")
 
 
@@ -88,9 +97,10 @@ class Given:
     def read(cls, flags: Mapping[str, Any] | None, file: Path | None) -> Given:
         """As `load_settings`."""
         given = {name: value for name, value in (flags or {}).items() if value is not None}
+        source = "--config"
         if file is None and FILE_VARIABLE in os.environ:
-            file = Path(os.environ[FILE_VARIABLE])
-        return cls(given, file, {} if file is None else _content_of(file))
+            file, source = Path(os.environ[FILE_VARIABLE]), FILE_VARIABLE
+        return cls(given, file, {} if file is None else _content_of(file, source))
 
     def settings(self) -> Settings:
         """The settings.
@@ -154,7 +164,7 @@ class Given:
         text = str(detail["msg"]).removeprefix("Value error, ")
         if not path:
             return Problem("", "", text)
-        name, given = path[0], detail["input"]
+        name, given, text = path[0], detail["input"], _WORDS.get(detail["type"], text)
         if detail["type"] == "extra_forbidden":
             text = f"there is no such setting{near(name, Settings.model_fields)}"
         source = self.source_of(name)
@@ -175,17 +185,19 @@ def _unknown_variables() -> list[Problem]:
     ]
 
 
-def _content_of(file: Path) -> dict[str, Any]:
-    """The content of the settings file, with relative paths resolved against its folder."""
+def _content_of(file: Path, source: str) -> dict[str, Any]:
+    """The content of the settings file that *source* names, with relative paths resolved against its folder."""
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([Problem("config", str(file), f"cannot be read: {error}")]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError([Problem("config", str(file), f"is no TOML: {error}")]) from None
+        content = read_toml(file)
+    except InvalidRequest as error:
+        text = error.violations[0].description.removeprefix(f"{file.name} ")
+        raise SettingsError([Problem("config", str(file), f"{text} (from {source})")]) from None
     for name, field in Settings.model_fields.items():
         if name in content and _has_paths(field.annotation):
             content[name] = _below(file.parent, content[name])
+    host = content.get("host")
+    if isinstance(host, str) and host.startswith(UNIX_PREFIX) and host != UNIX_PREFIX:
+        content["host"] = f"{UNIX_PREFIX}{file.parent / host.removeprefix(UNIX_PREFIX)}"
     return content
 
 

@@ -73,8 +73,8 @@ def assignments(settings: Settings, environment: Mapping[str, str], processors: 
     for number, device in enumerate(settings.devices):
         seen, device_there = _visible(device, environment)
         changes: dict[str, object] = {"devices": (), "device": device_there}
-        if settings.unix_socket is not None:
-            changes["host"] = f"{UNIX_PREFIX}{settings.unix_socket}.{number}"
+        if settings.unix_sockets:
+            changes["host"] = f"{UNIX_PREFIX}{settings.unix_sockets[number]}"
         elif settings.port:
             changes["port"] = settings.port + number
         for name in ("metrics_port", "health_port"):

@@ -27,7 +27,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         InvalidRequest: It cannot be read, or is no TOML. Names the file without its folder: callers may be told.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors put a byte order mark before it
     except OSError as error:
         raise InvalidRequest.of("", f"{file.name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

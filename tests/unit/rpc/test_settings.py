@@ -149,6 +149,13 @@ def test_paths_in_the_file_are_relative_to_it(file: Path) -> None:
     assert settings.autoencoder_roots == (file.parent,)
 
 
+def test_a_socket_in_the_file_is_relative_to_it(file: Path) -> None:
+    file.write_text('host = "unix:dst.sock"\n', encoding="utf-8")
+    assert load_settings(file=file).unix_socket == file.parent / "dst.sock"
+    file.write_text('host = "unix:/run/dst.sock"\n', encoding="utf-8")
+    assert load_settings(file=file).unix_socket == Path("/run/dst.sock")
+
+
 def test_the_registry_is_a_file_that_is_there(file: Path) -> None:
     (file.parent / "models.toml").write_text("")
     file.write_text('registry = "models.toml"\nhub_cache = "hub"\n', encoding="utf-8")
@@ -206,7 +213,32 @@ def test_a_host_may_be_a_unix_socket() -> None:
         ({"grace_seconds": "-1"}, "greater than or equal to 0"),
         ({"budget_bytes": "10 files"}, "'10 files' is no size: give bytes"),
         ({"budget_bytes": "0GB"}, "greater than 0"),
-        ({"budget_bytes": "1.5"}, "fractional part"),
+        ({"grace_seconds": "1e30"}, "less than or equal to"),
+        ({"grace_seconds": True}, "must be a number, not true"),
+        ({"max_connection_age_seconds": "30d"}, "less than or equal to 2147483"),
+        (
+            {"max_connection_age_seconds": "1h", "max_connection_age_grace_seconds": "30d"},
+            "less than or equal to 2147483",
+        ),
+        ({"max_concurrent_calls": 10**12}, "less than or equal to"),
+        ({"budget_bytes": "1.5"}, "must be a whole number"),
+        ({"budget_bytes": "1e30"}, r"must be at most 2\^60 bytes"),
+        ({"budget_bytes": 1e30}, r"must be at most 2\^60 bytes"),
+        ({"budget_bytes": False}, "must be a number, not false"),
+        ({"port": ""}, "must be a whole number"),
+        ({"port": True}, "must be a number, not true"),
+        ({"max_queued_requests": "1e3"}, "must be a whole number"),
+        ({"models": 3}, "must be a table"),
+        ({"strict": "perhaps"}, "must be true or false"),
+        ({"registry": "x" * 5000}, "File name too long"),
+        ({"registry": "a\0b"}, "no such file"),
+        ({"autoencoder_roots": "x" * 5000}, "File name too long"),
+        ({"host": f"unix:/{'x' * 120}"}, "has 121 bytes, and that of a socket at most 10[37]"),
+        ({"host": f"unix:/{'x' * 105}", "devices": "cpu,cpu"}, "has 108 bytes, and that of a socket at most 10[37]"),
+        ({"port": 5, "health_port": 5}, "port and health_port are both 5: give each its own"),
+        ({"port": 5, "health_port": 6, "devices": "cpu,cpu"}, "port takes 5 to 6 and health_port 6 to 7, one for each"),
+        ({"host": "unix:/a", "metrics_port": 5, "health_port": 5}, "health_port and metrics_port are both 5"),
+        ({"host": "::", "port": 5, "metrics_host": "127.0.0.1", "metrics_port": 5}, "port and metrics_port are"),
     ],
 )
 def test_each_mistake_is_named(flags: dict[str, object], part: str) -> None:
@@ -214,16 +246,40 @@ def test_each_mistake_is_named(flags: dict[str, object], part: str) -> None:
         load_settings(flags)
 
 
-@pytest.mark.parametrize(("content", "part"), [(b"port =", "is no TOML"), (b"\xff", "cannot be read")])
+def test_ports_may_be_the_same_where_they_do_not_collide() -> None:
+    load_settings({"host": "127.0.0.1", "port": 5, "metrics_host": "127.0.0.2", "metrics_port": 5})
+    load_settings({"port": 0, "health_port": 0, "metrics_port": 0})
+    load_settings({"host": "unix:/a", "port": 5, "health_port": 5})
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"port =", "is no TOML"),
+        (b"port = 1\nport = 2", "is no TOML"),
+        (b"\xff", "cannot be read"),
+        (b"a = " + b"[" * 5000, "nested too deeply"),
+    ],
+)
 def test_a_file_that_is_no_toml_is_named(file: Path, content: bytes, part: str) -> None:
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=f"{file.name}.*{part}"):
         load_settings(file=file)
 
 
-def test_a_missing_file_is_named(file: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot be read"):
+def test_a_missing_file_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        SettingsError, match=f"config = {file}: cannot be read: No such file or directory .from --config"
+    ):
         load_settings(file=file)
+    monkeypatch.setenv("DST_CONFIG", str(file))
+    with pytest.raises(SettingsError, match="from DST_CONFIG"):
+        load_settings()
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfport = 7\n")
+    assert load_settings(file=file).port == 7
 
 
 def test_settings_are_frozen() -> None:
