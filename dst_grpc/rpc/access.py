@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -90,14 +89,9 @@ def _tokens(file: Path, identity: Identity) -> NewContent:
 
 def _certificates(paths: tuple[Path, Path, Path | None], certificates: Certificates) -> NewContent:
     files = CertificateFiles.read(*paths)
-    expires_at = files.expires_at.isoformat(timespec="seconds")
-
-    def adopt() -> None:
-        certificates.use(files)
-        if files.expires_at < datetime.now(UTC):
-            _log.warning("the certificate has expired, at %s: clients will not trust it", expires_at)
-
-    return NewContent(adopt=adopt, facts={"certificate_expires": expires_at})
+    warning = f"tls_certificate: {files.warning}" if files.warning else ""
+    facts = {"certificate_expires": files.expires_at.isoformat(timespec="seconds")}
+    return NewContent(adopt=lambda: certificates.use(files), facts=facts, warning=warning)
 
 
 def _grants(file: Path, identity: Identity, use_grants: Callable[[Grants], None]) -> NewContent:

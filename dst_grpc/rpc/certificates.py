@@ -18,6 +18,7 @@ import grpc
 from dst_grpc.errors import InvalidRequest, Violations
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_BEGINNING = b"-----BEGIN CERTIFICATE-----"
 _KEY = re.compile(rb"-----BEGIN ([A-Z]+ |)PRIVATE KEY-----.+?-----END \1PRIVATE KEY-----", re.DOTALL)
 _OTHERS_KEY = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 """OpenSSL's names for a key that is not the certificate's."""
@@ -79,6 +80,13 @@ class CertificateFiles:
         """When the server's own certificate expires, or one that links it to an authority, whichever is first."""
         return min(map(_expiry_of, _ders(self.tls_certificate)))
 
+    @property
+    def warning(self) -> str:
+        """What is wrong with them, though they can be used; empty if nothing is."""
+        if self.expires_at >= datetime.now(UTC):
+            return ""
+        return f"has expired, at {self.expires_at.isoformat(timespec='seconds')}: clients will not trust it"
+
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """What gRPC makes of them."""
         return grpc.ssl_server_certificate_configuration(
@@ -127,6 +135,9 @@ def _problem_of_certificates(pem: bytes) -> str:
     """What is wrong with a file of certificates; empty if nothing is."""
     try:
         ders = list(_ders(pem))
+        # What reads the file later would do without it, or say that the key is wrong.
+        if len(ders) < pem.count(_BEGINNING):
+            return "holds a certificate that is cut short"
         if not ders:
             return "holds no certificate in PEM"
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=b"".join(ders))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -10,7 +9,7 @@ from dst_grpc.domain.handles import ContextRef
 from dst_grpc.errors import DstError, InvalidRequest
 from dst_grpc.rpc.access import files_of, identity_of
 from dst_grpc.rpc.certificates import Certificates
-from dst_grpc.rpc.listening import why_not
+from dst_grpc.rpc.listening import why_no_socket, why_not
 from dst_grpc.rpc.metrics_access import MetricsAccess
 from dst_grpc.rpc.settings import Settings
 
@@ -23,18 +22,20 @@ def problems_of(settings: Settings) -> list[str]:
 
 
 def _files(settings: Settings) -> Iterator[str]:
-    """What is wrong with tokens, callers and certificates."""
+    """What is wrong with tokens, callers and certificates, and what a server would warn of."""
     files = files_of(settings, identity_of(settings), lambda _: None, Certificates())
     for read in (*files, *MetricsAccess(settings).files):
-        yield from _told(read)
+        try:
+            warning = read().warning
+        except InvalidRequest as error:
+            yield from map(str, error.violations)
+        else:
+            yield from [warning] if warning else []
 
 
 def _addresses(settings: Settings) -> Iterator[str]:
     """What is wrong with the addresses to listen on, apart from their ports."""
-    if settings.unix_socket is not None:
-        folder = settings.unix_socket.absolute().parent
-        if not os.access(folder, os.W_OK | os.X_OK):
-            yield f"host: no socket can be made in the folder {folder}"
+    yield from (f"host: {reason}" for path in settings.unix_sockets if (reason := why_no_socket(path)))
     hosts = {} if settings.unix_socket else {"host": settings.host}
     if settings.health_address is not None:
         hosts["health_host"] = settings.health_address[0]
@@ -59,6 +60,8 @@ def _registry(settings: Settings) -> Iterator[str]:
         registry = build_registry(settings.model_copy(update={"strict": False}))
     except InvalidRequest as error:
         yield from map(str, error.violations)
+        if any(violation.field == "default_model" for violation in error.violations):
+            yield from _registry(settings.model_copy(update={"default_model": None}))  # which was looked at first
         return
     except DstError as error:
         yield error.message

@@ -20,6 +20,7 @@ from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
 _ALL_OF = {"localhost": ("127.0.0.1", "::1"), "::": ("::", "0.0.0.0")}  # noqa: S104  what it means, not what we choose
 """Addresses that gRPC takes some hosts for: as many of them as the machine has."""
 _NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_NO_SOCKET = "there is a file there that is no socket"
 _REASONS = {
     errno.EADDRINUSE: "another process listens there",
     errno.EACCES: "this user may not; ports below 1024 need CAP_NET_BIND_SERVICE",
@@ -73,7 +74,8 @@ def why_not(host: str, port: int) -> str:
     try:
         problems = list(_problems(host, port))
     except (socket.gaierror, UnicodeError):
-        return f"{host!r} is no address, and no name that can be resolved"
+        what = f"{host!r} is no address, and no name that can be resolved"
+        return f"{what}: give it alone, as in 127.0.0.1, ::1 or localhost"
     if not all(problems) and all(problem is None or problem.errno in _NO_SUCH_ADDRESS for problem in problems):
         return ""
     error = next(problem for problem in problems if problem)
@@ -138,13 +140,24 @@ def locked(path: Path | None) -> Generator[None, None, None]:
         os.close(descriptor)
 
 
+def why_no_socket(path: Path) -> str:
+    """Why there can be no unix socket at *path*, whoever listens there now; empty if there can."""
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return f"no socket can be made in the folder {folder}"
+    try:
+        return "" if stat.S_ISSOCK(path.lstat().st_mode) else _NO_SOCKET
+    except OSError:
+        return ""
+
+
 def _check_unix_socket(path: Path) -> None:
     """Raise OSError if there is something at *path* that may not be replaced, or its name is too long for a socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise OSError(errno.EEXIST, "there is a file there that is no socket")
+                raise OSError(errno.EEXIST, _NO_SOCKET)
         with suppress(FileNotFoundError, ConnectionRefusedError):
             probe.connect(str(path))
             raise OSError(errno.EADDRINUSE, "another process does")

@@ -54,10 +54,11 @@ class MetricsAccess:
 
     def _read_certificate(self, tls: ssl.SSLContext, certificate: Path, key: Path) -> NewContent:
         try:
-            CertificateFiles.read(certificate, key)
+            files = CertificateFiles.read(certificate, key)
         except InvalidRequest as error:
             problems = Violations()
             for one in error.violations:
                 problems.add(f"metrics_{one.field}", one.description)
             raise problems.error() from None
-        return NewContent(adopt=lambda: tls.load_cert_chain(certificate, key))
+        warning = f"metrics_tls_certificate: {files.warning}" if files.warning else ""
+        return NewContent(adopt=lambda: tls.load_cert_chain(certificate, key), warning=warning)

@@ -28,6 +28,14 @@ class NewContent:
     """Puts it in use. Called on the event loop; does not fail."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the log says of it."""
+    warning: str = ""
+    """What its operator is to know of it, though it can be used; empty = nothing."""
+
+    def put_in_use(self) -> None:
+        """Adopt it, and log the warning, if there is one."""
+        self.adopt()
+        if self.warning:
+            _log.warning(self.warning)
 
 
 ReadFile = Callable[[], NewContent]
@@ -72,7 +80,7 @@ class Reloader:
             new, models, contents = await asyncio.to_thread(self._read)
             change = new.adopt()
             for content in contents:
-                content.adopt()
+                content.put_in_use()
             self._health.set_models((model.name for model in models), self._cache)
         names = {"added": change.added, "removed": change.removed, "changed": change.changed}
         facts: dict[str, object] = {name: ",".join(changed) for name, changed in names.items()}

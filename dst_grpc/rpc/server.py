@@ -164,7 +164,7 @@ class Server:
             files = [*files_of(self._settings, self._identity, grant, self.certificates)]
             files += () if self._measuring is None else self._measuring.files
             for read in files:
-                at_start(read).adopt()
+                at_start(read).put_in_use()
             if self._measuring is not None:
                 self._metrics_port = self._measuring.serve(stack)
                 stack.push_async_callback(cancel, asyncio.create_task(self._measuring.measure_lag()))

@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from dst_grpc.cli._app import app
@@ -57,6 +59,33 @@ def test_a_check_takes_no_port() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["a-file", "a-folder"])
+def test_a_check_tells_where_no_socket_can_be(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "a-folder").mkdir()
+    result = CliRunner().invoke(app, ["serve", "--check", "--host", f"unix:{tmp_path / name}"])
+    assert "host: there is a file there that is no socket" in result.stderr
+    result = CliRunner().invoke(app, ["serve", "--check", "--host", f"unix:{tmp_path / name}", "--devices", "cpu"])
+    assert (result.exit_code, result.stderr) == (0, "")  # its only socket is beside that
+    result = CliRunner().invoke(app, ["serve", "--check", "--host", f"unix:{tmp_path}/none/{name}"])
+    assert f"host: no socket can be made in the folder {tmp_path}/none" in result.stderr
+
+
+def test_a_check_tells_of_certificates_that_have_expired(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert(
+        "localhost", not_before=datetime(1999, 1, 1, tzinfo=UTC), not_after=datetime(2000, 1, 1, tzinfo=UTC)
+    )
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key"))
+    flags = []
+    for name in ("tls", "metrics-tls"):
+        flags += [f"--{name}-certificate", str(tmp_path / "certificate"), f"--{name}-key", str(tmp_path / "key")]
+    result = CliRunner().invoke(app, ["serve", "--check", *flags])
+    assert result.exit_code == 1
+    for name in ("tls_certificate", "metrics_tls_certificate"):
+        assert f"  {name}: has expired, at 2000-01-01T00:00:00+00:00: clients" in result.stderr
+
+
 def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
     """Each is what a start would tell of, one after the other, or what it would serve without."""
     (tmp_path / "tokens").write_text("bare-token\n")
@@ -81,12 +110,13 @@ def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
         "--metrics-tls-certificate": tmp_path / "certificate",
         "--metrics-tls-key": tmp_path / "key",
         "--preload": "m,x",
+        "--default-model": "y",
     }
     flags = [str(part) for pair in arguments.items() for part in pair]
     result = CliRunner().invoke(app, ["serve", "--check", "--devices", "cuda:99", *flags])
     assert result.exit_code == 1, result.stderr
     lines = result.stderr.splitlines()
-    assert lines[0] == "error: 14 problems:", result.stderr
+    assert lines[0] == "error: 15 problems:", result.stderr
     for expected in (
         "auth_token_file.line 1: holds a token itself",
         "callers_file.callers.a.weight: ",
@@ -99,6 +129,7 @@ def test_a_check_tells_of_everything_that_is_wrong(tmp_path: Path) -> None:
         "metrics_tls_certificate: holds no certificate in PEM",
         "metrics_tls_key: holds no private key in PEM",
         "device: this machine has",
+        "default_model: 'y' is none of",
         "cannot be served: m: config.json: is no sound JSON",
         "cannot be served: n: ",
         "preload: ",

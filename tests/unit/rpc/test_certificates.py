@@ -52,6 +52,11 @@ def cut(pem: bytes) -> bytes:
     return pem[: len(pem) // 2]
 
 
+def and_half_of_it(pem: bytes) -> bytes:
+    """A chain or bundle of which the last part is not written yet."""
+    return pem + cut(pem)
+
+
 def garbled(pem: bytes) -> bytes:
     """*pem* with bytes that are no certificate."""
     lines = pem.split(b"\n")
@@ -62,12 +67,14 @@ def garbled(pem: bytes) -> bytes:
     ("number", "content", "problem"),
     [
         (0, lambda _: b"", "tls_certificate: holds no certificate in PEM"),
-        (0, cut, "tls_certificate: holds no certificate in PEM"),
+        (0, cut, "tls_certificate: holds a certificate that is cut short"),
+        (0, and_half_of_it, "tls_certificate: holds a certificate that is cut short"),
         (0, garbled, "tls_certificate: holds a certificate that cannot be read"),
         (1, lambda _: b"hello", "tls_key: holds no private key in PEM"),
         (1, cut, "tls_key: holds no private key in PEM"),
         (1, garbled, "tls_key: cannot be used"),
-        (2, cut, "tls_client_ca: holds no certificate in PEM"),
+        (2, cut, "tls_client_ca: holds a certificate that is cut short"),
+        (2, and_half_of_it, "tls_client_ca: holds a certificate that is cut short"),
         (2, garbled, "tls_client_ca: holds a certificate that cannot be read"),
     ],
 )
