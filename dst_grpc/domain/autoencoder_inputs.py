@@ -179,6 +179,12 @@ TRACED_INPUTS = tuple(row for row in _ALL if row.is_traced)
 """Inputs whose latents can be traced."""
 
 
+def traced_words(node_type: NodeType) -> str:
+    """What autoencoders read whose latents are nodes of *node_type* and can be traced, in messages."""
+    of_any = node_type is NodeType.AUTOENCODER_LATENT
+    return " or ".join(row.words for row in TRACED_INPUTS if of_any or row.node_type is node_type)
+
+
 def input_of(dst: DerivedScalarType, output: DerivedScalarType | None) -> AutoencoderInput:
     """The row of autoencoders that read *dst*, and predict *output* rather than reconstruct it if that is not None."""
     is_of_mlp = (dst, output) == (MLP_TRANSCODER.type, MLP_TRANSCODER.output)

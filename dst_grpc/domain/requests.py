@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 
@@ -40,8 +41,8 @@ def check_names(problems: Violations, model: str | None, autoencoders: tuple[str
             ContextRef.parse(name)
         except InvalidRequest as error:
             problems.extend(error, path)
-    if len(set(autoencoders)) < len(autoencoders):
-        problems.add("autoencoders", "names an autoencoder twice")
+    for name, count in Counter(autoencoders).items():
+        problems.check(count == 1, "autoencoders", f"names {name!r} more than once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS
+from dst_grpc.domain.autoencoder_inputs import traced_words
 from dst_grpc.domain.components import AttentionTraceType, Dimension, NodeType
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.errors import Reason
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.topology import AutoencoderInputs
 
 
-def check_layer(findings: Findings, layer: int | None, path: str, n_layers: int) -> None:
-    """Note a layer that the model does not have."""
+def check_layer(
+    findings: Findings, layer: int | None, path: str, n_layers: int, entry: AutoencoderEntry | None = None
+) -> None:
+    """Note a layer that the model does not have or, if it is one of an autoencoder set, that *entry* does not cover."""
     if layer is not None and layer >= n_layers:
         findings.add(path, f"must be below the number of layers {n_layers}, not {layer}")
+    elif entry is not None:
+        check_covered(findings, entry, layer, path)
 
 
 def check_covered(findings: Findings, entry: AutoencoderEntry, layer: int | None, path: str) -> None:
@@ -43,13 +47,10 @@ def check_positions(
 
 def check_node(findings: Findings, node: NodeIndex, path: str, sizes: Sizes, sets: Sequence[AutoencoderEntry]) -> None:
     """Note indices of a node that do not exist in the model, prompt or autoencoder."""
-    check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers)
-    facts, latents = NODES[node.node_type], None
-    if facts.is_autoencoder_latent and sets:
-        entry = set_of(sets, node.node_type)
-        check_covered(findings, entry, node.layer_index, f"{path}.layer_index")
-        latents = entry.n_latents
-    axes = sized(facts.axes, sizes, latents)
+    facts = NODES[node.node_type]
+    entry = set_of(sets, node.node_type) if facts.is_autoencoder_latent and sets else None
+    check_layer(findings, node.layer_index, f"{path}.layer_index", sizes.n_layers, entry)
+    axes = sized(facts.axes, sizes, None if entry is None else entry.n_latents)
     check_positions(findings, node.tensor_indices, axes, f"{path}.tensor_indices")
     if node.node_type is NodeType.ATTENTION_HEAD and None not in node.tensor_indices[:2]:
         t, u = (*node.tensor_indices, None, None)[:2]
@@ -84,7 +85,7 @@ def check_trace_can_run(
     node_type = trace.node_index.node_type
     facts, kind = NODES[node_type], inputs.of(node_type)
     if facts.is_autoencoder_latent and (kind is None or not kind.is_traced):
-        reads = " or ".join(each.words for each in TRACED_INPUTS)
+        reads = traced_words(node_type)
         description = f"a trace from {node_type} needs {facts.autoencoder} that reads {reads}: name it in autoencoders"
         findings.lack(f"{path}.node_index.node_type", description, Reason.AUTOENCODER_REQUIRED)
     if trace.downstream_trace_config is not None:

@@ -25,7 +25,7 @@ def latent_sets(
     found = lookup.sets(refs, "autoencoders")
     for path, entry in found.items():
         if entry.output is not None:
-            problem = f"{entry.name} is a set of transcoders, whose latents are the source {GraphSource.FEATURES}"
+            problem = f"{entry.name} is a set of transcoders, whose latents are features: name it in transcoders"
             findings.add(path, problem, Reason.IMPOSSIBLE_COMBINATION)
         elif not entry.spliceable:
             problem = f"{entry.name} cannot be spliced into a run: its latents stand for nothing that acts on others"

@@ -12,7 +12,7 @@ from dst_grpc.domain.interventions import Positions
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.selections import PositionList, PositionRange
 from dst_grpc.errors import Reason, Violations, join_path, require
-from dst_grpc.pipeline.checks import check_covered, check_layer, sized
+from dst_grpc.pipeline.checks import check_layer, sized
 from dst_grpc.pipeline.directions import why_no_subspace, why_no_vector
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
 from dst_grpc.scalars.topology import AutoencoderInputs
@@ -201,16 +201,15 @@ def checked_selection(
     if reason is not None:
         description = f"{json_name(location)} does not exist in the model: {reason}"
         findings.add(f"{path}.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
-    check_layer(findings, at.layer_index, f"{path}.layer_index", sizes.n_layers)
     owner = _owner(location, spliced)
+    check_layer(findings, at.layer_index, f"{path}.layer_index", sizes.n_layers, owner)
     if location.facts.needs_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
+        has = "".join(f"; {one.name} has {' and '.join(map(json_name, one.input.splice_taps))}" for one in spliced)
         findings.check(
             owner is not None,
             f"{path}.activation_location_type",
-            f"{json_name(location)} exists only while an autoencoder that has it is named in autoencoders",
+            f"{json_name(location)} exists only while an autoencoder that has it is named in autoencoders{has}",
         )
-    if owner is not None:
-        check_covered(findings, owner, at.layer_index, f"{path}.layer_index")
     for i, (axis, (dimension, size)) in enumerate(zip(at.axes, _sized(at, sizes, spliced), strict=False)):
         if size is not None:
             _check_axis(findings, axis, dimension, size, f"{path}.{axes}[{i}]")

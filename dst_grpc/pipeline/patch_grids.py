@@ -17,7 +17,7 @@ from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKin
 from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.engine.taps import site_entering
 from dst_grpc.errors import Reason
-from dst_grpc.pipeline.checks import check_covered, check_layer
+from dst_grpc.pipeline.checks import check_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +134,7 @@ class NodeGrids:
         owner = next((one for one in self._plan.spliced if location in one.input.splice_taps), None)
         covered = range(n_layers) if owner is None else owner.layer_indices
         for i, layer in enumerate(grid.layers):
-            check_layer(self._findings, layer, f"{path}.layers[{i}]", n_layers)
-            if owner is not None and layer < n_layers:
-                check_covered(self._findings, owner, layer, f"{path}.layers[{i}]")
+            check_layer(self._findings, layer, f"{path}.layers[{i}]", n_layers, owner)
         return _numbers("layer", grid.layers or tuple(covered))
 
     def _entries(self, grid: PatchGrid, path: str) -> PatchAxis | None:

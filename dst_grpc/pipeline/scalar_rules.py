@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dst_grpc.domain.autoencoder_inputs import TRACED_INPUTS, accepted_inputs
+from dst_grpc.domain.autoencoder_inputs import accepted_inputs, traced_words
 from dst_grpc.domain.components import NodeType, PassType
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.indices import AttnSubNodeIndex
@@ -59,11 +59,11 @@ def _check_autoencoder(asked: AskedScalar) -> None:
     if wanted is None:
         return
     allowed = accepted_inputs(asked.facts)
-    if entry is None:
+    of_stream = allowed is not None and all(kind.is_of_stream for kind in allowed)
+    if entry is None or (of_stream and entry.input not in (allowed or ())):
         generic = wanted is NodeType.AUTOENCODER_LATENT and len(asked.sets) > 1
         has = f"has {', '.join(sorted(i.name for i in asked.sets))}" if asked.sets else "has none"
         hint = "; use the MLP_ or ATTENTION_ type instead" if generic else ""
-        of_stream = allowed is not None and all(kind.is_of_stream for kind in allowed)
         needs = "an autoencoder of the residual stream" if of_stream else NODES[wanted].autoencoder
         description = f"{asked.name} needs {needs}, and the request {has}{'' if of_stream else hint}"
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
@@ -191,7 +191,7 @@ def _check_subnode(asked: AskedScalar, node: NodeIndex, path: str) -> None:
 def _check_node_autoencoder(asked: AskedScalar, node: NodeIndex) -> None:
     kind = asked.inputs.of(node.node_type)
     if kind is None or not kind.is_traced:
-        reads = " or ".join(each.words for each in TRACED_INPUTS)
+        reads = traced_words(node.node_type)
         description = f"{asked.name} needs {NODES[node.node_type].autoencoder} that reads {reads} for this node"
         asked.findings.lack("autoencoders", description, Reason.AUTOENCODER_REQUIRED)
         return

@@ -254,6 +254,11 @@ def test_texts_that_have_no_utf_8_form_are_refused(make: Callable[[], object], e
     assert fields(make) == [expected]
 
 
+def test_an_autoencoder_that_is_named_again_is_told() -> None:
+    with pytest.raises(InvalidRequest, match=r"^autoencoders: names 'm/a' more than once$"):
+        DeriveRequest(prompt=None, autoencoders=("m/a", "m/b", "m/a", "m/a"))
+
+
 def test_numbers_of_indices_are_checked_one_by_one() -> None:
     assert fields(lambda: NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(-1, 2**32), layer_index=-1)) == [
         "tensor_indices[0]",

@@ -271,4 +271,6 @@ def test_sets_are_named_for_their_sources_alone() -> None:
         "autoencoders": True,
         "transcoders": True,
     }
-    assert "set of transcoders" in refused(autoencoders="embedded/mlp_transcoders")["autoencoders[0]"]
+    found = refused(autoencoders="embedded/mlp_transcoders")
+    assert "set of transcoders" in found["autoencoders[0]"]
+    assert "name it in transcoders" in found["autoencoders[0]"]

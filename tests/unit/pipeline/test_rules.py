@@ -9,12 +9,13 @@ import pytest
 
 from dst_grpc.domain.components import AttentionTraceType, LossFnName, NodeType, PassType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.errors import InvalidRequest, NotFound, Reason
-from tests import traces
+from tests import models, traces
 
 from .planning import (
     ATTN,
@@ -294,6 +295,36 @@ def test_what_is_missing_is_named(case: str) -> None:
     types, fields, reason, expected = LACKING[case]
     found = lack(*types, **fields)
     assert (found[0], list(found[1])) == (reason, expected)
+
+
+def test_only_autoencoders_that_would_do_are_named() -> None:
+    """Of the node's type; of the residual stream; and what those that are spliced in have instead."""
+    traced = "trace_config.node_index.node_type"
+    said = lack(trace_config=traces.trace(LATENT, 1, 4, 2))[1][traced]
+    assert said.endswith(
+        "reads mlp_post_act or resid_delta_mlp or resid_post_attn to predict resid_delta_mlp: name it in autoencoders"
+    )
+    said = lack(trace_config=traces.trace(traces.ATTENTION_LATENT, 1, 4, 2))[1][traced]
+    assert said.endswith("reads resid_delta_attn: name it in autoencoders")
+    said = lack(T.SINGLE_NODE_WRITE, **edge(traces.node(traces.ATTENTION_LATENT, 1, 4, 3)))[1]["autoencoders"]
+    assert said.endswith("reads resid_delta_attn for this node")
+    said = lack(T.ONLINE_RESIDUAL_AUTOENCODER_ERROR, autoencoders=(MLP,))[1]["autoencoders"]
+    assert said.endswith(f"needs an autoencoder of the residual stream, and the request has {MLP}")
+    tap = L.ONLINE_RESIDUAL_MLP_AUTOENCODER_ERROR
+    said = refusal(autoencoders=(MLP,), ablation_specs=(ablate(tap, 1, 0, 0),))[
+        "ablation_specs[0].index.activation_location_type"
+    ]
+    latents, errors = map(json_name, (L.ONLINE_MLP_AUTOENCODER_LATENT, L.ONLINE_MLP_AUTOENCODER_ERROR))
+    assert said.endswith(f"named in autoencoders; {MLP} has {latents} and {errors}")
+
+
+def test_a_layer_that_the_model_lacks_is_not_said_to_be_uncovered_too() -> None:
+    tap = L.ONLINE_MLP_AUTOENCODER_LATENT
+    found = refusal(autoencoders=(PARTIAL,), ablation_specs=(ablate(tap, 8, 0, 0), ablate(tap, 0, 0, 0)))
+    assert found == {
+        "ablation_specs[0].index.layer_index": f"must be below the number of layers {models.CONFIG.n_layers}, not 8",
+        "ablation_specs[1].index.layer_index": f"{PARTIAL} does not cover layer 0",
+    }
 
 
 @pytest.mark.parametrize(
