@@ -38,7 +38,7 @@ from dst_grpc.client import (
     make_patch_request,
 )
 from dst_grpc.client._requests import member
-from dst_grpc.domain.patch import OF_HEADS
+from dst_grpc.domain.patch import LISTED_ENTRIES, OF_HEADS
 from dst_grpc.errors import InvalidRequest
 
 SITES = {
@@ -145,6 +145,10 @@ def _grids(
     """The grids that are asked for."""
     for name in filter(None, (one.strip() for one in sites.split(","))):
         node = SITES.get(name) or member(AttributedNode, name, "--sites")
+        if node in LISTED_ENTRIES:
+            one = "mlp.post_act@3[13,5]" if node is AttributedNode.NEURON else "online_mlp_autoencoder_latent@3[13,5]"
+            problem = f"{name} are too many for a grid of all; `dst-grpc derive --patch {one}` takes single ones"
+            raise InvalidRequest.of("--sites", problem)
         try:
             yield PatchGrid(
                 node=node,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from dst_grpc.cli._patch import MAX_ROWS, heat_maps
@@ -77,6 +78,15 @@ def test_unknown_sites_are_refused_with_the_nearest(run: Run) -> None:
     assert result.exit_code != 0
     assert "--sites" in result.output
     assert "head" in result.output
+
+
+@pytest.mark.parametrize(("name", "single"), [("neuron", "mlp.post_act@"), ("latent", "_autoencoder_latent@")])
+def test_sites_of_which_a_layer_has_many_are_refused_with_what_takes_single_ones(
+    run: Run, name: str, single: str
+) -> None:
+    result = run(*ASKED, "--sites", name)
+    assert result.exit_code != 0
+    assert single in result.output
 
 
 def drawn(address: str, shape: tuple[tuple[str, int], ...], values: Any) -> str:
