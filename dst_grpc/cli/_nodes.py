@@ -44,7 +44,7 @@ _ABLATED = re.compile(rf"{_NODE}(?:=(?P<value>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\
 _HEAD = re.compile(r"(?P<layer>\d+)\.h?(?P<head>\d+)(?:@.*)?")
 
 TRACE_FORMS = "2.n353@13, 2.z17@13 or 2.h3@13,1:V (or :Q, :K, :QK)"
-ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, emb@13, 2.err@13 or, at every token, 2.h3"
+ABLATION_FORMS = "2.h3@13, 2.n353@13=0.5, 2.z17@13, emb@13, 2.err@13 or, at every token, 2.h3"
 
 
 def node_text(node: NodeIndex) -> str:
