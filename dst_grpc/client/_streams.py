@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
@@ -189,7 +190,7 @@ class _Conversation(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         self, items: Iterable[ItemT] | AsyncIterable[ItemT], cancels: ItemCancels | None
     ) -> AsyncGenerator[tuple[str, AnswerT | DstError]]:
         """Send *items* and yield ids with answers; raises what sending or reading raised."""
-        self._start(self._send_all(items, cancels))
+        self._start(partial(self._send_all, items, cancels))
         try:
             while (arrived := await self._arrived.get()) is not None:
                 if isinstance(arrived, BaseException):
@@ -207,13 +208,13 @@ class _Conversation(Generic[ItemT, RequestT, ResponseT, AnswerT]):
         """Ids of the items that were sent and not answered."""
         return [request_id for stream in self._streams.values() for request_id, _ in stream.in_flight.values()]
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._tasks.append(asyncio.create_task(self._reporting(work)))
 
-    async def _reporting(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _reporting(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do *work*; what it raises is raised to whoever reads, also if the channel was closed."""
         try:
-            await work
+            await work()
         except BaseException as error:
             if self._is_closed:
                 raise
@@ -270,7 +271,7 @@ class _Conversation(Generic[ItemT, RequestT, ResponseT, AnswerT]):
             metadata = self._connection.call_metadata(route)
             stream = _Stream[RequestT, ResponseT, AnswerT](self._exchange.method(timeout=timeout, metadata=metadata))
             self._streams[route] = stream
-            self._start(self._read(stream))
+            self._start(partial(self._read, stream))
         return self._streams[route]
 
     # Reading
