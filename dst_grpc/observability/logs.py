@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 _OF_A_CALL: dict[str, Any] = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
 _OF_A_PROBE = _OF_A_CALL | {"levelno": logging.DEBUG, "levelname": "DEBUG"}
 _OF_AN_ITEM = _OF_A_CALL | {"msg": "item"}
-_MOST_FORWARDED = 256
-"""Characters that are written of it: it is what callers and proxies say."""
+_MOST_CHARACTERS = 256
+"""That are written of what callers and proxies say: where they come from, and the names of unknown methods."""
 _FORWARDED_KEY = "x-forwarded-for"
 
 
@@ -67,7 +67,14 @@ def _plain(value: object) -> str:
 def _quoted(text: str) -> str:
     """*text* as `_plain` writes it; methods and callers are the same again and again."""
     is_clear = text and text.isprintable() and " " not in text and '"' not in text and "=" not in text
-    return text if is_clear else json.dumps(text, ensure_ascii=False)
+    return text if is_clear else _json(text)
+
+
+def _json(value: object) -> str:
+    """*value* in JSON, on one line for whoever reads it: Unicode has further ends of lines, and what controls
+    terminals and the direction of writing. Names in any script stay as they are."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value, default=str)
 
 
 def _traceback(record: logging.LogRecord) -> str:
@@ -121,7 +128,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = _traceback(record)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _json(line)
 
 
 def configure_logging(*, log_format: str = "text", level: str = "INFO", stream: TextIO | None = None) -> LogWriter:
@@ -170,7 +177,7 @@ class LogCalls:
         if not _log.isEnabledFor(level["levelno"]):
             return
         forwarded = call.values(_FORWARDED_KEY)
-        facts = {"forwarded_for": ", ".join(forwarded)[:_MOST_FORWARDED]} if forwarded else {}
+        facts = {"forwarded_for": ", ".join(forwarded)[:_MOST_CHARACTERS]} if forwarded else {}
         sizes = {"received_bytes": call.received_bytes, "sent_bytes": call.sent_bytes, "peer": call.peer}
         self._write(level, call, sizes | facts, call.timeline, outcome)
 
@@ -199,7 +206,7 @@ class LogCalls:
         fields: dict[str, object] = {
             **line,
             "created": outcome.ended_at,
-            "method": call.method,
+            "method": call.method[:_MOST_CHARACTERS],
             "code": outcome.code,
             "millis": outcome.seconds * 1000,
         }

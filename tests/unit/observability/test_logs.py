@@ -47,6 +47,32 @@ def test_json_is_one_object_per_line(stream: io.StringIO) -> None:
     assert "boom" in record["traceback"]
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_ends_a_line_or_controls_a_terminal_is_escaped(stream: io.StringIO, log_format: str) -> None:
+    text = "modèle\x1b[2J\x85\x9b\u2028\u202e\udcff\r\n"
+    writer = configure_logging(log_format=log_format, stream=stream)
+    logging.getLogger("dst_grpc.x").info("event", extra={"told": text})
+    writer.flush()
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+    told = json.loads(line)["told"] if log_format == "json" else json.loads(line.partition("told=")[2])
+    assert told == text
+
+
+def test_names_in_any_script_stay_readable(stream: io.StringIO) -> None:
+    writer = configure_logging(log_format="json", stream=stream)
+    logging.getLogger("dst_grpc.x").info("event", extra={"told": "模型"})
+    writer.flush()
+    assert "模型" in stream.getvalue()
+
+
+def test_little_is_written_of_the_name_of_an_unknown_method(stream: io.StringIO) -> None:
+    writer = configure_logging(log_format="json", stream=stream)
+    LogCalls().on_end(None, CallInfo(method="/" + "x" * 10_000), CallOutcome(code="UNIMPLEMENTED", seconds=0.1))
+    writer.flush()
+    assert json.loads(stream.getvalue())["method"] == "/" + "x" * 255
+
+
 def test_the_level_holds_back_what_is_below(stream: io.StringIO) -> None:
     writer = configure_logging(level="WARNING", stream=stream)
     logging.getLogger("dst_grpc.x").info("quiet")
