@@ -31,10 +31,10 @@ def are_wanted(environment: Mapping[str, str]) -> bool:
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if exporter not in {"otlp", "none"}:
+        raise StartupError(f"OTEL_TRACES_EXPORTER={exporter}: traces are exported by otlp, or not (none)")
     if exporter == "none" or not any(environment.get(name) for name in _ENDPOINTS):
         return False
-    if exporter != "otlp":
-        raise StartupError(f"OTEL_TRACES_EXPORTER={exporter}: traces are exported by otlp, or not (none)")
     for name in _PROTOCOLS:
         protocol = environment.get(name, "").strip()
         if protocol:
@@ -81,15 +81,19 @@ def exporting(environment: Mapping[str, str] | None = None) -> Iterator[CallObse
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
         from dst_grpc.observability.tracing import TraceCalls
+
+        given = OTELResourceDetector().detect().attributes
+        ours = {"service.name": "dst-grpc", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
+        resource = Resource.create({key: value for key, value in ours.items() if key not in given})
+        exporter = OTLPSpanExporter()
+        provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     except ImportError as error:
         message = f"the environment asks for traces, but {error.name} is not installed: pip install 'dst-grpc[otel]'"
         raise StartupError(message) from None
-    given = OTELResourceDetector().detect().attributes
-    ours = {"service.name": "dst-grpc", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
-    resource = Resource.create({key: value for key, value in ours.items() if key not in given})
-    exporter = OTLPSpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    except Exception as error:  # noqa: BLE001  of many kinds, some of them as its modules are imported
+        message = f"OpenTelemetry cannot export traces as the variables OTEL_... of the environment say: {error}"
+        raise StartupError(message) from None
     _log.info("traces are exported", extra={"endpoint": next(filter(None, map(os.environ.get, _ENDPOINTS)), "")})
     try:
         yield TraceCalls(provider, sampling)

@@ -45,6 +45,28 @@ def test_what_cannot_be_done_is_said_at_the_start(more: dict[str, str]) -> None:
         pytest.fail("it must not start")
 
 
+def test_another_exporter_is_refused_without_an_endpoint_too() -> None:
+    environment = {"OTEL_TRACES_EXPORTER": "jaeger"}
+    with pytest.raises(StartupError, match="OTEL_TRACES_EXPORTER=jaeger"), exporting(environment):
+        pytest.fail("it must not start")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[half"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "-1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "10"),
+    ],
+)
+def test_what_the_sdk_refuses_is_an_error_of_the_start(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)  # the SDK reads the environment of the process
+    with pytest.raises(StartupError, match="variables OTEL_"), exporting(SOMEWHERE):
+        pytest.fail("it must not start")
+
+
 def test_nothing_is_set_up_if_no_traces_are_wanted() -> None:
     with exporting({}) as provider:
         assert provider is None
