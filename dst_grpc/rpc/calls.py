@@ -39,6 +39,9 @@ from dst_grpc.rpc.outbox import Outbox, Unread
 from dst_grpc.rpc.reading import Incoming, Reading, RequestStream
 from dst_grpc.rpc.request_id import REQUEST_ID_KEY, request_id_of
 
+_CANCEL_SECONDS = 0.05
+"""Within which gRPC tells that a call was cancelled whose messages have ended."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
 _Behaviour = Callable[[Any, Any], Any]
@@ -174,8 +177,8 @@ class MethodTable(grpc.GenericRpcHandler):
 
         async def observed(_messages: object, context: Context) -> bytes | None:
             # A single request is read here: gRPC, asked to read it, would never end a call that has none.
-            data = None if method.client_streaming else await context.read()
             info = self._info(full_name, context)
+            data = None if method.client_streaming else await context.read()
             wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
             return await self._observe(work, data, wrapped)
 
@@ -314,7 +317,7 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     if getattr(behaviour, "is_of_bytes", False):
 
         async def of_bytes(data: Any, context: ObservedContext) -> None:
-            await behaviour(context.received(_given(data)), context)
+            await behaviour(context.received(await _given(data)), context)
 
         return of_bytes
 
@@ -352,12 +355,14 @@ def _bytes_of(message: Message | bytes) -> bytes:
 
 async def _request(data: Any, context: ObservedContext) -> Message | RequestStream[Message]:
     """The request, or the stream of requests, from what gRPC gives."""
-    given = _given(data)
+    given = await _given(data)
     return await context.parse(given) if isinstance(given, bytes) else RequestStream(given, context.parse)
 
 
-def _given(data: Any) -> Any:
+async def _given(data: Any) -> Any:
     """*data*, of a call that has a request; raises InvalidRequest if it has none."""
     if data is grpc.aio.EOF:
+        # A cancelled call, or one whose deadline has passed, ends so too; gRPC cancels its task a little later.
+        await asyncio.sleep(_CANCEL_SECONDS)
         raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
     return data

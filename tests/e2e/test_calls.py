@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -248,6 +249,28 @@ async def test_a_call_that_ends_without_a_request_is_answered(rig: Rig, method: 
     with pytest.raises(grpc.aio.AioRpcError, match="the call ended without a request") as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_call_that_is_given_up_before_its_request_came_is_told_as_such(
+    rig: Rig, caplog: pytest.LogCaptureFixture, is_late: bool
+) -> None:
+    """Of a call that ends, gRPC ends the messages first, as if the client had sent none."""
+    caplog.set_level(logging.INFO, "dst_grpc.observability.logs")
+    call: Any = rig.channel.stream_stream("/dst.v1.DerivedScalarService/Derive")(timeout=0.2 if is_late else None)
+    if not is_late:
+        # Of another call on the connection, so that the server has the first by now.
+        await rig.catalog.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS)
+        call.cancel()
+    with pytest.raises(grpc.aio.AioRpcError if is_late else asyncio.CancelledError):
+        await call.read()
+
+    def codes() -> list[str]:
+        return [line.__dict__["code"] for line in caplog.records if "Derive" in line.__dict__.get("method", "")]
+
+    while not codes():
+        await rig.catalog.ListModels(catalog_service_pb2.ListModelsRequest(), timeout=CALL_SECONDS)
+    assert codes() == ["DEADLINE_EXCEEDED" if is_late else "CANCELLED"]
 
 
 async def test_a_message_nested_too_deeply_is_malformed(rig: Rig) -> None:
