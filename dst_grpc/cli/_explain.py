@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 import typer
 from google.protobuf.json_format import MessageToJson
+from rich.text import Text
 
 from dst_grpc._gen.dst.v1.explain_pb2 import ExplainFrame
 from dst_grpc.cli import _arguments as arguments
@@ -102,6 +103,11 @@ GroupsOption = Annotated[
     ),
 ]
 
+_NO_LATENTS = (
+    "--autoencoder: its latents are not shown; add --mlp latents, --attention latents or --residual latents, for a set "
+    "of MLPs, of attention or of the residual"
+)
+
 
 def explain(
     prompt: arguments.PromptArgument,
@@ -167,6 +173,8 @@ def explain(
             autoencoder=autoencoder,
             model=model or None,
         )
+        if autoencoder and not (trace or ablate or scale or "latents" in (mlp, attention, residual)):
+            console(stderr=True).print(Text(_NO_LATENTS), soft_wrap=True)
         with connect(server) as client:
             if as_json:
                 for part in client.explain_parts(request, timeout=timeout):

@@ -126,6 +126,8 @@ def graph(
     Example: dst-grpc graph "The capital of France is" --html graph.html
     """
     with errors_reported(as_json=False):
+        if html is not None and to_json is not None and html.absolute() == to_json.absolute():
+            raise InvalidRequest.of("--json", f"must be another file than that of --html, {html}")
         known = {} if labels is None else read_labels(labels)
         request = make_graph_request(
             prompt,
@@ -252,6 +254,11 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
     first = answer.names[len(answer.table) - len(header.targets)]
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))
     paths = [path for token in range(len(tokens)) for path in answer.paths(f"t{token}", first, PATHS, kinds=UNIT_KINDS)]
-    for path in sorted(paths, key=lambda one: -abs(one.strength))[:PATHS]:
+    shown = sorted(paths, key=lambda one: -abs(one.strength))[:PATHS]
+    strengths = [f"{path.strength:+#.3g}" for path in shown]  # three digits of each, as they can be of any size
+    width = max(map(len, strengths), default=0)
+    for path, strength in zip(shown, strengths, strict=True):
         start = int(path.nodes[0].removeprefix("t"))
-        out.print(Text(f"  {path.strength:+.4f}  {tokens[start]!r} {' -> '.join(path.nodes)}"))
+        out.print(Text(f"  {strength:<{width}}  {tokens[start]!r} {' -> '.join(path.nodes)}"))
+    if not shown:
+        out.print("  none, along the edges that pruning left: higher thresholds leave more")

@@ -207,13 +207,13 @@ class GraphRequest:
         both = GraphSource.FEATURES in chosen and GraphSource.NEURONS in chosen
         problems.check(not both, "sources", "must not hold features and neurons: both stand for what MLPs write")
         if GraphSource.FEATURES not in chosen:
-            unread = "must be absent, as features are not among the sources"
+            unread = "must be absent, as features are not among the sources; or add features to the sources"
             problems.check(self.transcoders is None, "transcoders", unread)
         if GraphSource.LATENTS in chosen:
             named = "is required, as latents are among the sources: the names of sets of autoencoders"
             problems.check(bool(self.autoencoders), "autoencoders", named)
         else:
-            unread = "must be absent, as latents are not among the sources"
+            unread = "must be absent, as latents are not among the sources; or add latents to the sources"
             problems.check(not self.autoencoders, "autoencoders", unread)
 
     def _check_targets(self, problems: Violations) -> None:

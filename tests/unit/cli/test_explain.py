@@ -58,6 +58,16 @@ def test_latents_and_groups(run: Run, service: FakeService) -> None:
     assert result.stdout.index("Total effects (final norm frozen): ") < result.stdout.index("Writes: ")
 
 
+def test_an_autoencoder_whose_latents_are_not_shown_is_told(run: Run) -> None:
+    asked = (*ASKED, "--autoencoder", "tiny/resid_post_mlp")
+    result = run(*asked)
+    assert result.exit_code == 0, result.output
+    assert "--autoencoder: its latents are not shown; add --mlp latents" in result.stderr
+    assert "--residual latents" in result.stderr
+    for shown in (("--residual", "latents"), ("--mlp", "latents"), ("--ablate", "1.r2@1")):
+        assert "not shown" not in run(*asked, *shown).stderr
+
+
 def test_the_residual_is_shown_beside_what_writes_to_it(run: Run, service: FakeService) -> None:
     asked = (*ASKED, "--residual", "latents", "--autoencoder", "tiny/resid_post_mlp")
     result = run(*asked)

@@ -11,7 +11,7 @@ import pytest
 from dst_grpc.cli import _graph_page
 from dst_grpc.cli._graph import PHASES
 from dst_grpc.cli._graph_page import graph_facts
-from dst_grpc.client import BeginToken, Client, GraphPhase
+from dst_grpc.client import BeginToken, Client, GraphAnswer, GraphPhase, NamedPath
 from dst_grpc.domain.graph import GraphSource
 from tests.fake_service import FakeService
 from tests.unit.cli.conftest import Run
@@ -61,6 +61,29 @@ def test_features_of_a_graph_that_is_not_kept_stand_without_their_tokens(run: Ru
     lines = result.stdout.splitlines()
     assert len([line for line in lines if "@" in line.split(" ")[0]]) == 2
     assert "' e'" not in result.stdout
+
+
+def test_strengths_of_paths_have_digits_however_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = NamedPath(("t1", "logit:7"), -1.234e-6)
+    monkeypatch.setattr(GraphAnswer, "paths", lambda *given, **asked: (found,))
+    result = run(*ASKED)
+    assert "  -1.23e-06  'b' t1 -> logit:7" in result.stdout
+
+
+def test_a_graph_without_paths_from_tokens_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GraphAnswer, "paths", lambda *given, **asked: ())
+    result = run(*ASKED)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "  none, along the edges that pruning left: higher thresholds leave more"
+
+
+def test_the_page_and_the_viewers_file_are_two(run: Run, service: FakeService, tmp_path: Path) -> None:
+    file = tmp_path / "graph"
+    result = run(*ASKED, "--html", str(file), "--json", str(file))
+    assert result.exit_code == 1
+    assert f"--json: must be another file than that of --html, {file}" in result.stderr
+    assert service.graph_asked is None
+    assert not file.exists()
 
 
 def test_every_phase_has_words() -> None:
