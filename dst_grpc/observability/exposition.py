@@ -37,7 +37,7 @@ class MetricsServer:
         host: str,
         port: int,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
         is_allowed: Callable[[str], bool] | None = None,
     ) -> None:
         """Listen at once, on every address of *host*.
@@ -46,7 +46,7 @@ class MetricsServer:
             registry: what is served.
             host: a name or an address.
             port: 0 lets the system choose.
-            tls: the server's side of TLS; None = plain HTTP.
+            tls: the server's side of TLS, asked for at each connection; None = plain HTTP.
             is_allowed: whether who sends this header `authorization` may read; None = everybody.
 
         Raises:
@@ -113,7 +113,7 @@ class _Server(ThreadingMixIn, HTTPServer):
         family: socket.AddressFamily,
         address: tuple[str, int],
         handler: type[BaseHTTPRequestHandler],
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext | None],
     ) -> None:
         self.address_family = family
         self._tls = tls
@@ -133,9 +133,10 @@ class _Server(ThreadingMixIn, HTTPServer):
     def get_request(self) -> tuple[Any, Any]:
         """A connection; the handshake is the handler's, as it waits for the client."""
         connection, address = self.socket.accept()
-        if self._tls is None:
+        tls = self._tls()
+        if tls is None:
             return connection, address
-        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        return tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a client on a thread, if there is room."""

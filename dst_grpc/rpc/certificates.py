@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -34,6 +34,9 @@ class CertificateFiles:
     """The key to it."""
     tls_client_ca: bytes | None = None
     """The authorities of clients' certificates; None = clients need none."""
+    context: ssl.SSLContext | None = field(default=None, compare=False, repr=False)
+    """The server's side of TLS with the certificate and the key, which asks for no client's certificate. `read` makes
+    it, so that whoever uses it need not read the files again."""
 
     @classmethod
     def read(cls, certificate: Path, key: Path, client_ca: Path | None = None) -> Self:
@@ -52,19 +55,21 @@ class CertificateFiles:
         elif b"ENCRYPTED" in files.tls_key:
             problems.add("tls_key", "is encrypted; the server needs a key without a password")
         problems.raise_if_any()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key)
         except ssl.SSLError as error:
             what = "is not the key of tls_certificate" if error.reason in _OTHERS_KEY else f"cannot be used: {error}"
             raise InvalidRequest.of("tls_key", what) from None
         # OpenSSL has read the files itself.
         if cls._as_they_are(certificate, key, client_ca) != files:
             raise InvalidRequest.of("tls_certificate", "is being written, or a file beside it is")
-        return files
+        return replace(files, context=context)
 
     @classmethod
     def _as_they_are(cls, certificate: Path, key: Path, client_ca: Path | None) -> Self:
-        problems, contents = Violations(), {}
+        problems = Violations()
+        contents: dict[str, Any] = {}
         for name, file in (("tls_certificate", certificate), ("tls_key", key), ("tls_client_ca", client_ca)):
             if file is None:
                 continue

@@ -90,7 +90,7 @@ class Measuring:
         assert settings.metrics_port is not None  # noqa: S101  or there would be nothing to serve
         host, port = settings.metrics_address
         try:
-            server = MetricsServer(self._registry, host, port, tls=access.tls, is_allowed=access.is_allowed)
+            server = MetricsServer(self._registry, host, port, tls=lambda: access.tls, is_allowed=access.is_allowed)
         except OSError as error:
             raise StartupError(f"metrics_port {port} of {host} cannot be used: {error.strerror}") from None
         stack.push_async_callback(asyncio.to_thread, server.close)

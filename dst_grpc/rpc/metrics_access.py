@@ -21,16 +21,15 @@ class MetricsAccess:
         """As *settings* say, once their files are read."""
         self._tokens: TokenTable | None = None
         self.tls: ssl.SSLContext | None = None
-        """The server's side of TLS; None = plain HTTP."""
+        """The server's side of TLS, of the files that were adopted last; None = plain HTTP."""
         self.files: list[ReadFile] = []
         """What is read at the start, and at each reload."""
         if settings.metrics_token_file is not None:
             self._tokens = TokenTable(())
             self.files.append(partial(self._read_tokens, settings.metrics_token_file))
         if settings.metrics_tls_certificate is not None and settings.metrics_tls_key is not None:
-            self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             pair = settings.metrics_tls_certificate, settings.metrics_tls_key
-            self.files.append(partial(self._read_certificate, self.tls, *pair))
+            self.files.append(partial(self._read_certificate, *pair))
 
     def is_allowed(self, authorization: str) -> bool:
         """Whether who sends this header may read. On any thread."""
@@ -52,7 +51,7 @@ class MetricsAccess:
 
         return NewContent(adopt=adopt, facts={"metrics_tokens": len(tokens)})
 
-    def _read_certificate(self, tls: ssl.SSLContext, certificate: Path, key: Path) -> NewContent:
+    def _read_certificate(self, certificate: Path, key: Path) -> NewContent:
         try:
             files = CertificateFiles.read(certificate, key)
         except InvalidRequest as error:
@@ -61,4 +60,8 @@ class MetricsAccess:
                 problems.add(f"metrics_{one.field}", one.description)
             raise problems.error() from None
         warning = f"metrics_tls_certificate: {files.warning}" if files.warning else ""
-        return NewContent(adopt=lambda: tls.load_cert_chain(certificate, key), warning=warning)
+
+        def adopt() -> None:
+            self.tls = files.context
+
+        return NewContent(adopt=adopt, warning=warning)

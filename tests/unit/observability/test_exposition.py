@@ -24,7 +24,7 @@ OPEN_METRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 def serving(
     host: str = "127.0.0.1",
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     is_allowed: Callable[[str], bool] | None = None,
 ) -> Iterator[int]:
     """The port of a server of one counter."""
@@ -87,12 +87,14 @@ def test_only_who_is_allowed_may_read() -> None:
 
 def test_over_tls_the_certificate_may_be_replaced(tmp_path: Path) -> None:
     authority = trustme.CA()
-    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    client = ssl.create_default_context()
     authority.configure_trust(client)
     serials = []
-    with serving(tls=server) as port:
+    contexts: list[ssl.SSLContext] = []
+    with serving(tls=lambda: contexts[-1]) as port:
         for _ in range(2):
-            authority.issue_cert("127.0.0.1").configure_cert(server)
+            contexts.append(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+            authority.issue_cert("127.0.0.1").configure_cert(contexts[-1])
             with (
                 socket.create_connection(("127.0.0.1", port), SECONDS) as plain_socket,
                 client.wrap_socket(plain_socket, server_hostname="127.0.0.1") as encrypted,
