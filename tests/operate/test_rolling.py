@@ -112,7 +112,7 @@ def serving(folder: Path) -> Iterator[Host]:
     settings = ["port = 0", f'devices = "{devices}"', 'registry = "registry.toml"', 'auth_token_file = "tokens"']
     settings += ['trusted_proxies = "127.0.0.1"', "watch_seconds = 0"]
     (folder / "server.toml").write_text("\n".join(settings), encoding="utf-8")
-    subprocess.run(command_of("ExecStartPre", folder), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command_of("ExecStart", folder), "--check"], check=True, stdout=subprocess.DEVNULL)
     log = folder / "log"
     with (
         log.open("wb") as output,
