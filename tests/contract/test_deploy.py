@@ -31,7 +31,7 @@ def resolved(kustomization: Path) -> list[Path]:
     """The files that a kustomization names, those of others that it names included; all must exist."""
     found: list[Path] = []
     content = loaded(kustomization)
-    patches = [patch["path"] for patch in content.get("patches", ())]
+    patches = [patch["path"] for patch in content.get("patches", ()) if "path" in patch]
     generated = [name for each in content.get("configMapGenerator", ()) for name in each["files"]]
     for name in (*content.get("resources", ()), *content.get("components", ()), *patches, *generated):
         path = (kustomization.parent / name).resolve()
@@ -118,6 +118,12 @@ def test_a_unit_is_killed_later_than_it_needs_to_stop() -> None:
     assert of_unit("KillMode") == ["mixed"]
 
 
+def test_a_unit_with_wrong_settings_is_not_started_again() -> None:
+    """Only the status of ExecStart is compared with those that prevent a restart."""
+    assert (of_unit("Restart"), of_unit("RestartPreventExitStatus")) == (["on-failure"], ["2"])
+    assert of_unit("ExecStartPre") == []
+
+
 def test_probes_ask_the_plain_port_and_only_the_loop_decides_a_restart() -> None:
     server = container(KUBERNETES / "base" / "deployment.yaml")
     ports = {port["name"]: port["containerPort"] for port in server["ports"]}
@@ -148,6 +154,21 @@ def test_secrets_are_folders_that_settings_name_files_of() -> None:
     files = [Path(value) for value in env_of(base).values() if value.startswith("/")]
     assert len(files) == 4
     assert {str(file.parent) for file in files} <= folders
+
+
+def test_alerts_know_the_pods_by_the_job_of_their_monitor() -> None:
+    monitor = loaded(KUBERNETES / "monitoring" / "pod-monitor.yaml")["spec"]
+    (scrape,) = loaded(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert LABELS[monitor["jobLabel"]] == scrape["job_name"]
+    jobs = re.findall(r'job="([^"]*)"', (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    assert {*jobs} == {scrape["job_name"]}
+
+
+def test_what_scales_pods_alone_says_how_many() -> None:
+    (patch,) = loaded(KUBERNETES / "autoscaling" / "kustomization.yaml")["patches"]
+    assert patch["target"] == {"kind": "Deployment", "name": "dst-grpc"}
+    assert yaml.safe_load(patch["patch"]) == [{"op": "remove", "path": "/spec/replicas"}]
+    assert "replicas" in loaded(KUBERNETES / "base" / "deployment.yaml")["spec"]
 
 
 def test_pods_are_scaled_by_a_metric_that_there_is() -> None:
