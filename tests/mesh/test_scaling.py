@@ -5,6 +5,7 @@ to one that lacks the model; what a server keeps is found again; who may do what
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -167,3 +168,29 @@ def test_certificates_are_replaced_while_it_runs(envoy: Proxy, folder: Path, tmp
             return False
 
     wait_until(is_renewed, envoy.process, envoy.log)
+
+
+def test_servers_may_speak_tls(folder: Path, authority: trustme.CA, tmp_path: Path) -> None:
+    """With what is a comment in the file, calls and checks of health reach them; not if their name is another's."""
+    text = (DEPLOY / "envoy.yaml").read_text(encoding="utf-8")
+    wanted = tmp_path / "tls.yaml"
+    wanted.write_text(
+        re.sub(r"^      # (transport_socket:|  +\S)", r"      \1", text, flags=re.MULTILINE), encoding="utf-8"
+    )
+    authority.cert_pem.write_to_path(folder / "tls" / "servers-ca.crt")
+    with ExitStack() as stack:
+        ports = []
+        for i, name in enumerate(("dst-grpc.dst-grpc.svc", "other.example")):
+            issued = authority.issue_cert(name)
+            pair = [str(tmp_path / f"{i}.{kind}") for kind in ("crt", "key")]
+            issued.cert_chain_pems[0].write_to_path(pair[0])
+            issued.private_key_pem.write_to_path(pair[1])
+            flags = ("--tls-certificate", pair[0], "--tls-key", pair[1])
+            ports.append(started(tmp_path / f"{i}.log", stack, *flags).port)
+        with envoy_of(wanted, ports, folder, tmp_path) as proxy:
+            for cluster in ("servers", "homes", "embedded"):
+                proxy.wait_for(f"cluster.{cluster}.membership_healthy", 1)
+            with client_of(proxy, folder, authority) as client:
+                client.derive("a", "logits", model="embedded")
+            (call,) = calls_of(proxy, 1)
+            assert call["server"] == f"127.0.0.1:{ports[0]}"
