@@ -31,11 +31,11 @@ admitted a call, so a call that failed as UNAVAILABLE did no work and is sent ag
 class Tls:
     """How to trust a server, and how to prove who the client is."""
 
-    root_certificates: Path | None = None
+    root_certificates: Path | str | None = None
     """PEM file of the authorities to trust; None = those that gRPC trusts by default."""
-    certificate: Path | None = None
+    certificate: Path | str | None = None
     """PEM file of the client's own certificate chain, for mutual TLS; None = none."""
-    private_key: Path | None = None
+    private_key: Path | str | None = None
     """PEM file of the key to `certificate`."""
     server_name: str | None = None
     """Name that the server's certificate must carry; None = the host that is dialled."""
@@ -48,15 +48,15 @@ class Tls:
         if self.private_key is not None and self.certificate is None:
             problems.add("tls.certificate", "is required beside private_key")
         for name in ("root_certificates", "certificate", "private_key"):
-            path: Path | None = getattr(self, name)
-            problems.check(path is None or path.is_file(), f"tls.{name}", f"there is no file {path}")
+            path: Path | str | None = getattr(self, name)
+            problems.check(path is None or Path(path).is_file(), f"tls.{name}", f"there is no file {path}")
         problems.raise_if_any()
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read the files."""
 
-        def read(path: Path | None) -> bytes | None:
-            return None if path is None else path.read_bytes()
+        def read(path: Path | str | None) -> bytes | None:
+            return None if path is None else Path(path).read_bytes()
 
         return grpc.ssl_channel_credentials(
             root_certificates=read(self.root_certificates),

@@ -64,6 +64,19 @@ def test_both_sides_may_show_certificates(pki: Path) -> None:
             client.models()
 
 
+def test_files_may_be_named_by_text(pki: Path) -> None:
+    text = Tls(root_certificates=str(pki / "cert.pem"), server_name="localhost")
+    with (
+        fake_server(
+            grpc.ssl_server_credentials([((pki / "key.pem").read_bytes(), (pki / "cert.pem").read_bytes())])
+        ) as service,
+        Client(service.target, tls=text) as client,
+    ):
+        assert len(client.models()) == 3
+    with pytest.raises(InvalidRequest, match=r"tls\.root_certificates: there is no file"):
+        Tls(root_certificates=str(pki / "absent.pem"))
+
+
 def test_half_a_certificate_is_refused(pki: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"tls\.private_key"):
         Tls(certificate=pki / "cert.pem")
