@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -61,8 +63,14 @@ def test_a_wrong_host_is_told(host: str, reason: str) -> None:
         check_port(host, 50051)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
-def test_a_port_that_needs_a_permission_is_told() -> None:
+def test_a_port_that_needs_a_permission_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root has it, and tests may run as root."""
+
+    class Forbidden(socket.socket):
+        def bind(self, address: Any, /) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", address)
+
+    monkeypatch.setattr(socket, "socket", Forbidden)
     with pytest.raises(StartupError, match=r"cannot listen on 127\.0\.0\.1:1: this user may not"):
         check_port("127.0.0.1", 1)
 
