@@ -125,3 +125,19 @@ def test_pinned_nodes_form_groups_whose_edges_add_up(page: Page, graph: GraphAns
 def test_it_fits_every_screen(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_long_tokens_among_the_edges_of_a_node_fit_a_small_screen(
+    browser: Browser, graph: GraphAnswer, tmp_path: Path
+) -> None:
+    path = tmp_path / "graph.html"
+    long = replace(graph.header, token_strings=("<|endoftext|><|endoftext|>",) * 4)
+    path.write_text(graph_page(replace(graph, header=long), {}, ()), encoding="utf-8")
+    with alone(browser, path) as page:
+        page.set_viewport_size({"width": 320, "height": 800})
+        spots = page.locator(".features .spot")
+        for i in range(spots.count()):
+            spots.nth(i).dispatch_event("click")
+            if page.get_by_role("button", name="pin", exact=True).count():
+                page.get_by_role("button", name="pin", exact=True).click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -76,11 +76,13 @@
       el("button", { type: "button", "aria-pressed": String(state.errors), onclick: () => { state.errors = !state.errors; draw(); } }, "errors"));
   }
 
+  // Long names and tokens scroll within their table, and leave the page as wide as the screen.
+  const table = (attributes, ...children) => el("div", { class: "scroll" }, el("table", { class: "changes", ...attributes }, ...children));
   const named = (i) => el("button", { type: "button", class: "node", onclick: () => choose(i) }, data.nodes[i].name);
   function edges(title, list, end) {
     const sorted = [...list].sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
     const rows = sorted.slice(0, SHOWN).map((edge) => el("tr", {}, el("td", {}, named(edge[end])), el("td", {}, data.nodes[edge[end]].label), el("td", { class: `number ${edge[2] < 0 ? "less" : "more"}` }, compact(edge[2])), el("td", { class: "number" }, percent(edge[3]))));
-    return el("div", {}, el("h3", {}, `${title} (${list.length})`), el("table", { class: "changes" }, el("thead", {}, el("tr", {}, ["node", "", "weight", "share"].map((name, i) => el("th", { scope: "col", class: i > 1 ? "number" : undefined }, name)))), el("tbody", {}, rows)));
+    return el("div", {}, el("h3", {}, `${title} (${list.length})`), table({}, el("thead", {}, el("tr", {}, ["node", "", "weight", "share"].map((name, i) => el("th", { scope: "col", class: i > 1 ? "number" : undefined }, name)))), el("tbody", {}, rows)));
   }
 
   function details() {
@@ -105,8 +107,8 @@
     }
     between.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
     const sums = between.map(([source, end, sum]) => el("tr", {}, el("td", {}, source), el("td", {}, end), el("td", { class: `number ${sum < 0 ? "less" : "more"}` }, compact(sum))));
-    return card("Pinned", "give several the same group to add up their edges", el("div", { class: "beside" }, el("table", { class: "changes" }, el("tbody", {}, rows)),
-      between.length > 0 && el("table", { class: "changes", "aria-label": "Edges of groups" }, el("thead", {}, el("tr", {}, ["from", "to", "weight"].map((name, i) => el("th", { scope: "col", class: i === 2 ? "number" : undefined }, name)))), el("tbody", {}, sums))));
+    return card("Pinned", "give several the same group to add up their edges", el("div", { class: "beside" }, table({}, el("tbody", {}, rows)),
+      between.length > 0 && table({ "aria-label": "Edges of groups" }, el("thead", {}, el("tr", {}, ["from", "to", "weight"].map((name, i) => el("th", { scope: "col", class: i === 2 ? "number" : undefined }, name)))), el("tbody", {}, sums))));
   }
 
   function draw() {
