@@ -182,7 +182,7 @@ def test_errors_of_the_residual_need_an_autoencoder_of_it() -> None:
         PreconditionFailed, match="needs an autoencoder of the residual stream, and the request has tiny/"
     ):
         both.one(dst)
-    refused(T.MLP_POST_ACT, dst, "reads resid_post_mlp or resid_post_attn, not mlp_post_act")
+    refused(T.MLP_POST_ACT, dst, "needs an autoencoder of the residual stream, and the request has tiny/mlp_post_act")
 
 
 def test_two_autoencoders_of_the_residual_are_too_many() -> None:
