@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from dst_grpc.client import AsyncClient, ContextState, RegistryChange
-from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import DataLoss, DstError, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.rpc.parts import StartupError
-from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from tests import checkpoints
 from tests.e2e.conftest import CALL_SECONDS, READY, process_of, rigged
-from tests.fake_parts import FakeRegistry, answer, context_status
+from tests.e2e.scripts import half_until
+from tests.fake_parts import FakeRegistry, context_status
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -170,14 +169,7 @@ async def test_without_a_file_folders_are_read_again(folder: Path) -> None:
 async def test_a_call_in_progress_goes_on() -> None:
     async with rigged() as rig, AsyncClient(rig.server.address) as client:
         gate = asyncio.Event()
-
-        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
-            parts = answer()
-            yield parts[:1]
-            await gate.wait()
-            yield parts[1:]
-
-        rig.parts.pipeline.scripts["x"] = script
+        rig.parts.pipeline.scripts["x"] = half_until(gate)
         call = asyncio.create_task(client.derive("ab", "logits", request_id="x"))
         while rig.parts.pipeline.started != ["x"]:
             await client.models()

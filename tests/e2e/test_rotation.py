@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,11 @@ import trustme
 from dst_grpc._gen.dst.v1 import catalog_service_pb2, inference_pb2
 from dst_grpc._gen.dst.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from dst_grpc.domain.callers import Role
-from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.rpc.ports import AnswerPart
 from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
-from tests.fake_parts import FakeRegistry, answer
+from tests.e2e.scripts import half_until
+from tests.fake_parts import FakeRegistry
 
 RELOADING = "dst_grpc.rpc.reloading"
 
@@ -129,13 +128,7 @@ async def test_connections_that_are_old_enough_are_made_anew_and_so_lose_a_revok
 async def test_calls_of_an_old_connection_go_on_unless_their_time_is_bounded_too(grace: float | None) -> None:
     async with rigged(max_connection_age_seconds=0.05, max_connection_age_grace_seconds=grace) as rig:
         gate = asyncio.Event()
-
-        async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
-            yield answer()[:1]
-            await gate.wait()
-            yield answer()[1:]
-
-        rig.parts.pipeline.scripts["x"] = script
+        rig.parts.pipeline.scripts["x"] = half_until(gate)
         request = inference_pb2.DeriveRequest(request_id="x", prompt=inference_pb2.Prompt(text="ab"))
         call = rig.scalars.Derive(request, timeout=CALL_SECONDS)
         await call.read()

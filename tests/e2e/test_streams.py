@@ -20,6 +20,7 @@ from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.wire.assembly import assemble
 from dst_grpc.wire.errors import error_from_status
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged
+from tests.e2e.scripts import until
 from tests.fake_parts import Script, answer, failing, failing_after_header, tensor
 
 MIB = 1 << 20
@@ -34,16 +35,6 @@ def resolve_item(request_id: str, text: str = "ab") -> resolution_pb2.ResolveStr
     return resolution_pb2.ResolveStreamRequest(
         request=resolution_pb2.ResolveRequest(request=item(request_id, text).request)
     )
-
-
-def until(event: asyncio.Event, tensors: int = 0) -> Script:
-    """A script that waits for *event* before its answer."""
-
-    async def script(_request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
-        await event.wait()
-        yield answer([tensor(i, [float(i)]) for i in range(tensors)])
-
-    return script
 
 
 def endless(produced: Counter[str], mib: int = 1) -> Script:
