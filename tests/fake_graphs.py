@@ -35,10 +35,10 @@ from dst_grpc.domain.graph_probe_answers import (
     GraphTokenScore,
     GraphVerifiedFeature,
 )
+from tests.fake_runs import MODEL_HANDLE
 from tests.random_graphs import RandomGraph, random_graph
 
 _P, _PROBED = GraphPartKind, GraphProbePartKind
-MODEL_HANDLE = "tiny@0123456789ab:float32:cpu"
 TRANSCODERS_HANDLE = "tiny/plt@0123456789ab:float32:cpu"
 GRAPH = random_graph(targets=(7, "up", 3))
 KEPT = KeptGraph(

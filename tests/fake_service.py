@@ -68,8 +68,9 @@ from dst_grpc.wire.frames import ValueCutter, part_to_wire
 from dst_grpc.wire.tensors import stored_as
 from tests.explanations import parts_of, top_k_parts_of
 from tests.fake_answers import AUTOENCODER, SERVER_INFO, context_status, frames_of, model_info, resolution_of
+from tests.fake_causal import attribute_parts, circuit_parts, patch_parts
 from tests.fake_graphs import KEPT, graph_parts, probe_parts, query_parts
-from tests.fake_parts import SUMMARY, attribute_parts, circuit_parts, patch_parts
+from tests.fake_runs import SUMMARY
 
 N_KEPT_GRAPHS = 3
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]

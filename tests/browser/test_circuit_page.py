@@ -13,7 +13,7 @@ from dst_grpc.cli._circuit_page import circuit_page
 from dst_grpc.client import make_circuit_request
 from dst_grpc.client._circuits import CircuitCollector
 from dst_grpc.wire.frames import ValueCutter
-from tests.fake_parts import circuit_parts
+from tests.fake_causal import circuit_parts
 
 from .conftest import alone
 

@@ -64,19 +64,10 @@ from dst_grpc.errors import DataLoss
 from dst_grpc.pipeline.graph_parts import EDGES_AT_ONCE, NODES_AT_ONCE
 from dst_grpc.rpc.ports import AnswerPart, Stage
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+from tests.fake_causal import attribute_parts, circuit_parts, patch_parts
 from tests.fake_graphs import KEPT, header_of
-from tests.fake_parts import (
-    MODEL_HANDLE,
-    SUMMARY,
-    FakeParts,
-    FakeRegistry,
-    attribute_parts,
-    circuit_parts,
-    context_status,
-    patch_parts,
-    resolution,
-    tensor,
-)
+from tests.fake_parts import FakeParts, FakeRegistry, context_status, resolution, tensor
+from tests.fake_runs import MODEL_HANDLE, SUMMARY
 from tests.random_graphs import random_graph
 
 LIMIT = 1 << 20

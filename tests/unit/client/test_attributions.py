@@ -25,7 +25,7 @@ from dst_grpc.domain.components import Dimension
 from dst_grpc.domain.results import Axis
 from dst_grpc.errors import DataLoss, InvalidRequest, Reason
 from dst_grpc.wire.frames import ValueCutter
-from tests.fake_parts import attribute_parts
+from tests.fake_causal import attribute_parts
 
 
 def collected(parts: Sequence[Any]) -> AttributionAnswer | None:

@@ -40,7 +40,7 @@ from dst_grpc.graphs.influence import prune
 from dst_grpc.graphs.nodes import AttributionGraph
 from dst_grpc.wire.codec import read
 from tests.fake_graphs import GRAPH, KEPT, graph_parts, query_parts
-from tests.fake_parts import SUMMARY
+from tests.fake_runs import SUMMARY
 from tests.fake_service import N_KEPT_GRAPHS, FakeService
 
 TRAILER = GraphPart(

@@ -6,7 +6,7 @@ from dst_grpc.domain.graph import GraphSource
 from dst_grpc.domain.graph_edges import GraphEdges
 from dst_grpc.graphs.influence import scores
 from dst_grpc.pipeline.whole_graph import WholeGraph, pruned
-from tests.fake_parts import SUMMARY
+from tests.fake_runs import SUMMARY
 from tests.graph_goldens import golden_graph
 
 
