@@ -15,7 +15,7 @@ from rich.text import Text
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._files import read_json, read_text, write_text
+from dst_grpc.cli._files import check_writable, read_json, read_text, write_text
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
@@ -143,6 +143,7 @@ def circuit(
             raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
         if latents:
             _check_latents(scores, html)
+        check_writable(html, "--html")
         file = None if scores is None else _mib(scores, "--scores")
         request = make_circuit_request(
             clean,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dst_grpc.cli._arguments import PromptArgument
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._files import read_json, write_text
+from dst_grpc.cli._files import check_writable, read_json, write_text
 from dst_grpc.cli._graph_page import graph_page, shown_features
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
@@ -128,6 +128,8 @@ def graph(
     with errors_reported(as_json=False):
         if html is not None and to_json is not None and html.absolute() == to_json.absolute():
             raise InvalidRequest.of("--json", f"must be another file than that of --html, {html}")
+        check_writable(html, "--html")
+        check_writable(to_json, "--json")
         known = {} if labels is None else read_labels(labels)
         request = make_graph_request(
             prompt,

@@ -151,6 +151,13 @@ def test_a_file_of_the_benchmark_goes_out_and_comes_back(run: Run, service: Fake
     assert set(kept.edges) == {"m0->logits", "input->m0", "input->a0.h0<q>"}
 
 
+def test_a_page_that_cannot_be_written(run: Run, service: FakeService, tmp_path: Path) -> None:
+    result = run(*ASKED, "--html", str(tmp_path / "nowhere" / "page.html"))
+    assert result.exit_code == 1
+    assert "--html: cannot write" in result.stderr
+    assert service.circuit_asked is None
+
+
 def test_a_page_is_written_whole(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "circuit.html"
     result = run(*ASKED, "--html", str(path))

@@ -126,10 +126,11 @@ def test_a_page_is_written(run: Run, service: FakeService, tmp_path: Path) -> No
     assert len(service.explained.groups) == 4
 
 
-def test_a_page_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written(run: Run, service: FakeService, tmp_path: Path) -> None:
     result = run(*ASKED, "--html", str(tmp_path / "nowhere" / "why.html"))
     assert result.exit_code == 1
     assert "--html: cannot write" in result.stderr
+    assert service.explained is None
 
 
 @pytest.mark.parametrize(

@@ -170,11 +170,12 @@ def test_labels_are_texts_by_name(run: Run, tmp_path: Path, text: str, said: str
     assert f"--labels: {tmp_path / 'labels.json'} {said}" in result.stderr
 
 
-def test_what_cannot_be_read_or_written_is_told(run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_written_is_told(run: Run, service: FakeService, tmp_path: Path) -> None:
     for option in ("--labels", "--json", "--html"):
         result = run(*ASKED, option, str(tmp_path / "none" / "file"))
         assert result.exit_code != 0
         assert f"{option}: cannot" in result.stderr
+        assert service.graph_asked is None
 
 
 def test_a_page_of_a_large_graph_has_what_matters_most(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
