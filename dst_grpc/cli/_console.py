@@ -34,7 +34,9 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Name or handle of the model; default: the server's own.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-TimeoutOption = Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this long.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after this long.")
+]
 
 
 def console(*, stderr: bool = False) -> Console:

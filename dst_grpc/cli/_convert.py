@@ -28,7 +28,8 @@ def convert(
         ),
     ],
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Give up on a file of torch.save after this long.")
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up on a file of torch.save after this long."),
     ] = 600.0,
     tokenizer: Annotated[
         Path | None,

@@ -49,6 +49,12 @@ def test_help_lists_every_command(run: Run) -> None:
         assert run(command, "--help").exit_code == 0
 
 
+def test_a_time_before_now_is_no_time_limit(run: Run) -> None:
+    result = run("types", "--timeout", "-1")
+    assert result.exit_code == 2
+    assert "Invalid value for '--timeout'" in result.stderr
+
+
 def test_derive_shows_the_largest_of_each_type(run: Run) -> None:
     result = run("derive", PROMPT, "--target", " Mary", "-t", "mlp_act_times_grad", "-t", "attn_qk_probs", "--top", "2")
     lines = [line.split() for line in result.stdout.splitlines()]
