@@ -142,8 +142,9 @@ class GraphCalls(Calls):
             InvalidRequest: If a field is bad, or the graph has no such node.
             DstError: Any other failure of a call.
         """
-        model = self._models_of_kept.get(request.graph)
-        responses = self._responses(self._graph_stub.QueryGraph, to_wire(request), timeout, model=model)
+        message = to_wire(request)
+        model = self._models_of_kept.get(message.graph)
+        responses = self._responses(self._graph_stub.QueryGraph, message, timeout, model=model)
         return await answer_of(responses, GraphViewCollector())
 
     async def graph_neighbours(

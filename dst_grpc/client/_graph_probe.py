@@ -62,8 +62,9 @@ class GraphProbeCalls(GraphCalls):
             InvalidRequest: If a field is bad, or the graph has no such node.
             DstError: Any other failure of a call, or a damaged answer.
         """
-        model = self._models_of_kept.get(request.graph)
-        responses = self._responses(self._graph_stub.ProbeGraph, to_wire(request), timeout, model=model)
+        message = to_wire(request)
+        model = self._models_of_kept.get(message.graph)
+        responses = self._responses(self._graph_stub.ProbeGraph, message, timeout, model=model)
         return await answer_of(responses, _Collector())
 
     async def intervene_on_graph(

@@ -261,7 +261,8 @@ def test_an_argument_of_a_wrong_type_is_named(answer: GraphAnswer, client: Clien
         assert refusal(question, "t0", layers=3) == "filter.layers must be an iterable, not 3"
         assert refusal(question, "t0", tokens=["a"]) == "filter.tokens[0] must be an integer, not 'a'"
         assert refusal(question, "t0", kinds=[3]).startswith("filter.kinds[0] must be a text or a member of GraphNodeK")
-    assert refusal(client.graph_request, 5) == "a value of class int has no message: it is no request"
+    for call in (client.graph_request, client.query_graph, client.probe_graph):
+        assert refusal(call, 5) == "a value of class int has no message: it is no request"
     assert refusal(client.graph, "a", timeout="1") == "timeout must be a number or None, not '1'"
     with pytest.raises(InvalidRequest, match="timeout: must be a number of seconds, not nan"):
         client.graphs(timeout=NAN)
