@@ -52,8 +52,8 @@ class GraphArguments(TypedDict, total=False):
     targets: TargetLike | Iterable[TargetLike]
     """The nodes that effects are traced back from; nothing = the logits of the most probable tokens."""
     directions: Mapping[str, Any]
-    """Further targets, by name: vectors [d] that the final residual, after the final norm, is projected on; arrays or
-    stored tensors."""
+    """Further targets, after these, by name: vectors [d] that the final residual, after the final norm, is projected
+    on; arrays or stored tensors."""
     max_n_logits: int
     """Without targets: at most so many logits."""
     desired_logit_prob: float
@@ -115,7 +115,10 @@ def make_graph_request(
     tokens = [_target(f"targets[{i}]", target) for i, target in enumerate(each)]
     if not isinstance(directions, Mapping | None):
         raise TypeError(f"directions must be a mapping from names to vectors, not {directions!r}")
-    named = [_direction(name, vector) for name, vector in (directions or {}).items()]
+    named = [
+        _direction(f"targets[{i}]", name, vector)
+        for i, (name, vector) in enumerate((directions or {}).items(), len(tokens))
+    ]
     return given(
         "",
         GraphRequest,
@@ -197,12 +200,11 @@ def _target(path: str, target: TargetLike) -> GraphTarget:
     return given(path, GraphTarget, token=token) if isinstance(token, str) else given(path, GraphTarget, token_id=token)
 
 
-def _direction(name: str, vector: Any) -> GraphTarget:
-    path = f"directions[{name!r}]"
+def _direction(path: str, name: str, vector: Any) -> GraphTarget:
     try:
         tensor = tensor_of(vector)
     except InvalidRequest as error:
         raise error.under(f"{path}.direction") from None
     except (TypeError, ValueError):
-        raise TypeError(f"{path} must be a vector or a stored tensor, not {vector!r}") from None
+        raise TypeError(f"directions[{name!r}] must be a vector or a stored tensor, not {vector!r}") from None
     return given(path, GraphTarget, direction=tensor, name=name)
