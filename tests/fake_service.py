@@ -76,6 +76,17 @@ N_KEPT_GRAPHS = 3
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]
 
 
+def once_set(event: threading.Event) -> Script:
+    """Answers when the test, which is on another thread, has set *event*."""
+
+    async def answer(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
+        await asyncio.to_thread(event.wait, 10)
+        for frame in frames_of(request):
+            yield frame
+
+    return answer
+
+
 class FakeService(
     DerivedScalarServiceServicer,
     CausalServiceServicer,

@@ -17,7 +17,7 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Cancelled, DstError
 from dst_grpc.wire.codec import to_wire
 from tests.fake_answers import frames_of
-from tests.fake_service import FakeService
+from tests.fake_service import FakeService, once_set
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,7 @@ def test_positions_are_those_among_all_requests(client: Client) -> None:
 
 def test_answers_of_all_models_come_as_they_are_ready(client: Client, service: FakeService) -> None:
     arrived = threading.Event()
-
-    async def patient(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
-        await asyncio.to_thread(arrived.wait, 10)
-        for frame in frames_of(request):
-            yield frame
-
-    service.scripts["wait"] = patient
+    service.scripts["wait"] = once_set(arrived)
     requests = [
         make_request("wait", ["mlp_post_act"], request_id="slow", model="tiny"),
         *of_models(quick="other", after="tiny"),

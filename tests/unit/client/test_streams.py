@@ -15,7 +15,7 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.wire.errors import error_to_status
 from tests.fake_answers import frames_of
-from tests.fake_service import FakeService
+from tests.fake_service import FakeService, once_set
 
 
 def requests(*ids: str, prompt: str = "a b") -> list[DeriveRequest]:
@@ -55,13 +55,7 @@ def test_no_requests_are_no_answers(client: Client) -> None:
 def test_answers_come_as_they_are_ready(client: Client, service: FakeService) -> None:
     """The first request waits for the second one's answer to have arrived."""
     arrived = threading.Event()
-
-    async def patient(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
-        await asyncio.to_thread(arrived.wait, 10)
-        for frame in frames_of(request):
-            yield frame
-
-    service.scripts["wait"] = patient
+    service.scripts["wait"] = once_set(arrived)
     order = []
     for request_id, _ in client.derive_stream([*requests("slow", prompt="wait"), *requests("quick")]):
         order.append(request_id)
