@@ -141,14 +141,15 @@ class Autoencoder:
 
     def decode(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Reconstruction [..., n_out] from *latents* [..., Z] of the inputs *x* [..., n_in]."""
-        return self._denormalized(torch.nn.functional.linear(latents, self.decoder, self._output_bias), x)
+        return self._denormalized(torch.nn.functional.linear(latents, self.decoder, self.output_bias), x)
 
     def offset(self, x: torch.Tensor) -> torch.Tensor:
         """What is decoded of inputs *x* [..., n_in] where no latent is active, [..., n_out]: dec(0, x)."""
-        return self._denormalized(self._output_bias.expand(*x.shape[:-1], -1), x)
+        return self._denormalized(self.output_bias.expand(*x.shape[:-1], -1), x)
 
     @property
-    def _output_bias(self) -> torch.Tensor:
+    def output_bias(self) -> torch.Tensor:
+        """What is decoded where no latent is active, [n_out], but for what the inputs themselves give: b."""
         return self.pre_bias if self.decoder_bias is None else self.decoder_bias
 
     def _denormalized(self, decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -136,8 +136,7 @@ class PerLayerTranscoder:
     @property
     def decoder_bias(self) -> torch.Tensor:
         """b_dec [d]."""
-        own = self.autoencoder.decoder_bias
-        return wide(self.autoencoder.pre_bias if own is None else own)
+        return wide(self.autoencoder.output_bias)
 
     @property
     def skip(self) -> torch.Tensor | None:

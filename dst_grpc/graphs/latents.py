@@ -97,10 +97,9 @@ class LatentUnits(TappedUnits):
     def error(self) -> torch.Tensor:
         """What the latents and the bias miss of what is reconstructed, as it is in the residual stream, [T, d]."""
         autoencoder, x = self.autoencoder, wide(self.x)
-        bias = autoencoder.pre_bias if autoencoder.decoder_bias is None else autoencoder.decoder_bias
-        reconstruction = wide(autoencoder.encode(self.x)) @ wide(autoencoder.decoder).t() + wide(bias)
+        decoded = wide(autoencoder.encode(self.x)) @ wide(autoencoder.decoder).t() + wide(autoencoder.output_bias)
         scale = autoencoder.write_scale(x)
-        missed = x - (reconstruction if scale is None else reconstruction * scale)
+        missed = x - (decoded if scale is None else decoded * scale)
         return self._written(missed, torch.arange(self.n_tokens, device=x.device))
 
     def values(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
