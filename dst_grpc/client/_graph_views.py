@@ -27,8 +27,6 @@ from dst_grpc.errors import NotFound, Reason
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_KINDS = tuple(GraphNodeKind)
-
 
 class NodeRow(NamedTuple):
     """A node."""
@@ -253,7 +251,7 @@ class GraphView:
         layer, feature = int(table.layers[place]), int(table.features[place])
         return NodeRow(
             name=table.names[place],
-            kind=_KINDS[int(table.kinds[place]) - 1],
+            kind=GraphNodeKind.numbered(int(table.kinds[place])),
             layer=None if layer < 0 else layer,
             token=int(table.tokens[place]),
             feature=None if feature < 0 else feature,

@@ -33,7 +33,6 @@ from dst_grpc.wire.assembly import ValueReader
 from dst_grpc.wire.pieces import corrupt
 
 T = TypeVar("T")
-_KINDS = tuple(GraphNodeKind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +111,7 @@ class GraphAnswer(GraphView):
             active=np.stack([of_features.layers, of_features.tokens, of_features.features], axis=1),
             kinds=of_features.kinds,
             errors=tuple(
-                (_KINDS[kind - 1], layer)
+                (GraphNodeKind.numbered(kind), layer)
                 for kind, layer in zip(first.kinds.tolist(), first.layers.tolist(), strict=True)
             ),
             activations=of_features.activations,

@@ -63,9 +63,14 @@ class GraphNodeKind(StrEnum):
         """Its number in a column of kinds, from 1: that of its message."""
         return _NUMBERS[self]
 
+    @staticmethod
+    def numbered(number: int) -> GraphNodeKind:
+        """The kind of that *number*; raises KeyError if there is none."""
+        return _KINDS[number]
+
 
 _NUMBERS = {kind: number for number, kind in enumerate(GraphNodeKind, start=1)}
-_KINDS = tuple(GraphNodeKind)
+_KINDS = {number: kind for kind, number in _NUMBERS.items()}
 _K = GraphNodeKind
 UNIT_KINDS = (_K.FEATURE, _K.NEURON, _K.HEAD, _K.MLP_LATENT, _K.ATTENTION_LATENT, _K.RESIDUAL_LATENT)
 """Kinds of nodes that others act on and that act on others."""
@@ -191,7 +196,7 @@ class GraphNodeTable:
         no_layer, last = np.full(n_tokens + n_targets, -1), np.full(n_targets, n_tokens - 1)
         named = [
             *(
-                GraphNode(_KINDS[kind - 1], *place)
+                GraphNode(_K.numbered(kind), *place)
                 for kind, place in zip(kinds.tolist(), features[:, [0, 1, 2]].tolist(), strict=True)
             ),
             *(GraphNode(kind, layer, token) for kind, layer in errors for token in range(n_tokens)),

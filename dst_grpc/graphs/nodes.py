@@ -21,7 +21,6 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_KINDS = tuple(GraphNodeKind)
 FREE_DIRECTION = -1
 """The token id of a target that is no token."""
 
@@ -109,7 +108,7 @@ class GraphNodes:
         if not 0 <= node < len(self):
             raise IndexError(f"node {node} of {len(self)}")
         if node < self.first_error:
-            return _KINDS[int(self.feature_kinds[node]) - 1]
+            return GraphNodeKind.numbered(int(self.feature_kinds[node]))
         if node < self.first_embedding:
             return self.errors[(node - self.first_error) // self.n_tokens][0]
         return GraphNodeKind.EMBEDDING if node < self.first_target else GraphNodeKind.TARGET

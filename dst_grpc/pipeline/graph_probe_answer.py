@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.graphs.nodes import Floats
 
-_P, _KINDS = GraphProbePartKind, tuple(GraphNodeKind)
+_P = GraphProbePartKind
 _FEATURES_AT_ONCE = 256
 """Features whose tokens are scored in one step."""
 Parts = list[GraphProbePart]
@@ -218,7 +218,7 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
         if place < 0:
             return CONSTANT
         if place < len(nodes.active):
-            kind = _KINDS[int(nodes.kinds[place]) - 1]
+            kind = GraphNodeKind.numbered(int(nodes.kinds[place]))
             return str(GraphNode(kind, *nodes.active[place].tolist()))
         of_errors, token = divmod(place - len(nodes.active), nodes.n_tokens)
         if of_errors == len(nodes.errors):
