@@ -80,8 +80,7 @@ def writes_of_units(model: LocalModel, activations: Mapping[int, float]) -> Writ
     """What units write at these *activations*, by their places among all active ones."""
     found: dict[Place, torch.Tensor] = {}
     for place, activation in activations.items():
-        units = model.recording.units_of(place)
-        one = torch.tensor([place - units.first], device=model.device)
+        units, one = model.recording.unit(place)
         token = int(units.active.tokens[one])
         for written in units.written:
             write = found.setdefault((written, units.stage), model.nothing)

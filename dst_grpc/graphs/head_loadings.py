@@ -98,9 +98,7 @@ class _End:
     def of(cls, model: LocalModel, nodes: GraphNodes, node: int) -> _End:
         """That of *node*."""
         if node < nodes.first_error:
-            place = int(nodes.selected[node])
-            units = model.recording.units_of(place)
-            own = torch.tensor([place - units.first], device=model.device)
+            units, own = model.recording.unit(int(nodes.selected[node]))
             return cls(units.layer, int(units.active.tokens[own]), units.gradients(own)[0], is_unit=True)
         vector = torch.from_numpy(nodes.targets.vectors[nodes.target(node)]).to(model.device, model.dtype)
         return cls(nodes.n_layers, nodes.n_tokens - 1, model.target_gradients(vector[None])[0], is_unit=False)

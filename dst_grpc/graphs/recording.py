@@ -101,9 +101,10 @@ class Recording:
         """The units that write at a place."""
         return [one for one in self.units if one.stage is stage and layer in one.written and len(one)]
 
-    def units_of(self, place: int) -> Units:
-        """The units that *place* is of, among all active ones."""
-        return next(one for one in self.units if one.first <= place < one.first + len(one))
+    def unit(self, place: int) -> tuple[Units, torch.Tensor]:
+        """The unit at *place* among all active ones: the units that it is of, and which of them it is, [1]."""
+        units = next(one for one in self.units if one.first <= place < one.first + len(one))
+        return units, torch.tensor([place - units.first], device=self.tokens.device)
 
     def missed_at(self, layer: int, stage: Stage) -> tuple[int, Missed] | None:
         """The errors at a place, and which of all; None if nothing is missed there."""

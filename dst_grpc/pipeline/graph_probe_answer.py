@@ -198,9 +198,8 @@ class ProbeAnswer(SteppedAnswer[ProbePlan, GraphProbePart]):
     def _directions(self, node: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a unit writes, through the final norm at scale 1, and what it projects the residual on, its norm at
         scale 1, [d] each; 0 if it reads no residual."""
-        model, place = self._local, int(self._graph.nodes.selected[node])
-        units = model.recording.units_of(place)
-        one = torch.tensor([place - units.first], device=model.device)
+        model = self._local
+        units, one = model.recording.unit(int(self._graph.nodes.selected[node]))
         rows = (units.writes(one, to)[0] for to in units.written)
         written = model.decoder.final_norm.unit(torch.stack(list(rows)).sum(dim=0))
         return written, units.read_direction(one)[0]
