@@ -111,7 +111,7 @@ def carried(model: LocalModel, writes: Writes, n_layers: int, *, through_heads: 
     for index in range(n_layers):
         model.check()
         layer, before = model.layer(index), x
-        if through_heads and not recording.layers[index].is_attention_replaced:
+        if through_heads and not model.sources.is_attention_replaced(index):
             x = x + layer.attention_write(x)
         x = added(added(x, (index, Stage.ATTENTION)), (index, Stage.POST_ATTENTION))
         seen = before if model.is_parallel else x

@@ -206,7 +206,7 @@ class _Carried:
 
     def _attention(self, layer: int, frozen: FrozenLayer) -> None:
         """Carry back what has begun through attention, unless units stand for it."""
-        if not self._model.recording.layers[layer].is_attention_replaced:
+        if not self._model.sources.is_attention_replaced(layer):
             tokens = self._block.tokens[self._n_dense : self._n]
             frozen.through_attention(self._gradients[: self._n], self._n_dense, tokens)
             self._n_dense = self._n

@@ -47,8 +47,6 @@ class RecordedLayer:
     """The scale of the norm of attention's output, [T, 1]; None without such a norm."""
     input: FrozenInput
     """What the MLP of the layer, or its transcoder, reads."""
-    is_attention_replaced: bool
-    """Whether units stand for what attention writes, so that no path leads through it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -214,7 +212,6 @@ class _RecordedUnits:
             entering=self._pass.values[site_entering(self._layer)],
             attn_scale=self._pass.scale(_L.ATTN_OUTPUT_LAYER_NORM_SCALE, self._layer),
             input=self._input,
-            is_attention_replaced=self._sources.is_attention_replaced(self._layer),
         )
 
     def add(self) -> list[Missed]:
