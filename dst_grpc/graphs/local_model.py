@@ -151,9 +151,8 @@ class LocalModel:
         """A layer, made anew unless it is kept."""
         if index in self._kept:
             return self._kept[index]
-        transcoders = self.sources.transcoders
-        skip = transcoders.skip(index) if transcoders is not None and transcoders.has_layer(index) else None
-        frozen = FrozenLayer(self.decoder.layers[index], self.recording.layers[index], skip, keeps=self._keeps)
+        weights, recorded = self.decoder.layers[index], self.recording.layers[index]
+        frozen = FrozenLayer(weights, recorded, self.sources.skip(index), keeps=self._keeps)
         if self._keeps:
             self._kept[index] = frozen
         return frozen

@@ -195,9 +195,6 @@ def _recording_bytes(config: DecoderConfig, sources: Sources, n_tokens: int, ite
 def _place_numbers(config: DecoderConfig, sources: Sources, share: float) -> int:
     """Numbers that are held for each token, of each target of a block, where a *share* of all heads is taken at once:
     gradients, at the residual, behind skip connections, and of heads before and after the pattern."""
-    transcoders = sources.transcoders
-    has_skip = transcoders is not None and any(
-        transcoders.has_layer(one) and transcoders.skip(one) is not None for one in range(config.n_layers)
-    )
+    has_skip = any(sources.skip(layer) is not None for layer in range(config.n_layers))
     of_heads = (config.n_heads + config.n_key_value_heads) * config.d_head
     return math.ceil((1 + 2 * has_skip) * config.d_model + (1 + share) * of_heads)

@@ -10,10 +10,13 @@ from dst_grpc.domain.architecture import ActivationFunction
 from dst_grpc.domain.autoencoder_inputs import AUTOENCODER_INPUTS
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.engine.autoencoder import Autoencoder
+from dst_grpc.errors import require
 from dst_grpc.graphs.latents import stage_of
 from dst_grpc.graphs.units import Stage
 
 if TYPE_CHECKING:
+    import torch
+
     from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
     from dst_grpc.engine.decoder_config import DecoderConfig
     from dst_grpc.engine.transcoders import Transcoders
@@ -47,6 +50,10 @@ class Sources:
     def has_transcoder(self, layer: int) -> bool:
         """Whether features explain what the MLP of *layer* writes."""
         return self.transcoders is not None and self.transcoders.has_layer(layer)
+
+    def skip(self, layer: int) -> torch.Tensor | None:
+        """The skip connection Wskip [d, d] of the transcoder of *layer*; None if there is none."""
+        return require(self.transcoders).skip(layer) if self.has_transcoder(layer) else None
 
     def is_attention_replaced(self, layer: int) -> bool:
         """Whether units stand for what attention writes in *layer*, so that no path leads through it."""
