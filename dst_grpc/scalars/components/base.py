@@ -176,7 +176,7 @@ class Writes(Bound, ABC):
         """Write vectors at *tokens* summed over the heads or neurons, [T, ..., d], without computing each."""
         return self.write(tokens)
 
-    def before(self, residual: Residual) -> Writes:
+    def before(self, residual: Residual) -> Self:
         """The part of the writes that is added to the residual stream before *residual*: all, where each entry writes
         once, and that before."""
         del residual

@@ -17,7 +17,6 @@ from dst_grpc.scalars.components.base import EVERY_TOKEN, LayerOfRun, Writer, Wr
 
 if TYPE_CHECKING:
     from dst_grpc.scalars.token_vectors import TokenVectors
-    from dst_grpc.scalars.topology import Residual
     from dst_grpc.scalars.write_directions import WriteDirections
 
 
@@ -49,11 +48,6 @@ class ScaledWrites(Writes):
     """Coefficients [T, ...] times directions [..., d]."""
 
     component: ScaledComponent
-
-    def before(self, residual: Residual) -> ScaledWrites:
-        """As of any writes."""
-        del residual
-        return self
 
     @cached_property
     def factor(self) -> torch.Tensor | None:

@@ -67,7 +67,7 @@ class SingleNodeWrites(ResidualWrites):
     until: Residual | None = None
     """The residual that the write comes before; None for any."""
 
-    def before(self, residual: Residual) -> SingleNodeWrites:
+    def before(self, residual: Residual) -> Self:
         """The part of the write that comes before *residual*."""
         return replace(self, until=residual)
 
