@@ -194,7 +194,7 @@ class LatentRead(Direction):
 
     def site(self, layer: int | None) -> Site:
         """The site of that input."""
-        read = require(self.task.topology.inputs.of(require(self.task.facts.autoencoder)))
+        read = require(self.task.autoencoder_input)
         return self.task.topology.input_site(read, layer)
 
     def taps(self) -> Iterator[Tap]:

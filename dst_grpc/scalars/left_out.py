@@ -97,7 +97,7 @@ class LeftOut:
         facts = task.facts
         if facts.component is not Kind.LATENT or facts.quantity is not Quantity.PROJECTION:
             return None
-        read = task.topology.inputs.of(require(facts.autoencoder))
+        read = task.autoencoder_input
         if read is None or not read.is_traced or read.is_of_stream:
             return None
         return cls(task, read)
