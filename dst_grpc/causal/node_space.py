@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.graph_nodes import Node, Part, Source
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.taps import site_entering
@@ -130,12 +131,14 @@ class NodeSpace:
     def in_passing(self) -> tuple[NodesAt, ...]:
         """The nodes by site, as a forward pass comes to them: in a layer first attention, then the MLP, each followed
         by what reconstructs it."""
-        stages = {_L.RESID_POST_EMBEDDING: -1, _L.ATTN_WEIGHTED_SUM_OF_VALUES: 0, _L.RESID_DELTA_MLP: 2}
+        steps = {
+            _L.RESID_POST_EMBEDDING: LocationWithinLayer.END_OF_PREV_LAYER,
+            _L.ATTN_WEIGHTED_SUM_OF_VALUES: LocationWithinLayer.ATTN,
+            _L.RESID_DELTA_MLP: LocationWithinLayer.MLP,
+        }
         for one in self.spliced:
-            is_between = one.input.spliced_at is _L.RESID_POST_ATTN
-            stage = 1 if is_between else {"a": 1, "m": 3, "r": 4}[one.place]
-            stages |= dict.fromkeys(one.input.splice_taps, stage)
-        return tuple(sorted(self.groups, key=lambda group: (group.layer, stages[group.site[0]])))
+            steps |= dict.fromkeys(one.input.splice_taps, one.input.location)
+        return tuple(sorted(self.groups, key=lambda group: (group.layer, steps[group.site[0]])))
 
     @property
     def part_sites(self) -> tuple[Site, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dst_grpc.domain.autoencoders import InputNormalization
+from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.engine.layer import unit_read, unit_write
@@ -31,16 +32,18 @@ if TYPE_CHECKING:
     from dst_grpc.graphs.frozen_layer import FrozenInput
 
 _L = ActivationLocationType
+_STAGES = {
+    LocationWithinLayer.ATTN: Stage.ATTENTION,
+    LocationWithinLayer.LATENTS_OF_RESID_POST_ATTN: Stage.POST_ATTENTION,
+    LocationWithinLayer.MLP: Stage.MLP,
+    LocationWithinLayer.LATENTS_OF_RESID_POST_MLP: Stage.END,
+}
 _CENTRING = {InputNormalization.CENTRED, InputNormalization.LAYER_NORM}
 
 
 def stage_of(source: AutoencoderInput) -> Stage:
     """Where autoencoders of an input that can be spliced are."""
-    if source.is_of_mlp:
-        return Stage.MLP
-    if source.is_of_attention_write:
-        return Stage.ATTENTION
-    return Stage.POST_ATTENTION if source.spliced_at is _L.RESID_POST_ATTN else Stage.END
+    return _STAGES[source.location]
 
 
 def kinds_of(source: AutoencoderInput) -> tuple[GraphNodeKind, GraphNodeKind]:
