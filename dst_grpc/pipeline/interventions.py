@@ -201,7 +201,7 @@ def checked_selection(
     if reason is not None:
         description = f"{json_name(location)} does not exist in the model: {reason}"
         findings.add(f"{path}.activation_location_type", description, Reason.UNSUPPORTED_BY_MODEL)
-    owner = _owner(location, spliced)
+    owner = owner_of(location, spliced)
     check_layer(findings, at.layer_index, f"{path}.layer_index", sizes.n_layers, owner)
     if location.facts.needs_splice and location is not _L.ONLINE_AUTOENCODER_LATENT:
         has = "".join(f"; {one.name} has {' and '.join(map(json_name, one.input.splice_taps))}" for one in spliced)
@@ -265,13 +265,13 @@ def _generic(spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
 
 def _sized(at: TapSelection, sizes: Sizes, spliced: Sequence[AutoencoderEntry]) -> list[tuple[Dimension, int | None]]:
     """Axes of a tap with their sizes; that of latents is None if no spliced autoencoder has the tap."""
-    owner = _owner(at.activation_location_type, spliced)
+    owner = owner_of(at.activation_location_type, spliced)
     return sized(at.activation_location_type.dimensions, sizes, None if owner is None else owner.n_latents)
 
 
-def _owner(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
-    """The spliced autoencoder that has the tap *location*."""
-    return next((info for info in spliced if location in info.input.splice_taps), None)
+def owner_of(location: ActivationLocationType, spliced: Sequence[AutoencoderEntry]) -> AutoencoderEntry | None:
+    """The spliced autoencoder that has the tap *location*; None if none has."""
+    return next((one for one in spliced if location in one.input.splice_taps), None)
 
 
 # Tensors

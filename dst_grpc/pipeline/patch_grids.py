@@ -18,6 +18,7 @@ from dst_grpc.domain.selections import PositionList, PositionRange, TapSelection
 from dst_grpc.engine.taps import site_entering
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.checks import check_layer
+from dst_grpc.pipeline.interventions import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,7 +132,7 @@ class NodeGrids:
         if grid.node is _N.INPUT:
             return None
         n_layers = self._plan.model.dimensions.n_layers
-        owner = next((one for one in self._plan.spliced if location in one.input.splice_taps), None)
+        owner = owner_of(location, self._plan.spliced)
         covered = range(n_layers) if owner is None else owner.layer_indices
         for i, layer in enumerate(grid.layers):
             check_layer(self._findings, layer, f"{path}.layers[{i}]", n_layers, owner)
