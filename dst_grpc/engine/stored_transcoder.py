@@ -133,7 +133,7 @@ class StoredTranscoder:
         for some in features.split(_ROWS_AT_ONCE):
             yield some, self.decoder_rows(some, written)
 
-    # As of any autoencoder of a layer (`Coder`).
+    # As of an `Autoencoder`.
 
     def write_scale(self, x: torch.Tensor) -> None:
         """None."""

@@ -48,8 +48,7 @@ class AutoencoderInputs:
     attention: AutoencoderInput | None = None
     """Input of the autoencoder of attention; None if there is none."""
     other: AutoencoderInput | None = None
-    """Input of any other autoencoder, such as one of the residual stream or of heads' values; None if there is none.
-    """
+    """Input of any other autoencoder, such as one of the residual stream or of heads' values; None if there is none."""
     scaled: frozenset[AutoencoderInput] = frozenset()
     """Those of the inputs whose autoencoders scale their output by the token's input."""
 
