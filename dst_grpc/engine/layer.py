@@ -302,8 +302,7 @@ class Layer:
 
     def neuron_pre_act(self, normed: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """One neuron of each row before the nonlinearity, [n], of normed residuals [n, d] and *neurons* [n]."""
-        pre = (normed * self._in_weight[:, neurons].t()).sum(dim=-1)
-        return pre if self._in_bias is None else pre + self._in_bias[neurons]
+        return _of_neurons(normed, neurons, self._in_weight, self._in_bias)
 
     def mlp_up(self, normed: torch.Tensor) -> torch.Tensor | None:
         """The factor "up" of a gated MLP, [..., F]; None of one without gates."""
@@ -338,13 +337,11 @@ class Layer:
     def frozen_neuron_rows(self, neurons: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """The gradients [n, d] of *neurons* [n] at normed residuals of their own [n, d], `neuron_ratios` being
         constant; float32 or wider."""
-        pre, up = self.neuron_pre_act(normed, neurons), None
-        if self._up_weight is not None:
-            up = (normed * self._up_weight[:, neurons].t()).sum(dim=-1)
-            up = up if self._up_bias is None else up + self._up_bias[neurons]
-        of_pre, of_up = self.neuron_ratios(pre, up)
+        up_weight = self._up_weight
+        up = None if up_weight is None else _of_neurons(normed, neurons, up_weight, self._up_bias)
+        of_pre, of_up = self.neuron_ratios(self.neuron_pre_act(normed, neurons), up)
         rows = of_pre[:, None] * self._in_weight[:, neurons].t()
-        return rows if of_up is None else rows + of_up[:, None] * require(self._up_weight)[:, neurons].t()
+        return rows if of_up is None else rows + of_up[:, None] * require(up_weight)[:, neurons].t()
 
     def frozen_mlp_rows(self, gradients: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """The gradients [n, d] at normed residuals of their own [n, d], from those at neurons, *gradients* [n, F],
@@ -400,3 +397,11 @@ def _post_normed(x: torch.Tensor, norm: Norm | None, *, detach_scale: bool) -> t
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """*x* [..., n_in] times *weight* [n_in, n_out] plus *bias* [n_out]."""
     return functional.linear(x, weight.t(), bias)
+
+
+def _of_neurons(
+    normed: torch.Tensor, neurons: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """One column of `_linear` for each row, [n]: of *normed* [n, d], and the column *neurons* [n]."""
+    found = (normed * weight[:, neurons].t()).sum(dim=-1)
+    return found if bias is None else found + bias[neurons]
