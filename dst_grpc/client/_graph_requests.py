@@ -125,7 +125,7 @@ def make_graph_request(
         prompt=prompt_of(prompt),
         transcoders=transcoders,
         sources=tuple(member(GraphSource, one, f"sources[{i}]") for i, one in enumerate(names_of(sources, "sources"))),
-        autoencoders=(autoencoders,) if isinstance(autoencoders, str) else tuple(autoencoders),
+        autoencoders=names_of(autoencoders),
         request_id=request_id,
         model=model,
         begin_token=member(BeginToken, begin_token, "begin_token"),

@@ -87,6 +87,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: make_graph_request("a", directions=[3]), "directions must be a mapping"),
     (lambda: make_graph_request("a", directions={"b": "c"}), "directions['b'] must be a vector or a stored"),
     (lambda: make_graph_request("a", sources=3), "sources must be an iterable, not 3"),
+    (lambda: make_graph_request("a", autoencoders=3), "autoencoders must be an iterable, not 3"),
     (lambda: make_graph_request("a", keep="no"), "keep must be True or False or None, not 'no'"),
     (lambda: make_graph_intervention(off=[3]), "off[0] must be a text, not 3"),
     (lambda: make_graph_intervention(["f0.1@1"]), "activations must be a mapping from names of features"),
