@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.client import DEFAULT_TARGET, Client, Tls
-from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Unauthenticated
+from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Unauthenticated, Violations
 
 _CLIENT_PREFIX = "DST_CLIENT_"
 _CLIENT_VARIABLES = tuple(_CLIENT_PREFIX + name for name in ("TOKEN", "CA", "CERT", "KEY"))
@@ -72,9 +72,11 @@ def connect(server: str) -> Client:
         InvalidRequest: If one of them cannot be used, or there is another one.
     """
     given = {name: value for name, value in os.environ.items() if name.startswith(_CLIENT_PREFIX) and value}
-    for name in given.keys() - _CLIENT_VARIABLES:
+    problems = Violations()
+    for name in sorted(given.keys() - _CLIENT_VARIABLES):
         nearest = difflib.get_close_matches(name, _CLIENT_VARIABLES, n=1)
-        raise InvalidRequest.of(name, f"is no variable of ours; did you mean {(nearest or _CLIENT_VARIABLES)[0]}?")
+        problems.add(name, f"is no variable of ours; did you mean {(nearest or _CLIENT_VARIABLES)[0]}?")
+    problems.raise_if_any()
     token, *files = (given.get(name) for name in _CLIENT_VARIABLES)
     tls: Tls | bool = False
     if any(files):

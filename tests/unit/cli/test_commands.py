@@ -302,10 +302,11 @@ def test_a_token_comes_from_the_environment(service: FakeService) -> None:
 
 
 def test_a_misspelt_variable_of_the_client_is_told(service: FakeService) -> None:
-    environment = {"DST_SERVER": service.target, "DST_CLIENT_TOKENS": "s3cret"}
+    environment = {"DST_SERVER": service.target, "DST_CLIENT_TOKENS": "s3cret", "DST_CLIENT_CERTS": "a.pem"}
     result = CliRunner().invoke(app, ["models"], env=environment)
     assert result.exit_code == 1
     assert "DST_CLIENT_TOKENS: is no variable of ours; did you mean DST_CLIENT_TOKEN?" in result.stderr
+    assert "DST_CLIENT_CERTS: is no variable of ours; did you mean DST_CLIENT_CERT?" in result.stderr
     assert "s3cret" not in result.output
 
 
