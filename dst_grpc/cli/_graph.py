@@ -15,7 +15,7 @@ from rich.text import Text
 from dst_grpc.cli._arguments import PromptArgument
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
 from dst_grpc.cli._files import check_writable, read_json, write_text
-from dst_grpc.cli._graph_page import graph_page, shown_features
+from dst_grpc.cli._graph_page import graph_page, shown_features, units_in_words
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.cli._token_names import token_name, token_names
@@ -23,7 +23,6 @@ from dst_grpc.client import (
     DEFAULT_TARGET,
     Client,
     GraphAnswer,
-    GraphHeader,
     GraphPhase,
     GraphProgress,
     GraphScoredFeature,
@@ -31,7 +30,7 @@ from dst_grpc.client import (
     make_graph_request,
     viewer_json,
 )
-from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD, GraphSource
+from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD
 from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNode, label_of
 from dst_grpc.domain.graph_probes import SCORED_KINDS
 from dst_grpc.errors import InvalidRequest, Violations, first_of
@@ -78,7 +77,7 @@ GraphTargetOption = Annotated[
 ]
 LabelsOption = Annotated[
     Path | None,
-    typer.Option("--labels", metavar="FILE.json", help='Names of features to show: {"f3.120": "capitals"}.'),
+    typer.Option("--labels", metavar="FILE.json", help='Names of nodes to show: {"f3.120": "capitals"}.'),
 ]
 
 
@@ -94,7 +93,8 @@ def graph(
         typer.Option(
             "--max-features",
             min=1,
-            help="At most so many of --nodes, those of the largest influence.",
+            help="At most so many of --nodes, those of the largest influence. Default: all that are active; with "
+            "neurons, 500.",
         ),
     ] = None,
     node_threshold: Annotated[
@@ -107,7 +107,7 @@ def graph(
         bool, typer.Option("--begin/--no-begin", help="Put a special token first, if the prompt has none there.")
     ] = True,
     labels: LabelsOption = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Features to print.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of --nodes to print.")] = 10,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the graph.")] = None,
     to_json: Annotated[
         Path | None,
@@ -121,7 +121,7 @@ def graph(
 
     A feature is named f3.120@5: feature 120 of layer 3 at token 5; an error of a transcoder e3@5, a token t5. With
     --nodes, a neuron n3.120@5, a head h3.2@5, a latent m3.l120@5 (of the MLP), a3.l120@5 (of attention) or r3.l120@5
-    (of the residual).
+    (of the residual), and their errors e3@5, a3.error@5 and r3.error@5.
 
     Example: dst-grpc graph "The capital of France is" --html graph.html
     """
@@ -209,11 +209,6 @@ def _tell_unknown(labels: Mapping[str, str], answer: GraphAnswer) -> None:
         console(stderr=True).print(Text(text), soft_wrap=True)
 
 
-def _words(header: GraphHeader) -> str:
-    """What the units of a graph are, in words."""
-    return " and ".join(header.sources or (GraphSource.FEATURES,))  # older servers say nothing
-
-
 def _at(tokens: Sequence[str], row: NodeRow, labels: Mapping[str, str]) -> str:
     """The token and the label of a node."""
     label = label_of(row.name, labels)
@@ -229,7 +224,7 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
     out.print(Text("Targets:", style="bold"))
     print_rows(out, ("target", "weight"), [[repr(one.name), f"{one.weight:.4g}"] for one in header.targets])
     out.print(
-        f"{header.feature_count} of {header.active_feature_count} active {_words(header)}; pruned to "
+        f"{header.feature_count} of {header.active_feature_count} active {units_in_words(header)}; pruned to "
         f"{summary.kept_node_count} of {header.node_count} nodes and {summary.kept_edge_count} of {summary.edge_count}"
         " edges"
     )
@@ -250,7 +245,7 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
         for row in answer.top(top)
     ]
     if rows:
-        out.print(Text(f"{_words(header).capitalize()} of the largest influence:", style="bold"))
+        out.print(Text(f"{units_in_words(header).capitalize()} of the largest influence:", style="bold"))
         print_rows(out, ("node", "at", "activation", "score", "kept", "raises"), rows)
         out.print("A score is the share of all influence that a node and all of more have, tokens and errors too.")
     first = answer.names[len(answer.table) - len(header.targets)]

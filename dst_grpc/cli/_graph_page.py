@@ -7,7 +7,7 @@ from typing import Any
 
 from dst_grpc.cli._page import self_contained, short
 from dst_grpc.cli._token_names import token_name, token_names
-from dst_grpc.client import GraphAnswer, GraphNodeKind, GraphScoredFeature, NodeRow
+from dst_grpc.client import GraphAnswer, GraphHeader, GraphNodeKind, GraphScoredFeature, GraphSource, NodeRow
 from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, label_of
 from dst_grpc.domain.graph_probes import SCORED_KINDS
 
@@ -66,7 +66,7 @@ def graph_facts(
         "title": f"What makes {header.targets[0].name!r}",
         "model": header.model,
         "sources": ", ".join(filter(None, (*header.sources, header.transcoders, *header.autoencoders))),
-        "units": " and ".join(header.sources),
+        "units": units_in_words(header),
         "tokens": list(token_names(header.token_strings, header.token_ids)),
         "added": header.is_begin_token_added,
         "layers": header.layer_count,
@@ -92,6 +92,11 @@ def graph_facts(
         "edgeCount": len(graph.edges),
         "footer": f"Made by dst-grpc with {graph.trailer.provenance.model}.",
     }
+
+
+def units_in_words(header: GraphHeader) -> str:
+    """What the units of a graph are."""
+    return " and ".join(header.sources or (GraphSource.FEATURES,))  # older servers say nothing
 
 
 def _shape(kind: GraphNodeKind) -> str:

@@ -181,6 +181,7 @@ def test_what_cannot_be_read_or_written_is_told(run: Run, service: FakeService, 
 def test_a_page_of_a_large_graph_has_what_matters_most(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = client.graph("abc", "tiny/plt")
     whole = graph_facts(graph, {})
+    assert whole["units"] == "features"
     assert len(whole["edges"]) == len(graph.edges)
     monkeypatch.setattr(_graph_page, "MAX_NODES", 10)
     monkeypatch.setattr(_graph_page, "MAX_EDGES", 5)
