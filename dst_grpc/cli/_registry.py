@@ -83,7 +83,8 @@ def pull(
 
 
 def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
-    """Have the server read its registry file, tokens and callers again; if anything is wrong, all stays as it was."""
+    """Have the server read its registry file, tokens, callers and certificates again; if anything is wrong, all stays
+    as it was."""
     with errors_reported(as_json=as_json), connect(server) as client:
         change = client.reload_registry(timeout=timeout)
     if as_json:

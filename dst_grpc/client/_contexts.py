@@ -98,13 +98,14 @@ class ContextCalls(Calls):
         return [read_answer(ContextStatus, status) async for page in listed for status in page.contexts]
 
     async def reload_registry(self, *, timeout: float | None = None) -> RegistryChange:
-        """Have the server read its registry again and replace the old one; if anything is wrong, the old one stays.
+        """Have the server read its registry, tokens, callers and certificates again; if anything is wrong, all stays as
+        it was.
 
         Returns:
-            The names of what was added, removed and changed.
+            The names of what was added to the registry, removed and changed.
 
         Raises:
-            InvalidRequest: If the registry is wrong; lists everything, by its path in the file.
+            InvalidRequest: If one of the files is wrong; lists everything, of the registry by its path in the file.
             DataLoss: If a file is corrupt, or has another digest than is registered.
         """
         whole = pb.ReloadRegistryResponse()

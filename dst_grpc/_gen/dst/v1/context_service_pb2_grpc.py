@@ -125,9 +125,11 @@ class ContextServiceServicer(object):
 
     def ReloadRegistry(self, request, context):
         """Reads the registry file and the headers of the files that it names again,
-        and the files of tokens and of callers, and replaces with the result what
-        was in use. If anything is wrong, the call fails and all stays as it was. A
-        signal SIGHUP to the server does the same.
+        and the files of tokens, of callers and of certificates, and replaces with
+        the result what was in use. If anything is wrong, the call fails and all
+        stays as it was. A signal SIGHUP to the server does the same, and so does,
+        unless the operator says otherwise, a change of one of these files, though
+        not of those that the registry names.
 
         Requests in progress end with the contexts they began with. Contexts that
         were removed or changed are unloaded once no request uses them; unchanged

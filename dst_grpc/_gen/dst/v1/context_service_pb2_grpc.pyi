@@ -67,9 +67,11 @@ class ContextServiceStub:
     """
     ReloadRegistry: _grpc.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]
     """Reads the registry file and the headers of the files that it names again,
-    and the files of tokens and of callers, and replaces with the result what
-    was in use. If anything is wrong, the call fails and all stays as it was. A
-    signal SIGHUP to the server does the same.
+    and the files of tokens, of callers and of certificates, and replaces with
+    the result what was in use. If anything is wrong, the call fails and all
+    stays as it was. A signal SIGHUP to the server does the same, and so does,
+    unless the operator says otherwise, a change of one of these files, though
+    not of those that the registry names.
 
     Requests in progress end with the contexts they began with. Contexts that
     were removed or changed are unloaded once no request uses them; unchanged
@@ -116,9 +118,11 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """
     ReloadRegistry: _aio.UnaryStreamMultiCallable[_context_service_pb2.ReloadRegistryRequest, _context_service_pb2.ReloadRegistryResponse]  # type: ignore[assignment]
     """Reads the registry file and the headers of the files that it names again,
-    and the files of tokens and of callers, and replaces with the result what
-    was in use. If anything is wrong, the call fails and all stays as it was. A
-    signal SIGHUP to the server does the same.
+    and the files of tokens, of callers and of certificates, and replaces with
+    the result what was in use. If anything is wrong, the call fails and all
+    stays as it was. A signal SIGHUP to the server does the same, and so does,
+    unless the operator says otherwise, a change of one of these files, though
+    not of those that the registry names.
 
     Requests in progress end with the contexts they began with. Contexts that
     were removed or changed are unloaded once no request uses them; unchanged
@@ -198,9 +202,11 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_context_service_pb2.ReloadRegistryResponse], _abc.AsyncIterator[_context_service_pb2.ReloadRegistryResponse]]:
         """Reads the registry file and the headers of the files that it names again,
-        and the files of tokens and of callers, and replaces with the result what
-        was in use. If anything is wrong, the call fails and all stays as it was. A
-        signal SIGHUP to the server does the same.
+        and the files of tokens, of callers and of certificates, and replaces with
+        the result what was in use. If anything is wrong, the call fails and all
+        stays as it was. A signal SIGHUP to the server does the same, and so does,
+        unless the operator says otherwise, a change of one of these files, though
+        not of those that the registry names.
 
         Requests in progress end with the contexts they began with. Contexts that
         were removed or changed are unloaded once no request uses them; unchanged

@@ -79,10 +79,9 @@ class GraphServiceServicer(object):
         Frames are a header, progress, nodes, their scores, edges, a summary, the kept
         graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
         for a set that holds no transcoders of MLPs, and for one that cannot be
-        spliced in, NOT_FOUND for unknown names,
-        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
-        it may have (before edges are computed), OUT_OF_RANGE if numbers are not
-        finite, UNAVAILABLE while draining.
+        spliced in, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if the queue is
+        full or the request needs more memory than it may have (before edges are
+        computed), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,10 +107,10 @@ class GraphServiceServicer(object):
 
         Frames are one for each thing that is asked, and a trailer. Returns
         INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
-        NOT_FOUND for an unknown handle and for a model or transcoders that are no
-        longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-        request needs more memory than it may have, OUT_OF_RANGE if a run with
-        features set is not finite, UNAVAILABLE while draining.
+        NOT_FOUND for an unknown handle and for a model, transcoders or autoencoders
+        that are no longer served as they were, RESOURCE_EXHAUSTED if the queue is
+        full or the request needs more memory than it may have, OUT_OF_RANGE if a run
+        with features set is not finite, UNAVAILABLE while draining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,10 +47,9 @@ class GraphServiceStub:
     Frames are a header, progress, nodes, their scores, edges, a summary, the kept
     graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
     for a set that holds no transcoders of MLPs, and for one that cannot be
-    spliced in, NOT_FOUND for unknown names,
-    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
-    it may have (before edges are computed), OUT_OF_RANGE if numbers are not
-    finite, UNAVAILABLE while draining.
+    spliced in, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if the queue is
+    full or the request needs more memory than it may have (before edges are
+    computed), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while draining.
     """
     QueryGraph: _grpc.UnaryStreamMultiCallable[_graph_pb2.QueryGraphRequest, _graph_pb2.QueryGraphResponse]
     """Answers a question about a kept graph: the edges of a node, the paths between
@@ -68,10 +67,10 @@ class GraphServiceStub:
 
     Frames are one for each thing that is asked, and a trailer. Returns
     INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
-    NOT_FOUND for an unknown handle and for a model or transcoders that are no
-    longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-    request needs more memory than it may have, OUT_OF_RANGE if a run with
-    features set is not finite, UNAVAILABLE while draining.
+    NOT_FOUND for an unknown handle and for a model, transcoders or autoencoders
+    that are no longer served as they were, RESOURCE_EXHAUSTED if the queue is
+    full or the request needs more memory than it may have, OUT_OF_RANGE if a run
+    with features set is not finite, UNAVAILABLE while draining.
     """
     ListGraphs: _grpc.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
@@ -98,10 +97,9 @@ class GraphServiceAsyncStub(GraphServiceStub):
     Frames are a header, progress, nodes, their scores, edges, a summary, the kept
     graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
     for a set that holds no transcoders of MLPs, and for one that cannot be
-    spliced in, NOT_FOUND for unknown names,
-    RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
-    it may have (before edges are computed), OUT_OF_RANGE if numbers are not
-    finite, UNAVAILABLE while draining.
+    spliced in, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if the queue is
+    full or the request needs more memory than it may have (before edges are
+    computed), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while draining.
     """
     QueryGraph: _aio.UnaryStreamMultiCallable[_graph_pb2.QueryGraphRequest, _graph_pb2.QueryGraphResponse]  # type: ignore[assignment]
     """Answers a question about a kept graph: the edges of a node, the paths between
@@ -119,10 +117,10 @@ class GraphServiceAsyncStub(GraphServiceStub):
 
     Frames are one for each thing that is asked, and a trailer. Returns
     INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
-    NOT_FOUND for an unknown handle and for a model or transcoders that are no
-    longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-    request needs more memory than it may have, OUT_OF_RANGE if a run with
-    features set is not finite, UNAVAILABLE while draining.
+    NOT_FOUND for an unknown handle and for a model, transcoders or autoencoders
+    that are no longer served as they were, RESOURCE_EXHAUSTED if the queue is
+    full or the request needs more memory than it may have, OUT_OF_RANGE if a run
+    with features set is not finite, UNAVAILABLE while draining.
     """
     ListGraphs: _aio.UnaryUnaryMultiCallable[_graph_pb2.ListGraphsRequest, _graph_pb2.ListGraphsResponse]  # type: ignore[assignment]
     """Lists the caller's kept graphs, by handle. A `page_size` of 0 means 100; more
@@ -152,10 +150,9 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
         Frames are a header, progress, nodes, their scores, edges, a summary, the kept
         graph if it is kept, and a trailer. Returns INVALID_ARGUMENT for bad fields,
         for a set that holds no transcoders of MLPs, and for one that cannot be
-        spliced in, NOT_FOUND for unknown names,
-        RESOURCE_EXHAUSTED if the queue is full or the request needs more memory than
-        it may have (before edges are computed), OUT_OF_RANGE if numbers are not
-        finite, UNAVAILABLE while draining.
+        spliced in, NOT_FOUND for unknown names, RESOURCE_EXHAUSTED if the queue is
+        full or the request needs more memory than it may have (before edges are
+        computed), OUT_OF_RANGE if numbers are not finite, UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod
@@ -185,10 +182,10 @@ class GraphServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Frames are one for each thing that is asked, and a trailer. Returns
         INVALID_ARGUMENT for bad fields and nodes that the graph does not have,
-        NOT_FOUND for an unknown handle and for a model or transcoders that are no
-        longer served as they were, RESOURCE_EXHAUSTED if the queue is full or the
-        request needs more memory than it may have, OUT_OF_RANGE if a run with
-        features set is not finite, UNAVAILABLE while draining.
+        NOT_FOUND for an unknown handle and for a model, transcoders or autoencoders
+        that are no longer served as they were, RESOURCE_EXHAUSTED if the queue is
+        full or the request needs more memory than it may have, OUT_OF_RANGE if a run
+        with features set is not finite, UNAVAILABLE while draining.
         """
 
     @_abc_1.abstractmethod
