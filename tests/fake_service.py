@@ -76,6 +76,12 @@ N_KEPT_GRAPHS = 3
 Script = Callable[[DeriveRequest], AsyncIterator[inference_pb2.DeriveFrame]]
 
 
+async def never_done(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
+    """Begins to answer, and goes no further."""
+    yield next(frames_of(request))
+    await asyncio.Event().wait()
+
+
 def once_set(event: threading.Event) -> Script:
     """Answers when the test, which is on another thread, has set *event*."""
 

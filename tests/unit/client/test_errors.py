@@ -30,7 +30,7 @@ from dst_grpc.errors import (
     Unimplemented,
 )
 from tests.fake_answers import frames_of
-from tests.fake_service import FakeService
+from tests.fake_service import FakeService, never_done
 
 VIOLATIONS = [FieldViolation("config.layer_indices[0]", "must be below 4"), FieldViolation("prompt", "is required")]
 ERRORS: list[DstError] = [
@@ -89,13 +89,13 @@ def test_no_server_is_a_sentence_that_says_how_to_start_one() -> None:
 
 
 def test_a_deadline_says_how_long_was_waited(client: Client, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     with pytest.raises(DeadlineExceeded, match=r"did not answer within 0\.2 seconds"):
         client.derive("slow", "logits", timeout=0.2)
 
 
 async def test_cancelling_the_task_cancels_the_call(async_client: AsyncClient, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     task = asyncio.create_task(async_client.derive("slow", "logits"))
     assert await asyncio.to_thread(service.started.wait, 10)
     task.cancel()
@@ -166,8 +166,3 @@ async def test_a_closed_async_client_says_so(service: FakeService) -> None:
     await client.close()
     with pytest.raises(RuntimeError, match="this client is closed"):
         await client.models()
-
-
-async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
-    yield next(frames_of(request))
-    await asyncio.Event().wait()

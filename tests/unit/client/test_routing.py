@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import grpc
 import pytest
 
-from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc.client import Answer, Client, DerivedScalarType, ItemCancels, ResolveRequest, make_request
 from dst_grpc.client._routing import named_model, route_of
 from dst_grpc.domain.explain import TopKGroup, TopKRequest
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Cancelled, DstError
 from dst_grpc.wire.codec import to_wire
-from tests.fake_answers import frames_of
-from tests.fake_service import FakeService, once_set
+from tests.fake_service import FakeService, never_done, once_set
 
 
 @pytest.mark.parametrize(
@@ -128,13 +125,8 @@ def test_no_more_are_in_flight_on_all_streams_than_allowed(client: Client, servi
     assert service.most_in_flight <= 3
 
 
-async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
-    yield next(frames_of(request))
-    await asyncio.Event().wait()
-
-
 def test_an_item_is_cancelled_on_its_stream(client: Client, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     cancels = ItemCancels()
     slow = [make_request("slow", ["mlp_post_act"], request_id=name, model=name) for name in ("one", "two")]
     order = []
@@ -146,7 +138,7 @@ def test_an_item_is_cancelled_on_its_stream(client: Client, service: FakeService
 
 
 def test_a_stream_that_fails_ends_the_others(client: Client, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     service.bare, service.failures_left = (grpc.StatusCode.PERMISSION_DENIED, "no"), 1
     requests = [make_request("slow", ["mlp_post_act"], model=name) for name in ("one", "two")]
     # The other would go on for ever. Of a call that ends while it begins, gRPC may tell another code than was sent.

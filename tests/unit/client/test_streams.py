@@ -15,7 +15,7 @@ from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidRequest, NotFound, Reason, Unavailable
 from dst_grpc.wire.errors import error_to_status
 from tests.fake_answers import frames_of
-from tests.fake_service import FakeService, once_set
+from tests.fake_service import FakeService, never_done, once_set
 
 
 def requests(*ids: str, prompt: str = "a b") -> list[DeriveRequest]:
@@ -28,11 +28,6 @@ async def _failing(request: DeriveRequest) -> AsyncIterator[inference_pb2.Derive
     error = NotFound.unknown("model", "tinny", ["tiny"], reason=Reason.MODEL_NOT_FOUND)
     frame.error.CopyFrom(error_to_status(error))
     yield frame
-
-
-async def _forever(request: DeriveRequest) -> AsyncIterator[inference_pb2.DeriveFrame]:
-    yield next(frames_of(request))
-    await asyncio.Event().wait()
 
 
 def test_every_request_is_answered_under_its_id(client: Client) -> None:
@@ -131,7 +126,7 @@ def test_items_of_one_id_are_told_apart(client: Client, service: FakeService) ->
 
 
 def test_an_item_may_have_a_time_limit_of_its_own(client: Client, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     answers = dict(client.derive_stream([*requests("slow", prompt="slow"), *requests("quick")], item_timeout=0.2))
     assert isinstance(answers["slow"], DeadlineExceeded)
     assert isinstance(answers["quick"], Answer)
@@ -139,7 +134,7 @@ def test_an_item_may_have_a_time_limit_of_its_own(client: Client, service: FakeS
 
 def test_an_item_may_be_cancelled_while_the_others_go_on(client: Client, service: FakeService) -> None:
     """Also after the last request was sent."""
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     cancels = ItemCancels()
     items = [*requests("a", "b", prompt="slow"), *requests("quick")]
     found = {}
@@ -152,7 +147,7 @@ def test_an_item_may_be_cancelled_while_the_others_go_on(client: Client, service
 
 
 async def test_an_item_may_be_cancelled_before_all_were_sent(async_client: AsyncClient, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     cancels = ItemCancels()
 
     async def some() -> AsyncIterator[DeriveRequest]:
@@ -183,7 +178,7 @@ def test_an_error_of_the_stream_is_raised(client: Client, service: FakeService) 
 
 
 def test_leaving_the_loop_cancels_the_stream(client: Client, service: FakeService) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
     answers = client.derive_stream([*requests("1"), *requests("2", prompt="slow")])
     assert next(answers)[0] == "1"
     answers.close()
@@ -218,7 +213,7 @@ async def test_an_async_iterable_is_taken_too(async_client: AsyncClient) -> None
 async def test_cancelling_the_task_is_not_mistaken_for_an_error(
     async_client: AsyncClient, service: FakeService
 ) -> None:
-    service.scripts["slow"] = _forever
+    service.scripts["slow"] = never_done
 
     async def consume() -> None:
         async with aclosing(async_client.derive_stream(requests("1", prompt="slow"))) as answers:
