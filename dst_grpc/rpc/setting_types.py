@@ -48,13 +48,21 @@ def _named_device(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    try:
-        reference = ContextRef.parse(text)
-    except InvalidRequest as error:
-        raise ValueError(error.violations[0].description) from None
-    if reference.is_handle:
+    if _parsed(text).is_handle:
         raise ValueError("must be a name without @, not a handle")
     return text
+
+
+def _reference(text: str) -> str:
+    _parsed(text)
+    return text
+
+
+def _parsed(text: str) -> ContextRef:
+    try:
+        return ContextRef.parse(text)
+    except InvalidRequest as error:
+        raise ValueError(error.violations[0].description) from None
 
 
 def _number(value: Any) -> Any:
@@ -92,15 +100,15 @@ def _split(value: Any) -> Any:
 def _split_each(value: Any) -> Any:
     """A list given as text, or as a list of such texts."""
     parts = _split(value)
-    return [one for part in parts for one in _split(part)] if isinstance(parts, list | tuple) else parts
+    if not isinstance(parts, list | tuple):
+        return parts
+    return [one for part in parts for one in (_split(part) if isinstance(part, str) else [part])]
 
 
 def _networks(value: Any) -> Any:
     """A list of networks given as text, or as a list of texts."""
-    parts = _split(value)
-    if not isinstance(parts, list | tuple):
-        return parts
-    return tuple(_network(part) for each in parts for part in _split(str(each)))
+    parts = _split_each(value)
+    return [_network(str(part)) for part in parts] if isinstance(parts, list) else parts
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -119,14 +127,6 @@ def _split_pairs(value: Any) -> Any:
     if not all(equals for _, equals, _ in pairs):
         raise ValueError("must be written as name=folder, several with commas between them")
     return {name.strip(): folder.strip() for name, _, folder in pairs}
-
-
-def _reference(text: str) -> str:
-    try:
-        ContextRef.parse(text)
-    except InvalidRequest as error:
-        raise ValueError(error.violations[0].description) from None
-    return text
 
 
 LAST_PORT = 65535
