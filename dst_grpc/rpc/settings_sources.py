@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -79,7 +80,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None =
 def wanted_log_format(flags: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """The format in which what is wrong with the settings is to be said: as they say, even if they are wrong."""
     name = "log_format"
-    return str(flags.get(name) or os.environ.get(PREFIX + name.upper()) or content.get(name) or "text")
+    return str(flags.get(name) or _variables().get(PREFIX + name.upper()) or content.get(name) or "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ class Given:
         """As `load_settings`."""
         given = {name: value for name, value in (flags or {}).items() if value is not None}
         source = "--config"
-        if file is None and FILE_VARIABLE in os.environ:
-            file, source = Path(os.environ[FILE_VARIABLE]), FILE_VARIABLE
+        if file is None and (named := _variables().get(FILE_VARIABLE)) is not None:
+            file, source = Path(named), FILE_VARIABLE
         return cls(given, file, {} if file is None else _content_of(file, source))
 
     def settings(self) -> Settings:
@@ -126,7 +127,7 @@ class Given:
                 del dotenv_settings, file_secret_settings
                 return init_settings, env_settings, InitSettingsSource(settings_cls, dict(content))
 
-        problems = _unknown_variables()
+        problems = _problems_of_variables()
         try:
             settings = FromEverywhere(**self.flags)
         except ValidationError as error:
@@ -140,7 +141,7 @@ class Given:
         """What the setting *name* comes from: a flag, a variable or the file; empty if it is a default."""
         if name in self.flags:
             return f"--{name.replace('_', '-')}"
-        if PREFIX + name.upper() in map(str.upper, os.environ):
+        if PREFIX + name.upper() in _variables():
             return PREFIX + name.upper()
         return str(self.file) if name in self.content else ""
 
@@ -174,15 +175,27 @@ class Given:
         return Problem(".".join(path), value, f"{text[:1].lower()}{text[1:]} (from {source})")
 
 
-def _unknown_variables() -> list[Problem]:
-    """Variables of the environment that begin like settings, and name none. Their values may be secret."""
+def _variables() -> dict[str, str]:
+    """The variables of the environment by their names in upper case: settings may be named in either case."""
+    return {name.upper(): value for name, value in os.environ.items()}
+
+
+def _problems_of_variables() -> list[Problem]:
+    """Variables of the environment that begin like settings, and name none, or one that another names too. Their values
+    may be secret."""
     known = [FILE_VARIABLE, *(PREFIX + name.upper() for name in Settings.model_fields)]
-    return [
-        Problem("", "", f"{name} in the environment names no setting{near(name.upper(), known)}")
-        for name, value in sorted(os.environ.items())
-        if name.upper().startswith(PREFIX)
-        if name.upper() not in known and not _OTHER_VARIABLES.fullmatch(f"{name.upper()}={value}")
+    given = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    unknown = [
+        f"{name} in the environment names no setting{near(name.upper(), known)}"
+        for name in given
+        if name.upper() not in known and not _OTHER_VARIABLES.fullmatch(f"{name.upper()}={os.environ[name]}")
     ]
+    twice = [
+        f"{one} and {other} in the environment name the same setting: give one of them"
+        for one, other in combinations(given, 2)
+        if one.upper() == other.upper() and one.upper() in known
+    ]
+    return [Problem("", "", text) for text in (*unknown, *twice)]
 
 
 def _content_of(file: Path, source: str) -> dict[str, Any]:

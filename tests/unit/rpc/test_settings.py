@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dst_grpc.rpc.settings import Settings
-from dst_grpc.rpc.settings_sources import Given, SettingsError, load_settings
+from dst_grpc.rpc.settings_sources import Given, SettingsError, load_settings, wanted_log_format
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,21 @@ def test_variables_that_name_no_setting_are_mistakes_that_tell_no_value(monkeypa
     assert "  DST_METRIC_PORT in the environment names no setting; did you mean DST_METRICS_PORT?" in lines
     assert any(line.startswith("  DST_AUTH_TOKEN in the environment names no setting") for line in lines)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of variables are all of upper case there")
+def test_variables_may_be_of_either_case_but_only_one_of_them(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("port = 7\n", encoding="utf-8")
+    monkeypatch.setenv("dst_config", str(file))
+    monkeypatch.setenv("dst_log_format", "json")
+    given = Given.read({}, None)
+    assert (given.settings().port, given.settings().log_format) == (7, "json")
+    assert wanted_log_format({}, {}) == "json"
+    assert given.source_of("log_format") == "DST_LOG_FORMAT"
+    monkeypatch.setenv("DST_LOG_FORMAT", "text")
+    problem = "DST_LOG_FORMAT and dst_log_format in the environment name the same setting"
+    with pytest.raises(SettingsError, match=problem):
+        given.settings()
 
 
 def test_variables_of_others_are_none_of_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
