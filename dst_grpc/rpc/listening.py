@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -56,8 +57,11 @@ def listen_on_port(
 
 
 def address_of(host: str, port: int) -> str:
-    """The two as one text."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """The two as one text, an address of IPv6 in brackets."""
+    with suppress(ValueError):
+        if ip_address(host).version == 6:
+            return f"[{host}]:{port}"
+    return f"{host}:{port}"
 
 
 def check_port(host: str, port: int) -> None:

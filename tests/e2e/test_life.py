@@ -226,6 +226,13 @@ def test_an_address_that_others_reach_is_warned_of_unless_it_is_guarded(
     assert not warning(**everywhere, **tls, tls_client_ca=signer)
 
 
+async def test_nobody_is_warned_of_a_host_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(StartupError, match="no name that can be resolved"):
+        async with rigged(host="no.such.host.invalid"):
+            pytest.fail("it must not start")
+    assert "can reach" not in caplog.text
+
+
 async def test_an_empty_token_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("# nobody\n", encoding="utf-8")

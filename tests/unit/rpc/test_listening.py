@@ -55,6 +55,8 @@ def test_addresses_of_ipv6_are_told_in_brackets() -> None:
         ("256.1.1.1", "'256.1.1.1' is no address, and no name that can be resolved"),
         ("no.such.host.invalid", "'no.such.host.invalid' is no address, and no name that can be resolved"),
         ("gpu 1", "'gpu 1' is no address, and no name that can be resolved"),
+        ("127.0.0.1:50051", "'127.0.0.1:50051' is no address, and no name that can be resolved: give it alone"),
+        ("[::1]", "'[::1]' is no address, and no name that can be resolved: give it alone"),
         ("a" * 70, "is no address, and no name that can be resolved"),
     ],
 )
