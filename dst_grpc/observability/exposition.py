@@ -51,6 +51,7 @@ class MetricsServer:
 
         Raises:
             OSError: *host* is unknown, or the port is taken.
+            UnicodeError: *host* cannot be a name.
         """
 
         class Handler(_Handler):

@@ -22,6 +22,7 @@ from dst_grpc.observability.logs import dropped_records
 from dst_grpc.observability.metrics import CallMetrics
 from dst_grpc.rpc.certificates import Certificates
 from dst_grpc.rpc.identity import Identity
+from dst_grpc.rpc.listening import why_not
 from dst_grpc.rpc.metrics_access import MetricsAccess
 from dst_grpc.rpc.parts import Parts, StartupError
 from dst_grpc.rpc.reloading import ReadFile
@@ -91,8 +92,9 @@ class Measuring:
         host, port = settings.metrics_address
         try:
             server = MetricsServer(self._registry, host, port, tls=lambda: access.tls, is_allowed=access.is_allowed)
-        except OSError as error:
-            raise StartupError(f"metrics_port {port} of {host} cannot be used: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:
+            reason = why_not(host, port) or error
+            raise StartupError(f"metrics_port {port} of {host} cannot be used: {reason}") from None
         stack.push_async_callback(asyncio.to_thread, server.close)
         return server.port
 

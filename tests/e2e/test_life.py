@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -291,9 +292,16 @@ async def test_metrics_count_calls_by_method_and_code() -> None:
 async def test_a_taken_metrics_port_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StartupError, match=f"metrics_port {port}"):
+        with pytest.raises(StartupError, match=f"metrics_port {port} .*: another process listens there"):
             async with rigged(metrics_port=port):
                 pytest.fail("it must not start")
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "[::1]"])
+async def test_a_wrong_host_of_metrics_is_an_error(host: str) -> None:
+    with pytest.raises(StartupError, match=f"metrics_port 0 .*: '{re.escape(host)}' is no address"):
+        async with rigged(metrics_port=0, metrics_host=host):
+            pytest.fail("it must not start")
 
 
 async def test_a_health_port_in_use_is_an_error() -> None:
