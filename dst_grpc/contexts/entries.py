@@ -297,8 +297,8 @@ class AutoencoderEntry(ContextEntry):
     @property
     def spliceable(self) -> bool:
         """Whether it can be spliced into a run: what it reconstructs, at every layer, is a tap of a run."""
-        is_whole = all(header.output is self.input.output for header in self.headers)
-        return self.input.is_spliceable and is_whole
+        kind = self.input
+        return kind.is_spliceable and all(header.output is kind.output for header in self.headers)
 
     @property
     def is_cross_layer(self) -> bool:
