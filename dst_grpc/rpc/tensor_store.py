@@ -81,15 +81,13 @@ class TensorStore:
 
     @property
     def byte_count(self) -> int:
-        """Bytes of all tensors, including those that are still arriving."""
-        return self._bytes_of.total()
+        """Bytes of all tensors, including those that are still arriving. May be asked on any thread."""
+        return sum(list(self._bytes_of.values()))
 
     def memory(self) -> MemoryReading:
         """What they take. May be called on any thread."""
         return MemoryReading(
-            kind=MemoryKind.PUT_TENSORS,
-            used_bytes=sum(list(self._bytes_of.values())),
-            limit_bytes=self.limits.max_total_bytes,
+            kind=MemoryKind.PUT_TENSORS, used_bytes=self.byte_count, limit_bytes=self.limits.max_total_bytes
         )
 
     @contextmanager
