@@ -94,7 +94,7 @@ def exporting(environment: Mapping[str, str] | None = None) -> Iterator[CallObse
     except Exception as error:  # noqa: BLE001  of many kinds, some of them as its modules are imported
         message = f"OpenTelemetry cannot export traces as the variables OTEL_... of the environment say: {error}"
         raise StartupError(message) from None
-    _log.info("traces are exported", extra={"endpoint": next(filter(None, map(os.environ.get, _ENDPOINTS)), "")})
+    _log.info("traces are exported", extra={"endpoint": next(filter(None, map(environment.get, _ENDPOINTS)), "")})
     try:
         yield TraceCalls(provider, sampling)
     finally:
