@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 from dst_grpc.domain.handles import ContextRef
 from dst_grpc.errors import DstError, InvalidRequest
@@ -49,7 +48,10 @@ def _devices(settings: Settings) -> Iterator[str]:
     from dst_grpc.contexts.device import pick_device  # imports torch
 
     for device in settings.devices:
-        yield from _told(partial(pick_device, device))
+        try:
+            pick_device(device)
+        except InvalidRequest as error:
+            yield from map(str, error.violations)
 
 
 def _registry(settings: Settings) -> Iterator[str]:
@@ -74,11 +76,3 @@ def _registry(settings: Settings) -> Iterator[str]:
         except DstError as error:
             if ContextRef.parse(name).name not in known:
                 yield f"preload: {error.message}"
-
-
-def _told(check: Callable[[], object]) -> Iterator[str]:
-    """What *check* raises."""
-    try:
-        check()
-    except InvalidRequest as error:
-        yield from map(str, error.violations)
