@@ -39,35 +39,36 @@ class CertificateFiles:
     it, so that whoever uses it need not read the files again."""
 
     @classmethod
-    def read(cls, certificate: Path, key: Path, client_ca: Path | None = None) -> Self:
-        """The contents of three files, checked.
+    def read(cls, certificate: Path, key: Path, client_ca: Path | None = None, *, prefix: str = "") -> Self:
+        """The contents of three files, checked; the settings that name them begin with *prefix*.
 
         Raises:
             InvalidRequest: They cannot be used; lists everything, by setting.
         """
-        files = cls._as_they_are(certificate, key, client_ca)
+        files = cls._as_they_are(certificate, key, client_ca, prefix)
         problems = Violations()
         for name, pem in (("tls_certificate", files.tls_certificate), ("tls_client_ca", files.tls_client_ca)):
             if pem is not None and (problem := _problem_of_certificates(pem)):
-                problems.add(name, problem)
+                problems.add(prefix + name, problem)
+        own_name, key_name = f"{prefix}tls_certificate", f"{prefix}tls_key"
         if _KEY.search(files.tls_key) is None:
-            problems.add("tls_key", "holds no private key in PEM")
+            problems.add(key_name, "holds no private key in PEM")
         elif b"ENCRYPTED" in files.tls_key:
-            problems.add("tls_key", "is encrypted; the server needs a key without a password")
+            problems.add(key_name, "is encrypted; the server needs a key without a password")
         problems.raise_if_any()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(certificate, key)
         except ssl.SSLError as error:
-            what = "is not the key of tls_certificate" if error.reason in _OTHERS_KEY else f"cannot be used: {error}"
-            raise InvalidRequest.of("tls_key", what) from None
+            what = f"is not the key of {own_name}" if error.reason in _OTHERS_KEY else f"cannot be used: {error}"
+            raise InvalidRequest.of(key_name, what) from None
         # OpenSSL has read the files itself.
-        if cls._as_they_are(certificate, key, client_ca) != files:
-            raise InvalidRequest.of("tls_certificate", "is being written, or a file beside it is")
+        if cls._as_they_are(certificate, key, client_ca, prefix) != files:
+            raise InvalidRequest.of(own_name, "is being written, or a file beside it is")
         return replace(files, context=context)
 
     @classmethod
-    def _as_they_are(cls, certificate: Path, key: Path, client_ca: Path | None) -> Self:
+    def _as_they_are(cls, certificate: Path, key: Path, client_ca: Path | None, prefix: str) -> Self:
         problems = Violations()
         contents: dict[str, Any] = {}
         for name, file in (("tls_certificate", certificate), ("tls_key", key), ("tls_client_ca", client_ca)):
@@ -76,7 +77,7 @@ class CertificateFiles:
             try:
                 contents[name] = file.read_bytes()
             except OSError as error:
-                problems.add(name, f"cannot be read: {error.strerror}")
+                problems.add(prefix + name, f"cannot be read: {error.strerror}")
         problems.raise_if_any()
         return cls(**contents)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from dst_grpc.errors import InvalidRequest, Violations
+from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.certificates import CertificateFiles
 from dst_grpc.rpc.reloading import NewContent, ReadFile
 from dst_grpc.rpc.settings import Settings
@@ -52,13 +52,7 @@ class MetricsAccess:
         return NewContent(adopt=adopt, facts={"metrics_tokens": len(tokens)})
 
     def _read_certificate(self, certificate: Path, key: Path) -> NewContent:
-        try:
-            files = CertificateFiles.read(certificate, key)
-        except InvalidRequest as error:
-            problems = Violations()
-            for one in error.violations:
-                problems.add(f"metrics_{one.field}", one.description)
-            raise problems.error() from None
+        files = CertificateFiles.read(certificate, key, prefix="metrics_")
         warning = f"metrics_tls_certificate: {files.warning}" if files.warning else ""
 
         def adopt() -> None:

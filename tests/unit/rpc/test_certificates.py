@@ -99,6 +99,8 @@ def test_a_key_of_another_certificate_is_told(ca: trustme.CA, tmp_path: Path) ->
         other.write_to_path(str(key))
         with pytest.raises(InvalidRequest, match="is not the key of tls_certificate"):
             CertificateFiles.read(certificate, key)
+    with pytest.raises(InvalidRequest, match="metrics_tls_key: is not the key of metrics_tls_certificate"):
+        CertificateFiles.read(certificate, key, prefix="metrics_")
 
 
 def test_a_key_with_a_password_is_told_and_nobody_is_asked_for_it(ca: trustme.CA, tmp_path: Path) -> None:
