@@ -25,8 +25,8 @@ _CORE = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+\s+\d+ (?P<source>[^\s\]]+:\d
 """How gRPC's core writes, by the logging library that it uses."""
 _LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 _CLOSE_SECONDS = 1.0
-_LINE_BYTES = 1 << 20
-"""A longer line is logged in pieces."""
+READ_BYTES, _LINE_BYTES = 1 << 16, 1 << 20
+"""What is read of a pipe at once; and the longest line, of which a longer one is logged in pieces."""
 
 _core = logging.getLogger(CORE_LOGGER_NAME)
 _others = logging.getLogger(f"{LOGGER_NAME}.stderr")
@@ -61,14 +61,25 @@ def logged_standard_error() -> Generator[TextIO, None, None]:
 
 def _log_all(reading: int) -> None:
     rest = b""
-    while data := os.read(reading, 1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > _LINE_BYTES:
-            lines, rest = [*lines, rest], b""
+    while data := os.read(reading, READ_BYTES):
+        lines, rest = split_lines(rest + data)
         for line in lines:
-            log_line(line.decode("utf-8", "backslashreplace"))
-    log_line(rest.decode("utf-8", "backslashreplace"))
+            log_line(line)
+    log_line(text_of(rest))
     os.close(reading)
+
+
+def split_lines(data: bytes) -> tuple[list[str], bytes]:
+    """The lines that *data* begins with, without their ends, and the rest; one that is too long counts as ended."""
+    *lines, rest = data.split(b"\n")
+    if len(rest) > _LINE_BYTES:
+        lines, rest = [*lines, rest], b""
+    return [text_of(line) for line in lines], rest
+
+
+def text_of(line: bytes) -> str:
+    """A *line* as text, whatever is in it."""
+    return line.decode("utf-8", "backslashreplace")
 
 
 def log_line(line: str) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 
 from dst_grpc.observability.log_writer import LogWriter
 from dst_grpc.observability.logs import configure_logging
+from dst_grpc.observability.standard_error import READ_BYTES, split_lines, text_of
 from dst_grpc.rpc.hangups import Hangups
 from dst_grpc.rpc.service_manager import ServiceManager
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
@@ -34,7 +35,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a process that ended is started again; twice as many each time, until it has served for the latter."""
 _STOP_SECONDS = 15.0
 """How much longer than its notice and grace a process may take to end before it is killed."""
-_READ_BYTES, _LINE_BYTES = 1 << 16, 1 << 20
 _LAST_LINES_SECONDS = 1.0
 _OF_THE_SUPERVISOR = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 """What the system's service manager gives to the supervisor alone."""
@@ -294,14 +294,12 @@ class _Kept:
 async def _lines(stream: asyncio.StreamReader | None) -> AsyncGenerator[str]:
     """The lines of *stream*, without their ends; one that is too long in pieces."""
     rest = b""
-    while stream is not None and (data := await stream.read(_READ_BYTES)):
-        *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > _LINE_BYTES:
-            lines, rest = [*lines, rest], b""
+    while stream is not None and (data := await stream.read(READ_BYTES)):
+        lines, rest = split_lines(rest + data)
         for line in lines:
-            yield line.decode("utf-8", "backslashreplace")
+            yield line
     if rest:
-        yield rest.decode("utf-8", "backslashreplace")
+        yield text_of(rest)
 
 
 def _exit_status(status: int) -> int:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from dst_grpc.observability.standard_error import log_line
+from dst_grpc.observability.standard_error import log_line, split_lines
 
 
 @pytest.mark.parametrize(("letter", "level"), [("I", "INFO"), ("W", "WARNING"), ("E", "ERROR"), ("F", "CRITICAL")])
@@ -21,3 +21,10 @@ def test_any_other_line_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
         log_line(line)
     (record,) = caplog.records
     assert (record.levelname, record.name, record.message) == ("WARNING", "dst_grpc.stderr", "Killed 100% of it")
+
+
+def test_lines_are_split_at_their_ends_and_one_without_an_end_into_pieces() -> None:
+    assert split_lines(b"a\n\xff\nb") == (["a", "\\xff"], b"b")
+    assert split_lines(b"") == ([], b"")
+    assert split_lines(b"x" * 2**20) == ([], b"x" * 2**20)
+    assert split_lines(b"x" * (2**20 + 1)) == (["x" * (2**20 + 1)], b"")
