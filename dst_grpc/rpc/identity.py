@@ -12,7 +12,7 @@ from dst_grpc.errors import NotAllowed, Unauthenticated
 from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
 from dst_grpc.rpc.guesses import Guesses
 from dst_grpc.rpc.hosts import Host, Hosts
-from dst_grpc.rpc.tokens import TokenTable, digest_of
+from dst_grpc.rpc.tokens import TokenTable, bearer_of, digest_of
 
 _CONTEXTS = "/dst.v1.ContextService/"
 OPERATORS_METHODS = frozenset(
@@ -100,9 +100,8 @@ class Identity:
 
     def _digest(self, given: list[str], call: CallInfo) -> bytes:
         """The digest of the token in the metadata, which is one that the server knows."""
-        scheme, _, text = given[0].partition(" ")
-        text = text.strip()
-        if len(given) > 1 or scheme.lower() != "bearer" or not 0 < len(text) <= _MAX_TOKEN_CHARACTERS:
+        text = bearer_of(given[0])
+        if len(given) > 1 or not 0 < len(text) <= _MAX_TOKEN_CHARACTERS:
             raise Unauthenticated("the metadata `authorization` must come once, as `Bearer TOKEN`")
         digest = digest_of(text)
         if self.tokens.find(digest) is None:

@@ -11,7 +11,7 @@ from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.certificates import CertificateFiles
 from dst_grpc.rpc.reloading import NewContent, ReadFile
 from dst_grpc.rpc.settings import Settings
-from dst_grpc.rpc.tokens import TokenTable, digest_of
+from dst_grpc.rpc.tokens import TokenTable, bearer_of, digest_of
 
 
 class MetricsAccess:
@@ -36,8 +36,7 @@ class MetricsAccess:
         tokens = self._tokens
         if tokens is None:
             return True
-        scheme, _, text = authorization.partition(" ")
-        token = tokens.find(digest_of(text.strip())) if scheme.lower() == "bearer" else None
+        token = tokens.find(digest_of(bearer_of(authorization)))
         return token is not None and token.is_valid(datetime.now(UTC))
 
     def _read_tokens(self, file: Path) -> NewContent:

@@ -86,6 +86,12 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def bearer_of(authorization: str) -> str:
+    """The token of a header `Bearer TOKEN`; empty if there is none."""
+    scheme, _, text = authorization.partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
+
+
 def new_token(caller: Caller, expires_at: datetime | None) -> tuple[str, Token]:
     """A new token for *caller*: its text, of 256 random bits, and what the file keeps of it."""
     text = f"dst_{secrets.token_urlsafe(_TOKEN_BYTES)}"
